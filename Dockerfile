@@ -1,7 +1,9 @@
-# One image for every role: the command is the name of the package to run (service, trainer, environment,
-# evaluation.course.play). Every file that pip installs is pinned by hash in requirements/.
+# One image for every role: the command is the name of the package to run (foldin.service,
+# foldin.trainer, foldin.environment, foldin.evaluation.course.play). Every file that pip installs is pinned by hash in requirements/.
 
-FROM python:3.13-slim AS libraries
+ARG PYTHON_IMAGE=python:3.13-slim
+
+FROM ${PYTHON_IMAGE} AS libraries
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_ROOT_USER_ACTION=ignore
@@ -25,6 +27,7 @@ RUN awk '/^[^ #]/ { wanted = /^(hatchling|packaging|pathspec|pluggy|tomlkit|trov
  && /opt/build/bin/python -m pip install --require-hashes -r requirements/build.txt
 
 COPY pyproject.toml README.md LICENSE ./
+COPY .ci/wheel.py .ci/wheel.py
 COPY factors factors
 COPY featurestore featurestore
 COPY service service
@@ -33,12 +36,26 @@ COPY processes processes
 COPY environment environment
 COPY evaluation evaluation
 COPY foldin foldin
+COPY clients/python/foldin_client clients/python/foldin_client
 RUN /opt/build/bin/python -m pip wheel --no-deps --no-build-isolation --no-index --wheel-dir dist . \
  && python -m pip --python /opt/foldin/bin/python install --no-compile --no-deps --no-index --root /package dist/*.whl \
  && /opt/foldin/bin/python -m compileall -q -s /package --invalidation-mode unchecked-hash /package/opt/foldin/lib
 
 
-FROM python:3.13-slim
+# The pages that the service has at /manual. Their notebooks are run here, with the package that was built.
+FROM package AS manual
+RUN apt-get update -qq \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends libgomp1
+COPY requirements/docs.txt requirements/
+RUN python -m venv /opt/docs \
+ && /opt/docs/bin/python -m pip install --no-compile --require-hashes -r requirements/docs.txt \
+ && /opt/docs/bin/python -m pip install --no-compile --no-deps --no-index dist/*.whl
+COPY CONTRIBUTING.md CHANGELOG.md ./
+COPY docs docs
+RUN PATH=/opt/docs/bin:$PATH sphinx-build -W --keep-going --quiet -d /tmp/doctrees docs manual
+
+
+FROM ${PYTHON_IMAGE}
 # The wheel of `implicit` links to the system's OpenMP runtime.
 RUN apt-get update -qq \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends libgomp1 \
@@ -47,20 +64,24 @@ RUN apt-get update -qq \
 RUN groupadd --gid 10001 foldin \
  && useradd --uid 10001 --gid 10001 --home-dir /data --no-create-home --shell /usr/sbin/nologin foldin \
  && install -d -o foldin -g foldin -m 0750 /data /data/archive /data/results \
- && install -d -o foldin -g foldin -m 0700 /data/keys \
+ && install -d -o foldin -g foldin -m 0700 /data/keys /data/player-key \
  && install -d -o foldin -g foldin -m 0755 /data/scrape-key
 # A change of code is a new layer of 3 MB; the one of the libraries stays.
 COPY --from=libraries /opt/foldin /opt/foldin
 COPY --from=package /package/opt/foldin /opt/foldin
+COPY --from=manual /build/manual /opt/foldin/share/doc/foldin
 COPY deploy/image/healthcheck.py /opt/foldin/healthcheck.py
 
 ENV PATH=/opt/foldin/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONSAFEPATH=1 \
     FOLDIN_HOST=0.0.0.0 \
     FOLDIN_PORT=8080 \
     FOLDIN_CACHE_DIR=/tmp/foldin \
+    NUMBA_CACHE_DIR=/tmp/numba \
     FOLDIN_ARCHIVE_DIR=/data/archive \
+    FOLDIN_FITS_DIR=/data/archive/fits \
     FOLDIN_ENVIRONMENT_HOST=0.0.0.0
 WORKDIR /data
 USER 10001:10001
@@ -69,13 +90,17 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \
   CMD ["python", "-ISB", "/opt/foldin/healthcheck.py", "http://127.0.0.1:8080/readyz"]
 ENTRYPOINT ["python", "-P", "-m"]
-CMD ["service"]
+CMD ["foldin.service"]
 
 ARG VERSION=0.2.0.dev0
 ARG REVISION=unknown
+# Where this image is published from: only who publishes it knows (docs/upgrades.md).
+ARG URL=
+ARG SOURCE=
 LABEL org.opencontainers.image.title="foldin" \
       org.opencontainers.image.description="An asynchronous recommender that learns from every rating the moment it arrives" \
       org.opencontainers.image.licenses="MIT" \
-      org.opencontainers.image.documentation="https://foldin.readthedocs.io" \
+      org.opencontainers.image.url="$URL" \
+      org.opencontainers.image.source="$SOURCE" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$REVISION"

@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test check bench peers neural sbom audit lock clean
+.PHONY: setup run test check bench peers neural docs wheels wheels-check manifests release sbom audit lock vendor clients clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -20,6 +20,7 @@ $(STAMP): requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	-@$(BIN)/python -m featurestore.users.compiled
 	@touch $(STAMP)
 
 # exec: Ctrl-C goes to the stack alone, and its exit code is that of make.
@@ -48,6 +49,34 @@ neural: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch>=2.6'
 	FOLDIN_TEST_NEURAL=1 $(BIN)/python -m pytest tests/neural $(ARGS)
 
+# The archive of sources, and the wheel that is built from it, in dist/.
+wheels: setup
+	$(BIN)/python -m build --no-isolation
+
+# Builds the wheel and installs it into an empty environment of each Python that is here: it comes up, learns and goes.
+wheels-check: setup
+	@found=; for version in 3.11 3.12 3.13 3.14; do \
+	  fits=; for python in python$$version "$$HOME"/.pyenv/versions/$$version.*/bin/python$$version; do \
+	    "$$python" -c 'import ensurepip, venv' 2>/dev/null && fits=$$python && break; done; \
+	  if [ -n "$$fits" ]; then found="$$found $$fits"; else echo "no Python $$version with venv: not checked"; fi; done; \
+	[ -n "$$found" ] || exit 1; \
+	FOLDIN_TEST_PYTHONS="$$found" $(BIN)/python -m pytest tests/packaging/test_wheel.py -v -p no:randomly $(ARGS) && \
+	for python in $$found; do "$$python" -c 'import platform; print("the wheel runs with Python", platform.python_version())'; done
+
+# The manual, which a service of this environment then has at /manual. What makes it is in an environment of its own,
+# which has Foldin and its libraries too: the notebooks run there.
+DOCS := $(VENV)/docs
+MANUAL := $(VENV)/share/doc/foldin
+$(DOCS)/.installed: requirements/docs.txt $(STAMP)
+	$(BIN)/python -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.txt
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/sphinx-build -W --keep-going --quiet --fresh-env -d $(DOCS)/doctrees docs $(MANUAL)
+	@echo "the manual is in $(MANUAL), and at /manual of a service of this environment"
+
 # What a release is made of, as CycloneDX, and what is known against it: by tools in an environment of their own.
 SUPPLY := $(VENV)/supply
 $(SUPPLY)/.installed: requirements/supply.txt $(STAMP)
@@ -58,6 +87,14 @@ $(SUPPLY)/.installed: requirements/supply.txt $(STAMP)
 sbom: $(SUPPLY)/.installed
 	$(SUPPLY)/bin/python .ci/supply.py sbom dist/foldin.cdx.json
 
+# The files for Kubernetes, held strictly against the schemas of its releases.
+manifests: $(SUPPLY)/.installed
+	$(SUPPLY)/bin/python .ci/manifests.py deploy/kubernetes/*.yaml deploy/kubernetes/cluster/*.yaml
+
+# VERSION=1.2.3: from a clean tree the version and its changes, committed and tagged, and what is published, in dist/. Nothing is pushed.
+release: setup
+	$(BIN)/python .ci/release.py "$(VERSION)"
+
 audit: $(SUPPLY)/.installed
 	$(SUPPLY)/bin/python .ci/supply.py audit $(AUDIT)
 
@@ -65,13 +102,24 @@ audit: $(SUPPLY)/.installed
 lock:
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header \
-	  pyproject.toml -o requirements/run.txt
+	  --extra fast --extra s3 --extra telemetry pyproject.toml -o requirements/run.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header \
-	  --extra evaluate --extra fast --group dev pyproject.toml requirements/build.in -o requirements/dev.txt
+	  --extra evaluate --extra fast --extra s3 --extra telemetry --group dev pyproject.toml requirements/build.in -o requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header \
 	  --group bench --constraints requirements/dev.txt -o requirements/bench.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header \
 	  --group supply -o requirements/supply.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header \
+	  --extra evaluate --group docs --constraints requirements/dev.txt pyproject.toml requirements/build.in \
+	  -o requirements/docs.txt
+
+# What the pages are made with, for who changes versions; users and tests need no Node.
+vendor:
+	cd .ci/vendor && npm ci --silent && node bundle.mjs $(CURDIR)/service/static/vendor
+
+# What the clients have of the description of the API, and the blocking client of the awaiting one.
+clients: setup
+	$(BIN)/python -m clients.generator
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

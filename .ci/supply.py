@@ -1,12 +1,14 @@
 """What is in a release, and what is known against it: `supply.py sbom FILE`, `supply.py audit
 [--skip-unreachable]`.
 
-`sbom` writes the CycloneDX bill of materials of requirements/run.txt, and fails where a locked package or a
-hash is missing in it. `audit` asks vulnerability services about that lock and the one of the build. Code 1:
-a vulnerability is known. Code 3: a package could not be audited, and the lines name which; with
-`--skip-unreachable` that is 0, for a build that must not fail because a service is away.
+`sbom` writes the CycloneDX bill of materials of requirements/run.txt and of what the pages are bundled from,
+and fails where a locked package or a hash is missing in it. `audit` asks vulnerability services about that
+lock and the one of the build. Code 1: a vulnerability is known. Code 3: a package could not be audited, and
+the lines name which; with `--skip-unreachable` that is 0, for a build that must not fail because a service is
+away.
 """
 
+import base64
 import json
 import re
 import subprocess
@@ -20,6 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "requirements/run.txt"
 LOCKS = (RUN, ROOT / "requirements/dev.txt")
+# What was bundled, each with its version and licence before its text; and the lock that it was bundled by.
+BUNDLED, BUNDLED_LOCK = ROOT / "service/static/vendor/LICENSES.txt", ROOT / ".ci/vendor/package-lock.json"
 # Both, as one may not be reached: the advisories of the index itself, and osv.dev.
 SERVICES = ("pypi", "osv")
 # A service that is slow must not hold a build up.
@@ -48,16 +52,45 @@ def missing_in(bom: dict[str, Any], lock: Path) -> list[str]:
     return [name for name, hashes in locked(lock).items() if not hashes <= listed.get(name, set())]
 
 
+def bundled() -> list[dict[str, Any]]:
+    """The components of the pages, as CycloneDX has them. Raises LookupError for one that is not locked."""
+    lock, found = json.loads(BUNDLED_LOCK.read_text("utf-8"))["packages"], []
+    for text in re.split(r"^-{72}$", BUNDLED.read_text("utf-8"), flags=re.M):
+        name, version, licence = re.match(r"\s*(\S+) (\S+), (\S+)\n", text).groups()  # type: ignore[union-attr]
+        locked_as = lock.get(f"node_modules/{name}", {})
+        if locked_as.get("version") != version:
+            raise LookupError(f"{name} {version} is bundled and not locked: run `make vendor`")
+        algorithm, _, digest = locked_as["integrity"].partition("-")
+        url = f"pkg:npm/{name.replace('@', '%40')}@{version}"
+        found.append(
+            {
+                "type": "library",
+                "bom-ref": url,
+                "name": name,
+                "version": version,
+                "licenses": [{"license": {"id": licence}}],
+                "purl": url,
+                "hashes": [
+                    {"alg": algorithm.replace("sha", "SHA-"), "content": base64.b64decode(digest).hex()}
+                ],
+            }
+        )
+    return found
+
+
 def sbom(target: Path) -> int:
     """Write the bill of materials; the exit code."""
     target.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-W", "ignore", "-m", "cyclonedx_py", "requirements", "--output-reproducible"]
     command += ["--pyproject", str(ROOT / "pyproject.toml"), "--of", "JSON", "-o", str(target), str(RUN)]
     subprocess.run(command, check=True)  # noqa: S603 - the tool of our lock
-    if missing := missing_in(json.loads(target.read_text("utf-8")), RUN):
+    bill, pages = json.loads(target.read_text("utf-8")), bundled()
+    if missing := missing_in(bill, RUN):
         print(f"{target} lacks {', '.join(missing)}", file=sys.stderr)
         return 1
-    print(f"{target}: {len(locked(RUN))} packages")
+    bill["components"] += pages
+    target.write_text(json.dumps(bill, indent=2) + "\n", "utf-8")
+    print(f"{target}: {len(locked(RUN))} packages, and {len(pages)} in the pages")
     return 0
 
 

@@ -4,12 +4,16 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from foldin.bench import benchmarks_in
+from benchmarks.harness.progress import hide
+from foldin.commands.bench import NO_BAR, benchmarks_in
 from processes.settings import SettingsError
 
 
 def main(argv: list[str]) -> int:
     """Run the `main` of the benchmark with the arguments after its name; `all` where none is named."""
+    if argv[:1] == [NO_BAR]:
+        hide()
+        argv = argv[1:]
     name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("all", argv)
     found = benchmarks_in(Path(__file__).parent)
     if name not in found:

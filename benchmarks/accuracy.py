@@ -7,21 +7,25 @@ CPU seconds of one core.
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.console import Console
 
 from benchmarks.data import datasets
+from benchmarks.data.made import draw
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness import kept
 from benchmarks.harness.command import Options, end_in_order, read
 from benchmarks.harness.machine import Watch
-from benchmarks.quality.goals import SVDPP, Found
+from benchmarks.harness.progress import going_on
+from benchmarks.harness.recorded import DOCS, Origin, has_output, origin, write_output, write_rows
+from benchmarks.quality.goals import ALL_FOLDS, SVDPP, TRUTH, Found, goals
 from benchmarks.quality.over_http import ENGINE as DEPLOYED
 from benchmarks.quality.over_http import answer_over_http, play
-from benchmarks.quality.tables import show
+from benchmarks.quality.tables import show, tables_of
 from evaluation.course.settings import EvaluationSettings
 from evaluation.errors import EngineFailedError
 from evaluation.offline import cold_start as coldstart
@@ -29,7 +33,7 @@ from evaluation.offline.cold_start import ColdCurve, Side
 from evaluation.offline.data import DataSet
 from evaluation.offline.engines import ATTRIBUTES, AUTO, title
 from evaluation.offline.new_items import NewItems, measure_new_items
-from evaluation.offline.running import Plan, measure
+from evaluation.offline.running import Ask, Plan, measure
 from evaluation.offline.shills import Shift, measure_shifts
 from evaluation.offline.splits import Split, given_folds, in_time_order, random_splits
 from evaluation.report import new_console, write_lines
@@ -65,6 +69,10 @@ SECTIONS = (
     "new-items",
     "shills",
 )
+# Worlds of so many dimensions, of any size; on demand, as those of a million ratings take a while.
+MADE = {"made-4": 4, "made-12": 12, "made-40": 40}
+# Of a made set, held out: of a million, 50,000.
+MADE_SHARE = 0.05
 # The course takes 1,000 steps in 3 worlds after 10,000 known ratings: two worlds more, and fewer known ones.
 WORLDS, STEPS, KNOWN = 5, 1000, (200, 1_000, 3_000, 10_000)
 # Three, so that a figure has a standard deviation.
@@ -75,9 +83,17 @@ QUICK_SECTIONS = ("environment", "ml-100k", "ml-latest-small", "ablation")
 
 
 def _engine(text: str) -> str:
-    if text != DEPLOYED:
+    if text not in (DEPLOYED, TRUTH):
         title(text)
     return text
+
+
+def _count(text: str) -> int:
+    digits, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
+    factor = {"": 1, "k": 1_000, "m": 1_000_000}.get(unit, 0)
+    if not (digits.isascii() and digits.isdigit() and 1_000 <= int(digits) * factor <= 100_000_000):
+        raise ValueError(f"must be a number from 1k to 100M, not {text!r}")
+    return int(digits) * factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +101,9 @@ class Choice(Options):
     """What is to be run. `sets`, `engines`: empty for all sections, and for the engines of each."""
 
     sets: tuple[str, ...] = setting(
-        (), "sections to run", choice((*SECTIONS, "synthetic")), many=True, shown="all"
+        (), "sections to run", choice((*SECTIONS, *MADE, "synthetic")), many=True, shown="all"
     )
+    ratings: int = setting(1_000_000, "of a made set", _count, shown="1M")
     folds: tuple[int, ...] = setting((1, 2, 3, 4, 5), "of ml-100k", whole(1, 5), many=True)
     engines: tuple[str, ...] = setting(
         (), "engines to run", _engine, many=True, shown="those of each section"
@@ -98,20 +115,29 @@ class Choice(Options):
     picture: Path | None = setting(None, "also write the learning curves there (SVG)", Path)
     peers: str = setting(sys.executable, "interpreter that has the peers", program, shown="this one")
 
+    def problems(self) -> list[str]:
+        """What is contradictory in these options, one sentence each."""
+        parts = self.quick or self.resume or self.engines or len(self.folds) < ALL_FOLDS
+        refused = "--record goes with whole sections, not with --quick, --resume, --engines or --folds"
+        # By name: `super()` does not know a dataclass with slots.
+        return [*Options.problems(self), *([refused] if self.record and parts else [])]
+
     @property
     def sections(self) -> tuple[str, ...]:
         """What is run, in order."""
         return self.sets or (QUICK_SECTIONS if self.quick else SECTIONS)
 
 
-def plans(section: str, data: DataSet, options: Choice) -> Iterator[Plan]:
-    """Yield what is run in a section."""
+def plans(
+    section: str, data: DataSet, options: Choice, others: Mapping[str, Ask] = MappingProxyType({})
+) -> Iterator[Plan]:
+    """Yield what is run in a section. `others`: engines of this section alone."""
     peers = ("surprise-svd",) if options.quick else PEERS
 
     def plan(splits: Sequence[Split], engines: Sequence[str]) -> Plan:
-        others = {DEPLOYED: answer_over_http}
         chosen = options.engines or engines
-        return Plan(splits, chosen, options.seed, python=options.peers, others=others)
+        apart = {DEPLOYED: answer_over_http, **others}
+        return Plan(splits, chosen, options.seed, python=options.peers, others=apart)
 
     match section:
         case "ml-100k":
@@ -127,6 +153,10 @@ def plans(section: str, data: DataSet, options: Choice) -> Iterator[Plan]:
                 )
         case "prequential":
             yield plan([in_time_order(data)], (AUTO, "item-mean", "bias"))
+        case _ if section in MADE:
+            told = f"{AUTO}:rank={MADE[section]}:settled"
+            engines = (TRUTH, AUTO, told, *BASELINES, "surprise-svd")
+            yield plan(random_splits(data, 1, options.seed, MADE_SHARE), engines)
         case "ablation":
             yield plan(given_folds(data, [1]), ABLATION[:4] if options.quick else ABLATION)
         case _:
@@ -158,8 +188,13 @@ def run(options: Choice, console: Console) -> Found:
             found.shifts = _shifts(options)
         else:
             lines = found.lines.setdefault(section, [])
-            data = datasets.load(section, scale=options.scale, seed=options.seed)
-            for plan in plans(section, data, options):
+            others: dict[str, Ask] = {}
+            if section in MADE:
+                made = draw(options.size(options.ratings, 1_000), MADE[section], seed=options.seed)
+                data, others[TRUTH] = made.data, made.answer
+            else:
+                data = datasets.load(section, scale=options.scale, seed=options.seed)
+            for plan in plans(section, data, options, others):
                 for line, _ in measure(plan, store, done):
                     lines.append(line)
                     text = f"{line.data} {line.split}, {line.summary()}"
@@ -219,18 +254,33 @@ def _shifts(options: Choice) -> list[Shift]:
     return shifts
 
 
+def _record(found: Found, of: Origin, console: Console) -> None:
+    path = DOCS / "accuracy.md"
+    write_rows(path, NAME, list(goals(found)), of, whole=False)
+    for section in found.sections():
+        name = f"{NAME} {section}"
+        if has_output(path, name):
+            write_output(path, name, list(tables_of(found, section)), of)
+        else:
+            console.print(f"{path} has no place for the tables of {section}: only its rows are there")
+
+
 def main(argv: Sequence[str]) -> int:
     """Print the tables of docs/accuracy.md; return 0, or 2 where what cannot be skipped is missing."""
     options = read(Choice, NAME, __doc__, argv)
     console = new_console()
     end_in_order()
-    watch = Watch()
+    of, watch = origin(), Watch()
     try:
-        found = run(options, console)
+        with going_on(NAME):
+            found = run(options, console)
     except BenchmarkError as exc:
         print(f"foldin bench {NAME}: {exc}", file=sys.stderr)
         return 2
-    show(found, console, full=options.scale == 1 and not options.quick)
+    full = options.scale == 1 and not options.quick
+    show(found, console, full=full)
+    if options.record:
+        _record(found, of, console)
     watched = watch.since()
     # Errors do not depend on the load: a busy machine is named, not refused as for figures of speed.
     if watched.others is not None and watched.others > 0.1:

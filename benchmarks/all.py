@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.harness.command import Options, end_in_order, read
+from benchmarks.harness.progress import flags
 from evaluation.report import new_console, new_table
 from processes.blocking import BlockingChild, python_command
 from processes.settings import setting
@@ -20,6 +21,7 @@ SPEED = (
     "recommend",
     "ratings",
     "fit",
+    "refit",
     "publish",
     "growth",
     "start",
@@ -46,7 +48,9 @@ def main(argv: Sequence[str]) -> int:
     console = new_console()
     end_in_order()
     codes: dict[str, int] = {}
-    for name in (*SPEED, *(("accuracy",) if not options.no_accuracy else ())):
+    names = (*SPEED, *(("accuracy",) if not options.no_accuracy else ()))
+    for number, name in enumerate(names, 1):
+        console.print(f"{name}, benchmark {number} of {len(names)}", style="dim")
         codes[name] = _run(name, passed)
     headings = ("benchmark", "outcome", *VERDICTS)
     shown = new_table("all benchmarks", headings, left=headings[:2])
@@ -61,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(name: str, arguments: Sequence[str]) -> int:
     # A process each: what one leaves in memory is not the next one's.
-    child = BlockingChild(python_command("benchmarks", name, *arguments), None)
+    child = BlockingChild(python_command("benchmarks", *flags(), name, *arguments), None)
     try:
         return child.wait(LIMIT_S)
     except TimeoutError:

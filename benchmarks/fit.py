@@ -1,5 +1,5 @@
-"""A sweep of the fit over 18.4 million ratings, beside one of `implicit`'s conjugate gradient on the same
-matrix.
+"""A sweep of the fit over 18.4 million ratings, with either link, beside one of `implicit`'s conjugate
+gradient on the same matrix.
 
 Invariant: both run in this process with the same number of threads, a sweep of one after a sweep of the
 other, and only the sweep itself is timed: neither reading nor sorting the ratings.
@@ -19,16 +19,18 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.data.datasets import synthetic
 from benchmarks.harness.command import Options, carry_out, read
+from benchmarks.harness.progress import turns
 from benchmarks.harness.report import Row, at_most, compared, ratios
 from evaluation.offline.data import DataSet
 from evaluation.offline.jobs import peak_mb
-from factors import FitSettings, fit
+from factors import FitSettings, Link, fit
 from processes.settings import setting, whole
 
 # Of the shape of MovieLens 20M, some of whose ratings are held out.
 USERS, ITEMS, RATINGS, RANK, THREADS = 138_000, 27_000, 18_400_000, 16, 2
 # Both sides shrink alike (see `measure`), so that the ratio still says something.
 QUICK_SCALE, QUICK_ROUNDS = 0.05, 3
+_LINKS: tuple[Link, Link] = ("gaussian", "ordinal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Turns:
             factors=rank, iterations=1, use_gpu=False, use_cg=True, num_threads=threads, random_state=seed
         )
         self._rounds = rounds
+        self._turns = turns(rounds)
         self.sweeps: list[float] = []
         self.peer_sweeps: list[float] = []
         self._began: float | None = None
@@ -70,6 +73,7 @@ class Turns:
         """Time the sweep that has ended, then one of `implicit`."""
         # The first sweep touches all memory for the first time: it does not count, on either side.
         now = time.perf_counter()
+        next(self._turns, None)
         if self._began is not None:
             self.sweeps.append(now - self._began)
         times: list[float] = []
@@ -95,40 +99,57 @@ def measure(options: SweepOptions, console: Console) -> list[Row]:
     kept = np.arange(n_ratings)
     data = DataSet(data.name, data.part(kept), data.n_users, data.n_items, data.scale)
     console.print(f"{n_ratings:,} ratings of {n_users:,} users and {n_items:,} items made", style="dim")
+    gaussian, ordinal = (_turns(data, options, link) for link in _LINKS)
+    detail = "; numba is not installed" if importlib.util.find_spec("numba") is None else ""
+    per_rating = peak_mb() * 1e6 / n_ratings
+    what = f"{n_ratings:,} ratings, rank {rank}, {threads} threads"
+    return [
+        Row("implicit, conjugate gradient: a sweep", "s", tuple(gaussian.peer_sweeps), guards=True),
+        Row(
+            f"a sweep, {what}",
+            "x",
+            ratios(gaussian.sweeps, gaussian.peer_sweeps),
+            at_most(1.0, 1.5),
+            "implicit, conjugate gradient",
+            f"{compared(gaussian.sweeps, gaussian.peer_sweeps)} s{detail}",
+        ),
+        Row(
+            f"a sweep with the ordinal link, as served, {what}",
+            "x",
+            ratios(ordinal.sweeps, ordinal.peer_sweeps),
+            against="implicit, conjugate gradient",
+            detail=f"{compared(ordinal.sweeps, ordinal.peer_sweeps)} s{detail}",
+        ),
+        Row("peak memory of both together, a rating", "bytes", (per_rating,)),
+    ]
+
+
+def _turns(data: DataSet, options: SweepOptions, link: Link) -> Turns:
+    """Return the sweeps of a fit with this link, beside those of `implicit`."""
     # More sweeps than rounds: the first does not count, and the last turn ends the fit by an error. Without a
     # tolerance it does not stop by itself before.
     settings = FitSettings(
-        data.scale, rank=rank, link="gaussian", sweeps=options.rounds + 2, tolerance=0.0, threads=threads
+        data.scale,
+        rank=options.rank,
+        link=link,
+        sweeps=options.rounds + 2,
+        tolerance=0.0,
+        threads=options.threads,
     )
     # Both divide their rows among threads themselves: BLAS threads within those would fight for the cores.
     with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # implicit's remarks on BLAS threads
-        turns = Turns(data, options.rounds, rank, threads, options.seed)
+        turns = Turns(data, options.rounds, options.rank, options.threads, options.seed)
         with contextlib.suppress(_EnoughError):
             fit(
                 data.ratings,
-                n_users,
-                n_items,
+                data.n_users,
+                data.n_items,
                 settings=settings,
                 rng=np.random.default_rng(options.seed),
                 progress=turns,
             )
-    detail = f"{compared(turns.sweeps, turns.peer_sweeps)} s"
-    if importlib.util.find_spec("numba") is None:
-        detail += "; numba is not installed"
-    per_rating = peak_mb() * 1e6 / n_ratings
-    return [
-        Row("implicit, conjugate gradient: a sweep", "s", tuple(turns.peer_sweeps), guards=True),
-        Row(
-            f"a sweep, {n_ratings:,} ratings, rank {rank}, {threads} threads",
-            "x",
-            ratios(turns.sweeps, turns.peer_sweeps),
-            at_most(1.0, 1.5),
-            "implicit, conjugate gradient",
-            detail,
-        ),
-        Row("peak memory of both together, a rating", "bytes", (per_rating,)),
-    ]
+    return turns
 
 
 def main(argv: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ from benchmarks import batch, ratings
 from benchmarks.data import synthetic
 from benchmarks.harness import stack
 from benchmarks.harness.command import Options, benchmark
+from benchmarks.harness.progress import turns
 from benchmarks.harness.report import Row, Target, at_most, number
 from benchmarks.load.generator import Plan, write_requests
 from benchmarks.load.requests import drive, predict_requests, warm
@@ -97,13 +98,13 @@ def measure(options: Options, console: Console) -> list[Row]:
         ):
             few = Plan(port, small, OTHERS_CONNECTIONS, seconds=options.seconds, warm_up_s=0.0, drain_s=30.0)
             warm(few)
-            for _ in range(options.rounds):
+            for _ in turns(options.rounds):
                 peak = drive(replace(few, connections=64), cpus=cores.others).per_second
                 _under(single, replace(few, connections=crowd), peak, None, cpus=cores.others)
             # Ratings last: users who have rated are folded in by the request that asks for them next.
             for kind, requests in ((pairs, paths["pairs"]), (rated, paths["rated"])):
                 large = replace(few, requests=requests, connections=4)
-                for _ in range(options.rounds):
+                for _ in turns(options.rounds):
                     peak = drive(large, cpus=cores.others).per_second
                     flood = replace(large, connections=CONNECTIONS, rate=TIMES * peak)
                     _under(kind, flood, peak, replace(few, rate=OTHERS_RATE), cpus=cores.others)

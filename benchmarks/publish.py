@@ -17,6 +17,7 @@ from benchmarks.data import synthetic
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
 from benchmarks.harness.command import Options, benchmark
+from benchmarks.harness.progress import turns
 from benchmarks.harness.report import Row, at_most, compared, number, ratios
 from benchmarks.load.generator import Plan
 from benchmarks.load.requests import drive, plan_for, predict_requests, warm
@@ -44,7 +45,7 @@ def measure(options: Options, console: Console) -> list[Row]:
             warm(plan)
             # The peak of this machine, today: a fixed rate would be idle on one and too much for another.
             plan = replace(plan, rate=SHARE_OF_PEAK * drive(plan).per_second)
-            for i in range(options.rounds):
+            for i in turns(options.rounds):
                 quiet.append(drive(plan).percentile_ms(99))
                 arguments = (url, str(n_users), str(n_items), str(RANK), str(options.seed + i + 1))
                 during, took = while_publishing(plan, arguments, folder / f"begun-{i}")

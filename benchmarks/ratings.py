@@ -1,4 +1,5 @@
-"""POST /ratings, 10,000 a call, until the trainer has archived them; and one rating, then a prediction.
+"""POST /ratings, 10,000 a call, until the trainer has archived them; and one rating, then a prediction,
+as served.
 
 Invariant: a rating counts when it is in the archive: the clock runs until no event waits in the store's
 streams.
@@ -16,9 +17,11 @@ from rich.console import Console
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
 from benchmarks.harness.command import Options, benchmark
-from benchmarks.harness.report import Row, Target, at_most
+from benchmarks.harness.progress import turns
+from benchmarks.harness.report import Row, Target
+from benchmarks.load.as_served import rows_as_served
 from benchmarks.load.client import Client
-from benchmarks.load.generator import Plan, get, post, write_requests
+from benchmarks.load.generator import Plan, post, write_requests
 from benchmarks.load.requests import drive
 from benchmarks.load.scrape import metrics_text, total
 
@@ -45,14 +48,9 @@ def measure(options: Options, console: Console) -> list[Row]:
         with stack.trainer(url, settings=stack.NO_REFITS), stack.service(url) as port:
             learn(port, n_users, n_items, a_call, seed=options.seed)
             console.print(f"{n_users:,} users and {n_items:,} items learned", style="dim")
-            # First: while a backlog is archived the trainer takes a core.
-            pairs = tuple(rate_then_predict(options, port, n_users, n_items) for _ in range(options.rounds))
-            until_archived(port)
-            rates = tuple(archived(options, port, requests, a_call) for _ in range(options.rounds))
-    return [
-        Row(f"POST /ratings, {a_call:,} a call, archived", "1/s", rates, Target(100_000, 50_000)),
-        Row("rate, then predict: p99 of both together", "ms", pairs, at_most(3, 5)),
-    ]
+            rates = tuple(archived(options, port, requests, a_call) for _ in turns(options.rounds))
+    archiving = Row(f"POST /ratings, {a_call:,} a call, archived", "1/s", rates, Target(100_000, 50_000))
+    return [archiving, *rows_as_served(options, console)]
 
 
 def learn(port: int, n_users: int, n_items: int, a_call: int, *, seed: int) -> None:
@@ -65,7 +63,9 @@ def learn(port: int, n_users: int, n_items: int, a_call: int, *, seed: int) -> N
             rows = zip(users, steps, strict=True)
             client.ask(post("/ratings", body_of((user, user % n_items, step) for user, step in rows)))
         until_archived(port)
-        client.ask(post("/train", b""))
+        told = json.loads(client.ask(post(f"/train?wait={LEARN_S - 10:.0f}", b"")))
+        if "generation" not in told:
+            raise BenchmarkError(f"the fit was not live after {LEARN_S - 10:.0f} s: {told}")
 
 
 def archived(options: Options, port: int, requests: str, a_call: int) -> float:
@@ -84,24 +84,6 @@ def until_archived(port: int) -> float:
             raise BenchmarkError(f"ratings were still not archived after {ARCHIVE_S:.0f} s")
         time.sleep(0.02)
     return time.perf_counter() - began
-
-
-def rate_then_predict(options: Options, port: int, n_users: int, n_items: int) -> float:
-    """Return the p99 of a rating and the prediction after it, in ms, one pair after the other."""
-    rng = np.random.default_rng(options.seed)
-    times: list[float] = []
-    with Client(port) as client:
-        end = time.perf_counter() + options.seconds
-        while time.perf_counter() < end or not times:
-            user, rated, asked = (int(rng.integers(size)) for size in (n_users, n_items, n_items))
-            rating = {"user_id": str(user), "item_id": str(rated), "rating": 1 + 0.5 * int(rng.integers(9))}
-            rate = post("/ratings", json.dumps(rating).encode())
-            predict = get(f"/predict?user_id={user}&item_id={asked}")
-            began = time.perf_counter()
-            client.ask(rate)
-            client.ask(predict)
-            times.append(time.perf_counter() - began)
-    return 1000 * float(np.percentile(times, 99))
 
 
 def bodies(n_users: int, n_items: int, a_call: int, *, seed: int) -> list[bytes]:

@@ -27,11 +27,12 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
 from benchmarks.harness.command import CatalogueOptions, benchmark
 from benchmarks.harness.machine import lacking_memory
+from benchmarks.harness.progress import turns
 from benchmarks.harness.report import Row, Target, at_most, compared, interleave, ratios
 from benchmarks.load.client import Client
 from benchmarks.load.generator import Load, Plan, get, post, write_requests
 from benchmarks.load.requests import drive
-from factors import Blended, BlendedRanker, Bools, Ranker, Scorer, build_index, posterior_of
+from factors import Blended, BlendedRanker, Bools, Histories, Ranker, Scorer, build_index, posterior_of
 from factors.engine_api import item_width, vector_columns
 
 # The largest catalogue that the goals name; 16 users wait at a time, as many as the ranking takes together.
@@ -40,6 +41,10 @@ ITEMS, USERS, WAITING, TOP = 1_000_000, 10_000, 16, 10
 # filter that leaves a tenth of the items.
 QUERIES = {"score": "", "rating": "&order=rating", "score, filtered": "&category=tenth"}
 TENTH = 10  # one item in so many
+# Filters of a front-end, and the part of a catalogue that is sold out or taken down.
+FILTERS, HIDDEN = 12, 0.01
+# Choices of a user who is folded in, and what that may take.
+FOLDED, FOLD_TARGET = 80, at_most(0.2, 0.4)
 # Items of the catalogue in a call: it takes 10,000.
 ITEMS_A_CALL = 5_000
 # Longer than a worker takes to read a hundred thousand of them, three times over.
@@ -74,7 +79,7 @@ def measure(options: CatalogueOptions, console: Console) -> list[Row]:
     rows = ranking(options, generation)
     rows.append(Row("building the index, one core", "s", (built_s,)))
     head = make_head(n_users, n_items, seed=options.seed)
-    rows += head_rows(options, generation, head)
+    rows += [*head_rows(options, generation, head), fold_in_row(options, generation, head)]
     what = f"GET /recommend, {WAITING} connections, {RATED} ratings a user, by "
     # The store, this process, the mapped files and what the service keeps of them.
     head_bytes = 4.0 * head.head.items.size + 8.0 * len(head.head.neighbours.item_row)
@@ -97,7 +102,7 @@ def head_rows(options: CatalogueOptions, generation: Generation, made: MadeHead)
     posterior, head = posterior_of(generation.model), made.head
     scorer = Scorer(posterior, generation.items)
     # As the service has it: without the index of the ratings, which no list by the head reads.
-    bound = Ranker(posterior, generation.items).highest_ratings
+    bounds = Ranker(posterior, generation.items).rating_bounds
     users = np.random.default_rng(options.seed).permutation(len(generation.users))
     work = f"top-{TOP} by the head of {len(generation.items):,} x {head.parameters.rank}"
 
@@ -105,11 +110,11 @@ def head_rows(options: CatalogueOptions, generation: Generation, made: MadeHead)
         history = made.history(user)
         vector = generation.users[user : user + 1]
         seen = [history.other_row]
-        return ranker.top(scorer, vector, history, TOP, seen, allowed=allowed, bound=bound)[0]
+        return ranker.top(scorer, vector, history, TOP, seen, allowed=allowed, bounds=bounds)[0]
 
-    def arm(ranker: BlendedRanker, allowed: Bools | None = None) -> Callable[[], float]:
-        turn = itertools.cycle(users.tolist())
-        return lambda: _rate(options.seconds, lambda: top(ranker, next(turn), allowed)) / WAITING
+    def arm(ranker: BlendedRanker, *masks: Bools) -> Callable[[], float]:
+        turn, mask = itertools.cycle(users.tolist()), itertools.cycle(masks or (None,))
+        return lambda: _rate(options.seconds, lambda: top(ranker, next(turn), next(mask))) / WAITING
 
     def recall(allowed: Bools | None) -> float:
         hits = [
@@ -118,15 +123,15 @@ def head_rows(options: CatalogueOptions, generation: Generation, made: MadeHead)
         ]
         return float(np.mean(hits)) / TOP
 
-    # Kept from call to call, as the service keeps the mask of a filter.
-    tenth = np.random.default_rng(options.seed + 1).random(len(generation.items)) < 1 / TENTH
-    tenth.flags.writeable = False
-
+    tenths, shown = _masks(len(generation.items), options.seed + 1)
+    tenth = tenths[0]
     exact = BlendedRanker(head, posterior)
     arms = {"exact": arm(exact)}
     if made.index is not None:
         indexed = BlendedRanker(head, posterior, made.index)
         arms |= {"index": arm(indexed), "filtered": arm(indexed, tenth)}
+        arms |= {"in turn": arm(indexed, *tenths), "hidden": arm(indexed, shown)}
+        arms["numpy"] = arm(BlendedRanker(head, posterior, made.index, loops={}))
     with threadpool_limits(1):
         rates = interleave(options.rounds, arms)
         rows = [Row(f"{work}, exact", "1/s", tuple(rates["exact"]))]
@@ -138,14 +143,48 @@ def head_rows(options: CatalogueOptions, generation: Generation, made: MadeHead)
     filtered = "of a tenth that a filter leaves"
     slower = ratios(rates["index"], rates["filtered"])
     both = f"{compared(rates['filtered'], rates['index'])} a second"
+    in_turn = f"the same {filtered}, {FILTERS} filters in turn"
     return [
         *rows,
         Row(f"{work}, by its index", "1/s", tuple(rates["index"]), SEARCH_TARGET, detail=detail),
+        Row("the same without compiled loops", "1/s", tuple(rates["numpy"])),
         Row("recall@10 of these lists", "", (found,), RECALL_TARGET),
         Row(f"the same {filtered}", "1/s", tuple(rates["filtered"]), FILTER_TARGET),
         Row(f"recall@10 {filtered}", "", (found_filtered,), RECALL_TARGET),
         Row("time of a list under it", "x", slower, FILTERED_TARGET, against="without", detail=both),
+        Row(in_turn, "1/s", tuple(rates["in turn"]), FILTER_TARGET),
+        Row(f"the same with {HIDDEN:.0%} of the items hidden", "1/s", tuple(rates["hidden"]), FILTER_TARGET),
     ]
+
+
+def fold_in_row(options: CatalogueOptions, generation: Generation, made: MadeHead) -> Row:
+    """Measure how long it takes to fold a user with `FOLDED` choices into the head, as for a list."""
+    solve = BlendedRanker(made.head, posterior_of(generation.model), made.index).solve
+    users = made.rated[np.random.default_rng(options.seed).permutation(len(made.rated))[:MEASURED]]
+    items = np.resize(users, (len(users), FOLDED))
+    nothing, turn = np.full(FOLDED, np.nan), itertools.cycle(items)
+    indptr, value = np.array([0, FOLDED]), np.full(FOLDED, 3.0)
+
+    def fold_in() -> None:
+        made.head.fold_in_events(Histories(indptr, next(turn), value, nothing), solve)
+
+    fold_in()
+    with threadpool_limits(1):
+        rates = [_rate(options.seconds, fold_in) / WAITING for _ in turns(options.rounds)]
+    times = tuple(1e3 / rate for rate in rates)
+    return Row(f"fold-in of {FOLDED} choices into the head", "ms", times, FOLD_TARGET)
+
+
+def _masks(n_items: int, seed: int) -> tuple[list[Bools], Bools]:
+    """Return the masks of some filters, and of what is not hidden (n_items,), kept from call to call as the
+    service keeps them.
+    """
+    rng = np.random.default_rng(seed)
+    tenths = [rng.random(n_items) < 1 / TENTH for _ in range(FILTERS)]
+    shown = rng.random(n_items) >= HIDDEN
+    for mask in (*tenths, shown):
+        mask.flags.writeable = False
+    return tenths, shown
 
 
 def ranking(options: CatalogueOptions, generation: Generation) -> list[Row]:

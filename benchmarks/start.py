@@ -14,6 +14,7 @@ from benchmarks.data import synthetic
 from benchmarks.harness import stack
 from benchmarks.harness.command import CatalogueOptions, benchmark
 from benchmarks.harness.machine import lacking_memory
+from benchmarks.harness.progress import turns
 from benchmarks.harness.report import Row, at_most
 from factors.engine_api import item_width
 
@@ -37,7 +38,7 @@ def measure(options: CatalogueOptions, console: Console) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name, stack.store_with(generation) as url:
         console.print(f"{n_items:,} items of rank {rank} loaded", style="dim")
         cold, in_memory, warm = [], [], []
-        for _ in range(options.rounds):
+        for _ in turns(options.rounds):
             # Gone after the round: a host has three at most, and what is not on the disk yet is in the way.
             with tempfile.TemporaryDirectory(dir=name) as folder:
                 cold.append(_start(url, Path(folder)))

@@ -5,6 +5,7 @@ import sys
 
 from environment.server import serve
 from environment.settings import ServerSettings
+from processes.configuration.file import configured
 from processes.loop import run
 from processes.settings import SettingsError
 
@@ -12,7 +13,7 @@ from processes.settings import SettingsError
 def main(argv: list[str]) -> int:
     """Return the exit code: 0 after a signal, 2 when a person must change something first."""
     try:
-        settings = ServerSettings.load(argv, os.environ)
+        settings = ServerSettings.load(*configured(argv, os.environ))
         run(serve(settings, lambda address: print(f"environment on {address}", flush=True)))
     except SettingsError as error:
         print(f"environment: {error}", file=sys.stderr)

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from environment.world import WorldOptions
+from processes import module_name
 from processes.settings import load, nested, setting, whole
 
 MAX_SEED = 2**63 - 1  # what JSON readers with 64-bit integers keep
@@ -13,6 +15,8 @@ MAX_TOKENS_VARIABLES = 1_000_000  # of the least windows of all tokens these are
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
     """The environment's server. Without a seed every reset draws a new world."""
+
+    FILE_SECTION: ClassVar[str] = "environment"
 
     host: str = setting(
         "127.0.0.1", "address to listen on", variable="FOLDIN_ENVIRONMENT_HOST", flag="--host"
@@ -42,7 +46,7 @@ class ServerSettings:
     def load(cls, argv: Sequence[str], environ: Mapping[str, str]) -> "ServerSettings":
         """Read flags and variables. Raises SettingsError with every mistake."""
         about = "The rating environment of the lecture over HTTP."
-        return load(cls, argv, environ, command="python -m environment", about=about)
+        return load(cls, argv, environ, command=f"python -m {module_name('environment')}", about=about)
 
     def problems(self) -> list[str]:
         """What is contradictory in these settings, one sentence each."""

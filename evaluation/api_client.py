@@ -1,23 +1,21 @@
-"""A client of the Foldin API: the calls that players, imports and benchmarks make.
+"""A client of the Foldin API: the calls that players and benchmarks make.
 
 Every call is bounded in time, and fails with an error that says what the caller can do: `ApiBusyError` try
 again later, `ApiRefusedError` change the request, `ApiUnreadableError` check the address. To repeat a call
 does no harm: the last rating of a pair counts.
 
-It lies here because players need it, and `foldin` imports this package.
+Not `foldin_client`: what is measured here is to be the service, and httpx takes the event loop for several
+times as long as aiohttp does, most of all where hundreds of calls are made at a time.
 """
 
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import aiohttp
 import msgspec
-
-from featurestore.catalogue.item import AttributeType
-from featurestore.ratings.context_schema import ContextField, ContextKind, ContextSchema
 
 T = TypeVar("T")
 
@@ -30,11 +28,12 @@ BUSY = {
     HTTPStatus.GATEWAY_TIMEOUT,
 }
 MAX_RETRY_AFTER_S = 10.0  # an API that is back earlier is noticed
+LOOK_S = 1.0  # a training that takes longer than a call waits takes minutes
 CONNECT_RETRY_S = 5.0  # enough for a restart; with a wrong address there is no point in waiting longer
 
 
 class ApiError(Exception):
-    """A call failed. `status` is 0 where no HTTP answer came; `code`, `detail`: of the problem document."""
+    """A call failed. `status` is 0 where no HTTP answer came; all else is of the problem document."""
 
     def __init__(
         self,
@@ -45,6 +44,7 @@ class ApiError(Exception):
         detail: str = "",
         retry_after_s: float = 1.0,
         row: int | None = None,
+        field: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -52,6 +52,7 @@ class ApiError(Exception):
         self.detail = detail or message  # without the address, for a caller that names it by itself
         self.retry_after_s = retry_after_s
         self.row = row
+        self.field = field
 
 
 class ApiBusyError(ApiError):
@@ -78,35 +79,6 @@ class Rating(msgspec.Struct, frozen=True, omit_defaults=True):
     context: Mapping[str, float | str] | None = None
 
 
-class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An event as `POST /events` takes it. `timestamp`: seconds since 1970, None for now. `context`: of one
-    that is a rating.
-    """
-
-    user_id: str
-    item_id: str
-    type: str
-    value: float | None = None
-    timestamp: float | None = None
-    context: Mapping[str, float | str] | None = None
-
-
-class ItemTypes(msgspec.Struct, frozen=True):
-    """The types of the attributes of items, as `GET` and `PUT /schema` have them."""
-
-    items: dict[str, AttributeType] = msgspec.field(default_factory=dict)
-
-
-class _ContextField(msgspec.Struct, frozen=True):
-    kind: ContextKind
-    categories: tuple[str, ...] = ()
-
-
-class _Contexts(msgspec.Struct, frozen=True):
-    # Not there before there were contexts.
-    context: dict[str, _ContextField] = msgspec.field(default_factory=dict)
-
-
 class TrainBody(msgspec.Struct, frozen=True, omit_defaults=True):
     """A new history as `POST /train` takes it: parallel lists. `replace`: what is known is thrown away.
     `variables_history`: numbers beside each event, its context with the names `variables_context` gives.
@@ -127,12 +99,15 @@ def variables_context(variables: Sequence[float]) -> dict[str, float | str] | No
 
 
 class Prediction(msgspec.Struct, frozen=True):
-    """An answer of `GET /predict`. `distribution`: probability of each step of the scale, where asked for."""
+    """An answer of `GET /predict`. `distribution`: probability of each step of the scale, where asked for;
+    `degraded`: it may lack what came last, for the store was away.
+    """
 
     rating: float
     generation: int = 0
     std: float | None = None
     distribution: list[float] | None = None
+    degraded: bool = False
 
 
 class Generation(msgspec.Struct, frozen=True):
@@ -147,6 +122,14 @@ class Status(msgspec.Struct, frozen=True):
     """The part of `GET /status` that a client needs: low end, high end and step of the scale."""
 
     scale: tuple[float, float, float | None]
+
+
+class _Training(msgspec.Struct, frozen=True):
+    # Without a receipt it is live.
+    receipt: str = ""
+    state: str = "done"
+    cause: str = ""
+    detail: str = ""
 
 
 class _Ratings(msgspec.Struct, frozen=True):
@@ -166,6 +149,7 @@ class _Problem(msgspec.Struct, frozen=True):
     detail: str = ""
     code: str = ""
     row: int | None = None
+    field: str | None = None
 
 
 class ApiClient:
@@ -206,31 +190,6 @@ class ApiClient:
         body = msgspec.json.Encoder().encode_lines(ratings)
         await self._call("POST", "/ratings", body, "application/x-ndjson", retry=retry)
 
-    async def send_events(self, events: Sequence[Event]) -> None:
-        """`POST /events`: all or, where one is refused, none."""
-        body = msgspec.json.Encoder().encode_lines(events)
-        await self._call("POST", "/events", body, "application/x-ndjson")
-
-    async def item_types(self) -> dict[str, AttributeType]:
-        """`GET /schema`: the types of the attributes of items, by name."""
-        return self._decode(await self._call("GET", "/schema"), ItemTypes).items
-
-    async def tell_item_types(self, types: dict[str, AttributeType]) -> None:
-        """`PUT /schema`: tell types of attributes of items."""
-        await self._call("PUT", "/schema", msgspec.json.encode(ItemTypes(types)), "application/json")
-
-    async def context_schema(self) -> ContextSchema:
-        """`GET /schema`: the fields of contexts. Places and codes are not those of the store."""
-        fields = self._decode(await self._call("GET", "/schema"), _Contexts).context
-        return ContextSchema(
-            tuple(ContextField(name, each.kind, each.categories) for name, each in fields.items())
-        )
-
-    async def put_items(self, items: Sequence[dict[str, Any]]) -> None:
-        """`POST /items`: all or, where one is refused, none; waits while the API is busy."""
-        body = msgspec.json.Encoder().encode_lines(items)
-        await self._call("POST", "/items", body, "application/x-ndjson", retry=True)
-
     async def ratings(self, user_id: str) -> dict[str, float]:
         """`GET /users/ID/ratings`: what the user rated, by item, the latest 1,000."""
         body = await self._call("GET", f"/users/{user_id}/ratings", query={"limit": "1000"})
@@ -240,10 +199,21 @@ class ApiClient:
         """`POST /train`: begin a new history, or (None) refit on all that is known.
 
         Returns when a generation that has learned it is live. The API refuses with the code
-        `ratings_would_be_lost` where a history would replace ratings and does not say so.
+        `ratings_would_be_lost` where a history would replace ratings and does not say so, and with the cause
+        where the training fails.
         """
         body = b"" if history is None else msgspec.json.encode(history)
-        await self._call("POST", "/train", body, "application/json", retry=retry)
+        # The call is answered before it is given up.
+        query = {"wait": str(int(min(60.0, 0.8 * (self._timeout.total or 60.0))))}
+        answer = await self._call("POST", "/train", body, "application/json", query=query, retry=retry)
+        told = self._decode(answer, _Training)
+        while told.state in {"waiting", "running"}:
+            await asyncio.sleep(LOOK_S)
+            told = self._decode(await self._call("GET", f"/train/{told.receipt}", retry=True), _Training)
+        if told.state == "failed":
+            raise ApiRefusedError(
+                f"the API at {self.url} could not train: {told.detail}", code=told.cause, detail=told.detail
+            )
 
     async def generations(self) -> list[Generation]:
         """`GET /generations`; waits while the API is busy."""
@@ -312,6 +282,7 @@ class ApiClient:
             detail=problem.detail,
             retry_after_s=_retry_after_s(response),
             row=problem.row,
+            field=problem.field or "",
         )
 
     def _decode(self, body: bytes, kind: type[T]) -> T:

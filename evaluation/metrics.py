@@ -26,19 +26,20 @@ LEAST_STD = 1e-12  # a std of 0 would divide by 0
 
 @dataclass(frozen=True, slots=True)
 class Deciles:
-    """Share of ratings inside their 90 % intervals and mean user's count, in each tenth of the ratings by the
-    user's count, lowest first.
+    """Share of ratings inside their 90 % intervals in each tenth of the ratings by some number, lowest first,
+    and the mean of that number there.
     """
 
     coverage: tuple[float, ...]
-    known: tuple[float, ...]
+    mean: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
     """Figures of one answer, under the names that a `Line` has; NaN where the engine lacks what is needed.
 
-    `curve`: (ratings known, RMSE) points; `reliability`: share inside the central interval of each of
+    `deciles`: of the user's count, `std_deciles`: of the predicted deviation; `curve`: (ratings known, RMSE)
+    points; `reliability`: share inside the central interval of each of
     `NOMINAL`.
     """
 
@@ -50,6 +51,8 @@ class Figures:
     decile_known: tuple[float, ...]
     reliability: tuple[float, ...]
     curve: tuple[tuple[float, float], ...]
+    std_deciles: tuple[float, ...]
+    decile_std: tuple[float, ...]
 
 
 def inside(error: Array, std: Array) -> npt.NDArray[np.bool_]:
@@ -65,11 +68,13 @@ def figures(
     `sequential`: the predictions were made in this order, so the curve goes along them instead of `known`.
     """
     error = truth - predicted.rating
-    deciles, coverage = Deciles((), ()), float("nan")
+    deciles = by_std = Deciles((), ())
+    coverage = float("nan")
     reliability: tuple[float, ...] = ()
     if len(predicted.std):
         held = inside(error, predicted.std)
-        coverage, deciles = float(held.mean()), coverage_by_count(held, known)
+        coverage, deciles = float(held.mean()), coverage_by(known, held)
+        by_std = coverage_by(predicted.std, held)
         distance = np.abs(error) / np.maximum(predicted.std, LEAST_STD)
         widths = ndtri(0.5 + 0.5 * np.array(NOMINAL))
         reliability = tuple(float((distance <= width).mean()) for width in widths.tolist())
@@ -80,18 +85,21 @@ def figures(
         log_likelihood=log_likelihood(predicted, truth, scale),
         coverage=coverage,
         deciles=deciles.coverage,
-        decile_known=deciles.known,
+        decile_known=deciles.mean,
         reliability=reliability,
         curve=curve,
+        std_deciles=by_std.coverage,
+        decile_std=by_std.mean,
     )
 
 
-def coverage_by_count(held: npt.NDArray[np.bool_], known: npt.NDArray[np.int64]) -> Deciles:
-    """Return the share of `held` (m,) in each tenth by `known` (m,)."""
-    order = np.argsort(known, kind="stable")
+def coverage_by(number: Array | npt.NDArray[np.int64], held: npt.NDArray[np.bool_]) -> Deciles:
+    """Return the share of `held` (m,) in each tenth by `number` (m,)."""
+    order = np.argsort(number, kind="stable")
     parts = [part for part in np.array_split(order, 10) if len(part)]
     return Deciles(
-        tuple(float(held[part].mean()) for part in parts), tuple(float(known[part].mean()) for part in parts)
+        tuple(float(held[part].mean()) for part in parts),
+        tuple(float(number[part].mean()) for part in parts),
     )
 
 

@@ -150,11 +150,14 @@ def mean(lines: Sequence[Line], name: str) -> float:
     return float(np.mean([getattr(line, name) for line in lines]))
 
 
-def deciles(lines: Sequence[Line]) -> tuple[float, ...]:
-    """Coverage by decile, means over the splits (their deciles are of the same size to one rating)."""
-    if not lines or not all(line.deciles for line in lines):
+def deciles(lines: Sequence[Line], name: str = "deciles") -> tuple[float, ...]:
+    """Coverage by decile, means over the splits (their deciles are of the same size to one rating). `name`:
+    the field of a line.
+    """
+    values = [getattr(line, name) for line in lines]
+    if not values or not all(values):
         return ()
-    return tuple(float(share) for share in np.mean([line.deciles for line in lines], axis=0))
+    return tuple(float(share) for share in np.mean(values, axis=0))
 
 
 def groups(lines: Iterable[Line]) -> dict[tuple[str, str, str], list[Line]]:
@@ -201,9 +204,12 @@ def _figure_of(name: str, form: str) -> Cell:
     return lambda lines: figure(mean(lines, name), form)
 
 
-def _by_decile(lines: Sequence[Line]) -> str:
-    shares = deciles(lines)
-    return f"{min(shares):.1%} to {max(shares):.1%}" if shares else ""
+def _by_decile(name: str) -> Cell:
+    def cell(lines: Sequence[Line]) -> str:
+        shares = deciles(lines, name)
+        return f"{min(shares):.1%} to {max(shares):.1%}" if shares else ""
+
+    return cell
 
 
 def _reason(group: Sequence[Line]) -> str:
@@ -215,7 +221,8 @@ _COLUMNS: tuple[tuple[str, Cell], ...] = (
     ("MAE", _figure_of("mae", ".4f")),
     ("log lik.", _figure_of("log_likelihood", ".4f")),
     ("in 90 %", _figure_of("coverage", ".1%")),
-    ("by decile", _by_decile),
+    ("by decile", _by_decile("deciles")),
+    ("by deviation", _by_decile("std_deciles")),
     ("recall@20", _figure_of("recall_20", ".4f")),
     ("NDCG@100", _figure_of("ndcg_100", ".4f")),
     ("s", _figure_of("seconds", ".1f")),

@@ -5,10 +5,12 @@ one function gives the same answer in the fit, in the service and in a notebook.
 """
 
 from factors.errors import FactorsError, FitDiverged, FitRefused, ModelUnreadable
-from factors.inference.backend import MANY_RATINGS
+from factors.inference.backend import MANY_RATINGS, HalfStepBackend, NumpyBackend
+from factors.inference.compiled.backend import choose_backend
 from factors.inference.histories import RECENT, SAMPLED, sample_order
 from factors.model.attributes import Attribute, Encoding, Labels, Numbers, learn_encoding
 from factors.model.columns import Columns
+from factors.model.layout import MAX_RANK, Layout, stored_width
 from factors.model.parameters import SideName
 from factors.model.quantized_rows import all_finite_items
 from factors.model.scale import scale_levels
@@ -35,7 +37,8 @@ from factors.model.types import (
 )
 from factors.posterior.fitted import Fitted, posterior_of
 from factors.posterior.posterior_model import PosteriorModel
-from factors.ranking.choices import HoldOut
+from factors.ranking.choices import HoldOut, RankingChoices
+from factors.ranking.confidences import Factorize
 from factors.ranking.fit import fit_ranking
 from factors.ranking.head import RankingHead
 from factors.ranking.neighbours import Neighbours
@@ -43,15 +46,18 @@ from factors.ranking.parameters import RankingParameters
 from factors.ranking.serialization import head_from_bytes, head_to_bytes
 from factors.ranking.side_attributes import (
     SideAttributes,
+    mark_described,
+    relevance_basis,
     side_attributes_from_bytes,
     side_attributes_to_bytes,
 )
 from factors.ranking.training import RankingFit
-from factors.ranking.type_weights import TYPE_CODES, Meaning, TypeWeight
+from factors.ranking.type_weights import TYPE_CODES, Meaning, TypeWeight, positive_sums, positive_worth
 from factors.serving.bias_baseline import BiasBaseline, fit_biases
 from factors.serving.blended import Blended, BlendedRanker
 from factors.serving.explain import explain
 from factors.serving.ivf_index import (
+    INDEXED_ITEMS,
     Index,
     build_index,
     index_from_bytes,
@@ -59,17 +65,20 @@ from factors.serving.ivf_index import (
     index_to_bytes,
     read_index,
 )
+from factors.serving.likeness import HeadLikeness
 from factors.serving.metrics import held_out_metrics, log_density, step_log_likelihood
 from factors.serving.ranking import Ranker
 from factors.serving.scoring import Scorer, item_statistics
-from factors.serving.tastes import Tastes
+from factors.serving.tastes import HeadTastes, Tastes
 from factors.training.fit import fit
 from factors.training.priors import prior_model
 from factors.training.settings import FitSettings
 
 __all__ = [
     "BASIS",
+    "INDEXED_ITEMS",
     "MANY_RATINGS",
+    "MAX_RANK",
     "RECENT",
     "SAMPLED",
     "TYPE_CODES",
@@ -83,6 +92,7 @@ __all__ = [
     "ContextKind",
     "Encoding",
     "Explanation",
+    "Factorize",
     "FactorsError",
     "FitDiverged",
     "FitRefused",
@@ -90,6 +100,9 @@ __all__ = [
     "Fitted",
     "Float32s",
     "Float64s",
+    "HalfStepBackend",
+    "HeadLikeness",
+    "HeadTastes",
     "Histories",
     "HoldOut",
     "Index",
@@ -97,15 +110,18 @@ __all__ = [
     "Int64s",
     "ItemStatistics",
     "Labels",
+    "Layout",
     "Link",
     "Meaning",
     "Model",
     "ModelUnreadable",
     "Neighbours",
     "Numbers",
+    "NumpyBackend",
     "PosteriorModel",
     "Ranked",
     "Ranker",
+    "RankingChoices",
     "RankingFit",
     "RankingHead",
     "RankingParameters",
@@ -120,6 +136,7 @@ __all__ = [
     "UInt8s",
     "all_finite_items",
     "build_index",
+    "choose_backend",
     "explain",
     "fit",
     "fit_biases",
@@ -134,13 +151,18 @@ __all__ = [
     "item_statistics",
     "learn_encoding",
     "log_density",
+    "mark_described",
+    "positive_sums",
+    "positive_worth",
     "posterior_of",
     "prior_model",
     "read_index",
+    "relevance_basis",
     "sample_order",
     "scale_levels",
     "side_attributes_from_bytes",
     "side_attributes_to_bytes",
     "step_log_likelihood",
+    "stored_width",
     "to_bytes",
 ]

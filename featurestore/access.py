@@ -15,14 +15,16 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from featurestore.client import Client
-from featurestore.errors import StoreRefused
+from featurestore.errors import LastOperateKey, StoreRefused, StoreUnavailable
 from featurestore.keys import Keys
 
-Role = Literal["read", "rate", "operate"]
-# Each may do what the ones before it may.
+Role = Literal["metrics", "read", "rate", "operate"]
+# Each may do what the ones before it may. `metrics`: for what scrapes, which asks after no user.
 ROLES: tuple[Role, ...] = get_args(Role)
 # Every worker reads all of them twice a second: 150 KB.
 MOST_KEYS = 1_000
+# As often others may change the keys between a look and the removal that rests on it.
+_ATTEMPTS = 10
 # A name stands in log lines.
 KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SECRET = re.compile(r"fk_[A-Za-z0-9_-]{43}")
@@ -77,6 +79,13 @@ def count_of(keys: StoredKeys) -> int:
     return len(keys) - (_MARK in keys)
 
 
+def operating(keys: StoredKeys) -> list[str]:
+    """Return the digests of the keys that may operate. One that this version cannot read lets no request
+    in.
+    """
+    return [digest for digest, key in keys.items() if key is not None and key.role == "operate"]
+
+
 class AccessKeys:
     """The keys of one namespace."""
 
@@ -98,9 +107,11 @@ class AccessKeys:
         if count_of(known) >= MOST_KEYS and digest not in known:
             raise StoreRefused(f"{count_of(known)} keys are stored, as many as there may be: remove some")
         seconds, _ = await self._client.time()
-        # First: a key that was seen without its mark could be removed without a trace.
-        await self._client.hsetnx(self._key, _MARK, "")
-        await self._client.hsetnx(self._key, digest, msgspec.json.encode(ApiKey(name, role, seconds, quotas)))
+        # With its mark: a key that was seen without it could be removed without a trace.
+        if digest not in known:
+            await self._client.change_fields(
+                self._key, {_MARK: b"", digest: msgspec.json.encode(ApiKey(name, role, seconds, quotas))}
+            )
 
     async def change(self, name: str, quotas: str) -> int:
         """Give the keys called `name` these quotas; return how many there are. Raises `StoreError`."""
@@ -110,12 +121,27 @@ class AccessKeys:
             if key is not None and key.name == name
         }
         for digest, key in found.items():
-            await self._client.hset(self._key, digest, msgspec.json.encode(key))
+            await self._client.change_fields(self._key, {digest: msgspec.json.encode(key)})
         return len(found)
 
-    async def remove(self, name: str) -> int:
-        """Let the keys called `name` in no longer; return how many there were. Raises `StoreError`."""
-        found = [
-            digest for digest, key in (await self.load()).items() if key is not None and key.name == name
-        ]
-        return int(await self._client.hdel(self._key, *found)) if found else 0
+    async def remove(self, name: str, *, operable: bool = False) -> int:
+        """Let the keys called `name` in no longer; return how many there were. `operable`: one that may
+        operate stays while there is any other. Raises `LastOperateKey`, `StoreError`.
+        """
+        for _ in range(_ATTEMPTS):
+            stored = await self.load()
+            going = [digest for digest, key in stored.items() if key is not None and key.name == name]
+            if not going:
+                return 0
+            left = {digest: key for digest, key in stored.items() if digest not in going}
+            staying = operating(left)
+            if not operable or not count_of(left) or not operating(stored):
+                # None has to stay.
+                staying = [""]
+            elif not staying:
+                raise LastOperateKey(name)
+            args = [b"%d" % len(stored), b"%d" % len(going), *map(str.encode, (*going, *staying))]
+            (reply,) = await self._client.call("remove_keys", ([self._key], args))
+            if reply[0] == b"OK":
+                return int(reply[1])
+        raise StoreUnavailable("others are changing the keys", 0.1)

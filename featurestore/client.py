@@ -6,7 +6,7 @@ a few times a second at most is written as every user of redis-py would write it
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,6 +79,7 @@ class Client(Redis):
             raise ValueError(f"an option of the address is not known: {exc}") from exc
         super().__init__(connection_pool=pool)
         self.main = main
+        self._shown = primary.shown
         self._main_sockets = 0
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -112,6 +113,35 @@ class Client(Redis):
         self.raise_first([replies[position] for position in range(len(calls))], [keys for keys, _ in calls])
         return list(replies.values())
 
+    async def change_fields(
+        self, key: bytes, fields: Mapping[Any, bytes] | None = None, gone: Sequence[bytes] = ()
+    ) -> int:
+        """Set `fields` of a hash and remove those that are `gone`, in one step; return how many of these were
+        there. By a function, which a store refuses that is moving to another one.
+        """
+        sets = [
+            part.encode() if isinstance(part, str) else part
+            for pair in (fields or {}).items()
+            for part in pair
+        ]
+        args = [b"%d" % len(fields or {}), *sets, *gone]
+        (reply,) = await self.call("change_fields", ([key], args))
+        return int(reply[1])
+
+    async def each(self, *commands: Sequence[str]) -> list[list[Any]]:
+        """Return the replies of each server of the store to these commands; here there is one."""
+        pipe = self.pipeline()
+        for command in commands:
+            pipe.execute_command(*command)
+        return [await pipe.execute()]
+
+    async def told_by_each(self, *commands: Sequence[str]) -> list[tuple[str, int, list[Any] | None]]:
+        """Return of each server its address, how many slots it has, and its replies to these commands, None
+        of one that is away. Here there is one without slots, which must answer.
+        """
+        (replies,) = await self.each(*commands)
+        return [(self._shown, 0, replies)]
+
     async def load_library(self) -> None:
         """Give the store this version's functions, unless it has them."""
         if not await self.function_list(LIBRARY):
@@ -142,22 +172,23 @@ class Client(Redis):
         cancels = 0 if task is None else task.cancelling()
         try:
             yield
-            # redis-py sends by `wait_for`, which in Python 3.11 drops a cancellation that comes as its write
-            # ends. A task group cancels once: it would wait for ever.
-            if task is not None and task.cancelling() > cancels:
-                raise asyncio.CancelledError
         except (LostConnection, LateReply) as exc:
             if exc.status_code is None:
                 raise StoreUnavailable(f"cannot reach the store: {exc}") from exc
             raise self.failure(exc) from exc
         except RedisError as exc:
-            note_keys(exc, _keys(command))
+            note_keys(exc, keys_of_command(command))
             raise self.failure(exc) from exc
         except RuntimeError as exc:
             # So says uvloop where the other end closes the connection between two writes.
             if "handler is closed" not in str(exc):
                 raise
             raise StoreUnavailable(f"cannot reach the store: {exc}") from exc
+        finally:
+            # redis-py sends by `wait_for`, which in Python 3.11 drops a cancellation that comes as its write
+            # ends, whatever becomes of the reply. A task group cancels once: it would wait for ever.
+            if task is not None and task.cancelling() > cancels:
+                raise asyncio.CancelledError
 
     def failure(self, exc: RedisError) -> StoreError:
         """What an error reply means. redis-py takes the code off the text of those that it knows."""
@@ -174,7 +205,7 @@ class Client(Redis):
                 raise self.failure(reply)
 
 
-def _keys(command: Sequence[Any]) -> list[bytes]:
+def keys_of_command(command: Sequence[Any]) -> list[bytes]:
     """The first argument, or of a command that reads several streams those."""
     texts = [arg.encode() if isinstance(arg, str) else arg for arg in command if isinstance(arg, str | bytes)]
     if b"STREAMS" not in texts:
@@ -196,10 +227,8 @@ class StorePipeline(Pipeline):
         """
         await self._client.check()
         # By then the stack is empty.
-        keys = [_keys(command) for command, _ in self.command_stack]
-        with self._client.errors():
-            # redis-py would put the command into the message, and with it the ids of users.
-            replies: list[Any] = await super().execute(raise_on_error=False)
+        keys = [keys_of_command(command) for command, _ in self.command_stack]
+        replies = await self.replies()
         if spared is not None and isinstance(replies[spared], RedisError):
             try:
                 self._client.raise_first(replies[spared : spared + 1], keys[spared : spared + 1])
@@ -207,4 +236,11 @@ class StorePipeline(Pipeline):
                 replies[spared] = exc
         if raise_on_error:
             self._client.raise_first(replies, keys)
+        return replies
+
+    async def replies(self) -> list[Any]:
+        """Execute all commands; return their replies, errors as redis-py has them."""
+        with self._client.errors():
+            # redis-py would put the command into the message, and with it the ids of users.
+            replies: list[Any] = await super().execute(raise_on_error=False)
         return replies

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from featurestore.client import Client
-from featurestore.errors import StoreError
-from featurestore.keys import Keys
+from featurestore.errors import StoreDamaged, StoreError
+from featurestore.keys import Keys, shown_key
 from featurestore.leases import Lease
 
 CommandKind = Literal["refit", "epoch", "erase", "take_back"]
@@ -46,6 +46,13 @@ _ASKED = re.compile(rb"asked (\d+) (.+)", re.DOTALL)
 # The epoch, the store's time, the ends of its streams, and the item.
 _TAKE_BACK = re.compile(rb"take_back (\d+) (\d+) (\[[\d,\[\]]*\]) (.+)", re.DOTALL)
 
+# Of an id, or a kind, that this version does not know: what can be a part of a key, and of a log line.
+_NAME = re.compile(rb"[!-~]+")
+GONE = "0-0"
+"""Where no command stands: below all entries of a stream."""
+# Enough to see what stands there, and none of a user's id: that comes after the time.
+_SHOWN = 8
+
 Ends = list[tuple[int, int]]
 """Where the stream of each partition ended (ms, number)."""
 
@@ -55,6 +62,8 @@ class Command:
     """One thing asked of the trainer. `stream_id` places it; `user` is set for `erase`, and `at_ms`, the
     store's time when that user was forgotten. For `take_back`, which takes back the ratings of an `item` that
     came in before it was asked for: `at_ms` and where the streams of the `epoch` ended then.
+
+    `damaged`: why it cannot be carried out, as what was asked cannot be read; None of any other.
     """
 
     stream_id: str
@@ -65,6 +74,7 @@ class Command:
     at_ms: int = 0
     item: bytes | None = None
     ends: bytes = b""
+    damaged: StoreDamaged | None = None
 
     def stream_ends(self) -> Ends:
         """Return `ends`, by partition. Raises `StoreError`."""
@@ -77,13 +87,16 @@ class Command:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How far a command has come. `code` is one of `FAILURE_CODES` (a trainer of another version may have
-    more), `detail` is for people.
+    more), `detail` is for people. Of one that waits for a fit: its `phase`, and how many sweeps of that have
+    ended.
     """
 
     state: Literal["running", "done", "failed"]
     generation: int | None = None
     code: str | None = None
     detail: str | None = None
+    phase: str | None = None
+    sweep: int | None = None
 
 
 class Commands:
@@ -113,26 +126,36 @@ class Commands:
         first = [b"id", command_id.encode(), b"kind", kind.encode(), b"epoch", b"%d" % epoch]
         # With a stage its receipt is good until it has ended, however long that takes.
         keys = [self._keys.commands, *([self._keys.erasing] if stage else [])]
+        if kind == "erase":
+            # Each worker drops its copies of users.
+            keys.append(self._keys.live)
         await self._client.call("ask", (keys, [b"%d" % MOST_COMMANDS, stage, *first, *fields]))
         return command_id
 
     async def outcome(self, command_id: str) -> Outcome | None:
-        """Return the outcome so far; None before a trainer took the command, and an hour after its end."""
-        text = await self._client.get(self._keys.command(command_id))
+        """Return the outcome so far; None before a trainer took the command, and an hour after its end.
+
+        Raises `StoreDamaged`.
+        """
+        key = self._keys.command(command_id)
+        text = await self._client.get(key)
         if text is None:
             return None
         try:
             return msgspec.json.decode(text, type=Outcome)
         except msgspec.MsgspecError as exc:
-            raise StoreError(f"the outcome of command {command_id} cannot be read") from exc
+            raise StoreDamaged(shown_key(key), "it is no outcome") from exc
 
-    async def wait(self, command_id: str, timeout_s: float) -> Outcome | None:
-        """Return the outcome once it is `done` or `failed`; after `timeout_s` the outcome so far."""
+    async def wait(self, command_id: str, timeout_s: float, *, taken: bool = False) -> Outcome | None:
+        """Return the outcome once it is `done` or `failed`, or `taken`: once there is one; after `timeout_s`
+        the outcome so far.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout_s
         while True:
             outcome = await self.outcome(command_id)
-            if (outcome is not None and outcome.state != "running") or loop.time() >= end:
+            known = outcome is not None and (taken or outcome.state != "running")
+            if known or loop.time() >= end:
                 return outcome
             await asyncio.sleep(POLL_S)
 
@@ -140,7 +163,7 @@ class Commands:
         """Return commands that came after stream id `after` (`0`: all that are left), waiting for the first.
 
         Entries of a kind that this version does not know come too, as any other: the caller reports them
-        failed.
+        failed. So do those that are `damaged`: the caller tells of them, and leaves them to a person.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + block_ms / 1000
@@ -149,7 +172,10 @@ class Commands:
             block = min(left_ms, self._block_ms) if left_ms > 0 else None
             found: Any = await self._client.xread({self._keys.commands: after}, count=1000, block=block)
             if found or block is None:
-                return [_command(stream_id, fields) for _, entries in found for stream_id, fields in entries]
+                key = self._keys.commands
+                return [
+                    _command(key, stream_id, fields) for _, entries in found for stream_id, fields in entries
+                ]
 
     async def report(self, lease: Lease, command_id: str, outcome: Outcome) -> None:
         """Store how far a command has come. Raises `LeaseLost`: what the next leader says stays."""
@@ -160,28 +186,23 @@ class Commands:
         await self._client.call("report", (keys, args))
 
     async def erasing(self) -> list[Command]:
-        """Return the erasures that have not ended and whose commands are gone: `user` is None where only the
-        store's own files are left to be written anew. Those of an item's ratings likewise.
+        """Return the erasures that have not ended and whose commands are gone, or damaged: `user` is None
+        where only the store's own files are left to be written anew. Those of an item's ratings likewise.
         """
         found: dict[Any, Any] = await self._client.hgetall(self._keys.erasing)
         # After the hash: what is asked meanwhile is in neither.
         after = "0"
         in_stream: set[bytes] = set()
+        damaged: list[Command] = []
         while found and (commands := await self.take(after, 0)):
             after = commands[-1].stream_id
-            in_stream.update(command.id.encode() for command in commands)
-        left = []
-        for command_id, stage in found.items():
-            # A trainer of 0.1.0 says `done` after its part, or that it cannot do what is asked, and drops the
-            # command; it does not know this hash.
-            asked, name = _ASKED.fullmatch(stage), command_id.decode()
-            if stage == b"files" or (asked and command_id not in in_stream):
-                user, at_ms = (asked[2], int(asked[1])) if asked else (None, 0)
-                left.append(Command("0-0", name, "erase", 0, user, at_ms))
-            elif (of_item := _TAKE_BACK.fullmatch(stage)) and command_id not in in_stream:
-                epoch, at_ms = int(of_item[1]), int(of_item[2])
-                left.append(Command("0-0", name, "take_back", epoch, None, at_ms, of_item[4], of_item[3]))
-        return left
+            in_stream.update(command.id.encode() for command in commands if command.damaged is None)
+            damaged += [command for command in commands if command.damaged is not None]
+        return [
+            _left(self._keys.erasing, command_id, stage, damaged)
+            for command_id, stage in found.items()
+            if stage == b"files" or command_id not in in_stream
+        ]
 
     async def drop_erasure(self, lease: Lease, command: Command) -> None:
         """Take a command to erase out of the stream, as it names the user; what is left of it is
@@ -198,26 +219,60 @@ class Commands:
         found = await self._client.hget(self._keys.erasing, command_id)
         return None if found is None else "files" if found == b"files" else "asked"
 
-    async def drop(self, upto: str) -> None:
-        """Remove commands up to and including stream id `upto`: they have their outcome."""
-        # `MINID` keeps the entry that it names.
-        ms, _, seq = upto.partition("-")
-        first = f"{ms}-{int(seq or 0) + 1}"
-        await self._client.xtrim(self._keys.commands, minid=first, approximate=False)
+    async def drop(self, stream_id: str) -> None:
+        """Remove a command, which has its outcome."""
+        await self._client.xdel(self._keys.commands, stream_id)
 
 
-def _command(stream_id: bytes, fields: Mapping[bytes, bytes]) -> Command:
-    kind: CommandKind = fields.get(b"kind", b"").decode()  # type: ignore[assignment]  # unknown kinds pass through
-    user = fields.get(b"user") or None
-    epoch, at_ms = fields.get(b"epoch", b"0"), fields.get(b"at", b"0")
+def _left(key: bytes, command_id: bytes, stage: bytes, damaged: list[Command]) -> Command:
+    """Return what is left to do of a command that is in the hash `key`. Of those in the stream that are
+    `damaged` the one that it was has its place, so that it leaves with the rest.
+    """
+    asked, of_item = _ASKED.fullmatch(stage), _TAKE_BACK.fullmatch(stage)
+    name = command_id.decode("ascii", "replace")
+    if not _NAME.fullmatch(command_id) or not (asked or of_item or stage == b"files"):
+        why = f"{name!r} has {stage[:_SHOWN]!r}: no erasure that can be read"
+        return Command(GONE, name, "erase", 0, None, damaged=StoreDamaged(shown_key(key), why))
+    user, item = asked and asked[2], of_item and of_item[4]
+    places = [
+        each.stream_id
+        for each in damaged
+        if each.id == name or (user and each.user == user) or (item and each.item == item)
+    ]
+    place = places[0] if places else GONE
+    if of_item:
+        epoch, at_ms = int(of_item[1]), int(of_item[2])
+        return Command(place, name, "take_back", epoch, None, at_ms, item, of_item[3])
+    # A trainer of 0.1.0 says `done` after its part, or that it cannot do what is asked, and drops the
+    # command; it does not know this hash.
+    return Command(place, name, "erase", 0, user, int(asked[1]) if asked else 0)
+
+
+def _command(key: bytes, stream_id: bytes, fields: Mapping[bytes, bytes]) -> Command:
+    name, kind, at = fields.get(b"id", b""), fields.get(b"kind", b""), fields.get(b"at", b"0")
+    user, item = fields.get(b"user") or None, fields.get(b"item") or None
+    epoch = fields.get(b"epoch", b"0")
+    readable = {
+        "id": _NAME.fullmatch(name),
+        "kind": _NAME.fullmatch(kind),
+        "at": at.isdigit(),
+        # Of no user an erasure would end at once, and say that it is done.
+        "user": kind != b"erase" or user,
+        "item": kind != b"take_back" or item,
+    }
+    damaged = None
+    if missing := [field for field, found in readable.items() if not found]:
+        why = f"entry {stream_id.decode()} has no {' and no '.join(missing)} that can be read"
+        damaged = StoreDamaged(shown_key(key), why)
     return Command(
         stream_id.decode(),
-        fields.get(b"id", b"").decode(),
-        kind,
+        name.decode("ascii", "replace"),
+        kind.decode("ascii", "replace"),  # type: ignore[arg-type]  # unknown kinds pass through
         int(epoch) if epoch.isdigit() else 0,
         user,
         # Of a service that does not say it the time of the command, which was sent after.
-        int(at_ms) or int(stream_id.partition(b"-")[0]),
-        fields.get(b"item") or None,
+        (int(at) if at.isdigit() else 0) or int(stream_id.partition(b"-")[0]),
+        item,
         fields.get(b"ends", b""),
+        damaged,
     )

@@ -69,7 +69,7 @@ class Confirmation:
             return
         await self._asking.open()
         try:
-            await self._ask()
+            await self.ask()
         except StoreUnavailable:
             # Replicas may join later; the disk has to be there.
             if self._durability == "fsync":
@@ -118,7 +118,7 @@ class Confirmation:
             # A call that comes from here on may have written after the question: it waits for the next one.
             batch, self._waiting = self._waiting, []
             try:
-                await self._ask()
+                await self.ask()
                 self._main.require()
             except StoreError as exc:
                 _tell(batch, exc)
@@ -130,7 +130,8 @@ class Confirmation:
                 _tell([each for each in batch if each[0] == now], None)
                 _tell(batch, StoreUnavailable("the store went away before it confirmed the write"))
 
-    async def _ask(self) -> None:
+    async def ask(self) -> None:
+        """Return when the store has what it was given before. Raises `StoreUnavailable`."""
         if self._durability == "replicated" and (
             not self._replicas or self._counted != self._asking.reconnects_total
         ):

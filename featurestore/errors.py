@@ -3,8 +3,8 @@
 
 from typing import Literal, get_args
 
-FullReason = Literal["store_memory", "store_disk", "archive_disk"]
-"""What has no room left."""
+FullReason = Literal["store_memory", "store_disk", "archive_disk", "worker_memory"]
+"""What has no room left: for all, or for the workers of one replica."""
 FULL_REASONS: tuple[FullReason, ...] = get_args(FullReason)
 
 # Room comes back by what a person does; a client that asks this often is served soon after.
@@ -41,6 +41,13 @@ class StoreFull(StoreUnavailable):
         self.reason = reason
 
 
+class StoreMigrating(StoreUnavailable):
+    """The namespace is moving to another store, or has moved there: what changes it is refused here.
+
+    Retry later; nothing was written. The message names the setting that a person has to change.
+    """
+
+
 class StreamFull(StoreUnavailable):
     """More events wait for the trainer than the stream limit allows.
 
@@ -66,6 +73,17 @@ class StoreRefused(StoreError):
 
     The message is one line that says what to do.
     """
+
+
+class LastOperateKey(StoreError):
+    """Keys would be left of which none may operate. Refuse the input; nothing was removed."""
+
+
+class OffScale(StoreError):
+    """A rating is off the scale, which was decided since it was checked. Refuse the input."""
+
+    def __init__(self, rating: float, scale: str) -> None:
+        super().__init__(f"the scale is {scale} since just now, and a rating is {rating:g}")
 
 
 class UserChanged(StoreError):
@@ -130,6 +148,10 @@ class EpochGone(StoreError):
     def __init__(self, epoch: int) -> None:
         super().__init__(f"the history of epoch {epoch} was replaced or given up")
         self.epoch = epoch
+
+
+class ItemDeleted(StoreError):
+    """The item was deleted, and what was to change is not there any more. Refuse the input."""
 
 
 class RegistryFull(StoreError):

@@ -41,6 +41,13 @@ def digest_of(user_id: bytes) -> bytes:
     return hashlib.blake2b(user_id, digest_size=16).digest()
 
 
+def tag_of(key: bytes) -> bytes:
+    """Return what decides the slot of a key: what stands in its first pair of braces, if anything does."""
+    start = key.find(b"{") + 1
+    stop = key.find(b"}", start) if start else -1
+    return key[start:stop] if stop > start else key
+
+
 def record_field(generation: int) -> bytes:
     """The field of a user's hash that holds the record of a generation."""
     return b"g%d" % generation
@@ -69,11 +76,14 @@ def whole(text: bytes | str, key: bytes) -> int:
 
 
 class Keys:
-    """Key names of one namespace; `partitions` fixes how users are spread."""
+    """Key names of one namespace; `partitions` fixes how users are spread, `tags` in which slots of a cluster
+    those are: decimal numbers, of one server those of the partitions.
+    """
 
-    def __init__(self, namespace: str, partitions: int) -> None:
+    def __init__(self, namespace: str, partitions: int, tags: Sequence[bytes] = ()) -> None:
         self._ns = namespace.encode("ascii")
         self.partitions = partitions
+        self._tags = tags or [b"%d" % partition for partition in range(partitions)]
         self.config = self._ns + b":config"
         self.live = self._ns + b":live"
         self.lease = b"{%b}:lease" % self.live
@@ -84,6 +94,10 @@ class Keys:
         self.stored = b"{%b}:epochs" % self.live
         self.experiments = b"{%b}:experiments" % self.live
         self.showings = b"{%b}:showings" % self.live
+        self.telemetry = b"{%b}:telemetry" % self.live
+        self.reports = b"{%b}:reports" % self.live
+        self.traces = b"{%b}:traces" % self.live
+        self.migrator = b"{%b}:migrator" % self.live
         # What a function needs that decides which generation is live, or stays.
         self.switched = [self.live, self.generations, self.experiments]
         self.synced = self._ns + b":synced"
@@ -105,6 +119,21 @@ class Keys:
         """The outcome of one command."""
         return b"{%b}:command:%b" % (self.live, command_id.encode("ascii"))
 
+    @property
+    def command_pattern(self) -> bytes:
+        """Glob pattern of the keys of all outcomes."""
+        return self.command("*")
+
+    def migration(self, key: bytes) -> bytes:
+        """How far a migration to another store is, in the slot of `key`."""
+        return b"%b:{%b}:migration" % (self._ns, tag_of(key))
+
+    def changed(self, key: bytes, token: str) -> bytes:
+        """Which users, or commands, of the slot of `key` have changed since they were copied, perhaps, by the
+        command with this token.
+        """
+        return b"%b:{%b}:changed:%b" % (self._ns, tag_of(key), token.encode())
+
     def experiment_sums(self, name: str) -> bytes:
         """What came of an experiment, by arm."""
         return b"{%b}:experiment:%b:sums" % (self.live, name.encode())
@@ -123,11 +152,18 @@ class Keys:
 
     def epochs(self, partition: int) -> bytes:
         """Which epochs a partition's ratings go to."""
-        return b"%b:{%d}:epochs" % (self._ns, partition)
+        return b"%b:{%b}:epochs" % (self._ns, self._tags[partition])
 
     def attributes(self, user_id: bytes) -> bytes:
         """A user's attributes, in every epoch."""
-        return b"%b:{%d}:attributes:%b" % (self._ns, partition_of(user_id, self.partitions), user_id)
+        return b"%b:{%b}:attributes:%b" % (self._ns, self._tag_of(user_id), user_id)
+
+    def _tag_of(self, user_id: bytes) -> bytes:
+        return self._tags[partition_of(user_id, self.partitions)]
+
+    def attributes_list(self, partition: int) -> bytes:
+        """Ids of the users of a partition of whom there are attributes."""
+        return b"%b:{%b}:attributes" % (self._ns, self._tags[partition])
 
     @property
     def attributes_pattern(self) -> bytes:
@@ -141,15 +177,15 @@ class Keys:
         return key.partition(b"}:attributes:")[2]
 
     def _user_prefixes(self, epoch: int) -> tuple[bytes, ...]:
-        return tuple(b"%b.%d:{%d}:user:" % (self._ns, epoch, p) for p in range(self.partitions))
+        return tuple(b"%b.%d:{%b}:user:" % (self._ns, epoch, tag) for tag in self._tags)
 
     def history_prefix(self, epoch: int, partition: int) -> bytes:
         """What the keys of a partition's histories begin with."""
-        return b"%b.%d:{%d}:history:" % (self._ns, epoch, partition)
+        return b"%b.%d:{%b}:history:" % (self._ns, epoch, self._tags[partition])
 
     def contexts_prefix(self, epoch: int, partition: int) -> bytes:
         """What the keys of a partition's contexts begin with."""
-        return b"%b.%d:{%d}:contexts:" % (self._ns, epoch, partition)
+        return b"%b.%d:{%b}:contexts:" % (self._ns, epoch, self._tags[partition])
 
     def user(self, epoch: int, user_id: bytes) -> bytes:
         """A user's hash: `n` and the records."""
@@ -159,6 +195,16 @@ class Keys:
         """The hash of each user."""
         prefixes, partitions = self.user_prefixes(epoch), self.partitions
         return [prefixes[partition_of(user_id, partitions)] + user_id for user_id in user_ids]
+
+    def users_pattern(self, epoch: int) -> bytes:
+        """Glob pattern that the hashes of all users of an epoch begin with."""
+        return b"%b.%d:{*}:user:" % (self._ns, epoch)
+
+    @staticmethod
+    def user_of(key: bytes) -> bytes:
+        """The user whose hash a key has."""
+        # The first one: an id may have any bytes.
+        return key.partition(b"}:user:")[2]
 
     def history(self, epoch: int, user_id: bytes) -> bytes:
         """A user's packed ratings."""
@@ -170,22 +216,22 @@ class Keys:
 
     def ratings(self, epoch: int, partition: int) -> bytes:
         """The stream of a partition's rating events."""
-        return b"%b.%d:{%d}:ratings" % (self._ns, epoch, partition)
+        return b"%b.%d:{%b}:ratings" % (self._ns, epoch, self._tags[partition])
 
     def forgotten(self, epoch: int, partition: int) -> bytes:
         """Digests of forgotten users with their last `n`."""
-        return b"%b.%d:{%d}:forgotten" % (self._ns, epoch, partition)
+        return b"%b.%d:{%b}:forgotten" % (self._ns, epoch, self._tags[partition])
 
     def active(self, epoch: int, partition: int) -> bytes:
         """Ids of the users of a partition among whom neighbours are looked for."""
-        return b"%b.%d:{%d}:active" % (self._ns, epoch, partition)
+        return b"%b.%d:{%b}:active" % (self._ns, epoch, self._tags[partition])
 
     def counts(self, epoch: int, partition: int) -> bytes:
         """Of a stream: id of its `last` entry, number of the last event that is `done`, and how many ratings
         came in live, not with the call that began the epoch (the field is called `loose`); `contexts` is 1
         where any user of the partition gave a context.
         """
-        return b"%b.%d:{%d}:counts" % (self._ns, epoch, partition)
+        return b"%b.%d:{%b}:counts" % (self._ns, epoch, self._tags[partition])
 
     def items(self, epoch: int) -> bytes:
         """Item id -> item row."""

@@ -4,16 +4,26 @@ import ipaddress
 import math
 import re
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
 from factors import Scale
 from featurestore.codecs import MAX_ITEM_ROW
-from processes.settings import choice, real, secret_of, setting, whole
+from processes.settings import choice, real, secret_of, setting, url, whole
 
 # Each step of a scale is a cut point that the ordinal link learns; hundredths of 0 to 10 still fit.
 MAX_STEPS = 1000
+FURTHEST = 5e8  # a wider scale cannot be kept in the float32 rows of a fit
+# Of the larger end, or of 1: float32 has 16 numbers in a scale so narrow, and its priors are not yet 0.
+NARROWEST = 1e-6
+# A tenth of a millisecond of work for what asks all of them; and so that 64 servers have some each.
+PARTITIONS, CLUSTER_PARTITIONS = 16, 256
+# Events of a partition that wait for the trainer before more are refused.
+STREAM_LIMIT = 100_000
+# Of ratings that come before anything was said of their scale.
+DEFAULT_SCALE = Scale(1.0, 5.0)
 
 
 def parse_scale(text: str) -> Scale:
@@ -27,17 +37,27 @@ def parse_scale(text: str) -> Scale:
         raise ValueError(f"must be numbers, like 1:5 or 0.5:5:0.5, not {text!r}") from None
     if len(parts) not in {2, 3}:
         raise ValueError(f"must be low:high or low:high:step, like 1:5, not {text!r}")
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"must be finite, not {text!r}")
-    low, high = numbers[:2]
+    try:
+        return scale_of(*numbers)
+    except ValueError as exc:
+        raise ValueError(f"{exc}, not {text!r}") from None
+
+
+def scale_of(low: float, high: float, step: float | None = None) -> Scale:
+    """These numbers as a rating scale. Raises `ValueError`, saying what does not fit."""
+    if not all(map(math.isfinite, (low, high, step or 0.0))):
+        raise ValueError("must be finite")
     if not low < high:
-        raise ValueError(f"must have its low end under its high end, not {text!r}")
-    if len(numbers) == 2:
+        raise ValueError("must have its low end under its high end")
+    if max(-low, high) > FURTHEST:
+        raise ValueError(f"must lie within {FURTHEST:g} of 0")
+    if (least := NARROWEST * max(-low, high, 1.0)) > high - low:
+        raise ValueError(f"must be {least:g} wide or wider")
+    if step is None:
         return Scale(low, high)
-    step = numbers[2]
     steps = (high - low) / step if step > 0 else 0.0
     if not 1 <= steps <= MAX_STEPS or not math.isclose(steps, round(steps), abs_tol=1e-9):
-        raise ValueError(f"must have a step that divides it into 1 to {MAX_STEPS} equal parts, not {text!r}")
+        raise ValueError(f"must have a step that divides it into 1 to {MAX_STEPS} equal parts")
     return Scale(low, high, step)
 
 
@@ -115,6 +135,7 @@ _RESTS = {
     "redis": r"(/\d*/?)?(\?\S*)?",
     "unix": r"/[^\s?]+(\?\S*)?",
     "redis+sentinel": r"/[A-Za-z0-9._-]+(/\d+)?(\?\S*)?",
+    "redis+cluster": r"/?(\?\S*)?",
 }
 
 
@@ -123,17 +144,18 @@ def _address(text: str) -> str:
         parts = split_address(text)
         kind = parts.scheme.replace("rediss", "redis", 1)
         known = re.fullmatch(_RESTS[kind], parts.rest, re.ASCII) is not None
-        known &= kind == "redis+sentinel" or len(parts.hosts) == 1
+        several = kind in {"redis+sentinel", "redis+cluster"}
+        known &= several or len(parts.hosts) == 1
         for host in parts.hosts:
-            known &= host_and_port(host, 0)[0] != "" or kind != "redis+sentinel"
+            known &= host_and_port(host, 0)[0] != "" or not several
     except (KeyError, ValueError):
         known = False
     if not known or text == f"{parts.scheme}://":
         # What was given is not repeated: it may hold a password.
         raise ValueError(
-            "must be an address like redis://host:6379/0, rediss://host:6379, unix:///path/to/socket or "
-            "redis+sentinel://host:26379,host:26379/NAME, with ports from 1 to 65535, IPv6 in brackets, and "
-            "/ ? # @ of a password as %2F %3F %23 %40"
+            "must be an address like redis://host:6379/0, rediss://host:6379, unix:///path/to/socket, "
+            "redis+sentinel://host:26379,host:26379/NAME or redis+cluster://host:6379,host:6379, with ports "
+            "from 1 to 65535, IPv6 in brackets, and / ? # @ of a password as %2F %3F %23 %40"
         )
     return text
 
@@ -143,6 +165,16 @@ def _namespace(text: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text) is None:
         raise ValueError(f"must be 1 to 64 letters, digits, - or _, not {text!r}")
     return text
+
+
+def _collector(text: str) -> str:
+    try:
+        found = find_spec("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise ValueError("needs the extra: pip install 'foldin[telemetry]'")
+    return url(text)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -162,16 +194,19 @@ class StoreSettings:
         "foldin", "begins every key; several may share a store", _namespace, variable="FOLDIN_NAMESPACE"
     )
     partitions: int = setting(
-        16,
+        0,
         "parts of the users' keys; fixed when a namespace is created",
-        whole(1, 1024),
+        whole(1, 4096),
         variable="FOLDIN_PARTITIONS",
+        shown="16, of a cluster 256",
     )
-    scale: str = setting(
-        "1:5",
-        "scale of the ratings, `low:high` or `low:high:step`; fixed when a namespace is created",
+    scale: str | None = setting(
+        None,
+        "scale of the ratings, `low:high` or `low:high:step`; decided once in a namespace, without this by "
+        "the first import, by `PUT /scale`, or by the first rating, which makes it `1:5`",
         _scale_text,
         variable="FOLDIN_SCALE",
+        shown="what the store has",
     )
     timeout_s: float = setting(
         1.0,
@@ -180,7 +215,7 @@ class StoreSettings:
         variable="FOLDIN_STORE_TIMEOUT_S",
     )
     stream_limit: int = setting(
-        100_000,
+        STREAM_LIMIT,
         "events of a partition that may wait for the trainer; then ratings are refused with 429",
         whole(1),
         variable="FOLDIN_STREAM_LIMIT",
@@ -192,10 +227,27 @@ class StoreSettings:
         choice(("store", "fsync", "replicated")),
         variable="FOLDIN_DURABILITY",
     )
+    traces_url: str | None = setting(
+        None,
+        "address of a collector of traces (OTLP over HTTP), like `http://127.0.0.1:4318`; needs the extra "
+        "`telemetry`",
+        _collector,
+        variable="FOLDIN_TRACES_URL",
+    )
     # Entries of histories have 27 bits for a row.
     max_items: int = setting(
         10_000_000, "item rows that an epoch may give", whole(1, MAX_ITEM_ROW), variable="FOLDIN_MAX_ITEMS"
     )
+
+    def __post_init__(self) -> None:
+        if not self.partitions:
+            # Frozen.
+            object.__setattr__(self, "partitions", CLUSTER_PARTITIONS if self.is_cluster else PARTITIONS)
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether the store is a cluster."""
+        return split_address(self.url).scheme.endswith("+cluster")
 
     def address(self) -> str:
         """Return `url` with the password of its file, where it names a user without one.

@@ -3,23 +3,24 @@ enough, has this version's functions, keeps what it stores, and agrees on what w
 """
 
 import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from featurestore.access import AccessKeys
 from featurestore.catalogue.attributes import UserAttributes
 from featurestore.catalogue.catalogue import Catalogue
 from featurestore.catalogue.scenarios import Scenarios
-from featurestore.client import Client
+from featurestore.cluster.servers import keys_of, servers_of
 from featurestore.commands import Commands
-from featurestore.confirmation import EVERYSEC_S, Confirmation
+from featurestore.confirmation import EVERYSEC_S
 from featurestore.errors import StoreChanged, StoreRefused
 from featurestore.experiments.showings import StoredShowings
 from featurestore.experiments.stored import StoredExperiments
 from featurestore.experiments.tallies import Tallies
 from featurestore.generations.catalog import Generations
 from featurestore.item_registry import ItemRegistries
-from featurestore.keys import Keys
 from featurestore.leases import Leases
-from featurestore.namespace import NamespaceConfig, prepare
+from featurestore.namespace import NamespaceConfig, StoredScale, prepare
 from featurestore.quotas.buckets import Buckets
 from featurestore.ratings.epochs import Epochs
 from featurestore.ratings.event_types import EventTypes
@@ -29,26 +30,38 @@ from featurestore.ratings.room import Room
 from featurestore.ratings.stored_context_schema import StoredContextSchema
 from featurestore.ratings.stream import RatingsStream
 from featurestore.settings import StoreSettings, parse_scale
+from featurestore.telemetry.points import Telemetry
+from featurestore.telemetry.reports import Reports
 from featurestore.users.active import ActiveUsers
 from featurestore.users.copies import UserCopies
 from featurestore.users.records import UserRecords
+from featurestore.users.search import UserSearch
 from featurestore.wire.connection import Connection, Prepare
-from featurestore.wire.primary import Primary
 from processes.errors import CannotStartError
+
+if TYPE_CHECKING:
+    # With the extra `telemetry` alone.
+    from featurestore.telemetry.traces import Traces
+    from featurestore.telemetry.tracing import Tracing
 
 
 class Store:
-    """Everything of the feature store over connections to one server. Made by `open`, ended by `close`."""
+    """Everything of the feature store over connections to its servers. Made by `open`, ended by `close`."""
 
-    def __init__(self, settings: StoreSettings, *, hot: bool) -> None:
+    def __init__(
+        self, settings: StoreSettings, *, hot: bool, traced_as: str = "", arriving: str = ""
+    ) -> None:
         self.settings = settings
-        self.config = NamespaceConfig(settings.partitions, parse_scale(settings.scale))
-        self.keys = Keys(settings.namespace, settings.partitions)
+        self.tracing = _tracing(settings, traced_as)
+        scale = None if settings.scale is None else parse_scale(settings.scale)
+        self.config = NamespaceConfig(settings.partitions, scale, settings.is_cluster, arriving)
+        self.keys = keys_of(settings)
         # The address with its password is for connections alone.
-        self._primary = Primary(settings.address())
+        self._servers = servers_of(settings)
         self._following: asyncio.Task[None] | None = None
-        self.redis = Client(self._primary, settings.timeout_s)
-        self.bulk = self._connection("bulk", self._prepare, finds=True)
+        self.redis = self._servers.client()
+        self.scale = StoredScale(self.keys, self.redis, scale)
+        self.bulk = self._connection("bulk", self._prepare)
         self.redis.main = self.bulk
         self.hot: Connection | None = self._connection("hot") if hot else None
         # Which store this is, as last seen: another one behind the same address was emptied, or is another.
@@ -57,21 +70,18 @@ class Store:
         # `items(epoch)`: the item registry of an epoch.
         self.items = self._registries.of
         wait_s = settings.timeout_s + EVERYSEC_S * (settings.durability == "fsync")
-        self.confirmation = Confirmation(
-            settings.durability,
-            self._primary,
-            self.bulk,
-            self._connection("confirm", block_s=wait_s),
-            key=self.keys.synced,
-            wait_s=wait_s,
-        )
+        asking = self._connection("confirm", block_s=wait_s)
+        self.confirmation = self._servers.confirmation(self.bulk, asking, wait_s)
         # Who asks often keeps copies of what comes.
-        copies, hot_or_bulk = UserCopies() if hot else None, self.hot or self.bulk
-        self.users = UserRecords(self.keys, hot_or_bulk, self.redis, self.config.scale, copies)
+        copies, read = UserCopies(2.0 * settings.timeout_s) if hot else None, self.hot or self.bulk
+        self.users = UserRecords(self.keys, read, self.redis, self.scale, copies, writing=self.bulk)
         self.active = ActiveUsers(self.keys, self.redis)
+        self.user_search = UserSearch(self.keys, self.redis)
         self.generations = Generations(self.keys, self.bulk, self.redis)
         self.epochs = Epochs(self.keys, self.redis, self.generations, self._prepare)
-        self.stream = RatingsStream(self.keys, self.bulk, self.redis, self.config.scale)
+        self.stream = RatingsStream(self.keys, self.bulk, self.redis, self.scale)
+        # What leads a trace of this process to the trainer, or of others to this one.
+        self.traces = _traces(self)
         self.ratings = RatingsLog(
             self.keys,
             self.bulk,
@@ -82,37 +92,52 @@ class Store:
             stream_limit=settings.stream_limit,
             identity=lambda: self.identity,
             confirmation=self.confirmation,
-            scale=self.config.scale,
+            scale=self.scale,
+            mark=None if self.traces is None else self.traces.mark,
         )
         self.commands = Commands(self.keys, self.redis, block_s=settings.timeout_s / 2)
         self.leases = Leases(self.keys, self.redis)
         self.access = AccessKeys(self.keys, self.redis)
         self.room = Room(self.keys, self.redis)
+        self._open_catalogue()
+        self._open_figures()
+
+    def _open_catalogue(self) -> None:
+        """What is told of items, users and events."""
         self.catalogue = Catalogue(
-            *(self.keys, self.hot or self.bulk, self.redis, self.confirmation), max_items=settings.max_items
+            *(self.keys, self.hot or self.bulk, self.redis, self.confirmation),
+            max_items=self.settings.max_items,
         )
         self.attributes = UserAttributes(self.keys, self.redis, self.confirmation, self.epochs)
         self.scenarios = Scenarios(self.keys, self.hot or self.bulk, self.redis, self.confirmation)
         self.event_types = EventTypes(self.keys, self.redis, self.confirmation)
         self.contexts = StoredContextSchema(self.keys, self.redis, self.confirmation)
+
+    def _open_figures(self) -> None:
+        """What is counted, and what is looked for by people."""
         self.experiments = StoredExperiments(self.keys, self.redis, self.confirmation)
         self.tallies = Tallies(self.keys, self.redis)
         self.showings = StoredShowings(self.keys, self.redis)
         self.quotas = Buckets(self.keys, self.redis)
+        self.telemetry = Telemetry(self.keys, self.redis)
+        self.reports = Reports(self.keys, self.redis, self.confirmation)
         self.files = StoreFiles(self.keys, self.redis)
 
     @classmethod
-    async def open(cls, settings: StoreSettings, *, hot: bool = True) -> "Store":
-        """Connect, check and prepare.
+    async def open(
+        cls, settings: StoreSettings, *, hot: bool = True, traced_as: str = "", arriving: str = ""
+    ) -> "Store":
+        """Connect, check and prepare. `traced_as`: the name of this process in traces, which it then sends
+        where the settings name a collector. `arriving`: see `NamespaceConfig`.
 
         Raises `StoreUnavailable` (try again), `StoreRefused` (nothing stays open).
         """
         try:
-            parse_scale(settings.scale)
+            parse_scale(settings.scale or "1:5")
         except ValueError as exc:
             raise StoreRefused(f"the scale {exc} (it is {settings.scale!r})") from exc
         try:
-            store = cls(settings, hot=hot)
+            store = cls(settings, hot=hot, traced_as=traced_as, arriving=arriving)
         except (ValueError, OSError) as exc:
             raise StoreRefused(f"the address of the store (FOLDIN_REDIS_URL): {exc}") from exc
         except CannotStartError as exc:
@@ -123,8 +148,8 @@ class Store:
             if store.hot is not None:
                 await store.hot.open()
             await store.confirmation.open()
-            if store._primary.followed:
-                store._following = asyncio.create_task(store._primary.follow(), name="follow the primary")
+            if (following := store._servers.following()) is not None:
+                store._following = asyncio.create_task(following, name="follow the store's servers")
         except BaseException:
             await store.close()
             raise
@@ -140,7 +165,9 @@ class Store:
             if connection is not None:
                 await connection.close()
         await self.redis.aclose(close_connection_pool=True)
-        self._primary.close()
+        self._servers.close()
+        if self.tracing is not None:
+            await self.tracing.close()
 
     async def look_again(self) -> None:
         """Make sure of the store, which may be another one: read its identity, bring back what it lost."""
@@ -152,6 +179,12 @@ class Store:
         if not isinstance(found, bytes) or found.decode() != self.identity:
             raise StoreChanged("the store was emptied, or another one has taken its place")
 
+    def apart(self, epoch: int, user_ids: Sequence[bytes]) -> list[list[int]]:
+        """Return which users are of one server, by their places: where one is away, the others are not.
+        Raises `StoreUnavailable`.
+        """
+        return self.bulk.apart(self.keys.users(epoch, user_ids))
+
     async def time_ms(self) -> int:
         """Return the store's time in milliseconds, as the entries of the streams have it."""
         seconds, micros = await self.redis.time()
@@ -161,23 +194,21 @@ class Store:
         """Seconds since 1970 by the clock of the store."""
         return (await self.redis.time())[0]
 
-    def _connection(
-        self, name: str, prepare: Prepare | None = None, *, finds: bool = False, block_s: float = 0.0
-    ) -> Connection:
-        return Connection(
-            *(self._primary, self.settings.timeout_s, name),
+    def _connection(self, name: str, prepare: Prepare | None = None, *, block_s: float = 0.0) -> Connection:
+        return self._servers.connection(
+            name,
             prepare=prepare,
             load_library=self.redis.load_library,
-            finds=finds,
             block_s=block_s,
+            around=None if self.tracing is None else self.tracing.around,
         )
 
     async def _prepare(self) -> None:
         # A client of its own, closed each time: `redis` asks nothing while the bulk connection is away, and
         # its sockets may lead to a server that is no longer the one to ask.
-        client = Client(self._primary, self.settings.timeout_s)
+        client = self._servers.client()
         try:
-            identity = await prepare(client, self.settings.namespace, self.config, self.keys)
+            identity = await prepare(*(client, self.settings.namespace, self.config, self.keys, self.scale))
             if self.identity in {"", identity}:
                 await self._registries.verify(client)
             else:
@@ -186,3 +217,19 @@ class Store:
             self.identity = identity
         finally:
             await client.aclose(close_connection_pool=True)
+
+
+def _tracing(settings: StoreSettings, traced_as: str) -> "Tracing | None":
+    if settings.traces_url is None or not traced_as:
+        return None
+    from featurestore.telemetry.tracing import Tracing
+
+    return Tracing(settings.traces_url, traced_as)
+
+
+def _traces(store: Store) -> "Traces | None":
+    if store.tracing is None:
+        return None
+    from featurestore.telemetry.traces import Traces
+
+    return Traces(store.keys, store.redis, store.stream, store.tracing)

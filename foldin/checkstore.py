@@ -1,6 +1,6 @@
 """`python -m foldin.checkstore FILE [needed]`: can the store that the environment names be used, does it hold
 ratings, and is a key of the API needed? Then FILE holds one that may operate: `needed` says so beforehand,
-else it is where the store has keys.
+else it is where the store has keys, or had some before it was emptied: FILE or a mark beside it is there.
 
 Prints `ratings` or `empty`, and `key` for a key in FILE, and ends with code 0, or one line on what to do
 and ends with code 2. A process of its own, so that the supervisor of a stack never loads what it needs for
@@ -15,7 +15,7 @@ from pathlib import Path
 from featurestore.errors import StoreError, StoreRefused
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from foldin.keys import ensure_key
+from foldin.keys import ASKED_FOR, ensure_key
 from processes.errors import CannotStartError
 from processes.settings import load
 
@@ -38,7 +38,9 @@ def main() -> int:
     """Open the store as every part of the stack will; return the exit code."""
     try:
         settings = load(StoreSettings, (), os.environ)
-        found = asyncio.run(_check(settings, Path(sys.argv[1]), needed="needed" in sys.argv[2:]))
+        key_file = Path(sys.argv[1])
+        had_key = key_file.exists() or key_file.with_name(ASKED_FOR).exists()
+        found = asyncio.run(_check(settings, key_file, needed=had_key or "needed" in sys.argv[2:]))
         sys.stdout.write("".join(f"{word}\n" for word in found))
     except (StoreRefused, CannotStartError) as exc:
         sys.stdout.write(" ".join(str(exc).split()) + "\n")

@@ -6,3 +6,7 @@ class ImportStoppedError(Exception):
 
     What was written stays, and the message says how to go on.
     """
+
+
+class ExportStoppedError(Exception):
+    """An export ended before its end: exit code 1, and no file where one was asked for."""

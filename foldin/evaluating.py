@@ -4,14 +4,14 @@ Invariant: what is finished is on disk, and `--resume` with the same file, split
 """
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from evaluation.offline import splits
 from evaluation.offline.data import DataSet
@@ -21,21 +21,25 @@ from evaluation.offline.ranking.table import compare, comparison_table, ranking_
 from evaluation.offline.running import Plan, measure
 from evaluation.offline.splits import SPLITS, Split, SplitName
 from evaluation.pictures import draw_engines, drawn
+from evaluation.question import SideName
 from evaluation.report import engines_table, new_console, write_lines
+from evaluation.results.course import EvaluationReport
 from evaluation.results.lines import Line, LineStore
-from factors import Scale
+from factors import Columns, Scale
 from featurestore.settings import format_scale, parse_scale
+from foldin.commands.progress import Shown
+from foldin.commands.running import INTERRUPTED
+from foldin.files.attributes import side_columns
 from foldin.files.dataset import FileData, FileRules, read_files
-from foldin.files.item_attributes import item_columns
-from foldin.settings import FILE_FORMATS, FORMAT_HELP, columns
+from foldin.files.progress import bar
+from foldin.settings import FILE_FORMATS, FORMAT_HELP, FrontDoorSettings, columns, no_document
 from processes.errors import CannotStartError
-from processes.settings import choice, load, setting, whole
+from processes.settings import choice, left_over, load, setting, whole
 
 DEFAULT_ENGINES = (AUTO, "global-mean", "item-mean", "bias")
 WITH_ATTRIBUTES = f"{AUTO}:attributes"
 WITH_CONTEXT = f"{AUTO}:context"
 SHARE = 0.2  # as MovieLens holds out a fifth
-INTERRUPTED = 130  # exit code of a shell's command that SIGINT ended
 
 
 def _engine(text: str) -> str:
@@ -76,6 +80,12 @@ class EvaluateOptions:
     items: Path | None = setting(
         None,
         "what is said of the items: anything that `foldin import --items` reads; auto:attributes learns it",
+        Path,
+        metavar="FILE",
+    )
+    users: Path | None = setting(
+        None,
+        "what is said of the users: a column of ids, the others attributes, in the same formats",
         Path,
         metavar="FILE",
     )
@@ -132,12 +142,47 @@ class EvaluateOptions:
         return found
 
 
-def evaluate_file(argv: Sequence[str]) -> int:
+def run_evaluate(argv: Sequence[str], settings: FrontDoorSettings) -> int:
+    """Run `foldin evaluate`, with a file or without; return the exit code. Raises CannotStartError."""
+    from evaluation.course.settings import EvaluationSettings
+
+    if has_file(left_over(EvaluateOptions, argv), left_over(EvaluationSettings, argv)):
+        return evaluate_file(argv, settings.emit)
+    from evaluation.course.protocol import Moment
+    from evaluation.course.protocol import main as evaluate_in_environment
+    from evaluation.players.model import model_players
+
+    def tell(report: EvaluationReport) -> None:
+        summaries = [asdict(summary) for summary in report.summaries()]
+        settings.emit({"seed": report.seed, "steps": report.steps, "summaries": summaries})
+
+    with Shown("Playing, in steps") as shown:
+
+        def move(moment: Moment) -> None:
+            shown.done((moment.game - 1) * moment.steps + moment.step, moment.games * moment.steps)
+
+        return evaluate_in_environment(argv, model_players(), settings.inherited, tell, move)
+
+
+def has_file(of_file: Sequence[str], of_course: Sequence[str]) -> bool:
+    """Whether a line is of the form with FILE, by what the flags of either form leave over of it.
+
+    The value of a flag that only the other form knows looks like a name, so both must leave one; else the
+    form counts that knows more of the flags.
+    """
+    names, unknown = [], []
+    for rest in (of_file, of_course):
+        unknown.append(sum(each.startswith("-") for each in rest))
+        names.append(len(rest) > unknown[-1])
+    return all(names) or unknown[0] < unknown[1]
+
+
+def evaluate_file(argv: Sequence[str], emit: Callable[[object], None] = no_document) -> int:
     """Run `foldin evaluate FILE`; return the exit code: 1 where an engine failed. Raises CannotStartError."""
     about = "Compare engines on the ratings of a file: a part is learned, the rest is predicted."
     options = load(EvaluateOptions, argv, {}, command="foldin evaluate", about=about)
     console = new_console()
-    read = _described(options, _read(options, console))
+    read = _described(options, _read(options))
     for remark in read.remarks:
         console.print(remark, style="yellow", markup=False)
     default = RANKING_ENGINES if options.ranking else DEFAULT_ENGINES
@@ -156,18 +201,20 @@ def evaluate_file(argv: Sequence[str]) -> int:
     lines: list[Line] = []
     try:
         for line in _shown(plan, store, done, console):
-            lines.append(line)  # noqa: PERF402 - what was there before an interruption counts
+            lines.append(line)
+            emit(asdict(line))
     except KeyboardInterrupt:
         command = ["foldin", "evaluate", *argv, *(() if "--resume" in argv else ("--resume",))]
         console.print(f"stopped after {len(lines)} lines; go on with: {shlex.join(command)}", markup=False)
+        emit({"error": "interrupted", "exit_code": INTERRUPTED})
         return INTERRUPTED
     _report(lines, options, console)
     return 1 if any(line.failed for line in lines) else 0
 
 
-def _read(options: EvaluateOptions, console: Console) -> FileData:
+def _read(options: EvaluateOptions) -> FileData:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with bar(*columns) as progress:
         tasks = {
             path: progress.add_task(f"reading {path}", total=1.0)
             for path in (options.file, options.test)
@@ -182,19 +229,25 @@ def _read(options: EvaluateOptions, console: Console) -> FileData:
 
 
 def _described(options: EvaluateOptions, read: FileData) -> FileData:
-    """Return what was read with the attributes of its items, where a file says any."""
-    if options.items is None:
-        return read
-    found = item_columns(options.items, read.item_ids)
-    remarks = [*read.remarks, *found.remarks]
-    if found.described < read.data.n_items:
-        remarks.append(f"{options.items} describes {found.described:,} of {read.data.n_items:,} items")
-    if found.columns is None:
-        raise CannotStartError(
-            f"{options.items} says nothing that tells items apart: give a file with attributes or categories "
-            "of items that are rated"
-        )
-    return replace(read, data=replace(read.data, attributes={"item": found.columns}), remarks=tuple(remarks))
+    """Return what was read with the attributes of its items and users, where a file says any."""
+    attributes: dict[SideName, Columns] = {}
+    remarks = [*read.remarks]
+    files: tuple[tuple[SideName, Path | None], ...] = ("item", options.items), ("user", options.users)
+    for side, path in files:
+        if path is None:
+            continue
+        found, n = side_columns(path, side, read.ids[side]), len(read.ids[side])
+        remarks += found.remarks
+        if found.described < n:
+            remarks.append(f"{path} describes {found.described:,} of {n:,} {side}s")
+        if found.columns is None:
+            categories = " or categories" if side == "item" else ""
+            raise CannotStartError(
+                f"{path} says nothing that tells {side}s apart: give a file with attributes{categories} of "
+                f"{side}s of the ratings"
+            )
+        attributes[side] = found.columns
+    return replace(read, data=replace(read.data, attributes=attributes), remarks=tuple(remarks))
 
 
 def _splits(options: EvaluateOptions, read: FileData) -> list[Split]:
@@ -256,7 +309,7 @@ def _shown(plan: Plan, store: LineStore, done: dict[str, Line], console: Console
     """Yield the lines, each printed, with a bar on a terminal."""
     works = list(plan.works())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with bar(*columns) as progress:
         task = progress.add_task(_label(*works[0]), total=len(works))
         for number, (line, known) in enumerate(measure(plan, store, done), start=1):
             text = f"{line.split}, {line.summary()}" + (" (kept from before)" if known else "")

@@ -15,16 +15,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from rich.console import Console
 
+from factors import Scale
 from featurestore.settings import format_scale
+from foldin.commands.progress import Shown
+from foldin.commands.running import INTERRUPTED
 from foldin.errors import ImportStoppedError
-from foldin.files.contexts import PREFIX, FileFields, missing_columns
+from foldin.files.contexts import FileFields, missing_columns
 from foldin.files.layout import find_layout
 from foldin.files.positions import Position, PositionFile
 from foldin.files.progress import ImportProgress
 from foldin.files.reading import RatingsFile
-from foldin.files.rows import BadRow, Batch, RowRules, Values, distinct, pieces, suggested_scale
-from foldin.settings import FrontDoorSettings, ImportOptions
-from foldin.sinks import Row, RowRefusedError, Sink, SinkBusyError, open_sink
+from foldin.files.rows import BadRow, Batch, RowRules, Values, distinct, pieces, scale_for
+from foldin.files.scale import scale_of_file
+from foldin.settings import CONTEXT_PREFIX, FrontDoorSettings, ImportOptions
+from foldin.sinks import Row, RowRefusedError, Sink, SinkBusyError, open_sink, same_context
 from processes.errors import CannotStartError
 
 SHOWN_ROWS = 20  # of the bad rows: what fits on a terminal
@@ -74,6 +78,16 @@ class Findings:
             yield f"  ... in all: {rest}"
 
 
+def run_any_import(options: ImportOptions, settings: FrontDoorSettings) -> int:
+    """Import a file of ratings, items or users; return the exit code. Raises as `run_import`."""
+    if options.items or options.users:
+        from foldin.files.item_import import run_item_import
+
+        with Shown(f"Importing {'users' if options.users else 'items'}") as shown:
+            return run_item_import(options, settings, shown.done)
+    return run_import(options, settings)
+
+
 def run_import(options: ImportOptions, settings: FrontDoorSettings) -> int:
     """Import a file; return the exit code.
 
@@ -89,7 +103,8 @@ def run_import(options: ImportOptions, settings: FrontDoorSettings) -> int:
         asyncio.run(importer.run())
     except KeyboardInterrupt:
         console.print(importer.how_to_go_on("stopped"), markup=False)
-        return 130
+        settings.emit({"error": "interrupted", "exit_code": INTERRUPTED})
+        return INTERRUPTED
     return 0
 
 
@@ -114,11 +129,13 @@ class Importer:
             positions = PositionFile(self._settings.state_dir, self._options.path, sink.name)
             start = self._start(positions, sink)
             # One moment for all ratings without a time, in both passes.
-            rules = RowRules(sink.scale, time.time())
-            if any(role.startswith(PREFIX) for role in self._file.layout.columns):
+            rules = RowRules(sink.scale or await self._wanted_scale(), time.time())
+            if any(role.startswith(CONTEXT_PREFIX) for role in self._file.layout.columns):
                 rules = replace(rules, fields=FileFields(await sink.context_schema()))
             if self._options.on_bad == "refuse":
                 await self._check(rules)
+            if sink.scale is None:
+                rules = await self._decided(sink, rules)
             began = time.monotonic()
             await self._write(sink, rules, start, positions)
             self._tell_empty(rules)
@@ -126,6 +143,21 @@ class Importer:
             positions.remove()
         finally:
             await sink.close()
+
+    async def _wanted_scale(self) -> Scale:
+        return await scale_of_file(self._file, self._options.scale, self._console)
+
+    async def _decided(self, sink: Sink, rules: RowRules) -> RowRules:
+        """Decide on the scale of a store that has none; return the rules of the one that it has now."""
+        scale = await sink.decide(rules.scale)
+        self._console.print(f"The scale of {sink.name} is {format_scale(scale)} from now on, for good.")
+        if scale == rules.scale:
+            return rules
+        # Another import, or a rating, came first.
+        rules = replace(rules, scale=scale)
+        if self._options.on_bad == "refuse":
+            await self._check(rules)
+        return rules
 
     def _start(self, positions: PositionFile, sink: Sink) -> Position:
         """Return where the import begins."""
@@ -162,10 +194,10 @@ class Importer:
         advice = "mend them, or leave them out with --on-bad skip"
         if self._findings.off_scale:
             seen, scale = self._findings.seen, format_scale(rules.scale)
+            begin = f"FOLDIN_SCALE={format_scale(scale_for(seen))} and another FOLDIN_NAMESPACE or --data"
             advice = (
-                f"its ratings run from {seen[0]:g} to {seen[-1]:g}, the scale is {scale}; it is fixed when a "
-                f"namespace is created, so begin a new one with FOLDIN_SCALE={suggested_scale(seen)} and "
-                f"another FOLDIN_NAMESPACE or --data; or {advice}"
+                f"its ratings run from {seen[0]:g} to {seen[-1]:g}, the scale is {scale}; a store has one "
+                f"for good, so begin a new one with {begin}; or {advice}"
             )
         raise CannotStartError(
             f"{self._findings.bad:,} bad rows in {self._options.path}, so nothing was written: {advice}"
@@ -200,6 +232,11 @@ class Importer:
                 # A generator cannot be closed while the thread is in it.
                 await asyncio.gather(coming, return_exceptions=True)
                 batches.close()
+        stat = self._options.path.stat()
+        if (stat.st_size, stat.st_mtime_ns) != (start.size, start.modified_ns):
+            # As while it is still being copied: what came later may be missing, and was not checked.
+            reason = f"{self._options.path} has changed while it was read"
+            raise ImportStoppedError(f"{reason}: import it as a whole when it changes no more")
 
     async def _write_batch(self, sink: Sink, batch: Batch, progress: ImportProgress) -> None:
         """Write a batch in lanes that go side by side. Raises what the first lane that fails raises."""
@@ -243,13 +280,25 @@ class Importer:
                     raise ImportStoppedError(
                         self.how_to_go_on(f"{sink.name} refuses line {line} of {self._options.path}: {exc}")
                     ) from exc
-                self._findings.add_bad(BadRow(line, str(exc)))
-                del rows[exc.position], lines[exc.position]
+                # One refusal tells of all rows that give the same, which a call each would ask.
+                alike = same_context(rows, exc.position, exc.field.removeprefix(CONTEXT_PREFIX))
+                for position in reversed(alike):
+                    self._findings.add_bad(BadRow(lines[position], str(exc)))
+                    del rows[position], lines[position]
             else:
                 progress.note("")
                 return
 
     def _conclude(self, sink: Sink, took_s: float) -> None:
+        self._settings.emit(
+            {
+                "file": self._options.path,
+                "target": sink.name,
+                "written": self._written,
+                "left_out": self._findings.bad,
+                "seconds": round(took_s, 3),
+            }
+        )
         self._console.print(
             f"{self._written:,} ratings written to {sink.name} in {took_s:.1f} s, "
             f"{self._written / took_s:,.0f} a second."
@@ -259,8 +308,8 @@ class Importer:
             self._console.print(f"{self._findings.bad:,} bad rows were left out.")
 
     def _tell_empty(self, rules: RowRules) -> None:
-        read = [role for role in self._file.layout.columns if role.startswith(PREFIX)]
-        if empty := [role for role in read if role.removeprefix(PREFIX) not in rules.fields.given]:
+        read = [role for role in self._file.layout.columns if role.startswith(CONTEXT_PREFIX)]
+        if empty := [role for role in read if role.removeprefix(CONTEXT_PREFIX) not in rules.fields.given]:
             self._console.print(f"No row gives anything in {', '.join(empty)}.", markup=False)
 
     def _report_bad_rows(self) -> None:
@@ -276,7 +325,14 @@ class Importer:
             return f"{reason}; some of the first rows may be written: mended, the file is imported as a whole"
         options = self._options
         parts = ["foldin", "import", str(options.path)]
-        for flag, value in (("--url", options.url), ("--data", options.data)):
+        told = {
+            "--url": options.url,
+            "--data": options.data,
+            # A key itself is shown nowhere.
+            "--key-file": options.key_file,
+            "--config": self._settings.inherited.get("FOLDIN_CONFIG"),
+        }
+        for flag, value in told.items():
             if value is not None:
                 parts += [flag, str(value)]
         if options.format != "auto":

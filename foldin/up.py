@@ -17,9 +17,11 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from foldin.cluster.embedded import EmbeddedCluster, refuse_other
 from foldin.preflight import data_directory, locked, reaches_beyond, require_free_port
 from foldin.settings import FrontDoorSettings, StackOptions
 from foldin.store import EmbeddedStore
+from processes import module_name
 from processes.child import ChildSpec
 from processes.errors import DATA_REFUSED, CannotStartError, StackFailedError
 from processes.loop import first_of
@@ -28,8 +30,9 @@ from processes.supervisor import Supervisor, describe_end
 
 # What another process must set alike to write to the store of this stack.
 STORE_SETTINGS = {
-    *{"FOLDIN_REDIS_URL", "FOLDIN_NAMESPACE", "FOLDIN_PARTITIONS", "FOLDIN_SCALE", "FOLDIN_STREAM_LIMIT"},
-    *{"FOLDIN_MAX_ITEMS", "FOLDIN_DURABILITY", "FOLDIN_STORE_TIMEOUT_S"},
+    *{"FOLDIN_REDIS_URL", "FOLDIN_REDIS_PASSWORD_FILE", "FOLDIN_NAMESPACE", "FOLDIN_PARTITIONS"},
+    *{"FOLDIN_SCALE", "FOLDIN_STREAM_LIMIT", "FOLDIN_MAX_ITEMS", "FOLDIN_DURABILITY"},
+    *{"FOLDIN_STORE_TIMEOUT_S"},
 }
 # A service that listens on all addresses is asked at the loopback one.
 PROBE_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not listened on
@@ -63,16 +66,21 @@ def up(options: StackOptions, settings: FrontDoorSettings) -> int:
     """
     if settings.inherited.get("FOLDIN_TLS_CERT"):
         raise CannotStartError(
-            "this stack speaks plain HTTP: unset FOLDIN_TLS_CERT, or run `python -m service` by itself"
+            "this stack speaks plain HTTP: unset FOLDIN_TLS_CERT, or run "
+            f"`python -m {module_name('service')}` by itself"
         )
+    if options.cluster and settings.redis_url:
+        raise CannotStartError("FOLDIN_REDIS_URL names a store: unset it, or leave out --cluster")
     data = data_directory(options.data)
     with locked(data) as lock:
+        if not settings.redis_url:
+            refuse_other(data, options.cluster, settings.inherited.get("FOLDIN_NAMESPACE") or "foldin")
         require_free_port(options.host, options.port, "--port")
         require_free_port(options.host, options.environment_port, "--environment-port")
         return asyncio.run(_run(Stack(options, settings, data), lock))
 
 
-async def _run(stack: "Stack", lock: int) -> int:
+async def _run(stack: "Stack", lock: tuple[int, ...]) -> int:
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -83,7 +91,7 @@ async def _run(stack: "Stack", lock: int) -> int:
     # SIGHUP: the terminal was closed.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
-    supervisor = Supervisor(stack.data / "logs", say, (lock,))
+    supervisor = Supervisor(stack.data / "logs", say, lock)
     running = asyncio.create_task(stack.run(supervisor), name="stack")
     try:
         await first_of(stop.wait(), asyncio.shield(running), asyncio.shield(supervisor.failed))
@@ -101,6 +109,7 @@ async def _run(stack: "Stack", lock: int) -> int:
             # A player that was ended while it drew leaves the cursor hidden.
             print("\x1b[?25h", end="", flush=True)
     say(f"Stopped. The data is in {stack.data}.")
+    stack.tell("stopped")
     return 0
 
 
@@ -112,7 +121,7 @@ class Stack:
         self._options = options
         self._settings = settings
         self._file = data / "stack.json"
-        self._store: EmbeddedStore | None = None
+        self._store: EmbeddedStore | EmbeddedCluster | None = None
         # Of a key that may operate, where the API asks for one.
         self._key_file: Path | None = None
         # The trainer leaves an archive that is not the store's, or newer, to a person to decide about.
@@ -130,8 +139,9 @@ class Stack:
         Raises CannotStartError or StackFailedError.
         """
         say(f"Foldin starts; its data is in {self.data}")
-        url = self._settings.redis_url or await self._start_store(supervisor)
-        environment = self._environment(url)
+        if not self._settings.redis_url:
+            await self._start_store(supervisor)
+        environment = self._environment()
         holds_ratings, has_key = await self._check_store(supervisor, environment)
         self._holds_ratings, self._checked_at = holds_ratings, time.monotonic()
         if has_key:
@@ -139,6 +149,7 @@ class Stack:
         await supervisor.start(*self._parts(environment))
         self._remember(environment)
         say(self._where())
+        self.tell("ready")
         if self._without_trainer:
             pass  # the supervisor has told what to do
         elif holds_ratings and not (self._options.play or self._options.no_play):
@@ -150,10 +161,21 @@ class Stack:
             await self._play(supervisor, environment)
         await asyncio.shield(supervisor.failed)
 
-    async def _start_store(self, supervisor: Supervisor) -> str:
-        self._store = EmbeddedStore(self.data / "store", self._settings.inherited)
-        await supervisor.start(self._store.spec)
-        return self._store.url
+    async def _start_store(self, supervisor: Supervisor) -> None:
+        folder, inherited = self.data / "store", self._settings.inherited
+        if self._options.cluster is None:
+            self._store = EmbeddedStore(folder, inherited)
+            await supervisor.start(self._store.spec)
+            return
+        self._store = cluster = EmbeddedCluster(folder, self._options.cluster, inherited)
+        await supervisor.start(*cluster.specs)
+        command = (*_python("foldin.cluster"), str(self._options.cluster), str(folder))
+        forming = ChildSpec("cluster", command, cluster.environment)
+        if (code := await supervisor.once(forming)) != 0:
+            raise StackFailedError(
+                f"no cluster was formed ({describe_end(code)}); see {self.data / 'logs/cluster.log'}"
+            )
+        say("  store: its servers are one cluster")
 
     async def _check_store(self, supervisor: Supervisor, environment: Mapping[str, str]) -> tuple[bool, bool]:
         """Return whether the store holds ratings, and whether the API is asked with a key."""
@@ -171,20 +193,25 @@ class Stack:
             say(f"  store: ready at {redacted(self._settings.redis_url)}")
         return "ratings" in lines, "key" in lines
 
-    def _environment(self, redis_url: str) -> dict[str, str]:
+    def _environment(self) -> dict[str, str]:
         options = self._options
         return {
             **self._settings.inherited,
             # What a part prints must be in its log before it is killed.
             "PYTHONUNBUFFERED": "1",
-            "FOLDIN_REDIS_URL": redis_url,
+            # As for the parts themselves, for the processes that they start.
+            "PYTHONSAFEPATH": "1",
             "FOLDIN_HOST": options.host,
             "FOLDIN_PORT": str(options.port),
             "FOLDIN_WORKERS": str(options.workers),
             "FOLDIN_CACHE_DIR": str(self.data / "cache"),
             "FOLDIN_ARCHIVE_DIR": str(self.data / "archive"),
             # Its own store is on this disk; of another nothing is known here.
-            **({} if self._store is None else {"FOLDIN_STORE_DIR": str(self.data / "store")}),
+            **(
+                {}
+                if self._store is None
+                else {**self._store.settings, "FOLDIN_STORE_DIR": str(self.data / "store")}
+            ),
             "FOLDIN_ENVIRONMENT_HOST": options.host,
             "FOLDIN_ENVIRONMENT_PORT": str(options.environment_port),
         }
@@ -273,6 +300,20 @@ class Stack:
             return
         say(self._next())
 
+    def tell(self, event: str) -> None:
+        """Say by `--json` what has happened, and where everything is."""
+        self._settings.emit(
+            {
+                "event": event,
+                "api": self.api_url,
+                "environment": self.environment_url,
+                "data": self.data,
+                "logs": self.data / "logs",
+                "key_file": self._key_file,
+                "trainer": not self._without_trainer,
+            }
+        )
+
     def _where(self) -> str:
         rows = {
             "API": self.api_url,
@@ -327,7 +368,7 @@ class Stack:
 
     def forget(self) -> None:
         """Remove `stack.json` and the store's socket: the stack is gone."""
-        if self._store is not None:
+        if isinstance(self._store, EmbeddedStore):
             self._store.clean()
         with contextlib.suppress(OSError):
             self._file.unlink(missing_ok=True)
@@ -335,7 +376,7 @@ class Stack:
 
 def _python(module: str) -> tuple[str, ...]:
     # -P: a folder called `service` in the current directory must not come before ours.
-    return (sys.executable, "-P", "-m", module)
+    return (sys.executable, "-P", "-m", module_name(module))
 
 
 def redacted(url: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from processes import module_name
 from processes.errors import ChildEndedError
 from processes.parent import die_with_parent
 
@@ -21,8 +22,8 @@ POLL_S = 0.01
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
-    """Return the command that runs a module with this Python."""
-    return [sys.executable, "-m", module, *arguments]
+    """Return the command that runs a module, by its name in a checkout, with this Python."""
+    return [sys.executable, "-m", module_name(module), *arguments]
 
 
 def plain_environment(inherited: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:

@@ -1,11 +1,11 @@
-"""Event loops of a process: the fastest there is, ended by signals; and waiting for the first of several
-ends.
+"""Event loops of a process: the fastest there is, ended by signals; work beside other work; and waiting for
+the first of several ends.
 """
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -63,3 +63,22 @@ async def first_of(*waits: Awaitable[object], within_s: float | None = None) -> 
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def beside(
+    work: Coroutine[None, None, None], name: str, failed: Callable[[str, BaseException], None]
+) -> AsyncIterator[None]:
+    """Do `work` for the length of a `with`; `failed` is told its name and the error where it ends by one."""
+
+    def tell(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            failed(name, exc)
+
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(tell)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -12,6 +12,8 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
 
+from processes import module_name
+
 # Up to 4 GB; the largest message, a batch of records, has some megabytes.
 _LENGTH_BYTES = 4
 # The exit code of a helper whose parent is gone; no process reads it.
@@ -90,7 +92,7 @@ async def helper(module: str, descriptors: Sequence[int] = ()) -> AsyncIterator[
     # parent. For a trainer with gigabytes in memory that stops the event loop.
     try:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", module),
+            *(sys.executable, "-m", module_name(module)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             pass_fds=descriptors,

@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar, cast
 from processes.errors import CannotStartError
 
 T = TypeVar("T")
+Told = tuple[str | None, str | None]
 C = TypeVar("C", bound=str)
 
 HIDDEN = argparse.SUPPRESS  # help of a flag that only our own processes give each other
@@ -36,6 +37,22 @@ class SettingsError(CannotStartError):
         self.problems = problems
 
 
+class Environment(dict[str, str]):
+    """Variables, with those of a file below them. `file`: what the file says, by variable or, of a setting
+    without one, by `section.key`; `sources`: where in the file it stands, by the same.
+    """
+
+    def __init__(
+        self,
+        variables: Mapping[str, str],
+        file: Mapping[str, str] | None = None,
+        sources: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(variables)
+        self.file = file or {}
+        self.sources = sources or {}
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One declared setting. `variable` and `flag`: its names, None where it has none of that kind; without
@@ -43,7 +60,7 @@ class Setting:
 
     `many`: several values, separated by commas or spaces. `shown`: the default as the reference shows it.
     `metavar`: its value in the help. `excludes`: the field, declared below this one, of a flag that cannot be
-    given beside this one.
+    given beside this one. `empty`: it may be given as an empty text.
     """
 
     help: str
@@ -54,6 +71,7 @@ class Setting:
     shown: str
     metavar: str | None
     excludes: str | None
+    empty: bool
 
     @property
     def switch(self) -> bool:
@@ -61,9 +79,27 @@ class Setting:
         return self.parse is switch
 
     @property
+    def options(self) -> Sequence[str]:
+        """What it may be, where only some texts are allowed."""
+        return self.parse.options if isinstance(self.parse, _OneOf) else ()
+
+    @property
+    def is_path(self) -> bool:
+        """Whether it names a file or folder."""
+        return self.metavar == "PATH" or self.parse in {Path, data_path}
+
+    @property
     def positional(self) -> bool:
         """Whether it is told by its place."""
         return self.flag is not None and not self.flag.startswith("-")
+
+    @property
+    def described(self) -> str:
+        """The help of its flag, with its default and its variable."""
+        words = self.help
+        if not self.switch and self.shown not in {"", "none"}:
+            words += f" (default: {self.shown.replace('`', '')})"
+        return words if self.variable is None else f"{words} [{self.variable}]"
 
     def value_of(self, text: str) -> Any:
         """Parse the text of a flag or a variable. Raises ValueError with what it must be."""
@@ -84,6 +120,7 @@ def setting(
     secret: bool = False,
     metavar: str | None = None,
     excludes: str | None = None,
+    empty: bool = False,
 ) -> T:
     """Declare a field of a settings class. `default`: `...` where a value is needed, False for a switch.
 
@@ -94,7 +131,7 @@ def setting(
     if metavar is None:
         metavar = _metavar(parse, default)
     shown = _shown(default) if shown is None else shown
-    declared = Setting(help, parse, variable, flag, many, shown, metavar, excludes)
+    declared = Setting(help, parse, variable, flag, many, shown, metavar, excludes, empty)
     kept: Any = MISSING if default is ... else default
     # Typed as the value, as `dataclasses.field` is: the decorator puts the value in the field's place.
     found: T = field(default=kept, repr=not secret, metadata={"setting": declared})
@@ -188,17 +225,16 @@ def load(
 ) -> T:
     """Read a settings class from flags and variables.
 
+    `environ`: an `Environment` has what a file says below its variables; of settings without a variable it
+    counts for a class that names its section as `FILE_SECTION`.
+
     Raises SettingsError with every mistake found; what `cls.problems()` says, where there is such a method,
     counts too. Prints the help and exits on `--help`.
     """
     if not {"-h", "--help"}.isdisjoint(argv):
         _parser(cls, command, about, shown=True).print_help()
         sys.exit(0)
-    try:
-        flags, rest = _parser(cls, command, about, shown=False).parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise SettingsError(str(error)) from error
-    given = vars(flags)
+    given, rest = _flags(cls, argv)
     errors = []
     for entry, declared in declarations(cls):
         if declared.excludes and None not in (given[entry.name], given[declared.excludes]):
@@ -209,12 +245,28 @@ def load(
             if given[entry.name] is not None:
                 rest.remove(given[entry.name])
     errors += [f"unknown argument {argument}" for argument in rest]
-    made = _make(cls, frozenset(), given, environ, errors)
+    made = _make(cls, frozenset(), given, environ, errors, section=getattr(cls, "FILE_SECTION", None))
     if made is not None:
         errors.extend(getattr(made, "problems", list)())
     if errors:
         raise SettingsError(*errors)
     return cast("T", made)
+
+
+def left_over(cls: type[Any], argv: Sequence[str]) -> list[str]:
+    """Return what no flag of a settings class takes: what is given by its place, and unknown flags.
+
+    Raises SettingsError.
+    """
+    return _flags(cls, argv)[1]
+
+
+def _flags(cls: type[Any], argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    try:
+        flags, rest = _parser(cls, "", "", shown=False).parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise SettingsError(str(error)) from error
+    return vars(flags), rest
 
 
 def secret_of(value: str | None, file: Path | None) -> str | None:
@@ -228,6 +280,18 @@ def secret_of(value: str | None, file: Path | None) -> str | None:
         return file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def api_key_of(value: str | None, file: Path | None) -> str | None:
+    """Return a key of the API that is given itself or by a file, None for neither.
+
+    Raises SettingsError where the file cannot be read, and for a key that no header of a request can have.
+    """
+    key = secret_of(value, file)
+    if key is not None and re.fullmatch("[!-~]+", key) is None:
+        where = "" if value is not None else f" in {file}"
+        raise SettingsError(f"the key{where} cannot be sent: it must be printable ASCII without spaces")
+    return key
 
 
 def _parser(cls: type[Any], command: str, about: str, *, shown: bool) -> argparse.ArgumentParser:
@@ -250,11 +314,7 @@ def _parser(cls: type[Any], command: str, about: str, *, shown: bool) -> argpars
     for entry, declared in declarations(cls):
         if declared.flag is None or (declared.positional and not shown):
             continue
-        words = declared.help
-        if words != HIDDEN and not declared.switch and declared.shown not in {"", "none"}:
-            words += f" (default: {declared.shown.replace('`', '')})"
-        if declared.variable is not None:
-            words += f" [{declared.variable}]"
+        words = HIDDEN if declared.help == HIDDEN else declared.described
         options: dict[str, Any] = {"help": words.replace("%", "%%")}
         if declared.switch:
             options |= {"action": "store_const", "const": "1"}
@@ -333,12 +393,29 @@ def _variables_without_flag(cls: type[Any]) -> str | None:
     return "\n".join(["environment variables:", *lines]) if lines else None
 
 
+def _told(environ: Mapping[str, str], declared: Setting, section: str | None) -> Told:
+    """Return the text of a setting in the environment or its file, and what to call it in a message."""
+    name = declared.variable
+    file = environ.file if isinstance(environ, Environment) else {}
+    sources = environ.sources if isinstance(environ, Environment) else {}
+    if name is None and section is not None and declared.flag is not None:
+        name = f"{section}.{declared.flag.lstrip('-').replace('-', '_')}"
+        return file.get(name), sources.get(name)
+    # An empty variable is none: compose files pass on what is not set as empty.
+    text = environ.get(name or "") or None
+    # What a child inherits of the file's is a variable, too; it is changed in the file.
+    from_file = name in sources and file.get(name or "") == text
+    return text, sources[name or ""] if from_file else name
+
+
 def _make(
     cls: type[Any],
     without: frozenset[str],
     flags: Mapping[str, Any],
     environ: Mapping[str, str],
     errors: list[str],
+    *,
+    section: str | None,
 ) -> object | None:
     """Return an object of `cls`; None, with the mistakes added to `errors`, where one cannot be read."""
     values: dict[str, Any] = {}
@@ -346,19 +423,18 @@ def _make(
     for entry in fields(cls):
         if "nested" in entry.metadata:
             inner, left_out = entry.metadata["nested"], entry.metadata["without"]
-            values[entry.name] = _make(inner, left_out, flags, environ, errors)
+            values[entry.name] = _make(inner, left_out, flags, environ, errors, section=section)
         elif "setting" in entry.metadata and entry.name not in without:
             declared = _named(entry)
             text, source = flags.get(entry.name), declared.flag
             if text is None:
-                # An empty variable is none: compose files pass on what is not set as empty.
-                text, source = environ.get(declared.variable or "") or None, declared.variable
+                text, source = _told(environ, declared, section)
             if text is None and entry.default is not MISSING:
                 continue
             # Several values come as a list; a variable holds the same as one text.
             text = text if text is None or isinstance(text, str) else " ".join(text)
             # An empty flag is a variable of a script that was not set, and an empty path is this folder.
-            if text is None or not text.strip():
+            if text is None or not (text.strip() or declared.empty):
                 errors.append(f"{source or declared.flag} needs a value")
                 continue
             try:

@@ -27,16 +27,18 @@ def _work(settings: "ServiceSettings", slot: "WorkerSlot", sock: socket.socket) 
 
 def main() -> int:
     """Serve; the exit code."""
+    from featurestore.telemetry.log_lines import configure
+    from processes.configuration.file import configured
     from processes.settings import SettingsError
     from service.settings import read_settings
 
     arguments = sys.argv[1:]
     try:
-        settings, slot = read_settings(arguments, os.environ)
+        settings, slot = read_settings(*configured(arguments, os.environ))
     except SettingsError as exc:
         print(f"service: {exc}", file=sys.stderr)
         return CANNOT_START
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    configure(settings.log_level, settings.log_format)
     # The record of who operated is kept whatever else is logged.
     logging.getLogger("foldin.audit").setLevel(logging.INFO)
     if slot.socket is not None:

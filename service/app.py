@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -20,6 +20,8 @@ from featurestore.generations.follower import Follower
 from featurestore.quotas.limits import DEFAULT
 from featurestore.settings import redacted
 from featurestore.store import Store
+from featurestore.users.compiled import load_fold_in
+from processes.loop import beside
 from service.catalogue.follower import CatalogueFollower
 from service.context import CONTEXT, ServiceContext
 from service.experiments.background import BackgroundSteps
@@ -28,6 +30,7 @@ from service.feedback.recorder import FeedbackRecorder
 from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic
+from service.http.memory import MemoryWatch
 from service.http.quotas import Quotas
 from service.key_copy import following_keys
 from service.metrics import RECENT_S, Counts, SnapshotFiles, error_bounds
@@ -38,6 +41,7 @@ from service.routes import OPERATIONS, add_routes
 from service.rules.scenarios import ScenarioReader
 from service.scoring import PairScorer
 from service.settings import ServiceSettings, WorkerSlot
+from service.telemetry.reporter import Reporter
 from service.training import Training
 
 log = logging.getLogger("foldin.service")
@@ -51,6 +55,7 @@ _RETRY_S = 0.25
 # The largest tables take a few seconds to come over; longer than this is a fault that people should see.
 _FIRST_LOAD_S = 20.0
 _FIRST_POLL_S = 0.01  # by so much a start may be late; a look costs next to nothing
+_EXPORTS = 2  # at a time: each holds some MB, and reads the store as fast as its client reads it
 
 
 def build_app(settings: ServiceSettings, slot: WorkerSlot, *, loopback: bool) -> web.Application:
@@ -87,7 +92,7 @@ async def _service_context(
             _catalogue(store) as catalogue,
             _following(store, settings, catalogue) as follower,
         ):
-            scale = store.config.scale
+            scale = store.scale.value
             snapshot_files = SnapshotFiles(slot.folder, slot.worker)
             counts = _counts(slot, scale, snapshot_files)
             audit = Audit(OPERATIONS, settings.proxies)
@@ -116,6 +121,7 @@ async def _service_context(
                 imports=Admission(
                     counts, at_once_bytes=settings.large_bytes, waiting_bytes=settings.import_waiting_bytes
                 ),
+                exports=asyncio.Semaphore(_EXPORTS),
                 batcher=MicroBatcher(store, follower, counts, arm_counts),
                 scorer=PairScorer(store, counts),
                 rankings=RankingDesk(counts, most_waiting=settings.rankings_waiting),
@@ -128,6 +134,7 @@ async def _service_context(
                 quotas=quotas,
                 arm_counts=arm_counts,
                 feedback=FeedbackRecorder(store, follower, counts, arm_counts),
+                memory=MemoryWatch(),
             )
             async with _at_work(context):
                 yield context
@@ -143,15 +150,18 @@ async def _at_work(context: ServiceContext) -> AsyncIterator[None]:
     steps = BackgroundSteps("hand over figures of experiments", context.counts)
     async with (
         _sampled(context),
-        _running(context.quotas.share(store.quotas), "share the quotas"),
-        _running(context.arm_counts.run(store.tallies, steps), steps.work),
-        _running(context.feedback.run(), "record what was shown"),
+        beside(context.quotas.share(store.quotas), "share the quotas", _failed),
+        beside(context.arm_counts.run(store.tallies, steps), steps.work, _failed),
+        beside(context.feedback.run(), "record what was shown", _failed),
+        beside(load_fold_in(context.settings.cache_dir), "load the compiled fold-in", _failed),
+        beside(Reporter(context, os.uname().nodename).run(), "tell what this worker does", _failed),
     ):
         yield
 
 
 def _counts(slot: WorkerSlot, scale: Scale, snapshot_files: SnapshotFiles) -> Counts:
-    counts = Counts(slot.worker, time.time(), error_bounds(scale.low, scale.high), starts=1)
+    now = time.time()
+    counts = Counts(slot.worker, now, error_bounds(scale.low, scale.high), starts=1, since=now)
     # The counters of the worker that had this slot before: a counter never falls.
     if (earlier := snapshot_files.earlier()) is not None:
         counts.carry(earlier)
@@ -174,7 +184,7 @@ async def _open_store(settings: ServiceSettings) -> Store:
     where = redacted(settings.store.url)
     while True:
         try:
-            return await Store.open(settings.store)
+            return await Store.open(settings.store, traced_as="foldin-service")
         except StoreUnavailable as exc:
             waited_s = loop.time() - began
             if waited_s >= settings.start_wait_s:
@@ -228,25 +238,15 @@ async def _load_first(store: Store, follower: Follower) -> None:
         log.warning("starts without a generation reason=%r", exc)
 
 
-@asynccontextmanager
-async def _running(work: Coroutine[None, None, None], name: str) -> AsyncIterator[None]:
-    task = asyncio.create_task(work, name=name)
-    task.add_done_callback(_tell_end)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-def _tell_end(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (exc := task.exception()) is not None:
-        log.error("ends work=%r reason=%r", task.get_name(), exc, exc_info=exc)
+def _failed(work: str, exc: BaseException) -> None:
+    log.error("ends work=%r reason=%r", work, exc, exc_info=exc)
 
 
 @asynccontextmanager
 async def _sampled(context: ServiceContext) -> AsyncIterator[None]:
-    """Write the snapshot of this worker once a second, and once more at the end."""
+    """Write the snapshot of this worker at once, once a second, and once more at the end."""
+    # The others have it from it since when this replica runs.
+    await asyncio.to_thread(context.snapshot_files.write, context.snapshot())
     task = asyncio.create_task(_sample_always(context), name="sample the counts")
     try:
         yield
@@ -270,4 +270,5 @@ async def _sample_always(context: ServiceContext) -> None:
         counts.recent_ratings *= fade
         counts.recent_errors *= fade
         counts.recent_squared_error *= fade
+        await asyncio.to_thread(context.memory.look)
         await asyncio.to_thread(context.snapshot_files.write, context.snapshot())

@@ -4,9 +4,11 @@ the call began.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from factors import Bools, Float32s, Int64s
 from featurestore.catalogue.schema import Types
@@ -18,7 +20,7 @@ from service.http.parsing import MAX_ID_BYTES, Id, Query
 from service.http.problems import Problem
 from service.openapi import Schema, query_parameter
 from service.rules.filter_parsing import UnknownAttribute, refused
-from service.rules.filters import Filter
+from service.rules.filters import NO_FILTER, Filter
 from service.rules.listing import Ranking, RuledList, Scored, apply
 from service.rules.request import MAX_NAME, RuleFields, Rules, merged, narrowed, parse_rules
 
@@ -28,8 +30,16 @@ MOST_COMPARED = 1_000
 _QUICK_BYTES = 8_192
 # Ids whose rows are looked up in 1 ms.
 _QUICK_IDS = 4_000
+# Why a list is empty: the first of these that leaves nothing of what those before it have left.
+NO_ITEM = "there is no item to choose from"
+NONE_SHOWN = "each item is hidden, deleted, or not available now"
 NO_ITEM_PASSES = "no item passes the filter"
-NO_ITEM_LEFT = "each item that passes is left out: it was rated, excluded, or its category is full"
+NONE_PASSES_SHOWN = "each item that passes the filter is hidden, deleted, or not available now"
+NO_CANDIDATE = "no item of candidate_items is left by the filter and by what may be shown"
+ALL_EXCLUDED = "each item that is left is among exclude_items"
+ALL_SEEN = "the user has rated or consumed each item that is left"
+NONE_RANKED = "of no item that is left there is anything known to rank it by"
+BEHIND = "offset is behind the last item"
 # As long as an item id may be; a few dozen ids, percent-encoded, in the head of a request.
 MOST_CATEGORY, MOST_IDS = 256, 1_024
 
@@ -180,7 +190,9 @@ def check_rearranging(rules: Rules, places: int, *, explores: bool) -> None:
 
 async def directions(context: ServiceContext, live: LiveGeneration, rows: Int64s) -> Float32s:
     """Return a vector (m, rank) of each of `rows`, by which diversity compares items."""
-    return await context.rankings.in_thread(partial(live.ranker.directions, rows), live)
+    by_events = live.likeness if live.by_events else None
+    vectors = (by_events or live.ranker).directions
+    return await context.rankings.in_thread(partial(vectors, rows), live)
 
 
 async def ruled(
@@ -191,26 +203,71 @@ async def ruled(
     *,
     wanted: int,
     exclude: Int64s,
+    seen: Int64s | None = None,
 ) -> Listed:
-    """Return the first `wanted` places of a list under rules. `exclude` int64 (m,): rows that are in none."""
+    """Return the first `wanted` places of a list under rules. `exclude` int64 (m,): rows that are in none;
+    `seen` int64 (k,): those that the user has seen.
+    """
     n_items = live.ranker.n_items
     shown = call.view.allowed(time.time(), n_items)
-    # Most calls have none: these are ranked as ever, many users in one product.
-    if call.rules == Rules(order=call.rules.order):
-        return Listed(await ranking.top(wanted, exclude, shown), None)
-    rows = await _rows(context, live, call)
+    left_out = exclude if seen is None else np.concatenate([seen, exclude])
+    rows: dict[bytes, int] = {}
 
     async def mask(passing: Filter) -> Bools:
         return await call.view.mask(passing, n_items, rows, context.rankings.in_thread)
 
-    applied = await apply(
-        call.rules, rows, mask, call.view.both, n_items=n_items, shown=shown, exclude=exclude
+    # Most calls have none: these are ranked as ever, many users in one product.
+    if call.rules == Rules(order=call.rules.order):
+        items = await ranking.top(wanted, left_out, shown)
+    else:
+        rows = await _rows(context, live, call)
+        applied = await apply(
+            call.rules, rows, mask, call.view.both, n_items=n_items, shown=shown, exclude=left_out
+        )
+        if applied.empty:
+            items = await ranking.top(0, left_out, None)
+        else:
+            made = RuledList(applied, ranking, call.view.columns, context.rankings.in_thread)
+            items = await made.first(wanted)
+    if len(items.rows):
+        return Listed(items, None)
+    everything = np.ones(n_items, dtype=np.bool_)
+    passing = everything if call.rules.filter == NO_FILTER else await mask(call.rules.filter)
+    steps = (
+        (NO_ITEM, _but(exclude, n_items)),
+        (NONE_SHOWN, everything if shown is None else shown),
+        (NONE_PASSES_SHOWN if passing.any() else NO_ITEM_PASSES, passing),
+        (NO_CANDIDATE, _but(_known(rows, call.rules.candidates), n_items, otherwise=False)),
+        (ALL_EXCLUDED, _but(_known(rows, call.rules.exclude), n_items)),
+        (ALL_SEEN, _but(seen, n_items)),
     )
-    if applied.empty:
-        return Listed(await ranking.top(0, exclude, None), NO_ITEM_PASSES)
-    made = RuledList(applied, ranking, call.view.columns, context.rankings.in_thread)
-    items = await made.first(wanted)
-    return Listed(items, None if len(items.rows) else NO_ITEM_LEFT)
+    return Listed(items, why_empty(steps))
+
+
+def why_empty(steps: Sequence[tuple[str, Bools]]) -> str:
+    """Return why nothing is in a list: the first reason whose mask (n,) leaves nothing of what is left."""
+    left: Bools | None = None
+    for why, mask in steps:
+        left = mask if left is None else left & mask
+        if not left.any():
+            return why
+    return NONE_RANKED
+
+
+def _known(rows: Mapping[bytes, int], item_ids: Sequence[bytes] | None) -> Int64s | None:
+    """Return the rows of ids, of those that are known; None for no ids at all."""
+    if item_ids is None:
+        return None
+    return np.array([rows[item_id] for item_id in item_ids if item_id in rows], dtype=np.int64)
+
+
+def _but(rows: Int64s | None, n: int, *, otherwise: bool = True) -> Bools:
+    """Return a mask (n,) in which `rows` are another than `otherwise`; everything where there are no rows."""
+    if rows is None:
+        return np.ones(n, dtype=np.bool_)
+    mask: Bools = np.full(n, otherwise, dtype=np.bool_)
+    mask[rows[rows < n]] = not otherwise
+    return mask
 
 
 async def _rows(context: ServiceContext, live: LiveGeneration, call: CallRules) -> dict[bytes, int]:

@@ -3,19 +3,22 @@
 Invariant: it is made once, by `app`, before the port opens; handlers read its parts and replace none.
 """
 
-import contextlib
-import resource
+import asyncio
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from aiohttp import web
 
-from featurestore.errors import StoreFull
+from factors import Scale
+from featurestore.codecs import History
+from featurestore.errors import FullReason, StoreFull, StoreMigrating
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
+from featurestore.namespace import StoredScale
 from featurestore.store import Store
+from featurestore.users.histories import ANSWER_ENTRIES
+from processes.memory import resident_bytes
 from service.catalogue.follower import CatalogueFollower
 from service.experiments.counting import ArmCounts, Membership
 from service.feedback.recorder import FeedbackRecorder
@@ -23,7 +26,8 @@ from service.http.access import Access
 from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic
-from service.http.quotas import Quotas
+from service.http.memory import MemoryWatch
+from service.http.quotas import CALLED_BY, Quotas
 from service.metrics import Counts, SnapshotFiles
 from service.micro_batcher import MicroBatcher
 from service.neighbours.nearest import Nearest
@@ -43,7 +47,9 @@ class Serving(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceContext:
-    """The parts of one worker. `predictions`, `imports`: how many large bodies of each kind it takes on."""
+    """The parts of one worker. `predictions`, `imports`: how many large bodies of each kind it takes on;
+    `exports`: how many exports.
+    """
 
     settings: ServiceSettings
     slot: WorkerSlot
@@ -55,6 +61,7 @@ class ServiceContext:
     bodies: BodyReader
     predictions: Admission
     imports: Admission
+    exports: asyncio.Semaphore
     batcher: MicroBatcher
     scorer: PairScorer
     rankings: RankingDesk
@@ -67,10 +74,25 @@ class ServiceContext:
     quotas: Quotas
     arm_counts: ArmCounts
     feedback: FeedbackRecorder
+    memory: MemoryWatch
 
     def live(self) -> LiveGeneration:
         """Return the generation that is served; raises `no_generation` before the first."""
         return require_live(self.follower)
+
+    def scale(self) -> Scale:
+        """Return the scale of the ratings. A fit finds the step that they keep where it names none."""
+        scale, live = self.store.scale.value, self.follower.live
+        if live is None or (live.model.scale.low, live.model.scale.high) != (scale.low, scale.high):
+            return scale
+        return live.model.scale
+
+    async def scale_now(self) -> StoredScale:
+        """Return the scale of the ratings as the store has it: another worker may just have answered that it
+        is decided, which this one else learns within a tenth of a second. Raises `StoreError`.
+        """
+        await self.store.scale.look()
+        return self.store.scale
 
     def serving(self, user_id: bytes) -> Serving:
         """Return what answers a user, and count the user where that is an arm; raises `no_generation`."""
@@ -80,15 +102,32 @@ class ServiceContext:
         self.arm_counts.asked(experiment, arm, [mark])
         return Serving(live, Membership(experiment, arm, mark))
 
+    @property
+    def full(self) -> FullReason | None:
+        """What has no room left for ratings, as the leader says, or in this replica."""
+        return self.follower.full or ("worker_memory" if self.memory.full else None)
+
     def require_room(self) -> None:
-        """Raise `StoreFull` while the leader says that there is no room for ratings."""
-        if (reason := self.follower.full) is not None:
+        """Raise `StoreFull` while there is no room for ratings."""
+        if (reason := self.full) is not None:
             raise StoreFull("ratings are refused", reason)
 
     async def epoch(self) -> int:
-        """Return the epoch that is served; before the first generation, the one that takes ratings."""
+        """Return the epoch that is served; before the first generation, the one that takes ratings. For what
+        says of no answer that it may lack something: raises `StoreMigrating` where the store has moved.
+        """
+        if self.store.users.moved:
+            raise StoreMigrating("the namespace has moved to another store")
         live = self.follower.live
         return live.epoch if live else (await self.store.generations.live()).epoch
+
+    async def history(self, request: web.Request, epoch: int, user_id: bytes) -> tuple[int, History]:
+        """Return `n` and the whole history of a user, a long one of which the caller pays for. Raises
+        `StoreError`.
+        """
+        n, history = await self.store.users.history(epoch, user_id)
+        self.quotas.charge(request.get(CALLED_BY), history.entries // ANSWER_ENTRIES)
+        return n, history
 
     def snapshot(self) -> Counts:
         """Return the counts with what this worker is at this moment."""
@@ -99,15 +138,8 @@ class ServiceContext:
         counts.ranking_head = int(live is not None and live.ranking is not None)
         counts.in_flight = self.traffic.in_flight
         counts.connections = self.traffic.connections
-        counts.resident_bytes = _resident_bytes()
+        counts.resident_bytes = resident_bytes()
         return counts
 
 
 CONTEXT = web.AppKey("context", ServiceContext)
-
-
-def _resident_bytes() -> int:
-    """Return the resident memory of this process: now where the system tells, else its peak."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 
 from featurestore.errors import FULL_REASONS, FullReason
 from featurestore.quotas.limits import QUOTAS
+from service.settings import SIGN_OF_LIFE
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -134,6 +135,7 @@ class Counts(msgspec.Struct):
     lookup: Histogram = msgspec.field(default_factory=lambda: Histogram.empty(LOOKUP_BOUNDS))
     batch: Histogram = msgspec.field(default_factory=lambda: Histogram.empty(BATCH_BOUNDS))
     squared_error: Histogram = msgspec.field(default_factory=lambda: Histogram.empty(()))
+    baseline_squared_error: float = 0.0
     predictions: int = 0
     folds: int = 0
     damaged: int = 0
@@ -148,6 +150,8 @@ class Counts(msgspec.Struct):
     quota_refusals: dict[str, int] = msgspec.field(default_factory=dict)
     reconnects: int = 0
     starts: int = 0
+    # When the first worker of this slot was started, in seconds since 1970.
+    since: float = 0.0
     # From here on: what the worker is now.
     generation: int = 0
     epoch: int = 0
@@ -180,13 +184,17 @@ class Counts(msgspec.Struct):
         self.quota_refusals[quota] = self.quota_refusals.get(quota, 0) + 1
 
     def rated(self, squared_errors: npt.NDArray[np.float64], ratings: int) -> None:
-        """Count `ratings` that arrived, of which some were predicted first with `squared_errors` (n,)."""
+        """Count `ratings` that arrived, of which some were predicted first. `squared_errors` (n, 2): of the
+        model, and of what an unknown user would be told.
+        """
         self.ratings += ratings
         self.recent_ratings += ratings
         if len(squared_errors):
-            self.squared_error.observe_all(squared_errors)
+            own, baseline = squared_errors.sum(axis=0).tolist()
+            self.squared_error.observe_all(squared_errors[:, 0])
+            self.baseline_squared_error += baseline
             self.recent_errors += len(squared_errors)
-            self.recent_squared_error += float(squared_errors.sum())
+            self.recent_squared_error += own
 
     def carry(self, earlier: "Counts") -> None:
         """Add the counters of `earlier`; what the worker is now stays."""
@@ -199,6 +207,9 @@ class Counts(msgspec.Struct):
             self.quota_refusals[quota] = self.quota_refusals.get(quota, 0) + count
         for name in ("lookup", "batch", "squared_error"):
             getattr(self, name).add(getattr(earlier, name))
+        self.baseline_squared_error += earlier.baseline_squared_error
+        # A snapshot of an older version does not say it.
+        self.since = min(filter(None, (self.since, earlier.since)), default=0.0)
         for name in _COUNTERS:
             setattr(self, name, getattr(self, name) + getattr(earlier, name))
 
@@ -245,6 +256,15 @@ class SnapshotFiles:
                     found[snapshot.worker] = snapshot
         return [found[worker] for worker in sorted(found)]
 
+    def supervisor_silent_s(self) -> float:
+        """Return for how long the supervisor has said nothing of itself; 0 where there is none."""
+        if self._folder is None:
+            return 0.0
+        try:
+            return max(0.0, time.time() - (self._folder / SIGN_OF_LIFE).stat().st_mtime)
+        except FileNotFoundError:
+            return 0.0
+
 
 def _load(path: Path) -> Counts | None:
     try:
@@ -256,7 +276,7 @@ def _load(path: Path) -> Counts | None:
 def together(snapshots: Iterable[Counts]) -> Counts:
     """Return the sum of `snapshots`, which are at least one."""
     found = list(snapshots)
-    total = Counts(-1, time.time(), found[0].error_bounds)
+    total = Counts(-1, time.time(), found[0].error_bounds, since=found[0].since)
     for snapshot in found:
         total.carry(snapshot)
         for name in _SUMMED:
@@ -271,12 +291,14 @@ def expose(
     refusing: FullReason | None = None,
     rolled_back: int = 0,
     *,
+    supervisor_silent_s: float = 0.0,
     more: Iterable[Metric] = (),
 ) -> bytes:
     """Return the text that Prometheus scrapes; `more`: what is said besides.
 
     `lag`: events of each partition that are not archived yet, None where it is not known. `refusing`: what
     has no room left for ratings. `rolled_back`: the generation that the trainer has taken back last.
+    `supervisor_silent_s`: as `SnapshotFiles` has it.
     """
 
     class Families(Collector):
@@ -295,6 +317,11 @@ def expose(
                 "foldin_rolled_back_generation",
                 "Generation that the trainer has taken back last; 0 for none.",
                 value=float(rolled_back),
+            )
+            yield GaugeMetricFamily(
+                "foldin_supervisor_silent_seconds",
+                "Since when what starts workers again has said nothing of itself.",
+                value=supervisor_silent_s,
             )
 
     # A registry for this text alone: the one of the process has metrics of its own.
@@ -343,6 +370,9 @@ def _families(snapshots: list[Counts], lag: Mapping[int, int] | None, store_up: 
     for snapshot in snapshots:
         silent.add_metric([str(snapshot.worker)], max(0.0, time.time() - snapshot.at))
     yield silent
+    yield GaugeMetricFamily(
+        "foldin_service_start_timestamp_seconds", "When this replica was started.", value=total.since
+    )
     yield GaugeMetricFamily("foldin_workers", "Worker processes of this host.", value=len(snapshots))
     yield GaugeMetricFamily(
         "foldin_store_up", "Whether the store answered this scrape.", value=float(store_up)

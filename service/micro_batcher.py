@@ -61,6 +61,15 @@ class MicroBatch:
         self.item_ids: list[bytes] = []
         self.waiters: list[Waiter] = []
 
+    def part(self, places: Sequence[int]) -> "MicroBatch":
+        """Return the pairs at these places."""
+        part = MicroBatch(self.arms)
+        part.live = self.live
+        part.user_ids = [self.user_ids[k] for k in places]
+        part.item_ids = [self.item_ids[k] for k in places]
+        part.waiters = [self.waiters[k] for k in places]
+        return part
+
 
 class MicroBatcher:
     """Predicts pairs in batches, one batch after the other. `submit` is the way of one prediction."""
@@ -146,7 +155,12 @@ class MicroBatcher:
         try:
             users = await self._store.users.lookup(live, batch.user_ids)
         except StoreUnavailable as exc:
-            self._answer_from_copies(batch, range(len(batch.waiters)), exc)
+            parts = self._store.apart(live.epoch, batch.user_ids)
+            if len(parts) > 1:
+                # One server of several is away: that harms its own users alone.
+                await asyncio.gather(*[self._predict(batch.part(places)) for places in parts])
+            else:
+                self._answer_from_copies(batch, range(len(batch.waiters)), exc)
             return
         self._counts.lookup.observe(perf_counter() - began)
         self._counts.batch.observe(len(batch.waiters))
@@ -217,6 +231,7 @@ class MicroBatcher:
         if len(positions) < len(item_rows):
             vectors, item_rows = vectors[positions], [item_rows[k] for k in positions]
         live, waiters = batch.live, batch.waiters
+        degraded = degraded or self._store.users.moved
         scores = live.scorer.score(vectors, None, np.array(item_rows, dtype=np.int64))
         scores = rounded(scores, live.model.scale)
         for k, rating, std, basis in zip(

@@ -7,6 +7,7 @@ test holds the addresses against the routes, another asks a running service ever
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from importlib.metadata import version
 from inspect import cleandoc
 from typing import Any
 
@@ -24,7 +25,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # The problems of each call that asks the store, or the store and the model, or that has a body; of any call.
 STORE = ("store_unavailable",)
-WRITES = ("store_unavailable", "store_full", "disk_full")
+WRITES = ("store_unavailable", "store_full", "disk_full", "worker_full")
 MODEL = ("store_unavailable", "no_generation")
 BODY = ("malformed_json", "body_too_large", "unsupported_media_type", "invalid_body", "request_timeout")
 _ANYWHERE = (
@@ -69,7 +70,9 @@ class Route:
 
     `answer`: the struct of a 200, or its content by media type. `problems`: the codes that this call may be
     answered with. `needs`: the role of a key that may ask. `parameters`: those of the query; of the path,
-    those that are no ids. `accepts`: the struct of a 202, of what is done after the answer.
+    those that are no ids. `accepts`: the struct of a 202, of what is done after the answer. `deep`: the last
+    parameter of the path, where that may have slashes, or be empty. `repeatable`: see `x-idempotent` in
+    docs/api.md.
     """
 
     method: str
@@ -84,6 +87,9 @@ class Route:
     parameters: Sequence[Schema] = ()
     body: Schema | None = None
     accepts: type | None = None
+    deep: str | None = None
+    # Whether to send it twice does as little harm as once; of a POST or PATCH only where that is said.
+    repeatable: bool | None = None
     handler: Handler = _no_handler
 
     def __call__(self, handler: Handler) -> "Route":
@@ -100,6 +106,11 @@ class Route:
         """What `Access.admit` asks of a request of this route."""
         return LEVELS[self.needs]
 
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the call may be sent again by a client that does not know what became of it."""
+        return self.method in {"GET", "PUT", "DELETE"} if self.repeatable is None else self.repeatable
+
     def description(self, *, with_keys: bool) -> Schema:
         """Return the Operation Object, with or without what it says of keys. The summary is the first
         paragraph of the handler's docstring.
@@ -109,6 +120,8 @@ class Route:
             "summary": summary,
             "tags": [self.tag],
             "responses": self._responses(with_keys=with_keys),
+            # Clients send a call again by it.
+            "x-idempotent": self.is_repeatable,
         }
         if self.operation_id is not None:
             described["operationId"] = self.operation_id
@@ -148,6 +161,13 @@ def content(schema: type | Schema, media_type: str = "application/json") -> Sche
     return {media_type: {"schema": schema}}
 
 
+def lines_of(row: type) -> Schema:
+    """Return the content of an answer of one object of a type a line. JSON Schema knows no lines: the type
+    stands beside it.
+    """
+    return content({"type": "string", "x-line": row}, "application/x-ndjson")
+
+
 def request_body(
     schema: type | Schema, example: Any, *, required: bool = True, lines: bool = False
 ) -> Schema:
@@ -166,6 +186,12 @@ def parameter(name: str, where: str, schema: Schema, text: str, *, required: boo
 def query_parameter(name: str, schema: Schema, text: str) -> Schema:
     """Return a parameter of the query that may be left out."""
     return parameter(name, "query", schema, text)
+
+
+def json_parameter(name: str, schema: type | Schema, text: str) -> Schema:
+    """Return a parameter of the query that may be left out, and whose text is JSON."""
+    told: Schema = {"name": name, "in": "query", "required": False, "description": text}
+    return {**told, "content": content(schema)}
 
 
 def whole(low: int, high: int, default: int | None = None) -> Schema:
@@ -217,7 +243,7 @@ def document(
             "openapi": "3.1.0",
             "info": {
                 "title": "Foldin",
-                "version": "1",
+                "version": version("foldin"),
                 "license": {"name": "MIT", "identifier": "MIT"},
                 "description": "Predicts ratings and learns from every rating the moment it arrives. "
                 "Errors are `application/problem+json` with a stable `code`.",

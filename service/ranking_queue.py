@@ -55,9 +55,24 @@ class RankingRequest:
         """Whether it takes less than about 2 ms."""
         excluded, ranking = len(self.exclude), self.live.ranking
         if self.history is not None and ranking is not None:
-            return ranking.multiplications(self.history.entries, self.n, excluded) <= _QUICK
+            return ranking.multiplications(self.history.entries, self.n, excluded, self.allowed) <= _QUICK
         depth = self.n + excluded
-        return self.live.ranker.multiplications(sampled=self.rng is not None, depth=depth) <= _QUICK
+        sampled, ranker = self.rng is not None, self.live.ranker
+        return ranker.multiplications(sampled=sampled, depth=depth, allowed=self.allowed) <= _QUICK
+
+    def within(self) -> Blended | None:
+        """Return the list where that turns out to take less than about 2 ms, None where it does not: how much
+        of the catalogue a mask makes a ranking read depends on the user.
+        """
+        ranking, live = self.live.ranking, self.live
+        if self.history is None or ranking is None or self.allowed is None or self.rng is not None:
+            return None
+        # That of folding in, too.
+        if ranking.multiplications(self.history.entries, self.n, len(self.exclude)) > _QUICK:
+            return None
+        most = _QUICK // ranking.head.parameters.rank
+        given = live.scorer, self.vector[None], pack_feedback([self.history]), self.n, self.exclude
+        return ranking.top_within(*given, most=most, allowed=self.allowed, bounds=live.ranker.rating_bounds)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,6 +103,8 @@ class RankingDesk:
         """
         if request.quick:
             return _rank([request])[0]
+        if (found := request.within()) is not None:
+            return found
         self._require_room()
         ranked: asyncio.Future[Blended] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(request, ranked))
@@ -111,7 +128,13 @@ class RankingDesk:
     async def similar(
         self, live: LiveGeneration, item_row: int, n: int, allowed: Bools | None = None
     ) -> Ranked:
-        """Return the `n` items most like `item_row`, of those `allowed`."""
+        """Return the `n` items most like `item_row`, of those `allowed`: by the ratings, and where there are
+        none by the ranking head.
+        """
+        if (likeness := live.alike_by_events(item_row)) is not None:
+            quick = likeness.prepared and likeness.multiplications <= _QUICK
+            rank = partial(likeness.similar, item_row, n, allowed)
+            return rank() if quick else await self.in_thread(rank, live)
         return await self._computed(live, partial(live.ranker.similar, item_row, n, allowed))
 
     async def popular(self, live: LiveGeneration, n: int, allowed: Bools | None = None) -> Ranked:
@@ -172,7 +195,7 @@ def _rank(block: list[RankingRequest]) -> list[Blended]:
             *(live.scorer, vectors, pack_feedback(histories), first.n, exclude),
             allowed=first.allowed,
             rng=first.rng,
-            bound=live.ranker.highest_ratings,
+            bounds=live.ranker.rating_bounds,
         )
     found = live.ranker.top(vectors, first.n, exclude, first.rng, allowed=first.allowed)
     return [

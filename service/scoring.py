@@ -21,8 +21,9 @@ from featurestore.generations.live import LiveGeneration
 from featurestore.id_columns import Ids
 from featurestore.store import Store
 from featurestore.users.copies import UserCopies
-from featurestore.users.counter_rule import Profile
+from featurestore.users.counter_rule import Profile, UserLookup
 from featurestore.users.fold_in import columns_of
+from featurestore.users.records import CurrentUsers
 from service.http.problems import Problem
 from service.metrics import Counts
 from service.prediction_json import OnePrediction, rounded, writer
@@ -67,7 +68,7 @@ class PairScorer:
         registry = self._store.items(live.epoch)
         began = perf_counter()
         rows = list(map(registry.row, item_ids))
-        degraded = False
+        degraded = self._store.users.moved
         try:
             if None in rows:
                 # An item that another replica registered: both questions to the store at once.
@@ -88,13 +89,27 @@ class PairScorer:
         is none, either.
         """
         try:
-            return await self._store.users.profile(live, user_id), False
+            return await self._store.users.profile(live, user_id), self._store.users.moved
         except StoreUnavailable as exc:
             profile = self._copies(exc).profile(live, user_id)
             if profile is None:
                 raise
             self._counts.degraded += 1
             return profile, True
+
+    async def vector(self, live: LiveGeneration, user_id: bytes) -> tuple[int, Float32s, bool]:
+        """Return `n` of one user, the vector (user_width,), and whether it is a copy. Raises
+        `StoreUnavailable` where there is none, either.
+        """
+        degraded = self._store.users.moved
+        try:
+            found: CurrentUsers | UserLookup = await self._store.users.current(live, [user_id])
+        except StoreUnavailable as exc:
+            found, degraded = self._copies(exc).lookup(live, [user_id]), True
+            if not found.n[0]:
+                raise
+            self._counts.degraded += 1
+        return int(found.n[0]), found.vectors[0], degraded
 
     def _copies(self, exc: StoreUnavailable) -> UserCopies:
         if self._store.users.copies is None:
@@ -194,7 +209,7 @@ class PairScorer:
         registry = self._store.items(live.epoch)
         began = perf_counter()
         rows = registry.find(item_ids)
-        degraded = False
+        degraded = self._store.users.moved
         try:
             lookup = self._store.users.current_distinct(live, user_ids)
             unknown = np.flatnonzero(rows < 0)

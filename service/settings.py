@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,12 @@ from typing import Literal
 
 from featurestore.quotas.limits import DEFAULT_TEXT, Part, parse_quota
 from featurestore.settings import StoreSettings
+from featurestore.telemetry.log_lines import FORMS
+from processes import module_name
 from processes.settings import HIDDEN, LOG_LEVELS, choice, load, nested, setting, whole
+
+# In the folder that a supervisor shares with its workers: when it was touched last, the supervisor was well.
+SIGN_OF_LIFE = "supervisor.alive"
 
 
 def _host(text: str) -> str:
@@ -43,7 +49,8 @@ class ServiceSettings:
     catalogues that wait.
     `body_bytes`, `train_body_bytes`: largest bodies; `bodies_bytes`: all bodies that a worker holds at once.
     `start_wait_s`: how long a start waits for a store that does not answer. `grace_s`: how long requests in
-    flight may take at the end. `train_wait_s`: how long POST /train waits.
+    flight may take at the end. `train_wait_s`: how long POST /train waits. `manual_dir`: where the manual
+    is that is served at /manual, if it is there.
     """
 
     store: StoreSettings = nested(StoreSettings)
@@ -64,6 +71,12 @@ class ServiceSettings:
     )
     log_level: str = setting(
         "INFO", "the least grave lines that are logged", choice(LOG_LEVELS), variable="FOLDIN_LOG_LEVEL"
+    )
+    log_format: str = setting(
+        "text",
+        "`text`, or `json`: each line an object, with `request_id` and `trace_id` where there are",
+        choice(FORMS),
+        variable="FOLDIN_LOG_FORMAT",
     )
     access: Literal["keys", "open"] = setting(
         "keys",
@@ -128,6 +141,8 @@ class ServiceSettings:
     grace_s: float = 5.0
     train_wait_s: float = 60.0
     erase_wait_s: float = 5.0
+    # Where a Python environment keeps the documents of what is installed in it; `make docs` puts it there.
+    manual_dir: Path = Path(sys.prefix) / "share/doc/foldin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,5 +172,6 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Serv
 
     Raises SettingsError with every mistake.
     """
-    read = load(_CommandLine, argv, environ, command="python -m service", about="Serve the HTTP API.")
+    command = f"python -m {module_name('service')}"
+    read = load(_CommandLine, argv, environ, command=command, about="Serve the HTTP API.")
     return read.settings, read.slot

@@ -1,4 +1,4 @@
-"""Commands a training and waits for its end.
+"""Commands a training and waits for its end, or answers how far it has come.
 
 Invariant: the live generation answers, untouched, until the new one is live.
 
@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from factors import Float32s
-from featurestore.commands import REFUSALS, CommandKind
+from featurestore.commands import REFUSALS, CommandKind, Outcome
+from featurestore.confirmation import Since
 from featurestore.errors import RETRY_WHEN_FULL_S, RatingsLeftOut, StoreError
 from featurestore.generations.catalog import GenerationSummary
 from featurestore.generations.follower import Follower
@@ -32,7 +33,7 @@ SERVED_WITHIN_S = 5.0
 # A training takes seconds: the caller finds it done, or further.
 _BUSY_RETRY_S = 5
 _NO_ROOM = "there is no room for another generation; the live one goes on"
-# One that took longer than a call waits, found no trainer, or ended without a result: it takes a while yet.
+# One that found no trainer, or ended without a result: it takes a while yet.
 _LATE_RETRY_S = 10
 
 
@@ -46,8 +47,16 @@ class Trained:
     served: bool
 
 
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """The trainer goes on with the `command`: `outcome` is how far it has come, None before it takes it."""
+
+    command: str
+    outcome: Outcome | None
+
+
 class Training:
-    """Commands one training at a time, and waits up to `wait_s` for its end."""
+    """Commands one training at a time, and waits `wait_s` for its end, or as long as a call says."""
 
     def __init__(self, store: Store, follower: Follower, wait_s: float) -> None:
         self._store = store
@@ -55,11 +64,13 @@ class Training:
         self._wait_s = wait_s
         self._busy = False
 
-    async def refit(self) -> Trained:
+    async def refit(self, wait_s: float | None = None) -> Trained | UnderWay:
         """Fit again on all that is known, and return the generation. Raises `Problem`."""
         with self._alone():
             pointer = await self._store.generations.live()
-            return await self._train("refit", pointer.epoch)
+            since = self._store.confirmation.begin()
+            command = await self._store.commands.ask("refit", epoch=pointer.epoch)
+            return await self._end_of("refit", command, pointer.epoch, since, wait_s)
 
     async def begin_history(
         self,
@@ -68,7 +79,8 @@ class Training:
         *,
         replace: bool,
         contexts: Callable[[], Awaitable[Float32s]] | None = None,
-    ) -> Trained:
+        wait_s: float | None = None,
+    ) -> Trained | UnderWay:
         """Replace what is known by `ratings`, with a catalogue of `item_ids` and the items that they name.
         `contexts`: stores which fields those of the ratings have, and returns them.
 
@@ -101,10 +113,16 @@ class Training:
                 for start in range(0, len(ratings), _SLICE):
                     part = ratings.part(slice(start, start + _SLICE))
                     await self._store.ratings.append_columns(part, epoch=epoch)
-                return await self._train("epoch", epoch)
-            except _StillRunning:
-                raise
+                since = self._store.confirmation.begin()
+                command = await self._store.commands.ask("epoch", epoch=epoch)
             except BaseException:
+                await self._abandon(epoch)
+                raise
+            try:
+                return await self._end_of("epoch", command, epoch, since, wait_s)
+            except Problem:
+                # No trainer has it, or it failed. One that goes on is not given up with this call, for want
+                # of the store or of this service.
                 await self._abandon(epoch)
                 raise
 
@@ -114,25 +132,24 @@ class Training:
             async with asyncio.timeout(SERVED_WITHIN_S):
                 await self._store.epochs.abandon(epoch)
 
-    async def _train(self, kind: CommandKind, epoch: int) -> Trained:
-        since = self._store.confirmation.begin()
-        command = await self._store.commands.ask(kind, epoch=epoch)
-        outcome = await self._store.commands.wait(command, self._wait_s)
+    async def _end_of(
+        self, kind: CommandKind, command: str, epoch: int, since: Since, wait_s: float | None
+    ) -> Trained | UnderWay:
+        wait_s = self._wait_s if wait_s is None else wait_s
+        outcome = await self._store.commands.wait(command, wait_s)
+        if outcome is None and kind == "epoch":
+            # It is abandoned where no trainer takes it up; a refit is made by the next one that leads.
+            outcome = await self._store.commands.wait(command, self._wait_s - wait_s, taken=True)
         # The id of the command lets an operator find it in the trainer's log.
-        if outcome is None:
+        if outcome is None and kind == "epoch":
             raise Problem(
                 "training_timeout",
-                f"no trainer took this up in {self._wait_s:g} s; is one running?",
+                f"no trainer took this up in {max(wait_s, self._wait_s):g} s; is one running?",
                 retry_after_s=_LATE_RETRY_S,
                 extra={"command": command},
             )
-        if outcome.state == "running":
-            raise _StillRunning(
-                "training_timeout",
-                f"still running after {self._wait_s:g} s; GET /generations shows when it is live",
-                retry_after_s=_LATE_RETRY_S,
-                extra={"command": command},
-            )
+        if outcome is None or outcome.state == "running":
+            return UnderWay(command, outcome)
         if outcome.code == "store_full":
             raise Problem("store_full", _NO_ROOM, retry_after_s=RETRY_WHEN_FULL_S)
         if outcome.state == "failed" or outcome.generation is None:
@@ -171,7 +188,3 @@ class Training:
 def _would_be_lost(ratings: int) -> Problem:
     detail = f'{ratings} ratings came in by other ways; send "replace": true to throw them away'
     return Problem("ratings_would_be_lost", detail, extra={"ratings": ratings})
-
-
-class _StillRunning(Problem):
-    """The trainer has the command and goes on: its epoch is not abandoned."""

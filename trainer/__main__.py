@@ -16,17 +16,18 @@ CANNOT_START = 2
 
 def main() -> int:
     """Work; return the exit code: 0 after a signal, 2 where a person must change something."""
+    from featurestore.telemetry.log_lines import configure
+    from processes.configuration.file import configured
     from processes.settings import SettingsError
     from trainer.errors import CannotStartError
-    from trainer.log import configure
     from trainer.settings import TrainerSettings
 
     try:
-        settings = TrainerSettings.load(sys.argv[1:], os.environ)
+        settings = TrainerSettings.load(*configured(sys.argv[1:], os.environ))
     except SettingsError as exc:
         print(f"trainer: {exc}", file=sys.stderr)
         return CANNOT_START
-    configure(settings.log_level)
+    configure(settings.log_level, settings.log_format)
     try:
         asyncio.run(_run(settings))
     except CannotStartError as exc:
@@ -36,11 +37,18 @@ def main() -> int:
 
 
 async def _run(settings: "TrainerSettings") -> None:
+    import pyarrow as pa
+
+    from processes.memory import give_back_freed
     from trainer.app import Trainer
     from trainer.health.listener import serving_health
+    from trainer.health.reporter import reporting
 
+    # Arrow's own allocators keep what each of many threads has freed.
+    pa.set_memory_pool(pa.system_memory_pool())
+    give_back_freed()
     trainer, stop = Trainer(settings), stop_event()
-    async with serving_health(trainer, settings.address):
+    async with serving_health(trainer, settings.address), reporting(trainer):
         await trainer.run(stop)
 
 

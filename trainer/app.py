@@ -7,10 +7,12 @@ import contextlib
 import random
 import time
 import uuid
+from pathlib import Path
 
 from featurestore.errors import LeaseLost, StoreChanged, StoreDamaged, StoreError, StoreRefused
 from featurestore.leases import Lease
 from featurestore.store import Store
+from featurestore.telemetry.servers import StoreServer
 from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.root import ArchiveRoot
@@ -18,8 +20,8 @@ from trainer.archive.segments import Step, no_step
 from trainer.consume.matching import match
 from trainer.errors import (
     ArchiveFailedError,
-    ArchiveFullError,
     ArchiveRefusedError,
+    ArchiveWaitsError,
     CannotStartError,
     NoRoomError,
 )
@@ -40,9 +42,18 @@ class Trainer:
     def __init__(self, settings: TrainerSettings, *, step: Step = no_step) -> None:
         self._settings = settings
         self._step = step
+        # In seconds since 1970.
+        self.started_at = time.time()
         self.leadership: Leadership | None = None
         self._rng = random.Random()  # noqa: S311 - spreads retries, guards nothing
         self.term: Term | None = None
+        # While they are open.
+        self.store: Store | None = None
+        # As they were seen last.
+        self.store_servers: list[StoreServer] = []
+        self.root: ArchiveRoot | None = None
+        # After the loss of its lease: writes that were begun end in less. As long as a stop may take.
+        self.term_ends_within_s = settings.grace_s
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop`. Raises `CannotStartError` where a person must change something."""
@@ -63,12 +74,14 @@ class Trainer:
                 raise _refused(exc) from exc
 
     async def _work(self) -> None:
-        store = await with_retries(Store.open, self._settings.store)
+        store = await with_retries(Store.open, self._settings.store, traced_as="foldin-trainer")
         try:
             # Before the lease: a trainer that waits for room must not keep another host from leading.
-            root = await self._open_archive()
+            root = self.root = await self._open_archive()
+            self.store = store
             await self._lead_again_and_again(store, root)
         finally:
+            self.store = self.root = None
             await store.close()
 
     async def _open_archive(self) -> ArchiveRoot:
@@ -80,11 +93,18 @@ class Trainer:
         while True:
             try:
                 return await asyncio.to_thread(
-                    ArchiveRoot, self._settings.archive_folder, guard=self._may_write, step=self._step
+                    ArchiveRoot,
+                    self._settings.archive_folder,
+                    guard=self._may_write,
+                    step=self._step,
+                    fits=self._settings.fits_folder,
                 )
             except ArchiveFailedError as exc:
-                raise CannotStartError(f"{exc}; free it, or set FOLDIN_ARCHIVE_DIR") from exc
-            except ArchiveFullError as exc:
+                # An object store says itself what to do.
+                is_folder = isinstance(self._settings.archive_dir, Path)
+                advice = "; free it, or set FOLDIN_ARCHIVE_DIR" if is_folder else ""
+                raise CannotStartError(f"{exc}{advice}") from exc
+            except ArchiveWaitsError as exc:
                 if not waiting:
                     log.event("waiting", reason="archive", detail=str(exc))
                 waiting = True
@@ -98,8 +118,9 @@ class Trainer:
             lease, began_at = await self._acquire(store)
             leadership = self.leadership = Leadership(lease, self._settings.lease_ttl_s, began_at)
             log.event("leading", fence=lease.fence)
+            threads = Threads()
             try:
-                await self._match(store, root, leadership, adopt=adopt)
+                await self._match(store, root, leadership, threads, adopt=adopt)
                 adopt = False
                 self.term = Term(self._settings, store, leadership, root, step=self._step)
                 await self.term.run()
@@ -112,19 +133,24 @@ class Trainer:
             finally:
                 self.term = None
                 leadership.end()
+                # What waits for an object store has the archive until it is answered.
+                await threads.drained()
                 root.leave()
                 with contextlib.suppress(StoreError, TimeoutError):
                     async with asyncio.timeout(1.0):
                         await lease.release()
             await asyncio.sleep(backoff.next_s())
 
-    async def _match(self, store: Store, root: ArchiveRoot, leadership: Leadership, *, adopt: bool) -> None:
+    async def _match(
+        self, store: Store, root: ArchiveRoot, leadership: Leadership, threads: Threads, *, adopt: bool
+    ) -> None:
         try:
-            await match(store, root, leadership, adopt=adopt)
+            await match(store, root, leadership, threads, adopt=adopt)
+            await with_retries(threads.run, root.take_fits)
         except ArchiveRefusedError:
             # Beside an archive that is not the store's the services answer all the same.
             with contextlib.suppress(StoreError):
-                await publish_prior(store, leadership.lease, self._settings, Threads(), self._step)
+                await publish_prior(store, leadership.lease, self._settings, threads, self._step)
             raise
 
     async def _acquire(self, store: Store) -> tuple[Lease, float]:

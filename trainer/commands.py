@@ -3,17 +3,29 @@ outcome is stored.
 """
 
 import asyncio
+import time
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
-from itertools import takewhile
+from typing import TypeVar
 
-from featurestore.commands import Command, Outcome
-from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreError, StoreUnavailable
+from featurestore.commands import GONE, OUTCOME_S, Command, Outcome
+from featurestore.errors import (
+    EpochGone,
+    LeaseLost,
+    StoreChanged,
+    StoreDamaged,
+    StoreError,
+    StoreUnavailable,
+)
 from featurestore.leases import Lease
 from featurestore.store import Store
 from trainer import log
 from trainer.archive.segments import Step
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
+from trainer.erasure import waiting
 from trainer.erasure.file_rewrites import FileRewrites
+from trainer.erasure.unasked import UnaskedErasures
+from trainer.errors import ArchiveFailedError
 from trainer.item_deletion.item_ratings import ItemRatings
 from trainer.refit import Ending, Failure, RefitRequests
 from trainer.retry import with_retries
@@ -24,8 +36,12 @@ _BLOCK_MS = 250
 _LOOK_S = 0.25
 # What is damaged in the store, or refused by it, stays so for minutes.
 _MENDED_S = 5.0
+# Someone who waits for a fit of minutes looks every second or two.
+_TELL_S = 1.0
 # More commands than services have open; those beyond wait in the stream, not as tasks.
 _AT_ONCE = 1_000
+
+T = TypeVar("T")
 
 
 class CommandHandler:
@@ -40,6 +56,7 @@ class CommandHandler:
         *,
         rewrites: FileRewrites,
         item_ratings: ItemRatings,
+        unasked: UnaskedErasures,
         step: Step,
     ) -> None:
         self._store = store
@@ -48,40 +65,66 @@ class CommandHandler:
         self._requests = requests
         self._rewrites = rewrites
         self._item_ratings = item_ratings
+        self._unasked = unasked
         self._step = step
-        # Taken commands in the order of the stream, by stream id: whether their outcome is stored.
-        self._settled: dict[str, bool] = {}
+        # When those were asked for that are taken and have no outcome yet, in milliseconds by the store's
+        # clock, by their ids.
+        self._open: dict[str, int] = {}
+        # What erasures wait for, by command. Of those without an entry for the files of the store.
+        self._waits: dict[str, str] = {}
 
     @property
     def oldest_open_ms(self) -> int | None:
-        """When the oldest command was asked for that is taken and not settled, by the store's clock."""
-        open_ids = (stream_id for stream_id, settled in self._settled.items() if not settled)
-        oldest = next(open_ids, None)
-        return None if oldest is None else int(oldest.partition("-")[0])
+        """When the oldest command was asked for that is taken and not settled, by the store's clock; since
+        this term of an erasure of an earlier leader for which only the store's files are left to be written.
+        """
+        return min(self._open.values(), default=None)
 
     async def run(self) -> None:
         """Take commands until cancelled."""
-        after, slots = "0", asyncio.Semaphore(_AT_ONCE)
+        after, slots, sockets = "0", asyncio.Semaphore(_AT_ONCE), -1
         async with asyncio.TaskGroup() as group:
-            # Of an earlier leader: their commands are gone.
-            for erasure in await with_retries(self._store.commands.erasing):
-                group.create_task(self._finish_erasure(erasure), name="finish an erasure")
             while True:
-                commands = await with_retries(self._store.commands.take, after, _BLOCK_MS)
+                if sockets != self._store.bulk.reconnects_total:
+                    # What was reported of a command may have gone with a primary: it is done once more.
+                    sockets, after = self._store.bulk.reconnects_total, "0"
+                    await self._take_left(group)
+                taken = await with_retries(self._store.commands.take, after, _BLOCK_MS)
+                after = taken[-1].stream_id if taken else after
+                commands = [
+                    command for command in taken if not _is_damaged(command) and command.id not in self._open
+                ]
                 # Before the first of them is carried out, which may take long: the others are open, too.
                 for command in commands:
-                    after = command.stream_id
-                    self._settled[after] = False
+                    self._open[command.id] = int(command.stream_id.partition("-")[0])
                     if command.kind == "epoch":
                         self._epochs.claim(command.epoch)
+                    if command.kind == "erase":
+                        self._unasked.asked(command.user or b"", command.at_ms)
                 for command in commands:
                     await slots.acquire()
                     slot = ExitStack()
                     slot.callback(slots.release)
                     group.create_task(self._handle(command, slot), name=f"command {command.kind}")
 
+    async def _take_left(self, group: asyncio.TaskGroup) -> None:
+        """Take the erasures whose commands are gone: those of an earlier leader."""
+        began_ms = await with_retries(self._store.time_ms)
+        for erasure in await with_retries(self._store.commands.erasing):
+            if erasure.id in self._open or _is_damaged(erasure):
+                continue
+            self._open[erasure.id] = erasure.at_ms or began_ms
+            if erasure.kind == "erase" and erasure.user is not None:
+                self._unasked.asked(erasure.user, erasure.at_ms)
+            group.create_task(self._finish_erasure(erasure), name="finish an erasure")
+
     async def _handle(self, command: Command, slot: ExitStack) -> None:
-        outcome = await with_retries(self._store.commands.outcome, command.id)
+        try:
+            outcome = await with_retries(self._store.commands.outcome, command.id)
+        except StoreDamaged as exc:
+            # It is written anew when the command has been carried out once more, which is harmless.
+            log.warning("command_damaged", error=str(exc))
+            outcome = None
         if outcome is None or outcome.state == "running" or await self._half_erased(command):
             await with_retries(self._store.commands.report, self._lease, command.id, Outcome("running"))
             self._step("command:running")
@@ -97,7 +140,10 @@ class CommandHandler:
             self._step("command:reported")
         if command.kind == "epoch":
             self._epochs.release(command.epoch)
-        await self._settle(command.stream_id)
+        # At once: behind one that waits for days others would stay, and be done again by the next leader when
+        # their outcomes have expired.
+        await with_retries(self._store.commands.drop, command.stream_id)
+        self._open.pop(command.id, None)
         slot.close()
 
     async def _outcome(self, command: Command) -> Outcome:
@@ -106,11 +152,11 @@ class CommandHandler:
         ending: Ending | None = None
         try:
             if kind == "refit":
-                ending = await self._refit(command.epoch)
+                ending = await self._telling(command, self._refit(command.epoch), self._fitting)
             elif kind == "epoch":
-                ending = await self._begin_epoch(command.epoch)
+                ending = await self._telling(command, self._begin_epoch(command.epoch), self._fitting)
             elif kind == "erase":
-                await self._erase_to_the_end(command)
+                await self._erase_and_tell(command)
             elif kind == "take_back":
                 ending = await self._take_back(command)
             else:
@@ -123,6 +169,35 @@ class CommandHandler:
         if isinstance(ending, Failure):
             return Outcome("failed", code=ending.code, detail=ending.detail)
         return Outcome("done", generation=ending)
+
+    async def _telling(
+        self, command: Command, work: Coroutine[None, None, T], outcome: Callable[[], Outcome | None]
+    ) -> T:
+        """Return what came of `work`; while it goes on, tell how far it has come."""
+        running = asyncio.create_task(work, name=f"work of command {command.kind}")
+        told, told_at = None, 0.0
+        try:
+            while not (await asyncio.wait({running}, timeout=_TELL_S))[0]:
+                now, said = time.monotonic(), outcome()
+                if said is not None and (said != told or now - told_at > OUTCOME_S / 2):
+                    told, told_at = said, now
+                    try:
+                        await with_retries(self._store.commands.report, self._lease, command.id, said)
+                    except (StoreUnavailable, LeaseLost, StoreChanged):
+                        raise
+                    except StoreError as exc:
+                        if command.kind != "erase":
+                            raise
+                        # What a receipt says of it must not keep a user from being erased.
+                        log.warning("erasure_not_told", why=str(exc))
+            return running.result()
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+
+    def _fitting(self) -> Outcome | None:
+        progress = self._requests.progress
+        return None if progress is None else Outcome("running", phase=progress.phase, sweep=progress.sweep)
 
     async def _refit(self, epoch: int) -> Ending:
         """Fit all that is known, and publish it. An epoch that was replaced meanwhile stands for the live
@@ -152,7 +227,18 @@ class CommandHandler:
             "epoch_gone", f"epoch {command.epoch} was replaced: its ratings are gone, or were restored"
         )
 
-    async def _erase(self, user_id: bytes, at_ms: int) -> None:
+    async def _erase_and_tell(self, command: Command) -> None:
+        """Erase to the end; tell what that waits for, once it has waited for a second."""
+
+        def waits() -> Outcome:
+            return Outcome("running", detail=self._waits.get(command.id, self._rewrites.waits_for))
+
+        try:
+            await self._telling(command, self._erase_to_the_end(command), waits)
+        finally:
+            self._waits.pop(command.id, None)
+
+    async def _erase(self, command: Command) -> None:
         """Return when no archive, no fit and no key of the store has anything of a user who was forgotten at
         this time of the store.
         """
@@ -164,50 +250,62 @@ class CommandHandler:
                 # whom the live epoch never knew has left no mark by which to find those ratings later.
                 if not await self._epochs.leaving(needed):
                     for number in needed:
-                        await self._erase_from(await self._epochs.open(number), user_id, at_ms)
+                        self._waits[command.id] = waiting.ARCHIVED
+                        await self._erase_from(await self._epochs.open(number), command)
                     return
-                pause_s = _LOOK_S
+                pause_s, self._waits[command.id] = _LOOK_S, waiting.REPLACED
             except EpochGone:
                 # Replaced or given up meanwhile: it leaves.
                 pause_s = _LOOK_S
             except (StoreUnavailable, StoreChanged, LeaseLost):
                 raise
-            except StoreError as exc:
+            except (StoreError, ArchiveFailedError) as exc:
                 # Its receipt does not end before the user is gone, whatever a person must mend first.
                 log.warning("erasure_waits", why=str(exc))
-                pause_s = _MENDED_S
+                pause_s, self._waits[command.id] = _MENDED_S, waiting.words_of(exc)
             await asyncio.sleep(pause_s)
 
-    async def _erase_from(self, epoch: OpenEpoch, user_id: bytes, at_ms: int) -> None:
+    async def _erase_from(self, epoch: OpenEpoch, command: Command) -> None:
+        user_id, at_ms = command.user or b"", command.at_ms
         # The mark of the user's removal is in the stream: by then what came before it has been archived.
         await epoch.consumer.reached_now()
         # A user whom the store did not know has left no mark, and older copies may know that user.
         await epoch.consumer.note_erased([(user_id, at_ms)])
-        await epoch.consumer.erase_unknown(user_id)
+        await epoch.consumer.erase_forgotten(user_id, at_ms)
         # Its snapshot may be from before: it writes the user's id into files, which are cleaned at its end.
-        while epoch.fits.may_know(user_id):  # noqa: ASYNC110 - the fit is in other hands, and takes seconds
+        while epoch.fits.may_know(user_id):
+            self._waits[command.id] = waiting.FIT
             await asyncio.sleep(_LOOK_S)
 
     async def _erase_to_the_end(self, command: Command) -> None:
-        await self._erase(command.user or b"", command.at_ms)
+        await self._erase(command)
+        self._step("erase:archive")
         # A service of 0.1.0, which may have forgotten the user, knows of no attributes.
         await with_retries(self._store.attributes.erase, command.epoch, command.user or b"", command.at_ms)
+        self._step("erase:attributes")
         pointer = await with_retries(self._store.generations.live)
         for epoch in {pointer.epoch, pointer.pending} - {0}:
             await with_retries(self._store.active.remove, epoch, command.user or b"")
+        self._step("erase:active")
         await with_retries(self._store.commands.drop_erasure, self._lease, command)
         self._step("erase:dropped")
+        self._waits.pop(command.id, None)
         await self._rewrites.rewritten()
+        self._step("erase:rewritten")
 
     async def _finish_erasure(self, erasure: Command) -> None:
         outcome = Outcome("done")
         if erasure.kind == "take_back":
             outcome = await self._outcome(erasure)
         elif erasure.user is None:
-            await self._rewrites.rewritten()
+            await self._telling(erasure, self._rewrites.rewritten(), self._rewriting)
         else:
-            await self._erase_to_the_end(erasure)
+            await self._erase_and_tell(erasure)
         await with_retries(self._store.commands.report, self._lease, erasure.id, outcome)
+        if erasure.stream_id != GONE:
+            # Its command, which could not be read.
+            await with_retries(self._store.commands.drop, erasure.stream_id)
+        self._open.pop(erasure.id, None)
 
     async def _half_erased(self, command: Command) -> bool:
         """Whether a trainer of 0.1.0 said `done` of an erasure, which does less than is asked for now, or
@@ -216,16 +314,16 @@ class CommandHandler:
         lasts = command.kind in ("erase", "take_back")
         return lasts and await with_retries(self._store.commands.stage, command.id) is not None
 
+    def _rewriting(self) -> Outcome:
+        return Outcome("running", detail=self._rewrites.waits_for)
+
     async def _finish_epoch(self, epoch: int) -> None:
         await with_retries(self._store.epochs.finish, epoch)
         self._step("epoch:finished")
 
-    async def _settle(self, stream_id: str) -> None:
-        """Drop the commands up to the first that is still open."""
-        self._settled[stream_id] = True
-        # No further: behind an open one as many may wait as were ever asked for.
-        over = list(takewhile(self._settled.__getitem__, self._settled))
-        for each in over:
-            del self._settled[each]
-        if over:
-            await with_retries(self._store.commands.drop, over[-1])
+
+def _is_damaged(command: Command) -> bool:
+    """Say whether a command cannot be read, and tell of it. It stays where it is, for a person."""
+    if command.damaged is not None:
+        log.warning("command_damaged", error=str(command.damaged))
+    return command.damaged is not None

@@ -1,8 +1,16 @@
 """The errors of the trainer, split by what the caller should do."""
 
-from pathlib import Path
+from typing import Protocol
 
 from processes.errors import DATA_REFUSED
+
+
+class Named(Protocol):
+    """A file, in a folder or on an object store."""
+
+    @property
+    def name(self) -> str:
+        """Its name in its folder."""
 
 
 class TrainerError(Exception):
@@ -21,20 +29,64 @@ class ArchiveRefusedError(CannotStartError):
         self.why = why
 
 
-class ArchiveFullError(TrainerError):
-    """The disk of the archive is full: wait and try again."""
+class ArchiveWaitsError(TrainerError):
+    """The archive cannot be opened for now: wait and try again."""
+
+
+class ArchiveFullError(ArchiveWaitsError):
+    """The disk of the archive is full."""
+
+
+class ArchiveUnreachableError(ArchiveWaitsError):
+    """The object store of the archive does not answer."""
 
 
 class ArchiveFailedError(TrainerError):
-    """The archive cannot be written (disk full, read-only, no permission): nothing was committed, try again
-    later.
+    """The archive cannot be read or written (disk full or failing, read-only, no permission, no memory):
+    nothing was committed or set aside, try again later.
     """
 
 
-class SegmentDamagedError(TrainerError):
-    """A segment does not have what was written into it: set it aside, rebuild from the store's histories."""
+class SegmentUnreadError(ArchiveFailedError):
+    """The disk, and nothing in this process, was in the way of reading a segment."""
 
-    def __init__(self, path: Path, why: str) -> None:
+    REMEDY = (
+        "mend or mount its disk, and it goes on by itself; or move the file away: of the live history it is "
+        "set aside after ten minutes, and the archive is made anew from the store"
+    )
+
+    def __init__(self, path: Named, why: str) -> None:
+        super().__init__(f"cannot read {path}: {why}")
+        self.path = path
+
+
+class Failures:
+    """Goes on past what cannot be read or written, `with` it round each part; `throw` tells of the first."""
+
+    def __init__(self) -> None:
+        self._first: ArchiveFailedError | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, exc: BaseException | None, _traceback: object) -> bool:
+        if not isinstance(exc, ArchiveFailedError):
+            return False
+        self._first = self._first or exc
+        return True
+
+    def throw(self) -> None:
+        """Raise the first `ArchiveFailedError`, if there was any."""
+        if self._first is not None:
+            raise self._first
+
+
+class SegmentDamagedError(TrainerError):
+    """A segment was read, and does not have what was written into it: set it aside, rebuild from the store's
+    histories.
+    """
+
+    def __init__(self, path: Named, why: str) -> None:
         super().__init__(f"{path.name}: {why}")
         self.path = path
         self.why = why
@@ -43,7 +95,7 @@ class SegmentDamagedError(TrainerError):
 class LedgerDamagedError(TrainerError):
     """A file of the ledger of erasures does not have what was written into it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Named) -> None:
         super().__init__(f"{path} is damaged")
         self.path = path
 
@@ -53,13 +105,23 @@ class SegmentGoneError(TrainerError):
 
 
 class FitFailedError(TrainerError):
-    """A fit gave no result. `permanent` where the same ratings will fail again; the live generation stays."""
+    """A fit gave no result. `permanent` where the same ratings will fail again; the live generation stays.
+    `damaged`, `unread`: the segment that was in the way.
+    """
 
-    def __init__(self, why: str, *, permanent: bool = False, damaged: Path | None = None) -> None:
+    def __init__(
+        self,
+        why: str,
+        *,
+        permanent: bool = False,
+        damaged: Named | None = None,
+        unread: Named | None = None,
+    ) -> None:
         super().__init__(why)
         self.why = why
         self.permanent = permanent
         self.damaged = damaged
+        self.unread = unread
 
 
 class GateRefusedError(TrainerError):

@@ -36,19 +36,24 @@ def logged() -> dict[str, Logged]:
 def event(name: str, **fields: object) -> None:
     """Log something that happened."""
     _count(name)
-    LOGGER.info("%s", line(name, fields))
+    LOGGER.info("%s", line(name, fields), extra=_given(name, fields))
 
 
 def warning(name: str, **fields: object) -> None:
     """Log something that a person may want to look at; the trainer goes on."""
     _count(name)
-    LOGGER.warning("%s", line(name, fields))
+    LOGGER.warning("%s", line(name, fields), extra=_given(name, fields))
 
 
 def unexpected(name: str, exc: BaseException, **fields: object) -> None:
     """Log an error that was not expected, with its traceback."""
     _count(name)
-    LOGGER.error("%s", line(name, fields | {"error": repr(exc)}), exc_info=exc)
+    fields |= {"error": repr(exc)}
+    LOGGER.error("%s", line(name, fields), exc_info=exc, extra=_given(name, fields))
+
+
+def _given(name: str, fields: dict[str, object]) -> dict[str, object]:
+    return {"event": name, "fields": {key: value for key, value in fields.items() if value is not None}}
 
 
 def _count(name: str) -> None:
@@ -66,8 +71,3 @@ def line(name: str, fields: dict[str, object]) -> str:
 def _value(value: object) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if _PLAIN.fullmatch(text) else json.dumps(text)
-
-
-def configure(level: str) -> None:
-    """Send log lines to standard error."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")

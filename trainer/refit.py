@@ -12,29 +12,40 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from factors import TypeWeight
+from factors import Scale, TypeWeight
 from featurestore.commands import FailureCode
 from featurestore.errors import EpochGone, GenerationBroken, GenerationUnknown, StoreDamaged
+from featurestore.generations.manifest import Pointer
 from featurestore.item_registry import ItemRegistry
 from featurestore.leases import Lease
 from featurestore.ratings.context_schema import ContextSchema
 from featurestore.ratings.event_types import EventType
 from featurestore.store import Store
+from processes.container import usable_cores
 from trainer import gate, log
 from trainer.archive.context_fields import read_fields
 from trainer.archive.epoch_archive import Snapshot
-from trainer.archive.item_list import write_items
 from trainer.archive.segments import Step
 from trainer.catalogue.changes import ChangedItems
 from trainer.catalogue.reading import write_catalogue
 from trainer.catalogue.users import write_user_attributes
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
-from trainer.errors import FitFailedError, GateRefusedError, GaveWayError, NoRoomError, SegmentDamagedError
+from trainer.errors import (
+    ArchiveFailedError,
+    FitFailedError,
+    GateRefusedError,
+    GaveWayError,
+    Named,
+    NoRoomError,
+    SegmentDamagedError,
+)
 from trainer.fit_job.job import FitRequest
 from trainer.fit_job.process import fit_in_process
+from trainer.fit_job.progress import FitProgress
 from trainer.fit_job.results import FitResult
 from trainer.item_updates.messages import LiveFit
 from trainer.publication.forgotten import ForgottenUsers
+from trainer.publication.prior import publish_prior
 from trainer.publication.publish import Published, Publisher
 from trainer.publication.switch import Switch
 from trainer.retry import with_retries
@@ -49,7 +60,7 @@ _ATTEMPTS = 4
 _LOOK_S = 0.25
 # What may come of a fit without anything being wrong with the trainer.
 _EXPECTED = (
-    *(FitFailedError, GateRefusedError, NoRoomError),
+    *(ArchiveFailedError, FitFailedError, GateRefusedError, NoRoomError),
     *(GenerationBroken, GenerationUnknown),
 )
 _LOGGED_METRICS = ("unseen", "loss", "baseline_loss", "newest", "live_ratio", "sweeps")
@@ -72,6 +83,8 @@ class RefitRequests:
 
     def __init__(self) -> None:
         self._endings: dict[int, asyncio.Future[Ending]] = {}
+        # Of the fit that runs, requested or not.
+        self.progress: FitProgress | None = None
         self._any = asyncio.Event()
 
     def want(self, epoch: int) -> None:
@@ -126,16 +139,22 @@ class Refitter:
         self._threads = threads
         self._step = step
         self._clock = clock
+        self._lease = lease
         self._publisher = Publisher(store, lease, threads, step=step)
         self.schedule = Schedule(settings.rules)
         # Since when a fit runs, by `clock`, and how many seconds the last one took.
         self.fitting_since: float | None = None
         self.last_fit_s: float | None = None
+        # Why the last fit did not go live, and when, in seconds since 1970; None where it did.
+        self.failed: tuple[Failure, float] | None = None
+        self._progress = FitProgress(clock)
         # After a refusal of the gate the next fit starts from nothing, not from the generation before.
         self._from_scratch = False
         self._changed = ChangedItems(store.catalogue)
         # Epochs that know the users of whom there were attributes before.
         self._described_epochs: set[int] = set()
+        # That of the prior, as far as this term has looked.
+        self._scale: Scale | None = None
 
     async def run(self) -> None:
         """Fit whenever it is due, until cancelled."""
@@ -144,7 +163,7 @@ class Refitter:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._requests.wait()
-            pointer = await with_retries(self._store.generations.live)
+            pointer = await self._pointer()
             try:
                 epoch = await self._epochs.open(pointer.epoch)
             except EpochGone:
@@ -160,7 +179,8 @@ class Refitter:
                 epoch.consumer.archived_events,
                 0 if fitted is None else fitted.fitted_events,
                 requested=len(self._requests) > 0,
-                held=pointer.held or self._switch.experiments,
+                # What a fit writes during a migration would be copied once more.
+                held=pointer.held or self._switch.experiments or pointer.migration != "",
                 files_missing=live is not None and live.files_missing,
                 catalogue=await self._changed.look(self._clock(), _version_of(fitted)),
             )
@@ -172,10 +192,21 @@ class Refitter:
             # A new epoch has the higher number, and goes first: it takes the place of the other.
             for number in sorted(requested or {pointer.epoch}, reverse=True):
                 self.fitting_since = self._clock()
+                self._requests.progress = self._progress = FitProgress(self._clock)
                 ending = await self._refit(number, decision.reason, automatic=not requested)
-                self.fitting_since = None
+                self.fitting_since = self._requests.progress = None
                 if number in requested:
                     requested[number].set_result(ending)
+
+    async def _pointer(self) -> Pointer:
+        """Return what is live, with the prior of the scale that was decided meanwhile."""
+        if await with_retries(self._store.scale.look) != self._scale:
+            await publish_prior(self._store, self._lease, self._settings, self._threads, self._step)
+            self._scale = self._store.scale.value
+            pointer = await with_retries(self._store.generations.live)
+            await self._switch.follow(pointer)
+            return pointer
+        return await with_retries(self._store.generations.live)
 
     async def _refit(self, number: int, reason: Reason, *, automatic: bool) -> Ending:
         """Run one refit from snapshot to switch; an error that can be expected is its ending."""
@@ -201,13 +232,21 @@ class Refitter:
                 # Refused from nothing too: the next one may start from the live generation again.
                 self._from_scratch = not self._from_scratch
             failure, delay_s = _failure(exc), self.schedule.failed(self._clock())
+            self.failed = failure, time.time()
             log.warning("fit_failed", epoch=number, code=failure.code, why=failure.detail, retry_s=delay_s)
             return failure
         self.schedule.fitted(live=published.live)
-        self._from_scratch = False
+        self._from_scratch, self.failed = False, None
         generation = published.meta.summary.generation
         seconds = self.last_fit_s = self._clock() - began_at
-        log.event("fit_published", epoch=number, generation=generation, live=published.live, seconds=seconds)
+        log.event(
+            "fit_published",
+            epoch=number,
+            generation=generation,
+            live=published.live,
+            seconds=seconds,
+            **self._progress.seconds(),
+        )
         why = "an older generation is held live, or an experiment is over generations"
         return generation if published.live else Failure("held", why)
 
@@ -223,6 +262,7 @@ class Refitter:
         self._step("fit:reached")
         snapshot, n_items, result = await self._fit(epoch, automatic=automatic)
         self._step("fit:done")
+        self._progress.begin("publishing")
         await self._threads.run(epoch.fits.erase_from_new)
         why = await self._threads.run(gate.refusal, result, n_items, self._settings.gate)
         logged = {name: result.metrics[name] for name in _LOGGED_METRICS if name in result.metrics}
@@ -239,6 +279,8 @@ class Refitter:
             folder=epoch.fits,
             automatic=automatic,
         )
+        # All of it was read to publish it.
+        await self._threads.run(published.fit.let_go)
         self._forgotten.none_left(published.meta.summary.generation, forgotten)
         if published.live:
             await self._switch.to(LiveFit(published.meta, published.fit, epoch.archive))
@@ -254,7 +296,6 @@ class Refitter:
 
     async def _fit(self, epoch: OpenEpoch, *, automatic: bool) -> tuple[Snapshot, int, FitResult]:
         """Fit what is archived now; return that, how many items the registry had, and the fit."""
-        low, high, scale_step = self._settings.scale
         number, attempt = epoch.archive.epoch, 0
         registry = self._store.items(number)
         while True:
@@ -262,7 +303,7 @@ class Refitter:
             # From here on the folder remembers whom the archive loses: the snapshot may still know them.
             await self._threads.run(epoch.fits.begin_fit)
             try:
-                snapshot, files = await with_retries(self._threads.run, epoch.archive.open_snapshot)
+                snapshot, files = await with_retries(self._threads.run, epoch.open_snapshot)
             except SegmentDamagedError as exc:
                 await self._rebuild(epoch, exc.path, exc.why)
                 continue
@@ -271,13 +312,14 @@ class Refitter:
                 # Before the list of items, which so has those of the catalogue. Gone when the fit is.
                 folder = epoch.fits.new.with_name("new.catalogue")
                 described = await self._described(registry, folder)
+                scale = await with_retries(self._store.scale.look)
                 users_read_ms = await with_retries(self._store.time_ms)
                 users = await self._users(epoch, folder)
                 fields = await self._fields(epoch)
                 # After the snapshot: the registry has every item that is in it.
                 await with_retries(registry.refresh)
                 item_ids = registry.ids[:]
-                items = await with_retries(self._threads.run, write_items, epoch.archive.directory, item_ids)
+                items = await with_retries(self._threads.run, epoch.write_items, item_ids)
                 live = self._switch.live
                 fit = live.result if live is not None and live.epoch == number else None
                 request = FitRequest(
@@ -285,10 +327,10 @@ class Refitter:
                     items=str(items.absolute()),
                     output=str(epoch.fits.new.absolute()),
                     engine=self._settings.engine,
-                    low=low,
-                    high=high,
-                    step=scale_step,
-                    threads=self._settings.fit_threads,
+                    low=scale.low,
+                    high=scale.high,
+                    step=scale.step,
+                    threads=self._fit_threads(spare=automatic and fit is not None),
                     seed=number,
                     live=None if fit is None else str(fit.path.absolute()),
                     from_scratch=self._from_scratch,
@@ -299,16 +341,25 @@ class Refitter:
                     context_kinds=fields.kinds,
                     context_retired=tuple(fields.retired),
                 )
-                fitting = fit_in_process(request, files, users, step=self._step)
-                result = await (self._unless_requested(fitting) if automatic else fitting)
+                fitting = fit_in_process(request, files, users, step=self._step, told=self._progress)
+                result = await self._ran(fitting, automatic=automatic)
                 return snapshot, len(item_ids), result
             except FitFailedError as exc:
+                if exc.unread is not None:
+                    await self._threads.run(epoch.archive.note_unread, exc.unread)
                 if exc.damaged is None or attempt >= _ATTEMPTS:
                     raise
                 await self._rebuild(epoch, exc.damaged, exc.why)
             finally:
                 for file in (*files, *([] if users is None else [users])):
                     file.close()
+
+    def _fit_threads(self, *, spare: bool) -> int:
+        """Return how many threads a fit has. `spare`: one less than there are cores, where there are more:
+        what wakes up to answer a request waits for milliseconds while all cores compute, whatever their
+        priority is.
+        """
+        return self._settings.fit_threads or max(1, usable_cores() - spare)
 
     async def _users(self, epoch: OpenEpoch, folder: Path) -> BinaryIO | None:
         """Return the file of the attributes of users; None where there are none, or they cannot be read. An
@@ -338,10 +389,20 @@ class Refitter:
             return None, ""
         return str(path.absolute()), version
 
-    async def _rebuild(self, epoch: OpenEpoch, damaged: Path, why: str) -> None:
+    async def _rebuild(self, epoch: OpenEpoch, damaged: Named, why: str) -> None:
         log.warning("segment_damaged", epoch=epoch.archive.epoch, segment=damaged.name, why=why)
         await self._threads.run(epoch.archive.set_aside, damaged, why)
         await epoch.consumer.repair()
+
+    async def _ran(self, fitting: Coroutine[None, None, FitResult], *, automatic: bool) -> FitResult:
+        """Return the result of `fitting`, and take note of its time: without what archive and store were
+        waited for, before and after.
+        """
+        began_at = self._clock()
+        try:
+            return await (self._unless_requested(fitting) if automatic else fitting)
+        finally:
+            self.schedule.ran(began_at, self._clock())
 
     async def _unless_requested(self, fitting: Coroutine[None, None, FitResult]) -> FitResult:
         """Return the result of `fitting`. Raises `GaveWayError`, with its process ended, when a request

@@ -1,5 +1,6 @@
 """When to refit: decided from values alone. Invariant: a request goes first; a failing fit is not tried
-without end, and while a person holds an older generation live nothing is fitted unasked.
+without end, refits that were not asked for take no more than their share of the time, and while a person
+holds an older generation live nothing is fitted unasked.
 """
 
 from collections import deque
@@ -21,12 +22,17 @@ def _per_cent(text: str) -> float:
     return whole(0, 1_000_000)(text) / 100.0
 
 
+def _share(text: str) -> float:
+    return whole(1, 100)(text) / 100.0
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """When to refit unasked.
 
     After so many `events`, so many `seconds` after the first of them, or when there are more by `growth` (a
-    fraction; 0: not for growth) than the last fit knew, or that part of the catalogue's items has changed.
+    fraction; 0: not for growth) than the last fit knew, or that part of the catalogue's items has changed;
+    but not before fits have taken at most a `share` of the time since the last one began.
     """
 
     events: int = setting(
@@ -45,6 +51,14 @@ class Rules:
         _per_cent,
         variable="FOLDIN_REFIT_GROWTH",
         shown="20",
+    )
+    share: float = setting(
+        0.25,
+        "refits take so many per cent of the time at most: of a fit of a minute the next begins four minutes "
+        "after it did, at 25; one that is asked for begins at once, and so does the first",
+        _share,
+        variable="FOLDIN_REFIT_SHARE",
+        shown="25",
     )
 
 
@@ -67,8 +81,8 @@ class Situation:
     `requested`: whether a command waits for a fit. `new_events`: archived since the snapshot of the newest
     fit; `first_new_at`: when the first of them was; `fitted_events`: how many that fit knew. `lately`: how
     many came in the last seconds. `files_missing`: this host does not have the live generation's fit, so
-    that items cannot be folded in. `not_before`: no automatic fit earlier than this, after failures.
-    `catalogue`: what has changed in it.
+    that items cannot be folded in. `not_before`: no automatic fit earlier than this, after failures;
+    `paced_until`: no refit, for what the last one took. `catalogue`: what has changed in it.
     """
 
     now: float
@@ -81,6 +95,7 @@ class Situation:
     files_missing: bool
     not_before: float
     catalogue: CatalogueChanges = CatalogueChanges()
+    paced_until: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +115,8 @@ def decide(s: Situation, rules: Rules) -> Decision:
     if s.held or (s.new_events <= 0 and not s.files_missing and described_at is None):
         return Decision(None)
     # While an import pours in, a fit would be out of date before it ends, and take a core from it.
-    grows = rules.growth > 0 and s.fitted_events > 0
-    grown = grows and s.new_events >= max(_LEAST_GROWTH, rules.growth * s.fitted_events)
+    # Of nothing every rating is growth: the first fit comes with the first hundred.
+    grown = rules.growth > 0 and s.new_events >= max(_LEAST_GROWTH, rules.growth * s.fitted_events)
     reason: Reason = "seconds"
     due_at = (s.now if s.first_new_at is None else s.first_new_at) + rules.seconds
     if described_at is not None and (s.new_events <= 0 or described_at < due_at):
@@ -110,7 +125,9 @@ def decide(s: Situation, rules: Rules) -> Decision:
         reason, due_at = "files", s.now
     elif (s.new_events >= rules.events or grown) and s.lately < rules.events:
         reason, due_at = "events", s.now
-    at = max(due_at, s.not_before)
+    # Without the files items are not folded in, and before the first fit nothing is.
+    paced = s.fitted_events > 0 and not s.files_missing
+    at = max(due_at, s.not_before, s.paced_until if paced else 0.0)
     return Decision(reason) if at <= s.now else Decision(None, at - s.now)
 
 
@@ -137,6 +154,7 @@ class Schedule:
         self._looks: deque[tuple[float, int]] = deque()
         self._backoff = Backoff(2.0, 300.0)
         self._not_before = 0.0
+        self._paced_until = 0.0
         self.first_new_at: float | None = None
 
     @property
@@ -184,8 +202,13 @@ class Schedule:
             files_missing=files_missing,
             not_before=self._not_before,
             catalogue=catalogue,
+            paced_until=self._paced_until,
         )
         return decide(situation, self._rules)
+
+    def ran(self, began: float, ended: float) -> None:
+        """Take note of how long a fit has run, whatever came of it."""
+        self._paced_until = began + (ended - began) / self._rules.share
 
     def fitted(self, *, live: bool) -> None:
         """Take note of a fit that was published. `live`: the first new event is among what it has learned."""

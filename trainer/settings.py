@@ -5,8 +5,12 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from featurestore.settings import StoreSettings, host_and_port, parse_scale
+from featurestore.settings import StoreSettings, host_and_port
+from featurestore.telemetry.log_lines import FORMS
+from processes import module_name
 from processes.settings import LOG_LEVELS, choice, data_path, load, nested, real, setting, whole
+from trainer.archive.storage.address import ObjectAddress, ObjectCredentials, archive_address
+from trainer.archive.storage.files import Location, located
 from trainer.engines import ENGINES, EngineName
 from trainer.gate import Policy
 from trainer.schedule import Rules
@@ -50,8 +54,27 @@ class TrainerSettings:
     """
 
     store: StoreSettings = nested(StoreSettings)
-    archive_dir: Path = setting(
-        Path("data/archive"), "folder of the archive of ratings", data_path, variable="FOLDIN_ARCHIVE_DIR"
+    archive_dir: Path | ObjectAddress = setting(
+        Path("data/archive"),
+        "folder of the archive of ratings, or its place on an S3-compatible store, like "
+        "`s3://bucket/prefix?endpoint=https://host:port&region=name`, which needs the extra `s3`",
+        archive_address,
+        variable="FOLDIN_ARCHIVE_DIR",
+        metavar="PATH",
+    )
+    fits_dir: Path = setting(
+        Path("data/fits"),
+        "folder of this host for the fits, where the archive is on an object store",
+        data_path,
+        variable="FOLDIN_FITS_DIR",
+    )
+    credentials: ObjectCredentials = nested(ObjectCredentials)
+    linger_s: float = setting(
+        0.5,
+        "seconds between two segments of the archive while few ratings come in; items learn from a rating "
+        "once it is archived",
+        real(0.05, 60.0, "seconds"),
+        variable="FOLDIN_LINGER_S",
     )
     store_dir: Path | None = setting(
         None,
@@ -66,7 +89,13 @@ class TrainerSettings:
         variable="FOLDIN_ENGINE",
     )
     rules: Rules = nested(Rules)
-    fit_threads: int = setting(1, "threads of a fit", whole(1, 1024), variable="FOLDIN_FIT_THREADS")
+    fit_threads: int | None = setting(
+        None,
+        "threads of a fit; what it learns does not depend on them",
+        whole(1, 1024),
+        variable="FOLDIN_FIT_THREADS",
+        shown="the cores that the trainer may use, of which a refit that was not asked for leaves one",
+    )
     trash_days: float = setting(
         7.0,
         "days for which replaced epochs stay in the trash of the archive",
@@ -92,8 +121,13 @@ class TrainerSettings:
     log_level: str = setting(
         "INFO", "the least grave lines that are logged", choice(LOG_LEVELS), variable="FOLDIN_LOG_LEVEL"
     )
+    log_format: str = setting(
+        "text",
+        "`text`, or `json`: each line an object, with `request_id` and `trace_id` where there are",
+        choice(FORMS),
+        variable="FOLDIN_LOG_FORMAT",
+    )
     batch_events: int = 12_800  # 25 ms of the event loop, at 2 us an event
-    linger_s: float = 0.5
     lease_ttl_s: float = 5.0
     grace_s: float = 5.0
     abandon_s: float = 60.0
@@ -103,15 +137,15 @@ class TrainerSettings:
     def load(cls, argv: Sequence[str], environ: Mapping[str, str]) -> "TrainerSettings":
         """Read the FOLDIN_* variables. Raises SettingsError with every mistake."""
         about = "Archives ratings, fits them, publishes the fits."
-        return load(cls, argv, environ, command="python -m trainer", about=about)
+        return load(cls, argv, environ, command=f"python -m {module_name('trainer')}", about=about)
 
     @property
-    def scale(self) -> tuple[float, float, float | None]:
-        """Low end, high end and step of the ratings."""
-        scale = parse_scale(self.store.scale)
-        return scale.low, scale.high, scale.step
+    def fits_folder(self) -> Path:
+        """Folder of this namespace's fits, where its archive is on an object store."""
+        # A name that no archive has: no namespace has a dot.
+        return self.fits_dir / f"{self.store.namespace}.fits"
 
     @property
-    def archive_folder(self) -> Path:
-        """Folder of this namespace's archive."""
-        return self.archive_dir / self.store.namespace
+    def archive_folder(self) -> Location:
+        """Place of this namespace's archive. On an object store each has its own connections."""
+        return located(self.archive_dir / self.store.namespace, self.credentials)

@@ -17,6 +17,8 @@ from trainer.commands import CommandHandler
 from trainer.consume.open_epochs import OpenEpochs
 from trainer.erasure.file_rewrites import FileRewrites
 from trainer.erasure.older_copy import keep_attributes_erased
+from trainer.erasure.unasked import UnaskedErasures
+from trainer.fit_job.compiling import compile_ahead
 from trainer.item_deletion.item_ratings import ItemRatings
 from trainer.item_updates.messages import Arrivals, ItemUpdates
 from trainer.item_updates.updater import ItemUpdater
@@ -54,7 +56,7 @@ class Term:
         threads = Threads()
         group = asyncio.TaskGroup()
         item_updates = ItemUpdates(_WAITING_UPDATES)
-        requests = RefitRequests()
+        requests = self.requests = RefitRequests()
         forgotten = ForgottenUsers(store)
         self._settings = settings
         self._store = store
@@ -63,8 +65,14 @@ class Term:
         self._threads = threads
         self._group = group
         self._step = step
+        self.unasked = UnaskedErasures(store)
         self.epochs = OpenEpochs(
-            settings, store, lease, root, item_updates=item_updates, threads=threads, group=group, step=step
+            *(settings, store, lease, root),
+            item_updates=item_updates,
+            threads=threads,
+            unasked=self.unasked,
+            group=group,
+            step=step,
         )
         self.switch = Switch(store, self.epochs, threads, item_updates, requests.want)
         arrivals = Arrivals(_WAITING_ARRIVALS)
@@ -79,6 +87,7 @@ class Term:
             requests,
             rewrites=self.rewrites,
             item_ratings=self.item_ratings,
+            unasked=self.unasked,
             step=step,
         )
         self.refitter = Refitter(
@@ -92,7 +101,7 @@ class Term:
             threads=threads,
             step=step,
         )
-        self.room = RoomWatch(store, lease, root.root, settings.store_dir, threads)
+        self.room = RoomWatch(store, lease, root.disk, settings.store_dir, threads)
         self.upkeep = Upkeep(store, lease, root, self.epochs, self.switch, forgotten, settings, threads, step)
 
     async def run(self) -> None:
@@ -108,11 +117,16 @@ class Term:
                 group.create_task(self.room.run(), name="watch the room")
                 await self._begin()
                 group.create_task(self.commands.run(), name="take commands")
+                group.create_task(self.unasked.run(), name="ask for erasures")
                 group.create_task(self.rewrites.run(), name="rewrite the store's files")
                 group.create_task(self.item_ratings.run(), name="take ratings back")
                 group.create_task(self.refitter.run(), name="refit")
+                if self._settings.engine == "variational":
+                    group.create_task(compile_ahead(self.epochs.archived_events), name="compile loops")
                 group.create_task(self.rollbacks.run(), name="judge what is live")
                 group.create_task(self.upkeep.run(), name="upkeep")
+                if self._store.traces is not None:
+                    group.create_task(self._store.traces.follow(), name="follow traces")
                 erased = keep_attributes_erased(self._store, self._root)
                 group.create_task(erased, name="keep attributes erased")
         finally:

@@ -1,20 +1,25 @@
 """Upkeep beside the pipeline: follow the pointer, merge segments, remove what is no longer needed.
 Invariant: nothing is removed that is live, is being prepared, or may become live again.
+
+What is removed may take minutes to go. Meanwhile pointers are followed and files looked at as at other times:
+how long a file that cannot be read is waited for is counted by these looks.
 """
 
 import asyncio
 import math
 import time
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
-from featurestore.errors import LeaseLost, StoreChanged, StoreDamaged, StoreError, StoreUnavailable
+from featurestore.errors import LeaseLost, StoreChanged, StoreError, StoreUnavailable
 from featurestore.generations.manifest import Pointer
 from featurestore.leases import Lease
 from featurestore.store import Store
 from trainer import log
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step
-from trainer.archive.trash import Why, surplus
+from trainer.archive.storage.files import files_of
+from trainer.archive.trash import Overdue, Why, surplus
 from trainer.consume.open_epochs import OpenEpochs
 from trainer.errors import ArchiveFailedError
 from trainer.publication.forgotten import ForgottenUsers
@@ -27,6 +32,8 @@ from trainer.threads import Threads
 _ROUND_S = 1.0
 # Entries leave the trash after days: a minute more or less is nothing.
 _TRASH_S = 60.0
+# A leader that was frozen, woke up late and was killed before it knew: that is rare.
+_LEFT_S = 3_600.0
 # Between small steps of removing: leaves the store to lookups.
 REMOVAL_PAUSE_S = 0.002
 
@@ -47,50 +54,99 @@ class Upkeep:
     # What the trash holds, as of the last look.
     trash_bytes: int = field(init=False, default=0)
     _emptied_at: float = field(init=False, default=-math.inf)
+    # By the same clock: when objects were looked for that no commit names. The term has begun with that.
+    _swept_at: float = field(init=False, default_factory=time.monotonic)
+    # Whether what is live is known here: nothing is removed beside what cannot be read.
+    _followed: bool = field(init=False, default=False)
+    # The new epoch that was given up last: no number is given twice.
+    _given_up: int = field(init=False, default=0)
+    # Held while epochs are merged, and while it is found which are to be removed or given up.
+    _at_epochs: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
+    _overdue: Overdue = field(init=False, default_factory=Overdue)
 
     async def run(self) -> None:
-        """Do a round a second until cancelled."""
+        """Do a round of each kind a second until cancelled. Raises an exception group with `LeaseLost` or
+        `StoreChanged`.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._rounds(self._follow), name="follow and merge")
+            group.create_task(self._rounds(self._remove_unused), name="remove what is unused")
+
+    async def _rounds(self, round_of: Callable[[], Coroutine[None, None, None]]) -> None:
         while True:
             # First of all, so that the commands that wait are taken before a new epoch is given up for lack
             # of one.
             await asyncio.sleep(_ROUND_S)
             if self.root.taken_away:
                 raise LeaseLost("another trainer has the archive")
-            try:
-                pointer = await self.store.generations.live()
-                await self.switch.follow(pointer)
-                await self._follow_arms(pointer)
-                await self._merge(await self._remove_unused())
-                if time.monotonic() - self._emptied_at > _TRASH_S:
-                    self._emptied_at = time.monotonic()
-                    await self._empty_trash()
-            except (LeaseLost, StoreChanged):
-                raise
-            except StoreUnavailable:
-                # The consumer and the refitter say so, at their first failure.
-                pass
-            except (StoreError, ArchiveFailedError) as exc:
-                log.warning("upkeep_failed", error=str(exc))
+            await self._guarded(round_of())
 
-    async def _follow_arms(self, pointer: Pointer) -> None:
+    async def _guarded(self, step: Coroutine[None, None, object]) -> None:
+        """Await a step; what is in the way of it is told, and is in the way of no other."""
         try:
-            await self.switch.follow_arms(pointer)
-        except StoreDamaged as exc:
-            # The archive does not rest on experiments: it is merged and tidied up all the same.
+            await step
+        except (LeaseLost, StoreChanged):
+            raise
+        except StoreUnavailable:
+            # The consumer and the refitter say so, at their first failure.
+            pass
+        except (StoreError, ArchiveFailedError) as exc:
             log.warning("upkeep_failed", error=str(exc))
 
-    async def _merge(self, pointer: Pointer) -> None:
-        for number in {pointer.epoch, pointer.pending} - {0}:
-            epoch = await self.epochs.open(number)
-            if await self.threads.run(epoch.archive.merge):
-                self.step("tend:merged")
-            if epoch.archive.damaged and not epoch.archive.rebuilding:
-                for damage in epoch.archive.damaged:
-                    log.warning("segment_damaged", epoch=number, segment=damage.path.name, why=damage.why)
-                await epoch.consumer.repair()
+    async def _follow(self) -> None:
+        async with self._at_epochs:
+            self._followed = False
+            pointer = await self.store.generations.live()
+            # After the pointer: of a store that was emptied meanwhile it would name nothing that is needed.
+            await self.store.require_same()
+            await self.switch.follow(pointer)
+            self._followed = True
+            await self._guarded(self.switch.follow_arms(pointer))
+            await self._guarded(self._remove_fits(pointer))
+            for number in {pointer.epoch, pointer.pending} - {0}:
+                # What is given up is not read anew while it goes; but it may have gone live just before.
+                if number == pointer.epoch or number != self._given_up:
+                    await self._guarded(self._merge(number))
 
-    async def _remove_unused(self) -> Pointer:
-        """Remove what is no longer needed by the pointer that is returned."""
+    async def _merge(self, number: int) -> None:
+        epoch = await self.epochs.open(number)
+        if await self.threads.run(epoch.archive.merge):
+            self.step("tend:merged")
+        if epoch.archive.damaged and not epoch.archive.rebuilding:
+            for damage in epoch.archive.damaged:
+                log.warning("segment_damaged", epoch=number, segment=damage.path.name, why=damage.why)
+            await epoch.consumer.repair()
+
+    async def _remove_unused(self) -> None:
+        # No epoch that is found here is merged any more: merges follow a pointer that is read later.
+        async with self._at_epochs:
+            if not self._followed:
+                return
+            pointer, stored, unused = await self._unused()
+            abandoned = await self._to_abandon(pointer)
+        # No longer held: a large epoch goes in many steps, and a store that is away is waited for.
+        if abandoned:
+            await self._guarded(self._abandon(abandoned))
+        for number in unused:
+            await self._guarded(self._remove(number, pointer, stored=number in stored))
+        if time.monotonic() - self._emptied_at > _TRASH_S:
+            self._emptied_at = time.monotonic()
+            await self._guarded(self._empty_trash())
+        if time.monotonic() - self._swept_at > _LEFT_S:
+            self._swept_at = time.monotonic()
+            await self._guarded(self.threads.run(self._remove_left))
+
+    def _remove_left(self) -> None:
+        archive = self.root.root
+        try:
+            files_of(archive).remove_unnamed(archive)
+        except OSError as exc:
+            raise ArchiveFailedError(f"cannot tidy up {archive}: {exc.strerror or exc}") from exc
+
+    async def _unused(self) -> tuple[Pointer, set[int], list[int]]:
+        """Return the pointer, the epochs of which something is stored, and those that are no longer needed by
+        the pointer, in order.
+        """
         # What is known here before the pointer is read, and by it is neither live nor pending, never will be.
         # The other way round an epoch that begins in between would lose its reader and its archive.
         opened, archived = self.epochs.numbers(), await self.threads.run(self.root.epochs)
@@ -98,36 +154,44 @@ class Upkeep:
         pointer = await self.store.generations.live()
         # After the pointer: of a store that was emptied meanwhile it would name nothing that is needed.
         await self.store.require_same()
-        await self._abandon(pointer)
-        needed = {pointer.epoch, pointer.pending}
-        if pointer.pending == 0:
+        if pointer.pending:
             # While partitions may still write to what was live, nothing of it is removed.
-            for number in sorted(stored - needed):
-                if number < pointer.epoch:
-                    await self.epochs.finish(number)
-                    archived.append(number)
-                await self.epochs.close(number)
-                self.step("epoch:archived")
-                await self.store.generations.remove_epoch(number, REMOVAL_PAUSE_S, lease=self.lease)
-                self.step("epoch:removed")
-            for number in sorted((opened | set(archived)) - needed):
-                await self.epochs.close(number)
-                await self._discard(number, pointer)
+            return pointer, stored, []
+        return pointer, stored, sorted((stored | opened | set(archived)) - {pointer.epoch, 0})
+
+    async def _remove(self, number: int, pointer: Pointer, *, stored: bool) -> None:
+        """Remove an epoch from the store, once all of it is archived, and move its archive to the trash."""
+        if stored and number < pointer.epoch:
+            await self.epochs.finish(number)
+        await self.epochs.close(number)
+        if stored:
+            self.step("epoch:archived")
+            await self.store.generations.remove_epoch(number, REMOVAL_PAUSE_S, lease=self.lease)
+            self.step("epoch:removed")
+        if await self.threads.run(self.root.folder(number).exists):
+            await self._discard(number, pointer)
+
+    async def _remove_fits(self, pointer: Pointer) -> None:
         generations = {pointer.generation, pointer.previous, *self.switch.arms} - {0}
         epoch = await self.epochs.open(pointer.epoch)
         await self.threads.run(epoch.fits.keep, generations)
         await self.forgotten.release(pointer.epoch, generations)
-        return pointer
 
     async def _discard(self, number: int, pointer: Pointer) -> None:
         """Move the archive of an epoch to the trash."""
-        archive = await self.threads.run(self.root.epoch, number)
-        if number > pointer.last_epoch and archive.snapshot().spans:
-            raise StoreChanged(f"the store has not begun epoch {number}, which is archived")
         async with self.epochs.moving:
-            # Users who were forgotten when their mark went to the epoch after this one only.
-            digests = (await self.store.ratings.forgotten(pointer.epoch)).keys()
-            await self.threads.run(archive.erase_digests, digests)
+            try:
+                archive = await self.threads.run(self.root.epoch, number)
+                if number > pointer.last_epoch and archive.snapshot().spans:
+                    raise StoreChanged(f"the store has not begun epoch {number}, which is archived")
+                # Users who were forgotten when their mark went to the epoch after this one only.
+                digests = (await self.store.ratings.forgotten(pointer.epoch)).keys()
+                await self.threads.run(archive.erase_digests, digests)
+            except ArchiveFailedError as exc:
+                if number > pointer.last_epoch:
+                    raise
+                # It goes to the trash unread: that is searched for each of these users once more.
+                log.warning("upkeep_failed", error=str(exc))
             why: Why = "replaced" if number < pointer.epoch else "abandoned"
             entry = await self.threads.run(self.root.discard, number, why)
         if entry is None:
@@ -138,9 +202,9 @@ class Upkeep:
     async def _empty_trash(self) -> None:
         """Remove from the trash what is too old, or too much."""
         entries = await self.threads.run(self.root.trash.entries)
-        for entry, why in surplus(
-            entries, time.time(), 86_400.0 * self.settings.trash_days, self.settings.trash_bytes
-        ):
+        keep_s = 86_400.0 * self.settings.trash_days
+        found = surplus(entries, time.time(), keep_s, self.settings.trash_bytes)
+        for entry, why in self._overdue.confirmed(found, time.monotonic(), keep_s):
             # Before it is gone: the line is all that is left to say so.
             log.warning(
                 "trash_removed",
@@ -153,13 +217,17 @@ class Upkeep:
             entries.remove(entry)
         self.trash_bytes = sum(entry.size_bytes for entry in entries)
 
-    async def _abandon(self, pointer: Pointer) -> None:
-        """Give up a new epoch that no command has asked for in `abandon_s`."""
+    async def _to_abandon(self, pointer: Pointer) -> int:
+        """Return the new epoch that no command has asked for in `abandon_s`, 0 for none."""
         pending = pointer.pending
         if pending in {0, pointer.epoch} or self.epochs.is_claimed(pending):
-            return
+            return 0
         now = await self.store.time()
-        if now - pointer.pending_since >= self.settings.abandon_s:
-            log.warning("epoch_abandoned", epoch=pending)
-            self.step("epoch:abandon")
-            await with_retries(self.store.epochs.abandon, pending, lease=self.lease)
+        return pending if now - pointer.pending_since >= self.settings.abandon_s else 0
+
+    async def _abandon(self, number: int) -> None:
+        """Give up a new epoch. Its archive goes to the trash in a later round."""
+        self._given_up = number
+        log.warning("epoch_abandoned", epoch=number)
+        self.step("epoch:abandon")
+        await with_retries(self.store.epochs.abandon, number, lease=self.lease)

@@ -43,6 +43,7 @@ class Report:
     generations: Counter[int] = field(default_factory=Counter)
     unjudged: int = 0
     failed: int = 0
+    degraded: int = 0
 
     @property
     def wrong(self) -> int:
@@ -59,6 +60,7 @@ class Report:
             f"from a generation never live    {self.unknown_generation:>9,}",
             f"too much to be tried            {self.unjudged:>9,}",
             f"failed calls                    {self.failed:>9,}",
+            f"that say they may lack the last {self.degraded:>9,}",
         ]
 
 
@@ -78,7 +80,7 @@ async def campaign(*, users: int, rounds: int, refits: int, seed: int, data: Pat
             done = asyncio.Event()
             observer = asyncio.create_task(_observing(store, seen, done), name="observer")
             refitting = asyncio.create_task(_refits(stack.api, done), name="refits")
-            gathered: list[tuple[list[Answered], int]] = []
+            gathered: list[tuple[list[Answered], int, int]] = []
             ends = time.monotonic() + MOST_S
             while len(gathered) < users or (
                 len(_generations(gathered)) <= refits and time.monotonic() < ends
@@ -98,8 +100,9 @@ async def campaign(*, users: int, rounds: int, refits: int, seed: int, data: Pat
         finally:
             await store.close()
     # Checked in the end, when every generation and each value of its rows is known.
-    for answers, failed in gathered:
+    for answers, failed, degraded in gathered:
         report.failed += failed
+        report.degraded += degraded
         for answer in answers:
             _check(answer, seen, rows, report)
     return report
@@ -132,8 +135,8 @@ async def _rows(store: Store) -> list[int]:
     return [row for row in rows if row is not None]
 
 
-def _generations(gathered: Iterable[tuple[list[Answered], int]]) -> set[int]:
-    return {answer.generation for answers, _ in gathered for answer in answers}
+def _generations(gathered: Iterable[tuple[list[Answered], int, int]]) -> set[int]:
+    return {answer.generation for answers, *_ in gathered for answer in answers}
 
 
 async def _refits(api: ApiClient, done: asyncio.Event) -> None:
@@ -145,11 +148,15 @@ async def _refits(api: ApiClient, done: asyncio.Event) -> None:
                 raise
 
 
-async def _rater(api: ApiClient, user: str, rounds: int, rng: random.Random) -> tuple[list[Answered], int]:
-    """Be a new user, `rounds` times: rate, then ask at once."""
+async def _rater(
+    api: ApiClient, user: str, rounds: int, rng: random.Random
+) -> tuple[list[Answered], int, int]:
+    """Be a new user, `rounds` times: rate, then ask at once. Return the answers, how many calls failed, and
+    how many answers said themselves that they may lack something.
+    """
     answers: list[Answered] = []
     rated: dict[int, tuple[float, float]] = {}
-    failed, taste = 0, rng.randrange(5)
+    failed, degraded, taste = 0, 0, rng.randrange(5)
     for turn in range(rounds):
         # The third rating of a user is one that is changed.
         item = next(iter(rated)) if turn == 2 else rng.randrange(RATED)
@@ -157,7 +164,7 @@ async def _rater(api: ApiClient, user: str, rounds: int, rng: random.Random) -> 
         try:
             await api.rate([Rating(user, str(item), rating, at)])
         except ApiError:
-            return answers, failed + 1
+            return answers, failed + 1, degraded
         rated.pop(item, None)
         rated[item] = (rating, at)
         for asked in rng.sample(ASKED, 2):
@@ -166,9 +173,13 @@ async def _rater(api: ApiClient, user: str, rounds: int, rng: random.Random) -> 
             except ApiError:
                 failed += 1
                 continue
+            # Where the store was late: of what it lacks it says so.
+            degraded += answer.degraded
+            if answer.degraded:
+                continue
             facts = tuple((i, r, t) for i, (r, t) in rated.items())
             answers.append(Answered(facts, asked, answer.rating, answer.generation))
-    return answers, failed
+    return answers, failed, degraded
 
 
 def _check(answer: Answered, seen: dict[int, Seen], rows: list[int], report: Report) -> None:

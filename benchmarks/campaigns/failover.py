@@ -21,6 +21,7 @@ from benchmarks.campaigns.acknowledged import Books, refit
 from benchmarks.campaigns.local_stack import CALL_S
 from benchmarks.harness import stack
 from benchmarks.harness.command import carry_out_campaign, read
+from benchmarks.harness.progress import turns
 from evaluation.api_client import ApiClient
 from featurestore.confirmation import Durability
 from featurestore.settings import StoreSettings
@@ -98,7 +99,7 @@ async def campaign(
                     group.create_task(books.rate(api, part, done.is_set, rng))
                 try:
                     rng = random.Random(seed)
-                    for turn in range(promotions):
+                    for turn in turns(promotions):
                         await asyncio.sleep(LOAD_S * rng.uniform(0.5, 1.5))
                         way = ways[turn % len(ways)]
                         report.gaps[way].append(await _promotion(servers, books, way))

@@ -20,6 +20,7 @@ from benchmarks.data import datasets, synthetic
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
 from benchmarks.harness.command import Options, benchmark
+from benchmarks.harness.progress import turns
 from benchmarks.harness.report import Row, at_most, ratios
 from benchmarks.load.client import Client
 from benchmarks.load.generator import Plan, get, post, write_requests
@@ -127,7 +128,7 @@ def _fits(options: Options) -> Row:
     )
     with_user = DataSet("with", both, n_users + 1, max(crowd.n_items, heavy), crowd.scale)
     # The first round also pays for what is loaded: it does not count.
-    rounds = [[_fit_s(data) for data in (with_user, crowd)] for _ in range(max(2, options.rounds // 2))][1:]
+    rounds = [[_fit_s(data) for data in (with_user, crowd)] for _ in turns(max(2, options.rounds // 2))][1:]
     seconds, without = ([each[k] for each in rounds] for k in (0, 1))
     return Row(
         f"a fit with a user of {heavy:,} ratings of as many items: CPU",
@@ -169,7 +170,7 @@ def _answers(options: Options, console: Console) -> Sequence[Row]:
         console.print(f"{n_users:,} users, one with {heavy:,} ratings", style="dim")
         rating = [_rates_and_asks(folder / str(user), user, heavy) for user in ids]
         warm(few)
-        for turn in range(options.rounds):
+        for turn in turns(options.rounds):
             for which in (0, 1) if turn % 2 else (1, 0):
                 own = replace(few, requests=str(rating[which]), connections=1, rate=OWN_RATE)
                 with ThreadPoolExecutor(2) as threads:

@@ -19,6 +19,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
 from benchmarks.harness.command import Options, benchmark
 from benchmarks.harness.machine import lacking_memory
+from benchmarks.harness.progress import turns
 from benchmarks.harness.report import Row, at_most
 from featurestore.ratings.stream import Events
 from featurestore.settings import StoreSettings
@@ -51,11 +52,13 @@ def measure(options: Options, console: Console) -> list[Row]:
         return [Row(work, "s", target=TARGET, skipped=reason)]
     with tempfile.TemporaryDirectory(prefix="foldin-bench-") as name:
         archive = EpochArchive(Path(name), 1, guard=lambda: None)
+        # A trainer has one for the fits of an epoch; a folder without is a backup that was cut off.
+        (Path(name) / "fits").mkdir()
         for table in _tables(options, ratings):
             archive.append(table, {})
         console.print(f"{ratings:,} ratings archived", style="dim")
         seconds = []
-        for _ in range(options.rounds):
+        for _ in turns(options.rounds):
             # Refits only when asked.
             settings = {"FOLDIN_REFIT_EVENTS": "1000000000", "FOLDIN_REFIT_SECONDS": "86400"}
             with stack.store() as url, stack.trainer(url, settings=settings | {"FOLDIN_REFIT_GROWTH": "0"}):

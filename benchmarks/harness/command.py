@@ -18,6 +18,8 @@ from rich.console import Console
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness.machine import Watch
+from benchmarks.harness.progress import going_on
+from benchmarks.harness.recorded import DOCS, origin, write_rows
 from benchmarks.harness.report import Report, Row
 from evaluation.report import new_console
 from processes.settings import load, real, setting, whole
@@ -36,6 +38,13 @@ class Options:
     force: bool = setting(False, "report even when the machine is busy")
     no_pin: bool = setting(False, "give no process cores of its own")
     output: Path = setting(Path("results/bench"), "folder for the JSON", Path)
+    record: bool = setting(False, "write the rows into docs/, with the commit of this checkout")
+
+    def problems(self) -> list[str]:
+        """What is contradictory in these options, one sentence each."""
+        if self.record and self.scale != 1:
+            return ["--record goes with full sizes, not with --scale"]
+        return []
 
     def size(self, full: int, least: int = 1) -> int:
         """Return `full` at this scale, never under `least`."""
@@ -81,7 +90,10 @@ class Findings(Protocol):
 def carry_out_campaign(campaign: Callable[..., Coroutine[Any, Any, Findings]], options: Any) -> int:
     """Run a campaign, given its options and a folder for its data; 1 where anything was wrong."""
     end_in_order()
-    with tempfile.TemporaryDirectory(prefix="foldin-campaign-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="foldin-campaign-") as folder,
+        going_on("a campaign"),
+    ):
         found = asyncio.run(campaign(**asdict(options), data=Path(folder)))
     print("\n".join(found.lines()))
     return 1 if found.wrong else 0
@@ -91,9 +103,10 @@ def carry_out(name: str, measure: Measure[Chosen], options: Chosen) -> int:
     """Measure and report; return the exit code."""
     console = new_console()
     end_in_order()
-    watch = Watch()
+    of, watch = origin(), Watch()
     try:
-        rows = measure(options, console)
+        with going_on(name):
+            rows = measure(options, console)
     except BenchmarkError as exc:
         print(f"foldin bench {name}: {exc}", file=sys.stderr)
         return 2
@@ -101,7 +114,8 @@ def carry_out(name: str, measure: Measure[Chosen], options: Chosen) -> int:
     if options.scale != 1:
         # The goals are for the full sizes.
         rows = [replace(row, target=None) for row in rows]
-    report = Report(name, tuple(rows), watch.since(), {**settings, "pin": not options.no_pin})
+    settings = {**settings, "pin": not options.no_pin}
+    report = Report(name, tuple(rows), watch.since(), settings, of.commit)
     if report.complaints and not options.force:
         for complaint in report.complaints:
             print(f"foldin bench {name}: {complaint}", file=sys.stderr)
@@ -111,6 +125,10 @@ def carry_out(name: str, measure: Measure[Chosen], options: Chosen) -> int:
     if options.scale != 1:
         console.print(f"at {options.scale:g} of the full sizes, for which the goals are: no verdicts")
     console.print(f"written to {report.write(options.output)}")
+    if options.record:
+        about = f"{options.rounds} rounds, {options.seconds:g} s each"
+        doubts = [f"not to be trusted: {complaint}" for complaint in report.complaints]
+        write_rows(DOCS / "performance.md", name, report.rows, of.about([about, *doubts]), whole=True)
     return 0
 
 

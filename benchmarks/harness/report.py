@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.harness import machine
+from benchmarks.harness.progress import turns
 from evaluation.report import new_table
 
 Verdict = Literal["met", "floor", "missed", "skipped", ""]
@@ -94,12 +95,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The rows of one benchmark with what must be known to read them."""
+    """The rows of one benchmark with what must be known to read them. `commit`: what was measured."""
 
     name: str
     rows: tuple[Row, ...]
     watched: machine.Watched
     settings: Mapping[str, object] = field(default_factory=dict)
+    commit: str = ""
 
     @property
     def complaints(self) -> list[str]:
@@ -121,6 +123,7 @@ class Report:
         ]
         return {
             "name": self.name,
+            "commit": self.commit,
             "settings": dict(self.settings),
             "machine": machine.describe(),
             "watched": asdict(self.watched),
@@ -198,7 +201,7 @@ def interleave(rounds: int, arms: Mapping[str, Callable[[], T]]) -> dict[str, li
     # Turned round every other time, so that a machine that grows slower hits all arms alike.
     names = list(arms)
     results: dict[str, list[T]] = {name: [] for name in arms}
-    for i in range(rounds):
+    for i in turns(rounds):
         for name in names if i % 2 == 0 else names[::-1]:
             results[name].append(arms[name]())
     return results

@@ -76,8 +76,10 @@ def running(
 
 
 @contextlib.contextmanager
-def store(*, cpus: Sequence[int] = ()) -> Iterator[str]:
-    """Run an embedded Valkey in a temporary folder; its address. Raises `BenchmarkError`."""
+def store(*, cpus: Sequence[int] = (), fsync: str = "everysec") -> Iterator[str]:
+    """Run an embedded Valkey in a temporary folder; its address. Raises `BenchmarkError`. `fsync`: when its
+    file is synced.
+    """
     try:
         program = str(binary())
     except CannotStartError as exc:
@@ -85,8 +87,8 @@ def store(*, cpus: Sequence[int] = ()) -> Iterator[str]:
     port = unused_port()
     with tempfile.TemporaryDirectory(prefix="foldin-bench-store-") as folder:
         command = [program, "--port", str(port), "--bind", HOST, "--dir", folder]
-        # As `foldin up` has it, except that it syncs every second: the disk is not what is measured.
-        command += ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]
+        # As `foldin up` has it, except that it syncs every second: mostly the disk is not what is measured.
+        command += ["--save", "", "--appendonly", "yes", "--appendfsync", fsync]
         command += ["--hash-max-listpack-value", "4096", "--auto-aof-rewrite-percentage", "300"]
         ready = partial(redis_pong, (HOST, port))
         with (

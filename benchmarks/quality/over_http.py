@@ -17,7 +17,7 @@ import numpy.typing as npt
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
 from environment.client import EnvironmentFailedError
-from evaluation.api_client import ApiBusyError, ApiClient, ApiError, Prediction, Rating
+from evaluation.api_client import ApiClient, ApiError, Prediction, Rating
 from evaluation.course.protocol import evaluate, write_files
 from evaluation.course.settings import EvaluationSettings
 from evaluation.errors import EngineFailedError
@@ -73,15 +73,8 @@ async def _answer(port: int, question: Question) -> Answer:
 
 
 async def _refit(api: ApiClient, n_ratings: int) -> int:
-    """Ask for a refit and wait until the generation of all `n_ratings` is live; its number.
-
-    On a slow machine the service says 504 before the fit has ended, and /generations tells when it has.
-    """
-    try:
-        await api.train(retry=False)
-    except ApiBusyError as exc:
-        if exc.code != "training_timeout":
-            raise
+    """Ask for a refit and wait until the generation of all `n_ratings` is live; its number."""
+    await api.train(retry=False)
     deadline = time.monotonic() + REFIT_S
     while time.monotonic() < deadline:
         for generation in await api.generations():

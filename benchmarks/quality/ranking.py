@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from benchmarks.data.datasets import load
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness.command import Options, end_in_order, read
+from benchmarks.harness.progress import going_on
+from benchmarks.harness.recorded import DOCS, Origin, has_output, origin, write_output, write_rows
+from benchmarks.harness.report import Row, Target
 from evaluation.offline.engines import title
-from evaluation.offline.ranking.table import ENGINES, compare, comparison_table, ranking_table
+from evaluation.offline.ranking.table import ENGINES, Comparison, compare, comparison_table, ranking_table
 from evaluation.offline.running import Plan, measure
 from evaluation.offline.splits import LISTS_REPEATS, LISTS_SHARE, Split, list_protocols
 from evaluation.report import new_console, write_lines
@@ -41,6 +44,12 @@ class Choice(Options):
     resume: bool = setting(False, "keep the lines that were finished before")
     peers: str = setting(sys.executable, "interpreter that has the peers", program, shown="this one")
 
+    def problems(self) -> list[str]:
+        """What is contradictory in these options, one sentence each."""
+        whole_sets = not self.resume and (self.engines, self.repeats) == (BENCH_ENGINES, LISTS_REPEATS)
+        refused = "--record goes with whole sets, not with --resume, --engines or --repeats"
+        return [*Options.problems(self), *([refused] if self.record and not whole_sets else [])]
+
 
 def splits_of(name: str, options: Choice) -> list[Split]:
     """Return the splits of a data set. Raises `BenchmarkError` where it cannot be had."""
@@ -48,10 +57,36 @@ def splits_of(name: str, options: Choice) -> list[Split]:
     return list_protocols(data, options.repeats, LISTS_SHARE, LAST, options.seed)
 
 
+def _record(lines: Sequence[Line], sets: Sequence[str], of: Origin) -> None:
+    path = DOCS / "accuracy.md"
+    write_rows(path, NAME, goals(list(compare(lines))), of, whole=False)
+    for name in sets:
+        if has_output(path, f"{NAME} {name}"):
+            of_set = [line for line in lines if line.data == name]
+            tables = [ranking_table(of_set, f"{name}: lists"), comparison_table(list(compare(of_set)))]
+            write_output(path, f"{NAME} {name}", tables, of)
+
+
+def goals(found: Sequence[Comparison]) -> list[Row]:
+    """Return the comparisons that have a goal as rows."""
+    return [
+        Row(
+            f"{one.data}, {one.split}: {one.figure} / that of the best tuned rival",
+            "x",
+            (round(one.ratio, 3),),
+            Target(one.goal, one.floor),
+            # The best rival may be another one next time: it is no part of the name.
+            detail=f"{one.own:.4f} against {one.best:.4f} of {one.rival}",
+        )
+        for one in found
+        if one.verdict
+    ]
+
+
 def main(argv: Sequence[str]) -> int:
     """Print the tables; return 0, 1 where an engine failed, or 2 where data is missing."""
     options = read(Choice, NAME, __doc__, argv)
-    console = new_console()
+    console, of = new_console(), origin()
     end_in_order()
     store = LineStore(options.output / NAME)
     done = store.load() if options.resume else {}
@@ -60,18 +95,25 @@ def main(argv: Sequence[str]) -> int:
         store.clear()
     lines: list[Line] = []
     try:
-        for name in options.sets:
-            plan = Plan(
-                splits_of(name, options), options.engines, options.seed, ranking=True, python=options.peers
-            )
-            for line, _ in measure(plan, store, done):
-                lines.append(line)
-                console.print(f"{line.data} {line.split}, {line.summary()}", style="dim", markup=False)
+        with going_on(NAME):
+            for name in options.sets:
+                plan = Plan(
+                    splits_of(name, options),
+                    options.engines,
+                    options.seed,
+                    ranking=True,
+                    python=options.peers,
+                )
+                for line, _ in measure(plan, store, done):
+                    lines.append(line)
+                    console.print(f"{line.data} {line.split}, {line.summary()}", style="dim", markup=False)
     except BenchmarkError as exc:
         print(f"foldin bench {NAME}: {exc}", file=sys.stderr)
         return 2
     for name in options.sets:
         console.print(ranking_table([line for line in lines if line.data == name], f"{name}: lists"))
     console.print(comparison_table(list(compare(lines)), verdicts=options.scale == 1))
+    if options.record:
+        _record(lines, options.sets, of)
     console.print(f"written to {write_lines(lines, options.output / f'{NAME}.csv')}")
     return 1 if any(line.failed for line in lines) else 0

@@ -3,7 +3,7 @@
 Invariant: each figure was measured in this run, or kept of an earlier one with the same settings.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from rich.console import Console
@@ -17,6 +17,7 @@ from evaluation.offline.new_items import RANDOM, NewItems
 from evaluation.offline.shills import SHARE, Shift
 from evaluation.report import deciles, engines_table, figure, groups, new_table
 from evaluation.results.course import Summary
+from evaluation.results.lines import Line
 
 _NAMES = {
     "ml-100k": "ml-100k",
@@ -27,34 +28,46 @@ _NAMES = {
 
 def show(found: Found, console: Console, *, full: bool) -> None:
     """Print every table; the goals are for `full` sizes alone."""
-    if found.played:
-        console.print(play_table(found.played))
-    for section, lines in found.lines.items():
-        name = _NAMES.get(section, section)
-        # Slow peers run on the first fold alone: their figures stand beside others of that fold, not of five.
-        first = [line for line in lines if line.split == "u1"]
-        if section == "ml-100k" and len(first) < len(lines):
-            console.print(engines_table(first, f"{name} u1"))
-            several = {engine for (_, _, engine), group in groups(lines).items() if len(group) > 1}
-            shown = [line for line in lines if line.engine in several]
-        else:
-            shown = lines
-        console.print(engines_table(shown, f"{name}: ratings that were not seen"))
-    if found.cold:
-        console.print(cold_table(found))
-    if found.new_items:
-        console.print(new_items_table(found.new_items))
-    if found.shifts:
-        console.print(shift_table(found.shifts))
-    by_decile = decile_table(found)
-    if by_decile.row_count:
-        console.print(by_decile)
+    for section in found.sections():
+        for table in tables_of(found, section):
+            console.print(table)
     for about, engine, error, source in PUBLISHED:
         console.print(
             f"published for {about}: {error:.4f}, {engine} ({source})", style="dim", highlight=False
         )
     if full:
         console.print(goal_table(goals(found)))
+
+
+def tables_of(found: Found, section: str) -> Iterator[Table]:
+    """Yield the tables of a section."""
+    match section:
+        case "environment":
+            yield play_table(found.played)
+        case "cold":
+            yield cold_table(found)
+        case "new-items":
+            yield new_items_table(found.new_items)
+        case "shills":
+            yield shift_table(found.shifts)
+        case _:
+            yield from _tables_of_lines(section, found.lines[section])
+
+
+def _tables_of_lines(section: str, lines: Sequence[Line]) -> Iterator[Table]:
+    name = _NAMES.get(section, lines[0].data)
+    # Slow peers run on the first fold alone: their figures stand beside others of that fold, not of five.
+    first = [line for line in lines if line.split == "u1"]
+    shown = lines
+    if section == "ml-100k" and len(first) < len(lines):
+        yield engines_table(first, f"{name} u1")
+        several = {engine for (_, _, engine), group in groups(lines).items() if len(group) > 1}
+        shown = [line for line in lines if line.engine in several]
+    yield engines_table(shown, f"{name}: ratings that were not seen")
+    if section != "ablation":
+        by_decile = decile_table(lines)
+        if by_decile.row_count:
+            yield by_decile
 
 
 def play_table(played: Sequence[Summary]) -> Table:
@@ -80,20 +93,28 @@ def play_table(played: Sequence[Summary]) -> Table:
     return shown
 
 
-def decile_table(found: Found) -> Table:
-    """Return the coverage of Foldin's 90 % intervals in each tenth of the ratings, by the user's count."""
+def decile_table(lines: Sequence[Line]) -> Table:
+    """Return the coverage of Foldin's 90 % intervals in each tenth of the ratings, by the user's count and by
+    the predicted deviation.
+    """
     shown = new_table(
-        "share of the ratings inside Foldin's 90 % intervals, by tenths of the user's count",
+        "share of the ratings inside Foldin's 90 % intervals, by tenths",
         ("data", "split", *map(str, range(1, 11))),
         left=("data", "split"),
     )
-    for (data, part, engine), group in groups(found.compared()).items():
-        shares = deciles([line for line in group if not line.skipped])
-        if engine in (AUTO, DEPLOYED) and shares:
-            known = np.mean([line.decile_known for line in group if line.deciles], axis=0)
-            name = f"{data}, {engine}" if engine == DEPLOYED else data
-            shown.add_row(name, part, *(f"{share:.1%}" for share in shares))
-            shown.add_row("", "user's count", *(f"{count:.0f}" for count in known), style="dim")
+    for (data, part, engine), group in groups(lines).items():
+        good = [line for line in group if not line.skipped]
+        if engine not in (AUTO, DEPLOYED):
+            continue
+        for shares_of, mean_of, label, form in (
+            ("deciles", "decile_known", "user's count", ".0f"),
+            ("std_deciles", "decile_std", "deviation", ".3f"),
+        ):
+            shares, means = deciles(good, shares_of), deciles(good, mean_of)
+            if shares:
+                name = f"{data}, {engine}" if engine == DEPLOYED else data
+                shown.add_row(name, part, *(f"{share:.1%}" for share in shares))
+                shown.add_row("", label, *(format(each, form) for each in means), style="dim")
     return shown
 
 

@@ -28,10 +28,17 @@ async def constant(_: web.Request) -> web.Response:
     return web.Response(body=BODY, content_type="application/json")
 
 
+async def taken(request: web.Request) -> web.Response:
+    """Read the body and answer 60 bytes."""
+    await request.read()
+    return web.Response(body=BODY, content_type="application/json")
+
+
 async def serve(port: int, *, shared: bool) -> None:
     """Serve on loopback until SIGTERM; `shared`: several processes on one port."""
     application = web.Application()
     application.router.add_get("/predict", constant)
+    application.router.add_post("/ratings", taken)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port, reuse_port=shared, backlog=1024).start()

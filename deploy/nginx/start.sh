@@ -1,5 +1,5 @@
 #!/bin/sh
-# Writes /tmp/upstream.conf for the network that this container is in, then becomes nginx.
+# Writes /tmp/upstream.conf for the network that this container is in, and who stands in front of it, then becomes nginx.
 #
 # Replicas come and go, so their addresses are asked of the container network's name server every second. nginx from
 # 1.27.3 on does that for an upstream block, which also keeps connections open; an older one does it for a name in a
@@ -36,6 +36,11 @@ map "" \$replicas         { default $replicas; }
 map "" \$replicas_by_name { default http://$service; }
 CONF
 rm -f /tmp/probe.conf
+
+# Behind another proxy, as an Ingress, all clients would have the address of that one, and share its limits.
+for proxy in $(printf %s "${FOLDIN_NGINX_PROXIES:-}" | tr ',' ' '); do
+  echo "set_real_ip_from $proxy;"
+done >/tmp/proxies.conf
 
 # HTTPS where there is a certificate: a chain that begins with the server's own, and its key.
 : >/tmp/tls.conf

@@ -10,7 +10,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 
@@ -43,8 +44,12 @@ LEARNS_MEANWHILE = "deployed"  # for the others time stands still between two st
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Where an evaluation is: `player` is at `step` of `run` with `known` ratings, and this wrong so far."""
+    """Where an evaluation is: `player` is at `step` of `run` with `known` ratings, and this wrong so far; it
+    is the `game`th of all `games`, counted from 1.
+    """
 
+    game: int
+    games: int
     known: int
     run: int
     runs: int
@@ -80,15 +85,15 @@ async def evaluate(
             api = SharedApi(client)
         tag = secrets.token_hex(4)
         evaluation = _Evaluation(settings, session, address, api, tag, on_progress, brought)
-        for known in settings.known:
-            for run in range(1, settings.runs + 1):
-                for name in lineup:
-                    # The run decides the world: the same for all players and all lengths of history.
-                    seed = (base_seed + run) % MAX_SEED
-                    result, world = await evaluation.play(name, known=known, run=run, seed=seed)
-                    results.append(result)
-                    # An environment that ignores the seed gives each player a world of its own.
-                    worlds.setdefault(run, set()).add(world)
+        games = tuple(product(settings.known, range(1, settings.runs + 1), lineup))
+        for game, (known, run, name) in enumerate(games, 1):
+            # The run decides the world: the same for all players and all lengths of history.
+            seed = (base_seed + run) % MAX_SEED
+            at = Moment(game, len(games), known, run, settings.runs, name, 0, settings.steps, 0.0)
+            result, world = await evaluation.play(at, seed=seed)
+            results.append(result)
+            # An environment that ignores the seed gives each player a world of its own.
+            worlds.setdefault(run, set()).add(world)
     same_worlds = all(len(histories) == 1 for histories in worlds.values())
     return EvaluationReport(tuple(results), settings.steps, base_seed, same_worlds)
 
@@ -126,9 +131,11 @@ class _Evaluation:
     on_progress: Callable[[Moment], None]
     brought: Mapping[str, MakePlayer]
 
-    async def play(self, name: str, *, known: int, run: int, seed: int) -> tuple[Result, bytes]:
-        """Play one game with one player. Return the result and the digest of its history."""
-        settings = self.settings
+    async def play(self, at: Moment, *, seed: int) -> tuple[Result, bytes]:
+        """Play one game, from the moment before its first step, with one player. Return the result and the
+        digest of its history.
+        """
+        settings, name, known, run = self.settings, at.player, at.known, at.run
         started = time.perf_counter()
         tag = f"{self.tag}-{known}-{run}-{name}"
         player = make_player(
@@ -145,8 +152,7 @@ class _Evaluation:
                 await asyncio.sleep(pause_s)
                 await seat.step()
                 if step % PROGRESS_STEPS == 0 or step == settings.steps:
-                    mse = seat.tally().mse
-                    self.on_progress(Moment(known, run, settings.runs, name, step, settings.steps, mse))
+                    self.on_progress(replace(at, step=step, mse=seat.tally().mse))
         except GameOverError as error:
             raise EnvironmentFailedError(
                 f"the world had fewer than {settings.steps} pairs to play"
@@ -158,24 +164,26 @@ class _Evaluation:
         return Result(name, shown, run, seat.tally(), seat.prepare_s, seconds, seat.note), history.digest()
 
 
-def _progress_lines(console: Console) -> Callable[[Moment], None]:
+def _line_a_game(console: Console, on_progress: Callable[[Moment], None]) -> Callable[[Moment], None]:
     def show(moment: Moment) -> None:
-        finished = moment.step == moment.steps
-        if finished or console.is_terminal:
-            # A log gets a line a game, a terminal one that moves.
+        if moment.step == moment.steps:
             line = (
                 f"{moment.known} known, run {moment.run} of {moment.runs}, {moment.player}: "
                 f"step {moment.step} of {moment.steps}, mean squared error {moment.mse:.3f}"
             )
-            console.print(line, end="\n" if finished else "\r", soft_wrap=True)
+            console.print(line, soft_wrap=True)
+        on_progress(moment)
 
     return show
 
 
 async def _evaluate_and_show(
-    settings: EvaluationSettings, console: Console, brought: Mapping[str, MakePlayer]
+    settings: EvaluationSettings,
+    console: Console,
+    brought: Mapping[str, MakePlayer],
+    on_progress: Callable[[Moment], None],
 ) -> EvaluationReport:
-    report = await evaluate(settings, _progress_lines(console), brought)
+    report = await evaluate(settings, _line_a_game(console, on_progress), brought)
     console.print(players_table(report))
     if not report.same_worlds:
         console.print("This environment gave each player a world of its own: compare roughly.")
@@ -191,12 +199,24 @@ def write_files(report: EvaluationReport, folder: Path) -> list[str]:
     return [*written, *drawn(draw_course, report, folder)]
 
 
-def main(argv: Sequence[str], brought: Mapping[str, MakePlayer] = MappingProxyType({})) -> int:
-    """Run the command; return its exit code, see `run_command`. `brought`: players that the caller adds."""
-    return run_command(
-        "evaluate",
-        lambda: _evaluate_and_show(EvaluationSettings.load(argv, os.environ), new_console(), brought),
-    )
+def main(
+    argv: Sequence[str],
+    brought: Mapping[str, MakePlayer] = MappingProxyType({}),
+    environ: Mapping[str, str] | None = None,
+    tell: Callable[[EvaluationReport], None] = lambda _report: None,
+    on_progress: Callable[[Moment], None] = lambda _moment: None,
+) -> int:
+    """Run the command; return its exit code, see `run_command`. `brought`: players that the caller adds;
+    `environ`: in place of the variables of this process; `tell` is given the report, `on_progress` where the
+    evaluation is.
+    """
+    variables = os.environ if environ is None else environ
+
+    async def run() -> None:
+        settings = EvaluationSettings.load(argv, variables)
+        tell(await _evaluate_and_show(settings, new_console(), brought, on_progress))
+
+    return run_command("evaluate", run)
 
 
 if __name__ == "__main__":

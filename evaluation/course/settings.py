@@ -7,7 +7,8 @@ from pathlib import Path
 from environment.settings import MAX_SEED, ServerSettings
 from environment.world import COURSE_STEPS, MAX_PAIRS, WorldOptions
 from evaluation.players import API_PLAYERS, LOCAL_PLAYERS, player_name, seeing
-from processes.settings import load, nested, real, secret_of, setting, url, whole
+from processes import module_name
+from processes.settings import api_key_of, load, nested, real, setting, url, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class PlayerLimits:
 
     def api_key(self) -> str | None:
         """Return the key of the API, None without one. Raises SettingsError."""
-        return secret_of(self.key, self.key_file)
+        return api_key_of(self.key, self.key_file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,9 @@ class PlaySettings(PlayerLimits):
     def load(cls, argv: Sequence[str], environ: Mapping[str, str]) -> "PlaySettings":
         """Read flags and variables. Raises SettingsError with every mistake."""
         about = "Play one world of the environment with several players and show how wrong each is."
-        return load(cls, argv, environ, command="python -m evaluation.course.play", about=about)
+        return load(
+            cls, argv, environ, command=f"python -m {module_name('evaluation.course.play')}", about=about
+        )
 
 
 @dataclass(frozen=True, slots=True)

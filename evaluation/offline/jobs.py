@@ -20,9 +20,11 @@ import numpy.typing as npt
 
 from evaluation.errors import EngineFailedError, NotInstalledError
 from evaluation.question import Answer, Predicted, Question
+from processes import module_name
 from processes.blocking import BlockingChild
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+# What holds our packages: the checkout, or where the wheel is installed.
+ROOT = Path(__file__).resolve().parents[module_name("evaluation.offline").count(".") + 1]
 # Seconds of one core compare engines whatever the machine; BLAS reads these when it is loaded.
 ONE_CORE = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
@@ -72,9 +74,9 @@ def run_apart(
         )
         # The class by name, so that the other side makes the same object.
         kind = type(question)
-        task = {"target": target, "kind": f"{kind.__module__}:{kind.__qualname__}", "seed": seed}
+        task = {"target": module_name(target), "kind": f"{kind.__module__}:{kind.__qualname__}", "seed": seed}
         (folder / "task.json").write_text(json.dumps({**task, "options": dict(options)}))
-        command = [python, "-m", "evaluation.offline.jobs", str(folder)]
+        command = [python, "-m", module_name("evaluation.offline.jobs"), str(folder)]
         # SIGKILL with the parent: a library in the middle of its loops would not see another signal.
         with BlockingChild(
             command, folder / "log", environment=_environment(), dies_by=signal.SIGKILL
@@ -96,7 +98,9 @@ def _environment() -> dict[str, str]:
     """Return this process's environment, with our packages to import and one core to use."""
     path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
     # Unbuffered: what a library has printed must not come behind the error, which is the last line.
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **ONE_CORE}
+    # Safe: a folder of the caller that has the name of a package of ours is not it.
+    safe = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **safe, **ONE_CORE}
 
 
 def peak_mb() -> float:

@@ -111,7 +111,9 @@ def judge(split: Split, engine: str, name: str, question: Question, answered: An
         note=predicted.note,
     )
     if not len(predicted.rating) and not predicted.top.size:
-        raise NotInstalledError("ranks and does not rate: ask for rankings with --ranking")
+        none_known = "no user of the held-out ratings has others, so none can be ranked for"
+        why = none_known if question.top else "ranks and does not rate: ask for rankings with --ranking"
+        raise NotInstalledError(why)
     if len(predicted.rating):
         if predicted.rating.shape != truth.shape or not np.isfinite(predicted.rating).all():
             raise EngineFailedError(f"{name}: predictions are missing or not finite")

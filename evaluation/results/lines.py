@@ -21,7 +21,8 @@ class Line:
     """One engine on one split. Figures are NaN where the engine lacks what is needed.
 
     `coverage`: share of the ratings inside their 90 % intervals; `deciles`: the same by tenths of the user's
-    count, `decile_known` the mean counts; `reliability`, `curve`: see `evaluation.metrics.Figures`.
+    count, `decile_known` the mean counts; `std_deciles`, `decile_std`: by tenths of the predicted deviation;
+    `reliability`, `curve`: see `evaluation.metrics.Figures`.
     `recall_20`, `ndcg_100` and the last four: see `RankingFigures` of `evaluation.offline.ranking.metrics`.
     `skipped`: why there are no figures; `failed`: it should have had some.
     """
@@ -52,6 +53,8 @@ class Line:
     graded_ndcg_10: float = NAN
     coverage_10: float = NAN
     novelty_10: float = NAN
+    std_deciles: tuple[float, ...] = ()
+    decile_std: tuple[float, ...] = ()
 
     def summary(self) -> str:
         """Return engine and main figures, or why there are none, in a line of text."""
@@ -64,13 +67,14 @@ class Line:
     @classmethod
     def csv_columns(cls) -> tuple[str, ...]:
         """The fields that a row of a CSV file has."""
-        left_out = {"decile_known", "reliability", "curve"}
+        left_out = {"decile_known", "decile_std", "reliability", "curve"}
         return tuple(entry.name for entry in fields(cls) if entry.name not in left_out)
 
     def csv_row(self) -> list[object]:
-        """The values of `csv_columns`; the deciles are ten numbers in one cell, NaN is an empty one."""
+        """The values of `csv_columns`; deciles are ten numbers in one cell, NaN is an empty one."""
         row = {name: _plain(getattr(self, name)) for name in self.csv_columns()}
-        row["deciles"] = " ".join(f"{share:.4f}" for share in self.deciles)
+        for name in ("deciles", "std_deciles"):
+            row[name] = " ".join(f"{share:.4f}" for share in getattr(self, name))
         return ["" if value is None else value for value in row.values()]
 
 
@@ -116,7 +120,7 @@ def _plain(value: Any) -> Any:
 
 def _line(document: Mapping[str, Any]) -> Line:
     values: dict[str, Any] = {name: NAN if value is None else value for name, value in document.items()}
-    for name in ("deciles", "decile_known", "reliability"):
+    for name in ("deciles", "decile_known", "reliability", "std_deciles", "decile_std"):
         values[name] = tuple(values[name])
     # JSON has lists only.
     values["curve"] = tuple((x, y) for x, y in values["curve"])

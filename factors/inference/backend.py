@@ -5,7 +5,7 @@ float32 tables.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -31,7 +31,18 @@ class RatedSets(Protocol):
 
 
 class HalfStepBackend(Protocol):
-    """What a fit needs to be computed over all ratings."""
+    """What a fit needs to be computed over all ratings. `most_apart`: only a fit of fewer ratings has users
+    who move and contexts, with which a row is another one at each of its ratings. `at_once`: so many ratings
+    take some 100 MB.
+    """
+
+    @property
+    def most_apart(self) -> float:
+        """See the class."""
+
+    @property
+    def at_once(self) -> int:
+        """See the class."""
 
     def half_step(self, inputs: HalfStepInput, iteration: Iteration = TO_THE_END) -> HalfStep:
         """Return what `half_step.half_step` returns, for `inputs` without unknown other rows or new rows."""
@@ -52,6 +63,10 @@ class NumpyBackend:
     """Numpy and scipy; `block_rows`: rows whose matrices are in memory at once."""
 
     block_rows: int = 8192
+    # Each rating takes 2 KB then.
+    most_apart: ClassVar[float] = MANY_RATINGS
+    # At rank 50.
+    at_once: ClassVar[int] = 100_000
 
     def half_step(self, inputs: HalfStepInput, iteration: Iteration = TO_THE_END) -> HalfStep:
         """See `HalfStepBackend`."""

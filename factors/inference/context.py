@@ -15,14 +15,7 @@ import numpy as np
 from factors.model.context import ContextEffects
 from factors.model.layout import FloatTable, Layout, triangle
 from factors.model.parameters import Parameters, SideName
-from factors.model.types import Float32s, Float64s
-
-
-def shifts_of(parameters: Parameters, context: Float32s | None) -> Float64s | None:
-    """Return by how much each `context` (n, fields) moves its user, (n, d); None for not at all."""
-    if parameters.context is None or context is None:
-        return None
-    return parameters.context.shifts(context)
+from factors.model.types import Float32s, Float64s, Int64s
 
 
 def shift_rows(
@@ -38,27 +31,34 @@ def shift_rows(
 
 @dataclass(frozen=True, slots=True)
 class ContextShifts:
-    """By how much the context of each entry of a half-step moves its user, `amount` (n, d); `own`: whether
-    users are the side that is solved.
+    """By how much the `context` (n, fields) of each entry of a half-step moves its user by its `effects`;
+    `own`: whether users are the side that is solved.
     """
 
-    amount: Float64s
+    effects: ContextEffects
+    context: Float32s
     own: bool
 
     @staticmethod
     def of(parameters: Parameters, name: SideName, context: Float32s | None) -> "ContextShifts | None":
         """Return those of the half-step of side `name` over entries with this `context`; None for none."""
-        amount = shifts_of(parameters, context)
-        return None if amount is None else ContextShifts(amount, name == "user")
+        if parameters.context is None or context is None:
+            return None
+        return ContextShifts(parameters.context, context, name == "user")
+
+    def at(self, entries: Int64s) -> Float64s:
+        """Return by how much the users of these `entries` (m,) are moved, (m, d)."""
+        return self.effects.shifts(self.context[entries])
 
     def move_other(self, layout: Layout, mean: Float64s, covariance: Float64s) -> None:
         """Write to `mean` (n, d) and `covariance` (n, packed) of the other row of each entry where it stands
         then, in the coordinates of the side that is solved.
         """
+        amount = self.effects.shifts(self.context)
         if self.own:
-            shift_items(layout, mean, covariance, self.amount)
+            shift_items(layout, mean, covariance, amount)
         else:
-            mean += self.amount
+            mean += amount
 
 
 def shift_items(layout: Layout, mean: Float64s, covariance: Float64s, shift: Float64s) -> None:

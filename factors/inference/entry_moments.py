@@ -61,7 +61,7 @@ class HalfStepInput:
         if not own.has_sessions:
             sessions = NO_SESSIONS
         elif sessions is None:
-            sessions = group_sessions(data, own.session_length)
+            sessions = group_sessions(data, own.session_length, own.sitting_length)
         shifts = ContextShifts.of(parameters, name, data.context)
         return HalfStepInput(parameters, own, other, table, data, sessions, new, attributes, shifts)
 
@@ -151,5 +151,5 @@ class EntryMoments:
         mean = np.broadcast_to(prior.mean, (rows, own.layout.dim))
         covariance = np.broadcast_to(pack(prior.covariance[None]), (rows, own.layout.packed))
         states = motion.states(mean)
-        effects = SessionEffects.prior(self.inputs.sessions, own.session_variance, states.shape[1])
+        effects = SessionEffects.prior(self.inputs.sessions, own.effect_variance, states.shape[1])
         return Posterior(states, motion.covariances(covariance), effects)

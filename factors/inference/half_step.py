@@ -61,8 +61,9 @@ class HalfStep:
 @dataclass(frozen=True, slots=True)
 class Iteration:
     """How a half-step with the ordinal link approaches its fixed point: at most `steps` steps, each `damping`
-    of the way that it points (None: as suits the noise), from `begin` or else from the prior. It ends when no
-    row moves any more. The Gaussian link needs no iteration.
+    of the way that it points (None: as suits the noise), from `begin`, whose sites may be missing, or else
+    from the prior. It ends when no row moves any more. The Gaussian link needs no iteration. `scored`: the
+    sites are to say what the scores are without their ratings, for which loops need 8 bytes a rating.
     """
 
     # Damped steps to an ordinal posterior shrink by a factor of about 0.3: so many reach the last float32
@@ -72,6 +73,7 @@ class Iteration:
     begin: HalfStep | None = None
     # In units of the noise deviation: below the last digit of a float32 row.
     at_rest: float = 1e-7
+    scored: bool = False
 
     def damping_for(self, parameters: Parameters) -> float:
         """Return the damping for a model with these cut points and noise."""
@@ -217,7 +219,8 @@ def _ordinal_posterior(solver: _Solver, iteration: Iteration) -> tuple[Posterior
     entries, inputs, parameters = solver.entries, solver.entries.inputs, solver.entries.inputs.parameters
     dim, damping, begin = inputs.own.layout.dim, iteration.damping_for(parameters), iteration.begin
     bounds = level_bounds(parameters.cuts, rating_levels(parameters.scale, inputs.data.value))
-    posterior, sites = (entries.prior(), None) if begin is None else (begin.posterior, begin.sites)
+    posterior = entries.prior() if begin is None else begin.posterior
+    sites = begin.sites if begin is not None and len(begin.sites.weight) else None
     for _ in range(iteration.steps):
         scores = entries.scores(posterior)
         sites = ordinal_sites(bounds, parameters.noise, scores, sites, damping=damping)

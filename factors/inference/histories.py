@@ -4,13 +4,13 @@ Invariant: after `compress` each pair stands once, with its last value, and of a
 `RECENT + SAMPLED` are left.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from factors.model.layout import session_keys
+from factors.model.layout import session_keys, sitting_keys
 from factors.model.types import Bools, Float32s, Float64s, Histories, Int64s
 
 Rows = npt.NDArray[np.integer[Any]]
@@ -31,8 +31,8 @@ class Compressed:
     """Rows of ratings without repeats or holes, entries of a row ordered by the other row.
 
     `indptr` int64 (b + 1,); `other` int64 (n,): row of the other table, -1 where it has none; `value`, `time`
-    float64 (n,); `source` int64 (n,): position of the entry in what it came from; `context` (n, fields): as
-    in `Ratings`.
+    float64 (n,); `source` int64 (n,): position of the entry in what it came from; both int32 in one that is
+    `narrow`; `context` (n, fields): as in `Ratings`.
     """
 
     indptr: Int64s
@@ -62,7 +62,16 @@ class Compressed:
 
     def by_other(self, n_rows: int) -> "Compressed":
         """Return the same ratings by the rows of the other table, which has `n_rows`."""
-        return compress_pairs(self.other, self.row, self.value, self.time, n_rows, context=self.context)
+        row = np.repeat(np.arange(self.rows, dtype=self.other.dtype), self.counts)
+        wide = self.other.dtype == np.int64
+        return compress_pairs(
+            *(self.other, row, self.value, self.time, n_rows), context=self.context, wide=wide
+        )
+
+    def narrow(self) -> "Compressed":
+        """Return the same with row numbers of 32 bits: half of the memory, where they are kept for long."""
+        other, source = (_as(np.int32, each) for each in (self.other, self.source))
+        return replace(self, other=other, source=source)
 
     def only(self, entries: Int64s) -> "Compressed":
         """Return the same rows with these `entries` alone."""
@@ -76,17 +85,28 @@ class Compressed:
         long = self.counts > recent + sampled
         if not long.any():
             return self
-        row = self.row
-        (entry,) = np.nonzero(long[row])
-        of_row, latest = row[entry], np.zeros(len(entry), dtype=bool)
+        # Nothing is made of the others' entries, which may be nearly all.
+        rows = np.flatnonzero(long)
+        of_row = np.repeat(rows, self.counts[rows])
+        entry = np.concatenate([np.arange(self.indptr[row], self.indptr[row + 1]) for row in rows.tolist()])
+        latest = np.zeros(len(entry), dtype=bool)
         latest[_first_of_rows(of_row, -self.source[entry], recent)] = True
         others = np.flatnonzero(~latest)
         chosen = _first_of_rows(of_row[others], sample_order(self.other[entry[others]]), sampled)
-        keep = ~long[row]
+        keep = np.ones(len(self.other), dtype=bool)
+        keep[entry] = False
         keep[entry[latest]] = keep[entry[others[chosen]]] = True
-        indptr = np.concatenate([[0], np.cumsum(keep)])[self.indptr]
+        indptr = np.append(0, np.cumsum(np.where(long, recent + sampled, self.counts)))
         entries = (self.other[keep], self.value[keep], self.time[keep], self.source[keep])
         return Compressed(indptr, *entries, _at(self.context, keep))
+
+    def part(self, rows: slice) -> "Compressed":
+        """Return these rows alone, with the `source` that they have here."""
+        indptr = self.indptr[rows.start : rows.stop + 1]
+        at = slice(int(indptr[0]), int(indptr[-1]))
+        context = None if self.context is None else self.context[at]
+        columns = (self.other[at], self.value[at], self.time[at], self.source[at])
+        return Compressed(indptr - indptr[0], *columns, context)
 
     def histories(self) -> Histories:
         """Return these ratings as they are folded in."""
@@ -98,19 +118,22 @@ class Sessions:
     """The entries of a `Compressed` grouped by (row, session); entries of unknown time are in no group.
 
     `entry` int64: entries with a group; `group` int64 (len(entry),): its group; `row` int64 (G,): row of each
-    group, ascending; `key` float64 (G,): session key, ascending within a row.
+    group, ascending; `key` float64 (G,): session key, ascending within a row. `sitting` int64 (G,): of each
+    session the group that is its sitting, -1 of a sitting, which has no entries; empty without sittings.
     """
 
     entry: Int64s
     group: Int64s
     row: Int64s
     key: Float64s
+    sitting: Int64s = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.row)
 
 
 _NO_ROWS: Int64s = np.zeros(0, dtype=np.int64)
+NO_HISTORIES = Compressed(np.zeros(1, dtype=np.int64), _NO_ROWS, np.zeros(0), np.zeros(0), _NO_ROWS)
 NO_SESSIONS = Sessions(_NO_ROWS, _NO_ROWS, _NO_ROWS, np.zeros(0))
 
 
@@ -122,9 +145,10 @@ def compress_pairs(
     n_rows: int,
     *,
     context: Float32s | None = None,
+    wide: bool = True,
 ) -> Compressed:
     """Return entries (n,) in the order in which they were written, as rows in which the last entry of a pair
-    counts.
+    counts; `narrow` unless `wide`.
 
     A NaN value takes the pair back.
     """
@@ -138,14 +162,14 @@ def compress_pairs(
         order, row, other = order[keep], row[keep], other[keep]
     indptr = np.zeros(n_rows + 1, dtype=np.int64)
     np.cumsum(np.bincount(row, minlength=n_rows), out=indptr[1:])
-    return Compressed(
-        indptr,
-        other.astype(np.int64, copy=False),
-        value[order].astype(np.float64, copy=False),
-        time[order].astype(np.float64, copy=False),
-        order.astype(np.int64, copy=False),
-        _at(context, order),
-    )
+    del row, keep
+    kind = np.int64 if wide else np.int32
+    columns = (value[order].astype(np.float64, copy=False), time[order].astype(np.float64, copy=False))
+    return Compressed(indptr, _as(kind, other), *columns, _as(kind, order), _at(context, order))
+
+
+def _as(kind: type[np.integer[Any]], rows: Rows) -> Int64s:
+    return cast("Int64s", rows.astype(kind, copy=False))
 
 
 def _at(context: Float32s | None, entries: Int64s | Bools) -> Float32s | None:
@@ -164,10 +188,12 @@ def _order_by_pair(row: Rows, other: Rows) -> Int64s:
     if sum(bits) > 62:
         return np.lexsort((other, row))
     # All three in one number each: sorting numbers takes a tenth of the time of finding an order.
-    packed = row.astype(np.int64) << bits[1]
-    packed |= other.astype(np.int64) - least
+    packed = row.astype(np.int64)
+    packed <<= bits[1]
+    packed += other
+    packed -= least
     packed <<= bits[2]
-    packed |= np.arange(n)
+    packed += np.arange(n)
     packed.sort()
     packed &= (1 << bits[2]) - 1
     return packed
@@ -206,8 +232,10 @@ def compress(histories: Histories, n_other: int, *, whole: bool = True) -> Compr
     return compressed
 
 
-def group_sessions(data: Compressed, session_length: float) -> Sessions:
-    """Return the entries grouped by session; no groups where `session_length` is 0 or no time is known."""
+def group_sessions(data: Compressed, session_length: float, sitting_length: float = 0.0) -> Sessions:
+    """Return the entries grouped by session, and the sittings of these where they have a length; no groups
+    where `session_length` is 0 or no time is known.
+    """
     if session_length <= 0:
         return NO_SESSIONS
     key = session_keys(data.time, session_length)
@@ -219,4 +247,21 @@ def group_sessions(data: Compressed, session_length: float) -> Sessions:
     entry, row, key = entry[order], row[order], key[order]
     first = np.ones(len(entry), dtype=bool)
     first[1:] = (row[1:] != row[:-1]) | (key[1:] != key[:-1])
-    return Sessions(entry, np.cumsum(first) - 1, row[first], key[first])
+    sessions = Sessions(entry, np.cumsum(first) - 1, row[first], key[first])
+    return _with_sittings(sessions, sitting_length / session_length) if sitting_length else sessions
+
+
+def _with_sittings(sessions: Sessions, ratio: float) -> Sessions:
+    """Return the `sessions` and, before those of each row, its sittings of `ratio` sessions each."""
+    key, row = sessions.key, sessions.row
+    sitting = np.floor(key / ratio)
+    starts = np.flatnonzero((np.diff(row, prepend=-1) != 0) | (np.diff(sitting, prepend=-1.0) != 0))
+    rows, keys = np.append(row[starts], row), np.append(sitting_keys(key[starts], ratio), key)
+    # Keys of sittings are below 0: they stand before the sessions of their row.
+    order = np.lexsort((keys, rows))
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    inner = place[len(starts) :]
+    found = np.full(len(order), -1, dtype=np.int64)
+    found[inner] = np.repeat(place[: len(starts)], np.diff(starts, append=len(row)))
+    return Sessions(sessions.entry, inner[sessions.group], rows[order], keys[order], found)

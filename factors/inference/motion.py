@@ -30,7 +30,7 @@ from factors.model.types import Float64s, Int64s
 # Older ratings count as if they were this old: a velocity does not hold for ever, and times may be nonsense.
 MOST_AGE = 2.0
 # Beyond these many units float32 could not tell times apart, and no age depends on it.
-_FAR = 1e5
+FARTHEST_TIME = 1e5
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +206,21 @@ def motion_of(side: Side, data: Compressed) -> Motion:
         return Still(side.layout)
     # Entries look back from the latest rating of their row: powers alternate in sign.
     anchors = anchor_times(side.drift, data)
-    back = -ages(side.drift, anchors[data.row], data.time)
-    return Moving(side.layout, side.drift, anchors, np.stack([np.ones(len(back)), back, back * back]))
+    return _moving(side.layout, side.drift, anchors, ages(side.drift, anchors[data.row], data.time))
+
+
+def motion_at(side: Side, rows: FloatTable, time: Float64s) -> Motion:
+    """Return how `rows` (n, width) of `side`, one for each entry, move between these entries at `time` (n,)
+    and when they stood at their means.
+    """
+    if side.drift is None:
+        return Still(side.layout)
+    anchors: Float64s = rows[:, side.layout.anchor_time].astype(np.float64)
+    return _moving(side.layout, side.drift, anchors, ages(side.drift, anchors, time))
+
+
+def _moving(layout: Layout, drift: Drift, anchors: Float64s, age: Float64s) -> Moving:
+    return Moving(layout, drift, anchors, np.stack([np.ones(len(age)), -age, age * age]))
 
 
 def anchor_times(drift: Drift, data: Compressed) -> Float64s:
@@ -231,8 +244,8 @@ def ages(drift: Drift, anchor_time: FloatTable, time: Float64s) -> Float64s:
 def _counted(drift: Drift, time: Float64s) -> Float64s:
     with np.errstate(over="ignore"):
         counted: Float64s = (time - drift.origin) / drift.unit
-    np.maximum(counted, -_FAR, out=counted)
-    return np.minimum(counted, _FAR, out=counted)
+    np.maximum(counted, -FARTHEST_TIME, out=counted)
+    return np.minimum(counted, FARTHEST_TIME, out=counted)
 
 
 def means_at(side: Side, rows: FloatTable, time: Float64s) -> Float64s:

@@ -32,7 +32,7 @@ _NOTHING: Float64s = np.zeros(0)
 class Sites:
     """The Gaussian that stands for each rating in a half-step: precision `weight` (n,), and `linear` (n,) =
     precision times its value less all offsets. With the ordinal link also the `mean` and `variance` (n,) of
-    its score without the rating itself; empty with the Gaussian link.
+    its score without the rating itself; empty with the Gaussian link, and where loops are not asked for them.
     """
 
     weight: Float64s

@@ -65,7 +65,7 @@ class PairMoments:
         self._has_sessions = any(side.has_sessions for side in self._sides)
         self._moves = parameters.moves
         self._context = parameters.context
-        self._prior_session_variance = parameters.users.session_variance + parameters.items.session_variance
+        self._prior_session_variance = parameters.users.effect_variance + parameters.items.effect_variance
         prior_user: Float32s = prior_rows(parameters.users, 1)[0].astype(np.float32)
         self._priors = (prior_user, self._codec.encode(prior_rows(parameters.items, 1))[0])
 
@@ -203,7 +203,7 @@ class PairMoments:
                 known = self._gathered(number, table, rows)
                 effect, effect_variance = match_sessions(side, known, np.arange(len(rows)), time)
                 mean += effect
-                variance += effect_variance - side.session_variance
+                variance += effect_variance - side.effect_variance
 
     def _change_at(self, own: tuple[FloatTable, Rows], item_rows: Rows, time: Float64s) -> Float64s:
         """Return the scores (m,) of where rows stood at `time` (m,) less those of where they stand now."""

@@ -18,7 +18,8 @@ from factors.inference.motion import Motion
 from factors.inference.ordinal import Sites
 from factors.inference.segments import segment_sums
 from factors.inference.side_moments import SideMoments
-from factors.model.layout import outer, unpack
+from factors.inference.sittings import Sittings
+from factors.model.layout import outer, sitting_keys, unpack
 from factors.model.parameters import Side
 from factors.model.types import Float64s, Int64s
 
@@ -26,19 +27,23 @@ from factors.model.types import Float64s, Int64s
 @dataclass(frozen=True, slots=True)
 class SessionEffects:
     """Of each session its effect's `mean` and `variance` (G,), and its `covariance` (G, D) with the state of
-    the row.
+    the row; `own_mean`, `own_variance` (G,): of what it is beyond that of its sitting.
     """
 
     mean: Float64s
     variance: Float64s
     covariance: Float64s
+    own_mean: Float64s
+    own_variance: Float64s
 
     @staticmethod
     def prior(sessions: Sessions, variance: float, width: int) -> "SessionEffects":
         """Return effects of which nothing is known but their prior `variance`, of rows whose state has
         `width`."""
         n = len(sessions)
-        return SessionEffects(np.zeros(n), np.full(n, variance), np.zeros((n, width)))
+        return SessionEffects(
+            np.zeros(n), np.full(n, variance), np.zeros((n, width)), np.zeros(n), np.zeros(n)
+        )
 
     @staticmethod
     def joined(parts: Sequence["SessionEffects"]) -> "SessionEffects":
@@ -47,10 +52,12 @@ class SessionEffects:
             np.concatenate([part.mean for part in parts]),
             np.concatenate([part.variance for part in parts]),
             np.concatenate([part.covariance for part in parts]),
+            np.concatenate([part.own_mean for part in parts]),
+            np.concatenate([part.own_variance for part in parts]),
         )
 
 
-NO_EFFECTS = SessionEffects(np.zeros(0), np.zeros(0), np.zeros((0, 0)))
+NO_EFFECTS = SessionEffects(np.zeros(0), np.zeros(0), np.zeros((0, 0)), np.zeros(0), np.zeros(0))
 
 
 # Its methods are empty, so that no step of a half-step tests for sessions.
@@ -80,9 +87,9 @@ class NoSessionBlock:
 @dataclass(frozen=True, slots=True)
 class SessionBlock:
     """The sessions of one block of rows: `row` (g,) within the block; row `j` has the sessions `of_row[j]` to
-    `of_row[j + 1]`. Session `k` has the entries `entry[indptr[k]:indptr[k + 1]]`, which multiply the state of
-    their row with `features` (len(entry), D) and whose other rows have `bias` (len(entry),); `session`: of
-    each entry, among all.
+    `of_row[j + 1]`; `sitting` as in `Sessions`. Session `k` has the entries `entry[indptr[k]:indptr[k + 1]]`,
+    which multiply the state of their row with `features` (len(entry), D) and whose other rows have `bias`
+    (len(entry),); `session`: of each entry, among all.
     """
 
     row: Int64s
@@ -92,6 +99,7 @@ class SessionBlock:
     indptr: Int64s
     features: Float64s
     bias: Float64s
+    sitting: Int64s
 
     def add_to_scores(self, effects: SessionEffects, mean: Float64s, variance: Float64s) -> None:
         """Add to `mean` and `variance` (n,) of the scores of all entries those of the effects."""
@@ -105,15 +113,19 @@ class SessionBlock:
 
     def sums(self, own: Side, sites: Sites) -> "SessionSums":
         """Return the sums of `sites` over these sessions."""
-        # A session is made of its entries, so none is empty: `reduceat` would give an empty one a wrong sum.
-        weight, starts = sites.weight[self.entry], self.indptr[:-1]
+        weight, n = sites.weight[self.entry], len(self.row)
+        group = np.repeat(np.arange(n), np.diff(self.indptr))
         load = segment_sums(self.indptr, None, weight, self.features)
-        scale = np.add.reduceat(weight, starts, dtype=np.float64)
+        scale: Float64s = np.bincount(group, weight, n).astype(np.float64)
         scale += 1.0 / own.session_variance
         surprise = sites.linear[self.entry] - weight * self.bias
-        total = np.add.reduceat(surprise, starts, dtype=np.float64)
+        total: Float64s = np.bincount(group, surprise, n).astype(np.float64)
+        sittings = None
+        if len(self.sitting):
+            sittings = Sittings.of(own, self.sitting)
+            sittings.add_sums(load, scale, total)
         # `a / n` is wanted four times: by precision, linear term, effects and explanations.
-        return SessionSums(self, load, scale, total, load / scale[:, None])
+        return SessionSums(self, load, scale, total, load / scale[:, None], sittings)
 
 
 def session_block(
@@ -133,7 +145,9 @@ def session_block(
     indptr = np.searchsorted(session, np.arange(first, last + 1))
     of_row = np.searchsorted(row, np.arange(rows.stop - rows.start + 1))
     features = motion.features(other.features[where], entry)
-    return SessionBlock(row, of_row, entry, session, indptr, features, other.bias[where])
+    sitting = sessions.sitting[first:last]
+    sitting = np.where(sitting >= 0, sitting - first, -1)
+    return SessionBlock(row, of_row, entry, session, indptr, features, other.bias[where], sitting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +161,7 @@ class SessionSums:
     scale: Float64s
     sum: Float64s
     shift: Float64s
+    sittings: Sittings | None
 
     def take_from(self, precision: Float64s, linear: Float64s) -> None:
         """Take what the effects account for from the normal equations: `precision` (b, D, D), `linear` (b,
@@ -173,27 +188,34 @@ class SessionSums:
         effect /= self.scale
         variance = 1.0 / self.scale + np.einsum("gd,gd->g", shift, shared)
         # What the state explains of a rating the effect does not: their covariance is -S a / n.
-        return SessionEffects(effect, variance, np.negative(shared, out=shared))
+        np.negative(shared, out=shared)
+        if self.sittings is None:
+            return SessionEffects(effect, variance, shared, effect, variance)
+        own = self.sittings.add_effects(self.load, self.scale, effect, variance, shared)
+        return SessionEffects(effect, variance, shared, *own)
 
     def take_from_terms(self, terms: Float64s, surprise: Float64s) -> None:
         """Take what the effects account for from the linear `terms` (n, D) of the entries of one row, whose
         sites exceed the prior mean by `surprise` (n,).
         """
         entry = self.block.entry
-        terms[entry] -= self.shift[self.block.session] * surprise[entry][:, None]
+        shift = self.shift if self.sittings is None else self.sittings.shifts(self.shift, self.scale)
+        terms[entry] -= shift[self.block.session] * surprise[entry][:, None]
 
 
 def write_slots(
     own: Side, rows: Float64s, sessions: Sessions, effects: SessionEffects, *, keep: float = math.nan
 ) -> None:
-    """Write the sessions that matter most to the slots of each row of `rows`, the latest and that of key
-    `keep` among them.
+    """Write the sessions that matter most to the slots of each row of `rows`, the latest, that of key `keep`
+    and its sitting among them.
     """
     layout, row = own.layout, sessions.row
     last = np.searchsorted(row, row, side="right") - 1
     # The latest session of a row always has a slot; the others by the size of their effect.
     always = (last == np.arange(len(row))) | (sessions.key == keep)
-    matter = np.where(always, np.inf, np.abs(effects.mean))
+    if own.sitting_length:
+        always |= sessions.key == sitting_keys(np.array([keep]), own.sessions_a_sitting)
+    matter = np.where(always, np.inf, matters(sessions, effects.mean))
     order = np.lexsort((-matter, row))
     slot = np.empty(len(order), dtype=np.int64)
     slot[order] = np.arange(len(order)) - np.searchsorted(row, row)[order]
@@ -202,3 +224,12 @@ def write_slots(
     rows[:, layout.keys][where] = sessions.key[kept]
     rows[:, layout.effects][where] = effects.mean[kept]
     rows[:, layout.variances][where] = effects.variance[kept]
+
+
+def matters(sessions: Sessions, effect: Float64s) -> Float64s:
+    """Return how far each session is from what is known without it: from its sitting, if it has one, (G,)."""
+    apart = effect.copy()
+    if len(sessions.sitting):
+        (inner,) = np.nonzero(sessions.sitting >= 0)
+        apart[inner] -= effect[sessions.sitting[inner]]
+    return np.abs(apart)

@@ -12,7 +12,7 @@ from factors.inference.histories import Compressed
 from factors.inference.motion import means_at
 from factors.inference.segments import FEW
 from factors.model.columns import Columns
-from factors.model.layout import NO_SESSION, RATING_MEAN, FloatTable, outer, pack, session_keys
+from factors.model.layout import NO_SESSION, RATING_MEAN, FloatTable, outer, pack, session_keys, sitting_keys
 from factors.model.parameters import Side
 from factors.model.quantized_rows import QuantizedTable, Table
 from factors.model.types import Float64s, Int64s
@@ -57,7 +57,7 @@ def prior_rows(side: Side, n_rows: int, attributes: Columns | None = None) -> Fl
         rows[:, RATING_MEAN] = attributes.described
     rows[:, layout.covariance] = pack(prior.covariance)
     rows[:, layout.keys] = NO_SESSION
-    rows[:, layout.variances] = side.session_variance
+    rows[:, layout.variances] = side.effect_variance
     return rows
 
 
@@ -71,14 +71,17 @@ def match_sessions(side: Side, rows: FloatTable, index: Int64s, time: Float64s) 
     row keeps none for that time.
     """
     layout = side.layout
-    effect, variance = np.zeros(len(index)), np.full(len(index), side.session_variance)
+    effect, variance = np.zeros(len(index)), np.full(len(index), side.effect_variance)
     if not side.has_sessions:
         return effect, variance
-    keys = session_keys(time, side.session_length)
-    entry, slot = np.nonzero(rows[:, layout.keys][index] == keys[:, None])
-    row = index[entry]
-    effect[entry] = rows[row, layout.effects.start + slot]
-    variance[entry] = rows[row, layout.variances.start + slot]
+    found, keys = rows[:, layout.keys][index], session_keys(time, side.session_length)
+    # Of a session that is not kept its sitting may be.
+    around = [sitting_keys(keys, side.sessions_a_sitting)] if side.sitting_length else []
+    for wanted in (*around, keys):
+        entry, slot = np.nonzero(found == wanted[:, None])
+        row = index[entry]
+        effect[entry] = rows[row, layout.effects.start + slot]
+        variance[entry] = rows[row, layout.variances.start + slot]
     return effect, variance
 
 

@@ -29,7 +29,9 @@ from factors.model.types import Float64s, Int64s, Model
 # Covariances of rows fill memory with its square: 33,000 numbers a row at this rank.
 MAX_RANK = 256
 
-# Columns that do not depend on the rank; the mean begins at the last.
+# Columns that do not depend on the rank; the mean begins at the last. A row without ratings has no rating
+# mean: there 1 says that its rating rests on attributes, -1 that its relevance in the ranking head does, 2
+# that both do. What came before a head had this mark reads those above 0 alone.
 COUNT, RATING_MEAN, MEAN = 0, 1, 2
 # Keys are not below 0, so that no time has this one.
 NO_SESSION = -1.0
@@ -216,3 +218,8 @@ def session_keys(time: Float64s, session_length: float) -> Float64s:
         return np.full(np.shape(time), np.nan)
     with np.errstate(invalid="ignore", over="ignore"):
         return np.asarray(np.mod(np.floor(time / session_length), SESSION_KEYS))
+
+
+def sitting_keys(key: Float64s, ratio: float) -> Float64s:
+    """Return the keys of the sittings of sessions with these keys: below that of no session."""
+    return np.asarray(-2.0 - np.floor(key / ratio))

@@ -54,6 +54,11 @@ class RatingLink(ABC):
         variances.
         """
 
+    @property
+    @abstractmethod
+    def score_range(self) -> tuple[float, float]:
+        """From which mean of a score to which one the highest rating changes."""
+
     @abstractmethod
     def exceedance(self, mean: Float64s, variance: Float64s) -> Float64s:
         """Return P(rating > level) for the levels of the scale but the last, (m, levels - 1)."""
@@ -97,6 +102,11 @@ class GaussianLink(RatingLink):
         """See `RatingLink`: the rating itself."""
         return np.minimum(np.maximum(mean, self._scale.low), self._scale.high)
 
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """See `RatingLink`."""
+        return self._scale.low, self._scale.high
+
     def exceedance(self, mean: Float64s, variance: Float64s) -> Float64s:
         """See `RatingLink`: beyond the middle between two levels."""
         edges = np.linspace(self._scale.low, self._scale.high, self._levels)
@@ -130,6 +140,12 @@ class OrdinalLink(RatingLink):
     def highest_ratings(self, mean: Float64s) -> Float64s:
         """See `RatingLink`: from a table, which is made at the first call."""
         return self._scale.low + self._step * self._bounds.at(mean)
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """See `RatingLink`."""
+        bounds = self._bounds
+        return bounds.start, bounds.start + bounds.width * (len(bounds.steps) - 1)
 
     def exceedance(self, mean: Float64s, variance: Float64s) -> Float64s:
         """See `RatingLink`: beyond the cut points."""

@@ -66,6 +66,8 @@ class Side:
     `implicit_ridge`: ridge of the implicit effects on this side, 0 for none. `cold_start`: the prior of rows
     that came after the fit; None while it goes on. `drift`: None where rows stand still. `attribute_effects`
     (c, d): what the columns of the attributes add to the prior mean of a row; None for nothing.
+    `sitting_length`, a multiple of that of a session, and `sitting_variance`, that of the effect of a sitting
+    (`factors.inference.sittings`): 0 for none.
     """
 
     layout: Layout
@@ -78,6 +80,18 @@ class Side:
     cold_start: ColdStart | None = None
     drift: Drift | None = None
     attribute_effects: Float64s | None = None
+    sitting_length: float = 0.0
+    sitting_variance: float = 0.0
+
+    @property
+    def effect_variance(self) -> float:
+        """Variance of the effect of a session of which nothing is known."""
+        return self.session_variance + self.sitting_variance
+
+    @property
+    def sessions_a_sitting(self) -> float:
+        """How many sessions long a sitting is, 0 without."""
+        return self.sitting_length / self.session_length if self.sitting_length else 0.0
 
     @property
     def has_sessions(self) -> bool:
@@ -163,6 +177,8 @@ def to_model(parameters: Parameters) -> Model:
         arrays[f"{prefix}_precision"] = side.precision
         terms = [side.session_length, side.session_variance, side.implicit_ridge]
         arrays[f"{prefix}_terms"] = np.array(terms)
+        if side.sitting_length:
+            arrays[f"{prefix}_sittings"] = np.array([side.sitting_length, side.sitting_variance])
         # The format has no empty value: what a side has not is absent.
         if side.cold_start is not None:
             cold = side.cold_start
@@ -245,6 +261,9 @@ def _side(model: Model, name: SideName) -> Side:
         )
         drift = Drift(origin, unit, covariance, precision, widening)
     session_length, session_variance, implicit_ridge = _array(model, f"{name}_terms", 3).tolist()
+    sittings = [0.0, 0.0]
+    if f"{name}_sittings" in model.parameters:
+        sittings = _array(model, f"{name}_sittings", 2).tolist()
     return Side(
         layout,
         _array(model, f"{name}_mean", dim),
@@ -256,6 +275,7 @@ def _side(model: Model, name: SideName) -> Side:
         cold_start,
         drift,
         _effects(model, f"{name}_attributes", dim),
+        *sittings,
     )
 
 

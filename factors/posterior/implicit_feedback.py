@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from factors.inference.backend import HalfStepBackend
 from factors.inference.histories import Compressed, compress
 from factors.inference.side_moments import prior_rows
 from factors.model.columns import Columns
@@ -142,9 +143,10 @@ class ImplicitPosterior(PosteriorModel):
         at: float | None,
         *,
         attributes: Columns | None,
+        backend: HalfStepBackend | None,
     ) -> Float64s:
         # An unknown other row is no choice. Neither earlier rows, times nor attributes play a part.
-        del current, at, attributes
+        del current, at, attributes, backend
         own, _ = self.parameters.side(name)
         rank, unit = own.layout.rank, self._range if name == "user" else 1.0
         data = compress(histories, len(table), whole=name == "item")

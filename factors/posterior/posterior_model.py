@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from factors.errors import ModelUnreadable
+from factors.inference.backend import HalfStepBackend
 from factors.inference.context import shift_rows
 from factors.inference.histories import Compressed
 from factors.inference.side_moments import prior_rows
@@ -43,6 +44,7 @@ class PosteriorModel(ABC):
         current: Float32s | None = None,
         at: float | None = None,
         attributes: Columns | None = None,
+        backend: HalfStepBackend | None = None,
     ) -> Float32s:
         """Return the rows (b, user_width) of users from their whole histories and the item table
         (n_items, item_width).
@@ -52,10 +54,12 @@ class PosteriorModel(ABC):
         row. The implicit effects in them are kept, because only a fit learns these; without `current` they
         are 0, and a user counts as one who was in the fit. `at`: seconds since 1970; the rows then keep the
         effect of the session of that time, for a prediction of that time (see `keeps_time`). `attributes`: of
-        these users, as they were encoded for the fit; None for none.
+        these users, as they were encoded for the fit; None for none. `backend`: what computes rows of many
+        ratings, without `at`; None for numpy.
         """
         known = self._known("user", attributes)
-        return self._rows("user", items, histories, current, at, attributes=known).astype(np.float32)
+        rows = self._rows("user", items, histories, current, at, attributes=known, backend=backend)
+        return rows.astype(np.float32)
 
     def fold_in_items(
         self,
@@ -64,14 +68,17 @@ class PosteriorModel(ABC):
         *,
         current: Float32s | None = None,
         attributes: Columns | None = None,
+        backend: HalfStepBackend | None = None,
     ) -> Float32s:
         """Return the stored rows (b, item_width) of items from their whole histories, whose `other_row` are
-        positions in `users` (n, user_width). `current` (b, item_width) and `attributes` as for users.
+        positions in `users` (n, user_width). `current` (b, item_width), `attributes` and `backend` as for
+        users.
         """
         # Covariances are nine tenths of the rows so far, and none of it is needed here.
         before = None if current is None else self.item_codec.decode(current, covariance=False)
         known = self._known("item", attributes)
-        return self.item_codec.encode(self._rows("item", users, histories, before, None, attributes=known))
+        rows = self._rows("item", users, histories, before, None, attributes=known, backend=backend)
+        return self.item_codec.encode(rows)
 
     def _known(self, name: SideName, attributes: Columns | None) -> Columns | None:
         """Return `attributes` where the model has effects of such columns. Raises `ModelUnreadable` where it
@@ -125,5 +132,6 @@ class PosteriorModel(ABC):
         at: float | None,
         *,
         attributes: Columns | None,
+        backend: HalfStepBackend | None,
     ) -> Float64s:
         """Return the rows (b, width) of side `name`, not yet stored, from the stored `table` of the other."""

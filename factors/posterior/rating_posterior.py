@@ -5,9 +5,14 @@ and the row's own history, not on the rows that are folded in beside it.
 """
 
 import math
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
+from factors.inference.backend import HalfStepBackend
+from factors.inference.cold_start import known_effects
+from factors.inference.compiled.history import LOADED, HistoryTerms
 from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import entry_terms, half_step
 from factors.inference.histories import Compressed, compress
@@ -50,18 +55,29 @@ class RatingPosterior(PosteriorModel):
         at: float | None,
         *,
         attributes: Columns | None,
+        backend: HalfStepBackend | None,
     ) -> Float64s:
         own, _ = self.parameters.side(name)
-        read = QuantizedTable(table, self.item_codec) if name == "user" else table
-        keep = math.nan if at is None else float(session_keys(np.array([at]), own.session_length)[0])
-        data = compress(histories, len(table), whole=name == "item")
         new = self._came_after(name, current)
-        inputs = HalfStepInput.of(self.parameters, name, read, data, new=new, attributes=attributes)
-        rows = half_step(inputs, keep_session=keep).rows
+        keep = math.nan if at is None else float(session_keys(np.array([at]), own.session_length)[0])
+        rows, loop, terms = None, LOADED.loop, self._loop_terms
+        if name == "user" and loop is not None and terms is not None and backend is None:
+            rows = terms.rows(loop, table, histories, new=new, attributes=attributes, keep=keep)
+        if rows is None:
+            read = QuantizedTable(table, self.item_codec) if name == "user" else table
+            data = compress(histories, len(table), whole=name == "item")
+            inputs = HalfStepInput.of(self.parameters, name, read, data, new=new, attributes=attributes)
+            rows = (
+                half_step(inputs, keep_session=keep).rows if backend is None else _many(name, inputs, backend)
+            )
         # A half-step knows no implicit effects of its own rows.
         if current is not None:
             rows[:, own.layout.implicit_effect] = current[:, own.layout.implicit_effect]
         return rows
+
+    @cached_property
+    def _loop_terms(self) -> HistoryTerms | None:
+        return HistoryTerms.of(self.parameters, self.item_codec)
 
     def _came_after(self, name: SideName, current: FloatTable | None) -> Bools | None:
         """Return which of the rows `current` (b, width) came after the fit; None where that makes no
@@ -74,3 +90,30 @@ class RatingPosterior(PosteriorModel):
             return np.asarray(current[:, COUNT] == 0)
         # Only a fit learns implicit effects, so a row that has none was in no fit.
         return np.asarray(~current[:, own.layout.implicit_effect].any(axis=1))
+
+
+def _many(name: SideName, inputs: HalfStepInput, backend: HalfStepBackend) -> Float64s:
+    """Return the rows (b, width) of `inputs` of side `name`; by numpy those that came after the fit, and
+    those with a rating of an unknown other row: a backend knows neither.
+    """
+    data, table = inputs.data, inputs.table
+    table = table.expanded() if isinstance(table, QuantizedTable) else table
+    effects = table[:, inputs.other.layout.implicit_effect].astype(np.float64)
+    known = known_effects(inputs.own, effects)
+    if known is not effects:
+        table = table.copy()
+        table[:, inputs.other.layout.implicit_effect] = known
+    apart = data.counts == 0 if inputs.new is None else inputs.new | (data.counts == 0)
+    apart[data.row[data.other < 0]] = True
+
+    def part(of: Bools) -> HalfStepInput:
+        entries = data.only(np.flatnonzero(of[data.row]))
+        return HalfStepInput.of(
+            *(inputs.parameters, name, table, entries), new=inputs.new, attributes=inputs.attributes
+        )
+
+    if not apart.any():
+        return backend.half_step(replace(inputs, table=table)).rows
+    rows = backend.half_step(part(~apart)).rows
+    rows[apart] = half_step(part(apart)).rows[apart]
+    return rows

@@ -10,15 +10,19 @@ from factors.inference.histories import Compressed, compress_pairs
 from factors.model.columns import Columns
 from factors.model.types import Bools, Choices, Ratings
 from factors.ranking.choices import HoldOut, choices_of
+from factors.ranking.confidences import Factorize, first_items
 from factors.ranking.head import RankingHead
-from factors.ranking.held_out import Typed
-from factors.ranking.selection import LEAST_EVENTS, choose
+from factors.ranking.selection.held_out import Typed
+from factors.ranking.selection.search import LEAST_EVENTS, choose
 from factors.ranking.side_attributes import factors_of, learn_relevance
-from factors.ranking.training import RankingFit, fit_with
+from factors.ranking.training import RankingFit, fit_with, said
 from factors.ranking.type_weights import TypeTable, TypeWeight, one_of_pairs, resolved
 
-# From an earlier head so many sweeps take in what is new, as many as a choice has.
-_SWEEPS = 4
+# From an earlier head so many sweeps take in what is new, and fewer what is a small part of all: of the last
+# hundredth of the events of two sets the first sweep leaves nothing that lists show.
+_SWEEPS, _SWEEPS_OF_FEW, _FEW_NEW = 4, 2, 0.05
+# From the factors of a library, which knows no activities and one ridge alone.
+_SWEEPS_OF_LIBRARY = 2
 # With so many times the events, of all or of a type, what was chosen is chosen again, as the terms of the
 # ratings' fit are.
 _AGAIN = 1.5
@@ -36,32 +40,42 @@ def fit_ranking(
     choices: Choices | None = None,
     types: Sequence[TypeWeight] = (),
     attributes: Columns | None = None,
+    factorize: Factorize | None = None,
 ) -> RankingFit:
     """Return a head fitted to who rated what, with settings chosen on a part of it that is held out.
 
     `hold_out`: the latest events of each user, where times tell which they are, or a random part. `start`: an
     earlier head, perhaps of fewer items, to go on from while the events are about as many as it was chosen
     by. `choices`: where there are events of other types, these and the ratings, which count as `types` say.
-    `attributes`: of the items; those without events have the factors that these say. BLAS threads are the
-    caller's to pin. Raises `FitRefused` where there is nothing to learn from, and `FitDiverged`.
+    `attributes`: of the items; those without events have the factors that these say. `factorize`: the sweeps
+    of a library, which end in a few of our own; expected ratings then play no part in lists. BLAS threads are
+    the caller's to pin. Raises `FitRefused` where there is nothing to learn from, and `FitDiverged`.
     """
     by_user, typed = _events(ratings, n_users, start, choices, types)
     codes = None if typed is None else typed.codes
     events = len(by_user.other)
-    if events == 0:
-        raise FitRefused("no rating to learn a ranking from")
+    if events == 0 or not (typed is None or typed.wants_any(by_user)):
+        raise FitRefused("no rating to learn a ranking from, nor anything else that was wanted")
     chosen = typed is None or not typed.grown(by_user, _AGAIN)
     if start is not None and chosen and LEAST_EVENTS <= events < _AGAIN * start.parameters.decided:
-        settings = replace(choices_of(start.parameters), sweeps=_SWEEPS)
+        few = abs(events - start.parameters.events) <= _FEW_NEW * events
+        settings = replace(choices_of(start.parameters), sweeps=_SWEEPS_OF_FEW if few else _SWEEPS)
         settings = replace(settings, types=() if typed is None else typed.types)
-        found = fit_with(by_user, n_items, settings, rng=rng, begin=start.items, threads=threads, codes=codes)
+        begin, figures = start.items, dict[str, float]()
     else:
         typed = None if typed is None else typed.counted(by_user)
-        settings, figures = choose(by_user, n_items, hold_out, rng, threads, types=typed)
-        found = fit_with(by_user, n_items, settings, rng=rng, threads=threads, codes=codes)
-        found = replace(found, metrics=figures)
+        rated = factorize is None
+        settings, figures = choose(by_user, n_items, hold_out, rng, threads, types=typed, rated=rated)
+        begin = None
+    if factorize is not None:
+        begin = first_items(factorize, by_user, n_items, settings, codes)
+        settings = replace(settings, sweeps=_SWEEPS_OF_LIBRARY, gamma=0.0)
+    found = fit_with(by_user, n_items, settings, rng=rng, begin=begin, threads=threads, codes=codes)
+    found = replace(found, metrics=figures)
     if attributes is not None:
-        found = _described(found, attributes, np.bincount(by_user.other, minlength=n_items) > 0)
+        # What was shown alone, or disliked, has factors of 0: as in folding in, attributes say more.
+        wanted = said(by_user, settings, codes)
+        found = _described(found, attributes, np.bincount(by_user.other, wanted, n_items) > 0)
     told = {
         f"ranking_{name}": float(getattr(settings, name))
         for name in ("negatives", "ridge", "sparse_weight", "recency_boost", "gamma")
@@ -79,10 +93,11 @@ def _events(
 ) -> tuple[Compressed, Typed | None]:
     """Return the events by user, and of events of several types what they count."""
     if choices is None:
-        return compress_pairs(ratings.user_row, ratings.item_row, ratings.value, ratings.time, n_users), None
+        columns = (ratings.user_row, ratings.item_row, ratings.value, ratings.time)
+        return compress_pairs(*columns, n_users, wide=False), None
     weights, open_codes = resolved(types, () if start is None else start.parameters.types)
     high = float(ratings.value.max()) if len(ratings.value) else 1.0
-    by_user = one_of_pairs(choices, n_users, TypeTable.of(weights), high)
+    by_user = one_of_pairs(choices, n_users, TypeTable.of(weights), high).narrow()
     return by_user, Typed(choices.type_code, weights, open_codes)
 
 
@@ -95,4 +110,5 @@ def _described(found: RankingFit, attributes: Columns, chosen: Bools) -> Ranking
         return found
     items, others = found.head.items.copy(), np.flatnonzero(~chosen)
     items[others] = factors_of(relevance, attributes.take(others))
-    return replace(found, head=replace(found.head, items=items), relevance=relevance)
+    described = others[attributes.described[others]]
+    return replace(found, head=replace(found.head, items=items), relevance=relevance, described=described)

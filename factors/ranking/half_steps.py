@@ -12,14 +12,20 @@ is least in a user's row at `x = A^-1 (sum_S w y + R_u m)`, `A = sum_S w y y' + 
 alike, with `m = 0`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from factors.inference.backend import MANY_RATINGS
+from factors.inference.compiled.least_squares import solve_events
+from factors.inference.compiled.loading import Kernel, compile_loops
+from factors.inference.histories import Rows
 from factors.model.types import Float64s, Int64s
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -31,13 +37,13 @@ _PADDED, _PAD = 1.25, 8
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """Events in compressed form: `indptr` int64 (b + 1,); `other` int64 (n,), rows of the other table;
-    `weight` float64 (n,), or None where each is 1; `target` float64 (n,), or None where each is 1: 0 of an
-    item that was not wanted, whose term is `w (x y)^2`.
+    """Events in compressed form: `indptr` int64 (b + 1,); `other` int32 or int64 (n,), rows of the other
+    table; `weight` float64 (n,), or None where each is 1; `target` float64 (n,), or None where each is 1: 0
+    of an item that was not wanted, whose term is `w (x y)^2`.
     """
 
     indptr: Int64s
-    other: Int64s
+    other: Rows
     weight: Float64s | None = None
     target: Float64s | None = None
 
@@ -72,10 +78,30 @@ class GramAxes:
         return cls(np.maximum(values, 0.0), vectors)
 
 
+Solve = Callable[[Events, Floats, Prior], Floats]
+"""What `solve_rows` does."""
+
+
 def solve_rows(
-    events: Events, table: Floats, prior: Prior, threads: int = 1, *, known: GramAxes | None = None
+    events: Events,
+    table: Floats,
+    prior: Prior,
+    threads: int = 1,
+    *,
+    known: GramAxes | None = None,
+    compiled: bool = False,
 ) -> Floats:
-    """Return the rows (b, r) in the precision of `table` (m, r). `known`: of the prior's Gram matrix."""
+    """Return the rows (b, r) in the precision of `table` (m, r). `known`: of the prior's Gram matrix.
+
+    Where all is `compiled`, or there are as many events as a fit of the ratings compiles its loops for, a
+    compiled loop solves them in float32.
+    """
+    if (
+        (compiled or len(events.other) >= MANY_RATINGS)
+        and table.dtype == np.float32
+        and (loops := row_loops())
+    ):
+        return _solve_compiled(loops[solve_events], events, table, prior, threads)
     result = np.empty((len(events.indptr) - 1, table.shape[1]), dtype=table.dtype)
     # For a few rows the decomposition costs more than it saves.
     if known is None and len(result) > table.shape[1]:
@@ -99,6 +125,35 @@ def solve_rows(
             for _ in pool.map(solve, blocks):
                 pass
     return result
+
+
+def _solve_compiled(loop: Kernel, events: Events, table: Floats, prior: Prior, threads: int) -> Floats:
+    """Return what `solve_rows` does, by `loop`."""
+    none, kind, rows = np.zeros(0), table.dtype, len(events.indptr) - 1
+    result = np.empty((rows, table.shape[1]), dtype=kind)
+    weight = none if events.weight is None else events.weight
+    target = none if events.target is None else events.target
+    mean = np.zeros(table.shape[1]) if prior.mean is None else prior.mean
+    own = [np.asarray(part, kind) for part in (prior.gram, prior.activity, prior.ridge, mean)]
+    other = events.other.astype(np.int32, copy=False)
+    known = (events.indptr, other, weight, target, np.ascontiguousarray(table), *own, result)
+    # A matrix is solved for each row, which takes as long as some events. Parts are short, so that threads
+    # end at about one time.
+    work = events.indptr + table.shape[1] * np.arange(rows + 1)
+    edges = np.unique(np.searchsorted(work, np.linspace(0, work[-1], 16 * threads + 1)))
+    with ThreadPoolExecutor(threads, thread_name_prefix="ranking") as pool:
+        parts = [pool.submit(loop, *part, *known) for part in pairwise(edges.tolist())]
+        for part in parts:
+            part.result()
+    return result
+
+
+@lru_cache(maxsize=1)
+def row_loops() -> dict[Kernel, Kernel]:
+    """Return the loop that solves rows, compiled for float32; empty where numba is not installed."""
+    entries = ("i8", "i8", "i8[1]", "i4[1]", "f8[1]", "f8[1]", "f4[2]")
+    own = ("f4[2]", "f4[1]", "f4[1]", "f4[1]", "f4[2]=")
+    return compile_loops([solve_events], {solve_events: (*entries, *own)})
 
 
 def normal_equations(events: Events, table: Floats, prior: Prior, rows: Int64s) -> tuple[Floats, Floats]:

@@ -6,6 +6,7 @@ types count as `factors/ranking/type_weights.py` says.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -13,10 +14,13 @@ import scipy.sparse as sp
 
 from factors.inference.histories import Compressed, compress
 from factors.model.types import Float32s, Float64s, Histories, Int32s, Int64s
-from factors.ranking.half_steps import Events, GramAxes, normal_equations, solve_rows
+from factors.ranking.half_steps import Events, Solve, normal_equations, row_blocks, solve_rows
 from factors.ranking.neighbours import Neighbours
 from factors.ranking.parameters import Counts, RankingParameters
 from factors.ranking.type_weights import TypeTable, compress_types, event_counts
+
+# Of so many events at rank 64 the rows are 2 MB, as much as a core's cache holds.
+_FEW_EVENTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +38,34 @@ class RankingHead:
         `recency` all events count the same: so does the fit, and so do the users that items are folded in
         with.
         """
-        return self._solved(self._events(histories), recency=recency, threads=threads)
+        solve = partial(solve_rows, threads=threads)
+        return self._solved(self._events(histories), recency=recency, solve=solve)
 
-    def fold_in_and_reach(
-        self, histories: Histories, axes: GramAxes | None = None
+    def fold_in_events(
+        self, histories: Histories, solve: Solve
     ) -> tuple[Float64s, list[tuple[Int64s, Float64s]]]:
-        """Return the vectors (b, r) of users with these histories, and of each the rows (m,), ascending, that
-        the sparse term adds to, and what it adds to the relevance of each (m,). `axes`: of the users' Gram
-        matrix, with which short histories take half the time.
+        """Return the vectors (b, r) of users with these histories, and of each the items (n,) that it chose
+        and how much each says for others (n,). `solve`: as `solve_rows`.
         """
         data = self._events(histories)
         said, borders = self._said(data), pairwise(data.compressed.indptr.tolist())
-        reached = [self.neighbours.reached(data.compressed.other[a:b], said[a:b]) for a, b in borders]
-        return self._solved(data, axes=axes), reached
+        other = data.compressed.other
+        return self._solved(data, solve=solve), [(other[a:b], said[a:b]) for a, b in borders]
+
+    def fold_in_spread(self, histories: Histories, spread: Float64s) -> tuple[Float64s, Float64s]:
+        """Return the vectors (b, r) of users with these histories, without recency, and how uncertain they
+        are where items are spread so: the trace of `spread` (r, r) times each covariance (b,).
+        """
+        data = self._events(histories)
+        events, table = self._chosen(data, recency=False)
+        prior = self.parameters.prior("user", data.counts)
+        vectors, variances = np.empty((len(events.counts), table.shape[1])), np.empty(len(events.counts))
+        for rows in row_blocks(events.counts, table.shape[1]):
+            precision, linear = normal_equations(events, table, prior, rows)
+            inverse = np.linalg.inv(precision)
+            vectors[rows] = (inverse @ linear[:, :, None])[:, :, 0]
+            variances[rows] = self.parameters.noise * np.einsum("uij,ij->u", inverse, spread)
+        return vectors, variances
 
     def fold_in_items(self, users: Float32s, histories: Histories) -> Float32s:
         """Return the factors (m, r) of items that were chosen by these of `users` (u, r); their values in
@@ -153,19 +172,24 @@ class RankingHead:
         data: "_Weighted",
         *,
         recency: bool = True,
-        threads: int = 1,
-        axes: GramAxes | None = None,
+        solve: Solve = solve_rows,
     ) -> Float64s:
-        # Only rows that are chosen become float64.
+        events, table = self._chosen(data, recency=recency)
+        prior = self.parameters.prior("user", data.counts)
+        return np.asarray(solve(events, table, prior), np.float64)
+
+    def _chosen(self, data: "_Weighted", *, recency: bool) -> tuple[Events, Float64s]:
+        """Return the events of rows, and the factors (m, r) that they are of."""
+        # Only rows that are chosen become float64; of a few events finding those that repeat takes longer.
         rows = data.compressed
-        distinct, other = np.unique(rows.other, return_inverse=True)
+        distinct, other = rows.other, np.arange(len(rows.other))
+        if len(distinct) > _FEW_EVENTS:
+            distinct, other = np.unique(distinct, return_inverse=True)
         table = (
             self.items[distinct].astype(np.float64) if len(distinct) else np.zeros((1, self.parameters.rank))
         )
         weight = self._weights(data) if recency else data.weight
-        events = Events(rows.indptr, other.astype(np.int64), weight, data.target)
-        prior = self.parameters.prior("user", data.counts)
-        return np.asarray(solve_rows(events, table, prior, threads, known=axes), np.float64)
+        return Events(rows.indptr, other.astype(np.int64), weight, data.target), table
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,9 +33,12 @@ _FOR_EACH = 4
 _PAIRS = 1e8
 # Of distinct pairs, worked on at once: some 60 bytes each.
 _PAIRS_AT_ONCE = 1 << 22
+# With so many times the pairs an item that are wanted, those far from the nearest are left out before the
+# rest is put in order; levels of cosines by which that is seen.
+_CROWDED, _LEVELS = 4, 256
 # Dropout of half of the inputs (EDLAE): `p / (1 - p)` of the diagonal. Between 0.25 and 0.5 held-out lists of
 # three sets are within their error of each other.
-_DAMPING = 1.0
+DAMPING = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,21 +130,12 @@ class CoOccurrences:
         """Count the events of the users, of which the longest histories are thinned. `said`: how much each
         event (n,) says, 1 where None.
         """
-        if said is not None:
-            # An item that was not wanted is chosen together with none.
-            (wanted,) = np.nonzero(said)
-            by_user, said = by_user.only(wanted), said[wanted]
-        events = by_user.thinned(*_thinning(by_user.counts))
-        weight = (events.counts + 1.0) ** -0.5
-        weight /= (weight @ events.counts) / max(1, len(events.other))
-        root = np.repeat(np.sqrt(weight), events.counts).astype(np.float32)
-        if said is not None:
-            root *= said[events.source]
-        chosen = sp.csr_array((root, events.other, events.indptr), shape=(by_user.rows, n_items))
-        gram = sp.csr_array(chosen.T @ chosen)
+        chosen = chosen_by_users(by_user, n_items, said)
+        # By columns what is by rows, too: made so, it would be there twice for a moment.
+        gram = sp.csr_array((chosen.T @ chosen).T)
         gram.sort_indices()
         dense = np.asarray(gram.toarray(), np.float32) if n_items <= _DENSE else None
-        counts = np.bincount(events.other, minlength=n_items)
+        counts = np.bincount(chosen.indices, minlength=n_items)
         return cls(gram, dense, np.asarray(gram.diagonal(), np.float64), counts)
 
     def fit(self, pairs: Pairs, ridge: float, threads: int = 1) -> Neighbours:
@@ -165,17 +159,11 @@ class CoOccurrences:
             for _ in pool.map(solve, blocks):
                 pass
         # The regressions are by the item that is scored; a history is read by its own items.
-        return _by_rows(sp.csr_array((weight, (neighbour, item)), shape=(n_items, n_items)))
+        return by_rows(sp.csr_array((weight, (neighbour, item)), shape=(n_items, n_items)))
 
     def fit_all(self, ridge: float) -> Neighbours:
-        """Return the term with all items as neighbours: one inverse has all regressions (Steck, 2019)."""
-        system = np.asarray(self.gram.toarray(), np.float64)
-        system[np.diag_indices(len(system))] += ridge + _DAMPING * self.count
-        inverse = np.linalg.inv(system)
-        weights = -inverse / np.diag(inverse)
-        # An item that was never chosen says nothing and is said nothing of.
-        weights[np.diag_indices(len(weights))] = 0.0
-        return _by_rows(sp.csr_array(weights.astype(np.float32)))
+        """Return the term with all items as neighbours."""
+        return all_regressions(np.asarray(self.gram.toarray(), np.float64), ridge)
 
     def nearest(self, most: int) -> Pairs:
         """Return pairs of an item (n,), ascending, and a neighbour (n,): at most `most` an item, the highest
@@ -197,10 +185,14 @@ class CoOccurrences:
         apart = item != other
         item, other = item[apart], other[apart]
         cosine = self.gram.data[entries][apart] / np.sqrt(self.count[item] * self.count[other])
+        most_of = most_near(most, self.events)
+        if len(item) > _CROWDED * most * (stop - start):
+            near = _nearest_levels(item - start, cosine, most_of[start:stop])
+            item, other, cosine = item[near], other[near], cosine[near]
         # One number by which to sort; stable, so that equal cosines do not depend on chance.
         order = np.argsort(item - 0.5 * np.minimum(cosine, 1.0), kind="stable")
         place = np.arange(len(order)) - np.searchsorted(item, item)
-        order = order[place < np.minimum(most, _FOR_EACH * self.events)[item]]
+        order = order[place < most_of[item]]
         return item[order], other[order]
 
     def _regressions(self, item: Int64s, inputs: Int64s, used: Bools, ridge: float) -> Float32s:
@@ -208,7 +200,7 @@ class CoOccurrences:
         system = self._look_up(*np.broadcast_arrays(inputs[:, :, None], inputs[:, None]))
         system *= used[:, :, None] & used[:, None]
         diagonal = np.arange(inputs.shape[1])
-        system[:, diagonal, diagonal] *= np.float32(1.0 + _DAMPING)
+        system[:, diagonal, diagonal] *= np.float32(1.0 + DAMPING)
         # A place without a neighbour gets the weight 0.
         system[:, diagonal, diagonal] += np.where(used, ridge, 1.0).astype(np.float32)
         target = used * self._look_up(*np.broadcast_arrays(item[:, None], inputs))
@@ -219,10 +211,61 @@ class CoOccurrences:
         return np.asarray(table[left.ravel(), right.ravel()], np.float32).reshape(left.shape)
 
 
-def _by_rows(weights: sp.csr_array) -> Neighbours:
+def _nearest_levels(item: Int64s, cosine: Float64s, most: Int64s) -> Bools:
+    """Return which pairs (n,) may be among the `most` (m,) of highest `cosine` of their `item`: all but those
+    below the level in which the last of these is.
+    """
+    level = (np.clip(cosine, 0.0, 1.0) * (_LEVELS - 1)).astype(np.int64)
+    counts = np.bincount(item * _LEVELS + level, minlength=len(most) * _LEVELS).reshape(-1, _LEVELS)
+    # Pairs at each level and above.
+    above = counts[:, ::-1].cumsum(axis=1)[:, ::-1]
+    least = np.maximum((above >= most[:, None]).sum(axis=1) - 1, 0)
+    return np.asarray(level >= least[item])
+
+
+def by_rows(weights: sp.csr_array) -> Neighbours:
+    """Return the term of these `weights` (n_items, n_items) of an item of a history for another."""
     weights.sort_indices()
     weights.eliminate_zeros()
     return Neighbours(weights.indptr.astype(np.int64), weights.indices.astype(np.int32), weights.data)
+
+
+def all_regressions(gram: Float64s, ridge: float) -> Neighbours:
+    """Return the term with all items as neighbours: one inverse has all regressions (Steck, 2019). `gram`
+    (n_items, n_items) is overwritten.
+    """
+    diagonal = np.diag_indices(len(gram))
+    gram[diagonal] += ridge + DAMPING * gram[diagonal]
+    inverse = np.linalg.inv(gram)
+    weights = -inverse / np.diag(inverse)
+    # An item that was never chosen says nothing and is said nothing of.
+    weights[diagonal] = 0.0
+    return by_rows(sp.csr_array(weights.astype(np.float32)))
+
+
+def most_near(most: int, events: Int64s) -> Int64s:
+    """Return how many neighbours an item with so many `events` (n_items,) has at most."""
+    return np.minimum(most, _FOR_EACH * events)
+
+
+def chosen_by_users(by_user: Compressed, n_items: int, said: Float64s | None = None) -> sp.csr_array:
+    """Return who chose what (n_users, n_items), in float32, so that the product of its transpose with it are
+    the co-occurrences, see `CoOccurrences`; the longest histories are thinned.
+    """
+    if said is not None:
+        # An item that was not wanted is chosen together with none.
+        (wanted,) = np.nonzero(said)
+        by_user, said = by_user.only(wanted), said[wanted]
+    events = by_user.thinned(*_thinning(by_user.counts))
+    weight = (events.counts + 1.0) ** -0.5
+    weight /= (weight @ events.counts) / max(1, len(events.other))
+    root = np.repeat(np.sqrt(weight).astype(np.float32), events.counts)
+    if said is not None:
+        root *= said[events.source]
+    # Places of 64 bits would make the numbers of all pairs so wide.
+    kind = np.int32 if len(root) <= np.iinfo(np.int32).max else np.int64
+    places = (events.other.astype(kind, copy=False), events.indptr.astype(kind))
+    return sp.csr_array((root, *places), shape=(by_user.rows, n_items))
 
 
 def _thinning(counts: Int64s) -> tuple[int, int]:

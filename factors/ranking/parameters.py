@@ -85,6 +85,11 @@ class RankingParameters:
         """Users and items of the fit."""
         return self.n_users, self.n_items
 
+    @property
+    def events(self) -> float:
+        """Events of the fit, or the weight of those that were wanted."""
+        return self.background * self.n_users * self.n_items / max(self.negatives, 1e-12)
+
     def activity(self, side: SideName, counts: Counts) -> Float64s:
         """Return by how much the pairs of rows (b,) with `counts` events weigh more than a typical row's."""
         power, unit = (
@@ -108,7 +113,12 @@ class RankingParameters:
         """Return how much each event (n,) of the users `data` counts by its recency."""
         if self.recency_boost == 0.0:
             return np.ones(len(data.other))
-        return np.asarray(1.0 + self.recency_boost * np.exp(-later_events(data) / self.recency_span))
+        return recency_weights(later_events(data), self.recency_boost, self.recency_span)
+
+
+def recency_weights(later: Int64s, boost: float, span: float) -> Float64s:
+    """Return how much events (n,) count that so many others come after, see `RankingParameters`."""
+    return np.asarray(1.0 + boost * np.exp(-later / span))
 
 
 def later_events(data: Compressed) -> Int64s:

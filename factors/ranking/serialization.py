@@ -60,7 +60,8 @@ def head_to_bytes(head: RankingHead) -> bytes:
 
 
 def head_from_bytes(buffer: bytes | memoryview, n_items: int) -> RankingHead:
-    """Return the head of `n_items` items that `head_to_bytes` wrote; its tables are views of `buffer`.
+    """Return the head of `n_items` items that `head_to_bytes` wrote; its tables are views of `buffer`,
+    or copies where they would not be aligned.
 
     Raises `ModelUnreadable` for anything else, every number being looked at.
     """
@@ -76,9 +77,9 @@ def head_from_bytes(buffer: bytes | memoryview, n_items: int) -> RankingHead:
         size = int(np.prod(shape))
         if start + size * dtype.itemsize > len(view):
             raise ModelUnreadable("a ranking head that is cut off")
-        arrays[name] = (
-            np.frombuffer(view, dtype, size, start).reshape(shape) if size else np.zeros(shape, dtype)
-        )
+        array = np.frombuffer(view, dtype, size, start) if size else np.zeros(size, dtype)
+        # Where the buffer begins at no multiple of an array's numbers, compiled loops need a copy.
+        arrays[name] = np.require(array.reshape(shape), requirements="A")
         start += size * dtype.itemsize
     if start != len(view):
         raise ModelUnreadable("a ranking head with bytes behind its end")

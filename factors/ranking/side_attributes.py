@@ -1,8 +1,8 @@
 """What a generation knows of attributes of items or of users: how they are encoded, and, of items, what they
 say of relevance.
 
-Invariant: an item without events has the factors that its attributes say, in the fit as in a fold-in; one
-with events has those that its events say, and nothing else.
+Invariant: an item without events by which it was wanted has the factors that its attributes say, in the fit
+as in a fold-in; one with such events has those that its events say, and nothing else.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ import numpy as np
 from factors.errors import ModelUnreadable
 from factors.model.attributes import Encoding, encoding_from_bytes, encoding_to_bytes
 from factors.model.columns import Columns
-from factors.model.layout import MAX_RANK
-from factors.model.types import Bools, Float32s, Float64s
+from factors.model.layout import COUNT, MAX_RANK, RATING_MEAN
+from factors.model.types import Bools, Float32s, Float64s, Int64s, UInt8s
 from factors.training.effects.attribute_effects import AttributeEffects
 
 _FORMAT: Literal["foldin-item-attributes-1"] = "foldin-item-attributes-1"
@@ -48,6 +48,30 @@ def factors_of(relevance: Float64s, columns: Columns) -> Float32s:
     """Return the factors (n, r) that `relevance` (1 + c, r) gives items with these attributes; 0 without."""
     found = relevance[0] + columns.times(relevance[1:])
     return np.where(columns.described[:, None], found, 0.0).astype(np.float32)
+
+
+def mark_described(items: Float32s, rows: Int64s) -> None:
+    """Write into `items` (n_items, item_width) that the factors of `rows` are `factors_of` attributes."""
+    # What has ratings has its mean there, and no factors of attributes.
+    rows = rows[items[rows, COUNT] == 0]
+    items[rows, RATING_MEAN] = np.where(items[rows, RATING_MEAN] > 0, 2.0, -1.0)
+
+
+def relevance_basis(items: Float32s, factors: Float32s, rows: Int64s, *, has_events: bool) -> UInt8s:
+    """Return what the relevance of `rows` (m,) rests on, as codes of `BASIS` (m,), to a user of whom there
+    are events or not.
+
+    `items` (n_items, item_width) and `factors` (n_factors, r): those of the generation and of its head; of a
+    row beyond either nothing is known.
+    """
+    basis = np.full(len(rows), 2 * has_events, dtype=np.uint8)
+    known = np.flatnonzero((rows >= 0) & (rows < min(len(items), len(factors))))
+    # Factors are 0 where neither events nor attributes tell anything.
+    known = known[factors[rows[known]].any(axis=1)]
+    count, mean = items[rows[known], COUNT], items[rows[known], RATING_MEAN]
+    described = (count == 0) & ((mean < 0) | (mean == 2))
+    basis[known] += np.where(described, 4, 1).astype(np.uint8)
+    return basis
 
 
 def learn_relevance(

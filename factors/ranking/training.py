@@ -4,19 +4,22 @@ The values of the ratings play no part: a rating says that the user chose the it
 count as the choices say (`factors/ranking/type_weights.py`).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
 
 from factors.errors import FitDiverged
+from factors.inference.backend import MANY_RATINGS
 from factors.inference.histories import Compressed
-from factors.model.types import Float32s, Float64s, UInt8s
+from factors.model.types import Float32s, Float64s, Int64s, UInt8s
 from factors.ranking.choices import RankingChoices
-from factors.ranking.half_steps import Events, Floats, solve_rows
+from factors.ranking.half_steps import Events, Floats, row_loops, solve_rows
 from factors.ranking.head import RankingHead
-from factors.ranking.neighbours import CoOccurrences
 from factors.ranking.parameters import Counts, RankingParameters, SideName
+from factors.ranking.regressions import regressions
 from factors.ranking.type_weights import TypeTable, event_counts
 
 
@@ -24,12 +27,14 @@ from factors.ranking.type_weights import TypeTable, event_counts
 class RankingFit:
     """A fitted head, the vectors `users` (n_users, r) of the fit, without recency, and figures of the fit.
     `relevance` (1 + c, r): of `SideAttributes`; None without attributes, or where they tell nothing.
+    `described` (d,): rows of the items whose factors are those of their attributes.
     """
 
     head: RankingHead
     users: Float32s
     metrics: dict[str, float]
     relevance: Float64s | None = None
+    described: Int64s = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 def fit_with(
@@ -46,17 +51,23 @@ def fit_with(
     `by_user.source`; None where all are ratings. Raises `FitDiverged`.
     """
     how: dict[str, Any] = {"rng": rng, "begin": begin, "threads": threads, "codes": codes}
-    parameters, items = fit_factors(by_user, n_items, choices, **how)
-    together = CoOccurrences.of(by_user, n_items, said(by_user, choices, codes))
-    if choices.neighbours >= n_items:
-        neighbours = together.fit_all(choices.neighbour_ridge)
-    else:
-        neighbours = together.fit(together.nearest(choices.neighbours), choices.neighbour_ridge, threads)
+    compiled = len(by_user.other) >= MANY_RATINGS
+    parameters, items = fit_factors(by_user, n_items, choices, compiled=compiled, **how)
+    term = regressions(
+        *(by_user, n_items, said(by_user, choices, codes)),
+        most=choices.neighbours,
+        threads=threads,
+        compiled=compiled,
+    )
+    every = choices.neighbours >= n_items
+    neighbours = (term.fit_all if every else term.fit)(choices.neighbour_ridge)
+    # As a history is folded in.
+    events, counts = _of_users(by_user.thinned(), choices, codes)
+    table = items if compiled and row_loops() else items.astype(np.float64)
+    users = solve_rows(events, table, parameters.prior("user", counts), threads, compiled=compiled)
+    users = users.astype(np.float32)
+    parameters = replace(parameters, noise=_noise(events, counts, users, items, parameters))
     head = RankingHead(parameters, items, neighbours.scaled(choices.sparse_weight))
-    histories = by_user.histories()
-    if codes is not None:
-        histories = replace(histories, type_code=codes[by_user.source])
-    users = head.fold_in_users(histories, recency=False, threads=threads).astype(np.float32)
     if not all(np.isfinite(array).all() for array in (users, items, neighbours.weight)):
         raise FitDiverged("a ranking head that is not finite")
     return RankingFit(head, users, {})
@@ -71,38 +82,56 @@ def fit_factors(
     begin: Float32s | None = None,
     threads: int = 1,
     codes: UInt8s | None = None,
+    compiled: bool = False,
 ) -> tuple[RankingParameters, Float32s]:
-    """Return parameters and item factors after the sweeps. `begin` (m, r): factors of the first items;
-    `codes`: as in `fit_with`.
+    """Return parameters, without the noise, and item factors after the sweeps. `begin` (m, r): factors of the
+    first items, in the first dimensions; `codes`: as in `fit_with`; `compiled`: as in `solve_rows`.
     """
-    n_users = by_user.rows
-    by_item = by_user.by_other(n_items)
-    weight, target = TypeTable.of(choices.types).weights(codes, by_user)
-    users_of = Events(by_user.indptr, by_user.other, weight, target)
-    items_of = Events(by_item.indptr, by_item.other)
-    if weight is not None and target is not None:
-        items_of = replace(items_of, weight=weight[by_item.source], target=target[by_item.source])
-    user_counts = event_counts(by_user, weight, target)
-    item_counts = event_counts(by_item, items_of.weight, items_of.target)
-    rank = max(1, min(choices.rank, n_users, n_items))
+    users_of, user_counts = _of_users(by_user, choices, codes)
+    items_of = _of_items(users_of, n_items)
+    item_counts = np.diff(items_of.indptr)
+    if items_of.weight is not None and items_of.target is not None:
+        item = np.repeat(np.arange(n_items), item_counts)
+        item_counts = np.bincount(item, items_of.weight * items_of.target, minlength=n_items)
+    rank = max(1, min(choices.rank, by_user.rows, n_items))
     parameters = _begin(user_counts, item_counts, rank, choices)
     # Small, so that the first half-step for users is all prior and data, not chance.
     items: Floats = rng.normal(0.0, 0.1 / np.sqrt(rank), (n_items, rank)).astype(np.float32)
-    if begin is not None and begin.shape[1] == rank:
-        items[: len(begin)] = begin[:n_items]
+    if begin is not None and begin.shape[1] <= rank:
+        items[: len(begin), : begin.shape[1]] = begin[:n_items]
     for _ in range(choices.sweeps):
-        # In float32, which is half the work: the last step for users is in float64.
+        # In float32, which is half the work.
         parameters = replace(parameters, user_gram=_gram(items, parameters, "item", item_counts))
         prior = parameters.prior("user", user_counts)
-        users = solve_rows(users_of, items, prior, threads)
+        users = solve_rows(users_of, items, prior, threads, compiled=compiled)
         mean = (prior.ridge @ users.astype(np.float64)) / prior.ridge.sum()
         parameters = replace(
             parameters, user_mean=mean, item_gram=_gram(users, parameters, "user", user_counts)
         )
-        items = solve_rows(items_of, users, parameters.prior("item", item_counts), threads)
+        prior = parameters.prior("item", item_counts)
+        items = solve_rows(items_of, users, prior, threads, compiled=compiled)
     parameters = replace(parameters, user_gram=_gram(items, parameters, "item", item_counts))
-    noise = _noise(by_user, users_of, users, items, parameters)
-    return replace(parameters, noise=noise), items.astype(np.float32)
+    return parameters, items.astype(np.float32)
+
+
+def _of_users(
+    by_user: Compressed, choices: RankingChoices, codes: UInt8s | None
+) -> tuple[Events, Int64s | Float64s]:
+    """Return the events of the users, and how many each has."""
+    weight, target = TypeTable.of(choices.types).weights(codes, by_user)
+    return Events(by_user.indptr, by_user.other, weight, target), event_counts(by_user, weight, target)
+
+
+def _of_items(events: Events, n_items: int) -> Events:
+    """Return the events of users by item, each with its user."""
+    shape = (len(events.indptr) - 1, n_items)
+    # The position of each, where it is read.
+    place: npt.NDArray[Any] = np.zeros(len(events.other), np.int8)
+    if events.weight is not None:
+        place = np.arange(len(events.other))
+    by_item = sp.csr_array((place, events.other, events.indptr), shape=shape).tocsc()
+    weight, target = (None if part is None else part[by_item.data] for part in (events.weight, events.target))
+    return Events(by_item.indptr.astype(np.int64), by_item.indices, weight, target)
 
 
 def said(by_user: Compressed, choices: RankingChoices, codes: UInt8s | None) -> Float64s | None:
@@ -147,16 +176,24 @@ def _gram(table: Floats, parameters: RankingParameters, side: SideName, counts: 
 
 
 def _noise(
-    by_user: Compressed, events: Events, users: Floats, items: Floats, parameters: RankingParameters
+    events: Events, counts: Counts, users: Floats, items: Floats, parameters: RankingParameters
 ) -> float:
-    """Return the mean squared error of all pairs' preferences, weighted as they are fitted."""
-    product = np.einsum("nk,nk->n", users[by_user.row], items[by_user.other]).astype(np.float64)
-    # The pairs that are no events: x' (a0 Y'BY) x of each user, weighted by activity.
-    counts = event_counts(by_user, events.weight, events.target)
-    activity, rows = parameters.activity("user", counts), users.astype(np.float64)
-    others = float(activity @ np.einsum("nk,nk->n", rows @ parameters.user_gram, rows))
-    total, errors = float(len(product)), (1.0 - product) ** 2
-    if events.weight is not None and events.target is not None:
-        total, errors = float(events.weight.sum()), events.weight * (events.target - product) ** 2
-    weight = total + parameters.background * parameters.n_items * float(activity.sum())
-    return (float(np.sum(errors)) + others) / weight
+    """Return the mean squared error of all pairs' preferences, weighted as they are fitted.
+
+    `users`: the minimisers given the `items`. So the errors of a user's pairs are, with the terms of
+    `half_steps`, `sum_S w t^2 + R |m|^2 - x'(sum_S w t y + R m) - R |x - m|^2`, the last two and the second
+    together `R x'm - R x'x`.
+    """
+    weight, target, n = events.weight, events.target, len(events.other)
+    if weight is None or target is None:
+        said, squares, total = np.ones(n, np.float32), float(n), float(n)
+    else:
+        said, total = (weight * target).astype(np.float32), float(weight.sum())
+        squares = float(weight @ target**2)
+    shape = (len(users), len(items))
+    wanted = sp.csr_array((said, events.other, events.indptr), shape=shape) @ items.astype(np.float32)
+    prior = parameters.prior("user", counts)
+    own = squares - float(np.einsum("nk,nk->", users, wanted, dtype=np.float64))
+    apart = users @ parameters.user_mean - np.einsum("nk,nk->n", users, users, dtype=np.float64)
+    total += parameters.background * parameters.n_items * float(prior.activity.sum())
+    return max(own + float(prior.ridge @ apart), 0.0) / total

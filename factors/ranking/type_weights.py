@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from factors.inference.histories import Compressed, compress_pairs
-from factors.model.types import Bools, Choices, Float64s, Histories, Int64s, UInt8s
+from factors.model.types import Bools, Choices, Float32s, Float64s, Histories, Int64s, UInt8s
 
 Meaning = Literal["positive", "negative", "shown"]
 
@@ -131,6 +131,32 @@ def one_of_pairs(choices: Choices, n_rows: int, table: TypeTable, high: float = 
     np.cumsum(np.bincount(pair_row[last], minlength=n_rows), out=indptr[1:])
     value = np.where(own[order] == 0, each.value[order], high)
     return Compressed(indptr, pair_other[last], value, each.time[order], each.source[order])
+
+
+def positive_worth(types: Sequence[TypeWeight]) -> Float64s:
+    """Return by code what one event adds to what is positive of its item (32, 2): its weight, and 1; nothing
+    of a rating, and where the user did not want the item.
+    """
+    worth = np.zeros((TYPE_CODES, 2))
+    for each in types:
+        if each.meaning == "positive":
+            worth[each.code] = _UNCHOSEN[each.meaning] if each.weight is None else each.weight, 1.0
+    return worth
+
+
+def positive_sums(histories: Histories, types: Sequence[TypeWeight]) -> Float32s:
+    """Return of each row (b, 2) the weight of its positive events, and how many these are: of a pair each
+    type once, unless that was taken back.
+    """
+    n_rows = len(histories.offsets) - 1
+    if histories.type_code is None:
+        return np.zeros((n_rows, 2), dtype=np.float32)
+    row = np.repeat(np.arange(n_rows, dtype=np.int32), np.diff(histories.offsets))
+    key = histories.other_row.astype(np.int64) * TYPE_CODES + histories.type_code
+    each = compress_pairs(row, key, histories.value, histories.time, n_rows)
+    worth = positive_worth(types)[histories.type_code[each.source]]
+    sums = [np.bincount(each.row, column, n_rows) for column in worth.T]
+    return np.stack(sums, axis=1).astype(np.float32)
 
 
 def event_counts(data: Compressed, weight: Float64s | None, target: Float64s | None) -> Int64s | Float64s:

@@ -6,7 +6,7 @@ are taken by relevance, and more of them, until no item that is left out can rea
 by an index, more of those in the same lists, as it was measured with these.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,15 +14,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from factors.inference.compiled.loading import Kernel
 from factors.model.layout import FloatTable
 from factors.model.types import Bools, Float32s, Float64s, Histories, Int32s, Int64s
 from factors.posterior.posterior_model import PosteriorModel
 from factors.ranking.blending import best_first, blended, highest_scores
-from factors.ranking.half_steps import GramAxes
+from factors.ranking.half_steps import GramAxes, Solve, solve_rows
 from factors.ranking.head import RankingHead
+from factors.serving.compiled_lists import CompiledLists, list_loops
 from factors.serving.ivf_index import Index
 from factors.serving.mean_table import MeanTable, Products, grown, largest, places
-from factors.serving.posterior_draw import PosteriorDraw
+from factors.serving.posterior_draw import rate_by_draw
+from factors.serving.rating_bounds import RatingBounds
 from factors.serving.scoring import Scorer
 
 # An index is looked into as for so many items by factors alone for each of a list: sparse term and ratings
@@ -124,17 +127,53 @@ class _Reached:
 
 
 Rate = Callable[[Int64s], Float64s]
-Bound = Callable[[FloatTable, Int64s], Float64s]
-"""What the ratings of rows (m,) by a user (user_width,) do not exceed; quicker than the ratings."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What one call of `top` is asked: of each user (b,) the row, the features in the head, what the history
+    `said`, and what to `exclude`; the other arguments.
+    """
+
+    view: _View
+    scorer: Scorer
+    users: FloatTable
+    features: Float32s
+    said: list[tuple[Int64s, Float64s]]
+    n: int
+    exclude: list[Int64s]
+    allowed: Bools | None
+    bounds: RatingBounds | None
+
+    def rate(self, j: int, rows: Int64s) -> Float64s:
+        """Return the expected ratings of `rows` (m,) by the j-th user."""
+        return self.scorer.rating(self.users[j : j + 1], np.zeros(len(rows), dtype=np.int64), rows)
 
 
 class BlendedRanker:
     """Ranks the items of one generation for users. `follow` may run beside rankings in another thread."""
 
-    def __init__(self, head: RankingHead, posterior: PosteriorModel, index: Index | None = None) -> None:
-        """`index`: of the first rows of the head's factors, if there is one."""
+    def __init__(
+        self,
+        head: RankingHead,
+        posterior: PosteriorModel,
+        index: Index | None = None,
+        *,
+        loops: Mapping[Kernel, Kernel] | None = None,
+    ) -> None:
+        """`index`: of the first rows of the head's factors, if there is one. With it `loops` find candidates,
+        without any numpy does; None: those that numba compiles, where it is installed.
+        """
         self._posterior = posterior
-        self._axes = GramAxes.of(head.parameters.user_gram)
+        self._compiled: CompiledLists | None = None
+        if index is not None and (found := list_loops() if loops is None else loops):
+            self._compiled = CompiledLists.of(posterior, head.parameters.gamma, found)
+        # How the head folds histories in.
+        self.solve: Solve
+        if self._compiled is None:
+            self.solve = partial(solve_rows, known=GramAxes.of(head.parameters.user_gram))
+        else:
+            self.solve = self._compiled.solve
         means = MeanTable.of(head.items, slice(0, head.parameters.rank), index)
         self._view = _View(head, head.items, means)
 
@@ -143,13 +182,13 @@ class BlendedRanker:
         """The head with the items as they are now."""
         return self._view.head
 
-    def multiplications(self, events: int, n: int, excluded: int) -> float:
+    def multiplications(self, events: int, n: int, excluded: int, allowed: Bools | None = None) -> float:
         """Return about how many multiplications one ranking takes: with a history of so many `events`, `n`
-        items wanted and so many `excluded`.
+        items wanted and so many `excluded`, of those `allowed`.
         """
         head, rank = self._view.head, self._view.head.parameters.rank
         reached = len(head.neighbours.item_row) / max(1, len(head.items)) * events
-        table = len(head.items) * rank * self._view.means.share(_PER_ITEM * n + excluded)
+        table = len(head.items) * rank * self._view.means.share(_PER_ITEM * n + excluded, allowed)
         # Along the axes of the prior a short history inverts a matrix of its own size.
         folded = events * (rank + events) if 2 * events <= rank else (events + rank) * rank
         return table + folded * rank + reached * rank
@@ -189,7 +228,7 @@ class BlendedRanker:
         allowed: Bools | None = None,
         rng: np.random.Generator | None = None,
         exact: bool = False,
-        bound: Bound | None = None,
+        bounds: RatingBounds | None = None,
     ) -> list[Blended]:
         """Return the best `n` items for each of `users` (b, user_width) with their `histories`, without the
         item rows in `exclude` (b arrays).
@@ -197,7 +236,7 @@ class BlendedRanker:
         `scorer`: of the ratings. `allowed` (n_items,): the rows that may be returned; one beyond its end may
         not. With `rng` a draw of each user's vector in the head, and one from the posteriors of the ratings,
         give the order (Thompson sampling); scores, relevance and ratings are the expected ones all the same.
-        Fewer than `n` where the table ends. An index is not used where `exact`. `bound`: of the ratings that
+        Fewer than `n` where the table ends. An index is not used where `exact`. `bounds`: of the ratings that
         `scorer` gives.
         """
         view, b = self._view, len(users)
@@ -207,32 +246,101 @@ class BlendedRanker:
         excluded = [np.asarray(rows, np.int64) for rows in exclude]
         excluded = [rows[(rows >= 0) & (rows < count)] for rows in excluded]
         # All users of the block at once: a fold-in is a few calls of LAPACK, whose overhead they share.
-        expected, by_history = head.fold_in_and_reach(histories, self._axes)
-        reached = [_Reached(*each) for each in by_history]
+        expected, said = head.fold_in_events(histories, self.solve)
         vectors = expected if rng is None else _drawn(head, histories, expected, rng)
-        features, depth, answers = vectors.astype(np.float32), _PER_ITEM * n, []
-        looked_at = view.means.products(features, depth, excluded, exact=exact, allowed=allowed, spare=_SPARE)
-        for j, products in enumerate(looked_at):
-            rate = partial(_expected, scorer, users[j : j + 1])
-            order = rate if rng is None else _draw(self._posterior, scorer, users[j], rng)
-            least = None if bound is None or rng is not None else partial(bound, users[j])
-            own = reached[j].only(excluded[j], allowed)
-            found = _with_reached(view.means, products, features[j], own)
-            best, more = self._best(view.means, found, n, order, least), depth
-            while best is None:
-                more *= _MORE
-                some = features[j : j + 1], more, excluded[j : j + 1]
-                (deeper,) = view.means.products(*some, exact=True, allowed=allowed)
-                found = _with_reached(view.means, deeper, features[j], own)
-                best = self._best(view.means, found, n, order, least)
-            if rng is not None:
-                # A client reads what is expected; the draw has decided which items, and in which order.
-                rows = best.item_rows
-                relevance = view.means.of_rows(expected[j].astype(np.float32), rows).astype(np.float64)
-                reached[j].add(relevance, rows)
-                best = self._valued(rows, relevance, rate(rows))
-            answers.append(best)
-        return answers
+        call = _Call(view, scorer, users, vectors.astype(np.float32), said, n, excluded, allowed, bounds)
+        answers: list[Blended | None] = [None] * b
+        if bounds is not None and rng is None and not exact:
+            answers = [self._quickly(call, j) for j in range(b)]
+        if all(answer is not None for answer in answers):
+            return [answer for answer in answers if answer is not None]
+        left = [j for j, answer in enumerate(answers) if answer is None]
+        features, without = call.features[left], [excluded[j] for j in left]
+        depth = _PER_ITEM * n
+        looked_at = view.means.products(features, depth, without, exact=exact, allowed=allowed, spare=_SPARE)
+        for j, products in zip(left, looked_at, strict=True):
+            answers[j] = self._slowly(call, j, products, expected[j], rng)
+        return [answer for answer in answers if answer is not None]
+
+    def top_within(
+        self,
+        scorer: Scorer,
+        user: FloatTable,
+        history: Histories,
+        n: int,
+        exclude: Int64s,
+        *,
+        most: int,
+        allowed: Bools,
+        bounds: RatingBounds,
+    ) -> Blended | None:
+        """Return what `top` does for one `user` (1, user_width), if at most `most` items are to be looked at
+        for it by compiled loops, and it is remembered what the mask allows; None where not.
+        """
+        view = self._view
+        if self._compiled is None or n < 1 or view.means.known(allowed) is None:
+            return None
+        expected, said = view.head.fold_in_events(history, self.solve)
+        without = exclude[(exclude >= 0) & (exclude < len(view.head.items))]
+        features = expected.astype(np.float32)
+        call = _Call(view, scorer, user, features, said, n, [without], allowed, bounds)
+        return self._quickly(call, 0, most)
+
+    def _quickly(self, call: "_Call", j: int, most: int | None = None) -> Blended | None:
+        """Return the list of the j-th user by compiled loops; None where there are none, too little was
+        looked at, or more than `most` items would be.
+        """
+        n, exclude, bounds = call.n, call.exclude[j], call.bounds
+        if self._compiled is None or bounds is None:
+            return None
+        found = self._compiled.find(
+            *(call.view.means, call.view.head.neighbours, call.features[j], call.said[j]),
+            user=call.users[j],
+            bounds=bounds,
+            n=n,
+            exclude=exclude,
+            least=_PER_ITEM * n + len(exclude),
+            some=2 * n + _SPARE,
+            allowed=call.allowed,
+            most=most,
+        )
+        if found is None:
+            return None
+        rated = self._valued(found.rows, found.relevance, call.rate(j, found.rows))
+        best = rated.at(best_first(rated.scores, rated.relevance, rated.rating, rated.item_rows)[:n])
+        return best if len(best.scores) == n and best.scores[-1] > found.rest else None
+
+    def _slowly(
+        self,
+        call: "_Call",
+        j: int,
+        products: Products,
+        expected: Float64s,
+        rng: np.random.Generator | None,
+    ) -> Blended:
+        """Return the list of the j-th user, of whom `products` were looked at, in numpy."""
+        view, n, features, rate = call.view, call.n, call.features[j], partial(call.rate, j)
+        reached = _Reached(*view.head.neighbours.reached(*call.said[j]))
+        order = rate if rng is None else rate_by_draw(self._posterior, call.scorer, call.users[j], rng)
+        bounded = None
+        if call.bounds is not None and rng is None:
+            bounded = partial(call.bounds.highest, call.users[j])
+        own = reached.only(call.exclude[j], call.allowed)
+        found = _with_reached(view.means, products, features, own)
+        best, more = self._best(view.means, found, n, order, bounded), _PER_ITEM * n
+        while best is None:
+            more *= _MORE
+            some = features[None], more, [call.exclude[j]]
+            (deeper,) = view.means.products(*some, exact=True, allowed=call.allowed)
+            found = _with_reached(view.means, deeper, features, own)
+            best = self._best(view.means, found, n, order, bounded)
+        if rng is None:
+            return best
+        # A client reads what is expected; the draw has decided which items, and in which order.
+        rows = best.item_rows
+        relevance = view.means.of_rows(expected.astype(np.float32), rows).astype(np.float64)
+        reached.add(relevance, rows)
+        return self._valued(rows, relevance, rate(rows))
 
     def explain(self, history: Histories, item_row: int, rating: float) -> ExplainedScore:
         """Return why an item with this expected `rating` has its score for the user with this one `history`.
@@ -336,22 +444,6 @@ def _nth(scores: Float64s, n: int) -> float:
 
 def _nothing() -> Blended:
     return Blended(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0), np.zeros(0))
-
-
-def _expected(scorer: Scorer, user: FloatTable, rows: Int64s) -> Float64s:
-    return scorer.rating(user, np.zeros(len(rows), dtype=np.int64), rows)
-
-
-def _draw(posterior: PosteriorModel, scorer: Scorer, user: FloatTable, rng: np.random.Generator) -> Rate:
-    """Return what rates rows by one draw of the user; a row that is not in the table is an unknown item."""
-    draw = PosteriorDraw(posterior, user, rng)
-
-    def rate(rows: Int64s) -> Float64s:
-        inside = rows < len(scorer.items)
-        items = np.where(inside[:, None], scorer.items[np.where(inside, rows, 0)], posterior.prior_item)
-        return draw.ratings(items)
-
-    return rate
 
 
 def _drawn(head: RankingHead, histories: Histories, vectors: Float64s, rng: np.random.Generator) -> Float64s:

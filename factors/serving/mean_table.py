@@ -6,6 +6,8 @@ runs of items. The n-th largest maximum is a lower bound of the n-th best score,
 are looked at again. The search by an index (`ivf_index`) looks into some of its lists only.
 """
 
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,12 +26,14 @@ _ROWS_AT_ONCE = 1 << 10
 FEW_ALLOWED = 1 << 13
 
 
-# Masks that are remembered: those of the filters of a front-end. Of a million items each takes 4 MB at most.
-_REMEMBERED = 8
+# Masks that are remembered: more than the ten or so filters of a front-end, with hidden items and without.
+_REMEMBERED = 32
+# Of a million items a mask takes 4 MB at most: sixteen that allow all, or all of those that are filters.
+_REMEMBERED_BYTES = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Allowed:
+class Allowed:
     """What a `mask` allows of a table with these `rows`: `positions` int32 (k,), ascending; `starts` int64
     (c + 1,): where those of each list of the index begin, and where the last list ends.
     """
@@ -39,6 +43,46 @@ class _Allowed:
     n_items: int
     positions: Int32s
     starts: Int64s
+
+
+class RememberedMasks:
+    """What masks allow, those that were used last. Several threads may ask at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # By the mask's address; each has its mask, so no other one can have that address meanwhile.
+        self._kept: OrderedDict[int, Allowed] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, mask: Bools) -> Allowed | None:
+        """Return what a mask allows, None where it is not known."""
+        with self._lock:
+            kept = self._kept.get(id(mask))
+            if kept is not None:
+                self._kept.move_to_end(id(mask))
+            return kept
+
+    def put(self, kept: Allowed) -> None:
+        """Remember what a mask allows, in place of what it allowed before."""
+        with self._lock:
+            self._kept.pop(id(kept.mask), None)
+            self._kept[id(kept.mask)] = kept
+            size = sum(each.positions.nbytes for each in self._kept.values())
+            while len(self._kept) > _REMEMBERED or (size > _REMEMBERED_BYTES and len(self._kept) > 1):
+                size -= self._kept.popitem(last=False)[1].positions.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """Lists of an index, ascending `numbers` int64 (c,), in which there are `size` items, newer ones that are
+    in no list among them; of these only what a mask has `allowed`.
+    """
+
+    numbers: Int64s
+    size: int
+    allowed: Allowed | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +114,7 @@ class MeanTable:
     positions: Int32s
     index: Index | None
     starts: Int64s
-    # By the mask's address; each has its mask, so no other one can have that address meanwhile.
-    remembered: dict[int, _Allowed] = field(default_factory=dict)
+    remembered: RememberedMasks = field(default_factory=RememberedMasks)
 
     @staticmethod
     def of(items: Float32s, columns: slice, index: Index | None) -> "MeanTable":
@@ -108,10 +151,28 @@ class MeanTable:
             *(self.columns, n, means, rows, positions, self.index, self.starts), remembered=self.remembered
         )
 
-    def share(self, depth: int) -> float:
-        """Return about which part of the table is read for the best `depth` items, excluded ones included."""
+    def share(self, depth: int, allowed: Bools | None = None) -> float:
+        """Return about which part of the table is read for the best `depth` items, excluded ones included, of
+        those `allowed`: all of it where it is not remembered what a mask allows.
+        """
         probes = self._probes(depth)
-        return 1.0 if self.index is None or probes is None else (probes + 1) / len(self.index.centres)
+        if self.index is None or probes is None:
+            return 1.0
+        without = (probes + 1) / len(self.index.centres)
+        if allowed is None:
+            return without
+        kept = self.known(allowed)
+        if kept is None:
+            return 1.0
+        # At worst all that is barred is what is nearest to the user, and as much is read farther off.
+        passing = len(kept.positions) / self.n_items
+        return min(passing, without + 1.0 - passing)
+
+    def known(self, mask: Bools) -> Allowed | None:
+        """Return what is remembered of a mask for this state of the table, None where nothing is."""
+        kept = self.remembered.get(mask)
+        same = kept is not None and kept.rows is self.rows and kept.n_items == self.n_items
+        return kept if same else None
 
     def best(
         self,
@@ -164,6 +225,28 @@ class MeanTable:
     def rows_at(self, positions: Int64s) -> Int64s:
         """Return the row at each of `positions`."""
         return self.rows[positions].astype(np.int64)
+
+    def lists_near(self, user: Float32s, least: int, allowed: Bools | None) -> Lists | None:
+        """Return the lists that a search for the best `least` of features `user` (dim,) looks into; None
+        where it reads all items, or a mask that is not remembered.
+        """
+        probes = self._probes(least)
+        if self.index is None or probes is None:
+            return None
+        if allowed is None:
+            some = _nearest(self.index.centres @ user, probes)
+            size = (
+                int((self.starts[some + 1] - self.starts[some]).sum()) + self.n_items - int(self.starts[-1])
+            )
+            return Lists(some, size, None) if size >= least else None
+        if allowed.flags.writeable:
+            return None
+        kept = self._remember(allowed)
+        near = self._lists_near_kept(user, probes, least, kept)
+        if near is None:
+            return None
+        sizes = kept.starts[near + 1] - kept.starts[near]
+        return Lists(near, int(sizes.sum()) + len(kept.positions) - int(kept.starts[-1]), kept)
 
     def _at(self, rows: Int64s) -> Int64s:
         """Return the positions of `rows`, ascending."""
@@ -223,25 +306,35 @@ class MeanTable:
             probes *= 2
         return None
 
-    def _near_kept(self, user: Float32s, probes: int | None, least: int, kept: _Allowed) -> Products | None:
+    def _near_kept(self, user: Float32s, probes: int | None, least: int, kept: Allowed) -> Products | None:
         """Return what `_near_allowed` does of a mask that is remembered."""
-        if self.index is not None and probes is not None and len(kept.positions) > FEW_ALLOWED:
-            # As many allowed rows as a search without a mask looks at, from the lists that are nearest.
-            wanted = probes * len(self.index.lists) // len(self.index.centres)
-            near, sizes = np.argsort(-(self.index.centres @ user)), np.diff(kept.starts)
-            needed = 1 + int(np.searchsorted(np.cumsum(sizes[near]), wanted))
-            # By so many lists as a mask needs more than a random one of its size, it goes against the user's
-            # taste: the best that is left is spread over as many more.
-            random = probes * len(self.index.lists) // len(kept.positions)
-            some = np.sort(near[: needed + max(0, needed - random)])
+        some = self._lists_near_kept(user, probes, least, kept)
+        if some is not None:
             newer = kept.positions[kept.starts[-1] :]
             positions = kept.positions[_ranges(kept.starts[some], kept.starts[some + 1])]
-            found: Int64s = np.concatenate([positions, newer]).astype(np.int64)
-            if least <= len(found) < self.n_items // 4:
-                return self._products(user, found)
+            return self._products(user, np.concatenate([positions, newer]).astype(np.int64))
         # Rows that are copied one by one take four times as long as in their order.
         few = len(kept.positions) <= max(FEW_ALLOWED, self.n_items // 4)
         return self._products(user, kept.positions.astype(np.int64)) if few else None
+
+    def _lists_near_kept(
+        self, user: Float32s, probes: int | None, least: int, kept: Allowed
+    ) -> Int64s | None:
+        """Return the lists, ascending, that are looked into under a mask that is remembered; None where what
+        is allowed is read as a whole.
+        """
+        if self.index is None or probes is None or len(kept.positions) <= FEW_ALLOWED:
+            return None
+        # As many allowed rows as a search without a mask looks at, from the lists that are nearest.
+        wanted = probes * len(self.index.lists) // len(self.index.centres)
+        near, sizes = np.argsort(-(self.index.centres @ user)), np.diff(kept.starts)
+        needed = 1 + int(np.searchsorted(np.cumsum(sizes[near]), wanted))
+        # By so many lists as a mask needs more than a random one of its size, it goes against the user's
+        # taste: the best that is left is spread over as many more.
+        random = probes * len(self.index.lists) // len(kept.positions)
+        some = np.sort(near[: needed + max(0, needed - random)])
+        found = int(sizes[some].sum()) + len(kept.positions) - int(kept.starts[-1])
+        return some if least <= found < self.n_items // 4 else None
 
     def _borders(self, lists: Int64s) -> tuple[Int64s, Int64s]:
         """Return where each of `lists` (c,), ascending, begins and ends; then where the items do that came
@@ -251,16 +344,13 @@ class MeanTable:
         starts, stops = self.starts[lists], self.starts[lists + 1]
         return np.concatenate([starts, newer[0]]), np.concatenate([stops, newer[1]])
 
-    def _remember(self, mask: Bools) -> _Allowed:
+    def _remember(self, mask: Bools) -> Allowed:
         """Return what a mask allows, made once for each state of the table."""
-        kept = self.remembered.get(id(mask))
-        if kept is None or kept.rows is not self.rows or kept.n_items != self.n_items:
+        kept = self.known(mask)
+        if kept is None:
             positions = np.flatnonzero(self._allowed_at(slice(0, self.n_items), mask)).astype(np.int32)
-            kept = _Allowed(mask, self.rows, self.n_items, positions, np.searchsorted(positions, self.starts))
-            self.remembered[id(mask)] = kept
-            # Another thread may forget one at the same time.
-            while len(self.remembered) > _REMEMBERED:
-                self.remembered.pop(next(iter(self.remembered), 0), None)
+            kept = Allowed(mask, self.rows, self.n_items, positions, np.searchsorted(positions, self.starts))
+            self.remembered.put(kept)
         return kept
 
     def _allowed_at(self, positions: Int64s | slice, allowed: Bools) -> Bools:

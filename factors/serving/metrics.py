@@ -14,13 +14,16 @@ from factors.serving.scoring import Scorer
 _LOG_ROOT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 # Ratings that are scored at once: each has a row of probabilities, long on a scale with many steps.
 _AT_ONCE = 65_536
+# Tenths of fewer ratings would be of under twenty, which say nothing of a share.
+_TENTHS, _LEAST_FOR_TENTHS = 10, 200
 
 
 def held_out_metrics(fitted: Fitted, ratings: Ratings) -> dict[str, float]:
     """Return `rmse`, `mae`, `log_likelihood` (nats a rating), `coverage` and `count`; NaN without a rating.
 
     On a scale with steps the log-likelihood is that of the step; otherwise the density's. `coverage`: the
-    share of ratings within 1.6449 standard deviations of the prediction, which should be 90 %.
+    share of ratings within 1.6449 standard deviations of the prediction, which should be 90 %; from 200
+    ratings on also that of each tenth, `coverage_tenth_1` (the smallest deviations) to `coverage_tenth_10`.
     """
     keep = ~np.isnan(ratings.value)
     value, time = ratings.value[keep], ratings.time[keep]
@@ -42,13 +45,18 @@ def held_out_metrics(fitted: Fitted, ratings: Ratings) -> dict[str, float]:
         else:
             likelihood[part] = log_density(value[part] - scores.rating, scores.std)
     error = value - rating
-    return {
+    inside = np.abs(error) <= NINETY * std
+    metrics = {
         "rmse": float(np.sqrt(np.mean(error * error))),
         "mae": float(np.mean(np.abs(error))),
         "log_likelihood": float(np.mean(likelihood)),
-        "coverage": float(np.mean(np.abs(error) <= NINETY * std)),
+        "coverage": float(np.mean(inside)),
         "count": float(len(value)),
     }
+    if len(value) >= _LEAST_FOR_TENTHS:
+        tenths = np.array_split(inside[np.argsort(std, kind="stable")], _TENTHS)
+        metrics |= {f"coverage_tenth_{n}": float(each.mean()) for n, each in enumerate(tenths, start=1)}
+    return metrics
 
 
 def step_log_likelihood(value: Float64s, probabilities: npt.NDArray[np.floating], scale: Scale) -> Float64s:

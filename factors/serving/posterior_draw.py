@@ -1,20 +1,33 @@
 """Draws from the posteriors of a user and of items, for Thompson sampling. Invariant: one draw of the user
-goes with the draws of all items.
+goes with the draws of all items, and the draw of an item does not depend on which others are looked at: a
+longer list begins as a shorter one does.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtri
 
 from factors.model.layout import FloatTable, outer, triangle, unpack
-from factors.model.types import Float32s, Float64s
+from factors.model.types import Float32s, Float64s, Int64s
 from factors.posterior.posterior_model import PosteriorModel
+from factors.serving.scoring import Scorer
+
+# SplitMix64 (Steele, Lea and Flood 2014), of which number `k` can be told without those before it: what is
+# added for each, and shifts and factors that mix.
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_MIXED = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
+_LAST_SHIFT = np.uint64(31)
+# As many bits as a uniform number in float64 has.
+_SPARE_BITS, _UNIT = np.uint64(11), 2.0**-53
 
 
 class PosteriorDraw:
     """One draw of `user` (user_width,) from its posterior, and draws of items given it."""
 
     def __init__(self, posterior: PosteriorModel, user: FloatTable, rng: np.random.Generator) -> None:
-        self._posterior, self._rng = posterior, rng
+        self._posterior = posterior
         layout = posterior.parameters.users.layout
         mean = user[layout.mean].astype(np.float64)
         # By eigenvalues, for a covariance that float32 made slightly indefinite has no Cholesky factor.
@@ -24,22 +37,49 @@ class PosteriorDraw:
         self._offset = posterior.parameters.mean + float(self._features[-1])
         # The user's bias adds the same to every item.
         self._features[-1] = 1.0
+        self._key = rng.integers(1 << 64, dtype=np.uint64)
         self._pairs = packed_weights(outer(self._features[None])[0], layout.dim)
 
-    def scores(self, items: Float32s) -> Float32s:
+    def scores(self, items: Float32s, rows: Int64s) -> Float32s:
         """Return a draw of the part of the score before the link that differs between `items`
-        (m, item_width), (m,).
+        (m, item_width), which are the `rows` (m,) of their table, (m,).
         """
         deviation = np.sqrt(self._posterior.item_codec.quadratic(items, self._pairs))
-        deviation *= self._rng.standard_normal(len(deviation), dtype=np.float32)
+        deviation *= normals(self._key, rows)
         means = items[:, self._posterior.parameters.items.layout.mean]
         # The items are float32: a product with float64 would copy them.
         return np.asarray(means @ self._features.astype(np.float32) + deviation, np.float32)
 
-    def ratings(self, items: Float32s) -> Float64s:
-        """Return the expected ratings of `items` (m, item_width) by a draw of their scores, (m,)."""
-        scores = self._offset + self.scores(items).astype(np.float64)
+    def ratings(self, items: Float32s, rows: Int64s) -> Float64s:
+        """Return the expected ratings of `items` (m, item_width), the `rows` (m,), by a draw of their scores,
+        (m,).
+        """
+        scores = self._offset + self.scores(items, rows).astype(np.float64)
         return self._posterior.link.rating_moments(scores, np.zeros(len(scores)))[0]
+
+
+def rate_by_draw(
+    posterior: PosteriorModel, scorer: Scorer, user: FloatTable, rng: np.random.Generator
+) -> Callable[[Int64s], Float64s]:
+    """Return what rates rows by one draw of the user; a row that is not in the table is an unknown item."""
+    draw = PosteriorDraw(posterior, user, rng)
+
+    def rate(rows: Int64s) -> Float64s:
+        inside = rows < len(scorer.items)
+        items = np.where(inside[:, None], scorer.items[np.where(inside, rows, 0)], posterior.prior_item)
+        return draw.ratings(items, rows)
+
+    return rate
+
+
+def normals(key: np.uint64, rows: Int64s) -> Float32s:
+    """Return a standard normal number of each of `rows` (m,), which `key` and the row tell."""
+    mixed = key + (rows.astype(np.uint64) + np.uint64(1)) * _STEP
+    for shift, factor in _MIXED:
+        mixed = (mixed ^ (mixed >> shift)) * factor
+    mixed ^= mixed >> _LAST_SHIFT
+    uniform = ((mixed >> _SPARE_BITS).astype(np.float64) + 0.5) * _UNIT
+    return np.asarray(ndtri(uniform), np.float32)
 
 
 def packed_weights(packed: Float64s, dim: int) -> npt.NDArray[np.float64]:

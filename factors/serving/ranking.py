@@ -10,19 +10,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors.model.layout import COUNT, FloatTable, outer, triangle, user_layout
+from factors.model.layout import COUNT, FloatTable, outer, triangle
 from factors.model.std_calibration import NINETY
 from factors.model.types import Bools, Float32s, Float64s, Int64s, Ranked
 from factors.posterior.posterior_model import PosteriorModel
 from factors.serving.ivf_index import Index, query_features
-from factors.serving.mean_table import MeanTable, grown, largest
+from factors.serving.mean_table import MeanTable, Products, grown, largest
 from factors.serving.posterior_draw import PosteriorDraw, packed_weights
+from factors.serving.rating_bounds import ROUNDED, RatingBounds
 from factors.serving.scoring import Scorer
 
 # Rows that are read at once: their covariances stay in the cache while they become floats.
 _ROWS_AT_ONCE = 1 << 10
-# More than float32 rounds off of a score, in proportion to it.
-_ROUNDED = 1e-4
+# With the ordinal link: more candidates than are wanted are rated at first, then so many times as many.
+_SPARE, _MORE = 50, 8
+# So many are rated in some 20 ms at rank 16. A user to whom more may be the best gets the best of these.
+_MOST_RATED = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +54,9 @@ class Ranker:
 
     Reads covariances from `items`, which it does not copy. Keeps 2 + dim numbers an item row, and rank + 3
     more once `similar` or `popular` were called. `update` follows the table and may run beside the other
-    calls in another thread; two updates may not. Users' rankings are by the score before the link, of which
-    the Gaussian expected rating is a monotone function; with the ordinal link the rows found are put in the
-    order of their expected ratings.
+    calls in another thread; two updates may not. Users' rankings look for the best scores before the link, of
+    which the Gaussian expected rating is a monotone function; with the ordinal link for as many as may have
+    the best expected ratings.
     """
 
     def __init__(self, posterior: PosteriorModel, items: Float32s, index: Index | None = None) -> None:
@@ -82,14 +85,19 @@ class Ranker:
         """Whether `similar` and `popular` need not read the whole table first."""
         return self._summaries is not None
 
-    def multiplications(self, depth: int | None = None, *, sampled: bool = False) -> float:
+    def multiplications(
+        self, depth: int | None = None, *, sampled: bool = False, allowed: Bools | None = None
+    ) -> float:
         """Return about how many multiplications one ranking takes. `depth`: items wanted and excluded, None
-        where the whole table is read; `sampled`: by a draw.
+        where the whole table is read; `sampled`: by a draw; `allowed`: as in `top`.
         """
         dim, n = self._layout.dim, self.n_items
         if sampled:
             return n * (self._layout.packed + dim)
-        return n * dim * (1.0 if depth is None else self._state.means.share(depth))
+        if depth is None:
+            return float(n * dim)
+        rated = 0 if self._posterior.link.follows_mean else min(n, _MOST_RATED) * self._layout.packed
+        return n * dim * self._state.means.share(depth, allowed) + rated
 
     def update(self, rows: npt.NDArray[np.integer[Any]], items: Float32s) -> None:
         """Follow `rows` (m,) of `items` (n, item_width), which may have more rows than before; those are read
@@ -125,8 +133,9 @@ class Ranker:
         `scores` are expected ratings. With `rng` the ranking is by one draw from the posteriors of user and
         items (Thompson sampling), and `scores` are still expected ratings, so not in order. Fewer than `n`
         where the table ends. Excluded rows beyond the table are no error. An index is used where there is one
-        and `n` is small, unless `exact`; a draw is always exact. `allowed` (n_items,): the rows that may be
-        returned; one beyond its end may not.
+        and `n` is small, unless `exact`; a draw is always exact. With the ordinal link the ratings of at most
+        `_MOST_RATED` items are looked at besides those of the highest scores. `allowed` (n_items,): the rows
+        that may be returned; one beyond its end may not.
         """
         state = self._state
         count = len(state.items)
@@ -139,6 +148,11 @@ class Ranker:
             excluded.append(inside[(inside >= 0) & (inside < count)])
         if rng is None:
             features = query_features(self._posterior.model, users)
+            if not self._posterior.link.follows_mean:
+                first = min(2 * n + _SPARE, count)
+                looked_at = state.means.products(features, first, excluded, exact=exact, allowed=allowed)
+                each = zip(looked_at, users, excluded, strict=True)
+                return [self._by_rating(state, *some, n=n, allowed=allowed) for some in each]
             found = state.means.best(features, n, excluded, exact=exact, allowed=allowed)
         else:
             if allowed is not None:
@@ -148,28 +162,64 @@ class Ranker:
         sizes = [len(rows) for rows in found]
         index = np.repeat(np.arange(len(found)), sizes)
         ratings = np.split(state.scorer.rating(users, index, np.concatenate(found)), np.cumsum(sizes)[:-1])
-        # With the ordinal link a score of smaller variance may give the higher rating.
-        if rng is not None or self._posterior.link.follows_mean:
-            return [Ranked(*each) for each in zip(found, ratings, strict=True)]
-        orders = [np.argsort(-rating, kind="stable") for rating in ratings]
-        return [
-            Ranked(rows[order], rating[order])
-            for rows, rating, order in zip(found, ratings, orders, strict=True)
-        ]
+        return [Ranked(*each) for each in zip(found, ratings, strict=True)]
 
-    def highest_ratings(self, user: Float32s, rows: Int64s) -> Float64s:
-        """Return what the expected ratings of `rows` (m,) by `user` (user_width,) do not exceed.
-
-        Reads their means alone, which lie closer together than the rows of the table.
+    def _by_rating(
+        self,
+        state: _View,
+        products: Products,
+        user: Float32s,
+        exclude: Int64s,
+        *,
+        n: int,
+        allowed: Bools | None,
+    ) -> Ranked:
+        """Return the best `n` for one user where a score of smaller variance may give the higher rating.
+        `products`: what was looked at for the user.
         """
-        means, model = self._state.means, self._posterior.model
-        # The item's bias counts once, the user's for all of them.
-        base = self._posterior.parameters.mean + float(user[user_layout(model).mean][-1])
-        inside = np.minimum(rows, means.n_items - 1)
-        score = means.of_rows(query_features(model, user[None])[0], inside) + base
-        highest = self._posterior.link.highest_ratings(score + _ROUNDED * (1.0 + np.abs(score)))
-        # Nothing is known of what is not in the table.
-        return np.where(rows < means.n_items, highest, model.scale.high)
+        features, base = RatingBounds(self._posterior, state.means).score_of(user)
+        some = 2 * n + _SPARE
+        while True:
+            best = self._rated(state, user, products, n, base)
+            last = best.scores[-1] if len(best.scores) == n else -np.inf
+            if products.rest == -np.inf or some >= _MOST_RATED:
+                return best
+            if self._highest(np.array([products.rest]), base)[0] < last:
+                return best
+            some *= _MORE
+            deeper = features[None], min(some, len(state.items)), [exclude]
+            (products,) = state.means.products(*deeper, exact=True, allowed=allowed)
+
+    def _rated(self, state: _View, user: Float32s, products: Products, n: int, base: float) -> Ranked:
+        """Return the best `n` of `products`: the highest are rated, and those of the others that may be among
+        the best. Of equal ratings the lowest row is first.
+        """
+        values, first = products.values, largest(products.values, 2 * n + _SPARE)
+        rows = state.means.rows_at(products.positions[first])
+        ratings = self._ratings(state, user, rows)
+        last = np.partition(ratings, len(ratings) - n)[len(ratings) - n] if len(ratings) > n else -np.inf
+        able = values > -np.inf
+        able[first] = False
+        left = np.flatnonzero(able)
+        left = left[self._highest(values[left], base) >= last]
+        more = state.means.rows_at(products.positions[left[largest(values[left], _MOST_RATED)]])
+        rows = np.concatenate([rows, more])
+        ratings = np.concatenate([ratings, self._ratings(state, user, more)])
+        best = np.lexsort((rows, -ratings))[:n]
+        return Ranked(rows[best], ratings[best])
+
+    def _ratings(self, state: _View, user: Float32s, rows: Int64s) -> Float64s:
+        return state.scorer.rating(user[None], np.zeros(len(rows), dtype=np.int64), rows)
+
+    def _highest(self, products: FloatTable, base: float) -> Float64s:
+        """Return what ratings do not exceed whose score has these `products` (m,) besides `base`."""
+        score = products.astype(np.float64) + base
+        return self._posterior.link.highest_ratings(score + ROUNDED * (1.0 + np.abs(score)))
+
+    @property
+    def rating_bounds(self) -> RatingBounds:
+        """What the expected ratings by the table as it is now do not exceed."""
+        return RatingBounds(self._posterior, self._state.means)
 
     def similar(self, item_row: int, n: int, allowed: Bools | None = None) -> Ranked:
         """Return the `n` rated items whose scores go together with those of `item_row` over the users.
@@ -256,7 +306,7 @@ class Ranker:
         draws: Float32s = np.empty(len(items), dtype=np.float32)
         for start in range(0, len(draws), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
-            draws[part] = draw.scores(items[part])
+            draws[part] = draw.scores(items[part], np.arange(start, min(part.stop, len(draws))))
         draws[exclude] = -np.inf
         return largest(draws, n)
 

@@ -88,6 +88,14 @@ class Scorer:
         mean, variance, counts = self._pairs.moments(users, user_index, item_rows, time, context)
         return mean, variance, self._basis(counts, users, user_index, item_rows)
 
+    def basis(self, users: FloatTable, user_index: Rows, item_rows: Rows) -> Basis:
+        """Return what the scores of pairs rest on, as `score` does, without the scores; (m,)."""
+        counts = np.zeros((2, len(item_rows)))
+        counts[0] = users[user_index, COUNT]
+        known = np.flatnonzero((item_rows >= 0) & (item_rows < len(self.items)))
+        counts[1, known] = self.items[item_rows[known], COUNT]
+        return self._basis(counts, users, user_index, item_rows)
+
     def _basis(
         self, counts: FloatTable, users: FloatTable, user_index: Rows | None, item_rows: Rows
     ) -> Basis:

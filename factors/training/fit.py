@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 
 from factors.errors import FitDiverged, FitRefused
-from factors.inference.backend import MANY_RATINGS
 from factors.inference.compiled.backend import choose_backend
 from factors.inference.entry_moments import HalfStepInput
 from factors.inference.histories import Compressed, compress_pairs
@@ -33,6 +32,9 @@ from factors.training.terms import Terms, with_attributes, with_context
 from factors.training.training_set import TrainingSet
 from factors.training.units import in_rating_units
 
+# With fewer ratings a sweep costs next to nothing, and the fit goes on until it is more settled.
+_MANY_TO_SETTLE = 50_000
+
 Progress = Callable[[int, dict[str, float]], None]
 
 
@@ -44,38 +46,47 @@ def fit(
     settings: FitSettings,
     rng: np.random.Generator,
     start: Fitted | None = None,
+    continuation: int | None = None,
     progress: Progress | None = None,
     attributes: Mapping[SideName, Columns] | None = None,
     context_kinds: Sequence[ContextKind] = (),
+    has_read: Callable[[], None] | None = None,
 ) -> Fitted:
     """Fit `ratings` of `n_users` x `n_items`; users (n_users, w) and items (n_items, w') of the result are
     float32.
 
     `start`: an earlier fit, perhaps of fewer users and items, to begin from; it is used where its rank is the
-    same, and changes how long the fit takes. A scale without a step gets that of the ratings, if they keep
-    one. `progress(sweep, metrics)` is called after each sweep; what it raises ends the fit. `attributes`: of
-    the rows of either side; held-out ratings decide whether they have effects. `context_kinds`: of the fields
-    of the context of `ratings`; of `MANY_RATINGS` and more it is not looked at. Raises `FitRefused` where the
-    input cannot be fitted and `FitDiverged` where the result is not finite.
+    same, and changes how long the fit takes. `continuation`: at most so many sweeps from there, where there
+    are many ratings; until the fit has settled where it is None. A scale without a step gets that of the
+    ratings, if they keep one. `progress(sweep, metrics)` is called after each sweep; what it raises ends the
+    fit. `attributes`: of the rows of either side; held-out ratings decide whether they have effects.
+    `context_kinds`: of the fields of the context of `ratings`; of many it is looked at where loops are
+    compiled (`backend`). `has_read` is called once `ratings` are not read any more. Raises
+    `FitRefused` where the input cannot be fitted and `FitDiverged` where the result is not finite.
     """
     by_user = prepare(ratings, n_users, n_items, settings)
+    if has_read is not None:
+        has_read()
     if len(by_user.value) == 0:
         return prior_fit(settings, n_users, n_items)
     settings = replace(settings, scale=observed_scale(settings.scale, by_user.value))
     backend = choose_backend(len(by_user.value), threads=settings.threads, block_rows=settings.block_rows)
     encoding = None
-    # With contexts each rating takes 2 KB and more, and nothing is compiled.
-    if len(by_user.value) < MANY_RATINGS:
+    if len(by_user.value) < backend.most_apart:
         encoding = learn_context_encoding(by_user.context, context_kinds)
     if encoding is None:
         by_user = replace(by_user, context=None)
     training = TrainingSet.of(by_user, n_items, backend, attributes, encoding)
+    # It has narrower columns of its own.
+    del by_user
     for name, columns in training.attributes.items():
         if columns.rows != training.side(name).rows:
             raise FitRefused(f"attributes of {columns.rows} {name}s, not of {training.side(name).rows}")
-    state, found = _begin(training, settings, rng, start)
-    # With fewer ratings a sweep costs next to nothing, and the fit goes on until it is more settled.
-    tolerance = settings.tolerance * (0.2 if len(training) < 50_000 else 1.0)
+    goes_on = start is not None and _continues(start, settings, len(training), _offered(training))
+    state, found = _begin(training, settings, rng, start if goes_on else None)
+    if goes_on and continuation is not None and len(training) >= _MANY_TO_SETTLE:
+        settings = replace(settings, sweeps=min(settings.sweeps, continuation))
+    tolerance = settings.tolerance * (0.2 if len(training) < _MANY_TO_SETTLE else 1.0)
     sweeps, change = 0, 0.0
     for sweeps in range(1, settings.sweeps + 1):
         change = state.sweep()
@@ -83,6 +94,8 @@ def fit(
             progress(sweeps, {"change": change, "noise": state.parameters.noise})
         if change < tolerance:
             break
+    # `finish` lets the ratings by item go.
+    del training
     return finish(state, found | {"sweeps": float(sweeps), "change": change})
 
 
@@ -94,7 +107,7 @@ def _begin(
     """
     n = len(training)
     offered = _offered(training)
-    if start is not None and _continues(start, settings, n, offered):
+    if start is not None:
         known = narrowed(start.posterior.parameters)
         # The priors of rows that come after a fit are learned when it ends: to the sweeps every row is known.
         # Columns of the same number may be others: their effects are learned anew in each sweep.
@@ -171,15 +184,18 @@ def prepare(ratings: Ratings, n_users: int, n_items: int, settings: FitSettings)
             f"ratings from {known.min():g} to {known.max():g} are outside the scale "
             f"from {settings.scale.low:g} to {settings.scale.high:g}"
         )
-    return compress_pairs(user, item, value, time, n_users, context=context)
+    user, item = user.astype(np.int32, copy=False), item.astype(np.int32, copy=False)
+    return compress_pairs(user, item, value, time, n_users, context=context, wide=False)
 
 
 def finish(state: State, metrics: dict[str, float]) -> Fitted:
     """Return the tables as they are published: items as they are stored, users folded in with exactly these.
-    Raises `FitDiverged`.
+    The state has no rows any more. Raises `FitDiverged`.
     """
-    training = state.training
     parameters, user_rows, item_rows = in_rating_units(state.parameters, state.user_rows, state.item_rows)
+    # The last half-step has sites of its own, and reads no ratings by item.
+    state.end()
+    training = state.training
     parameters = learn_cold_start(
         widened(parameters), user_rows, item_rows, training.by_user, training.attributes
     )
@@ -191,6 +207,9 @@ def finish(state: State, metrics: dict[str, float]) -> Fitted:
     items[unrated] = codec.encode(_priors(parameters.items, unrated, training.attributes.get("item")))
     if not (codec.all_finite(items) and all(np.isfinite(array).all() for array in model.parameters.values())):
         raise FitDiverged("the fit gave item rows or priors that are not finite")
+    effect = parameters.users.layout.implicit_effect
+    effects = user_rows[:, effect].copy()
+    del user_rows, item_rows
     # Users are folded in with items as the service reads them, so that a later fold-in gives the same row.
     table = QuantizedTable(items, codec)
     by_user = training.by_user.thinned()
@@ -199,8 +218,7 @@ def finish(state: State, metrics: dict[str, float]) -> Fitted:
         HalfStepInput.of(parameters, "user", table, by_user, attributes=of_users)
     )
     users: Float32s = step.rows.astype(np.float32)
-    effect = parameters.users.layout.implicit_effect
-    users[:, effect] = user_rows[:, effect]
+    users[:, effect] = effects
     unrated = np.flatnonzero(users[:, COUNT] == 0)
     users[unrated] = _priors(parameters.users, unrated, of_users)
     if not np.isfinite(users).all():

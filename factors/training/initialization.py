@@ -28,8 +28,13 @@ from factors.training.training_set import TrainingSet
 FEW_RATINGS = 5_000
 
 
-# Where `auto` begins: unneeded dimensions are pruned by their prior, and `rank` finds those that are missing.
+# Where a fit begins: unneeded dimensions are pruned by their prior, and `rank` finds those that are missing.
 _FIRST_RANK = 8
+
+
+def first_rank(settings: FitSettings) -> int:
+    """Return the rank of the state that terms are chosen with."""
+    return _FIRST_RANK if settings.rank == "auto" else min(_FIRST_RANK, settings.rank)
 
 
 def _parameters(training: TrainingSet, settings: FitSettings, rank: int | None) -> Parameters:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from factors.inference.half_step import HalfStep
-from factors.inference.histories import Sessions
 from factors.inference.motion import Motion
 from factors.inference.ordinal import LEAST_CAVITY
 from factors.model.layout import Layout, outer, triangle
@@ -23,14 +22,14 @@ from factors.model.types import Float64s, Int64s
 
 @dataclass(frozen=True, slots=True)
 class StepEntries:
-    """Some `entries` (m,) of a half-step, with the `row` (m,) of each, and the motion and sessions that the
-    half-step had. `shift` (m, d): what contexts add to the rows, None for nothing.
+    """Some `entries` (m,) of a half-step, with the `row` (m,) of each, the motion of these, and the `session`
+    (m,) that each was in, -1 for none. `shift` (m, d): what contexts add to the rows, None for nothing.
     """
 
     layout: Layout
     step: HalfStep
     motion: Motion
-    sessions: Sessions
+    session: Int64s
     row: Int64s
     entries: Int64s
     shift: Float64s | None = None
@@ -38,20 +37,16 @@ class StepEntries:
     def rows(self) -> Float64s:
         """Return the rows (m, width) as they were at their entries."""
         step = self.step
-        rows = self.motion.rows_at(step.rows, step.posterior.covariance, self.row, self.entries)
+        at = np.arange(len(self.entries))
+        rows = self.motion.rows_at(step.rows, step.posterior.covariance, self.row, at)
         if self.shift is not None:
             rows[:, self.layout.mean] += self.shift
         return rows
 
     def timed(self) -> tuple[Int64s, Int64s]:
         """Return the positions in `entries` of those with a session, and the session of each."""
-        sessions = self.sessions
-        session = np.full(int(self.entries.max(initial=0)) + 1, -1, dtype=np.int64)
-        near = sessions.entry < len(session)
-        session[sessions.entry[near]] = sessions.group[near]
-        session = session[self.entries]
-        timed = np.flatnonzero(session >= 0)
-        return timed, session[timed]
+        timed = np.flatnonzero(self.session >= 0)
+        return timed, self.session[timed]
 
 
 def leave_one_out_scores(users: StepEntries, items: StepEntries) -> tuple[Float64s, Float64s]:
@@ -88,7 +83,7 @@ def _side_moments(side: StepEntries, rows: Float64s, other_rows: Float64s) -> tu
     timed, session = side.timed()
     if len(timed):
         effect[timed] = effects.mean[session]
-        covariance = side.motion.covariance_at(effects.covariance[session], side.entries[timed])
+        covariance = side.motion.covariance_at(effects.covariance[session], timed)
         shared = np.einsum("nd,nd->n", features[timed], covariance)
         variance[timed] += effects.variance[session] + 2.0 * shared
     return effect, variance

@@ -10,11 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from factors.inference.backend import MANY_RATINGS
 from factors.inference.entry_moments import HalfStepInput
 from factors.inference.histories import Compressed, compress_pairs
 from factors.inference.pair_moments import PairMoments
-from factors.model.layout import session_keys
 from factors.model.links import link_of
 from factors.model.parameters import Parameters
 from factors.model.quantized_rows import item_codec
@@ -22,8 +20,8 @@ from factors.model.scale import scale_levels
 from factors.model.types import Float64s, Int64s, Scale
 from factors.training.calibration import calibrate
 from factors.training.drift import best_drift, latest, narrowed, widened, with_widening
-from factors.training.initialization import FEW_RATINGS, best_start, flat_state, initial_state
-from factors.training.rank import SETTLE, best_rank, left_out_scores
+from factors.training.initialization import FEW_RATINGS, best_start, first_rank, flat_state, initial_state
+from factors.training.rank import SETTLE, left_out_scores, with_rank
 from factors.training.settings import FitSettings
 from factors.training.sweep import State
 from factors.training.terms import Terms, terms_of
@@ -42,6 +40,9 @@ _MOST_LEVELS = 25
 # Ridges of the implicit effects, in units of (noise of a row round its set's prediction / variance of an
 # effect).
 _RIDGES = (0.0, 20.0, 6.0, 2.0)
+# Lengths of sessions and of the sittings that these lie in, in the length of sessions that are best by
+# themselves: these may be what the two of them have in common.
+_SITTINGS = (1.0, 64.0), (1.0, 16.0), (0.0625, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,7 @@ def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Ge
     of `training`: those that the choice has not seen a rating of are the prior.
     """
     sample, users, items = _sample(training, rng)
-    # Velocities are known to no compiled loop, and each rating takes 2 KB where users move.
-    may_move = settings.session_effects and len(training) < MANY_RATINGS
+    may_move = settings.session_effects and len(training) < training.backend.most_apart
     search = _Search(sample, settings, rng)
     # Of few ratings each counts: a state that has seen those held out goes along.
     few = sample is training and len(sample) < FEW_RATINGS and not sample.sparse
@@ -83,31 +83,26 @@ def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Ge
         state = search.flat()
     else:
         whole, state = search.best_terms(whole, may_move=may_move)
-    # Deviations are learned from a settled state: one on its way is off otherwise than the fit will be.
-    state.run(min(SETTLE, settings.sweeps), until=settings.tolerance)
-    may_grow = settings.rank == "auto" and whole is None
-    if may_grow and sample is training and not training.sparse:
-        state = best_rank(state, search.scores, settings, rng)
-    score = float(search.scores(state).mean())
-    state = search.calibrated(_widened(state))
-    if whole is not None:
-        state = _as_calibrated(state.parameters, search.run(whole.branch(terms_of(state.parameters)), 8))
-    elif sample is training:
-        state = State.of_rows(training, state.parameters, state.user_rows, state.item_rows)
+    may_grow = whole is None and not training.sparse
+    if sample is training:
+        part, settle = with_rank(state, search.scores, settings, rng) if may_grow else state, SETTLE
     else:
         # From here on the sweeps are those of the fit itself.
-        begun = State.of_priors(training, state.parameters)
-        begun.user_rows[users], begun.item_rows[items] = state.user_rows, state.item_rows
-        state = begun
-        if may_grow and not training.sparse:
-            begun.run(settings.sweeps, until=settings.tolerance)
-            state = best_rank(begun, left_out_scores, settings, rng)
-        if state is not begun:
-            # Deviations of the larger rank, learned from the same sample.
-            part = State.of_priors(search.part, state.parameters)
-            part.user_rows, part.item_rows = state.user_rows[users], state.item_rows[items]
-            known = search.calibrated(_widened(search.run(part, SETTLE // 2))).parameters
-            state = _as_calibrated(known, state)
+        state = _with_rows_of(state, training, users, items)
+        if may_grow:
+            state = with_rank(state, left_out_scores, settings, rng)
+        part, settle = State.of_priors(search.part, state.parameters), SETTLE // 2
+        part.user_rows, part.item_rows = state.user_rows[users], state.item_rows[items]
+    # Deviations are learned from a settled state: one on its way is off otherwise than the fit will be.
+    part.run(min(settle, settings.sweeps), until=settings.tolerance)
+    score = float(search.scores(part).mean())
+    part = search.calibrated(_widened(part))
+    if whole is not None:
+        state = _as_calibrated(part.parameters, search.run(whole.branch(terms_of(part.parameters)), 8))
+    elif sample is training:
+        state = State.of_rows(training, part.parameters, part.user_rows, part.item_rows)
+    else:
+        state = _as_calibrated(part.parameters, state)
     return Selection(state, {"held_out_log_likelihood": score})
 
 
@@ -137,8 +132,8 @@ class _Search:
         predict best.
         """
         in_doubt_ordinal = whole is not None
-        state = initial_state(self.part, self._settings, self._rng)
         if whole is None:
+            state = initial_state(self.part, self._settings, self._rng, first_rank(self._settings))
             state = self.best_context(self.run(state, 6))
         else:
             whole, state = self.best_whole(whole)
@@ -149,7 +144,7 @@ class _Search:
         state = self.best_ridge(state)
         state = self.best_attributes(state)
         state = self.best_motion(state, drift)
-        state = self.best_sessions(state)
+        state = self.best_sittings(self.best_sessions(state))
         return whole, self.best_link(state, in_doubt_ordinal=in_doubt_ordinal)
 
     def scores(self, state: State) -> Float64s:
@@ -238,6 +233,16 @@ class _Search:
         without += [replace(terms, item_session=0.0)] if terms.item_session else []
         return self._best(state, [*without, terms]) if without else state
 
+    def best_sittings(self, state: State) -> State:
+        """Return the state whose users' sessions lie in sittings of some length, if that predicts best."""
+        terms = terms_of(state.parameters)
+        if not terms.user_session:
+            return state
+        # From the simplest on, as `_best` wants it.
+        lengths = [(inner * terms.user_session, outer * terms.user_session) for inner, outer in _SITTINGS]
+        options = (replace(terms, user_session=inner, user_sitting=outer) for inner, outer in lengths)
+        return self._best(state, [terms, *options])
+
     def best_link(self, state: State, *, in_doubt_ordinal: bool) -> State:
         """Return the state with the ordinal link if that is wanted, or allowed and predicts better."""
         link, levels = self._settings.link, scale_levels(self._settings.scale)
@@ -284,6 +289,13 @@ class HeldOut:
         if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
             return np.full(len(mean), -math.inf)
         return link_of(state.parameters).log_likelihoods(self._value, mean, variance)
+
+
+def _with_rows_of(sample: State, training: TrainingSet, users: Int64s, items: Int64s) -> State:
+    """Return a state of all of `training` whose rows at `users` and `items` are those of `sample`."""
+    state = State.of_priors(training, sample.parameters)
+    state.user_rows[users], state.item_rows[items] = sample.user_rows, sample.item_rows
+    return state
 
 
 def _widened(state: State) -> State:
@@ -334,11 +346,13 @@ def best_session_length(data: Compressed, residual: Float64s) -> float:
     known = np.isfinite(data.time)
     if known.sum() < LEAST_RATINGS:
         return 0.0
-    time, row, residual = data.time[known], data.row[known], residual[known]
+    order = np.flatnonzero(known)[np.lexsort((data.time[known], data.row[known]))]
+    time, row, residual = data.time[order], data.row[order], residual[order]
     variance = float(np.mean(residual * residual))
     span = float(time.max() - time.min())
     if span <= 0 or variance <= 0 or not math.isfinite(span):
         return 0.0
+    other_row = np.append(True, np.diff(row) != 0)
     # With less evidence, in nats, sessions are not worth their place in a row.
     best, best_evidence = 0.0, 10.0
     # 4^20 units are 35,000 years of seconds.
@@ -346,15 +360,17 @@ def best_session_length(data: Compressed, residual: Float64s) -> float:
         session_length = 4.0**exponent
         if session_length > span:
             break
-        key = session_keys(time, session_length)
-        order = np.lexsort((key, row))
-        first = np.append(True, (np.diff(row[order]) != 0) | (np.diff(key[order]) != 0))
-        group = np.cumsum(first) - 1
-        count = np.bincount(group)
-        total = np.bincount(group, residual[order])
+        # In the order of time the entries of a session stand together.
+        other_key = np.append(True, np.diff(np.floor(time / session_length)) != 0)
+        first = np.flatnonzero(other_row | other_key)
+        count, total = np.diff(np.append(first, len(time))), np.add.reduceat(residual, first)
+        # Sessions of one size have one variance: there are few sizes.
+        number, squares = np.bincount(count), np.bincount(count, total * total)
+        size = np.flatnonzero(number)
         # Variances of an effect, in those of the residuals.
         for ratio in (0.01, 0.03, 0.1, 0.3):
-            gain = ratio * total * total / (variance * (1.0 + ratio * count)) - np.log1p(ratio * count)
+            spread = 1.0 + ratio * size
+            gain = ratio * squares[size] / (variance * spread) - number[size] * np.log(spread)
             evidence = 0.5 * float(gain.sum())
             if evidence > best_evidence:
                 best, best_evidence = session_length, evidence

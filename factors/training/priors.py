@@ -19,6 +19,10 @@ from factors.model.types import Float64s, Int64s, Model, Scale
 from factors.posterior.fitted import Fitted, posterior_of
 from factors.training.effects.attribute_effects import AttributeEffects
 from factors.training.settings import FitSettings
+from factors.training.training_set import random_entries
+
+# Ratings whose rows are looked at together: a table of their means is 8 MB at rank 64.
+_AT_ONCE = 1 << 14
 
 
 def uniform_variance(scale: Scale) -> float:
@@ -104,7 +108,7 @@ def learn_cold_start(
     """
     users, items = parameters.users, parameters.items
     # `M` has a number for each dimension: so many ratings know it.
-    entries = np.arange(0, len(by_user.value), max(1, len(by_user.value) // 200_000))
+    entries = random_entries(len(by_user.value), 200_000)
     user = np.searchsorted(by_user.indptr, entries, side="right") - 1
     item = by_user.other[entries]
     of_user = _RatedSide(users, user_rows, user, attributes.get("user"))
@@ -140,12 +144,17 @@ def _cold_start(own: _RatedSide, other: _RatedSide, weight: Float64s, noise: flo
     if total <= 0:
         return None
     mean = weight @ own.rows[:, side.layout.mean] / weight.sum()
-    features = other.rows[:, other.side.layout.mean][other.index]
-    features[:, -1] = 1.0
-    apart = np.einsum("nd,nd->n", features, own.rows[:, side.layout.mean][own.index] - mean)
+    dim, m = side.layout.dim, len(own.index)
+    gram, told = np.zeros((dim, dim)), np.zeros(dim)
+    for start in range(0, m, _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        features = other.rows[other.index[part], other.side.layout.mean]
+        features[:, -1] = 1.0
+        deviations = own.rows[own.index[part], side.layout.mean] - mean
+        gram += features.T @ features
+        told += features.T @ np.einsum("nd,nd->n", features, deviations)
     # Of a sample of the ratings each stands for several.
-    unit = noise * len(apart) / total
-    mean = mean + np.linalg.solve(features.T @ features + unit * side.precision, features.T @ apart)
+    mean = mean + np.linalg.solve(gram + noise * m / total * side.precision, told)
     covariance, described = _scatter(side, own.rows, mean, weight), None
     if own.attributes is not None and own.attributes.width:
         described = _described(own, own.attributes, mean, covariance)

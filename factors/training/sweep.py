@@ -6,34 +6,39 @@ time.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from factors.inference.entry_moments import HalfStepInput
+from factors.inference.entry_moments import HalfStepInput, Posterior
 from factors.inference.half_step import HalfStep, Iteration
-from factors.inference.motion import motion_of
-from factors.inference.ordinal import Sites, interval_derivatives, learn_link, level_bounds
+from factors.inference.motion import motion_at
+from factors.inference.ordinal import NO_SITES, Sites, interval_derivatives, learn_link, level_bounds
+from factors.inference.session_effects import SessionEffects
 from factors.inference.side_moments import prior_rows
 from factors.model.context import ContextEffects
+from factors.model.layout import COUNT, FloatTable
 from factors.model.parameters import Parameters, Side, SideName
 from factors.model.scale import rating_levels, scale_range
-from factors.model.types import Float64s, Int64s
+from factors.model.types import Bools, Float32s, Float64s, Int64s
 from factors.training.drift import learn_drift
-from factors.training.effects.context_effects import learn_context, regression_size
+from factors.training.effects.context_effects import learn_context, part_size, regression_size
 from factors.training.leave_one_out import StepEntries, leave_one_out_scores
 from factors.training.priors import learn_side, uniform_variance
 from factors.training.terms import Terms, relayout, with_terms
 from factors.training.training_set import TrainingSet
 from factors.training.units import score_range
 
-# Ratings whose slopes are computed at once: 10 MB a vector.
-_BLOCK = 1 << 20
+# Ratings whose slopes are computed at once, half a MB a vector, and whose scores without them, 2 KB of rows
+# each at rank 16.
+_BLOCK, _LEFT_OUT_AT_ONCE = 1 << 16, 1 << 11
 
 
 class State:
-    """A fit between two sweeps: `parameters`, `user_rows`, `item_rows` (float64), and `change`: the root mean
-    square change of the scores in the last sweep, in units of the range of the scale.
+    """A fit between two sweeps: `parameters`, `user_rows`, `item_rows` (float64), `change`: the root mean
+    square change of the scores in the last sweep, in units of the range of the scale; and `steps`: the last
+    half-step of each side that has had one, whose sites the next one begins with.
     """
 
     def __init__(
@@ -44,10 +49,9 @@ class State:
         self.user_rows = user_rows
         self.item_rows = item_rows
         self.change = math.inf
-        self._user_step: HalfStep | None = None
-        self._item_step: HalfStep | None = None
+        self.steps: dict[SideName, HalfStep] = {}
         self._scores: Float64s | None = None
-        self._compared: Float64s | None = None
+        self._compared: FloatTable | None = None
 
     @staticmethod
     def of_priors(training: TrainingSet, parameters: Parameters) -> "State":
@@ -83,13 +87,13 @@ class State:
         parameters, training = self.parameters, self.training
         user_effect = self.user_rows[:, parameters.users.layout.implicit_effect].copy()
         item_effect = self.item_rows[:, parameters.items.layout.implicit_effect].copy()
-        user_step = self._half_step("user", self._user_step)
-        self._user_step, self.user_rows = user_step, user_step.rows
+        user_step = self._half_step("user")
+        self.user_rows = user_step.rows
         users, item_effect = self._learn_side("user", user_step, item_effect)
         # A half-step leaves the effects 0; the other side's reads them.
         self.user_rows[:, parameters.users.layout.implicit_effect] = user_effect
-        item_step = self._half_step("item", self._item_step)
-        self._item_step, self.item_rows = item_step, item_step.rows
+        item_step = self._half_step("item")
+        self.item_rows = item_step.rows
         items, user_effect = self._learn_side("item", item_step, user_effect)
         learn = self._learn_cuts if parameters.link == "ordinal" else self._learn_noise
         learned = replace(learn(user_step, item_step), context=self._learn_context(user_step))
@@ -97,8 +101,10 @@ class State:
         self.user_rows[:, parameters.users.layout.implicit_effect] = user_effect
         if not learn_priors or training.sparse:
             users, items = parameters.users, parameters.items
-        users = learn_drift(_learn_session_variance(users, user_step), user_step)
-        self.parameters = replace(learned, users=users, items=_learn_session_variance(items, item_step))
+        users = learn_drift(self._learn_session_variance("user", users, user_step), user_step)
+        self.parameters = replace(
+            learned, users=users, items=self._learn_session_variance("item", items, item_step)
+        )
         return self.change
 
     def run(self, sweeps: int, *, until: float = 0.0) -> "State":
@@ -108,6 +114,11 @@ class State:
                 break
         return self
 
+    def end(self) -> None:
+        """Let all go that only sweeps need, 48 bytes a rating: sites, rows and the ratings by item."""
+        self.steps, self.training = {}, self.training.by_user_alone()
+        self.user_rows = self.item_rows = np.zeros((0, 0))
+
     def residuals(self) -> Float64s:
         """Ratings less scores, by entry of `training.by_user`; what one sweep with the Gaussian link left. 0
         where there are more than a million.
@@ -116,45 +127,63 @@ class State:
             return np.zeros(len(self.training))
         return self.training.by_user.value - self._scores
 
-    def slopes(self) -> tuple[Float64s, Float64s]:
+    def slopes(self) -> tuple[Float32s, Float32s]:
         """Return of each entry of `training.by_user` the slope of its log likelihood in its score, and minus
-        what that changes by (both (n,)). After a sweep; nothing before.
+        what that changes by (both float32 (n,)). After a sweep; nothing before.
         """
-        if self._user_step is None or self._item_step is None:
-            return np.zeros(0), np.zeros(0)
+        if len(self.steps) < 2:
+            return np.zeros(0, np.float32), np.zeros(0, np.float32)
         value, parameters = self.training.by_user.value, self.parameters
         if parameters.link == "ordinal":
-            return _ordinal_slopes(parameters, value, self._user_step.sites)
+            return _ordinal_slopes(parameters, value, self.steps["user"].sites)
         scores = self.training.backend.score_errors(
-            self._input("user"), self._user_step, self._item_step, every=1
+            self._input("user"), self.steps["user"], self.steps["item"], every=1
         )[1]
-        return (value - scores) / parameters.noise, np.full(len(value), 1.0 / parameters.noise)
+        slope = ((value - scores) / parameters.noise).astype(np.float32)
+        return slope, np.full(len(value), 1.0 / parameters.noise, np.float32)
 
     def leave_one_out(self, most: int) -> tuple[Int64s, Float64s, Float64s]:
         """Of about `most` ratings their entries in `training.by_user`, and mean and variance of their scores
         as they would be without them. After a sweep; nothing before.
         """
-        if self._user_step is None or self._item_step is None:
+        if len(self.steps) < 2:
             return np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0)
-        entries, item_entries = self.training.sample(most)
-        mean, variance = leave_one_out_scores(
-            self._entries("user", self._user_step, entries),
-            self._entries("item", self._item_step, item_entries),
-        )
+        entries, _ = self.training.sample(most)
+        mean, variance = np.empty(len(entries)), np.empty(len(entries))
+        of_users = self._parts("user", self.steps["user"], most)
+        of_items = self._parts("item", self.steps["item"], most)
+        for start in range(0, len(entries), _LEFT_OUT_AT_ONCE):
+            part = slice(start, start + _LEFT_OUT_AT_ONCE)
+            mean[part], variance[part] = leave_one_out_scores(of_users(part), of_items(part))
         return entries, mean + self.parameters.mean, variance
 
     def _input(self, name: SideName) -> HalfStepInput:
         training, side = self.training, self.parameters.side(name)[0]
         table = self.item_rows if name == "user" else self.user_rows
-        sessions = training.sessions(name, side.session_length)
+        sessions = training.sessions(name, side.session_length, side.sitting_length)
         data, attributes = training.side(name), training.attributes.get(name)
         return HalfStepInput.of(self.parameters, name, table, data, sessions=sessions, attributes=attributes)
 
-    def _half_step(self, name: SideName, begin: HalfStep | None) -> HalfStep:
+    def _half_step(self, name: SideName) -> HalfStep:
         # Ordinal sites move along with the posteriors, one step of the fixed point in each sweep, once they
         # are there. Users and items step in turn on each other's sites: undamped, MovieLens 100K swings.
-        iteration = Iteration(6 if begin is None else 1, 0.6, begin)
-        return self.training.backend.half_step(self._input(name), iteration)
+        begin, inputs, steps = self.steps.get(name), self._input(name), 1
+        if begin is None:
+            begin = self._begun(name, inputs)
+            steps = 6 if begin is None else 3
+        # By the users' cut points and rank are learned.
+        iteration = Iteration(steps, 0.6, begin, scored=name == "user")
+        self.steps[name] = step = self.training.backend.half_step(inputs, iteration)
+        return step
+
+    def _begun(self, name: SideName, inputs: HalfStepInput) -> HalfStep | None:
+        """Return what the sites of a side that has none yet begin with: the rows of a state that goes on from
+        another; None where these do not say all, or nothing yet.
+        """
+        rows, layout = self.user_rows if name == "user" else self.item_rows, inputs.own.layout
+        if layout.moving or len(inputs.sessions) or not rows[:, COUNT].any():
+            return None
+        return HalfStep(rows, Posterior(rows[:, layout.mean], rows[:, layout.covariance]), NO_SITES)
 
     def _learn_side(self, name: SideName, step: HalfStep, effects: Float64s) -> tuple[Side, Float64s]:
         """Return the side of this name with the prior that `step` speaks for, and the `effects` (n_others, d)
@@ -186,7 +215,7 @@ class State:
     def _learn_cuts(self, user_step: HalfStep, _item_step: HalfStep) -> Parameters:
         parameters = self.parameters
         # The sites know the scores without their own rating: no further pass over the ratings.
-        scores = user_step.sites.mean[:: self._compared_each].astype(np.float64)
+        scores = user_step.sites.mean[:: self._compared_each].astype(np.float32)
         # In units of the range, so that a change of the unit of an ordinal model's scores is no change.
         self._compare((scores - float(parameters.cuts.mean())) / score_range(parameters))
         # Of 60,000 synthetic ratings these and all give distances of cut points that differ by 2 % at most.
@@ -200,50 +229,78 @@ class State:
         parameters, training = self.parameters, self.training
         if parameters.context is None or training.by_user.context is None:
             return None
-        entries, _ = training.sample(regression_size(parameters.context))
-        of_items = self.item_rows[training.by_user.other[entries]]
-        context = training.by_user.context[entries]
-        users = self._entries("user", user_step, entries)
-        return learn_context(parameters, users, of_items, context)
+        context: Float32s = training.by_user.context
+        most = regression_size(parameters.context)
+        step = part_size(parameters.context, self.item_rows.shape[1])
+        sample, _ = training.sample(most)
+        of_users = self._parts("user", user_step, most)
 
-    def _entries(self, name: SideName, step: HalfStep, entries: Int64s) -> StepEntries:
-        inputs = self._input(name)
-        row = np.searchsorted(inputs.data.indptr, entries, side="right") - 1
-        motion = motion_of(inputs.own, inputs.data)
-        shifts = inputs.shifts
-        shift = shifts.amount[entries] if shifts is not None and shifts.own else None
-        return StepEntries(inputs.own.layout, step, motion, inputs.sessions, row, entries, shift)
+        def of(part: slice) -> tuple[StepEntries, Float64s, Float32s]:
+            items = self.item_rows[training.by_user.other[sample[part]]]
+            return of_users(part), items, context[sample[part]]
+
+        parts = (of(slice(start, start + step)) for start in range(0, len(sample), step))
+        return learn_context(parameters, parts, len(training))
+
+    def _learn_session_variance(self, name: SideName, side: Side, step: HalfStep) -> Side:
+        effects = step.posterior.effects
+        if len(effects.mean) == 0:
+            return side
+        sitting = self.training.sessions(name, side.session_length, side.sitting_length).sitting
+        session = sitting >= 0 if len(sitting) else np.ones(len(effects.mean), dtype=np.bool_)
+        # Each of the two by what it adds to the other.
+        variance = _effect_variance(effects, session, side.session_variance)
+        around = _effect_variance(effects, ~session, side.sitting_variance) if side.sitting_length else 0.0
+        return replace(side, session_variance=variance, sitting_variance=around)
+
+    def _parts(self, name: SideName, step: HalfStep, most: int) -> Callable[[slice], StepEntries]:
+        """Return what gives a part of the sample of `most` ratings."""
+        inputs, side = self._input(name), self.parameters.side(name)[0]
+        sample = self.training.sample(most)[0 if name == "user" else 1]
+        session = self.training.sessions_of_sample(name, side.session_length, side.sitting_length, most)
+
+        def of(part: slice) -> StepEntries:
+            entries, shifts = sample[part], inputs.shifts
+            row = np.searchsorted(inputs.data.indptr, entries, side="right") - 1
+            motion = motion_at(inputs.own, step.rows[row], inputs.data.time[entries])
+            shift = shifts.at(entries) if shifts is not None and shifts.own else None
+            return StepEntries(inputs.own.layout, step, motion, session[part], row, entries, shift)
+
+        return of
 
     @property
     def _compared_each(self) -> int:
         # So many ratings show how far a sweep moved the scores.
-        return max(1, len(self.training) // 1_000_000)
+        every = max(1, len(self.training) // 1_000_000)
+        # Where each user has rated all items, an entry of each of these.
+        while math.gcd(every, len(self.training)) > 1:
+            every += 1
+        return every
 
-    def _compare(self, scores: Float64s) -> None:
+    def _compare(self, scores: FloatTable) -> None:
         if self._compared is not None and len(scores):
             self.change = float(np.sqrt(np.mean((scores - self._compared) ** 2)))
         self._compared = scores
 
 
-def _ordinal_slopes(parameters: Parameters, value: Float64s, sites: Sites) -> tuple[Float64s, Float64s]:
+def _ordinal_slopes(parameters: Parameters, value: Float64s, sites: Sites) -> tuple[Float32s, Float32s]:
     """Return slope and curvature of each rating where its score is known without it."""
-    slope, curvature = np.empty(len(value)), np.empty(len(value))
+    slope, curvature = np.empty(len(value), np.float32), np.empty(len(value), np.float32)
     # In blocks: a dozen vectors of all ratings would be more memory than the fit needs.
     for start in range(0, len(value), _BLOCK):
         part = slice(start, start + _BLOCK)
         scale = np.sqrt(sites.variance[part].astype(np.float64) + parameters.noise)
         level = rating_levels(parameters.scale, value[part])
         low, high = ((bound - sites.mean[part]) / scale for bound in level_bounds(parameters.cuts, level))
-        slope[part], curvature[part] = interval_derivatives(low, high)
-        slope[part] /= scale
-        curvature[part] /= scale * scale
+        slopes, curvatures = interval_derivatives(low, high)
+        slope[part], curvature[part] = slopes / scale, curvatures / (scale * scale)
     return slope, curvature
 
 
-def _learn_session_variance(side: Side, step: HalfStep) -> Side:
-    effects = step.posterior.effects
-    if len(effects.mean) == 0:
-        return side
-    # The old variance counts as one further session.
-    total = float(np.sum(effects.mean**2 + effects.variance)) + side.session_variance
-    return replace(side, session_variance=max(total / (len(effects.mean) + 1.0), 1e-12))
+def _effect_variance(effects: SessionEffects, which: Bools, before: float) -> float:
+    """Return the variance that these effects speak for, whose prior variance was `before`."""
+    # A step of Fisher scoring: of EM dozens would be needed where a session has few ratings.
+    known = 1.0 - effects.own_variance[which] / before
+    step = float(np.sum(effects.own_mean[which] ** 2 - known * before)) / (float(known @ known) + 1.0)
+    # Far from the maximum a whole step may go too far.
+    return max(min(max(before + step, 0.25 * before), 4.0 * before), 1e-12)

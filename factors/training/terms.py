@@ -22,9 +22,9 @@ from factors.training.training_set import TrainingSet
 class Terms:
     """Which terms a model has. `user_ridge`, `item_ridge`: ridge of the implicit effects on users and on
     items, 0 for none. `user_session`, `item_session`: length of the sessions with an effect of their own, 0
-    for none. `user_drift`: whether users move, 0 for no, else the variance of their velocities, relative to
-    that of their positions, to begin with. `user_attributes`, `item_attributes`: whether attributes have
-    effects. `context`: whether contexts have.
+    for none; `user_sitting`: of the sittings that those of users lie in. `user_drift`: whether users move, 0
+    for no, else the variance of their velocities, relative to that of their positions, to begin with.
+    `user_attributes`, `item_attributes`: whether attributes have effects. `context`: whether contexts have.
     """
 
     link: Link = "gaussian"
@@ -36,6 +36,7 @@ class Terms:
     user_attributes: bool = False
     item_attributes: bool = False
     context: bool = False
+    user_sitting: float = 0.0
 
 
 def terms_of(parameters: Parameters) -> Terms:
@@ -51,12 +52,13 @@ def terms_of(parameters: Parameters) -> Terms:
         users.attribute_effects is not None,
         items.attribute_effects is not None,
         parameters.context is not None,
+        users.sitting_length,
     )
 
 
 def with_terms(parameters: Parameters, terms: Terms, training: TrainingSet) -> Parameters:
     """Return `parameters` with these terms, those that are new at a value to start from."""
-    users = _with_sessions(parameters, "user", terms.user_session, training)
+    users = _with_sessions(parameters, "user", terms.user_session, training, terms.user_sitting)
     items = _with_sessions(parameters, "item", terms.item_session, training)
     drift = None
     if terms.user_drift:
@@ -102,23 +104,42 @@ def with_context(parameters: Parameters, encoding: ContextEncoding | None) -> Co
 
 
 def _with_sessions(
-    parameters: Parameters, name: SideName, session_length: float, training: TrainingSet
+    parameters: Parameters,
+    name: SideName,
+    session_length: float,
+    training: TrainingSet,
+    sitting_length: float = 0.0,
 ) -> Side:
     side, _ = parameters.side(name)
-    if session_length == side.session_length and side.layout.slots:
+    before, variances = (
+        (side.session_length, side.sitting_length),
+        (side.session_variance, side.sitting_variance),
+    )
+    if before == (session_length, sitting_length) and side.layout.slots:
         return side
-    sessions = training.sessions(name, session_length)
+    # Sittings are made of sessions.
+    if session_length <= 0:
+        sitting_length = 0.0
+    sessions = training.sessions(name, session_length, sitting_length)
     if len(sessions) == 0:
         layout = replace(side.layout, slots=0)
-        return replace(side, layout=layout, session_length=0.0, session_variance=0.0)
+        side = replace(side, session_length=0.0, session_variance=0.0)
+        return replace(side, layout=layout, sitting_length=0.0, sitting_variance=0.0)
     per_row = np.bincount(sessions.row)
     # Enough for all but one row in a hundred; 16 by size of their effect predict as well as 100 (MovieLens
     # 100K).
     slots = int(np.clip(np.percentile(per_row[per_row > 0], 99), 1, 16))
     layout = replace(side.layout, slots=slots)
-    # Small against the noise: the sweeps raise it where the ratings speak for it.
+    # Small against the noise, where nothing is known: the sweeps raise it where the ratings speak for it.
+    known = {length: variance for length, variance in zip(before, variances, strict=True) if variance > 0}
+    variance = known.get(session_length, 0.05 * parameters.noise)
     return replace(
-        side, layout=layout, session_length=session_length, session_variance=0.05 * parameters.noise
+        side,
+        layout=layout,
+        session_length=session_length,
+        session_variance=variance,
+        sitting_length=sitting_length,
+        sitting_variance=known.get(sitting_length, 0.5 * variance) if sitting_length else 0.0,
     )
 
 
@@ -127,7 +148,8 @@ def relayout(old: Side, new: Side, rows: Float64s) -> Float64s:
     result = prior_rows(new, len(rows))
     shared, end = new.layout.keys.start, new.layout.variances.stop
     result[:, :shared] = rows[:, :shared]
-    if old.session_length == new.session_length and old.layout.slots == new.layout.slots:
+    lengths = (old.session_length, old.sitting_length), (new.session_length, new.sitting_length)
+    if lengths[0] == lengths[1] and old.layout.slots == new.layout.slots:
         result[:, shared:end] = rows[:, shared:end]
     if old.layout.moving and new.layout.moving:
         result[:, end:] = rows[:, old.layout.variances.stop :]

@@ -9,13 +9,23 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from factors.inference.backend import HalfStepBackend, NumpyBackend
-from factors.inference.histories import Compressed, Sessions, group_sessions
+from factors.inference.histories import NO_HISTORIES, Compressed, Sessions, group_sessions
 from factors.model.columns import Columns
 from factors.model.context import ContextEncoding
 from factors.model.parameters import SideName
 from factors.model.types import Float64s, Int64s
 from factors.training.effects.attribute_effects import AttributeEffects, NoAttributeEffects
 from factors.training.effects.implicit_effects import ImplicitEffects, NoImplicitEffects
+
+
+def random_entries(n: int, most: int) -> Int64s:
+    """Return `most` of the entries 0 to `n`, ascending, the same each time; all of them if there are no more.
+
+    Every n-th entry would be of the same few items where each user has rated all of them.
+    """
+    if n <= most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(n).choice(n, most, replace=False, shuffle=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +41,8 @@ class TrainingSet:
     attributes: Mapping[SideName, Columns] = field(default_factory=dict)
     context: ContextEncoding | None = None
     # Sorting times and factorising Gram matrices take seconds on large sets: once for all states.
-    _sessions: dict[tuple[SideName, float], Sessions] = field(default_factory=dict)
+    _sessions: dict[tuple[SideName, float, float], Sessions] = field(default_factory=dict)
+    _of_samples: dict[tuple[SideName, float, float, int], Int64s] = field(default_factory=dict)
     _implicit: dict[tuple[SideName, float], ImplicitEffects] = field(default_factory=dict)
     _regressions: dict[SideName, AttributeEffects] = field(default_factory=dict)
     _samples: dict[int, tuple[Int64s, Int64s]] = field(default_factory=dict)
@@ -45,8 +56,13 @@ class TrainingSet:
         context: ContextEncoding | None = None,
     ) -> "TrainingSet":
         """Return the training set of ratings by user, each pair once."""
+        by_user = by_user.narrow()
         by_item = by_user.by_other(n_items)
         return TrainingSet(by_user, by_item, backend or NumpyBackend(), attributes or {}, context)
+
+    def by_user_alone(self) -> "TrainingSet":
+        """Return the same without the ratings by item, and without what was computed from them."""
+        return TrainingSet(self.by_user, NO_HISTORIES, self.backend, self.attributes, self.context)
 
     def __len__(self) -> int:
         return len(self.by_user.value)
@@ -73,25 +89,41 @@ class TrainingSet:
         return self.only(np.delete(np.arange(len(self)), held_out))
 
     def sample(self, most: int) -> tuple[Int64s, Int64s]:
-        """Return about `most` ratings, evenly: their entries in `by_user` and in `by_item`."""
+        """Return at most `most` ratings, at random: their entries in `by_user` and in `by_item`."""
         if most not in self._samples:
             n = len(self)
-            entries = np.arange(0, n, max(1, n // most))
-            position = np.full(n, -1, dtype=np.int64)
-            position[entries] = np.arange(len(entries))
-            position = position[self.by_item.source]
-            found = np.flatnonzero(position >= 0)
+            entries = random_entries(n, most)
+            chosen = np.zeros(n, dtype=bool)
+            chosen[entries] = True
+            found = np.flatnonzero(chosen[self.by_item.source])
             item_entries = np.empty(len(entries), dtype=np.int64)
-            item_entries[position[found]] = found
+            item_entries[np.searchsorted(entries, self.by_item.source[found])] = found
             self._samples[most] = entries, item_entries
         return self._samples[most]
 
-    def sessions(self, name: SideName, session_length: float) -> Sessions:
-        """Return the sessions of users or of items."""
-        key = name, session_length
+    def sessions(self, name: SideName, session_length: float, sitting_length: float = 0.0) -> Sessions:
+        """Return the sessions of users or of items, and their sittings."""
+        key = name, session_length, sitting_length
         if key not in self._sessions:
-            self._sessions[key] = group_sessions(self.side(name), session_length)
+            self._sessions[key] = group_sessions(self.side(name), session_length, sitting_length)
         return self._sessions[key]
+
+    def sessions_of_sample(
+        self, name: SideName, session_length: float, sitting_length: float, most: int
+    ) -> Int64s:
+        """Return the session of each rating of `sample`, -1 where it has none."""
+        key = name, session_length, sitting_length, most
+        if key not in self._of_samples:
+            sessions, entries = self.sessions(*key[:3]), self.sample(most)[0 if name == "user" else 1]
+            found = np.full(len(entries), -1, dtype=np.int64)
+            if len(sessions):
+                place = np.full(len(self), -1, dtype=np.int32)
+                place[entries] = np.arange(len(entries))
+                place = place[sessions.entry]
+                near = place >= 0
+                found[place[near]] = sessions.group[near]
+            self._of_samples[key] = found
+        return self._of_samples[key]
 
     def implicit_effects(self, name: SideName, ridge: float) -> ImplicitEffects | NoImplicitEffects:
         """Return the regression on the rated sets of users or of items; a `ridge` of 0 stands for none."""

@@ -57,6 +57,7 @@ def _scaled_side(side: Side, vector: Float64s) -> Side:
         covariance=side.covariance * squares,
         precision=side.precision / squares,
         session_variance=side.session_variance * factor * factor,
+        sitting_variance=side.sitting_variance * factor * factor,
         attribute_effects=None if side.attribute_effects is None else side.attribute_effects * vector,
     )
 

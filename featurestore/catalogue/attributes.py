@@ -1,4 +1,8 @@
-"""Attributes of users. Invariant: they go with the user, in the step in which the user is forgotten."""
+"""Attributes of users. Invariant: they go with the user, in the step in which the user is forgotten, and so
+does the user's place in the list of those who have any, which changes with them alone.
+
+A store of before the list was kept has none: the first who reads the list goes through all keys and makes it.
+"""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from hashlib import sha1
@@ -7,7 +11,7 @@ from typing import Any
 import msgspec
 
 from featurestore.catalogue.item import AttributeValue
-from featurestore.client import Client
+from featurestore.client import Call, Client
 from featurestore.confirmation import Confirmation
 from featurestore.errors import StoreDamaged, StoreUnavailable
 from featurestore.keys import Keys, digest_of, partition_of, shown_key, whole
@@ -15,12 +19,18 @@ from featurestore.ratings.epochs import Epochs
 
 # As often another call may change the same user in between.
 ATTEMPTS = 8
+# Users whose attributes are changed in one write: the store works for some 5 ms, lookups in between.
+CHANGED_AT_ONCE = 256
 # Keys that the store looks at in one step of a scan: a fraction of a millisecond, in which lookups wait.
 SCANNED_AT_ONCE = 1_000
+
+# Users whose attributes are read in one round trip: some 500 KB.
+LISTED_AT_ONCE = 1_000
 
 Values = dict[str, AttributeValue]
 # From what a user's attributes are (None: there are none) to what they become. May raise.
 ValuesChange = Callable[[Values | None], Values | None]
+
 
 _DECODER = msgspec.json.Decoder(Values)
 
@@ -42,30 +52,58 @@ class UserAttributes:
         return None if data is None else self._read(user_id, data)
 
     async def change(self, user_id: bytes, change: ValuesChange) -> Values | None:
-        """Change a user's attributes; return what they are then. In the same step the user's records, in each
-        epoch, become such as a reader folds in anew. Raises what `change` raises.
+        """Change a user's attributes; return what they are then. Raises what `change` raises."""
+        return (await self.change_all({user_id: change}))[user_id]
+
+    async def change_all(self, changes: Mapping[bytes, ValuesChange]) -> dict[bytes, Values | None]:
+        """Change attributes of users, each in a step of its own; return what they are then. In the same step
+        the user's records, in each epoch, become such as a reader folds in anew.
+
+        Raises what a change raises: users before that one may be changed then, and to do it again is safe.
         """
-        keys, key = self._keys, self._keys.attributes(user_id)
-        partition, owner = partition_of(user_id, keys.partitions), digest_of(user_id)
+        ids, found = list(changes), dict[bytes, Values | None]()
         since = self._confirmation.begin()
-        for _ in range(ATTEMPTS):
-            if not self._epochs.expected:
-                await self._epochs.refresh()
+        for start in range(0, len(ids), CHANGED_AT_ONCE):
+            left = ids[start : start + CHANGED_AT_ONCE]
+            for _ in range(ATTEMPTS):
+                after = await self._try({user_id: changes[user_id] for user_id in left})
+                found |= after
+                left = [user_id for user_id in left if user_id not in after]
+                if not left:
+                    break
+            else:
+                raise StoreUnavailable("others are changing the same users", 0.1)
+        await self._confirmation.wait(since)
+        return found
+
+    async def _try(self, changes: Mapping[bytes, ValuesChange]) -> dict[bytes, Values | None]:
+        """Return the attributes of the users who still were as they were read, and so are changed."""
+        keys, found = self._keys, dict[bytes, Values | None]()
+        if not self._epochs.expected:
+            await self._epochs.refresh()
+        pipe = self._client.pipeline()
+        for user_id in changes:
+            pipe.hget(keys.attributes(user_id), "value")
+        calls: list[Call] = []
+        afters: list[Values | None] = []
+        for (user_id, change), data in zip(changes.items(), await pipe.execute(), strict=True):
+            partition = partition_of(user_id, keys.partitions)
             expected = self._epochs.expected[partition]
-            names = [keys.epochs(partition), key]
+            names = [keys.epochs(partition), keys.attributes(user_id), keys.attributes_list(partition)]
             for epoch in map(int, expected.split(b",")):
                 names += [keys.forgotten(epoch, partition), keys.user(epoch, user_id)]
-            data: Any = await self._client.hget(key, "value")
             after = change(None if data is None else self._read(user_id, data))
             digest = b"" if data is None else sha1(data, usedforsecurity=False).hexdigest().encode()
             value = b"" if after is None else msgspec.json.encode(after)
-            (reply,) = await self._client.call("put_attributes", (names, [expected, digest, value, owner]))
+            calls.append((names, [expected, digest, value, digest_of(user_id), user_id]))
+            afters.append(after)
+        replies = await self._client.call("put_attributes", *calls)
+        for user_id, after, reply in zip(changes, afters, replies, strict=True):
             if reply[0] == b"OK":
-                await self._confirmation.wait(since)
-                return after
-            if reply[0] == b"EPOCHS":
-                await self._epochs.learn(partition, reply[1])
-        raise StoreUnavailable("others are changing the same user", 0.1)
+                found[user_id] = after
+            elif reply[0] == b"EPOCHS":
+                await self._epochs.learn(partition_of(user_id, keys.partitions), reply[1])
+        return found
 
     async def erase(self, epoch: int, user_id: bytes, at_ms: int) -> None:
         """Remove what a user had when forgotten, at this time of the store, and of the live `epoch` what
@@ -73,7 +111,8 @@ class UserAttributes:
         """
         keys = self._keys
         names = [keys.attributes(user_id), keys.user(epoch, user_id), keys.history(epoch, user_id)]
-        await self._client.call("erase_attributes", (names, [b"%d" % at_ms]))
+        names.append(keys.attributes_list(partition_of(user_id, keys.partitions)))
+        await self._client.call("erase_attributes", (names, [b"%d" % at_ms, user_id]))
 
     async def make_known(self, epoch: int, user_ids: Sequence[bytes]) -> None:
         """Have an epoch know users of whom there are attributes, which may be from before it began: a reader
@@ -99,15 +138,67 @@ class UserAttributes:
         return [reply if isinstance(reply, bytes) else b"" for reply in replies]
 
     async def read_all(self) -> AsyncIterator[Mapping[bytes, bytes]]:
-        """Yield the attributes of all users as they are stored, some at a time; a user may come twice."""
+        """Yield the attributes of all users as they are stored, some at a time: work by how many users have
+        any, however many there are.
+        """
+        after: bytes | None = b""
+        while after is not None:
+            user_ids, after = await self.listed(LISTED_AT_ONCE, after)
+            values = await self.stored(user_ids)
+            yield {user_id: data for user_id, data in zip(user_ids, values, strict=True) if data}
+
+    async def page(self, n: int, after: bytes) -> tuple[dict[bytes, Values], bytes | None]:
+        """Return attributes of `n` users at most behind the user `after`, from the first on where that is
+        empty, and behind whom the next ones are, None at the end. A user who has them all along comes once.
+        """
+        user_ids, behind = await self.listed(n, after)
+        values = zip(user_ids, await self.stored(user_ids), strict=True)
+        return {user_id: self._read(user_id, data) for user_id, data in values if data}, behind
+
+    async def listed(self, n: int, after: bytes) -> tuple[list[bytes], bytes | None]:
+        """Return the ids of some users, `n` at most, as `page` does."""
+        found: list[bytes] = []
+        # The users of one partition come after those of another, in the order of their ids.
+        first = partition_of(after, self._keys.partitions) if after else 0
+        for partition in range(first, self._keys.partitions):
+            await self._require_listed(partition)
+            low = b"(" + (after if partition == first else b"")
+            some: Any = await self._client.zrange(
+                *(self._keys.attributes_list(partition), low, b"+"), bylex=True, offset=0, num=n - len(found)
+            )
+            found += some
+            if len(found) == n:
+                return found, found[-1]
+        return found, None
+
+    async def _require_listed(self, partition: int) -> None:
+        """Make the lists of all partitions where that of one is not known to have all."""
+        key = self._keys.attributes_list(partition)
+        pipe = self._client.pipeline()
+        pipe.zscore(key, b"")
+        (mark,) = await pipe.execute(raise_on_error=False)
+        if mark is None or isinstance(mark, Exception):
+            await self._list_all()
+
+    async def _list_all(self) -> None:
+        """List all who have attributes, by going through the keys of the store. Safe to repeat."""
+        keys, partitions = self._keys, range(self._keys.partitions)
         found: Any
         cursor, more = 0, True
         while more:
-            cursor, found = await self._client.scan(cursor, self._keys.attributes_pattern, SCANNED_AT_ONCE)
-            user_ids = list(map(self._keys.attributes_user, found))
-            values = await self.stored(user_ids)
-            yield {user_id: data for user_id, data in zip(user_ids, values, strict=True) if data}
+            cursor, found = await self._client.scan(cursor, keys.attributes_pattern, SCANNED_AT_ONCE)
+            by_partition: dict[int, list[bytes]] = {}
+            for user_id in map(keys.attributes_user, found):
+                by_partition.setdefault(partition_of(user_id, keys.partitions), []).append(user_id)
+            calls: list[Call] = [
+                ([keys.attributes_list(partition), *map(keys.attributes, some)], some)
+                for partition, some in by_partition.items()
+            ]
+            await self._client.call("list_attributes", *calls)
             more = cursor != 0
+        # Only now: who reads one before makes it anew.
+        whole: list[Call] = [([keys.attributes_list(partition)], []) for partition in partitions]
+        await self._client.call("list_attributes", *whole)
 
     async def scan(self, cursor: int) -> tuple[int, Mapping[bytes, tuple[Values, int]]]:
         """Return the next cursor, 0 at the end, and of each user the attributes and since when they are

@@ -10,6 +10,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from hashlib import sha1
 from typing import Any
@@ -17,10 +18,10 @@ from typing import Any
 import msgspec
 
 from featurestore.catalogue.item import CatalogueItem, pack_item, unpack_item
-from featurestore.catalogue.schema import Schema
+from featurestore.catalogue.schema import Schema, composed
 from featurestore.client import Client
 from featurestore.confirmation import Confirmation
-from featurestore.errors import RegistryFull, StoreDamaged, StoreUnavailable
+from featurestore.errors import ItemDeleted, RegistryFull, StoreDamaged, StoreUnavailable
 from featurestore.keys import Keys, shown_key
 from featurestore.wire.connection import Connection
 from featurestore.wire.resp import encode
@@ -33,6 +34,8 @@ CHANGED_AT_ONCE = 256
 CHANGES_KEPT = 256
 # Items of one reply: 2 MB where they are as large as they may be.
 READ_AT_ONCE = 128
+# A page ends behind so many bytes of items, which are read and written in some 10 ms.
+PAGE_BYTES = 1_000_000
 # As often another call may change the same items in between.
 ATTEMPTS = 8
 # Of a title among those that are searched by their beginning: longer ones are not typed.
@@ -160,29 +163,51 @@ class Catalogue:
         (state,) = await self.states([item_id])
         return None if state.data is None else self.read(state.data)
 
-    async def change(self, changes: Mapping[bytes, Change]) -> None:
+    async def change(
+        self,
+        changes: Mapping[bytes, Change],
+        *,
+        brings_back: bool = True,
+        staying: AbstractSet[bytes] = frozenset(),
+    ) -> int:
         """Change items, up to `CHANGED_AT_ONCE` in one step, in the order given. Where another call changes
         the same items meanwhile, what they become is decided anew.
 
-        Raises what a `Change` raises (of the first step: nothing is changed then), `RegistryFull`.
+        Of those in `staying` what is deleted stays so; returns how many that were. Raises what a `Change`
+        raises (of the first step: nothing is changed then), `RegistryFull`, and unless it `brings_back` what
+        is deleted `ItemDeleted`.
         """
-        ids = list(changes)
+        ids, stayed = list(changes), 0
         since = self._confirmation.begin()
         for start in range(0, len(ids), CHANGED_AT_ONCE):
             some = ids[start : start + CHANGED_AT_ONCE]
             for _ in range(ATTEMPTS):
-                if await self._step({item_id: changes[item_id] for item_id in some}):
+                step = {item_id: changes[item_id] for item_id in some}
+                still = await self._step(step, brings_back=brings_back, staying=staying)
+                if still is not None:
+                    stayed += still
                     break
             else:
                 raise StoreUnavailable("others are changing the same items", 0.1)
         await self._confirmation.wait(since)
+        return stayed
 
-    async def _step(self, changes: Mapping[bytes, Change]) -> bool:
-        """Change items in one step; whether they still were what was read."""
+    async def _step(
+        self, changes: Mapping[bytes, Change], *, brings_back: bool, staying: AbstractSet[bytes]
+    ) -> int | None:
+        """Change items in one step; return how many stay deleted, None where some no longer were what was
+        read.
+        """
         keys, shown = self._keys, shown_key(self._keys.catalogue_items)
         parts: list[bytes] = []
         changed: list[str] = []
+        stayed = 0
         for state in await self.states(list(changes)):
+            if state.deleted and state.item_id in staying:
+                stayed += 1
+                continue
+            if state.deleted and not brings_back:
+                raise ItemDeleted(f"{state.item_id.decode()} was deleted")
             # One whose bytes are damaged is replaced as if it was not there.
             before = _readable(state.data, shown)
             after = changes[state.item_id](before)
@@ -191,9 +216,10 @@ class Catalogue:
             if data == (state.data or b"") and (data or state.deleted):
                 continue
             changed.append(state.item_id.decode())
-            parts += [state.item_id, _digest(state.data), data, _title_entry(before), _title_entry(after)]
+            titles = [_title_entry(before), _raw_title_entry(before), _title_entry(after)]
+            parts += [state.item_id, _digest(state), data, *titles]
         if not parts:
-            return True
+            return stayed
         names = [
             *(keys.catalogue, keys.catalogue_items, keys.catalogue_ids, keys.catalogue_titles),
             *(keys.catalogue_deleted, keys.catalogue_changes),
@@ -204,7 +230,7 @@ class Catalogue:
         (reply,) = await self._client.call("change_catalogue", (names, args))
         if reply[0] == b"FULL":
             raise RegistryFull(f"there is room for {self._max_items} items, no more may be added")
-        return bool(reply[0] == b"OK")
+        return stayed if reply[0] == b"OK" else None
 
     async def ids(self, n: int, *, after: bytes = b"") -> list[bytes]:
         """Return the ids of up to `n` items, in their order, behind `after`."""
@@ -213,7 +239,8 @@ class Catalogue:
         return list(found)
 
     async def page(self, n: int, *, prefix: bytes = b"", after: bytes = b"", by_title: bool = False) -> Page:
-        """Return up to `n` items whose id, or title, begins with `prefix`, behind `after` of the page before.
+        """Return up to `n` items whose id, or title, begins with `prefix`, behind `after` of the page before;
+        of large ones fewer.
 
         Titles are compared without regard to case.
         """
@@ -223,9 +250,18 @@ class Catalogue:
         total = await self.require_whole()
         entries: Any = await self._client.zrange(key, low, high, bylex=True, offset=0, num=n)
         ids = [entry.partition(b"\0")[2] for entry in entries] if by_title else entries
-        states = await self.states(ids)
-        items = [self.read(state.data) for state in states if state.data is not None]
-        return Page(items, entries[-1] if len(entries) == n else None, total)
+        items: list[CatalogueItem] = []
+        size = listed = 0
+        while listed < len(ids) and size < PAGE_BYTES:
+            for state in await self.states(ids[listed : listed + READ_AT_ONCE]):
+                if size >= PAGE_BYTES:
+                    break
+                listed += 1
+                if state.data is not None:
+                    size += len(state.data)
+                    items.append(self.read(state.data))
+        ended = listed == len(entries) < n
+        return Page(items, None if ended else entries[listed - 1], total)
 
     async def deleted(self, cursor: int) -> tuple[int, list[bytes]]:
         """Return the next cursor, 0 at the end, and ids of deleted items; begins at cursor 0."""
@@ -247,18 +283,31 @@ class Catalogue:
 
 def title_key(title: str) -> bytes:
     """Return a title as it is searched: without regard to case, of bounded length."""
-    text = title.casefold().replace("\0", " ").encode()[:TITLE_BYTES]
+    return _cut(composed(title.casefold()))
+
+
+def _cut(text: str) -> bytes:
+    data = text.replace("\0", " ").encode()[:TITLE_BYTES]
     # A character that was cut through would begin like no search.
-    return text.decode("utf-8", "ignore").encode()
+    return data.decode("utf-8", "ignore").encode()
 
 
 def _title_entry(item: CatalogueItem | None) -> bytes:
-    return b"" if item is None or not item.title else title_key(item.title) + b"\0" + item.item_id.encode()
+    # Those without a title are before all others: a list by title has each item.
+    return b"" if item is None else title_key(item.title) + b"\0" + item.item_id.encode()
 
 
-def _digest(data: bytes | None) -> bytes:
-    # Tells whether the bytes are the same; there is nothing to gain by making two alike.
-    return b"" if data is None else sha1(data, usedforsecurity=False).hexdigest().encode()
+def _raw_title_entry(item: CatalogueItem | None) -> bytes:
+    """Return the entry of a title that an earlier release stored as it was given, not composed."""
+    return b"" if item is None else _cut(item.title.casefold()) + b"\0" + item.item_id.encode()
+
+
+def _digest(state: ItemState) -> bytes:
+    """Return what tells whether an item is still in this state."""
+    if state.data is None:
+        return b"deleted" if state.deleted else b""
+    # There is nothing to gain by making two alike.
+    return sha1(state.data, usedforsecurity=False).hexdigest().encode()
 
 
 def _readable(data: bytes | None, key: str) -> CatalogueItem | None:

@@ -50,6 +50,8 @@ class Scenarios:
 
     async def get(self, name: bytes) -> bytes | None:
         """Return a scenario, None where it is not there."""
+        if name.startswith(_MARK):
+            return None
         value: Any = await self._client.hget(self._key, name)
         return None if value is None else bytes(value)
 
@@ -77,7 +79,7 @@ class Scenarios:
             raise StoreRefused(f"there may be {MOST_SCENARIOS} scenarios")
         since = self._confirmation.begin()
         # In one step, so that no reader takes an earlier text for this version.
-        await self._client.hset(self._key, mapping={name: value, _MARK + name: version_of(value)})
+        await self._client.change_fields(self._key, {name: value, _MARK + name: version_of(value)})
         await self._confirmation.wait(since)
 
     async def default(self) -> str | None:
@@ -93,8 +95,10 @@ class Scenarios:
 
     async def delete(self, name: bytes) -> bool:
         """Remove a scenario; whether it was there."""
+        if name.startswith(_MARK):
+            return False
         since = self._confirmation.begin()
-        removed = await self._client.hdel(self._key, name, _MARK + name)
+        removed = await self._client.change_fields(self._key, gone=[name, _MARK + name])
         await self._confirmation.wait(since)
         return bool(removed)
 

@@ -4,6 +4,7 @@ of another type is refused.
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
@@ -44,16 +45,19 @@ class ValueRefused(ValueError):  # noqa: N818 - says what happened
 
 def parse_time(value: object) -> float | None:
     """Return a moment in seconds since 1970 from ISO 8601 (UTC where it says no zone) or a number; None for
-    any other value.
+    any other value. What is within the last second of the year 9999 is its beginning: many programs write
+    the end of that second for "never".
     """
     if isinstance(value, str) and _MOMENT.fullmatch(value):
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
             return None
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    seconds = _number(value)
-    return seconds if seconds is not None and FIRST_S <= seconds <= LAST_S else None
+        seconds: float | None = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    else:
+        seconds = _number(value)
+    # A zone may lead out of these years. As a float the last microsecond is the next second.
+    return min(seconds, LAST_S) if seconds is not None and FIRST_S <= seconds <= LAST_S + 1 else None
 
 
 def shown_time(seconds: float) -> str:
@@ -99,12 +103,17 @@ def _as(kind: AttributeType, value: object) -> AttributeValue | None:
             seconds = parse_time(value)
             return None if seconds is None else Time(seconds)
         case "text":
-            return value if isinstance(value, str) else None
+            return composed(value) if isinstance(value, str) else None
         case "boolean":
             return value if isinstance(value, bool) else None
         case "list":
             texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
-            return list(value) if texts and isinstance(value, list) else None
+            return list(map(composed, value)) if texts and isinstance(value, list) else None
+
+
+def composed(text: str) -> str:
+    """Return a text as Unicode composes it (NFC), so that the same letters are the same text."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def _number(value: object) -> float | None:
@@ -157,18 +166,21 @@ class Schema:
 
         Raises `SchemaChanged` where one is fixed as another type, `SchemaFull`.
         """
-        if not types:
+        await self.hold_all({kind: types})
+
+    async def hold_all(self, told: Mapping[Kind, Types]) -> None:
+        """The same of several kinds, all in one step."""
+        named = {f"{kind}:{name}": each for kind, types in told.items() for name, each in types.items()}
+        if not named:
             return
-        prefix = f"{kind}:"
-        pairs = [part.encode() for name, each in types.items() for part in (prefix + name, each)]
-        args = [prefix.encode(), b"%d" % MOST_NAMES, *pairs]
+        pairs = [part.encode() for pair in named.items() for part in pair]
         reply: Any
-        (reply,) = await self._client.call("hold_types", ([self._key], args))
+        (reply,) = await self._client.call("hold_types", ([self._key], [b"%d" % MOST_NAMES, *pairs]))
         if reply[0] == b"TYPE":
-            name = reply[1].decode().removeprefix(prefix)
+            name = reply[1].decode().partition(":")[2]
             raise SchemaChanged(f"{name} is {_NAMES[reply[2].decode()]}")
         if reply[0] == b"FULL":
-            raise SchemaFull(f"there may be {MOST_NAMES} attributes of {kind}")
+            raise SchemaFull(f"there may be {MOST_NAMES} attributes of {reply[1].decode()}")
 
 
 def new_types(values: Mapping[str, Any], held: Types) -> dict[str, AttributeType]:

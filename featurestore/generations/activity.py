@@ -1,5 +1,5 @@
-"""How much each item was rated of late. Invariant: every worker that has the same generation and deltas says
-the same.
+"""How much each item was rated of late, and what came of positive events at all. Invariant: every worker that
+has the same generation and deltas says the same.
 
 A rating counts half as much with each week that goes by. What the fit has learned is weighed at the end of
 the day of its latest rating, by exponential decay; what came in since counts whole, until the next fit knows
@@ -8,6 +8,7 @@ when it was made.
 
 import struct
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +25,23 @@ _LEAST_SHARE = 1e-12
 # Format, when the weights are of, items; then float32 weights and uint32 counts of each item.
 _HEAD = struct.Struct("<20sdq")
 _FORMAT = b"foldin-activity-1"
+# Events looked at in one go: the times of all may be mapped from a file that is larger than what is free.
+_AT_ONCE = 1 << 20
 # Spare rows for items that come later: a table that grows row by row is copied seldom.
 _SPARE_ROWS = 1_024
+# Format, items; then two float32 an item.
+_POSITIVES_HEAD = struct.Struct("<20sq")
+_POSITIVES_FORMAT = b"foldin-positives-1"
+# Fewer ratings than both, as a share of the positive events, are of someone who tried one out.
+_FEW_RATINGS, _FEW_SHARE = 1_000, 0.01
+
+
+class Times(Protocol):
+    """Times (m,), in seconds since 1970, that are read a slice at a time, such as an array."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Float64s: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +56,11 @@ class Activity:
     counts: npt.NDArray[np.uint32]
     gained: Float32s
 
-    def updated(self, rows: npt.NDArray[np.integer], counts: Int64s, n_items: int) -> "Activity":
-        """Return the activity of `n_items` items, of which `rows` (m,) have so many ratings now (m,). Writes
-        to `gained` in place.
+    def updated(
+        self, rows: npt.NDArray[np.integer], counts: Int64s, n_items: int, events: Float64s | None = None
+    ) -> "Activity":
+        """Return the activity of `n_items` items, of which `rows` (m,) have so many ratings now (m,), and
+        that many positive `events` (m,) more than the fit knew. Writes to `gained` in place.
         """
         gained = self.gained
         if n_items > len(gained):
@@ -52,7 +70,7 @@ class Activity:
         inside = rows < len(self.counts)
         known[inside] = self.counts[rows[inside]]
         # Ratings may have been taken back since.
-        gained[rows] = np.maximum(counts - known, 0)
+        gained[rows] = np.maximum(counts - known, 0) + (0.0 if events is None else events)
         return replace(self, gained=gained, n_items=n_items)
 
     def at(self, now_s: float) -> Float64s:
@@ -63,32 +81,116 @@ class Activity:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Positives:
+    """Of each item the weight of its positive events, and how many these are, each of a user and a type once:
+    float32 `fitted` (n, 2) what the fit has learned, `now` (at least n_items, 2) with what came in since.
+    """
+
+    n_items: int
+    fitted: Float32s
+    now: Float32s
+
+    @property
+    def weights(self) -> Float32s:
+        """The weight of each item's (n_items,), a view."""
+        return self.now[: self.n_items, 0]
+
+    def counts_of(self, rows: Int64s) -> Int64s:
+        """Return how many each of `rows` (m,) has; none of a row beyond the table."""
+        return self._of(self.now[: self.n_items], rows)[:, 1].astype(np.int64)
+
+    def gained(self, rows: Int64s) -> Float64s:
+        """Return how many `rows` (m,) have that the fit did not know."""
+        more = self._of(self.now, rows)[:, 1] - self._of(self.fitted, rows)[:, 1]
+        return np.asarray(np.maximum(more, 0.0), np.float64)
+
+    def updated(self, rows: npt.NDArray[np.integer], values: Float32s, n_items: int) -> "Positives":
+        """Return those of `n_items` items, of which `rows` (m,) have `values` (m, 2). Writes in place."""
+        now = self.now
+        if n_items > len(now):
+            now = np.zeros((n_items + n_items // 8 + _SPARE_ROWS, 2), dtype=np.float32)
+            now[: len(self.now)] = self.now
+        now[rows] = values
+        return replace(self, now=now, n_items=n_items)
+
+    @staticmethod
+    def _of(table: Float32s, rows: Int64s) -> Float32s:
+        found = np.zeros((len(rows), 2), dtype=np.float32)
+        inside = rows < len(table)
+        found[inside] = table[rows[inside]]
+        return found
+
+
+def is_by_events(n_ratings: int, positives: Float32s | None) -> bool:
+    """Return whether events tell users and items apart, and not ratings: of these a fit has none, or next to
+    none beside what it says of the `positives` (n, 2) of its items.
+    """
+    if positives is None or not 0 < n_ratings < _FEW_RATINGS:
+        return n_ratings == 0
+    return n_ratings < _FEW_SHARE * float(positives[:, 1].sum(dtype=np.float64))
+
+
+def positives_to_bytes(table: Float32s) -> bytes:
+    """Return what a fit says of the positive events of its items (n, 2), see `Positives`."""
+    return _POSITIVES_HEAD.pack(_POSITIVES_FORMAT, len(table)) + table.astype("<f4").tobytes()
+
+
+def positives_from_bytes(data: bytes | memoryview, n_items: int) -> Positives:
+    """Return the positive events of a generation of `n_items`. Raises `GenerationBroken`."""
+    if len(data) != _POSITIVES_HEAD.size + 8 * n_items:
+        raise GenerationBroken("the positive events of its items are cut off, or of other items")
+    name, n = _POSITIVES_HEAD.unpack_from(data)
+    if name.rstrip(b"\0") != _POSITIVES_FORMAT or n != n_items:
+        raise GenerationBroken("the positive events of its items are of another version")
+    table = np.frombuffer(data, dtype="<f4", count=2 * n, offset=_POSITIVES_HEAD.size).reshape(n, 2)
+    if not (np.isfinite(table).all() and (table >= 0).all()):
+        raise GenerationBroken("the positive events of its items are no number")
+    return Positives(n, table, table.copy())
+
+
 def activity_to_bytes(
-    item_indptr: Int64s, times: Float64s, others: tuple[Int64s, Float64s] | None = None
+    item_indptr: Int64s, times: Times, others: tuple[Int64s, Times] | None = None, *, now_s: float
 ) -> bytes:
     """Return what a fit says of its items. `times` (m,), in seconds since 1970, item by item: those of item
-    `j` are `times[item_indptr[j]:item_indptr[j + 1]]`, NaN where not known, which counts for nothing.
+    `j` are `times[item_indptr[j]:item_indptr[j + 1]]`, NaN where not known, which counts for nothing; one
+    after `now_s` is of a wrong clock, and as one of now.
     `others`: the same of events that are no ratings, which weigh as much.
     """
     n, counts = len(item_indptr) - 1, np.diff(item_indptr)
-    every = times if others is None else np.concatenate([times, others[1]])
-    known = np.isfinite(every)
-    weighed_s = _DAY_S * (np.floor(every[known].max() / _DAY_S) + 1.0) if known.any() else 0.0
-    weights = _weights(item_indptr, times, weighed_s)
+    # One time in milliseconds would make all others so old that they weigh nothing.
+    latest = min(now_s, max(_latest(times), -np.inf if others is None else _latest(others[1])))
+    weighed_s = _DAY_S * (np.floor(latest / _DAY_S) + 1.0) if np.isfinite(latest) else 0.0
+    weights = _weights(item_indptr, times, weighed_s, now_s)
     if others is not None:
-        weights += _weights(*others, weighed_s)
+        weights += _weights(*others, weighed_s, now_s)
     data = weights.astype("<f4").tobytes() + counts.astype("<u4").tobytes()
     return _HEAD.pack(_FORMAT, weighed_s, n) + data
 
 
-def _weights(item_indptr: Int64s, times: Float64s, weighed_s: float) -> Float64s:
+def _weights(item_indptr: Int64s, times: Times, weighed_s: float, now_s: float) -> Float64s:
     """Return how much the events of each item weigh then (n_items,)."""
-    each = np.exp2((np.where(np.isfinite(times), times, -np.inf) - weighed_s) / HALF_LIFE_S)
     weights = np.zeros(len(item_indptr) - 1)
-    # Between two items with events there are none: the sums go from one beginning to the next.
-    some = np.diff(item_indptr) > 0
-    weights[some] = np.add.reduceat(each, item_indptr[:-1][some]) if some.any() else 0.0
+    for start in range(0, len(times), _AT_ONCE):
+        part = times[start : start + _AT_ONCE]
+        known = np.minimum(np.where(np.isfinite(part), part, -np.inf), now_s)
+        each = np.exp2((known - weighed_s) / HALF_LIFE_S)
+        # The items of these, and how many of these each has.
+        first = int(np.searchsorted(item_indptr, start, side="right")) - 1
+        stop = int(np.searchsorted(item_indptr, start + len(part)))
+        edges: Int64s = np.clip(item_indptr[first : stop + 1], start, start + len(part))
+        counts: Int64s = edges[1:] - edges[:-1]
+        weights[first:stop] += np.bincount(np.repeat(np.arange(len(counts)), counts), each, len(counts))
     return weights
+
+
+def _latest(times: Times) -> float:
+    """Return the latest of the times that are known; minus infinity where none is."""
+    latest = -np.inf
+    for start in range(0, len(times), _AT_ONCE):
+        part = times[start : start + _AT_ONCE]
+        latest = max(latest, float(np.max(part, initial=-np.inf, where=np.isfinite(part))))
+    return latest
 
 
 def activity_from_bytes(data: bytes | memoryview, n_items: int) -> Activity:

@@ -200,13 +200,16 @@ class Generations:
         vectors: Float32s,
         *,
         factors: Float32s | None = None,
+        positives: Float32s | None = None,
     ) -> None:
         """Hand item rows (m,) with their vectors (m, item_width) to the services, after `claim_deltas`.
-        `factors` (m, r): those in the ranking head, NaN for a row without.
+        `factors` (m, r): those in the ranking head, NaN for a row without; with them `positives` (m, 2): see
+        `Positives`.
 
         Raises `GenerationUnknown`, `LeaseLost`.
         """
-        _, entries = await self._add_deltas(lease, epoch, generation, rows, vectors, factors=factors)
+        more = {"factors": factors, "positives": positives}
+        _, entries = await self._add_deltas(lease, epoch, generation, rows, vectors, **more)
         if entries > DELTAS_MERGED:
             rank = 0 if factors is None else factors.shape[1]
             await self._merge_deltas(lease, epoch, generation, vectors.shape[1], rank)
@@ -220,14 +223,15 @@ class Generations:
         vectors: Float32s,
         *,
         factors: Float32s | None,
+        positives: Float32s | None,
     ) -> tuple[bytes | None, int]:
         """Return the stream id of the first entry, and how many there are."""
         name, fence = self._keys.deltas(epoch, generation), b"%d" % lease.fence
         first, entries = None, 0
         for start in range(0, len(rows), ROWS_PER_DELTA):
             part = slice(start, start + ROWS_PER_DELTA)
-            some = None if factors is None else factors[part]
-            args = [fence, *encode_delta(rows[part], vectors[part], some)]
+            some = (None if table is None else table[part] for table in (factors, positives))
+            args = [fence, *encode_delta(rows[part], vectors[part], *some)]
             (reply,) = await self._client.call("push_delta", ([name], args))
             if reply[0] != b"OK":
                 raise GenerationUnknown(generation)
@@ -289,10 +293,8 @@ class Generations:
         chunks += [self._keys.index_chunk(epoch, generation, chunk) for chunk in range(summary.index_chunks)]
         await self._unlink(chunks, pause_s)
         # The entry goes last: as long as it is there, the next caller can finish this.
-        pipe = self._client.pipeline()
-        pipe.unlink(self._keys.meta(epoch, generation), self._keys.deltas(epoch, generation))
-        pipe.hdel(self._keys.generations, str(generation))
-        await pipe.execute()
+        await self._client.unlink(self._keys.meta(epoch, generation), self._keys.deltas(epoch, generation))
+        await self._client.hdel(self._keys.generations, str(generation))
         return True
 
     async def remove_epoch(self, epoch: int, pause_s: float = 0.0, *, lease: Lease | None = None) -> None:
@@ -346,10 +348,11 @@ class Generations:
         A reader between the two steps gets the same vectors twice, which changes nothing.
         """
         merged = await self.read_deltas(epoch, generation, width, rank=rank)
-        factors = merged.factors_of(merged.rows) if rank else None
-        first, _ = await self._add_deltas(
-            lease, epoch, generation, merged.rows, merged.vectors, factors=factors
-        )
+        rows, more = merged.rows, dict[str, Float32s | None](factors=None, positives=None)
+        if rank:
+            more["factors"] = merged.factors_of(rows)
+            more["positives"] = merged.positives_of(rows) if len(merged.counted) else None
+        first, _ = await self._add_deltas(lease, epoch, generation, rows, merged.vectors, **more)
         if first is not None:
             # However late this comes: all that was before the first of these is in them.
             name = self._keys.deltas(epoch, generation)

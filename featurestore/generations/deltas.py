@@ -19,32 +19,37 @@ Fields = Mapping[bytes, bytes]
 class Deltas:
     """Item rows folded in since the fit, each once: `rows` int32 (m,), `vectors` float32 (m, item_width).
 
-    `ranked` int32 (k,), `factors` float32 (k, r): those that have new factors in the ranking head. `after`:
-    the stream id to go on from.
+    `ranked` int32 (k,), `factors` float32 (k, r): those that have new factors in the ranking head.
+    `counted` int32 (p,), `positives` float32 (p, 2): those whose positive events are told, see `Positives`.
+    `after`: the stream id to go on from.
     """
 
     rows: Int32s
     vectors: Float32s
     ranked: Int32s
     factors: Float32s
+    counted: Int32s
+    positives: Float32s
     after: str
 
     def factors_of(self, rows: Int32s) -> Float32s:
         """Return the factors (m, r) of `rows` (m,), NaN where there are none."""
-        found = np.full((len(rows), self.factors.shape[1]), np.nan, dtype=np.float32)
-        place = np.searchsorted(self.ranked, rows)
-        hit = np.flatnonzero(place < len(self.ranked))
-        hit = hit[self.ranked[place[hit]] == rows[hit]]
-        found[hit] = self.factors[place[hit]]
-        return found
+        return _at_rows(self.ranked, self.factors, rows)
+
+    def positives_of(self, rows: Int32s) -> Float32s:
+        """Return the positive events (m, 2) of `rows` (m,), NaN where they are not told."""
+        return _at_rows(self.counted, self.positives, rows)
 
 
-def encode_delta(rows: Int32s, vectors: Float32s, factors: Float32s | None = None) -> list[bytes]:
+def encode_delta(
+    rows: Int32s, vectors: Float32s, factors: Float32s | None = None, positives: Float32s | None = None
+) -> list[bytes]:
     """The values of an entry: rows, vectors, their checksum; with `factors` (m, r), rows of NaN where there
-    are none, these and the checksum of rows and factors.
+    are none, these and the checksum of rows and factors; then the same of `positives` (m, 2), which go with
+    factors alone.
     """
     some_rows = rows.astype("<i4").tobytes()
-    parts = [vectors] if factors is None else [vectors, factors]
+    parts = [part for part in (vectors, factors, positives) if part is not None]
     values = [some_rows]
     for part in parts:
         data = part.astype("<f4").tobytes()
@@ -62,6 +67,7 @@ def decode_deltas(
     """
     rows, vectors = [np.empty(0, np.int32)], [np.empty((0, width), np.float32)]
     ranked, factors = list(rows), [np.empty((0, rank), np.float32)]
+    counted, positives = list(rows), [np.empty((0, 2), np.float32)]
     for entry, delta in entries:
         found = _table(delta, b"v", b"c", width)
         if found is None:
@@ -70,16 +76,32 @@ def decode_deltas(
         rows.append(some_rows)
         vectors.append(found)
         # A trainer without a head, or of version 0.1.0, wrote no factors.
-        if rank and b"h" in delta:
-            found = _table(delta, b"h", b"k", rank)
-            if found is None:
-                raise GenerationBroken(f"entry {entry.decode()} is not what was written", shown_key(key))
-            known = np.isfinite(found).all(axis=1)
-            ranked.append(some_rows[known])
-            factors.append(found[known])
+        # Positive events are told of where the fit has learned any events that are no ratings.
+        kinds = ((b"h", b"k", rank, ranked, factors), (b"p", b"q", 2, counted, positives))
+        for name, check, columns, of_rows, tables in kinds:
+            if rank and name in delta:
+                found = _table(delta, name, check, columns)
+                if found is None:
+                    raise GenerationBroken(f"entry {entry.decode()} is not what was written", shown_key(key))
+                known = np.isfinite(found).all(axis=1)
+                of_rows.append(some_rows[known])
+                tables.append(found[known])
     if entries:
         after = entries[-1][0].decode()
-    return Deltas(*_last_of_each(rows, vectors), *_last_of_each(ranked, factors), after)
+    in_head = _last_of_each(ranked, factors), _last_of_each(counted, positives)
+    return Deltas(*_last_of_each(rows, vectors), *in_head[0], *in_head[1], after)
+
+
+def _at_rows(known: Int32s, table: Float32s, rows: Int32s) -> Float32s:
+    """Return what a `table` (k, c) of the rows `known` (k,), ascending, says of `rows` (m,); NaN where it
+    says nothing.
+    """
+    found = np.full((len(rows), table.shape[1]), np.nan, dtype=np.float32)
+    place = np.searchsorted(known, rows)
+    hit = np.flatnonzero(place < len(known))
+    hit = hit[known[place[hit]] == rows[hit]]
+    found[hit] = table[place[hit]]
+    return found
 
 
 def _table(delta: Fields, name: bytes, check: bytes, width: int) -> Float32s | None:

@@ -63,7 +63,7 @@ class Follower:
     run in the history that is live, `arms`: the generations of these beside the live one, by number.
 
     Counters for metrics: `loads_total`, `failures_total`; `polled_at` is `time.monotonic` of the last good
-    poll.
+    poll, `failure` why the last one failed, if it did.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class Follower:
         self.loads_total = 0
         self.failures_total = 0
         self.polled_at = float("-inf")
+        self.failure: Exception | None = None
         # Of the store that `live` came from.
         self._identity = store.identity
         self._numbers: frozenset[int] = frozenset()
@@ -103,33 +104,44 @@ class Follower:
         self._experiments_read: tuple[Mapping[bytes, bytes] | None, int] = {}, 0
         # Arms that cannot be served: they are not tried again before the experiments change.
         self._lost: set[int] = set()
+        # The prior of what the scale was before it was decided: it is not served.
+        self._outdated = 0
+        # Of a migration to another store.
+        self._stage = ""
+        self._moved_to: str | None = None
 
     @property
     def full(self) -> FullReason | None:
         """What has no room left for ratings, as the leader said last; it ends by itself where polls fail."""
         return self.pointer.full_at(time.monotonic() + self._clock_offset) if self.pointer else None
 
+    def is_away(self, within_s: float) -> bool:
+        """Whether the store did not answer the last poll, or has not answered any `within_s`."""
+        # What it keeps may be damaged: then it has answered.
+        if isinstance(self.failure, StoreDamaged):
+            return False
+        return isinstance(self.failure, StoreUnavailable) or time.monotonic() - self.polled_at > within_s
+
     async def run(self, stop: asyncio.Event) -> None:
         """Follow until `stop` is set. Every error is logged and tried again."""
-        failure = ""
         try:
             while not stop.is_set():
                 try:
                     more = await self._poll()
-                    failure = ""
+                    self.failure = None
                 except StoreError as exc:
                     more = False
                     self.failures_total += 1
-                    if str(exc) != failure:
+                    if str(exc) != str(self.failure):
                         log.warning("polling the store failed: %s", exc)
-                    failure = str(exc)
+                    self.failure = exc
                 except Exception as exc:
                     # A defect. A worker that follows no more would be of no use, and go on: it tries again.
                     more = False
                     self.failures_total += 1
-                    if repr(exc) != failure:
+                    if repr(exc) != repr(self.failure):
                         log.exception("polling the store failed unexpectedly")
-                    failure = repr(exc)
+                    self.failure = exc
                 if not more:
                     with contextlib.suppress(TimeoutError):
                         # `wait_for` of Python 3.11 drops a cancellation that comes as `stop` is set.
@@ -155,7 +167,7 @@ class Follower:
         pipe.time()
         pipe.hgetall(self._keys.live)
         pipe.hkeys(self._keys.generations)
-        pipe.hget(self._keys.config, "identity")
+        pipe.hmget(self._keys.config, "identity", "scale", "scale_open")
         pipe.hgetall(self._keys.experiments)
         held: list[LiveGeneration] = []
         if live is not None:
@@ -166,22 +178,29 @@ class Follower:
                 deltas = self._keys.deltas(each.epoch, each.generation)
                 pipe.xrange(deltas, f"({each.after}", "+", DELTAS_AT_ONCE)
             pipe.lrange(self._keys.order(live.epoch), known, known + ITEMS_AT_ONCE - 1)
+        # Before it leaves: a reply that was waited for, or lay unread, tells what was so then.
+        asked_at = time.monotonic()
         # What answers users does not rest on experiments: where they cannot be read, there are none.
         replies = await pipe.execute(spared=_EXPERIMENTS)
-        (seconds, microseconds), pointer_fields, numbers, identity, experiments, *rest = replies
+        (seconds, microseconds), pointer_fields, numbers, config, experiments, *rest = replies
+        identity, *scale = config
         if identity is None or identity.decode() != self._identity:
             # Emptied while it was connected; where the connection was lost, this has been done.
             await self._store.look_again()
             return True
+        if not self._store.scale.decided:
+            self._store.scale.take(*scale)
         now = time.monotonic()
         self._clock_offset = seconds + microseconds / 1e6 - now
         self.pointer = pointer = read_pointer(pointer_fields, self._keys.live)
         self._numbers = frozenset(whole(number, self._keys.generations) for number in numbers)
-        if live is not None and live.epoch != pointer.epoch != pointer.pending:
-            # The history that it serves has ended without it: it was stopped, or cut off, and not waited for.
-            # While the one that is live is still pending, what is rated is written to both.
+        if live is not None and pointer.only_epoch not in (None, live.epoch):
+            # The history that it serves ends without it: it was stopped, or cut off, and not waited for.
             self.live = None
-        self._store.users.polled(Kept(self._numbers), now)
+        if self.live is not None and self._is_outdated(self.live):
+            self._outdated, self.live = self.live.generation, None
+        erasures = pointer_fields.get(b"erasures", b"")
+        self._store.users.polled(Kept(self._numbers), asked_at, erasures, pointer)
         self.polled_at = now
         self._follow_experiments(experiments, pointer.epoch)
         more = False
@@ -250,6 +269,12 @@ class Follower:
 
     def _serve_what_is_named(self, pointer: Pointer, now: float) -> None:
         """Serve what the pointer and an experiment name. What is not here is loaded, one after the other."""
+        stage = pointer.migration.partition(" ")[0]
+        if stage != self._stage:
+            log.warning("foldin migrate: the store is %s", stage or "not moving any more: it was given up")
+        if pointer.moved_to not in {None, self._moved_to}:
+            log.error("the store moves to %s: set FOLDIN_REDIS_URL to it, and start again", pointer.moved_to)
+        self._stage, self._moved_to = stage, pointer.moved_to
         live, wanted = self.live, self._arms_wanted(pointer)
         number = pointer.generation
         if live is not None and number in self.arms and live.generation != number:
@@ -263,16 +288,22 @@ class Follower:
         if not (self._loading is None or self._loading.done()) or now - self._load_at < RETRY_LOAD_S:
             return
         here = live is not None and (live.epoch, live.generation) == (pointer.epoch, number)
-        missing = sorted(wanted - self.arms.keys() - self._lost) if here else [number][: number > 0]
+        first = [number][: number not in {0, self._outdated}]
+        missing = sorted(wanted - self.arms.keys() - self._lost) if here else first
         if missing:
             load = self._load(pointer.epoch, missing[0], arm=here)
             self._loading = asyncio.create_task(load, name=f"load-generation-{missing[0]}")
+
+    def _is_outdated(self, live: LiveGeneration) -> bool:
+        # What it would answer may not even be on the scale; the trainer publishes another at once.
+        return self._store.scale.outdated(live.model, live.meta.summary.n_ratings)
 
     def _drop(self) -> None:
         """Serve nothing of a store that has been replaced: its item rows mean other items in the new one."""
         log.warning("the store is another one", extra={"was": self._identity, "now": self._store.identity})
         self._identity = self._store.identity
         self.live = self.pointer = None
+        self._outdated = 0
         self.arms.clear()
         if self._store.users.copies is not None:
             self._store.users.copies.clear()
@@ -285,7 +316,9 @@ class Follower:
             items = self._store.items(epoch)
             await items.refresh()
             await items.require_whole()
-            if not arm:
+            if self._is_outdated(loaded):
+                self._outdated = generation
+            elif not arm:
                 await self._go_live(loaded)
             elif self.live is not None and self.live.epoch == epoch:
                 self.arms[generation] = loaded

@@ -7,9 +7,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from factors import BlendedRanker, Float32s, Model, PosteriorModel, Ranker, Scorer, SideAttributes
+from factors import (
+    BlendedRanker,
+    Float32s,
+    HeadLikeness,
+    Model,
+    PosteriorModel,
+    Ranker,
+    Scorer,
+    SideAttributes,
+    item_statistics,
+)
 from featurestore.codecs import pack_records, record_dtype
-from featurestore.generations.activity import Activity
+from featurestore.generations.activity import Activity, Positives
 from featurestore.generations.manifest import GenerationMeta
 from featurestore.generations.row_lock import RowLock
 
@@ -19,11 +29,13 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class LiveGeneration:
     """A generation that can be asked. `items` float32 (n_items, item_width), rows as they are stored.
-    `ranking`: by the ranking head, `activity`: how much items are rated of late; None where there is none
-    that can be used. `user_attributes`: how those of users are encoded, None where they play no part.
+    `ranking`: by the ranking head, `likeness`: of items by it, `activity`: how much items are rated of late,
+    `positives`: what they have of positive events; None where there is none that can be used.
+    `user_attributes`: how those of users are encoded, None where they play no part. `by_events`: whether the
+    ranking head alone tells users and items apart, as there was next to no rating to fit (`is_by_events`).
 
-    `items`, `ranker` and `ranking` follow the deltas in place; the model and the users' records stay those of
-    the fit.
+    `items`, `ranker`, `ranking` and `likeness` follow the deltas in place; the model and the users' records
+    stay those of the fit.
     """
 
     epoch: int
@@ -35,8 +47,11 @@ class LiveGeneration:
     ranker: Ranker
     meta: GenerationMeta
     ranking: BlendedRanker | None = None
+    likeness: HeadLikeness | None = None
     activity: Activity | None = None
+    positives: Positives | None = None
     user_attributes: SideAttributes | None = None
+    by_events: bool = False
     # What the follower goes on from: the table whose first rows are `items`, None where it has no others, and
     # the stream id of the last delta in it.
     table: Float32s | None = None
@@ -66,6 +81,11 @@ class LiveGeneration:
     def rank(self) -> int:
         """Of the ranking head; 0 where there is none."""
         return 0 if self.ranking is None else self.ranking.head.parameters.rank
+
+    def alike_by_events(self, row: int) -> HeadLikeness | None:
+        """Return what tells which items are like that of `row` by their events, None where ratings do."""
+        rated = row < self.n_items and item_statistics(self.items[row : row + 1]).count[0] > 0
+        return None if rated and not self.by_events else self.likeness
 
     @property
     def model(self) -> Model:

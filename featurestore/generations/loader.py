@@ -16,6 +16,7 @@ from featurestore.generations.item_table_file import TableCache
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import (
     ACTIVITY,
+    POSITIVES,
     RANKING,
     RANKING_INDEX,
     USER_ATTRIBUTES,
@@ -53,8 +54,13 @@ class GenerationLoader:
         ranking = await self._blob(meta, RANKING), await self._blob(meta, RANKING_INDEX)
         activity = await self._blob(meta, ACTIVITY)
         users = await self._blob(meta, USER_ATTRIBUTES)
+        positives = await self._blob(meta, POSITIVES)
         fitted = partial(
-            as_fitted, meta, table, index, *ranking, activity_bytes=activity, user_attribute_bytes=users
+            as_fitted,
+            *(meta, table, index, *ranking),
+            activity_bytes=activity,
+            positive_bytes=positives,
+            user_attribute_bytes=users,
         )
         live = await asyncio.to_thread(fitted)
         deltas = self._store.keys.deltas(epoch, generation)

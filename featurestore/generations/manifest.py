@@ -19,10 +19,10 @@ from featurestore.keys import record_field, shown_key, whole
 # megabyte.
 CHUNK_BYTES = 65_536
 
-# Names of blobs: the ranking head, and the index of its factors where there is one; how much items are rated;
-# how their attributes are encoded, and those of users.
+# Names of blobs: the ranking head, and the index of its factors where there is one; how much items are rated,
+# and what they have of positive events; how their attributes are encoded, and those of users.
 RANKING, RANKING_INDEX, ACTIVITY, ATTRIBUTES = "ranking", "ranking_index", "activity", "attributes"
-USER_ATTRIBUTES = "user_attributes"
+USER_ATTRIBUTES, POSITIVES = "user_attributes", "positives"
 
 # Of summary, meta, tables and records. Grows when an older version could not read them.
 FORMAT = 1
@@ -52,6 +52,8 @@ class Pointer:
     `pending_since` by the store's clock, seconds since 1970, by `pending_by` ("" for a call that is over with
     its process). `full`: what has no room left, as the leader believes until `full_until` by the same clock.
     `last_epoch`: the highest that was given. `rolled_back`: what the trainer has taken back last.
+    `taking_over`: the epoch that has gone live, while ratings still go to the one before too (0: none).
+    `migration`: how far a migration to another store is, "" without one.
     """
 
     epoch: int
@@ -66,6 +68,23 @@ class Pointer:
     last_epoch: int = 0
     pending_by: str = ""
     rolled_back: RolledBack | None = None
+    taking_over: int = 0
+    migration: str = ""
+
+    @property
+    def moved_to(self) -> str | None:
+        """The address to which the namespace has moved, or is moving in the next moment; None where it stays.
+        What is read here may lack what was acknowledged there.
+        """
+        stage, _, address = (f"{self.migration}  ").split(" ", 2)
+        return address.strip() if stage in {"moved", "gone"} else None
+
+    @property
+    def only_epoch(self) -> int | None:
+        """The epoch that alone may be served: any other has ended, or is about to. None while the one before
+        may be served too, to which ratings go as well.
+        """
+        return None if self.pending == self.epoch != self.taking_over else self.epoch
 
     def full_at(self, now: float) -> FullReason | None:
         """Return what has no room left at `now`, by the store's clock."""
@@ -228,6 +247,8 @@ def read_pointer(fields: Mapping[Text, Text], key: bytes) -> Pointer:
         last_epoch=number(b"last_epoch"),
         pending_by=_text(fields.get(b"pending_by")),
         rolled_back=_rolled_back(fields.get(b"rolled_back")),
+        taking_over=number(b"taking_over"),
+        migration=_text(fields.get(b"migration")),
     )
 
 

@@ -3,15 +3,21 @@ began, by every worker that was alive then.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 from typing import Protocol
 
+from featurestore.errors import GenerationUnknown
 from featurestore.generations.catalog import Generations
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import Worker
+from featurestore.namespace import StoredScale
 
 # A worker beats twice a second; one that is silent for longer is gone or stuck and not waited for.
 FRESH_BEAT_S = 2.0
+# A worker that has not polled for so long may have missed a change of histories: it reads nothing of users
+# until it has, which a change of histories waits for. A worker polls ten times a second.
+FOLLOWED_S = 1.2
 # A follower polls ten times a second: looking four times as often costs a call at most 25 ms more.
 LOOK_AGAIN_S = 0.025
 
@@ -51,6 +57,31 @@ async def wait_until_served(
             if all_serve(workers, good, waited_s if exactly else FRESH_BEAT_S):
                 return True
         if waited_s >= timeout_s:
+            return False
+        await asyncio.sleep(LOOK_AGAIN_S)
+
+
+async def wait_for_scale(
+    generations: Generations, scale: StoredScale, timeout_s: float, *, here: Serving | None = None
+) -> bool:
+    """Return whether every worker serves a generation of the scale that was decided, and `here` too, or there
+    is none at all yet; wait up to `timeout_s` for it.
+
+    Raises `StoreError`.
+    """
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + timeout_s
+    while True:
+        pointer = await generations.live()
+        if not pointer.generation:
+            return True
+        # One that is removed meanwhile has given way to another.
+        with contextlib.suppress(GenerationUnknown):
+            meta = await generations.meta(pointer.epoch, pointer.generation)
+            if not scale.outdated(meta.model, meta.summary.n_ratings):
+                names = pointer.epoch, pointer.generation
+                return await wait_until_served(generations, *names, max(0.0, ends - loop.time()), here=here)
+        if loop.time() >= ends:
             return False
         await asyncio.sleep(LOOK_AGAIN_S)
 

@@ -3,13 +3,18 @@ table and the ranking head of a state have the same items.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from factors import (
     BlendedRanker,
     Float32s,
+    Float64s,
+    HeadLikeness,
+    Int64s,
     ModelUnreadable,
     PosteriorModel,
     Ranker,
@@ -24,12 +29,19 @@ from factors import (
     side_attributes_from_bytes,
 )
 from featurestore.errors import GenerationBroken
-from featurestore.generations.activity import Activity, activity_from_bytes
+from featurestore.generations.activity import (
+    Positives,
+    activity_from_bytes,
+    is_by_events,
+    positives_from_bytes,
+)
 from featurestore.generations.deltas import Deltas
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import GenerationMeta
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +69,7 @@ def as_fitted(
     head_index_bytes: memoryview | None = None,
     *,
     activity_bytes: memoryview | None = None,
+    positive_bytes: memoryview | None = None,
     user_attribute_bytes: memoryview | None = None,
 ) -> LiveGeneration:
     """What is served of a generation, as it was fitted. `table` may have spare rows."""
@@ -69,6 +82,8 @@ def as_fitted(
             log.warning("the index of a generation cannot be used", extra={"why": str(exc)})
     posterior = posterior_of(meta.model)
     items = table[: meta.item_rows]
+    ranking = _ranking(meta, posterior, head_bytes, head_index_bytes)
+    positives = _usable(positives_from_bytes, positive_bytes, meta, "the positive events of the items")
     return LiveGeneration(
         epoch=meta.summary.epoch,
         generation=meta.summary.generation,
@@ -78,20 +93,36 @@ def as_fitted(
         scorer=Scorer(posterior, items),
         ranker=Ranker(posterior, items, index),
         meta=meta,
-        ranking=_ranking(meta, posterior, head_bytes, head_index_bytes),
-        activity=_activity(meta, activity_bytes),
+        ranking=ranking,
+        likeness=None if ranking is None else HeadLikeness(ranking.head, weights_of(items, positives)),
+        activity=_usable(activity_from_bytes, activity_bytes, meta, "the activity of the items"),
+        positives=positives,
         user_attributes=user_attributes_of(posterior, user_attribute_bytes),
+        by_events=ranking is not None
+        and is_by_events(meta.summary.n_ratings, None if positives is None else positives.fitted),
         table=table,
     )
 
 
-def _activity(meta: GenerationMeta, data: memoryview | None) -> Activity | None:
-    """How much the items of a generation are rated; None where this version cannot read it."""
+def _usable(
+    read: Callable[[memoryview, int], T], data: memoryview | None, meta: GenerationMeta, what: str
+) -> T | None:
+    """What is stored beside a generation; None where there is nothing, or this version cannot read it."""
     try:
-        return None if data is None else activity_from_bytes(data, meta.item_rows)
+        return None if data is None else read(data, meta.item_rows)
     except GenerationBroken as exc:
-        log.warning("the activity of the items cannot be used", extra={"why": str(exc)})
+        log.warning("%s cannot be used", what, extra={"why": str(exc)})
         return None
+
+
+def weights_of(items: Float32s, positives: Positives | None) -> Callable[[Int64s], Float64s]:
+    """What the ratings and the positive events of items weigh (m,), by their rows (m,)."""
+
+    def weigh(rows: Int64s) -> Float64s:
+        found = item_statistics(items[rows]).count.astype(np.float64)
+        return found if positives is None else found + positives.weights[rows]
+
+    return weigh
 
 
 def user_attributes_of(posterior: PosteriorModel, data: memoryview | None) -> SideAttributes | None:
@@ -153,13 +184,21 @@ def updated(live: LiveGeneration, news: Deltas, room: Room) -> LiveGeneration:
     if room.n_items > live.n_items:
         items = room.table[: room.n_items]
         scorer = Scorer(live.posterior, items)
+    positives = live.positives
+    if positives is not None:
+        positives = positives.updated(news.counted, news.positives, room.n_items)
+    # Before what ranks: of an item that is in a list it is asked how like others it is.
+    if live.likeness is not None and room.head is not None:
+        changed = np.union1d(news.rows, news.counted)
+        live.likeness.update(changed, room.head, weights_of(items, positives))
     live.ranker.update(news.rows, items)
     if live.ranking is not None and room.head is not None:
         live.ranking.follow(news.ranked, room.head)
     activity = live.activity
     if activity is not None:
         counts = item_statistics(news.vectors).count.astype(np.int64)
-        activity = activity.updated(news.rows, counts, room.n_items)
+        events = None if positives is None else positives.gained(news.rows.astype(np.int64))
+        activity = activity.updated(news.rows, counts, room.n_items, events)
     after = news.after
     return replace(
         live,
@@ -169,4 +208,5 @@ def updated(live: LiveGeneration, news: Deltas, room: Room) -> LiveGeneration:
         table=room.table,
         after=after,
         activity=activity,
+        positives=positives,
     )

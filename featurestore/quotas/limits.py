@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
-Quota = Literal["requests", "ratings", "items", "history", "connections"]
+Quota = Literal["requests", "probes", "ratings", "items", "history", "connections"]
 QUOTAS: tuple[Quota, ...] = get_args(Quota)
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -34,11 +34,12 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a caller may take; None is no limit. `history`: entries of one user; `connections`: open ones, of
-    an address, in one worker.
+    """What a caller may take; None is no limit. `probes`: requests that a busy worker answers, too;
+    `history`: entries of one user; `connections`: open ones, of an address, in one worker.
     """
 
     requests: Rate | None = None
+    probes: Rate | None = None
     ratings: Rate | None = None
     items: Rate | None = None
     history: int | None = None
@@ -78,8 +79,8 @@ def parse_quota(text: str) -> Part:
     if quota is not None and not counted and (found := _RATE.fullmatch(value)):
         return Part(quota, Rate(float(found[1]), float(found[1]) / _SECONDS[found[2]], value))
     raise ValueError(
-        "must be quotas like requests=500/s, ratings=20000/m, items=5000/h, history=50000, connections=100 "
-        f"(units s, m, h, d; `off` is none), not {text!r}"
+        "must be quotas like requests=500/s, probes=100/s, ratings=20000/m, items=5000/h, history=50000, "
+        f"connections=100 (units s, m, h, d; `off` is none), not {text!r}"
     )
 
 
@@ -89,6 +90,6 @@ def parse_quotas(text: str) -> tuple[Part, ...]:
 
 
 # A worker answers some 20,000 GET /predict a second; a call has up to 10,000 ratings; as many entries of one
-# user as events of a partition may wait by default; 32 addresses then fill a worker.
-DEFAULT_TEXT = "requests=1000/s,ratings=10000/s,items=10000/h,history=100000,connections=256"
+# user as events of a partition may wait by default; 32 addresses then fill a worker. A scrape takes some ms.
+DEFAULT_TEXT = "requests=1000/s,probes=50/s,ratings=10000/s,items=10000/h,history=100000,connections=256"
 DEFAULT = Limits().but(parse_quotas(DEFAULT_TEXT))

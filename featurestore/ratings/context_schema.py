@@ -3,9 +3,13 @@
 Invariant: a field keeps its place and its kind, and a category its code, for stored contexts have these. Both
 are appended alone, so that a row of an older schema is the beginning of a row of a newer one. What is retired
 keeps its number too: nothing else ever gets it, and it means the same when it comes back.
+
+New categories have names as `category_name` makes them. Those that were stored before stay as they are: the
+exact text still names them.
 """
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,6 +41,14 @@ _WANTED: Mapping[ContextKind, str] = {
     "number": "a finite number, true or false",
     "category": f"a text of at most {MOST_CATEGORY_BYTES} bytes",
 }
+
+
+def category_name(text: str) -> str:
+    """Return the name by which a category is kept, in a context or of an item: as Unicode composes it (NFC),
+    without white space at its ends. What is empty then is none.
+    """
+    # Most are ASCII, and composed as they are.
+    return (text if text.isascii() else unicodedata.normalize("NFC", text)).strip()
 
 
 class ContextRefused(ValueError):  # noqa: N818 - says what happened
@@ -127,7 +139,7 @@ class ContextSchema:
         places, values, width = list[int](), list[float](), len(self.fields)
         for row, each in enumerate(given):
             for name, value in (each or {}).items():
-                if value is None:
+                if not self._is_given(name, value):
                     continue
                 place = self._places.get(name)
                 if place is None or self.fields[place].retired:
@@ -145,8 +157,21 @@ class ContextSchema:
         return table
 
     def _code(self, place: int, value: object) -> float | None:
+        if not isinstance(value, str):
+            return None
+        codes = self._shown_codes[place]
+        found = codes.get(value)
         # A category that no rating was given with says nothing, as a value that is not given.
-        return self._shown_codes[place].get(value, math.nan) if isinstance(value, str) else None
+        return codes.get(category_name(value), math.nan) if found is None else found
+
+    def _is_given(self, name: str, value: object) -> bool:
+        """Whether a value is given: null and a text of white space alone are not, as long as no category of
+        before has that name. Of numbers any text is refused.
+        """
+        if value is None or not isinstance(value, str) or value.strip():
+            return value is not None
+        place = self._places.get(name)
+        return place is not None and (self.kinds[place] == "number" or value in self._shown_codes[place])
 
     def named(self, row: Float32s) -> dict[str, float | str]:
         """Return what a row (k',) has by field; k' may be less or more than the fields there are."""
@@ -171,7 +196,7 @@ class ContextSchema:
         new: dict[str, ContextField] = {}
         for row, each in enumerate(given):
             for name, value in (each or {}).items():
-                if value is None:
+                if not self._is_given(name, value):
                     continue
                 place = self._places.get(name)
                 if place is None:
@@ -186,11 +211,16 @@ class ContextSchema:
                         raise _is_retired(name, None, row)
                 if _kind_of(value) != field.kind:
                     raise _wrong_kind(field, value, row)
-                if isinstance(value, str) and value not in known and (field, value) not in lacking:
-                    if place is not None and value in self._codes[place]:
-                        raise _is_retired(name, value, row)
-                    _check_category(name, value, row)
-                    lacking[field, value] = row
+                if not isinstance(value, str) or value in known:
+                    continue
+                text = category_name(value)
+                if text in known or (field, text) in lacking:
+                    continue
+                codes: Mapping[str, int] = {} if place is None else self._codes[place]
+                if (retired := next((each for each in (value, text) if each in codes), None)) is not None:
+                    raise _is_retired(name, retired, row)
+                _check_category(name, text, row)
+                lacking[field, text] = row
         return lacking
 
     def extended(self, lacking: "Lacking") -> "ContextSchema":
@@ -250,6 +280,20 @@ class ContextSchema:
         _check_fields(fields, next((each.name for each in more.fields[::-1] if each.name not in shown), ""))
         return self._with(fields)
 
+    def told(self, fields: Sequence[ContextField]) -> "ContextSchema":
+        """Return `fields` as a schema, with the names of their categories as they are kept here. Raises
+        `ContextRefused` for a name that is empty.
+        """
+        found = []
+        for each in fields:
+            place = self._places.get(each.name)
+            codes = {} if place is None else self._codes[place]
+            names = dict.fromkeys(text if text in codes else category_name(text) for text in each.categories)
+            if "" in names.keys() - codes.keys():
+                raise ContextRefused(each.name, "has a category without a name")
+            found.append(msgspec.structs.replace(each, categories=tuple(names)))
+        return ContextSchema(tuple(found))
+
     def without(self, name: str, category: str | None = None) -> "ContextSchema":
         """Return the schema in which a field, or one of its categories, is retired. Raises
         `UnknownContextField` where there is no such thing, or it is retired already.
@@ -260,7 +304,7 @@ class ContextSchema:
         field = self.fields[place]
         if category is None:
             field = msgspec.structs.replace(field, retired=True)
-        elif category in field.shown:
+        elif (category := category if category in field.shown else category_name(category)) in field.shown:
             codes = tuple(sorted((*field.retired_codes, self._codes[place][category])))
             field = msgspec.structs.replace(field, retired_codes=codes)
         else:

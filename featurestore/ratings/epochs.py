@@ -5,12 +5,13 @@ Every step may be repeated, by another process too: numbers are given once, part
 comparing first.
 """
 
+import asyncio
 import re
 
 from featurestore.client import Client
 from featurestore.errors import EpochBusy, EpochGone, RatingsLeftOut, StoreDamaged, StoreError
 from featurestore.generations.catalog import Generations
-from featurestore.generations.served import wait_until_served
+from featurestore.generations.served import FOLLOWED_S, wait_until_served
 from featurestore.keys import Keys, shown_key
 from featurestore.leases import Lease, fence_of
 from featurestore.wire.connection import Prepare
@@ -123,7 +124,8 @@ class Epochs:
         await self._client.call("end_epoch", ([self._keys.live], [b"%d" % epoch]))
 
     async def finish(self, epoch: int) -> None:
-        """Let the epoch that has gone live be the only one, once no worker serves another. Safe to repeat.
+        """Let the epoch that has gone live be the only one, once no worker serves another: where one has not
+        said that, `HANDOVER_S` later at most. Safe to repeat.
 
         Raises `StoreError` if it is not live.
         """
@@ -132,18 +134,22 @@ class Epochs:
             raise StoreError(f"epoch {epoch} is not live")
         # Before, a rating would not show on a worker that still serves the epoch before.
         await wait_until_served(self._generations, epoch, pointer.generation, HANDOVER_S)
-        tail = b",%d" % epoch
-        found = await self._read()
-        await self._switch(
-            {p: (text, b"%d" % epoch) for p, text in enumerate(found) if text and text.endswith(tail)}
-        )
+        found, tail = await self._read(), b",%d" % epoch
+        changes = {p: (text, b"%d" % epoch) for p, text in enumerate(found) if text and text.endswith(tail)}
+        if changes and any(worker.epoch != epoch for worker in await self._generations.workers()):
+            # One is late, or was not waited for. It is told to serve nothing; one that does not hear it reads
+            # nothing by then.
+            await self._client.call("take_over_epoch", ([self._keys.live], [b"%d" % epoch]))
+            await asyncio.sleep(FOLLOWED_S)
+        await self._switch(changes)
         await self._client.call("end_epoch", ([self._keys.live], [b"%d" % epoch]))
 
     async def _read(self) -> list[bytes | None]:
         pipe = self._client.pipeline()
         for partition in range(self._keys.partitions):
             pipe.get(self._keys.epochs(partition))
-        return await pipe.execute()
+        # What is said behind them, of a migration to another store, is for the functions of the store.
+        return [text and text.partition(b" ")[0] for text in await pipe.execute()]
 
     async def _switch(self, changes: dict[int, tuple[bytes, bytes]]) -> int:
         """Change what partitions write to; return how many ratings had come live into the first of their
@@ -152,10 +158,11 @@ class Epochs:
         if not changes:
             return 0
         live = 0
-        calls = [
-            ([self._keys.epochs(p), self._keys.counts(int(before.split(b",")[0]), p)], [before, after])
-            for p, (before, after) in changes.items()
-        ]
+        calls = []
+        for p, (before, after) in changes.items():
+            both = max(before, after, key=len).split(b",")
+            names = [self._keys.epochs(p), *(self._keys.counts(int(epoch), p) for epoch in both)]
+            calls.append((names, [before, after]))
         replies = await self._client.call("switch_epochs", *calls)
         for (partition, (_, after)), reply in zip(changes.items(), replies, strict=True):
             if reply[0] != b"OK":

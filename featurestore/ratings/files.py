@@ -2,9 +2,9 @@
 anew. Invariant: nothing that is stored is changed here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from featurestore.client import Client
 from featurestore.errors import StoreError
@@ -32,14 +32,22 @@ class FileState:
 
 
 Step = Literal["done", "wait", "rewrite", "save"]
+# Asked of all servers at once.
+_ORDER: tuple[Step, ...] = ("rewrite", "save")
 
 
-def next_step(before: FileState, now: FileState) -> Step:
-    """Return what is left to do until each file was begun after `before`, of the same run, when the store
-    was not busy.
+def next_step(before: Sequence[FileState], now: Sequence[FileState]) -> Step:
+    """Return what is left to do until each file was begun after `before`, of the same runs, when no server
+    was busy. One state a server.
     """
-    if now.busy:
+    if any(each.busy for each in now):
         return "wait"
+    earlier = {each.run: each for each in before}
+    steps = {_next_step(earlier[each.run], each) for each in now}
+    return next((step for step in _ORDER if step in steps), "done")
+
+
+def _next_step(before: FileState, now: FileState) -> Step:
     if now.appends and not (now.rewritten and now.rewrites > before.rewrites):
         return "rewrite"
     if now.dumps and not (now.saved and now.saves > before.saves):
@@ -54,31 +62,15 @@ class StoreFiles:
         self._keys = keys
         self._client = client
 
-    async def state(self) -> FileState:
-        """Return what the store says of its files. Raises `StoreError` where it does not."""
-        pipe = self._client.pipeline()
-        pipe.info("server")
-        pipe.info("persistence")
-        server, found = await pipe.execute()
-        if "aof_rewrites" not in found:
-            raise StoreError("the store does not tell of rewrites of its files")
-        appends = bool(found["aof_enabled"])
-        busy = ("aof_rewrite_in_progress", "aof_rewrite_scheduled", "rdb_bgsave_in_progress")
-        return FileState(
-            run=str(server["run_id"]),
-            rewrites=int(found["aof_rewrites"]),
-            saves=int(found["rdb_saves"]),
-            busy=any(found[name] for name in busy),
-            rewritten=found["aof_last_bgrewrite_status"] == "ok",
-            saved=found["rdb_last_bgsave_status"] == "ok",
-            appends=appends,
-            # A store that appends reads a dump at no start, and may have one all the same.
-            dumps=found["rdb_saves"] > 0 or (not appends and found["rdb_last_load_keys_loaded"] > 0),
-        )
+    async def states(self) -> list[FileState]:
+        """Return what each server of the store says of its files. Raises `StoreError` where one does not."""
+        return [
+            _state(*each) for each in await self._client.each(["INFO", "server"], ["INFO", "persistence"])
+        ]
 
     async def begin(self, step: Literal["rewrite", "save"]) -> None:
-        """Have the store write a file anew, beside its work. Raises `StoreRefused` where it may not be asked,
-        `StoreError` where it is writing one.
+        """Have each server write a file anew, beside its work. Raises `StoreRefused` where it may not be
+        asked, `StoreError` where it is writing one.
         """
         await self._client.execute_command("BGREWRITEAOF" if step == "rewrite" else "BGSAVE")
 
@@ -91,3 +83,21 @@ class StoreFiles:
         streams = [self._keys.ratings(epoch, p) for epoch in epochs for p in partitions]
         calls = [([stream], [b"%d" % _MOST_ENTRIES]) for stream in (*streams, self._keys.commands)]
         return [b"LATER"] not in await self._client.call("renew_stream", *calls)
+
+
+def _state(server: Mapping[str, Any], found: Mapping[str, Any]) -> FileState:
+    if "aof_rewrites" not in found:
+        raise StoreError("the store does not tell of rewrites of its files")
+    appends = bool(found["aof_enabled"])
+    busy = ("aof_rewrite_in_progress", "aof_rewrite_scheduled", "rdb_bgsave_in_progress")
+    return FileState(
+        run=str(server["run_id"]),
+        rewrites=int(found["aof_rewrites"]),
+        saves=int(found["rdb_saves"]),
+        busy=any(found[name] for name in busy),
+        rewritten=found["aof_last_bgrewrite_status"] == "ok",
+        saved=found["rdb_last_bgsave_status"] == "ok",
+        appends=appends,
+        # A store that appends reads a dump at no start, and may have one all the same.
+        dumps=found["rdb_saves"] > 0 or (not appends and found["rdb_last_load_keys_loaded"] > 0),
+    )

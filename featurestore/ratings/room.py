@@ -3,7 +3,8 @@
 Invariant: what it said ends by itself soon after the leader does.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 
 from featurestore.client import Client
 from featurestore.errors import FullReason
@@ -17,11 +18,15 @@ SAID_FOR_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The memory that the store uses, its limit (0: none), and its clock in seconds since 1970."""
+    """The memory that the store uses, its limit (0: none), and its clock in seconds since 1970; of a cluster
+    those of its fullest server. `run`: the name that each server has from its start to its end, 40
+    hexadecimal digits.
+    """
 
     used_bytes: int
     limit_bytes: int
     time: float
+    run: str
 
 
 class Room:
@@ -33,13 +38,15 @@ class Room:
 
     async def load(self) -> Load:
         """Return how full the store's memory is."""
-        pipe = self._client.pipeline()
-        pipe.time()
-        pipe.info("memory")
-        (seconds, microseconds), memory = await pipe.execute()
-        # `maxmemory` is compared with what is left without buffers that the store does not count.
-        used = int(memory["used_memory"]) - int(memory.get("mem_not_counted_for_evict", 0))
-        return Load(used, int(memory["maxmemory"]), seconds + microseconds / 1e6)
+        time, loads = await self._client.time(), list[Load]()
+        seconds = time[0] + time[1] / 1e6
+        for memory, server in await self._client.each(["INFO", "memory"], ["INFO", "server"]):
+            # `maxmemory` is compared with what is left without buffers that the store does not count.
+            used = int(memory["used_memory"]) - int(memory.get("mem_not_counted_for_evict", 0))
+            loads.append(Load(used, int(memory["maxmemory"]), seconds, str(server["run_id"])))
+        # The fullest of several: one without room refuses what it is given.
+        fullest = max(loads, key=lambda load: (load.used_bytes / (load.limit_bytes or inf), load.used_bytes))
+        return replace(fullest, run=" ".join(sorted(load.run for load in loads)))
 
     async def say(self, lease: Lease, reason: FullReason | None, now: float) -> None:
         """Say that ratings are to be refused for this reason from `now` on, by the store's clock, or not.

@@ -13,6 +13,7 @@ from featurestore.client import Client
 from featurestore.confirmation import Confirmation
 from featurestore.keys import Keys
 from featurestore.ratings.context_schema import (
+    ContextField,
     ContextRefused,
     ContextSchema,
     UnknownContextField,
@@ -20,7 +21,7 @@ from featurestore.ratings.context_schema import (
     schema_from_bytes,
     schema_to_bytes,
 )
-from featurestore.ratings.stored_document import StoredDocument
+from featurestore.ratings.stored_document import FOLLOWED_S, StoredDocument
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -67,18 +68,27 @@ class StoredContextSchema(StoredDocument[ContextSchema]):
             # Another process may have stored it since this one asked.
             return await run((await self.fresh()).rows, given)
 
-    async def tell(self, told: ContextSchema) -> ContextSchema:
-        """Have the fields and categories of `told`, those too that were retired; return what there is then.
-        Raises what `ContextSchema.merged` raises.
+    async def check(self, fields: Sequence[ContextField]) -> None:
+        """Raise what `tell` would raise of these fields."""
+        schema = await self.fresh()
+        schema.merged(schema.told(fields))
+
+    async def tell(self, fields: Sequence[ContextField]) -> ContextSchema:
+        """Have these fields and categories, those too that were retired; return what there is then. Raises
+        what `ContextSchema.told` and `ContextSchema.merged` raise.
         """
         schema = await self.fresh()
-        if schema.merged(told) is schema:
+        if schema.merged(schema.told(fields)) is schema:
             return schema
-        return await self.change(lambda before: before.merged(told))
+        return await self.change(lambda before: before.merged(before.told(fields)))
 
     async def retire(self, name: str, category: str | None = None) -> None:
-        """Retire a field, or one of its categories. Raises what `ContextSchema.without` raises."""
+        """Retire a field, or one of its categories: no process takes it after this. Raises what
+        `ContextSchema.without` raises.
+        """
         await self.change(lambda before: before.without(name, category))
+        # Each process goes by what it has read at most so long ago.
+        await asyncio.sleep(FOLLOWED_S)
 
 
 async def _now(compute: Callable[[V], T], given: V) -> T:

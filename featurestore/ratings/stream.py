@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors import Float32s, Float64s, Int32s, Int64s, Scale
+from factors import Float32s, Float64s, Int32s, Int64s
 from featurestore.client import Client
 from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, FORGOTTEN_ROW, impossible, item_rows_of
 from featurestore.contexts import codec as contexts
 from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreDamaged, StoreError
 from featurestore.keys import Keys, shown_key, whole
 from featurestore.leases import Lease
+from featurestore.namespace import StoredScale
 from featurestore.ratings.batches import CONTEXT_LENGTH_DTYPE, LENGTH_DTYPE, NUMBER_DTYPE
 from featurestore.wire.connection import Connection
 from featurestore.wire.functions import call_many
@@ -105,7 +106,7 @@ class _Reading:
 class RatingsStream:
     """Reads and trims the streams, for one task an epoch."""
 
-    def __init__(self, keys: Keys, connection: Connection, client: Client, scale: Scale) -> None:
+    def __init__(self, keys: Keys, connection: Connection, client: Client, scale: StoredScale) -> None:
         self._keys = keys
         self._connection = connection
         self._client = client
@@ -263,7 +264,7 @@ class RatingsStream:
         numbers = np.array([int(number) for _, number in ids], dtype=np.int64)
         found, damaged = unpack([fields for _, _, fields in entries], numbers)
         marks = found.table["item_row"] == FORGOTTEN_ROW
-        bad = found.entry[impossible(found.table, self._scale) & ~marks]
+        bad = found.entry[impossible(found.table, self._scale.stored) & ~marks]
         for k in [*damaged, *bad.tolist()]:
             # Left out here it would be trimmed with those after it.
             number, stream_id, _ = entries[k]

@@ -10,10 +10,13 @@ import numpy as np
 
 from featurestore.client import Client
 from featurestore.keys import Keys, partition_of, partitions_of
+from featurestore.leases import Lease
 
 # A worker that is asked for neighbours keeps a direction of each: 2 MB at rank 64, and a product of all with
 # one user is half a million multiplications. Reading their records is a large batch of predictions.
 MOST_ACTIVE = 8_192
+# Where users are compared by their events it is histories that are read.
+MOST_ACTIVE_BY_EVENTS = 1_024
 # Users of one step: the store is busy with it for 0.1 ms.
 _AT_ONCE = 128
 
@@ -29,13 +32,19 @@ class ActiveUsers:
         """Return all ids, in one round trip."""
         return [user_id for found in await self._by_partition(epoch) for user_id in found]
 
-    async def replace(self, epoch: int, user_ids: Sequence[bytes]) -> None:
-        """Have these users, of whom unknown ones are left out, take the place of those who are there."""
+    async def replace(self, epoch: int, user_ids: Sequence[bytes], *, lease: Lease | None = None) -> None:
+        """Have these users, of whom unknown ones are left out, take the place of those who are there.
+
+        `lease`: of the caller, which is renewed before the writes to each partition, as no function can
+        compare it in the slots of these. Raises `LeaseLost`.
+        """
         partitions = partitions_of(user_ids, self._keys.partitions)
         for partition, before in enumerate(await self._by_partition(epoch)):
             key = self._keys.active(epoch, partition)
             own = {user_ids[k] for k in np.flatnonzero(partitions == partition).tolist()}
             gone, new = sorted(before - own), sorted(own - before)
+            if lease is not None and (gone or new):
+                await lease.renew()
             for start in range(0, len(gone), _AT_ONCE):
                 await self._client.srem(key, *gone[start : start + _AT_ONCE])
             for start in range(0, len(new), _AT_ONCE):

@@ -1,6 +1,6 @@
 """Copies of what was read of users, for answers while the store is away. Invariant: they are of the
-generations that are served, bounded in bytes and in age, and there is none of a user whom this process has
-forgotten.
+generations that are served, bounded in bytes and in age, and none was read before the last user was forgotten
+of whom the store has told: here at once, elsewhere with the next poll.
 
 A copy may lack ratings that were acknowledged: an answer that rests on copies says so.
 """
@@ -23,6 +23,8 @@ LONGEST_HISTORY = 2_000
 OVERHEAD_BYTES = 250
 # Of a user id in the API.
 LONGEST_ID_BYTES = 256
+# A call ends within its time-out, 1 s by itself; what it read is kept soon after.
+SETTLED_S = 2.0
 # Each copy is dropped between one and two such times after it was read last.
 KEPT_S = 300.0
 
@@ -39,10 +41,6 @@ class _Aging(Generic[T]):
     def get(self, key: bytes) -> T | None:
         value = self.young.get(key)
         return self.old.get(key) if value is None else value
-
-    def pop(self, key: bytes) -> None:
-        self.young.pop(key, None)
-        self.old.pop(key, None)
 
     def turn(self) -> None:
         self.old, self.young = self.young, {}
@@ -76,17 +74,26 @@ class _OfGeneration:
 
 
 class UserCopies:
-    """What one process holds of users. To keep a copy costs less than a tenth of a microsecond."""
+    """What one process holds of users. To keep a copy costs less than a tenth of a microsecond. `settled_s`:
+    after so long nothing is under way that was read before.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, settled_s: float = SETTLED_S) -> None:
         # By epoch and generation: several while an experiment is over generations.
         self._of: dict[tuple[int, int], _OfGeneration] = {}
         self._turned_at = float("-inf")
-        self._forgotten: _Aging[bool] = _Aging()
+        self._settled_s = settled_s
+        # From when on copies are kept again, by the clock of `age`.
+        self._closed_until = float("-inf")
+        self._open = True
+        # How often users were forgotten, as the store told it last.
+        self._erasures: bytes | None = None
+        self._forgotten = 0
 
     def keep(self, live: LiveGeneration, user_ids: Iterable[bytes], records: Iterable[bytes]) -> None:
         """Keep the records of users as they were read."""
-        self._held(live).keep(user_ids, records)
+        if self._open:
+            self._held(live).keep(user_ids, records)
 
     def keep_lookup(self, live: LiveGeneration, user_ids: Sequence[bytes], found: UserLookup) -> None:
         """Keep users as they were looked up; those who are behind are kept when they are folded in."""
@@ -103,7 +110,7 @@ class UserCopies:
 
     def keep_profile(self, live: LiveGeneration, user_id: bytes, profile: Profile) -> None:
         """Keep one user with the history."""
-        if profile.history.entries > LONGEST_HISTORY:
+        if not self._open or profile.history.entries > LONGEST_HISTORY:
             return
         size = OVERHEAD_BYTES + len(user_id) + len(live.prior_record) + ENTRY_BYTES * profile.history.entries
         self._held(live).keep_profile(user_id, profile, size)
@@ -113,36 +120,53 @@ class UserCopies:
         prior, of = live.prior_record, self._of.get((live.epoch, live.generation))
         if of is None:
             return counter_rule.of_records(live, [prior] * len(user_ids))
-        get, forgotten = of.records.get, self._forgotten.get
-        records = [prior if forgotten(user_id) else get(user_id) or prior for user_id in user_ids]
-        return counter_rule.of_records(live, records)
+        get = of.records.get
+        return counter_rule.of_records(live, [get(user_id) or prior for user_id in user_ids])
 
     def profile(self, live: LiveGeneration, user_id: bytes) -> Profile | None:
         """One user as read last; None where there is no copy."""
         of = self._of.get((live.epoch, live.generation))
-        return None if of is None or self._forgotten.get(user_id) else of.profiles.get(user_id)
+        return None if of is None else of.profiles.get(user_id)
 
-    def forget(self, user_id: bytes) -> None:
-        """Drop what there is of a user."""
-        # What was asked before may be answered, and kept, after this.
-        self._forgotten.young[user_id] = True
-        for of in self._of.values():
-            of.records.pop(user_id)
-            of.profiles.pop(user_id)
+    def forget(self, now: float) -> None:
+        """Drop everything, as a user is forgotten at `now`, by a clock in seconds; and keep nothing for a
+        while: what was asked before may be answered after this.
+        """
+        self._of.clear()
+        self._forgotten += 1
+        self._open, self._closed_until = False, now + self._settled_s
 
-    def age(self, now: float) -> None:
-        """Drop what is old, by a clock in seconds. To be called often while the store answers."""
+    def age(self, now: float, erasures: bytes = b"") -> None:
+        """Drop what is old, by a clock in seconds, and everything where the store has another number of
+        `erasures` than before. To be called often while the store answers.
+        """
+        if erasures != self._erasures:
+            if self._erasures is not None:
+                self.forget(now)
+            self._erasures = erasures
+        elif now >= self._closed_until:
+            self._open = True
         if now - self._turned_at >= KEPT_S:
             self._turned_at = now
             for of in self._of.values():
                 of.records.turn()
                 of.turn_profiles()
-            self._forgotten.turn()
 
     def serve(self, generations: Set[tuple[int, int]]) -> None:
         """Drop what is of other generations than these, each by epoch and number."""
         for other in self._of.keys() - generations:
             del self._of[other]
+
+    @property
+    def begun(self) -> int | None:
+        """Which reading of users begins now, for what is kept elsewhere as long as `holds` says so. None
+        while nothing may be kept.
+        """
+        return self._forgotten if self._open else None
+
+    def holds(self, begun: int | None) -> bool:
+        """Return whether no user was forgotten since a reading began."""
+        return begun == self._forgotten
 
     def clear(self) -> None:
         """Drop everything."""

@@ -5,8 +5,9 @@ written.
 neither: the prior stands for it. Nothing else is cached, so there is nothing to invalidate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,8 @@ class UserLookup(NamedTuple):
 
     `behind`: positions of the users whose record is not current, `behind_ids` their ids; their rows are the
     prior until they are folded in. An unknown user has `n` 0 and the prior, and is not behind. `records`: as
-    bytes, where they were read one by one.
+    bytes, where they were read one by one. `histories`: of some users, what the store said of them right
+    after that, as `HistoryReader.look_of` reads it.
     """
 
     n: Int64s
@@ -31,6 +33,7 @@ class UserLookup(NamedTuple):
     behind: list[int]
     behind_ids: list[bytes]
     records: Sequence[bytes] = ()
+    histories: Mapping[bytes, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)

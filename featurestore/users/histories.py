@@ -166,8 +166,8 @@ class HistoryReader:
 
     async def look(self, epoch: int, field: bytes, user_id: bytes, *, attributes: bool = False) -> Look:
         """Look at one user, and at the attributes if wanted. Raises `StoreError`."""
-        (reply,) = await call_many(self._connection, [self._call(epoch, field, user_id, attributes)])
-        return self._look_of(epoch, user_id, reply)
+        (reply,) = await call_many(self._connection, [self.call(epoch, field, user_id, attributes)])
+        return self.look_of(epoch, user_id, reply)
 
     async def look_many(
         self, epoch: int, field: bytes, user_ids: Sequence[bytes], *, attributes: bool = False
@@ -177,10 +177,10 @@ class HistoryReader:
         for start in range(0, len(user_ids), CALLS_AT_ONCE):
             some = user_ids[start : start + CALLS_AT_ONCE]
             replies = await ask_many(
-                self._connection, [self._call(epoch, field, user_id, attributes) for user_id in some]
+                self._connection, [self.call(epoch, field, user_id, attributes) for user_id in some]
             )
             found += [
-                reply if isinstance(reply, ReplyError) else self._look_of(epoch, user_id, reply)
+                reply if isinstance(reply, ReplyError) else self.look_of(epoch, user_id, reply)
                 for user_id, reply in zip(some, replies, strict=True)
             ]
         return found
@@ -227,7 +227,8 @@ class HistoryReader:
             found.append(b"".join(pieces))
         return found[0], found[1]
 
-    def _call(self, epoch: int, field: bytes, user_id: bytes, attributes: bool) -> bytes:
+    def call(self, epoch: int, field: bytes, user_id: bytes, attributes: bool) -> bytes:
+        """Return the call whose reply `look_of` reads, as RESP."""
         keys = self._keys
         names = [keys.user(epoch, user_id), keys.history(epoch, user_id), keys.user_contexts(epoch, user_id)]
         if attributes:
@@ -235,7 +236,8 @@ class HistoryReader:
         most = [b"%d" % ANSWER_ENTRIES, b"%d" % RECENT, b"%d" % ANSWER_CONTEXT_BYTES]
         return encode_call("look", names, [field, *most])
 
-    def _look_of(self, epoch: int, user_id: bytes, reply: Any) -> Look:
+    def look_of(self, epoch: int, user_id: bytes, reply: Any) -> Look:
+        """Return what the store says of a user. Raises `StoreDamaged`."""
         n, record, tail, size, sample, contexts, contexts_size, *described = reply
         count = None if n is None else whole(n, self._keys.user(epoch, user_id))
         since, attributes = described or (b"", None)

@@ -7,7 +7,7 @@ folded in with the item table of the same generation, answered from that, and wr
 import asyncio
 import logging
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,39 +15,35 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors import Float32s, Int64s, Scale
+from factors import Float32s, Int64s
 from featurestore import codecs
 from featurestore.client import Client
 from featurestore.codecs import ENTRY_BYTES, History, RecordCorrupt
 from featurestore.contexts import codec as context_codec
 from featurestore.errors import StoreDamaged, StoreUnavailable
 from featurestore.generations.live import LiveGeneration
-from featurestore.generations.manifest import Kept
+from featurestore.generations.manifest import Kept, Pointer
+from featurestore.generations.served import FOLLOWED_S
 from featurestore.id_columns import Ids, distinct
 from featurestore.keys import Keys, digest_of, partition_of, record_field, shown_key, whole
+from featurestore.namespace import StoredScale
 from featurestore.users import counter_rule
 from featurestore.users.batch_lookup import LookupReader, write_lookups
 from featurestore.users.copies import UserCopies
 from featurestore.users.counter_rule import Profile, UserLookup
-from featurestore.users.fold_in import FoldedUsers, StaleUser, blocks, fold_in
+from featurestore.users.fold_in import INLINE_BYTES, FoldedUsers, StaleUser, blocks, fold_in, is_brief
 from featurestore.users.histories import CALLS_AT_ONCE, HistoryReader, Look, due_after, pack_sample
+from featurestore.users.recent_raters import RecentRaters
 from featurestore.wire.connection import Connection, swallow
 from featurestore.wire.functions import encode_call
 from featurestore.wire.resp import ReplyError
 
 log = logging.getLogger(__name__)
 
-# A fold-in of so many ratings takes about as long as the hand-over to a thread costs; contexts take as long
-# by the byte (0.4 to 0.5 ms for 40 KB, with 5 and with 32 fields).
-INLINE_BYTES = 2_000 * ENTRY_BYTES
-# Lookups in one write: the store works on the first ones while the next are written, and on those while the
-# first are read.
+# Lookups in one write: the store works on some while the next are written and those before are read.
 LOOKUPS_AT_ONCE = 2_048
 # So few are looked up in less time with an object for each.
 FEW_LOOKUPS = 256
-# A worker that has not polled for so long may have missed a change of histories: after 2 s without a beat it
-# is not waited for, and the last beat may be half a second older than the last poll.
-FOLLOWED_S = 1.2
 # Keys that the store looks at in one step of a scan: a fraction of a millisecond, in which lookups wait.
 SCANNED_AT_ONCE = 1_000
 # A lookup up to the end of the key, and behind that; lengths go before what they are of.
@@ -82,7 +78,7 @@ class StoredUser:
 class UserRecords:
     """Reads user records. Safe for any number of tasks of one event loop; every method may raise
     `StoreUnavailable`, and `StoreDamaged` of what is stored of a user. `scale`: of the ratings; `copies`:
-    keep what is read here, where they are wanted.
+    keep what is read here, where they are wanted; `writing`: over which ratings are written.
     """
 
     def __init__(
@@ -90,28 +86,38 @@ class UserRecords:
         keys: Keys,
         connection: Connection,
         client: Client,
-        scale: Scale,
+        scale: StoredScale,
         copies: UserCopies | None = None,
+        *,
+        writing: Connection,
     ) -> None:
         self._keys = keys
+        self._writing = writing
         self._scale = scale
         self._connection = connection
         self._client = client
         self.copies = copies
         self._histories = HistoryReader(keys, connection)
+        self.raters = RecentRaters()
         self.kept = Kept(frozenset())
-        # When a follower polled last, by `time.monotonic`; infinite where none says which history is live.
+        # When a follower asked last, by `time.monotonic`; infinite where none says which history is live.
         self.followed_at = float("inf")
+        self._only_epoch: int | None = None
+        # To another store: what is read here may lack what was acknowledged there.
+        self.moved = False
         # The blocks of one batch leave before those of the next, so that its answers come first.
         self._one_batch = asyncio.Lock()
         self.folded_total = 0
         self.corrupt_total = 0
 
-    def polled(self, kept: Kept, now: float) -> None:
-        """Take in what the store said at `now`, by `time.monotonic`: which generations it keeps."""
-        self.kept, self.followed_at = kept, now
+    def polled(self, kept: Kept, asked_at: float, erasures: bytes, pointer: Pointer) -> None:
+        """Take in what the store said when it was asked at `asked_at`, by `time.monotonic`: which generations
+        it keeps, how often users were forgotten, and the pointer.
+        """
+        self.kept, self.followed_at = kept, asked_at
+        self._only_epoch, self.moved = pointer.only_epoch, pointer.moved_to is not None
         if self.copies is not None:
-            self.copies.age(now)
+            self.copies.age(asked_at, erasures)
 
     def serves(self, generations: Set[tuple[int, int]]) -> None:
         """Take in which generations (epoch, number) this process serves: copies of others are dropped."""
@@ -119,23 +125,58 @@ class UserRecords:
             self.copies.serve(generations)
 
     async def lookup(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> UserLookup:
-        """Read users by the counter rule, with one write and one round trip; none is folded in."""
-        self._require_followed()
+        """Read users by the counter rule, with one write and one round trip; none is folded in. The histories
+        of those who have just rated come with it.
+        """
+        self._require_followed(live.epoch)
         field = record_field(live.generation)
-        heads = [LOOKUP_HEAD % (len(key), key) for key in self._keys.users(live.epoch, user_ids)]
-        # The tail ends each command.
         tail = LOOKUP_TAIL % (len(field), field)
-        asked = self._connection.execute(tail.join([*heads, b""]), len(heads), at_once=True)
-        found = counter_rule.apply(live, user_ids, await asked)
+        calls = [LOOKUP_HEAD % (len(key), key) + tail for key in self._keys.users(live.epoch, user_ids)]
+        raters, size = self.raters.take(user_ids), len(calls)
+        if raters:
+            wanted = live.user_attributes is not None
+            calls += [self._histories.call(live.epoch, field, each, wanted) for each in raters]
+        replies = await self._connection.execute_calls(calls, at_once=True)
+        found = counter_rule.apply(live, user_ids, replies[:size])
+        if raters:
+            told = zip(raters, replies[size:], strict=True)
+            # Where that failed `catch_up` asks again.
+            found = found._replace(histories={k: v for k, v in told if not isinstance(v, ReplyError)})
         if self.copies is not None:
             self.copies.keep_lookup(live, user_ids, found)
         return found
 
+    def ask(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> "asyncio.Future[list[Any]]":
+        """Ask for users as they are before the ratings that are written from here on; `answered` reads the
+        replies. What is written in the same turn of the event loop goes with it.
+        """
+        field, wanted = record_field(live.generation), live.user_attributes is not None
+        calls = [self._histories.call(live.epoch, field, user_id, wanted) for user_id in user_ids]
+        asked = self._writing.execute_calls(calls)
+        asked.add_done_callback(swallow)
+        return asked
+
+    async def answered(
+        self, live: LiveGeneration, user_ids: Sequence[bytes], asked: "asyncio.Future[list[Any]]"
+    ) -> tuple[CurrentUsers, npt.NDArray[np.bool_]]:
+        """Return users as `ask` found them, and who (u,) is: of a history that is read in pieces there may be
+        what came since.
+        """
+        replies = await asked
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                raise self._writing.failure(reply)
+        told = dict(zip(user_ids, replies, strict=True))
+        looks = await self._look(live, user_ids, told)
+        lookup = counter_rule.apply(live, user_ids, [look.state for look in looks])
+        current = await self.catch_up(live, lookup._replace(histories=told))
+        return current, current.n == np.array([look.n or 0 for look in looks], dtype=np.int64)
+
     async def catch_up(self, live: LiveGeneration, lookup: UserLookup) -> CurrentUsers:
         """Fold in the users of `lookup` who are behind, and write them back without waiting for it.
 
-        One round trip when there are any, none otherwise. Raises `StoreDamaged` for the first user of whom
-        that cannot be done.
+        One round trip when there are any whose history did not come with their record, none otherwise. Raises
+        `StoreDamaged` for the first user of whom that cannot be done.
         """
         folded = np.zeros(len(lookup.n), dtype=np.bool_)
         if not lookup.behind:
@@ -144,7 +185,7 @@ class UserRecords:
         for position, user_id in zip(lookup.behind, lookup.behind_ids, strict=True):
             positions.setdefault(user_id, []).append(position)
         user_ids = list(positions)
-        looks = await self._look(live, user_ids)
+        looks = await self._look(live, user_ids, lookup.histories)
         # Another reader may have written a record back meanwhile.
         again = counter_rule.apply(live, user_ids, [look.state for look in looks])
         n, vectors = lookup.n.copy(), lookup.vectors.copy()
@@ -190,7 +231,7 @@ class UserRecords:
         return profile
 
     async def _profile(self, live: LiveGeneration, user_id: bytes) -> Profile:
-        self._require_followed()
+        self._require_followed(live.epoch)
         field, wanted = record_field(live.generation), live.user_attributes is not None
         look = await self._histories.look(live.epoch, field, user_id, attributes=wanted)
         look = await self._histories.with_part(live.epoch, field, user_id, look)
@@ -210,7 +251,7 @@ class UserRecords:
 
         One round trip, and one more for each 1 MB of it.
         """
-        self._require_followed()
+        self._require_followed(epoch)
         look = await self._histories.look(epoch, b"n", user_id)
         look = await self._histories.with_all(epoch, b"n", user_id, look)
         return look.n or 0, await self._unpacked(epoch, user_id, look.tail, look)
@@ -225,7 +266,7 @@ class UserRecords:
         self, epoch: int, user_id: bytes, data: bytes, contexts: bytes, whole_contexts: bool
     ) -> History:
         try:
-            history = codecs.unpack_history(data, self._scale)
+            history = codecs.unpack_history(data, self._scale.stored)
         except RecordCorrupt as exc:
             raise StoreDamaged(shown_key(self._keys.history(epoch, user_id)), str(exc)) from exc
         if not contexts:
@@ -253,17 +294,17 @@ class UserRecords:
                 found.append(StoredUser(user_id, partition, *state))
         return found
 
-    async def parts(self, epoch: int, user_ids: Sequence[bytes]) -> list[History]:
-        """The part of each user's history that a vector rests on (see `Profile`); nothing for a user who is
-        unknown, or whose key has the wrong type. One round trip, but for long histories without a sample.
+    async def parts(self, epoch: int, user_ids: Sequence[bytes], *, one_look: bool = False) -> list[History]:
+        """The part of each user's history that a vector rests on (see `Profile`), nothing of an unknown one
+        or a wrong key. One round trip, but for long histories without a sample; `one_look`: their ends.
         """
-        found = []
-        looks = await self._histories.look_many(epoch, b"n", user_ids)
+        found, looks = list[History](), await self._histories.look_many(epoch, b"n", user_ids)
         for user_id, look in zip(user_ids, looks, strict=True):
-            part = Look(None, None, b"", 0)
-            if not isinstance(look, ReplyError):
-                part = await self._histories.with_part(epoch, b"n", user_id, look)
-            found.append(await self._unpacked(epoch, user_id, part.part or b"", part))
+            part = Look(None, None, b"", 0) if isinstance(look, ReplyError) else look
+            if not one_look:
+                part = await self._histories.with_part(epoch, b"n", user_id, part)
+            found.append(await self._unpacked(epoch, user_id, part.part or part.tail, part))
+            await asyncio.sleep(0)  # others get their turn
         return found
 
     async def scan(self, epoch: int, partition: int, cursor: int = 0) -> tuple[int, list[StoredUser]]:
@@ -339,13 +380,13 @@ class UserRecords:
             calls.append(encode_call("put_record", names, args))
         for start in range(0, len(calls), CALLS_AT_ONCE):
             some = calls[start : start + CALLS_AT_ONCE]
-            self._connection.execute(b"".join(some), len(some)).add_done_callback(swallow)
+            self._connection.execute_calls(some).add_done_callback(swallow)
 
     async def _lookup_batch(self, live: LiveGeneration, users: Ids) -> tuple[UserLookup, Int64s]:
         """Look up a large batch without an object for each user: in the order in which they were asked, and
         the row of each of `users` in that, (m,).
         """
-        self._require_followed()
+        self._require_followed(live.epoch)
         prefixes = self._keys.user_prefixes(live.epoch)
         field = record_field(live.generation)
         lookups = write_lookups(users, prefixes, LOOKUP_HEAD, LOOKUP_TAIL % (len(field), field))
@@ -379,29 +420,34 @@ class UserRecords:
         row_of[lookups.order] = np.arange(len(users))
         return UserLookup(n, vectors, behind, behind_ids), row_of
 
-    def _require_followed(self) -> None:
-        """Raise `StoreUnavailable` where the history that this process serves may have ended meanwhile.
+    def _require_followed(self, epoch: int) -> None:
+        """Raise `StoreUnavailable` where a history has ended, or may have meanwhile: what would be read of it
+        lacks what others have written to the next one.
 
-        So it is after the process was stopped, or cut off: what it would read lacks what others have written
-        to the next history.
+        So it is after this process was stopped, or cut off.
         """
         if time.monotonic() - self.followed_at > FOLLOWED_S:
             raise StoreUnavailable("which history is live was not heard for a while", 0.1)
+        if self._only_epoch not in (None, epoch):
+            raise StoreUnavailable("another history has taken over meanwhile", 0.1)
 
-    async def _look(self, live: LiveGeneration, user_ids: Sequence[bytes]) -> list[Look]:
-        """What there is of each user, all of one moment."""
-        found: list[Look] = []
-        looks = self._histories.look_many(
-            live.epoch,
-            record_field(live.generation),
-            user_ids,
-            attributes=live.user_attributes is not None,
-        )
-        for look in await looks:
+    async def _look(
+        self, live: LiveGeneration, user_ids: Sequence[bytes], told: Mapping[bytes, Any]
+    ) -> list[Look]:
+        """What there is of each user, of one moment each; `told`: what the store has said of some."""
+        looks = {
+            user_id: self._histories.look_of(live.epoch, user_id, told[user_id])
+            for user_id in user_ids
+            if user_id in told
+        }
+        left = [user_id for user_id in user_ids if user_id not in looks]
+        field, wanted = record_field(live.generation), live.user_attributes is not None
+        found = await self._histories.look_many(live.epoch, field, left, attributes=wanted)
+        for user_id, look in zip(left, found, strict=True):
             if isinstance(look, ReplyError):
                 raise self._connection.failure(look)
-            found.append(look)
-        return found
+            looks[user_id] = look
+        return [looks[user_id] for user_id in user_ids]
 
     async def _stale(self, live: LiveGeneration, user_id: bytes, look: Look) -> StaleUser:
         field = record_field(live.generation)
@@ -427,10 +473,11 @@ class UserRecords:
         )
 
     async def _fold_in(self, live: LiveGeneration, users: Sequence[StaleUser]) -> FoldedUsers:
-        if sum([len(user.history) + len(user.contexts) for user in users]) > INLINE_BYTES:
-            folded = await live.in_thread(partial(self._fold, live, users))
-        else:
+        size = sum([len(user.history) + len(user.contexts) for user in users])
+        if is_brief(size, live.posterior.parameters.users.layout.dim):
             folded = self._fold(live, users)
+        else:
+            folded = await live.in_thread(partial(self._fold, live, users))
         self.folded_total += len(users)
         # Requests that wait for these users are answered first.
         asyncio.get_running_loop().call_soon(self.write_back, live, users, folded)

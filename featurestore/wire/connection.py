@@ -7,13 +7,13 @@ It outlasts its sockets: while the store is away calls fail at once, and it come
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
 
 from featurestore.errors import StoreError, StoreFull, StoreUnavailable
 from featurestore.wire.primary import SETTLE_S, Address, Primary, login_command, ssl_context
 from featurestore.wire.resp import ELSEWHERE, ReplyError, encode, error_code, store_error
-from featurestore.wire.socket import StoreSocket
+from featurestore.wire.socket import Astray, StoreSocket
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,9 @@ BACKOFF_S = (0.02, 0.5)
 
 # Makes sure of the store, or brings back what it has lost.
 Prepare = Callable[[], Awaitable[None]]
+# Calls a socket; what stands around that, for each socket anew.
+Execute = Callable[..., "asyncio.Future[list[Any]]"]
+Around = Callable[[Execute], Execute]
 
 
 def swallow(future: "asyncio.Future[Any]") -> None:
@@ -30,13 +33,53 @@ def swallow(future: "asyncio.Future[Any]") -> None:
         future.exception()
 
 
-class Connection:
-    """A connection that lasts as long as its owner, over as many sockets as that takes.
+class Connection(Protocol):
+    """Connections to the servers of a store, used as one. `execute`: see `StoreSocket.execute`;
+    `reconnects_total` grows when what was stored there may be gone; `load_library` gives servers the
+    functions that a call did not find.
+    """
+
+    load_library: Prepare
+
+    @property
+    def execute(self) -> Execute:
+        """Send commands."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether calls are taken now."""
+
+    @property
+    def reconnects_total(self) -> int:
+        """Sockets after the first."""
+
+    def execute_calls(self, calls: Sequence[bytes], *, at_once: bool = False) -> "asyncio.Future[list[Any]]":
+        """Send commands that are not joined."""
+
+    def apart(self, keys: Sequence[bytes]) -> list[list[int]]:
+        """Return which of these keys are of one server, by their places."""
+
+    def require(self) -> None:
+        """Raise `StoreUnavailable` while the store is away."""
+
+    def failure(self, reply: Exception) -> StoreError:
+        """Return what an error reply means, and act on it."""
+
+    async def open(self) -> None:
+        """Connect. Raises `StoreUnavailable` or `StoreRefused`; from then on it reconnects itself."""
+
+    async def close(self) -> None:
+        """Drop all sockets; calls in flight fail."""
+
+
+class ServerConnection:
+    """A connection to one server that lasts as long as its owner, over as many sockets as that takes.
 
     `execute` is that of the present socket (`StoreSocket.execute`). `reconnects_total` counts sockets after
     the first. `prepare` makes sure of the store at each new socket, before any call is taken; `load_library`
     gives it the functions that a call did not find. `finds`: this connection asks where the primary is;
-    others follow. `block_s`: how long a command may block beyond the timeout.
+    others follow. `block_s`: how long a command may block beyond the timeout. `around`: what traces calls;
+    `astray`: see `StoreSocket`.
     """
 
     def __init__(
@@ -49,8 +92,12 @@ class Connection:
         load_library: Prepare | None = None,
         finds: bool = True,
         block_s: float = 0.0,
+        around: Around | None = None,
+        astray: Astray | None = None,
     ) -> None:
         self._primary = primary
+        self._astray = astray
+        self._around = around
         self._shown = primary.shown
         self._timeout_s = timeout_s
         self._block_s = block_s
@@ -65,7 +112,7 @@ class Connection:
         self._socket = self._new_socket()
         self._socket.why = StoreUnavailable(f"not connected to the store at {self._shown}", BACKOFF_S[1])
         # Bound to the present socket, so that a hot call takes no step through this class.
-        self.execute = self._socket.execute
+        self.execute = self._call_of(self._socket)
         # Of the primary that was last connected: None before the first.
         self._last: Address | None = None
         primary.on_move(self._leave)
@@ -88,6 +135,14 @@ class Connection:
         await self._connect()
         self._keeper = asyncio.create_task(self._keep(), name=f"store-{self._name}")
 
+    def execute_calls(self, calls: Sequence[bytes], *, at_once: bool = False) -> "asyncio.Future[list[Any]]":
+        """The same for commands that are not joined."""
+        return self.execute(b"".join(calls), len(calls), at_once=at_once)
+
+    def apart(self, keys: Sequence[bytes]) -> list[list[int]]:
+        """All are."""
+        return [list(range(len(keys)))]
+
     async def close(self) -> None:
         """Drop the socket; calls in flight fail."""
         if self._keeper is not None:
@@ -104,6 +159,9 @@ class Connection:
         if error_code(reply) in ELSEWHERE:
             self._socket.give_up(StoreUnavailable(str(error)))
         return error
+
+    def _call_of(self, socket: StoreSocket) -> Execute:
+        return socket.execute if self._around is None else self._around(socket.execute)
 
     def _leave(self) -> None:
         self._socket.give_up(StoreUnavailable("the primary of the store is elsewhere now"))
@@ -160,7 +218,7 @@ class Connection:
             if address != primary.address:
                 raise StoreUnavailable("the primary of the store has moved meanwhile")
             self._last = address
-            self._socket, self.execute, socket = socket, socket.execute, None
+            self._socket, self.execute, socket = socket, self._call_of(socket), None
         finally:
             if socket is not None:
                 socket.give_up(StoreUnavailable("the store did not get ready"))
@@ -176,7 +234,7 @@ class Connection:
         return socket
 
     def _new_socket(self) -> StoreSocket:
-        return StoreSocket(self._timeout_s + self._block_s, self._socket_lost)
+        return StoreSocket(self._timeout_s + self._block_s, self._socket_lost, self._astray)
 
     async def _greet(self, socket: StoreSocket) -> None:
         options = self._primary.options

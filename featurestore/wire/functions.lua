@@ -73,12 +73,13 @@ local function refused(reply)
   return type(reply) == 'table' and reply.err ~= nil
 end
 
--- Of a stream's counts: events ever added, those that are done, the milliseconds of the last entry, the identity of
--- the store, where it was said, and whether any of its users has contexts.
+-- Of a stream's counts: events ever added, those that are done, the milliseconds that no entry which follows is before,
+-- the identity of the store, where it was said, and whether any of its users has contexts.
 local function progress(counts)
-  local state = redis.call('HMGET', counts, 'last', 'done', 'identity', 'contexts')
+  local state = redis.call('HMGET', counts, 'last', 'done', 'identity', 'contexts', 'floor')
   local ms, added = string.match(state[1] or '0-0', '^(%d+)-(%d+)$')
-  return tonumber(added), tonumber(state[2] or '0'), tonumber(ms), state[3], state[4] == '1'
+  ms = math.max(tonumber(ms), tonumber(state[5] or '0') or 0)
+  return tonumber(added), tonumber(state[2] or '0'), ms, state[3], state[4] == '1'
 end
 
 -- The store's time in milliseconds.
@@ -88,11 +89,11 @@ local function now_ms()
 end
 
 -- Adds `count` events as one entry, with their contexts where these are not ''; returns the refusal, or nil. The entry's
--- id ends with the number of its last event, so that ids count events; its milliseconds are the store's time, or `least`
--- where that is later, and never fall.
-local function add_entry(stream, counts, count, numbers, ids, entries, contexts, least)
-  local added, _, last_ms = progress(counts)
-  local ms = math.max(last_ms, now_ms(), least or 0)
+-- id ends with the number of its last event, so that ids count events; its milliseconds are the store's time, or the
+-- floor of its stream where that is later, and never fall.
+local function add_entry(stream, counts, count, numbers, ids, entries, contexts)
+  local added, _, least_ms = progress(counts)
+  local ms = math.max(least_ms, now_ms())
   local id = string.format('%.0f-%.0f', ms, added + count)
   local fields = { 'n', numbers, 'u', ids, 'e', entries }
   if contexts ~= '' then
@@ -320,7 +321,17 @@ local function rate(keys, args)
   return { 'OK' }
 end
 
--- keys: epochs, attributes of the user, then for each epoch: ratings, counts, forgotten, user, history, contexts.
+-- Whether a list of users with attributes can be changed. One of another type is dropped: without the mark that it has all,
+-- which went with it, the next reader makes it anew.
+local function list_users(list)
+  local kind = redis.call('TYPE', list).ok
+  if kind ~= 'zset' and kind ~= 'none' then
+    redis.call('UNLINK', list)
+  end
+end
+
+-- keys: epochs, attributes of the user, list of users with attributes, then for each epoch: ratings, counts, forgotten,
+-- user, history, contexts.
 -- args: expected epochs, the id as the stream has it, digest, the entry that says so, the n that the user still has in the
 -- first epoch ('': any), then what the user has again at once, in pieces, each an entry of the stream: whether a piece has
 -- any context, '1' or '0', for each piece; and for each epoch the entries of all pieces, then the contexts of all. Answers
@@ -331,7 +342,7 @@ local function forget(keys, args)
     return { 'EPOCHS', epochs }
   end
   local found, time = {}, now_ms()
-  for at = 3, #keys, 6 do
+  for at = 4, #keys, 6 do
     -- These two raise before any write where a key has the wrong type.
     redis.call('XLEN', keys[at])
     local _, _, last_ms = progress(keys[at + 1])
@@ -346,15 +357,17 @@ local function forget(keys, args)
     return { 'CHANGED' }
   end
   for i, state in ipairs(found) do
-    local at = 6 * i - 3
+    local at = 6 * i - 2
     if state.n == '0' then
       -- Known by attributes alone: no event names this user.
       redis.call('UNLINK', keys[at + 3])
       state.n = nil
     end
+    -- Where no mark is written, too: by a clock that was ahead for a while, other streams may be far before this one.
+    redis.call('HSET', keys[at + 1], 'floor', whole(time))
     if state.n then
       local number = struct.pack('<I8I4', tonumber(state.n) - 1, 1)
-      local refusal = add_entry(keys[at], keys[at + 1], 1, number, args[2], args[4], '', time)
+      local refusal = add_entry(keys[at], keys[at + 1], 1, number, args[2], args[4], '')
       if refusal then
         return refusal
       end
@@ -367,13 +380,15 @@ local function forget(keys, args)
     end
   end
   redis.call('UNLINK', keys[2])
+  list_users(keys[3])
+  redis.call('ZREM', keys[3], string.sub(args[2], 3))
   local pieces = #args[6]
   for i = 1, pieces > 0 and #found or 0 do
     local first = 6 + 2 * pieces * (i - 1)
     for j = 1, pieces do
       local kept, contexts, gives = args[first + j], args[first + pieces + j], string.sub(args[6], j, j)
       local one = { [6] = '1', [7] = args[3], [8] = args[2], [9] = gives, [10] = kept, [11] = contexts }
-      local refusal = rate_epoch(keys, one, 6 * i - 1, 9, #kept / ENTRY, 10)
+      local refusal = rate_epoch(keys, one, 6 * i, 9, #kept / ENTRY, 10)
       if refusal then
         return refusal
       end
@@ -611,6 +626,26 @@ local function create_namespace(keys, args)
   end
   redis.call('HSETNX', keys[1], 'identity', args[1])
   return { 'OK', redis.call('HGETALL', keys[1]) }
+end
+
+-- keys: config. args: field, value, ... Those of a namespace that is to be filled from another store; not where any other
+-- process has begun one meanwhile.
+local function claim_namespace(keys, args)
+  if redis.call('EXISTS', keys[1]) == 1 and redis.call('HEXISTS', keys[1], 'arriving') == 0 then
+    return { 'TAKEN' }
+  end
+  redis.call('DEL', keys[1])
+  redis.call('HSET', keys[1], unpack(args))
+  return { 'OK' }
+end
+
+-- keys: config. args: scale. The first caller decides; answers what holds. One that is not decided has a mark, which an
+-- earlier version does not know.
+local function decide_scale(keys, args)
+  if redis.call('HDEL', keys[1], 'scale_open') == 1 then
+    redis.call('HSET', keys[1], 'scale', args[1])
+  end
+  return { 'OK', redis.call('HGET', keys[1], 'scale') }
 end
 
 -- keys: lease, live. args: token, ttl in ms. The same token again is the same lease.
@@ -911,16 +946,27 @@ local function abandon_epoch(keys, args)
   return { 'OK' }
 end
 
--- keys: live. args: epoch. It is no longer being prepared: it is live, or there is nothing left of it.
-local function end_epoch(keys, args)
-  if redis.call('HGET', keys[1], 'pending') == args[1] then
-    redis.call('HDEL', keys[1], 'pending', 'pending_since', 'pending_by', 'abandoned')
+-- keys: live. args: epoch. It is live, and a worker that still serves the one before is to stop: ratings go to both for a
+-- little longer.
+local function take_over_epoch(keys, args)
+  local live = redis.call('HMGET', keys[1], 'epoch', 'pending')
+  if live[1] == args[1] and live[2] == args[1] then
+    redis.call('HSET', keys[1], 'taking_over', args[1])
   end
   return { 'OK' }
 end
 
--- keys: epochs, counts of the live epoch. args: what it must be, what it becomes. Done already is done. Answers how many
--- ratings had come in live: after this step each goes to the new epoch, too.
+-- keys: live. args: epoch. It is no longer being prepared: it is live, or there is nothing left of it.
+local function end_epoch(keys, args)
+  if redis.call('HGET', keys[1], 'pending') == args[1] then
+    redis.call('HDEL', keys[1], 'pending', 'pending_since', 'pending_by', 'abandoned', 'taking_over')
+  end
+  return { 'OK' }
+end
+
+-- keys: epochs, counts of the live epoch, of the other one. args: what it must be, what it becomes. Done already is done.
+-- Answers how many ratings had come in live: after this step each goes to the new epoch, too. No event that follows in
+-- either is from before those that either has: of events of a user times tell which came before an erasure.
 local function switch_epochs(keys, args)
   local epochs, live = redis.call('GET', keys[1]) or '', redis.call('HGET', keys[2], 'loose') or '0'
   if epochs == args[2] then
@@ -928,6 +974,14 @@ local function switch_epochs(keys, args)
   end
   if epochs ~= args[1] then
     return { 'EPOCHS', epochs }
+  end
+  local floor = 0
+  for at = 2, #keys do
+    local _, _, last_ms = progress(keys[at])
+    floor = math.max(floor, last_ms)
+  end
+  for at = 2, #keys do
+    redis.call('HSET', keys[at], 'floor', whole(floor))
   end
   redis.call('SET', keys[1], args[2])
   return { 'OK', live }
@@ -967,7 +1021,7 @@ end
 
 -- keys: ratings, epochs. args: epoch, fence, position. From here on only this leader reads, from that position on.
 local function attach(keys, args)
-  local epochs = redis.call('GET', keys[2]) or ''
+  local epochs = string.match(redis.call('GET', keys[2]) or '', '^%S*')
   if not string.find(',' .. epochs .. ',', ',' .. args[1] .. ',', 1, true) then
     return { 'GONE' }
   end
@@ -1000,8 +1054,8 @@ local function claim_deltas(keys, args)
   return take_group(keys[1], args[1], '$') or { 'OK' }
 end
 
--- keys: deltas. args: fence, rows, vectors, their checksum[, factors of the ranking head, their checksum]. Answers its
--- stream id and how many entries there are.
+-- keys: deltas. args: fence, rows, vectors, their checksum[, factors of the ranking head, their checksum[,
+-- positive events, their checksum]]. Answers its stream id and how many entries there are.
 local function push_delta(keys, args)
   if redis.call('EXISTS', keys[1]) == 0 then
     return { 'GONE' }
@@ -1009,9 +1063,10 @@ local function push_delta(keys, args)
   if not fences(keys[1])['trainer-' .. args[1]] then
     return LOST
   end
-  local fields = { 'r', args[2], 'v', args[3], 'c', args[4] }
-  if args[5] then
-    fields = { 'r', args[2], 'v', args[3], 'c', args[4], 'h', args[5], 'k', args[6] }
+  local fields, names = {}, { 'r', 'v', 'c', 'h', 'k', 'p', 'q' }
+  for at = 2, #args do
+    fields[#fields + 1] = names[at - 1]
+    fields[#fields + 1] = args[at]
   end
   local id = redis.call('XADD', keys[1], '*', unpack(fields))
   return { 'OK', id, redis.call('XLEN', keys[1]) }
@@ -1023,11 +1078,15 @@ local function beat(keys, args)
   return { 'OK' }
 end
 
--- keys: commands[, erasing]. args: most that wait, what `erasing` says of it, 'id', the id, then the other fields.
+-- keys: commands[, erasing[, live, which counts erasures]]. args: most that wait, what `erasing` says of it, 'id', the
+-- id, then the other fields.
 local function ask(keys, args)
   redis.call('XADD', keys[1], 'MAXLEN', '~', args[1], '*', unpack(args, 3))
   if keys[2] then
     redis.call('HSET', keys[2], args[4], args[2])
+  end
+  if keys[3] then
+    redis.call('HINCRBY', keys[3], 'erasures', 1)
   end
   return { 'OK' }
 end
@@ -1093,24 +1152,31 @@ local function keep_for(keys, args)
   return { 'OK' }
 end
 
--- keys: schema. args: what names of this kind begin with, most attributes of it, then name and type of each. The first use
--- of a name fixes its type.
+-- keys: schema. args: most attributes of a kind, then name and type of each; a name begins with its kind and a colon. The
+-- first use of a name fixes its type. All are held, or none.
 local function hold_types(keys, args)
-  local new, names = 0, 0
-  for at = 3, #args, 2 do
-    local held = redis.call('HGET', keys[1], args[at])
+  local function kind_of(name)
+    return string.match(name, '^[^:]*')
+  end
+  local names, new = {}, {}
+  for _, name in ipairs(redis.call('HKEYS', keys[1])) do
+    names[kind_of(name)] = (names[kind_of(name)] or 0) + 1
+  end
+  for at = 2, #args, 2 do
+    local held, kind = redis.call('HGET', keys[1], args[at]), kind_of(args[at])
     if held and held ~= args[at + 1] then
       return { 'TYPE', args[at], held }
     end
-    new = new + (held and 0 or 1)
+    if not held then
+      new[kind] = (new[kind] or 0) + 1
+    end
   end
-  for _, name in ipairs(redis.call('HKEYS', keys[1])) do
-    names = names + (string.sub(name, 1, #args[1]) == args[1] and 1 or 0)
+  for kind, count in pairs(new) do
+    if (names[kind] or 0) + count > tonumber(args[1]) then
+      return { 'FULL', kind }
+    end
   end
-  if new > 0 and names + new > tonumber(args[2]) then
-    return { 'FULL' }
-  end
-  for at = 3, #args, 2 do
+  for at = 2, #args, 2 do
     redis.call('HSET', keys[1], args[at], args[at + 1])
   end
   return { 'OK' }
@@ -1122,14 +1188,16 @@ local function is_still(value, digest)
 end
 
 -- keys: catalogue, items, ids, titles, deleted, changes. args: most items, most changes that are kept, a random number,
--- the ids as the change says them, then of each item: id, SHA-1 of what it was, what it becomes ('': it is deleted), its
--- entry among the titles before and after ('': none). The version is the number of the change, a dash, and the random
--- number: so a store that lost its last changes, and took others since, has other versions.
+-- the ids as the change says them, then of each item: id, SHA-1 of what it was ('': it was not there; 'deleted'), what it
+-- becomes ('': it is deleted), its entry among the titles before, that which an earlier release made, and its entry after
+-- ('': none). The version is the number of the change, a dash, and the random number: so a store that lost its last
+-- changes, and took others since, has other versions.
 local function change_catalogue(keys, args)
   local call, new = redis.call, 0
-  for at = 5, #args, 5 do
+  for at = 5, #args, 6 do
     local before = call('HGET', keys[2], args[at])
-    if not is_still(before, args[at + 1]) then
+    local deleted = not before and call('SISMEMBER', keys[5], args[at]) == 1
+    if not (deleted and args[at + 1] == 'deleted' or not deleted and is_still(before, args[at + 1])) then
       return { 'CHANGED' }
     end
     new = new + ((before or args[at + 2] == '') and 0 or 1)
@@ -1147,8 +1215,8 @@ local function change_catalogue(keys, args)
   if refused(reply) then
     return reply
   end
-  for at = 5, #args, 5 do
-    local id, title, title_after = args[at], args[at + 3], args[at + 4]
+  for at = 5, #args, 6 do
+    local id, title_after = args[at], args[at + 5]
     if args[at + 2] == '' then
       call('HDEL', keys[2], id)
       call('ZREM', keys[3], id)
@@ -1158,10 +1226,13 @@ local function change_catalogue(keys, args)
       call('ZADD', keys[3], 0, id)
       call('SREM', keys[5], id)
     end
-    if title ~= title_after and title ~= '' then
-      call('ZREM', keys[4], title)
+    for before = at + 3, at + 4 do
+      if args[before] ~= '' and args[before] ~= title_after then
+        call('ZREM', keys[4], args[before])
+      end
     end
-    if title ~= title_after and title_after ~= '' then
+    if title_after ~= '' then
+      -- Though it be the one before: an earlier release made none for an item without a title.
       call('ZADD', keys[4], 0, title_after)
     end
   end
@@ -1176,6 +1247,28 @@ local function put_text(keys, args)
   end
   redis.call('SET', keys[1], args[2])
   return { 'OK' }
+end
+
+-- keys: reports. args: most reports, name, what it becomes.
+local function put_report(keys, args)
+  if redis.call('HEXISTS', keys[1], args[2]) == 0 and redis.call('HLEN', keys[1]) >= tonumber(args[1]) then
+    return { 'FULL' }
+  end
+  redis.call('HSET', keys[1], args[2], args[3])
+  return { 'OK' }
+end
+
+-- keys: access. args: how many keys there were when it was decided, how many go, these, then those that may operate and
+-- stay, '' where none has to: removes them if there are as many still, and one of the latter.
+local function remove_keys(keys, args)
+  local n, stays = tonumber(args[2]), false
+  for i = 3 + n, #args do
+    stays = stays or args[i] == '' or redis.call('HEXISTS', keys[1], args[i]) == 1
+  end
+  if not stays or redis.call('HLEN', keys[1]) ~= tonumber(args[1]) then
+    return { 'CHANGED' }
+  end
+  return { 'OK', redis.call('HDEL', keys[1], unpack(args, 3, 2 + n)) }
 end
 
 -- Makes a user known, of whom nothing may be but attributes. One who was forgotten goes on above the mark of that.
@@ -1199,8 +1292,8 @@ local function outdate(user)
   end
 end
 
--- keys: epochs, attributes of a user, then for each epoch: forgotten, user. args: expected epochs, SHA-1 of what they were,
--- what they become ('': none), digest. Since when they are these stands beside them, so that an erasure that is seen
+-- keys: epochs, attributes of a user, list of users with attributes, then for each epoch: forgotten, user. args: expected
+-- epochs, SHA-1 of what they were, what they become ('': none), digest, id. Since when they are these stands beside them, so that an erasure that is seen
 -- through later leaves what came after it, and beside the records (`described`), where it never falls: a record that
 -- rests on earlier ones is refused.
 local function put_attributes(keys, args)
@@ -1212,12 +1305,12 @@ local function put_attributes(keys, args)
     return { 'CHANGED' }
   end
   local since = now_ms()
-  for at = 3, #keys, 2 do
+  for at = 4, #keys, 2 do
     -- These raise before any write where a key has the wrong type.
     redis.call('HLEN', keys[at])
     since = math.max(since, tonumber(redis.call('HGET', keys[at + 1], 'described') or '0') + 1)
   end
-  for at = 3, #keys, 2 do
+  for at = 4, #keys, 2 do
     local user = keys[at + 1]
     if redis.call('HEXISTS', user, 'n') == 0 then
       make_known(user, keys[at], args[4])
@@ -1225,9 +1318,12 @@ local function put_attributes(keys, args)
     redis.call('HSET', user, 'described', whole(since))
     outdate(user)
   end
+  list_users(keys[3])
   if args[3] == '' then
     redis.call('UNLINK', keys[2])
+    redis.call('ZREM', keys[3], args[5])
   else
+    redis.call('ZADD', keys[3], 0, args[5])
     redis.call('HSET', keys[2], 'value', args[3], 'at', whole(since))
   end
   return { 'OK' }
@@ -1246,7 +1342,23 @@ local function know_users(keys, args)
   return { 'OK' }
 end
 
--- keys: attributes of a user, user, history. args: when the user was forgotten, in milliseconds. Of one without a history
+-- keys: list of users with attributes, then attributes of each user. args: their ids. Lists those who have any: who was
+-- forgotten since they were found stays out. Without users it says that the list has all, by an empty id.
+local function list_attributes(keys, args)
+  list_users(keys[1])
+  for u, id in ipairs(args) do
+    if redis.call('EXISTS', keys[u + 1]) == 1 then
+      redis.call('ZADD', keys[1], 0, id)
+    end
+  end
+  if #args == 0 then
+    redis.call('ZADD', keys[1], 0, '')
+  end
+  return { 'OK' }
+end
+
+-- keys: attributes of a user, user, history, list of users with attributes. args: when the user was forgotten, in
+-- milliseconds, and the id. Of one without a history
 -- nothing stays, of another one no record that rests on them.
 local function erase_attributes(keys, args)
   local is_hash = redis.call('TYPE', keys[1]).ok == 'hash'
@@ -1258,6 +1370,10 @@ local function erase_attributes(keys, args)
     else
       outdate(keys[2])
     end
+  end
+  if redis.call('EXISTS', keys[1]) == 0 then
+    list_users(keys[4])
+    redis.call('ZREM', keys[4], args[2])
   end
   return { 'OK' }
 end
@@ -1275,26 +1391,222 @@ local function say_full(keys, args)
   return { 'OK' }
 end
 
+-- The key that says how far a migration of a namespace to another store is, in the slot of `key`, by that; kept for those of
+-- which there are few: not of users.
+local BESIDE = {}
+
+local function beside(key)
+  local found = BESIDE[key]
+  if not found then
+    found = string.match(key, '^{?([%w_-]+)') .. ':{' .. (string.match(key, '{(.-)}') or key) .. '}:migration'
+    if not string.find(key, '}:%a+:') then
+      BESIDE[key] = found
+    end
+  end
+  return found
+end
+
+-- keys: what says how far a migration is, in one slot[, live, or the epochs of a partition]. args: what it must say ('':
+-- nothing), what it says from here on, and the epochs, '' where there are none: then workers read it beside the pointer.
+-- Behind the epochs it stands as well, so that `rate` and its like look at nothing more than ever, and that earlier
+-- releases, which know no such epochs, take no ratings meanwhile. Done already is done; where the epochs are others nothing
+-- is: ratings go to a history that came since. Stages are words: `copying` (who changes is remembered), `closing` (what a
+-- trainer needs to archive what waits is all that is taken), `moved`, `gone`; then the token of the command, and the
+-- address that it goes to.
+local function set_stage(keys, args)
+  local said = redis.call('GET', keys[1]) or ''
+  if said ~= args[2] and said ~= args[1] then
+    return { 'CHANGED', said }
+  end
+  if keys[2] and args[3] ~= '' and string.match(redis.call('GET', keys[2]) or '', '^%S*') ~= args[3] then
+    return { 'CHANGED', said }
+  end
+  if args[2] == '' then
+    redis.call('DEL', keys[1])
+  else
+    redis.call('SET', keys[1], args[2])
+  end
+  if keys[2] and args[3] ~= '' then
+    redis.call('SET', keys[2], args[2] == '' and args[3] or args[3] .. ' ' .. args[2])
+  elseif keys[2] and args[2] == '' then
+    redis.call('HDEL', keys[2], 'migration')
+  elseif keys[2] then
+    redis.call('HSET', keys[2], 'migration', args[2])
+  end
+  return { 'OK' }
+end
+
+-- How each type of key is filled.
+local FILL = {
+  string = function(key, parts)
+    redis.call('SET', key, parts[1])
+  end,
+  hash = function(key, parts)
+    redis.call('HSET', key, unpack(parts))
+  end,
+  list = function(key, parts)
+    redis.call('RPUSH', key, unpack(parts))
+  end,
+  set = function(key, parts)
+    redis.call('SADD', key, unpack(parts))
+  end,
+  -- Members alone, as all scores are 0; those that go.
+  zset = function(key, parts)
+    for _, member in ipairs(parts) do
+      redis.call('ZADD', key, 0, member)
+    end
+  end,
+  zrem = function(key, parts)
+    redis.call('ZREM', key, unpack(parts))
+  end,
+  -- The last id that was given, then of each entry its id, how many parts its fields have, and these.
+  stream = function(key, parts)
+    local at = 2
+    while at < #parts do
+      local count = tonumber(parts[at + 1])
+      redis.call('XADD', key, parts[at], unpack(parts, at + 2, at + 1 + count))
+      at = at + 2 + count
+    end
+    if redis.call('EXISTS', key) == 0 then
+      redis.call('XGROUP', 'CREATE', key, 'made', '0', 'MKSTREAM')
+      redis.call('XGROUP', 'DESTROY', key, 'made')
+    end
+    redis.call('XSETID', key, parts[1])
+  end,
+}
+
+-- keys: what says which command fills this slot, then any. args: what that must say, then of each key: its type, '1' where it
+-- is filled anew, milliseconds that it stays or '', how many parts there are, and these.
+local function place(keys, args)
+  if redis.call('GET', keys[1]) ~= args[1] then
+    return { err = 'MIGRATED another command fills this store, or none does any more' }
+  end
+  local at = 2
+  for k = 2, #keys do
+    local parts, count = {}, tonumber(args[at + 3])
+    for i = 1, count do
+      parts[i] = args[at + 3 + i]
+    end
+    if args[at + 1] == '1' then
+      redis.call('UNLINK', keys[k])
+    end
+    if count > 0 then
+      FILL[args[at]](keys[k], parts)
+    end
+    if args[at + 2] ~= '' then
+      redis.call('PEXPIRE', keys[k], args[at + 2])
+    end
+    at = at + 4 + count
+  end
+  return { 'OK' }
+end
+
+-- keys: a hash. args: how many fields are set, these with their values, then fields that go. Answers how many went.
+local function change_fields(keys, args)
+  local sets = 2 * tonumber(args[1])
+  if sets > 0 then
+    redis.call('HSET', keys[1], unpack(args, 2, 1 + sets))
+  end
+  local gone = #args > 1 + sets and redis.call('HDEL', keys[1], unpack(args, 2 + sets)) or 0
+  return { 'OK', gone }
+end
+
 -- A store that has reached its `maxmemory` refuses functions and commands that may write, and this would refuse also
 -- what makes room, or what the process that makes room needs to be heard. What has this flag writes a few bytes at
 -- most beside what it frees; ratings, items, records and new generations go without.
 local ALWAYS = { 'allow-oom' }
 
+-- What is taken while a namespace closes: a trainer archives what waits, and nothing else changes.
+local CLOSING = {
+  acquire_lease = true, renew_lease = true, release_lease = true, attach = true, trim = true, report = true,
+  drop_erasure = true, claim_deltas = true, push_delta = true, say_full = true, release_forgotten = true,
+  erase_attributes = true, renew_stream = true,
+}
+
+-- The users and the outcomes of commands among `keys` have changed since they were copied, perhaps.
+local function remember(list, keys)
+  for _, key in ipairs(keys) do
+    local kind, name = string.match(key, '^[^}]*}:(%a+):(.*)$')
+    if kind == 'user' or kind == 'command' then
+      redis.call('SADD', list, name)
+    end
+  end
+end
+
+-- What a function of this name gets that a migration does not leave to it; else nil, and `keys` are remembered.
+local function kept_out(name, said, mark, keys)
+  local stage, token, address = string.match(said, '^(%a+) ?(%S*) ?(.*)$')
+  if stage == 'moved' or stage == 'gone' then
+    return { err = 'MIGRATED the namespace has moved to ' .. address .. ': set FOLDIN_REDIS_URL to it, and start again' }
+  elseif name == 'begin_epoch' or stage ~= 'copying' and not CLOSING[name] then
+    return { err = 'MIGRATED the namespace is moving to another store' }
+  end
+  -- For this command alone: one that was frozen takes nothing out of the list of the next.
+  remember(string.gsub(mark, 'migration$', 'changed:' .. token), keys)
+end
+
+-- Keeps a function to what a migration of its namespace leaves it, in the same step as what it does: so that no process
+-- that was frozen meanwhile writes to what has moved.
+local function migrating(name, callback)
+  return function(keys, args)
+    local mark = beside(keys[1])
+    local said = redis.pcall('GET', mark)
+    if refused(said) then
+      -- Its slot moves to another server of a cluster, which may have it: as the server says of a key that is given.
+      return { err = 'TRYAGAIN a slot of the cluster is moving just now' }
+    end
+    return said and kept_out(name, said, mark, keys) or callback(keys, args)
+  end
+end
+
+-- The same for one that compares the epochs, its first key, with its first argument: where a migration is said behind them
+-- they differ.
+local function migrating_epochs(name, callback)
+  return function(keys, args)
+    local reply = callback(keys, args)
+    local epochs, said = nil, nil
+    if reply[1] == 'EPOCHS' then
+      epochs, said = string.match(reply[2], '^(%S+) (.+)$')
+    end
+    if not said then
+      return reply
+    elseif epochs ~= args[1] then
+      return { 'EPOCHS', epochs }
+    end
+    args[1] = reply[2]
+    return kept_out(name, said, beside(keys[1]), keys) or callback(keys, args)
+  end
+end
+
+-- Each but those that say how far a migration is, and what answers and their figures need.
 local function register(name, callback, flags)
+  redis.register_function({
+    function_name = '@LIBRARY@_' .. name, callback = migrating(name, callback), flags = flags,
+  })
+end
+
+local function register_by_epochs(name, callback, flags)
+  redis.register_function({
+    function_name = '@LIBRARY@_' .. name, callback = migrating_epochs(name, callback), flags = flags,
+  })
+end
+
+local function register_plain(name, callback, flags)
   redis.register_function({ function_name = '@LIBRARY@_' .. name, callback = callback, flags = flags })
 end
 
-register('spend', spend, {})
-register('rate', rate, {})
-register('forget', forget, ALWAYS)
+register_plain('spend', spend, {})
+register_by_epochs('rate', rate, {})
+register_by_epochs('forget', forget, ALWAYS)
 register('release_forgotten', release_forgotten, ALWAYS)
 register('put_record', put_record, {})
 register('put_records', put_records, {})
 register('add_active', add_active, {})
-register('look', look, { 'no-writes' })
-register('look_at', look_at, { 'no-writes' })
+register_plain('look', look, { 'no-writes' })
+register_plain('look_at', look_at, { 'no-writes' })
 register('register_items', register_items, {})
 register('create_namespace', create_namespace, ALWAYS)
+register('decide_scale', decide_scale, ALWAYS)
 register('acquire_lease', acquire_lease, ALWAYS)
 register('renew_lease', renew_lease, ALWAYS)
 register('release_lease', release_lease, ALWAYS)
@@ -1305,11 +1617,12 @@ register('flip', flip, ALWAYS)
 register('roll_back', roll_back, ALWAYS)
 register('begin_experiment', begin_experiment, {})
 register('end_experiment', end_experiment, ALWAYS)
-register('add_tally', add_tally, {})
-register('add_showings', add_showings, {})
+register_plain('add_tally', add_tally, {})
+register_plain('add_showings', add_showings, {})
 register('begin_epoch', begin_epoch, {})
 register('hold_epoch', hold_epoch, ALWAYS)
 register('abandon_epoch', abandon_epoch, ALWAYS)
+register('take_over_epoch', take_over_epoch, ALWAYS)
 register('end_epoch', end_epoch, ALWAYS)
 register('switch_epochs', switch_epochs, ALWAYS)
 register('attach', attach, ALWAYS)
@@ -1317,15 +1630,22 @@ register('trim', trim, ALWAYS)
 register('say_full', say_full, ALWAYS)
 register('claim_deltas', claim_deltas, ALWAYS)
 register('push_delta', push_delta, {})
-register('beat', beat, ALWAYS)
+register_plain('beat', beat, ALWAYS)
 register('ask', ask, ALWAYS)
 register('report', report, ALWAYS)
 register('drop_erasure', drop_erasure, ALWAYS)
 register('renew_stream', renew_stream, ALWAYS)
-register('keep_for', keep_for, ALWAYS)
+register_plain('keep_for', keep_for, ALWAYS)
 register('hold_types', hold_types, {})
 register('change_catalogue', change_catalogue, {})
 register('put_text', put_text, {})
-register('put_attributes', put_attributes, {})
+register('put_report', put_report, {})
+register('remove_keys', remove_keys, ALWAYS)
+register_by_epochs('put_attributes', put_attributes, {})
 register('know_users', know_users, {})
+register('list_attributes', list_attributes, {})
 register('erase_attributes', erase_attributes, ALWAYS)
+register('change_fields', change_fields, ALWAYS)
+register_plain('set_stage', set_stage, ALWAYS)
+register_plain('place', place, {})
+register_plain('claim_namespace', claim_namespace, {})

@@ -4,13 +4,13 @@ package.
 
 import hashlib
 from collections.abc import Sequence
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from featurestore.wire.connection import Connection
 from featurestore.wire.resp import ReplyError, encode, keys_of, note_keys
 
-_TEXT = resources.files("featurestore.wire").joinpath("functions.lua").read_text("utf-8")
+_TEXT = Path(__file__).with_name("functions.lua").read_text("utf-8")
 # The name carries a hash of the text, so that two versions live side by side during a rolling update.
 LIBRARY = f"foldin_{hashlib.sha256(_TEXT.encode()).hexdigest()[:12]}"
 LIBRARY_TEXT = f"#!lua name={LIBRARY}\n{_TEXT.replace('@LIBRARY@', LIBRARY)}"
@@ -42,13 +42,13 @@ def is_missing(reply: object) -> bool:
 
 async def ask_many(connection: Connection, calls: Sequence[bytes]) -> list[Any]:
     """Replies of commands, each as RESP, sent in one write; errors as values."""
-    replies: list[Any] = await connection.execute(b"".join(calls), len(calls))
+    replies: list[Any] = await connection.execute_calls(calls)
     missing = [position for position, reply in enumerate(replies) if is_missing(reply)]
     if missing:
         # A store may have lost the library: restarted without it, failed over, flushed. The calls are
         # repeated, because a function that was not found has done nothing.
         await connection.load_library()
-        again = await connection.execute(b"".join([calls[position] for position in missing]), len(missing))
+        again = await connection.execute_calls([calls[position] for position in missing])
         for position, reply in zip(missing, again, strict=True):
             replies[position] = reply
     for call, reply in zip(calls, replies, strict=True):

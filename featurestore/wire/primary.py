@@ -84,7 +84,7 @@ class Primary:
     async def find(self) -> None:
         """Ask where the primary is. Raises `StoreUnavailable` where no sentinel tells, `StoreRefused`."""
         if self._sentinels and not await self._ask():
-            hosts = ",".join(_shown(*sentinel) for sentinel in self._sentinels)
+            hosts = ",".join(shown(*sentinel) for sentinel in self._sentinels)
             raise StoreUnavailable(f"no sentinel of {hosts} tells where the primary {self._name!r} is")
 
     async def is_sure(self) -> bool:
@@ -146,11 +146,11 @@ class Primary:
         async with asyncio.timeout(ANSWER_S):
             socket = self._sockets.get((host, port))
             if socket is None or socket.why is not None:
-                socket = self._sockets[host, port] = await self._dial(host, port)
+                socket = self._sockets[host, port] = await self.dial(host, port)
             (reply,) = await socket.execute(encode(b"SENTINEL", b"MASTER", self._name.encode()), 1)
         if isinstance(reply, ReplyError):
             if "No such master" in str(reply):
-                raise StoreRefused(f"the sentinel at {_shown(host, port)} knows no primary {self._name!r}")
+                raise StoreRefused(f"the sentinel at {shown(host, port)} knows no primary {self._name!r}")
             raise store_error(reply)
         fields = dict(zip(reply[::2], reply[1::2], strict=True))
         return Said(
@@ -159,8 +159,10 @@ class Primary:
             _UNSURE.isdisjoint(fields[b"flags"].split(b",")),
         )
 
-    async def _dial(self, host: str, port: int) -> StoreSocket:
-        """Connect to a sentinel; log in where it asks for that, by the user and the password of the store."""
+    async def dial(self, host: str, port: int) -> StoreSocket:
+        """Connect to a server that tells; log in where it asks for that, by the user and the password of the
+        store.
+        """
         _, socket = await asyncio.get_running_loop().create_connection(
             lambda: StoreSocket(ANSWER_S, lambda _: None), host, port, ssl=ssl_context(self.options)
         )
@@ -185,7 +187,8 @@ def login_command(options: Mapping[str, Any]) -> bytes | None:
     return encode(b"AUTH", *user, options["password"].encode())
 
 
-def _shown(host: str, port: int) -> str:
+def shown(host: str, port: int) -> str:
+    """Return an address as text."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -28,18 +28,28 @@ class _Call(NamedTuple):
 
     future: "asyncio.Future[list[Any]]"
     replies: int
-    payload_bytes: int
+    payload: bytes
     asked_at: float
     reader: RepliesReader | None
 
 
-class StoreSocket(asyncio.BufferedProtocol):
-    """One socket and the calls in flight on it. `lost` is called once, when it is given up."""
+# Whether replies are not those that were asked for: what is told then is up to who says so. Given the future,
+# the commands and the replies.
+Astray = Callable[["asyncio.Future[list[Any]]", bytes, list[Any]], bool]
 
-    def __init__(self, timeout_s: float, lost: Callable[["StoreSocket"], None]) -> None:
+
+class StoreSocket(asyncio.BufferedProtocol):
+    """One socket and the calls in flight on it. `lost` is called once, when it is given up; `astray` looks at
+    all replies, where there is any.
+    """
+
+    def __init__(
+        self, timeout_s: float, lost: Callable[["StoreSocket"], None], astray: Astray | None = None
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._timeout_s = timeout_s
         self._lost = lost
+        self._astray = astray
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(replyError=ReplyError)
         # Oldest first: the store answers in the order of the questions.
@@ -91,7 +101,7 @@ class StoreSocket(asyncio.BufferedProtocol):
             self._loop.call_soon(self._flush)
         self._out.append(payload)
         self._bytes += size
-        self._waiting.append(_Call(future, replies, size, self._loop.time(), reader))
+        self._waiting.append(_Call(future, replies, payload, self._loop.time(), reader))
         # One timer for all: it watches the oldest call, and when that is late all behind it are late too.
         if self._watch is None:
             self._arm(self._timeout_s)
@@ -168,9 +178,12 @@ class StoreSocket(asyncio.BufferedProtocol):
 
     def _hand_out(self, replies: list[Any]) -> None:
         call = self._waiting.popleft()
-        self._bytes -= call.payload_bytes
-        if not call.future.done():
-            call.future.set_result(replies)
+        self._bytes -= len(call.payload)
+        if call.future.done() or (
+            self._astray is not None and self._astray(call.future, call.payload, replies)
+        ):
+            return
+        call.future.set_result(replies)
 
     def _arm(self, delay_s: float) -> None:
         self._watch = self._loop.call_later(delay_s, self._check, self._loop.time() + delay_s)

@@ -21,8 +21,8 @@ from featurestore.ratings.context_schema import (
     ContextRefused,
     ContextSchema,
 )
+from foldin.settings import CONTEXT_PREFIX
 
-PREFIX = "context."
 SHOWN_CHARACTERS = 40  # of a bad value
 Contexts = Mapping[str, pa.Array]
 """Of each field float64 or strings, null where nothing is given."""
@@ -43,7 +43,7 @@ class FileFields:
         """Return a column as numbers or categories; refuse rows with a value that is none, or has no room.
         `good`: which rows nothing was found wrong with yet.
         """
-        name = role.removeprefix(PREFIX)
+        name = role.removeprefix(CONTEXT_PREFIX)
         known = next((each for each in self.schema.fields if each.name == name), None)
         kind = known.kind if known else _kind_of(column)
         column = (_numbers if kind == "number" else _categories)(role, column, refuse)
@@ -82,13 +82,13 @@ def context_columns(
     """
     found: dict[str, pa.Array] = {}
     for role, column in columns.items():
-        if not role.startswith(PREFIX):
+        if not role.startswith(CONTEXT_PREFIX):
             continue
         given = _given(role, column, refuse)
         # A part of a file in which nothing is given says nothing of the kind.
         if given.null_count < len(given):
             given = fields.take(role, given, refuse, good)
-        found[role.removeprefix(PREFIX)] = given
+        found[role.removeprefix(CONTEXT_PREFIX)] = given
     return found
 
 
@@ -102,7 +102,7 @@ def may_be_context(kind: pa.DataType) -> bool:
 def missing_columns(names: Sequence[str], columns: Mapping[str, int]) -> list[str]:
     """Return the columns of contexts among `names` that are not read."""
     read = {names[position] for position in columns.values()}
-    return [name for name in names if name.startswith(PREFIX) and name not in read]
+    return [name for name in names if name.startswith(CONTEXT_PREFIX) and name not in read]
 
 
 def given_mask(contexts: Contexts, n_rows: int) -> Mask:
@@ -204,6 +204,9 @@ def _categories(role: str, given: pa.Array, refuse: Refuse) -> pa.Array:
         there = given.is_valid().to_numpy(zero_copy_only=False)
         refuse(there, lambda _: f"{role} has categories, and this is a number: make the column text")
         return pa.nulls(len(given), pa.string())
+    # As the store keeps names (`category_name`); an empty one says nothing, as an empty cell.
+    given = pc.utf8_trim_whitespace(pc.utf8_normalize(given.cast(pa.string()), form="NFC"))
+    given = pc.if_else(pc.equal(given, ""), pa.scalar(None, pa.string()), given)
     lengths = pc.binary_length(given).fill_null(0).to_numpy(zero_copy_only=False)
     refuse(
         lengths > MOST_CATEGORY_BYTES,

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evaluation.offline.data import DataSet
+from evaluation.question import SideName
 from factors import Float32s, Ratings, Scale
 from featurestore.contexts.codec import joined, trimmed
 from featurestore.settings import format_scale
@@ -42,13 +43,13 @@ class FileRules:
 @dataclass(frozen=True, slots=True)
 class FileData:
     """A data set from files. `n_first`: how many of its ratings are of the first file; `remarks`: what was
-    left out, a line each; `item_ids`: by item row, as bytes.
+    left out, a line each; `ids`: of users and of items, by row, as bytes.
     """
 
     data: DataSet
     n_first: int
     remarks: tuple[str, ...]
-    item_ids: pa.Array
+    ids: Mapping[SideName, pa.Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def read_files(
     n_first = int((kept < len(parts[0].value)).sum())
     kinds = fields.schema.kinds[: 0 if context is None else context.shape[1]]
     data = DataSet(path.name, ratings, len(user_ids), len(item_ids), scale, context_kinds=kinds)
-    return FileData(data, n_first, tuple(remarks), item_ids)
+    return FileData(data, n_first, tuple(remarks), {"user": user_ids, "item": item_ids})
 
 
 def _read(

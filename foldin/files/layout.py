@@ -17,7 +17,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from foldin.files.contexts import PREFIX
+from foldin.settings import CONTEXT_PREFIX
 from processes.errors import CannotStartError
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -98,6 +98,8 @@ def find_layout(path: Path, kind: str, columns: Mapping[str, str] | None) -> Lay
 
     Raises CannotStartError: no such file, empty, not gzip after all, or columns that cannot be told apart.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise CannotStartError(f"{path} is no file, and is read more than once: save what it gives first")
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
@@ -113,19 +115,25 @@ def find_layout(path: Path, kind: str, columns: Mapping[str, str] | None) -> Lay
         return _clear(
             path, _parquet_layout(path, kind, columns, compressed=compressed, is_parquet=is_parquet)
         )
-    lines = head.removeprefix(BOM).decode("utf-8", "replace").splitlines()
-    if not lines or not lines[0].strip():
+    first = head.removeprefix(BOM).decode("utf-8", "replace").partition("\n")[0].removesuffix("\r")
+    if not first.strip():
         raise CannotStartError(
             f"{path} is empty, or begins with an empty line: give a file with a rating in each line"
         )
-    return _clear(path, _text_layout(path, lines[0], kind, columns, compressed=compressed))
+    if "\r" in first:
+        # All of it would be its first line.
+        raise CannotStartError(f"lines of {path} end with a carriage return alone: give them newlines")
+    return _clear(path, _text_layout(path, first, kind, columns, compressed=compressed))
 
 
 def _clear(path: Path, layout: Layout) -> Layout:
-    """Return a layout whose contexts have names of their own. Raises CannotStartError."""
-    if PREFIX in layout.names:
-        raise CannotStartError(f"{path} has a column {PREFIX} without a name: name it, as in {PREFIX}hour")
-    twice = [role for role in layout.columns if role.startswith(PREFIX) and layout.names.count(role) > 1]
+    """Return a layout whose columns have names of their own. Raises CannotStartError."""
+    if CONTEXT_PREFIX in layout.names:
+        raise CannotStartError(
+            f"{path} has a column {CONTEXT_PREFIX} without a name: name it, as in {CONTEXT_PREFIX}hour"
+        )
+    used = [layout.names[position] for position in layout.columns.values()]
+    twice = [name for name in used if layout.names.count(name) > 1]
     if twice:
         raise CannotStartError(f"{path} has two columns {twice[0]}: leave one, or give one another name")
     return layout
@@ -221,7 +229,11 @@ def _by_synonyms(names: Sequence[str]) -> dict[str, int] | None:
         for role, words in SYNONYMS.items()
         if any(word in plain for word in words)
     }
-    found |= {name: names.index(name) for name in names if name.startswith(PREFIX) and name != PREFIX}
+    found |= {
+        name: names.index(name)
+        for name in names
+        if name.startswith(CONTEXT_PREFIX) and name != CONTEXT_PREFIX
+    }
     return found if {"user", "item", "rating"} <= set(found) else None
 
 

@@ -1,13 +1,38 @@
-"""Shows how far an import is: a bar on a terminal, now and then a line elsewhere."""
+"""Shows how far an import is: a bar where standard error is a terminal, now and then a line elsewhere."""
 
+import sys
 import time
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 LINE_EVERY_S = 5.0  # in a log file
+# Often enough for a second hand; a benchmark wants its core for itself.
+REFRESHED_PER_S = 4.0
+
+
+def bar(*columns: ProgressColumn, hidden: bool = False) -> Progress:
+    """Return a bar of these columns, which is removed at its end: what was done is said in a line."""
+    console = Console(stderr=True, highlight=False)
+    # What is said meanwhile stands above it, where both are one terminal, and goes where it belongs where
+    # standard output is a file.
+    return Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=hidden or not console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),
+        refresh_per_second=REFRESHED_PER_S,
+    )
 
 
 class ImportProgress:
@@ -20,37 +45,31 @@ class ImportProgress:
         self._began = time.monotonic()
         self._next_line = self._began + LINE_EVERY_S
         self._note = ""
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[ratings]:,} ratings, {task.fields[rate]:,.0f} a second"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=console,
-            )
-            self._task = self._bar.add_task(what, total=self._total_bytes, ratings=0, rate=0.0, note="")
+        self._bar = bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[ratings]:,} ratings, {task.fields[rate]:,.0f} a second"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self._task = self._bar.add_task(what, total=self._total_bytes, ratings=0, rate=0.0, note="")
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
+        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
 
     def update(self, position: int, ratings: int) -> None:
         """Show the position in bytes and the ratings so far."""
         now = time.monotonic()
         rate = ratings / max(now - self._began, 1e-6)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=position, ratings=ratings, rate=rate, note=self._note)
-        elif now >= self._next_line:
+        self._bar.update(self._task, completed=position, ratings=ratings, rate=rate, note=self._note)
+        if self._bar.disable and now >= self._next_line:
             self._next_line = now + LINE_EVERY_S
             share = min(100 * position / self._total_bytes, 100)
             self._console.print(
@@ -62,8 +81,7 @@ class ImportProgress:
     def note(self, text: str) -> None:
         """Show a remark beside the progress until it is replaced by another, or by none."""
         # In a log a remark stands once, however often it is repeated.
-        if text and text != self._note and self._bar is None:
+        if text and text != self._note and self._bar.disable:
             self._console.print(text, highlight=False)
         self._note = text
-        if self._bar is not None:
-            self._bar.update(self._task, note=text)
+        self._bar.update(self._task, note=text)

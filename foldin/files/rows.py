@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 from factors import Scale
 from featurestore.codecs import MAX_TIMESTAMP
 from featurestore.ratings.event_types import RATING
-from featurestore.settings import format_scale
 from foldin.files.contexts import Contexts, FileFields, context_columns, context_rows, given_mask
 from foldin.files.layout import NUMBER
 
@@ -32,6 +31,8 @@ MAX_ID_BYTES = 256  # as the API has it
 SHOWN_CHARACTERS = 40  # of a bad value
 STEP_TOLERANCE = 1e-6  # of a step: 0.1 + 0.2 is on a scale in tenths
 MAX_DISTINCT = 1000  # more are as good as continuous
+# Stars, and half stars.
+USUAL = (Scale(1.0, 5.0, 1.0), Scale(0.5, 5.0, 0.5))
 MAX_LEVELS = 101  # of a scale that is found in the data: 0 to 10 in tenths; more are as good as continuous
 
 
@@ -201,20 +202,24 @@ def scale_of(ratings: Values) -> Scale:
     return Scale(low, high, (high - low) / n_steps)
 
 
-def suggested_scale(ratings: Values) -> str:
-    """Return the text for FOLDIN_SCALE that takes these ratings."""
-    if not ratings.size:
-        return "1:5"
-    scale = scale_of(ratings)
-    # Two values say nothing of a step, and whole steps are what a scale without one is taken for.
+def scale_for(ratings: Values) -> Scale:
+    """Return the scale that a store would have for these ratings, none or more: a usual one where they lie on
+    it, though perhaps none of them is at its ends, else their own.
+    """
+    usual = next((each for each in USUAL if not off_scale(ratings, each).any()), None)
+    scale = usual or scale_of(ratings)
+    # Two values say nothing of a step, and a fit finds by itself that ratings are whole.
     plain = scale.step == 1.0 or np.unique(ratings).size <= 2
-    return format_scale(Scale(scale.low, scale.high) if plain else scale)
+    return Scale(scale.low, scale.high) if plain else scale
 
 
 def distinct(values: Values) -> Values:
-    """Return the different finite numbers among `values` in order, or their two ends where there are many."""
+    """Return the different finite numbers among `values` in order; of many, some, with both ends."""
     found: Values = np.unique(values[np.isfinite(values)])
-    return found if found.size <= MAX_DISTINCT else found[[0, -1]]
+    if found.size <= MAX_DISTINCT:
+        return found
+    # Still so many that they keep no step.
+    return found[np.linspace(0, found.size - 1, MAX_DISTINCT).astype(np.intp)]
 
 
 def _ids(column: pa.Array, role: str, refuse: Refuse) -> pa.Array:

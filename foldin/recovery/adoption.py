@@ -7,18 +7,20 @@ A trainer stops beside a store that is not its archive's. After a restore the ar
 import asyncio
 import time
 import uuid
+from collections.abc import Collection
 
 from featurestore.errors import LeaseLost, StoreUnavailable
 from featurestore.store import Store
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.retries import Say, has_leader, retried
-from trainer.archive.epoch_archive import read_spans
+from trainer.archive.epoch_archive import read_ends
 from trainer.archive.identity import ArchiveState, read_identity
 from trainer.archive.root import ArchiveRoot
-from trainer.consume.matching import WHAT_TO_DO, difference, match
-from trainer.errors import ArchiveFailedError, ArchiveFullError, ArchiveRefusedError
+from trainer.consume.matching import WHAT_TO_DO, difference, match, replaced
+from trainer.errors import ArchiveFailedError, ArchiveRefusedError, ArchiveWaitsError
 from trainer.leadership import Leadership
 from trainer.settings import TrainerSettings
+from trainer.threads import Threads
 
 # To read the ids of 100 million archived ratings takes less; nothing waits for this lease.
 _LEASE_S = 120.0
@@ -29,12 +31,13 @@ _PATIENCE_S = 20.0
 async def mismatch(store: Store, settings: TrainerSettings) -> str | None:
     """Return why the archive here keeps trainers from leading in this store; None where it does not.
 
-    Raises `RecoveryRefusedError` for an archive of a newer version.
+    Raises `RecoveryRefusedError` for an archive of a newer version, `RecoveryStoppedError` where the archive
+    of a history that the store has cannot be read.
     """
     # It has compared the two itself, and would have stopped.
     if await has_leader(store):
         return None
-    state = await asyncio.to_thread(_state, settings)
+    state = await asyncio.to_thread(_state, settings, await retried(replaced, store))
     return await retried(difference, store, state)
 
 
@@ -57,8 +60,11 @@ async def was_put_back(store: Store, settings: TrainerSettings) -> bool:
     """Say whether the store is an older copy of the one that the archive here belongs to. Raises as
     `must_adopt`.
     """
-    state = await asyncio.to_thread(_state, settings)
-    return state.identity == store.identity and await must_adopt(store, settings)
+    try:
+        identity = await asyncio.to_thread(read_identity, settings.archive_folder)
+    except ArchiveRefusedError as exc:
+        raise RecoveryRefusedError(exc.why) from exc
+    return identity == store.identity and await must_adopt(store, settings)
 
 
 async def adopt(store: Store, settings: TrainerSettings, say: Say) -> None:
@@ -72,7 +78,7 @@ async def adopt(store: Store, settings: TrainerSettings, say: Say) -> None:
         try:
             await _adopt_once(store, settings)
             return
-        except (ArchiveFullError, LeaseLost, StoreUnavailable) as exc:
+        except (ArchiveWaitsError, LeaseLost, StoreUnavailable) as exc:
             if time.monotonic() - began > _PATIENCE_S:
                 raise RecoveryStoppedError(f"{exc}: stop the trainer, and run this again") from exc
             await asyncio.sleep(0.2)
@@ -90,23 +96,31 @@ async def _adopt_once(store: Store, settings: TrainerSettings) -> None:
         # As a trainer that leads does it: none begins while files are moved.
         leadership = Leadership(lease, _LEASE_S, began_at)
         root = await asyncio.to_thread(ArchiveRoot, settings.archive_folder, guard=leadership.check)
+        threads = Threads()
         try:
-            await match(store, root, leadership, adopt=True, restored=True)
+            await match(store, root, leadership, threads, adopt=True, restored=True)
         finally:
+            await threads.drained()
             root.leave()
     finally:
         await lease.release()
 
 
-def _state(settings: TrainerSettings) -> ArchiveState:
-    """What the archive says of itself, read beside the process that holds it."""
+def _state(settings: TrainerSettings, left: Collection[int]) -> ArchiveState:
+    """What the archive says of itself, read beside the process that holds it. `left`: the epochs that the
+    store has begun and left.
+    """
     root = settings.archive_folder
     ends = {}
-    for folder in root.glob("epoch-*") if root.is_dir() else ():
-        number = folder.name.removeprefix("epoch-")
-        if number.isdigit() and folder.is_dir():
-            ends[int(number)] = {p: span.last for p, span in read_spans(folder).items()}
     try:
+        for folder in root.glob("epoch-*") if root.is_dir() else ():
+            number = folder.name.removeprefix("epoch-")
+            if number.isdigit() and folder.is_dir():
+                ends[int(number)] = read_ends(folder, replaced=int(number) in left)
         return ArchiveState(read_identity(root), ends)
     except ArchiveRefusedError as exc:
         raise RecoveryRefusedError(exc.why) from exc
+    except ArchiveFailedError as exc:
+        raise RecoveryStoppedError(
+            f"{exc}: put the file away if it never can be, and run this again"
+        ) from exc

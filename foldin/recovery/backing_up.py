@@ -5,21 +5,25 @@ manifest is written last; a backup that was cut off leaves the one before as it 
 """
 
 import asyncio
+import contextlib
+import fcntl
 import os
-import shutil
+import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from featurestore.catalogue.dump import Dump, dump_to_bytes, read_dump
+from featurestore.errors import StoreError
 from featurestore.settings import format_scale
 from featurestore.store import Store
+from featurestore.telemetry.points import Backup
 from foldin.recovery.adoption import require_match
-from foldin.recovery.erased import read_ledgers
+from foldin.recovery.erased import ledger_copies
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.manifest import (
     CATALOGUE_END,
+    CHUNK_BYTES,
     ITEMS_END,
     File,
     Manifest,
@@ -30,12 +34,16 @@ from foldin.recovery.manifest import (
     read_manifest,
 )
 from foldin.recovery.reaching import reach
-from foldin.recovery.retries import Say, Step, no_step, retried
-from trainer.archive.erasures import FILES, Ledger, put_ledger
+from foldin.recovery.retries import Progress, Say, Step, no_progress, no_step, retried
+from processes.backoff import Backoff
+from trainer.archive.erasures import FILES
 from trainer.archive.events import format_position
 from trainer.archive.item_list import write_items
-from trainer.archive.segments import TEMPORARY, Segment, SegmentName, read_segment, sync_directory
-from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
+from trainer.archive.segments import Segment, SegmentName, read_segment
+from trainer.archive.storage import fences
+from trainer.archive.storage.files import Location, files_of, located, on_objects, sync_directory, write_whole
+from trainer.archive.storage.local import TEMPORARY
+from trainer.errors import ArchiveFailedError, ArchiveRefusedError, SegmentDamagedError, SegmentGoneError
 from trainer.settings import TrainerSettings
 
 # Merges take files away while others are copied; each listing finds most of them in place.
@@ -43,25 +51,38 @@ _LISTINGS = 20
 
 
 async def back_up(
-    store: Store, settings: TrainerSettings, target: Path, say: Say, *, step: Step = no_step
+    store: Store,
+    settings: TrainerSettings,
+    target: Location,
+    say: Say,
+    *,
+    step: Step = no_step,
+    progress: Progress = no_progress,
 ) -> Manifest:
     """Back the live history up into `target`; what an earlier backup there has is not copied again.
 
     Raises `RecoveryRefusedError` (nothing was changed), `RecoveryStoppedError`.
     """
     await require_match(store, settings)
-    epoch = (await retried(store.generations.live)).epoch
-    name = f"epoch-{epoch:06d}"
-    folder = target / name
     try:
         await asyncio.to_thread(_require_own, target, store, settings)
     except OSError as exc:
         raise RecoveryRefusedError(f"{target} cannot be read: {exc.strerror or exc}") from exc
+    with _alone(target):
+        return await _back_up(store, settings, target, say, step=step, progress=progress)
+
+
+async def _back_up(
+    store: Store, settings: TrainerSettings, target: Location, say: Say, *, step: Step, progress: Progress
+) -> Manifest:
+    epoch = (await retried(store.generations.live)).epoch
+    name = f"epoch-{epoch:06d}"
+    folder = target / name
     for _ in range(_LISTINGS):
         reached = await reach(store, epoch, settings.archive_folder / name, say)
         step("reached")
         try:
-            files = await asyncio.to_thread(_copy, reached.segments, folder, step)
+            files = await asyncio.to_thread(_copy, reached.segments, folder, step, progress)
             break
         except SegmentGoneError:
             continue
@@ -70,6 +91,8 @@ async def back_up(
                 f"{settings.archive_folder / name / str(exc)}: the trainer rebuilds it from the store within "
                 "a minute; run this again then"
             ) from exc
+        except ArchiveFailedError as exc:
+            raise RecoveryStoppedError(f"{exc}: run this again") from exc
         except OSError as exc:
             raise RecoveryStoppedError(f"cannot write {folder}: {exc.strerror or exc}") from exc
     else:
@@ -84,7 +107,7 @@ async def back_up(
         identity=store.identity,
         namespace=settings.store.namespace,
         partitions=store.config.partitions,
-        scale=format_scale(store.config.scale),
+        scale=format_scale(store.scale.value),
         epoch=epoch,
         cut={str(p): format_position(progress.last) for p, progress in reached.cut.items()},
         files=files,
@@ -93,24 +116,30 @@ async def back_up(
         created=time.time(),
     )
     try:
-        ledgers = await asyncio.to_thread(read_ledgers, settings.archive_folder, skip_damaged=True)
+        ledgers, damaged = await asyncio.to_thread(ledger_copies, settings.archive_folder)
+        for path in damaged:
+            say(f"{path} is damaged, and so is its copy: users who were forgotten may be missing there")
         await asyncio.to_thread(_finish, folder, manifest, _Lists(ids, ledgers, dump), step)
     except (OSError, ArchiveFailedError) as exc:
         raise RecoveryStoppedError(f"cannot write {folder}: {exc}") from exc
     say(f"{folder}: {manifest.events:,} events, {manifest.items:,} items, {len(files)} segments")
+    # It is whole without that, too.
+    with contextlib.suppress(StoreError):
+        await store.telemetry.note_backup(Backup(time.time(), manifest.events))
     return manifest
 
 
-def _require_own(target: Path, store: Store, settings: TrainerSettings) -> None:
+def _require_own(target: Location, store: Store, settings: TrainerSettings) -> None:
     """Raise `RecoveryRefusedError` where the folder is none, is the archive's, or has the backup of another
     store; OSError where it cannot be looked at.
     """
     if target.exists() and not target.is_dir():
         raise RecoveryRefusedError(f"{target} is not a folder: name another one")
     # The trainer would take the copies for its own, or move them to its trash; with the store's disk both go.
-    for what, folder in (("archive", settings.archive_dir), ("store", settings.store_dir)):
+    archive = located(settings.archive_dir, settings.credentials)
+    for what, folder in (("archive", archive), ("store", settings.store_dir)):
         own_folder, there = folder and folder.resolve(), target.resolve()
-        if own_folder and (there.is_relative_to(own_folder) or own_folder.is_relative_to(there)):
+        if own_folder and (_is_in(there, own_folder) or _is_in(own_folder, there)):
             raise RecoveryRefusedError(f"{target} is where the {what} is: name another folder")
     own = store.identity, settings.store.namespace
     for folder in sorted(target.glob("epoch-*")):
@@ -119,13 +148,70 @@ def _require_own(target: Path, store: Store, settings: TrainerSettings) -> None:
             raise RecoveryRefusedError(f"{folder} is the backup of another store: name another folder")
 
 
-def _copy(segments: Sequence[Segment], folder: Path, step: Step) -> dict[str, File]:
+def _is_in(path: Location, folder: Location) -> bool:
+    same_kind = (on_objects(path) is None) == (on_objects(folder) is None)
+    return same_kind and path.is_relative_to(folder)
+
+
+@contextlib.contextmanager
+def _alone(target: Location) -> Iterator[None]:
+    """Keep other backups from `target`: each removes the files that its own manifest does not name."""
+    if on_objects(target) is not None:
+        with _taken(target):
+            yield
+        return
+    is_new = not target.exists()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise RecoveryRefusedError(f"{target} cannot be made: {exc.strerror or exc}") from exc
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise RecoveryRefusedError(f"another backup into {target} is under way") from None
+    except OSError:
+        pass  # some file systems of other machines lock no folders
+    try:
+        yield
+    finally:
+        if is_new:
+            # One that could not begin leaves nothing; where there is something in it, it stays.
+            with contextlib.suppress(OSError):
+                target.rmdir()
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _taken(target: Location) -> Iterator[None]:
+    """Keep out backups into an object store that have begun before: what they write is refused."""
+    fence = fences.fence_of(target)
+    try:
+        fence.probe()
+        backoff = Backoff(0.05, 2.0)
+        while not fence.take(fence.claim(f"backup.{secrets.token_hex(4)}"), no_step):
+            time.sleep(backoff.next_s())
+            if backoff.failures >= fences.MOST_TAKES:
+                raise RecoveryRefusedError(f"{target} cannot be written: {fences.NOT_LISTED}")
+    except ArchiveRefusedError as exc:
+        raise RecoveryRefusedError(exc.why) from exc
+    except OSError as exc:
+        raise RecoveryRefusedError(f"{target} cannot be written: {exc.strerror or exc}") from exc
+    try:
+        yield
+    finally:
+        fence.leave()
+
+
+def _copy(segments: Sequence[Segment], folder: Location, step: Step, progress: Progress) -> dict[str, File]:
     """Copy the segments that the folder does not have; return all by name. Raises OSError, and what reading
     a segment raises.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
-    for segment in segments:
+    progress(0, len(segments))
+    for done, segment in enumerate(segments, 1):
         name = segment.path.name
         try:
             files[name] = file_of(segment.path)
@@ -133,28 +219,27 @@ def _copy(segments: Sequence[Segment], folder: Path, step: Step) -> dict[str, Fi
                 _copy_one(segment.path, folder / name, step)
         except FileNotFoundError as exc:
             raise SegmentGoneError(name) from exc
+        progress(done, len(segments))
     sync_directory(folder)
     sync_directory(folder.parent)
     return files
 
 
-def _has(path: Path, file: File) -> bool:
+def _has(path: Location, file: File) -> bool:
     return path.exists() and file_of(path) == file
 
 
-def _copy_one(path: Path, copy: Path, step: Step) -> None:
+def _copy_one(path: Location, copy: Location, step: Step) -> None:
     # A copy, not a link: a block that goes bad must not be in both.
-    beside = copy.with_name(copy.name + TEMPORARY)
-    shutil.copyfile(path, beside)
-    try:
-        # What was damaged in the archive, or on the way, is found now, not when it is needed.
-        read_segment(beside)
-    except SegmentDamagedError as exc:
-        raise SegmentDamagedError(path, exc.why) from exc
-    with beside.open("rb+") as written:
-        os.fsync(written.fileno())
+    beside = files_of(copy).staged(copy)
+    with files_of(path).open(path) as read, beside.open() as written:
+        while part := read.read(CHUNK_BYTES):
+            written.write(part)
+    # What was damaged in the archive, or on the way, is found now, not when it is needed.
+    read_segment(path, beside.read())
+    beside.sync()
     step("copied")
-    beside.rename(copy)
+    beside.put_in_place()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +247,11 @@ class _Lists:
     """What a backup has besides segments: item ids by row, erasures, the catalogue."""
 
     ids: Sequence[bytes]
-    ledgers: Sequence[Ledger]
+    ledgers: Sequence[bytes]
     dump: Dump
 
 
-def _finish(folder: Path, manifest: Manifest, lists: _Lists, step: Step) -> None:
+def _finish(folder: Location, manifest: Manifest, lists: _Lists, step: Step) -> None:
     """Write the lists and the manifest, then remove what that makes superfluous."""
     beside = folder / f"items{TEMPORARY}"
     beside.mkdir(exist_ok=True)
@@ -178,16 +263,13 @@ def _finish(folder: Path, manifest: Manifest, lists: _Lists, step: Step) -> None
     beside.rmdir()
     files = manifest.files | {name: found}
     for ledger in lists.ledgers:
-        put_ledger(folder / f"ledger{TEMPORARY}", ledger.content)
+        write_whole(folder / f"ledger{TEMPORARY}", ledger)
         found = file_of(folder / f"ledger{TEMPORARY}")
         files[ledger_name(found)] = found
         (folder / f"ledger{TEMPORARY}").rename(folder / ledger_name(found))
     if lists.dump:
         beside = folder / f"catalogue{TEMPORARY}"
-        with beside.open("wb") as file:
-            file.write(dump_to_bytes(lists.dump))
-            file.flush()
-            os.fsync(file.fileno())
+        write_whole(beside, dump_to_bytes(lists.dump))
         found = file_of(beside)
         files[catalogue_name(found)] = found
         beside.rename(folder / catalogue_name(found))
@@ -201,4 +283,6 @@ def _finish(folder: Path, manifest: Manifest, lists: _Lists, step: Step) -> None
         old = old or SegmentName.parse(path.name) is not None
         if old and path.is_file() and path.name not in files:
             path.unlink()
+    # On an object store it would stay a while, with users who were forgotten since the backup before.
+    files_of(folder).forget_replaced(folder)
     sync_directory(folder)

@@ -3,10 +3,8 @@ a user rated before an erasure is restored; what a user rated after coming back 
 """
 
 import asyncio
-import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +19,9 @@ from featurestore.store import Store
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.events import RatingEvents, as_bytes, of_tables, with_codes_of
 from foldin.recovery.retries import retried
-from trainer.archive.erasures import FILES, Ledger, ledger_files, parse_ledger, put_ledger
+from trainer.archive.erasures import Ledger, ledger_files, parse_ledger, put_ledger
 from trainer.archive.events import make_table
+from trainer.archive.storage.files import Location
 from trainer.errors import ArchiveRefusedError, LedgerDamagedError
 
 # Of one step of reading a stream: a few milliseconds of the store.
@@ -81,7 +80,7 @@ class Erased:
 
 
 async def find_erased(
-    store: Store, epoch: int, folder: Path, more: Sequence[Ledger], *, skip_damaged: bool
+    store: Store, epoch: int, folder: Location, more: Sequence[Ledger], *, skip_damaged: bool
 ) -> Erased:
     """Return who was erased from an epoch and its archive, and from where the ledgers `more` come from.
 
@@ -92,7 +91,8 @@ async def find_erased(
     tables = await retried(_waiting, store, epoch)
     marked = await retried(store.ratings.forgotten, epoch)
     ledgers = await asyncio.to_thread(read_ledgers, folder, skip_damaged=skip_damaged)
-    waiting = {each.user: each.at_ms for each in commands if each.kind == "erase" and each.user}
+    # Also of one whose kind cannot be read: no other has a user.
+    waiting = {each.user: each.at_ms for each in commands if each.user}
     events = []
     for table in tables:
         is_mark = pc.equal(table["item_row"], pa.scalar(FORGOTTEN_ROW, pa.uint32()))
@@ -117,7 +117,7 @@ async def _waiting(store: Store, epoch: int) -> list[pa.Table]:
     return tables
 
 
-def read_ledgers(folder: Path, *, skip_damaged: bool = False) -> list[Ledger]:
+def read_ledgers(folder: Location, *, skip_damaged: bool = False) -> list[Ledger]:
     """Return the ledgers in a folder. `skip_damaged`: what can be read of them.
 
     Raises `RecoveryRefusedError`.
@@ -130,14 +130,31 @@ def read_ledgers(folder: Path, *, skip_damaged: bool = False) -> list[Ledger]:
             if not skip_damaged:
                 raise RecoveryRefusedError(
                     f"{path} is damaged, so users who were forgotten may come back: put the one of a backup "
-                    "in its place, or go on with what can be read by --skip-damaged"
+                    "in its place, or go on with what can be read by --skip-damaged-ledger"
                 ) from exc
         except ArchiveRefusedError as exc:
             raise RecoveryRefusedError(exc.why) from exc
     return found
 
 
-def take_over(ledgers: Sequence[Ledger], folder: Path) -> None:
+def ledger_copies(folder: Location) -> tuple[list[bytes], list[Location]]:
+    """Return the content of each ledger in a folder, for a backup, and which are damaged: of the copies of
+    these, too, a restore says so. Raises `RecoveryRefusedError`, OSError.
+    """
+    contents, damaged = [], []
+    for path in ledger_files(folder):
+        content = path.read_bytes()
+        try:
+            content = parse_ledger(path, content).content
+        except LedgerDamagedError:
+            damaged.append(path)
+        except ArchiveRefusedError as exc:
+            raise RecoveryRefusedError(exc.why) from exc
+        contents.append(content)
+    return contents, damaged
+
+
+def take_over(ledgers: Sequence[Ledger], folder: Location) -> None:
     """Have erasures in an archive that it does not know of. Raises `RecoveryStoppedError`."""
     known = read_ledgers(folder, skip_damaged=True)
     for ledger in ledgers:
@@ -145,7 +162,6 @@ def take_over(ledgers: Sequence[Ledger], folder: Path) -> None:
             continue
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # A file of its own: the trainer adds to one of those that are there.
-            put_ledger(folder / FILES.replace("*", secrets.token_hex(4)), ledger.content)
+            put_ledger(folder, ledger.content)
         except OSError as exc:
             raise RecoveryStoppedError(f"cannot write {folder}: {exc.strerror or exc}") from exc

@@ -4,12 +4,12 @@ one was whole when it was written, and what is missing or damaged since is found
 
 import hashlib
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from foldin.recovery.errors import RecoveryRefusedError
 from trainer.archive.erasures import FILES
 from trainer.archive.json_files import read_json, write_json
+from trainer.archive.storage.files import Location
 from trainer.errors import ArchiveRefusedError
 
 NAME = "manifest.json"
@@ -18,7 +18,7 @@ ITEMS_END = ".list"
 # And that of the catalogue, where there is one.
 CATALOGUE_END = ".catalogue"
 # A checksum is read through in parts: some 5 ms each.
-_CHUNK_BYTES = 4_194_304
+CHUNK_BYTES = 4_194_304
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Manifest:
     items: int
     created: float
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Location) -> None:
         """Put it in place, on disk when this returns. Raises OSError."""
         write_json(folder / NAME, asdict(self))
 
@@ -60,7 +60,7 @@ class Manifest:
         """The name of the catalogue; None for a backup without one."""
         return next((name for name in self.files if name.endswith(CATALOGUE_END)), None)
 
-    def check(self, folder: Path) -> None:
+    def check(self, folder: Location) -> None:
         """Raise `RecoveryRefusedError` naming the first file that is missing or not as it was."""
         # All of each file, not only its size: a disk that was put away for a year forgets bits, not ends.
         for name, file in self.files.items():
@@ -75,7 +75,7 @@ class Manifest:
                 raise RecoveryRefusedError(f"the backup is damaged: {path} is not what was written")
 
 
-def read_manifest(folder: Path, *, skip_damaged: bool = False) -> Manifest | None:
+def read_manifest(folder: Location, *, skip_damaged: bool = False) -> Manifest | None:
     """Return the manifest of a folder; None where there is none. `skip_damaged`: nor where it cannot be read.
 
     Raises `RecoveryRefusedError` where it cannot be read, or is of a newer format.
@@ -116,11 +116,11 @@ def ledger_name(file: File) -> str:
     return FILES.replace("*", file.sha256[:16])
 
 
-def file_of(path: Path) -> File:
+def file_of(path: Location) -> File:
     """Return size and checksum of a file. Raises OSError."""
     state, size = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while part := file.read(_CHUNK_BYTES):
+        while part := file.read(CHUNK_BYTES):
             state.update(part)
             size += len(part)
     return File(size, state.hexdigest())

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from featurestore.ratings.stream import Progress
 from featurestore.store import Store
@@ -15,7 +14,13 @@ from foldin.recovery.retries import Say, has_leader, retried
 from trainer.archive.epoch_archive import uncovered
 from trainer.archive.events import join_spans
 from trainer.archive.segments import Segment, inspect_segment
-from trainer.errors import ArchiveRefusedError, SegmentDamagedError, SegmentGoneError
+from trainer.archive.storage.files import Location, files_of
+from trainer.errors import (
+    ArchiveFailedError,
+    ArchiveRefusedError,
+    SegmentDamagedError,
+    SegmentGoneError,
+)
 
 # Ratings are archived within a second; a trainer that rebuilds its archive, or catches up, shows that it
 # leads.
@@ -35,7 +40,7 @@ class Reached:
     segments: tuple[Segment, ...]
 
 
-async def reach(store: Store, epoch: int, folder: Path, say: Say) -> Reached:
+async def reach(store: Store, epoch: int, folder: Location, say: Say) -> Reached:
     """Return the archive of an epoch once it has all that was acknowledged before this call.
 
     A partition without events is left out of the cut.
@@ -62,14 +67,18 @@ async def reach(store: Store, epoch: int, folder: Path, say: Say) -> Reached:
         await asyncio.sleep(_LOOK_S)
 
 
-def listed(folder: Path, cut: Cut) -> tuple[str | None, list[Segment]]:
+def listed(folder: Location, cut: Cut) -> tuple[str | None, list[Segment]]:
     """Return in what the archive falls short of the cut, None where it does not, and its segments."""
     segments: list[Segment] = []
     try:
-        for name, path in uncovered(folder) if folder.is_dir() else ():
+        found = uncovered(folder) if folder.is_dir() else []
+        files_of(folder).read_ahead([path for _, path in found])
+        for name, path in found:
             if name.first != (segments[-1].name.last if segments else 0) + 1:
                 return f"{folder} lacks what comes before {path.name}", segments
             segments.append(inspect_segment(path, name))
+    except ArchiveFailedError as exc:
+        return str(exc), segments
     except (SegmentDamagedError, SegmentGoneError) as exc:
         # It is merged just now, or set aside and rebuilt by the trainer.
         return f"{folder / str(exc)}", segments

@@ -10,7 +10,6 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -29,7 +28,7 @@ from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.events import RatingEvents, as_bytes, joined, with_codes_of
 from foldin.recovery.merging import Change, change, holding, merge
 from foldin.recovery.reaching import reach
-from foldin.recovery.retries import Say, Step, has_leader, no_step, retried
+from foldin.recovery.retries import Progress, Say, Step, has_leader, no_progress, no_step, retried
 from foldin.recovery.sources import (
     Archived,
     Source,
@@ -39,6 +38,7 @@ from foldin.recovery.sources import (
     require_scale,
 )
 from foldin.recovery.stored import read_histories
+from trainer.archive.storage.files import Location
 from trainer.erasure.older_copy import erase_attributes_again
 from trainer.settings import TrainerSettings
 
@@ -64,11 +64,12 @@ class RestoreRequest:
     then, by the store's clock.
     """
 
-    path: Path
+    path: Location
     live: Live = "all"
     until_ms: int | None = None
     skip_damaged: bool = False
     dry_run: bool = False
+    skip_damaged_ledger: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +99,14 @@ class Restore:
         say: Say,
         *,
         step: Step = no_step,
+        progress: Progress = no_progress,
     ) -> None:
         self._store = store
         self._settings = settings
         self._request = request
         self._say = say
         self._step = step
+        self._progress = progress
 
     async def run(self) -> int | None:
         """Restore; return the generation that is live then, None where nothing had to be done.
@@ -130,7 +133,8 @@ class Restore:
             # Nothing but the archive counts then: it must have what still waits in the streams.
             await reach(self._store, pointer.epoch, source.folder, self._say)
         archived = await asyncio.to_thread(self._read, source)
-        require_scale(archived, source, self._store)
+        decide = not self._request.dry_run
+        await retried(require_scale, archived, source, self._store, decide=decide)
         archived = await self._recoded(archived)
         # Without a new history: what comes in meanwhile may be missing in what is told.
         if self._request.dry_run:
@@ -229,7 +233,9 @@ class Restore:
         """Read what is wanted of the source. Raises `RecoveryRefusedError`."""
         request = self._request
         self._say(f"Reading {source.folder}")
-        archived = read_source(source, skip_damaged=request.skip_damaged)
+        archived = read_source(
+            source, skip_damaged=request.skip_damaged, skip_damaged_ledger=request.skip_damaged_ledger
+        )
         events = archived.events
         if request.until_ms is not None and len(events):
             # By arrival, not by the time of the rating, which a client gives.
@@ -255,7 +261,7 @@ class Restore:
             live_epoch,
             self._settings.archive_folder,
             archived.ledgers,
-            skip_damaged=self._request.skip_damaged,
+            skip_damaged=self._request.skip_damaged or self._request.skip_damaged_ledger,
         )
         live = (await read_histories(self._store, live_epoch)).events
         if await was_put_back(self._store, self._settings):
@@ -333,6 +339,7 @@ class Restore:
                 )
                 await retried(writer.ratings.append_columns, columns, epoch=epoch)
                 written += len(columns)
+                self._progress(written, len(events))
                 self._step("written")
                 if time.monotonic() - told > _TOLD_S:
                     told = time.monotonic()

@@ -22,12 +22,19 @@ _LONGEST_PAUSE_S = 2.0
 Say = Callable[[str], None]
 """Shows a line to the person."""
 
+Progress = Callable[[int, int], None]
+"""Shows how much of how much is done."""
+
 Step = Callable[[str], None]
 """Called with the name of each step before it is done. Tests kill the process there."""
 
 
 def no_step(_name: str) -> None:
     """Do nothing between steps."""
+
+
+def no_progress(_done: int, _total: int) -> None:
+    """Show nothing."""
 
 
 async def retried(call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -4,7 +4,6 @@ changed, and what is damaged or newer than this version is refused, naming the f
 
 import contextlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +11,9 @@ import pyarrow.compute as pc
 
 from featurestore.catalogue.dump import Dump, DumpUnreadable, dump_from_bytes
 from featurestore.ratings.event_types import DEFAULT_TYPES
-from featurestore.settings import format_scale
+from featurestore.settings import format_scale, parse_scale
 from featurestore.store import Store
+from foldin.files.rows import scale_for
 from foldin.recovery.erased import read_ledgers
 from foldin.recovery.errors import RecoveryRefusedError
 from foldin.recovery.events import RatingEvents, of_tables
@@ -22,10 +22,11 @@ from foldin.recovery.manifest import Manifest, read_manifest
 from trainer.archive.context_fields import read_fields
 from trainer.archive.epoch_archive import uncovered
 from trainer.archive.erasures import Ledger
-from trainer.archive.identity import read_identity
+from trainer.archive.identity import IDENTITY_FILE, read_identity
 from trainer.archive.item_list import NAME as ITEMS
 from trainer.archive.item_list import read_items
 from trainer.archive.segments import DAMAGED, SegmentName, open_segment, read_segment
+from trainer.archive.storage.files import Location
 from trainer.archive.trash import NOTE
 from trainer.archive.type_names import read_types
 from trainer.errors import (
@@ -43,7 +44,7 @@ _LISTINGS = 10
 class Source:
     """The folder of one epoch. `manifest`: of a backup."""
 
-    folder: Path
+    folder: Location
     manifest: Manifest | None = None
 
 
@@ -59,7 +60,9 @@ class Archived:
     catalogue: Dump | None = None
 
 
-def find_source(path: Path, live: tuple[str, int], namespace: str, *, skip_damaged: bool = False) -> Source:
+def find_source(
+    path: Location, live: tuple[str, int], namespace: str, *, skip_damaged: bool = False
+) -> Source:
     """Return the epoch that a folder stands for. `live`: identity and live epoch of the store;
     `skip_damaged`: what is there of a backup that is not whole will do.
 
@@ -100,12 +103,14 @@ def find_source(path: Path, live: tuple[str, int], namespace: str, *, skip_damag
     raise RecoveryRefusedError(f"{path} has no ratings: name an archive, a backup, or an entry of the trash")
 
 
-def _without_manifest(folder: Path, *, skip_damaged: bool) -> Source:
+def _without_manifest(folder: Location, *, skip_damaged: bool) -> Source:
     """Return an epoch of an archive. Refuse a backup that lacks its manifest: nothing tells what it lacks
     besides.
     """
     # A trainer makes the folder of its fits when it opens an epoch; on the way to the trash it goes.
     of_archive = (folder / "fits").is_dir() or (folder / NOTE).exists() or (folder / ITEMS).exists()
+    # On an object store it has none there; but beside its epochs an archive says whose it is.
+    of_archive = of_archive or (folder.parent / IDENTITY_FILE).exists()
     if not of_archive and not skip_damaged:
         raise RecoveryRefusedError(
             f"{folder} has no {MANIFEST}: the backup was cut off, or is not whole; --skip-damaged restores "
@@ -114,20 +119,20 @@ def _without_manifest(folder: Path, *, skip_damaged: bool) -> Source:
     return Source(folder)
 
 
-def is_live_archive(source: Source, live: tuple[str, int], root: Path) -> bool:
+def is_live_archive(source: Source, live: tuple[str, int], root: Location) -> bool:
     """Say whether a source is what the trainer of this store archives into. `root`: its archive."""
     folder = root / f"epoch-{live[1]:06d}"
     return source.folder.resolve() == folder.resolve() and _identity(root) == live[0]
 
 
-def _identity(root: Path) -> str | None:
+def _identity(root: Location) -> str | None:
     try:
         return read_identity(root)
     except ArchiveRefusedError as exc:
         raise RecoveryRefusedError(exc.why) from exc
 
 
-def read_source(source: Source, *, skip_damaged: bool = False) -> Archived:
+def read_source(source: Source, *, skip_damaged: bool = False, skip_damaged_ledger: bool = False) -> Archived:
     """Read all of a source, each file verified. `skip_damaged`: leave out what cannot be read.
 
     Raises `RecoveryRefusedError`.
@@ -141,7 +146,7 @@ def read_source(source: Source, *, skip_damaged: bool = False) -> Archived:
             items = source.folder / (source.manifest.items_file if source.manifest else ITEMS)
             listed = _items(items, events, skip_damaged=skip_damaged)
             # After the events: it has the erasures of all that is missing there.
-            ledgers = _ledgers(source, skip_damaged=skip_damaged)
+            ledgers = _ledgers(source, skip_damaged=skip_damaged or skip_damaged_ledger)
             catalogue = _catalogue(source, skip_damaged=skip_damaged)
             events = _named(events, catalogue, source, skip_damaged=skip_damaged)
             events = _told(events, catalogue, source, skip_damaged=skip_damaged)
@@ -149,11 +154,23 @@ def read_source(source: Source, *, skip_damaged: bool = False) -> Archived:
     raise RecoveryRefusedError(f"{source.folder} changes all the time: run this again")
 
 
-def require_scale(archived: Archived, source: Source, store: Store) -> None:
-    """Raise `RecoveryRefusedError` where the store does not take such ratings."""
-    rating, scale = archived.events.rating, store.config.scale
+async def require_scale(archived: Archived, source: Source, store: Store, *, decide: bool) -> None:
+    """Where wanted, decide on the scale of these ratings in a store that has none.
+
+    Raises `RecoveryRefusedError` where the store does not take such ratings, `StoreUnavailable`.
+    """
+    rating = archived.events.rating
     valid = rating[~np.isnan(rating) & (archived.events.type_code == 0)]
-    if len(valid) and (valid.min() < scale.low or valid.max() > scale.high):
+    if len(valid) and decide and not store.scale.decided:
+        # An archive that is no backup does not say; its ratings are all that is known of it.
+        known = source.manifest.scale if source.manifest else format_scale(scale_for(valid))
+        try:
+            await store.scale.decide(parse_scale(known))
+        except ValueError as exc:
+            raise RecoveryRefusedError(f"the scale of {source.folder} {exc}") from None
+    scale = store.scale.value
+    off = len(valid) and (valid.min() < scale.low or valid.max() > scale.high)
+    if off and store.scale.decided:
         told = source.manifest.scale if source.manifest else f"{valid.min():g}:{valid.max():g}"
         raise RecoveryRefusedError(
             f"the ratings of {source.folder} are of the scale {told}, the store's is {format_scale(scale)}: "
@@ -182,6 +199,11 @@ def _tables(source: Source, *, skip_damaged: bool) -> list[pa.Table]:
                         f"{path} is damaged ({exc.why}): restore from a backup, or leave it out with "
                         "--skip-damaged"
                     ) from exc
+    except ArchiveFailedError as exc:
+        # Not damage that may be skipped: it may be read the next time.
+        raise RecoveryRefusedError(
+            f"{exc}: run this again, or take the file away and go on with --skip-damaged"
+        ) from exc
     except ArchiveRefusedError as exc:
         raise RecoveryRefusedError(exc.why) from exc
     return tables
@@ -249,12 +271,12 @@ def _told(
     return replace(events, context=events.context[:, :named] if named else None)
 
 
-def _segment_files(folder: Path) -> list[tuple[SegmentName, Path]]:
+def _segment_files(folder: Location) -> list[tuple[SegmentName, Location]]:
     named = [(SegmentName.parse(path.name), path) for path in folder.iterdir()]
     return sorted((name, path) for name, path in named if name is not None)
 
 
-def _require_whole(folder: Path) -> None:
+def _require_whole(folder: Location) -> None:
     """Refuse a folder of which a part was set aside or is missing."""
     damaged = sorted(folder.glob(f"*{DAMAGED}"))
     if damaged:
@@ -273,7 +295,7 @@ def _require_whole(folder: Path) -> None:
         expected = name.last + 1
 
 
-def _items(path: Path, events: RatingEvents, *, skip_damaged: bool) -> pa.StringArray:
+def _items(path: Location, events: RatingEvents, *, skip_damaged: bool) -> pa.StringArray:
     """The listed items by row, then those that events name besides, in the order of the events."""
     try:
         listed = read_items(path)

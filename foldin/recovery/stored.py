@@ -16,7 +16,7 @@ from featurestore.contexts import codec as contexts
 from featurestore.store import Store
 from featurestore.users.records import StoredUser
 from foldin.recovery.events import RatingEvents
-from foldin.recovery.retries import retried
+from foldin.recovery.retries import Progress, no_progress, retried
 from trainer.archive.events import string_array
 
 
@@ -31,9 +31,12 @@ class Histories:
 
 
 async def read_histories(
-    store: Store, epoch: int, keep: Callable[[bytes], bool] = lambda _user_id: True
+    store: Store,
+    epoch: int,
+    keep: Callable[[bytes], bool] = lambda _user_id: True,
+    progress: Progress = no_progress,
 ) -> Histories:
-    """Read the users for whom `keep` says so. Raises `RecoveryStoppedError`."""
+    """Read the users for whom `keep` says so; `progress` is by partitions. Raises `RecoveryStoppedError`."""
     # By id: a scan may give a user twice, later with more ratings.
     users: dict[bytes, StoredUser] = {}
     for partition in range(store.config.partitions):
@@ -42,6 +45,7 @@ async def read_histories(
             cursor, found = await retried(store.users.scan, epoch, partition, cursor)
             more = cursor != 0
             users |= {user.user_id: user for user in found if keep(user.user_id)}
+        progress(partition + 1, store.config.partitions)
     registry = store.items(epoch)
     # After the histories: it has all the items that they name.
     await retried(registry.refresh)

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +24,11 @@ from foldin.recovery.errors import RecoveryStoppedError
 from foldin.recovery.events import RatingEvents, of_tables, with_codes_of
 from foldin.recovery.merging import differences, holding
 from foldin.recovery.reaching import reach
-from foldin.recovery.retries import Say, retried
+from foldin.recovery.retries import Progress, Say, no_progress, retried
 from foldin.recovery.stored import Histories, read_histories
 from trainer.archive.segments import open_segment, read_segment
-from trainer.errors import SegmentDamagedError, SegmentGoneError
+from trainer.archive.storage.files import Location
+from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
 from trainer.settings import TrainerSettings
 
 # Of the differences: what fits on a terminal.
@@ -50,16 +50,19 @@ class Verified:
     differences: tuple[str, ...]
 
 
-async def verify(store: Store, settings: TrainerSettings, say: Say) -> Verified:
-    """Compare the live history in the store with its archive.
+async def verify(
+    store: Store, settings: TrainerSettings, say: Say, progress: Progress = no_progress
+) -> Verified:
+    """Compare the live history in the store with its archive. `progress`: by partitions of the store, then
+    by files of the archive.
 
     Raises `RecoveryStoppedError` where the archive does not come to have all, `RecoveryRefusedError`.
     """
     await require_match(store, settings)
     epoch = (await retried(store.generations.live)).epoch
     # In this order, so that an archive which lacks something of what was read cannot be just late.
-    stored = await read_histories(store, epoch)
-    archived, item_row = await _archived(store, epoch, settings, say)
+    stored = await read_histories(store, epoch, progress=progress)
+    archived, item_row = await _archived(store, epoch, settings, say, progress)
     registry = store.items(epoch)
     await retried(registry.refresh)
     both = await asyncio.to_thread(_aligned, stored, archived)
@@ -87,24 +90,30 @@ class _Both:
 
 
 async def _archived(
-    store: Store, epoch: int, settings: TrainerSettings, say: Say
+    store: Store, epoch: int, settings: TrainerSettings, say: Say, progress: Progress
 ) -> tuple[RatingEvents, Int64s]:
     """Return the archived events up to a moment from now, at least, and the item row of each."""
     folder = settings.archive_folder / f"epoch-{epoch:06d}"
     for _ in range(_LISTINGS):
         reached = await reach(store, epoch, folder, say)
         with contextlib.suppress(SegmentGoneError):
-            return await asyncio.to_thread(_read, [segment.path for segment in reached.segments])
+            paths = [segment.path for segment in reached.segments]
+            return await asyncio.to_thread(_read, paths, progress)
     raise RecoveryStoppedError("the archive changes all the time: run this again")
 
 
-def _read(paths: Sequence[Path]) -> tuple[RatingEvents, Int64s]:
+def _read(paths: Sequence[Location], progress: Progress) -> tuple[RatingEvents, Int64s]:
     try:
         # Opened at once: a merge takes files away meanwhile.
         files = [(path, open_segment(path)) for path in paths]
-        tables = [read_segment(path, file)[0] for path, file in files]
+        tables = []
+        for path, file in files:
+            tables.append(read_segment(path, file)[0])
+            progress(len(tables), len(files))
     except SegmentDamagedError as exc:
         raise RecoveryStoppedError(f"{exc.path} is damaged ({exc.why}): the trainer rebuilds it") from exc
+    except ArchiveFailedError as exc:
+        raise RecoveryStoppedError(f"{exc}: run this again") from exc
     rows = [np.zeros(0, np.int64), *[item_rows_of(table["item_row"].to_numpy()) for table in tables]]
     return of_tables(tables), np.concatenate(rows)
 

@@ -47,6 +47,14 @@ class Reply:
         return isinstance(self.body, dict) and bool(self.body.get("degraded"))
 
 
+def open_session() -> aiohttp.ClientSession:
+    """Return a session whose calls are one request each, on a connection of its own."""
+    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
+    # Else a DELETE whose connection breaks is sent a second time, which is told of what the first has done.
+    session._retry_connection = False  # noqa: SLF001 - as aiohttp's own test client does: there is no option
+    return session
+
+
 class Caller:
     """Calls the replicas at `urls`. `in_flight`: how many calls of each kind are under way."""
 

@@ -11,19 +11,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import aiohttp
-
 from featurestore.errors import StoreError
 from featurestore.store import Store
+from foldin.commands.progress import Shown
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
-from foldin.settings import FrontDoorSettings, TortureOptions
+from foldin.settings import FrontDoorSettings, TortureOptions, no_document
 from foldin.torture.auditor import BACK, Auditor
-from foldin.torture.calls import Caller
+from foldin.torture.calls import Caller, open_session
 from foldin.torture.clients import SESSIONS, Operator, Session, Shared
 from foldin.torture.faults import FAULTS, Scene, names_of
 from foldin.torture.histories import Histories
 from foldin.torture.report import Report
-from foldin.torture.stack import running_stack
+from foldin.torture.stack import StoreKind, running_stack
 from foldin.torture.weakened import WEAKNESSES
 from processes.errors import CannotStartError, StackFailedError
 
@@ -31,6 +30,8 @@ from processes.errors import CannotStartError, StackFailedError
 CHECKPOINT_S = 45.0
 # The archive is read whole each time: a second's work after an hour.
 AUDIT_S = 7.0
+# A process of a fit starts on busy cores, and compiles what it needs.
+FIRST_WITHIN_S = 300.0
 # Ratings that are acknowledged between two faults, and how long they may take: parts start on busy cores.
 GOOD_CALLS, GOOD_WITHIN_S = 30, 15.0
 # On top of that.
@@ -49,19 +50,22 @@ def run_torture(options: TortureOptions, settings: FrontDoorSettings) -> int:
         raise CannotStartError(f"{folder} is not empty: --data takes a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     print(f"Torture of a stack in {folder}, all calls in {folder / 'calls.jsonl'}", flush=True)
-    report = asyncio.run(
-        torture(
-            60.0 * options.minutes,
-            options.seed,
-            folder.resolve(),
-            settings.inherited,
-            weakness=options.weakness,
-            replicated=options.seed % REPLICATED_EACH == 0,
+    with Shown("Torturing, in seconds", hidden=settings.emit is not no_document) as shown:
+        report = asyncio.run(
+            torture(
+                60.0 * options.minutes,
+                options.seed,
+                folder.resolve(),
+                settings.inherited,
+                weakness=options.weakness,
+                kind=options.store or ("one" if options.seed % REPLICATED_EACH else "replicas"),
+                shown=shown,
+            )
         )
-    )
     print("\n".join(report.lines()))
+    settings.emit({"folder": folder, **report.document()})
     if report.violations:
-        again = f"foldin torture --minutes {options.minutes:g} --seed {options.seed}"
+        again = f"foldin torture --minutes {options.minutes:g} --seed {options.seed} --store {report.kind}"
         print(f"{len(report.violations):,} violations; again: {again}")
         return 1
     if options.data is None:
@@ -78,28 +82,31 @@ async def torture(
     *,
     weakness: str | None = None,
     faults: Sequence[str] = (),
-    replicated: bool = False,
+    kind: StoreKind = "one",
+    shown: Shown | None = None,
 ) -> Report:
     """Torture a stack in `folder`; return what was found. `environment`: what its processes inherit;
-    `faults`: names of `FAULTS`, all that its store can have where empty; `replicated`: that store has
-    replicas. With a `weakness` it ends when anything was found but a stack that comes back late.
+    `faults`: names of `FAULTS`, all that its store can have where empty; `kind`: of the store;
+    `shown`: is told of the seconds that are over. With a `weakness` it ends when anything was found
+    but a stack that comes back late.
 
     Raises CannotStartError, StackFailedError.
     """
-    report = Report(seed, replicated)
+    report = Report(seed, kind)
     rng = random.Random(f"{seed}-faults")  # noqa: S311 - to be repeated, not secret
-    async with running_stack(folder, environment, weakness, replicated=replicated) as stack:
+    async with running_stack(folder, environment, weakness, kind=kind) as stack:
         store = await Store.open(stack.settings.store, hot=False)
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
         try:
-            async with aiohttp.ClientSession(connector=connector) as session:
+            async with open_session() as session:
                 caller = Caller(session, stack.urls, folder / "calls.jsonl", report)
-                shared = Shared(caller, Histories(replicated=replicated), report)
+                shared = Shared(caller, Histories(replicated=kind != "one"), report)
                 scene = Scene(stack, shared, rng)
                 try:
-                    auditor = Auditor(stack, store, shared)
-                    names = faults or names_of(replicated=replicated)
-                    await _run(scene, auditor, seconds, seed, names, first_is_enough=weakness is not None)
+                    operator = Operator(shared, seed)
+                    auditor = Auditor(stack, store, shared, await _first_history(operator, store))
+                    names = faults or names_of(kind)
+                    alone = weakness is not None
+                    await _run(scene, auditor, operator, seconds, names, first_is_enough=alone, shown=shown)
                 finally:
                     caller.close()
         finally:
@@ -110,15 +117,14 @@ async def torture(
 async def _run(
     scene: Scene,
     auditor: Auditor,
+    operator: Operator,
     seconds: float,
-    seed: int,
     names: Sequence[str],
     *,
     first_is_enough: bool,
+    shown: Shown | None,
 ) -> None:
     shared, loop = scene.shared, asyncio.get_running_loop()
-    operator = Operator(shared, seed)
-    await _first_history(operator)
     until = loop.time() + seconds
     shared.open.set()
     work = [
@@ -127,7 +133,7 @@ async def _run(
             auditor.watch(),
             operator.run(),
             _auditing(auditor),
-            *(Session(shared, number, seed).run() for number in range(SESSIONS)),
+            *(Session(shared, number, shared.report.seed).run() for number in range(SESSIONS)),
         )
     ]
     try:
@@ -136,6 +142,8 @@ async def _run(
             rest_at = min(until, loop.time() + CHECKPOINT_S)
             while loop.time() < rest_at:
                 _raise_for(work)
+                if shown is not None:
+                    shown.done(round(loop.time() - until + seconds), round(seconds))
                 # A busy machine makes a stack late, whatever protection it lacks.
                 if first_is_enough and {check for _, check, _ in shared.report.violations} - {BACK}:
                     return
@@ -153,15 +161,17 @@ async def _run(
         await asyncio.gather(*work, return_exceptions=True)
 
 
-async def _first_history(operator: Operator) -> None:
-    """Begin with ratings that can be learned. Raises StackFailedError."""
-    histories = operator.histories
-    for _ in range(10):
-        reply = await operator.begin_history()
-        histories.worlds[:] = histories.worlds[:1]
-        if reply.ok:
-            return
-        await asyncio.sleep(1.0)
+async def _first_history(operator: Operator, store: Store) -> int:
+    """Begin with ratings that can be learned; return their epoch. Raises StackFailedError."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(FIRST_WITHIN_S):
+            while not (reply := await operator.begin_history()).ok:  # noqa: ASYNC110 -- trainers start
+                await asyncio.sleep(1.0)
+            # Where cores are busy the call is answered before its fit has ended.
+            while (live := await store.generations.live()).pending or not live.generation:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+            del operator.histories.worlds[1:]
+            return live.epoch
     raise StackFailedError(f"the stack does not take its first ratings: {reply.body}")
 
 

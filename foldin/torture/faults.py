@@ -13,9 +13,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
+from featurestore.cluster.keys import ClusterKeys
+from featurestore.cluster.slots import even_tags, slot_of_tag
 from foldin.torture.clients import Shared
+from foldin.torture.cluster_set import ClusterSet
 from foldin.torture.replica_set import WAYS, Way
-from foldin.torture.stack import TRAINERS, Stack
+from foldin.torture.stack import PARTITIONS, TRAINERS, Stack, StoreKind
 
 # A fit comes a second after it is asked for; a new history when it is known what became of the one before.
 MEETS_WITHIN_S = 45.0
@@ -145,6 +148,17 @@ async def _promote(scene: Scene, way: Way) -> int:
     return 1
 
 
+async def _move(scene: Scene, *, whole: bool) -> int:
+    """Move the slots of some partitions, of the pointer or the items to other servers."""
+    servers, keys = scene.stack.servers, ClusterKeys("foldin", PARTITIONS)
+    assert isinstance(servers, ClusterSet)
+    tags = scene.rng.sample([*even_tags(PARTITIONS), keys.live, keys.catalogue], 4)
+    for tag in tags:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.to_thread(servers.move_away, slot_of_tag(tag), whole=whole)
+    return len(tags)
+
+
 async def _amid(scene: Scene, call: str, wanted: str, frozen_s: float = 0.0) -> int:
     """Kill something while a call is under way, or freeze it for so long."""
     scene.shared.wanted.add(wanted)
@@ -168,6 +182,10 @@ async def _amid(scene: Scene, call: str, wanted: str, frozen_s: float = 0.0) -> 
 _PROMOTIONS: dict[str, Fault] = {
     f"promotion of a replica, the primary {what}": partial(_promote, way=way)
     for way, what in zip(WAYS, ("killed", "frozen", "replaced while it runs"), strict=True)
+}
+_MOVES: dict[str, Fault] = {
+    "a slot moves key by key": partial(_move, whole=False),
+    "a slot moves as a whole": partial(_move, whole=True),
 }
 FAULTS: dict[str, Fault] = {
     **{
@@ -207,13 +225,16 @@ FAULTS: dict[str, Fault] = {
     "SIGSTOP amid a new history": partial(_amid, call="new history", wanted="history", frozen_s=UNHEARD_S),
     "SIGKILL amid an erasure": partial(_amid, call="forget", wanted="forget"),
     **_PROMOTIONS,
+    **_MOVES,
 }
 # Of a store in one folder, behind proxies.
 _OF_ONE_SERVER = re.compile(r"(SIG\w+|clock|disk) of the store|connections|power")
 
 
-def names_of(*, replicated: bool) -> list[str]:
-    """Return the names of the faults that a store with replicas, or without, can have."""
-    if replicated:
+def names_of(kind: StoreKind) -> list[str]:
+    """Return the names of the faults that a store of this kind can have."""
+    if kind == "cluster":
         return [name for name in FAULTS if not _OF_ONE_SERVER.match(name)]
-    return [name for name in FAULTS if name not in _PROMOTIONS]
+    if kind == "replicas":
+        return [name for name in FAULTS if not _OF_ONE_SERVER.match(name) and name not in _MOVES]
+    return [name for name in FAULTS if name not in {**_PROMOTIONS, **_MOVES}]

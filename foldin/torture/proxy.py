@@ -12,9 +12,11 @@ PIECE_BYTES = 65_536
 
 
 class Proxy:
-    """Leads from a port to a socket file. `delay_s`: before each piece; `open`: whether any passes."""
+    """Leads from a port to a socket file, or to another port of this host. `delay_s`: before each piece;
+    `open`: whether any passes.
+    """
 
-    def __init__(self, target: Path, port: int) -> None:
+    def __init__(self, target: Path | int, port: int) -> None:
         self.port = port
         self.url = f"redis://127.0.0.1:{port}"
         self.delay_s = 0.0
@@ -41,13 +43,18 @@ class Proxy:
             task.cancel()
         return len(self._passing)
 
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self._target, Path):
+            return await asyncio.open_unix_connection(str(self._target))
+        return await asyncio.open_connection("127.0.0.1", self._target)
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._passing.add(task)
         try:
             with contextlib.suppress(OSError, asyncio.CancelledError):
-                there, back = await asyncio.open_unix_connection(str(self._target))
+                there, back = await self._connect()
                 try:
                     async with asyncio.TaskGroup() as group:
                         group.create_task(self._pass(reader, back))

@@ -7,8 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from redis import Redis
 from redis.exceptions import RedisError
 
+from foldin.cluster.forming import WITHIN_S, until
 from foldin.store import binary
 from processes.blocking import BlockingChild
 from processes.errors import CannotStartError
@@ -33,11 +33,6 @@ DATA_NODES, SENTINELS = 3, 3
 DOWN_AFTER_MS = 1_500
 # A failover that got nowhere is begun again after twice this time; each takes about a second.
 FAILOVER_MS = 2_000
-# Servers start within milliseconds; a promotion takes about five seconds, and a primary that was replaced is
-# told after eight. On busy cores everything takes longer.
-WITHIN_S = 60.0
-# Adds next to nothing to that.
-LOOK_S = 0.05
 
 
 def program(kind: Kind) -> Path:
@@ -73,7 +68,7 @@ class Server:
     """One server on a port of its own; a sentinel is one, too. `admin`: password of the user `admin`."""
 
     def __init__(self, command: Sequence[str], folder: Path, port: int, *, admin: str | None = None) -> None:
-        self.port = port
+        self.port, self.folder = port, folder
         self._command = [*command, "--port", str(port), "--bind", HOST, "--dir", str(folder)]
         self._log = folder / "server.log"
         self._child: BlockingChild | None = None
@@ -93,6 +88,11 @@ class Server:
             lambda: redis_reply((HOST, self.port)).startswith((b"+PONG", b"-NOAUTH")), WITHIN_S
         )
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started, and not ended here."""
+        return self._child is not None
+
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal: SIGSTOP and SIGCONT freeze it and let it go on."""
         assert self._child is not None
@@ -106,7 +106,25 @@ class Server:
         self.client.close()
 
 
-class ReplicaSet:
+class ServerSet:
+    """Servers of which one that was replaced comes back in the same way, whatever they are together."""
+
+    def until_whole(self) -> None:
+        """Return when all that run are at one. Raises TimeoutError."""
+        raise NotImplementedError
+
+    def bring_back(self, old: Server, way: Way) -> None:
+        """Let a former primary come back; return when it follows the new one, so that another promotion is
+        possible.
+        """
+        if way == "kill":
+            old.start()
+        elif way == "freeze":
+            old.signal(signal.SIGCONT)
+        self.until_whole()
+
+
+class ReplicaSet(ServerSet):
     """The servers. `url`: the address for Foldin."""
 
     def __init__(self, kind: Kind, folder: Path, users: Users | None) -> None:
@@ -172,39 +190,26 @@ class ReplicaSet:
             old.signal(signal.SIGSTOP)
         else:
             self.sentinels[0].client.execute_command("SENTINEL", "FAILOVER", NAME)  # type: ignore[no-untyped-call]  # redis-py
-        _until(lambda: self.primary() is not old, "a replica is promoted")
+        until(lambda: self.primary() is not old, "a replica is promoted")
         return old
-
-    def bring_back(self, old: Server, way: Way) -> None:
-        """Let a former primary come back; return when it follows the new one, so that another promotion is
-        possible.
-        """
-        if way == "kill":
-            old.start()
-        elif way == "freeze":
-            old.signal(signal.SIGCONT)
-        self.until_whole()
 
     def until_whole(self) -> None:
         """Return when all replicas follow the primary and all sentinels know them."""
 
         def whole() -> bool:
-            try:
-                primary = self.primary()
-                for node in self.nodes:
-                    info = node.client.info("replication")
-                    role = "master" if node is primary else "slave"
-                    if info["role"] != role:
-                        return False
-                    if role == "slave" and info["master_port"] != primary.port:
-                        return False
-                    if role == "slave" and info["master_link_status"] != "up":
-                        return False
-                return all(self._is_calm(sentinel) for sentinel in self.sentinels)
-            except RedisError:
-                return False
+            primary = self.primary()
+            for node in self.nodes:
+                info = node.client.info("replication")
+                role = "master" if node is primary else "slave"
+                if info["role"] != role:
+                    return False
+                if role == "slave" and info["master_port"] != primary.port:
+                    return False
+                if role == "slave" and info["master_link_status"] != "up":
+                    return False
+            return all(self._is_calm(sentinel) for sentinel in self.sentinels)
 
-        _until(whole, "all replicas follow")
+        until(whole, "all replicas follow")
 
     def _is_calm(self, sentinel: Server) -> bool:
         raw = sentinel.client.execute_command("SENTINEL", "MASTER", NAME)  # type: ignore[no-untyped-call]  # redis-py
@@ -221,14 +226,6 @@ class ReplicaSet:
         """End all."""
         for server in (*self.sentinels, *self.nodes):
             server.kill()
-
-
-def _until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {WITHIN_S:.0f} s: {what}")
-        time.sleep(LOOK_S)
 
 
 @contextlib.contextmanager

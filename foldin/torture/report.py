@@ -4,18 +4,25 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
+from foldin.torture.stack import StoreKind
+
+_STORES: dict[StoreKind, str] = {
+    "one": "one server",
+    "replicas": "a primary with two replicas",
+    "cluster": "a cluster of three primaries with a replica each",
+}
 # So many violations of each check are printed; a fault of the software gives one a second.
 SHOWN = 10
 
 
 @dataclass(slots=True)
 class Report:
-    """`replicated`: the store had replicas; `calls`: by kind and outcome (`ok`, `refused`, `lost`);
+    """`kind`: of the store; `calls`: by kind and outcome (`ok`, `refused`, `lost`);
     `violations`: the check and what was found.
     """
 
     seed: int
-    replicated: bool = False
+    kind: StoreKind = "one"
     began: float = field(default_factory=time.monotonic)
     faults: Counter[str] = field(default_factory=Counter)
     calls: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -35,10 +42,25 @@ class Report:
         """Note what must not be."""
         self.violations.append((time.monotonic() - self.began, check, what))
 
+    def document(self) -> dict[str, object]:
+        """Return all as `--json` prints it."""
+        return {
+            "seed": self.seed,
+            "store": self.kind,
+            "seconds": round(time.monotonic() - self.began, 1),
+            "faults": dict(self.faults),
+            "calls": {kind: dict(of) for kind, of in self.calls.items()},
+            "checks": dict(self.checks),
+            "unjudged": dict(self.unjudged),
+            "violations": [
+                {"after_s": round(at, 1), "check": check, "what": what} for at, check, what in self.violations
+            ],
+        }
+
     def lines(self) -> list[str]:
         """Return all as Markdown."""
         minutes = (time.monotonic() - self.began) / 60
-        store = "a primary with two replicas" if self.replicated else "one server"
+        store = _STORES[self.kind]
         rows = [
             f"Seed {self.seed}, {minutes:.1f} minutes, the store is {store}.",
             "",
@@ -51,7 +73,7 @@ class Report:
             rows.append(f"| {kind} | {of['ok']:,} | {of['refused']:,} | {of['lost']:,} |")
         rows += ["", "| check | times | not to be judged | violations |", "|---|---:|---:|---:|"]
         wrong = Counter(check for _, check, _ in self.violations)
-        for check in sorted({*self.checks, *wrong}):
+        for check in sorted({*self.checks, *self.unjudged, *wrong}):
             rows.append(f"| {check} | {self.checks[check]:,} | {self.unjudged[check]:,} | {wrong[check]:,} |")
         shown = Counter[str]()
         for at, check, what in self.violations:

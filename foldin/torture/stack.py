@@ -1,7 +1,7 @@
 """A whole stack under test: store, two replicas of the service, two trainers, on a disk that can fail.
 
 The store is one server in a folder of that disk, behind proxies; or a primary with two replicas and three
-sentinels, which clients reach at their own addresses.
+sentinels, or a cluster of three primaries with a replica each, which clients reach at their own addresses.
 
 Invariant: when the context ends, no process of the stack is left. A part that a fault has ended is started
 again; one that keeps ending by itself is too, as operators see to that.
@@ -17,12 +17,15 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from foldin.store import EmbeddedStore
+from foldin.torture.cluster_set import ClusterSet
 from foldin.torture.disk import Disk
 from foldin.torture.proxy import Proxy
 from foldin.torture.replica_set import ReplicaSet
 from foldin.torture.weakened import weakened
+from processes import module_name
 from processes.blocking import plain_environment, python_command
 from processes.child import ChildSpec
 from processes.probes import http_ok, unused_port
@@ -33,6 +36,10 @@ from trainer.settings import TrainerSettings
 REPLICAS = {"service-a": 2, "service-b": 1}
 TRAINERS = ("trainer-a", "trainer-b")
 PARTS = ("store", *REPLICAS, *TRAINERS)
+StoreKind = Literal["one", "replicas", "cluster"]
+STORE_KINDS: tuple[StoreKind, ...] = ("one", "replicas", "cluster")
+# A majority of them says that one is gone; each has some of the partitions.
+CLUSTER_PRIMARIES, PARTITIONS = 3, 16
 # How long a part that was killed stays away, at least: others must notice.
 AWAY_S = 0.2
 # A process that was killed is gone within milliseconds; on busy cores it waits for its turn.
@@ -41,20 +48,21 @@ GONE_S = 10.0
 SETTINGS = {"FOLDIN_REFIT_EVENTS": "3000", "FOLDIN_REFIT_SECONDS": "10", "PYTHONUNBUFFERED": "1"}
 # By kind: the words of a command line, and how many of them follow the program.
 _KINDS = {
-    ("-m", "trainer"): "trainer",
-    ("-m", "service"): "service",
-    ("-m", "trainer.fit_job.job"): "fit",
-    ("-m", "trainer.publication.recording"): "publication",
+    ("-m", module_name("trainer")): "trainer",
+    ("-m", module_name("service")): "service",
+    ("-m", module_name("trainer.fit_job.job")): "fit",
+    ("-m", module_name("trainer.publication.recording")): "publication",
 }
 
 
 class Stack:
-    """A running stack. `urls`: of its replicas; `proxies`: between the store and `service` or `trainer`;
-    `servers`: of a replicated store, which has no proxies.
+    """A running stack. `urls`: of its replicas; `ports` and `trainer_ports`: of these and of the trainers,
+    by part; `proxies`: between the store and `service` or `trainer`; `servers`: of a store that is more than
+    one, which has no proxies.
     """
 
     def __init__(
-        self, folder: Path, environment: Mapping[str, str], weakness: str | None, *, replicated: bool
+        self, folder: Path, environment: Mapping[str, str], weakness: str | None, *, kind: StoreKind
     ) -> None:
         self._environment = environment
         root = folder / "disk"
@@ -66,15 +74,21 @@ class Stack:
         self._store = EmbeddedStore(self.root / "store", {})
         self._changes = weakened(weakness, self.root / "store" / "valkey.conf", folder)
         self.disk = Disk(self.root, folder / "faults")
-        self.servers = ReplicaSet("valkey", folder / "servers", None) if replicated else None
+        self.servers: ReplicaSet | ClusterSet | None = None
+        if kind == "replicas":
+            self.servers = ReplicaSet("valkey", folder / "servers", None)
+        elif kind == "cluster":
+            self.servers = ClusterSet("valkey", folder / "servers", CLUSTER_PRIMARIES, replicas=True)
         target = Path(self._store.url.removeprefix("unix://"))
-        between = () if replicated else ("service", "trainer")
+        between = ("service", "trainer") if kind == "one" else ()
         self.proxies = {name: Proxy(target, unused_port()) for name in between}
         self.ports = {name: unused_port() for name in REPLICAS}
+        self.trainer_ports = {name: unused_port() for name in TRAINERS}
         self.urls = [f"http://127.0.0.1:{port}" for port in self.ports.values()]
         self._address = {"FOLDIN_REDIS_URL": self._store.url}
         if self.servers is not None:
             self._address = {"FOLDIN_REDIS_URL": self.servers.url, "FOLDIN_DURABILITY": "replicated"}
+            self._address["FOLDIN_PARTITIONS"] = str(PARTITIONS)
         self.settings = TrainerSettings.load(
             (), {**self._address, "FOLDIN_ARCHIVE_DIR": str(self.root / "archive")}
         )
@@ -195,6 +209,7 @@ class Stack:
             settings["FOLDIN_REDIS_URL"] = self.proxies[kind].url
         if kind == "trainer":
             settings["FOLDIN_ARCHIVE_DIR"] = str(self.root / "archive")
+            settings["FOLDIN_TRAINER_ADDRESS"] = f"127.0.0.1:{self.trainer_ports[part]}"
             if self.servers is None:
                 settings["FOLDIN_STORE_DIR"] = str(self.root / "store")
             command, probe = python_command("trainer"), None
@@ -216,14 +231,13 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 @asynccontextmanager
 async def running_stack(
-    folder: Path, environment: Mapping[str, str], weakness: str | None = None, *, replicated: bool = False
+    folder: Path, environment: Mapping[str, str], weakness: str | None = None, *, kind: StoreKind = "one"
 ) -> AsyncIterator[Stack]:
-    """Run a stack in `folder`. `environment`: what its processes inherit; `replicated`: its store has
-    replicas and sentinels.
+    """Run a stack in `folder`. `environment`: what its processes inherit; `kind`: of its store.
 
     Raises CannotStartError, StackFailedError.
     """
-    stack = Stack(folder, environment, weakness, replicated=replicated)
+    stack = Stack(folder, environment, weakness, kind=kind)
     try:
         await stack.start()
         yield stack

@@ -6,6 +6,8 @@ Invariant: only the processes of the stack are weakened, by a module that Python
 from collections.abc import Mapping
 from pathlib import Path
 
+from processes import module_name
+
 # By name: what the processes of the stack run at their start.
 CODE = {
     # A record counts as current whatever it has seen.
@@ -77,5 +79,6 @@ def weakened(weakness: str | None, store_config: Path, folder: Path) -> Mapping[
         return {}
     beside = folder / "weakened"
     beside.mkdir()
-    (beside / "sitecustomize.py").write_text(CODE[weakness], "utf-8")
+    code = CODE[weakness].replace("from featurestore.", f"from {module_name('featurestore')}.")
+    (beside / "sitecustomize.py").write_text(code, "utf-8")
     return {"PYTHONPATH": str(beside)}

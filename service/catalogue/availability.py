@@ -3,7 +3,6 @@ thread may read it; the next one is a copy.
 """
 
 import math
-from heapq import heappop, heappush
 
 import numpy as np
 
@@ -15,17 +14,19 @@ _SPARE_ROWS = 1024
 
 class Availability:
     """From when and until when each item row may be shown, in seconds since 1970. Rows that nothing was said
-    of may always be.
+    of may always be. `now`: none will be asked for that is earlier.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: float = -math.inf) -> None:
         self._mask: Bools = np.ones(0, dtype=np.bool_)
         # By row: shown from the first until before the second.
         self._spans: Float64s = np.empty((0, 2))
         self._barred = 0
-        # When rows change by themselves; an entry that no longer holds changes nothing.
-        self._due: list[tuple[float, int]] = []
-        self._now = -math.inf
+        # When each row changes next, and the earliest of these moments, or an earlier one. Where it has come
+        # all rows are looked through: 1 ms for a million.
+        self._changes: Float64s = np.empty(0)
+        self._next = math.inf
+        self._now = now
         self._given: Bools | None = None
 
     def put(self, rows: Int64s, starts: Float64s, ends: Float64s) -> None:
@@ -36,12 +37,8 @@ class Availability:
         said = (rows < len(self._mask)) | (starts > -np.inf) | (ends < np.inf)
         rows, new = rows[said], np.stack([starts[said], ends[said]], axis=1)
         self._grow(int(rows.max(initial=-1)) + 1)
-        old = self._spans[rows]
         self._spans[rows] = new
-        # What waits already is not to wait twice: an item may be put again and again.
-        waits = (self._now < new) & (new < np.inf) & (new != old[:, :1]) & (new != old[:, 1:])
-        for place, side in zip(*np.nonzero(waits), strict=True):
-            heappush(self._due, (float(new[place, side]), int(rows[place])))
+        self._wait(rows)
         self._update(rows)
 
     def mask(self, now: float, n: int) -> Bools | None:
@@ -50,21 +47,31 @@ class Availability:
         The same object as before where nothing has changed. A clock that goes back changes nothing.
         """
         self._now = max(now, self._now)
-        due = set[int]()
-        while self._due and self._due[0][0] <= self._now:
-            due.add(heappop(self._due)[1])
-        if due:
-            self._update(np.array(list(due), dtype=np.int64))
+        if self._next <= self._now:
+            rows = np.flatnonzero(self._changes <= self._now)
+            self._wait(rows)
+            self._update(rows)
+            self._next = float(self._changes.min(initial=np.inf))
         if not self._barred:
             return None
         self._grow(n)
         if self._given is None or len(self._given) != n:
             self._given = self._mask[:n]
+            # So that a ranking may remember what it allows.
+            self._given.flags.writeable = False
         return self._given
 
     def shows(self, row: int, now: float) -> bool:
         """Whether a row may be shown at `now`."""
         return row >= len(self._spans) or bool(self._spans[row, 0] <= now < self._spans[row, 1])
+
+    def _wait(self, rows: Int64s) -> None:
+        """Have `rows` looked at when they change next."""
+        # Column by column: along the short axis of both it takes four times as long.
+        starts, ends = (np.where(self._now < each, each, np.inf) for each in self._spans[rows].T)
+        changes = np.minimum(starts, ends)
+        self._changes[rows] = changes
+        self._next = min(self._next, float(changes.min(initial=np.inf)))
 
     def _update(self, rows: Int64s) -> None:
         starts, ends = self._spans[rows].T
@@ -85,4 +92,5 @@ class Availability:
         more = rows + rows // 8 + _SPARE_ROWS - have
         self._mask = np.append(self._mask, np.ones(more, dtype=np.bool_))
         self._spans = np.append(self._spans, np.tile((-np.inf, np.inf), (more, 1)), axis=0)
+        self._changes = np.append(self._changes, np.full(more, np.inf))
         self._given = None

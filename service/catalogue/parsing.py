@@ -3,14 +3,23 @@ of another type than its attribute has, or an item that is larger than one may b
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from featurestore.catalogue.catalogue import MOST_ITEM_BYTES
 from featurestore.catalogue.item import AttributeType, AttributeValue, CatalogueItem, pack_item
-from featurestore.catalogue.schema import ValueRefused, new_types, parse_time, shown, shown_time, typed
+from featurestore.catalogue.schema import (
+    ValueRefused,
+    composed,
+    new_types,
+    parse_time,
+    shown,
+    shown_time,
+    typed,
+)
+from featurestore.ratings.context_schema import category_name
 from service.http.parsing import NOT_DECODED, DescribedId, body_ids, check_rows, problem_of
 from service.http.problems import Problem
 
@@ -35,21 +44,31 @@ Sent = Annotated[
 
 
 class ItemIn(msgspec.Struct, forbid_unknown_fields=True):
-    """What is known of an item besides its ratings."""
+    """What is known of an item besides its ratings. It is not hidden where that is left out."""
 
     title: str = ""
     categories: list[str] = msgspec.field(default_factory=list)
     attributes: Sent = msgspec.field(default_factory=dict)
-    hidden: bool = False
+    hidden: bool | UnsetType = UNSET
     available_from: Moment = None
     available_until: Moment = None
     image: str | None = None
 
 
 class ItemRowIn(ItemIn, forbid_unknown_fields=True, kw_only=True):
-    """The same with the item's id, in a call with several."""
+    """The same with the item's id, in a call with several. Where `hidden` is left out an item that is hidden
+    stays so. `undelete`: whether one that was deleted comes back.
+    """
 
     item_id: DescribedId
+    undelete: bool = False
+
+
+class UserRowIn(msgspec.Struct, forbid_unknown_fields=True):
+    """What is known of a user besides ratings."""
+
+    user_id: DescribedId
+    attributes: Sent = msgspec.field(default_factory=dict)
 
 
 class ItemPatch(msgspec.Struct, forbid_unknown_fields=True):
@@ -87,10 +106,24 @@ class ItemShown(msgspec.Struct, omit_defaults=True):
         )
 
 
+class ItemLine(ItemShown, omit_defaults=True, kw_only=True):
+    """An item of an export. It always says whether it is hidden: a row of POST /items that does not leaves
+    that as it is.
+    """
+
+    hidden: bool
+
+    @staticmethod
+    def of(item: CatalogueItem) -> "ItemLine":
+        """Return an item as an export has it."""
+        return ItemLine(**msgspec.structs.asdict(ItemShown.of(item)))
+
+
 Types = dict[str, AttributeType]
 
-_ROW = msgspec.json.Decoder(ItemRowIn)
-_ROWS = msgspec.json.Decoder(list[ItemRowIn])
+T = TypeVar("T")
+_ITEM, _ITEMS = msgspec.json.Decoder(ItemRowIn), msgspec.json.Decoder(list[ItemRowIn])
+_USER, _USERS = msgspec.json.Decoder(UserRowIn), msgspec.json.Decoder(list[UserRowIn])
 
 
 def parse_items(body: bytes | bytearray, *, lines: bool) -> tuple[list[ItemRowIn], list[bytes]]:
@@ -98,24 +131,50 @@ def parse_items(body: bytes | bytearray, *, lines: bool) -> tuple[list[ItemRowIn
 
     Raises a `Problem` that names a field, and the first bad row.
     """
+    rows = _rows(body, _ITEM, _ITEMS, lines=lines)
+    return rows, body_ids([row.item_id for row in rows], "item_id")
+
+
+def parse_users(body: bytes | bytearray, *, lines: bool) -> tuple[list[UserRowIn], list[bytes]]:
+    """The same of users."""
+    rows = _rows(body, _USER, _USERS, lines=lines)
+    return rows, body_ids([row.user_id for row in rows], "user_id")
+
+
+def _rows(
+    body: bytes | bytearray,
+    one: msgspec.json.Decoder[T],
+    several: msgspec.json.Decoder[list[T]],
+    *,
+    lines: bool,
+) -> list[T]:
     is_object = body[:64].lstrip()[:1] == b"{"
     try:
         if lines:
-            rows = _ROW.decode_lines(body)
+            rows = one.decode_lines(body)
         elif is_object:
-            rows = [_ROW.decode(body)]
+            rows = [one.decode(body)]
         else:
-            rows = _ROWS.decode(body)
+            rows = several.decode(body)
     except NOT_DECODED as exc:
         raise problem_of(exc, body, lines=lines) from None
     check_rows(len(rows), MAX_ROWS)
-    return rows, body_ids([row.item_id for row in rows], "item_id")
+    return rows
 
 
 def new_items(ids: Sequence[bytes], rows: Sequence[ItemRowIn], types: Types) -> list[CatalogueItem]:
     """Return `new_item` of each."""
     each = enumerate(zip(ids, rows, strict=True))
     return [new_item(item_id, row, types, number) for number, (item_id, row) in each]
+
+
+def new_users(rows: Sequence[UserRowIn], types: Types) -> list[dict[str, AttributeValue]]:
+    """Return the attributes of each user. Raises `invalid_body`, which names the field and the row."""
+    found = []
+    for number, row in enumerate(rows):
+        found.append(values_of(row.attributes, types, number))
+        check_size(msgspec.json.encode(found[-1]), "the attributes of a user", number)
+    return found
 
 
 def shown_values(values: Mapping[str, AttributeValue]) -> dict[str, Any]:
@@ -132,13 +191,20 @@ def new_item(item_id: bytes, sent: ItemIn, types: Types, row: int | None = None)
     end = _moment(sent.available_until, "available_until", row)
     item = CatalogueItem(
         item_id.decode(),
-        sent.title,
-        list(dict.fromkeys(sent.categories)),
+        composed(sent.title),
+        _categories(sent.categories),
         values_of(sent.attributes, types, row),
-        sent.hidden,
+        sent.hidden is True,
         *(start, end, sent.image),
     )
     _check(item, row)
+    return item
+
+
+def becomes_of_row(item: CatalogueItem, sent: ItemRowIn, before: CatalogueItem | None) -> CatalogueItem:
+    """Return what an item becomes by a row of several, of which `item` was made."""
+    if sent.hidden is UNSET and before is not None and before.hidden:
+        return msgspec.structs.replace(item, hidden=True)
     return item
 
 
@@ -148,10 +214,12 @@ def patched_item(
     """Return what an item becomes by a patch. Raises as `new_item` does."""
     item = CatalogueItem(item_id.decode()) if before is None else before
     changes: dict[str, Any] = {
-        name: value for name in ("title", "hidden", "image") if (value := getattr(sent, name)) is not UNSET
+        name: value for name in ("hidden", "image") if (value := getattr(sent, name)) is not UNSET
     }
+    if sent.title is not UNSET:
+        changes["title"] = composed(sent.title)
     if sent.categories is not UNSET:
-        changes["categories"] = list(dict.fromkeys(sent.categories))
+        changes["categories"] = _categories(sent.categories)
     if sent.attributes is not UNSET:
         changes["attributes"] = patched_values(item.attributes, sent.attributes, types)
     for name in ("available_from", "available_until"):
@@ -191,6 +259,10 @@ def patched_values(
         detail = f"there may be {MOST_ATTRIBUTES} attributes, not {len(found)}"
         raise Problem("invalid_body", detail, field=prefix.rstrip(".") or None)
     return found
+
+
+def _categories(sent: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(map(category_name, sent)))
 
 
 def check_size(data: bytes, what: str, row: int | None = None) -> None:

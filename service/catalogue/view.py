@@ -5,6 +5,7 @@ gets its row later is placed before the next question.
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,7 +38,8 @@ class CatalogueView:
         self._registry = registry
         # The registry has another list once it was cleared: then rows may be those of other items.
         self._ids = registry.ids
-        self._availability = Availability()
+        # Most times are past when a catalogue is loaded: no row is to wait for these.
+        self._availability = Availability(time.time())
         # Threads read the columns, so that they may lack what was put last: it waits by row.
         self.columns = Columns()
         self._masks = Masks(self.columns)
@@ -76,12 +78,16 @@ class CatalogueView:
         """Take in what is stored of different items; `rows`: None where there was none when it was asked
         for.
         """
+        # Before it is asked for rows, so that none is passed over that is given meanwhile.
+        known = len(self._ids)
         placed: dict[int, CatalogueItem | None] = {}
         spans: list[tuple[float, float]] = []
         for state, given in zip(states, rows, strict=True):
             # It may have got one since, and then its row is no longer looked for.
             row = self._registry.row(state.item_id) if given is None else given
             if row is None:
+                if not self._unplaced:
+                    self._placed = max(self._placed, known)
                 self._unplaced[state.item_id] = state
                 continue
             # What was known before it had a row must not replace this.

@@ -5,23 +5,24 @@ Invariant: they are sums of the store, the same on every replica; labels are of 
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from factors import Float64s
 from featurestore.errors import StoreError
 from featurestore.experiments.definition import Experiment
-from featurestore.experiments.showings import Showings
 from featurestore.experiments.tallies import Figure
 from featurestore.store import Store
 
-_OF_GENERATION = {
+OF_GENERATION = {
     "lists": ("foldin_generation_lists", "Lists that a generation has answered, in all replicas."),
     "shown": ("foldin_generation_shown_items", "Items that its lists were recorded to have shown."),
     "positives": ("foldin_generation_positives", "Items shown that a positive event followed in 7 days."),
     "distinct": ("foldin_generation_distinct_items", "Different items that it has shown, about."),
+    "items": ("foldin_generation_items", "Items that it was fitted with."),
 }
-_OF_ARM = {
+OF_ARM = {
     Figure.RATINGS: ("foldin_arm_ratings", "Ratings of users of an arm, predicted before they were learned."),
     Figure.SQUARED_ERROR: ("foldin_arm_squared_error", "Their squared error, summed."),
     Figure.LISTS: ("foldin_arm_lists", "Lists that an arm has answered, in all replicas."),
@@ -36,26 +37,32 @@ async def stored_figures(store: Store, running: Iterable[Experiment], timeout_s:
         async with asyncio.timeout(timeout_s):
             showings = await store.showings.read()
             # Sums outlive their generations: labels are of those that are kept.
-            kept = {each.generation for each in await store.generations.list()}
+            kept = {each.generation: each.n_items for each in await store.generations.list()}
             tallies = {each: await store.tallies.read(each) for each in running}
     except (StoreError, TimeoutError):
         return []
     return [
-        *_of_generations({number: each for number, each in showings.items() if number in kept}),
+        *_of_generations(
+            {
+                number: {**asdict(each), "items": kept[number]}
+                for number, each in showings.items()
+                if number in kept
+            }
+        ),
         *_of_arms({each: [tally for tally, _ in found] for each, found in tallies.items()}),
     ]
 
 
-def _of_generations(showings: Mapping[int, Showings]) -> Iterable[Metric]:
-    for name, (metric, text) in _OF_GENERATION.items():
+def _of_generations(figures: Mapping[int, Mapping[str, int]]) -> Iterable[Metric]:
+    for name, (metric, text) in OF_GENERATION.items():
         family = GaugeMetricFamily(metric, text, labels=["generation"])
-        for number, each in sorted(showings.items()):
-            family.add_metric([str(number)], getattr(each, name))
+        for number in sorted(figures):
+            family.add_metric([str(number)], figures[number][name])
         yield family
 
 
 def _of_arms(tallies: Mapping[Experiment, list[Float64s]]) -> Iterable[Metric]:
-    for figure, (metric, text) in _OF_ARM.items():
+    for figure, (metric, text) in OF_ARM.items():
         family = GaugeMetricFamily(metric, text, labels=["experiment", "arm"])
         for experiment, found in tallies.items():
             for arm, tally in zip(experiment.arms, found, strict=True):

@@ -69,13 +69,17 @@ class Access:
             self.asks = True
             self._hosts_passed = set()
 
-    def update(self, keys: StoredKeys) -> None:
-        """Take these keys from now on. Once there was one the service stays closed, were all removed."""
-        if keys != self._keys:
+    def update(self, keys: StoredKeys) -> tuple[list[ApiKey], list[ApiKey]]:
+        """Take these keys from now on; return those that are new, and those that are gone. Once there was one
+        the service stays closed, were all removed.
+        """
+        before = self._keys
+        if keys != before:
             self._keys = dict(keys)
             self._verified = {}
         if keys:
             self.close()
+        return _beyond(keys, before), _beyond(before, keys)
 
     def admit(self, headers: Mapping[str, str], level: int) -> ApiKey | None:
         """Let a request of a route that needs `level` pass; return the key that was looked at.
@@ -161,6 +165,11 @@ class Access:
         # An address is no name that a page could make lead elsewhere: probes and scrapes ask by one.
         address = address_of(name)
         return address is not None and (address.is_loopback or self.asks or not self._loopback)
+
+
+def _beyond(keys: StoredKeys, others: StoredKeys) -> list[ApiKey]:
+    """Return the keys that the others do not have, or not as they are."""
+    return [key for digest, key in keys.items() if key is not None and others.get(digest) != key]
 
 
 def address_of(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

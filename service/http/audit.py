@@ -59,6 +59,7 @@ class Audit:
             "cancelled" if answer is None else answer.status,
             request_id,
             request.get(WHAT, UNKNOWN),
+            extra={"request_id": request_id},
         )
 
     def client_of(self, peer: str | None, forwarded: Iterable[str]) -> str:

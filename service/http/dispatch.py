@@ -21,7 +21,7 @@ from service.http.access import Access
 from service.http.audit import Audit
 from service.http.heads import HeadParser, Heads
 from service.http.problems import CONTENT_TYPE, Problem, problem_of_store
-from service.http.quotas import CALLED_BY, HOLD_S, Quotas
+from service.http.quotas import CALLED_BY, Quotas
 from service.http.response import Answer, header_lines, no_content
 from service.metrics import Counts
 
@@ -34,8 +34,8 @@ Headers = Mapping[str, str]
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:@-]{1,128}")
 ID_HEADER = "X-Request-ID"
 # The label of requests whose route is not known; addresses as such are not bounded in number.
-_UNMATCHED = "unmatched"
-# An operator must be able to look at a worker that has too much to do.
+UNMATCHED = "unmatched"
+# An operator must be able to look at a worker that has too much to do; each caller has a quota of these.
 _ALWAYS_ANSWERED = ("/livez", "/readyz", "/metrics")
 
 
@@ -94,7 +94,7 @@ class Dispatcher:
         try:
             if (refusal := self._refusal(request)) is not None:
                 # The router does not see it.
-                route = request.path if request.path in self._addresses else _UNMATCHED
+                route = request.path if request.path in self._addresses else UNMATCHED
                 raise refusal
             answer = await self._handler(request)
             if isinstance(answer, Answer):
@@ -104,8 +104,7 @@ class Dispatcher:
         except Exception as exc:  # noqa: BLE001 -- the outermost layer: the client gets an answer
             answer = failure_answer(exc, request.headers, route or route_of(request), self._counts)
             if isinstance(exc, Problem) and exc.code == "quota_exceeded":
-                # Behind a proxy others may come by the same connection.
-                answer.hold_s = 0.0 if self._quotas.is_proxy(request.remote) else HOLD_S
+                answer.hold_s = self._quotas.hold_s(request.remote)
         except asyncio.CancelledError:
             self._audit.record(request, route or route_of(request), None)
             raise
@@ -128,8 +127,11 @@ class Dispatcher:
         crowded = traffic.answering > traffic.limit
         key = self._access.key_of(request.headers) if self._access.asks else None
         caller = quotas.caller(request.headers, request.remote, key)
-        if not (crowded or caller) or request.path in _ALWAYS_ANSWERED:
+        if not (crowded or caller):
             return None
+        if request.path in _ALWAYS_ANSWERED:
+            # It asks nothing, and a refusal kills the worker: others may have the address of its probe.
+            return None if request.path == "/livez" else quotas.taken(caller, "probes")
         if crowded:
             self._counts.overloads += 1
             return Problem("overloaded", f"{traffic.limit} requests are in flight", retry_after_s=1)
@@ -150,7 +152,8 @@ def failure_answer(exc: Exception, headers: Headers, route: str, counts: Counts)
     counts.exceptions += 1
     # The client gets no text of ours that might tell of the inside; the id leads to the log.
     request_id = request_id_of(headers)
-    log.error("unexpected request_id=%s route=%s", request_id, route, exc_info=exc)
+    told = {"request_id": request_id, "route": route}
+    log.error("unexpected request_id=%s route=%s", request_id, route, exc_info=exc, extra=told)
     problem = Problem("internal_error", "the log of the service has the cause under the request id")
     return problem_answer(problem, headers, request_id)
 
@@ -173,7 +176,7 @@ def route_of(request: web.BaseRequest) -> str:
     """Return the route as it was registered: a label of bounded variety."""
     if isinstance(request, web.Request) and (resource := request.match_info.route.resource) is not None:
         return resource.canonical
-    return _UNMATCHED
+    return UNMATCHED
 
 
 def problem_answer(problem: Problem, headers: Headers, request_id: str | None = None) -> Answer:

@@ -8,10 +8,12 @@ NaN, of half a surrogate pair) is found by reading the refused body once more wi
 """
 
 import asyncio
+import base64
+import binascii
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -112,6 +114,13 @@ class Query:
         except UnicodeDecodeError:
             raise Problem("invalid_parameter", f"{name} is not UTF-8", field=name) from None
 
+    def bytes64(self, name: str) -> bytes:
+        """Return what the URL-safe base64 of a cursor stands for, nothing where none was sent."""
+        try:
+            return base64.b64decode(self.raw(name) or b"", altchars=b"-_", validate=True)
+        except binascii.Error:
+            raise Problem("invalid_parameter", f"{name} must be `next` of a page", field=name) from None
+
     def integer(self, name: str, default: int, low: int, high: int) -> int:
         """Return a whole number from `low` to `high`."""
         text = self.text(name)
@@ -199,7 +208,14 @@ class Body(Generic[T]):
 
     async def decode_off_loop(self, body: bytes | bytearray) -> T:
         """Return the value, decoded in a thread where that would hold up the event loop."""
-        return self.decode(body) if len(body) <= INLINE_BYTES else await asyncio.to_thread(self.decode, body)
+        return await parsed(self.decode, body)
+
+
+async def parsed(parse: Callable[..., T], body: bytes | bytearray, *more: Any, **options: Any) -> T:
+    """Return `parse(body, *more, **options)`, made in a thread where that would hold up the event loop."""
+    if len(body) <= INLINE_BYTES:
+        return parse(body, *more, **options)
+    return await asyncio.to_thread(parse, body, *more, **options)
 
 
 _PATH = re.compile(r" - at `\$(?P<path>.*)`$", re.DOTALL)
@@ -247,7 +263,8 @@ class _Constant:
 def _locate(body: bytes, *, lines: bool) -> Problem:
     """Find what makes `body` no JSON: a NaN, bytes that are not UTF-8, half a surrogate pair, its syntax."""
     text = body.decode("utf-8", "surrogateescape")
-    decoder = json.JSONDecoder(parse_constant=_Constant)
+    # As a float: digits without end are no error of their own, and no work that grows with their square.
+    decoder = json.JSONDecoder(parse_constant=_Constant, parse_int=float)
     try:
         if lines:
             return _locate_line(text, decoder)

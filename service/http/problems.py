@@ -13,10 +13,13 @@ from featurestore.errors import (
     EpochGone,
     FullReason,
     GenerationUnknown,
+    OffScale,
     RegistryFull,
+    StoreChanged,
     StoreDamaged,
     StoreError,
     StoreFull,
+    StoreMigrating,
     StoreUnavailable,
     StreamFull,
 )
@@ -43,10 +46,12 @@ KINDS: Mapping[str, Kind] = {
     "unknown_user": Kind(404, "No rating of this user is known"),
     "unknown_item": Kind(404, "This item is not known"),
     "unknown_scenario": Kind(404, "There is no scenario of this name"),
+    "unknown_report": Kind(404, "There is no report of this name"),
+    "unknown_key": Kind(404, "There is no key of this name"),
     "unknown_experiment": Kind(404, "There is no experiment of this name"),
     "unknown_rating": Kind(404, "There is no such rating"),
     "unknown_event": Kind(404, "There is no such event"),
-    "unknown_event_type": Kind(404, "There is no event type of this name"),
+    "unknown_event_type": Kind(422, "There is no event type of this name"),
     "unknown_generation": Kind(404, "This generation is not kept"),
     "unknown_receipt": Kind(404, "There is no such receipt"),
     "not_found": Kind(404, "There is nothing at this address"),
@@ -54,6 +59,9 @@ KINDS: Mapping[str, Kind] = {
     "request_timeout": Kind(408, "The body did not arrive in time"),
     "ratings_would_be_lost": Kind(409, "Ratings that came in by other ways would be thrown away"),
     "experiment_exists": Kind(409, "An experiment has this name, or is about the same calls"),
+    "key_exists": Kind(409, "A key has this name"),
+    "last_operate_key": Kind(409, "Keys would be left of which none may operate"),
+    "scale_decided": Kind(409, "The scale of the ratings is decided"),
     "train_in_progress": Kind(409, "A training is under way"),
     "body_too_large": Kind(413, "The body is too large"),
     "unsupported_media_type": Kind(415, "The body has a content type that is not understood"),
@@ -64,6 +72,7 @@ KINDS: Mapping[str, Kind] = {
     "invalid_rule": Kind(422, "A rule has a value that is not allowed"),
     "too_many_rows": Kind(422, "The body has more rows than one call takes"),
     "too_many_scenarios": Kind(422, "There are as many scenarios as there may be"),
+    "too_many_reports": Kind(422, "There are as many reports as there may be"),
     "too_many_experiments": Kind(422, "There are as many experiments as there may be"),
     "too_many_items": Kind(422, "The catalogue is full"),
     "too_many_ratings": Kind(422, "The user has as many ratings as one may have"),
@@ -80,6 +89,7 @@ KINDS: Mapping[str, Kind] = {
     "training_timeout": Kind(504, "The training did not end in time"),
     "store_full": Kind(507, "The feature store has no memory left"),
     "disk_full": Kind(507, "A disk has no room left"),
+    "worker_full": Kind(507, "This replica has no memory left"),
 }
 
 
@@ -87,8 +97,10 @@ FULL: Mapping[FullReason, str] = {
     "store_memory": "the store has no memory left; send the whole call again later",
     "store_disk": "the disk of the store is full; send the whole call again later",
     "archive_disk": "the disk of the archive is full; send the whole call again later",
+    "worker_memory": "this replica has no memory left; send the whole call again later, or to another one",
 }
 
+_FULL_CODES: Mapping[FullReason, str] = {"store_memory": "store_full", "worker_memory": "worker_full"}
 
 # A person has to act, or a fit of seconds to take its place.
 RETRY_DAMAGED_S = 60.0
@@ -151,11 +163,19 @@ def problem_of_store(exc: StoreError) -> Problem | None:  # noqa: PLR0911 -- a t
         case StreamFull():
             return Problem("stream_full", str(exc), retry_after_s=exc.retry_after_s)
         case StoreFull():
-            code = "store_full" if exc.reason == "store_memory" else "disk_full"
+            code = _FULL_CODES.get(exc.reason, "disk_full")
             return Problem(code, FULL[exc.reason], retry_after_s=exc.retry_after_s)
+        case StoreMigrating():
+            # The log has the setting that is to be changed where it stays so.
+            detail = "the store is moving to another one; send the whole call again"
+            return Problem("store_unavailable", detail, retry_after_s=exc.retry_after_s)
         case StoreUnavailable():
             # Its text names the address of the store, which is no client's business.
             return Problem("store_unavailable", "try again", retry_after_s=exc.retry_after_s)
+        case StoreChanged():
+            return Problem(
+                "store_unavailable", "the store has changed meanwhile; begin again", retry_after_s=1
+            )
         case StoreDamaged():
             # The log has the key: a person has to do something first.
             detail = "what is stored cannot be read; the log of the service says where"
@@ -167,6 +187,8 @@ def problem_of_store(exc: StoreError) -> Problem | None:  # noqa: PLR0911 -- a t
             return Problem("training_failed", detail, retry_after_s=1, extra={"cause": "epoch_gone"})
         case GenerationUnknown():
             return Problem("unknown_generation", str(exc))
+        case OffScale():
+            return Problem("invalid_body", str(exc))
         case RegistryFull():
             return Problem("too_many_items", str(exc))
         # Anything else is no state of the store that a client could wait for.

@@ -9,6 +9,7 @@ import asyncio
 import ipaddress
 import logging
 import math
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -37,8 +38,10 @@ CALLERS_KEPT = 16_384
 # A provider gives a customer as many addresses of IPv6 as it likes, all with the same first 64 bits.
 IPV6_PREFIX = 64
 FORGET_S = 1.0  # often enough that those who are gone take no memory
-# As long as `Retry-After` says at least: the connection of a client that does not wait is not read meanwhile.
-HOLD_S = 1.0
+# So long a connection that was refused is not read: no longer than `Retry-After` says. Those of a client
+# that does not wait are read again one after the other; all at once they would spend together what had come
+# into the bucket meanwhile, and others would wait behind them.
+HOLD_S = (0.5, 1.0)
 _FORWARDED = "X-Forwarded-For"
 
 
@@ -77,10 +80,21 @@ class _Bucket:
             self.queue.append(self)
         return 0.0
 
-    def charge(self, tokens: float) -> None:
-        """Take tokens, be they there or not."""
-        self.level -= tokens
+    def charge(self, tokens: float) -> float:
+        """Take tokens, be they there or not; return in how many seconds nothing is owed any more."""
+        now = monotonic()
+        self.level = min(self.level + (now - self.at) * self.per_s, self.size) - tokens
+        self.at = now
         self.spent += tokens
+        if self.spent >= self.due and not self.queued:
+            self.queued = True
+            self.queue.append(self)
+        return max(0.0, -self.level / self.per_s)
+
+    def take_over(self, before: "_Bucket") -> None:
+        """Be as full as another was, whatever each holds."""
+        level = before.level + (monotonic() - before.at) * before.per_s
+        self.level = self.size * min(1.0, level / before.size)
 
     def is_full(self, now: float) -> bool:
         """Whether nothing is missing any more."""
@@ -97,7 +111,11 @@ class Caller:
         self.limits = limits
         self.key = key
         self.digest = digest_of(name.encode("utf-8", "surrogateescape"))
-        rates: dict[Quota, Rate | None] = {"requests": limits.requests, "ratings": limits.ratings}
+        rates: dict[Quota, Rate | None] = {
+            "requests": limits.requests,
+            "probes": limits.probes,
+            "ratings": limits.ratings,
+        }
         self.buckets = {
             quota: _Bucket(f"{quota}:{self.digest.hex()}".encode(), rate, queue)
             for quota, rate in rates.items()
@@ -131,7 +149,7 @@ class Quotas:
         """Return who asks, with that known key or without; None where it may take what it likes."""
         if key is not None:
             found = self._callers.get(key.name)
-            # Another object of that name came with other quotas.
+            # Another object of that name is another key, or came with other quotas.
             return found if found is not None and found.key is key else self._of_key(key)
         if self._limits is None:
             return None
@@ -140,12 +158,6 @@ class Quotas:
         address = self._address(peer, forwarded)
         return self._callers.get(address) or self._keep(address, Caller(address, self._limits, self._queue))
 
-    def allows(self, headers: Mapping[str, str], peer: str | None, key: ApiKey | None) -> bool:
-        """Take the token of a request; return whether there was one."""
-        caller = self.caller(headers, peer, key)
-        bucket = None if caller is None else caller.buckets.get("requests")
-        return bucket is None or bucket.take(1.0) == 0
-
     def taken(self, caller: Caller | None, quota: Quota, tokens: float = 1.0) -> Problem | None:
         """Take tokens; where there are too few, return the problem: then nothing was taken."""
         bucket = None if caller is None else caller.buckets.get(quota)
@@ -153,11 +165,12 @@ class Quotas:
             return self.refusal(caller, quota, wait_s)
         return None
 
-    def charge(self, caller: Caller | None, tokens: float) -> None:
-        """Take more tokens for a request that was let in, which may leave less than nothing."""
+    def charge(self, caller: Caller | None, tokens: float) -> float:
+        """Take more tokens for a request that was let in, which may leave less than nothing; return in how
+        many seconds that is made up for.
+        """
         bucket = None if caller is None else caller.buckets.get("requests")
-        if bucket is not None:
-            bucket.charge(tokens)
+        return 0.0 if bucket is None else bucket.charge(tokens)
 
     def refusal(self, caller: Caller, quota: Quota, wait_s: float) -> Problem:
         """Return, and count, the problem that says which quota, whose, and when there is more."""
@@ -169,6 +182,11 @@ class Quotas:
             retry_after_s=wait_s,
             extra={"quota": quota, "caller": caller.name, "limit": limit.text},
         )
+
+    def hold_s(self, peer: str | None) -> float:
+        """Return for how many seconds a connection that was refused is not read."""
+        # By a proxy's others may come.
+        return 0.0 if self.is_proxy(peer) else random.uniform(*HOLD_S)  # noqa: S311 - no secret
 
     def address(self, peer: str | None) -> str:
         """Return whose a connection from `peer` is."""
@@ -236,7 +254,16 @@ class Quotas:
         limits = base.but(_readable(key.quotas))
         if limits == Limits():
             return None
-        return self._keep(key.name, Caller(f"key {key.name}", limits, self._queue, key))
+        before = self._callers.get(key.name)
+        if before is not None and before.limits == limits:
+            before.key = key
+            return before
+        caller = Caller(f"key {key.name}", limits, self._queue, key)
+        if before is not None:
+            # Two keys of one name that are used in turns would else find full buckets each time.
+            for quota in caller.buckets.keys() & before.buckets.keys():
+                caller.buckets[quota].take_over(before.buckets[quota])
+        return self._keep(key.name, caller)
 
     def _keep(self, name: str, caller: Caller) -> Caller:
         if len(self._callers) >= CALLERS_KEPT:

@@ -45,7 +45,9 @@ class _Heads:
         head = self._kept.get(key)
         if head is None:
             kind = f"Content-Type: {content_type}\r\n" if content_type else ""
-            size = "" if status == HTTPStatus.NO_CONTENT else f"Content-Length: {length}\r\n"
+            # Of 304 it would be that of the body which the client has.
+            bare = status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
+            size = "" if bare else f"Content-Length: {length}\r\n"
             status_line = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
             head = f"{status_line}{kind}{size}Date: {self._date}\r\n".encode("ascii")
             if len(self._kept) < _HEADS_KEPT:

@@ -3,12 +3,15 @@
 Invariant: what stands here, and nothing else, is Route in /openapi.json.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import cache
 
+import msgspec
+import yaml
 from aiohttp import HttpVersion11, hdrs, web
 
-from service.context import CONTEXT
+from service.context import CONTEXT, ServiceContext
 from service.http.access import LEVELS
 from service.http.audit import CALLER, Operation
 from service.http.response import Answer
@@ -17,11 +20,10 @@ from service.routes import (
     attributes,
     catalogue,
     explain,
+    exporting,
     generations,
     items,
     lists,
-    operations,
-    page,
     predict,
     ratings,
     recommend,
@@ -30,23 +32,41 @@ from service.routes import (
 )
 from service.routes.deletions import item, receipts
 from service.routes.events import event_types, events
+from service.routes.operations import administration, manual, page, reports, scale, status
 from service.routes.rules import experiments, scenarios
 
+# As RFC 9512 names it.
+YAML_TYPE = "application/yaml"
 
-@Route("GET", "/openapi.json", "Operations", content({"type": "object"}), needs="public")
+
+@Route(
+    "GET", "/openapi.json", "Operations", content({"type": "object"}), needs="public", operation_id="describe"
+)
 async def get_openapi(request: web.Request) -> web.StreamResponse:
     """This description."""
-    context = request.app[CONTEXT]
-    scale, live = context.store.config.scale, context.follower.live
-    # A fit finds the step that the ratings keep where the scale names none.
-    step = scale.step if live is None else live.model.scale.step
-    asks = context.access.asks
-    return Answer(describe(scale.low, scale.high, has_steps=step is not None, with_keys=asks))
+    return Answer(_described_here(request.app[CONTEXT]))
+
+
+@Route(
+    *("GET", "/openapi.yaml", "Operations", content({"type": "object"}, YAML_TYPE)),
+    needs="public",
+    operation_id="describeYaml",
+)
+async def get_openapi_yaml(request: web.Request) -> web.StreamResponse:
+    """This description, as YAML."""
+    # It takes some 50 ms, once.
+    text = await asyncio.to_thread(as_yaml, _described_here(request.app[CONTEXT]))
+    return Answer(text, content_type=f"{YAML_TYPE}; charset=utf-8")
+
+
+def _described_here(context: ServiceContext) -> bytes:
+    known, asks = context.scale(), context.access.asks
+    return describe(known.low, known.high, has_steps=known.step is not None, with_keys=asks)
 
 
 ROUTES: tuple[Route, ...] = (
     *(predict.get_predict, predict.post_predict),
-    *(ratings.post_ratings, ratings.delete_rating),
+    *(ratings.post_ratings, ratings.delete_rating, exporting.get_ratings),
     *(events.post_events, events.get_user_events, events.delete_event),
     *(event_types.get_event_types, event_types.put_event_types),
     *(recommend.get_recommend, recommend.post_recommend_user, recommend.post_recommend),
@@ -54,17 +74,31 @@ ROUTES: tuple[Route, ...] = (
     *(experiments.get_experiments, experiments.get_experiment),
     *(experiments.put_experiment, experiments.delete_experiment),
     *(lists.get_similar, lists.get_popular, lists.get_trending, lists.get_latest, explain.get_explain),
+    users.get_users,
     *(users.get_user, users.delete_user, users.get_user_ratings, receipts.get_receipt, items.get_item),
     users.get_neighbours,
-    *(attributes.get_attributes, attributes.put_attributes),
+    *(attributes.get_attributes, attributes.put_attributes, attributes.post_users),
     *(attributes.patch_attributes, attributes.delete_attributes),
+    *(attributes.list_attributes, attributes.get_export),
     *(catalogue.get_items, catalogue.post_items, catalogue.get_export),
     *(catalogue.put_item, catalogue.patch_item, item.delete_item),
     *(catalogue.get_schema, catalogue.put_schema),
     *(catalogue.delete_context_field, catalogue.delete_context_category),
-    *(train.post_train, generations.get_generations, generations.post_activate),
-    *(operations.get_livez, operations.get_readyz, operations.get_status, operations.get_metrics),
-    *(get_openapi, page.get_static, page.get_docs, page.get_page),
+    *(train.post_train, train.get_train, generations.get_generations, generations.post_activate),
+    *(status.get_livez, status.get_readyz, status.get_access),
+    *(administration.get_settings, administration.get_keys),
+    *(administration.post_key, administration.delete_key, scale.put_scale),
+    *(status.get_status, status.get_history, status.get_metrics),
+    *(reports.get_reports, reports.put_report, reports.delete_report),
+    *(
+        get_openapi,
+        get_openapi_yaml,
+        page.get_static,
+        page.get_static_of_folder,
+        page.get_docs,
+        page.get_page,
+    ),
+    *(manual.get_manual, manual.get_manual_page),
 )
 
 
@@ -76,6 +110,13 @@ OPERATIONS = tuple(Operation(route.method, route.path) for route in ROUTES if ro
 def describe(low: float, high: float, *, has_steps: bool = True, with_keys: bool = False) -> bytes:
     """Return the description of the API; see `document`."""
     return document(ROUTES, low, high, has_steps=has_steps, with_keys=with_keys)
+
+
+@cache
+def as_yaml(described: bytes) -> bytes:
+    """Return a JSON document as YAML, its members in the same order."""
+    read = msgspec.json.decode(described)
+    return yaml.dump(read, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True, encoding="utf-8")
 
 
 def _checked(route: Route) -> tuple[Handler, Callable[[web.Request], Awaitable[None]]]:
@@ -120,5 +161,7 @@ def add_routes(app: web.Application) -> None:
         for name in route.ids():
             # An id may be empty: the check of ids then names the field, where the router would find nothing.
             pattern = pattern.replace(f"{{{name}}}", f"{{{name}:[^/]*}}")
+        if route.deep is not None:
+            pattern = pattern.replace(f"{{{route.deep}}}", f"{{{route.deep}:.*}}")
         # Registered so, HEAD is answered beside GET.
         web.route(route.method, pattern, handler, expect_handler=expect).register(app.router)

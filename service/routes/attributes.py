@@ -1,20 +1,47 @@
 """Attributes of users. Invariant: they go when the user is forgotten."""
 
+import base64
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from featurestore.catalogue.attributes import Values
-from featurestore.errors import StoreUnavailable
-from service.catalogue.held_types import ATTEMPTS, held_types, hold
-from service.catalogue.parsing import Sent, check_size, patched_values, shown_values, values_of
+from featurestore.catalogue.attributes import UserAttributes, Values
+from service.catalogue.held_types import with_types
+from service.catalogue.parsing import (
+    MAX_ROWS,
+    Sent,
+    Types,
+    UserRowIn,
+    check_size,
+    new_users,
+    parse_users,
+    patched_values,
+    shown_values,
+    values_of,
+)
 from service.context import CONTEXT, ServiceContext
-from service.http.parsing import Body, path_id
+from service.http.audit import WHAT
+from service.http.parsing import Body, Query, parsed, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
-from service.openapi import BODY, STORE, WRITES, Route, request_body
+from service.openapi import (
+    BODY,
+    STORE,
+    WRITES,
+    Route,
+    lines_of,
+    list_of,
+    query_parameter,
+    request_body,
+    whole,
+)
+from service.routes.exporting import write_lines
 
+MAX_PAGE = 1_000  # a page of that many is some 300 KB
+_EXPORTED_AT_ONCE = 500  # 150 KB are in memory for a client that reads slowly
 _BODY: Body[dict[str, Any]] = Body(dict[str, Any])
 _CHANGED = (*BODY, "invalid_parameter", "not_found", *WRITES)
 
@@ -24,6 +51,33 @@ class AttributesOut(msgspec.Struct):
 
     user_id: str
     attributes: Sent
+
+
+class UserRow(msgspec.Struct):
+    """A user and the attributes."""
+
+    user_id: str
+    attributes: Sent
+
+    @staticmethod
+    def of(user_id: bytes, values: Values) -> "UserRow":
+        """Return attributes as the API shows them."""
+        return UserRow(user_id.decode(), shown_values(values))
+
+
+class AttributesPage(msgspec.Struct):
+    """Users with attributes, in an order that stays. `next` is the cursor of the page behind, null at the
+    end.
+    """
+
+    users: list[UserRow]
+    next: str | None
+
+
+class StoredUsers(msgspec.Struct):
+    """Of how many users attributes were stored."""
+
+    accepted: int
 
 
 class DeletedAttributes(msgspec.Struct):
@@ -49,6 +103,43 @@ async def get_attributes(request: web.Request) -> web.StreamResponse:
 
 
 @Route(
+    *("GET", "/attributes", "Users and items", AttributesPage),
+    ("invalid_parameter", "data_damaged", *STORE),
+    needs="read",
+    operation_id="listAttributes",
+    parameters=(
+        query_parameter("n", whole(1, MAX_PAGE, 100), "How many users"),
+        query_parameter("cursor", {"type": "string", "format": "byte"}, "`next` of the page before"),
+    ),
+)
+async def list_attributes(request: web.Request) -> web.StreamResponse:
+    """List the users with attributes."""
+    attributes, query = request.app[CONTEXT].store.attributes, Query(request.raw_path)
+    found, behind = await attributes.page(query.integer("n", 100, 1, MAX_PAGE), query.bytes64("cursor"))
+    users = [UserRow.of(user_id, values) for user_id, values in found.items()]
+    after = None if behind is None else base64.urlsafe_b64encode(behind).decode()
+    return json_answer(AttributesPage(users, after))
+
+
+@Route(
+    *("GET", "/export/users", "Users and items", lines_of(UserRow)),
+    ("data_damaged", *STORE),
+    needs="read",
+    operation_id="exportUsers",
+)
+async def get_export(request: web.Request) -> web.StreamResponse:
+    """Return the attributes of all users, one user a line, as POST /users takes them."""
+    return await write_lines(request, _exported(request.app[CONTEXT].store.attributes))
+
+
+async def _exported(attributes: UserAttributes) -> AsyncIterator[list[UserRow]]:
+    after: bytes | None = b""
+    while after is not None:
+        found, after = await attributes.page(_EXPORTED_AT_ONCE, after)
+        yield [UserRow.of(user_id, values) for user_id, values in found.items()]
+
+
+@Route(
     *("PUT", "/users/{user_id}/attributes", "Users and items", AttributesOut),
     _CHANGED,
     needs="operate",
@@ -65,6 +156,7 @@ async def put_attributes(request: web.Request) -> web.StreamResponse:
     _CHANGED,
     needs="operate",
     operation_id="patchAttributes",
+    repeatable=True,
     body=request_body({"type": "object"}, {"age": 31, "occupation": None}),
 )
 async def patch_attributes(request: web.Request) -> web.StreamResponse:
@@ -94,6 +186,37 @@ async def delete_attributes(request: web.Request) -> web.StreamResponse:
     return json_answer(DeletedAttributes(1))
 
 
+@Route(
+    *("POST", "/users", "Users and items", StoredUsers),
+    (*BODY, "too_many_rows", *WRITES),
+    needs="operate",
+    operation_id="putUsers",
+    repeatable=True,
+    body=request_body(
+        {"anyOf": [UserRowIn, list_of(UserRowIn, MAX_ROWS)]},
+        [{"user_id": "ann", "attributes": {"age": 30, "occupation": "writer"}}],
+        lines=True,
+    ),
+)
+async def post_users(request: web.Request) -> web.StreamResponse:
+    """Say what is known of users besides ratings: one, an array, or one a line. One bad row refuses all."""
+    context = request.app[CONTEXT]
+    store = context.store
+    context.require_room()
+    async with context.bodies.read(request, context.imports, takes_lines=True) as (raw, lines):
+        rows, ids = await parsed(parse_users, raw, lines=lines)
+        values = await with_types(store, "users", partial(new_users, rows), off_loop=True)
+        # Of a user who stands twice the last counts.
+        changes = {user_id: partial(_becomes, each) for user_id, each in zip(ids, values, strict=True)}
+        await store.attributes.change_all(changes)
+        request[WHAT] = f"users={len(changes)}"
+        return json_answer(StoredUsers(len(rows)))
+
+
+def _becomes(values: Values, before: Values | None) -> Values:
+    return values
+
+
 async def _changed(request: web.Request, *, patches: bool) -> web.StreamResponse:
     context = request.app[CONTEXT]
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
@@ -105,20 +228,18 @@ async def _changed(request: web.Request, *, patches: bool) -> web.StreamResponse
 
 
 async def _stored(context: ServiceContext, user_id: bytes, sent: dict[str, Any], *, patches: bool) -> Values:
-    for _ in range(ATTEMPTS):
-        types = await held_types(context.store, "users")
-        new = dict(types)
-
-        def change(before: Values | None, new: Any = new) -> Values:
+    def changing(types: Types) -> Callable[[Values | None], Values]:
+        def change(before: Values | None) -> Values:
             if patches:
-                found = patched_values(before or {}, sent, new, prefix="")
+                found = patched_values(before or {}, sent, types, prefix="")
             else:
-                found = values_of(sent, new, prefix="")
+                found = values_of(sent, types, prefix="")
             check_size(msgspec.json.encode(found), "the attributes of a user")
             return found
 
         # The types must be held before a value of them is stored.
         change(None)
-        if await hold(context.store, "users", types, new):
-            return await context.store.attributes.change(user_id, change) or {}
-    raise StoreUnavailable("others are changing the schema", 0.1)
+        return change
+
+    change = await with_types(context.store, "users", changing)
+    return await context.store.attributes.change(user_id, change) or {}

@@ -3,34 +3,34 @@
 Invariant: what was answered with a 2xx is in the next answer of every worker.
 """
 
-import asyncio
 import base64
-import binascii
 import contextlib
-from typing import Literal
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import msgspec
 from aiohttp import web
 
-from featurestore.catalogue.catalogue import Change, title_key
+from featurestore.catalogue.catalogue import Catalogue, Change, title_key
 from featurestore.catalogue.item import AttributeType, CatalogueItem
 from featurestore.catalogue.schema import MOST_NAME_BYTES
-from featurestore.errors import EpochGone, ItemsSpent, StoreUnavailable
+from featurestore.errors import EpochGone, ItemDeleted, ItemsSpent
 from featurestore.ratings.context_schema import (
     ContextField,
     ContextKind,
     ContextRefused,
-    ContextSchema,
     UnknownContextField,
 )
-from service.catalogue.held_types import ATTEMPTS, held_types, hold
+from service.catalogue.held_types import hold_told, with_types
 from service.catalogue.parsing import (
     MAX_ROWS,
     ItemIn,
+    ItemLine,
     ItemPatch,
     ItemRowIn,
     ItemShown,
     Types,
+    becomes_of_row,
     new_item,
     new_items,
     parse_items,
@@ -39,32 +39,47 @@ from service.catalogue.parsing import (
 from service.context import CONTEXT
 from service.http.audit import WHAT
 from service.http.parsing import (
-    INLINE_BYTES,
     NOT_DECODED,
+    TEXT_ID_SCHEMA,
     Body,
     Query,
+    checked_id,
+    parsed,
     path_id,
 )
 from service.http.problems import Problem
 from service.http.quotas import CALLED_BY
-from service.http.response import READ_WITHIN_S, json_answer
-from service.openapi import BODY, STORE, WRITES, Route, content, list_of, query_parameter, request_body, whole
+from service.http.response import json_answer
+from service.openapi import (
+    BODY,
+    STORE,
+    WRITES,
+    Route,
+    json_parameter,
+    lines_of,
+    list_of,
+    query_parameter,
+    request_body,
+    whole,
+)
+from service.routes.exporting import write_lines
 
-MAX_PAGE = 1_000  # a page of that many is some 300 KB
+MAX_NAMED = 60  # with all that an item may have, 1 MB
+MAX_PAGE = 1_000  # a page of that many is some 300 KB, of large items it ends at 1 MB
 _EXPORTED_AT_ONCE = 500  # 150 KB are in memory for a client that reads slowly
 _ORDERS = ("id", "title")
-_LINES = "application/x-ndjson"
 
 
-class Stored(msgspec.Struct):
-    """How many items were stored."""
+class Stored(msgspec.Struct, omit_defaults=True):
+    """How many items were taken. `still_deleted`: how many of them were deleted before, and stay so."""
 
     accepted: int
+    still_deleted: int = 0
 
 
 class ItemPage(msgspec.Struct):
     """Items in the order of their ids, or of their titles. `next` is the cursor of the page behind, null at
-    the end; `total` counts all items of the catalogue.
+    the end; `total` counts all items of the catalogue, or of those that were named the ones that it has.
     """
 
     total: int
@@ -90,9 +105,16 @@ class SchemaBody(msgspec.Struct, forbid_unknown_fields=True):
 _ITEM: Body[ItemIn] = Body(ItemIn)
 _PATCH: Body[ItemPatch] = Body(ItemPatch)
 _SCHEMA: Body[SchemaBody] = Body(SchemaBody)
+_IDS = msgspec.json.Decoder(list[str])
 # As far as names can be told: what stands under each is decoded by itself.
 _NAMED = msgspec.json.Decoder(dict[str, dict[str, msgspec.Raw]])
 _ENCODER = msgspec.json.Encoder()
+# What aiohttp takes, of any call; ids of 256 bytes have 768 when they are percent-encoded.
+_ADDRESS_BYTES = 8_190
+_IDS_SAID = (
+    f"These alone: a JSON array of at most {MAX_NAMED} ids. Path and query of a call have {_ADDRESS_BYTES:,} "
+    "bytes at most, percent-encoded: of long ids fewer fit in."
+)
 _EXAMPLE = {"title": "Dune", "categories": ["sf", "classic"], "attributes": {"year": 1965}}
 _RETIRED = ("invalid_parameter", "not_found", "data_damaged", *WRITES)
 _CHANGED = (*BODY, "invalid_parameter", "not_found", "too_many_items", *WRITES)
@@ -112,15 +134,11 @@ async def put_item(request: web.Request) -> web.StreamResponse:
     context.require_room()
     async with context.bodies.read(request, context.imports) as received:
         sent = _ITEM.decode(received.raw)
-        for _ in range(ATTEMPTS):
-            types = await held_types(store, "items")
-            item = new_item(item_id, sent, new := dict(types))
-            # Types first: a call that they refuse leaves no row, which is never taken back.
-            if await hold(store, "items", types, new):
-                await _register(request, [item_id])
-                await store.catalogue.change({item_id: _becomes(item)})
-                return json_answer(ItemShown.of(item))
-    raise StoreUnavailable("others are changing the schema", 0.1)
+        # Types first: a call that they refuse leaves no row, which is never taken back.
+        item = await with_types(store, "items", partial(new_item, item_id, sent))
+        await _register(request, [item_id])
+        await store.catalogue.change({item_id: _becomes(item)})
+        return json_answer(ItemShown.of(item))
 
 
 @Route(
@@ -128,6 +146,7 @@ async def put_item(request: web.Request) -> web.StreamResponse:
     (*_CHANGED, "unknown_item"),
     needs="operate",
     operation_id="patchItem",
+    repeatable=True,
     body=request_body(ItemPatch, {"hidden": True}),
 )
 async def patch_item(request: web.Request) -> web.StreamResponse:
@@ -144,22 +163,24 @@ async def patch_item(request: web.Request) -> web.StreamResponse:
         rows = await store.items(await context.epoch()).rows([item_id])
         # One that has ratings alone can be hidden as well.
         if state.deleted or (state.data is None and rows[0] is None):
-            raise Problem("unknown_item", "neither the catalogue nor a rating names this item")
+            raise _unknown()
         found: list[CatalogueItem] = []
-        for _ in range(ATTEMPTS):
-            types = await held_types(store, "items")
-            new = dict(types)
 
-            def change(before: CatalogueItem | None, new: Types = new) -> CatalogueItem:
-                found[:] = [patched_item(item_id, before, sent, new)]
+        def changing(types: Types) -> Callable[[CatalogueItem | None], CatalogueItem]:
+            def change(before: CatalogueItem | None) -> CatalogueItem:
+                found[:] = [patched_item(item_id, before, sent, types)]
                 return found[0]
 
             # First without a change: the types must be held before a value of them is stored.
             change(None if state.data is None else store.catalogue.read(state.data))
-            if await hold(store, "items", types, new):
-                await store.catalogue.change({item_id: change})
-                return json_answer(ItemShown.of(found[0]))
-    raise StoreUnavailable("others are changing the schema", 0.1)
+            return change
+
+        change = await with_types(store, "items", changing)
+        try:
+            await store.catalogue.change({item_id: change}, brings_back=False)
+        except ItemDeleted:
+            raise _unknown() from None
+        return json_answer(ItemShown.of(found[0]))
 
 
 @Route(
@@ -167,31 +188,31 @@ async def patch_item(request: web.Request) -> web.StreamResponse:
     (*BODY, "too_many_rows", "too_many_items", *WRITES),
     needs="operate",
     operation_id="putItems",
+    repeatable=True,
     body=request_body(
         {"anyOf": [ItemRowIn, list_of(ItemRowIn, MAX_ROWS)]}, [{"item_id": "dune", **_EXAMPLE}], lines=True
     ),
 )
 async def post_items(request: web.Request) -> web.StreamResponse:
-    """Say what is known of items: one, an array, or one a line. One bad row refuses all."""
+    """Say what is known of items: one, an array, or one a line. One bad row refuses all.
+
+    Hidden ones stay hidden where a row does not say `hidden`, deleted ones deleted without `undelete`.
+    """
     context = request.app[CONTEXT]
     store = context.store
     context.require_room()
     async with context.bodies.read(request, context.imports, takes_lines=True) as (raw, lines):
-        if len(raw) <= INLINE_BYTES:
-            rows, ids = parse_items(raw, lines=lines)
-        else:
-            rows, ids = await asyncio.to_thread(parse_items, raw, lines=lines)
-        for _ in range(ATTEMPTS):
-            types = await held_types(store, "items")
-            items = await asyncio.to_thread(new_items, ids, rows, new := dict(types))
-            if await hold(store, "items", types, new):
-                await _register(request, ids)
-                # Of an item that stands twice the last counts.
-                changes = {item_id: _becomes(item) for item_id, item in zip(ids, items, strict=True)}
-                await store.catalogue.change(changes)
-                request[WHAT] = f"items={len(changes)}"
-                return json_answer(Stored(len(rows)))
-    raise StoreUnavailable("others are changing the schema", 0.1)
+        rows, ids = await parsed(parse_items, raw, lines=lines)
+        items = await with_types(store, "items", partial(new_items, ids, rows), off_loop=True)
+        await _register(request, ids)
+        # Of an item that stands twice the last counts.
+        last = {item_id: (item, row) for item_id, item, row in zip(ids, items, rows, strict=True)}
+        changes = {item_id: partial(becomes_of_row, *each) for item_id, each in last.items()}
+        # A nightly import knows nothing of what an operator has taken out since.
+        staying = {item_id for item_id, (_, row) in last.items() if not row.undelete}
+        stayed = await store.catalogue.change(changes, staying=staying)
+        request[WHAT] = f"items={len(changes)}"
+        return json_answer(Stored(len(rows), stayed))
 
 
 @Route(
@@ -204,6 +225,7 @@ async def post_items(request: web.Request) -> web.StreamResponse:
         query_parameter("cursor", {"type": "string", "format": "byte"}, "`next` of the page before"),
         query_parameter("prefix", {"type": "string"}, "What the ids, or titles, begin with"),
         query_parameter("by", {"type": "string", "enum": list(_ORDERS), "default": "id"}, "In which order"),
+        json_parameter("ids", list_of(TEXT_ID_SCHEMA, MAX_NAMED), _IDS_SAID),
     ),
 )
 async def get_items(request: web.Request) -> web.StreamResponse:
@@ -212,48 +234,50 @@ async def get_items(request: web.Request) -> web.StreamResponse:
     Titles are compared without regard to case.
     """
     catalogue, query = request.app[CONTEXT].store.catalogue, Query(request.raw_path)
-    n, prefix = query.integer("n", 100, 1, MAX_PAGE), query.text("prefix") or ""
+    n, prefix, after = (
+        query.integer("n", 100, 1, MAX_PAGE),
+        query.text("prefix") or "",
+        query.bytes64("cursor"),
+    )
     by_title = query.choice("by", "id", _ORDERS) == "title"
+    if (named := query.text("ids")) is not None:
+        states = await catalogue.states(_ids(named))
+        items = [ItemShown.of(catalogue.read(each.data)) for each in states if each.data is not None]
+        return json_answer(ItemPage(len(items), items, None))
     begins = title_key(prefix) if by_title else prefix.encode()
-    page = await catalogue.page(n, prefix=begins, after=_cursor(query), by_title=by_title)
+    page = await catalogue.page(n, prefix=begins, after=after, by_title=by_title)
     behind = None if page.after is None else base64.urlsafe_b64encode(page.after).decode()
     return json_answer(ItemPage(page.total, list(map(ItemShown.of, page.items)), behind))
 
 
-def _cursor(query: Query) -> bytes:
+def _ids(text: str) -> list[bytes]:
+    """Return the ids of a JSON array, each once."""
     try:
-        return base64.urlsafe_b64decode(query.raw("cursor") or b"")
-    except binascii.Error:
-        raise Problem("invalid_parameter", "cursor must be `next` of a page", field="cursor") from None
+        ids = list(dict.fromkeys(_IDS.decode(text)))
+    except NOT_DECODED as exc:
+        raise Problem("invalid_parameter", "ids must be a JSON array of texts", field="ids") from exc
+    if len(ids) > MAX_NAMED:
+        raise Problem("invalid_parameter", f"ids may name {MAX_NAMED} items at most", field="ids")
+    return [checked_id(each.encode(), "ids") for each in ids]
 
 
 @Route(
-    *("GET", "/export/items", "Catalogue", content({"type": "string"}, _LINES)),
+    *("GET", "/export/items", "Catalogue", lines_of(ItemLine)),
     STORE,
     needs="read",
     operation_id="exportItems",
 )
 async def get_export(request: web.Request) -> web.StreamResponse:
     """Return all items of the catalogue, one a line, as POST /items takes them."""
-    catalogue = request.app[CONTEXT].store.catalogue
-    # What cannot be read at all is told by its status.
-    page = await catalogue.page(_EXPORTED_AT_ONCE)
-    answer = web.StreamResponse(headers={"Content-Type": _LINES})
-    await answer.prepare(request)
-    try:
-        while page.items and request.method != "HEAD":
-            async with asyncio.timeout(READ_WITHIN_S):
-                await answer.write(_ENCODER.encode_lines(list(map(ItemShown.of, page.items))))
-            if page.after is None:
-                break
-            page = await catalogue.page(_EXPORTED_AT_ONCE, after=page.after)
-        await answer.write_eof()
-    except BaseException:
-        # Cut off, so that the client does not take what it has for all.
-        if request.transport is not None:
-            request.transport.abort()
-        raise
-    return answer
+    return await write_lines(request, _exported(request.app[CONTEXT].store.catalogue))
+
+
+async def _exported(catalogue: Catalogue) -> AsyncIterator[list[ItemLine]]:
+    after: bytes | None = b""
+    while after is not None:
+        page = await catalogue.page(_EXPORTED_AT_ONCE, after=after)
+        yield list(map(ItemLine.of, page.items))
+        after = page.after
 
 
 @Route(
@@ -295,33 +319,14 @@ async def put_schema(request: web.Request) -> web.StreamResponse:
     async with context.bodies.read(request, context.imports) as received:
         told = _told_schema(received.raw)
     store = context.store
-    kinds: tuple[tuple[Literal["items", "users"], Types], ...] = (
-        ("items", told.items),
-        ("users", told.users),
-    )
-    holding: list[tuple[Literal["items", "users"], Types, Types]] = []
-    for kind, types in kinds:
-        for name in types:
-            if not 0 < len(name.encode()) <= MOST_NAME_BYTES:
-                detail = f"a name must have 1 to {MOST_NAME_BYTES} bytes"
-                raise Problem("invalid_body", detail, field=f"{kind}.{name[:MOST_NAME_BYTES]}")
-        held = await held_types(store, kind)
-        for name, each in types.items():
-            if held.get(name, each) != each:
-                detail = f"{name} is of type {held[name]} since its first use, not {each}"
-                raise Problem("invalid_body", detail, field=f"{kind}.{name}")
-        holding.append((kind, held, {**held, **types}))
-    fields = ContextSchema(
-        tuple(ContextField(name, each.kind, tuple(each.categories)) for name, each in told.context.items())
-    )
+    fields = [ContextField(name, each.kind, tuple(each.categories)) for name, each in told.context.items()]
     try:
+        # All of the call is found right before anything is written; each of the two writes is one step.
+        await store.contexts.check(fields)
+        await hold_told(store, {"items": told.items, "users": told.users})
         await store.contexts.tell(fields)
     except ContextRefused as exc:
         raise Problem("invalid_context", f"context: {exc}", field=f"context.{exc.name}") from exc
-    # When all of the call was found right.
-    for kind, held, wanted in holding:
-        if not await hold(store, kind, held, wanted):
-            raise StoreUnavailable("others are changing the schema", 0.1)
     return await get_schema.handler(request)
 
 
@@ -353,10 +358,11 @@ def _check_told(kind: str, name: str, told: msgspec.Raw) -> None:
     _RETIRED,
     needs="operate",
     operation_id="retireContextField",
+    parameters=(query_parameter("category", {"type": "string"}, "Only this category; it may be empty"),),
 )
 async def delete_context_field(request: web.Request) -> web.StreamResponse:
     """Retire a field of contexts: it is not given, shown or learned any more. Ratings keep it."""
-    return await _retire(request)
+    return await _retire(request, Query(request.raw_path).text("category"))
 
 
 @Route(
@@ -392,6 +398,10 @@ async def _register(request: web.Request, item_ids: list[bytes]) -> None:
     except EpochGone:
         # Each worker registers them in the history that has taken its place.
         return
+
+
+def _unknown() -> Problem:
+    return Problem("unknown_item", "neither the catalogue nor a rating names this item")
 
 
 def _becomes(item: CatalogueItem | None) -> Change:

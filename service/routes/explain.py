@@ -19,7 +19,7 @@ from service.http.response import json_answer
 from service.openapi import MODEL, Route
 from service.prediction_json import rounded, shown
 from service.routes.items import item_names
-from service.routes.recommend import computed
+from service.routes.recommend import computed, relevance_bases
 
 
 class Part(msgspec.Struct):
@@ -40,11 +40,14 @@ class RelevancePart(msgspec.Struct):
 
 
 class Relevance(msgspec.Struct):
-    """`base` plus all contributions is `value`, the relevance of GET /recommend."""
+    """`base` plus all contributions is `value`, the relevance of GET /recommend; `basis` its
+    `relevance_basis`.
+    """
 
     value: float
     base: float
     parts: list[RelevancePart]
+    basis: str
 
 
 class Explained(msgspec.Struct, omit_defaults=True):
@@ -120,7 +123,7 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
         named = zip(await item_names(registry, why.item_rows), shares, strict=True)
         moved = [RelevancePart(name or "", contribution) for name, contribution in named]
         moved.sort(key=lambda part: -abs(part.contribution))
-        answer.relevance = Relevance(value, base, moved)
+        answer.relevance = Relevance(value, base, moved, relevance_bases(live, history, np.array([row]))[0])
     return json_answer(answer)
 
 

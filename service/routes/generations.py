@@ -13,10 +13,10 @@ from featurestore.generations.served import wait_until_served
 from service.context import CONTEXT
 from service.experiments.figures import Estimate, wilson
 from service.http.audit import WHAT
-from service.http.parsing import whole_number
+from service.http.parsing import Query, whole_number
 from service.http.problems import Problem
 from service.http.response import json_answer
-from service.openapi import STORE, WRITES, Route, parameter, whole
+from service.openapi import STORE, WRITES, Route, parameter, query_parameter, whole
 from service.training import SERVED_WITHIN_S
 
 log = logging.getLogger("foldin.service")
@@ -130,12 +130,21 @@ async def get_generations(request: web.Request) -> web.StreamResponse:
     ("invalid_parameter", "not_found", "unknown_generation", *WRITES),
     needs="operate",
     operation_id="activate",
-    parameters=(parameter("generation", "path", whole(1, MAX_NUMBER), "Its number", required=True),),
+    repeatable=True,
+    parameters=(
+        parameter("generation", "path", whole(1, MAX_NUMBER), "Its number", required=True),
+        query_parameter(
+            "hold",
+            {"type": "boolean"},
+            "Whether automatic refits wait from now on; left out, they do where it is not the newest",
+        ),
+    ),
 )
 async def post_activate(request: web.Request) -> web.StreamResponse:
     """Make a generation that is kept the live one.
 
-    Going back from the newest also holds automatic refits until a call goes forward again.
+    Going back from the newest also holds automatic refits until a call goes forward again; `hold` says so, or
+    that they go on, of any: also of the live one.
     """
     context = request.app[CONTEXT]
     number = whole_number(request.match_info["generation"], "generation", 1, MAX_NUMBER)
@@ -145,8 +154,13 @@ async def post_activate(request: web.Request) -> web.StreamResponse:
     chosen = next((each for each in summaries if each.generation == number), None)
     if chosen is None:
         raise Problem("unknown_generation", f"generation {number} is not kept; see GET /generations")
+    if not chosen.n_ratings:
+        meta = await store.generations.meta(chosen.epoch, number)
+        if store.scale.outdated(meta.model, chosen.n_ratings):
+            raise Problem("unknown_generation", f"generation {number} is of the scale before it was decided")
     # The next automatic refit would undo a step back.
-    hold = number < max(each.generation for each in summaries)
+    back = number < max(each.generation for each in summaries)
+    hold = Query(request.raw_path).flag("hold", back)
     since = store.confirmation.begin()
     await store.generations.activate(number, hold=hold)
     await store.confirmation.wait(since)

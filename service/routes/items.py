@@ -9,6 +9,7 @@ import numpy.typing as npt
 from aiohttp import web
 
 from factors import BASIS, item_statistics
+from featurestore.generations.activity import Positives
 from featurestore.generations.live import LiveGeneration
 from featurestore.item_registry import ItemRegistry
 from service.catalogue.parsing import ItemShown
@@ -26,13 +27,14 @@ QUERY_N = query_parameter("n", whole(1, MAX_N, 10), "How many")
 
 class ItemOut(ItemShown, omit_defaults=True, kw_only=True):
     """What the catalogue has of an item, and what the live generation knows of it. `expected`: from an
-    unknown user.
+    unknown user. `positives`: its positive events, where the generation has learned any of any item.
     """
 
     ratings: int
     mean: float | None
     expected: Prediction
     generation: int
+    positives: int | None = None
 
 
 async def item_names(registry: ItemRegistry, rows: npt.NDArray[np.integer]) -> list[str | None]:
@@ -72,6 +74,11 @@ def statistics_of(live: LiveGeneration, rows: npt.NDArray[np.integer]) -> list[t
     return [(count, mean if count else None) for count, mean in pairs]
 
 
+def positive_counts(positives: Positives | None, rows: npt.NDArray[np.integer]) -> list[int | None]:
+    """Return how many positive events each of `rows` has, None where that is not known."""
+    return [None] * len(rows) if positives is None else [*positives.counts_of(rows.astype(np.int64)).tolist()]
+
+
 @Route(
     *("GET", "/items/{item_id}", "Users and items", ItemOut),
     ("invalid_parameter", "not_found", *STORE, "unknown_item", "no_generation"),
@@ -95,5 +102,7 @@ async def get_item(request: web.Request) -> web.StreamResponse:
         row = -1 if found is None else found
     count, mean = statistics_of(live, np.array([row]))[0] if row >= 0 else (0, None)
     score = expected(live, live.posterior.prior_user[None], -1, row)
-    known = msgspec.structs.asdict(item)
-    return json_answer(ItemOut(**known, ratings=count, mean=mean, expected=score, generation=live.generation))
+    # One that the registry does not have is in no event.
+    (positives,) = positive_counts(live.positives, np.array([row if row >= 0 else live.n_items]))
+    known = msgspec.structs.asdict(item) | {"ratings": count, "mean": mean, "positives": positives}
+    return json_answer(ItemOut(**known, expected=score, generation=live.generation))

@@ -15,6 +15,7 @@ import numpy as np
 from aiohttp import web
 
 from factors import Bools, Float64s, Int64s
+from featurestore.generations.activity import Positives
 from featurestore.generations.live import LiveGeneration
 from service.call_rules import (
     QUERY_RULES,
@@ -32,18 +33,20 @@ from service.http.parsing import Query, path_id
 from service.http.response import json_answer
 from service.openapi import MODEL, Route, query_parameter
 from service.prediction_json import shown
-from service.routes.items import MAX_N, QUERY_N, item_names, item_row, statistics_of
+from service.routes.items import MAX_N, QUERY_N, item_names, item_row, positive_counts, statistics_of
 from service.rules.columns import Columns
 from service.rules.likeness import best_rows, likeness
 from service.rules.listing import Ranking, Scored
 
 T = TypeVar("T")
 BY = ("behaviour", "content", "both")
+POPULAR_BY = ("rating", "events")
 # By both: so many times what is wanted, and some, of the best by either are compared.
 _PER_ITEM, _SPARE = 4, 200
 # Items whose texts are compared, or whose times are sorted, in 2 ms.
 _QUICK_ROWS = 20_000
 NO_ACTIVITY = "this generation does not say what is rated of late; the next fit will"
+NO_POSITIVES = "this generation has learned no event that is no rating; the next fit may"
 _PROBLEMS = ("invalid_parameter", "invalid_rule", "unknown_scenario", "data_damaged")
 
 
@@ -55,7 +58,7 @@ class Neighbour(msgspec.Struct):
 
 
 class Similar(msgspec.Struct, omit_defaults=True):
-    """The nearest items, best first. `reason`: why rules have left none."""
+    """The nearest items, best first. `reason`: why there are none."""
 
     item_id: str
     generation: int
@@ -64,20 +67,26 @@ class Similar(msgspec.Struct, omit_defaults=True):
     reason: str | None = None
 
 
-class Loved(msgspec.Struct):
-    """An item and the lower 95 % bound of what an average user would give it."""
+class Loved(msgspec.Struct, omit_defaults=True):
+    """An item and the lower 95 % bound of what an average user would give it; by events, the weight of its
+    positive ones, and how many these are.
+    """
 
     item_id: str
     score: float
     ratings: int
     mean: float | None
+    positives: int | None = None
 
 
 class Popular(msgspec.Struct, omit_defaults=True):
-    """The most loved items, best first. `reason`: why rules have left none."""
+    """The most loved items, best first, and what they are listed `by`: events, or rating where nothing is
+    said. `reason`: why there are none.
+    """
 
     generation: int
     items: list[Loved]
+    by: str = "rating"
     degraded: bool = False
     reason: str | None = None
 
@@ -106,7 +115,7 @@ class New(msgspec.Struct):
 
 
 class Latest(msgspec.Struct, omit_defaults=True):
-    """The latest items, the last first. `reason`: why rules have left none."""
+    """The latest items, the last first. `reason`: why there are none."""
 
     generation: int
     items: list[New]
@@ -124,7 +133,7 @@ class Latest(msgspec.Struct, omit_defaults=True):
         query_parameter(
             "by",
             {"type": "string", "enum": list(BY), "default": "behaviour"},
-            "`behaviour`: whose ratings go together; `content`: that share texts in the catalogue",
+            "`behaviour`: whose ratings or events go together; `content`: that share texts in the catalogue",
         ),
         *QUERY_RULES,
     ),
@@ -137,6 +146,9 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
     live, call = await _asked(context, query)
     # An item of the catalogue has a row, whether it was rated or not.
     row = await item_row(context.store.items(live.epoch), item_id)
+    # Wherever else it is pinned, it is not like itself.
+    pinned = tuple(pin for pin in call.rules.pinned if pin[1] != item_id)
+    call = call._replace(rules=replace(call.rules, pinned=pinned))
 
     async def behaviour(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
         found = await context.rankings.similar(live, row, n, _without(allowed, exclude, live.ranker.n_items))
@@ -182,36 +194,50 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
     (*_PROBLEMS, *MODEL),
     needs="read",
     operation_id="popular",
-    parameters=(QUERY_N, *QUERY_RULES),
+    parameters=(
+        QUERY_N,
+        query_parameter(
+            "by",
+            {"type": "string", "enum": list(POPULAR_BY)},
+            "`rating`: what an average user would give; `events`: the weight of positive events. Without it "
+            "by rating, and by events where the generation has learned no rating, or next to none",
+        ),
+        *QUERY_RULES,
+    ),
 )
 async def get_popular(request: web.Request) -> web.StreamResponse:
     """The most loved items.
 
-    That is, the items that the average user would rate highest, by lower confidence bound.
+    That is, the items that the average user would rate highest, by lower confidence bound; or those with the
+    most positive events, by their weights.
     """
     context, query = request.app[CONTEXT], Query(request.raw_path)
-    n = query.integer("n", 10, 1, MAX_N)
+    n, by = query.integer("n", 10, 1, MAX_N), query.choice("by", "", POPULAR_BY)
     live, call = await _asked(context, query)
+    by = by or ("events" if live.by_events else "rating")
+    positives = live.positives if by == "events" else None
+    if by == "events" and positives is None:
+        return json_answer(Popular(live.generation, [], by, call.degraded, NO_POSITIVES))
 
-    async def top(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
+    async def most_loved(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
         # Without a mask the whole table is read as it stands.
         if len(exclude):
             allowed = _without(allowed, exclude, live.ranker.n_items)
         found = await context.rankings.popular(live, n, allowed)
         return _scored(found.item_rows, found.scores)
 
-    ranking = Ranking(top, partial(directions, context, live), live.model.scale.low)
+    async def most_chosen(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
+        chosen = partial(_most_chosen, positives, n, exclude, allowed)
+        return await _read(context, call, live.ranker.n_items, chosen)
+
+    top, floor = (most_chosen, 0.0) if by == "events" else (most_loved, live.model.scale.low)
+    ranking = Ranking(top, partial(directions, context, live), floor)
     found, reason = await _listed(context, live, call, ranking, n)
     names = await item_names(context.store.items(live.epoch), found.rows)
-    behind = statistics_of(live, found.rows)
-    items = [
-        Loved(name, score, count, mean)
-        for name, score, (count, mean) in zip(
-            names, shown(found.scores, live.model.scale), behind, strict=True
-        )
-        if name is not None
-    ]
-    return json_answer(Popular(live.generation, items, call.degraded, reason))
+    scores, counts = shown(found.scores, live.model.scale), positive_counts(positives, found.rows)
+    parts = zip(names, scores, statistics_of(live, found.rows), counts, strict=True)
+    items = [Loved(name, score, *known, count) for name, score, known, count in parts if name is not None]
+    return json_answer(Popular(live.generation, items, by, call.degraded, reason))
 
 
 @Route(
@@ -332,6 +358,12 @@ def _best(scores: Float64s, n: int, exclude: Int64s, allowed: Bools | None) -> S
     passing = _without(allowed, exclude, len(scores)) & (scores > 0)
     rows = best_rows(np.where(passing, scores, -np.inf), n)
     return _scored(rows, scores[rows])
+
+
+def _most_chosen(positives: Positives | None, n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
+    """Return the `n` rows whose positive events weigh most, of those that are allowed."""
+    weights = np.zeros(0) if positives is None else positives.weights.astype(np.float64)
+    return _best(weights, n, exclude, allowed)
 
 
 def _scored(rows: Int64s, scores: Float64s) -> Scored:

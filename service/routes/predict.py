@@ -177,6 +177,7 @@ async def _one(context: ServiceContext, query: PairQuery, given: Float32s | None
     (*BODY, "too_many_rows", *CONTEXT_PROBLEMS, "data_damaged", *MODEL),
     needs="read",
     operation_id="predictMany",
+    repeatable=True,
     body=request_body(
         {
             "oneOf": [

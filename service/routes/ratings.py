@@ -4,32 +4,32 @@ Invariant: a call is valid as a whole or refused, and acknowledged when all of i
 """
 
 import asyncio
+import logging
 import math
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 from aiohttp import web
 
-from factors import Float64s, Scale
+from factors import Float32s, Float64s, Int64s, Scale
 from featurestore.codecs import MAX_TIMESTAMP
-from featurestore.errors import HistoryFull, ItemsSpent
+from featurestore.errors import HistoryFull, ItemsSpent, StoreError, StoreUnavailable
 from featurestore.generations.live import LiveGeneration
 from featurestore.ratings.batches import Columns
-from featurestore.ratings.log import NewRating
 from service.context import CONTEXT, ServiceContext
 from service.http.parsing import (
-    INLINE_BYTES,
     NOT_DECODED,
     DescribedId,
     Timestamp,
     body_ids,
     check_rows,
+    parsed,
     path_id,
     problem_of,
 )
@@ -40,13 +40,19 @@ from service.http.response import json_answer
 from service.openapi import BODY, WRITES, Route, list_of, request_body
 from service.scoring import PairScorer
 
+log = logging.getLogger("foldin.service")
+
 # So many ratings take the store about 75 ms (7.5 us each), in small steps.
 MAX_RATINGS = 10_000
 # So many ratings of a call are predicted before they are learned, of a larger call an even sample:
 # enough for the error of a minute, at a small part of what storing 10,000 takes.
 _PREDICTED = 256
+# So few ratings are written together with the question for their users: histories of up to 60 KB come back.
+_ASKED_ALONG = 16
 # Contexts are stored by a schema, which may be damaged.
 _CONTEXT = (*CONTEXT_PROBLEMS, "data_damaged")
+# As often another history takes the place of the one that was read: once in a great while.
+_ATTEMPTS = 4
 # Where one object ends and the next begins on a later line.
 _NEXT_LINE = re.compile(rb"\}[ \t\r]*\n\s*\{")
 
@@ -91,7 +97,9 @@ class Rated(NamedTuple):
     contexts: Given | None
 
 
-def parse_ratings(body: bytes | bytearray, scale: Scale, now: float, *, lines: bool) -> Rated:
+def parse_ratings(
+    body: bytes | bytearray, scale: Scale, now: float, *, lines: bool, decided: bool = True
+) -> Rated:
     """Return the ratings in `body`: one object, an array, or an object a line.
 
     Raises a `Problem` that names a field, and the first bad row where there are rows.
@@ -101,7 +109,7 @@ def parse_ratings(body: bytes | bytearray, scale: Scale, now: float, *, lines: b
         user_ids = body_ids([row.user_id for row in rows], "user_id")
         item_ids = body_ids([row.item_id for row in rows], "item_id")
         ratings = np.array([row.rating for row in rows], dtype=np.float64)
-        check_scale(ratings, scale, "rating")
+        check_scale(ratings, scale, "rating", decided=decided)
         times = checked_times([row.timestamp for row in rows], now, "timestamp")
     except Problem as problem:
         if is_object:
@@ -134,13 +142,19 @@ def decoded_rows(
     return rows, is_object
 
 
-def check_scale(values: Sequence[float] | Float64s, scale: Scale, field: str) -> None:
-    """Raise `invalid_body` for the first of `values` off the scale. Those between its steps are taken."""
+def check_scale(
+    values: Sequence[float] | Float64s, scale: Scale, field: str, *, decided: bool = True
+) -> None:
+    """Raise `invalid_body` for the first of `values` off the scale. Those between its steps are taken.
+    `decided`: whether it can no longer be another one.
+    """
     array = np.asarray(values, dtype=np.float64)
     outside = np.flatnonzero(~((array >= scale.low) & (array <= scale.high)))
     if len(outside):
         row = int(outside[0])
         detail = f"{field} must be from {scale.low:g} to {scale.high:g}, not {array[row]:g}"
+        if not decided:
+            detail += "; the scale is not decided yet: PUT /scale before the first rating"
         raise Problem("invalid_body", detail, field=field, row=row)
 
 
@@ -155,13 +169,13 @@ def checked_times(timestamps: Sequence[float | None], now: float, field: str) ->
 
 
 async def squared_errors(context: ServiceContext, columns: Columns) -> Float64s:
-    """Return the squared errors of what answers each user on ratings that it has not learned yet; of a large
-    call, on a sample. They count for the arms of the users, too.
+    """Return the squared errors (m, 2) of what answers each user on ratings that it has not learned yet, and
+    of what an unknown user would be told; of a large call, on a sample. The former count for the arms, too.
     """
     columns = columns.part(slice(None, None, -(-len(columns) // _PREDICTED)))
     experiments = context.follower.experiments
     served = [context.follower.for_user(user_id) for user_id in columns.user_id]
-    errors = np.zeros(len(columns))
+    errors = np.zeros((len(columns), 2))
     for live in {id(each.live): each.live for each in served}.values():
         if live is not None:
             own = [k for k, each in enumerate(served) if each.live is live]
@@ -171,17 +185,45 @@ async def squared_errors(context: ServiceContext, columns: Columns) -> Float64s:
         if experiment.over_generations:
             # An arm whose generation is gone has predicted nothing.
             arms[[each.arm < 0 for each in served]] = -1
-        context.arm_counts.errors(experiment, arms, groups, errors)
+        context.arm_counts.errors(experiment, arms, groups, errors[:, 0])
     return errors
+
+
+async def errors_as_asked(
+    context: ServiceContext, live: LiveGeneration, columns: Columns, asked: "asyncio.Future[list[Any]]"
+) -> Float64s:
+    """Return the squared errors (m, 2) on ratings that were written since their users were `asked` for; none
+    on those of users of whom that is not known.
+    """
+    users, registry = list(dict.fromkeys(columns.user_id)), context.store.items(live.epoch)
+    try:
+        current, known = await context.store.users.answered(live, users, asked)
+    except StoreError as exc:
+        # The ratings are stored.
+        log.warning("ratings were not predicted reason=%s", exc)
+        return np.zeros((0, 2))
+    rows = [registry.row(item_id) for item_id in columns.item_id]
+    item_rows = np.array([-1 if row is None else row for row in rows], dtype=np.int64)
+    index = np.array([users.index(user_id) for user_id in columns.user_id], dtype=np.int64)
+    return _errors(live, columns, current.vectors, index, item_rows)[known[index]]
 
 
 async def _squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Columns) -> Float64s:
     positions: dict[bytes, int] = {}
     index = [positions.setdefault(user_id, len(positions)) for user_id in columns.user_id]
     vectors, item_rows, _ = await scorer.look_up(live, list(positions), columns.item_id)
-    pairs = vectors, np.array(index, dtype=np.int64), item_rows
-    predicted = live.scorer.score(*pairs, context=columns.context).rating
-    return np.square(columns.rating - predicted)
+    return _errors(live, columns, vectors, np.array(index, dtype=np.int64), item_rows)
+
+
+def _errors(
+    live: LiveGeneration, columns: Columns, vectors: Float32s, index: Int64s, item_rows: Int64s
+) -> Float64s:
+    """Return the squared errors (m, 2) of users by their `vectors`, and of what an unknown user is told."""
+    # Both in one call: for a few pairs the number of calls into numpy is all that counts.
+    users, rows = np.concatenate((index, np.full(len(index), -1))), np.tile(item_rows, 2)
+    contexts = None if columns.context is None else np.tile(columns.context, (2, 1))
+    predicted = live.scorer.score(vectors, users, rows, context=contexts).rating
+    return np.square(columns.rating - predicted.reshape(2, -1)).T
 
 
 @Route(
@@ -189,6 +231,7 @@ async def _squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Col
     (*BODY, "too_many_rows", "too_many_items", "too_many_ratings", "stream_full", *_CONTEXT, *WRITES),
     needs="rate",
     operation_id="rate",
+    repeatable=True,
     body=request_body(
         {"anyOf": [RatingIn, list_of(RatingIn, MAX_RATINGS)]},
         [{"user_id": "ann", "item_id": "dune", "rating": 5}],
@@ -201,11 +244,8 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
     context.require_room()
     async with context.bodies.read(request, context.imports, takes_lines=True) as (raw, lines):
         # One moment for the whole call: its ratings keep their order.
-        now, scale = time.time(), context.store.config.scale
-        if len(raw) <= INLINE_BYTES:
-            rated = parse_ratings(raw, scale, now, lines=lines)
-        else:
-            rated = await asyncio.to_thread(parse_ratings, raw, scale, now, lines=lines)
+        now, scale = time.time(), await context.scale_now()
+        rated = await parsed(parse_ratings, raw, scale.value, now, lines=lines, decided=scale.decided)
         charge_entries(request, len(rated.columns))
         return json_answer(await store_columns(request, *rated))
 
@@ -222,16 +262,24 @@ async def store_columns(request: web.Request, columns: Columns, contexts: Given 
     them. Raises what refuses them.
     """
     context, caller = request.app[CONTEXT], request.get(CALLED_BY)
-    log, limits, counts = context.store.ratings, context.quotas.write_limits(caller), context.counts
+    ratings_log, users, counts = context.store.ratings, context.store.users, context.counts
+    limits = context.quotas.write_limits(caller)
     try:
-        admit = partial(log.admit, columns, limits)
+        admit = partial(ratings_log.admit, columns, limits)
         if (rows := await context_rows(context.store.contexts, contexts, extend=admit)) is not None:
             columns = replace(columns, context=rows)
-        live, errors, ratings = context.follower.live, np.zeros(0), columns.ratings()
+        live, errors, asked, ratings = context.follower.live, np.zeros((0, 2)), None, columns.ratings()
         # Before they are stored: the error on what the model has not learned is the honest one.
         if live is not None and len(ratings):
-            errors = await squared_errors(context, ratings)
-        await log.append_columns(columns, limits=limits)
+            if len(ratings) <= _ASKED_ALONG and not context.follower.experiments.running:
+                asked = users.ask(live, list(dict.fromkeys(ratings.user_id)))
+            else:
+                errors = await squared_errors(context, ratings)
+        await ratings_log.append_columns(columns, limits=limits)
+        if asked is not None and live is not None:
+            errors = await errors_as_asked(context, live, ratings, asked)
+        if len(columns) <= _PREDICTED:
+            users.raters.add(columns.user_id)
     except ItemsSpent as exc:
         if caller is None:
             raise
@@ -243,6 +291,32 @@ async def store_columns(request: web.Request, columns: Columns, contexts: Given 
     counts.rated(errors, len(ratings))
     counts.events += len(columns) - len(ratings)
     return Accepted(len(columns), live.generation if live else None)
+
+
+async def take_back(request: web.Request, user_id: bytes, item_id: bytes, code: int) -> bool:
+    """Take back what a user has done with an item, by the code of the type of event, 0 for the rating; return
+    whether there was any. One who is forgotten meanwhile stays so.
+
+    Raises `StoreUnavailable` where the history is replaced again and again.
+    """
+    context = request.app[CONTEXT]
+    for _ in range(_ATTEMPTS):
+        epoch = await context.epoch()
+        (row,) = await context.store.items(epoch).rows([item_id])
+        n, history = await context.history(request, epoch, user_id)
+        feedback = history.feedback
+        rows = history.item_row if code == 0 else feedback.item_row[feedback.type_code == code]
+        if row is None or row not in rows:
+            return False
+        # The last entry of a pair counts, and NaN means none.
+        one = np.array([math.nan]), np.array([time.time()])
+        kind = None if code == 0 else np.array([code], dtype=np.uint8)
+        if not await context.store.ratings.append_columns(
+            Columns([user_id], [item_id], *one, kind, {user_id: n})
+        ):
+            return True
+        # Forgotten since it was read, or of another history: it is read again.
+    raise StoreUnavailable("the history is being replaced just now", 0.1)
 
 
 @Route(
@@ -257,12 +331,8 @@ async def delete_rating(request: web.Request) -> web.StreamResponse:
     charge_entries(request, 1)
     path = request.rel_url.raw_path
     user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
-    store, live, epoch = context.store, context.follower.live, await context.epoch()
-    row = (await store.items(epoch).rows([item_id]))[0]
-    _, history = await store.users.history(epoch, user_id)
-    if row is None or row not in history.item_row:
+    live = context.follower.live
+    if not await take_back(request, user_id, item_id, 0):
         raise Problem("unknown_rating", "this user has not rated this item")
-    # The last entry of a pair counts, and NaN means none.
-    await store.ratings.append([NewRating(user_id, item_id, math.nan, time.time())])
     context.counts.ratings_deleted += 1
     return json_answer(Deleted(1, live.generation if live else None))

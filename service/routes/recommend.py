@@ -15,11 +15,12 @@ import numpy as np
 from aiohttp import web
 from msgspec import Meta
 
-from factors import Bools, Float32s, Int32s, Int64s
+from factors import BASIS, Bools, Float32s, Int32s, Int64s, relevance_basis
 from featurestore.codecs import ENTRY_BYTES, History, pack_histories
 from featurestore.generations.live import LiveGeneration
 from featurestore.ratings.event_types import RATING, consumed_codes, unknown_type
 from service.call_rules import (
+    BEHIND,
     QUERY_RULES,
     CallRules,
     ask_for_user,
@@ -68,7 +69,7 @@ EXPLORE = ("none", "thompson")
 # What a JSON number holds exactly.
 MAX_SEED = 2**53
 _EXPLORE_SCHEMA = {"type": "string", "enum": list(EXPLORE), "default": "none"}
-_SEEN_SCHEMA = {"type": "string", "default": "true"}
+_SEEN_SCHEMA = {"anyOf": [{"type": "boolean"}, {"type": "string"}], "default": True}
 _ORDER_SCHEMA = {"type": "string", "enum": list(ORDERS), "default": "score"}
 # Histories that are longer are folded in and explained in a thread: about 2 ms.
 _LONG = 2000
@@ -77,19 +78,22 @@ _LONG = 2000
 class Recommended(msgspec.Struct, omit_defaults=True):
     """An item. `score`: what it is ranked by, made of `relevance`, how likely the user is to choose it, and
     the expected `rating`; ranked by rating alone, it is that, and there is no relevance. A boost is in the
-    score alone.
+    score alone. `basis`: what the rating rests on, as in GET /predict; `relevance_basis`: what the relevance
+    does, in the same words, by events of the user and of the item in the place of ratings.
     """
 
     item_id: str
     score: float
     rating: float
+    basis: str
     relevance: float | None = None
+    relevance_basis: str | None = None
 
 
 class Recommendations(msgspec.Struct, omit_defaults=True):
     """Items, best first. `order`: what ranked them; of a generation without a ranking head it is `rating`,
     also where `score` was asked for. `recommendation_id`: names this answer; to be sent back with events.
-    `ignored`: ratings of the call whose item is not known. `reason`: why rules have left no item. `arms`: the
+    `ignored`: ratings of the call whose item is not known. `reason`: why there is no item. `arms`: the
     user's arm by the name of each experiment that the list is of.
     """
 
@@ -215,6 +219,7 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
     (*BODY, "invalid_parameter", *_RULE_PROBLEMS, "not_found", *MODEL),
     needs="read",
     operation_id="recommendByRules",
+    repeatable=True,
     body=request_body(ListBody, _EXAMPLE),
 )
 async def post_recommend_user(request: web.Request) -> web.StreamResponse:
@@ -253,7 +258,7 @@ async def _for_user(
     call = await rules_of(context, live, asked, fields, category=category, n_bytes=n_bytes)
     seen = profile.history
     if wanted.exclude_seen and not profile.whole:
-        _, seen = await context.store.users.history(live.epoch, user_id)
+        _, seen = await context.history(request, live.epoch, user_id)
     vector = _in_context(live, profile.vector, circumstances)
     person = _Person(vector, profile.history, await _seen_rows(context, seen, wanted))
     items, reason = await _best_items(context, live, person, wanted, call)
@@ -317,6 +322,7 @@ async def _seen_rows(context: ServiceContext, history: History, wanted: Wanted) 
     (*BODY, "too_many_rows", *_RULE_PROBLEMS, *MODEL),
     needs="read",
     operation_id="recommendAnonymous",
+    repeatable=True,
     body=request_body(RecommendBody, {"ratings": [{"item_id": "dune", "rating": 5}], "n": 5}),
 )
 async def post_recommend(request: web.Request) -> web.StreamResponse:
@@ -328,7 +334,7 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
         wanted = checked_wanted(body)
         item_ids = body_ids([rating.item_id for rating in body.ratings], "ratings.item_id")
         values = [rating.rating for rating in body.ratings]
-        check_scale(values, context.store.config.scale, "ratings.rating")
+        check_scale(values, context.store.scale.value, "ratings.rating")
         timestamps = [rating.timestamp for rating in body.ratings]
         times = checked_times(timestamps, time.time(), "ratings.timestamp")
         contexts = given_contexts([rating.context for rating in body.ratings], field="ratings.context")
@@ -397,8 +403,7 @@ async def _best_items(
         await registry.refresh()
     # Rows that are not given to an item yet have no name.
     exclude = np.arange(len(registry), n_items, dtype=np.int64)
-    if wanted.exclude_seen:
-        exclude = np.concatenate([person.seen.astype(np.int64), exclude])
+    seen = person.seen.astype(np.int64) if wanted.exclude_seen else None
     rng = None if wanted.seed is None else np.random.default_rng(wanted.seed)
     history = person.history if _ranked_by(live, call) == "score" else None
 
@@ -411,18 +416,33 @@ async def _best_items(
     floor = live.model.scale.low if history is None else 0.0
     ranking = Ranking(top, partial(directions, context, live), floor)
     # Items before the offset are ranked too: their scores decide which ones come behind them.
-    found, reason = await ruled(context, live, call, ranking, wanted=places, exclude=exclude)
+    found, reason = await ruled(context, live, call, ranking, wanted=places, exclude=exclude, seen=seen)
     page, scale = found.at(slice(wanted.offset, None)), live.model.scale
     names = await item_names(registry, page.rows)
     # The expected rating alone has no relevance beside it.
     relevance: Sequence[float | None] = [None] * len(names)
+    chosen: Sequence[str | None] = [None] * len(names)
     if history is not None:
-        relevance = shown(page.relevance, scale)
-    parts = zip(names, shown(page.scores, scale), shown(page.rating, scale), relevance, strict=True)
-    items = [
-        Recommended(name, score, rating, likely) for name, score, rating, likely in parts if name is not None
-    ]
-    return items, reason
+        relevance, chosen = shown(page.relevance, scale), relevance_bases(live, history, page.rows)
+    everyone = np.zeros(len(names), dtype=np.int64)
+    basis = [BASIS[code] for code in live.scorer.basis(person.vector[None], everyone, page.rows)]
+    scores, rating = shown(page.scores, scale), shown(page.rating, scale)
+    parts = zip(names, scores, rating, basis, relevance, chosen, strict=True)
+    items = [Recommended(each[0], *each[1:]) for each in parts if each[0] is not None]
+    return items, reason or (None if len(page.rows) else BEHIND)
+
+
+def relevance_bases(live: LiveGeneration, history: History, rows: Int64s) -> list[str]:
+    """Return what the relevance of items `rows` (m,) to the user with this `history` rests on; of a
+    generation with a ranking head.
+    """
+    if live.ranking is None:
+        return []
+    head = live.ranking.head
+    counted = [each.code for each in head.parameters.types if each.weight]
+    has_events = len(history) > 0 or bool(np.isin(history.feedback.type_code, counted).any())
+    codes = relevance_basis(live.items, head.items, rows, has_events=has_events)
+    return [BASIS[code] for code in codes]
 
 
 async def computed(live: LiveGeneration, history: History, compute: Callable[[], T]) -> T:

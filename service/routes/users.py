@@ -4,17 +4,22 @@ Invariant: after a 200 for DELETE no read finds anything of that user.
 """
 
 import math
+import re
+import time
+from functools import partial
 
 import msgspec
 import numpy as np
 from aiohttp import web
 
-from featurestore.errors import StoreDamaged
+from featurestore.errors import StoreDamaged, StoreUnavailable
 from service.context import CONTEXT
 from service.http.audit import WHAT
 from service.http.parsing import Query, path_id
 from service.http.problems import Problem
+from service.http.quotas import CALLED_BY
 from service.http.response import json_answer
+from service.neighbours.nearest import Seeker
 from service.openapi import MODEL, STORE, WRITES, Route, query_parameter, whole
 from service.prediction_json import Prediction, shown
 from service.routes.deletions.receipts import Receipt, stamped
@@ -29,6 +34,8 @@ NO_ONE = (
 )
 # No history is longer.
 MAX_OFFSET = 2**31
+# Where a search of users goes on: 64 bits of the store, as a page says.
+_CURSOR = re.compile("^[0-9a-f]{1,16}$")
 
 
 class UserOut(msgspec.Struct, omit_defaults=True):
@@ -43,6 +50,13 @@ class UserOut(msgspec.Struct, omit_defaults=True):
     expected: Prediction
     generation: int
     degraded: bool = False
+
+
+class UsersPage(msgspec.Struct):
+    """Some of the users, in no order. `next`: where to go on; null at the end."""
+
+    users: list[str]
+    next: str | None
 
 
 class RatingOut(msgspec.Struct):
@@ -66,12 +80,15 @@ class RatingsPage(msgspec.Struct):
     ratings: list[RatingOut]
 
 
-class NearUserOut(msgspec.Struct):
-    """A user, how like the taste is (1: the same, 0: none in common), and how many ratings say so."""
+class NearUserOut(msgspec.Struct, omit_defaults=True):
+    """A user, how like the taste is (1: the same, 0: none in common), and how many ratings say so; where the
+    generation has learned none, how many `events`.
+    """
 
     user_id: str
     similarity: float
     ratings: int
+    events: int | None = None
 
 
 class NeighboursOut(msgspec.Struct, omit_defaults=True):
@@ -85,6 +102,7 @@ class NeighboursOut(msgspec.Struct, omit_defaults=True):
     among: int
     reason: str | None = None
     arms: dict[str, str] | None = None
+    degraded: bool = False
 
 
 @Route(
@@ -103,13 +121,39 @@ async def get_user(request: web.Request) -> web.StreamResponse:
         raise Problem("unknown_user", "no rating of this user is known")
     history = profile.history
     if not profile.whole:
-        _, history = await context.store.users.history(live.epoch, user_id)
+        _, history = await context.history(request, live.epoch, user_id)
     ratings = history.rating
     mean = float(ratings.mean()) if len(ratings) else None
     score = expected(live, profile.vector[None], 0, -1)
     return json_answer(
         UserOut(user_id.decode(), len(ratings), mean, profile.n, score, live.generation, degraded)
     )
+
+
+@Route(
+    *("GET", "/users", "Users and items", UsersPage, ("invalid_parameter", *STORE)),
+    needs="read",
+    operation_id="findUsers",
+    parameters=(
+        query_parameter("prefix", {"type": "string", "default": ""}, "How ids begin"),
+        query_parameter("n", whole(1, MAX_PAGE, 20), "About how many"),
+        query_parameter(
+            "cursor", {"type": "string", "pattern": _CURSOR.pattern}, "`next` of the page before"
+        ),
+    ),
+)
+async def get_users(request: web.Request) -> web.StreamResponse:
+    """Users whose ids begin with a text. A call looks through a part of the store, so a page may be short."""
+    context, query = request.app[CONTEXT], Query(request.raw_path)
+    n, cursor = query.integer("n", 20, 1, MAX_PAGE), query.text("cursor")
+    if cursor is not None and _CURSOR.fullmatch(cursor) is None:
+        raise Problem("invalid_parameter", "cursor must be `next` of a page", field="cursor")
+    prefix = (query.text("prefix") or "").encode()
+    found = await context.store.user_search.find(await context.epoch(), prefix, n, int(cursor or "0", 16))
+    # A step costs as much as a GET of one pair, of which one is paid already.
+    context.quotas.charge(request.get(CALLED_BY), found.steps - 1)
+    names = [each.decode() for each in found.ids]
+    return json_answer(UsersPage(names, f"{found.next:x}" if found.next else None))
 
 
 @Route(
@@ -129,7 +173,7 @@ async def get_user_ratings(request: web.Request) -> web.StreamResponse:
     limit, offset = query.integer("limit", 100, 1, MAX_PAGE), query.integer("offset", 0, 0, MAX_OFFSET)
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     store, epoch = context.store, await context.epoch()
-    n, history = await store.users.history(epoch, user_id)
+    n, history = await context.history(request, epoch, user_id)
     if n == 0:
         raise Problem("unknown_user", "no rating of this user is known")
     # A history has the order in which ratings came.
@@ -173,18 +217,35 @@ async def get_neighbours(request: web.Request) -> web.StreamResponse:
         raise Problem("invalid_parameter", "least must be from 0 to 1", field="least")
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     live, member = context.serving(user_id)
-    current = await context.store.users.current(live, [user_id])
-    if current.n[0] == 0:
+    # Without ratings the taste is that of the history, which the vector does not rest on.
+    if live.by_events:
+        profile, degraded = await context.scorer.profile(live, user_id)
+        made, seeker = profile.n, Seeker(user_id, profile.vector, profile.history)
+    else:
+        made, vector, degraded = await context.scorer.vector(live, user_id)
+        seeker = Seeker(user_id, vector)
+    if made == 0:
         raise Problem("unknown_user", "no rating of this user is known")
-    near, among = await context.nearest.near(live, user_id, current.vectors[0], n=n, least=least)
+    asked = partial(context.nearest.near, live, seeker, n=n, least=least)
+    held = partial(context.nearest.held, live, seeker, n=n, least=least)
+    try:
+        near, among = (await held() if degraded else None) or await asked()
+    except StoreUnavailable:
+        # It went away since the user was read, or nothing is held.
+        if (found_last := await held()) is None:
+            raise
+        # A user that was read from a copy has been counted.
+        context.counts.degraded += not degraded
+        (near, among), degraded = found_last, True
     values = shown(np.array([each.likeness for each in near]), live.model.scale)
     found = [
-        NearUserOut(each.user_id.decode(), value, each.ratings)
+        NearUserOut(each.user_id.decode(), value, *((0, each.count) if live.by_events else (each.count,)))
         for each, value in zip(near, values, strict=True)
     ]
     reason = None if among else NO_ONE
     arms = None if member is None else member.shown
-    return json_answer(NeighboursOut(user_id.decode(), live.generation, found, among, reason, arms))
+    answer = NeighboursOut(user_id.decode(), live.generation, found, among, reason, arms, degraded)
+    return json_answer(answer)
 
 
 @Route(
@@ -202,7 +263,7 @@ async def delete_user(request: web.Request) -> web.StreamResponse:
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     store = context.store
     if store.users.copies is not None:
-        store.users.copies.forget(user_id)
+        store.users.copies.forget(time.monotonic())
     # From here on no read finds the user; the archive is the trainer's, which may be away.
     forgotten = await store.ratings.forget(user_id)
     context.feedback.forget(user_id)

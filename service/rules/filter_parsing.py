@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from featurestore.catalogue.item import AttributeType
-from featurestore.catalogue.schema import Types, parse_time
+from featurestore.catalogue.schema import Types, composed, parse_time
+from featurestore.ratings.context_schema import category_name
 from service.http.parsing import MAX_ID_BYTES
 from service.http.problems import Problem
 from service.rules.filters import Condition, Filter, HasId, IsEmpty, Leaf, NumberMatch, Range, TextMatch
@@ -126,6 +127,8 @@ class _Parser:
             values = [_typed(operand, key, kind, where)]
         else:
             values = self._each(operand, where, lambda each, place: _typed(each, key, kind, place))
+        if key == "categories":
+            values = [name for each in values for name in category_names(each)]
         match = TextMatch if kind in ("text", "list") else NumberMatch
         return match(key, tuple(values), operator == "except")
 
@@ -165,7 +168,8 @@ def _typed(value: object, key: str, kind: AttributeType, pointer: str) -> Any:
     """Return a value as a column of `kind` has it: a text, or a float."""
     match kind, value:
         case (("text" | "list"), str()):
-            return value
+            # Of categories there are some from before they were kept so.
+            return value if key == "categories" else composed(value)
         case "boolean", bool():
             return float(value)
         case "time", _:
@@ -178,6 +182,13 @@ def _typed(value: object, key: str, kind: AttributeType, pointer: str) -> Any:
             return float(value)
     wanted = "a text" if kind == "list" else _SAID[kind]
     raise refused(pointer, f"must be {wanted}; the type of {key} is {kind}")
+
+
+def category_names(text: str) -> tuple[str, ...]:
+    """Return the names by which items may have a category: as it is said, which an item has from before names
+    were kept as `category_name` makes them, and as that makes it.
+    """
+    return tuple(dict.fromkeys((text, category_name(text))))
 
 
 def _item_id(value: object, pointer: str) -> bytes:

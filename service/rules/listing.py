@@ -22,6 +22,9 @@ from service.rules.rerank import Selection, boost_groups, unit, with_pinned
 
 # Candidates an item that is wanted, for a list under a cap or with diversity, and at least so many.
 _PER_ITEM, _SPARE = 4, 100
+# Places of a diverse list that are filled from the same candidates: another number for each page would give
+# pages that do not join. Three hundred candidates are found by an index, and few lists go farther.
+_BLOCK = 50
 # So many times deeper each ranking under a cap: of a million items the sixth has all that have room.
 _DEEPER = 8
 # Items wanted times candidates, of which each is compared with each in 2 ms; more are in a thread.
@@ -61,7 +64,7 @@ def joined(parts: Sequence[Scored]) -> Scored:
 class Ranking:
     """How items are ranked for one request. `top(n, exclude, allowed)`: the best `n` without the rows in
     `exclude`, of those that are `allowed` (n_items,), all where None. `vectors(rows)`: of the items, (m, r).
-    `floor`: the score that a boost leaves as it is.
+    `floor`: the score that a boost leaves as it is, and that of an item of which nothing is known.
     """
 
     top: Callable[[int, Int64s, Bools | None], Awaitable[Scored]]
@@ -139,6 +142,8 @@ class RuledList:
         self._ranking = ranking
         self._columns = columns
         self._in_thread = in_thread
+        # What the last ranking allowed, and its groups: those of a long diverse list allow the same.
+        self._groups: tuple[Bools | None, list[tuple[float, Bools]]] | None = None
 
     async def first(self, wanted: int) -> Scored:
         """Return the first `wanted` places."""
@@ -150,10 +155,13 @@ class RuledList:
         mask = np.zeros(self._rules.n_items, dtype=np.bool_)
         mask[list(pinned.values())] = True
         found = await self._ranking.top(len(pinned), np.zeros(0, dtype=np.int64), mask)
-        both = joined([chosen, found])
+        # Lists such as the most loved rank nothing that is not rated.
+        unranked = np.setdiff1d(list(pinned.values()), found.rows)
+        floor = np.full(len(unranked), self._ranking.floor)
+        both = joined([chosen, found, Scored(unranked, floor, np.full(len(unranked), np.nan), floor)])
         place = {int(row): number for number, row in enumerate(both.rows)}
-        known = {position: place[row] for position, row in pinned.items() if row in place}
-        return both.at(np.array(with_pinned(range(len(chosen.rows)), known), dtype=np.int64))
+        at = {position: place[row] for position, row in pinned.items()}
+        return both.at(np.array(with_pinned(range(len(chosen.rows)), at), dtype=np.int64))
 
     async def _chosen(self, wanted: int) -> Scored:
         rules = self._rules
@@ -161,29 +169,57 @@ class RuledList:
         exclude = np.concatenate([rules.exclude, np.array(list(rules.pinned.values()), dtype=np.int64)])
         if rules.cap is None and rules.trade_off is None:
             return await self._boosted(wanted, exclude, rules.allowed)
-        depth = _PER_ITEM * wanted + _SPARE
         selection = Selection(wanted, cap=rules.cap, trade_off=rules.trade_off)
+        await self._hold_pinned(selection)
         if rules.trade_off is None:
-            return await self._capped(selection, depth, exclude)
+            return await self._capped(selection, _PER_ITEM * wanted + _SPARE, exclude)
+        return await self._diverse(selection, exclude)
+
+    async def _hold_pinned(self, selection: Selection) -> None:
+        """Count the items that are pinned, those of later pages too: each page is of the same list."""
+        rows = np.array(list(self._rules.pinned.values()), dtype=np.int64)
+        if not len(rows):
+            return
+        vectors = None if self._rules.trade_off is None else unit(await self._ranking.vectors(rows))
+        names = await self._read(partial(self._columns.categories.of, rows), quick=True)
+        selection.hold(names, vectors)
+
+    async def _diverse(self, selection: Selection, exclude: Int64s) -> Scored:
+        """Return what `selection` takes of all items, a block of places after the other, each from the best
+        that are left.
+        """
+        rules, depth, parts, best = self._rules, _PER_ITEM * _BLOCK + _SPARE, list[Scored](), 0.0
         # Under a cap each category has as many candidates for a place as the whole list has for one.
         cap = None if rules.cap is None else _PER_ITEM * rules.cap
-        candidates = await self._capped(Selection(depth, cap=cap), depth, exclude)
-        chosen = await self._diverse(selection, candidates, quick=wanted * depth <= _QUICK_PAIRS)
-        if cap is None or selection.full or not len(candidates.rows):
-            return chosen
-        # Where items have several categories the candidates may be too few: the next best are behind them.
-        rest = await self._capped(selection, depth, np.concatenate([exclude, chosen.rows]))
-        return joined([chosen, rest])
+        while not selection.full:
+            closed = selection.closed()
+            candidates = await self._capped(Selection(depth, cap=cap), depth, exclude, closed)
+            if not len(candidates.rows):
+                break
+            gains = candidates.scores - self._ranking.floor
+            # The best score of the list is in its first block.
+            best = best or max(float(gains.max()), np.finfo(np.float64).tiny)
+            parts.append(await self._marginal(selection, candidates, gains / best))
+            exclude = np.concatenate([exclude, parts[-1].rows])
+            if len(parts[-1].rows) < _BLOCK and not selection.full:
+                # Where items have several categories the candidates may be too few: the next best are behind.
+                parts.append(await self._capped(selection, depth, exclude))
+                break
+        return joined(parts) if parts else await self._ranking.top(0, exclude, None)
 
-    async def _capped(self, selection: Selection, depth: int, exclude: Int64s) -> Scored:
-        """Return the best items that `selection` has room for; the first ranking is `depth` deep."""
+    async def _capped(
+        self, selection: Selection, depth: int, exclude: Int64s, without: Sequence[str] = ()
+    ) -> Scored:
+        """Return the best items that `selection` has room for, of no category in `without`; the first ranking
+        is `depth` deep.
+        """
         rules, categories = self._rules, self._columns.categories
         parts: list[Scored] = []
         while not selection.full:
             allowed = rules.allowed
-            if closed := selection.closed():
-                without = partial(_without, categories, closed, allowed, rules.n_items)
-                allowed = await self._read(without, quick=rules.n_items <= _QUICK_ROWS)
+            if closed := [*selection.closed(), *without]:
+                passing = partial(_without, categories, closed, allowed, rules.n_items)
+                allowed = await self._read(passing, quick=rules.n_items <= _QUICK_ROWS)
             found = await self._boosted(depth, exclude, allowed)
             take = partial(_taken, selection, categories, found)
             parts.append(await self._read(take, quick=len(found.rows) <= _QUICK_CANDIDATES))
@@ -195,19 +231,17 @@ class RuledList:
             depth = min(_DEEPER * depth, rules.n_items)
         return joined(parts) if parts else await self._ranking.top(0, exclude, None)
 
-    async def _diverse(self, selection: Selection, candidates: Scored, *, quick: bool) -> Scored:
-        """Return what `selection` takes of candidates by marginal relevance."""
-        if not len(candidates.rows):
-            return candidates
-        gains = candidates.scores - self._ranking.floor
-        highest = max(float(gains.max()), np.finfo(np.float64).tiny)
+    async def _marginal(self, selection: Selection, candidates: Scored, relevance: Float64s) -> Scored:
+        """Return what `selection` takes of candidates for a block by marginal relevance."""
         vectors = unit(await self._ranking.vectors(candidates.rows))
 
         def take() -> Scored:
             names = self._columns.categories.of(candidates.rows)
-            return candidates.at(np.array(selection.take(names, gains / highest, vectors), dtype=np.int64))
+            taken = selection.take(names, relevance, vectors, _BLOCK)
+            return candidates.at(np.array(taken, dtype=np.int64))
 
-        return await self._read(take, quick=quick)
+        compared = (_BLOCK + selection.n_chosen) * len(candidates.rows)
+        return await self._read(take, quick=compared <= _QUICK_PAIRS)
 
     async def _read(self, compute: Callable[[], T], *, quick: bool) -> T:
         return await self._columns.read(compute, self._in_thread, quick=quick)
@@ -217,12 +251,9 @@ class RuledList:
         boosts, top = self._rules.boosts, self._ranking.top
         if not boosts:
             return await top(n, exclude, allowed)
-        everywhere = np.ones(self._rules.n_items, dtype=np.bool_) if allowed is None else allowed
-        group = partial(boost_groups, boosts, everywhere)
-        groups = group() if len(everywhere) <= _QUICK_ROWS else await self._in_thread(group)
         floor = self._ranking.floor
         parts = []
-        for factor, rows in groups:
+        for factor, rows in await self._groups_of(allowed):
             found = await top(n, exclude, rows)
             parts.append(replace(found, scores=floor + factor * (found.scores - floor)))
         if not parts:
@@ -231,6 +262,20 @@ class RuledList:
         # Scores of 0 are told apart by relevance, as in the ranking itself.
         relevance = np.nan_to_num(both.relevance)
         return both.at(np.lexsort((both.rows, -both.rating, -relevance, -both.scores))[:n])
+
+    async def _groups_of(self, allowed: Bools | None) -> list[tuple[float, Bools]]:
+        """Return the groups of what is `allowed`, those of the ranking before where that allowed the same."""
+        if self._groups is not None and self._groups[0] is allowed:
+            for _, rows in self._groups[1]:
+                # A ranking remembers what such a mask allows. Not from the first use on, the only one
+                # of most lists: it would push out masks of filters, which other calls have.
+                rows.flags.writeable = False
+            return self._groups[1]
+        everywhere = np.ones(self._rules.n_items, dtype=np.bool_) if allowed is None else allowed
+        group = partial(boost_groups, self._rules.boosts, everywhere)
+        groups = group() if len(everywhere) <= _QUICK_ROWS else await self._in_thread(group)
+        self._groups = allowed, groups
+        return groups
 
 
 def _without(categories: ListColumn, closed: Sequence[str], allowed: Bools | None, n: int) -> Bools:

@@ -17,8 +17,8 @@ _QUICK_VALUES = 2_000
 # A front-end has some ten filters, and a mask of a million items is a megabyte.
 _KEPT_BYTES = 32_000_000
 
-# Of a filter and what may be shown: as many as a front-end has filters.
-_PAIRS_KEPT = 16
+# Of a filter and what may be shown: as many as a ranking remembers.
+_PAIRS_KEPT = 32
 
 _Key = tuple[Filter, int, tuple[int, ...]]
 

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from featurestore.catalogue.schema import Types
 from service.http.parsing import DescribedId, Id, body_ids
-from service.rules.filter_parsing import parse_filter, pointer_to, refused
+from service.rules.filter_parsing import category_names, parse_filter, pointer_to, refused
 from service.rules.filters import NO_FILTER, Filter, TextMatch
 
 Order = Literal["score", "rating"]
@@ -134,18 +134,23 @@ class Rules:
 
 
 def merged(call: Rules, fields: RuleFields, scenario: Rules | None) -> Rules:
-    """Return the rules of a call, which `fields` say, with those of its scenario where these say nothing."""
+    """Return the rules of a call, which `fields` say, with those of its scenario where these say nothing.
+    What the scenario excludes no call brings back.
+    """
     if scenario is None:
         return call
     given = [part for name, part in _PARTS.items() if getattr(fields, name) is not None]
-    return replace(scenario, **{part: getattr(call, part) for part in given})
+    exclude = tuple(dict.fromkeys((*scenario.exclude, *call.exclude)))
+    return replace(scenario, **{part: getattr(call, part) for part in given} | {"exclude": exclude})
 
 
 def narrowed(rules: Rules, category: str | None) -> Rules:
     """Return rules that leave only items of a category, of those that their filter leaves."""
     if category is None:
         return rules
-    return replace(rules, filter=Filter(must=(TextMatch("categories", (category,)), rules.filter)))
+    return replace(
+        rules, filter=Filter(must=(TextMatch("categories", category_names(category)), rules.filter))
+    )
 
 
 def parse_rules(fields: RuleFields, types: Types) -> Rules:

@@ -50,6 +50,17 @@ class Selection:
         self._counts: Counter[str] = Counter()
         self._chosen: list[Float32s] = []
 
+    def hold(self, categories: Sequence[Sequence[str]], vectors: Float32s | None) -> None:
+        """Count items that are in the list anyhow; `vectors` (m, r) as of `take`."""
+        for names in categories:
+            self._counts.update(names)
+        self._chosen += [] if vectors is None else list(vectors)
+
+    @property
+    def n_chosen(self) -> int:
+        """How many items another one is compared with."""
+        return len(self._chosen)
+
     @property
     def full(self) -> bool:
         """Whether the list has all that is wanted."""
@@ -64,15 +75,21 @@ class Selection:
         )
 
     def take(
-        self, categories: Sequence[Sequence[str]], relevance: Float64s, vectors: Float32s | None
+        self,
+        categories: Sequence[Sequence[str]],
+        relevance: Float64s,
+        vectors: Float32s | None,
+        most: int | None = None,
     ) -> list[int]:
-        """Choose of candidates, in their ranked order, and return their places in the order chosen.
+        """Choose of candidates, in their ranked order, `most` at most, and return their places in the order
+        chosen.
 
         `relevance` (m,) is from 0 to 1; `vectors` (m, r) have length 1 and are needed for a trade-off alone.
         """
         if self._trade_off is None or vectors is None:
             return self._first(categories)
-        return self._marginal(categories, relevance, vectors, self._trade_off)
+        most = len(relevance) if most is None else most
+        return self._marginal(categories, relevance, vectors, self._trade_off, most)
 
     def _first(self, categories: Sequence[Sequence[str]]) -> list[int]:
         taken: list[int] = []
@@ -85,14 +102,19 @@ class Selection:
         return taken
 
     def _marginal(
-        self, categories: Sequence[Sequence[str]], relevance: Float64s, vectors: Float32s, trade_off: float
+        self,
+        categories: Sequence[Sequence[str]],
+        relevance: Float64s,
+        vectors: Float32s,
+        trade_off: float,
+        most: int,
     ) -> list[int]:
         taken: list[int] = []
         nearest = np.full(len(relevance), -np.inf)
         for chosen in self._chosen:
             np.maximum(nearest, vectors @ chosen, out=nearest)
         open_places: Bools = np.ones(len(relevance), dtype=np.bool_)
-        while not self.full and open_places.any():
+        while not self.full and len(taken) < most and open_places.any():
             # To an empty list all are alike.
             similarity = nearest if self._chosen else np.zeros(len(relevance))
             value = np.where(open_places, trade_off * relevance - (1 - trade_off) * similarity, -np.inf)

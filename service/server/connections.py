@@ -14,6 +14,7 @@ from service.context import CONTEXT
 from service.http.dispatch import Dispatcher
 from service.http.heads import Heads
 from service.http.problems import CONTENT_TYPE, Problem
+from service.http.request_spans import traced
 from service.http.response import LAST, head_of, header_lines
 from service.server.fast_predict import fast_connections
 
@@ -59,7 +60,9 @@ class Server(web.Server):
             access=context.access,
             quotas=context.quotas,
         )
-        super().__init__(dispatcher, request_factory=template.request_factory)
+        tracing = context.store.tracing
+        serving = dispatcher if tracing is None else traced(dispatcher, tracing, context.access)
+        super().__init__(serving, request_factory=template.request_factory)
         # For each connection: aiohttp's server would give them to its own class.
         self._settings = {**settings, "heads": Heads()}
         self._most = most

@@ -48,8 +48,11 @@ _ENCODE = msgspec.json.Encoder().encode
 
 
 def fast_connections(context: ServiceContext) -> Callable[..., Connection]:
-    """Return what makes the connections of a worker: fast ones where this aiohttp has all of `INSIDE`."""
-    return partial(FastConnection, fast=FastPredict(context)) if POSSIBLE else Connection
+    """Return what makes the connections of a worker: fast ones where this aiohttp has all of `INSIDE`, and no
+    trace is to be made of requests.
+    """
+    fast = POSSIBLE and context.store.tracing is None
+    return partial(FastConnection, fast=FastPredict(context)) if fast else Connection
 
 
 class FastPredict:
@@ -58,21 +61,34 @@ class FastPredict:
     def __init__(self, context: ServiceContext) -> None:
         self.traffic = context.traffic
         self._counts = context.counts
-        self.batcher = context.batcher
+        self._batcher = context.batcher
         self._admit = context.access.admit
-        self._allows = context.quotas.allows
+        self._quotas = context.quotas
         self._loop = asyncio.get_running_loop()
         # Answers of this turn of the event loop, and the arrival of the first of them.
         self._answers = 0
         self._began = 0.0
 
-    def admits(self, headers: Headers, peername: Any) -> bool:
-        """Whether a request with `headers` may ask; the handler tells a client that may not why."""
+    def take(self, connection: "FastConnection", headers: Headers, pair: tuple[bytes, bytes]) -> bool:
+        """Take a request into the batch, or refuse it where its caller has used up the quota; return False
+        where the client may not ask, which the handler tells it.
+        """
         try:
             key = self._admit(headers, READ)
         except Problem:
             return False
-        return self._allows(headers, peername[0] if isinstance(peername, tuple) else None, key)
+        quotas, peername = self._quotas, connection.peername
+        peer = peername[0] if isinstance(peername, tuple) else None
+        refusal = quotas.taken(quotas.caller(headers, peer, key), "requests")
+        connection.begin()
+        self.traffic.in_flight += 1
+        request = _Request(self, connection, headers)
+        if refusal is None:
+            self._batcher.submit_for(request, *pair)
+        else:
+            # As an exception in aiohttp's task it takes half as much again.
+            request.refuse(refusal, quotas.hold_s(peer))
+        return True
 
     def answered(self, began: float) -> None:
         """Account for a request that was answered with 200."""
@@ -133,10 +149,14 @@ class _Request:
 
     def set_exception(self, exc: Exception) -> None:
         """Write the problem that `exc` is."""
+        self.refuse(exc, 0.0)
+
+    def refuse(self, exc: Exception, hold_s: float) -> None:
+        """Write the problem that `exc` is, and do not read the connection for so long."""
         connection, self._connection = self._connection, None
         if connection is not None:
             answer = self._fast.failed(exc, self._headers)
-            connection.write_answer(answer.payload, answer.status, answer.media_type, answer.fields)
+            connection.write_answer(answer.payload, answer.status, answer.media_type, answer.fields, hold_s)
 
 
 class _ReadAlready:
@@ -200,14 +220,7 @@ class FastConnection(Connection):
                 ):
                     plain = _PLAIN.fullmatch(message.path)
                     pair = (plain[1].encode(), plain[2].encode()) if plain else _unusual_pair(message.path)
-                    if pair is not None and fast.admits(message.headers, self.peername):
-                        self.waiting = True
-                        self._request_count += 1
-                        if self._manager is not None:
-                            self._manager.requests_count += 1
-                        parser.message_consumed()
-                        traffic.in_flight += 1
-                        fast.batcher.submit_for(_Request(fast, self, message.headers), *pair)
+                    if pair is not None and fast.take(self, message.headers, pair):
                         return
         self._parser = _ReadAlready(found)  # has all that is called of it here
         try:
@@ -215,8 +228,18 @@ class FastConnection(Connection):
         finally:
             self._parser = parser
 
-    def write_answer(self, body: bytes | bytearray, status: int, media_type: str, fields: bytes) -> None:
-        """Write the answer to the request that waits, and read on."""
+    def begin(self) -> None:
+        """Wait for the answer to the request that was read."""
+        self.waiting = True
+        self._request_count += 1
+        if self._manager is not None:
+            self._manager.requests_count += 1
+        self._parser.message_consumed()
+
+    def write_answer(
+        self, body: bytes | bytearray, status: int, media_type: str, fields: bytes, hold_s: float = 0.0
+    ) -> None:
+        """Write the answer to the request that waits, and read on, `hold_s` later."""
         transport = self.transport
         if transport is None or transport.is_closing():
             self._settle()
@@ -231,6 +254,9 @@ class FastConnection(Connection):
             # Until the client has read, nothing more of it is taken.
             until_read = self._wait_until_read(transport, len(body))
             self._until_read = self._loop.create_task(until_read, name="wait until a client reads")
+            return
+        elif hold_s:
+            self._loop.call_later(hold_s, self._settle)
             return
         self._settle()
 

@@ -4,10 +4,11 @@ Invariant: it never answers a request itself.
 
 Each worker has a listening socket of its own on the port (SO_REUSEPORT spreads the connections evenly), and
 the supervisor holds all of them: the connections that wait for a worker that ended wait for the one that
-takes its place. Only the standard library is imported here, so that the supervisor stays small.
+takes its place. Little is imported here, so that the supervisor stays small.
 """
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
@@ -17,9 +18,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from processes import module_name
 from processes.backoff import Backoff
 from processes.child import Child, ChildSpec
 from processes.loop import first_of, stop_event
+from service.settings import SIGN_OF_LIFE
 
 log = logging.getLogger("foldin.service")
 
@@ -27,6 +30,8 @@ log = logging.getLogger("foldin.service")
 CANNOT_START = 2
 # A worker that served for so long was well: its next restart begins with the shortest pause again.
 _WELL_AFTER_S = 30.0
+# A look at the sign of life costs a worker next to nothing, and an alert waits for ten of them.
+_SIGN_OF_LIFE_S = 1.0
 # A worker bounds its own end by the grace period; one that takes so much longer hangs.
 _LAST_S = 2.0
 
@@ -75,7 +80,7 @@ class Supervisor:
 
     def __init__(self, sockets: Sequence[socket.socket], arguments: Sequence[str], grace_s: float) -> None:
         self._sockets = sockets
-        self._command = (sys.executable, "-m", "service", *arguments)
+        self._command = (sys.executable, "-m", module_name("service"), *arguments)
         self._grace_s = grace_s
         self._code = 0
         self._serving = asyncio.Event()
@@ -87,11 +92,22 @@ class Supervisor:
         self._stop = stop_event()
         with tempfile.TemporaryDirectory(prefix="foldin-service-") as folder:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._show_life(Path(folder)), name="show life")
                 for number, sock in enumerate(self._sockets):
                     group.create_task(
                         self._keep(number, sock, Path(folder)), name=f"supervise worker {number}"
                     )
         return self._code
+
+    async def _show_life(self, folder: Path) -> None:
+        """Touch a file that workers look at: they serve on while this process stands still, and none that
+        ends is started again.
+        """
+        while not self._stop.is_set():
+            # A full disk costs the sign of life, nothing more.
+            with contextlib.suppress(OSError):
+                (folder / SIGN_OF_LIFE).touch()
+            await first_of(self._stop.wait(), within_s=_SIGN_OF_LIFE_S)
 
     async def _keep(self, number: int, sock: socket.socket, folder: Path) -> None:
         loop = asyncio.get_running_loop()

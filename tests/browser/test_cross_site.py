@@ -16,7 +16,7 @@ from featurestore.store import Store
 from processes.probes import unused_port
 from service.context import CONTEXT
 from service.http.access import Access
-from tests.browser.test_pages import CHROMIUM, QUIET, pytestmark
+from tests.browser.pages import BROWSER, CHROMIUM, QUIET
 from tests.support.factories import lead, publish, rating
 from tests.support.serving import serves, serving
 from tests.support.small_trainer import Trainer, running
@@ -61,6 +61,9 @@ REBOUND = [
 ]
 
 
+pytestmark = BROWSER
+
+
 @dataclass(frozen=True)
 class Scene:
     """A service, the page of another site, and what came of it."""
@@ -76,7 +79,14 @@ class Scene:
         """How many answers of each status there were, of all that holds data."""
         found: dict[str, int] = {}
         for route, by_status in self.app[CONTEXT].counts.requests.items():
-            if route not in {"/readyz", "/", "/static/{name}", "unmatched"}:
+            if route not in {
+                "/readyz",
+                "/",
+                "/static/{name}",
+                "/static/{folder}/{name}",
+                "/access",
+                "unmatched",
+            }:
                 for status, count in by_status.items():
                     found[status] = found.get(status, 0) + count
         return found

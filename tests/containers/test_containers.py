@@ -19,7 +19,9 @@ import socket
 import ssl
 import subprocess
 import tempfile
+import tomllib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ from tests.support.waiting import wait_until, wait_until_async
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT.parent / "shared" / "tools" / "container-engine"
 IMAGE = "foldin:test"
+# Where it would be published from, as its builder says.
+ADDRESSES = {"url": "https://recommender.test", "source": "https://recommender.test/foldin.git"}
 
 # Starting an engine, building the image and the first start all count for whichever test comes first.
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
@@ -103,13 +107,14 @@ def engine() -> Iterator[tuple[list[str], dict[str, str]]]:
 class Stack:
     """One compose project: its commands, and the address at which it is asked."""
 
-    def __init__(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], environ: Mapping[str, str], *options: str) -> None:
         self.project = f"foldin-test-{secrets.token_hex(4)}"
         self.port, self.environment_port, self.prometheus_port, self.tls_port = free_ports(4)
         self.url = f"http://127.0.0.1:{self.port}"
         self.key = ""
         self._command = [
             *command,
+            *options,
             "--project-name",
             self.project,
             "--profile",
@@ -196,7 +201,8 @@ def stack(engine: tuple[list[str], dict[str, str]]) -> Iterator[Stack]:
     """The built image, and the stack as `docker compose up` leaves it, well and trained on `WORLD`."""
     stack = Stack(*engine)
     try:
-        stack.run("build", "service", timeout_s=600)
+        told = (f"--build-arg={name.upper()}={address}" for name, address in ADDRESSES.items())
+        stack.run("build", *told, "service", timeout_s=600)
         stack.run("up", "--detach", "--no-build", "redis", "service", "nginx", "trainer")
         wait_until(lambda: stack.healthy("service"), 90, "the service is healthy")
         # As the file itself says.
@@ -212,9 +218,10 @@ def stack(engine: tuple[list[str], dict[str, str]]) -> Iterator[Stack]:
         stack.run("down", "--volumes", "--remove-orphans", "--timeout", "5", timeout_s=120)
 
 
-PROMETHEUS = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["prometheus"][
-    "image"
-].partition(":")[2]
+IMAGES = dict(
+    re.findall(r"\$\{(FOLDIN_\w+_IMAGE):-(.*?)\}", (ROOT / "docker-compose.yml").read_text("utf-8"))
+)
+PROMETHEUS = IMAGES["FOLDIN_PROMETHEUS_IMAGE"].partition(":")[2]
 USERS, ITEMS = 40, 30
 WORLD = {
     "nb_users": USERS,
@@ -269,6 +276,92 @@ def in_service(stack: Stack, program: str) -> str:
     return stack.run("exec", "-T", "service", "python", "-c", program).strip()
 
 
+def test_images_are_pinned_to_what_is_here_and_found_by_that(
+    engine: tuple[list[str], dict[str, str]], tmp_path: Path
+) -> None:
+    command, environ = engine
+    environ = {name: text for name, text in environ.items() if not name.startswith("FOLDIN_")}
+    # The engine of the tool has no registry.
+    program = environ["ENGINE"] = "docker" if shutil.which("podman") is None else "podman"
+    shutil.copy(ROOT / "docker-compose.yml", tmp_path)
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
+    # The third is not here: it stays.
+    own = ["FOLDIN_PARTITIONS=8", "FOLDIN_IMAGE=mine", "FOLDIN_GRAFANA_IMAGE=mirror.test/grafana:1"]
+    (tmp_path / ".env").write_text("\n".join([*own, "export FOLDIN_REDIS_IMAGE=redis:8"]))
+    (tmp_path / ".env").chmod(0o600)
+    run = partial(
+        subprocess.run, cwd=tmp_path, env=environ, check=True, capture_output=True, text=True, timeout=100
+    )
+    for _ in range(2):
+        run([tmp_path / "deploy/image/pin.sh"])
+        kept = (tmp_path / ".env").read_text("utf-8").splitlines()
+        assert kept[:3] == own
+    assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
+    lines = [line.removeprefix("export ").split(" # pinned: ") for line in kept[3:]]
+    assert [tag for _, tag in lines] == [IMAGES[line.partition("=")[0]] for line, _ in lines]
+    pinned = dict(line.split("=") for line, _ in lines)
+    here = {
+        name: tag
+        for name, tag in IMAGES.items()
+        if name != "FOLDIN_GRAFANA_IMAGE"
+        and subprocess.run([program, "image", "inspect", tag], capture_output=True, check=False).returncode
+        == 0
+    }
+    assert pinned.keys() == here.keys() >= {f"FOLDIN_{name}_IMAGE" for name in ("PYTHON", "REDIS", "NGINX")}
+    for name, digest in pinned.items():
+        assert re.fullmatch(rf"(\S+/)?{here[name].partition(':')[0]}@sha256:[0-9a-f]{{64}}", digest)
+    # As compose reads it, and as the engine finds it.
+    services = yaml.safe_load(run([*command, "config"]).stdout)["services"]
+    assert services["redis"]["image"] == pinned["FOLDIN_REDIS_IMAGE"]
+    assert services["nginx"]["image"] == pinned["FOLDIN_NGINX_IMAGE"]
+    assert services["service"]["build"]["args"] == {"PYTHON_IMAGE": pinned["FOLDIN_PYTHON_IMAGE"]}
+    said = run(
+        [program, "run", "--rm", "--pull=never", pinned["FOLDIN_REDIS_IMAGE"], "redis-server", "--version"]
+    )
+    assert "v=8" in said.stdout
+
+
+def test_the_image_compiles_loops_and_keeps_them_where_it_can_write(stack: Stack) -> None:
+    program = """
+import os
+from pathlib import Path
+import numpy as np
+from foldin.factors.inference.compiled.solve_kernels import sum_rows
+from foldin.factors.inference.compiled.loading import compile_loops
+loop, one = compile_loops([sum_rows])[sum_rows], np.ones((1, 1))
+loop(0, 1, np.array([0, 1]), np.zeros(1, dtype=np.int64), one, np.ones(1), one.copy())
+print(any(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbc")))
+"""
+    assert stack.run("exec", "-T", "trainer", "python", "-c", program).strip() == "True"
+
+
+def test_the_image_says_what_it_is_and_where_it_is_from(stack: Stack) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    labels = stack.inspected("service")["Config"]["Labels"]
+    of_image = {
+        name.removeprefix("org.opencontainers.image."): text
+        for name, text in labels.items()
+        if name.startswith("org.opencontainers.image.")
+    }
+    assert {name: of_image[name] for name in ADDRESSES} == ADDRESSES
+    assert (of_image["title"], of_image["version"]) == (project["name"], project["version"])
+    assert of_image["licenses"] == project["license"]
+
+
+async def test_the_manual_is_in_the_image(stack: Stack) -> None:
+    async with asking(stack) as client:
+        for page, heading in (
+            ("", "These pages are in the image"),
+            ("alerts.html", "FoldinNoReplica"),
+            ("reference/calls.html", "/predict"),
+        ):
+            status, text = await call(client, "GET", f"{stack.url}/manual/{page}")
+            assert status == 200, page
+            assert heading in text, page
+        async with client.get(f"{stack.url}/manual") as answer:
+            assert answer.url.path == "/manual/"
+
+
 def test_the_image_runs_without_privileges_and_cannot_be_written(stack: Stack) -> None:
     assert in_service(stack, "import os; print(os.getuid(), os.getgid())") == "10001 10001"
     folders = "('/', '/opt/foldin', '/usr', '/etc', '/data')"
@@ -314,7 +407,8 @@ async def test_scaling_up_and_down_loses_no_request(stack: Stack) -> None:
                     failures.append(f"rating: {status} {document}")
                 for item in range(3):
                     status, document = await predict(client, stack.url, user_id, str(item))
-                    if status != 200 or not document["basis"].startswith("user"):
+                    # One that says so may lack what came last: a store on busy cores answers late.
+                    if status != 200 or not (document["basis"].startswith("user") or "degraded" in document):
                         failures.append(f"prediction: {status} {document}")
             except (aiohttp.ClientError, TimeoutError) as exc:
                 failures.append(repr(exc))
@@ -462,15 +556,20 @@ async def test_without_a_key_nothing_is_answered_and_nothing_else_is_new(stack: 
 
 
 def test_the_first_keys_are_made_once(stack: Stack) -> None:
-    stack.run("up", "--detach", "--no-build", "keys")
+    stack.run("up", "--detach", "--no-build", "keys", "player-key")
     show = ("run", "--rm", "--no-deps", "--entrypoint", "cat", "keys", "/data/keys/operator.key")
     assert stack.run(*show).strip() == stack.key
+
+    def made() -> bool:
+        return [container["State"] for container in stack.containers("player-key")] == ["exited"]
+
+    wait_until(made, 60, "the player's key is made")
     assert "operator.key" in stack.run("logs", "--no-color", "keys")
     # As docs/operations.md has it.
     command = ("run", "--rm", "--no-deps", "--entrypoint", "foldin", "keys", "keys")
     assert stack.run(*command, "add", "shop", "--role", "rate").startswith("fk_")
     assert set(re.findall(r"^(\w+) +(\w+) ", stack.run(*command, "list"), re.M)) == {
-        *(("operator", "operate"), ("player", "operate"), ("prometheus", "read"), ("shop", "rate"))
+        *(("operator", "operate"), ("player", "operate"), ("prometheus", "metrics"), ("shop", "rate"))
     }
     stack.run(*command, "remove", "shop")
 
@@ -482,9 +581,9 @@ def test_nginx_does_not_reach_the_store_and_the_store_reaches_nothing(stack: Sta
     assert {name.rpartition("_")[2] for name in stack.inspected("redis")["NetworkSettings"]["Networks"]} == {
         "store"
     }
-    with pytest.raises(AssertionError):
-        stack.run("exec", "-T", "nginx", "sh", "-c", "getent hosts redis")
-    # The control: the service finds both.
+    find = 'for name in service redis; do getent hosts "$name" >/dev/null && echo "$name"; done; true'
+    assert stack.run("exec", "-T", "nginx", "sh", "-c", find).split() == ["service"]
+    # The control: the service finds the store.
     assert in_service(stack, "import socket; print(socket.gethostbyname('redis') != '')") == "True"
 
 
@@ -535,3 +634,53 @@ async def test_the_api_is_reached_over_https(stack: Stack, tmp_path: Path) -> No
         assert (await call(client, "GET", f"{url}/generations", ssl=trusted, headers=other))[0] == 403
         with pytest.raises(aiohttp.ClientSSLError):
             await call(client, "GET", f"{url}/livez")
+
+
+async def test_the_store_can_be_a_cluster_that_outlives_a_disk(
+    stack: Stack, engine: tuple[list[str], dict[str, str]]
+) -> None:
+    # The image is that of the other one.
+    assert stack.key
+    variables = ("--env-file", "deploy/redis/cluster.env", "--file", "docker-compose.yml")
+    cluster = Stack(*engine, *variables, "--profile", "cluster")
+    users = [f"user-{number}" for number in range(20)]
+
+    async def known() -> list[str]:
+        async with asking(cluster) as client:
+            answers = [await call(client, "GET", f"{cluster.url}/users/{user}/ratings") for user in users]
+        return [
+            user
+            for user, (status, document) in zip(users, answers, strict=True)
+            if status == 200 and document["total"] == 1
+        ]
+
+    async def rated() -> bool:
+        rows = [{"user_id": user, "item_id": "dune", "rating": 4} for user in users]
+        async with asking(cluster) as client:
+            return (await call(client, "POST", f"{cluster.url}/ratings", json=rows))[0] == 200
+
+    async def all_known() -> bool:
+        return await known() == users
+
+    try:
+        cluster.run("up", "--detach", "--no-build", "service", "nginx", "trainer", timeout_s=300)
+        wait_until(lambda: cluster.healthy("service"), 120, "the service is healthy")
+        show = ("run", "--rm", "--no-deps", "--entrypoint", "cat", "keys", "/data/keys/operator.key")
+        cluster.key = cluster.run(*show).strip()
+        # Not before each server has a replica.
+        await wait_until_async(rated, 60, "ratings are taken")
+        cluster.run("kill", "redis-1")
+        cluster.run("run", "--rm", "--no-deps", "--entrypoint", "sh", "redis-1", "-c", "rm -rf /data/*")
+        cluster.run("start", "redis-1")
+        cluster.run("up", "--detach", "--no-build", "--no-deps", "cluster")
+        await wait_until_async(all_known, 60, "all is known as before")
+        await wait_until_async(rated, 60, "ratings are taken again")
+        said = cluster.run("exec", "-T", "redis-1", "sh", "/etc/foldin/cli.sh", "ROLE")
+        assert said.split()[0] == "slave"
+        refused = cluster.run("exec", "-T", "redis-2", "sh", "/etc/foldin/cli.sh", "ACL", "LOG")
+        assert not {"foldin", "cluster"} & {line.strip() for line in refused.splitlines()}
+    except BaseException:
+        print(cluster.run("logs", "--no-color", "--tail", "40", timeout_s=60))
+        raise
+    finally:
+        cluster.run("down", "--volumes", "--remove-orphans", "--timeout", "5", timeout_s=120)

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,31 +20,31 @@ from tests.support.serving import Service, processes, send_raw
 
 pytestmark = pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 FILES = Path(__file__).resolve().parents[2] / "deploy" / "nginx"
-# What start.sh finds out about the network of the containers.
-UPSTREAM = 'map "" $replicas {{ default http://{0}; }}\nmap "" $replicas_by_name {{ default http://{0}; }}\n'
 
 
 @contextlib.contextmanager
-def nginx(folder: Path, service_port: int, changes: Mapping[str, str] | None = None) -> Iterator[int]:
-    """Run nginx before that service, with `changes` of the file's text; its port. Skips where it is not
-    installed.
+def nginx(
+    folder: Path, service_port: int, changes: Mapping[str, str] | None = None, *, proxies: str = ""
+) -> Iterator[int]:
+    """Run nginx by its script before that service, with `changes` of the file's text and `proxies` in front;
+    its port. Skips where it is not installed.
     """
-    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-    if program is None:
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    if shutil.which("nginx", path=path) is None:
         missing("nginx")
     port = unused_port()
-    text = (FILES / "nginx.conf").read_text("utf-8")
-    text = text.replace("/tmp/", f"{folder}/").replace("listen 8080;", f"listen 127.0.0.1:{port};")
-    for was, now in (changes or {}).items():
-        assert was in text
-        text = text.replace(was, now)
-    (folder / "upstream.conf").write_text(UPSTREAM.format(f"127.0.0.1:{service_port}"))
-    (folder / "tls.conf").write_text("")
-    (folder / "nginx.conf").write_text(text)
-    command = [str(program), "-e", "stderr", "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
-    checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stderr
-    with BlockingChild(command, folder / "nginx.log") as child:
+    for name in ("nginx.conf", "start.sh"):
+        text = (FILES / name).read_text("utf-8").replace("/tmp/", f"{folder}/")
+        text = text.replace("/etc/foldin", str(folder)).replace("listen 8080;", f"listen 127.0.0.1:{port};")
+        for was, now in (changes or {}).items() if name == "nginx.conf" else ():
+            assert was in text
+            text = text.replace(was, now)
+        (folder / name).write_text(text)
+    told = {"FOLDIN_SERVICE": f"127.0.0.1:{service_port}", "FOLDIN_NGINX_PROXIES": proxies}
+    command = ["/bin/sh", str(folder / "start.sh")]
+    with BlockingChild(
+        command, folder / "nginx.log", environment={**os.environ, **told, "PATH": path}
+    ) as child:
         child.wait_ready(lambda: http_ok("127.0.0.1", port, "/livez"), 20.0)
         yield port
 
@@ -59,6 +58,21 @@ async def test_a_request_that_names_no_host_is_answered(
         path = b"/predict?user_id=ann&item_id=item-1"
         for head in (b"GET %b HTTP/1.0\r\n\r\n", b"GET %b HTTP/1.0\r\nHost: localhost\r\n\r\n"):
             assert send_raw(port, head % path).startswith(b"HTTP/1.1 200 OK")
+
+
+async def test_no_address_is_logged_when_a_body_cannot_be_kept(
+    store: Store, store_settings: StoreSettings, tmp_path: Path
+) -> None:
+    await publish_for_ann(store, {"item-0": 5.0})
+    with processes(store_settings, tmp_path) as service, nginx(tmp_path, service.port) as port:
+        service.wait_for()
+        # What nginx says of a folder that it cannot write has the line of the request in it.
+        shutil.rmtree(tmp_path / "body")
+        (tmp_path / "body").touch()
+        head = b"PUT /users/a-patient/attributes HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        head += b"Content-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"
+        assert send_raw(port, head + b" " * 1_000_000).startswith(b"HTTP/1.1 500")
+        assert "a-patient" not in (tmp_path / "nginx.log").read_text("utf-8")
 
 
 async def test_a_flood_of_one_address_does_not_reach_the_service(
@@ -97,5 +111,32 @@ async def test_quotas_are_those_of_the_clients_behind_it(
             with socket.create_connection(("127.0.0.1", port), 5.0, ("127.0.0.3", 0)) as elsewhere:
                 elsewhere.sendall(head + b"\r\n")
                 assert elsewhere.recv(65536).startswith(b"HTTP/1.1 200")
+    finally:
+        service.end()
+
+
+async def test_clients_behind_a_proxy_that_is_believed_have_limits_of_their_own(
+    store: Store, store_settings: StoreSettings, tmp_path: Path
+) -> None:
+    """As behind an Ingress: its address is that of every request, its word says whose each is."""
+    await publish_for_ann(store, {"item-0": 5.0})
+    few = {"rate=2000r/s": "rate=1r/m", "burst=2000 nodelay": "burst=1 nodelay"}
+    environment = {"FOLDIN_QUOTAS": "off,requests=2/h", "FOLDIN_PROXIES": "127.0.0.1"}
+    service = Service(store_settings, tmp_path, environment=environment)
+    head = b"GET /predict?user_id=ann&item_id=item-1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+
+    def asked(port: int, forwarded: str) -> list[bytes]:
+        line = f"X-Forwarded-For: {forwarded}\r\n\r\n".encode()
+        return [send_raw(port, head + line) for _ in range(3)]
+
+    try:
+        service.wait_for()
+        with nginx(tmp_path, service.port, few, proxies="127.0.0.2, 127.0.0.1/32") as port:
+            # Two at once, then the limit; a claim in front of what the proxy says changes nothing.
+            for forwarded in ("192.0.2.1", "192.0.2.2", "10.0.0.1, 192.0.2.3"):
+                answers = asked(port, forwarded)
+                assert [answer.split()[1] for answer in answers] == [b"200", b"200", b"429"], forwarded
+                assert f"address {forwarded.split()[-1]}".encode() in answers[-1]
+            assert [answer.split()[1] for answer in asked(port, "10.9.9.9, 192.0.2.3")] == [b"429"] * 3
     finally:
         service.end()

@@ -165,6 +165,32 @@ async def test_a_mark_ends_with_the_leader_that_left_it(own_server: StoreServer,
         await store.close()
 
 
+@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
+async def test_a_replica_whose_memory_is_nearly_used_up_refuses_ratings(
+    store: Store, store_settings: StoreSettings, tmp_path: Path
+) -> None:
+    await publish_for_ann(store, {"item-0": 5.0})
+
+    def used(percent: int) -> None:
+        (tmp_path / "memory.current").write_text(f"{percent * 2**20}\n")
+
+    used(50)
+    (tmp_path / "memory.max").write_text(f"{100 * 2**20}\n")
+    async with serving(store_settings) as (client, app), serving(store_settings) as (other, _):
+        app[CONTEXT].memory.cgroup = tmp_path
+        assert await takes_ratings(client)
+        used(97)
+        await until_refused(client, "worker_full")
+        assert b'foldin_refusing{reason="worker_memory"} 1.0' in await scraped(client)
+        item = {"title": "Another one"}
+        is_problem(await client.ask("PUT", "/items/another", json=item), 507, "worker_full")
+        assert await answers_of_ann(client)
+        # Others have memory of their own.
+        assert await takes_ratings(other)
+        used(90)
+        await wait_until_async(lambda: takes_ratings(client), BACK_WITHIN_S, "ratings are taken again")
+
+
 async def answers_of_ann(client: Client) -> bool:
     paths = ("/predict?user_id=ann&item_id=item-1", "/users/ann", "/readyz")
     return all([(await client.get(path)).status == 200 for path in paths])

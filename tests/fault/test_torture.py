@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from foldin.torture.auditor import ARCHIVE, BACK, GENERATION, NEXT, POINTER
+from foldin.torture.auditor import ARCHIVE, BACK, GENERATION, NEXT, POINTER, SAME
 from foldin.torture.campaign import torture
 from foldin.torture.clients import ORDER, READ
 from foldin.torture.faults import names_of
 from foldin.torture.report import Report
 from tests.support.servers import missing
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(800)]
+# Of faults, in one short torture or two.
+LEAST_KINDS = 4
 
 
 @pytest.fixture(autouse=True)
@@ -24,24 +26,51 @@ def _compiler() -> None:
         missing("a C compiler")
 
 
-async def test_nothing_is_lost_stale_mixed_or_remembered_under_any_fault(tmp_path: Path) -> None:
+@pytest.fixture
+def seed(pytestconfig: pytest.Config) -> int:
+    """That of the order of the tests, which is the commit's in CI: there is time for some of the faults, and
+    for others with another commit.
+    """
+    return int(pytestconfig.getoption("randomly_seed", 1))
+
+
+async def test_nothing_is_lost_stale_mixed_or_remembered_under_any_fault(tmp_path: Path, seed: int) -> None:
     # A history of so many users that a process of its own publishes them takes minutes of a busy machine.
-    faults = [name for name in names_of(replicated=False) if "publication" not in name]
-    report = await torture(100, 1, tmp_path, os.environ, faults=faults)
-    assert report.violations == [], report.lines()
-    # How many there is time for hangs on the machine.
-    assert sum(count > 0 for count in report.faults.values()) >= 4, report.lines()
-    assert set(report.checks) >= {ARCHIVE, BACK, GENERATION, ORDER, POINTER, READ}, report.lines()
+    faults = [name for name in names_of("one") if "publication" not in name]
+    kinds = set[str]()
+    # How many there is time for hangs on the machine, and on which come first.
+    for turn in range(2):
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        report = await torture(100, seed + turn, folder, os.environ, faults=faults)
+        assert report.violations == [], report.lines()
+        kinds |= {name for name, count in report.faults.items() if count > 0}
+        if len(kinds) >= LEAST_KINDS:
+            break
+    assert len(kinds) >= LEAST_KINDS, report.lines()
+    assert set(report.checks) >= {ARCHIVE, BACK, GENERATION, ORDER, POINTER, READ, SAME}, report.lines()
+    # Refits may be refused for the newest ratings, which are drawn at random: that is counted.
+    assert report.checks[NEXT] + report.unjudged[NEXT] > 0, report.lines()
     # What could have more explanations than are tried shows nothing.
     assert report.unjudged[GENERATION] < report.checks[GENERATION] / 2, report.lines()
 
 
-async def test_promotions_of_a_replica_lose_nothing(tmp_path: Path) -> None:
-    faults = [name for name in names_of(replicated=True) if "promotion" in name]
-    report = await torture(60, 3, tmp_path, os.environ, faults=faults, replicated=True)
+async def test_promotions_of_a_replica_lose_nothing(tmp_path: Path, seed: int) -> None:
+    faults = [name for name in names_of("replicas") if "promotion" in name]
+    report = await torture(60, seed, tmp_path, os.environ, faults=faults, kind="replicas")
     assert report.violations == [], report.lines()
     assert sum(report.faults.values()) >= 2, report.lines()
-    assert set(report.checks) >= {ARCHIVE, BACK, ORDER, POINTER, READ}, report.lines()
+    assert set(report.checks) >= {ARCHIVE, BACK, ORDER, POINTER, READ, SAME}, report.lines()
+
+
+async def test_a_cluster_whose_slots_move_and_whose_servers_go_loses_nothing(
+    tmp_path: Path, seed: int
+) -> None:
+    faults = [name for name in names_of("cluster") if "promotion" in name or "slot" in name]
+    report = await torture(60, seed, tmp_path, os.environ, faults=faults, kind="cluster")
+    assert report.violations == [], report.lines()
+    assert sum(report.faults.values()) >= 2, report.lines()
+    assert set(report.checks) >= {ARCHIVE, BACK, ORDER, POINTER, READ, SAME}, report.lines()
 
 
 WEAKENED = {
@@ -54,9 +83,15 @@ WEAKENED = {
 }
 
 
+@pytest.mark.timeout(800)
 @pytest.mark.parametrize("weakness", WEAKENED)
 async def test_a_missing_protection_is_found(weakness: str, tmp_path: Path) -> None:
     fault, checks = WEAKENED[weakness]
-    # It ends at the first finding; a busy machine publishes few generations in that time.
-    report: Report = await torture(150, 1, tmp_path, os.environ, weakness=weakness, faults=[fault])
-    assert checks & {check for _, check, _ in report.violations}, report.lines()
+    # It ends at the first finding; a busy machine publishes few generations in that time, and is tried twice.
+    for seed in (1, 2):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        report: Report = await torture(150, seed, folder, os.environ, weakness=weakness, faults=[fault])
+        if found := checks & {check for _, check, _ in report.violations}:
+            break
+    assert found, report.lines()

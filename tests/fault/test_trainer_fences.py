@@ -1,8 +1,13 @@
 """A leader that is frozen at a step, replaced, and woken: what it does then changes nothing that counts.
 
 Its clock stands still, as that of a paused machine does: no look at the time keeps it back.
+
+`FOLDIN_TEST_ALL_FREEZES=1` freezes at every step on two folders, too. Without it two of them are drawn by the
+seed of the run, which pytest prints and takes (`--randomly-seed=N`).
 """
 
+import os
+import random
 import re
 import signal
 from collections.abc import Callable
@@ -67,12 +72,15 @@ STEPS = [
     ("valkey", "replace:unlinked", 1),
     ("redis", "tend:merged", 1),
 ]
+# On two folders always; and so many more, each of which takes some ten seconds.
 ELSEWHERE = [
     ("valkey", "segment:synced", 2),
     ("redis", "consume:archived", 2),
     ("valkey", "publish:begun", 2),
     ("redis", "items:push", 1),
 ]
+DRAWN = 2
+ALL = os.environ.get("FOLDIN_TEST_ALL_FREEZES") == "1"
 NEW_EPOCH = [
     ("redis", "epoch:finished", 1),
     ("valkey", "epoch:drained", 1),
@@ -81,12 +89,21 @@ NEW_EPOCH = [
 ]
 # Before the first there must have been a kill, its call is that of "replace:unlink"; the others have tests of
 # their own.
-LEFT_OUT = {"recover:unlink", "epoch:abandon", "erase:dropped", "take_back:found", "take_back:written"}
+ERASURE = ["erase:archive", "erase:attributes", "erase:active", "erase:dropped", "erase:rewritten"]
+LEFT_OUT = {"recover:unlink", "epoch:abandon", *ERASURE, "take_back:found", "take_back:written"}
 
 
 @pytest.fixture
 def settings(store_settings: StoreSettings, tmp_path: Path) -> TrainerSettings:
     return trainer_settings(store_settings, tmp_path / "archive", lease_ttl_s=LEASE_S)
+
+
+@pytest.fixture(params=["same", "another"] if ALL else ["same"])
+def successor(request: pytest.FixtureRequest, settings: TrainerSettings, tmp_path: Path) -> TrainerSettings:
+    """The settings of the next leader, on the same folder or on another one."""
+    if request.param == "same":
+        return settings
+    return trainer_settings(settings.store, tmp_path / "elsewhere", lease_ttl_s=LEASE_S)
 
 
 @pytest.fixture
@@ -129,7 +146,7 @@ async def until_frozen(store: Store, child: ChildTrainer, given: list[NewRating]
 
 async def woken(child: ChildTrainer, settings: TrainerSettings) -> None:
     """Wake the trainer, and wait until it knows that it has been replaced."""
-    log = settings.archive_dir.with_name("trainer.log")
+    log = settings.archive_folder.parent.with_name("trainer.log")
     child.process.send_signal(signal.SIGCONT)
     await wait_until_async(lambda: b"lease_lost" in log.read_bytes(), 20, "the frozen trainer knows")
     assert not child.ended
@@ -157,7 +174,7 @@ async def replaced(
     command = await store.commands.ask("refit", epoch=1) if refit else ""
     if frozen_at[0] == "archive:take":
         # As a leader that was killed leaves it.
-        settings.archive_dir.mkdir()
+        settings.archive_folder.parent.mkdir()
         settings.archive_folder.with_suffix(".term-0.killed").symlink_to(settings.archive_folder.name)
     child = ChildTrainer(settings, *frozen_at, signal.SIGSTOP, STILL_CLOCK + patch)
     try:
@@ -227,11 +244,21 @@ async def test_frozen_at_a_step_on_the_same_folder(
 ) -> None:
     await replaced(store, settings, settings, pushed, frozen_at=(step, occurrence))
     # No name of a term that has ended, and nothing set aside.
-    assert [path.name for path in settings.archive_dir.iterdir()] == [settings.store.namespace]
-    assert not list(settings.archive_dir.rglob("*.damaged"))
+    assert [path.name for path in settings.archive_folder.parent.iterdir()] == [settings.store.namespace]
+    assert not list(settings.archive_folder.parent.rglob("*.damaged"))
 
 
-@pytest.mark.parametrize(("store_server", "step", "occurrence"), ELSEWHERE, indirect=["store_server"])
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.function is test_frozen_at_a_step_on_another_folder:
+        # The same in each worker.
+        seed = metafunc.config.getoption("randomly_seed", 0)
+        drawn = random.Random(seed).sample([step for step in STEPS if step not in ELSEWHERE], DRAWN)
+        names, steps = ("store_server", "step", "occurrence"), STEPS if ALL else [*ELSEWHERE, *drawn]
+        # A mark, because the fixture has parameters of its own, which a mark alone takes the place of.
+        metafunc.definition.add_marker(pytest.mark.parametrize(names, steps, indirect=["store_server"]))
+
+
 async def test_frozen_at_a_step_on_another_folder(
     store: Store,
     settings: TrainerSettings,
@@ -250,7 +277,7 @@ async def test_frozen_at_a_step_on_another_folder(
 
 @pytest.mark.parametrize(("store_server", "step", "occurrence"), NEW_EPOCH, indirect=["store_server"])
 async def test_frozen_in_the_change_to_a_new_epoch(
-    store: Store, settings: TrainerSettings, step: str, occurrence: int
+    store: Store, settings: TrainerSettings, successor: TrainerSettings, step: str, occurrence: int
 ) -> None:
     before, begun, later = ratings(0), ratings(1), ratings(2, users=5)
     await store.ratings.append(before)
@@ -261,10 +288,12 @@ async def test_frozen_in_the_change_to_a_new_epoch(
         await store.ratings.append(begun, epoch=epoch)
         await store.commands.ask("epoch", epoch=epoch)
         await wait_until_async(lambda: child.frozen, 60, "the trainer frozen")
-        async with running_trainer(settings) as other:
+        async with running_trainer(successor) as other:
             await wait_until_async(lambda: other.term is not None, 2 * LEASE_S, "the next one leads")
-            trash = Trash(settings.archive_folder / "trash", guard=lambda: None)
-            await wait_until_async(lambda: len(trash.entries()) == 1, 30, "the old history in the trash")
+            trash = Trash(successor.archive_folder / "trash", guard=lambda: None)
+            # Of what is gone from the store already, another folder has nothing.
+            left = 0 if step == "epoch:removed" and successor is not settings else 1
+            await wait_until_async(lambda: len(trash.entries()) == left, 30, "the old history in the trash")
             await woken(child, settings)
             await store.ratings.append(later)
             await until_drained(store, epoch)
@@ -275,14 +304,17 @@ async def test_frozen_in_the_change_to_a_new_epoch(
         child.end()
     pairs = {(r.user_id.decode(), r.item_id.decode()): (r.rating, r.time) for r in [*begun, *later]}
     assert await held(store) == pairs
-    assert {(user, item) for user, _, item, _ in archived(settings, epoch)} == set(pairs)
-    (entry,) = trash.entries()
-    assert (entry.epoch, entry.why, entry.ratings) == (1, "replaced", len(before))
+    assert {(user, item) for user, _, item, _ in archived(successor, epoch)} == set(pairs)
+    found = [(entry.epoch, entry.why, entry.ratings) for entry in trash.entries()]
+    assert found == [(1, "replaced", len(before))] * left
+    if successor is not settings:
+        # Where it was frozen nothing of it is lost.
+        assert len(archived(settings, 1)) == len(before)
 
 
 @pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 async def test_frozen_before_it_gives_up_an_epoch_that_is_asked_for_since(
-    store: Store, settings: TrainerSettings
+    store: Store, settings: TrainerSettings, successor: TrainerSettings
 ) -> None:
     begun = ratings(1)
     impatient = replace(settings, abandon_s=1.0)
@@ -297,7 +329,7 @@ async def test_frozen_before_it_gives_up_an_epoch_that_is_asked_for_since(
         epoch = await store.epochs.begin()
         await store.ratings.append(begun, epoch=epoch)
         await wait_until_async(lambda: child.frozen, 60, "the trainer frozen")
-        async with running_trainer(settings, step=wake):
+        async with running_trainer(successor, step=wake):
             assert await fitted(store, "epoch", epoch)
             await woken(child, settings)
             assert (await store.generations.live()).epoch == epoch
@@ -307,15 +339,18 @@ async def test_frozen_before_it_gives_up_an_epoch_that_is_asked_for_since(
 
 
 @pytest.mark.parametrize("store_server", ["redis"], indirect=True)
-async def test_frozen_in_an_erasure(store: Store, settings: TrainerSettings) -> None:
+@pytest.mark.parametrize("step", ERASURE)
+async def test_frozen_in_an_erasure(
+    store: Store, settings: TrainerSettings, successor: TrainerSettings, step: str
+) -> None:
     given = ratings(0)
-    child = ChildTrainer(settings, "erase:dropped", 1, signal.SIGSTOP, STILL_CLOCK)
+    child = ChildTrainer(settings, step, 1, signal.SIGSTOP, STILL_CLOCK)
     try:
         await store.ratings.append(given)
         forgotten = await store.ratings.forget(b"u1")
         command = await store.commands.ask("erase", epoch=1, user=b"u1", at_ms=forgotten.at_ms)
         await wait_until_async(lambda: child.frozen, 60, "the trainer frozen")
-        async with running_trainer(settings):
+        async with running_trainer(successor):
             outcome = await store.commands.wait(command, 60)
             assert outcome is not None
             assert outcome.state == "done", outcome
@@ -326,13 +361,13 @@ async def test_frozen_in_an_erasure(store: Store, settings: TrainerSettings) -> 
     finally:
         child.end()
     # What came after the erasure stays.
-    assert [(item, rating) for user, _, item, rating in archived(settings) if user == "u1"] == [("i3", 2.0)]
+    assert [(item, rating) for user, _, item, rating in archived(successor) if user == "u1"] == [("i3", 2.0)]
 
 
 @pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 @pytest.mark.parametrize("step", ["take_back:found", "take_back:written"])
 async def test_frozen_while_the_ratings_of_an_item_are_taken_back(
-    store: Store, settings: TrainerSettings, step: str
+    store: Store, settings: TrainerSettings, successor: TrainerSettings, step: str
 ) -> None:
     given = ratings(0)
     child = ChildTrainer(settings, step, 1, signal.SIGSTOP, STILL_CLOCK)
@@ -343,7 +378,7 @@ async def test_frozen_while_the_ratings_of_an_item_are_taken_back(
         ends = [found[partition].last for partition in range(len(found))]
         command = await store.commands.ask_to_take_back(b"i3", epoch=1, at_ms=at_ms, ends=ends)
         await wait_until_async(lambda: child.frozen, 60, "the trainer frozen")
-        async with running_trainer(settings):
+        async with running_trainer(successor):
             outcome = await store.commands.wait(command, 60)
             assert outcome is not None
             assert outcome.state == "done", outcome
@@ -382,7 +417,7 @@ async def test_without_the_name_of_a_term_a_late_segment_takes_the_place_of_anot
 
 UNFENCED_PUSH = """
 import featurestore.generations.catalog as c
-async def push(self, lease, epoch, generation, rows, vectors, *, factors=None):
+async def push(self, lease, epoch, generation, rows, vectors, **more):
     delta = {b"r": rows.tobytes(), b"v": vectors.tobytes()}
     await self._client.xadd(self._keys.deltas(epoch, generation), delta)
 c.Generations.push_delta = push

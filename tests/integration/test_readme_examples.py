@@ -1,4 +1,5 @@
-"""Every example of the README is run as it stands. Invariant: what it shows is what a user gets.
+"""Every example of the README is run as it stands, in curl and in Python. Invariant: what it shows is what
+a user gets.
 
 An example that shows an answer must get one with the same members of the same types; every other one must
 succeed, but for the one that shows an error.
@@ -6,69 +7,19 @@ succeed, but for the one that shows an error.
 
 import json
 import re
-import shlex
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
 from benchmarks.campaigns.local_stack import LocalStack, local_stack
+from tests.support.examples import examples, ran, shape
 
+PROGRAM = re.compile(r"```python\n(.*?)```", re.DOTALL)
 README = Path(__file__).parents[2] / "README.md"
 pytestmark = pytest.mark.timeout(180)
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A `curl` command and the answer that the README shows for it, if any."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
-    body: str | None
-    shown: Any
-
-
-def examples(text: str) -> list[Example]:
-    """The examples of a document, in its order."""
-    found = []
-    for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
-        for chunk in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, _, answer = chunk.partition("\n")
-            found.append(_example(shlex.split(command), answer.strip()))
-    return found
-
-
-def _example(words: list[str], answer: str) -> Example:
-    assert words[0] == "curl", words
-    method, headers, body, url = "GET", {}, None, ""
-    rest = iter(words[1:])
-    for word in rest:
-        if word == "-X":
-            method = next(rest)
-        elif word == "-H":
-            name, _, value = next(rest).partition(":")
-            headers[name.strip()] = value.strip()
-        elif word == "-d":
-            body = next(rest)
-        else:
-            url = word
-    return Example(method, url.partition("/")[2], headers, body, json.loads(answer) if answer else None)
-
-
-def shape(value: Any) -> Any:
-    """Members and types of a JSON value; numbers are all alike."""
-    if isinstance(value, dict):
-        return {name: shape(member) for name, member in value.items()}
-    if isinstance(value, list):
-        return [shape(member) for member in value]
-    return (
-        "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
-    )
 
 
 @pytest_asyncio.fixture
@@ -102,3 +53,10 @@ async def test_every_example_of_the_readme_works(stack: LocalStack) -> None:
             elif example.shown is not None and shape(json.loads(text)) != shape(example.shown):
                 wrong.append((example.path, "shown", example.shown, "got", text))
         assert not wrong
+    # Below them in the README, and of the user whom they have made known.
+    programs = PROGRAM.findall(README.read_text("utf-8"))
+    assert programs
+    for program in programs:
+        assert "http://localhost:8080" in program
+        said = await ran(program.replace("http://localhost:8080", stack.url), "-W", "error")
+        assert re.fullmatch(r"\d\.\d+ \['\d+', '\d+'\]\n", said), said

@@ -25,11 +25,12 @@ READ: dict[str, tuple[str, ...]] = {
     "FOLDIN_ENVIRONMENT_SEED": NUMBERS,
     "FOLDIN_FIT_THREADS": (*NUMBERS, "0"),
     "FOLDIN_HOSTS": ("http://shop.example", "a/b", "*"),
+    "FOLDIN_LOG_FORMAT": ("xml", "JSON"),
     "FOLDIN_LOG_LEVEL": ("info", "TRACE"),
     "FOLDIN_MAX_ITEMS": (*NUMBERS, "0", str(2**31)),
     "FOLDIN_NAMESPACE": ("a.b", "{a}", "a b", "a" * 65, "\uff41"),
     "FOLDIN_ORIGINS": ("shop.example", "https://shop.example/page", "*"),
-    "FOLDIN_PARTITIONS": (*NUMBERS, "0", "1025"),
+    "FOLDIN_PARTITIONS": (*NUMBERS, "0", "4097"),
     "FOLDIN_PLAY_STEPS": (*NUMBERS, "0"),
     "FOLDIN_PORT": (*NUMBERS, "65536"),
     "FOLDIN_PROXIES": ("proxy", "10.0.0.0/33", "10.0.0.1/8", "::/129"),
@@ -37,15 +38,19 @@ READ: dict[str, tuple[str, ...]] = {
     "FOLDIN_REDIS_URL": ("redis", "http://one", "redis://a..b", "redis://one:0", "redis+sentinel://one"),
     "FOLDIN_REFIT_EVENTS": (*NUMBERS, "0"),
     "FOLDIN_REFIT_GROWTH": NUMBERS,
+    "FOLDIN_REFIT_SHARE": (*NUMBERS, "0", "101"),
     "FOLDIN_REFIT_SECONDS": (*NUMBERS, "0", "86401"),
     "FOLDIN_SCALE": ("5:1", "1", "1:5:0.3", "1:inf", "\uff11:5", "1_0:20"),
     "FOLDIN_STORE_TIMEOUT_S": (*NUMBERS, "0", "61"),
     "FOLDIN_STREAM_LIMIT": (*NUMBERS, "0"),
+    "FOLDIN_TRACES_URL": ("collector:4318", "ftp://one"),
     "FOLDIN_TRAINER_ADDRESS": ("9108", "one:0", "one:65536", "one:\uff19", "[::1:9", "::1:9", "a..b:9"),
     "FOLDIN_TRASH_BYTES": NUMBERS,
     "FOLDIN_TRASH_DAYS": (*NUMBERS, "36501"),
     "FOLDIN_WORKERS": (*NUMBERS, "0", "257"),
-    "FOLDIN_ARCHIVE_DIR": ("\udcff",),
+    "FOLDIN_ARCHIVE_DIR": ("\udcff", "s3://", "s3://key:word@bucket/a", "s3://bucket?endpoint=host", "s3://bucket?key=1"),
+    "FOLDIN_FITS_DIR": ("\udcff",),
+    "FOLDIN_LINGER_S": (*NUMBERS, "0", "61"),
 }  # fmt: skip
 
 # What only the start finds wrong: the process, and what it is given besides.
@@ -59,10 +64,12 @@ STARTED: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
     "FOLDIN_STORE_DIR": ("trainer", (*PATHS, "/dev/null"), {}),
     "FOLDIN_TRAINER_ADDRESS": ("trainer", ("203.0.113.1:9", "none.invalid:9"), {}),
     "FOLDIN_ENVIRONMENT_HOST": ("environment", HOSTS, {}),
+    "FOLDIN_CONFIG": ("trainer", PATHS, {}),
     "FOLDIN_API_KEY_FILE": ("evaluation.course.play", PATHS, {}),
 }
-# A key is any text; a wrong one is answered 401.
-FREE = {"FOLDIN_API_KEY"}
+# A key is any text; a wrong one is answered 401, or by the object store, as is a file without one
+# (`tests/integration/archive`).
+FREE = {"FOLDIN_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE"}
 
 
 def readers(variable: str) -> list[type[Any]]:

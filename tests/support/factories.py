@@ -164,6 +164,7 @@ class Options(TypedDict, total=False):
     model: Model | None
     head: RankingHead | None
     activity: bytes | None
+    items: Float32s | None
 
 
 def as_live(written: Written, epoch: int = 1) -> LiveGeneration:
@@ -192,10 +193,11 @@ async def write_generation(
     model: Model | None = None,
     head: RankingHead | None = None,
     activity: bytes | None = None,
+    items: Float32s | None = None,
 ) -> Written:
     """A finished generation with the records of `users` as of now, not live yet."""
     model = model or make_model()
-    items = make_items(model, n_items, seed)
+    items = make_items(model, n_items, seed) if items is None else items
     writer = await store.generations.begin(
         lease, make_draft(model, len(users), n_items, epoch=epoch), {0: "1-1"}
     )

@@ -115,10 +115,10 @@ def killed_restore(settings: TrainerSettings, source: Path, step: str) -> int | 
     """Restore in a process of its own that kills itself at a step; its exit code."""
     given = {
         "store": asdict(settings.store),
-        "archive": str(settings.archive_dir),
+        "archive": str(settings.archive_folder.parent),
         "source": str(source),
     }
-    log = settings.archive_dir.with_name("restore.log")
+    log = settings.archive_folder.parent.with_name("restore.log")
     child = BlockingChild(
         [sys.executable, "-c", CHILD, json.dumps(given), step], log, environment=dict(os.environ)
     )

@@ -53,7 +53,7 @@ class Client:
         from yarl import URL
 
         url = URL(self.url + path, encoded=True)
-        async with self.session.request(method, url, timeout=aiohttp.ClientTimeout(30), **more) as answer:
+        async with self.session.request(method, url, timeout=aiohttp.ClientTimeout(90), **more) as answer:
             text = (await answer.read()).decode("utf-8", "replace")
             is_json = answer.content_type in JSON_TYPES and text
             value = await answer.json(content_type=None) if is_json else None
@@ -117,7 +117,7 @@ class Service:
             "FOLDIN_REDIS_URL": store.url,
             "FOLDIN_NAMESPACE": store.namespace,
             "FOLDIN_PARTITIONS": str(store.partitions),
-            "FOLDIN_SCALE": store.scale,
+            "FOLDIN_SCALE": store.scale or "",
             "FOLDIN_STREAM_LIMIT": str(store.stream_limit),
             "FOLDIN_STORE_TIMEOUT_S": str(store.timeout_s),
             "FOLDIN_CACHE_DIR": str(folder / "cache"),
@@ -161,7 +161,7 @@ def processes(store: StoreSettings, folder: Path, *, workers: int = 1) -> Iterat
         service.end()
 
 
-async def serves(client: Client, generation: int) -> None:
+async def serves(client: Client, generation: int, timeout_s: float = 10.0) -> None:
     """Wait until the service answers from `generation`."""
 
     async def does() -> bool:
@@ -169,7 +169,7 @@ async def serves(client: Client, generation: int) -> None:
         served = reply.status == 200 and reply.json["generation"] == generation
         return served and "degraded" not in reply.json
 
-    await wait_until_async(does, 10.0, f"generation {generation} is served")
+    await wait_until_async(does, timeout_s, f"generation {generation} is served")
 
 
 def send_raw(port: int, data: bytes, timeout_s: float = 5.0) -> bytes:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 from featurestore.commands import Command, Outcome
 from featurestore.leases import Lease
@@ -59,13 +60,19 @@ async def running(trainer: Trainer) -> AsyncIterator[Trainer]:
 
 @contextlib.asynccontextmanager
 async def serving_with_trainer(
-    settings: StoreSettings, store: Store, ratings: Sequence[NewRating], users: Sequence[bytes]
+    settings: StoreSettings,
+    store: Store,
+    ratings: Sequence[NewRating],
+    users: Sequence[bytes],
+    **changes: Any,
 ) -> AsyncIterator[Client]:
-    """A service beside a trainer, with items `dune`, `emma` and `0`, and a fit that knows `users`."""
+    """A service beside a trainer, with items `dune`, `emma` and `0`, and a fit that knows `users`; `changes`:
+    of the service's settings.
+    """
     lease = await lead(store, ttl_ms=600_000)
     await store.items(1).register([b"dune", b"emma", b"0"])
     await store.ratings.append(ratings)
     await publish(store, lease, n_items=3, users=users)
-    async with running(Trainer(store, lease)), serving(settings) as (client, _):
+    async with running(Trainer(store, lease)), serving(settings, **changes) as (client, _):
         await serves(client, 1)
         yield client

@@ -8,18 +8,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.ratings.log import NewRating
-from trainer.archive.segments import TEMPORARY
+from trainer.archive.storage.local import TEMPORARY
 from trainer.errors import SegmentGoneError
 
 
-def traces(folder: Path, user_id: bytes, ratings: Sequence[NewRating]) -> dict[str, set[str]]:
-    """What is found of a user, `id`, `rating` or `time`, by file. Store with `--rdbcompression no`: what is
-    compressed does not have its bytes.
+def traces(
+    folder: Path, user_id: bytes, ratings: Sequence[NewRating], values: Sequence[float | str] = ()
+) -> dict[str, set[str]]:
+    """What is found of a user, `id`, `rating`, `time` or `value`, by file. `values`: of attributes and
+    contexts, which no other user has. Store with `--rdbcompression no`: what is compressed does not have its
+    bytes.
     """
     wanted = {
         "id": [user_id],
         "rating": [struct.pack("<d", each.rating) for each in ratings],
         "time": [struct.pack("<d", each.time) for each in ratings],
+        "value": [form for value in values for form in _forms(value)],
     }
     found: dict[str, set[str]] = {}
     for path in sorted(folder.rglob("*")):
@@ -38,6 +42,13 @@ def traces(folder: Path, user_id: bytes, ratings: Sequence[NewRating]) -> dict[s
         if kinds:
             found[str(path.relative_to(folder))] = kinds
     return found
+
+
+def _forms(value: float | str) -> list[bytes]:
+    """How a value may lie in a file: as text, and a number also in four and in eight bytes."""
+    if isinstance(value, str):
+        return [value.encode()]
+    return [repr(value).encode(), struct.pack("<d", value), struct.pack("<f", value)]
 
 
 def _plain(path: Path) -> bytes:

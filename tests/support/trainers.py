@@ -20,6 +20,7 @@ from tests.support.waiting import wait_until, wait_until_async
 from trainer.app import Trainer
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.segments import Step, no_step, read_segment
+from trainer.archive.storage.address import ObjectAddress
 from trainer.schedule import Rules
 from trainer.settings import TrainerSettings
 
@@ -31,7 +32,7 @@ def trainer_settings(store: StoreSettings, folder: Path, **changes: Any) -> Trai
     base = TrainerSettings(
         store=store,
         archive_dir=folder,
-        rules=Rules(10**9, 10**6),
+        rules=Rules(10**9, 10**6, growth=0.0),
         linger_s=0.05,
         lease_ttl_s=5.0,
         grace_s=10.0,
@@ -51,14 +52,14 @@ async def running_trainer(settings: TrainerSettings, *, step: Step = no_step) ->
         await asyncio.wait_for(task, 30)
 
 
-def running_fits(parent: int) -> list[int]:
-    """The processes that fit for this one."""
+def running_fits(parent: int, module: str = "trainer.fit_job.job") -> list[int]:
+    """The processes that fit for this one; `module`: what others do for it."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         # One may end meanwhile.
         with suppress(OSError):
             status = (path / "status").read_text()
-            if b"trainer.fit_job.job" in (path / "cmdline").read_bytes() and f"PPid:\t{parent}\n" in status:
+            if module.encode() in (path / "cmdline").read_bytes() and f"PPid:\t{parent}\n" in status:
                 found.append(int(path.name))
     return found
 
@@ -77,7 +78,8 @@ async def until_live(store: Store, generation: int = 1, epoch: int = 1) -> None:
         pointer = await store.generations.live()
         return (pointer.epoch, pointer.generation) >= (epoch, generation)
 
-    await wait_until_async(live, 20, f"generation {generation} of epoch {epoch} live")
+    # A trainer starts in seconds, and in half a minute of a machine that is busy.
+    await wait_until_async(live, 60, f"generation {generation} of epoch {epoch} live")
 
 
 async def until_drained(store: Store, epoch: int = 1) -> None:
@@ -92,7 +94,8 @@ async def until_drained(store: Store, epoch: int = 1) -> None:
 async def fitted(store: Store, kind: CommandKind = "refit", epoch: int = 1) -> int:
     """Ask for a fit; return the number of the generation that it published."""
     command = await store.commands.ask(kind, epoch=epoch)
-    outcome = await store.commands.wait(command, 60)
+    # A fit takes seconds, and a minute and more of a machine that is busy.
+    outcome = await store.commands.wait(command, 100)
     assert outcome is not None
     assert outcome.state == "done", outcome
     assert outcome.generation is not None
@@ -133,8 +136,9 @@ from pathlib import Path
 from featurestore.settings import StoreSettings
 from processes.loop import stop_event
 from trainer.app import Trainer
+from trainer.archive.storage.address import ObjectCredentials, archive_address
 from trainer.gate import Policy
-from trainer.log import configure
+from featurestore.telemetry.log_lines import configure
 from trainer.schedule import Rules
 from trainer.settings import TrainerSettings
 
@@ -143,7 +147,9 @@ victim, occurrence, how = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 given["store"] = StoreSettings(**given["store"])
 given["gate"] = Policy(**given["gate"])
 given["rules"] = Rules(**given["rules"])
-given["archive_dir"] = Path(given["archive_dir"])
+given["archive_dir"] = archive_address(given["archive_dir"])
+given["fits_dir"] = Path(given["fits_dir"])
+given["credentials"] = ObjectCredentials(file=Path(given["credentials"]))
 given["store_dir"] = given["store_dir"] and Path(given["store_dir"])
 seen = 0
 
@@ -159,20 +165,21 @@ exec(sys.argv[5])
 async def main():
     await Trainer(TrainerSettings(**given), step=step).run(stop_event())
 
-configure("INFO")
+configure("INFO", "text")
 asyncio.run(main())
 """
 
 
 def trainer_environment(settings: TrainerSettings) -> dict[str, str]:
     """What `python -m trainer` must be told to work with these settings."""
+    archive = settings.archive_dir
     return {
         **os.environ,
         "FOLDIN_REDIS_URL": settings.store.url,
         "FOLDIN_NAMESPACE": settings.store.namespace,
         "FOLDIN_PARTITIONS": str(settings.store.partitions),
-        "FOLDIN_ARCHIVE_DIR": str(settings.archive_dir),
-        "OPENBLAS_NUM_THREADS": "1",
+        "FOLDIN_ARCHIVE_DIR": archive.text if isinstance(archive, ObjectAddress) else str(archive),
+        "FOLDIN_FITS_DIR": str(settings.fits_dir),
     }
 
 
@@ -211,12 +218,15 @@ class ChildTrainer:
         patch: str = "",
     ) -> None:
         given = asdict(settings)
-        given["archive_dir"] = str(settings.archive_dir)
+        archive, fits = settings.archive_dir, settings.fits_dir
+        given["archive_dir"] = str(archive) if isinstance(archive, Path) else archive.text
         given["store_dir"] = settings.store_dir and str(settings.store_dir)
+        given["fits_dir"] = str(fits)
+        given["credentials"] = str(settings.credentials.file)
+        self.log = (archive if isinstance(archive, Path) else fits).with_name("trainer.log")
         self.process = BlockingChild(
             [sys.executable, "-c", CHILD, json.dumps(given), step, str(occurrence), str(int(how)), patch],
-            settings.archive_dir.with_name("trainer.log"),
-            environment={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+            self.log,
         )
 
     @property

@@ -19,7 +19,7 @@ DOCUMENT = (ROOT / "docs/settings.md").read_text("utf-8")
 # Benchmarks are no process of the product; the one variable that they read stands in docs/accuracy.md.
 PACKAGES = [package for package in house.packages(ROOT) if package != "benchmarks"]
 # Made of the user's number and the machine's temporary folder.
-DERIVED = {"ServiceSettings.cache_dir"}
+DERIVED = {"ServiceSettings.cache_dir", "StoreSettings.partitions"}
 
 
 def settings_classes() -> Iterator[type[Any]]:

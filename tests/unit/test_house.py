@@ -16,8 +16,11 @@ WALKS = ("Follow one rating", "Follow one prediction")
 # A step or a term says where in the code it is.
 PLACE = re.compile(r"`([\w/]+\.(?:py|lua)):([\w.]+)`")
 
-# Of Redis, of Docker, and volumes with the name that Compose gives them.
-NAMES_OF_OTHERS = {"aof_rewrite_in_progress", "cpu_shares", "foldin_archive", "foldin_redis"}
+# Of Redis, of Docker, of OpenTelemetry, and volumes with the name that Compose gives them.
+NAMES_OF_OTHERS = {
+    *("aof_rewrite_in_progress", "cpu_shares", "parentbased_traceidratio"),
+    *("foldin_archive", "foldin_redis"),
+}
 # What a rule reads of any checkout.
 DOCUMENTS = dict.fromkeys(("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile"), "")
 
@@ -89,22 +92,35 @@ def ambiguous_classes(root: Path) -> list[str]:
     named = set(re.findall(r"`[\w/]+\.py:([A-Z]\w+)", section(root, "Words")))
     places: dict[str, list[str]] = {}
     for module in house.all_modules(root):
-        for node in module.tree.body:
+        # The client has the types of the service under the names that the description has.
+        for node in () if module.is_made else module.tree.body:
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name.lstrip("_"), []).append(str(module.path))
     return [f"{name}: {', '.join(places[name])}" for name in sorted(named) if len(places.get(name, ())) > 1]
 
 
+def twin_tests(root: Path) -> list[str]:
+    """Test modules of one name in two folders, which pytest cannot collect together: `name: folders`."""
+    folders: dict[str, list[str]] = {}
+    for path in sorted((root / "tests").rglob("test_*.py")):
+        folders.setdefault(path.name, []).append(path.parent.relative_to(root).as_posix())
+    return [f"{name}: {', '.join(where)}" for name, where in folders.items() if len(where) > 1]
+
+
 def dangling_references(root: Path) -> list[str]:
     """Files and modules that a document names and that are not there, and links that lead nowhere."""
     found = []
-    for document in (root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))):
+    for document in (root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").rglob("*.md"))):
         text = document.read_text("utf-8")
         files = re.findall(r"`([\w.-]+(?:/[\w.-]+)+\.(?:py|lua|md|yml))(?::[\w.]+)?`", text)
         missing = [file for file in files if not (root / file).is_file()]
         for name in re.findall(r"python -m ([\w.]+)", text):
-            module = root / name.replace(".", "/")
-            if not (module.with_suffix(".py").is_file() or (module / "__main__.py").is_file()):
+            # In the wheel the packages are under `foldin`.
+            modules = [root / each.replace(".", "/") for each in (name, name.removeprefix("foldin."))]
+            if not any(
+                module.with_suffix(".py").is_file() or (module / "__main__.py").is_file()
+                for module in modules
+            ):
                 missing.append(name)
         for target, heading in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", text):
             linked = document.parent / target if target else document
@@ -119,14 +135,14 @@ def dangling_references(root: Path) -> list[str]:
 def unknown_names(root: Path) -> list[str]:
     """Names with an underscore, in a document's code or picture, that are nowhere in the code."""
     suffixes = {".py", ".lua", ".js", ".html", ".yml", ".toml"}
-    folders = [*house.packages(root), "tests", "deploy"]
+    folders = [*house.packages(root), "clients", "tests", "deploy"]
     files = [*root.glob("*"), *(path for folder in folders for path in (root / folder).rglob("*"))]
     known = set(NAMES_OF_OTHERS)
     for path in files:
         if path.suffix in suffixes:
             known.update((path.stem, *re.findall(r"\w+", path.read_text("utf-8"))))
     found = []
-    for document in (root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))):
+    for document in (root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").rglob("*.md"))):
         text = document.read_text("utf-8")
         spans = re.findall(r"`([^`\n]+)`", text) + re.findall(r"^```\n(.*?)^```", text, re.S | re.M)
         # In lower case, of two letters and more: mathematics has the others.
@@ -250,6 +266,10 @@ RULES: dict[Rule, tuple[dict[str, str], list[str]]] = {
             "docs/architecture.md": "\n## Words\n\n| **term** | t | `rooms/one.py:Term.run` |\n",
         },
         ["Term: rooms/one.py, rooms/two.py"],
+    ),
+    twin_tests: (
+        dict.fromkeys(("tests/unit/test_one.py", "tests/fault/test_one.py", "tests/fault/test_two.py"), ""),
+        ["test_one.py: tests/fault, tests/unit"],
     ),
     dangling_references: (
         {

@@ -2,8 +2,6 @@
 on the disk before the event is, so that an archive alone tells what its contexts mean.
 """
 
-from pathlib import Path
-
 import msgspec
 
 from featurestore.ratings.context_schema import (
@@ -14,6 +12,7 @@ from featurestore.ratings.context_schema import (
 )
 from trainer import log
 from trainer.archive.json_files import read_json, write_json
+from trainer.archive.storage.files import Location
 from trainer.errors import ArchiveFailedError
 
 NAME = "contexts.json"
@@ -22,7 +21,7 @@ NAME = "contexts.json"
 class ContextFields:
     """The fields of one epoch on the disk."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Location) -> None:
         self._directory = directory
         self._written: ContextSchema | None = None
 
@@ -60,7 +59,7 @@ class ContextFields:
         return self._written
 
 
-def read_fields(directory: Path) -> ContextSchema:
+def read_fields(directory: Location) -> ContextSchema:
     """Return the fields of an epoch; none where there is no file.
 
     Raises `ArchiveFailedError` where it cannot be read, `ArchiveRefusedError` for a newer format.

@@ -2,46 +2,66 @@
 
 Invariant: what is found after a kill at any step is a state before or after one whole operation. Segments
 are numbered without holes; a file that stands for several numbers (a merge) or for a later revision (an
-erasure) makes the files that it covers superfluous from the moment of its rename, and those are removed
-afterwards.
+erasure) makes the files that it covers superfluous from its rename on, and those are removed afterwards.
 """
 
 import contextlib
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.keys import digest_of
-from trainer.archive.events import SCHEMA, Position, Span, Spans, join_spans, string_array, without_user
-from trainer.archive.merging import choose_merge
+from trainer.archive.events import (
+    ALWAYS,
+    ERASED_BY,
+    SCHEMA,
+    START,
+    Position,
+    Rows,
+    Span,
+    Spans,
+    join_spans,
+    not_of_user,
+    string_array,
+)
+from trainer.archive.merging import MERGED_ROWS, choose_merge
 from trainer.archive.segments import (
     DAMAGED,
-    TEMPORARY,
     Guard,
     Segment,
     SegmentName,
     Step,
     inspect_segment,
     no_step,
+    open_rows,
     open_segment,
-    read_segment,
-    sync_directory,
+    read_parts,
+    write_file,
     write_segment,
 )
-from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
+from trainer.archive.segments import read_spans as spans_in_footer
+from trainer.archive.storage.files import Location, files_of, sync_directory
+from trainer.archive.storage.local import TEMPORARY
+from trainer.archive.unread import UnreadFiles
+from trainer.errors import (
+    ArchiveFailedError,
+    Failures,
+    Named,
+    SegmentDamagedError,
+    SegmentGoneError,
+    SegmentUnreadError,
+)
 
 # No user has rated so often: an erasure up to this `n` takes all that there is of a user.
 ALL_OF_A_USER = 2**62
 
+# How often a segment is read again that could not be: of a large one it takes a second.
+_AGAIN_S = 60.0
 # A trainer that was replaced a moment ago may merge, or move the epoch, while it is listed.
 _LISTINGS = 10
-
-Keep = Callable[[Sequence[Path]], object]
-"""Called with files that are about to be removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +69,7 @@ class Snapshot:
     """The segments of an epoch at one moment: their files in the order of the log, and what they cover."""
 
     epoch: int
-    paths: tuple[Path, ...]
+    paths: tuple[Location, ...]
     spans: Spans
     rows: int
 
@@ -69,7 +89,15 @@ class EpochArchive:
     threads.
     """
 
-    def __init__(self, directory: Path, epoch: int, *, guard: Guard, step: Step = no_step) -> None:
+    def __init__(
+        self,
+        directory: Location,
+        epoch: int,
+        *,
+        guard: Guard,
+        step: Step = no_step,
+        unread: UnreadFiles | None = None,
+    ) -> None:
         self.directory = directory
         self.epoch = epoch
         self._guard = guard
@@ -80,8 +108,11 @@ class EpochArchive:
         self._maintenance = threading.Lock()
         self._appending = threading.Lock()
         self._segments: list[Segment] = []
+        # Replaced, and perhaps not removed yet.
+        self._covered: list[Segment] = []
         self.damaged: list[SegmentDamagedError] = []
         self.rebuilding = False
+        self._unread = UnreadFiles() if unread is None else unread
         try:
             # Without its parents: the name of a term that has ended must not come into being again.
             directory.mkdir(exist_ok=True)
@@ -93,7 +124,7 @@ class EpochArchive:
         """Return what is archived now."""
         return self._snapshot_of(self._listed())
 
-    def open_snapshot(self) -> tuple[Snapshot, list[pa.OSFile]]:
+    def open_snapshot(self) -> tuple[Snapshot, list[pa.NativeFile]]:
         """Return what is archived now, and the open file of each segment, for the caller to close. They can
         be read to their ends, whatever is merged or erased meanwhile.
 
@@ -104,7 +135,8 @@ class EpochArchive:
             files = []
             for segment in self._segments:
                 try:
-                    files.append(opened.enter_context(open_segment(segment.path)))
+                    with self._unread.looking():
+                        files.append(opened.enter_context(open_segment(segment.path)))
                 except SegmentGoneError as exc:
                     raise SegmentDamagedError(segment.path, "is missing") from exc
             opened.pop_all()
@@ -132,66 +164,158 @@ class EpochArchive:
             with self._state:
                 number = self._segments[-1].name.last + 1 if self._segments else 1
             name = SegmentName(number, number)
-            segment = write_segment(self.directory, name, table, spans, step=self._step, guard=self._guard)
+            rows = Rows.of(table)
+            segment = write_segment(self.directory, name, rows, spans, step=self._step, guard=self._guard)
             with self._state:
                 self._segments.append(segment)
 
     def merge(self) -> bool:
-        """Merge one run of neighbours; say whether there was one. Sets a damaged segment aside."""
+        """Merge one run of neighbours; say whether there was one. Sets a damaged segment aside, and one that
+        could not be read for long. Raises `ArchiveFailedError`; of a segment that could not be read the next
+        call merges others.
+        """
         with self._maintenance:
+            if self.rebuilding:
+                return False
+            self._read_again()
             segments = self._listed()
-            run = choose_merge([segment.rows for segment in segments])
-            if run is None or self.rebuilding:
+            run = choose_merge([MERGED_ROWS if each.path in self._unread else each.rows for each in segments])
+            if run is None:
                 return False
             merged = segments[run]
-            tables = []
-            for segment in merged:
-                try:
-                    tables.append(read_segment(segment.path)[0])
-                except SegmentDamagedError as exc:
-                    self._set_aside(segment, exc)
-                    return False
             spans = join_spans(segment.spans for segment in merged)
             name = SegmentName(merged[0].name.first, merged[-1].name.last)
-            self._replace(merged, name, _joined(tables), spans)
+            try:
+                with contextlib.ExitStack() as opened:
+                    rows = [opened.enter_context(self._rows(segment)) for segment in merged]
+                    self._replace(merged, name, Rows.joined(rows), spans)
+            except SegmentDamagedError as exc:
+                self._set_aside(next(each for each in merged if each.path == exc.path), exc)
+                return False
             return True
 
-    def erase(self, user_id: bytes, up_to_n: int) -> int:
-        """Take a user's events up to `up_to_n` out of every segment; return how many there were.
+    @contextlib.contextmanager
+    def _rows(self, segment: Segment) -> Iterator[Rows]:
+        """Give the verified events of a segment, which is open within the block."""
+        try:
+            with self._unread.looking(), open_segment(segment.path) as file:
+                rows = open_rows(segment.path, file)
+                self._unread.was_read(segment.path)
+                yield rows
+        except SegmentGoneError as exc:
+            # A person has put it away.
+            raise SegmentDamagedError(segment.path, "is missing") from exc
 
-        Repeating is safe. Damaged files that were set aside cannot be searched, so they are removed.
+    def _read_again(self) -> None:
+        """Look whether segments that could not be read can be, and set those aside that could not for long.
+        Raises `ArchiveFailedError` for the others.
         """
-        erased = 0
-        with self._maintenance:
-            for segment in self._listed():
+        failures, listed = Failures(), self._listed()
+        # What the process of a fit has open may have been replaced before it says that it cannot be read.
+        self._unread.keep({segment.path.name for segment in listed})
+        for segment in listed:
+            ago_s = self._unread.last_looked_s(segment.path)
+            if ago_s is None or ago_s < _AGAIN_S:
+                continue
+            with failures:
                 try:
-                    table, spans = read_segment(segment.path)
+                    with self._rows(segment):
+                        pass
                 except SegmentDamagedError as exc:
                     self._set_aside(segment, exc)
-                    continue
-                # The ids first: of many segments few have the user, and the filter copies all columns.
-                if not pc.any(pc.equal(table["user_id"], string_array([user_id])[0])).as_py():
-                    continue
-                kept = without_user(table, user_id, up_to_n)
-                if kept.num_rows < table.num_rows:
-                    erased += table.num_rows - kept.num_rows
-                    name = SegmentName(segment.name.first, segment.name.last, segment.name.revision + 1)
-                    self._replace([segment], name, kept, spans)
-            # The rebuild that follows does not need them, and nothing else reads them.
+                except SegmentUnreadError as exc:
+                    self._set_aside(segment, self._unread.require_wait(exc))
+        failures.throw()
+
+    def note_unread(self, path: Named) -> None:
+        """Take in that another process could not read a segment just now."""
+        if any(segment.path.name == path.name for segment in self._listed()):
+            self._unread.note(path)
+
+    def require_readable(self) -> None:
+        """Raise `ArchiveFailedError` where a file cannot be read that could not be before: an erasure would
+        go through all the others for nothing.
+        """
+        unread = [self.directory / name for name in self._unread.seconds()]
+        for path in [*unread, *self.directory.glob(f"*{DAMAGED}")]:
+            with contextlib.suppress(SegmentDamagedError, SegmentGoneError), open_segment(path) as file:
+                open_rows(path, file)
+
+    def erase(self, user_id: bytes, up_to_n: int, before_ms: int = ALWAYS) -> int:
+        """Take a user's events up to `up_to_n`, of those that came before a time of the store, out of every
+        segment; return how many there were.
+
+        Repeating is safe. Damaged files that were set aside cannot be searched, so they are removed; one that
+        fits its checksum after all stays, without the user. Raises `ArchiveFailedError` when it has been
+        through all the others: no file is removed that could not be read.
+        """
+        erased, failures = 0, Failures()
+        with self._maintenance:
+            if self._covered:
+                # They may have the user.
+                self._remove_covered()
+            for segment in self._listed():
+                with failures:
+                    erased += self._erase_from(segment, user_id, up_to_n, before_ms)
             for path in self.directory.glob(f"*{DAMAGED}"):
-                path.unlink()
+                with failures:
+                    erased += self._erase_set_aside(path, user_id, up_to_n, before_ms)
+            with failures:
+                self.forget_replaced()
+        failures.throw()
+        return erased
+
+    def forget_replaced(self) -> None:
+        """Remove at once what is kept of segments that were replaced. Raises `ArchiveFailedError`."""
+        with self._writing():
+            files_of(self.directory).forget_replaced(self.directory)
+
+    def _erase_from(self, segment: Segment, user_id: bytes, up_to_n: int, before_ms: int) -> int:
+        name = SegmentName(segment.name.first, segment.name.last, segment.name.revision + 1)
+        try:
+            with self._rows(segment) as rows:
+                kept, erased = _without_user(rows, user_id, up_to_n, before_ms)
+                if erased:
+                    self._replace([segment], name, kept, segment.spans)
+        except SegmentDamagedError as exc:
+            self._set_aside(segment, exc)
+            return 0
+        return erased
+
+    def _erase_set_aside(self, path: Location, user_id: bytes, up_to_n: int, before_ms: int) -> int:
+        try:
+            with open_segment(path) as file:
+                rows, spans = open_rows(path, file), spans_in_footer(path, file)
+                kept, erased = _without_user(rows, user_id, up_to_n, before_ms)
+                if erased:
+                    write_file(path, kept, spans, step=self._step, guard=self._guard)
+        except (SegmentDamagedError, SegmentGoneError):
+            # The rebuild that follows does not need it, and nothing else reads it.
+            self._guard()
+            with self._writing():
+                path.unlink(missing_ok=True)
+            return 0
         return erased
 
     def erase_digests(self, digests: Collection[bytes]) -> int:
-        """Take out all of the users whose ids have these digests; return how many events there were."""
+        """Take out all of the users whose ids have these digests; return how many events there were. Raises
+        as `erase`.
+        """
         if not digests:
             return 0
         ids: set[bytes] = set()
+        failures = Failures()
         for segment in self._listed():
-            with contextlib.suppress(SegmentDamagedError):
-                ids.update(pc.unique(read_segment(segment.path)[0]["user_id"]).cast(pa.binary()).to_pylist())
+            with contextlib.suppress(SegmentDamagedError), failures:
+                for part in read_parts(segment.path, ["user_id"]):
+                    ids.update(pc.unique(part["user_id"]).cast(pa.binary()).to_pylist())
         wanted = [user_id for user_id in ids if digest_of(user_id) in digests]
-        return sum(self.erase(user_id, ALL_OF_A_USER) for user_id in wanted)
+        erased = 0
+        for user_id in wanted:
+            with failures:
+                erased += self.erase(user_id, ALL_OF_A_USER)
+        failures.throw()
+        return erased
 
     def begin_rebuild(self) -> list[Segment]:
         """Return the segments that are to be replaced by those appended from now on, which cover no span.
@@ -205,51 +329,78 @@ class EpochArchive:
             self.rebuilding = True
             return self._listed()
 
-    def finish_rebuild(self, old: Sequence[Segment], spans: Spans, keep: Keep) -> None:
+    def finish_rebuild(self, old: Sequence[Segment], spans: Spans) -> None:
         """Replace the `old` segments in one commit: those appended after them are the archive, and cover
-        `spans`. What is replaced is given to `keep` first: it may have what the store does not.
+        `spans`.
         """
         with self._maintenance:
-            if any(segment.rows for segment in old):
-                self._guard()
-                keep([segment.path for segment in old])
             if old:
                 revision = max(segment.name.revision for segment in old) + 1
                 name = SegmentName(1, old[-1].name.last, revision)
-                self._replace(old, name, SCHEMA.empty_table(), spans)
+                self._replace(old, name, Rows.of(SCHEMA.empty_table()), spans)
             self.damaged.clear()
         if not old:
             self.append(SCHEMA.empty_table(), spans)
         self.rebuilding = False
 
-    def set_aside(self, path: Path, why: str) -> None:
+    def set_aside(self, path: Named, why: str) -> None:
         """Take a segment that a reader found damaged out of the log; its file stays, for a person."""
         with self._maintenance:
             for segment in self._listed():
-                if segment.path == path:
+                if segment.path.name == path.name:
                     self._set_aside(segment, SegmentDamagedError(path, why))
+
+    def require_replaced(self, name: str) -> None:
+        """Raise `SegmentDamagedError` where a file is listed that a reader did not find: it leaves the list
+        before it goes.
+        """
+        for segment in self._listed():
+            if segment.path.name == name:
+                raise SegmentDamagedError(segment.path, "is missing")
 
     def _listed(self) -> list[Segment]:
         with self._state:
             return list(self._segments)
 
-    def _replace(self, old: Sequence[Segment], name: SegmentName, table: pa.Table, spans: Spans) -> None:
-        new = write_segment(self.directory, name, table, spans, step=self._step, guard=self._guard)
+    def _replace(self, old: Sequence[Segment], name: SegmentName, rows: Rows, spans: Spans) -> None:
+        new = write_segment(self.directory, name, rows, spans, step=self._step, guard=self._guard)
         with self._state:
             others = [segment for segment in self._segments if segment not in old]
             self._segments = sorted([*others, new], key=lambda segment: segment.name)
-        for segment in old:
-            self._step("replace:unlink")
-            segment.path.unlink(missing_ok=True)
-        self._step("replace:unlinked")
-        sync_directory(self.directory)
+        self._covered += old
+        self._remove_covered()
+
+    def _remove_covered(self) -> None:
+        """Remove files that others cover. Raises `ArchiveFailedError`: then the next call removes them."""
+        with self._writing():
+            with files_of(self.directory).batch(self.directory):
+                for segment in self._covered:
+                    # After a removal that failed, and damage, its name may have been given again.
+                    if any(segment.path == listed.path for listed in self._listed()):
+                        continue
+                    self._step("replace:unlink")
+                    segment.path.unlink(missing_ok=True)
+                    self._unread.was_read(segment.path)
+            self._step("replace:unlinked")
+            sync_directory(self.directory)
+        self._covered.clear()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Tell that the archive cannot be written as what it is. Raises `ArchiveFailedError`."""
+        try:
+            yield
+        except OSError as exc:
+            raise ArchiveFailedError(f"cannot write {self.directory}: {exc.strerror or exc}") from exc
 
     def _set_aside(self, segment: Segment, damage: SegmentDamagedError) -> None:
         with self._state:
             self._segments.remove(segment)
             self.damaged.append(damage)
-        if segment.path.exists():
-            segment.path.rename(segment.path.with_name(segment.path.name + DAMAGED))
+        self._unread.was_read(segment.path)
+        with self._writing():
+            if segment.path.exists():
+                segment.path.rename(segment.path.with_name(segment.path.name + DAMAGED))
 
     def _recover(self) -> None:
         """Finish what a kill left half done, then list the segments."""
@@ -257,48 +408,93 @@ class EpochArchive:
         # covers.
         for leftover in self.directory.glob(f"*{TEMPORARY}"):
             leftover.unlink()
-        files = _segment_files(self.directory)
+        files, failures = _segment_files(self.directory), Failures()
+        files_of(self.directory).read_ahead([path for _, path in files])
+        self._unread.keep({path.name for _, path in files})
         for name, path in files:
             if any(other.covers(name) for other, _ in files):
                 self._step("recover:unlink")
                 path.unlink()
                 continue
-            try:
-                self._segments.append(inspect_segment(path, name))
-            except SegmentDamagedError as exc:
-                self.damaged.append(exc)
-                path.rename(path.with_name(path.name + DAMAGED))
+            # Past one that cannot be read: all of them are waited for at once, not one after the other.
+            with failures:
+                try:
+                    self._segments.append(_inspect(path, name, self._unread))
+                except (SegmentDamagedError, SegmentGoneError) as exc:
+                    gone = SegmentDamagedError(path, "is missing")
+                    self.damaged.append(exc if isinstance(exc, SegmentDamagedError) else gone)
+                    self._unread.was_read(path)
+                    path.rename(path.with_name(path.name + DAMAGED))
+        failures.throw()
         sync_directory(self.directory)
 
 
-def _joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """Return tables one behind the other; where one has contexts, the others have none of theirs."""
-    return pa.concat_tables(tables, promote_options="default")
+def _without_user(rows: Rows, user_id: bytes, up_to_n: int, before_ms: int) -> tuple[Rows, int]:
+    """Return events without those of a user, as the function of events has it, and how many those are."""
+    # The ids first: of many segments few have the user.
+    wanted = string_array([user_id])[0]
+    if not any(pc.any(pc.equal(part["user_id"], wanted)).as_py() for part in rows.read(["user_id"])):
+        return rows, 0
+    kept = rows.filtered([not_of_user(part, user_id, up_to_n, before_ms) for part in rows.read(ERASED_BY)])
+    return kept, rows.count - kept.count
 
 
-def uncovered(directory: Path) -> list[tuple[SegmentName, Path]]:
+def uncovered(directory: Location) -> list[tuple[SegmentName, Location]]:
     """Return the files that make up the log of an epoch, in its order; nothing is changed."""
     files = _segment_files(directory)
     return [(name, path) for name, path in files if not any(other.covers(name) for other, _ in files)]
 
 
-def read_spans(directory: Path) -> dict[int, Span]:
-    """Return what an epoch's log covers, as its footers say; a damaged segment covers nothing here.
+def _inspect(path: Location, name: SegmentName, unread: UnreadFiles) -> Segment:
+    try:
+        with unread.looking():
+            segment = inspect_segment(path, name)
+    except SegmentUnreadError as exc:
+        raise unread.require_wait(exc) from exc
+    unread.was_read(path)
+    return segment
+
+
+def read_spans(directory: Location, unread: UnreadFiles) -> dict[int, Span]:
+    """Return what an epoch's log covers, as its footers say; a damaged segment covers nothing here, and one
+    that could not be read for long.
 
     Raises `ArchiveRefusedError` for a segment of a newer format, `ArchiveFailedError`. Changes nothing.
     """
     for _ in range(_LISTINGS):
-        found = []
+        found, failures = [], Failures()
         try:
-            for name, path in uncovered(directory) if directory.exists() else ():
-                with contextlib.suppress(SegmentDamagedError):
-                    found.append(inspect_segment(path, name).spans)
+            listed = uncovered(directory) if directory.exists() else []
+            files_of(directory).read_ahead([path for _, path in listed])
+            unread.keep({path.name for _, path in listed})
+            for name, path in listed:
+                with contextlib.suppress(SegmentDamagedError), failures:
+                    found.append(_inspect(path, name, unread).spans)
         except (SegmentGoneError, FileNotFoundError):
             continue
+        except OSError as exc:
+            raise ArchiveFailedError(f"cannot read {directory}: {exc.strerror or exc}") from exc
+        failures.throw()
         return join_spans(found)
     raise ArchiveFailedError(f"{directory} changes all the time")
 
 
-def _segment_files(directory: Path) -> list[tuple[SegmentName, Path]]:
+def read_ends(
+    directory: Location, *, replaced: bool, unread: UnreadFiles | None = None
+) -> dict[int, Position]:
+    """Return where an epoch's log ends in each partition. An epoch that was replaced is not compared with the
+    store: where it cannot be read, the answer is no more than that it has something. `unread`: of a
+    process that has waited for files. Raises as `read_spans`.
+    """
+    try:
+        spans = read_spans(directory, UnreadFiles() if unread is None else unread)
+        return {partition: span.last for partition, span in spans.items()}
+    except ArchiveFailedError:
+        if not replaced:
+            raise
+        return {0: START}
+
+
+def _segment_files(directory: Location) -> list[tuple[SegmentName, Location]]:
     named = [(SegmentName.parse(path.name), path) for path in directory.iterdir()]
     return sorted((name, path) for name, path in named if name is not None)

@@ -6,7 +6,6 @@ the store's time. An archive and a backup may have several files: a restore take
 """
 
 import contextlib
-import os
 import secrets
 import struct
 import threading
@@ -14,13 +13,14 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from factors import Int64s
-from trainer.archive.segments import TEMPORARY, Guard, sync_directory
+from trainer import log
+from trainer.archive.segments import Guard
+from trainer.archive.storage.files import Location, files_of, write_whole
 from trainer.errors import ArchiveFailedError, ArchiveRefusedError, LedgerDamagedError
 
 FILES = "erasures-*.log"
@@ -31,12 +31,14 @@ _MAGIC = b"erasures"
 _HEADER, _RECORD = struct.Struct("<8sI16s"), struct.Struct("<16sqI")
 # Of a header and of a record, their checksums included.
 _SIZE = 32
+# A disk loses no less at once. Records begin at multiples of their size, so that none lies in two.
+_SECTOR = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
     """The records of one file. `digests` (m,) of 16 bytes, ascending, each once; `at_ms` int64 (m,): when the
-    user was last erased. `content`: the file, up to its last whole record.
+    user was last erased. `content`: the file, up to the end of its last record.
     """
 
     content: bytes
@@ -68,10 +70,10 @@ class Ledger:
 class Erasures:
     """The ledger of an archive, to add to. Blocking: call in a thread."""
 
-    def __init__(self, folder: Path, *, guard: Guard) -> None:
+    def __init__(self, folder: Location, *, guard: Guard) -> None:
         self._folder = folder
         self._guard = guard
-        self._path: Path | None = None
+        self._path: Location | None = None
         self._key = b""
         self._adding = threading.Lock()
 
@@ -86,16 +88,13 @@ class Erasures:
                 path = self._path = self._path or self._open()
                 records = [_RECORD.pack(_digest(self._key, user_id), at_ms, 0) for user_id, at_ms in erased]
                 self._guard()
-                with path.open("ab") as file:
-                    file.write(b"".join(map(_with_crc, records)))
-                    file.flush()
-                    os.fsync(file.fileno())
+                files_of(path).append(path, b"".join(map(_with_crc, records)))
             except OSError as exc:
-                # Half a record may be there now: opened anew it is cut off.
+                # Part of a record may be there now: what comes next would stand askew behind it.
                 self._path = None
                 raise ArchiveFailedError(f"cannot write {self._folder}: {exc.strerror or exc}") from exc
 
-    def _open(self) -> Path:
+    def _open(self) -> Location:
         """Return the file to add to. Raises OSError."""
         for path in sorted(self._folder.glob(FILES)):
             content = path.read_bytes()
@@ -103,37 +102,48 @@ class Erasures:
                 self._key = _key_of(path, content)
             except LedgerDamagedError:
                 # It stays, for a person; what comes from now on goes to another.
+                log.warning("ledger_damaged", file=path.name)
                 continue
-            end = _end(content)
-            if end < len(content):
-                # What a power cut left of records that were being written.
-                os.truncate(path, end)
-            return path
+            # A part of a record, or zeros, as a power cut leaves them, were never told of. They stay, too:
+            # nothing that was told of can be cut off by mistake.
+            if len(content) % _SIZE == 0 and content[-_SIZE:] != bytes(_SIZE):
+                return path
         self._key = secrets.token_bytes(16)
         path = self._folder / FILES.replace("*", secrets.token_hex(4))
-        put_ledger(path, _with_crc(_HEADER.pack(_MAGIC, FORMAT, self._key)))
+        write_whole(path, _with_crc(_HEADER.pack(_MAGIC, FORMAT, self._key)))
         return path
 
 
-def ledger_files(folder: Path) -> list[Path]:
-    """Return the files of the ledger in a folder."""
-    return sorted(folder.glob(FILES))
+def ledger_files(folder: Location) -> list[Location]:
+    """Return the files of the ledger in a folder. Raises OSError."""
+    beside = files_of(folder).beside(folder)
+    return sorted([*folder.glob(FILES), *(beside.glob(FILES) if beside != folder else [])])
 
 
-def require_known(folder: Path) -> None:
-    """Raise `ArchiveRefusedError` where a file of the ledger is of a newer format."""
+def put_ledger(folder: Location, content: bytes) -> None:
+    """Add a file to the ledger of an archive that another process may write to. Raises OSError."""
+    # A file of its own: the trainer adds to one of those that are there.
+    name = FILES.replace("*", secrets.token_hex(4))
+    write_whole(files_of(folder).beside(folder) / name, content)
+
+
+def require_known(folder: Location) -> None:
+    """Raise `ArchiveRefusedError` where a file of the ledger is of a newer format. One that cannot be read
+    keeps no trainer from leading: nothing is added beside it, and erasures wait.
+    """
     for path in ledger_files(folder):
-        with contextlib.suppress(LedgerDamagedError), path.open("rb") as file:
+        with contextlib.suppress(LedgerDamagedError, OSError), path.open("rb") as file:
             _key_of(path, file.read(_SIZE))
 
 
-def parse_ledger(path: Path, content: bytes, *, skip_damaged: bool = False) -> Ledger:
-    """Return the records in the content of a file. `skip_damaged`: those that can be read.
+def parse_ledger(path: Location, content: bytes, *, skip_damaged: bool = False) -> Ledger:
+    """Return the records in the content of a file, but for a part of one at its end, or zeros there, which
+    were never told of. `skip_damaged`: those that can be read.
 
     Raises `LedgerDamagedError`, or `ArchiveRefusedError` for a format newer than this version's.
     """
     key = _key_of(path, content)
-    end = _end(content)
+    end = _end_of(content)
     records = [content[at : at + _SIZE] for at in range(_SIZE, end, _SIZE)]
     whole = [record for record in records if _is_whole(record)]
     if len(whole) < len(records) and not skip_damaged:
@@ -147,27 +157,40 @@ def parse_ledger(path: Path, content: bytes, *, skip_damaged: bool = False) -> L
     return Ledger(content[:end], key, found["digest"][last], found["at_ms"][last].astype(np.int64))
 
 
-def readable_ledgers(folder: Path) -> list[Ledger]:
-    """Return what can be read of the ledger in a folder. Raises `ArchiveRefusedError`, OSError."""
+def _end_of(content: bytes) -> int:
+    """Return where the last record ends that may have been told of.
+
+    A power cut may leave a file longer than what was written into it: zeros from where it ended, to its end.
+    Such a record was not synced, and no caller was told of its erasure. Where zeros begin with a sector they
+    may as well be one that the disk has lost, with records that were synced: these count, and are damaged.
+    """
+    end = len(content) - len(content) % _SIZE
+    zeros = end
+    while zeros > _SIZE and content[zeros - _SIZE : zeros] == bytes(_SIZE):
+        zeros -= _SIZE
+    return end if zeros % _SECTOR == 0 else zeros
+
+
+def readable_ledgers(folder: Location) -> list[Ledger]:
+    """Return what fits its checksums of the ledger in a folder. Raises `ArchiveRefusedError`,
+    `ArchiveFailedError`.
+    """
     found = []
-    for path in ledger_files(folder):
-        with contextlib.suppress(LedgerDamagedError):
-            found.append(parse_ledger(path, path.read_bytes(), skip_damaged=True))
+    try:
+        contents = [(path, path.read_bytes()) for path in ledger_files(folder)]
+    except OSError as exc:
+        raise ArchiveFailedError(f"cannot read the ledger in {folder}: {exc.strerror or exc}") from exc
+    for path, content in contents:
+        try:
+            found.append(parse_ledger(path, content))
+        except LedgerDamagedError:
+            log.warning("ledger_damaged", file=path.name)
+            with contextlib.suppress(LedgerDamagedError):
+                found.append(parse_ledger(path, content, skip_damaged=True))
     return found
 
 
-def put_ledger(path: Path, content: bytes) -> None:
-    """Put a file in place, on disk when this returns. Raises OSError."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    sync_directory(path.parent)
-
-
-def _key_of(path: Path, content: bytes) -> bytes:
+def _key_of(path: Location, content: bytes) -> bytes:
     header = content[:_SIZE]
     if len(header) < _SIZE or not header.startswith(_MAGIC):
         raise LedgerDamagedError(path)
@@ -180,14 +203,6 @@ def _key_of(path: Path, content: bytes) -> bytes:
     if not _is_whole(header):
         raise LedgerDamagedError(path)
     return bytes(key)
-
-
-def _end(content: bytes) -> int:
-    """Where the last whole record ends: what follows was never told of."""
-    end = len(content) - len(content) % _SIZE
-    while end > _SIZE and not _is_whole(content[end - _SIZE : end]):
-        end -= _SIZE
-    return end
 
 
 def _with_crc(content: bytes) -> bytes:

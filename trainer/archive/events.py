@@ -7,7 +7,7 @@ code of that type in its highest bits, and of such a pair is each item once for 
 any event has a context has one more column (`featurestore/contexts/codec.py`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,10 @@ Position = tuple[int, int]
 
 # Before every event: the numbers of a stream begin at 1.
 START: Position = (0, 0)
+# The columns that say whether an erasure takes an event.
+ERASED_BY = ("user_id", "n", "stream_ms", "stream_seq")
+# Every event came in before this time, in milliseconds.
+ALWAYS = 2**62
 
 
 def parse_position(stream_id: str | bytes) -> Position:
@@ -67,6 +71,60 @@ class Span:
 
 
 Spans = Mapping[int, Span]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Events that are read some at a time, as often as is wanted: all together may be more than what is free.
+    `read(names)` yields them in their order, as tables with these of the columns of `schema`, cut alike each
+    time; `count`: how many they are.
+    """
+
+    schema: pa.Schema
+    read: Callable[[Sequence[str]], Iterator[pa.Table]]
+    count: int
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "Rows":
+        """Return the rows of a table in memory."""
+        return cls(table.schema, lambda names: iter([table.select(names)]), table.num_rows)
+
+    @classmethod
+    def joined(cls, several: "Sequence[Rows]") -> "Rows":
+        """Return rows one behind the other; where one has contexts, the others have none of theirs."""
+        told = [rows.schema for rows in several if CONTEXT.name in rows.schema.names]
+        schema = told[0] if told else SCHEMA
+
+        def read(names: Sequence[str]) -> Iterator[pa.Table]:
+            for rows in several:
+                # Of one column at least, so that it is known how many they are.
+                known = [name for name in names if name in rows.schema.names]
+                for part in rows.read(known or SCHEMA.names[:1]):
+                    if CONTEXT.name in names and CONTEXT.name not in known:
+                        none = pa.nulls(part.num_rows, CONTEXT.type)
+                        yield part.append_column(CONTEXT, none).select(names)
+                    else:
+                        yield part.select(names)
+
+        return cls(schema, read, sum(rows.count for rows in several))
+
+    def filtered(self, masks: Sequence[pa.ChunkedArray]) -> "Rows":
+        """Return those that the masks name, one for each of the tables as they are cut."""
+
+        def read(names: Sequence[str]) -> Iterator[pa.Table]:
+            for part, mask in zip(self.read(names), masks, strict=True):
+                yield part.filter(mask)
+
+        return Rows(self.schema, read, sum(pc.sum(mask).as_py() or 0 for mask in masks))
+
+    def without_empty_context(self) -> "Rows":
+        """Return the rows without the column of contexts where there is none in it."""
+        if CONTEXT.name not in self.schema.names:
+            return self
+        if any(part[CONTEXT.name].null_count < part.num_rows for part in self.read([CONTEXT.name])):
+            return self
+        schema = self.schema.remove(self.schema.get_field_index(CONTEXT.name))
+        return Rows(schema, self.read, self.count)
 
 
 def join_spans(spans: Iterable[Spans]) -> dict[int, Span]:
@@ -137,11 +195,14 @@ def contexts_of(table: pa.Table) -> Float32s | None:
 
     Raises `ValueError` for bytes that are no contexts.
     """
-    if CONTEXT.name not in table.schema.names:
-        return None
+    return contexts_in(table[CONTEXT.name]) if CONTEXT.name in table.schema.names else None
+
+
+def contexts_in(column: pa.ChunkedArray) -> Float32s | None:
+    """Return the contexts (m, k) in a column of them; None where there are none. Raises as `contexts_of`."""
     sizes, data = [np.zeros(0, np.int64)], list[bytes]()
     # By their buffers: no Python object for each of millions.
-    for chunk in table[CONTEXT.name].chunks:
+    for chunk in column.chunks:
         _, offsets, content = chunk.buffers()
         ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
         sizes.append(np.diff(ends).astype(np.int64))
@@ -206,10 +267,20 @@ def ratings_of(table: pa.Table) -> pa.Table:
     return table.filter(pa.array(codes == 0)) if codes.any() else table
 
 
-def without_user(table: pa.Table, user_id: bytes, up_to_n: int) -> pa.Table:
-    """Return `table` without the events of a user up to and including `up_to_n`."""
-    wanted = string_array([user_id])[0]
-    gone = pc.and_(
-        pc.equal(table["user_id"], wanted), pc.less_equal(table["n"], pa.scalar(up_to_n, pa.int64()))
-    )
-    return table.filter(pc.invert(gone))
+def not_of_user(table: pa.Table, user_id: bytes, up_to_n: int, before_ms: int = ALWAYS) -> pa.ChunkedArray:
+    """Return the mask of all events but those of a user up to and including `up_to_n` that came before a time
+    of the store. `table`: with the columns `ERASED_BY` at least.
+    """
+    gone = pc.equal(table["user_id"], string_array([user_id])[0])
+    gone = pc.and_(gone, pc.less_equal(table["n"], pa.scalar(up_to_n, pa.int64())))
+    if before_ms != ALWAYS:
+        gone = pc.and_(gone, pc.less(known_ms(table), pa.scalar(before_ms, pa.int64())))
+    return pc.invert(gone)
+
+
+def known_ms(table: pa.Table) -> pa.ChunkedArray:
+    """Return when each event came in, in milliseconds by the store's clock. A rebuilt archive has the time of
+    the rebuild in place of the number: it was there by then.
+    """
+    ms = table["stream_ms"]
+    return pc.if_else(pc.equal(ms, 0), table["stream_seq"], ms)

@@ -9,11 +9,11 @@ writes of its last second (`appendfsync everysec`).
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from featurestore.ratings.stream import Progress
 from trainer.archive.events import START, Position, format_position
 from trainer.archive.json_files import read_json, write_json
+from trainer.archive.storage.files import Location
 
 IDENTITY_FILE = "identity.json"
 # Shown of an identity: enough to tell two apart.
@@ -48,11 +48,14 @@ class StreamState:
 
 @dataclass(frozen=True, slots=True)
 class StoreState:
-    """What a store says of itself. `streams`: by epoch and partition, of the epochs that take ratings."""
+    """What a store says of itself. `streams`: by epoch and partition, of the epochs that take ratings.
+    `partitions`: how many it has; 0 where that is not known.
+    """
 
     identity: str
     last_epoch: int
     streams: Mapping[int, Mapping[int, StreamState]]
+    partitions: int = 0
 
 
 def compare(archive: ArchiveState, store: StoreState) -> str | None:
@@ -75,6 +78,9 @@ def compare(archive: ArchiveState, store: StoreState) -> str | None:
         # Of an epoch that takes no more ratings there is nothing to compare: it is on its way to the trash.
         streams = store.streams.get(epoch)
         for partition, end in sorted(ends.items() if streams is not None else ()):
+            if archive.identity is not None and 0 < store.partitions <= partition:
+                # From before the store moved to one of fewer partitions, when all of it was archived.
+                continue
             stream = (streams or {}).get(partition, StreamState(Progress()))
             why = _differs(end, stream, strict=archive.identity is None)
             if why is not None:
@@ -111,7 +117,7 @@ def to_look_up(ends: Mapping[int, Position], progress: Mapping[int, Progress]) -
     }
 
 
-def read_identity(root: Path) -> str | None:
+def read_identity(root: Location) -> str | None:
     """Return which store an archive folder belongs to; None where it does not say.
 
     Raises `ArchiveRefusedError` for a file of a newer format.
@@ -123,14 +129,14 @@ def read_identity(root: Path) -> str | None:
     return identity if isinstance(identity, str) and _IDENTITY.fullmatch(identity) else UNREADABLE
 
 
-def write_identity(root: Path, identity: str, since_ms: int = 0) -> None:
+def write_identity(root: Location, identity: str, since_ms: int = 0) -> None:
     """Say which store an archive folder belongs to, and since when by that store's clock where it was
     another one's before. Raises OSError.
     """
     write_json(root / IDENTITY_FILE, {"identity": identity, **({"since_ms": since_ms} if since_ms else {})})
 
 
-def read_since(root: Path) -> int:
+def read_since(root: Location) -> int:
     """Return since when an archive folder belongs to its store, in milliseconds by that store's clock; 0
     where it always did. Raises `ArchiveRefusedError` for a file of a newer format.
     """

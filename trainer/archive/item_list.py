@@ -5,15 +5,15 @@ A fit joins archived events by item id with it, and items that no one has rated 
 """
 
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.archive.events import string_array
-from trainer.archive.segments import METADATA_KEY, TEMPORARY, sync_directory
+from trainer.archive.segments import METADATA_KEY
+from trainer.archive.storage.client import ObjectStoreError
+from trainer.archive.storage.files import Location, files_of, sync_directory
 from trainer.errors import ArchiveFailedError, ArchiveRefusedError
 
 # Not `*.parquet`, which it is: those are the segments.
@@ -22,14 +22,14 @@ NAME = "items.list"
 FORMAT = 1
 
 
-def write_items(directory: Path, ids: Sequence[bytes]) -> Path:
+def write_items(directory: Location, ids: Sequence[bytes]) -> Location:
     """Write the ids by item row; return the file, which is on disk then. Raises `ArchiveFailedError`."""
     path = directory / NAME
-    temporary = path.with_name(path.name + TEMPORARY)
+    staged = files_of(path).staged(path)
     header = json.dumps({"format": FORMAT, "rows": len(ids)}).encode()
     table = pa.table({"item_id": string_array(ids)})
     try:
-        with pa.OSFile(str(temporary), "wb") as file:
+        with staged.open() as file:
             pq.write_table(
                 table.replace_schema_metadata({METADATA_KEY: header}),
                 file,
@@ -38,23 +38,22 @@ def write_items(directory: Path, ids: Sequence[bytes]) -> Path:
                 use_dictionary=False,
                 write_page_checksum=True,
             )
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.rename(path)
+        staged.sync()
+        staged.put_in_place()
         sync_directory(directory)
     except OSError as exc:
-        temporary.unlink(missing_ok=True)
+        staged.discard()
         raise ArchiveFailedError(f"cannot write {path}: {exc.strerror or exc}") from exc
     return path
 
 
-def read_items(path: Path) -> pa.StringArray:
+def read_items(path: Location) -> pa.StringArray:
     """Return the ids by item row; none where there is no file.
 
     Raises `ArchiveFailedError` where it cannot be read, `ArchiveRefusedError` for a newer format.
     """
     try:
-        with pa.OSFile(str(path), "rb") as file:
+        with files_of(path).open(path) as file:
             table = pq.read_table(file, page_checksum_verification=True)
         header = json.loads((table.schema.metadata or {})[METADATA_KEY])
         newer, rows = int(header["format"]) > FORMAT, int(header["rows"])
@@ -65,6 +64,8 @@ def read_items(path: Path) -> pa.StringArray:
         ids = table["item_id"].combine_chunks()
     except FileNotFoundError:
         return pa.array([], type=pa.string())
+    except ObjectStoreError as exc:
+        raise ArchiveFailedError(f"cannot read {path}: {exc.strerror}") from exc
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as exc:
         raise ArchiveFailedError(f"{path} is damaged ({type(exc).__name__})") from exc
     if len(ids) != rows:

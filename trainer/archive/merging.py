@@ -9,15 +9,18 @@ from collections.abc import Iterable, Sequence
 MERGE_FANOUT = 8
 # A slow stream gives a segment of a few rows every half second: all of them count as one size.
 SMALLEST_TIER_ROWS = 1_000
-# A merged segment is read whole into memory, some 80 bytes a row.
+# An erasure of a user writes each segment that has the user anew, some 30 MB.
 MERGED_ROWS = 2_000_000
+# All files of a merge are open at a time. After a pause of merges a slow stream has left thousands, and a
+# process may have a thousand open.
+MERGED_FILES = 64
 
 
 def choose_merge(rows: Sequence[int]) -> slice | None:
     """Which neighbours to merge, given the rows of each segment in order; None where there are few enough.
 
     The smallest size first: `MERGE_FANOUT` neighbours that are all of a tier or below it, cut where together
-    they would hold more than `MERGED_ROWS`.
+    they would hold more than `MERGED_ROWS`, or be more than `MERGED_FILES`.
     """
     tiers = [_tier(count) for count in rows]
     final = _tier(MERGED_ROWS // 2)
@@ -47,7 +50,7 @@ def _runs(tiers: Sequence[int], tier: int) -> Iterable[tuple[int, int]]:
 
 def _fitting(rows: Sequence[int], start: int, stop: int) -> slice | None:
     total, end = 0, start
-    while end < stop and total + rows[end] <= MERGED_ROWS:
+    while end < min(stop, start + MERGED_FILES) and total + rows[end] <= MERGED_ROWS:
         total += rows[end]
         end += 1
     return slice(start, end) if end - start >= 2 else None

@@ -1,103 +1,103 @@
-"""The archive folder of a namespace. Invariant: of all trainers that ever led with it, only the one that took
-it last can change anything in it.
-
-A leader reaches the folder by a name of its own, a symbolic link beside it, and the next leader removes that
-name. The kernel looks the name up in each call, so that one which comes later, by a process that was frozen
-between any two, finds nothing. A leader that was replaced leaves the folder as one that was killed does, and
-no file needs a mark of whose it is.
+"""The archive of a namespace. Invariant: of all trainers that ever led with it, only the one that took it
+last can change anything in it (`storage/fences.py`).
 """
 
-import contextlib
 import errno
-import os
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from featurestore.errors import LeaseLost
-from trainer.archive.epoch_archive import EpochArchive, read_spans
+from trainer.archive.epoch_archive import EpochArchive, read_ends
 from trainer.archive.erasures import Erasures, require_known
 from trainer.archive.identity import ArchiveState, read_identity, write_identity
-from trainer.archive.segments import TEMPORARY, Guard, Step, no_step
+from trainer.archive.segments import Guard, Step, no_step
+from trainer.archive.storage.client import ObjectStoreError
+from trainer.archive.storage.fences import fence_of
+from trainer.archive.storage.files import Location, on_objects
+from trainer.archive.storage.host_fits import HostFits
 from trainer.archive.trash import Trash, TrashEntry, Why
-from trainer.errors import ArchiveFailedError, ArchiveFullError
-
-# Between the folder's name and that of a term. No namespace has a dot.
-_TERM = ".term-"
+from trainer.archive.unread import UnreadFiles
+from trainer.errors import ArchiveFailedError, ArchiveFullError, ArchiveUnreachableError
 
 
 class ArchiveRoot:
     """The archive folder of one namespace, `root`: to read from, and after `claim` to write.
 
     Raises `ArchiveFullError` where its disk has no room for now; `ArchiveFailedError` where it cannot be
-    written.
+    written; `CannotStartError` where the folder of fits may be of something else. `fits`: the folder of this
+    host for fits, which an archive on an object store has beside it.
     """
 
-    def __init__(self, root: Path, *, guard: Guard, step: Step = no_step) -> None:
+    def __init__(
+        self, root: Location, *, guard: Guard, step: Step = no_step, fits: Path | None = None
+    ) -> None:
         self.root = root
         self._guard = guard
         self._step = step
-        # By which name this process reaches it.
-        self._path = root
+        self._fence = fence_of(root)
+        # Where fits are, if not in the folders of their epochs.
+        self._fits = None if fits is None or on_objects(root) is None else HostFits(fits)
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            # A full disk and a read-only one are found here, before this trainer takes the lease from another
-            # host. By its number: another trainer may look at the same time.
-            probe = root / f"probe-{os.getpid()}{TEMPORARY}"
-            probe.write_bytes(b"\0" * 4096)
-            probe.unlink(missing_ok=True)
+            self._fence.probe()
             self.erasures = Erasures(root, guard=guard)
+        except ObjectStoreError as exc:
+            if exc.lasting:
+                raise ArchiveFailedError(exc.strerror) from exc
+            raise ArchiveUnreachableError(exc.strerror) from exc
         except OSError as exc:
-            if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise ArchiveFullError(
-                    f"the disk under {root} is full: make room, it goes on by itself"
-                ) from exc
-            raise ArchiveFailedError(f"cannot write {root}: {exc.strerror or exc}") from exc
+            raise _unwritable(root, exc) from exc
+        if self._fits is not None:
+            try:
+                self._fits.probe()
+            except OSError as exc:
+                raise _unwritable(self._fits.folder, exc, "; name another folder in FOLDIN_FITS_DIR") from exc
         self._epochs: dict[int, EpochArchive] = {}
+        # Of this process: a term that cannot begin does not wait anew.
+        self._unread: dict[int, UnreadFiles] = {}
 
-    def claim(self, term: str) -> list[Path]:
-        """Reach the folder by the name of this term from now on; return the names of others. Raises
+    def claim(self, term: str) -> Any:
+        """Reach the archive as this term from now on; return what of others is found. Raises
         `ArchiveFailedError`.
 
-        They are to be handed to `take` once the store has said that none of them leads.
+        It is to be handed to `take` once the store has said that no other leads.
         """
-        own = self.root.with_name(f"{self.root.name}{_TERM}{term}")
         try:
-            with contextlib.suppress(FileExistsError):
-                own.symlink_to(self.root.name)
+            if self._fits is not None:
+                self._fits.look()
+            return self._fence.claim(term)
         except OSError as exc:
-            raise ArchiveFailedError(f"cannot make the link {own}: {exc.strerror or exc}") from exc
-        self._path = own
-        # After the link is there: of two that claim it at once, the later one finds the other.
-        names = self.root.parent.glob(f"{self.root.name}{_TERM}*")
-        return [path for path in names if path != own and path.is_symlink()]
+            raise ArchiveFailedError(f"cannot claim {self.root}: {exc.strerror or exc}") from exc
 
-    def take(self, others: list[Path]) -> None:
-        """Remove these names: what their processes do from now on fails. Then open everything anew.
+    def take(self, others: Any) -> bool:
+        """Keep these others out: what their processes do from now on fails. Then open everything anew. Return
+        False where another one has written since `claim`: it is to be claimed again.
 
         Raises `ArchiveFailedError`.
         """
         try:
-            for path in others:
-                self._step("archive:take")
-                path.unlink(missing_ok=True)
+            if not self._fence.take(others, self._step):
+                return False
             self.trash.clean()
         except OSError as exc:
             raise ArchiveFailedError(f"cannot take {self.root}: {exc.strerror or exc}") from exc
         # What is on disk counts, not what a term believed that was cut off.
         self._epochs.clear()
         self.erasures = Erasures(self._path, guard=self._require_ours)
+        return True
 
     def leave(self) -> None:
         """Give up the name of this term, once nothing is under way by it."""
-        if self._path != self.root:
-            # It may have been taken; one that stays is removed by the next leader.
-            with contextlib.suppress(OSError):
-                self._path.unlink()
-            self._path = self.root
+        self._fence.leave()
+
+    @property
+    def _path(self) -> Location:
+        return self._fence.path
 
     @property
     def taken_away(self) -> bool:
-        """Whether the name of this term is gone: another leader has taken the folder."""
-        return not self._path.exists()
+        """Whether the name of this term is gone: another leader has taken the archive."""
+        return self._fence.taken_away
 
     @property
     def trash(self) -> Trash:
@@ -119,20 +119,73 @@ class ArchiveRoot:
         """Return the archive of one epoch, opened (and made) on first use. Slow then: call it in a thread."""
         if number not in self._epochs:
             self._epochs[number] = EpochArchive(
-                self.folder(number), number, guard=self._require_ours, step=self._step
+                *(self.folder(number), number),
+                guard=self._require_ours,
+                step=self._step,
+                unread=self._unread_of(number),
             )
         return self._epochs[number]
 
-    def folder(self, number: int) -> Path:
+    def unread_s(self) -> dict[str, float]:
+        """Return the segments that cannot be read and are waited for, by their paths in the folder, each with
+        for how many seconds. Safe in any thread.
+        """
+        return {
+            f"{self.folder(number).name}/{name}": seconds
+            for number, files in sorted(dict(self._unread).items())
+            for name, seconds in files.seconds().items()
+        }
+
+    def _unread_of(self, number: int) -> UnreadFiles:
+        return self._unread.setdefault(number, UnreadFiles())
+
+    def folder(self, number: int) -> Location:
         """Return where an epoch is kept."""
         return self._path / f"epoch-{number:06d}"
+
+    def folder_of_fits(self, number: int) -> Path:
+        """Return the folder of this host in which an epoch's fits are kept: that of the epoch, or where the
+        archive is none of this host's that of this term, made. Raises OSError.
+        """
+        folder, place = self.folder(number), on_objects(self.root)
+        if place is None or self._fits is None:
+            return folder
+        return self._fits.of_epoch(place.archive.term, folder.name)
+
+    @property
+    def disk(self) -> Path:
+        """A folder on the disk of this host that fills up: that of the fits is all that an archive on an
+        object store has here.
+        """
+        return self.root if self._fits is None else self._fits.folder
+
+    def take_fits(self) -> None:
+        """Have the fits of this host as this term. Those from before another host led go: users may have been
+        erased meanwhile. To be called after `take`.
+
+        Raises `ArchiveFailedError`, and `CannotStartError` where their folder may be of something else.
+        """
+        place, fits = on_objects(self.root), self._fits
+        if place is None or fits is None:
+            return
+        # Where it is tried again and again, until the lease has gone to another.
+        self._require_ours()
+        own = place.archive
+        try:
+            fits.take(own.term, own.term_before, [self.folder(number).name for number in self.epochs()])
+        except OSError as exc:
+            raise ArchiveFailedError(f"cannot write {fits.folder}: {exc.strerror or exc}") from exc
 
     def discard(self, number: int, why: Why) -> TrashEntry | None:
         """Move all of an epoch to the trash; return the entry, None where it never held a rating. Killed at
         any step it is to be called again.
         """
         self._epochs.pop(number, None)
+        self._unread.pop(number, None)
         folder = self.folder(number)
+        if self._fits is not None and (place := on_objects(self.root)) is not None:
+            # They are not searched for users who are forgotten from here on.
+            self._fits.discard(place.archive.term, folder.name)
         return self.trash.move(folder, number, self.identity() or "", why) if folder.exists() else None
 
     def identity(self) -> str | None:
@@ -149,12 +202,27 @@ class ArchiveRoot:
         except OSError as exc:
             raise ArchiveFailedError(f"cannot write {self.root}: {exc.strerror or exc}") from exc
 
-    def state(self) -> ArchiveState:
-        """Return what the archive says of itself. Opens no epoch and changes nothing.
+    def state(self, replaced: Collection[int] = ()) -> ArchiveState:
+        """Return what the archive says of itself. Opens no epoch and changes nothing. `replaced`: epochs that
+        the store has begun and left, for which no file needs to be read.
 
-        Raises `ArchiveRefusedError` where something in it is newer than this version.
+        Raises `ArchiveRefusedError` where something in it is newer than this version, `ArchiveFailedError`.
         """
-        require_known(self.root)
-        spans = {number: read_spans(self.folder(number)) for number in self.epochs()}
-        ends = {number: {p: span.last for p, span in of.items()} for number, of in spans.items()}
+        try:
+            require_known(self.root)
+            numbers = self.epochs()
+        except OSError as exc:
+            raise ArchiveFailedError(f"cannot read {self.root}: {exc.strerror or exc}") from exc
+        ends = {
+            number: read_ends(
+                self.folder(number), replaced=number in replaced, unread=self._unread_of(number)
+            )
+            for number in numbers
+        }
         return ArchiveState(self.identity(), ends)
+
+
+def _unwritable(folder: Location, exc: OSError, advice: str = "") -> Exception:
+    if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return ArchiveFullError(f"the disk under {folder} is full: make room, it goes on by itself")
+    return ArchiveFailedError(f"cannot write {folder}: {exc.strerror or exc}{advice}")

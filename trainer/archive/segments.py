@@ -1,31 +1,40 @@
 """One archive segment: a Parquet file that is written whole or not at all, and shows when it was damaged.
 
-Invariant: under its final name a segment is complete, on disk, and equal to its checksum. A file is written
-beside under a temporary name, synced, renamed, and the folder synced; nothing is ever changed in place.
+Invariant: under its final name a segment is complete, durable, and equal to its checksum; nothing is ever
+changed in place.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.archive.events import CONTEXT, SCHEMA, Span, Spans, type_codes
-from trainer.errors import ArchiveFailedError, ArchiveRefusedError, SegmentDamagedError, SegmentGoneError
+from trainer.archive.events import CONTEXT, SCHEMA, Rows, Span, Spans, type_codes
+from trainer.archive.storage.client import ObjectStoreError
+from trainer.archive.storage.files import Location, Staged, files_of, sync_directory
+from trainer.errors import (
+    ArchiveFailedError,
+    ArchiveRefusedError,
+    SegmentDamagedError,
+    SegmentGoneError,
+    SegmentUnreadError,
+)
 
 METADATA_KEY = b"foldin"
 # Grows when a segment of today could not be read by an older trainer. One with events that are no ratings,
 # which a trainer of format 1 would learn as ratings, has the second number, one with contexts of ratings the
 # third; others are written as ever.
 FORMAT, EVENTS_FORMAT, RATINGS_FORMAT = 3, 2, 1
-TEMPORARY = ".tmp"
 DAMAGED = ".damaged"
 # Row groups bound the memory of a streaming reader; a quarter of a million rows is some 10 MB.
 ROW_GROUP_ROWS = 262_144
@@ -73,156 +82,288 @@ class SegmentName:
 class Segment:
     """A segment on disk: its name, what of the streams it covers, and how many rows it has."""
 
-    path: Path
+    path: Location
     name: SegmentName
     spans: Spans
     rows: int
 
 
 def write_segment(
-    directory: Path,
+    directory: Location,
     name: SegmentName,
-    table: pa.Table,
+    rows: Rows,
     spans: Spans,
     *,
     step: Step,
     guard: Guard,
 ) -> Segment:
-    """Write `table` under `name`, unless the guard raises.
+    """Write `rows` under `name`, unless the guard raises. Of them some row groups are in memory at a time.
 
     Raises `ArchiveFailedError` with nothing left under the final name. Repeating is safe.
     """
-    if CONTEXT.name in table.schema.names and table[CONTEXT.name].null_count == table.num_rows:
-        # Those that had any were erased.
-        table = table.drop_columns(CONTEXT.name)
     path = directory / str(name)
-    temporary = path.with_name(path.name + TEMPORARY)
+    write_file(path, rows, spans, step=step, guard=guard)
+    return Segment(path, name, dict(spans), rows.count)
+
+
+def write_file(path: Location, rows: Rows, spans: Spans, *, step: Step, guard: Guard) -> None:
+    """Write a segment under a name that need not be one of the log's; as `write_segment`."""
+    # Those that had any may have been erased.
+    rows = rows.without_empty_context()
+    staged = files_of(path).staged(path)
     covered = {str(p): [*span.first, *span.last, span.events] for p, span in sorted(spans.items())}
     header = {
-        "format": _format_of(table),
-        "rows": table.num_rows,
+        "format": _format_of(rows),
+        "rows": rows.count,
         "spans": covered,
-        "digest": digest(table, covered),
+        "digest": digest(rows, covered),
     }
     try:
         step("segment:write")
-        with pa.OSFile(str(temporary), "wb") as file:
-            # Dictionaries for the columns that repeat their values; positions, counts and times hardly do.
-            pq.write_table(
-                table.replace_schema_metadata({METADATA_KEY: json.dumps(header).encode()}),
-                file,
-                row_group_size=ROW_GROUP_ROWS,
-                compression="zstd",
-                compression_level=1,
-                use_dictionary=["partition", "user_id", "item_id", "item_row", "rating"],
-                write_page_checksum=True,
-            )
+        _write_groups(staged, rows, json.dumps(header).encode())
         step("segment:written")
-        # In this order: a name that a power cut leaves must not stand before content that it takes away.
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
+        staged.sync()
         step("segment:synced")
         guard()
-        temporary.rename(path)
+        staged.put_in_place()
         step("segment:renamed")
-        sync_directory(directory)
+        sync_directory(path.parent)
+    except (SegmentDamagedError, ArchiveFailedError):
+        # Of what is read: a part of it must not stay beside the log, where no erasure looks.
+        staged.discard()
+        raise
     except OSError as exc:
-        temporary.unlink(missing_ok=True)
-        raise ArchiveFailedError(f"cannot write {directory}: {exc.strerror or exc}") from exc
+        staged.discard()
+        raise ArchiveFailedError(f"cannot write {path.parent}: {exc.strerror or exc}") from exc
     step("segment:done")
-    return Segment(path, name, dict(spans), table.num_rows)
 
 
-def open_segment(path: Path) -> pa.OSFile:
-    """Return a segment's open file, which can be read to its end even when it is replaced meanwhile.
+def _write_groups(staged: Staged, rows: Rows, header: bytes) -> None:
+    with (
+        staged.open() as file,
+        # Dictionaries for the columns that repeat their values; positions, counts and times hardly do.
+        pq.ParquetWriter(
+            file,
+            rows.schema.with_metadata({METADATA_KEY: header}),
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=["partition", "user_id", "item_id", "item_row", "rating"],
+            write_page_checksum=True,
+        ) as writer,
+    ):
+        waiting, begun = rows.schema.empty_table(), False
+        for part in rows.read(rows.schema.names):
+            waiting = pa.concat_tables([waiting, part])
+            # Whole groups: a merge of small segments must not have as many small ones.
+            whole = waiting.num_rows - waiting.num_rows % ROW_GROUP_ROWS
+            if whole:
+                writer.write_table(waiting.slice(0, whole), ROW_GROUP_ROWS)
+                waiting, begun = waiting.slice(whole), True
+        if waiting.num_rows or not begun:
+            writer.write_table(waiting, ROW_GROUP_ROWS)
 
-    Raises `SegmentGoneError` where there is none, `SegmentDamagedError`, `ArchiveFailedError` where this
-    process has too many files open.
+
+def open_segment(path: Location) -> pa.NativeFile:
+    """Return a segment's open file, which can be read to its end even when it is replaced meanwhile, an
+    object for as long as its store keeps it.
+
+    Raises `SegmentGoneError` where there is none, `SegmentDamagedError`, `ArchiveFailedError` where the disk,
+    or this process, is in the way.
+    """
+    with _reading(path):
+        return files_of(path).open(path)
+
+
+@contextlib.contextmanager
+def _reading(path: Location) -> Iterator[None]:
+    """Tell what can be read and does not fit, which another read would find again, from a read that failed:
+    of a file that was not seen nothing is known, and it must not be set aside or removed.
     """
     try:
-        return pa.OSFile(str(path), "rb")
+        yield
     except FileNotFoundError as exc:
         raise SegmentGoneError(path.name) from exc
-    except OSError as exc:
-        if exc.errno in {errno.EMFILE, errno.ENFILE}:
-            raise ArchiveFailedError(f"cannot open {path}: too many open files, see `ulimit -n`") from exc
+    except ObjectStoreError as exc:
+        # Of all files alike: how long it lasts says nothing of this one.
+        raise ArchiveFailedError(f"cannot read {path}: {exc.strerror}") from exc
+    except (MemoryError, pa.ArrowCancelled) as exc:
+        raise ArchiveFailedError(f"cannot read {path}: {_first_line(exc)}") from exc
+    except (OSError, pa.ArrowException, ValueError) as exc:
+        # Parquet tells of bytes that do not fit by an OSError, too: one that no system call has numbered.
+        if isinstance(exc, OSError) and exc.errno:
+            if exc.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
+                limits = "" if exc.errno == errno.ENOMEM else ", see `ulimit -n`"
+                raise ArchiveFailedError(f"cannot read {path}: {os.strerror(exc.errno)}{limits}") from exc
+            raise SegmentUnreadError(path, os.strerror(exc.errno)) from exc
         raise SegmentDamagedError(path, f"unreadable ({_first_line(exc)})") from exc
 
 
-def read_segment(path: Path, file: pa.NativeFile | None = None) -> tuple[pa.Table, dict[int, Span]]:
+def read_segment(path: Location, file: pa.NativeFile | None = None) -> tuple[pa.Table, dict[int, Span]]:
     """Return the verified events of a segment and its spans. `file`: as `open_segment` returned it.
 
-    Raises `SegmentDamagedError`, `SegmentGoneError` where there is no file, or `ArchiveRefusedError` for a
-    format newer than this version's.
+    Raises `SegmentDamagedError`, `SegmentGoneError` where there is no file, `ArchiveFailedError` where it
+    could not be read, or `ArchiveRefusedError` for a format newer than this version's.
     """
-    with open_segment(path) if file is None else file as opened:
-        try:
-            table = pq.read_table(opened, page_checksum_verification=True)
-        except (OSError, pa.ArrowException, ValueError) as exc:
-            raise SegmentDamagedError(path, f"unreadable ({_first_line(exc)})") from exc
+    with open_segment(path) if file is None else file as opened, _reading(path):
+        table = pq.read_table(opened, page_checksum_verification=True)
     # Parquet has checked its pages, not that all rows and the right spans are there.
     header = _header(path, table.schema.metadata)
     table = table.replace_schema_metadata(None)
-    if not table.schema.equals(SCHEMA) and not table.schema.equals(SCHEMA.append(CONTEXT)):
-        raise SegmentDamagedError(path, "has other columns")
+    _check_schema(path, table.schema)
     spans = _parse_spans(path, header)
-    if header.get("rows") != table.num_rows or header.get("digest") != digest(table, header["spans"]):
+    if header.get("rows") != table.num_rows or header.get("digest") != digest(
+        Rows.of(table), header["spans"]
+    ):
         raise SegmentDamagedError(path, "checksum does not match")
     return table, spans
 
 
-def inspect_segment(path: Path, name: SegmentName) -> Segment:
+def open_rows(path: Location, file: pa.NativeFile) -> Rows:
+    """Return the verified events of an open segment, which are read a row group at a time as long as the file
+    is open; so they are verified. Raises as `read_segment`; so does reading them.
+    """
+    reader, schema, header = _opened(path, file)
+
+    def read(names: Sequence[str]) -> Iterator[pa.Table]:
+        for group in range(reader.num_row_groups):
+            with _reading(path):
+                part = reader.read_row_group(group, columns=list(names), use_threads=False)
+            yield part.replace_schema_metadata(None).select(names)
+
+    rows = Rows(schema, read, reader.metadata.num_rows)
+    if header.get("rows") != rows.count or header.get("digest") != digest(rows, header["spans"]):
+        raise SegmentDamagedError(path, "checksum does not match")
+    return rows
+
+
+def read_parts(path: Location, names: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield the verified events of a segment a row group at a time, of these columns. Raises as
+    `read_segment`.
+    """
+    with open_segment(path) as file:
+        yield from open_rows(path, file).read(names)
+
+
+def _opened(path: Location, file: pa.NativeFile) -> tuple[pq.ParquetFile, pa.Schema, dict[str, object]]:
+    """Return what reads an open segment, its schema and its header. Raises as `read_segment`."""
+    with _reading(path):
+        reader = pq.ParquetFile(file, page_checksum_verification=True)
+        schema = reader.schema_arrow
+    header = _header(path, schema.metadata)
+    schema = schema.remove_metadata()
+    _check_schema(path, schema)
+    _parse_spans(path, header)
+    return reader, schema, header
+
+
+def read_columns(path: Location, file: pa.NativeFile) -> Iterator[tuple[str, pa.ChunkedArray]]:
+    """Yield the columns of an open segment, one after the other: only one is in memory. What has been yielded
+    is verified when the iteration has ended; the file is closed then.
+
+    Raises as `read_segment`.
+    """
+    with file as opened:
+        reader, schema, header = _opened(path, opened)
+        state = _digest_of(header["spans"])
+        for field in schema:
+            with _reading(path):
+                column = reader.read([field.name], use_threads=False).column(0)
+            _add_column(state, field, partial(_repeated, column))
+            yield field.name, column
+            del column
+        if header.get("rows") != reader.metadata.num_rows or header.get("digest") != state.hexdigest():
+            raise SegmentDamagedError(path, "checksum does not match")
+
+
+def read_user_ids(path: Location) -> pa.ChunkedArray:
+    """Return whose events a segment has, one for each; its other columns are not read. Raises as
+    `read_segment`.
+    """
+    with open_segment(path) as file, _reading(path):
+        table = pq.read_table(file, columns=["user_id"], page_checksum_verification=True)
+    if "user_id" not in table.schema.names:
+        raise SegmentDamagedError(path, "has other columns")
+    return table["user_id"]
+
+
+def read_spans(path: Location, file: pa.NativeFile) -> dict[int, Span]:
+    """Return what the footer of an open segment says that it covers, without reading its rows. Raises as
+    `read_segment`.
+    """
+    with _reading(path):
+        footer = pq.read_metadata(file)
+    return _parse_spans(path, _header(path, footer.metadata))
+
+
+def inspect_segment(path: Location, name: SegmentName) -> Segment:
     """Return what the footer of a segment says, without reading its rows. Raises as `read_segment`."""
-    try:
-        footer = pq.read_metadata(path)
-    except FileNotFoundError as exc:
-        raise SegmentGoneError(path.name) from exc
-    except (OSError, pa.ArrowException, ValueError) as exc:
-        raise SegmentDamagedError(path, f"unreadable ({_first_line(exc)})") from exc
+    with open_segment(path) as file, _reading(path):
+        footer = pq.read_metadata(file)
     return Segment(path, name, _parse_spans(path, _header(path, footer.metadata)), int(footer.num_rows))
 
 
-def digest(table: pa.Table, spans: object) -> str:
-    """Return the SHA-256 over the bytes of the columns, however the table is cut in chunks, and the header's
+def digest(rows: Rows, spans: object) -> str:
+    """Return the SHA-256 over the bytes of the columns, however the rows are cut in parts, and the header's
     spans.
     """
-    state = hashlib.sha256(json.dumps(spans, sort_keys=True).encode())
-    for field in table.schema:
-        chunks = [chunk for chunk in table[field.name].chunks if len(chunk)]
-        if pa.types.is_primitive(field.type):
-            for chunk in chunks:
-                state.update(np.ascontiguousarray(chunk.to_numpy(zero_copy_only=False)).data)
-            continue
-        texts = []
-        for chunk in chunks:
-            _, offsets, data = chunk.buffers()
-            ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-            texts.append((ends, memoryview(data or b"")))
-        # All lengths, then all texts: so the digest does not depend on where the chunks end, and no two
-        # columns share it.
-        for ends, _ in texts:
-            state.update(np.diff(ends).astype("<i4").data)
-        for ends, text in texts:
-            state.update(text[ends[0] : ends[-1]])
+    state = _digest_of(spans)
+    for field in rows.schema:
+        _add_column(state, field, partial(_column, rows, field.name))
     return state.hexdigest()
 
 
-def sync_directory(path: Path) -> None:
-    """Wait until the names in a folder are on disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _column(rows: Rows, name: str) -> Iterator[pa.ChunkedArray]:
+    return (part[name] for part in rows.read([name]))
 
 
-def _format_of(table: pa.Table) -> int:
-    if CONTEXT.name in table.schema.names:
+def _digest_of(spans: object) -> "hashlib._Hash":
+    return hashlib.sha256(json.dumps(spans, sort_keys=True).encode())
+
+
+def _add_column(
+    state: "hashlib._Hash", field: pa.Field, parts: Callable[[], Iterable[pa.ChunkedArray]]
+) -> None:
+    """Add a column, which `parts` gives as often as it is called."""
+    if pa.types.is_primitive(field.type):
+        for chunk in _chunks(parts()):
+            state.update(np.ascontiguousarray(chunk.to_numpy(zero_copy_only=False)).data)
+        return
+    # All lengths, then all texts: so the digest does not depend on where the chunks end, and no two columns
+    # share it.
+    for ends, _ in map(_texts, _chunks(parts())):
+        state.update(np.diff(ends).astype("<i4").data)
+    for ends, text in map(_texts, _chunks(parts())):
+        state.update(text[ends[0] : ends[-1]])
+
+
+def _repeated(column: pa.ChunkedArray) -> list[pa.ChunkedArray]:
+    return [column]
+
+
+def _chunks(parts: Iterable[pa.ChunkedArray]) -> Iterator[pa.Array]:
+    return (chunk for part in parts for chunk in part.chunks if len(chunk))
+
+
+def _texts(chunk: pa.Array) -> tuple[npt.NDArray[np.int32], memoryview]:
+    """Return where the texts of a chunk begin and end, and what they are cut from."""
+    _, offsets, data = chunk.buffers()
+    ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+    return ends, memoryview(data or b"")
+
+
+def _check_schema(path: Location, schema: pa.Schema) -> None:
+    if not schema.equals(SCHEMA) and not schema.equals(SCHEMA.append(CONTEXT)):
+        raise SegmentDamagedError(path, "has other columns")
+
+
+def _format_of(rows: Rows) -> int:
+    if CONTEXT.name in rows.schema.names:
         return FORMAT
-    return EVENTS_FORMAT if type_codes(table).any() else RATINGS_FORMAT
+    events = any(type_codes(part).any() for part in rows.read(["item_row"]))
+    return EVENTS_FORMAT if events else RATINGS_FORMAT
 
 
-def _header(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, object]:
+def _header(path: Location, metadata: dict[bytes, bytes] | None) -> dict[str, object]:
     try:
         header = json.loads((metadata or {})[METADATA_KEY])
         number = header["format"] if isinstance(header, dict) else None
@@ -237,7 +378,7 @@ def _header(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, object
     return header  # type: ignore[no-any-return]  # json gives Any; the fields are checked where they are read
 
 
-def _parse_spans(path: Path, header: dict[str, object]) -> dict[int, Span]:
+def _parse_spans(path: Location, header: dict[str, object]) -> dict[int, Span]:
     try:
         entries = dict(header["spans"])  # type: ignore[call-overload]  # whatever is no mapping raises here
         return {

@@ -5,36 +5,44 @@ An entry is a folder as it was in the archive, without its fits, and a file that
 who is forgotten is taken out of every entry.
 """
 
-import os
-import shutil
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from trainer.archive.epoch_archive import ALL_OF_A_USER, EpochArchive, uncovered
-from trainer.archive.events import string_array
+from trainer.archive.events import ALWAYS, string_array
 from trainer.archive.identity import SHOWN
 from trainer.archive.json_files import read_json, write_json
 from trainer.archive.segments import (
     DAMAGED,
-    TEMPORARY,
     Guard,
     SegmentName,
     inspect_segment,
-    sync_directory,
+    read_user_ids,
 )
-from trainer.errors import ArchiveFailedError, ArchiveRefusedError, SegmentDamagedError, SegmentGoneError
+from trainer.archive.storage.files import Location, files_of, sync_directory
+from trainer.archive.storage.local import TEMPORARY
+from trainer.errors import (
+    ArchiveFailedError,
+    ArchiveRefusedError,
+    Failures,
+    SegmentDamagedError,
+    SegmentGoneError,
+)
 
 NOTE = "trash.json"
 _REMOVING = ".removing"
 _UNFINISHED = ".unfinished"
 
+# A machine asks for the time within minutes of a start.
+_SURE_S = 3_600.0
+
+Removal = Literal["age", "size"]
 Why = Literal["replaced", "abandoned", "adopted", "rebuilt"]
 """A newer epoch took its place; it was given up; a person said so; it was rebuilt from the store."""
 
@@ -45,7 +53,7 @@ class TrashEntry:
     did not say; `ratings`, `users`: how many events and users its segments had then.
     """
 
-    path: Path
+    path: Location
     epoch: int
     identity: str
     why: str
@@ -57,14 +65,14 @@ class TrashEntry:
 
 def surplus(
     entries: Sequence[TrashEntry], now: float, keep_s: float, most_bytes: int
-) -> list[tuple[TrashEntry, Literal["age", "size"]]]:
+) -> list[tuple[TrashEntry, Removal]]:
     """Return which entries to remove, and for what: those older than `keep_s`, then the oldest until the
     rest has `most_bytes` at most. The newest stays for its time, whatever its size.
     """
     ordered = sorted(entries, key=lambda entry: entry.at)
     old = [entry for entry in ordered if now - entry.at > keep_s]
     left = ordered[len(old) :]
-    found: list[tuple[TrashEntry, Literal["age", "size"]]] = [(entry, "age") for entry in old]
+    found: list[tuple[TrashEntry, Removal]] = [(entry, "age") for entry in old]
     size = sum(entry.size_bytes for entry in left)
     for entry in left[:-1]:
         if size <= most_bytes:
@@ -74,13 +82,37 @@ def surplus(
     return found
 
 
+class Overdue:
+    """Since when entries have been too old, by a clock that is never set. That of the machine may be
+    years ahead after a start, until it is set right.
+    """
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+
+    def confirmed(
+        self, found: Sequence[tuple[TrashEntry, Removal]], now: float, keep_s: float
+    ) -> list[tuple[TrashEntry, Removal]]:
+        """Return what is to go of what `surplus` has `found`: one that is too old once it has been for an
+        hour on end, or for `keep_s` where that is less.
+        """
+        old = {entry.path.name for entry, why in found if why == "age"}
+        self._since = {name: self._since.get(name, now) for name in old}
+        latest = now - min(keep_s, _SURE_S)
+        return [
+            (entry, why) for entry, why in found if why != "age" or self._since[entry.path.name] <= latest
+        ]
+
+
 class Trash:
     """The trash of an archive, a folder in it. Blocking: call in a thread.
 
     Every method raises `ArchiveFailedError` where the disk is in the way.
     """
 
-    def __init__(self, folder: Path, *, guard: Guard, clock: Callable[[], datetime] | None = None) -> None:
+    def __init__(
+        self, folder: Location, *, guard: Guard, clock: Callable[[], datetime] | None = None
+    ) -> None:
         self.folder = folder
         self._guard = guard
         self._clock = clock or (lambda: datetime.now(UTC))
@@ -90,24 +122,23 @@ class Trash:
         process that has the archive and nothing under way in it. Raises OSError.
         """
         for path in [*self.folder.glob(f"*{_UNFINISHED}"), *self.folder.glob(f"*{_REMOVING}")]:
-            shutil.rmtree(path)
+            files_of(path).remove_tree(path)
 
     def entries(self) -> list[TrashEntry]:
         """Return what is here, the oldest first. A file of a newer version is not one of ours to remove:
         its entry is left out.
         """
-        if not self.folder.is_dir():
-            return []
         found = []
-        for path in self._folders():
-            try:
-                note = read_json(path / NOTE)
-            except ArchiveRefusedError:
-                continue
-            found.append(_entry(path, note or {}))
+        with files_of(self.folder).at_one_moment(self.folder):
+            for path in self._folders():
+                try:
+                    note = read_json(path / NOTE)
+                except ArchiveRefusedError:
+                    continue
+                found.append(_entry(path, note or {}))
         return sorted(found, key=lambda entry: (entry.at, entry.path.name))
 
-    def move(self, folder: Path, epoch: int, identity: str, why: Why) -> TrashEntry | None:
+    def move(self, folder: Location, epoch: int, identity: str, why: Why) -> TrashEntry | None:
         """Move the folder of an epoch here; an epoch that never held a rating is removed instead.
 
         Killed at any step it is to be called again.
@@ -115,11 +146,12 @@ class Trash:
         self._guard()
         try:
             if not _holds_ratings(folder):
-                shutil.rmtree(folder)
+                files_of(folder).remove_tree(folder)
                 sync_directory(folder.parent)
                 return None
             # What a fit left can be made again, and would have to be searched for every user forgotten.
-            shutil.rmtree(folder / "fits", ignore_errors=True)
+            with contextlib.suppress(OSError):
+                files_of(folder).remove_tree(folder / "fits")
             note = self._note(folder, epoch, identity, why)
             write_json(folder / NOTE, note)
             target = self._target(note)
@@ -131,15 +163,17 @@ class Trash:
             raise ArchiveFailedError(f"cannot move {folder}: {exc.strerror or exc}") from exc
         return _entry(target, note)
 
-    def keep(self, paths: Sequence[Path], epoch: int, identity: str, why: Why) -> TrashEntry:
+    def keep(self, paths: Sequence[Location], epoch: int, identity: str, why: Why) -> TrashEntry:
         """Keep files of an epoch that are about to be replaced, under their names in a new entry."""
         try:
             self.folder.mkdir(exist_ok=True)
             beside = self.folder / f"epoch-{epoch:06d}{_UNFINISHED}"
-            shutil.rmtree(beside, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):
+                files_of(beside).remove_tree(beside)
             beside.mkdir()
-            for path in paths:
-                _link(path, beside / path.name)
+            with files_of(beside).batch(beside):
+                for path in paths:
+                    files_of(beside).link(path, beside / path.name)
             note = self._note(beside, epoch, identity, why)
             write_json(beside / NOTE, note)
             target = self._target(note)
@@ -150,16 +184,20 @@ class Trash:
             raise ArchiveFailedError(f"cannot keep files in {self.folder}: {exc.strerror or exc}") from exc
         return _entry(target, note)
 
-    def erase(self, user_id: bytes) -> int:
-        """Take a user out of every entry; return how many events there were. Repeating is safe.
+    def erase(self, user_id: bytes, before_ms: int = ALWAYS) -> int:
+        """Take what a user did before a time of the store out of every entry; return how many events there
+        were. Repeating is safe.
 
-        Damaged files, which cannot be searched, are removed.
+        Damaged files, which cannot be searched, are removed. What could not be read is there: it raises when
+        it has been through all other entries, and the erasure has not ended then.
         """
-        erased = 0
+        erased, failures = 0, Failures()
         for path in self._folders():
-            if _may_have(path, user_id):
-                archive = EpochArchive(path, 0, guard=self._guard)
-                erased += archive.erase(user_id, ALL_OF_A_USER)
+            with failures:
+                if _may_have(path, user_id):
+                    archive = EpochArchive(path, 0, guard=self._guard)
+                    erased += archive.erase(user_id, ALL_OF_A_USER, before_ms)
+        failures.throw()
         return erased
 
     def remove(self, entry: TrashEntry) -> None:
@@ -168,12 +206,13 @@ class Trash:
             self._guard()
             entry.path.rename(entry.path.with_name(entry.path.name + _REMOVING))
             for leftover in self.folder.glob(f"*{_REMOVING}"):
-                shutil.rmtree(leftover)
+                files_of(leftover).remove_tree(leftover)
+            files_of(self.folder).forget_replaced(self.folder)
             sync_directory(self.folder)
         except OSError as exc:
             raise ArchiveFailedError(f"cannot remove {entry.path}: {exc.strerror or exc}") from exc
 
-    def _folders(self) -> list[Path]:
+    def _folders(self) -> list[Location]:
         if not self.folder.is_dir():
             return []
         ends = (_REMOVING, _UNFINISHED)
@@ -181,7 +220,7 @@ class Trash:
             path for path in self.folder.glob("epoch-*") if path.is_dir() and not path.name.endswith(ends)
         ]
 
-    def _note(self, folder: Path, epoch: int, identity: str, why: Why) -> dict[str, Any]:
+    def _note(self, folder: Location, epoch: int, identity: str, why: Why) -> dict[str, Any]:
         ratings, users = _count(folder)
         at = self._clock().timestamp()
         return {
@@ -193,14 +232,14 @@ class Trash:
             "users": users,
         }
 
-    def _target(self, note: dict[str, Any]) -> Path:
+    def _target(self, note: dict[str, Any]) -> Location:
         self.folder.mkdir(exist_ok=True)
         at = datetime.fromtimestamp(note["at"], UTC).strftime("%Y%m%dT%H%M%S%fZ")
         identity = note["identity"][:SHOWN] or "unknown"
         return self.folder / f"epoch-{note['epoch']:06d}.{identity}.{at}"
 
 
-def _entry(path: Path, note: dict[str, Any]) -> TrashEntry:
+def _entry(path: Location, note: dict[str, Any]) -> TrashEntry:
     """Of a note that cannot be read the name and the folder's own time are left."""
     files = [each.stat() for each in path.iterdir() if each.is_file()]
     number = path.name.removeprefix("epoch-").partition(".")[0]
@@ -216,33 +255,33 @@ def _entry(path: Path, note: dict[str, Any]) -> TrashEntry:
     )
 
 
-def _holds_ratings(folder: Path) -> bool:
-    """Damaged files count: a person may get something out of them."""
+def _holds_ratings(folder: Location) -> bool:
+    """Files that are damaged, or cannot be read, count: a person may get something out of them."""
     if any(folder.glob(f"*{DAMAGED}")):
         return True
     for name, path in uncovered(folder):
         try:
             if inspect_segment(path, name).rows:
                 return True
-        except SegmentDamagedError:
+        except (ArchiveFailedError, SegmentDamagedError):
             return True
     return False
 
 
-def _count(folder: Path) -> tuple[int, int]:
+def _count(folder: Location) -> tuple[int, int]:
     """Events and users of the segments that can be read."""
     rows, users = 0, [pa.array([], type=pa.string())]
     for _, path in uncovered(folder):
         try:
-            column = _user_ids(path)
-        except SegmentDamagedError:
+            column = read_user_ids(path)
+        except (ArchiveFailedError, SegmentDamagedError):
             continue
         rows += len(column)
         users.append(pc.unique(column))
     return rows, len(pc.unique(pa.chunked_array(users)))
 
 
-def _may_have(folder: Path, user_id: bytes) -> bool:
+def _may_have(folder: Location, user_id: bytes) -> bool:
     """Say whether an entry must be searched in full: the user is in it, or part of it cannot be read, or a
     kill left files there that others have replaced.
     """
@@ -253,28 +292,10 @@ def _may_have(folder: Path, user_id: bytes) -> bool:
     wanted = string_array([user_id])[0]
     for _, path in log:
         try:
-            if pc.any(pc.equal(_user_ids(path), wanted)).as_py():
+            if pc.any(pc.equal(read_user_ids(path), wanted)).as_py():
                 return True
         except SegmentDamagedError:
             return True
         except SegmentGoneError:
             continue
     return False
-
-
-def _user_ids(path: Path) -> pa.ChunkedArray:
-    try:
-        with pa.OSFile(str(path), "rb") as file:
-            return pq.read_table(file, columns=["user_id"], page_checksum_verification=True)["user_id"]
-    except FileNotFoundError as exc:
-        raise SegmentGoneError(path.name) from exc
-    except (OSError, pa.ArrowException, ValueError, KeyError) as exc:
-        raise SegmentDamagedError(path, "unreadable") from exc
-
-
-def _link(path: Path, target: Path) -> None:
-    try:
-        os.link(path, target)
-    except OSError:
-        # A file system without links.
-        shutil.copy2(path, target)

@@ -6,12 +6,12 @@ The types that a store begins with are not written alone: their codes mean the s
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
 from featurestore.ratings.event_types import DEFAULT_TYPES, EventType, types_from_bytes, types_to_bytes
 from trainer.archive.json_files import read_json, write_json
+from trainer.archive.storage.files import Location
 from trainer.errors import ArchiveFailedError
 
 NAME = "event_types.json"
@@ -20,7 +20,7 @@ NAME = "event_types.json"
 class TypeNames:
     """The types of one epoch on the disk. `codes`: those that are named there, 0 of a rating among them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Location) -> None:
         self._directory = directory
         self._written: tuple[EventType, ...] | None = None
         self.codes = frozenset({0})
@@ -50,7 +50,7 @@ class TypeNames:
         self.codes = frozenset({0, *(each.code for each in found)})
 
 
-def read_types(directory: Path) -> list[EventType]:
+def read_types(directory: Location) -> list[EventType]:
     """Return the types of an epoch; none where there is no file: the events have those of any store.
 
     Raises `ArchiveFailedError` where it cannot be read, `ArchiveRefusedError` for a newer format.

@@ -33,9 +33,11 @@ class RoomWatch:
         self._threads = threads
         self._unreadable: set[FullReason] = set()
         self.refusing: FullReason | None = None
-        # What was seen last: the room by place, and by how many seconds this host's clock is ahead.
+        # What was seen last: the room by place, by how many seconds this host's clock is ahead, and which
+        # server answers.
         self.spaces: list[Space] = []
         self.clock_ahead_s = 0.0
+        self.store_run: str | None = None
 
     async def run(self) -> None:
         """Look until cancelled. Raises `LeaseLost`."""
@@ -48,7 +50,7 @@ class RoomWatch:
     async def look(self) -> None:
         """Look once, and say what was found. Raises `LeaseLost`, `StoreUnavailable`."""
         load = await self._store.room.load()
-        self.clock_ahead_s = time.time() - load.time
+        self.clock_ahead_s, self.store_run = time.time() - load.time, load.run
         spaces = await self._threads.run(self._disk_spaces, load.used_bytes)
         if (in_memory := memory(load.used_bytes, load.limit_bytes)) is not None:
             spaces.append(in_memory)

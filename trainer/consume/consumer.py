@@ -8,7 +8,6 @@ import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -27,13 +26,16 @@ from trainer.archive import context_fields, type_names
 from trainer.archive.context_fields import ContextFields
 from trainer.archive.epoch_archive import ALL_OF_A_USER, EpochArchive
 from trainer.archive.erasures import Erasures
-from trainer.archive.events import START, Position, contexts_of, new_events, type_codes, without_user
+from trainer.archive.events import ALWAYS, START, Position, contexts_of, new_events, not_of_user, type_codes
 from trainer.archive.identity import ArchiveState
 from trainer.archive.segments import Step
+from trainer.archive.storage.files import Location
 from trainer.archive.trash import Trash
 from trainer.archive.type_names import TypeNames
 from trainer.consume.matching import difference
 from trainer.consume.rebuild import is_incomplete, rebuild
+from trainer.erasure.unasked import APART_MS, UnaskedErasures
+from trainer.errors import ArchiveFailedError, Failures
 from trainer.fit_job.folder import FitFolder
 from trainer.item_updates.messages import ArchivedBatch, ErasedUser, ItemUpdates
 from trainer.retry import with_retries
@@ -43,7 +45,7 @@ from trainer.threads import Threads
 # How long the store holds a blocking read: a stop and an erasure wait for it at most so long.
 _BLOCK_MS = 100
 # Users erased last. The mark in the stream has erased a user already when the command that asks for the same
-# comes, and a search of the whole archive takes seconds. Bounds the memory: 16 bytes each.
+# comes, and a search of the whole archive takes seconds. Bounds the memory: some 100 bytes each.
 _REMEMBERED_ERASURES = 1_000
 
 
@@ -63,6 +65,7 @@ class EpochConsumer:
         moving: asyncio.Lock,
         item_updates: ItemUpdates,
         threads: Threads,
+        unasked: UnaskedErasures,
         step: Step,
     ) -> None:
         """`moving` is held while the trash is searched, and by whatever moves an epoch there."""
@@ -76,6 +79,7 @@ class EpochConsumer:
         self._moving = moving
         self._item_updates = item_updates
         self._threads = threads
+        self._unasked = unasked
         self._count = max(1, settings.batch_events // store.config.partitions)
         # A reply that the store holds back longer than its time-out would count as lost.
         self._block_ms = min(_BLOCK_MS, round(500 * store.settings.timeout_s))
@@ -92,7 +96,8 @@ class EpochConsumer:
         self._progress = asyncio.Condition()
         # Held for a batch, a repair or an erasure: each begins when the one before is whole.
         self._exclusive = asyncio.Lock()
-        self._erased: OrderedDict[bytes, None] = OrderedDict()
+        # By the digest of the user, when that user was forgotten, in milliseconds by the store's clock.
+        self._erased: OrderedDict[bytes, int] = OrderedDict()
         self._types = TypeNames(archive.directory)
         self._fields = ContextFields(archive.directory)
 
@@ -134,8 +139,20 @@ class EpochConsumer:
 
     async def reached_now(self) -> None:
         """Return when all that was acknowledged before this call is archived. Raises `EpochGone`."""
+        while not await self._reached(self._sockets):
+            pass
+
+    async def _reached(self, sockets: int) -> bool:
+        """Return whether all is archived that the streams had, once it is; False as soon as the store is
+        connected anew: what it has lost, or a primary, comes no more, and nothing was promised of it.
+        """
         ends = await with_retries(self._store.stream.progress, self.epoch)
-        await self._until(lambda: all(self.positions.get(p, START) >= end.last for p, end in ends.items()))
+
+        def reached() -> bool:
+            return all(self.positions.get(p, START) >= end.last for p, end in ends.items())
+
+        await self._until(lambda: reached() or self._sockets != sockets)
+        return reached()
 
     async def repair(self) -> None:
         """Rebuild the archive from the store's histories. Raises `EpochGone`."""
@@ -147,18 +164,25 @@ class EpochConsumer:
         """Have users in the ledger of erasures, each with the store's time of it in milliseconds."""
         await with_retries(self._threads.run, self._erasures.add, erased)
 
-    async def erase_unknown(self, user_id: bytes) -> None:
-        """Make sure that no file of the epoch has anything of a user whom the store does not know (any more).
+    async def erase_forgotten(self, user_id: bytes, at_ms: int) -> None:
+        """Make sure that neither a file of the epoch nor the trash has anything of a user from before this
+        time of the store, at which the user was forgotten; 0 by a trainer or service that did not say when.
 
-        Raises `EpochGone`.
+        Raises `EpochGone`, `ArchiveFailedError` where a file cannot be read: it is to be called again.
         """
+        await self._threads.run(self._archive.require_readable)
         async with self._exclusive:
             self._raise_if_ended()
-            n, _ = await with_retries(self._store.users.history, self.epoch, user_id)
-            # A user who has come back keeps what came after; what was before went with the mark in the
-            # stream.
-            if n == 0 and digest_of(user_id) not in self._erased:
-                await self._erase(user_id)
+            # Else with the mark in the stream.
+            if abs(at_ms - self._erased.get(digest_of(user_id), 0)) > APART_MS:
+                n, _ = await with_retries(self._store.users.history, self.epoch, user_id)
+                if at_ms or n == 0:
+                    # A user who has come back keeps what came after.
+                    await self._erase(user_id, at_ms, at_ms if n else ALWAYS)
+        # What was replaced may know a user whom this epoch never knew. Nothing else waits for it.
+        async with self._moving:
+            events = await self._threads.run(self._trash.erase, user_id, at_ms or ALWAYS)
+        log.event("user_erased_from_trash", epoch=self.epoch, events=events)
 
     async def _consume(self) -> None:
         backoff = Backoff(0.1, 2.0)
@@ -198,14 +222,19 @@ class EpochConsumer:
             archive = ArchiveState(self._identity, {self.epoch: self.positions})
             if why := await difference(self._store, archive):
                 raise StoreChanged(why)
-            self._sockets = sockets
+            async with self._progress:
+                self._sockets = sockets
+                self._progress.notify_all()
 
     async def _take(self, events: Events) -> None:
         """Archive the events that are new, then acknowledge all of them."""
+        began_ns = time.time_ns()
         self._step("consume:read")
         await self._archive_new(events)
         self._step("consume:archived")
         await self._store.stream.done(self.epoch, self._lease, events.last)
+        if (traces := self._store.traces) is not None:
+            traces.archived(self.epoch, events.last, len(events), began_ns)
         self._step("consume:done")
 
     async def _archive_new(self, events: Events) -> None:
@@ -227,9 +256,16 @@ class EpochConsumer:
                 # Before anything is gone: from here on no older copy brings these users back.
                 await self.note_erased(list(zip(user_ids, marks["stream_ms"].to_pylist(), strict=True)))
                 # Before the mark is acknowledged: a mark whose erasure was cut off comes again.
-                for user_id, n in zip(user_ids, marks["n"].to_pylist(), strict=True):
-                    table = without_user(table, user_id, n)
-                    await self._erase(user_id)
+                numbers, times = marks["n"].to_pylist(), marks["stream_ms"].to_pylist()
+                for user_id, n, at_ms in zip(user_ids, numbers, times, strict=True):
+                    table = table.filter(not_of_user(table, user_id, n))
+                    try:
+                        await self._erase(user_id, at_ms)
+                    except ArchiveFailedError as exc:
+                        # A command tries until it can: what others rate is archived meanwhile.
+                        log.warning("erasure_waits", why=str(exc))
+                        await self._unasked.ask(self.epoch, user_id, at_ms)
+                    self._unasked.marked(self.epoch, user_id, at_ms)
             await self._name_types(table)
             await self._name_fields(table)
             await with_retries(self._threads.run, self._archive.append, table, spans)
@@ -280,14 +316,20 @@ class EpochConsumer:
         if schema.fields:
             await with_retries(self._threads.run, self._fields.name, schema)
 
-    async def _erase(self, user_id: bytes) -> None:
-        erased = await with_retries(self._threads.run, self._archive.erase, user_id, ALL_OF_A_USER)
+    async def _erase(self, user_id: bytes, at_ms: int, before_ms: int = ALWAYS) -> None:
+        """Take a user who was forgotten at `at_ms` out of archive and fits. Raises `ArchiveFailedError` where
+        a file cannot be read, when it has been through all others.
+        """
+        failures, erased, items = Failures(), 0, list[int]()
+        with failures:
+            erased = await self._threads.run(self._archive.erase, user_id, ALL_OF_A_USER, before_ms)
         # After the archive: a fit whose snapshot still had the user has begun by now, and is told.
-        await self._threads.run(self._fits.erase, user_id)
-        await self._item_updates.put(ErasedUser(self.epoch, user_id))
-        async with self._moving:
-            erased += await with_retries(self._threads.run, self._trash.erase, user_id)
-        self._erased[digest_of(user_id)] = None
+        with failures:
+            items = await self._threads.run(self._fits.erase, user_id)
+        await self._item_updates.put(ErasedUser(self.epoch, user_id, tuple(items)))
+        failures.throw()
+        digest = digest_of(user_id)
+        self._erased[digest] = max(at_ms, self._erased.pop(digest, 0))
         while len(self._erased) > _REMEMBERED_ERASURES:
             self._erased.popitem(last=False)
         log.event("user_erased", epoch=self.epoch, events=erased)
@@ -305,16 +347,16 @@ class EpochConsumer:
             await self._rebuild()
 
     async def _rebuild(self) -> None:
-        def keep(paths: Sequence[Path]) -> None:
+        def keep(paths: Sequence[Location]) -> None:
             # Without what the codes in them mean, segments cannot be restored.
             meanings = [self._archive.directory / name for name in (type_names.NAME, context_fields.NAME)]
-            paths = [*paths, *filter(Path.exists, meanings)]
+            paths = [*paths, *(path for path in meanings if path.exists())]
             entry = self._trash.keep(paths, self.epoch, self._identity, "rebuilt")
             log.event("epoch_to_trash", epoch=self.epoch, why="rebuilt", entry=entry.path.name)
 
         await self._name_types()
         await self._name_fields()
-        await with_retries(rebuild, self._store, self._archive, self._threads, keep)
+        await rebuild(self._store, self._archive, self._threads, keep)
         self._take_stock()
 
     def _take_stock(self) -> None:

@@ -4,22 +4,30 @@ consumer.
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from featurestore.errors import EpochGone, StoreChanged
 from featurestore.leases import Lease
 from featurestore.store import Store
 from trainer import log
-from trainer.archive.epoch_archive import EpochArchive
+from trainer.archive.epoch_archive import EpochArchive, Snapshot
 from trainer.archive.item_list import write_items
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step
+from trainer.archive.storage.files import WithDescriptor, files_of, on_objects
 from trainer.consume.consumer import EpochConsumer
+from trainer.erasure.unasked import UnaskedErasures
+from trainer.errors import ArchiveFailedError
 from trainer.fit_job.folder import FitFolder
 from trainer.item_updates.messages import ItemUpdates
 from trainer.retry import with_retries
 from trainer.settings import TrainerSettings
 from trainer.threads import Threads
+
+# Each takes as long as a copy of the archive; of one that was erased from meanwhile nothing is left to read.
+_SNAPSHOTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,30 @@ class OpenEpoch:
     archive: EpochArchive
     fits: FitFolder
     consumer: EpochConsumer
+
+    def open_snapshot(self) -> tuple[Snapshot, Sequence[WithDescriptor]]:
+        """Return what is archived now, and files of it that the process of a fit can read to their ends.
+
+        Blocks. Raises as `EpochArchive.open_snapshot`.
+        """
+        files = files_of(self.archive.directory)
+        for _ in range(_SNAPSHOTS):
+            snapshot, opened = self.archive.open_snapshot()
+            try:
+                return snapshot, files.with_descriptors(opened, self.fits.new.parent)
+            except FileNotFoundError as exc:
+                # An erasure has removed objects meanwhile, else it is damage.
+                self.archive.require_replaced(str(exc.filename).rpartition("/")[2])
+            except OSError as exc:
+                raise ArchiveFailedError(f"cannot copy the archive: {exc.strerror or exc}") from exc
+        raise ArchiveFailedError(f"{self.archive.directory} changes all the time")
+
+    def write_items(self, ids: Sequence[bytes]) -> Path:
+        """Write the ids of the items by their rows to the archive; return a file of this host with them.
+        Blocks. Raises `ArchiveFailedError`.
+        """
+        written = write_items(self.archive.directory, ids)
+        return written if on_objects(written) is None else self.fits.write_items(ids)
 
 
 @dataclass
@@ -41,6 +73,7 @@ class OpenEpochs:
     root: ArchiveRoot
     item_updates: ItemUpdates
     threads: Threads
+    unasked: UnaskedErasures
     group: asyncio.TaskGroup
     step: Step
     # Several stages ask for an epoch at once: one of them opens it, and it is not opened while it is closed.
@@ -60,6 +93,10 @@ class OpenEpochs:
     def opened(self, number: int) -> OpenEpoch | None:
         """Return the epoch where it is open now."""
         return self._open.get(number)
+
+    def archived_events(self) -> int:
+        """Return how many events the largest archive has that is open now."""
+        return max((epoch.consumer.archived_events for epoch in self._open.values()), default=0)
 
     async def leaving(self, needed: set[int]) -> set[int]:
         """Return the epochs that are stored or archived and not `needed`: upkeep removes them from the store
@@ -82,17 +119,17 @@ class OpenEpochs:
             raise StoreChanged("the store was emptied: it names no epoch")
         async with self._opening:
             if number not in self._open:
-                epoch = self._open[number] = await self._make(number)
+                archive = await with_retries(self.threads.run, self.root.epoch, number)
+                epoch = self._open[number] = self._with_consumer(archive)
                 self._consuming[number] = self.group.create_task(
                     self._consume(epoch.consumer), name=f"consume epoch {number}"
                 )
             return self._open[number]
 
-    async def _make(self, number: int) -> OpenEpoch:
-        archive = await self.threads.run(self.root.epoch, number)
+    def _with_consumer(self, archive: EpochArchive) -> OpenEpoch:
         for damage in archive.damaged:
-            log.warning("segment_damaged", epoch=number, segment=damage.path.name, why=damage.why)
-        fits = FitFolder(archive.directory)
+            log.warning("segment_damaged", epoch=archive.epoch, segment=damage.path.name, why=damage.why)
+        fits = FitFolder(self.root.folder_of_fits(archive.epoch))
         consumer = EpochConsumer(
             self.settings,
             self.store,
@@ -104,14 +141,18 @@ class OpenEpochs:
             moving=self.moving,
             item_updates=self.item_updates,
             threads=self.threads,
+            unasked=self.unasked,
             step=self.step,
         )
         return OpenEpoch(archive, fits, consumer)
 
     async def finish(self, number: int) -> None:
-        """Archive all that was acknowledged in an epoch that takes no more ratings, and its items."""
+        """Archive all that was acknowledged in an epoch that takes no more ratings, and its items. Raises
+        `ArchiveFailedError` where a file of it cannot be read.
+        """
         await self.close(number)
-        epoch = await self._make(number)
+        # Not with retries: other epochs are tidied up meanwhile.
+        epoch = self._with_consumer(await self.threads.run(self.root.epoch, number))
         await epoch.consumer.drain()
         self.step("epoch:drained")
         registry = self.store.items(number)

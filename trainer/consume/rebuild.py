@@ -8,7 +8,7 @@ are read may stand in the rebuilt archive and come from the stream once more: th
 that they change nothing.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,13 +22,17 @@ from featurestore.ratings.stream import Events, Progress
 from featurestore.store import Store
 from featurestore.users.records import StoredUser
 from trainer import log
-from trainer.archive.epoch_archive import EpochArchive, Keep, Snapshot
+from trainer.archive.epoch_archive import EpochArchive, Snapshot
 from trainer.archive.events import START, Span, make_table
+from trainer.archive.storage.files import Location
 from trainer.retry import with_retries
 from trainer.threads import Threads
 
 # Rows of one part: some 20 MB in memory.
 _PART_ROWS = 250_000
+
+Keep = Callable[[Sequence[Location]], object]
+"""Called with files that are about to be replaced."""
 
 
 def is_incomplete(snapshot: Snapshot, ends: dict[int, Progress], *, holes: bool) -> bool:
@@ -39,9 +43,9 @@ def is_incomplete(snapshot: Snapshot, ends: dict[int, Progress], *, holes: bool)
 
 async def rebuild(store: Store, archive: EpochArchive, threads: Threads, keep: Keep) -> None:
     """Replace the archive of an epoch by what the store's histories say. Killed at any step it is begun
-    again. What is replaced goes to `keep` first.
+    again. What is replaced is given to `keep` first: it may have what the store does not.
 
-    Raises `ArchiveFailedError` and what the lease's guard raises; waits for a store that cannot be reached.
+    Raises what the lease's guard raises; waits for a store that cannot be reached and a disk that is full.
     """
     epoch = archive.epoch
     log.warning("archive_rebuild", epoch=epoch)
@@ -49,17 +53,20 @@ async def rebuild(store: Store, archive: EpochArchive, threads: Threads, keep: K
     ends = await with_retries(store.stream.progress, epoch)
     since_ms = await with_retries(store.time_ms)
     old = await threads.run(archive.begin_rebuild)
+    # Each step by itself: a rebuild that begins again would append all of it once more.
+    if any(segment.rows for segment in old):
+        await with_retries(threads.run, keep, [segment.path for segment in old])
     rows = 0
     async for users in _parts(store, epoch):
         part = await _table(store, epoch, users, since_ms, threads)
         rows += part.num_rows
-        await threads.run(archive.append, part, {})
+        await with_retries(threads.run, archive.append, part, {})
     spans = {
         partition: Span(end.last, end.last, end.last[1])
         for partition, end in ends.items()
         if end.last > START
     }
-    await threads.run(archive.finish_rebuild, old, spans, keep)
+    await with_retries(threads.run, archive.finish_rebuild, old, spans)
     log.event("archive_rebuilt", epoch=epoch, ratings=rows)
 
 
@@ -89,7 +96,7 @@ async def _table(
         ]
     )
     owner = np.repeat(np.arange(len(users)), counts)
-    if (bad := np.flatnonzero(impossible(entries, store.config.scale))).size:
+    if (bad := np.flatnonzero(impossible(entries, store.scale.stored))).size:
         key = store.keys.history(epoch, users[int(owner[bad[0]])].user_id)
         raise StoreDamaged(shown_key(key), "an entry that no rating has")
     n = np.array([user.n for user in users], dtype=np.int64)

@@ -7,7 +7,9 @@ An engine runs in the process of a fit only, so that what it imports stays out o
 
 from typing import Literal
 
-from factors import FitSettings
+import numpy as np
+
+from factors import Factorize, FitSettings
 from trainer.engines.base import Engine
 
 EngineName = Literal["variational", "implicit", "neural"]
@@ -28,3 +30,12 @@ def make_engine(name: EngineName, settings: FitSettings) -> Engine:
     from trainer.engines.variational import VariationalEngine
 
     return VariationalEngine(settings)
+
+
+def head_sweeps(name: EngineName, threads: int, rng: np.random.Generator) -> Factorize | None:
+    """Return the sweeps of this engine for a ranking head; None where it has none of its own."""
+    if name != "implicit":
+        return None
+    from trainer.engines.implicit_als import item_factors
+
+    return lambda confidences, rank, ridge: item_factors(confidences, rank, ridge, threads=threads, rng=rng)

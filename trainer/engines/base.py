@@ -18,11 +18,13 @@ def _report_nothing(_metrics: dict[str, float]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FitTask:
-    """What an engine fits: `ratings` of `n_users` x `n_items`.
+    """What an engine fits: `ratings` of `n_users` x `n_items`; those whose value is NaN are left out.
 
     `start`: an earlier fit to go on from, in which users and items have the same rows but there may be fewer
-    of them. `report` is called with the figures of each sweep. `attributes`: of the sides that have any.
-    `context_kinds`: of the fields of the context of `ratings`, where they have any.
+    of them; `continuation`: in at most so many sweeps, None for until it has settled. `report` is called with
+    the figures of each sweep. `attributes`: of the sides that have any. `context_kinds`: of the fields of the
+    context of `ratings`, where they have any. `has_read` is called by an engine that reads its `ratings` once
+    when it has.
     """
 
     ratings: Ratings
@@ -33,6 +35,13 @@ class FitTask:
     report: Report = _report_nothing
     attributes: Mapping[SideName, Columns] = field(default_factory=dict)
     context_kinds: tuple[ContextKind, ...] = ()
+    continuation: int | None = None
+    has_read: Callable[[], None] | None = None
+
+    @property
+    def known(self) -> Ratings:
+        """The ratings without those that are left out."""
+        return self.ratings.take(~np.isnan(self.ratings.value))
 
 
 class Engine(Protocol):

@@ -16,6 +16,7 @@ from itertools import product
 import numpy as np
 import scipy.sparse as sp
 from implicit.cpu.als import AlternatingLeastSquares
+from implicit.recommender_base import ModelFitError
 from threadpoolctl import threadpool_limits
 
 from factors import FitDiverged, FitSettings, Fitted, Float32s, Float64s, Ratings
@@ -29,6 +30,8 @@ from factors.engine_api import (
 )
 from trainer.engines.base import FitTask
 
+# The library's default.
+_SWEEPS = 15
 # The first grid. `alpha`: by how much more a choice at the top of the scale weighs than an item that was
 # passed over (Hu, Koren and Volinsky have 40 for counts).
 _ALPHAS = (0.5, 2.0, 8.0, 32.0)
@@ -57,7 +60,7 @@ class ImplicitEngine:
 
     def fit(self, task: FitTask) -> Fitted:
         """See `Engine.fit`."""
-        ratings, start, shape = task.ratings, task.start, (task.n_users, task.n_items)
+        ratings, start, shape = task.known, task.start, (task.n_users, task.n_items)
         # The library has threads of its own, one a user; BLAS threads under them only get in the way.
         with threadpool_limits(limits=1, user_api="blas"):
             if start is not None and self._stands(start, len(ratings.value)):
@@ -142,8 +145,8 @@ class ImplicitEngine:
         """Return the library's users and items for the ratings to learn of each part."""
         found = []
         for train, _ in parts:
-            als = self._library(rank, weighting, 15, np.random.default_rng(1))
-            als.fit(self._confidences(train, weighting, shape), show_progress=False)
+            als = self._library(rank, weighting, _SWEEPS, np.random.default_rng(1))
+            _learn(als, self._confidences(train, weighting, shape))
             found.append((als.user_factors, als.item_factors))
         return found
 
@@ -163,30 +166,24 @@ class ImplicitEngine:
         """Return the library's users and items, from those of `task.start` where there is one."""
         start, shape, rng, report = task.start, (task.n_users, task.n_items), task.rng, task.report
         # From an earlier fit a few sweeps take in what is new, and rows that are new begin near 0.
-        als = self._library(rank, weighting, 15 if start is None else 5, rng)
+        als = self._library(rank, weighting, _SWEEPS if start is None else 5, rng)
         users, items = (rng.random((size, rank), dtype=np.float32) * np.float32(0.01) for size in shape)
         if start is not None:
             for rows, earlier in zip((users, items), implicit_factors(start), strict=True):
                 known = min(len(rows), len(earlier))
                 rows[:known] = earlier[:known]
-        chosen = self._confidences(task.ratings, weighting, shape)
+        chosen = self._confidences(task.known, weighting, shape)
         if not chosen.nnz:
             return users, items
         als.user_factors, als.item_factors = users, items
-        als.fit(chosen, show_progress=False, callback=lambda sweep, *_: report({"sweep": float(sweep + 1)}))
+        _learn(als, chosen, lambda sweep, *_: report({"sweep": float(sweep + 1)}))
         users = als.recalculate_user(np.arange(len(users)), chosen)
         return np.asarray(users, dtype=np.float32), np.asarray(als.item_factors, dtype=np.float32)
 
     def _library(
         self, rank: int, weighting: Weighting, iterations: int, rng: np.random.Generator
     ) -> AlternatingLeastSquares:
-        return AlternatingLeastSquares(
-            factors=rank,
-            regularization=weighting.ridge,
-            iterations=iterations,
-            num_threads=self._settings.threads,
-            random_state=int(rng.integers(2**31)),
-        )
+        return _library(rank, weighting.ridge, iterations, self._settings.threads, rng)
 
     def _confidences(self, ratings: Ratings, weighting: Weighting, shape: tuple[int, int]) -> sp.csr_matrix:
         return _matrix(ratings, confidence_of(ratings.value, self._settings.scale, weighting.alpha), shape)
@@ -197,6 +194,37 @@ class ImplicitEngine:
         fitted = implicit_fit(ratings, n_users, self._settings.scale, weighting, items, sweeps=2)
         chosen = {"alpha": weighting.alpha, "ridge": weighting.ridge, "power": weighting.power}
         return replace(fitted, metrics={**fitted.metrics, **chosen})
+
+
+def item_factors(
+    confidences: sp.csr_matrix, rank: int, ridge: float, *, threads: int, rng: np.random.Generator
+) -> Float32s:
+    """Return the library's item factors (n_items, r): see `factors.Factorize`. Raises `FitDiverged`."""
+    als = _library(rank, ridge, _SWEEPS, threads, rng)
+    with threadpool_limits(limits=1, user_api="blas"):
+        _learn(als, confidences)
+    return np.asarray(als.item_factors, dtype=np.float32)
+
+
+def _learn(
+    als: AlternatingLeastSquares, chosen: sp.csr_matrix, callback: Callable[..., None] | None = None
+) -> None:
+    try:
+        als.fit(chosen, show_progress=False, callback=callback)
+    except ModelFitError as exc:
+        raise FitDiverged("implicit ALS gave factors that are not finite") from exc
+
+
+def _library(
+    rank: int, ridge: float, iterations: int, threads: int, rng: np.random.Generator
+) -> AlternatingLeastSquares:
+    return AlternatingLeastSquares(
+        factors=rank,
+        regularization=ridge,
+        iterations=iterations,
+        num_threads=threads,
+        random_state=int(rng.integers(2**31)),
+    )
 
 
 def _places(

@@ -110,7 +110,7 @@ def train(
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=rate, total_steps=steps + 1, final_div_factor=rate / last_rate
         )
-        item = torch.tensor(by_user.other)
+        item = torch.tensor(by_user.other, dtype=torch.int64)
         target = torch.tensor((by_user.value - begin.mean) / begin.unit, dtype=torch.float32)
         loss = math.nan
         for epoch in range(epochs):

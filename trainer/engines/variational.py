@@ -26,9 +26,11 @@ class VariationalEngine:
             settings=self._settings,
             rng=task.rng,
             start=task.start,
+            continuation=task.continuation,
             progress=lambda sweep, metrics: task.report({"sweep": float(sweep), **metrics}),
             attributes=task.attributes,
             context_kinds=task.context_kinds,
+            has_read=task.has_read,
         )
 
     def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:

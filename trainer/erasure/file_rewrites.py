@@ -13,6 +13,7 @@ from featurestore.ratings.files import FileState, next_step
 from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
+from trainer.erasure.waiting import FILES, FILES_BUSY, FILES_REFUSED, FILES_ROOM, STREAMS
 from trainer.retry import with_retries
 
 # Erasures that come together, as those of a script, share a rewrite; one alone waits no longer for it.
@@ -31,6 +32,8 @@ class FileRewrites:
         self._no_room = no_room
         self._waiting: list[asyncio.Future[None]] = []
         self._any = asyncio.Event()
+        # In words for those who wait.
+        self.waits_for = FILES
 
     async def rewritten(self) -> None:
         """Return when no file of the store has anything that was removed from it before this call."""
@@ -50,6 +53,7 @@ class FileRewrites:
             began_at = time.monotonic()
             await self._rewrite()
             rest_s = _REST * (time.monotonic() - began_at)
+            self.waits_for = FILES
             log.event("store_files_rewritten", erasures=len(waiting), rest_s=round(rest_s, 1))
             for future in waiting:
                 # One whose term ends is cancelled.
@@ -63,16 +67,22 @@ class FileRewrites:
 
     async def _rewritten_in_one_run(self) -> bool:
         await self._renew_streams()
-        before: FileState | None = None
+        before: list[FileState] | None = None
         backoff, ask_at, told, look_s = Backoff(0.5, 60.0), 0.0, False, _LOOK_S
         while True:
             try:
-                now = await with_retries(self._store.files.state)
-                if before is None and not now.busy:
+                now = await with_retries(self._store.files.states)
+                if before is None and not any(each.busy for each in now):
                     before = now
-                if before is not None and now.run != before.run:
+                if before is not None and {each.run for each in now} != {each.run for each in before}:
                     return False
                 step = "wait" if before is None else next_step(before, now)
+                if before is None:
+                    self.waits_for = FILES_BUSY
+                elif step != "wait" and self._no_room():
+                    self.waits_for = FILES_ROOM
+                elif not told:
+                    self.waits_for = FILES
                 if step == "done":
                     return True
                 if step != "wait" and not self._no_room() and time.monotonic() >= ask_at:
@@ -83,7 +93,7 @@ class FileRewrites:
             except StoreError as exc:
                 # One may have begun just now. Without the right to ask for one the next that comes will do.
                 if "progress" not in str(exc) and not told:
-                    told = True
+                    told, self.waits_for = True, FILES_REFUSED
                     log.warning("store_files_not_rewritten", why=str(exc))
             await asyncio.sleep(look_s)
             look_s = min(1.1 * look_s, _SELDOM_S)
@@ -94,5 +104,6 @@ class FileRewrites:
             epochs = {pointer.epoch, pointer.pending} - {0}
             if await with_retries(self._store.files.renew_streams, epochs):
                 return
+            self.waits_for = STREAMS
             # The trainer is far behind: it trims whole nodes while it catches up.
             await asyncio.sleep(_LOOK_S)

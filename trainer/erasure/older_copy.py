@@ -7,7 +7,6 @@ attributes that say since when they are these.
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +26,8 @@ from trainer.archive.erasures import Ledger, readable_ledgers
 from trainer.archive.events import make_table, type_codes
 from trainer.archive.identity import read_since
 from trainer.archive.root import ArchiveRoot
-from trainer.archive.segments import read_segment
+from trainer.archive.segments import read_parts
+from trainer.archive.storage.files import Location
 from trainer.errors import SegmentDamagedError, SegmentGoneError
 from trainer.retry import with_retries
 
@@ -38,6 +38,8 @@ _LOOK_S = 1.0
 # Between two steps through the attributes: each lasts a fraction of a millisecond, so that the store is left
 # free most of the time.
 _PAUSE_S = 0.002
+# What says of an event whose it is, of what, and when it came in; the row has the code of its type.
+_COLUMNS = ("user_id", "item_id", "rating", "time", "stream_ms", "stream_seq", "item_row")
 
 Key = tuple[bytes, int, bytes]
 """Item id, code of the event's type, and the bits of rating and time."""
@@ -48,7 +50,7 @@ async def erase_again(store: Store, root: ArchiveRoot) -> None:
 
     What such a user rated since stays. Safe to repeat. Raises `StoreRefused`, `LeaseLost`.
     """
-    ledgers = await asyncio.to_thread(readable_ledgers, root.root)
+    ledgers = await with_retries(asyncio.to_thread, readable_ledgers, root.root)
     epoch = (await with_retries(store.generations.live)).epoch
     users = await _erased_users(store, epoch, ledgers)
     ratings = await _erase_ratings_again(store, root, epoch, ledgers, users) if users else 0
@@ -72,8 +74,8 @@ async def keep_attributes_erased(store: Store, root: ArchiveRoot) -> None:
                     # The connection alone was lost.
                     seen = sockets
                     continue
-                ledgers = await asyncio.to_thread(readable_ledgers, root.root)
-                since_ms = await asyncio.to_thread(read_since, root.root)
+                ledgers = await with_retries(asyncio.to_thread, readable_ledgers, root.root)
+                since_ms = await with_retries(asyncio.to_thread, read_since, root.root)
                 epoch = (await store.generations.live()).epoch
                 users = await erase_attributes_again(store, epoch, ledgers, since_ms)
                 if users:
@@ -88,20 +90,20 @@ async def keep_attributes_erased(store: Store, root: ArchiveRoot) -> None:
 
 
 async def _run_of(store: Store) -> str:
-    """Return what is another after each start of the store, and where it took over what another one had; ''
-    where the store does not say.
+    """Return what is another after each start of the store, of any of its servers, and where one took over
+    what another one had; '' where one does not say.
     """
-    server, replication = await store.redis.info("server"), await store.redis.info("replication")
-    run, history = server.get("run_id"), replication.get("master_replid")
-    return f"{run} {history}" if run and history else ""
+    said = await store.redis.each(["INFO", "server"], ["INFO", "replication"])
+    runs = [(server.get("run_id"), replication.get("master_replid")) for server, replication in said]
+    return " ".join(sorted(f"{run} {history}" for run, history in runs)) if all(map(all, runs)) else ""
 
 
 async def erase_attributes_again(
     store: Store, epoch: int, ledgers: Sequence[Ledger], since_ms: int = 0
 ) -> int:
     """Remove attributes that were given before an erasure of their user in the ledgers, if that was later
-    than `since_ms`; return of how many users. A trainer has the files of the store written anew. `epoch`:
-    the live one.
+    than `since_ms`; return of how many users. A trainer has the files of the store written anew. Users who
+    are gone leave the active ones. `epoch`: the live one.
 
     Safe to repeat. Raises `StoreError`.
     """
@@ -124,6 +126,12 @@ async def erase_attributes_again(
             await store.attributes.erase(epoch, user_id, at_ms)
             again += 1
         await asyncio.sleep(_PAUSE_S)
+    # Of a copy that was made between the two steps of forgetting a user.
+    erased = _erased_at(ledgers, await store.active.ids(epoch) if ledgers else [])
+    listed = [user_id for user_id, at_ms in erased.items() if at_ms > since_ms]
+    for user in await store.users.stored(epoch, listed):
+        if not user.history:
+            await store.active.remove(epoch, user.user_id)
     return again
 
 
@@ -132,7 +140,8 @@ async def _erase_ratings_again(
 ) -> int:
     """Forget users of the ledger whose histories have ratings from before; return how many these were."""
     at_ms = _erased_at(ledgers, list(users))
-    known = await asyncio.to_thread(_known, _archived(root, store.identity, users), at_ms)
+    # What could not be read may have what came after the erasure, which would be erased with the rest.
+    known = await with_retries(asyncio.to_thread, _known, root, store.identity, at_ms)
     registry = store.items(epoch)
     left, again = list(users.values()), 0
     while left:
@@ -209,30 +218,31 @@ def _erased_at(ledgers: Iterable[Ledger], user_ids: list[bytes]) -> dict[bytes, 
 
 
 def _archived(root: ArchiveRoot, identity: str, users: Collection[bytes]) -> Iterable[pa.Table]:
-    """Yield what the archive and its trash have of users, whichever the epoch. Blocking."""
-    folders: list[Path] = [root.folder(number) for number in root.epochs()]
+    """Yield what the archive and its trash have of users, whichever the epoch."""
+    folders: list[Location] = [root.folder(number) for number in root.epochs()]
     folders += [entry.path for entry in root.trash.entries() if entry.identity == identity]
     names = pa.array([user_id.decode() for user_id in users])
     for folder in folders:
         for _, path in uncovered(folder):
             try:
-                table, _spans = read_segment(path)
+                for part in read_parts(path, _COLUMNS):
+                    yield part.filter(pc.is_in(part["user_id"], value_set=names))
             except (SegmentDamagedError, SegmentGoneError) as exc:
                 log.warning("segment_damaged", segment=path.name, why=str(exc))
-                continue
-            yield table.filter(pc.is_in(table["user_id"], value_set=names))
 
 
-def _known(tables: Iterable[pa.Table], at_ms: Mapping[bytes, int]) -> dict[bytes, set[Key]]:
-    """Return the events of each user that came after the erasure."""
+def _known(root: ArchiveRoot, identity: str, at_ms: Mapping[bytes, int]) -> dict[bytes, set[Key]]:
+    """Return the archived events of each user that came after the erasure. Blocking. Raises
+    `ArchiveFailedError`.
+    """
     known: dict[bytes, set[Key]] = {user_id: set() for user_id in at_ms}
-    for table in tables:
+    for table in _archived(root, identity, at_ms):
         _add(known, table, at_ms)
     return known
 
 
 def _add(known: dict[bytes, set[Key]], table: pa.Table, at_ms: Mapping[bytes, int]) -> None:
-    columns = ("user_id", "item_id", "rating", "time", "stream_ms", "stream_seq")
+    *columns, _row = _COLUMNS
     values = [table[name].to_pylist() for name in columns]
     codes = type_codes(table).tolist()
     for user, item, rating, time, ms, seq, code in zip(*values, codes, strict=True):

@@ -4,16 +4,17 @@ Invariant: what is there and complete belongs to the generation that it is named
 erased from the archive is in a fit that leaves this module.
 """
 
-import contextlib
 import re
 import shutil
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trainer.archive.segments import sync_directory
-from trainer.errors import FitFailedError
+from trainer import log
+from trainer.archive.item_list import write_items
+from trainer.archive.storage.files import sync_directory
+from trainer.errors import ArchiveFailedError, Failures, FitFailedError
 from trainer.fit_job.result_files import erase_user, read_result
 from trainer.fit_job.results import FitResult
 
@@ -31,6 +32,8 @@ class FitFolder:
         # Users erased since `begin_fit`: the fit that runs may know them from its snapshot.
         self._erased: list[bytes] = []
         self._fitting = False
+        # By user whose erasure has not ended: the rows of the items that were found so far.
+        self._items: dict[bytes, set[int]] = {}
         # The newest fit that got a number: its files stay, whether or not it is live already.
         self._adopted: int | None = None
 
@@ -38,6 +41,15 @@ class FitFolder:
     def new(self) -> Path:
         """Where a fit is to be written."""
         return self._path / "new"
+
+    def write_items(self, ids: Sequence[bytes]) -> Path:
+        """Write the ids of the items for the fit that begins; return the file. Raises
+        `ArchiveFailedError`.
+        """
+        folder = self.new.with_name("new.items")
+        folder.mkdir(exist_ok=True)
+        written = write_items(folder, ids)
+        return folder / written.name
 
     def begin_fit(self) -> None:
         """Make room for a fit. To be called before its snapshot of the archive is taken."""
@@ -58,20 +70,24 @@ class FitFolder:
             self._fitting = False
 
     def adopt(self, result: FitResult, generation: int) -> FitResult:
-        """Name the new fit after its generation."""
+        """Name the new fit after its generation. Raises `ArchiveFailedError`."""
         path = self._of(generation)
         with self._lock:
             self._adopted = generation
             shutil.rmtree(path, ignore_errors=True)
-            result.path.rename(path)
-            sync_directory(self._path)
+            try:
+                result.path.rename(path)
+                sync_directory(self._path)
+            except OSError as exc:
+                # An erasure may have removed it, where it was damaged.
+                raise ArchiveFailedError(f"cannot name {result.path}: {exc.strerror or exc}") from exc
         return replace(result, path=path)
 
     def read(self, generation: int) -> FitResult | None:
-        """Return the fit of a generation, mapped; None where it is not here or not whole."""
+        """Return the fit of a generation, mapped; None where it is not here, not whole or cannot be read."""
         try:
             return read_result(self._of(generation))
-        except FitFailedError:
+        except (ArchiveFailedError, FitFailedError):
             return None
 
     def keep(self, generations: Collection[int]) -> None:
@@ -81,17 +97,33 @@ class FitFolder:
                 if generation not in generations and generation != self._adopted:
                     shutil.rmtree(self._of(generation), ignore_errors=True)
 
-    def erase(self, user_id: bytes) -> None:
-        """Take a user out of every fit here, one that runs or waits to be published included. Repeating is
-        safe.
+    def erase(self, user_id: bytes) -> list[int]:
+        """Take a user out of every fit here, one that runs or waits to be published included; return the rows
+        of the items of which these had the user's ratings or events. Repeating is safe.
+
+        A fit that is damaged, and so cannot be searched, is removed: it can be made again. Raises
+        `ArchiveFailedError` where one cannot be read or removed, when it has been through all others; the
+        next call for this user returns the rows of these, too.
         """
+        failures = Failures()
         with self._lock:
             if self._fitting:
                 self._erased.append(user_id)
+            items = self._items.setdefault(user_id, set())
             for path in [self.new, *map(self._of, self._generations())]:
-                # A fit whose files cannot be read is not read by anything else either.
-                with contextlib.suppress(FitFailedError):
-                    erase_user(path, user_id)
+                with failures:
+                    if path.exists():
+                        self._erase_from(path, user_id, items)
+            failures.throw()
+            return sorted(self._items.pop(user_id))
+
+    @staticmethod
+    def _erase_from(path: Path, user_id: bytes, items: set[int]) -> None:
+        try:
+            erase_user(path, user_id, items)
+        except FitFailedError as exc:
+            log.warning("fit_removed", fit=path.name, why=str(exc))
+            _remove(path)
 
     def may_know(self, user_id: bytes) -> bool:
         """Say whether a fit that runs may still write this user, who was erased since it began."""
@@ -113,3 +145,14 @@ class FitFolder:
 
     def _of(self, generation: int) -> Path:
         return self._path / f"generation-{generation:06d}"
+
+
+def _remove(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+        sync_directory(path.parent)
+    except FileNotFoundError:
+        # With its epoch, on its way to the trash.
+        return
+    except OSError as exc:
+        raise ArchiveFailedError(f"cannot remove {path}: {exc.strerror or exc}") from exc

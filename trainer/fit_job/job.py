@@ -6,8 +6,10 @@ In: a `FitRequest`. Out: any number of `Progress`, then `Done` or `Failed`.
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +19,6 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from factors import (
-    MANY_RATINGS,
     Attribute,
     Columns,
     ContextKind,
@@ -32,6 +33,7 @@ from factors import (
     learn_encoding,
 )
 from featurestore.catalogue.columns import attributes_of
+from processes.memory import give_back_freed
 from processes.messages import Parent
 from trainer.archive.item_list import read_items
 from trainer.catalogue.reading import read_catalogue
@@ -43,15 +45,24 @@ from trainer.errors import (
     ArchiveRefusedError,
     FitFailedError,
     SegmentDamagedError,
+    SegmentUnreadError,
 )
+from trainer.fit_job.compiling import NICENESS, compile_apart
+from trainer.fit_job.mapped_columns import in_file
+from trainer.fit_job.progress import Phase
 from trainer.fit_job.ranking import add_head, engine_has_head
 from trainer.fit_job.ratings import FitInput, load_ratings
 from trainer.fit_job.result_files import read_result, take_name, unnamed, write_result
 from trainer.fit_job.results import Described, FitResult
 from trainer.fit_job.trial import try_out
 
-# Workers that answer users on the same cores go first, but POST /train has a minute: no idle priority.
-_NICENESS = 5
+# What is less is had and freed thousands of times: mapped anew each time it cost a fault for each 4 KB.
+_LARGE = 1 << 22
+
+# So few new ratings, a part of all, move little of what is settled: each refit sweeps on from the one before,
+# twice for its trial and once for all ratings.
+_FEW_NEW = 0.05
+_SWEEPS_OF_FEW = 2  # the first takes the new ratings in, the second what follows for all others
 
 # What may come of a fit without a mistake in it.
 _EXPECTED = (
@@ -94,6 +105,12 @@ class FitRequest:
     context_retired: tuple[tuple[int, int | None], ...] = ()
 
 
+class Began(msgspec.Struct, frozen=True, tag=True):
+    """A phase of the fit has begun."""
+
+    phase: Phase
+
+
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """Figures of a sweep that has ended."""
 
@@ -101,7 +118,12 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
-    """The result lies where the request said."""
+    """The result lies where the request said. `peak_bytes`: the most memory that this process had; 0 where
+    the system does not tell. `cpu_s`: what it used of the cores.
+    """
+
+    peak_bytes: int = 0
+    cpu_s: float = 0.0
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -112,35 +134,43 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     path: str | None = None
 
 
-Answer = Progress | Done | Failed
+Answer = Began | Progress | Done | Failed
 
 
-def run_fit(request: FitRequest, report: Report) -> None:
+def _no_phase(_phase: Phase) -> None:
+    """Let the beginning of a phase go."""
+
+
+def run_fit(request: FitRequest, report: Report, begin: Callable[[Phase], None] = _no_phase) -> None:
     """Load the ratings, measure a trial fit on a part of them, fit all, write the result; then fit the
     ranking head, and add it. A process that is killed at that leaves the ratings' result to `take_name`.
+    `begin` is called with each phase.
 
     Raises `SegmentDamagedError`, `ArchiveFailedError`, `ArchiveRefusedError`, `FactorsError`, `OSError`,
     `MemoryError`.
     """
     output, rng = Path(request.output), np.random.default_rng(request.seed)
-    data, live = _fit_ratings(request, rng, report)
-    if engine_has_head(request.engine):
+    data, live = _fit_ratings(request, rng, report, begin)
+    if engine_has_head(request.engine, events=data.choices is not None):
         start = None if request.from_scratch else live
         threads, types = request.threads, request.types
-        add_head(unnamed(output), data, start, rng=rng, threads=threads, types=types)
+        begin("ranking")
+        how = partial(add_head, rng=rng, threads=threads, types=types, engine=request.engine)
+        how(unnamed(output), data, start)
     take_name(output)
 
 
 def _fit_ratings(
-    request: FitRequest, rng: np.random.Generator, report: Report
+    request: FitRequest, rng: np.random.Generator, report: Report, begin: Callable[[Phase], None]
 ) -> tuple[FitInput, FitResult | None]:
     """Fit the ratings and write the result; return what was learned from, and the live fit. All else that
     took memory is free again.
     """
+    begin("loading")
     live = None
     if request.live is not None:
         # Without its files the fit starts from nothing: slower, not wrong.
-        with contextlib.suppress(FitFailedError):
+        with contextlib.suppress(ArchiveFailedError, FitFailedError):
             live = read_result(Path(request.live))
     known_ids, learned = (None, None) if live is None else (live.user_id_array(), np.asarray(live.user_n))
     item_ids = read_items(Path(request.items))
@@ -148,8 +178,13 @@ def _fit_ratings(
     segments = list(zip(map(Path, request.paths), opened, strict=True))
     data = load_ratings(segments, item_ids, known_ids, learned)
     # Decided once, so that the trial is of what goes live; and what no fit reads is not carried along.
-    kinds = request.context_kinds if len(data.ratings.value) < MANY_RATINGS else ()
+    kinds = request.context_kinds
     data = replace(data, ratings=of_fields(data.ratings, len(kinds), request.context_retired))
+    data, has_read = in_file(data, Path(request.output).parent)
+    if engine_has_head(request.engine, events=data.choices is not None):
+        # The head learns from these, the ratings among them.
+        every = data.ratings if data.choices is None else data.choices
+        compile_apart(max(len(data.ratings.value), len(every.value)))
     settings = FitSettings(Scale(request.low, request.high, request.step), threads=request.threads)
     engine = make_engine(request.engine, settings)
     given = read_attributes(request, item_ids, data.user_ids)
@@ -160,15 +195,22 @@ def _fit_ratings(
         report=report,
         attributes=columns,
         context_kinds=kinds,
+        has_read=has_read,
     )
     before: dict[SideName, Columns] = {}
     if live is not None:
         if not request.from_scratch:
             users = np.asarray(live.users)[data.kept]
+            # What was taken back has to be unlearned, too.
+            gone = live.n_ratings - (len(data.ratings.value) - len(data.unlearned))
+            few = len(data.unlearned) + max(gone, 0) <= _FEW_NEW * len(data.ratings.value)
+            task = replace(task, continuation=_SWEEPS_OF_FEW if few else None)
             task = replace(task, start=Fitted(live.model, users, np.asarray(live.items)[: data.n_items]))
         before = {name: each.encoding.encode(*given[name]) for name, each in live.known_attributes().items()}
-    trial, metrics = try_out(engine, task, data, live, before)
-    fitted = engine.fit(task if trial is None else replace(task, start=trial))
+    begin("trial")
+    trial, metrics = try_out(engine, task, data, live, before, threads=request.threads)
+    begin("fitting")
+    fitted = engine.fit(task if trial is None else _from_trial(task, trial))
     finite = {name: float(value) for name, value in fitted.metrics.items() if np.isfinite(value)}
     if data.unknown:
         metrics["unknown_items"] = float(data.unknown)
@@ -178,6 +220,15 @@ def _fit_ratings(
         users_read_ms=request.users_read_ms,
     )
     return data, live
+
+
+def _from_trial(task: FitTask, trial: Fitted) -> FitTask:
+    """Return the task of the fit of all ratings, which goes on from its trial."""
+    start = task.start
+    # After a trial that goes on from the live fit only the ratings held out are new; one that chose its terms
+    # anew has not settled.
+    chose = start is None or start.posterior.parameters.decided != trial.posterior.parameters.decided
+    return replace(task, start=trial, continuation=None if chose or task.continuation is None else 1)
 
 
 def read_attributes(
@@ -228,16 +279,35 @@ def main() -> int:
     parent = Parent()
     parent.end_with_it()
     request = msgspec.msgpack.decode(parent.request, type=FitRequest)
-    os.nice(_NICENESS)
+    os.nice(NICENESS)
+    # Arrow's own allocators keep what was freed, and so does the system's: of many ratings as much as the fit
+    # takes.
+    pa.set_memory_pool(pa.system_memory_pool())
+    give_back_freed(_LARGE)
+
+    def tell(answer: Answer) -> None:
+        parent.send(msgspec.msgpack.encode(answer))
+
     try:
-        with threadpool_limits(limits=request.threads):
-            run_fit(request, lambda metrics: parent.send(msgspec.msgpack.encode(Progress(metrics))))
+        # Loops divide their rows among threads themselves, and what BLAS gives depends on how many it has.
+        with threadpool_limits(limits={"blas": 1, "openmp": request.threads}):
+            run_fit(request, lambda metrics: tell(Progress(metrics)), lambda phase: tell(Began(phase)))
     except _EXPECTED as exc:
-        path = str(exc.path) if isinstance(exc, SegmentDamagedError) else None
-        parent.send(msgspec.msgpack.encode(Failed(_kind(exc), str(exc) or type(exc).__name__, path)))
+        path = str(exc.path) if isinstance(exc, SegmentDamagedError | SegmentUnreadError) else None
+        tell(Failed(_kind(exc), str(exc) or type(exc).__name__, path))
         return 1
-    parent.send(msgspec.msgpack.encode(Done()))
+    tell(Done(peak_bytes(), time.process_time()))
     return 0
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process had; 0 where the system does not tell."""
+    # Not `ru_maxrss`, which counts what the parent had when it forked.
+    try:
+        lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def _kind(exc: Exception) -> FailureKind:

@@ -8,26 +8,29 @@ from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
-import pyarrow as pa
 
 from processes.messages import HelperEndedError, helper
 from trainer import log
-from trainer.archive.segments import TEMPORARY, Step, no_step
+from trainer.archive.segments import Step, no_step
+from trainer.archive.storage.files import WithDescriptor
+from trainer.archive.storage.local import TEMPORARY
 from trainer.errors import FitFailedError
-from trainer.fit_job.job import Answer, Failed, FitRequest, Progress
+from trainer.fit_job.job import Answer, Began, Done, FitRequest, Progress
+from trainer.fit_job.progress import FitProgress
 from trainer.fit_job.result_files import read_result, take_name
 from trainer.fit_job.results import FitResult
 
 
 async def fit_in_process(
     request: FitRequest,
-    files: Sequence[pa.OSFile],
+    files: Sequence[WithDescriptor],
     users: BinaryIO | None = None,
     *,
     step: Step = no_step,
+    told: FitProgress | None = None,
 ) -> FitResult:
     """Fit in a child process; return the result, mapped from its files. `files`: the segments of the request,
-    open; `users`: the file of the attributes of users, where there are any.
+    open; `users`: the file of the attributes of users, where there are any; `told`: is kept up to date.
 
     Where the process is killed while it fits the ranking head, the result has none. Raises `FitFailedError`
     where there is no result.
@@ -43,8 +46,8 @@ async def fit_in_process(
         async with helper("trainer.fit_job.job", opened) as running:
             step("fit:started")
             answer = decode(await running.ask(msgspec.msgpack.encode(request)))
-            while isinstance(answer, Progress):
-                log.LOGGER.debug("%s", log.line("fit_progress", dict(answer.metrics)))
+            while isinstance(answer, Began | Progress):
+                _note(answer, told)
                 answer = decode(await running.receive())
     except HelperEndedError as exc:
         # As by the kernel, where memory runs out: the ratings' fit was written before.
@@ -55,9 +58,20 @@ async def fit_in_process(
     finally:
         half_written = output.with_name(output.name + TEMPORARY)
         await asyncio.to_thread(shutil.rmtree, half_written, ignore_errors=True)
-    if not isinstance(answer, Failed):
+    if isinstance(answer, Done):
+        log.event("fit_ended", cpu_s=answer.cpu_s, peak_bytes=answer.peak_bytes or None)
         return await asyncio.to_thread(read_result, output)
     if answer.kind == "memory":
         raise FitFailedError("it ran out of memory")
-    damaged = None if answer.path is None else Path(answer.path)
-    raise FitFailedError(answer.why, permanent=answer.kind == "refused", damaged=damaged)
+    path = None if answer.path is None else Path(answer.path)
+    damaged, unread = (path, None) if answer.kind == "damaged" else (None, path)
+    raise FitFailedError(answer.why, permanent=answer.kind == "refused", damaged=damaged, unread=unread)
+
+
+def _note(answer: Began | Progress, told: FitProgress | None) -> None:
+    if isinstance(answer, Progress):
+        log.LOGGER.debug("%s", log.line("fit_progress", dict(answer.metrics)))
+        if told is not None:
+            told.sweep += 1
+    elif told is not None:
+        told.begin(answer.phase)

@@ -8,17 +8,29 @@ from pathlib import Path
 
 import numpy as np
 
-from factors import Columns, FactorsError, FitRefused, RankingFit, TypeWeight, fit_ranking, head_from_bytes
+from factors import (
+    Columns,
+    Factorize,
+    FactorsError,
+    FitRefused,
+    RankingFit,
+    TypeWeight,
+    fit_ranking,
+    head_from_bytes,
+)
 from trainer import log
-from trainer.engines import EngineName
+from trainer.engines import EngineName, head_sweeps
 from trainer.fit_job.ratings import FitInput
 from trainer.fit_job.result_files import read_columns, write_head
 from trainer.fit_job.results import FitResult
 
 
-def engine_has_head(engine: EngineName) -> bool:
-    """Say whether fits of this engine have a ranking head beside them; others rank by what they fit."""
-    return engine == "variational"
+def engine_has_head(engine: EngineName, *, events: bool = False) -> bool:
+    """Say whether fits of this engine have a ranking head beside them; others rank by what they fit.
+    `events`: whether there are any that are no ratings.
+    """
+    # Ratings alone the engine `implicit` ranks by itself.
+    return engine == "variational" or (engine == "implicit" and events)
 
 
 def add_head(
@@ -29,18 +41,28 @@ def add_head(
     rng: np.random.Generator,
     threads: int,
     types: Sequence[TypeWeight] = (),
+    engine: EngineName = "variational",
 ) -> None:
     """Fit the ranking head of these ratings and other events, which count as `types` say, and of the
-    attributes in the result `path`, begun from that of the `live` fit, and add it to the result. Where that
-    fails, the log says why, and lists go by expected rating until the next fit.
+    attributes in the result `path`, begun from that of the `live` fit, and add it to the result. The `engine`
+    may have sweeps of its own. Where that fails, the log says why, and lists go by expected rating until the
+    next fit.
     """
     try:
-        head = _fitted_head(data, live, rng, threads, types=types, attributes=read_columns(path))
+        head = _fitted_head(
+            *(data, live, rng, threads),
+            types=types,
+            attributes=read_columns(path),
+            factorize=head_sweeps(engine, threads, rng),
+        )
         write_head(path, head)
     except FitRefused:
         # No rating is left.
         return
     except (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, ValueError):
+        if not path.exists():
+            # The trainer that wanted it was replaced, and the folder with it.
+            return
         log.LOGGER.exception("%s", log.line("ranking_fit_failed", {}))
 
 
@@ -52,9 +74,12 @@ def _fitted_head(
     *,
     types: Sequence[TypeWeight],
     attributes: Columns | None,
+    factorize: Factorize | None,
 ) -> RankingFit:
     start = None
-    if live is not None and live.ranking is not None:
+    # The heads of an engine with sweeps of its own leave expected ratings out of lists.
+    alike = live is not None and (live.model.feedback == "implicit") == (factorize is not None)
+    if live is not None and live.ranking is not None and alike:
         # One that is damaged or of another version: this fit chooses for itself.
         with contextlib.suppress(FactorsError):
             start = head_from_bytes(live.ranking.data, len(live.items))
@@ -66,4 +91,5 @@ def _fitted_head(
         choices=data.choices,
         types=types,
         attributes=attributes,
+        factorize=factorize,
     )

@@ -17,8 +17,10 @@ import pyarrow.compute as pc
 from factors import Choices, Float32s, Ratings
 from featurestore.codecs import type_codes_of, typed_rows
 from featurestore.contexts.codec import joined, trimmed
-from trainer.archive.events import contexts_of
-from trainer.archive.segments import read_segment
+from trainer.archive.events import CONTEXT, contexts_in
+from trainer.archive.segments import read_columns
+
+_NONE = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,8 @@ class FitInput:
     `ratings`: ordered by user, then as they were made, each pair once, nothing that was taken back;
     `choices`: the same with the events of other types among them, None where there are none of these. `kept`
     int64 (k,): user row in the earlier fit of each of the first k users. `unknown`: events of items that the
-    registry does not have, which are left out. `unlearned` int64: positions of the ratings that the earlier
-    fit has not learned, in the order in which they arrived; all of them where there was none.
+    registry does not have, which are left out. `unlearned` int32: positions of the ratings that the earlier
+    fit has not learned, in the order in which they arrived; none where there was no such fit.
     """
 
     user_ids: pa.StringArray
@@ -38,7 +40,7 @@ class FitInput:
     ratings: Ratings
     n_items: int
     kept: npt.NDArray[np.int64]
-    unlearned: npt.NDArray[np.int64]
+    unlearned: npt.NDArray[np.integer[Any]]
     unknown: int = 0
     choices: Choices | None = None
 
@@ -59,52 +61,109 @@ def load_ratings(
     `earlier`: user ids of an earlier fit, which has `learned` these users up to that `n`. An erased one is no
     valid text, so no event has it. Raises `SegmentDamagedError`.
     """
-    users, items = _Dictionary(), _Dictionary()
+    events = _read(segments)
+    item_row = _item_rows(events, item_ids)
+    unknown = int((item_row < 0).sum())
+    user_ids, order, kept = _in_order(events.user_ids, earlier)
+    rows = np.empty(len(order), dtype=np.int32)
+    rows[order] = np.arange(len(order), dtype=np.int32)
+    # Each column gives way to its successor: of many ratings every one counts.
+    user_row, events.user = rows[events.user], _NONE
+    by_n = np.lexsort((events.n, user_row))
+    user_row, n = user_row[by_n], events.n[by_n]
+    events.n = _NONE
+    user_n = np.zeros(len(user_ids), dtype=np.int64)
+    last_of_user = np.flatnonzero(np.diff(user_row, append=-1))
+    user_n[user_row[last_of_user]] = np.maximum(n[last_of_user], 0)
+    item_row, type_code = item_row[by_n], events.type_code[by_n]
+    given = _last_in_order(user_row, typed_rows(type_code, item_row))
+    given &= (item_row >= 0) & ~np.isnan(events.rating[by_n])
+    is_new = np.zeros(int(given.sum()), dtype=bool)
+    if learned is not None:
+        learned_n = np.zeros(len(user_ids), dtype=np.int64)
+        learned_n[: len(kept)] = learned[kept]
+        is_new = n[given] > learned_n[user_row[given]]
+    user_row, item_row, type_code, by_n = user_row[given], item_row[given], type_code[given], by_n[given]
+    del n, given
+    value, time = events.rating[by_n], events.time[by_n]
+    events.rating = events.time = _NONE
+    ratings, choices, rated = Ratings(user_row, item_row, value, time), None, type_code == 0
+    if not rated.all():
+        choices = Choices(user_row, item_row, value, time, type_code)
+        ratings, by_n, is_new = choices.ratings(), by_n[rated], is_new[rated]
+    context = joined(events.contexts)
+    ratings = ratings if context is None else replace(ratings, context=trimmed(context[by_n]))
+    new = np.flatnonzero(is_new)
+    unlearned = new[np.argsort(by_n[new])].astype(np.int32)
+    return FitInput(user_ids, user_n, ratings, len(item_ids), kept, unlearned, unknown, choices)
+
+
+@dataclass
+class _Events:
+    """The columns of all events (m,), `user` and `item` int32 by `user_ids` and `items`; `contexts`: of each
+    segment how many events it has, and theirs.
+    """
+
+    user: npt.NDArray[Any]
+    user_ids: pa.StringArray
+    item: npt.NDArray[Any]
+    items: pa.StringArray
+    n: npt.NDArray[Any]
+    type_code: npt.NDArray[Any]
+    rating: npt.NDArray[Any]
+    time: npt.NDArray[Any]
+    contexts: list[tuple[int, Float32s | None]]
+
+
+def _read(segments: Iterable[tuple[Path, pa.NativeFile]]) -> _Events:
+    ids = {"user_id": _Dictionary(), "item_id": _Dictionary()}
     # Each begins with nothing of its type, so that no segment at all is no special case.
     columns: dict[str, list[npt.NDArray[Any]]] = {
         "n": [np.zeros(0, np.int64)],
         "rating": [np.zeros(0, np.float64)],
         "time": [np.zeros(0, np.float64)],
-        "item_row": [np.zeros(0, np.uint32)],
+        "item_row": [np.zeros(0, np.uint8)],
     }
     contexts = list[tuple[int, Float32s | None]]()
     for path, file in segments:
-        table, _ = read_segment(path, file)
-        contexts.append((table.num_rows, contexts_of(table)))
-        users.add(table["user_id"])
-        items.add(table["item_id"])
-        for name, parts in columns.items():
-            parts.append(table[name].to_numpy())
-    codes, user_ids = users.joined()
-    item_codes, distinct = items.joined()
-    n, rating, time, stored = map(np.concatenate, columns.values())
-    found_rows = pc.index_in(distinct, value_set=item_ids).fill_null(-1).to_numpy(zero_copy_only=False)
-    item_row = found_rows.astype(np.int64)[item_codes]
-    user_ids, order, kept = _in_order(user_ids, earlier)
-    rows = np.empty(len(order), dtype=np.int64)
-    rows[order] = np.arange(len(order))
-    user_row = rows[codes]
-    user_n = np.zeros(len(user_ids), dtype=np.int64)
-    np.maximum.at(user_n, user_row, n)
-    type_code = type_codes_of(stored)
-    last = last_of_pairs(user_row, typed_rows(type_code, item_row), n)
-    last = last[~np.isnan(rating[last]) & (item_row[last] >= 0)]
-    last = last[np.lexsort((n[last], user_row[last]))]
-    every = Choices(
-        *(user_row[last].astype(np.int32), item_row[last].astype(np.int32), rating[last], time[last]),
-        type_code[last],
+        count, context = 0, None
+        for name, column in read_columns(path, file):
+            count = len(column)
+            if name in ids:
+                ids[name].add(column)
+            elif name == CONTEXT.name:
+                context = contexts_in(column)
+            elif name in columns:
+                # A copy: what is read by Arrow goes with the column.
+                numbers = column.to_numpy()
+                columns[name].append(type_codes_of(numbers) if name == "item_row" else np.array(numbers))
+        contexts.append((count, context))
+    found = {name: np.concatenate(columns.pop(name)) for name in list(columns)}
+    user, user_ids = ids["user_id"].joined()
+    item, items = ids["item_id"].joined()
+    type_code = found["item_row"]
+    return _Events(
+        *(user, user_ids, item, items), found["n"], type_code, found["rating"], found["time"], contexts
     )
-    rated = every.type_code == 0
-    ratings, last = every.ratings(), last[rated]
-    context = joined(contexts)
-    ratings = ratings if context is None else replace(ratings, context=trimmed(context[last]))
-    learned_n = np.zeros(len(user_ids), dtype=np.int64)
-    if learned is not None:
-        learned_n[: len(kept)] = learned[kept]
-    new = np.flatnonzero(n[last] > learned_n[ratings.user_row])
-    unlearned = new[np.argsort(last[new])]
-    unknown, choices = int((item_row < 0).sum()), None if rated.all() else every
-    return FitInput(user_ids, user_n, ratings, len(item_ids), kept, unlearned, unknown, choices)
+
+
+def _item_rows(events: _Events, item_ids: pa.StringArray) -> npt.NDArray[np.int32]:
+    """Return the row of the item of each event in the registry, -1 where it has none. Takes `events.item`."""
+    found = pc.index_in(events.items, value_set=item_ids).fill_null(-1).to_numpy(zero_copy_only=False)
+    rows: npt.NDArray[np.int32] = found.astype(np.int32)[events.item]
+    events.item = _NONE
+    return rows
+
+
+def _last_in_order(user_row: npt.NDArray[np.int32], item: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return which events, ordered by user, are the last of their user and item."""
+    # Item rows and types have 32 bits, with one more for unknown items.
+    pair = user_row.astype(np.int64) << 33 | (item + 1)
+    order = np.argsort(pair, kind="stable")
+    pair = pair[order]
+    last = np.zeros(len(pair), dtype=bool)
+    last[order[np.flatnonzero(np.diff(pair, append=-1))]] = True
+    return last
 
 
 def _in_order(
@@ -132,10 +191,10 @@ class _Dictionary:
         """Add what a segment has of it."""
         self._chunks.extend(column.dictionary_encode().chunks)
 
-    def joined(self) -> tuple[npt.NDArray[np.int64], pa.StringArray]:
+    def joined(self) -> tuple[npt.NDArray[np.int32], pa.StringArray]:
         """Return the code of each row, and the strings by code."""
         if not self._chunks:
-            return np.zeros(0, np.int64), pa.array([], type=pa.string())
+            return np.zeros(0, np.int32), pa.array([], type=pa.string())
         chunks = pa.chunked_array(self._chunks).unify_dictionaries().chunks
         codes = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in chunks]
         return np.concatenate(codes), chunks[-1].dictionary

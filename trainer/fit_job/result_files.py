@@ -4,10 +4,12 @@ Invariant: a folder under its final name is complete. An erased user is overwrit
 of a fit names or describes a forgotten user.
 """
 
+import contextlib
+import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,15 +30,19 @@ from factors import (
     SideName,
     from_bytes,
     head_to_bytes,
+    mark_described,
     posterior_of,
     side_attributes_from_bytes,
     side_attributes_to_bytes,
     to_bytes,
 )
-from trainer.archive.segments import TEMPORARY, sync_directory
-from trainer.errors import FitFailedError
+from trainer.archive.storage.files import sync_directory
+from trainer.archive.storage.local import TEMPORARY
+from trainer.errors import ArchiveFailedError, FitFailedError
 from trainer.fit_job.ratings import FitInput
-from trainer.fit_job.results import ERASED, Described, FitResult, user_hash
+from trainer.fit_job.results import ERASED, Described, FitResult, entries_of, user_hash
+
+Writable = np.memmap[Any, np.dtype[Any]]
 
 # Grows when a fit of today could not be read by an older trainer, which then makes one of its own.
 FORMAT = 1
@@ -62,7 +68,14 @@ _OF_USERS = "user_attributes"
 _OF_EVENTS = ("event_indptr", "event_users", "event_codes", "event_values", "event_times")
 # Only where contexts were given.
 _OF_CONTEXTS = ("item_contexts",)
+# Of those with nothing of an item one is found at the first of large worlds, and mostly where nine in ten
+# have rated it; else the entry stays, without an id, a value or a hash.
+_TRIES = 32
 _OF_A_RATING = ("item_values", "item_times", "event_values", "event_times")
+
+
+# What another read would find again: nothing is there, or a folder, or no system call has failed.
+_NOT_A_FILE = {None, errno.ENOENT, errno.EISDIR, errno.ENOTDIR}
 
 
 def write_result(
@@ -127,6 +140,10 @@ def write_head(path: Path, ranking: RankingFit) -> None:
         known = side_attributes_from_bytes(_mapped(path, _OF_ATTRIBUTES[0]).data)
         known = replace(known, relevance=ranking.relevance)
         arrays[_OF_ATTRIBUTES[0]] = _as_bytes(known)
+        # In place: they are a few rows of a large file, and say nothing without a head.
+        items = np.load(path / "items.npy", mmap_mode="r+")
+        mark_described(items, ranking.described)
+        items.flush()
     (path / (_SUMMARY + TEMPORARY)).write_text(json.dumps(summary))
     for name, array in arrays.items():
         with (path / f"{name}.npy{TEMPORARY}").open("wb") as file:
@@ -156,8 +173,10 @@ def take_name(path: Path) -> bool:
 
 
 def read_result(path: Path) -> FitResult:
-    """Map a fit. Raises `FitFailedError` where it is not there or not whole."""
-    try:
+    """Map a fit. Raises `FitFailedError` where it is not there or not whole, `ArchiveFailedError` where it
+    could not be read.
+    """
+    with _reading(path):
         summary = json.loads((path / _SUMMARY).read_text())
         # Version 0.1.0 did not say.
         if summary.get("format", 1) != FORMAT:
@@ -178,7 +197,16 @@ def read_result(path: Path) -> FitResult:
         return FitResult(
             path=path, model=model, metrics=metrics, n_ratings=int(summary["n_ratings"]), **arrays
         )
-    except (OSError, ValueError, KeyError) as exc:
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """As for segments: of a file that was not seen nothing is known, and it must not be removed."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, KeyError, IndexError) as exc:
+        if isinstance(exc, OSError) and exc.errno not in _NOT_A_FILE:
+            raise ArchiveFailedError(f"cannot read the fit in {path.name}: {exc.strerror}") from exc
         raise FitFailedError(f"the files of the fit in {path.name} are not readable: {exc}") from exc
 
 
@@ -243,20 +271,29 @@ def _are_there(path: Path, names: Sequence[str]) -> bool:
     return all((path / f"{name}.npy").is_file() for name in names)
 
 
-def erase_user(path: Path, user_id: bytes) -> bool:
-    """Overwrite a user in a fit's files; say whether the user was there. Repeating is safe.
+def erase_user(path: Path, user_id: bytes, items: set[int] | None = None) -> list[int]:
+    """Overwrite a user in a fit's files; return the rows of the items of which the user had ratings or other
+    events there. Repeating is safe, and finds fewer: `items` has them before anything is overwritten.
 
-    Results that are mapped already show it. Raises `FitFailedError` where the files cannot be read.
+    Results that are mapped already show it. Raises as `read_result`.
     """
     result = read_result(path)
-    row = int(result.rows_of([user_id])[0])
-    if row < 0:
-        return False
-    users = np.load(path / "users.npy", mmap_mode="r+", allow_pickle=False)
+    with _reading(path):
+        if (row := result.row_of(user_id)) is None:
+            return []
+        found: list[int] = result.items_of(row).tolist()
+        if items is not None:
+            items.update(found)
+        _overwrite(path, result, row)
+        return found
+
+
+def _overwrite(path: Path, result: FitResult, row: int) -> None:
+    users = _writable(path, "users")
     users[row] = posterior_of(result.model).prior_user
     users.flush()
     if result.ranking_users is not None:
-        vectors = np.load(path / "ranking_users.npy", mmap_mode="r+", allow_pickle=False)
+        vectors = _writable(path, "ranking_users")
         vectors[row] = 0.0
         vectors.flush()
     for name in (*_OF_A_RATING, *_OF_CONTEXTS):
@@ -265,15 +302,42 @@ def erase_user(path: Path, user_id: bytes) -> bool:
         users_of = result.event_users if name.startswith("event") else result.item_users
         if users_of is not None:
             # As a rating that was taken back: the arrays keep their sizes, for those that have them mapped.
-            array = np.load(path / f"{name}.npy", mmap_mode="r+", allow_pickle=False)
-            array[np.asarray(users_of) == row] = np.nan
+            array = _writable(path, name)
+            array[entries_of(users_of, row)] = np.nan
             array.flush()
+    # After the values: which items it was that one user chose says who that was.
+    _scatter(_writable(path, "item_users"), result.item_indptr, row, result.n_users)
+    if result.event_indptr is not None:
+        _scatter(_writable(path, "event_users"), result.event_indptr, row, result.n_users)
+    hashes = _writable(path, "hashes")
+    for place in np.flatnonzero(result.hash_rows == row).tolist():
+        # The order stays.
+        hashes[place] = hashes[place - 1] if place else 0
+    hashes.flush()
     # The id last: as long as it stands, a repeated call finds what is left to do.
-    start, stop = int(result.id_offsets[row]), int(result.id_offsets[row + 1])
-    ids = np.load(path / "id_bytes.npy", mmap_mode="r+", allow_pickle=False)
-    ids[start:stop] = ERASED
+    ids = _writable(path, "id_bytes")
+    ids[int(result.id_offsets[row]) : int(result.id_offsets[row + 1])] = ERASED
     ids.flush()
-    return True
+
+
+def _scatter(users: Writable, indptr: npt.NDArray[np.int64], row: int, n_users: int) -> None:
+    """Give what a user had to others, for each item to one who has nothing of that item: there it is as a
+    rating that was taken back. `users` (m,) by item, which begin at `indptr`.
+    """
+    rng = np.random.default_rng()
+    entries = entries_of(users, row)
+    for entry, item in zip(entries, np.searchsorted(indptr, entries, side="right") - 1, strict=True):
+        of_item = users[indptr[item] : indptr[item + 1]]
+        for other in rng.integers(n_users, size=_TRIES):
+            if not (of_item == other).any():
+                users[entry] = other
+                break
+    users.flush()
+
+
+def _writable(path: Path, name: str) -> Writable:
+    array: Writable = np.load(path / f"{name}.npy", mmap_mode="r+", allow_pickle=False)
+    return array
 
 
 def _by_item(

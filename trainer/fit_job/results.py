@@ -4,8 +4,9 @@ from the files of `result_files`.
 Invariant: the id of a user who was erased is not found.
 """
 
+import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,7 @@ from factors import (
     SideAttributes,
     SideName,
     head_from_bytes,
+    positive_worth,
     side_attributes_from_bytes,
 )
 from trainer import log
@@ -32,6 +34,8 @@ from trainer.errors import FitFailedError
 
 # No id has this byte (it is not UTF-8), so an erased id is never found.
 ERASED = 0xFF
+# Ratings looked at in one go: all of them may be more than what is free.
+_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +138,18 @@ class FitResult:
         edges = (offsets - offsets[0]).tolist()
         return [content[a:b] for a, b in pairwise(edges)]
 
-    def most_active(self, most: int) -> list[bytes]:
-        """Return the ids of the `most` users with the most ratings, of equal ones those that came first."""
-        held = np.asarray(self.item_users)[~np.isnan(self.item_values)]
-        counts = np.bincount(held, minlength=self.n_users)
+    def most_active(self, most: int, *, by_events: bool = False) -> list[bytes]:
+        """Return the ids of the `most` users with the most ratings, or `by_events` with the most others; of
+        equal ones those that came first.
+        """
+        users, values = self.item_users, self.item_values
+        if by_events and self.event_indptr is not None:
+            users, values = _all(self.event_users), _all(self.event_values)
+        counts = np.zeros(self.n_users, dtype=np.int64)
+        for start in range(0, len(users), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            held = users[part][~np.isnan(values[part])]
+            counts += np.bincount(held, minlength=self.n_users)
         rows = np.sort(np.argsort(-counts, kind="stable")[:most])
         ids = [
             self.id_bytes[self.id_offsets[row] : self.id_offsets[row + 1]].tobytes() for row in rows.tolist()
@@ -156,11 +168,17 @@ class FitResult:
         )
         return wide.view(pa.large_binary()).cast(pa.binary()).view(pa.string())
 
-    def rows_of(self, user_ids: list[bytes], *, erased: bool = False) -> npt.NDArray[np.int64]:
-        """Return the row of each user; -1 for a user who is not in the fit.
-
-        A user who was erased from it is in it only where `erased` is set.
+    def row_of(self, user_id: bytes) -> int | None:
+        """Return the row of a user, found by the ids alone, whatever the hashes say; None where there is
+        none.
         """
+        rows = np.flatnonzero(np.diff(self.id_offsets) == len(user_id))
+        for place, byte in enumerate(user_id):
+            rows = rows[self.id_bytes[self.id_offsets[rows] + place] == byte]
+        return int(rows[0]) if len(rows) else None
+
+    def rows_of(self, user_ids: list[bytes]) -> npt.NDArray[np.int64]:
+        """Return the row of each user; -1 for a user who is not in the fit, or was erased from it."""
         rows = np.full(len(user_ids), -1, dtype=np.int64)
         wanted = np.array([user_hash(user_id) for user_id in user_ids], dtype=np.uint64)
         first = np.searchsorted(self.hashes, wanted)
@@ -170,7 +188,7 @@ class FitResult:
             while position < len(self.hashes) and self.hashes[position] == wanted[k]:
                 row = int(self.hash_rows[position])
                 found = self.id_bytes[self.id_offsets[row] : self.id_offsets[row + 1]].tobytes()
-                if found == user_id or (erased and is_erased(found)):
+                if found == user_id:
                     rows[k] = row
                     break
                 position += 1
@@ -202,7 +220,7 @@ class FitResult:
         found = self.item_contexts[self.item_history(item_row)]
         return [(len(found), found), (count - len(found), None)]
 
-    def wanted_times(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
+    def wanted_times(self) -> tuple[npt.NDArray[np.int64], "WantedTimes"] | None:
         """Return where each item's events of other types than ratings begin (i + 1,), and their times (m,):
         NaN where they do not say that a user wanted the item. None where there are none.
         """
@@ -210,17 +228,65 @@ class FitResult:
         if head is None or self.event_indptr is None:
             return None
         positive = [each.code for each in head.parameters.types if each.meaning == "positive"]
-        counts = np.isin(_all(self.event_codes), positive) & ~np.isnan(_all(self.event_values))
-        return self.event_indptr, np.where(counts, _all(self.event_times), np.nan)
+        return self.event_indptr, WantedTimes(self, np.array(positive, dtype=np.uint8))
+
+    def positives(self) -> npt.NDArray[np.float32] | None:
+        """Return of each item (i, 2) the weight of its positive events, and how many these are. None where
+        there are no events of other types than ratings, or nothing that says what they weigh.
+        """
+        head = self.head()
+        if head is None or self.event_indptr is None:
+            return None
+        worth, sums = positive_worth(head.parameters.types), np.zeros((2, len(self.items)))
+        for start in range(0, len(_all(self.event_codes)), _AT_ONCE):
+            codes, values = (
+                _all(each)[start : start + _AT_ONCE] for each in (self.event_codes, self.event_values)
+            )
+            places = start + np.flatnonzero(~np.isnan(values))
+            item = np.searchsorted(self.event_indptr, places, side="right") - 1
+            for k, column in enumerate(worth[codes[places - start]].T):
+                sums[k] += np.bincount(item, column, len(self.items))
+        return sums.T.astype(np.float32)
+
+    def let_go(self) -> None:
+        """Take the pages of its files, of which all were read to publish it, out of this process. They stay
+        in the system's cache as long as there is room, and are mapped again when they are read.
+        """
+        for field in fields(self):
+            array = getattr(self, field.name)
+            while isinstance(array, np.ndarray):
+                array = array.base
+            # Without changes of its own, as all are mapped to be read.
+            if isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                array.madvise(mmap.MADV_DONTNEED)
 
     def items_of(self, user_row: int) -> npt.NDArray[np.int64]:
         """Return the rows of the items of which a user has ratings or other events."""
         found = [np.zeros(0, dtype=np.int64)]
         for indptr, users in ((self.item_indptr, self.item_users), (self.event_indptr, self.event_users)):
             if indptr is not None and users is not None:
-                entries = np.flatnonzero(np.asarray(users) == user_row)
+                entries = entries_of(users, user_row)
                 found.append(np.searchsorted(indptr, entries, side="right") - 1)
         return np.unique(np.concatenate(found))
+
+
+@dataclass(frozen=True, slots=True)
+class WantedTimes:
+    """Times of the other events of a fit (m,), NaN of those whose type is not among `positive` or that were
+    taken back: a slice at a time, as all may be more than what is free.
+    """
+
+    fit: FitResult
+    positive: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(_all(self.fit.event_times))
+
+    def __getitem__(self, part: slice) -> npt.NDArray[np.float64]:
+        codes, values, times = (
+            _all(each)[part] for each in (self.fit.event_codes, self.fit.event_values, self.fit.event_times)
+        )
+        return np.where(np.isin(codes, self.positive) & ~np.isnan(values), times, np.nan)
 
 
 def fit_in_memory(
@@ -246,6 +312,13 @@ def fit_in_memory(
         item_values=none.astype(np.float64),
         item_times=none.astype(np.float64),
     )
+
+
+def entries_of(users: npt.NDArray[np.int32], user_row: int) -> npt.NDArray[np.int64]:
+    """Return where a user stands in the raters of all items (m,)."""
+    starts = range(0, len(users), _AT_ONCE)
+    found = [start + np.flatnonzero(users[start : start + _AT_ONCE] == user_row) for start in starts]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *found])
 
 
 def is_erased(user_id: bytes) -> bool:

@@ -12,7 +12,21 @@ from typing import Protocol
 
 import numpy as np
 
-from factors import Columns, Fitted, Float32s, Histories, Int32s, Int64s, Ratings, SideName, posterior_of
+from factors import (
+    Bools,
+    Columns,
+    Fitted,
+    Float32s,
+    HalfStepBackend,
+    Histories,
+    Int32s,
+    Int64s,
+    NumpyBackend,
+    Ratings,
+    SideName,
+    choose_backend,
+    posterior_of,
+)
 from trainer.engines.base import Engine, FitTask, compared
 from trainer.fit_job.ratings import FitInput
 from trainer.fit_job.results import FitResult
@@ -27,14 +41,19 @@ _HELD_OUT_FROM = 200
 _SHARE_OF_A_USER = 0.05
 # With fewer the two losses differ by chance alone: then ratings are drawn from all.
 _NEWEST_FROM = 100
-# Ratings that are folded in at once: some 100 MB at rank 50.
-_ENTRIES_AT_ONCE = 100_000
+# Rows whose normal matrices are in memory at once.
+_BLOCK_ROWS = 8192
 _NOT_DESCRIBED: Mapping[SideName, Columns] = MappingProxyType({})
 
 
 class _FoldIn(Protocol):
     def __call__(
-        self, histories: Histories, *, current: Float32s, attributes: Columns | None
+        self,
+        histories: Histories,
+        *,
+        current: Float32s,
+        attributes: Columns | None,
+        backend: HalfStepBackend | None,
     ) -> Float32s: ...
 
 
@@ -44,12 +63,13 @@ def try_out(
     data: FitInput,
     live: FitResult | None,
     described: Mapping[SideName, Columns] = _NOT_DESCRIBED,
+    *,
+    threads: int = 1,
 ) -> tuple[Fitted | None, dict[str, float]]:
     """Return a fit of a part of the ratings, None where there are too few, and what it is like on the others.
 
-    `live`: the fit of the live generation; `described`: the sides as that has their
-    attributes. `newest` in
-    what is returned: on how many ratings that one was measured, too, 0 for none.
+    `live`: the fit of the live generation; `described`: the sides as that has their attributes. `threads`: to
+    fold in with. `newest` in what is returned: on how many ratings that one was measured, too, 0 for none.
     """
     size = len(data.ratings.value)
     if size < _HELD_OUT_FROM:
@@ -61,12 +81,22 @@ def try_out(
         held_out = task.rng.choice(size, wanted, replace=False)
     is_known = np.ones(size, dtype=bool)
     is_known[held_out] = False
-    known, tried = data.ratings.take(is_known), data.ratings.take(held_out)
-    trial = engine.fit(replace(task, ratings=known))
+    tried = data.ratings.take(held_out)
+    # A rating of NaN is none. In place: a copy of the others would be there while the fit is.
+    data.ratings.value[held_out] = np.nan
+    try:
+        trial = engine.fit(replace(task, ratings=data.ratings))
+    finally:
+        data.ratings.value[held_out] = tried.value
+    known = data.ratings.take(is_known)
     # "unseen": under this name in the metrics of every generation that was ever stored.
     metrics = {**engine.held_out(trial, known, tried), "unseen": float(len(held_out)), "newest": 0.0}
     if live is not None and against_live and live.model.feedback == trial.model.feedback:
-        served = as_served(live, data, known, described)
+        is_new = np.zeros(size, dtype=bool)
+        is_new[data.unlearned] = True
+        served = as_served(
+            live, data, known, is_new[is_known], described=described, asked=tried, threads=threads
+        )
         own, other = (engine.losses(fitted, known, tried) for fitted in (trial, served))
         metrics |= {**compared(own, other, tried.user_row[: len(own)]), "newest": float(len(own))}
     return trial, metrics
@@ -81,14 +111,24 @@ def newest(data: FitInput, wanted: int) -> Int64s:
     first = np.searchsorted(user_row[by_user], user_row[by_user])
     nth_of_user = np.empty(len(by_user), dtype=np.int64)
     nth_of_user[by_user] = np.arange(len(by_user)) - first
-    return newest_first[nth_of_user < max(1.0, _SHARE_OF_A_USER * wanted)][:wanted]
+    chosen = newest_first[nth_of_user < max(1.0, _SHARE_OF_A_USER * wanted)]
+    return chosen[:wanted].astype(np.int64)
 
 
 def as_served(
-    live: FitResult, data: FitInput, known: Ratings, described: Mapping[SideName, Columns] = _NOT_DESCRIBED
+    live: FitResult,
+    data: FitInput,
+    known: Ratings,
+    is_new: Bools,
+    *,
+    described: Mapping[SideName, Columns] = _NOT_DESCRIBED,
+    asked: Ratings | None = None,
+    threads: int = 1,
 ) -> Fitted:
-    """Return an earlier fit as it answers when the ratings `known` have been folded into it, first the users,
-    then the items, which have the attributes `described`.
+    """Return an earlier fit as it answers when the ratings `known` (m,) have been folded into it, first the
+    users, then the items, which have the attributes `described`. `is_new` (m,): which of them it has not
+    learned; rows without any such rating stay as they are, and of the items all that `asked` has no rating
+    of.
     """
     posterior = posterior_of(live.model)
     users = np.repeat(posterior.prior_user[None], data.n_users, axis=0)
@@ -97,10 +137,25 @@ def as_served(
     n_items = min(len(live.items), data.n_items)
     items[:n_items] = live.items[:n_items]
     user_row, item_row = known.user_row, known.item_row
+    changed = np.ones(data.n_users, dtype=bool)
+    # Also those who have taken ratings back.
+    changed[: len(data.kept)] = data.user_n[: len(data.kept)] != live.user_n[data.kept]
+    fold = partial(_folded, threads=threads)
     fold_in, of_users = partial(posterior.fold_in_users, items), described.get("user")
-    users = _folded(fold_in, user_row, item_row, known, users, described=of_users)
+    users = fold(
+        *(fold_in, user_row, item_row, known, users),
+        n_known=len(data.kept),
+        changed=changed,
+        described=of_users,
+    )
+    changed = np.bincount(item_row[is_new], minlength=data.n_items) > 0
+    changed[n_items:] = True
+    if asked is not None:
+        changed &= np.bincount(asked.item_row, minlength=data.n_items) > 0
     fold_in, of_items = partial(posterior.fold_in_items, users), described.get("item")
-    items = _folded(fold_in, item_row, user_row, known, items, described=of_items)
+    items = fold(
+        *(fold_in, item_row, user_row, known, items), n_known=n_items, changed=changed, described=of_items
+    )
     return Fitted(live.model, users, items)
 
 
@@ -111,21 +166,35 @@ def _folded(
     ratings: Ratings,
     current: Float32s,
     *,
-    described: Columns | None = None,
+    n_known: int,
+    changed: Bools,
+    described: Columns | None,
+    threads: int,
 ) -> Float32s:
-    """Return the rows (b, width) that `fold_in` gives of `ratings` by `row` (n,), some of them at a time."""
-    order = np.argsort(row, kind="stable")
-    ends = np.cumsum(np.bincount(row, minlength=len(current)))
-    rows, start, first = np.empty_like(current), 0, 0
-    while start < len(current):
+    """Return `current` (b, width) with the rows that are `changed` (b,) as `fold_in` gives them of `ratings`
+    by `row` (n,), some of them at a time. The first `n_known` rows were in the fit.
+    """
+    changed_row = np.flatnonzero(changed)
+    order = np.flatnonzero(changed[row])
+    order = order[np.argsort(row[order], kind="stable")]
+    ends = np.concatenate([[0], np.cumsum(np.bincount(row[order], minlength=len(current))[changed_row])])
+    rows, start = current.copy(), 0
+    loops = choose_backend(len(order), threads=threads, block_rows=_BLOCK_ROWS)
+    while start < len(changed_row):
+        # Loops compute no rows that came after the fit.
+        backend = loops if changed_row[start] < n_known else NumpyBackend(_BLOCK_ROWS)
+        last = ends[start] + backend.at_once
         # At least one, however many ratings it has.
-        stop = max(start + 1, int(np.searchsorted(ends, first + _ENTRIES_AT_ONCE, side="right")))
-        some = order[first : ends[stop - 1]]
-        offsets = np.concatenate([[0], ends[start:stop] - first])
+        stop = max(start + 1, int(np.searchsorted(ends, last, side="right")) - 1)
+        if changed_row[start] < n_known:
+            stop = min(stop, int(np.searchsorted(changed_row, n_known)))
+        some, part_rows = order[ends[start] : ends[stop]], changed_row[start:stop]
+        offsets = ends[start : stop + 1] - ends[start]
         context = None if ratings.context is None else ratings.context[some]
         columns = (other_row[some], ratings.value[some], ratings.time[some])
         part = Histories(offsets, *columns, context=context)
-        attributes = None if described is None else described.take(np.arange(start, stop))
-        rows[start:stop] = fold_in(part, current=current[start:stop], attributes=attributes)
-        start, first = stop, int(ends[stop - 1])
+        attributes = None if described is None else described.take(part_rows)
+        before = current[part_rows]
+        rows[part_rows] = fold_in(part, current=before, attributes=attributes, backend=backend)
+        start = stop
     return rows

@@ -101,11 +101,16 @@ _LOGGER.addFilter(_NotTheirs())
 
 
 async def _livez(request: web.Request) -> web.Response:
-    """Answer 200: the loop turns. A trainer that is stopped or stuck does not answer at all."""
+    """Answer 200: the loop turns. A trainer that is stopped or stuck does not answer at all; one whose term
+    has lost its lease and does not end, as a thread of it hangs, says 503: only another start helps.
+    """
     trainer = request.app[_TRAINER]
-    leads = trainer.term is not None
-    fence = trainer.leadership.lease.fence if trainer.leadership is not None and leads else None
-    return web.json_response({"status": "ok", "role": "leader" if leads else "waiting", "fence": fence})
+    leadership, leads = trainer.leadership, trainer.term is not None
+    if leadership is None or not leads:
+        return web.json_response({"status": "ok", "role": "waiting", "fence": None})
+    stuck = leadership.lost_s > trainer.term_ends_within_s
+    said = {"status": "stuck" if stuck else "ok", "role": "leader", "fence": leadership.lease.fence}
+    return web.json_response(said, status=503 if stuck else 200)
 
 
 async def _metrics(request: web.Request) -> web.Response:

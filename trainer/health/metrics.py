@@ -1,28 +1,45 @@
-"""The metrics of a trainer. Invariant: labels are partitions, places that fill up and names of log lines, all
-bounded in number.
+"""The metrics of a trainer. Invariant: labels are partitions, places that fill up, names of log lines,
+servers of the store and files that cannot be read, all bounded in number.
 
 The trainer asks nothing of this: it reads what the parts of a term say of themselves.
 """
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from featurestore.telemetry.servers import StoreServer, skew, uncovered
 from trainer import log
 from trainer.app import Trainer
 from trainer.archive.epoch_archive import Snapshot
 from trainer.term import Term
 
+# Of files that cannot be read, those that are waited for longest: of a disk that is away it is all.
+_SHOWN = 20
+# Hexadecimal digits of a run of the store: a float64 has 53 bits.
+_RUN_DIGITS = 12
+
 
 def of_process(trainer: Trainer) -> Iterator[Metric]:
     """What holds whether or not this trainer leads."""
     leads = trainer.term is not None
+    yield _gauge("start_timestamp_seconds", "When this trainer was started.", trainer.started_at)
     yield _gauge("leading", "Whether this trainer leads.", float(leads))
     if leads and trainer.leadership is not None:
         yield _gauge("fence", "Number of its lease.", trainer.leadership.lease.fence)
         yield _gauge("lease_left_seconds", "For how long its lease still holds.", trainer.leadership.left_s)
+    unread = GaugeMetricFamily(
+        "foldin_trainer_unread_seconds",
+        "For how long files of the archive could not be read that are waited for.",
+        labels=["file"],
+    )
+    found = {} if trainer.root is None else trainer.root.unread_s()
+    for file in sorted(found, key=lambda name: found[name])[-_SHOWN:]:
+        unread.add_metric([file], found[file])
+    yield unread
+    yield from _of_servers(trainer.store_servers)
     lines = log.logged()
     counts = CounterMetricFamily(
         "foldin_trainer_events", "Lines of the log by name, whatever is shown of them.", labels=["event"]
@@ -35,6 +52,38 @@ def of_process(trainer: Trainer) -> Iterator[Metric]:
         last.add_metric([name], logged.at)
     yield counts
     yield last
+
+
+def _of_servers(servers: Sequence[StoreServer]) -> Iterator[Metric]:
+    """What the servers of the store are; of one server that no other shares slots with its memory."""
+    if not servers:
+        return
+    memory = GaugeMetricFamily(
+        "foldin_trainer_store_used_bytes", "Memory of a server of the store.", labels=["server"]
+    )
+    slots = GaugeMetricFamily(
+        "foldin_trainer_store_slots", "Slots of a server of the cluster that answers.", labels=["server"]
+    )
+    followed = GaugeMetricFamily(
+        "foldin_trainer_store_replicas", "Replicas that follow a server of the cluster.", labels=["server"]
+    )
+    behind = GaugeMetricFamily(
+        "foldin_trainer_store_replica_behind_bytes",
+        "What a replica has not got yet of what its primary wrote.",
+        labels=["server", "replica"],
+    )
+    for each in servers:
+        if each.answers:
+            memory.add_metric([each.address], each.used_bytes)
+        for replica in each.replicas:
+            behind.add_metric([each.address, replica.address], replica.behind_bytes)
+        if each.slots and each.answers:
+            slots.add_metric([each.address], each.slots)
+            followed.add_metric([each.address], sum(replica.online for replica in each.replicas))
+    yield from (memory, slots, followed, behind)
+    text = "Slots of the cluster for which no server answers."
+    yield _gauge("store_uncovered_slots", text, uncovered(servers))
+    yield _gauge("store_skew", "Memory of the fullest server over the mean.", skew(servers))
 
 
 def of_term(term: Term) -> Iterator[Metric]:
@@ -53,6 +102,10 @@ def of_term(term: Term) -> Iterator[Metric]:
     open_s = 0.0 if oldest_ms is None else max(0.0, time.time() - room.clock_ahead_s - oldest_ms / 1000)
     yield _gauge("command_open_seconds", "Age of the oldest command that is not carried out.", open_s)
     yield _gauge("clock_ahead_seconds", "This host's clock minus the store's.", room.clock_ahead_s)
+    if room.store_run is not None:
+        run = int(room.store_run[:_RUN_DIGITS], 16)
+        text = "A number of the store's server: another one after its start, and after a promotion."
+        yield _gauge("store_run", text, run)
     free = GaugeMetricFamily(
         "foldin_trainer_free_bytes", "What is free, by what may fill up.", labels=["place"]
     )

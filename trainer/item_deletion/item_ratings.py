@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -30,7 +29,8 @@ from featurestore.users.records import StoredUser
 from trainer import log
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import SCHEMA, Position, lies_after, ratings_of, string_array
-from trainer.archive.segments import Step, read_segment
+from trainer.archive.segments import Step, read_parts
+from trainer.archive.storage.files import Location
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
 from trainer.errors import SegmentDamagedError, SegmentGoneError
 from trainer.fit_job.ratings import last_of_pairs
@@ -123,10 +123,12 @@ class ItemRatings:
         await epoch.consumer.reached_now()
         commands = [each.command for each in asked]
         try:
-            found = await with_retries(self._threads.run, holders, epoch.archive, commands)
-        except SegmentGoneError:
-            # It was merged meanwhile.
-            return 0.0
+            try:
+                found = await with_retries(self._threads.run, holders, epoch.archive, commands)
+            except SegmentGoneError as exc:
+                # It was merged meanwhile, else it is damage.
+                epoch.archive.require_replaced(str(exc))
+                return 0.0
         except SegmentDamagedError as exc:
             log.warning("segment_damaged", epoch=pointer.epoch, segment=exc.path.name, why=exc.why)
             await self._threads.run(epoch.archive.set_aside, exc.path, exc.why)
@@ -173,19 +175,18 @@ class ItemRatings:
         self, epoch: OpenEpoch, item_id: bytes, users: pa.Table, only_into: tuple[int, ...]
     ) -> bool:
         """Take an item's rating back from users, as `holders` returned them; say whether none of them has to
-        be looked at again, as events of that user came in just then.
+        be looked at again, as events of that user came in just then. Raises `StoreDamaged` for users who
+        cannot be read, when it is taken back from all others.
         """
+        damaged: StoreDamaged | None = None
         number, whole, taken = epoch.archive.epoch, True, 0
         row = (await with_retries(self._store.items(number).rows, [item_id]))[0]
         for start in range(0, len(users) if row is not None else 0, _USERS_AT_ONCE):
             some = users.slice(start, _USERS_AT_ONCE)
             user_ids = some["user_id"].cast(pa.binary()).to_pylist()
             seen = dict(zip(user_ids, some["n"].to_pylist(), strict=True))
-            found = await with_retries(self._store.users.stored, number, user_ids)
-            for user in found:
-                if len(user.history) % ENTRY_BYTES:
-                    key = shown_key(self._store.keys.history(number, user.user_id))
-                    raise StoreDamaged(key, f"{len(user.history)} bytes are no entries of {ENTRY_BYTES}")
+            found, unread = await self._read(number, user_ids)
+            damaged = damaged or unread
             states = [_state(user, row or 0, seen[user.user_id]) for user in found]
             own = [user for user, state in zip(found, states, strict=True) if state == "held"]
             columns = Columns(
@@ -200,14 +201,37 @@ class ItemRatings:
             taken += len(own) - left_out
             whole &= not left_out and "later" not in states
         log.event("ratings_taken_back", epoch=number, ratings=taken)
+        if damaged:
+            raise damaged
         return whole
+
+    async def _read(
+        self, number: int, user_ids: Sequence[bytes]
+    ) -> tuple[list[StoredUser], StoreDamaged | None]:
+        """Return the users who can be read, and what is wrong with one who cannot, None where all can."""
+        try:
+            found = await with_retries(self._store.users.stored, number, user_ids)
+            for user in found:
+                if len(user.history) % ENTRY_BYTES:
+                    key = shown_key(self._store.keys.history(number, user.user_id))
+                    raise StoreDamaged(key, f"{len(user.history)} bytes are no entries of {ENTRY_BYTES}")
+        except StoreDamaged as exc:
+            if len(user_ids) == 1:
+                return [], exc
+        else:
+            return found, None
+        # Which of them it is shows when they are read apart.
+        middle = len(user_ids) // 2
+        first, why = await self._read(number, user_ids[:middle])
+        second, also = await self._read(number, user_ids[middle:])
+        return first + second, why or also
 
 
 def holders(archive: EpochArchive, commands: Sequence[Command]) -> list[pa.Table]:
     """Return, for each command, the users who hold a rating of its item from before it, as the archive says
     (`user_id`), and up to which `n` it has the events of each.
 
-    Blocking: reads the whole archive twice. Takes memory for one segment, and for the users who rated the
+    Blocking: reads the whole archive twice. Takes memory for a row group, and for the users who rated the
     items, however often they rated these or others. Raises `SegmentDamagedError`, `SegmentGoneError`.
     """
     # Of one moment both times: what comes in between would be among the events of a user, but not of an item.
@@ -218,14 +242,16 @@ def holders(archive: EpochArchive, commands: Sequence[Command]) -> list[pa.Table
     return [seen.take(pc.index_in(users, value_set=seen["user_id"])) for users in owners]
 
 
-def _last_ratings(paths: Sequence[Path], items: pa.StringArray) -> pa.Table:
+def _last_ratings(paths: Sequence[Location], items: pa.StringArray) -> pa.Table:
     """Return the last rating that each user has given to, or taken back from, each of `items`."""
     found = SCHEMA.empty_table()
     for path in paths:
-        table = read_segment(path)[0].select(SCHEMA.names)
-        table = ratings_of(table.filter(pc.is_in(table["item_id"], value_set=items)))
+        parts = (
+            ratings_of(part.filter(pc.is_in(part["item_id"], value_set=items)))
+            for part in read_parts(path, SCHEMA.names)
+        )
         # Segment by segment: else it would grow with how often they have rated.
-        found = pa.concat_tables([found, table]).combine_chunks()
+        found = pa.concat_tables([found, *parts]).combine_chunks()
         last = last_of_pairs(_codes(found["user_id"]), _codes(found["item_id"]), found["n"].to_numpy())
         found = found.take(pa.array(last))
     return found
@@ -238,15 +264,16 @@ def _codes(ids: pa.ChunkedArray) -> Int64s:
     return codes
 
 
-def _seen(paths: Sequence[Path], users: pa.StringArray) -> pa.Table:
+def _seen(paths: Sequence[Location], users: pa.StringArray) -> pa.Table:
     """Return the highest `n` of each of `users` among all events."""
     columns = ["user_id", "n"]
     found = SCHEMA.empty_table().select(columns)
     schema = found.schema
     for path in paths if len(users) else ():
-        table = read_segment(path)[0].select(columns)
-        table = table.filter(pc.is_in(table["user_id"], value_set=users))
-        highest = pa.concat_tables([found, table]).group_by("user_id").aggregate([("n", "max")])
+        parts = (
+            part.filter(pc.is_in(part["user_id"], value_set=users)) for part in read_parts(path, columns)
+        )
+        highest = pa.concat_tables([found, *parts]).group_by("user_id").aggregate([("n", "max")])
         found = highest.select(["user_id", "n_max"]).rename_columns(columns).cast(schema)
     return found.combine_chunks()
 

@@ -22,10 +22,13 @@ class ArchivedBatch:
 
 @dataclass(frozen=True, slots=True)
 class ErasedUser:
-    """A user whom no file of an epoch names any more."""
+    """A user whom no file of an epoch names any more. `items`: rows of those that the fits had the user's
+    ratings or events of.
+    """
 
     epoch: int
     user_id: bytes
+    items: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,27 +6,37 @@ item's factors rest on all of its events.
 """
 
 import os
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from factors import Columns, Float32s, Histories, Model, RankingHead, item_statistics, posterior_of
+from factors import (
+    Columns,
+    Float32s,
+    Histories,
+    Model,
+    RankingHead,
+    item_statistics,
+    mark_described,
+    positive_sums,
+    posterior_of,
+)
 from featurestore.catalogue.item import CatalogueItem
 from featurestore.codecs import item_rows_of
 from featurestore.contexts.codec import joined
+from trainer import log
 from trainer.archive.events import contexts_of, ratings_of, type_codes
 from trainer.catalogue.described import DescribedItems
 from trainer.fit_job.results import FitResult
+from trainer.item_updates.event_blocks import EVENT, EventBlocks, Events
 from trainer.item_updates.pushed import PushedItem, PushWatch
 
-# Events beyond this are left to the next fit: 40 bytes each, and a fit is overdue by then.
-MAX_EVENTS = 2_000_000
+# Events beyond this are left to the next fit: 25 MB, and a fit is overdue by then.
+MAX_EVENTS = 1_000_000
 # Items of one round, which are pushed as one entry of the deltas.
 ROUND_ITEMS = 256
 # Their ratings: with these the round takes a thread some 20 ms.
@@ -38,8 +48,6 @@ PIECE_ITEMS = 16
 # Rows for items that come later, so that the table is not copied for each of them.
 SPARE_ROWS = 1_024
 
-_EVENT = np.dtype([("slot", np.int64), ("rating", np.float64), ("time", np.float64), ("type_code", np.uint8)])
-
 
 @dataclass(frozen=True, slots=True)
 class Round:
@@ -48,6 +56,17 @@ class Round:
     items: list[int]
     slots: list[int]
     users: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """Items that were folded in: their `vectors` (m, item_width); where there is a ranking head, their
+    `factors` (m, r) in it; and where it has learned events, the weight and number of the `positives` (m, 2).
+    """
+
+    vectors: npt.NDArray[np.float32]
+    factors: Float32s | None
+    positives: Float32s | None
 
 
 class RatingsSinceFit:
@@ -85,15 +104,13 @@ class RatingsSinceFit:
         self._factors = np.zeros((0, 0 if head is None else head.parameters.rank), dtype=np.float32)
         # By row of the fit: the slot of a user with newer events; -1 for the others.
         self._slot_of_row = np.full(self._n_base, -1, dtype=np.int32)
-        # By item: its events, as parts of the blocks in which they came.
-        self._events: defaultdict[int, list[npt.NDArray[Any]]] = defaultdict(list)
-        # And of each part how many they are, and their contexts.
-        self._contexts: defaultdict[int, list[tuple[int, Float32s | None]]] = defaultdict(list)
+        self._events = EventBlocks()
         self._watch = None if base is None else PushWatch(model.scale.high - model.scale.low)
         self._pushed: list[PushedItem] = []
+        # Whether events were left to the next fit.
+        self._is_full = False
         # Items to fold in, the one that has waited longest first.
         self._waiting: OrderedDict[int, None] = OrderedDict()
-        self._n_events = 0
 
     @property
     def waiting_items(self) -> int:
@@ -102,7 +119,12 @@ class RatingsSinceFit:
 
     def add(self, table: pa.Table) -> None:
         """Add events that follow those added before; none when there is no room: the next fit learns them."""
-        if self._n_events >= MAX_EVENTS or table.num_rows == 0:
+        if table.num_rows == 0:
+            return
+        if len(self._events) >= MAX_EVENTS:
+            if not self._is_full:
+                log.event("events_left_to_fit", held=len(self._events))
+            self._is_full = True
             return
         encoded = table["user_id"].combine_chunks().dictionary_encode()
         if isinstance(encoded, pa.ChunkedArray):
@@ -131,29 +153,22 @@ class RatingsSinceFit:
         if not self._takes_events:
             slots, table = slots[type_codes(table) == 0], ratings_of(table)
         codes, item_row = type_codes(table), item_rows_of(table["item_row"].to_numpy())
-        context = contexts_of(table)
-        order = np.argsort(item_row, kind="stable")
-        block = np.empty(len(order), dtype=_EVENT)
-        block["slot"], block["rating"] = slots[order], table["rating"].to_numpy()[order]
-        block["time"], block["type_code"] = table["time"].to_numpy()[order], codes[order]
-        found, first = np.unique(item_row[order], return_index=True)
-        borders = pairwise([*first.tolist(), len(order)])
-        for row, (start, stop) in zip(found.tolist(), borders, strict=True):
-            self._events[row].append(block[start:stop])
-            told = None if context is None else context[order[start:stop]]
-            self._contexts[row].append((stop - start, told))
+        events = np.empty(len(item_row), dtype=EVENT)
+        events["slot"], events["rating"] = slots, table["rating"].to_numpy()
+        events["time"], events["type_code"] = table["time"].to_numpy(), codes
+        self._events.add(item_row, events, contexts_of(table))
+        for row in np.unique(item_row).tolist():
             self._waiting.setdefault(row)
-        self._n_events += table.num_rows
-        self._look_at_items(item_row[order], block)
+        self._look_at_items(item_row, events)
 
-    def _look_at_items(self, item_row: npt.NDArray[np.int64], block: npt.NDArray[Any]) -> None:
-        """Look whether new accounts push any of the items `item_row` (m,) of the events in `block` (m,)."""
+    def _look_at_items(self, item_row: npt.NDArray[np.integer], added: Events) -> None:
+        """Look whether new accounts push any of the items `item_row` (m,) of the events `added` (m,)."""
         if self._watch is None or self._base is None:
             return
-        rated = (block["type_code"] == 0) & ~np.isnan(block["rating"])
-        new = self._base_row[block["slot"]] < 0
-        for row in self._watch.add(item_row[rated], block["rating"][rated], new[rated]):
-            events = np.concatenate(self._events[row])
+        rated = (added["type_code"] == 0) & ~np.isnan(added["rating"])
+        new = self._base_row[added["slot"]] < 0
+        for row in self._watch.add(item_row[rated], added["rating"][rated], new[rated]):
+            events = np.concatenate([part for part, _ in self._events.of_item(row)])
             events = events[events["type_code"] == 0][::-1]
             # The last rating of each account, which may have taken the one before back.
             last = events[np.unique(events["slot"], return_index=True)[1]]
@@ -174,26 +189,20 @@ class RatingsSinceFit:
         if self.described is not None:
             self._waiting.update(dict.fromkeys(self.described.update(items)))
 
-    def forget(self, user_id: bytes) -> None:
-        """Take a user out: the items that the user rated are to be folded in without these ratings."""
+    def forget(self, user_id: bytes, items: Sequence[int]) -> None:
+        """Take a user out: the items that the user rated are to be folded in without these ratings. `items`:
+        those of which the files of the fit had any, which have been overwritten by now.
+        """
         slot = self._slots.pop(user_id, None)
         if slot is not None:
             self._ids[slot] = b""
             self._last_n[slot] = self._read_n[slot] = 0
-            for row, parts in self._events.items():
-                for part in parts:
-                    own = part["slot"] == slot
-                    if own.any():
-                        part["rating"][own] = np.nan
-                        self._waiting.setdefault(row)
+            for row in self._events.take_back(slot):
+                self._waiting.setdefault(row)
             if self._base_row[slot] >= 0:
                 self._slot_of_row[self._base_row[slot]] = -1
         if self._base is not None:
-            # The files of the fit have been overwritten by now.
-            base_row = int(self._base.rows_of([user_id], erased=True)[0])
-            if base_row >= 0:
-                for row in self._base.items_of(base_row).tolist():
-                    self._waiting.setdefault(row)
+            self._waiting.update(dict.fromkeys(row for row in items if row not in self._waiting))
 
     def next_round(self) -> Round:
         """Return the items that have waited longest, as many as the bounds of a round allow, and at least
@@ -203,7 +212,7 @@ class RatingsSinceFit:
         stale: dict[int, None] = {}
         n_ratings = 0
         for row in self._waiting:
-            parts = [np.zeros(0, dtype=np.int64), *(part["slot"] for part in self._events.get(row, ()))]
+            parts = [np.zeros(0, dtype=np.int64), *(part["slot"] for part, _ in self._events.of_item(row))]
             n_of_item = sum(map(len, parts))
             if self._base is not None:
                 fitted = self._base.of_item(row, events=self._takes_events)
@@ -251,10 +260,8 @@ class RatingsSinceFit:
         items[rows] = factors
         self.head = replace(self.head, items=items)
 
-    def fold(self, chosen: Round) -> tuple[npt.NDArray[np.float32], Float32s | None]:
-        """Return the vectors (m, item_width) of the items of a round, which wait no longer, and their factors
-        (m, r) in the ranking head, where there is one.
-        """
+    def fold(self, chosen: Round) -> Folded:
+        """Return the items of a round, which wait no longer."""
         base, rows = self._base, np.array(chosen.items, dtype=np.int64)
         current = np.repeat(self.posterior.prior_item[None], len(rows), axis=0)
         if base is not None:
@@ -266,20 +273,18 @@ class RatingsSinceFit:
         parts = [(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.uint8))]
         contexts = list[tuple[int, Float32s | None]]()
         for k, row in enumerate(chosen.items):
-            newer = self._events.get(row, [])
-            offsets[k + 1] = offsets[k] + sum(map(len, newer))
+            first = len(parts)
             if base is not None:
                 fitted = base.of_item(row, events=self._takes_events)
                 slots = self._slot_of_row[fitted.user_row]
                 keys = np.where(slots >= 0, self._n_base + slots, fitted.user_row.astype(np.int64))
                 parts.append((keys, fitted.value, fitted.time, fitted.type_code))
-                offsets[k + 1] += len(keys)
                 contexts += base.contexts_of(row, len(keys))
-            contexts += self._contexts.get(row, [])
-            parts += [
-                (part["slot"] + self._n_base, part["rating"], part["time"], part["type_code"])
-                for part in newer
-            ]
+            for part, context in self._events.of_item(row):
+                keys = part["slot"].astype(np.int64) + self._n_base
+                parts.append((keys, part["rating"], part["time"], part["type_code"]))
+                contexts.append((len(part), context))
+            offsets[k + 1] = offsets[k] + sum(len(part[0]) for part in parts[first:])
         keys, values, times, codes = (np.concatenate(column) for column in zip(*parts, strict=True))
         distinct, compact = np.unique(keys, return_inverse=True)
         users = np.empty((len(distinct), self._vectors.shape[1]), dtype=np.float32)
@@ -304,22 +309,29 @@ class RatingsSinceFit:
                 self.posterior.fold_in_items(users, rated, current=current[start:stop], attributes=some)
             )
             if self.head is not None:
-                factors.append(self._factors_of(self.head.fold_in_items(ranked, piece), some))
+                factors.append(self._factors_of(self.head.fold_in_items(ranked, piece), some, folded[-1]))
             # Processes that answer requests on this core wait for a piece, not for the next tick of the
             # system.
             os.sched_yield()
         for row in chosen.items:
             self._waiting.pop(row, None)
-        return np.concatenate(folded), np.concatenate(factors) if factors else None
+        positives = None
+        if self.head is not None and self._takes_events:
+            positives = positive_sums(every, self.head.parameters.types)
+        return Folded(np.concatenate(folded), np.concatenate(factors) if factors else None, positives)
 
-    def _factors_of(self, factors: Float32s, columns: Columns | None) -> Float32s:
-        """Return `factors` (m, r), those of items without events, which are 0, as attributes have them."""
+    def _factors_of(self, factors: Float32s, columns: Columns | None, vectors: Float32s) -> Float32s:
+        """Return `factors` (m, r), those of items without events, which are 0, as attributes have them: then
+        the `vectors` (m, item_width) say so.
+        """
         if self.described is None or columns is None:
             return factors
         by_attributes = self.described.factors(columns)
         if by_attributes is None:
             return factors
-        return np.where(factors.any(axis=1, keepdims=True), factors, by_attributes)
+        without = np.asarray(~factors.any(axis=1))
+        mark_described(vectors, np.flatnonzero(without & columns.described))
+        return np.where(without[:, None], by_attributes, factors)
 
     def _ranked_users(self, keys: npt.NDArray[np.int64]) -> Float32s:
         """Return the vectors (m, r) in the ranking head of users by their keys (m,), as in `fold`."""

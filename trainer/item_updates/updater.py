@@ -8,7 +8,7 @@ item is the half-step over all of its ratings, as the fit's would be, with its r
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,10 +27,10 @@ from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.events import START, Position, after, in_registry, parse_position, string_array
-from trainer.archive.segments import Step, read_segment
+from trainer.archive.segments import Step, open_rows, read_spans
 from trainer.catalogue.described import DescribedItems
 from trainer.catalogue.reading import read_all, read_changes
-from trainer.errors import SegmentDamagedError
+from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
 from trainer.item_updates.messages import (
     ArchivedBatch,
     ArmFits,
@@ -156,7 +156,7 @@ class ItemUpdater:
                 if update.epoch != target.meta.summary.epoch:
                     continue
                 if isinstance(update, ErasedUser):
-                    await self._threads.run(target.ratings.forget, update.user_id)
+                    await self._threads.run(target.ratings.forget, update.user_id, update.items)
                     continue
                 newer = after(update.table, target.positions)
                 if target.generation == self._live:
@@ -223,18 +223,26 @@ class ItemUpdater:
             await with_retries(claim, self._lease, live.epoch, live.generation)
         except GenerationUnknown:
             return None
-        # Taken here, after the updates before the switch: a batch that is archived later comes as an update,
-        # and one that lies behind the switch in the queue and is in the snapshot already is known by its
-        # position.
+        registry = self._store.items(live.epoch)
         try:
-            snapshot, files = await with_retries(self._threads.run, live.archive.open_snapshot)
+            while True:
+                # Taken here, after the updates before the switch: a batch that is archived later comes as an
+                # update, and one that lies behind the switch in the queue and is in the snapshot already is
+                # known by its position.
+                snapshot, files = await with_retries(self._threads.run, live.archive.open_snapshot)
+                await with_retries(registry.refresh)
+                try:
+                    return await self._threads.run(_open_target, live, snapshot, files, registry.ids[:])
+                except SegmentGoneError as exc:
+                    # Rewritten by an erasure since, else it is damage.
+                    live.archive.require_replaced(str(exc))
         except SegmentDamagedError as exc:
             # The next fit repairs the archive; until then items stay as the fit before left them.
             log.warning("items_incomplete", segment=exc.path.name, error=str(exc))
-            return None
-        registry = self._store.items(live.epoch)
-        await with_retries(registry.refresh)
-        return await self._threads.run(_open_target, live, snapshot, files, registry.ids[:])
+        except OSError as exc:
+            # An erasure has removed the files of a fit that it could not search.
+            log.warning("items_incomplete", generation=live.generation, error=str(exc))
+        return None
 
     async def _push_round(self, target: _Target) -> None:
         ratings, summary = target.ratings, target.meta.summary
@@ -259,13 +267,15 @@ class ItemUpdater:
                 await self._read_histories(target, chosen)
             # Last: of a round that the store cuts off before, all users are read again.
             ratings.set_users(chosen.slots, current.n, current.vectors)
-        vectors, factors = await self._threads.run(ratings.fold, chosen)
+        folded = await self._threads.run(ratings.fold, chosen)
         rows = np.array(chosen.items, dtype=np.int32)
         self._step("items:push")
         try:
             since = self._store.confirmation.begin()
             await self._store.generations.push_delta(
-                self._lease, summary.epoch, summary.generation, rows, vectors, factors=factors
+                *(self._lease, summary.epoch, summary.generation, rows, folded.vectors),
+                factors=folded.factors,
+                positives=folded.positives,
             )
             # A replica that is promoted without them would leave these items as they were before.
             await self._store.confirmation.wait(since)
@@ -276,9 +286,9 @@ class ItemUpdater:
         if missing > 0:
             later = np.tile(ratings.posterior.prior_item, (missing + SPARE_ROWS, 1))
             target.items = np.concatenate([target.items, later])
-        target.items[rows] = vectors
-        if factors is not None:
-            await self._threads.run(ratings.took, rows, factors)
+        target.items[rows] = folded.vectors
+        if folded.factors is not None:
+            await self._threads.run(ratings.took, rows, folded.factors)
 
     async def _read_histories(self, target: _Target, chosen: Round) -> None:
         """Fold the users of a round into the ranking head, some at a time: histories may be long."""
@@ -289,7 +299,7 @@ class ItemUpdater:
 
 
 def _open_target(
-    live: LiveFit, snapshot: Snapshot, files: Sequence[pa.OSFile], ids: Sequence[bytes]
+    live: LiveFit, snapshot: Snapshot, files: Sequence[pa.NativeFile], ids: Sequence[bytes]
 ) -> _Target:
     """Add up what was archived since the fit of a generation. `files`: of the snapshot, open; each is
     closed. `ids`: of the items, by row.
@@ -307,15 +317,32 @@ def _open_target(
     if live.result is not None:
         items = np.load(live.result.path / "items.npy", mmap_mode="c", allow_pickle=False)
     fitted = {partition: parse_position(text) for partition, text in live.meta.positions.items()}
-    for path, file in zip(snapshot.paths, files, strict=True):
-        try:
-            table, spans = read_segment(path, file)
-        except SegmentDamagedError as exc:
-            # The next fit repairs the archive; until then these items stay as the fit before left them.
-            log.warning("items_incomplete", segment=path.name, error=str(exc))
-            continue
-        if not spans or any(span.last > fitted.get(p, START) for p, span in spans.items()):
-            ratings.add(in_registry(after(table, fitted), item_ids))
+    for table in events_since(snapshot, files, fitted):
+        ratings.add(in_registry(table, item_ids))
     version = b"" if live.result is None else (live.result.catalogue or "").encode()
     of_users = None if live.result is None else live.result.attributes_of_users()
     return _Target(live.meta, ratings, items, snapshot.positions, version, of_users)
+
+
+def events_since(
+    snapshot: Snapshot, files: Sequence[pa.NativeFile], positions: Mapping[int, Position]
+) -> Iterator[pa.Table]:
+    """Yield what a snapshot has after the positions of the partitions, a row group at a time. `files`: its
+    own, open; each is closed. Segments of which nothing is wanted are not read. Raises `SegmentGoneError`.
+    """
+    for path, file in zip(snapshot.paths, files, strict=True):
+        try:
+            spans = read_spans(path, file)
+            if spans and all(span.last <= positions.get(p, START) for p, span in spans.items()):
+                # After a flip nearly all are of this kind.
+                file.close()
+                continue
+            with file:
+                rows = open_rows(path, file)
+                for part in rows.read(rows.schema.names):
+                    if (newer := after(part, positions)).num_rows:
+                        yield newer
+        except (SegmentDamagedError, ArchiveFailedError) as exc:
+            # The next fit repairs the archive, or waits for it; until then these items stay as the fit before
+            # left them.
+            log.warning("items_incomplete", segment=path.name, error=str(exc))

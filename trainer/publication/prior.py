@@ -1,8 +1,13 @@
-"""The first generation: what is known before any rating, so that services can answer."""
+"""The first generation: what is known before any rating, so that services can answer.
+
+Invariant: it is of the scale that the store has, made anew where that is decided after it.
+"""
 
 import numpy as np
 
-from factors import FitSettings, Scale, prior_model
+from factors import FitSettings, prior_model
+from featurestore.errors import GenerationBroken, GenerationUnknown
+from featurestore.generations.manifest import Pointer
 from featurestore.leases import Lease
 from featurestore.store import Store
 from trainer import log
@@ -17,11 +22,12 @@ from trainer.threads import Threads
 async def publish_prior(
     store: Store, lease: Lease, settings: TrainerSettings, threads: Threads, step: Step
 ) -> None:
-    """Publish the prior in a store that has no generation. Raises `LeaseLost`."""
+    """Publish the prior in a store that has no generation, or that of another scale. Raises `LeaseLost`."""
+    scale = await with_retries(store.scale.look)
     pointer = await with_retries(store.generations.live)
-    if pointer.generation or not pointer.epoch:
+    if not pointer.epoch or (pointer.generation and not await _is_outdated(store, pointer)):
         return
-    model = prior_model(FitSettings(Scale(*settings.scale)))
+    model = prior_model(FitSettings(scale))
     users, items = (np.zeros((0, width), np.float32) for width in (model.user_width, model.item_width))
     prior = await Publisher(store, lease, threads, step=step).publish(
         pointer.epoch,
@@ -32,3 +38,12 @@ async def publish_prior(
         automatic=False,
     )
     log.event("prior_published", generation=prior.meta.summary.generation)
+
+
+async def _is_outdated(store: Store, pointer: Pointer) -> bool:
+    try:
+        meta = await with_retries(store.generations.meta, pointer.epoch, pointer.generation)
+    except (GenerationUnknown, GenerationBroken):
+        # A fit takes its place.
+        return False
+    return store.scale.outdated(meta.model, meta.summary.n_ratings)

@@ -7,29 +7,31 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import numpy as np
 
-from factors import Index, build_index, index_of, index_to_bytes
+from factors import Float32s, Index, build_index, index_of, index_to_bytes
 from featurestore.errors import LeaseLost, StoreError, StoreFull
-from featurestore.generations.activity import activity_to_bytes
+from featurestore.generations.activity import activity_to_bytes, is_by_events, positives_to_bytes
 from featurestore.generations.catalog import GenerationMeta, GenerationSummary, GenerationWriter
 from featurestore.generations.manifest import (
     ACTIVITY,
     ATTRIBUTES,
+    POSITIVES,
     RANKING,
     RANKING_INDEX,
     USER_ATTRIBUTES,
 )
 from featurestore.leases import Lease
 from featurestore.store import Store
-from featurestore.users.active import MOST_ACTIVE
+from featurestore.users.active import MOST_ACTIVE, MOST_ACTIVE_BY_EVENTS
 from processes.messages import HelperEndedError
 from trainer import log
 from trainer.archive.events import Position, format_position
 from trainer.archive.segments import Step
-from trainer.errors import NoRoomError
+from trainer.errors import ArchiveFailedError, NoRoomError
 from trainer.fit_job.folder import FitFolder
 from trainer.fit_job.results import FitResult, is_erased
 from trainer.publication.record_process import RecordProcess, record_process
@@ -104,16 +106,15 @@ class Publisher:
         writer = await _with_room(self.store.generations.begin, self.lease, draft, learned)
         # A number that a promoted replica does not know would be given again, to another fit.
         await self.store.confirmation.wait(since)
-        if folder is not None:
-            # Before anything is written: a generation that is live has its files under its number.
-            fit = await self.threads.run(folder.adopt, fit, writer.number)
         try:
+            if folder is not None:
+                # Before anything is written: a generation that is live has its files under its number.
+                fit = await self.threads.run(folder.adopt, fit, writer.number)
             self.step("publish:begun")
             await _write_items(writer, fit, beside)
             self.step("publish:items")
             await self._write_users(writer, epoch, fit)
-            active = await self.threads.run(fit.most_active, MOST_ACTIVE)
-            await _with_room(self.store.active.replace, epoch, active)
+            await self._write_active(epoch, fit, is_by_events(fit.n_ratings, beside.positives))
             self.step("publish:users")
             meta = await _with_room(writer.finish)
             self.step("publish:finished")
@@ -122,7 +123,7 @@ class Publisher:
         except LeaseLost:
             # The store refuses every write of this leader by now, the removal included.
             raise
-        except (StoreError, NoRoomError):
+        except (ArchiveFailedError, StoreError, NoRoomError):
             await self._remove(epoch, writer.number)
             raise
         self.step("publish:flipped")
@@ -133,6 +134,12 @@ class Publisher:
         await with_retries(self.store.generations.remove, epoch, number, lease=self.lease)
         # Such a history takes along what was written here, which then looks damaged, or unknown.
         await with_retries(self.store.epochs.require, epoch)
+
+    async def _write_active(self, epoch: int, fit: FitResult, by_events: bool) -> None:
+        """Name the users among whom neighbours are looked for."""
+        most = MOST_ACTIVE_BY_EVENTS if by_events else MOST_ACTIVE
+        active = await self.threads.run(partial(fit.most_active, most, by_events=by_events))
+        await _with_room(self.store.active.replace, epoch, active, lease=self.lease)
 
     async def _write_users(self, writer: GenerationWriter, epoch: int, fit: FitResult) -> None:
         taken = 0
@@ -169,7 +176,8 @@ class Publisher:
 @dataclass(frozen=True, slots=True)
 class _Beside:
     """What is published beside the items: their index, the ranking head as bytes, and the index of its
-    factors, and how attributes of items and of users are encoded; each None where there is none.
+    factors, how attributes of items and of users are encoded, and the positive events of the items (n, 2);
+    each None where there is none.
     """
 
     index: Index | None
@@ -177,6 +185,7 @@ class _Beside:
     head_index: Index | None
     attributes: memoryview | None
     user_attributes: memoryview | None
+    positives: Float32s | None
 
     def recalls(self) -> dict[str, float]:
         """Return what the indexes find of the exact top 10."""
@@ -189,11 +198,14 @@ def _made_beside(fit: FitResult) -> _Beside:
     # Users are drawn by a seed that the ratings give: a fit has one index.
     rng = np.random.default_rng(fit.n_ratings)
     index = build_index(fit.model, fit.items, fit.users, rng)
-    attributes = [None if each is None else each.data for each in (fit.attributes, fit.user_attributes)]
+    of_items, of_users = (
+        None if each is None else each.data for each in (fit.attributes, fit.user_attributes)
+    )
     head = fit.head()
     if head is None or fit.ranking is None or fit.ranking_users is None:
-        return _Beside(index, None, None, *attributes)
-    return _Beside(index, fit.ranking.data, index_of(head.items, fit.ranking_users, rng), *attributes)
+        return _Beside(index, None, None, of_items, of_users, None)
+    head_index = index_of(head.items, fit.ranking_users, rng)
+    return _Beside(index, fit.ranking.data, head_index, of_items, of_users, fit.positives())
 
 
 async def _write_items(writer: GenerationWriter, fit: FitResult, beside: _Beside) -> None:
@@ -212,8 +224,10 @@ async def _write_items(writer: GenerationWriter, fit: FitResult, beside: _Beside
     # A fit that is in memory has no ratings by item.
     if len(fit.item_indptr) == len(fit.items) + 1:
         times = fit.item_indptr, fit.item_times, fit.wanted_times()
-        activity = await asyncio.to_thread(activity_to_bytes, *times)
+        activity = await asyncio.to_thread(activity_to_bytes, *times, now_s=time.time())
         await _with_room(writer.write_blob, ACTIVITY, activity)
+    if beside.positives is not None:
+        await _with_room(writer.write_blob, POSITIVES, positives_to_bytes(beside.positives))
 
 
 async def _with_room(write: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -5,24 +5,29 @@ number of threads. Numba is optional, and is imported when the first such fit be
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib import import_module
-from typing import Any, cast
+from itertools import pairwise
+from typing import ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from factors.inference.backend import MANY_RATINGS, HalfStepBackend, NumpyBackend, RatedSets
-from factors.inference.compiled import score_kernels, solve_kernels
+from factors.inference.compiled import entry_kernels, score_kernels, session_kernels, solve_kernels
+from factors.inference.compiled.loading import Kernel, compile_loops
+from factors.inference.context import ContextShifts
 from factors.inference.entry_moments import HalfStepInput, Posterior
 from factors.inference.half_step import TO_THE_END, HalfStep, Iteration
-from factors.inference.histories import Compressed
+from factors.inference.histories import NO_HISTORIES, Compressed
+from factors.inference.motion import FARTHEST_TIME, MOST_AGE, motion_of
 from factors.inference.ordinal import NO_SITES, Sites
-from factors.inference.session_effects import SessionEffects
+from factors.inference.session_effects import SessionEffects, matters
 from factors.inference.side_moments import prior_rows
+from factors.inference.sittings import Sittings
+from factors.model.attributes import FARTHEST
 from factors.model.layout import NO_SESSION, SESSION_KEYS, FloatTable
 from factors.model.parameters import Side
 from factors.model.quantized_rows import QuantizedTable
@@ -31,48 +36,49 @@ from factors.model.types import Float32s, Float64s, Int64s
 
 _NOTHING: Float64s = np.zeros(0)
 _NOTHING32: Float32s = np.zeros(0, dtype=np.float32)
-
-Kernel = Callable[..., None]
+# Sites of float32 let no table of rows come nearer to rest: a fit ended with 30 steps, where 6 are enough.
+_AT_REST = 1e-6
+# Entries whose scores are in memory at once, 12 bytes each.
+_SCORED_AT_ONCE = 1 << 18
+_NO_ROWS: Float32s = np.zeros((0, 0), dtype=np.float32)
+_NO_ROWS64: Float64s = np.zeros((0, 0))
 
 
 def choose_backend(n_ratings: int, *, threads: int, block_rows: int) -> HalfStepBackend:
     """Return the backend of a fit: compiled loops where numba is installed and so many ratings pay for it."""
-    plain = NumpyBackend(block_rows)
     loops = load_loops() if n_ratings >= MANY_RATINGS else {}
-    return LoopBackend(loops, threads, plain) if loops else plain
+    return LoopBackend(loops, threads) if loops else NumpyBackend(block_rows)
 
 
 class LoopBackend:
-    """`loops` by the function that they are made from, run by `threads` threads over parts of the rows.
+    """`loops` by the function that they are made from, run by `threads` threads over parts of the rows."""
 
-    These loops know no velocities and no contexts: with these `plain` does the work. A fit of so many ratings
-    does not choose velocities, but may go on from one of fewer that did.
-    """
+    most_apart: ClassVar[float] = math.inf
+    at_once: ClassVar[int] = 1_000_000
 
-    def __init__(
-        self, loops: Mapping[Kernel, Kernel], threads: int = 1, plain: HalfStepBackend | None = None
-    ) -> None:
+    def __init__(self, loops: Mapping[Kernel, Kernel], threads: int = 1) -> None:
         self._loops = loops
         self._threads = threads
-        self._plain = plain or NumpyBackend()
+        # One for all loops of a fit, thousands: to start threads for each took a tenth of its time.
+        self._helpers = ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="fit")
 
     def half_step(self, inputs: HalfStepInput, iteration: Iteration = TO_THE_END) -> HalfStep:
         """See `HalfStepBackend`."""
-        parameters = inputs.parameters
-        if parameters.moves or inputs.shifts is not None:
-            return self._plain.half_step(inputs, iteration)
+        parameters, dim = inputs.parameters, inputs.own.layout.dim
         entries = _Entries(self, inputs)
         if parameters.link == "gaussian":
-            return entries.solve(NO_SITES)
-        current, begun = iteration.begin or entries.prior(), iteration.begin is not None
+            return entries.solve_gaussian()
+        current = iteration.begin or entries.prior()
         # They are moved in place. Those of another backend are float64.
-        sites = current.sites if current.sites.weight.dtype == np.float32 else _new_sites(inputs.data)
+        begun = len(current.sites.weight) > 0 and current.sites.weight.dtype == np.float32
+        iteration = replace(iteration, at_rest=max(iteration.at_rest, _AT_REST))
+        sites = current.sites if begun else _new_sites(inputs.data, scored=iteration.scored)
         for _ in range(iteration.steps):
             damping = iteration.damping_for(parameters)
             entries.score(current.posterior, current.rows, sites, begun=begun, damping=damping)
-            begun, before = True, current.posterior.mean
+            begun, before = True, current.posterior.mean[:, :dim]
             current = entries.solve(sites)
-            if iteration.ends(parameters, before, current.posterior.mean):
+            if iteration.ends(parameters, before, current.posterior.mean[:, :dim]):
                 break
         return current
 
@@ -80,12 +86,14 @@ class LoopBackend:
         self, inputs: HalfStepInput, step: HalfStep, other_step: HalfStep, every: int
     ) -> tuple[float, Float64s]:
         """See `HalfStepBackend`."""
-        if inputs.parameters.moves or inputs.shifts is not None:
-            return self._plain.score_errors(inputs, step, other_step, every)
         entries, squares = _Entries(self, inputs), other_step.expected_squares
+        if not entries.still:
+            # One pass gives both.
+            means = np.empty(len(inputs.data.value), dtype=np.float32)
+            square = entries.score_moments(step.posterior, step.rows, means)
+            return float(square.sum()), means[::every].astype(np.float64)
         if not math.isfinite(squares):
-            square = entries.score(step.posterior, step.rows, NO_SITES, begun=False, damping=1.0)
-            squares = float(square.sum())
+            squares = float(entries.score_moments(step.posterior, step.rows, _NOTHING32).sum())
         return squares, entries.score_means(step, every)
 
     def rated_sets(self, data: Compressed, others: Compressed) -> RatedSets:
@@ -95,27 +103,39 @@ class LoopBackend:
     def sum_rows(self, indptr: Int64s, columns: Int64s, table: Float64s, scale: Float64s) -> Float64s:
         """For each row `scale` (rows,) times the sum of `table` (m, d) over its columns."""
         result = np.empty((len(indptr) - 1, table.shape[1]))
-        table = np.ascontiguousarray(table)
-        self.run(solve_kernels.sum_rows, indptr, indptr, columns, table, scale, result)
+        # In float32 a row of few numbers is one cache line.
+        narrow = _aligned(*table.shape)
+        narrow[:, : table.shape[1]] = table
+        others = columns.astype(np.int32, copy=False)
+        self.run(solve_kernels.sum_rows, indptr, indptr, others, narrow, scale, result)
         return result
 
-    def run(self, kernel: Kernel, indptr: Int64s, *arguments: object) -> None:
-        """Run `kernel` over all rows, which have entries from `indptr` on."""
-        loop, rows = self._loops[kernel], len(indptr) - 1
-        # Rows cost something without entries too.
-        work = indptr + np.arange(rows + 1)
+    def run(self, kernel: Kernel, rows: Int64s | int, *arguments: object) -> None:
+        """Run `kernel` over all `rows`: where the entries of each begin and end, or how many rows there are,
+        of one entry each.
+        """
+        loop = self._loops[kernel]
         # So many parts that no thread waits long for the last one.
-        edges = np.searchsorted(work, np.linspace(0, work[-1], 16 * self._threads + 1))
-        edges = np.unique(np.clip(edges, 0, rows))
-        parts = list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
-        if self._threads == 1 or len(parts) == 1:
+        parts_wanted = 16 * self._threads
+        if isinstance(rows, int):
+            edges = np.linspace(0, rows, parts_wanted + 1).astype(np.int64)
+        else:
+            # Rows cost something without entries too.
+            work = rows + np.arange(len(rows))
+            edges = np.searchsorted(work, np.linspace(0, work[-1], parts_wanted + 1))
+            edges = np.clip(edges, 0, len(rows) - 1)
+        edges = np.unique(edges)
+        parts = pairwise(edges.tolist())
+
+        def take_parts() -> None:
             for start, stop in parts:
                 loop(start, stop, *arguments)
-            return
-        # The loops let go of the interpreter's lock.
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="fit") as pool:
-            for done in [pool.submit(loop, start, stop, *arguments) for start, stop in parts]:
-                done.result()
+
+        # Each takes the next part that is left. The loops let go of the interpreter's lock.
+        helping = [self._helpers.submit(take_parts) for _ in range(min(self._threads, len(edges) - 1) - 1)]
+        take_parts()
+        for each in helping:
+            each.result()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +169,8 @@ class _Entries:
         self._run, self._parameters, self._own = backend.run, inputs.parameters, inputs.own
         self._data, self._sessions, table = inputs.data, inputs.sessions, inputs.table
         self._other_layout, self._scale = inputs.other.layout, inputs.parameters.scale
+        # Of one width, so that loops are compiled once.
+        self._other = inputs.data.other.astype(np.int32, copy=False)
         self._attributes = inputs.attributes
         layout = self._other_layout
         self._rows: FloatTable = table.expanded() if isinstance(table, QuantizedTable) else table
@@ -156,15 +178,39 @@ class _Entries:
         n = len(self._rows)
         self._table = _aligned(n, layout.packed + layout.dim + 1 + self._with_effects * layout.dim)
         known = (self._rows, layout.dim, self._with_effects)
-        self._run(solve_kernels.read_rows, np.arange(n + 1), *known, self._table)
+        self._run(solve_kernels.read_rows, n, *known, self._table)
         self._offset, self._beyond = self._other_sessions(inputs.other)
+        self._session_of_entry = self._sessions_of_entries()
         self._view: Float32s | None = None
+        self._anchors = np.zeros(self._data.rows if self._own.layout.moving else 0)
+        self._back = self._look_back(inputs)
+        self._moved = self._move_entries(inputs.shifts)
+        velocity = np.ascontiguousarray(self._rows[:, layout.velocity], dtype=np.float32)
+        of_other = (inputs.shifts is not None and not inputs.shifts.own) or layout.moving
+        self._motion = (self._back, velocity if layout.moving else _NO_ROWS, self._moved, of_other)
+
+    @property
+    def still(self) -> bool:
+        """Whether the rows of both sides are the same at each entry."""
+        return len(self._back) == 0 and len(self._moved) == 0
 
     def prior(self) -> HalfStep:
         """Return rows of which nothing is known but the prior."""
-        own = self._own
-        effects = SessionEffects.prior(self._sessions, own.session_variance, own.layout.dim)
-        return _half_step(own, prior_rows(own, self._data.rows), effects, NO_SITES)
+        own, motion = self._own, motion_of(self._own, NO_HISTORIES)
+        rows = prior_rows(own, self._data.rows)
+        states = motion.states(rows[:, own.layout.mean])
+        parts = motion.covariances(rows[:, own.layout.covariance])
+        effects = SessionEffects.prior(self._sessions, own.effect_variance, states.shape[1])
+        return HalfStep(rows, Posterior(states, parts, effects), NO_SITES)
+
+    def solve_gaussian(self) -> HalfStep:
+        """Return the posteriors with the Gaussian link; effects of contexts are learned from their sites."""
+        step = self.solve(NO_SITES)
+        if len(self._moved) == 0:
+            return step
+        unit, value = 1.0 / self._parameters.noise, self._data.value - self._parameters.mean
+        linear = unit * (value - self._offset if len(self._offset) else value)
+        return replace(step, sites=Sites.gaussian(np.full(len(linear), unit), linear))
 
     def solve(self, sites: Sites) -> HalfStep:
         """Return the posteriors that `sites` lead to; without any, those of the Gaussian link."""
@@ -177,43 +223,82 @@ class _Entries:
         sums = self._session_sums(seen)
         of_row = np.searchsorted(sessions.row, np.arange(data.rows + 1)) if n else np.zeros(0, np.int64)
         rows, square = np.zeros((data.rows, layout.width)), np.zeros(data.rows)
-        entries = (data.indptr, data.other, data.value)
+        moving = data.rows * layout.moving
+        states, parts = np.empty((moving, 2 * layout.dim)), np.empty((moving, 3 * layout.packed))
+        entries = (data.indptr, self._other, data.value)
         mean = own.mean[None]
         if self._attributes is not None and own.attribute_effects is not None:
             mean = mean + self._attributes.times(own.attribute_effects)
-        prior = (np.ascontiguousarray(mean), np.ascontiguousarray(own.precision))
-        known = (*entries, *seen, self._with_effects, *prior, of_row, *sums)
-        self._run(solve_kernels.solve_rows, data.indptr, *known, rows, square)
+        motion = motion_of(own, NO_HISTORIES)
+        precision = motion.state_precision(own.precision)
+        effects = SessionEffects.prior(sessions, own.effect_variance, len(precision))
+        of_sessions = (of_row, *sums)
+        found = (rows, states, parts, effects.mean, effects.variance, effects.covariance, square)
+        view = self._score_view() if self._motion[3] else _NO_ROWS
+        prior = (np.ascontiguousarray(mean), np.ascontiguousarray(precision))
+        known = (*entries, *seen, view, *self._motion, self._with_effects, *prior, *of_sessions)
+        self._run(solve_kernels.solve_rows, data.indptr, *known, *found)
         rows[:, layout.keys] = NO_SESSION
-        rows[:, layout.variances] = own.session_variance
-        effects = SessionEffects(np.empty(n), np.empty(n), np.empty((n, layout.dim)))
+        rows[:, layout.variances] = own.effect_variance
         if n:
-            written = (rows, effects.mean, effects.variance, effects.covariance)
-            groups = (of_row, sessions.key, *sums, layout.dim, layout.slots)
-            self._run(solve_kernels.write_sessions, of_row, *groups, *written)
+            effects = self._with_sittings(sums, effects)
+            of_groups = (sessions.key, matters(sessions, effects.mean), effects.mean, effects.variance)
+            groups = (of_row, *of_groups, layout.dim, layout.slots)
+            self._run(session_kernels.write_sessions, of_row, *groups, rows)
+        posterior = Posterior(rows[:, layout.mean], rows[:, layout.covariance], effects)
+        if layout.moving:
+            rows[:, layout.velocity] = states[:, layout.dim :]
+            rows[:, layout.anchor_time] = self._anchors
+            posterior = Posterior(states, parts, effects)
         # NaN where it does not hold: effects of sessions are marginal in the posterior but not in these sums.
-        exact = gaussian and n == 0 and len(self._offset) == 0
-        return _half_step(own, rows, effects, sites, float(square.sum()) if exact else math.nan)
+        exact = gaussian and n == 0 and len(self._offset) == 0 and self.still
+        return HalfStep(rows, posterior, sites, float(square.sum()) if exact else math.nan)
 
     def score(
         self, posterior: Posterior, rows: Float64s, sites: Sites, *, begun: bool, damping: float
-    ) -> Float64s:
-        """Move `sites` (n,) to where the posterior, with its `rows`, points; without any, return of each row
-        the expected sum of squares of ratings less scores.
-        """
-        data, parameters, effects, scale = self._data, self._parameters, posterior.effects, self._scale
-        square, bounds, steps = np.zeros(data.rows), _NOTHING, 1.0
-        moved: tuple[FloatTable, ...] = (_NOTHING32,) * 4
-        if len(sites.weight):
-            bounds = np.concatenate([[-np.inf], parameters.cuts, [np.inf]])
-            steps = (scale_levels(scale) - 1) / (scale.high - scale.low)
-            moved = (sites.weight, sites.linear, sites.mean, sites.variance)
-        entries = (data.indptr, data.other, rows, self._score_view(), self._own.layout.dim)
-        sessions = (self._session_of_entry(), effects.mean, effects.variance, effects.covariance)
-        scores = (parameters.mean, self._offset, self._beyond, data.value)
+    ) -> None:
+        """Move `sites` (n,) to where the posterior, with its `rows`, points."""
+        data, parameters, scale = self._data, self._parameters, self._scale
+        bounds = np.concatenate([[-np.inf], parameters.cuts, [np.inf]])
+        steps = (scale_levels(scale) - 1) / (scale.high - scale.low)
         link = (bounds, parameters.noise, scale.low, steps, begun, damping)
-        known = (*entries, *sessions, *scores, *link)
-        self._run(score_kernels.score_entries, data.indptr, *known, *moved, square)
+        # What scores are without a rating is kept of those sites that have room for it.
+        edges = _edges(data.indptr, _SCORED_AT_ONCE)
+        scratch = [np.empty(most, np.float32) for most in (_most_entries(data.indptr, edges),) * 3]
+        for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            part = slice(int(data.indptr[start]), int(data.indptr[stop]))
+            own_variance, *room = (each[: part.stop - part.start] for each in scratch)
+            mean, variance = (sites.mean[part], sites.variance[part]) if len(sites.mean) else room
+            self._score_rows(slice(start, stop), posterior, rows, (mean, own_variance, variance))
+            known = (data.value[part], self._offset[part], parameters.mean)
+            before = (own_variance, sites.weight[part], sites.linear[part], mean, variance)
+            self._run(score_kernels.move_sites, len(own_variance), *known, *link, *before)
+
+    def score_moments(self, posterior: Posterior, rows: Float64s, mean: FloatTable) -> Float64s:
+        """Return of each row the expected sum of squares of ratings less scores under the posterior, with its
+        `rows`, and write to `mean` (n,) that of the scores, unless it is empty.
+        """
+        variances = np.empty((2, len(mean)), dtype=np.float32)
+        return self._score_rows(slice(0, self._data.rows), posterior, rows, (mean, *variances))
+
+    def _score_rows(
+        self, own: slice, posterior: Posterior, rows: Float64s, found: tuple[FloatTable, ...]
+    ) -> Float64s:
+        """Write what the posterior says of the scores of the rows `own` to `found`, mean and both parts of
+        the variance of each, which may be empty; return as `score_moments` does.
+        """
+        data, effects, layout = self._data, posterior.effects, self._own.layout
+        indptr = data.indptr[own.start : own.stop + 1]
+        part = slice(int(indptr[0]), int(indptr[-1]))
+        indptr = indptr - indptr[0]
+        states = (posterior.mean[own], posterior.covariance[own]) if layout.moving else (_NO_ROWS64,) * 2
+        back, velocity, moved, of_other = self._motion
+        motion = (back[part], velocity, moved[part], of_other)
+        entries = (indptr, self._other[part], rows[own], *states, self._score_view(), *motion, layout.dim)
+        sessions = (self._session_of_entry[part], effects.mean, effects.variance, effects.covariance)
+        known = (self._parameters.mean, self._offset[part], self._beyond[part], data.value[part])
+        square = np.zeros(len(indptr) - 1)
+        self._run(score_kernels.score_entries, indptr, *entries, *sessions, *known, *found, square)
         return square
 
     def score_means(self, step: HalfStep, every: int) -> Float64s:
@@ -221,33 +306,80 @@ class _Entries:
         data, dim = self._data, self._own.layout.dim
         means = np.empty((len(data.value) + every - 1) // every)
         other_means = np.ascontiguousarray(self._rows[:, : 2 + dim])
-        entries = (data.indptr, data.other, step.rows, other_means, dim, every)
-        sessions = (self._session_of_entry(), step.posterior.effects.mean)
+        entries = (data.indptr, self._other, step.rows, other_means, dim, every)
+        sessions = (self._session_of_entry, step.posterior.effects.mean)
         scores = (self._parameters.mean, self._offset)
-        self._run(score_kernels.score_means, data.indptr, *entries, *sessions, *scores, means)
+        self._run(entry_kernels.score_means, data.indptr, *entries, *sessions, *scores, means)
         return means
 
     def _session_sums(self, seen: tuple[object, ...]) -> tuple[Float64s, Float64s, Float64s]:
         """Return load (G, d), scale and surprise (G,) of the sessions, as in `session_effects`."""
         sessions, dim, n = self._sessions, self._own.layout.dim, len(self._sessions)
-        sums = np.empty((n, dim)), np.empty(n), np.empty(n)
+        width = (1 + self._own.layout.moving) * dim
+        sums = np.empty((n, width)), np.empty(n), np.empty(n)
         if n:
-            indptr = np.append(np.flatnonzero(np.diff(sessions.group, prepend=-1)), len(sessions.group))
-            known = (indptr, sessions.entry, self._data.other, *seen, dim, self._own.session_variance)
-            self._run(solve_kernels.sum_groups, indptr, *known, *sums)
+            indptr = np.searchsorted(sessions.group, np.arange(n + 1))
+            known = (indptr, sessions.entry, self._other, *seen, *self._motion, dim)
+            known = (*known, self._own.session_variance)
+            self._run(session_kernels.sum_groups, indptr, *known, *sums)
+        if len(sessions.sitting):
+            Sittings.of(self._own, sessions.sitting).add_sums(*sums)
         return sums
+
+    def _with_sittings(
+        self, sums: tuple[Float64s, Float64s, Float64s], effects: SessionEffects
+    ) -> SessionEffects:
+        """Return the effects of sessions with what their sittings add to them."""
+        load, scale, _ = sums
+        sittings = Sittings.of(self._own, self._sessions.sitting)
+        own = sittings.add_effects(load, scale, effects.mean, effects.variance, effects.covariance)
+        return SessionEffects(effects.mean, effects.variance, effects.covariance, *own)
 
     def _other_sessions(self, other: Side) -> tuple[Float64s, Float64s]:
         if not other.has_sessions:
             return _NOTHING, _NOTHING
         data, layout, n = self._data, other.layout, len(self._data.value)
-        effects = np.zeros(n), np.full(n, other.session_variance)
-        keys = (layout.dim, layout.slots, other.session_length, SESSION_KEYS)
-        known = (data.other, data.time, self._rows, *keys)
-        self._run(score_kernels.match_sessions, np.arange(n + 1), *known, *effects)
+        effects = np.zeros(n), np.full(n, other.effect_variance)
+        lengths = other.session_length, other.sessions_a_sitting
+        keys = (layout.dim, layout.slots, *lengths, SESSION_KEYS)
+        known = (self._other, data.time, self._rows, *keys)
+        self._run(entry_kernels.match_sessions, n, *known, *effects)
         return effects
 
-    def _session_of_entry(self) -> npt.NDArray[np.int32]:
+    def _look_back(self, inputs: HalfStepInput) -> Float32s:
+        """Return minus the age of each entry (n,), empty where neither side moves; writes the own anchors."""
+        own, other, data = self._own, inputs.other, self._data
+        drift = own.drift or other.drift
+        if drift is None:
+            return _NOTHING32
+        back = np.empty(len(data.value), dtype=np.float32)
+        anchors = (
+            self._anchors
+            if own.drift
+            else np.ascontiguousarray(self._rows[:, other.layout.anchor_time], np.float64)
+        )
+        known = (drift.origin, drift.unit, FARTHEST_TIME, MOST_AGE, own.drift is not None, anchors)
+        self._run(entry_kernels.look_back, data.indptr, data.indptr, self._other, data.time, *known, back)
+        return back
+
+    def _move_entries(self, shifts: ContextShifts | None) -> Float32s:
+        """Return by how much the context of each entry moves its user, (n, d); empty for not at all."""
+        if shifts is None:
+            return _NO_ROWS
+        encoding, effects, fields = shifts.effects.encoding, shifts.effects.effects, shifts.context.shape[1]
+        numbers, codes = encoding.numbers, encoding.codes
+        of_codes = effects[len(numbers) :].copy()
+        # The other codes of its field are columns too: less their shares.
+        same = codes[:, None, 0] == codes[None, :, 0]
+        of_codes -= (same * codes[None, :, 2]) @ effects[len(numbers) :]
+        given, coded = numbers[:, 0] < fields, codes[:, 0] < fields
+        moved = np.empty((len(shifts.context), effects.shape[1]), dtype=np.float32)
+        known = (numbers[given], effects[: len(numbers)][given], codes[coded], of_codes[coded], FARTHEST)
+        rows = np.arange(len(moved) + 1)
+        self._run(entry_kernels.move_entries, rows, shifts.context, *known, moved)
+        return moved
+
+    def _sessions_of_entries(self) -> npt.NDArray[np.int32]:
         """Return the session of each entry, -1 for none; empty where there are no sessions."""
         if len(self._sessions) == 0:
             return np.zeros(0, dtype=np.int32)
@@ -261,7 +393,6 @@ class _Entries:
             rows, layout = self._rows, self._other_layout
             packed, rank = layout.packed, layout.rank
             self._view = _aligned(len(rows), packed + max(layout.dim + 1, rank + score_kernels.WIDE - 1))
-            self._view[:, packed:] = 0.0
             self._view[:, :packed] = rows[:, layout.covariance]
             self._view[:, packed : packed + rank] = rows[:, layout.latent]
             self._view[:, packed + rank] = 1.0
@@ -269,25 +400,28 @@ class _Entries:
         return self._view
 
 
-def _half_step(
-    own: Side, rows: Float64s, effects: SessionEffects, sites: Sites, expected_squares: float = math.nan
-) -> HalfStep:
-    layout = own.layout
-    posterior = Posterior(rows[:, layout.mean], rows[:, layout.covariance], effects)
-    return HalfStep(rows, posterior, sites, expected_squares)
-
-
-def _new_sites(data: Compressed) -> Sites:
-    """Return sites in float32, all 0."""
+def _new_sites(data: Compressed, *, scored: bool) -> Sites:
+    """Return sites in float32, all 0; with room for the scores where these are to be `scored`."""
     # Half the memory of float64, and they differ from sweep to sweep by more than rounding.
-    arrays = [np.zeros(len(data.value), dtype=np.float32) for _ in range(4)]
+    n = len(data.value)
+    arrays = [np.zeros(size, dtype=np.float32) for size in (n, n, n * scored, n * scored)]
     return Sites(*cast("list[Float64s]", arrays))
 
 
+def _edges(indptr: Int64s, most: int) -> Int64s:
+    """Return where parts of the rows begin and end, of about `most` entries each."""
+    wanted = np.arange(0, int(indptr[-1]), most)
+    return np.unique(np.append(np.searchsorted(indptr, wanted, side="right") - 1, len(indptr) - 1))
+
+
+def _most_entries(indptr: Int64s, edges: Int64s) -> int:
+    return int(np.diff(indptr[edges]).max(initial=0))
+
+
 def _aligned(rows: int, columns: int) -> Float32s:
-    """Return rows of float32 that begin at cache lines, uninitialised."""
+    """Return rows of float32 that begin at cache lines, all 0."""
     width = -(-columns // 16) * 16
-    raw = np.empty(rows * width + 16, dtype=np.float32)
+    raw = np.zeros(rows * width + 16, dtype=np.float32)
     start = (-raw.ctypes.data % 64) // 4
     return raw[start : start + rows * width].reshape(rows, width)
 
@@ -295,42 +429,19 @@ def _aligned(rows: int, columns: int) -> Float32s:
 LOOPS: tuple[Kernel, ...] = (
     solve_kernels.read_rows,
     solve_kernels.solve_rows,
-    solve_kernels.sum_groups,
-    solve_kernels.write_sessions,
+    session_kernels.sum_groups,
+    session_kernels.write_sessions,
     solve_kernels.sum_rows,
-    score_kernels.match_sessions,
+    entry_kernels.match_sessions,
+    entry_kernels.look_back,
+    entry_kernels.move_entries,
     score_kernels.score_entries,
-    score_kernels.score_means,
+    score_kernels.move_sites,
+    entry_kernels.score_means,
 )
 
 
 @lru_cache(maxsize=1)
 def load_loops() -> dict[Kernel, Kernel]:
     """Return the loops for numba to compile when they are first called; empty where it is not installed."""
-    try:
-        numba: Any = import_module("numba")
-    except ImportError:
-        return {}
-    # Sums may be regrouped to fill vector registers; infinity keeps its meaning, for bounds are infinite.
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
-    loops: dict[Kernel, Kernel] = {}
-    for loop in LOOPS:
-        try:
-            loops[loop] = _kept_if_possible(numba.njit(cache=True, **options)(loop))
-        except RuntimeError:
-            # There is no folder to keep compiled code in: compile each time.
-            loops[loop] = numba.njit(**options)(loop)
-    return loops
-
-
-def _kept_if_possible(loop: Kernel) -> Kernel:
-    """Return the compiled `loop`, also where what was compiled cannot be kept, for want of space say."""
-
-    def run(*arguments: object) -> None:
-        try:
-            loop(*arguments)
-        except OSError:
-            # It is raised after compiling and before the first run: what was compiled is there.
-            loop(*arguments)
-
-    return run
+    return compile_loops(LOOPS)

@@ -11,6 +11,8 @@ a)`, its latent part and its bias with a precision `a` each for every field; the
 evidence (MacKay, 1992: automatic relevance determination by groups), found along with the sweeps.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from factors.model.context import ContextEffects
@@ -21,8 +23,8 @@ from factors.training.leave_one_out import StepEntries
 
 # Multiplications that a sweep may spend on the normal equations: a part of a second of a core.
 _MOST_WORK = 5e8
-# Products of two columns that are in memory at once: 32 MB.
-_PRODUCTS = 1 << 22
+# Numbers of entries, their rows or products of two columns, that are in memory at once: 8 MB each.
+_NUMBERS = 1 << 20
 # Steps of the fixed point a sweep; the sweeps go on where it stopped.
 _ROUNDS = 5
 # Precisions of effects, relative to the users' own: beyond them nothing is left, or nothing is held back.
@@ -36,33 +38,39 @@ def regression_size(effects: ContextEffects) -> int:
     return int(np.clip(_MOST_WORK / pairs, 10_000, 300_000))
 
 
+def part_size(effects: ContextEffects, row_width: int) -> int:
+    """Return how many ratings whose rows have so many numbers are looked at at once."""
+    width = len(effects.effects)
+    return max(1, _NUMBERS // max(width * (width + 1) // 2, row_width))
+
+
 def learn_context(
-    parameters: Parameters, users: StepEntries, items: Float64s, context: Float32s
+    parameters: Parameters, parts: Iterable[tuple[StepEntries, Float64s, Float32s]], n_ratings: int
 ) -> ContextEffects | None:
-    """Return effects learned anew from entries (m,) of the users' half-step, whose items have the rows
-    `items` (m, width) and whose contexts are `context` (m, fields).
+    """Return effects learned anew from a sample of `n_ratings`, in parts: entries (m,) of the users'
+    half-step, whose items have the rows (m, width) and whose contexts are (m, fields).
     """
     if parameters.context is None:
         return None
     encoding, effects = parameters.context.encoding, parameters.context.effects
     width, dim = effects.shape
-    columns = encoding.encode(context)
-    weight, rest, second = _site_moments(parameters, users, items)
-    # Of the sample each entry stands for as many.
-    scale = len(users.step.sites.weight) / max(len(weight), 1)
-    pull = scale * (columns.T @ (weight[:, None] * rest))
     rows, others = np.tril_indices(width)
-    products, load = np.zeros((len(rows), second.shape[1])), scale * weight[:, None] * second
-    step = max(1, _PRODUCTS // len(rows))
-    for start in range(0, len(columns), step):
-        part = columns[start : start + step]
-        products += (part[:, rows] * part[:, others]).T @ load[start : start + step]
+    pull, products, seen = np.zeros((width, dim)), np.zeros((len(rows), dim * (dim + 1) // 2)), 0
+    for users, items, context in parts:
+        columns = encoding.encode(context)
+        weight, rest, second = _site_moments(parameters, users, items)
+        pull += columns.T @ (weight[:, None] * rest)
+        second *= weight[:, None]
+        products += (columns[:, rows] * columns[:, others]).T @ second
+        seen += len(weight)
+    # Each entry of the sample stands for as many.
+    scale = n_ratings / max(seen, 1)
     blocks = np.zeros((width, width, dim, dim))
-    blocks[rows, others] = blocks[others, rows] = unpack(products, dim)
+    blocks[rows, others] = blocks[others, rows] = scale * unpack(products, dim)
     matrix = blocks.transpose(0, 2, 1, 3).reshape(width * dim, width * dim)
     prior = _Prior.of(parameters, encoding.fields)
     return ContextEffects(
-        encoding, prior.regression(matrix, matrix @ effects.ravel() + pull.ravel(), effects)
+        encoding, prior.regression(matrix, matrix @ effects.ravel() + scale * pull.ravel(), effects)
     )
 
 

@@ -2,6 +2,7 @@
 to do, whatever was killed meanwhile.
 """
 
+import contextlib
 import re
 import time
 
@@ -9,6 +10,8 @@ import msgspec
 from aiohttp import web
 
 from featurestore.commands import OUTCOME_S
+from featurestore.errors import StoreDamaged
+from featurestore.store import Store
 from service.context import CONTEXT
 from service.http.parsing import path_id
 from service.http.problems import Problem
@@ -50,7 +53,9 @@ def item_receipt(command_id: str) -> str:
     operation_id="getReceipt",
 )
 async def get_receipt(request: web.Request) -> web.StreamResponse:
-    """Whether the archive has forgotten a user, or has the ratings of an item taken back, too."""
+    """Whether the archive has forgotten a user, or has the ratings of an item taken back, too; `detail` says
+    what a pending erasure waits for.
+    """
     context = request.app[CONTEXT]
     receipt = path_id(request.rel_url.raw_path, 1, "receipt").decode()
     match, commands = _RECEIPT.fullmatch(receipt), context.store.commands
@@ -68,5 +73,24 @@ async def get_receipt(request: web.Request) -> web.StreamResponse:
         return json_answer(Receipt(receipt, "failed", detail=outcome.detail))
     if outcome is not None:
         return json_answer(Receipt(receipt, "pending", detail=outcome.detail or outcome.code))
-    detail = "the files of the store have it until they are written anew" if stage == "files" else None
+    detail = None
+    # Of the ratings of an item nothing is told before the files.
+    if match and stage and (stage == "files" or not of_item):
+        detail = await _waits_for(context.store, match[1], stage)
     return json_answer(Receipt(receipt, "pending", detail=detail))
+
+
+async def _waits_for(store: Store, command_id: str, stage: str) -> str:
+    """Return what an erasure that has not ended waits for, as the trainer says it."""
+    told = None
+    # What cannot be read is told by the trainer; the receipt is good without it. The last words of one that
+    # is gone stay for an hour.
+    with contextlib.suppress(StoreDamaged):
+        told = await store.commands.outcome(command_id) if await store.leases.held() else None
+    # An outcome of a trainer of 0.1.0, which did its part alone, waits for another one, too.
+    running = told if told is not None and told.state == "running" else None
+    if running is not None and running.detail:
+        return running.detail
+    if stage == "files":
+        return "the files of the store have it until they are written anew"
+    return "a trainer has to begin with it" if running is None else "the trainer is at it"

@@ -4,7 +4,6 @@ Invariant: an event is written as a rating is, in one log: valid as a whole call
 all of it is stored, and known to every read after that.
 """
 
-import asyncio
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -20,12 +19,12 @@ from featurestore.ratings.event_types import RATING, EventType, codes_taken, unk
 from service.context import CONTEXT
 from service.feedback.tokens import Token, parse_token
 from service.http.parsing import (
-    INLINE_BYTES,
     TEXT_ID_SCHEMA,
     DescribedId,
     Query,
     Timestamp,
     body_ids,
+    parsed,
     path_id,
 )
 from service.http.problems import Problem
@@ -53,6 +52,7 @@ from service.routes.ratings import (
     checked_times,
     decoded_rows,
     store_columns,
+    take_back,
 )
 from service.routes.users import MAX_OFFSET, MAX_PAGE
 
@@ -101,12 +101,13 @@ _MANY = msgspec.json.Decoder(list[EventIn])
 
 class Known(NamedTuple):
     """What the events of a call are held to. `types`: those that take events, by name; `generation`: the live
-    one.
+    one; `decided`: whether the scale is.
     """
 
     types: Mapping[str, EventType]
     generation: int
     scale: Scale
+    decided: bool
     now: float
 
 
@@ -134,7 +135,9 @@ def parse_events(body: bytes | bytearray, known: Known, *, lines: bool) -> Event
         tokens = [_token(row.recommendation_id, k) for k, row in enumerate(rows)]
         values = np.array([_value(row, k, tokens[k], known) for k, row in enumerate(rows)], dtype=np.float64)
         # Those that are no ratings pass with any value.
-        check_scale(np.where(types == 0, values, known.scale.low), known.scale, "value")
+        check_scale(
+            np.where(types == 0, values, known.scale.low), known.scale, "value", decided=known.decided
+        )
         times = checked_times([row.timestamp for row in rows], known.now, "timestamp")
         _check_contexts(rows)
     except Problem as problem:
@@ -202,11 +205,9 @@ async def post_events(request: web.Request) -> web.StreamResponse:
         types, live = await context.store.event_types.current(), context.follower.live
         # One moment for the whole call: its events keep their order.
         taken = {each.name: each for each in types if not each.retired}
-        known = Known(taken, live.generation if live else 0, context.store.config.scale, time.time())
-        if len(raw) <= INLINE_BYTES:
-            events = parse_events(raw, known, lines=lines)
-        else:
-            events = await asyncio.to_thread(parse_events, raw, known, lines=lines)
+        scale = await context.scale_now()
+        known = Known(taken, live.generation if live else 0, scale.value, scale.decided, time.time())
+        events = await parsed(parse_events, raw, known, lines=lines)
         # Before histories are read: a call that is refused costs the store nothing.
         charge_entries(request, len(events.columns))
         noted = await context.feedback.note(events.columns, types, events.tokens)
@@ -234,7 +235,7 @@ async def get_user_events(request: web.Request) -> web.StreamResponse:
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     store, epoch = context.store, await context.epoch()
     types = {each.code: each.name for each in await store.event_types.current()}
-    n, history = await store.users.history(epoch, user_id)
+    n, history = await context.history(request, epoch, user_id)
     if n == 0:
         raise Problem("unknown_user", "nothing of this user is known")
     feedback, page = history.feedback, slice(offset, offset + limit)
@@ -264,16 +265,9 @@ async def delete_event(request: web.Request) -> web.StreamResponse:
     path = request.rel_url.raw_path
     user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
     name = path_id(path, 3, "type").decode()
-    store, live, epoch = context.store, context.follower.live, await context.epoch()
+    live = context.follower.live
     # A retired type takes none, and gives back what it took.
-    codes = {each.name: each.code for each in await store.event_types.current()}
-    row = (await store.items(epoch).rows([item_id]))[0]
-    _, history = await store.users.history(epoch, user_id)
-    feedback, code = history.feedback, codes.get(name)
-    known = row is not None and code is not None
-    if not known or not ((feedback.item_row == row) & (feedback.type_code == code)).any():
+    codes = {each.name: each.code for each in await context.store.event_types.current()}
+    if (code := codes.get(name)) is None or not await take_back(request, user_id, item_id, code):
         raise Problem("unknown_event", f"this user has no event of the type {name[:50]!r} of this item")
-    # The last entry of a pair counts, and NaN means none.
-    one = np.array([math.nan]), np.array([time.time()]), np.array([code], dtype=np.uint8)
-    await store.ratings.append_columns(Columns([user_id], [item_id], *one))
     return json_answer(Deleted(1, live.generation if live else None))

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from benchmarks.data.datasets import synthetic, thinned
+from benchmarks.data.made import draw
 from benchmarks.harness import kept
 from benchmarks.quality.goals import Found, goals
 from evaluation.offline import cold_start as coldstart
 from evaluation.offline.jobs import answer
-from evaluation.offline.splits import in_time_order
+from evaluation.offline.splits import in_time_order, random_splits
 from evaluation.question import Question
 from evaluation.results.course import Summary
 from evaluation.results.lines import Line
@@ -58,6 +59,44 @@ def test_cold_start_asks_the_same_pairs_at_every_count_and_never_learns_them() -
             curve = coldstart.curve(data, side, engine, seed=1)
             assert len(curve.rmse) == len(coldstart.COUNTS)
             assert np.isfinite(curve.rmse).all()
+
+
+def test_what_knows_the_world_of_a_made_set_is_right_about_it() -> None:
+    made, again = draw(30_000, 12, seed=3), draw(30_000, 12, seed=3)
+    given = made.data.ratings
+    np.testing.assert_array_equal(given.value, again.data.ratings.value)
+    assert len(given.value) == 30_000
+    assert np.isin(given.value, np.arange(0.5, 5.5, 0.5)).all()
+    pairs = given.user_row.astype(np.int64) * made.data.n_items + given.item_row
+    assert len(np.unique(pairs)) == len(pairs)
+    (split,) = random_splits(made.data, 1, 1)
+    predicted, truth = made.answer(split.question()).predicted, split.truth()
+    error = truth - predicted.rating
+    np.testing.assert_allclose(predicted.probabilities.sum(axis=1), 1, atol=1e-5)
+    # Neither too high nor too low, and as far off as it says (four standard errors).
+    assert abs(error.mean()) < 4 * error.std() / len(error) ** 0.5
+    spread = np.mean(error**2 / predicted.std**2)
+    assert abs(spread - 1) < 4 * (2 / len(error)) ** 0.5
+    assert np.sqrt(np.mean(error**2)) < 0.8 * truth.std()
+
+
+def test_a_made_set_is_judged_by_what_was_told_its_rank() -> None:
+    line = Line(
+        "made-4, 9 ratings", "random 1", "auto", "Foldin", rmse=0.82, std_deciles=(0.9,) * 9 + (0.95,)
+    )
+    told, truth = (
+        replace(line, engine=name, rmse=rmse) for name, rmse in (("auto:rank=4:settled", 0.8), ("truth", 0.7))
+    )
+    rows = {row.work: row for row in goals(Found(lines={"made-4": [line, told, truth]}))}
+    row = rows["made-4, 9 ratings: Foldin / told the rank"]
+    assert (row.verdict, row.detail) == ("floor", "0.8200 against 0.8000; the truth itself 0.7000")
+    worst = rows["made-4, 9 ratings: 90 % intervals, worst tenth by deviation off by"]
+    assert worst.verdict == "met"
+    assert worst.detail.endswith("; the truth itself 0.050")
+    near = replace(truth, std_deciles=(0.9,) * 10)
+    rows = {row.work: row for row in goals(Found(lines={"made-4": [line, told, near]}))}
+    assert rows[worst.work].verdict == "missed"
+    assert not any("told" in each.work for each in goals(Found(lines={"made-4": [line, truth]})))
 
 
 def test_goals_are_judged_where_their_parts_were_run() -> None:

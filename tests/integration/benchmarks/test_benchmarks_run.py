@@ -1,6 +1,7 @@
 """Each benchmark runs for about a second at a tiny size and prints its rows. Invariant: no figure is
 asserted."""
 
+import csv
 import json
 import os
 import subprocess
@@ -19,11 +20,13 @@ SIZES = {
     "recommend": ("--scale", "0.001", "--rank", "6"),
     "ratings": ("--scale", "0.01"),
     "fit": ("--scale", "0.0005", "--rank", "6"),
+    "refit": ("--scale", "0.002", "--sizes", "1000000"),
     "publish": ("--scale", "0.001"),
     "growth": ("--scale", "0.001"),
     "overload": ("--scale", "0.01"),
     "attack": ("--scale", "0.01"),
     "start": ("--scale", "0.0005", "--rank", "6"),
+    "recovery": ("--scale", "0.0005"),
 }
 
 
@@ -53,6 +56,8 @@ def test_prints_and_writes_its_rows(name: str, tmp_path: Path) -> None:
         assert row["verdict"] in {"", "skipped"}  # a tiny size has no verdict
     first = written["rows"][0]["work"].split(",")[0].split()[0]
     assert first in done.stdout
+    # The bar is for terminals.
+    assert "Measuring" not in done.stdout + done.stderr
 
 
 def test_accuracy_prints_a_line_for_each_engine(tmp_path: Path) -> None:
@@ -69,6 +74,19 @@ def test_accuracy_prints_a_line_for_each_engine(tmp_path: Path) -> None:
     again = run("accuracy", *arguments, "--resume")
     assert (tmp_path / "accuracy.csv").read_text().splitlines() == lines
     assert again.returncode == 0
+
+
+def test_accuracy_draws_a_made_set_of_any_size(tmp_path: Path) -> None:
+    engines = ("truth", "auto:rank=4:settled", "bias")
+    arguments = ("--sets", "made-4", "--ratings", "4k", "--output", str(tmp_path), "--engines", *engines)
+    done = run("accuracy", *arguments)
+
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+    with (tmp_path / "accuracy.csv").open(newline="") as file:
+        rows = {row["engine"]: row for row in csv.DictReader(file)}
+    assert rows["truth"]["data"] == "made-4, 4,000 ratings"
+    assert float(rows["truth"]["rmse"]) < min(float(rows[name]["rmse"]) for name in engines[1:])
+    assert len(rows["truth"]["std_deciles"].split()) == 10
 
 
 def test_ranking_prints_the_lists_of_each_engine_without_verdicts(tmp_path: Path) -> None:

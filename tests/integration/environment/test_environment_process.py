@@ -116,6 +116,8 @@ def test_a_signal_ends_a_play_with_code_0(number: signal.Signals) -> None:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            # What a shell starts in the background ignores Ctrl-C, and so does what that starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # no threads
         )
         try:
             assert process.stdout is not None

@@ -1,13 +1,14 @@
 """The stored catalogue on a real server of each kind."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from featurestore.catalogue import attributes
 from featurestore.catalogue import catalogue as catalogue_module
-from featurestore.catalogue.catalogue import NO_VERSION
+from featurestore.catalogue.catalogue import NO_VERSION, ItemState
 from featurestore.catalogue.dump import (
     Dump,
     DumpedUser,
@@ -17,10 +18,12 @@ from featurestore.catalogue.dump import (
     put_back,
     read_dump,
 )
-from featurestore.catalogue.item import CatalogueItem, Time
+from featurestore.catalogue.item import CatalogueItem, Time, pack_item
 from featurestore.catalogue.schema import SchemaChanged
+from featurestore.client import Call
 from featurestore.confirmation import Confirmation
-from featurestore.errors import RegistryFull, StoreDamaged, StoreError
+from featurestore.errors import ItemDeleted, RegistryFull, StoreDamaged, StoreError
+from featurestore.keys import partition_of
 from featurestore.store import Store
 from tests.support.factories import rating
 
@@ -90,6 +93,30 @@ async def test_changes_of_one_item_at_a_time_lose_nothing(store: Store) -> None:
     assert item.attributes == {"count": 5.0}
 
 
+@pytest.mark.parametrize("was_there", [True, False])
+async def test_a_change_that_brings_nothing_back_ends_where_the_item_is_deleted_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch, was_there: bool
+) -> None:
+    if was_there:
+        await put(store, CatalogueItem("a", "A"))
+    read, deletes = store.catalogue.states, [becomes(None)]
+
+    async def delete_behind(item_ids: Sequence[bytes]) -> list[ItemState]:
+        found = await read(item_ids)
+        while deletes:
+            await store.catalogue.change({b"a": deletes.pop()})
+        return found
+
+    monkeypatch.setattr(store.catalogue, "states", delete_behind)
+    with pytest.raises(ItemDeleted):
+        await store.catalogue.change({b"a": becomes(CatalogueItem("a", hidden=True))}, brings_back=False)
+    (state,) = await read([b"a"])
+    assert (state.data, state.deleted) == (None, True)
+    # Who says anew what it is has it back.
+    await put(store, CatalogueItem("a", "A"))
+    assert await store.catalogue.get(b"a") == CatalogueItem("a", "A")
+
+
 async def test_pages_have_each_item_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue_module, "CHANGED_AT_ONCE", 7)
     items = [CatalogueItem(f"i{n:02}", f"{'Star' if n % 2 else 'sTAR'} {n}") for n in range(20)]
@@ -102,12 +129,43 @@ async def test_pages_have_each_item_once(store: Store, monkeypatch: pytest.Monke
             break
         after = page.after
     assert found == items
+    # Of items as large as those two a page has two, and goes on behind them.
+    with monkeypatch.context() as patch:
+        patch.setattr(catalogue_module, "PAGE_BYTES", len(pack_item(items[0])) + 1)
+        page = await store.catalogue.page(6, prefix=b"i")
+        assert page.items == items[:2]
+        assert page.after == b"i01"
+        assert (await store.catalogue.page(6, prefix=b"i", after=b"i18")).items == items[19:]
     titles = await store.catalogue.page(50, prefix=catalogue_module.title_key("STAR"), by_title=True)
     assert sorted(titles.items, key=lambda item: item.item_id) == items
+    # Every item is in a list by title, those without one before all others.
+    pages, after = list[str](), b""
+    while True:
+        page = await store.catalogue.page(6, after=after, by_title=True)
+        pages += [item.item_id for item in page.items]
+        if page.after is None:
+            break
+        after = page.after
+    assert len(pages) == len(set(pages)) == page.total
     umlaut = await store.catalogue.page(9, prefix=catalogue_module.title_key("är"), by_title=True)
     assert [item.item_id for item in umlaut.items] == ["other"]
     await put(store, CatalogueItem("other", "Wars"))
     assert not (await store.catalogue.page(9, prefix="är".encode(), by_title=True)).items
+
+
+async def test_entries_by_title_of_an_earlier_release_give_way_to_those_of_now(store: Store) -> None:
+    # It made none for an item without a title, and stored a decomposed title, and its entry, as they were.
+    keys, decomposed = store.keys, "A\u0308rger"
+    await put(store, CatalogueItem("a", decomposed), CatalogueItem("b"), CatalogueItem("c", decomposed))
+    await store.redis.delete(keys.catalogue_titles)
+    old = {f"{decomposed.casefold()}\0{name}": 0 for name in "ac"}
+    await store.redis.zadd(keys.catalogue_titles, old)
+    await put(store, CatalogueItem("a", "\u00c4rger"), CatalogueItem("b", hidden=True))
+    await store.catalogue.change({b"c": becomes(None)})
+    page = await store.catalogue.page(9, by_title=True)
+    assert [item.item_id for item in page.items] == ["b", "a"]
+    entries = await store.redis.zrange(keys.catalogue_titles, 0, -1)
+    assert entries == [b"\0b", "\u00e4rger\0a".encode()]
 
 
 async def test_a_full_catalogue_takes_no_more(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +226,15 @@ async def test_an_erasure_leaves_what_came_after_it(store: Store) -> None:
     assert await store.attributes.get(b"ann") is None
 
 
+async def test_an_erasure_takes_out_of_the_list_who_has_no_attributes_left(store: Store) -> None:
+    await store.attributes.change(b"ann", becomes({"age": 30.0}))
+    # By a version that knows of no list.
+    await store.redis.delete(store.keys.attributes(b"ann"))
+    await store.attributes.erase(1, b"ann", await store.time_ms())
+    for partition in range(store.keys.partitions):
+        assert await store.redis.zscore(store.keys.attributes_list(partition), b"ann") is None
+
+
 async def test_users_who_are_put_back_share_a_confirmation(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +261,85 @@ async def test_a_dump_has_the_scenario_that_an_experiment_has_left(store: Store)
     read = dump_from_bytes(dump_to_bytes(await read_dump(*parts, store.contexts)))
     assert (bool(read), read.default_scenario) == (True, "home")
     assert (await store.experiments.all()).default_scenario == "home"
+
+
+async def listed(store: Store) -> dict[bytes, bytes]:
+    """The attributes of all users, by the list of those who have any."""
+    found: dict[bytes, bytes] = {}
+    async for some in store.attributes.read_all():
+        assert not found.keys() & some.keys(), "each comes once"
+        found.update(some)
+    return found
+
+
+async def scans(store: Store) -> int:
+    """How often the store went through its keys."""
+    stats = await store.redis.info("commandstats")
+    return int(stats.get("cmdstat_scan", {}).get("calls", 0))
+
+
+async def test_attributes_are_read_by_who_has_any_and_not_by_all_keys(store: Store) -> None:
+    await store.redis.mset({f"t:{{0}}:user:{n}": "" for n in range(20_000)})
+    users = {b"u%d" % n for n in range(50)}
+    for user in users:
+        await store.attributes.change(user, becomes({"age": 30.0}))
+    assert set(await listed(store)) == users
+    before = await scans(store)
+    await store.attributes.change(b"u1", lambda _: None)
+    await store.attributes.change(b"new", becomes({"age": 1.0}))
+    await store.ratings.forget(b"u2")
+    await store.attributes.erase(1, b"u3", await store.time_ms())
+    await store.attributes.change(b"u4", becomes({"age": 31.0}))
+    found = await listed(store)
+    assert set(found) == (users | {b"new"}) - {b"u1", b"u2", b"u3"}
+    assert b"31" in found[b"u4"]
+    assert await scans(store) == before
+
+
+@pytest.mark.parametrize("damage", ["none", "one", "text", "part"])
+async def test_a_list_of_before_or_damaged_is_made_anew(store: Store, damage: str) -> None:
+    users = [b"x}:attributes:y", b"{0}:attributes:z", *(b"u%d" % n for n in range(40))]
+    for user in users:
+        await store.attributes.change(user, becomes({"age": 30.0}))
+    keys = [store.keys.attributes_list(partition) for partition in range(store.keys.partitions)]
+    if damage == "none":
+        await store.redis.delete(*keys)
+    elif damage == "one":
+        await store.redis.delete(keys[-1])
+    elif damage == "text":
+        await store.redis.set(keys[0], "bytes of another program")
+    else:
+        # A store that an older version wrote to, up to here; some of it is listed since.
+        await store.redis.delete(*keys)
+        await store.attributes.change(b"u7", becomes({"age": 31.0}))
+        await store.attributes.change(b"u8", lambda _: None)
+        await store.ratings.forget(b"u9")
+        users = [user for user in users if user not in (b"u8", b"u9")]
+    assert set(await listed(store)) == set(users)
+    before = await scans(store)
+    assert set(await listed(store)) == set(users)
+    assert await scans(store) == before
+    # A write finds the key of another type, too.
+    await store.redis.set(store.keys.attributes_list(partition_of(b"u1", len(keys))), "text")
+    await store.attributes.change(b"u1", becomes({"age": 40.0}))
+    assert set(await listed(store)) == set(users)
+
+
+async def test_who_is_forgotten_while_the_list_is_made_is_not_in_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for user in (b"ann", b"bob"):
+        await store.attributes.change(user, becomes({"age": 30.0}))
+    await store.redis.delete(*map(store.keys.attributes_list, range(store.keys.partitions)))
+    call = store.redis.call
+
+    async def forgets_first(function: str, *calls: Call) -> list[Any]:
+        monkeypatch.setattr(store.redis, "call", call)
+        await store.ratings.forget(b"ann")
+        return await call(function, *calls)
+
+    monkeypatch.setattr(store.redis, "call", forgets_first)
+    assert set(await listed(store)) == {b"bob"}
 
 
 async def test_one_scan_finds_the_attributes_of_all_partitions(

@@ -5,6 +5,9 @@ import contextlib
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as LostConnection
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as LateReply
 
 from featurestore.errors import StoreDamaged, StoreError, StoreUnavailable
 from featurestore.store import Store
@@ -72,10 +75,20 @@ async def test_a_connection_that_closes_between_two_writes_is_a_store_that_is_aw
         raise RuntimeError("another")
 
 
-async def test_a_cancellation_that_redis_py_drops_is_raised_all_the_same(store: Store) -> None:
+@pytest.mark.parametrize(
+    "ends", [None, LateReply("no reply"), LostConnection("closed"), ResponseError("ERR")]
+)
+async def test_a_cancellation_that_redis_py_drops_is_raised_all_the_same(
+    store: Store, ends: Exception | None
+) -> None:
+    """However the call ends that it came in: a loop that goes on after a failure would go on for ever."""
+
     async def drop() -> None:
-        with store.redis.errors(), contextlib.suppress(asyncio.CancelledError):
-            await asyncio.sleep(10.0)
+        with contextlib.suppress(StoreError), store.redis.errors():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(10.0)
+            if ends is not None:
+                raise ends
 
     task = asyncio.create_task(drop())
     await asyncio.sleep(0)

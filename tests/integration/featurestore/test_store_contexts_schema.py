@@ -108,7 +108,7 @@ async def test_what_is_retired_stays_so_until_it_is_told(store: Store) -> None:
     late = another(store)
     await late.rows([{"new": 1}], extend=allowed)
     assert [each.name for each in (await store.contexts.fresh()).shown] == ["device", "new"]
-    back = await store.contexts.tell(ContextSchema((ContextField("typo", "number"),)))
+    back = await store.contexts.tell([ContextField("typo", "number")])
     assert back.named(rows[0]) == {"typo": 2}
     # The copy of the other one is of less than a second ago.
     assert await other.rows([{"typo": 1}], extend=allowed) is not None

@@ -4,12 +4,13 @@ process dies half-way.
 
 import asyncio
 import math
+from typing import Any
 
 import pytest
 
 from featurestore.errors import EpochBusy, EpochGone, GenerationUnknown, RatingsLeftOut, StoreError
 from featurestore.generations.manifest import Pointer
-from featurestore.keys import digest_of
+from featurestore.keys import digest_of, partition_of
 from featurestore.store import Store
 from tests.support.factories import lead, publish, rating, write_generation
 
@@ -271,3 +272,46 @@ async def test_a_new_history_remembers_the_users_forgotten_before(store: Store) 
     await store.ratings.append([rating("ann", "a", 1.0), rating("bob", "a", 1.0)], epoch=epoch)
     assert await held(store, "ann", epoch) == {}
     assert await held(store, "bob", epoch) == {"a": 1.0}
+
+
+async def arrivals(store: Store, user: bytes, epoch: int) -> list[int]:
+    """When each entry of the stream of a user's partition came in, in milliseconds."""
+    key = store.keys.ratings(epoch, partition_of(user, store.keys.partitions))
+    entries: Any = await store.redis.xrange(key)
+    return [int(entry.partition(b"-")[0]) for entry, _ in entries]
+
+
+async def test_what_is_rated_after_an_erasure_is_later_in_each_history(store: Store) -> None:
+    """By a clock that was ahead for a while and is right again, times of a stream are ahead of the others."""
+    seconds, _ = await store.redis.time()
+    ahead = 1000 * (seconds + 3600)
+    partition = partition_of(b"ann", store.keys.partitions)
+    await store.redis.hset(store.keys.counts(1, partition), "last", f"{ahead}-0")
+    await store.ratings.append([rating("ann", "a", 1.0)])
+    # Nothing of ann is in the second history when she is forgotten: no mark goes into its stream.
+    await store.epochs.begin()
+    forgotten = await store.ratings.forget(b"ann")
+    assert forgotten.at_ms > ahead
+    await store.ratings.append([rating("ann", "b", 4.0)])
+    assert min(await arrivals(store, b"ann", 2)) >= forgotten.at_ms
+    assert (await arrivals(store, b"ann", 1))[-1] >= forgotten.at_ms
+    # One that is forgotten in the second history is forgotten later than all that came into the first.
+    await publish(store, await lead(store), epoch=2)
+    await store.epochs.finish(2)
+    before = max(await arrivals(store, b"ann", 2))
+    again = await store.ratings.forget(b"ann")
+    assert again.at_ms > before >= ahead
+
+
+async def test_an_abandoned_history_was_never_ahead(store: Store) -> None:
+    """A user who is forgotten after it was given up is forgotten later than all that it had."""
+    seconds, _ = await store.redis.time()
+    ahead = 1000 * (seconds + 3600)
+    epoch = await store.epochs.begin()
+    partition = partition_of(b"ann", store.keys.partitions)
+    await store.redis.hset(store.keys.counts(epoch, partition), "last", f"{ahead}-0")
+    await store.ratings.append([rating("ann", "a", 1.0)], epoch=epoch)
+    await store.ratings.append([rating("ann", "b", 1.0)])
+    await store.epochs.abandon(epoch)
+    assert await leftovers(store, epoch) == []
+    assert (await store.ratings.forget(b"ann")).at_ms > ahead

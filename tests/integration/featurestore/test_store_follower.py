@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 
 from factors import Float32s, posterior_of
+from featurestore.client import StorePipeline
 from featurestore.errors import StoreRefused, StoreUnavailable
 from featurestore.generations import item_table_file as itemtable
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.loader import GenerationLoader
-from featurestore.generations.served import wait_until_served
+from featurestore.generations.served import FOLLOWED_S, wait_until_served
 from featurestore.id_columns import Ids
+from featurestore.migration.stages import CLOSING, COPYING, Stages
+from featurestore.ratings.epochs import Epochs
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from featurestore.users.records import FOLLOWED_S
 from tests.support.factories import lead, publish, rating
 from tests.support.following import following
 from tests.support.servers import StoreServer
@@ -114,6 +116,21 @@ async def test_rolling_back_is_followed(store: Store, tmp_path: Path) -> None:
         np.testing.assert_array_equal(live_of(follower).items[:8], first.items)
         # A caller that still holds the one before has it whole.
         np.testing.assert_array_equal(before.items[:8], second.items)
+
+
+async def test_each_stage_of_a_migration_is_told(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with following(store, tmp_path) as follower:
+        await until(lambda: follower.pointer is not None, "the pointer is polled")
+        assert "migrate" not in caplog.text
+        stages = Stages(store, 1, "token", "redis://two")
+        await stages.begin(COPYING)
+        await until(lambda: "the store is copying" in caplog.text, "one that is begun is told")
+        await stages.go_on(COPYING, CLOSING)
+        await until(lambda: "the store is closing" in caplog.text, "one that closes is told")
+        await stages.end(own=True)
+        await until(lambda: "it was given up" in caplog.text, "the end is told")
 
 
 async def test_an_unexpected_error_does_not_end_it(
@@ -269,6 +286,74 @@ async def test_a_history_that_has_ended_is_not_served_while_the_next_but_one_beg
         thawed.set()
         await until(lambda: follower.pointer is not None and follower.pointer.pending == third, "it polls")
         assert follower.live is None
+
+
+async def test_a_worker_that_is_late_reads_nothing_that_lacks_what_others_wrote(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It polls all along, and does not get the next history loaded: it is not waited for in the end."""
+    lease = await lead(store)
+    await publish(store, lease)
+    await store.ratings.append([rating("ann", "item-0")])
+    worker = await Store.open(store.settings)
+    loads, switch = GenerationLoader.load, Epochs._switch
+    late, finishing = asyncio.Event(), asyncio.Event()
+
+    async def load(loader: GenerationLoader, epoch: int, generation: int) -> LiveGeneration:
+        if epoch > 1:
+            await late.wait()
+        return await loads(loader, epoch, generation)
+
+    async def switched(epochs: Epochs, changes: dict[int, tuple[bytes, bytes]]) -> int:
+        done = await switch(epochs, changes)
+        if finishing.is_set():
+            await rate_and_read()
+        return done
+
+    monkeypatch.setattr(GenerationLoader, "load", load)
+    monkeypatch.setattr("featurestore.ratings.epochs.HANDOVER_S", 0.2)
+    monkeypatch.setattr(Epochs, "_switch", switched)
+    async with following(worker, tmp_path) as follower:
+        await until(lambda: follower.live is not None, "it serves")
+        old = live_of(follower)
+
+        async def rate_and_read() -> None:
+            # Acknowledged, in the next history alone; the one before has not been ended yet.
+            await store.ratings.append([rating("ann", "item-1")])
+            for read in worker.users.history(1, b"ann"), worker.users.lookup(old, [b"ann"]):
+                with pytest.raises(StoreUnavailable, match="taken over"):
+                    await read
+            assert follower.live is None
+
+        epoch = await store.epochs.begin()
+        await publish(store, lease, epoch=epoch)
+        finishing.set()
+        await store.epochs.finish(epoch)
+        late.set()
+        await until(lambda: follower.live is not None, "it serves again")
+        assert len((await worker.users.history(epoch, b"ann"))[1].rating) == 1
+    await worker.close()
+
+
+async def test_what_a_late_reply_tells_is_as_old_as_its_question(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish(store, await lead(store))
+    async with following(store, tmp_path) as follower:
+        await until(lambda: follower.live is not None, "it serves")
+        execute = StorePipeline.execute
+
+        async def late(pipe: StorePipeline, spared: int | None = None) -> list[Any]:
+            replies = await execute(pipe, spared=spared)
+            await asyncio.sleep(0.4)
+            return replies
+
+        monkeypatch.setattr(StorePipeline, "execute", late)
+        before = store.users.followed_at
+        await until(lambda: store.users.followed_at != before, "a poll under way ends")
+        before = store.users.followed_at
+        await until(lambda: store.users.followed_at != before, "one more ends")
+        assert time.monotonic() - store.users.followed_at >= 0.4
 
 
 async def test_workers_of_a_host_write_the_file_once(store: Store, tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ async def test_a_publish_that_stops_after_any_step_is_removed_by_the_next(store:
             require()
 
         # Fails once, at a chosen step: on the wire, or where a call of the client begins.
-        store.bulk.execute = failing
+        store.bulk.execute = failing  # type: ignore[misc]  # for a while
         store.bulk.require = refused  # type: ignore[method-assign]  # for a while
         number = 0
         try:
@@ -287,7 +287,7 @@ async def test_a_publish_that_stops_after_any_step_is_removed_by_the_next(store:
         else:
             done = left > 0
         finally:
-            store.bulk.execute = execute
+            store.bulk.execute = execute  # type: ignore[misc]  # as it was
             store.bulk.require = require  # type: ignore[method-assign]  # as it was
         if done:
             break

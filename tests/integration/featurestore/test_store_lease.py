@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -284,9 +285,45 @@ async def test_an_outcome_that_cannot_be_read_is_an_error(store: Store) -> None:
 
 
 async def test_a_command_of_another_version_comes_as_it_is(store: Store) -> None:
-    await store.redis.xadd(store.keys.commands, {b"kind": b"dance"})
+    await store.redis.xadd(store.keys.commands, {b"id": b"x", b"kind": b"dance"})
     (taken,) = await store.commands.take("0", 0)
-    assert (taken.kind, taken.id, taken.epoch) == ("dance", "", 0)
+    assert (taken.kind, taken.id, taken.epoch, taken.damaged) == ("dance", "x", 0, None)
+
+
+@pytest.mark.parametrize("kind", ["refit", "epoch", "erase", "take_back"])
+async def test_a_flipped_byte_of_a_command_is_told_or_is_another_command(store: Store, kind: str) -> None:
+    """Any byte of any name or value: what cannot be read names the entry and no user, and hides no other."""
+    redis: Any = store.redis
+    if kind == "take_back":
+        await store.commands.ask_to_take_back(b"secret-item", epoch=1, at_ms=17, ends=[(1, 2)])
+    else:
+        user = b"secret-user" if kind == "erase" else None
+        await store.commands.ask(kind, epoch=1, user=user, at_ms=17)  # type: ignore[arg-type]  # mypy sees a str
+    ((entry, fields),) = await redis.xrange(store.keys.commands)
+    await redis.xdel(store.keys.commands, entry)
+    parts = [part for pair in fields.items() for part in pair]
+    damaged = 0
+    for at, part in enumerate(parts):
+        for place in range(len(part)):
+            for bit in (1, 0x80):
+                changed = bytearray(part)
+                changed[place] ^= bit
+                flat = [*parts[:at], bytes(changed), *parts[at + 1 :]]
+                await redis.xadd(store.keys.commands, dict(zip(flat[::2], flat[1::2], strict=True)))
+    whole = await store.commands.ask("refit", epoch=1)
+    taken = await store.commands.take("0", 0)
+    assert (taken[-1].id, taken[-1].damaged) == (whole, None)
+    for command in taken[:-1]:
+        if command.damaged is None:
+            assert command.id.isascii()
+            assert command.kind != "erase" or command.user
+            assert command.kind != "take_back" or command.item
+        else:
+            damaged += 1
+            assert command.stream_id in str(command.damaged)
+            assert "commands" in command.damaged.key
+            assert "secret" not in str(command.damaged)
+    assert damaged > 40
 
 
 async def test_reading_goes_on_after_the_store_was_away(own_server: StoreServer) -> None:
@@ -319,3 +356,17 @@ async def test_reading_goes_on_after_the_store_was_away(own_server: StoreServer)
 
     assert await wait_until_async(read_on, 10.0, "events come again") == [2]
     await store.close()
+
+
+async def test_the_most_active_users_of_a_leader_that_was_replaced_stay_away(store: Store) -> None:
+    users = [b"u%d" % k for k in range(20)]
+    await store.ratings.append([rating(user.decode(), "a") for user in users])
+    before = await lead(store)
+    await store.active.replace(1, users[:10], lease=before)
+    await store.redis.delete(store.keys.lease)
+    after = await store.leases.acquire("another", 10_000)
+    assert after is not None
+    await store.active.replace(1, users[10:], lease=after)
+    with pytest.raises(LeaseLost):
+        await store.active.replace(1, users[:10], lease=before)
+    assert sorted(await store.active.ids(1)) == sorted(users[10:])

@@ -54,7 +54,7 @@ async def by_hand(store: Store, live: LiveGeneration) -> Float32s:
     """The same from all that is stored."""
     data = await store.redis.get(store.keys.history(1, b"u"))
     assert isinstance(data, bytes)
-    packed = codecs.pack_histories([codecs.unpack_history(data, store.config.scale)])
+    packed = codecs.pack_histories([codecs.unpack_history(data, store.scale.value)])
     row: Float32s = live.posterior.fold_in_users(live.items, packed)[0]
     return row
 
@@ -70,6 +70,10 @@ async def test_a_rating_of_a_user_with_very_many_costs_a_bounded_answer(
     order = np.random.default_rng(1).permutation(ITEMS)
     await rate(store, order[:MANY])
     before = await sent(store)
+    (end,) = await store.users.parts(1, [b"u"], one_look=True)
+    assert await sent(store) - before < ANSWER_ENTRIES * codecs.ENTRY_BYTES + 10_000
+    assert end.item_row.tolist() == order[MANY - ANSWER_ENTRIES : MANY].tolist()
+    before = await sent(store)
     np.testing.assert_allclose(await vector(store, live), await by_hand(store, live), atol=1e-5)
     # Once, without a sample, all of it.
     assert await sent(store) - before > MANY * codecs.ENTRY_BYTES
@@ -84,6 +88,8 @@ async def test_a_rating_of_a_user_with_very_many_costs_a_bounded_answer(
         assert await sent(store) - before < most + 10_000
         assert not profile.whole
         assert len(profile.history) <= 2 * SAMPLED + ANSWER_ENTRIES
+        (part,) = await store.users.parts(1, [b"u"], one_look=True)
+        assert part.item_row.tolist() == profile.history.item_row.tolist()
         np.testing.assert_allclose(folded.vectors[0], await by_hand(store, live), atol=1e-5)
     assert profile.n == MANY + 5
 

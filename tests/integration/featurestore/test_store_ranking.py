@@ -3,11 +3,12 @@ damaged.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from factors import RankingHead, head_to_bytes
+from factors import BlendedRanker, HeadLikeness, RankingHead, head_to_bytes
 from featurestore.generations.follower import Follower
 from featurestore.generations.manifest import RANKING, RANKING_INDEX
 from featurestore.generations.served import wait_until_served
@@ -37,7 +38,21 @@ async def test_the_workers_of_a_host_share_a_head(store: Store, tmp_path: Path) 
         assert contents(path) == head_to_bytes(head)
 
 
-async def test_factors_of_new_and_changed_items_are_followed(store: Store, tmp_path: Path) -> None:
+async def test_factors_of_new_and_changed_items_are_followed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, late, update, follow = [0], list[int](), HeadLikeness.update, BlendedRanker.follow
+
+    def updated(self: HeadLikeness, rows: Any, head: RankingHead, weigh: Any) -> None:
+        update(self, rows, head, weigh)
+        known.append(len(head.items))
+
+    def followed(self: BlendedRanker, rows: Any, head: RankingHead) -> None:
+        late.extend([len(head.items)] * (len(head.items) > max(known)))
+        follow(self, rows, head)
+
+    monkeypatch.setattr(HeadLikeness, "update", updated)
+    monkeypatch.setattr(BlendedRanker, "follow", followed)
     lease = await lead(store)
     head = make_head(N_ITEMS)
     written = await publish(store, lease, head=head)
@@ -64,6 +79,9 @@ async def test_factors_of_new_and_changed_items_are_followed(store: Store, tmp_p
             np.testing.assert_array_equal(items[4], head.items[4])
             assert not items[8:11].any()
             assert not items[12].any()
+        # Diversity asks of what is ranked how alike it is: that is known before.
+        assert max(known) == 13
+        assert not late
     # The file that workers share is as it was published.
     (path,) = files(tmp_path, "*.ranking")
     assert contents(path) == head_to_bytes(head)
@@ -81,10 +99,17 @@ async def test_merged_deltas_keep_the_factors(
     for row in range(6):
         factors = np.full((1, rank), float(row), np.float32)
         rows, vectors = np.array([row], np.int32), written.items[:1]
-        await store.generations.push_delta(lease, 1, number, rows, vectors, factors=factors)
+        positives = np.array([[0.5, row]], np.float32) if row % 2 else None
+        more = {"factors": factors, "positives": positives}
+        await store.generations.push_delta(lease, 1, number, rows, vectors, **more)
     assert await store.redis.xlen(store.keys.deltas(1, number)) < 6
     found = await store.generations.read_deltas(1, number, written.model.item_width, rank=rank)
     assert (found.ranked.tolist(), found.factors[:, 0].tolist()) == ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5])
+    # And what is said of positive events, of those of which anything is.
+    assert (found.counted.tolist(), found.positives.tolist()) == (
+        [1, 3, 5],
+        [[0.5, row] for row in (1, 3, 5)],
+    )
 
 
 async def test_a_damaged_head_is_no_head(

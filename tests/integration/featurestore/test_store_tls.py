@@ -2,6 +2,7 @@
 with one whose certificate is known.
 """
 
+import asyncio
 import contextlib
 import signal
 from collections.abc import Iterator
@@ -14,9 +15,12 @@ from featurestore.access import count_of, new_secret
 from featurestore.errors import StoreUnavailable
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from featurestore.telemetry.servers import look_at_servers
+from foldin.cluster.__main__ import servers_of
+from foldin.cluster.forming import form
 from processes.blocking import BlockingChild
 from processes.errors import ChildEndedError
-from processes.probes import unused_port
+from processes.probes import unused_cluster_port, unused_port
 from tests.support.certificates import certificate
 from tests.support.factories import rating
 from tests.support.servers import missing, running_server, server_binary
@@ -91,5 +95,28 @@ async def test_sentinels_are_asked_over_tls_by_name_and_password(tmp_path: Path)
                 await store.ratings.append([rating("ann", "dune", 5.0)])
                 assert await store.time() > 0
                 await store.close()
+    except ChildEndedError:
+        missing("a redis-server with TLS")
+
+
+async def test_a_cluster_is_formed_and_used_over_tls(tmp_path: Path) -> None:
+    """Each server by the name that is in its certificate, as the cluster announces it."""
+    known = certificate(tmp_path, "server")
+    port = unused_cluster_port()
+    options = ["--tls-port", str(port), "--tls-auth-clients", "no", "--tls-ca-cert-file", str(known)]
+    options += ["--tls-cert-file", str(known), "--tls-key-file", str(known.with_suffix(".key"))]
+    options += ["--tls-cluster", "yes", "--cluster-enabled", "yes", "--requirepass", "hunter2"]
+    options += ["--cluster-announce-hostname", "localhost", "--cluster-preferred-endpoint-type", "hostname"]
+    try:
+        with running_server("redis", tmp_path, *options):
+            url = f"rediss+cluster://:hunter2@localhost:{port}?ssl_ca_certs={known}"
+            settings = StoreSettings(url=url, partitions=8, timeout_s=5.0)
+            await asyncio.to_thread(form, servers_of(settings), 1)
+            store = await Store.open(settings)
+            await store.ratings.append([rating("ann", "dune", 5.0)])
+            assert (await store.users.history(1, b"ann"))[0] == 1
+            (server,) = await look_at_servers(store.redis)
+            assert (server.address, server.slots) == (f"localhost:{port}", 16_384)
+            await store.close()
     except ChildEndedError:
         missing("a redis-server with TLS")

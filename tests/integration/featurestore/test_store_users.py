@@ -106,6 +106,39 @@ async def test_what_was_read_before_is_not_read_again(world: World) -> None:
     np.testing.assert_array_equal(current.vectors, (await store.users.current(world.live, ids)).vectors)
 
 
+async def test_the_history_of_a_user_who_has_just_rated_comes_with_the_record(world: World) -> None:
+    store = world.store
+    await store.ratings.append([rating("a", "1"), rating("b", "2", 5.0)])
+    store.users.raters.add([b"b", b"unknown"])
+    found = await store.users.lookup(world.live, [b"a", b"b", b"unknown", b"b"])
+    assert (found.behind, sorted(found.histories)) == ([0, 1, 3], [b"b", b"unknown"])
+    first = await expected(world, b"b")
+    # Nothing more is asked of a user whose history is there: what comes from now on is the next reader's.
+    await store.ratings.append([rating("a", "3"), rating("b", "3", 1.0)])
+    current = await store.users.catch_up(world.live, found)
+    assert (current.n.tolist(), current.folded.tolist()) == ([2, 1, 0, 1], [True, True, False, True])
+    np.testing.assert_array_equal(current.vectors[1], first)
+    later = await store.users.lookup(world.live, [b"b"])
+    assert (later.behind, len(later.histories)) == ([0], 0)
+    assert (await store.users.catch_up(world.live, later)).n.tolist() == [2]
+
+
+async def test_where_the_history_did_not_come_with_the_record_it_is_asked_for(world: World) -> None:
+    store = world.store
+    await store.ratings.append([rating("u", "1", 5.0)])
+    store.users.raters.add([b"u"])
+    await store.redis.function_flush()
+    current = await store.users.current(world.live, [b"u"])
+    assert (current.n.tolist(), current.folded.tolist()) == ([1], [True])
+    await store.redis.set(store.keys.history(1, b"u"), b"x")
+    await store.ratings.append([rating("v", "1", 5.0)])
+    store.users.raters.add([b"u", b"v"])
+    await store.redis.hdel(store.keys.user(1, b"u"), b"g%d" % world.live.generation)
+    with pytest.raises(StoreDamaged, match="history"):
+        await store.users.current(world.live, [b"u"])
+    assert (await store.users.current(world.live, [b"v"])).n.tolist() == [1]
+
+
 async def test_a_batch_mixes_known_behind_unknown_and_repeated_users(world: World) -> None:
     store = world.store
     await store.ratings.append([rating("a", "1"), rating("b", "2"), rating("c", "3")])

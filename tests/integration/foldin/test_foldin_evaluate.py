@@ -79,6 +79,25 @@ def test_what_is_said_of_the_items_is_learned(ratings: Path, tmp_path: Path) -> 
     assert float(rows["auto:attributes"]["rmse"]) < float(rows["global-mean"]["rmse"])
 
 
+def test_what_is_said_of_the_users_is_learned(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    # A third of the users has one rating: only what is said of them tells that the old rate far lower.
+    counts = np.where(np.arange(90) % 3, 15, 1)
+    lines = [
+        f"u{user},i{item},{int(np.clip(np.rint(4.5 - 3 * (user % 2) + rng.normal(0, 0.4)), 1, 5))}"
+        for user, n in enumerate(counts)
+        for item in rng.permutation(30)[:n]
+    ]
+    path, users, out = tmp_path / "ratings.csv", tmp_path / "users.csv", tmp_path / "out"
+    path.write_text("user,item,rating\n" + "\n".join(lines) + "\n")
+    users.write_text("user_id,age\n" + "".join(f"u{k},{20 + 40 * (k % 2)}\n" for k in range(90)))
+    done = evaluate(path, "--users", users, "--engines", "auto:attributes,auto", "--out", out)
+    assert done.returncode == 0, done.stderr + done.stdout
+    with (out / "summary.csv").open(newline="") as file:
+        rows = {row["engine"]: row for row in csv.DictReader(file)}
+    assert float(rows["auto:attributes"]["rmse"]) < 0.97 * float(rows["auto"]["rmse"])
+
+
 def test_what_was_told_with_ratings_is_learned(tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
     at, mood = rng.normal(0, 1, (40, 30)), rng.integers(0, 2, (40, 30))
@@ -178,6 +197,7 @@ def test_each_rating_before_it_is_learned(ratings: Path, tmp_path: Path) -> None
         (("{file}", "--scale", "1:3"), "--scale"),
         (("{file}", "--items", "{folder}/bare.csv"), "says nothing that tells items apart"),
         (("{file}", "--items", "{file}.none"), "cannot be read"),
+        (("{file}", "--users", "{folder}/users.csv"), "says nothing that tells users apart"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
@@ -185,6 +205,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
 ) -> None:
     from foldin.__main__ import main
 
+    (ratings.parent / "users.csv").write_text("user_id,age\nu0,\nu1,\n")
     (ratings.parent / "bare.csv").write_text("item_id,title\ni0,Dune\ni1,Emma\n")
     given = [
         argument.replace("{file}", str(ratings)).replace("{folder}", str(ratings.parent))

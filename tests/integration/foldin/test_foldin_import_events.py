@@ -65,7 +65,7 @@ async def test_contexts_arrive_with_their_ratings(
         assert known == {"hour": ("number", ()), "device": ("category", ("phone",))}
         with pytest.raises(RowRefusedError, match="'device' must be a text") as refused:
             await sink.write([events[1], (b"bob", b"z", 3.0, 7.0, b"rating", {"device": 9})])
-        assert refused.value.position == 1
+        assert (refused.value.position, refused.value.field) == (1, "context.device")
         page = (await client.get("/users/ann/ratings")).json["ratings"]
         assert [each.get("context") for each in page] == [{"hour": 9}, None, given]
         assert (await store.users.history(1, b"bob"))[0] == 0
@@ -83,7 +83,7 @@ async def test_a_limit_that_others_reach_meanwhile_names_the_row(
     async def late(*told: Any) -> None:
         await admit(*told)
         texts = tuple(f"d{k}" for k in range(255))
-        await other.contexts.tell(ContextSchema((ContextField("device", "category", texts),)))
+        await other.contexts.tell([ContextField("device", "category", texts)])
 
     monkeypatch.setattr(store.ratings, "admit", late)
     rows: list[Row] = [(b"u", b"%d" % k, 3.0, 5.0, None, {"device": f"new {k}"}) for k in range(3)]

@@ -1,6 +1,7 @@
 """`foldin import --items` into a running service."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.__main__ import main
+
+# Before any test changes what it takes from the client.
 from foldin.files import item_import
 from tests.support.serving import Client, serving
 
@@ -30,7 +33,7 @@ async def test_items_of_a_file_are_in_the_catalogue(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(item_import, "_AT_ONCE", 3)
+    monkeypatch.setattr("foldin_client.rows.MAX_ROWS", 3)
     path = tmp_path / "movies.csv"
     path.write_text(
         "movieId,title,genres,out\n" + "".join(f"m{n},T{n},a|b,2020-01-0{n + 1}\n" for n in range(7))
@@ -55,3 +58,104 @@ async def test_items_of_a_file_are_in_the_catalogue(
     assert await run(*told) != 0
     assert "row 1" in capsys.readouterr().err
     assert await store.catalogue.version() == version
+
+
+async def test_an_import_that_is_repeated_brings_nothing_back_unasked(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Several calls of the client: it counts over all of them.
+    monkeypatch.setattr("foldin_client.rows.MAX_ROWS", 1)
+    path = tmp_path / "movies.csv"
+    path.write_text("movieId,title\nm0,A\nm1,B\nm2,C\n")
+    told = str(path), "--items", "--url", client.url
+    assert await run(*told) == 0
+    assert (await client.ask("PATCH", "/items/m0", json={"hidden": True})).status == 200
+    for item in ("m1", "m2"):
+        assert (await client.ask("DELETE", f"/items/{item}")).status == 200
+    capsys.readouterr()
+    assert await run(*told) == 0
+    assert "2 of them were deleted, and stay so without --undelete" in capsys.readouterr().out
+    assert [(item["item_id"], item["hidden"]) for item in (await client.get("/items")).json["items"]] == [
+        ("m0", True)
+    ]
+    assert await run(*told, "--undelete") == 0
+    assert "were deleted" not in capsys.readouterr().out
+    assert (await client.get("/items")).json["total"] == 3
+    assert await run(str(path), "--undelete", "--url", client.url) == 2
+
+
+async def test_users_of_a_file_have_their_attributes(
+    client: Client, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "ml-100k.user"
+    header = "user_id:token\tage:token\tgender:token\tzip_code:token\n"
+    path.write_text(header + "1\t24\tM\t85711\n2\t53\tF\tT8H1N\n3\t\tM\t32067\n")
+    told = str(path), "--users", "--columns", "zip_code=text", "--url", client.url
+    assert await run(*told, "--dry-run") == 0
+    assert "3 users" in capsys.readouterr().out
+    assert (await client.get("/users/1/attributes")).status == 404
+    assert await run(*told) == 0, capsys.readouterr()
+    assert "3 users written" in capsys.readouterr().out
+    found = (await client.get("/users/2/attributes")).json["attributes"]
+    assert found == {"age": 53, "gender": "F", "zip_code": "T8H1N"}
+    assert (await client.get("/users/3/attributes")).json["attributes"] == {
+        "gender": "M",
+        "zip_code": "32067",
+    }
+    types = {"age": "number", "gender": "text", "zip_code": "text"}
+    assert (await client.get("/schema")).json == {"items": {}, "users": types, "context": {}}
+    path.write_text(
+        '{"user_id": "4", "attributes": {"age": 9}}\n{"user_id": "5", "attributes": {"age": "x"}}\n'
+    )
+    assert await run(*told) != 0
+    assert "row 2" in capsys.readouterr().err
+    assert (await client.get("/users/4/attributes")).status == 404
+
+
+async def test_a_bar_shows_how_far_it_is_and_json_what_was_left_out(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(item_import, "MAX_ROWS", 3)
+    # As on a terminal.
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    path = tmp_path / "users.csv"
+    path.write_text("user_id,age\n" + "".join(f"u{n},{n if n != 4 else 'old'}\n" for n in range(7)))
+    told = str(path), "--users", "--url", client.url, "--columns", "age=number", "--on-bad", "skip", "--json"
+    for more, written in ((("--dry-run",), 0), ((), 7)):
+        assert await run(*told, *more) == 0
+        said = capsys.readouterr()
+        answer = json.loads(said.out)
+        assert answer.keys() == {"file", "target", "written", "still_deleted", "left_out", "seconds"}
+        assert (answer["written"], answer["left_out"]) == (written, 1)
+    assert "Importing users" in said.err
+    assert "7/7" in said.err
+    # A row of a later call is named by its place in the file, and the calls before it are counted.
+    rows = [{"item_id": f"i{n}"} for n in range(7)]
+    path.write_text("\n".join(map(json.dumps, [*rows[:5], {"item_id": ""}, *rows[6:]])))
+    assert await run(str(path), "--items", "--url", client.url) == 1
+    err = " ".join(capsys.readouterr().err.split())
+    assert f"row 6 of {path}: " in err
+    assert "3 items are written" in err
+
+
+async def test_items_as_large_as_they_may_be_fit_into_calls(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "books.csv"
+    path.write_text("id,text\n" + "".join(f"b{n},{'x' * 16_300}\n" for n in range(700)))
+    assert await run(str(path), "--items", "--url", client.url) == 0
+    assert (await client.get("/items?n=1")).json["total"] == 700
+
+
+async def test_what_is_not_told_where_goes_to_the_port_of_the_settings(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The port of a variable or of foldin.toml, as export, doctor and client-example take it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FOLDIN_REDIS_URL", raising=False)
+    (tmp_path / "foldin.toml").write_text(f"[service]\nport = {client.url.rpartition(':')[2]}\n")
+    (tmp_path / "items.csv").write_text("item_id,title\ndune,Dune\n")
+    (tmp_path / "ratings.csv").write_text("user_id,item_id,rating\nann,dune,5\n")
+    assert await run("items.csv", "--items") == 0, capsys.readouterr()
+    assert await run("ratings.csv") == 0, capsys.readouterr()
+    assert capsys.readouterr().out.count(f" written to the API at {client.url} ") == 1
+    assert [each["title"] for each in (await client.get("/items")).json["items"]] == ["Dune"]

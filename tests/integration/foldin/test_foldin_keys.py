@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.access import count_of, digest_of_secret, is_secret
+from featurestore.access import count_of, digest_of_secret, is_secret, new_secret
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from processes.blocking import plain_environment
@@ -82,6 +82,25 @@ async def test_a_key_is_shown_once_and_only_its_digest_is_stored(keys: Keys, sto
     assert "removed" in keys("remove", "shop").stdout
     assert count_of(await store.access.load()) == 0
     assert "no key is called 'shop'" in keys.refuses("remove", "shop")
+
+
+async def test_the_last_key_that_may_operate_goes_by_a_flag_of_its_own(keys: Keys, store: Store) -> None:
+    keys("add", "boss", "--role", "operate")
+    keys("add", "shop", "--role", "rate")
+    refused = keys.refuses("remove", "boss")
+    assert "only 'boss' may operate" in refused
+    assert "--last" in refused
+    assert count_of(await store.access.load()) == 2
+    # With another one it may go, and so may any that does not operate.
+    keys("add", "next", "--role", "operate")
+    assert "removed" in keys("remove", "next").stdout
+    keys("add", "reader", "--role", "read")
+    assert "removed" in keys("remove", "reader").stdout
+    done = keys("remove", "boss", "--last")
+    assert "removed" in done.stdout
+    assert "no key that is left may operate" in done.stderr
+    # The very last one closes the door, as over HTTP, and says so.
+    assert "It was the last one" in keys("remove", "shop").stderr
 
 
 async def test_a_file_holds_its_key_for_its_owner_alone(keys: Keys, store: Store, tmp_path: Path) -> None:
@@ -162,3 +181,56 @@ async def test_clients_bring_their_key(
             assert done.returncode == 0, done.stderr
             assert "2 ratings written" in done.stdout
     assert sum((await store.stream.lag(1)).values()) == 4
+
+
+async def test_the_first_keys_of_the_compose_file(
+    store_settings: StoreSettings, store: Store, tmp_path: Path
+) -> None:
+    """What an earlier release has made beyond what is needed goes, once; the rest stays as it is."""
+    data = tmp_path / "data"
+    for folder in ("keys", "scrape-key", "player-key"):
+        (data / folder).mkdir(parents=True)
+    source = (Path(__file__).parents[3] / "deploy/keys/first-keys.sh").read_text("utf-8")
+    script = source.replace("/data/", f"{data}/").replace("python ", f"{sys.executable} ")
+
+    def start(*arguments: str, script: str = script) -> None:
+        environment = plain_environment(
+            os.environ,
+            {
+                "FOLDIN_REDIS_URL": store_settings.url,
+                "FOLDIN_NAMESPACE": store_settings.namespace,
+                "FOLDIN_PARTITIONS": str(store_settings.partitions),
+            },
+        )
+        command = ["/bin/sh", "-c", script, "first-keys.sh", *arguments]
+        subprocess.run(command, env=environment, cwd=tmp_path, timeout=120, check=True)
+
+    async def made() -> dict[str, str]:
+        return {key.name: key.role for key in (await store.access.load()).values() if key is not None}
+
+    old = {"keys/player.key": ("player", "operate"), "scrape-key/prometheus.key": ("prometheus", "read")}
+    for path, (name, role) in old.items():
+        secret = new_secret()
+        (data / path).write_text(secret + "\n")
+        await store.access.add(secret, name, role)  # type: ignore[arg-type]  # a role
+    was = (data / "scrape-key/prometheus.key").read_text()
+    # Where the store is away for a moment, the file stays with its key: the next start removes both.
+    remove = f"{sys.executable} -P -m foldin keys remove player"
+    away = script.replace(remove, f"FOLDIN_REDIS_URL=redis://127.0.0.1:1 {remove}")
+    assert away != script
+    with pytest.raises(subprocess.CalledProcessError):
+        await asyncio.to_thread(start, script=away)
+    assert (await made())["player"] == "operate"
+    assert (data / "keys/player.key").exists()
+    await asyncio.to_thread(start)
+    assert await made() == {"operator": "operate", "prometheus": "metrics"}
+    held = {path: path.read_text() for path in data.rglob("*.key")}
+    assert {path.name for path in held} == {"operator.key", "prometheus.key"}
+    assert was not in held.values()
+    await asyncio.to_thread(start)
+    assert {path: path.read_text() for path in data.rglob("*.key")} == held
+    await asyncio.to_thread(start, "play")
+    assert await made() == {"operator": "operate", "prometheus": "metrics", "player": "operate"}
+    # Whatever is in that folder, the others stay.
+    await asyncio.to_thread(start)
+    assert len(await made()) == 3

@@ -7,139 +7,27 @@ import shutil
 import signal
 import socket
 import stat
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as LostConnection
 
 from processes import backoff
-from processes.blocking import BlockingChild, plain_environment, python_command
 from processes.probes import unused_port
 from tests.support.disks import leave_free, small_disk
 from tests.support.servers import running_server
+from tests.support.stacks import DOWN_S, Stack, foldin, processes, stack
 from tests.support.waiting import wait_until
 
 # Each of these runs a whole stack: one at a time, so that they do not fight for the cores.
 pytestmark = pytest.mark.timeout(240)
 
-UP_S = 90.0
-DOWN_S = 40.0
 # By promise: within this time of there being room.
 BACK_WITHIN_S = 10.0
-
-
-def processes(data: Path) -> list[int]:
-    """Ids of the processes that serve this data directory, except the supervisor.
-
-    Each has it in its environment.
-    """
-    found = []
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
-            continue
-        try:
-            words = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
-            zombie = (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        except OSError:
-            continue
-        if f"{data}/".encode() in words and not zombie:
-            found.append(int(folder.name))
-    return found
-
-
-def foldin(*arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    command = [sys.executable, "-m", "foldin", *map(str, arguments)]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=plain_environment(os.environ, settings),
-        check=False,
-    )
-
-
-class Stack:
-    """A `foldin up` of its own."""
-
-    def __init__(self, data: Path, *arguments: str, **settings: str) -> None:
-        self.data = data
-        self.port, self.environment_port = unused_port(), unused_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        ports = ("--port", str(self.port), "--environment-port", str(self.environment_port))
-        self.process = BlockingChild(
-            python_command("foldin", "up", "--data", str(data), *ports, *arguments),
-            data.with_name(f"{data.name}-{self.port}.log"),
-            environment=plain_environment(os.environ, settings),
-        )
-
-    @property
-    def text(self) -> str:
-        """All that it said."""
-        return self.process.text
-
-    def says(self, words: str, timeout_s: float = UP_S) -> None:
-        """Wait until it says `words`."""
-        wait_until(
-            lambda: re.search(words, self.text) or self.process.code is not None,
-            timeout_s,
-            f"{words!r} in its output",
-        )
-        assert re.search(words, self.text), (
-            f"ended with {self.process.code} before it said {words!r}:\n{self.text}"
-        )
-
-    def call(self, method: str, path: str, body: object = None, key: str | None = None) -> Any:
-        """A call of the API."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self.url + path, data, {"Content-Type": "application/json"}, method=method
-        )
-        if key is not None:
-            request.add_header("Authorization", f"Bearer {key}")
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return json.loads(answer.read())
-
-    def part(self, name: str) -> int:
-        """Process id of a part."""
-        program = "valkey-server" if name == "store" else f"-m\0{name}"
-        for pid in processes(self.data):
-            try:
-                parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
-            except OSError:
-                continue
-            if program in words and parent == self.process.pid:
-                return pid
-        return 0
-
-    def interrupt(self) -> int:
-        """Ctrl-C; the exit code."""
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(DOWN_S)
-
-
-@contextmanager
-def stack(data: Path, *arguments: str, **settings: str) -> Iterator[Stack]:
-    """A stack that is up, and gone in the end."""
-    running = Stack(data, *arguments, **settings)
-    try:
-        running.says("Everything runs|cannot|foldin:")
-        assert "Everything runs" in running.text, running.text
-        yield running
-    finally:
-        running.process.end(grace_s=DOWN_S)
 
 
 def known_ratings(running: Stack, user: str) -> int:
@@ -201,6 +89,23 @@ def test_where_others_can_reach_it_a_key_is_made_and_asked_for(tmp_path: Path) -
         assert not (open_data / "operator.key").exists()
 
 
+def test_a_store_that_was_emptied_asks_for_keys_all_the_same(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with stack(data, "--no-play") as running:
+        assert status_of(running, "GET", "/generations") == 200
+        assert foldin("keys", "add", "shop", "--role", "rate", "--data", data).returncode == 0
+        wait_until(lambda: status_of(running, "GET", "/generations") == 401, 10, "the key is asked for")
+        assert running.interrupt() == 0
+    # Other users of this machine read no ratings, ids or digests of keys past the API.
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    shutil.rmtree(data / "store")
+    with stack(data, "--no-play") as again:
+        assert status_of(again, "GET", "/generations") == 401
+        key = (data / "operator.key").read_text().strip()
+        assert again.call("GET", "/generations", key=key)
+        assert again.interrupt() == 0
+
+
 def test_a_stack_with_workers_survives_its_parts_and_dies_with_its_supervisor(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with stack(data, "--no-play", "--workers", "2") as running:
@@ -212,12 +117,18 @@ def test_a_stack_with_workers_survives_its_parts_and_dies_with_its_supervisor(tm
 
         for number in range(10):
             running.call("POST", "/ratings", {"user_id": "ann", "item_id": str(number), "rating": 5})
+        with Redis(unix_socket_path=str(data / "store/store.sock")) as store:
+            store.config_set("rdb-key-save-delay", 1_000_000)  # so long for a key that the kill comes amid it
+            store.bgrewriteaof()
+        wait_until(lambda: any(data.glob("store/temp-*")), 10, "a rewrite under way")
         for name in ("store", "service", "trainer", "environment"):
             pid = running.part(name)
             assert pid, f"no process of {name}"
             os.kill(pid, signal.SIGKILL)
             running.says(rf"{name} ended \(signal 9\): starting it again")
             running.says(rf"{name} is back")
+        # Who is forgotten is in no file after the next rewrite, which leaves that of another one as it is.
+        assert not list(data.glob("store/temp-*"))
 
         def answers() -> bool:
             try:
@@ -277,6 +188,9 @@ def test_a_full_disk_ends_the_store_and_not_the_stack(tmp_path: Path) -> None:
         assert "store is back" in running.text
         assert running.text.count("store ended") == 1
         assert {name: running.part(name) for name in parts} == parts
+        # A read waits until the worker has heard again which history is live: a ratings call need not.
+        reads = "/users/ann/ratings"
+        wait_until(lambda: status_of(running, "GET", reads) == 200, BACK_WITHIN_S, "reads again")
         assert known_ratings(running, "ann") == 20
         store.close()
         assert running.interrupt() == 0
@@ -498,3 +412,42 @@ def test_everything_comes_back_from_a_backup_alone(tmp_path: Path) -> None:
             for one, other in zip(before, after, strict=True)
         )
         assert second.interrupt() == 0
+
+
+SCALES = {
+    "0.5:5:0.5": lambda n: 0.5 + 0.5 * (n * 7 % 10),
+    "0:100": lambda n: n * 37 % 101,
+    "-10:10": lambda n: n * 13 % 21 - 10,
+}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_an_import_gives_an_empty_store_its_scale(tmp_path: Path, scale: str) -> None:
+    file, data, state = (
+        tmp_path / "ratings.csv",
+        tmp_path / "data",
+        {"XDG_STATE_HOME": str(tmp_path / "state")},
+    )
+    rows = "".join(f"u{n % 15},i{n // 15},{SCALES[scale](n)}\n" for n in range(150))
+    file.write_text(f"user,item,rating\n{rows}")
+    with stack(data, "--no-play") as running:
+        # By the store or by the API: no setting, no question, no refusal.
+        target = ("--url", running.url) if scale == "0:100" else ("--data", data)
+        done = foldin("import", file, *target, **state)
+        assert done.returncode == 0, done.stderr
+        assert re.search(rf"The scale of .* is {re.escape(scale)} from now on", done.stdout), done.stdout
+        # 150 ratings: the first fit does not wait for the minute that others wait for.
+        wait_until(lambda: running.call("GET", "/status")["ratings"] == 150, 40.0, "a fit of all of them")
+        low, high, *_ = (float(part) for part in scale.split(":"))
+        assert running.call("GET", "/status")["scale"][:2] == [low, high]
+        assert known_ratings(running, "u7") == 10
+        # A file of another scale is told which one the store has.
+        file.write_text("user,item,rating\nann,tea,1000\n")
+        done = foldin("import", file, *target, **state)
+        assert done.returncode == 2
+        assert f"the scale is {scale}" in done.stderr
+        assert running.interrupt() == 0
+    # What was decided is not asked for again.
+    with stack(data, "--no-play") as again:
+        assert again.call("GET", "/status")["scale_decided"]
+        assert known_ratings(again, "u7") == 10

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from featurestore.catalogue.catalogue import Change
 from featurestore.catalogue.item import CatalogueItem
 from featurestore.codecs import ENTRY_BYTES, pack_entry
 from featurestore.ratings.log import NewRating
+from foldin.commands.progress import Shown
+from foldin.recovering import run_verify
 from foldin.recovery.backing_up import back_up
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.manifest import Manifest, read_manifest
 from foldin.recovery.verifying import Verified, verify
+from foldin.settings import FrontDoorSettings, VerifyOptions
 from tests.support.factories import rating
 from tests.support.recovering import GIVEN, LATER, Held, archive_ratings, held, opened, restored
 from tests.support.servers import StoreServer
@@ -40,7 +44,7 @@ def wipe(server: StoreServer, settings: TrainerSettings) -> None:
     """The machine is gone."""
     server.kill()
     shutil.rmtree(server.folder / "appendonlydir")
-    shutil.rmtree(settings.archive_dir)
+    shutil.rmtree(settings.archive_folder.parent)
     server.start()
 
 
@@ -94,6 +98,41 @@ async def test_the_catalogue_comes_back_from_a_backup(
             await store.redis.hset(store.keys.catalogue_items, "a", b"{")
         found = await verified(settings)
         assert "catalogue}:items" in found.differences[0]
+
+
+async def test_a_bar_shows_how_far_a_comparison_is(
+    settings: TrainerSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # As on a terminal.
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    await archive_ratings(settings)
+    store = settings.store
+    inherited = {
+        "FOLDIN_REDIS_URL": store.url,
+        "FOLDIN_NAMESPACE": store.namespace,
+        "FOLDIN_PARTITIONS": str(store.partitions),
+        "FOLDIN_ARCHIVE_DIR": str(settings.archive_folder.parent),
+    }
+    front_door = FrontDoorSettings(store.url, tmp_path / "state", False, inherited)
+    steps: list[tuple[int, int | None]] = []
+    done = Shown.done
+
+    def noted(self: Shown, so_far: int, total: int | None) -> None:
+        steps.append((so_far, total))
+        done(self, so_far, total)
+
+    monkeypatch.setattr(Shown, "done", noted)
+    async with running_trainer(settings):
+        assert await asyncio.to_thread(run_verify, VerifyOptions(), front_door) == 0
+    partitions = [(k, store.partitions) for k in range(1, store.partitions + 1)]
+    files = len(steps) - len(partitions)
+    assert files > 0
+    assert steps == [*partitions, *((k, files) for k in range(1, files + 1))]
+    assert f"{files}/{files}" in capsys.readouterr().err
 
 
 async def test_any_byte_of_a_history_that_was_changed_is_found(settings: TrainerSettings) -> None:
@@ -173,8 +212,11 @@ async def test_again_only_what_is_new_is_copied(settings: TrainerSettings, tmp_p
     target = tmp_path / "backup"
     async with running_trainer(settings), opened(settings.store) as store:
         await store.ratings.append(GIVEN)
+        assert await store.telemetry.last_backup() is None
         await backed_up(settings, target)
-        first = files(target)
+        noted, first = await store.telemetry.last_backup(), files(target)
+        assert noted is not None
+        assert (noted.events, noted.at > time.time() - 60) == (len(GIVEN), True)
         await store.ratings.append(LATER)
         await backed_up(settings, target)
     second = files(target)
@@ -275,7 +317,7 @@ async def test_the_folder_of_another_store_or_of_the_archive_is_refused(
     async with running_trainer(settings), opened(settings.store) as store:
         await store.ratings.append(GIVEN)
         await backed_up(settings, target)
-        for folder in (settings.archive_dir, settings.archive_folder / "backup", tmp_path):
+        for folder in (settings.archive_folder.parent, settings.archive_folder / "backup", tmp_path):
             with pytest.raises(RecoveryRefusedError, match="where the archive is"):
                 await backed_up(settings, folder)
     before = files(target)
@@ -308,6 +350,32 @@ async def test_killed_backups_leave_the_one_before(settings: TrainerSettings, tm
             _, lines = await restored(settings, target)
             assert any("nothing to do" in line for line in lines), victim
             assert any(f"{len(first):,} ratings" in line or "on top" in line for line in lines)
+        await backed_up(settings, target)
+
+
+async def test_two_backups_into_a_folder_take_turns(settings: TrainerSettings, tmp_path: Path) -> None:
+    """Of two that overlap, the one that ends last would take away what the manifest of the other names."""
+    target, refusals = tmp_path / "backup", list[BaseException | None]()
+    loop = asyncio.get_running_loop()
+    async with running_trainer(settings), opened(settings.store) as store:
+
+        async def another() -> None:
+            await store.ratings.append(LATER)
+            await backed_up(settings, target)
+
+        def step(name: str) -> None:
+            # In its thread, before it tidies up.
+            if name == "manifest":
+                refusals.append(asyncio.run_coroutine_threadsafe(another(), loop).exception(30.0))
+
+        await store.ratings.append(GIVEN)
+        await back_up(store, settings, target, lambda _line: None, step=step)
+        (folder,) = target.iterdir()
+        manifest = read_manifest(folder)
+        assert manifest is not None
+        assert {path.name for path in folder.iterdir()} >= manifest.files.keys()
+        assert "another backup" in str(refusals)
+        # It is over.
         await backed_up(settings, target)
 
 

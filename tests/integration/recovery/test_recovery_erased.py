@@ -14,6 +14,8 @@ import pytest
 
 from featurestore.commands import Commands
 from featurestore.errors import StoreUnavailable
+from featurestore.keys import partition_of
+from featurestore.leases import Lease
 from featurestore.ratings.batches import Columns
 from featurestore.ratings.log import Forgotten, RatingsLog
 from featurestore.store import Store
@@ -48,7 +50,7 @@ BACK = {("u3", "i1"): (2.0, 3e9)}
 
 
 def copy_of(settings: TrainerSettings, name: str) -> Path:
-    folder = settings.archive_dir.with_name(name)
+    folder = settings.archive_folder.parent.with_name(name)
     shutil.copytree(settings.archive_folder, folder)
     return folder
 
@@ -124,7 +126,7 @@ async def test_a_backup_knows_who_was_forgotten(
     assert ledger.name in manifest.files
     own_server.kill()
     shutil.rmtree(own_server.folder / "appendonlydir")
-    shutil.rmtree(settings.archive_dir)
+    shutil.rmtree(settings.archive_folder.parent)
     own_server.start()
     async with running_trainer(settings):
         for source in (backup, copy):
@@ -135,6 +137,41 @@ async def test_a_backup_knows_who_was_forgotten(
     ledger.write_bytes(ledger.read_bytes()[:40])
     with pytest.raises(RecoveryRefusedError, match=ledger.name):
         await restored(settings, backup)
+
+
+async def test_a_flipped_byte_in_the_last_erasure_brings_no_user_back_unasked(
+    settings: TrainerSettings, tmp_path: Path
+) -> None:
+    before = await archive_ratings(settings)
+    copy, backup = copy_of(settings, "copy"), tmp_path / "backup"
+    said: list[str] = []
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.forget(b"u3")
+        await until_released(store)
+        (ledger,) = ledger_files(settings.archive_folder)
+        content = bytearray(ledger.read_bytes())
+        content[-20] ^= 4
+        ledger.write_bytes(content)
+        with pytest.raises(RecoveryRefusedError, match=ledger.name):
+            await restored(settings, copy, request=RestoreRequest(copy, live="none"))
+        # As `foldin undo` asks for it: nothing else that is damaged passes.
+        undo = RestoreRequest(copy, live="timed", dry_run=True, skip_damaged_ledger=True)
+        await restored(settings, copy, request=undo)
+        segment = min(copy.rglob("*.parquet"))
+        whole = segment.read_bytes()
+        segment.write_bytes(whole[:-40])
+        with pytest.raises(RecoveryRefusedError, match=segment.name):
+            await restored(settings, copy, request=undo)
+        segment.write_bytes(whole)
+        await back_up(store, settings, backup, said.append)
+    assert any(ledger.name in line and "damaged" in line for line in said)
+    shutil.rmtree(settings.archive_folder.parent)
+    async with running_trainer(settings):
+        with pytest.raises(RecoveryRefusedError, match="damaged"):
+            await restored(settings, backup)
+        request = RestoreRequest(backup, live="none", skip_damaged=True)
+        await restored(settings, backup, request=request)
+        assert await now_held(settings) == without(before, "u3")
 
 
 async def test_without_a_trainer(settings: TrainerSettings) -> None:
@@ -185,8 +222,10 @@ async def test_a_store_that_was_put_back_from_an_older_copy(
         assert await now_held(settings) == without(before, "u3", "u4") | BACK | since
 
 
-async def published_no_more(_active: ActiveUsers, _epoch: int, _users: Sequence[bytes]) -> None:
-    pass
+async def published_no_more(
+    _active: ActiveUsers, _epoch: int, _users: Sequence[bytes], *, lease: Lease
+) -> None:
+    del lease
 
 
 async def test_adopting_a_store_that_was_put_back_erases_again(
@@ -388,6 +427,32 @@ async def test_a_copy_that_lacks_no_event_is_looked_through_for_erased_attribute
         assert await store.redis.get(damaged) == b"\xff"
 
 
+async def test_a_copy_between_the_two_steps_of_forgetting_names_the_user_no_more(
+    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
+) -> None:
+    await archive_ratings(settings)
+    async with opened(settings.store) as store:
+        for user in (b"u1", b"u2"):
+            await store.redis.sadd(store.keys.active(1, partition_of(user, store.keys.partitions)), user)
+        at_ms = (await store.ratings.forget(b"u1")).at_ms
+        own_server.stop()
+        shutil.copytree(own_server.folder / "appendonlydir", tmp_path / "aof")
+        own_server.start()
+    async with running_trainer(settings), opened(settings.store) as store:
+        receipt = await store.commands.ask("erase", epoch=1, user=b"u1", at_ms=at_ms)
+        assert await store.commands.wait(receipt, 20) is not None
+    put_back(own_server, tmp_path / "aof")
+    async with opened(settings.store) as store:
+        assert {b"u1", b"u2"} <= set(await store.active.ids(1))
+        async with running_trainer(settings):
+
+            async def gone() -> bool:
+                return b"u1" not in await store.active.ids(1)
+
+            await wait_until_async(gone, 20, "the user is named no more")
+            assert b"u2" in await store.active.ids(1)
+
+
 async def test_attributes_are_looked_through_again_when_the_store_has_started_not_when_a_connection_was_lost(
     own_server: StoreServer, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,15 +468,15 @@ async def test_attributes_are_looked_through_again_when_the_store_has_started_no
     monkeypatch.setattr(older_copy, "_LOOK_S", 0.02)
     async with opened(settings.store) as store:
         asked = 0
-        info = store.redis.info
+        each = store.redis.each
 
-        async def counted_info(section: str) -> Any:
+        async def counted_each(*commands: Any) -> Any:
             nonlocal asked
-            found = await info(section)
-            asked += section == "replication"
+            found = await each(*commands)
+            asked += ["INFO", "replication"] in commands
             return found
 
-        monkeypatch.setattr(store.redis, "info", counted_info)
+        monkeypatch.setattr(store.redis, "each", counted_each)
         keeping = asyncio.create_task(older_copy.keep_attributes_erased(store, root))
         try:
             await wait_until_async(lambda: looks == [1], 10, "the first look")

@@ -83,9 +83,9 @@ async def test_emptied_store(own_server: StoreServer, settings: TrainerSettings)
 
 async def test_a_folder_of_archives_will_do(own_server: StoreServer, settings: TrainerSettings) -> None:
     before = await archive_ratings(settings)
-    elsewhere = settings.archive_dir.with_name("copy")
-    shutil.copytree(settings.archive_dir, elsewhere)
-    shutil.rmtree(settings.archive_dir)
+    elsewhere = settings.archive_folder.parent.with_name("copy")
+    shutil.copytree(settings.archive_folder.parent, elsewhere)
+    shutil.rmtree(settings.archive_folder.parent)
     empty(own_server)
     async with running_trainer(settings):
         await restored(settings, elsewhere)
@@ -102,9 +102,9 @@ async def test_rows_of_items_are_those_of_the_source(
     async with opened(settings.store) as store:
         await store.items(1).refresh()
         ids = list(store.items(1).ids)
-    copy = settings.archive_dir.with_name("copy")
+    copy = settings.archive_folder.parent.with_name("copy")
     shutil.copytree(settings.archive_folder, copy)
-    shutil.rmtree(settings.archive_dir)
+    shutil.rmtree(settings.archive_folder.parent)
     empty(own_server)
     async with running_trainer(settings), opened(settings.store) as store:
         await restored(settings, copy)
@@ -350,7 +350,7 @@ async def test_a_trainer_leaves_a_long_restore_alone(
     settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch, held_on: bool
 ) -> None:
     await archive_ratings(settings)
-    copy = settings.archive_dir.with_name("copy")
+    copy = settings.archive_folder.parent.with_name("copy")
     shutil.copytree(settings.archive_folder, copy)
     slow(monkeypatch, 7.0)
     if not held_on:
@@ -371,7 +371,7 @@ async def test_of_two_restores_one_goes_on(
     settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await archive_ratings(settings)
-    copy = settings.archive_dir.with_name("copy")
+    copy = settings.archive_folder.parent.with_name("copy")
     shutil.copytree(settings.archive_folder, copy)
     slow(monkeypatch, 12.0)
     monkeypatch.setattr("foldin.recovery.restoring._SILENT_S", 4.0)
@@ -386,7 +386,7 @@ async def test_of_two_restores_one_goes_on(
 
 async def test_refused_by_the_trainer(settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     await archive_ratings(settings)
-    copy = settings.archive_dir.with_name("copy")
+    copy = settings.archive_folder.parent.with_name("copy")
     shutil.copytree(settings.archive_folder, copy)
 
     async def failing(*_args: object, **_kwargs: object) -> None:

@@ -9,10 +9,12 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from featurestore.access import ROLES, StoredKeys, digest_of_secret, new_secret
 from featurestore.settings import StoreSettings
@@ -117,6 +119,29 @@ async def test_who_may_only_read_changes_nothing(
 
 
 @one_kind
+async def test_a_list_that_is_recorded_as_shown_is_a_write(
+    client: Client, keys: dict[str, str], store: Store
+) -> None:
+    """Behind a route of `read`: who may only read gets no list then, and nothing is stored."""
+    before = await store.stream.lag(1)
+    path, body = "/recommend/ann?n=1", {"n": 1, "impressions": True}
+    for role in ("metrics", "read"):
+        headers = bearer(keys[role])
+        assert is_problem(await client.get(f"{path}&impressions=true", headers=headers), 403, "forbidden")
+        assert is_problem(await client.post("/recommend/ann", body, headers=headers), 403, "forbidden")
+    for more in ("", "&impressions=false"):
+        assert (await client.get(path + more, headers=bearer(keys["read"]))).status == 200
+    assert (await client.get(f"{path}&impressions=true", headers=bearer(keys["rate"]))).status == 200
+
+    async def stored() -> bool:
+        return await store.stream.lag(1) != before
+
+    await wait_until_async(stored, 10.0, "the list of the key that may rate is recorded")
+    (entry,) = (await client.get("/users/ann/events", headers=bearer(keys["read"]))).json["events"]
+    assert entry["type"] == "impression"
+
+
+@one_kind
 @BOTH_WAYS
 async def test_refusals_say_what_is_needed(client: Client, keys: dict[str, str]) -> None:
     reply = await client.get("/predict?user_id=ann&item_id=dune")
@@ -157,6 +182,14 @@ async def test_the_description_tells_of_keys_where_they_are_asked_for(
     assert described["paths"]["/livez"]["get"]["security"] == []
     async with serving(store_settings, access="open") as (other, _):
         assert "securitySchemes" not in (await other.get("/openapi.json")).json["components"]
+
+
+@one_kind
+async def test_the_description_in_yaml_is_the_same_and_names_this_version(client: Client) -> None:
+    described, asked = (await client.get("/openapi.json")).json, await client.get("/openapi.yaml")
+    assert asked.headers["Content-Type"] == "application/yaml; charset=utf-8"
+    assert yaml.safe_load(asked.text) == described
+    assert described["info"]["version"] == version("foldin")
 
 
 @one_kind
@@ -394,7 +427,10 @@ async def test_what_operates_is_recorded_and_nothing_else(
     await client.post("/ratings", {"user_id": "ann", "item_id": "dune", "rating": 3}, headers=operator)
     body_asked_for = {**bearer(keys["rate"]), "Expect": "100-continue"}
     asked = await client.ask("POST", "/train", data=b"{}", headers=body_asked_for)
+    reported = await client.ask("PUT", "/reports/mine", json={"rows": []}, headers=operator)
+    dropped = await client.ask("DELETE", "/reports/mine", headers=operator)
     lines = [record.getMessage() for record in caplog.records if record.name == "foldin.audit"]
+    lines = [each for each in lines if not each.startswith("keys ")]
 
     def line(reply: Any, name: str, call: str, what: str) -> str:
         request_id = reply.headers["X-Request-ID"]
@@ -410,9 +446,37 @@ async def test_what_operates_is_recorded_and_nothing_else(
         line(erased, "the-operate", "DELETE /users/{user_id}", f"receipt={receipt}"),
         line(missing, "the-operate", "POST /generations/{generation}/activate", "generation=999"),
         line(asked, "the-rate", "POST /train", "-"),
+        line(reported, "the-operate", "PUT /reports/{name}", "mine"),
+        line(dropped, "the-operate", "DELETE /reports/{name}", "mine"),
     ]
     assert [trained.status, refused.status, forbidden.status, foreign.status] == [200, 401, 403, 403]
     assert erased.headers["X-Request-ID"] == "my-own"
+
+
+@one_kind
+async def test_which_keys_changed_is_recorded_by_whatever_they_were_changed(
+    store_settings: StoreSettings, store: Store, keys: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "foldin.audit")
+
+    async def recorded(line: str) -> None:
+        def told() -> bool:
+            return line in [each.getMessage() for each in caplog.records if each.name == "foldin.audit"]
+
+        await wait_until_async(told, 10.0, line)
+
+    async with serving(store_settings):
+        (line,) = [each.getMessage() for each in caplog.records if each.name == "foldin.audit"]
+        there = line.removeprefix("keys at the start ").split(",")
+        assert sorted(there) == sorted(f"the-{role}:{role}" for role in keys)
+        secret = new_secret()
+        await store.access.add(secret, "shop", "rate")
+        await recorded("keys changed added=shop:rate removed=-")
+        await store.access.change("shop", "requests=5/s")
+        await recorded("keys changed added=shop:rate removed=shop:rate")
+        await store.access.remove("shop")
+        await recorded("keys changed added=- removed=shop:rate")
+    assert secret not in caplog.text
 
 
 @one_kind

@@ -2,15 +2,20 @@
 
 import io
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
+from urllib.parse import quote
 
 import pytest
 
 from featurestore.catalogue import schema
+from featurestore.catalogue.item import CatalogueItem
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from service.routes import attributes as attributes_routes
 from service.routes import catalogue as catalogue_routes
 from tests.support.factories import Written, lead, publish, publish_for_ann, rating
 from tests.support.serving import JSON, LINES, Client, is_problem, serves, serving
@@ -44,10 +49,17 @@ async def put(client: Client, item: str, **fields: object) -> None:
     assert reply.status == 200, reply.text
 
 
+LISTS = (
+    *("/recommend/ann?n=100", "/recommend/new?n=100", "/recommend/ann?n=100&order=rating", "/popular?n=100"),
+    *("/similar/item-0?n=100", "/similar/item-0?n=100&by=content", "/similar/item-0?n=100&by=both"),
+    "/latest?n=100",
+)
+
+
 async def listed(client: Client) -> dict[str, set[str]]:
     """The items of each list."""
     found = {}
-    for path in ("/recommend/ann?n=100", "/recommend/new?n=100", "/similar/item-0?n=100", "/popular?n=100"):
+    for path in LISTS:
         reply = await client.get(path)
         assert reply.status == 200, reply.text
         found[path] = {item["item_id"] for item in reply.json["items"]}
@@ -79,18 +91,21 @@ async def test_an_item_is_put_patched_and_deleted(client: Client) -> None:
 
 async def test_what_is_hidden_by_one_worker_is_in_no_list_of_another(client: Client, other: Client) -> None:
     """No wait in between: the version is read with each question."""
-    before = await listed(other)
-    shown = sorted(before["/popular?n=100"])
+    shown = sorted((await listed(other))["/popular?n=100"] - {"item-0"})
     assert len(shown) > 3
+    for item in ("item-0", *shown):
+        await put(client, item, categories=["alike"])
+    before = await listed(other)
+    assert set(shown) <= before["/similar/item-0?n=100&by=content"]
     for item in shown[:3]:
-        await put(client, item, hidden=True)
+        await put(client, item, hidden=True, categories=["alike"])
         for items in (await listed(other)).values():
             assert item not in items
     await client.ask("DELETE", f"/items/{shown[3]}")
     for items in (await listed(other)).values():
         assert not items & set(shown[:4])
     for item in shown[:4]:
-        await put(other, item)
+        await put(other, item, categories=["alike"])
     assert await listed(client) == before
 
 
@@ -146,6 +161,44 @@ async def test_it_outlives_a_new_history(store: Store, store_settings: StoreSett
         assert {item["item_id"] for item in found.json["items"]} <= {"a", "d"}
         # A row that comes later belongs to an item of which was said before that it is deleted.
         assert (await store.items(epoch).rows([b"d"]))[0] == 3
+
+
+async def test_what_was_taken_out_is_not_brought_back_by_the_rows_of_an_import(client: Client) -> None:
+    rows = [{"item_id": each, "title": each} for each in ("a", "b", "c")]
+    assert (await client.post("/items", rows)).json == {"accepted": 3}
+    assert (await client.ask("PATCH", "/items/a", json={"hidden": True})).status == 200
+    assert (await client.ask("DELETE", "/items/b")).status == 200
+    again = [{**row, "categories": ["new"]} for row in rows]
+    assert (await client.post("/items", again)).json == {"accepted": 3, "still_deleted": 1}
+    items = {item["item_id"]: item for item in (await client.get("/items")).json["items"]}
+    assert set(items) == {"a", "c"}
+    assert (items["a"]["categories"], items["a"]["hidden"]) == (["new"], True)
+    assert (await client.get("/items/b")).status == 404
+    # What a row says counts, and of an item that stands twice the last row.
+    told = [{"item_id": "a", "hidden": False}, {"item_id": "b"}, {"item_id": "b", "undelete": True}]
+    assert (await client.post("/items", told)).json == {"accepted": 3}
+    items = {item["item_id"]: item for item in (await client.get("/items")).json["items"]}
+    assert set(items) == {"a", "b", "c"}
+    assert "hidden" not in items["a"]
+    # One item that is put is as it was put.
+    await put(client, "a", hidden=True)
+    await put(client, "a")
+    assert "hidden" not in (await client.get("/items/a")).json
+
+
+async def test_texts_are_the_same_however_they_are_composed(client: Client) -> None:
+    composed, apart = "Amélie", "Ame\u0301lie"
+    await put(client, "item-1", title=apart, attributes={"by": apart, "tags": [apart]})
+    found = (await client.get("/items/item-1")).json
+    assert (found["title"], found["attributes"]) == (composed, {"by": composed, "tags": [composed]})
+    for text in (composed, apart):
+        page = await client.get(f"/items?by=title&prefix={quote(text)}")
+        assert [item["item_id"] for item in page.json["items"]] == ["item-1"]
+        for key in ("title", "by", "tags"):
+            condition = {"must": [{"key": key, "match": {"value": text}}]}
+            reply = await client.post("/recommend/new", {"filter": condition})
+            assert [item["item_id"] for item in reply.json["items"]] == ["item-1"]
+    assert (await client.ask("PATCH", "/items/item-1", json={"title": apart})).json["title"] == composed
 
 
 async def test_many_items_are_all_valid_or_none_is_stored(client: Client, store: Store) -> None:
@@ -214,11 +267,48 @@ async def test_what_is_refused_for_its_types_gets_no_row(
     assert (await client.ask("PUT", "/users/ann/attributes", json={"age": 30, "since": 1})).status == 200
 
 
+async def test_items_are_listed_by_their_ids(client: Client) -> None:
+    await client.post("/items", [{"item_id": "a", "title": "A"}, {"item_id": "é", "hidden": True}])
+    named = quote(json.dumps(["é", "unknown", "a", "é", "dune"]))
+    page = (await client.get(f"/items?ids={named}")).json
+    assert [each["item_id"] for each in page["items"]] == ["é", "a"]
+    assert (page["total"], page["next"]) == (2, None)
+    assert (await client.get("/items?ids=[]")).json["items"] == []
+    for wrong in (
+        "",
+        "a",
+        "{}",
+        "[1]",
+        '[""]',
+        '["\\ud800"]',
+        json.dumps(["x" * 257]),
+        json.dumps([str(n) for n in range(61)]),
+        "[" * 2000,
+    ):
+        reply = await client.get(f"/items?ids={quote(wrong)}")
+        assert (reply.status, reply.json["code"]) == (400, "invalid_parameter"), wrong
+        assert reply.json["field"] == "ids"
+    # The description says how long an address may be.
+    (told,) = [
+        each
+        for each in (await client.get("/openapi.json")).json["paths"]["/items"]["get"]["parameters"]
+        if each["name"] == "ids"
+    ]
+    most = int(re.findall(r"([\d,]+) bytes", told["description"])[0].replace(",", ""))
+    address = f"/items?ids={quote(json.dumps(['x' * 256] * 30))}"
+    assert (await client.get(address + "%20" * ((most - len(address)) // 3))).status == 200
+    longer = address + "%20" * ((most - len(address)) // 3 + 1)
+    assert is_problem(await client.get(longer), 400, "malformed_request")
+
+
 async def test_items_are_listed_searched_and_exported(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(catalogue_routes, "_EXPORTED_AT_ONCE", 7)
-    rows = [{"item_id": f"i/{n:02}", "title": f"{'Star' if n % 2 else 'Moon'} {n}"} for n in range(20)]
+    rows: list[dict[str, object]] = [
+        {"item_id": f"i/{n:02}", "title": f"{'Star' if n % 2 else 'Moon'} {n}"} for n in range(20)
+    ]
+    dated: dict[str, object] = {"item_id": "z", "attributes": {"out": "2001-01-01T00:00:00Z"}}
     await client.post("/items", [*rows, {"item_id": "z", "attributes": {"out": "2001-01-01"}}])
     found: list[object] = []
     cursor: str | None = ""
@@ -229,18 +319,21 @@ async def test_items_are_listed_searched_and_exported(
     assert found == rows
     stars = (await client.get("/items?by=title&prefix=sTAR")).json["items"]
     assert {item["item_id"] for item in stars} == {row["item_id"] for row in rows[1::2]}
-    for query in ("cursor=abc", "by=year", "n=0", "n=1001"):
+    for query in ("cursor=abc", "cursor=%00%ff", "cursor=%C3%A9", "by=year", "n=0", "n=1001"):
         assert is_problem(await client.get(f"/items?{query}"), 400, "invalid_parameter")
     exported = await client.get("/export/items")
     assert exported.headers["Content-Type"] == "application/x-ndjson"
     assert [json.loads(line) for line in exported.text.splitlines()] == [
-        *rows,
-        {"item_id": "z", "attributes": {"out": "2001-01-01T00:00:00Z"}},
+        {**row, "hidden": False} for row in (*rows, dated)
     ]
     assert (await client.ask("HEAD", "/export/items")).status == 200
     # What was exported is taken as it is, and changes nothing.
     again = await client.post("/items", exported.text.encode(), headers=LINES)
     assert again.json == {"accepted": 21}
+    assert (await client.get("/export/items")).text == exported.text
+    # Copied over a catalogue in which an item was hidden since, it shows that one again.
+    await client.ask("PATCH", "/items/z", json={"hidden": True})
+    await client.post("/items", exported.text.encode(), headers=LINES)
     assert (await client.get("/export/items")).text == exported.text
 
 
@@ -263,6 +356,70 @@ async def test_attributes_of_a_user_go_with_the_user(client: Client, store: Stor
     assert (await client.ask("DELETE", "/users/ann")).status == 200
     assert is_problem(await client.get(path), 404, "unknown_user")
     assert not await store.redis.exists(store.keys.attributes(b"ann"))
+
+
+def _becomes(item: CatalogueItem, before: CatalogueItem | None) -> CatalogueItem:
+    return item
+
+
+async def test_categories_are_composed_and_trimmed_and_old_ones_stay(client: Client, store: Store) -> None:
+    await put(client, "item-1", categories=[" Caf\u0065\u0301", "Caf\u00e9 ", "drama"])
+    assert (await client.get("/items/item-1")).json["categories"] == ["Caf\u00e9", "drama"]
+    reply = (await client.ask("PATCH", "/items/item-1", json={"categories": ["Caf\u00e9", "sf "]})).json
+    assert reply["categories"] == ["Caf\u00e9", "sf"]
+    for categories in (["  "], [""]):
+        reply = await client.ask("PUT", "/items/item-2", json={"categories": categories})
+        assert is_problem(reply, 422, "invalid_body")
+    # As an older version stored it.
+    becomes_old = partial(_becomes, CatalogueItem("item-2", categories=["sf ", "old"]))
+    await store.catalogue.change({b"item-2": becomes_old})
+    assert (await client.get("/items/item-2")).json["categories"] == ["sf ", "old"]
+
+    async def listed_in(category: str) -> set[str]:
+        reply = await client.get(f"/recommend/new?n=100&category={category}")
+        return {each["item_id"] for each in reply.json["items"]}
+
+    assert await listed_in("sf") == {"item-1"}
+    assert await listed_in("sf%20") == {"item-1", "item-2"}
+    assert await listed_in("Cafe%CC%81") == {"item-1"}
+    body = {"n": 100, "filter": {"must_not": [{"key": "categories", "match": {"any": ["sf "]}}]}}
+    reply = await client.post("/recommend/new", body)
+    assert not {"item-1", "item-2"} & {each["item_id"] for each in reply.json["items"]}
+
+
+async def test_attributes_of_users_are_listed_and_exported(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attributes_routes, "_EXPORTED_AT_ONCE", 7)
+    assert (await client.get("/attributes")).json == {"users": [], "next": None}
+    assert (await client.get("/export/users")).text == ""
+    # A user of this name, too, is no page.
+    names = ["attributes", "é/?#", *(f"u{n}" for n in range(30))]
+    rows = [
+        {"user_id": name, "attributes": {"age": n, "since": "2020-01-31"}} for n, name in enumerate(names)
+    ]
+    assert (await client.post("/users", rows)).json == {"accepted": 32}
+    found: list[dict[str, object]] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = (await client.get(f"/attributes?n=5{cursor}")).json
+        assert len(page["users"]) <= 5
+        found += page["users"]
+        cursor = page["next"] and f"&cursor={page['next']}"
+    by_name = {row["user_id"]: row["attributes"] for row in found}
+    assert len(found) == len(by_name) == 32
+    assert by_name["u3"] == {"age": 5, "since": "2020-01-31T00:00:00Z"}
+    for query in ("cursor=abc", "cursor=%C3%A9", "n=0", "n=1001"):
+        assert is_problem(await client.get(f"/attributes?{query}"), 400, "invalid_parameter")
+    exported = await client.get("/export/users")
+    assert exported.headers["Content-Type"] == "application/x-ndjson"
+    lines = [json.loads(line) for line in exported.text.splitlines()]
+    assert lines == found
+    again = await client.post("/users", exported.text.encode(), headers=LINES)
+    assert again.json == {"accepted": 32}
+    assert (await client.get("/export/users")).text == exported.text
+    assert (await client.ask("DELETE", "/users/u3")).status == 200
+    assert "u3" not in [row["user_id"] for row in (await client.get("/attributes?n=1000")).json["users"]]
 
 
 async def test_a_damaged_item_is_left_out_and_named(
@@ -292,3 +449,34 @@ async def test_without_room_for_its_row_an_item_is_refused(
         assert is_problem(await client.ask("PUT", "/items/too-many", json={}), 422, "too_many_items")
         await store.ratings.append([rating("ann", "item-0", 1.0)])
         assert (await client.ask("PUT", "/items/item-0", json={})).status == 200
+
+
+async def test_attributes_of_many_users_are_stored_by_one_call(client: Client, other: Client) -> None:
+    """One bad row refuses all of them, with its number; nothing of such a call is kept."""
+    rows: list[dict[str, object]] = [
+        {"user_id": f"u{n}", "attributes": {"age": 20 + n % 50, "likes": ["tea"]}} for n in range(600)
+    ]
+    bad: tuple[tuple[int, object, str], ...] = (
+        (3, {"user_id": "u3", "attributes": {"age": "old"}}, "attributes.age"),
+        (5, {"user_id": "u5", "attributes": {"age": 1, "note": "x" * 20_000}}, ""),
+        (7, {"user_id": "", "attributes": {}}, "user_id"),
+        (9, {"user_id": "u9", "age": 1}, ""),
+    )
+    for position, row, field in bad:
+        reply = await client.post("/users", [*rows[:position], row, *rows[position + 1 : 12]])
+        assert is_problem(reply, 422, "invalid_body"), reply.text
+        assert (reply.json.get("row"), reply.json.get("field") or "") == (position, field), reply.text
+    assert (await client.get("/schema")).json["users"] == {}
+    assert (await client.get("/users/u0/attributes")).status == 404
+    # Of a user who stands twice the last counts, and what was said before is replaced.
+    await client.ask("PUT", "/users/u1/attributes", json={"city": "Oslo"})
+    lines = b"\n".join(json.dumps(row).encode() for row in [rows[0], *rows, {"user_id": 7, "attributes": {}}])
+    assert (await client.post("/users", lines, headers=LINES)).json == {"accepted": 602}
+    for n in (0, 1, 255, 256, 599):
+        found = (await other.get(f"/users/u{n}/attributes")).json
+        assert found == {"user_id": f"u{n}", "attributes": {"age": 20 + n % 50, "likes": ["tea"]}}
+    assert (await other.get("/users/7/attributes")).json["attributes"] == {}
+    too_many = [{"user_id": str(n), "attributes": {}} for n in range(10_001)]
+    assert is_problem(await client.post("/users", too_many), 422, "too_many_rows")
+    large = io.BytesIO(b"[" + b" " * 11_000_000)
+    assert is_problem(await client.ask("POST", "/users", data=large, headers=JSON), 413, "body_too_large")

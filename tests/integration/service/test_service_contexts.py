@@ -13,9 +13,12 @@ import pytest
 from factors import Histories, Scorer, posterior_of
 from factors.model.context import ContextEffects, ContextEncoding
 from factors.model.parameters import from_model, to_model
+from featurestore.errors import StoreUnavailable
 from featurestore.quotas.limits import parse_quotas
+from featurestore.ratings.context_schema import ContextField, ContextSchema
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from service.context import CONTEXT
 from tests.support.factories import Written, lead, make_model, publish
 from tests.support.serving import LINES, Client, is_problem, serving
 
@@ -336,3 +339,109 @@ async def test_damaged_fields_are_told_and_plain_questions_go_on(client: Client,
     assert (await client.post("/ratings", row("ann", 0, 5))).status == 200
     for context in (None, MORNING):
         assert (await client.get(pair("ann", 1, context))).status == 200
+
+
+async def test_a_retired_field_is_taken_by_no_worker(client: Client, store_settings: StoreSettings) -> None:
+    async with serving(store_settings) as (other, _):
+        for context, address in (({"houre": 1}, "houre"), ({"device": "tv"}, "device/tv")):
+            # The other one has read just now what there is.
+            assert (await other.post("/ratings", row("ann", 0, 5, context))).status == 200
+            assert (await client.ask("DELETE", f"/schema/context/{address}")).status == 200
+            reply = await other.post("/ratings", row("ann", 1, 5, context))
+            assert is_problem(reply, 422, "invalid_context")
+
+
+async def test_a_schema_is_told_whole_or_not_at_all(
+    written: Written, store_settings: StoreSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another call fixes a type between the look and the write, and where the store goes away there."""
+    told: dict[str, Any] = {
+        "items": {"price": "number", "year": "number"},
+        "users": {"age": "number"},
+        "context": {"device": {"kind": "category", "categories": ["phone", "tv"]}},
+    }
+    async with serving(store_settings) as (client, app):
+        schema = app[CONTEXT].store.catalogue.schema
+        hold_all = schema.hold_all
+
+        async def later(types: Any) -> None:
+            monkeypatch.setattr(schema, "hold_all", hold_all)
+            await schema.hold("items", {"year": "text"})
+            await hold_all(types)
+
+        monkeypatch.setattr(schema, "hold_all", later)
+        reply = await client.ask("PUT", "/schema", json=told)
+        assert is_problem(reply, 422, "invalid_body")
+        assert reply.json["field"] == "items.year"
+        left = {"items": {"year": "text"}, "users": {}, "context": {}}
+        assert (await client.get("/schema")).json == left
+        told["items"]["year"] = "text"
+
+        async def away(types: Any) -> None:
+            raise StoreUnavailable("it is away", 0.1)
+
+        monkeypatch.setattr(schema, "hold_all", away)
+        is_problem(await client.ask("PUT", "/schema", json=told), 503, "store_unavailable")
+        assert (await client.get("/schema")).json == left
+        monkeypatch.setattr(schema, "hold_all", hold_all)
+        assert (await client.ask("PUT", "/schema", json=told)).json == told
+
+
+async def test_names_of_categories_are_composed_and_trimmed(client: Client, store: Store) -> None:
+    for context in (
+        {"place": " caf\u0065\u0301 "},
+        {"place": "caf\u00e9"},
+        {"place": "home\n"},
+        {"place": "home"},
+    ):
+        assert (await client.post("/ratings", row("ann", 0, 5, context))).status == 200
+        # The latest of an item holds.
+        shown = (await client.get("/users/ann/ratings")).json["ratings"][0]["context"]
+        assert shown in ({"place": "caf\u00e9"}, {"place": "home"})
+    place = (await client.get("/schema")).json["context"]["place"]
+    assert place == {"kind": "category", "categories": ["caf\u00e9", "home"]}
+    # What is empty then is not given, be it of a field that is not there.
+    for context in ({"place": "  "}, {"place": ""}, {"none": " \t"}):
+        assert (await client.post("/ratings", row("ann", 1, 5, context))).status == 200
+        assert (await client.get(pair("ann", 1, context))).status == 200
+    assert "none" not in (await client.get("/schema")).json["context"]
+    reply = await client.post("/ratings", row("ann", 1, 5, {"hour": ""}))
+    assert is_problem(reply, 422, "invalid_context")
+    # The limit is one of the name that is kept.
+    assert (await client.post("/ratings", row("ann", 1, 5, {"place": f" {'x' * 64} "}))).status == 200
+    told = {"place": {"kind": "category", "categories": [" caf\u00e9", "home ", "work "]}}
+    reply = await client.ask("PUT", "/schema", json={"context": told})
+    assert reply.json["context"]["place"]["categories"] == ["caf\u00e9", "home", "x" * 64, "work"]
+    told["place"]["categories"] = ["  "]
+    reply = await client.ask("PUT", "/schema", json={"context": told})
+    assert is_problem(reply, 422, "invalid_context")
+    assert (await client.ask("DELETE", "/schema/context/place/%20home")).status == 200
+    for text in ("home", " home"):
+        reply = await client.post("/ratings", row("ann", 1, 5, {"place": text}))
+        assert is_problem(reply, 422, "invalid_context")
+
+
+async def test_names_that_were_stored_before_stay_readable(client: Client, store: Store) -> None:
+    old = ContextSchema((ContextField("place", "category", (" home", "", "home")),))
+    await store.contexts.change(lambda before: before.merged(old))
+    wanted = [(" home", " home"), ("", ""), ("home ", "home"), ("home", "home")]
+    for item, (text, _) in enumerate(wanted):
+        assert (await client.post("/ratings", row("ann", item, 5, {"place": text}))).status == 200
+    shown = (await client.get("/users/ann/ratings")).json["ratings"][::-1]
+    assert [each["context"]["place"] for each in shown] == [name for _, name in wanted]
+
+    # What GET says is taken as it is.
+    schema = (await client.get("/schema")).json
+    assert (await client.ask("PUT", "/schema", json=schema)).json == schema
+
+    async def retired(query: str) -> Any:
+        reply = await client.ask("DELETE", f"/schema/context/place?{query}")
+        assert reply.status == 200, reply.text
+        return reply.json["context"]["place"].get("categories")
+
+    assert await retired("category=") == [" home", "home"]
+    reply = await client.ask("DELETE", "/schema/context/place?category=")
+    assert is_problem(reply, 404, "not_found")
+    # The same as the address of the category; the field stays.
+    assert await retired("category=home") == [" home"]
+    assert await retired("category=%20home") is None

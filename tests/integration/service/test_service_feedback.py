@@ -104,6 +104,8 @@ async def test_what_a_list_shows_is_recorded_and_what_comes_of_it_is_counted(
     number = written.writer.number
     assert f'foldin_generation_shown_items{{generation="{number}"}} 4.0' in text
     assert f'foldin_generation_positives{{generation="{number}"}} 2.0' in text
+    # What coverage is a share of.
+    assert f'foldin_generation_items{{generation="{number}"}} {ITEMS}.0' in text
     assert "foldin_impressions_lost_total 0.0" in text
 
 
@@ -255,9 +257,11 @@ async def test_what_counts_as_seen_is_said_by_type(client: Client) -> None:
     reply = await client.post("/recommend/ann", {"n": 100, "exclude_seen": ["view"]})
     assert {each["item_id"] for each in reply.json["items"]}.isdisjoint({"item-1"})
     refused = await client.get("/recommend/ann?exclude_seen=view,glance")
-    assert is_problem(refused, 404, "unknown_event_type")
+    assert is_problem(refused, 422, "unknown_event_type")
     assert "glance" in refused.json["detail"]
     assert refused.json["field"] == "exclude_seen"
+    refused = await client.post("/recommend/ann", {"exclude_seen": ["glance"]})
+    assert is_problem(refused, 422, "unknown_event_type")
 
 
 async def test_a_call_of_many_events_is_an_import_and_counts_no_positives(

@@ -83,6 +83,30 @@ async def test_items_are_alike_by_content_by_behaviour_and_by_both(client: Clien
     assert is_problem(await client.get("/similar/item-3?by=taste"), 400, "invalid_parameter")
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/similar/item-3?n=3", "/similar/item-3?n=3&by=content", "/similar/item-3?n=3&by=both"),
+        *("/popular?n=3", "/latest?n=3"),
+    ],
+)
+async def test_what_is_pinned_stands_in_lists_that_do_not_rank_it(
+    client: Client, store: Store, path: str
+) -> None:
+    await put(store, CatalogueItem("item-99", "Unrated, and like nothing"))
+    pinned = [{"item_id": "item-99", "position": 1}, {"item_id": "item-3", "position": 2}]
+    assert (await client.ask("PUT", "/scenarios/shop", json={"pinned": pinned})).status == 200
+
+    async def known() -> bool:
+        return 99 in await listed(client, "/latest?n=100")
+
+    await wait_until_async(known, 5, "the row of the item")
+    plain, found = list(await listed(client, path)), list(await listed(client, f"{path}&scenario=shop"))
+    # An item is not like itself, wherever it is pinned.
+    first = [99] if path.startswith("/similar") else [99, 3]
+    assert found == [*first, *[row for row in plain if row not in first]][:3]
+
+
 async def test_the_most_loved_of_a_category(client: Client) -> None:
     loved = await listed(client, "/popular?n=100")
     drama = await listed(client, "/popular?n=100&category=drama")
@@ -115,7 +139,7 @@ async def test_what_is_rated_of_late_comes_first(store_settings: StoreSettings, 
     now, week = time.time(), 7 * 86_400.0
     times = [[now - 4 * week] * 5, [now] * 2, [], [now]]
     indptr = np.cumsum([0, *map(len, times), 0, 0, 0, 0]).astype(np.int64)
-    activity = activity_to_bytes(indptr, np.concatenate([np.array(each) for each in times]))
+    activity = activity_to_bytes(indptr, np.concatenate([np.array(each) for each in times]), now_s=now)
     await store.items(1).register([b"item-%d" % row for row in range(8)])
     lease = await lead(store)
     written = await publish(store, lease, n_items=8, activity=activity)
@@ -126,6 +150,14 @@ async def test_what_is_rated_of_late_comes_first(store_settings: StoreSettings, 
         assert trending == pytest.approx({1: 2.0, 3: 1.0, 0: 5 / 16}, rel=1e-3)
         assert list(trending) == [1, 3, 0]
         assert list(await listed(client, "/trending?category=drama")) == [3, 0]
+        # Hidden ones and deleted ones are in no list, and the next in their place.
+        assert (await client.ask("PATCH", "/items/item-1", json={"hidden": True})).status == 200
+        assert (await client.ask("DELETE", "/items/item-3")).status == 200
+        assert list(await listed(client, "/trending")) == [0]
+        assert not {1, 3} & set(await listed(client, "/latest?n=100"))
+        assert (await client.ask("PATCH", "/items/item-1", json={"hidden": False})).status == 200
+        await put(store, film(3))
+        assert list(await listed(client, "/trending")) == [1, 3, 0]
         # Three ratings more of item 5, folded in by a trainer.
         rows = np.array([5], dtype=np.int32)
         await store.generations.claim_deltas(lease, 1, written.writer.number)

@@ -15,12 +15,13 @@ from featurestore.errors import StoreUnavailable
 from featurestore.quotas.limits import parse_quotas
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from featurestore.telemetry.points import Point
 from service.context import CONTEXT
 from service.http.access import Access
 from service.http.audit import Audit
 from service.http.quotas import Quotas
 from service.metrics import Counts, error_bounds
-from tests.support.factories import Written, publish_for_ann
+from tests.support.factories import Written, publish_for_ann, rating
 from tests.support.serving import BOTH_WAYS, Reply, Service, client_of, is_problem, serves, serving
 from tests.support.waiting import wait_until_async
 
@@ -67,6 +68,48 @@ async def test_an_address_has_so_many_requests_and_probes_are_always_answered(
         assert app[CONTEXT].counts.requests["/predict"] == {"200": 20, "429": 1}
 
 
+async def test_probes_have_a_quota_of_their_own_and_readyz_asks_no_store(
+    store_settings: StoreSettings, published: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(store_settings, quotas=parse_quotas("off,requests=5/h,probes=30/h")) as (client, app):
+        generations = app[CONTEXT].store.generations
+
+        async def asked() -> None:
+            raise AssertionError("a call that anyone may make asks the store")
+
+        await serves(client, published.writer.number)
+        monkeypatch.setattr(generations, "live", asked)
+        replies = [await client.get("/readyz") for _ in range(40)]
+        assert [reply.status for reply in replies[:20]] == [200] * 20
+        assert told(replies[-1], "probes", "address 127.0.0.1", "30/h")
+        assert told(await client.get("/metrics"), "probes", "address 127.0.0.1", "30/h")
+        # A worker that is refused there is killed, and others may have the address of its probe.
+        assert {(await client.get("/livez")).status for _ in range(40)} == {200}
+        # Of other calls as many as before.
+        assert [(await client.get(ONE)).status for _ in range(6)] == [200] * 5 + [429]
+
+
+async def test_what_a_large_call_takes_is_missing_at_other_workers_at_once(
+    store_settings: StoreSettings, published: Written
+) -> None:
+    limits = parse_quotas("off,requests=100/m")
+    async with (
+        serving(store_settings, quotas=limits) as (one, _),
+        serving(store_settings, quotas=limits) as (
+            other,
+            _,
+        ),
+    ):
+        await serves(one, published.writer.number)
+        await serves(other, published.writer.number)
+        assert (await one.post("/predict", {"pairs": [["ann", "item-1"]] * 2_000})).status == 200
+        statuses = []
+        for _ in range(20):
+            statuses.append((await other.get(ONE)).status)
+            await asyncio.sleep(0.1)
+        assert statuses[-1] == 429
+
+
 async def test_on_loopback_there_are_no_quotas_unless_told_so(
     store_settings: StoreSettings, published: Written
 ) -> None:
@@ -86,6 +129,61 @@ async def test_a_large_call_counts_as_many(store_settings: StoreSettings, publis
         reply = await client.get(ONE)
         assert told(reply, "requests", "address 127.0.0.1", "100/m")
         assert 50 <= int(reply.headers["Retry-After"]) <= 62
+
+
+async def test_reading_much_counts_as_many(
+    store: Store, store_settings: StoreSettings, published: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.context.ANSWER_ENTRIES", 1)
+    monkeypatch.setattr("service.routes.exporting._LINES_A_REQUEST", 1)
+    monkeypatch.setattr("featurestore.users.search._AT_ONCE", 10)
+    await store.items(1).register([b"other-%d" % n for n in range(100)])
+    await store.ratings.append([rating("eve", f"other-{n}") for n in range(100)])
+    await asyncio.gather(*(store.telemetry.add(Point("w", "a", n, 10.0)) for n in range(60)))
+    monkeypatch.setattr("service.routes.operations.status.POINTS_A_REQUEST", 1)
+    keys = {name: new_secret() for name in ("histories", "export", "search", "points")}
+    for name, secret in keys.items():
+        await store.access.add(secret, name, "operate", "requests=1000/h")
+    async with serving(store_settings) as (client, app):
+        await serves(client, published.writer.number)
+
+        def left(name: str) -> float:
+            caller = app[CONTEXT].quotas.caller({}, None, app[CONTEXT].access.key_of(bearer(keys[name])))
+            assert caller is not None
+            return caller.buckets["requests"].level
+
+        async def cost(method: str, path: str, name: str) -> float:
+            await client.ask("GET", "/nothing", headers=bearer(keys[name]))
+            before = left(name)
+            assert (await client.ask(method, path, headers=bearer(keys[name]))).status in {200, 404}
+            return round(before - left(name))
+
+        for method, path in (
+            ("GET", "/users/eve/ratings"),
+            ("GET", "/users/eve/events"),
+            ("DELETE", "/ratings/eve/item-1"),
+            ("DELETE", "/events/eve/item-1/view"),
+        ):
+            assert await cost(method, path, "histories") == 101
+        assert await cost("GET", "/export/ratings", "export") == 1 + 101
+        assert await cost("GET", "/history?seconds=60", "points") == 1 + 60
+        # All keys of the store are looked through, ten a step, ten steps a call.
+        assert await cost("GET", "/users?prefix=zz", "search") >= 2
+        assert await cost("GET", "/users/eve", "search") < 102
+
+
+def test_two_keys_of_one_name_share_its_quota(store_server: object) -> None:
+    quotas = small("requests=5/h")
+    keys = [ApiKey("shop", "rate", created) for created in (1.0, 2.0)]
+    callers = [quotas.caller({}, None, keys[n % 2]) for n in range(20)]
+    assert sum(quotas.taken(caller, "requests") is None for caller in callers) == 5
+    # Each of the two may have its own.
+    other = ApiKey("shop", "rate", 1.0, "requests=7/h")
+    passed = 0
+    for n in range(40):
+        caller = quotas.caller({}, None, (keys[0], other)[n % 2])
+        passed += quotas.taken(caller, "requests") is None
+    assert passed <= 1
 
 
 async def test_ratings_items_and_history_are_bounded_and_a_refused_call_changes_nothing(
@@ -185,8 +283,8 @@ async def test_a_connection_that_was_refused_is_read_on_after_a_while(
                 refusals += b" 429 " in await with_answer
             except TimeoutError:
                 break
-        # The first is answered; the others a second apart, and not forty at once.
-        assert 2 <= refusals <= 4
+        # The first is answered; the others half a second to a second apart, and not forty at once.
+        assert 2 <= refusals <= 6
         writer.close()
 
 
@@ -265,8 +363,8 @@ async def test_a_bucket_is_right_again_when_the_store_was_away(store: Store) -> 
 
     away = asyncio.create_task(quotas.share(Away()))  # type: ignore[arg-type]
     await asyncio.sleep(0.3)
+    assert not away.done(), "it goes on while the store is away"
     away.cancel()
-    assert not away.done() or away.cancelled()
     for _ in range(100):
         quotas.taken(caller, "requests")
     sharing = asyncio.create_task(quotas.share(store.quotas))

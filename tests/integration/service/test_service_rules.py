@@ -5,13 +5,26 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
+from factors import Ranker, posterior_of
 from featurestore.catalogue.item import AttributeValue, CatalogueItem
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from service import call_rules
 from service.rules.request import parse_rules
-from tests.support.factories import Written, lead, make_head, publish, publish_for_ann, rating
+from service.rules.rerank import unit
+from tests.support.factories import (
+    Written,
+    lead,
+    make_head,
+    make_items,
+    make_model,
+    publish,
+    publish_for_ann,
+    rating,
+)
 from tests.support.serving import Client, is_problem, serves, serving
 
 ITEMS = 12
@@ -81,15 +94,51 @@ async def test_filters_leave_what_passes_in_its_order(client: Client) -> None:
     assert set(await listed(client, "/recommend", ratings=ratings, filter=OLD)) == {0, 1, 2, 4, 5}
 
 
-async def test_a_list_that_rules_empty_says_why(client: Client) -> None:
-    body = {"filter": {"must": [{"key": "year", "range": {"gt": 3000}}]}}
-    reply = await client.post("/recommend/ann", body)
-    assert (reply.status, reply.json["items"]) == (200, [])
-    assert reply.json["reason"] == "no item passes the filter"
-    assert (await client.get("/recommend/ann?category=opera")).json["reason"] == "no item passes the filter"
-    seen = await client.post("/recommend/ann", {"candidate_items": ["item-0"]})
-    assert (seen.json["items"], "left out" in seen.json["reason"]) == ([], True)
-    assert "reason" not in (await client.post("/recommend/ann", {})).json
+async def test_an_empty_list_says_why(client: Client, store: Store) -> None:
+    async def why(path: str, body: Any = None) -> str | None:
+        reply = await (client.get(path) if body is None else client.post(path, body))
+        assert reply.status == 200, reply.text
+        assert ("reason" in reply.json) == (not reply.json["items"])
+        found: str | None = reply.json.get("reason")
+        return found
+
+    everything = (await client.get("/recommend/new?n=1000")).json["items"]
+    ids = [each["item_id"] for each in everything]
+    future = {"filter": {"must": [{"key": "year", "range": {"gt": 3000}}]}}
+    path = "/recommend/ann"
+    assert await why(path, {}) is None
+    assert await why(path, future) == "no item passes the filter"
+    assert await why(f"{path}?category=opera") == "no item passes the filter"
+    assert await why(path, {"candidate_items": ["item-0"]}) == call_rules.ALL_SEEN
+    assert await why(path, {"candidate_items": ["gone"]}) == call_rules.NO_CANDIDATE
+    both = {"candidate_items": ids[:3], "exclude_items": ids[:3]}
+    assert await why(path, both) == call_rules.ALL_EXCLUDED
+    assert await why(f"{path}?offset=9999") == call_rules.BEHIND
+    # Of several reasons the first that leaves nothing of what those before it have left.
+    assert await why(path, {**both, **future}) == "no item passes the filter"
+    for rated in ids:
+        await store.ratings.append([rating("all", rated)])
+    assert await why("/recommend/all") == call_rules.ALL_SEEN
+    assert await why("/recommend/all?exclude_seen=false") is None
+    hidden = [{"item_id": item_id, "hidden": True, "attributes": {"year": 1900}} for item_id in ids]
+    assert (await client.post("/items", hidden)).status == 200
+    for each in (path, "/recommend/new", "/popular", "/latest", f"/similar/{ids[0]}"):
+        assert await why(each) == call_rules.NONE_SHOWN
+    assert (await client.ask("PATCH", f"/items/{ids[0]}", json={"hidden": False})).status == 200
+    old = {"filter": {"must": [{"has_id": [ids[1]]}]}}
+    assert await why("/recommend/new", old) == call_rules.NONE_PASSES_SHOWN
+    assert await why(f"/similar/{ids[0]}") == call_rules.NONE_SHOWN
+
+
+async def test_the_basis_in_a_list_is_that_of_the_pair(client: Client, store: Store) -> None:
+    await store.items(1).register([b"unrated"])
+    assert (await client.ask("PUT", "/items/unrated", json={"title": "New"})).status == 200
+    for user in ("ann", "new"):
+        items = (await client.get(f"/recommend/{user}?n=1000&order=rating&exclude_seen=false")).json["items"]
+        for item in items:
+            pair = (await client.get(f"/predict?user_id={user}&item_id={item['item_id']}")).json
+            assert (item["basis"], item["rating"]) == (pair["basis"], pair["rating"])
+        assert {item["basis"] for item in items} <= {"user+item", "user", "item", "prior"}
 
 
 async def test_boosts_multiply_and_pages_go_on(client: Client) -> None:
@@ -121,9 +170,35 @@ async def test_caps_pinned_places_and_diversity(client: Client) -> None:
     assert await listed(client, pinned=pinned, exclude_items=["item-0", "item-11"]) == [
         row for row in best if row != 11
     ]
-    diverse = await listed(client, diversity={"lambda": 0.3})
-    assert (diverse[0], set(diverse)) == (best[0], set(best))
     assert await listed(client, diversity={"lambda": 1}) == best
+
+
+async def test_diversity_is_that_of_its_definition(store: Store, store_settings: StoreSettings) -> None:
+    # Items of as many tastes: those of the other worlds differ in their bias alone.
+    n, model, rng = 200, make_model(), np.random.default_rng(3)
+    items = make_items(model, n)
+    items[:, 2:5] += rng.normal(0.0, 0.8, (n, 3)).astype(np.float32)
+    await store.items(1).register([b"item-%d" % row for row in range(n)])
+    written = await publish(store, await lead(store), n_items=n, items=items)
+    async with serving(store_settings) as (client, _):
+        await serves(client, written.writer.number)
+        best = (await client.get(f"/recommend/new?n={n}")).json["items"]
+        score = {int(each["item_id"].removeprefix("item-")): each["score"] - 1.0 for each in best}
+        vectors = unit(Ranker(posterior_of(model), items).directions(np.arange(n)))
+        chosen: list[int] = []
+        while len(chosen) < 20:
+            left = [row for row in score if row not in chosen]
+            nearest = {
+                row: max((float(vectors[row] @ vectors[k]) for k in chosen), default=0.0) for row in left
+            }
+            chosen.append(
+                max(left, key=lambda row: 0.5 * score[row] / max(score.values()) - 0.5 * nearest[row])
+            )
+        assert chosen != list(score)[:20]
+        assert await listed(client, "/recommend/new", n=20, diversity={"lambda": 0.5}) == chosen
+        for offset in (0, 10):
+            page = await listed(client, "/recommend/new", n=10, offset=offset, diversity={"lambda": 0.5})
+            assert page == chosen[offset : offset + 10]
 
 
 async def test_what_is_hidden_is_in_no_list_whatever_the_rules_say(
@@ -212,6 +287,16 @@ async def test_a_scenario_is_the_one_that_was_put_last(
                 drama = "/recommend/ann?n=100&scenario=home&category=drama"
                 assert await listed(worker, drama) == [row for row in later if row % 3 == 0]
         assert (await other.get("/scenarios")).json == {"scenarios": ["home"]}
+        # Beside each there is its version, which is no scenario.
+        for hidden in (":home", "::home"):
+            reply = await client.get(f"/recommend/ann?scenario={hidden}")
+            assert is_problem(reply, 404, "unknown_scenario")
+            await client.ask("DELETE", f"/scenarios/{hidden}")
+        arms = [{"name": name, "share": 0.5, "scenario": name} for name in ("home", ":home")]
+        arms[1]["name"] = "other"
+        reply = await client.ask("PUT", "/experiments/one", json={"arms": arms})
+        assert is_problem(reply, 404, "unknown_scenario")
+        assert (await client.get("/recommend/ann?scenario=home")).status == 200
         assert (await other.ask("DELETE", "/scenarios/home")).json == {"deleted": 1}
         for worker in (client, other):
             assert is_problem(await worker.get("/recommend/ann?scenario=home"), 404, "unknown_scenario")

@@ -1,12 +1,14 @@
 """POST /train and forgetting, with a small trainer of the test in place of the real one."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
 
 from featurestore.commands import Outcome
+from featurestore.ratings.batches import Columns
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service.context import CONTEXT
@@ -150,20 +152,115 @@ async def test_a_failure_leaves_what_was(
     assert (await client.post("/train", HISTORY)).status == 200
 
 
-async def test_a_trainer_that_is_slow_is_a_timeout_and_goes_on(
+async def test_a_training_that_takes_longer_has_a_receipt_and_goes_on(
     store_settings: StoreSettings, trainer: Trainer
 ) -> None:
     trainer.hold.clear()
     async with serving(store_settings, train_wait_s=0.5) as (client, _):
         await serves(client, 1)
         reply = await client.post("/train", HISTORY)
-        is_problem(reply, 504, "training_timeout")
-        assert reply.json["command"]
+        assert (reply.status, reply.json["state"]) == (202, "running")
+        progress = f"/train/{reply.json['receipt']}"
+        asked = (await client.get(progress)).json
+        assert (asked["state"], asked["since"]) == ("running", reply.json["since"])
         trainer.hold.set()
         await serves(client, 2)
 
+        async def done() -> bool:
+            return bool((await client.get(progress)).json["state"] == "done")
 
-async def test_no_trainer_is_a_timeout_and_nothing_is_left(
+        await wait_until_async(done, 30, "the training is done")
+        assert (await client.get(progress)).json["generation"] == 2
+
+
+async def test_a_call_says_how_long_it_waits(client: Client, trainer: Trainer) -> None:
+    trainer.hold.clear()
+    # A trainer that is there takes it in this time; the service by itself waits longer.
+    reply = await client.ask("POST", "/train?wait=1")
+    assert (reply.status, reply.json["state"]) == (202, "running")
+    asked = asyncio.create_task(client.ask("POST", "/train?wait=60"))
+    # Past the three seconds of this service.
+    await asyncio.sleep(3.5)
+    assert not asked.done()
+    trainer.hold.set()
+    assert (await asked).status == 200
+
+
+async def test_a_history_that_is_not_waited_for_is_not_given_up(
+    store_settings: StoreSettings, store: Store
+) -> None:
+    lease = await lead(store)
+    await publish(store, lease, n_items=1)
+    async with serving(store_settings, train_wait_s=5.0) as (client, _):
+        await serves(client, 1)
+        asking = asyncio.create_task(client.post("/train?wait=0", HISTORY))
+
+        async def asked() -> bool:
+            return await store.redis.xlen(store.keys.commands) == 1
+
+        await wait_until_async(asked, 5.0, "the command is there, and no trainer yet")
+        async with running(Trainer(store, lease)):
+            assert (await asking).status in (200, 202)
+            await serves(client, 2)
+
+
+async def test_a_history_that_the_trainer_has_is_its_own(
+    store_settings: StoreSettings, store: Store, trainer: Trainer
+) -> None:
+    trainer.hold.clear()
+    async with serving(store_settings, train_wait_s=5.0) as (client, app):
+        await serves(client, 1)
+        training = app[CONTEXT].training
+        asking = asyncio.create_task(
+            training.begin_history(
+                Columns([b"ann"], [b"new"], np.array([4.0]), np.array([np.nan])), [], replace=True
+            )
+        )
+
+        async def taken() -> bool:
+            return len(trainer.taken) == 1
+
+        await wait_until_async(taken, 5.0, "the trainer has it")
+        # As by the end of this service.
+        asking.cancel()
+        await asyncio.wait([asking])
+        trainer.hold.set()
+        await serves(client, 2)
+    assert (await store.generations.live()).epoch == 2
+
+
+async def test_progress_is_that_of_the_fit(client: Client, store: Store, trainer: Trainer) -> None:
+    trainer.decide = lambda command: Outcome("failed", code="fit_failed", detail="it ended", phase="trial")
+    reply = await client.ask("POST", "/train?wait=0")
+    command = reply.json["receipt"].partition("-")[0]
+
+    async def failed() -> bool:
+        outcome = await store.commands.outcome(command)
+        return outcome is not None and outcome.state == "failed"
+
+    await wait_until_async(failed, 30, "the training has failed")
+    told = (await client.get(f"/train/{reply.json['receipt']}")).json
+    assert (told["state"], told["cause"], told["detail"], told["phase"]) == (
+        *("failed", "fit_failed", "it ended", "trial"),
+    )
+
+
+@pytest.mark.parametrize("wait", ["-1", "3601", "1.5", "long"])
+async def test_a_wait_is_whole_seconds_of_an_hour_at_most(client: Client, wait: str) -> None:
+    is_problem(await client.ask("POST", f"/train?wait={wait}"), 400, "invalid_parameter")
+
+
+async def test_a_receipt_that_is_none(client: Client) -> None:
+    old = f"{'0' * 32}-{1:x}"
+    for receipt in ("nothing", "0" * 32, old):
+        is_problem(await client.get(f"/train/{receipt}"), 404, "unknown_receipt")
+    # The other one is of a replica whose clock is ahead.
+    for since_s in (int(time.time()), int(time.time()) + 30):
+        told = (await client.get(f"/train/{'0' * 32}-{since_s:x}")).json
+        assert told.get("state") == "waiting"
+
+
+async def test_without_a_trainer_a_history_is_given_up_and_a_refit_waits(
     store_settings: StoreSettings, store: Store
 ) -> None:
     await publish(store, await lead(store), n_items=1)
@@ -171,7 +268,8 @@ async def test_no_trainer_is_a_timeout_and_nothing_is_left(
         await serves(client, 1)
         is_problem(await client.post("/train", HISTORY), 504, "training_timeout")
         assert (await store.generations.live()).pending == 0
-        is_problem(await client.ask("POST", "/train"), 504, "training_timeout")
+        refit = await client.ask("POST", "/train")
+        assert (refit.status, refit.json["state"]) == (202, "waiting")
 
 
 async def test_forgetting_reaches_the_archive(client: Client, store: Store, trainer: Trainer) -> None:

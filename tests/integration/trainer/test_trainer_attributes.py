@@ -18,6 +18,7 @@ from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.following import following
+from tests.support.serving import Client, serves, serving
 from tests.support.trainers import fitted, running_trainer, trainer_settings
 from tests.support.waiting import wait_until_async
 from trainer.catalogue import reading
@@ -97,6 +98,13 @@ async def test_items_without_ratings_are_served_by_their_attributes(
             drama, basis = rated(store, follower, b"unrated-drama")
             horror, _ = rated(store, follower, b"unrated-horror")
             assert (basis, drama > horror + 0.5) == ("attributes", True)
+            async with serving(settings.store) as (client, _):
+                await serves(client, generation)
+                for user, rests_on in (("new", "attributes"), ("u1", "user+attributes")):
+                    reply = await client.get(f"/recommend/{user}?n=1000&order=rating")
+                    listed = {each["item_id"]: each["basis"] for each in reply.json["items"]}
+                    pair = await client.get(f"/predict?user_id={user}&item_id=unrated-drama")
+                    assert listed["unrated-drama"] == pair.json["basis"] == rests_on
             # One that comes after the fit, and one that changes.
             await put(store, [item("new-drama", "drama"), item("unrated-horror", "drama")])
             await served(store, follower, b"new-drama", "attributes")
@@ -183,6 +191,36 @@ async def test_an_unrated_item_is_relevant_by_its_attributes(
         drama, war, unrated = ranking.head.scores(history, np.array(fresh))
         assert drama > war + 0.05
         assert drama == pytest.approx(unrated, rel=1e-3)
+        await put(store, [CatalogueItem("plain", title="Plain")])
+        async with serving(settings.store) as (client, _):
+            await serves(client, generation)
+            # u0 chose dramas; of a new user nothing is known.
+            said = {"unrated-drama": "attributes", "new-drama": "attributes", "plain": "prior", "i0": "item"}
+            await listed(client, "new", said)
+            of_user = {name: f"user+{basis}" for name, basis in said.items()}
+            await listed(client, "u0", {**of_user, "plain": "user", "i0": "user+item"}, "&exclude_seen=false")
+            # What was bought is relevant by that, although it has no rating: in the next fit, and after it.
+            for bought in ("new-war", "unrated-drama"):
+                event = {"user_id": "u2", "item_id": bought, "type": "purchase"}
+                assert (await client.post("/events", event)).status == 200
+                if bought == "new-war":
+                    assert (await client.post("/train")).status == 200
+                said[bought] = "item"
+                await listed(client, "new", said)
+            reply = await client.get("/predict?user_id=new&item_id=new-war")
+            assert reply.json["basis"] in ("prior", "attributes")
+
+
+async def listed(client: Client, user: str, wanted: dict[str, str], more: str = "") -> None:
+    """Wait until a list by score and the explanations say that relevance rests on what is `wanted`."""
+
+    async def said() -> bool:
+        reply = await client.get(f"/recommend/{user}?n=1000&order=score{more}")
+        found = {each["item_id"]: each["relevance_basis"] for each in reply.json["items"]}
+        why = [(await client.get(f"/explain/{user}/{name}")).json["relevance"]["basis"] for name in wanted]
+        return [found.get(name) for name in wanted] == why == list(wanted.values())
+
+    await wait_until_async(said, 10, f"relevance to {user} by {wanted}")
 
 
 async def test_ratings_are_fitted_without_a_catalogue_that_cannot_be_read(

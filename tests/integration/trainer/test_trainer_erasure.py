@@ -12,12 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from redis import Redis
 
+from featurestore.commands import Command, Commands
 from featurestore.errors import EpochGone
+from featurestore.ratings.context_schema import ContextField, ContextSchema
 from featurestore.ratings.files import StoreFiles
-from featurestore.ratings.log import NewRating
+from featurestore.ratings.log import NewRating, RatingsLog
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import low_rank_ratings
@@ -27,6 +30,7 @@ from tests.support.serving import Client, serving
 from tests.support.traces import traces
 from tests.support.trainers import ChildTrainer, fitted, running_trainer, trainer_settings, until_drained
 from tests.support.waiting import wait_until_async
+from trainer.commands import CommandHandler
 from trainer.consume.consumer import EpochConsumer
 from trainer.erasure.file_rewrites import FileRewrites
 from trainer.fit_job import result_files
@@ -38,6 +42,7 @@ ID = USER.encode()
 # Doubles that no other number here is.
 RATED = [NewRating(ID, b"i%d" % k, 1.0 + math.pi / (k + 2), 1_234_567_890.123 + math.e * k) for k in range(6)]
 PATH = f"/users/{quote(USER, safe='')}"
+PLACE = "Sietch Tabr, 4711"
 # The files of the store have their bytes as they are: what is compressed cannot be searched.
 OPTIONS = ("--rdbcompression", "no")
 
@@ -126,29 +131,97 @@ async def test_no_byte_is_left(server: StoreServer, settings: TrainerSettings, t
         serving(settings.store) as (client, _),
     ):
         await live_everywhere(store, client, settings)
-        await store.attributes.change(ID, lambda _: {"born": "in Arrakeen"})
+        await store.contexts.change(lambda _: ContextSchema((ContextField("depth", "number"),)))
+        await store.attributes.change(ID, lambda _: {"born": "in Arrakeen", "worms": 8191.53125})
+        told = np.array([77123.25], dtype=np.float32)
+        await store.ratings.append([NewRating(ID, b"told", 4.0, RATED[0].time, context=told)])
+        seen = {"type": "view", "value": 55123.8125, "timestamp": 1_111_222_333.625}
+        assert (await client.post("/events", {"user_id": USER, "item_id": "i3", **seen})).status == 200
+        there = {"rating": 4.0, "timestamp": RATED[1].time, "context": {"place": PLACE}}
+        assert (await client.post("/ratings", {"user_id": USER, "item_id": "i4", **there})).status == 200
+        await until_drained(store)
+        await fitted(store)
+        values: list[float | str] = ["in Arrakeen", 8191.53125, 77123.25, 55123.8125, 1_111_222_333.625]
         # Among those who may be neighbours.
         assert ID in await store.active.ids(2)
         await store.redis.bgsave()
-        found = traces(tmp_path, ID, RATED)
-        kinds = {"id", "rating", "time"}
-        # The search finds what is there.
+        found = traces(tmp_path, ID, RATED, values)
+        kinds = {"id", "rating", "time", "value"}
+        # The search finds what is there, each of it in the store's files and in those of the trainer.
+        for value in values:
+            files = {
+                Path(name).suffix
+                for name, kinds in traces(tmp_path, ID, [], [value]).items()
+                if "value" in kinds
+            }
+            assert files & {".aof"}, value
+            assert value in values[:2] or files & {".parquet", ".npy"}, (value, files)
         assert any(kinds <= found[name] for name in found if name.endswith(".incr.aof")), found
-        assert any(kinds <= found[name] for name in found if name.endswith(".parquet")), found
+        of_segments = [found[name] for name in found if name.endswith(".parquet")]
+        assert any({"id", "rating", "time"} <= each for each in of_segments), found
+        assert any("value" in each for each in of_segments), found
         assert any("trash" in name for name in found), found
+        assert "value" in found[next(name for name in found if name.endswith("item_contexts.npy"))]
         assert {"id_bytes.npy", "item_values.npy", "item_times.npy"} <= {Path(name).name for name in found}
-        await wait_until_async(lambda: "dump.rdb" in traces(tmp_path, ID, RATED), 10, "a dump with the user")
+        await wait_until_async(
+            lambda: "dump.rdb" in traces(tmp_path, ID, RATED, values), 10, "a dump with the user"
+        )
         async with others_rate(settings.store):
             fit = asyncio.create_task(fitted(store))
             reply = await client.ask("DELETE", PATH)
             assert reply.status == 200
             await until_erased(client, reply.json["receipt"])
-            assert traces(tmp_path, ID, RATED) == {}
+            assert traces(tmp_path, ID, RATED, values) == {}
             await fit
-            assert traces(tmp_path, ID, RATED) == {}
+            assert traces(tmp_path, ID, RATED, values) == {}
+            # Names of categories and fields are those of the schema, as ids of items are of the catalogue.
+            of_schema = {Path(name).name for name in traces(tmp_path, ID, [], [PLACE])}
+            of_files = {name for name in of_schema if name.startswith("appendonly.")}
+            assert of_schema - of_files <= {"dump.rdb", "contexts.json"}
         assert [key async for key in store.redis.scan_iter(b"*") if ID in key] == []
         assert ID not in await store.active.ids(2)
         assert (await client.get(PATH)).status == 404
+
+
+@pytest.mark.parametrize("server", ["redis"], indirect=True)
+@pytest.mark.parametrize("stops_at", ["forget", "ask", "wait"])
+async def test_a_service_that_ends_between_its_steps(
+    server: StoreServer,
+    settings: TrainerSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stops_at: str,
+) -> None:
+    """Before the first step nothing is gone, after it all goes, without another call."""
+    async with running_trainer(settings), stack(settings) as (store, _):
+        await live_everywhere(store, _, settings)
+        await store.attributes.change(ID, lambda _: {"born": "in Arrakeen"})
+        assert ID in await store.active.ids(2)
+        reached = asyncio.Event()
+
+        async def stands(*_args: object, **_options: object) -> None:
+            reached.set()
+            await asyncio.Event().wait()
+
+        owner = RatingsLog if stops_at == "forget" else Commands
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, stops_at, stands)
+            async with serving(settings.store) as (client, _):
+                asking = asyncio.create_task(client.ask("DELETE", PATH))
+                await asyncio.wait_for(reached.wait(), 20)
+                asking.cancel()
+                await asyncio.wait({asking})
+        if stops_at == "forget":
+            n, history = await store.users.history(2, ID)
+            assert (n > 0, len(history) > 0) == (True, True)
+            return
+
+        async def nothing_left() -> bool:
+            return not await asyncio.to_thread(traces, tmp_path, ID, RATED)
+
+        await wait_until_async(nothing_left, 60, "no byte is left")
+        assert ID not in await store.active.ids(2)
+        assert [key async for key in store.redis.scan_iter(b"*") if ID in key] == []
 
 
 @pytest.mark.parametrize("server", ["redis"], indirect=True)
@@ -169,6 +242,8 @@ async def test_what_would_be_left(
         monkeypatch.setattr(FileRewrites, "_rewrite", nothing)
     elif without == "renewed streams":
         monkeypatch.setattr(StoreFiles, "renew_streams", nothing)
+        # Commands beside the erasure are open: one with an outcome leaves at once.
+        monkeypatch.setattr(Commands, "drop", nothing)
     else:
         monkeypatch.setattr(result_files, "_OF_A_RATING", ("item_values",))
     async with (
@@ -193,7 +268,7 @@ async def test_what_would_be_left(
 async def test_many_erasures_share_a_rewrite(server: StoreServer, settings: TrainerSettings) -> None:
     async with running_trainer(settings), stack(settings) as (store, client):
         await store.ratings.append([NewRating(b"g%d" % k, b"i1", 2.0, 1e9) for k in range(40)])
-        before = (await store.files.state()).rewrites
+        before = (await store.files.states())[0].rewrites
         receipts = [
             reply.json["receipt"]
             for reply in await asyncio.gather(
@@ -203,9 +278,36 @@ async def test_many_erasures_share_a_rewrite(server: StoreServer, settings: Trai
         ]
         for receipt in receipts:
             await until_erased(client, receipt)
-        assert (await store.files.state()).rewrites - before <= 5
+        assert (await store.files.states())[0].rewrites - before <= 5
         assert await store.redis.exists(store.keys.erasing, store.keys.commands) <= 1
         assert await store.redis.xlen(store.keys.commands) == 0
+
+
+@pytest.mark.parametrize("server", ["redis"], indirect=True)
+@pytest.mark.parametrize(
+    "step",
+    [
+        *("command:running", "erase:archive", "erase:attributes", "erase:active", "erase:dropped"),
+        *("erase:rewritten", "command:done", "command:reported"),
+    ],
+)
+async def test_a_trainer_killed_at_a_step(
+    server: StoreServer, settings: TrainerSettings, tmp_path: Path, step: str
+) -> None:
+    victim = ChildTrainer(settings, step)
+    try:
+        async with stack(settings) as (store, client):
+            await store.ratings.append([*OTHERS, *RATED])
+            await store.attributes.change(ID, lambda _: {"born": "in Arrakeen"})
+            await store.active.replace(1, [ID])
+            receipt = (await client.ask("DELETE", PATH)).json["receipt"]
+            await wait_until_async(lambda: victim.ended, 40, "the trainer kills itself")
+            async with running_trainer(settings):
+                await until_erased(client, receipt)
+                assert traces(tmp_path, ID, RATED) == {}
+            assert [key async for key in store.redis.scan_iter(b"*") if ID in key] == []
+    finally:
+        victim.end()
 
 
 @pytest.mark.parametrize("server", ["redis"], indirect=True)
@@ -227,6 +329,31 @@ async def test_killed_before_the_rewrite(
         async with running_trainer(settings):
             await until_erased(client, receipt)
         assert traces(tmp_path, ID, RATED) == {}
+
+
+@pytest.mark.parametrize("server", ["redis"], indirect=True)
+async def test_behind_one_that_waits_no_command_stays(
+    settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be done again by the next leader, as outcomes expire."""
+    mended, erase = asyncio.Event(), CommandHandler._erase
+
+    async def waits(self: CommandHandler, command: Command) -> None:
+        await mended.wait()
+        await erase(self, command)
+
+    monkeypatch.setattr(CommandHandler, "_erase", waits)
+    async with running_trainer(settings), stack(settings) as (store, client):
+        await store.ratings.append([*OTHERS, *RATED])
+        receipt = (await client.ask("DELETE", PATH)).json["receipt"]
+        await fitted(store)
+
+        async def is_alone() -> bool:
+            return [command.kind for command in await store.commands.take("0", 0)] == ["erase"]
+
+        await wait_until_async(is_alone, 5, "the refit has left the stream")
+        mended.set()
+        await until_erased(client, receipt)
 
 
 async def half_done(store: Store, *, dropped: bool) -> None:
@@ -301,7 +428,7 @@ async def test_a_store_that_may_not_be_asked(
         async def waits() -> bool:
             answer = (await client.get(f"/receipts/{receipt}")).json
             assert answer["archive"] == "pending"
-            return "until they are written anew" in answer.get("detail", "")
+            return "which the store refuses: the operator has to start it" in answer.get("detail", "")
 
         await wait_until_async(waits, 20, "the receipt says what it waits for")
         admin.bgrewriteaof()

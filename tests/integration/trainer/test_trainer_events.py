@@ -74,6 +74,38 @@ async def test_a_store_of_events_alone_recommends(
         assert rated["rating"] == 3.0
 
 
+async def test_the_engine_implicit_recommends_by_events_alone(
+    store: Store, store_settings: StoreSettings, tmp_path: Path, client: Client
+) -> None:
+    settings = trainer_settings(store_settings, tmp_path / "archive", engine="implicit")
+    await store.ratings.append_columns(purchases(range(USERS)))
+    async with running_trainer(settings):
+        await serves(client, await fitted(store))
+        for user in range(GROUPS):
+            assert {int(item[1:]) // PER_GROUP for item in await best(client, f"u{user}")} == {user}
+        # Each way of asking: a draw, and by rating, of which there is none.
+        for more in ("explore=thompson&seed=1", "order=rating"):
+            reply = await client.get(f"/recommend/u0?n=3&{more}")
+            assert (reply.status, len(reply.json["items"])) == (200, 3)
+        events = [{"user_id": "new", "item_id": f"i{row}", "type": "purchase"} for row in range(4)]
+        buyers = ["new", *(f"u{user}" for user in range(0, USERS - 8, GROUPS))]
+        events += [{"user_id": user, "item_id": "fresh", "type": "purchase"} for user in buyers]
+        assert (await client.post("/events", events)).status == 200
+        shown = await best(client, "new")
+        assert {int(item[1:]) // PER_GROUP for item in shown} == {0}
+
+        async def is_shown() -> bool:
+            return "fresh" in await best(client, f"u{USERS - 4}")
+
+        await wait_until_async(is_shown, 20, "the new item is in lists of its group")
+        why = (await client.get(f"/explain/new/{shown[0]}")).json
+        total = why["relevance"]["base"] + sum(part["contribution"] for part in why["relevance"]["parts"])
+        assert total == pytest.approx(why["relevance"]["value"], rel=1e-5)
+        # A refit, from the head before.
+        await serves(client, await fitted(store))
+        assert {int(item[1:]) // PER_GROUP for item in await best(client, "u1")} == {1}
+
+
 async def test_an_item_that_came_after_the_fit_joins_by_its_events(
     store: Store, settings: TrainerSettings, client: Client
 ) -> None:

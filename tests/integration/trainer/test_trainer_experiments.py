@@ -7,14 +7,17 @@ import msgspec
 import numpy as np
 import pytest
 
+from featurestore.errors import StoreUnavailable
 from featurestore.experiments.definition import Arm, Definition
 from featurestore.experiments.stored import Winner
 from featurestore.generations.follower import Follower
+from featurestore.generations.manifest import Pointer
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import low_rank_ratings, rating
 from tests.support.trainers import fitted, running_trainer, trainer_settings, until_drained, until_live
 from tests.support.waiting import wait_until_async
+from trainer.publication.switch import Switch
 from trainer.schedule import Rules
 from trainer.settings import TrainerSettings
 
@@ -89,3 +92,33 @@ async def test_upkeep_goes_on_where_experiments_are_of_another_type(
         await store.redis.set(store.keys.experiments, b"x")
         unused.mkdir()
         await wait_until_async(lambda: not unused.exists(), 20.0, "an unused fit is removed")
+
+
+async def test_fits_of_arms_stay_where_the_store_stumbles_as_a_term_begins(
+    store: Store, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = settings.archive_folder / "epoch-000001" / "fits"
+    async with running_trainer(settings):
+        await store.ratings.append(low_rank_ratings())
+        numbers = [await fitted(store), await fitted(store)]
+        arms = tuple(Arm(f"g{number}", 0.5, generation=number) for number in numbers)
+        await store.experiments.begin("fits", Definition(arms, 1e9, 1))
+        # With this one the first is neither live nor the one before: that it is an arm is all that keeps it.
+        third = await fitted(store)
+    follow, calls = Switch.follow, 0
+
+    async def stumbling(switch: Switch, pointer: Pointer) -> None:
+        nonlocal calls
+        # Not for others, whose term that would end.
+        if (task := asyncio.current_task()) is not None and task.get_name() == "follow and merge":
+            calls += 1
+            if calls <= 3:
+                raise StoreUnavailable("away for a moment")
+        await follow(switch, pointer)
+
+    monkeypatch.setattr(Switch, "follow", stumbling)
+    (unused := fits / "generation-000099").mkdir()
+    async with running_trainer(settings):
+        await wait_until_async(lambda: not unused.exists(), 30.0, "an unused fit is removed")
+        assert calls > 3
+        assert {int(path.name[-6:]) for path in fits.glob("generation-*")} == {*numbers, third}

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.support.serving import Client, client_of
 from tests.support.trainers import fitted, trainer_settings, until_drained, until_live
 from tests.support.waiting import wait_until_async
 from trainer.app import Trainer
+from trainer.archive.segments import Step, no_step
 from trainer.errors import CannotStartError
 from trainer.health import listener
 from trainer.health.listener import serving_health
@@ -29,10 +31,10 @@ pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 
 
 @contextlib.asynccontextmanager
-async def trainer_that_answers(settings: TrainerSettings) -> AsyncIterator[Client]:
+async def trainer_that_answers(settings: TrainerSettings, step: Step = no_step) -> AsyncIterator[Client]:
     """As `python -m trainer` does, in this process."""
     address = Address("127.0.0.1", unused_port())
-    trainer, stop = Trainer(settings), asyncio.Event()
+    trainer, stop = Trainer(settings, step=step), asyncio.Event()
     async with serving_health(trainer, address), client_of(f"http://{address}") as client:
         running = asyncio.create_task(trainer.run(stop))
         try:
@@ -93,6 +95,67 @@ async def test_leader_and_one_who_waits(own_server: StoreServer, tmp_path: Path)
             await wait_until_async(behind, 10, "the trainer says that it is behind")
         finally:
             own_server.resume()
+
+
+async def test_which_server_is_the_store_and_since_when_the_trainer_runs(
+    own_server: StoreServer, tmp_path: Path
+) -> None:
+    at = StoreSettings(url=own_server.url, namespace="t", partitions=4, timeout_s=1.0)
+    settings = trainer_settings(at, tmp_path / "archive", lease_ttl_s=2.0)
+    run, start = ("foldin_trainer_store_run", ""), ("foldin_trainer_start_timestamp_seconds", "")
+    async with trainer_that_answers(settings) as trainer:
+
+        async def said(other: float = 0.0) -> float | None:
+            found = (await metrics(trainer)).get(run, other)
+            return None if found == other else found
+
+        first = await wait_until_async(said, 20, "the trainer says which server is the store")
+        # It is the same while it runs.
+        began = (await metrics(trainer))[start]
+        own_server.pause()
+        own_server.resume()
+        assert (await metrics(trainer))[run] == first
+        own_server.kill()
+        own_server.start()
+        await wait_until_async(lambda: said(first), 40, "another server is the store")
+        assert (await metrics(trainer))[start] == began
+
+
+async def test_a_term_that_does_not_end_without_its_lease(own_server: StoreServer, tmp_path: Path) -> None:
+    at = StoreSettings(url=own_server.url, namespace="t", partitions=4, timeout_s=1.0)
+    settings = trainer_settings(at, tmp_path / "archive", lease_ttl_s=1.0, grace_s=1.0)
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def step(name: str) -> None:
+        # In a thread, as a disk that does not answer.
+        if name == "segment:written" and not hangs.is_set():
+            hangs.set()
+            goes_on.wait(60)
+
+    async with trainer_that_answers(settings, step) as client, opened(at) as store:
+        try:
+            await until_live(store)
+            await store.ratings.append(low_rank_ratings(users=10, items=12))
+            await wait_until_async(hangs.is_set, 20, "a thread hangs")
+            # As long as it leads all is well.
+            assert (await client.get("/livez")).json["status"] == "ok"
+            fence = (await client.get("/livez")).json["fence"]
+            await store.redis.set(store.keys.lease, "another trainer", px=60_000)
+
+            async def stuck() -> bool:
+                reply = await client.get("/livez")
+                return reply.status == 503 and reply.json["status"] == "stuck"
+
+            await wait_until_async(stuck, 20, "it says that its term does not end")
+            assert (await client.get("/livez")).json == {"status": "stuck", "role": "leader", "fence": fence}
+        finally:
+            goes_on.set()
+
+        async def well() -> bool:
+            said = (await client.get("/livez")).json
+            return bool(said == {"status": "ok", "role": "waiting", "fence": None})
+
+        await wait_until_async(well, 20, "the term has ended")
 
 
 async def test_an_address_that_is_taken(own_server: StoreServer, tmp_path: Path) -> None:

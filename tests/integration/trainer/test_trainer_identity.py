@@ -7,12 +7,14 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from featurestore.errors import StoreChanged
 from featurestore.generations.follower import Follower
 from featurestore.ratings.log import NewRating
+from featurestore.ratings.stream import Events, RatingsStream
 from featurestore.store import Store
 from tests.support.factories import rating
 from tests.support.recovering import GIVEN, LATER, archive_ratings, empty, opened
@@ -30,6 +32,7 @@ from tests.support.waiting import wait_until_async
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import read_segment
 from trainer.archive.trash import TrashEntry
+from trainer.retry import with_retries
 from trainer.settings import TrainerSettings
 
 # A trainer of the release before cleared or mixed up the archive in each of these.
@@ -225,6 +228,42 @@ async def test_store_emptied_under_a_trainer_that_runs(
     assert "another store" in (tmp_path / "trainer.log").read_text().splitlines()[-1]
     assert pairs(GIVEN) == {(u, i, r) for u, _, i, r in archived(settings)}
     assert not in_trash_now(settings)
+
+
+async def test_fit_waits_for_nothing_that_the_store_has_lost(
+    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the store told of its streams' ends, before it lost its tail, would never be reached."""
+    await archive_ratings(settings)
+    may_read, read = asyncio.Event(), RatingsStream.read
+
+    async def held(*args: Any) -> Events:
+        await may_read.wait()
+        return await read(*args)
+
+    monkeypatch.setattr(RatingsStream, "read", held)
+    data, backup = own_server.folder / "appendonlydir", tmp_path / "backup"
+    patient = replace(settings, lease_ttl_s=30.0)
+    async with opened(settings.store) as store, running_trainer(patient) as trainer:
+        term = await wait_until_async(lambda: trainer.term, 20, "it leads")
+        await term.epochs.open(1)
+        shutil.copytree(data, backup)
+        was = (await store.generations.live()).generation
+        await store.ratings.append(LATER)
+        await store.commands.ask("refit", epoch=1)
+        await wait_until_async(lambda: term.refitter.fitting_since, 20, "a fit has begun")
+        # It asks where the streams end, in one round trip.
+        await asyncio.sleep(0.5)
+        own_server.stop()
+        shutil.rmtree(data)
+        shutil.copytree(backup, data)
+        own_server.start()
+        may_read.set()
+        # Its connections have broken.
+        await with_retries(store.generations.live)
+        await until_live(store, was + 1)
+        assert trainer.term is term
+    assert pairs(GIVEN) == {(u, i, r) for u, _, i, r in archived(settings)}
 
 
 async def test_adopt_goes_on_and_keeps_the_archive_in_the_trash(
@@ -437,3 +476,68 @@ async def test_trash_is_emptied_by_the_clock(own_server: StoreServer, settings: 
             await until_live(store)
             await wait_until_async(lambda: not in_trash_now(settings), 20, "the trash emptied")
     assert in_trash(settings) == []
+
+
+async def test_a_forgotten_user_who_is_back_before_the_trainer_knows_is_in_no_entry_of_the_trash(
+    own_server: StoreServer, settings: TrainerSettings
+) -> None:
+    """Of users whom the live history never knew there is no mark: the command is all that tells of them."""
+    users = (b"secret-one", b"secret-two")
+    async with opened(settings.store) as store:
+        async with running_trainer(settings):
+            await store.ratings.append([*GIVEN, *[rating(user.decode(), "i1") for user in users]])
+            await fitted(store)
+            epoch = await store.epochs.begin()
+            await store.ratings.append(LATER, epoch=epoch)
+            await fitted(store, "epoch", epoch)
+            await wait_until_async(lambda: in_trash_now(settings), 20, "the first epoch in the trash")
+        commands = []
+        for user in users:
+            await store.ratings.forget(user)
+            commands.append(
+                await store.commands.ask("erase", epoch=epoch, user=user, at_ms=await store.time_ms())
+            )
+        back = rating("secret-two", "i3", 2.0)
+        await store.ratings.append([back])
+        async with running_trainer(settings):
+            for command in commands:
+                outcome = await store.commands.wait(command, 30)
+                assert outcome is not None
+                assert outcome.state == "done", outcome
+            (entry,) = in_trash(settings)
+            assert ratings_of(entry.path) == pairs(GIVEN)
+            assert not any(b"secret-one" in data for data in files(settings).values())
+            # What came after stays.
+            assert (await store.users.history(epoch, b"secret-two"))[0] == 1
+            assert ("secret-two", 1, "i3", 2.0) in archived(settings, epoch)
+
+
+async def test_a_user_is_searched_for_again_after_each_erasure(
+    own_server: StoreServer, settings: TrainerSettings
+) -> None:
+    """Who is back in a history that was given up, and is erased again, has no mark in the live one."""
+    settings = replace(settings, abandon_s=3.0)
+    async with opened(settings.store) as store, running_trainer(settings):
+        await store.ratings.append([*GIVEN, rating("secret-one", "i1")])
+        await fitted(store)
+
+        async def erase(user: bytes) -> None:
+            await store.ratings.forget(user)
+            at_ms = await store.time_ms()
+            command = await store.commands.ask("erase", epoch=1, user=user, at_ms=at_ms)
+            outcome = await store.commands.wait(command, 30)
+            assert outcome is not None
+            assert outcome.state == "done", outcome
+
+        await erase(b"secret-one")
+        epoch = await store.epochs.begin()
+        await store.ratings.append([*LATER, rating("secret-one", "i2")], epoch=epoch)
+        # Which has the trainer archive what waits there.
+        await erase(b"someone-else")
+        assert ("secret-one", "i2") in {(user, item) for user, _, item, _ in archived(settings, epoch)}
+        await wait_until_async(lambda: in_trash_now(settings), 30, "the epoch that was given up in the trash")
+        (entry,) = in_trash(settings)
+        assert entry.why == "abandoned"
+        await erase(b"secret-one")
+        assert not any(b"secret-one" in data for data in files(settings).values())
+        assert ratings_of(entry.path) == pairs(LATER)

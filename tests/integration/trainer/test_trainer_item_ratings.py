@@ -325,6 +325,10 @@ async def test_an_item_that_cannot_be_done_holds_up_no_other(
         await wait_until_async(lambda: tried.count(b"alone") >= 4, 20, "it is tried again")
         assert waits() == said + 1
         assert (await client.get(f"/receipts/{receipt}")).json["archive"] == "pending"
+        # All others have lost theirs, those who stand behind the damaged one, too.
+        for user_id in RATERS:
+            page = (await client.get(f"/users/{user_id.decode()}/ratings")).json
+            assert "i3" not in {each["item_id"] for each in page["ratings"]}
         await store.redis.set(key, history or b"")
         await store.redis.hset(user, "n", "1")
         await until(client, receipt)

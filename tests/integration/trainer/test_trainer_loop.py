@@ -5,6 +5,7 @@ lost on a restart.
 import asyncio
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,13 @@ from tests.support.trainers import (
 from tests.support.waiting import wait_until_async
 from trainer import refit
 from trainer.app import Trainer
-from trainer.archive.segments import Step, no_step
 from trainer.errors import CannotStartError
 from trainer.fit_job.job import FitRequest
 from trainer.fit_job.process import fit_in_process
 from trainer.fit_job.results import FitResult
 from trainer.gate import Policy
-from trainer.schedule import Rules
+from trainer.health import reporter
+from trainer.schedule import Rules, Schedule
 from trainer.settings import TrainerSettings
 
 NAN = float("nan")
@@ -99,11 +100,53 @@ async def test_refit_after_so_many_events(store: Store, settings: TrainerSetting
     assert summaries[-1].n_ratings == 270
 
 
+async def test_a_refit_that_was_not_asked_for_leaves_a_core(
+    store: Store, settings: TrainerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    async def noted(request: FitRequest, *files: Any, **how: Any) -> FitResult:
+        threads.append(request.threads)
+        return await fit_in_process(request, *files, **how)
+
+    monkeypatch.setattr(refit, "fit_in_process", noted)
+    monkeypatch.setattr(refit, "usable_cores", lambda: 3)
+    rules = Rules(100, 10**6, growth=0.0, share=1.0)
+    given = ratings()
+    async with running_trainer(trainer_settings(settings.store, tmp_path / "archive", rules=rules)):
+        # The first is waited for.
+        await store.ratings.append(given)
+        await until_live(store, 2)
+        await store.ratings.append(given)
+        await until_live(store, 3)
+        await fitted(store)
+    assert threads == [3, 2, 3]
+    few = trainer_settings(settings.store, tmp_path / "archive", rules=rules, fit_threads=2)
+    async with running_trainer(few):
+        await store.ratings.append(given)
+        await until_live(store, 5)
+    assert threads[3:] == [2]
+
+
 async def test_refit_so_long_after_the_first(store: Store, settings: TrainerSettings, tmp_path: Path) -> None:
     eager = trainer_settings(settings.store, tmp_path / "archive", rules=Rules(10**9, 0.3))
     async with running_trainer(eager):
         await store.ratings.append(ratings())
         await until_live(store, 2)
+
+
+async def test_only_a_fit_itself_counts_as_its_time(
+    store: Store, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is away before or after it must not put the next one off."""
+    ran: list[tuple[float, float]] = []
+    reached: dict[str, float] = {}
+    monkeypatch.setattr(Schedule, "ran", lambda _, began, ended: ran.append((began, ended)))
+    async with running_trainer(settings, step=lambda name: reached.update({name: time.monotonic()})):
+        await store.ratings.append(ratings())
+        await fitted(store)
+    began, ended = ran[-1]
+    assert reached["fit:reached"] <= began < ended <= reached["fit:done"]
 
 
 async def test_new_item_is_folded_in_within_a_second(
@@ -186,7 +229,7 @@ async def test_new_epoch_end_to_end(store: Store, settings: TrainerSettings) -> 
         assert (n, len(history)) == (1, 1)
 
         async def gone() -> bool:
-            folder = settings.archive_dir / settings.store.namespace / "epoch-000001"
+            folder = settings.archive_folder.parent / settings.store.namespace / "epoch-000001"
             left = [key async for key in store.redis.scan_iter(match=f"{settings.store.namespace}.1:*")]
             return not folder.exists() and not left
 
@@ -244,6 +287,41 @@ async def test_abandoned_epoch_is_given_up(store: Store, settings: TrainerSettin
         await fitted(store)
 
 
+async def test_a_pointer_is_followed_while_a_large_new_history_is_given_up(
+    store: Store, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    remove = Generations.remove_epoch
+
+    async def slow(self: Generations, *args: Any, **named: Any) -> None:
+        begun.set()
+        await go_on.wait()
+        await remove(self, *args, **named)
+
+    async with running_trainer(replace(settings, abandon_s=1.0)) as trainer:
+        await store.ratings.append(ratings())
+        first, second = await fitted(store), await fitted(store)
+        term = trainer.term
+        assert term is not None
+        monkeypatch.setattr(Generations, "remove_epoch", slow)
+        epoch = await store.epochs.begin()
+        await store.ratings.append(ratings(), epoch=epoch)
+        await asyncio.wait_for(begun.wait(), 20)
+        for generation in (first, second):
+            await store.generations.activate(generation, hold=False)
+
+            def is_followed(wanted: int = generation) -> bool:
+                return term.switch.live is not None and term.switch.live.generation == wanted
+
+            await wait_until_async(is_followed, 20, f"generation {generation} is followed")
+        assert (await store.generations.live()).pending == epoch
+        go_on.set()
+        folder = settings.archive_folder.parent / settings.store.namespace / f"epoch-{epoch:06d}"
+        await wait_until_async(lambda: not folder.exists(), 20, "the new history in the trash")
+        assert (await store.generations.live()).pending == 0
+    assert "upkeep_failed" not in caplog.text
+
+
 async def test_an_item_that_new_accounts_push_is_logged(
     store: Store, settings: TrainerSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -271,12 +349,12 @@ async def test_a_fit_whose_history_goes_to_the_trash_meanwhile_says_so(
     async with running_trainer(settings):
         await until_live(store)
         epoch = await store.epochs.begin()
-        folder = settings.archive_dir / settings.store.namespace / f"epoch-{epoch:06d}"
+        folder = settings.archive_folder.parent / settings.store.namespace / f"epoch-{epoch:06d}"
 
-        async def leave_and_fit(request: FitRequest, *files: Any, step: Step = no_step) -> FitResult:
+        async def leave_and_fit(request: FitRequest, *files: Any, **how: Any) -> FitResult:
             await store.epochs.abandon(epoch)
             await wait_until_async(lambda: not folder.exists(), 20, "the history in the trash")
-            return await fit(request, *files, step=step)
+            return await fit(request, *files, **how)
 
         monkeypatch.setattr(refit, "fit_in_process", leave_and_fit)
         await store.ratings.append(ratings(), epoch=epoch)
@@ -301,7 +379,7 @@ async def test_erased_user_is_in_no_file_and_may_come_back(store: Store, setting
     assert [(item, rating) for user, _, item, rating in archived(settings) if user == "secret-one"] == [
         ("i2", 2.0)
     ]
-    names = [path for path in settings.archive_dir.rglob("id_bytes.npy")]  # noqa: C416
+    names = [path for path in settings.archive_folder.parent.rglob("id_bytes.npy")]  # noqa: C416
     assert names
     assert not any(b"secret-one" in path.read_bytes() for path in names)
 
@@ -521,8 +599,9 @@ async def test_ratings_that_become_harder_to_foretell_do_not_hold_the_old_genera
 # Four fits, a process each: 70 s where seven other processes want each core.
 @pytest.mark.timeout(240)
 async def test_a_fit_that_a_flood_of_accounts_has_spoiled_does_not_go_live(
-    store: Store, settings: TrainerSettings, tmp_path: Path
+    store: Store, settings: TrainerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(reporter, "EVERY_S", 0.05)
     flood = [NewRating(b"bot%d" % bot, b"i%d" % item, 5.0, 1e9) for bot in range(100) for item in range(24)]
 
     async def refit() -> str | None:
@@ -530,7 +609,7 @@ async def test_a_fit_that_a_flood_of_accounts_has_spoiled_does_not_go_live(
         assert outcome is not None
         return outcome.code
 
-    async with running_trainer(settings):
+    async with running_trainer(settings) as trainer, reporter.reporting(trainer):
         await until_live(store)
         await store.ratings.append(ratings(users=100, items=24, prefix="u"))
         generation = await fitted(store)
@@ -539,6 +618,9 @@ async def test_a_fit_that_a_flood_of_accounts_has_spoiled_does_not_go_live(
         await store.ratings.append(ratings(users=100, items=24, prefix="new")[::3])
         # The second one begins from nothing, and is no better.
         assert [await refit(), await refit()] == ["gate_refused", "gate_refused"]
+        # The page shows why, until one goes live.
+        await asyncio.sleep(0.2)
+        assert (await store.telemetry.read(1))[-1].failed.startswith("gate_refused: ")
         assert (await store.generations.live()).generation == generation
     # Without the comparison it would go live.
     lax = trainer_settings(settings.store, tmp_path / "archive", gate=Policy(baseline=9.0, live=9.0))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from featurestore.generations.manifest import RolledBack
-from featurestore.ratings.context_schema import ContextField, ContextSchema
+from featurestore.ratings.context_schema import ContextField
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -159,7 +159,7 @@ async def test_what_was_told_with_a_rating_counts(
     monkeypatch.setattr(Bet, "add", noted)
     # Half of them a step up, the others one down, and nothing but the context says which.
     up = np.random.default_rng(0).integers(0, 2, 2_400) * 2.0 - 1.0
-    await store.contexts.tell(ContextSchema((ContextField("mood", "number"),)))
+    await store.contexts.tell([ContextField("mood", "number")])
     told = await store.contexts.rows([{"mood": float(step)} for step in up])
     assert told is not None
     every = [

@@ -28,11 +28,11 @@ def test_intervals_are_by_the_plain_rule() -> None:
     assert metrics.inside(truth - rating, std).tolist() == [True, False, True]
 
 
-def test_coverage_by_count() -> None:
+def test_coverage_by_a_number() -> None:
     known = np.arange(100)
-    deciles = metrics.coverage_by_count(known >= 50, known)
+    deciles = metrics.coverage_by(known, known >= 50)
     assert list(deciles.coverage) == [0.0] * 5 + [1.0] * 5
-    assert deciles.known[0] == 4.5
+    assert deciles.mean[0] == 4.5
 
 
 def test_log_likelihood_is_of_the_step_where_there_are_steps() -> None:

@@ -44,7 +44,7 @@ def prior_row(side: Side) -> Float64s:
             row[position] = prior.covariance[i, j]
             position += 1
     row[layout.keys] = -1.0
-    row[layout.variances] = side.session_variance
+    row[layout.variances] = side.session_variance + side.sitting_variance
     return row
 
 
@@ -52,10 +52,19 @@ def session_of(side: Side, row: Float64s, time: float) -> tuple[float, float]:
     """Effect and variance of the session of `row` at `time`."""
     if side.session_variance > 0:
         key = float(session_keys(np.array([time]), side.session_length)[0])
-        for slot in range(side.layout.slots):
-            if row[side.layout.keys][slot] == key:
-                return float(row[side.layout.effects][slot]), float(row[side.layout.variances][slot])
-    return 0.0, side.session_variance
+        # The session itself, or else the sitting that it would be in.
+        for wanted in (key, sitting_of(side, key)):
+            for slot in range(side.layout.slots):
+                if row[side.layout.keys][slot] == wanted:
+                    return float(row[side.layout.effects][slot]), float(row[side.layout.variances][slot])
+    return 0.0, side.session_variance + side.sitting_variance
+
+
+def sitting_of(side: Side, key: float) -> float:
+    """Key of the sitting of the session of this `key`."""
+    if not side.sitting_length or math.isnan(key):
+        return math.nan
+    return -2.0 - key // (side.sitting_length / side.session_length)
 
 
 def latent(model: Model, user: Float32s, item: Float32s, time: float = math.nan) -> tuple[float, float]:
@@ -118,8 +127,10 @@ def fold_in(
         prior[:dim] += effect / math.sqrt(len(rows))
     prior_precision = np.zeros((size, size))
     prior_precision[:dim, :dim] = own.precision
-    for p in range(len(sessions)):
-        prior_precision[dim + p, dim + p] = 1.0 / own.session_variance
+    sittings = np.array([sitting_of(own, key) for key in sessions])
+    effects = own.session_variance * np.eye(len(sessions))
+    effects += own.sitting_variance * (sittings[:, None] == sittings)
+    prior_precision[dim:, dim:] = np.linalg.inv(effects)
     offsets = [
         parameters.mean + session_of(other, row, e[2])[0] for row, e in zip(rows, entries, strict=True)
     ]

@@ -1,5 +1,7 @@
 """Rankings of some rows alone: what a mask leaves out is never returned, and what it leaves is ranked."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -128,6 +130,25 @@ def test_rows_beyond_a_mask_are_not_allowed(tables: tuple[np.ndarray, np.ndarray
     assert [len(ranked.item_rows) for ranked in none] == [0, 0]
 
 
+def test_masks_are_remembered_by_several_threads_and_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, none = mean_table.RememberedMasks(), np.zeros(0, dtype=np.int64)
+    masks = [np.ones(1, dtype=np.bool_) for _ in range(64)]
+
+    def put(seed: int) -> None:
+        for place in np.random.default_rng(seed).integers(0, 64, 3_000).tolist():
+            known = found.get(masks[place])
+            assert known is None or known.mask is masks[place]
+            positions = np.zeros(1_000, dtype=np.int32)
+            found.put(mean_table.Allowed(masks[place], positions, 1_000, positions, none))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(put, range(4)))
+    assert len(found) == mean_table._REMEMBERED
+    monkeypatch.setattr(mean_table, "_REMEMBERED_BYTES", 9_000)
+    put(5)
+    assert len(found) == 2
+
+
 def test_what_a_mask_allows_is_remembered_until_the_table_has_other_rows(
     tables: tuple[np.ndarray, np.ndarray], index: Index
 ) -> None:
@@ -139,6 +160,13 @@ def test_what_a_mask_allows_is_remembered_until_the_table_has_other_rows(
         mask.flags.writeable = False
         ranker.top(users[:1], 5, [NOTHING], allowed=mask)
     assert len(ranker._state.means.remembered) == mean_table._REMEMBERED
+    # Those that were used last, as filters in rotation are: none is made again.
+    some = masks[-12:]
+    kept = [ranker._state.means.known(mask) for mask in some]
+    assert None not in kept
+    for mask in (*some, masks[0], *some):
+        ranker.top(users[:1], 5, [NOTHING], allowed=mask)
+    assert all(a is ranker._state.means.known(mask) for a, mask in zip(kept, some, strict=True))
     ranker.update(np.zeros(0, dtype=np.int64), items)
     for mask in masks[-3:]:
         found = ranker.top(users[:1], COUNT, [NOTHING], allowed=mask)[0]

@@ -6,20 +6,31 @@ import numpy as np
 import pytest
 
 from factors import (
+    BASIS,
     Attribute,
+    Choices,
     Columns,
     FitRefused,
     FitSettings,
     Fitted,
+    Float32s,
+    Float64s,
+    Histories,
+    Int32s,
+    Int64s,
     Labels,
     ModelUnreadable,
     Numbers,
     Ratings,
     Scorer,
+    TypeWeight,
+    UInt8s,
     fit,
     fit_ranking,
     from_bytes,
     learn_encoding,
+    mark_described,
+    relevance_basis,
     to_bytes,
 )
 from factors.model.attributes import MOST_COLUMNS, encoding_from_bytes, encoding_to_bytes
@@ -245,3 +256,50 @@ def test_items_without_events_are_relevant_by_their_attributes() -> None:
     scores = found.head.scores(one)[60:]
     assert set(np.argsort(-scores)[:5] % 4) == {0}
     assert found.relevance is not None
+    np.testing.assert_array_equal(found.described, np.arange(60, N_ITEMS))
+    assert not len(plain.described)
+
+
+def test_an_item_that_was_shown_alone_is_relevant_by_its_attributes() -> None:
+    shown, rng = 7, np.random.default_rng(5)
+    pair = [(user, item) for user in range(N_USERS) for item in range(60) if item % 4 == user % 4]
+    kept = [(*pair[k], 0) for k in rng.permutation(len(pair))[:500]]
+    kept += [(user, 60 + user % 20, shown) for user in range(N_USERS)]
+    user, item, code = (np.array(column) for column in zip(*sorted(kept), strict=True))
+    value, time = np.ones(len(user)), np.full(len(user), np.nan)
+    given = Choices(user.astype(np.int32), item.astype(np.int32), value, time, code.astype(np.uint8))
+    _, columns = world()
+    found = fit_ranking(
+        *(given.ratings(), N_USERS, N_ITEMS),
+        rng=np.random.default_rng(1),
+        choices=given,
+        types=[TypeWeight(shown, "shown")],
+        attributes=columns,
+    )
+    np.testing.assert_array_equal(found.described, np.arange(60, N_ITEMS))
+    assert found.head.items[60:].any(axis=1).all()
+    # As folding in has it.
+    folded = found.head.fold_in_items(found.users, Histories(*_shown_to(found.users, shown)))
+    assert not folded.any()
+
+
+def _shown_to(users: Float32s, code: int) -> tuple[Int64s, Int32s, Float64s, Float64s, UInt8s]:
+    size = len(users)
+    rows, codes = np.arange(size, dtype=np.int32), np.full(size, code, np.uint8)
+    return np.array([0, size]), rows, np.ones(size), np.full(size, np.nan), codes
+
+
+def test_relevance_rests_on_events_or_attributes_whatever_the_rating_does() -> None:
+    # Count and mean of: rated, twice relevant by attributes, purchased and rated by attributes, unknown.
+    items = np.array([[3, 2.5], [0, 1], [0, 0], [0, 1], [0, 0]], dtype=np.float32)
+    factors = np.array([[1.0], [2.0], [3.0], [4.0], [0.0]], dtype=np.float32)
+    mark_described(items, np.array([0, 1, 2]))
+    np.testing.assert_array_equal(items[:, 1], [2.5, 2, -1, 1, 0])
+    # Twice is as once.
+    mark_described(items, np.array([1, 2]))
+    rows = np.array([0, 1, 2, 3, 4, -1, 5])
+    for has_events, user in ((True, "user+"), (False, "")):
+        found = relevance_basis(items, factors, rows, has_events=has_events)
+        nothing = "user" if has_events else "prior"
+        known = [f"{user}{basis}" for basis in ("item", "attributes", "attributes", "item")]
+        assert [BASIS[code] for code in found] == [*known, nothing, nothing, nothing]

@@ -3,20 +3,27 @@ all.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
+from typing import cast
 
 import numpy as np
 import pytest
 
-from factors import Columns, FitSettings, Float64s, Ratings, fit
+from factors import Columns, FitSettings, Float64s, Int64s, Ratings, fit
 from factors.inference.backend import MANY_RATINGS, HalfStepBackend, NumpyBackend
+from factors.inference.compiled import backend
 from factors.inference.compiled.backend import LOOPS, LoopBackend, choose_backend, load_loops
-from factors.inference.compiled.score_kernels import score_entries
-from factors.inference.histories import compress_pairs
+from factors.inference.compiled.score_kernels import move_sites, score_entries
+from factors.inference.entry_moments import HalfStepInput
+from factors.inference.half_step import Iteration, half_step
+from factors.inference.histories import NO_SESSIONS, Compressed, compress_pairs
 from factors.inference.ordinal import EntryScores, Sites, level_bounds, ordinal_sites
+from factors.model.context import learn_context_encoding
 from factors.model.parameters import SideName
-from factors.training.fit import prepare
+from factors.model.types import ContextKind
+from factors.training.fit import finish, prepare
 from factors.training.initialization import initial_state
 from factors.training.sweep import State
 from factors.training.terms import Terms
@@ -27,11 +34,29 @@ TERMS = [
     Terms(),
     Terms("gaussian", 2.0, 2.0),
     Terms("gaussian", 2.0, 2.0, 3600.0, 7200.0),
+    Terms("gaussian", 2.0, 2.0, 3600.0, 7200.0, user_sitting=14400.0),
     Terms("ordinal", 2.0, 0.0),
     Terms("ordinal", 2.0, 2.0, 3600.0, 7200.0),
     Terms("gaussian", 2.0, 2.0, user_attributes=True, item_attributes=True),
     Terms("ordinal", 2.0, 2.0, item_attributes=True),
+    Terms("gaussian", 2.0, 2.0, user_drift=0.3),
+    Terms("ordinal", 2.0, 2.0, 3600.0, 7200.0, user_sitting=14400.0),
+    Terms("ordinal", 2.0, 2.0, 3600.0, 7200.0, user_sitting=14400.0, user_drift=0.3),
+    Terms("ordinal", 2.0, 2.0, 3600.0, 7200.0, user_drift=0.3),
+    Terms("gaussian", 2.0, 2.0, context=True),
+    Terms("ordinal", 2.0, 2.0, 3600.0, 7200.0, context=True),
+    Terms("ordinal", 2.0, 2.0, 3600.0, 7200.0, user_drift=0.3, item_attributes=True, context=True),
 ]
+KINDS: tuple[ContextKind, ...] = ("number", "category")
+
+
+def with_context(ratings: Ratings) -> Ratings:
+    """Each with a number and a category, both of which move its rating; some are unknown."""
+    rng, n = np.random.default_rng(9), len(ratings.value)
+    context = np.stack([rng.normal(size=n), rng.integers(0, 3, n)], axis=1).astype(np.float32)
+    value = np.clip(np.rint(ratings.value + context[:, 0] + (context[:, 1] == 1)), 1, 5)
+    context[::7, 0] = context[3::9, 1] = np.nan
+    return replace(ratings, value=value, context=context)
 
 
 def plain() -> LoopBackend:
@@ -46,11 +71,14 @@ def columns_of(rows: int) -> Columns:
     return Columns.of(np.stack([row.ravel(), column.ravel(), table.ravel()]), table.mean(axis=0), rows)
 
 
-def swept(ratings: Ratings, terms: Terms, backend: HalfStepBackend) -> State:
+def swept(ratings: Ratings, terms: Terms, backend: HalfStepBackend, *, n_items: int = 12) -> State:
     """A state after some sweeps. 17 users: one more than fill the lanes twice."""
     settings = FitSettings(STARS, rank=2)
-    attributes: dict[SideName, Columns] = {"user": columns_of(17), "item": columns_of(12)}
-    training = TrainingSet.of(prepare(ratings, 17, 12, settings), 12, backend, attributes)
+    attributes: dict[SideName, Columns] = {"user": columns_of(17), "item": columns_of(n_items)}
+    by_user = prepare(with_context(ratings), 17, n_items, settings)
+    by_user.time[5] = np.nan
+    encoding = learn_context_encoding(by_user.context, KINDS)
+    training = TrainingSet.of(by_user, n_items, backend, attributes, encoding)
     state = initial_state(training, settings, np.random.default_rng(1))
     state.sweep()
     state = state.branch(terms)
@@ -70,6 +98,49 @@ def assert_same(one: State, other: State) -> None:
 def test_plain_loops_give_what_numpy_gives(terms: Terms) -> None:
     ratings = ratings_of(5, n_users=16, n_items=11, n=90)
     assert_same(swept(ratings, terms, NumpyBackend()), swept(ratings, terms, plain()))
+
+
+def test_the_end_of_a_fit_has_the_memory_of_the_sites() -> None:
+    state = swept(ratings_of(5, n_users=16, n_items=11, n=90), Terms("ordinal", 2.0, 2.0), NumpyBackend())
+    assert len(state.slopes()[0]) == 90
+    finish(state, {})
+    assert len(state.slopes()[0]) == 0
+
+
+@pytest.mark.parametrize("terms", TERMS)
+def test_scores_of_a_few_rows_at_a_time_are_those_of_all(
+    monkeypatch: pytest.MonkeyPatch, terms: Terms
+) -> None:
+    ratings = ratings_of(5, n_users=16, n_items=11, n=90)
+    whole = swept(ratings, terms, plain())
+    monkeypatch.setattr(backend, "_SCORED_AT_ONCE", 7)
+    parts = swept(ratings, terms, plain())
+    assert np.array_equal(whole.user_rows, parts.user_rows)
+    assert np.array_equal(whole.item_rows, parts.item_rows)
+    sites = parts.steps["user"].sites
+    assert np.array_equal(whole.steps["user"].sites.mean, sites.mean)
+    # Those of the items are not asked.
+    assert len(parts.steps["item"].sites.mean) == 0
+
+
+def test_loops_come_to_rest_in_few_steps() -> None:
+    state = swept(ratings_of(5, n_users=16, n_items=11, n=90), Terms("ordinal", 2.0, 2.0), plain())
+    inputs = HalfStepInput.of(state.parameters, "user", state.item_rows, state.training.by_user)
+    scored = []
+
+    def counted(*arguments: object) -> None:
+        scored.append(1)
+        cast("Callable[..., None]", score_entries)(*arguments)
+
+    loops = {loop: counted if loop is score_entries else loop for loop in LOOPS}
+    # One row is one part: as many calls as steps, of which there are 30 where it never rests.
+    data = state.training.by_user
+    n = data.indptr[1]
+    alone = Compressed(data.indptr[:2], data.other[:n], data.value[:n], data.time[:n], data.source[:n])
+    inputs = replace(inputs, data=alone, sessions=NO_SESSIONS)
+    found, expected = LoopBackend(loops).half_step(inputs, Iteration(at_rest=0.0)), half_step(inputs)
+    np.testing.assert_allclose(found.rows, expected.rows, rtol=1e-4, atol=2e-6)
+    assert len(scored) < 15
 
 
 def test_rounded_covariances_make_no_variance_negative(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,46 +208,59 @@ def test_a_whole_fit_is_the_same_with_loops(monkeypatch: pytest.MonkeyPatch) -> 
     np.testing.assert_allclose(found.items, expected.items, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("score", [-100.0, -60.0, -25.0, -3.0, 0.1, 2.0, 15.0, 50.0])
+@pytest.mark.parametrize("terms", [Terms("gaussian", 2.0, 2.0), Terms("ordinal", 2.0, 2.0, 3600.0)])
+def test_rows_of_more_entries_than_are_worked_on_at_once_are_those_of_numpy(terms: Terms) -> None:
+    ratings = ratings_of(7, n_users=3, n_items=150, n=400)
+    assert_same(
+        swept(ratings, terms, NumpyBackend(), n_items=151), swept(ratings, terms, plain(), n_items=151)
+    )
+
+
+def moved(
+    cuts: Float64s, noise: float, scores: EntryScores, level: Int64s, before: Sites | None = None
+) -> list[Float64s]:
+    """Weight, linear term, mean and variance of sites that the loop moves half-way from those before."""
+    n, loop, start = len(scores.mean), move_sites, before or Sites(*np.zeros((4, len(scores.mean))))
+    found = [start.weight.copy(), start.linear.copy(), scores.mean.copy(), scores.other_variance.copy()]
+    bounds = np.concatenate([[-np.inf], cuts, [np.inf]])
+    link = (bounds, noise, 0.0, 1.0, before is not None, 0.5)
+    cast("Callable[..., None]", loop)(
+        0, n, level.astype(float), scores.offset, 0.0, *link, scores.own_variance, *found
+    )
+    return found
+
+
+@pytest.mark.parametrize("noise", [1e-4, 0.5, 30.0])
+def test_moved_sites_are_those_of_numpy(noise: float) -> None:
+    rng = np.random.default_rng(8)
+    cuts, n = np.array([-1.0, -0.99, 0.5, 1.0, 4.0]), 300
+    scores = EntryScores(
+        rng.normal(0.5, 2.0, n), rng.uniform(0.01, 0.3, n), rng.uniform(0.0, 0.2, n), rng.normal(0.1, 0.1, n)
+    )
+    level = rng.integers(0, 6, n)
+    bounds = level_bounds(cuts, level)
+    first = ordinal_sites(bounds, noise, scores, None, damping=1.0)
+    for before, expected in (
+        (None, first),
+        (first, ordinal_sites(bounds, noise, scores, first, damping=0.5)),
+    ):
+        found = moved(cuts, noise, scores, level, before)
+        for array, wanted in zip(
+            found, (expected.weight, expected.linear, expected.mean, expected.variance), strict=True
+        ):
+            # Hundreds of deviations away both lose digits, each its own.
+            np.testing.assert_allclose(array, wanted, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("score", [-1e4, -100.0, -60.0, -25.0, -3.0, 0.1, 2.0, 15.0, 50.0])
 @pytest.mark.parametrize("level", [0, 1, 3])
 def test_sites_far_from_their_interval_are_those_of_numpy(score: float, level: int) -> None:
-    cuts = np.array([-1.0, 0.5, 1.0])
+    cuts, levels = np.array([-1.0, 0.5, 1.0]), np.array([level])
     scores = EntryScores(np.array([score]), np.array([0.3]), np.array([0.0]), np.array([0.0]))
-    expected = ordinal_sites(level_bounds(cuts, np.array([level])), 0.5, scores, None, damping=1.0)
-    # One user of rank 1 whose score of an item without spread is his bias.
-    row = np.array([[0.0, 0.0, 0.0, score, 0.0, 0.0, 0.3]])
-    spread = np.zeros((1, 32), dtype=np.float32)
-    spread[0, 4] = 1.0
-    found = [np.zeros(1) for _ in range(4)]
-    nothing = np.zeros(0)
-    loop: Callable[..., None] = score_entries
-    loop(
-        0,
-        1,
-        np.array([0, 1]),
-        np.array([0]),
-        row,
-        spread,
-        2,
-        nothing,
-        nothing,
-        nothing,
-        np.zeros((0, 0)),
-        0.0,
-        nothing,
-        nothing,
-        np.array([float(level)]),
-        np.array([-np.inf, *cuts, np.inf]),
-        0.5,
-        0.0,
-        1.0,
-        False,
-        1.0,
-        *found,
-        np.zeros(1),
-    )
-    assert found[0][0] == pytest.approx(expected.weight[0], rel=2e-5)
-    assert found[1][0] == pytest.approx(expected.linear[0], rel=2e-5, abs=1e-6)
+    expected = ordinal_sites(level_bounds(cuts, levels), 0.5, scores, None, damping=1.0)
+    weight, linear, _, _ = moved(cuts, 0.5, scores, levels)
+    assert weight[0] == pytest.approx(expected.weight[0], rel=1e-5)
+    assert linear[0] == pytest.approx(expected.linear[0], rel=1e-5, abs=1e-6)
 
 
 def test_many_pairs_are_ordered_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:

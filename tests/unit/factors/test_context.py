@@ -2,6 +2,7 @@
 fit does."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from factors import (
     posterior_of,
     to_bytes,
 )
+from factors.inference.backend import NumpyBackend
 from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import half_step
 from factors.model.context import MOST_CONTEXT_COLUMNS, learn_context_encoding
@@ -228,12 +230,23 @@ def test_a_refit_goes_on_with_what_was_learned(moved: tuple[Fitted, Ratings, Rat
 _COLUMNS = ("user_row", "item_row", "value", "time", "context")
 
 
-def test_of_many_ratings_contexts_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_ratings_numpy_does_not_look_at_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
     known, _ = world(5, 400, 400)
-    monkeypatch.setattr("factors.training.fit.MANY_RATINGS", 400)
+    monkeypatch.setattr(NumpyBackend, "most_apart", 400)
     found, plain = fitted(known), fitted(replace(known, context=None))
     assert not found.posterior.reads_context
     np.testing.assert_array_equal(found.users, plain.users)
+
+
+@pytest.mark.timeout(600)  # compiling takes 20 s, and several times that on a machine that does other things
+@pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed (extra `fast`)")
+def test_of_many_ratings_compiled_loops_learn_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, later = world(5, 3_400, 2_400)
+    expected = fitted(known)
+    monkeypatch.setattr("factors.inference.compiled.backend.MANY_RATINGS", 400)
+    found = fitted(known)
+    assert found.posterior.reads_context
+    assert errors(found, later, later.context) < 1.01 * errors(expected, later, later.context)
 
 
 def test_categories_and_numbers_become_columns() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -18,19 +19,21 @@ from factors import (
     fit,
     posterior_of,
 )
-from factors.inference.backend import HalfStepBackend
+from factors.inference.backend import HalfStepBackend, NumpyBackend
 from factors.inference.compiled.backend import LOOPS, LoopBackend
 from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import half_step
 from factors.inference.histories import compress
 from factors.inference.motion import MOST_AGE, ages, anchor_times
-from factors.model.layout import unpack, user_layout
+from factors.inference.side_moments import gather_side_moments
+from factors.model.layout import pack, unpack, user_layout
 from factors.model.parameters import Drift, Parameters, from_model, to_model
-from factors.model.types import Float64s, Link
+from factors.model.types import Float64s, Int64s, Link
 from factors.training.drift import (
     best_drift,
     latest,
     learn_velocities,
+    left_out_gain,
     narrowed,
     start_drift,
     widened,
@@ -305,6 +308,66 @@ def test_drift_is_found_where_there_is_some_and_foretells_better() -> None:
         scores = Scorer(fitted.posterior, fitted.items).score(fitted.users, user, item, ratings.time[rest])
         errors.append(float(np.mean((scores.rating - ratings.value[rest]) ** 2)))
     assert errors[0] < 0.8 * errors[1]
+
+
+@pytest.mark.parametrize(("turned", "moves"), [(0.0, False), (0.1, False), (0.25, True), (0.5, True)])
+def test_a_slow_drift_is_found_where_ratings_say_surely_that_it_is_worth_it(
+    turned: float, moves: bool
+) -> None:
+    n, shape, settings = 7200, (100, 300), FitSettings(STARS)
+    world = make_world(3, WorldOptions(*shape, n_known=n, drift=turned * 10_000 / n))
+    value, time = world.rating[:n].astype(np.float64), np.arange(n, dtype=np.float64)
+    by_user = prepare(Ratings(world.user[:n], world.item[:n], value, time), *shape, settings)
+    training = TrainingSet.of(by_user, shape[1])
+    state = initial_state(training, settings, np.random.default_rng(0)).run(6)
+    assert (drift_of(state, state.residuals()) > 0) == moves
+
+
+def test_the_gain_of_velocities_is_that_of_ratings_that_were_left_out() -> None:
+    rng, state = np.random.default_rng(2), state_of(drifting(1.0, n=300), Terms())
+    by_user, layout = state.training.by_user, state.parameters.items.layout
+    rows = state.item_rows.copy()
+    # With items that are known exactly it is a linear regression.
+    rows[:, layout.covariance] = 0.0
+    items = gather_side_moments(state.parameters.items, rows, by_user)
+    age, residual = rng.uniform(-1, 1, 300), rng.normal(size=300)
+    variance, prior = float(np.mean(residual**2)), 0.3 * np.eye(layout.dim)
+    features = age[:, None] * items.features[items.rows_of(np.arange(300))]
+
+    def posterior(entries: Int64s) -> tuple[Float64s, Float64s]:
+        seen = features[entries]
+        covariance: Float64s = np.asarray(
+            np.linalg.inv(np.linalg.inv(prior) + seen.T @ seen / variance), np.float64
+        )
+        return covariance @ (seen.T @ residual[entries]) / variance, covariance
+
+    whole = [posterior(np.flatnonzero(by_user.row == user)) for user in range(by_user.rows)]
+    found = left_out_gain(
+        *(items, by_user, age, residual),
+        velocity=np.stack([mean for mean, _ in whole]),
+        covariance=pack(np.stack([covariance for _, covariance in whole])),
+    )
+    for entry in (0, 50, 299):
+        others = np.flatnonzero(by_user.row == by_user.row[entry])
+        mean, covariance = posterior(others[others != entry])
+        spread = variance + float(features[entry] @ covariance @ features[entry])
+        error = residual[entry] - float(features[entry] @ mean)
+        gain = residual[entry] ** 2 / variance - error**2 / spread - math.log(spread / variance)
+        assert found[entry] == pytest.approx(0.5 * gain)
+
+
+@pytest.mark.timeout(600)  # compiling takes 20 s, and several times that on a machine that does other things
+@pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed (extra `fast`)")
+def test_of_many_ratings_compiled_loops_learn_drift(monkeypatch: pytest.MonkeyPatch) -> None:
+    ratings, settings = drifting(1.5), FitSettings(STARS, rank=3)
+    monkeypatch.setattr(NumpyBackend, "most_apart", 400)
+    for compiled in (False, True):
+        monkeypatch.setattr(
+            "factors.inference.compiled.backend.MANY_RATINGS", 400 if compiled else len(ratings.value) + 1
+        )
+        found = fit(ratings, *SHAPE, settings=settings, rng=np.random.default_rng(0))
+        # Of so many numpy looks for none.
+        assert (from_model(found.model).users.drift is not None) == compiled
 
 
 def test_ratings_of_one_sitting_or_no_time_show_no_drift() -> None:

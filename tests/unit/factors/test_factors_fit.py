@@ -337,6 +337,9 @@ def test_auto_beats_the_item_mean_on_unseen_ratings() -> None:
     baseline = float(np.sqrt(np.mean((part[1].value - means[part[1].item_row]) ** 2)))
     assert metrics["rmse"] < 0.9 * baseline
     assert 0.85 < metrics["coverage"] < 0.97
+    tenths = [metrics[f"coverage_tenth_{n}"] for n in range(1, 11)]
+    np.testing.assert_allclose(np.mean(tenths), metrics["coverage"])
+    assert "coverage_tenth_1" not in held_out_metrics(result, part[1].take(np.arange(199)))
 
 
 def test_metrics_of_nothing_are_not_numbers() -> None:

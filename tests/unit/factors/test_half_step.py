@@ -2,6 +2,7 @@
 gave.
 """
 
+import itertools
 from typing import Literal
 
 import numpy as np
@@ -22,16 +23,16 @@ Side = Literal["user", "item"]
 LINKS = ("gaussian", "ordinal")
 
 
-@pytest.fixture(scope="module", params=LINKS)
+@pytest.fixture(scope="module", params=itertools.product(LINKS, [0.0, 4 * 3600.0]))
 def fitted(request: pytest.FixtureRequest) -> Fitted:
-    """A fit with sessions and implicit effects."""
-    ratings = ratings_of(3)
-    result = fitted_of(ratings, link=request.param)
-    assert result.model.link == request.param
-    return with_terms(result)
+    """A fit with sessions, perhaps in sittings, and implicit effects."""
+    ratings, (link, sitting_length) = ratings_of(3), request.param
+    result = fitted_of(ratings, link=link)
+    assert result.model.link == link
+    return with_terms(result, sitting_length)
 
 
-def with_terms(fitted: Fitted) -> Fitted:
+def with_terms(fitted: Fitted, sitting_length: float = 0.0) -> Fitted:
     """The same model with effects of hours and of rated sets, whether or not they were worth it."""
     from dataclasses import replace
 
@@ -43,6 +44,8 @@ def with_terms(fitted: Fitted) -> Fitted:
     known = from_model(fitted.model)
     layout = Layout(known.users.layout.rank, 4)
     users = replace(known.users, layout=layout, session_length=3600.0, session_variance=0.2)
+    if sitting_length:
+        users = replace(users, sitting_length=sitting_length, sitting_variance=0.15)
     changed = replace(known, users=users)
     items = relayout(
         known.items, changed.items, fitted.posterior.item_codec.decode(fitted.items).astype(np.float64)

@@ -69,6 +69,14 @@ def test_a_sample_names_the_same_ratings_on_both_sides() -> None:
     assert_allclose(every.by_user.row[entries], every.by_item.other[item_entries])
 
 
+def test_a_sample_of_a_full_panel_is_not_all_of_one_item() -> None:
+    user, item = np.divmod(np.arange(40 * 25), 25)
+    by_user = compress_pairs(user, item, np.ones(1_000), np.zeros(1_000), 40)
+    entries, _ = TrainingSet.of(by_user, 25).sample(40)
+    assert len(np.unique(by_user.other[entries])) > 15
+    assert len(np.unique(by_user.row[entries])) > 15
+
+
 def test_nothing_is_left_out_before_a_sweep() -> None:
     entries, mean, variance = initial_state(training(), SETTINGS, np.random.default_rng(1)).leave_one_out(10)
     assert len(entries) == len(mean) == len(variance) == 0

@@ -1,5 +1,6 @@
 """How many latent dimensions a fit takes."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,14 +13,16 @@ from factors.model.links import link_of
 from factors.model.quantized_rows import item_codec
 from factors.model.types import Float64s
 from factors.training.initialization import initial_state
-from factors.training.rank import Directions, grown, missing_directions
+from factors.training.rank import Directions, grown, missing_directions, with_rank
 from factors.training.sweep import State
 from factors.training.terms import Terms
 from factors.training.training_set import TrainingSet
+from factors.training.units import in_rating_units
 
 STARS = Scale(1.0, 5.0, 0.5)
 SHAPE = (1_200, 500)
 N_RATINGS, N_ASKED = 90_000, 5_000
+RNG = np.random.default_rng(2)
 
 
 def world(rank: int, seed: int = 5) -> tuple[Ratings, Ratings]:
@@ -112,6 +115,45 @@ def test_a_state_that_grows_predicts_what_it_did_until_it_has_learned(terms: Ter
     if terms.link == "gaussian":
         assert np.mean((after[1] - value) ** 2) < 0.9 * np.mean((before[1] - value) ** 2)
     assert np.isfinite(after[1]).all()
+
+
+@pytest.mark.parametrize("link", ["gaussian", "ordinal"])
+def test_dimensions_are_found_as_large_as_they_are(link: str) -> None:
+    state = swept(Terms(link), 1)  # type: ignore[arg-type]
+    found = missing_directions(state, 16, np.random.default_rng(2))
+    assert found is not None
+    assert len(found.variance) == 5
+    # The world's own, in ratings; at the ends of the scale some of it is cut off.
+    truth = 1.0 / np.sqrt(6.0)
+    per_rating = 1.0 if link == "gaussian" else in_ratings(state)
+    assert np.all((0.7 * truth < found.variance * per_rating) & (found.variance * per_rating < 1.1 * truth))
+    loadings = found.loadings[state.training.by_item.counts > 0]
+    assert np.allclose(loadings.var(axis=0), found.variance, rtol=0.4)
+
+
+def in_ratings(state: State) -> float:
+    """How many units of the ratings a unit of the scores is."""
+    parameters, _, _ = in_rating_units(state.parameters, state.user_rows, state.item_rows)
+    return math.sqrt(parameters.noise / state.parameters.noise)
+
+
+def test_dimensions_that_no_rating_shows_are_added_where_they_are_asked_for() -> None:
+    state = with_rank(
+        swept(Terms("ordinal"), 2, of=2), lambda _: np.zeros(1), FitSettings(STARS, rank=4), RNG
+    )
+    assert state.parameters.users.layout.rank == state.parameters.items.layout.rank == 4
+    assert np.isfinite(scores(state)).all()
+
+
+def test_a_state_that_grows_goes_on_from_its_sites() -> None:
+    state = swept(TERMS["sets and sessions"], 4)
+    nothing = Directions(np.zeros((SHAPE[1], 2)), np.full(2, 1e-3), np.zeros(SHAPE[1]))
+    larger = grown(state, nothing)
+    assert larger.steps["user"].sites is state.steps["user"].sites
+    larger.run(1)
+    # A state that was not the better one goes on from where the sites are.
+    state.run(1)
+    assert np.allclose(scores(larger), scores(state), atol=5e-3)
 
 
 @pytest.mark.parametrize("link", ["gaussian", "ordinal"])

@@ -1,20 +1,27 @@
 """The fit of a ranking head: half-steps, neighbours, held-out lists and choices against slow references."""
 
 from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import pytest
 
-from factors import Float64s, Histories, RankingFit, Ratings, fit_ranking
+from factors import Bools, Float64s, Histories, Int64s, RankingFit, Ratings, fit_ranking
+from factors.inference.compiled import ranking_kernels
+from factors.inference.compiled.least_squares import solve_events
 from factors.inference.histories import Compressed, compress_pairs
 from factors.model.types import Scale
-from factors.ranking import half_steps, neighbours, selection
+from factors.ranking import fit, half_steps, neighbours, regressions, training
 from factors.ranking.choices import RankingChoices, choices_of
-from factors.ranking.expected import expected_ratings
 from factors.ranking.half_steps import Events, Prior, solve_rows
-from factors.ranking.held_out import HeldOut, hold_out
+from factors.ranking.head import RankingHead
 from factors.ranking.neighbours import CoOccurrences, Neighbours
-from factors.ranking.selection import choose, climb
+from factors.ranking.selection import lists
+from factors.ranking.selection import search as selection
+from factors.ranking.selection.expected import expected_ratings
+from factors.ranking.selection.held_out import HeldOut, hold_out
+from factors.ranking.selection.search import _Search, choose, climb
 from factors.ranking.training import fit_factors, fit_with
 from tests.unit.factors.factors_world import ratings_of
 
@@ -70,6 +77,42 @@ def test_a_half_step_is_the_minimiser_of_each_row(
             y, w = table[data.other[entry]], 1.0 if weight is None else weight[entry]
             precision, linear = precision + w * np.outer(y, y), linear + w * y
         np.testing.assert_allclose(found[user], np.linalg.solve(precision, linear), rtol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["python", "compiled"])
+@pytest.mark.parametrize("weighted", [False, True])
+# Less than whole registers, and whole ones.
+@pytest.mark.parametrize("rank", [18, 33, 64])
+def test_loops_solve_the_rows_of_numpy(
+    monkeypatch: pytest.MonkeyPatch, kind: str, rank: int, *, weighted: bool
+) -> None:
+    if kind == "compiled" and find_spec("numba") is None:
+        pytest.skip("numba is not installed (extra `fast`)")
+    rng = np.random.default_rng(6)
+    counts = np.array([0, 1, 3, 40, 7, 0])
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    n = int(indptr[-1])
+    table = rng.normal(0.0, 0.3, (50, rank)).astype(np.float32)
+    weight = rng.uniform(0.1, 3.0, n) if weighted else None
+    target = rng.integers(0, 2, n).astype(np.float64) if weighted else None
+    events = Events(indptr, rng.integers(0, 50, n), weight, target)
+    prior = Prior(table.T @ table, rng.uniform(0.5, 2.0, 6), rng.uniform(0.5, 2.0, 6), rng.normal(size=rank))
+    expected = solve_rows(events, table, prior)
+    if kind == "python":
+        monkeypatch.setattr(half_steps, "row_loops", lambda: {solve_events: solve_events})
+    monkeypatch.setattr(half_steps, "MANY_RATINGS", 1)
+    # What numpy solves with would not be looked at.
+    monkeypatch.setattr(half_steps, "row_blocks", lambda *_: pytest.fail("numpy was asked"))
+    for threads in (1, 2):
+        found = solve_rows(events, table, prior, threads)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    # What cannot be solved is a matter of its row alone.
+    prior.ridge[1] = np.nan
+    found = solve_rows(events, table, prior)
+    assert np.isnan(found[1]).all()
+    rest = np.arange(6) != 1
+    np.testing.assert_allclose(found[rest], expected[rest], rtol=1e-3, atol=1e-5)
 
 
 def loss(data: Compressed, fit: RankingFit) -> float:
@@ -162,6 +205,29 @@ def test_neighbours_of_many_items_are_found_in_parts(monkeypatch: pytest.MonkeyP
     np.testing.assert_array_equal(together.nearest(4), at_once)
 
 
+@pytest.mark.parametrize("most", [1, 3, 8])
+@pytest.mark.parametrize("levels", [2, 256])
+def test_pairs_far_from_the_nearest_are_left_out_first(
+    monkeypatch: pytest.MonkeyPatch, most: int, levels: int
+) -> None:
+    together = CoOccurrences.of(by_user(ratings_of(3)), N_ITEMS)
+    expected = together.nearest(most)
+    seen: list[int] = []
+    nearest = neighbours._nearest_levels
+
+    def counted(item: Int64s, cosine: Float64s, wanted: Int64s) -> Bools:
+        kept = nearest(item, cosine, wanted)
+        seen.append(int((~kept).sum()))
+        return kept
+
+    monkeypatch.setattr(neighbours, "_nearest_levels", counted)
+    monkeypatch.setattr(neighbours, "_CROWDED", 0)
+    monkeypatch.setattr(neighbours, "_LEVELS", levels)
+    for one, other in zip(together.nearest(most), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert sum(seen) > 0 or levels == 2
+
+
 def test_many_items_are_looked_up_in_the_sparse_matrix() -> None:
     together = CoOccurrences.of(by_user(ratings_of(4)), N_ITEMS)
     pairs = together.nearest(4)
@@ -173,6 +239,124 @@ def test_all_items_may_be_neighbours() -> None:
     data = by_user(ratings_of(4))
     term = CoOccurrences.of(data, N_ITEMS).fit_all(3.0)
     np.testing.assert_allclose(dense(term), slow_regressions(data, N_ITEMS - 1, 3.0), rtol=2e-3, atol=2e-5)
+
+
+def test_all_items_are_neighbours_in_the_fit_where_that_was_chosen_of_those_with_events(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(selection, "_surely_better", lambda quality, than: quality is not than)
+    ratings = clusters(3)
+    # Items that are not rated yet are not among those that the choice looks at.
+    how: dict[str, Any] = {"hold_out": "random", "rng": np.random.default_rng(1)}
+    head = fit_ranking(ratings, MANY_USERS, MANY_ITEMS + 7, **how).head
+    known = CoOccurrences.of(by_user(ratings, MANY_USERS), MANY_ITEMS + 7)
+    every = known.fit_all(head.parameters.neighbour_ridge).scaled(head.parameters.sparse_weight)
+    found, expected = (each.matrix().toarray() for each in (head.neighbours, every))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    # All of a larger catalogue would be too many.
+    monkeypatch.setattr(selection, "_ALL_NEIGHBOURS", MANY_ITEMS + 6)
+    how = {"hold_out": "random", "rng": np.random.default_rng(1)}
+    head = fit_ranking(ratings, MANY_USERS, MANY_ITEMS + 7, **how).head
+    assert head.parameters.neighbours == RankingChoices().neighbours
+
+
+LOOPS = (ranking_kernels.find_cosines, ranking_kernels.fit_neighbours)
+LISTS = (ranking_kernels.add_neighbours, ranking_kernels.find_places)
+
+
+@pytest.fixture(params=["python", "compiled"])
+def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loops of neighbours and lists, as they stand and compiled."""
+    if request.param == "compiled" and find_spec("numba") is None:
+        pytest.skip("numba is not installed (extra `fast`)")
+    if request.param == "python":
+        monkeypatch.setattr(regressions, "neighbour_loops", lambda: {loop: loop for loop in LOOPS})
+        monkeypatch.setattr(lists, "list_loops", lambda: {loop: loop for loop in LISTS})
+
+
+@pytest.mark.usefixtures("loops")
+@pytest.mark.parametrize("most", [1, 4, N_ITEMS - 1])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loops_fit_the_neighbours_of_numpy(most: int, *, weighted: bool) -> None:
+    ratings = ratings_of(4)
+    # Item 0 is chosen by none, and of what is weighted none is as near as another.
+    data = by_user(ratings.take(ratings.item_row > 0))
+    said = np.random.default_rng(2).uniform(0.0, 2.0, len(data.other)) if weighted else None
+    if not weighted and most < N_ITEMS - 1:
+        pytest.skip("of equal cosines rounding would decide")
+    slow, fast = (
+        regressions.regressions(data, N_ITEMS, said, most=most, threads=2, compiled=compiled)
+        for compiled in (False, True)
+    )
+    assert isinstance(fast, regressions.CompiledRegressions)
+    for how in ("fit", "fit_all"):
+        expected, found = (dense(getattr(each, how)(3.0)) for each in (slow, fast))
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=5e-5)
+    assert (fast.n_near <= most).all()
+    assert fast.n_near[0] == 0
+
+
+@pytest.mark.usefixtures("loops")
+def test_of_equal_cosines_the_first_items_are_near() -> None:
+    # All users choose all items.
+    row, item = np.divmod(np.arange(12, dtype=np.int32), 4)
+    data = by_user(Ratings(row, item, np.ones(12), np.full(12, np.nan)), 3)
+    found = regressions.regressions(data, 4, None, most=2, compiled=True)
+    assert isinstance(found, regressions.CompiledRegressions)
+    assert found.near.tolist() == [[1, 2], [0, 2], [0, 1], [0, 1]]
+
+
+def test_cosines_of_very_many_items_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regressions, "_BYTES", 0)
+    monkeypatch.setattr(regressions, "_BYTES_AN_EVENT", 1)
+    found = regressions.regressions(by_user(ratings_of(4)), N_ITEMS, None, most=3, compiled=True)
+    assert isinstance(found, regressions.NumpyRegressions)
+
+
+@pytest.mark.usefixtures("loops")
+@pytest.mark.parametrize("at_once", [1, 1 << 20])
+def test_loops_make_the_lists_of_numpy(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(lists, "_SCORES", at_once)
+    data = by_user(clusters(3), MANY_USERS)
+    held, _ = hold_out(data, "latest", np.random.default_rng(1))
+    sets = HeldOut.of(data, MANY_ITEMS, held, np.random.default_rng(1))
+    slow, fast = (lists.Lists(sets, MANY_ITEMS, 2, compiled) for compiled in (False, True))
+    together = CoOccurrences.of(data, MANY_ITEMS)
+    term = together.fit(together.nearest(9), 3.0)
+    said = np.random.default_rng(1).random(len(slow.later)).astype(np.float32)
+    rows = slice(2, 7)
+    np.testing.assert_allclose(fast.sparse(term, said, rows), slow.sparse(term, said, rows), atol=1e-6)
+    # Many scores are equal.
+    scores = np.random.default_rng(1).integers(0, 30, (len(sets.users), MANY_ITEMS)).astype(np.float32)
+    kinds = [each.places(lambda rows: (scores[rows], 2.0 * scores[rows])) for each in (slow, fast)]
+    for one, other in zip(*kinds, strict=True):
+        np.testing.assert_array_equal(sets.gained(one), sets.gained(other))
+        np.testing.assert_array_equal(sets.gained(one), sets.quality(scores.copy()))
+
+
+def test_what_is_compiled_chooses_what_numpy_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_spec("numba") is None:
+        pytest.skip("numba is not installed (extra `fast`)")
+    ratings = clusters(3, drifting=True)
+    slow = fit_ranking(ratings, MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1))
+    for module in (half_steps, selection, training):
+        monkeypatch.setattr(module, "MANY_RATINGS", 1)
+    fast = fit_ranking(ratings, MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1), threads=2)
+    assert choices_of(fast.head.parameters) == choices_of(slow.head.parameters)
+    np.testing.assert_allclose(fast.users, slow.users, atol=1e-2)
+
+
+def test_noise_is_the_error_of_all_pairs() -> None:
+    data = by_user(ratings_of(4))
+    choices = RankingChoices(rank=5, user_power=0.3, item_power=-0.2, neighbours=5)
+    found = fit_with(data, N_ITEMS, choices, rng=np.random.default_rng(1))
+    p, item_counts = found.head.parameters, np.bincount(data.other, minlength=N_ITEMS)
+    scores = found.users.astype(np.float64) @ found.head.items.astype(np.float64).T
+    weight = p.background * np.outer(p.activity("user", data.counts), p.activity("item", item_counts))
+    chosen = np.zeros(scores.shape)
+    chosen[data.row, data.other] = 1.0
+    errors = (chosen * (scores - 1.0) ** 2 + weight * scores**2).sum()
+    assert p.noise == pytest.approx(errors / (chosen + weight).sum(), rel=1e-3)
 
 
 def test_quality_is_ndcg_of_what_is_not_in_the_history() -> None:
@@ -232,6 +416,24 @@ def test_recency_is_chosen_where_users_move_on_and_off_elsewhere() -> None:
     assert choose(moving, MANY_ITEMS, "random", np.random.default_rng(1))[0].recency_boost == 0.0
 
 
+@pytest.mark.parametrize("boost", [0.0, 1.0, 8.0])
+def test_lists_of_a_choice_are_those_of_the_head(boost: float) -> None:
+    data = by_user(clusters(3), 200)
+    held, _ = hold_out(data, "latest", np.random.default_rng(1))
+    sets = HeldOut.of(data, MANY_ITEMS, held, np.random.default_rng(1))
+    search = _Search(sets, MANY_ITEMS, 1, RankingChoices())
+    choices = search.settings(replace(RankingChoices(), decided=1.0))
+    search.recency(choices)
+    choices = replace(choices, recency_span=5.0, recency_boost=boost)
+    parameters, items = search._best()
+    parameters = replace(parameters, recency_span=5.0, recency_boost=boost)
+    head = RankingHead(parameters, items, search.neighbours.scaled(choices.sparse_weight))
+    expected = head.relevance(sets.histories)
+    relevance = search._relevance(choices, search._best())
+    for rows in (slice(0, 3), slice(3, len(sets.users))):
+        np.testing.assert_allclose(relevance(rows), expected[rows], rtol=1e-4, atol=1e-5)
+
+
 def test_ratings_count_where_that_costs_little() -> None:
     ratings = clusters(3)
     found = fit_ranking(ratings, MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1))
@@ -244,8 +446,10 @@ def test_ratings_count_where_that_costs_little() -> None:
 
 def test_expected_ratings_are_those_of_the_ratings_learned() -> None:
     data = by_user(clusters(3), MANY_USERS)
-    rating = expected_ratings(data, MANY_ITEMS, np.arange(5), Scale(1.0, 5.0), np.random.default_rng(1))
-    assert rating is not None
+    expected = expected_ratings(data, MANY_ITEMS, np.arange(5), Scale(1.0, 5.0), np.random.default_rng(1))
+    assert expected is not None
+    rating = expected(slice(0, 5))
+    np.testing.assert_allclose(expected(slice(2, 4)), rating[2:4], rtol=1e-5)
     liked = np.arange(MANY_ITEMS) // 6 % 2 == 0
     assert rating[:, liked].min() > 4.0
     assert rating[:, ~liked].max() < 2.0
@@ -265,6 +469,42 @@ def test_a_refit_goes_on_from_the_head_before() -> None:
     few = fit_ranking(ratings.take(np.arange(500)), MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1))
     again = fit_ranking(ratings, MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1), start=few.head)
     assert again.head.parameters.decided == len(ratings.value)
+
+
+def test_few_new_events_take_fewer_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    ratings, asked = clusters(3), []
+    n = round(0.75 * len(ratings.value))
+    before = fit_ranking(ratings.take(np.arange(n)), MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1))
+    assert before.head.parameters.events == pytest.approx(n)
+    plain = training.fit_with
+
+    def noted(data: Compressed, n_items: int, settings: RankingChoices, **how: Any) -> RankingFit:
+        asked.append(settings.sweeps)
+        return plain(data, n_items, settings, **how)
+
+    monkeypatch.setattr(fit, "fit_with", noted)
+    monkeypatch.setattr(fit, "LEAST_EVENTS", 500)
+    for more in (1.04, 0.96, 1.2, 0.8):
+        known = ratings.take(np.arange(round(more * n)))
+        fit_ranking(known, MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1), start=before.head)
+    assert asked == [2, 2, 4, 4]
+
+
+def test_sweeps_end_where_lists_are_about_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = by_user(clusters(3), MANY_USERS)
+    held, _ = hold_out(data, "latest", np.random.default_rng(1))
+    sets = HeldOut.of(data, MANY_ITEMS, held, np.random.default_rng(1))
+    search, asked = _Search(sets, MANY_ITEMS, 1, RankingChoices()), []
+    plain, qualities = search._fit, iter((0.4, 0.4991, 0.5, 0.499))
+
+    def noted(_: _Search, choices: RankingChoices) -> object:
+        asked.append(choices.sweeps)
+        return plain(choices)
+
+    monkeypatch.setattr(_Search, "_fit", noted)
+    monkeypatch.setattr(lists.Lists, "qualities", lambda *_: [np.full(3, next(qualities))])
+    assert search._settled(RankingChoices(rank=4)) == 6
+    assert np.cumsum(asked).tolist() == [4, 6, 8, 12]
 
 
 def test_lists_of_a_head_find_what_is_held_out() -> None:

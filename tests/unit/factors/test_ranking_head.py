@@ -196,6 +196,19 @@ def test_bytes_give_the_same_head_without_a_copy(fit: RankingFit) -> None:
     assert read.items.ctypes.data % 4 == 0
 
 
+@pytest.mark.parametrize("offset", [1, 4])
+def test_tables_are_aligned_wherever_the_bytes_begin(fit: RankingFit, offset: int) -> None:
+    encoded = head_to_bytes(fit.head)
+    whole = np.zeros(len(encoded) + 16, dtype=np.uint8)
+    start = -whole.ctypes.data % 8 + offset
+    whole[start : start + len(encoded)] = np.frombuffer(encoded, np.uint8)
+    read = head_from_bytes(memoryview(whole.data)[start : start + len(encoded)], N_ITEMS)
+    neighbours, parameters = read.neighbours, read.parameters
+    arrays = (read.items, neighbours.indptr, neighbours.item_row, neighbours.weight, parameters.user_gram)
+    assert all(array.flags.aligned for array in arrays)
+    assert head_to_bytes(read) == encoded
+
+
 @pytest.mark.parametrize("cut", [0, 3, 17, 40, 400, -1])
 def test_bytes_that_are_cut_off_are_refused(fit: RankingFit, cut: int) -> None:
     with pytest.raises(ModelUnreadable):

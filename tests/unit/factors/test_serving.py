@@ -1,5 +1,7 @@
 """What the service asks of a fit: scores of any batch, rankings, explanations, bytes."""
 
+from typing import Literal
+
 import msgspec
 import numpy as np
 import pytest
@@ -18,7 +20,9 @@ from factors import (
     posterior_of,
     to_bytes,
 )
+from factors.model.layout import triangle, unpack
 from factors.serving.mean_table import largest
+from factors.serving.posterior_draw import PosteriorDraw, normals
 from tests.unit.factors.factors_world import fitted_of, history, ratings_of
 
 LINKS = ("gaussian", "ordinal")
@@ -76,6 +80,10 @@ def test_basis_says_what_a_score_rests_on(fitted: Fitted) -> None:
         fitted.users, np.array([0, 0, -1, 99]), np.array([0, 30, 0, 99])
     )
     assert [BASIS[code] for code in scores.basis] == ["user+item", "user", "item", "prior"]
+    everyone, rows = np.array([0, 0, 5, 5]), np.array([0, 30, -1, 99])
+    scorer = Scorer(fitted.posterior, fitted.items)
+    alone = scorer.basis(fitted.users, everyone, rows)
+    assert alone.tolist() == scorer.score(fitted.users, everyone, rows).basis.tolist()
 
 
 def test_unknown_rows_score_as_the_prior(fitted: Fitted) -> None:
@@ -124,6 +132,32 @@ def test_top_is_the_whole_sorted_table_without_what_is_excluded(fitted: Fitted) 
     assert [len(r.item_rows) for r in ranker.top(fitted.users[:2], 0, exclude)] == [0, 0]
 
 
+@pytest.mark.parametrize("link", LINKS)
+def test_a_list_is_the_beginning_of_a_longer_one(link: Literal["gaussian", "ordinal"]) -> None:
+    # Items that are known well and items that are hardly known: their ratings are in no order of the means.
+    n = 1_000
+    fitted = fitted_of(ratings_of(3), n_items=31, link=link)
+    rng = np.random.default_rng(0)
+    items = fitted.items[rng.integers(0, 31, n)].copy()
+    means = fitted.posterior.parameters.items.layout.mean
+    items[:, means] += rng.normal(0.0, 0.5, items[:, means].shape).astype(np.float32)
+    ranker, scorer, rows = Ranker(fitted.posterior, items), Scorer(fitted.posterior, items), np.arange(n)
+    allowed = rng.random(n) < 0.7
+    exclude = [rng.choice(n, 20, replace=False) for _ in range(4)]
+    for mask in (None, allowed):
+        for user, longest in enumerate(ranker.top(fitted.users[:4], n, exclude, allowed=mask)):
+            passing = np.setdiff1d(rows if mask is None else np.flatnonzero(mask), exclude[user])
+            ratings = scorer.rating(fitted.users, np.full(len(passing), user), passing)
+            np.testing.assert_allclose(longest.scores, np.sort(ratings)[::-1], atol=1e-6)
+            for wanted in (1, 3, 10, 40, 300):
+                one = fitted.users[user : user + 1], wanted, exclude[user : user + 1]
+                (found,) = ranker.top(*one, allowed=mask)
+                np.testing.assert_allclose(found.scores, longest.scores[:wanted], atol=1e-6)
+                assert len(found.scores) == wanted
+                if link == "ordinal":
+                    assert found.item_rows.tolist() == longest.item_rows[:wanted].tolist()
+
+
 def test_thompson_draws_follow_the_posterior(fitted: Fitted) -> None:
     ranker = Ranker(fitted.posterior, fitted.items)
     none = [np.array([], dtype=int)]
@@ -133,6 +167,35 @@ def test_thompson_draws_follow_the_posterior(fitted: Fitted) -> None:
     again = ranker.top(fitted.users[:1], 5, none, np.random.default_rng(1))[0]
     same = ranker.top(fitted.users[:1], 5, none, np.random.default_rng(1))[0]
     np.testing.assert_array_equal(again.item_rows, same.item_rows)
+
+
+def test_draws_spread_as_the_scores_are_unsure(fitted: Fitted) -> None:
+    user, rows, n, rng = fitted.users[3].copy(), np.arange(31), 4_000, np.random.default_rng(0)
+    # A draw leaves out what is the same for all items: here the user's bias is known.
+    layout = fitted.posterior.parameters.users.layout
+    covariance = unpack(user[None, layout.covariance], layout.dim)[0]
+    covariance[-1] = covariance[:, -1] = 0.0
+    first, second, _ = triangle(layout.dim)
+    user[layout.covariance] = covariance[first, second]
+    mean, variance, _ = Scorer(fitted.posterior, fitted.items).latent(user[None], np.zeros(31, int), rows)
+    draws = [PosteriorDraw(fitted.posterior, user, rng).scores(fitted.items, rows) for _ in range(n)]
+    scores = np.array(draws, np.float64)
+    apart = fitted.posterior.parameters.mean + float(user[layout.mean][-1])
+    np.testing.assert_allclose(scores.mean(axis=0) + apart, mean, atol=4 * np.sqrt(variance.max() / n))
+    np.testing.assert_allclose(scores.var(axis=0) / variance, 1.0, atol=5 * np.sqrt(2 / n))
+
+
+def test_the_number_of_a_row_does_not_depend_on_others() -> None:
+    rows = np.arange(200_000)
+    key = np.uint64(12345)
+    found = normals(key, rows)
+    np.testing.assert_array_equal(normals(key, rows[::-7]), found[::-7])
+    assert abs(found.mean()) < 4 / np.sqrt(len(rows))
+    assert found.var() == pytest.approx(1.0, abs=4 * np.sqrt(2 / len(rows)))
+    assert (np.abs(found) > 1.96).mean() == pytest.approx(0.05, abs=0.002)
+    # Neighbours, and the same row of other draws, go their own ways.
+    for other in (np.roll(found, 1), normals(key + np.uint64(1), rows)):
+        assert abs(np.corrcoef(found, other)[0, 1]) < 4 / np.sqrt(len(rows))
 
 
 def test_similar_and_popular_return_rated_items_only(fitted: Fitted) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from factors import Choices, Histories, RankingFit, RankingHead, Ratings, TypeWeight, fit_ranking
 from factors.errors import ModelUnreadable
-from factors.ranking.held_out import Typed
+from factors.ranking.selection.held_out import Typed
 from factors.ranking.serialization import head_from_bytes, head_to_bytes
 from factors.ranking.type_weights import TypeTable, one_of_pairs, resolved
 

@@ -58,6 +58,18 @@ def test_a_name_has_bounds(name: str) -> None:
         typed(name, 1, None)
 
 
+@pytest.mark.parametrize(
+    "text", ["9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999", "9999-12-31T23:59:59Z"]
+)
+def test_the_end_of_time_can_be_shown(text: str) -> None:
+    assert shown(typed("until", text, "time")) == "9999-12-31T23:59:59Z"
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-00:01"])
+def test_a_zone_leads_to_no_year_that_cannot_be_shown(text: str) -> None:
+    assert parse_time(text) is None
+
+
 def test_a_time_is_told_in_seconds_too() -> None:
     assert typed("out", 0, "time") == Time(0.0)
     assert parse_time("1970-01-01T01:00:00+01:00") == 0.0

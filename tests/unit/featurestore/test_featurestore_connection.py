@@ -11,7 +11,7 @@ from featurestore.codecs import pack_records, record_dtype
 from featurestore.errors import StoreDamaged, StoreError, StoreFull, StoreRefused, StoreUnavailable
 from featurestore.users.batch_lookup import LookupReader
 from featurestore.wire import socket as socket_module
-from featurestore.wire.connection import Connection
+from featurestore.wire.connection import ServerConnection
 from featurestore.wire.primary import Primary
 from featurestore.wire.resp import ReplyError, encode, end_of_replies, store_error
 from tests.support.waiting import wait_until_async
@@ -59,9 +59,9 @@ class Script:
 
 
 @contextlib.asynccontextmanager
-async def opened(script: Script, timeout_s: float = 2.0) -> AsyncIterator[Connection]:
+async def opened(script: Script, timeout_s: float = 2.0) -> AsyncIterator[ServerConnection]:
     async with script.running():
-        connection = Connection(Primary(script.url), timeout_s, "test")
+        connection = ServerConnection(Primary(script.url), timeout_s, "test")
         await connection.open()
         try:
             yield connection
@@ -262,7 +262,7 @@ async def test_bytes_that_are_no_answer_end_the_socket(noise: bytes) -> None:
         )
 
 
-def script_restarted(connection: Connection) -> bool:
+def script_restarted(connection: ServerConnection) -> bool:
     """A connection that is back already had been away."""
     return connection.connected
 
@@ -281,7 +281,7 @@ async def test_no_store_is_unavailable() -> None:
     async with Script(nothing).running() as script:
         url = script.url
     with pytest.raises(StoreUnavailable, match="cannot reach"):
-        await Connection(Primary(url), 0.5, "test").open()
+        await ServerConnection(Primary(url), 0.5, "test").open()
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ async def test_a_server_is_taken_only_when_it_is_ready(
     greeting: bytes, kind: type[StoreError] | None
 ) -> None:
     async with Script(nothing, greeting).running() as script:
-        connection = Connection(Primary(script.url), 1.0, "test")
+        connection = ServerConnection(Primary(script.url), 1.0, "test")
         if kind is None:
             await connection.open()
             await connection.close()

@@ -7,7 +7,7 @@ from factors import Ranker, Scorer, posterior_of
 from featurestore.codecs import History, pack_records
 from featurestore.generations.live import LiveGeneration
 from featurestore.users import copies as copies_module
-from featurestore.users.copies import KEPT_S, LONGEST_HISTORY, UserCopies
+from featurestore.users.copies import KEPT_S, LONGEST_HISTORY, SETTLED_S, UserCopies
 from featurestore.users.counter_rule import Profile, UserLookup
 from tests.support.factories import make_items, make_model
 
@@ -74,12 +74,29 @@ def test_who_was_forgotten_is_not_there_even_when_an_answer_comes_late() -> None
     copies = UserCopies()
     copies.keep(LIVE, [b"ann", b"bob"], [record(1), record(2)])
     copies.keep_profile(LIVE, b"ann", profile(1))
-    copies.forget(b"ann")
-    assert held(copies, b"ann", b"bob") == [0, 2]
+    copies.forget(0.0)
+    copies.age(SETTLED_S - 0.1)
     copies.keep(LIVE, [b"ann"], [record(1)])
     copies.keep_profile(LIVE, b"ann", profile(1))
-    assert held(copies, b"ann", b"bob") == [0, 2]
+    assert held(copies, b"ann", b"bob") == [0, 0]
     assert copies.profile(LIVE, b"ann") is None
+    copies.age(SETTLED_S)
+    copies.keep(LIVE, [b"bob"], [record(2)])
+    assert held(copies, b"ann", b"bob") == [0, 2]
+
+
+def test_who_was_forgotten_elsewhere_is_not_there_from_the_next_poll_on() -> None:
+    copies = UserCopies()
+    copies.age(0.0, b"7")
+    copies.keep(LIVE, [b"ann"], [record(1)])
+    copies.age(1.0, b"7")
+    assert held(copies, b"ann") == [1]
+    copies.age(2.0, b"8")
+    copies.keep(LIVE, [b"ann"], [record(1)])
+    assert held(copies, b"ann") == [0]
+    copies.age(2.0 + SETTLED_S, b"8")
+    copies.keep(LIVE, [b"ann"], [record(1)])
+    assert held(copies, b"ann") == [1]
 
 
 def test_a_copy_that_is_not_read_again_goes_with_time() -> None:

@@ -70,6 +70,8 @@ def test_all_errors_are_told_together() -> None:
         ("0.5:5:0.5", Scale(0.5, 5, 0.5)),
         ("-10:10", Scale(-10, 10)),
         ("0:1:0.1", Scale(0, 1, 0.1)),
+        ("0:1e-6", Scale(0, 1e-6)),
+        ("1e8:100000101", Scale(1e8, 1e8 + 101)),
     ],
 )
 def test_scales_are_read_and_written(text: str, scale: Scale) -> None:
@@ -79,7 +81,23 @@ def test_scales_are_read_and_written(text: str, scale: Scale) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "1", "5:1", "1:1", "a:b", "1:5:0", "1:5:-1", "1:5:0.3", "1:inf", "nan:5", "0:1:0.00001", "1:5:9"],
+    [
+        *(
+            "",
+            "1",
+            "5:1",
+            "1:1",
+            "a:b",
+            "1:5:0",
+            "1:5:-1",
+            "1:5:0.3",
+            "1:inf",
+            "nan:5",
+            "0:1:0.00001",
+            "1:5:9",
+        ),
+        *("0:1e-200", "0:9e-7", "-1e-7:1e-7", "100000000:100000099", "-100000099:-100000000"),
+    ],
 )
 def test_scales_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"must|step"):

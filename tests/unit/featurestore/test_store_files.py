@@ -29,4 +29,4 @@ DUMPS = replace(BOTH, appends=False)
     ],
 )
 def test_next_step(before: FileState, now: FileState, step: Step) -> None:
-    assert next_step(before, now) == step
+    assert next_step([before], [now]) == step

@@ -10,8 +10,8 @@ import pytest
 
 from evaluation.offline import splits
 from factors import Scale
+from foldin.files.attributes import side_columns
 from foldin.files.dataset import FileRules, read_files
-from foldin.files.item_attributes import item_columns
 from foldin.files.rows import scale_of
 from processes.errors import CannotStartError
 
@@ -126,7 +126,7 @@ def test_a_file_of_items_describes_those_that_are_rated(tmp_path: Path) -> None:
     path, ids = tmp_path / "items.csv", pa.array([b"i%d" % k for k in range(12)])
     lines = [f"i{k},{('drama', 'war')[k % 2]},{1950 + k},2020-01-{k + 1:02}" for k in range(10)]
     path.write_text("item_id,genres,year,since\n" + "\n".join([*lines, "other,drama,1,2020-01-01"]) + "\n")
-    found = item_columns(path, ids)
+    found = side_columns(path, "item", ids)
     assert found.columns is not None
     assert (found.described, found.columns.rows) == (10, 12)
     assert found.columns.described.tolist() == [True] * 10 + [False] * 2
@@ -134,8 +134,27 @@ def test_a_file_of_items_describes_those_that_are_rated(tmp_path: Path) -> None:
     assert found.columns.width == 4
     lines = [f'{{"item_id": "i{k}", "attributes": {{"year": {1950 + k}, "none": null}}}}' for k in range(10)]
     path.write_text("\n".join(lines))
-    assert item_columns(path, ids).described == 10
+    assert side_columns(path, "item", ids).described == 10
     path.write_text("\n".join([*lines, '{"item_id": "i11", "attributes": {"year": "long ago"}}']))
     with pytest.raises(CannotStartError, match=r"row 11 of .*year"):
-        item_columns(path, ids)
-    assert item_columns(path, pa.array([b"x"])).columns is None
+        side_columns(path, "item", ids)
+    assert side_columns(path, "item", pa.array([b"x"])).columns is None
+
+
+def test_a_file_of_users_describes_those_who_have_rated(tmp_path: Path) -> None:
+    path, ids = tmp_path / "users.csv", pa.array([b"u%d" % k for k in range(12)])
+    # A title and a category of a user are attributes as any other.
+    lines = [f"u{k},{20 + k},{('clerk', 'poet')[k % 2]},{('Dr', '')[k % 2]}" for k in range(10)]
+    path.write_text("user_id,age,job,title\n" + "\n".join([*lines, "other,99,clerk,Dr"]) + "\n")
+    found = side_columns(path, "user", ids)
+    assert found.columns is not None
+    assert (found.described, found.columns.rows) == (10, 12)
+    assert found.columns.described.tolist() == [True] * 10 + [False] * 2
+    recbole = tmp_path / "ml.user"
+    recbole.write_text("user_id:token\tage:token\n" + "".join(f"u{k}\t{20 + k}\n" for k in range(10)))
+    assert side_columns(recbole, "user", ids).described == 10
+    path.write_text("\n".join(f'{{"user_id": "u{k}", "attributes": {{"age": {k}}}}}' for k in range(12)))
+    assert side_columns(path, "user", ids).described == 12
+    path.write_text("age\n3\n")
+    with pytest.raises(CannotStartError, match="user_id=NAME"):
+        side_columns(path, "user", ids)

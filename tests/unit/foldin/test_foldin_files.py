@@ -6,6 +6,7 @@ Layouts are told apart, each row is a rating or is refused with its line and the
 import csv
 import gzip
 import io
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factors import Scale
 from featurestore.ratings.context_schema import ContextField, ContextKind, ContextSchema
+from featurestore.settings import format_scale
 from foldin.files import reading
 from foldin.files.contexts import FileFields
 from foldin.files.layout import find_layout
 from foldin.files.reading import RatingsFile
-from foldin.files.rows import BadRow, RowRules, off_scale, pieces, suggested_scale
+from foldin.files.rows import BadRow, RowRules, distinct, off_scale, pieces, scale_for
 from foldin.sinks import Row
 from processes.errors import CannotStartError
 
@@ -180,6 +182,9 @@ def test_columns_can_be_named_and_numbered(tmp_path: Path) -> None:
         (b"a,b,c\n1,2,3\n", "csv", {"user": "1", "item": "2", "rating": "7"}, "no column 7"),
         (b"user,item,rating\n1,2,3\n", "recbole", None, "does not look like a recbole file"),
         (b"user,item,rating\n1,2,3\n", "parquet", None, "not a Parquet file"),
+        # All would be one header, and no rating.
+        (b"user,item,rating\r1,2,3\r4,5,1\r", "auto", None, "carriage return alone"),
+        (b"user,user,item,rating\n1,2,3,4\n", "auto", None, "two columns user"),
         (b"PAR1 and nothing", "auto", None, "damaged Parquet"),
         (b"PAR1 and nothing", "csv", None, "is a Parquet file"),
         (
@@ -198,6 +203,21 @@ def test_a_file_that_fits_nothing_is_refused_with_what_to_do(
     with pytest.raises(CannotStartError, match=words) as refused:
         read(path, kind=kind, columns=columns)
     assert "\n" not in str(refused.value)
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    """What was read of it to tell the columns, or to check the rows, does not come again."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CannotStartError, match="no file"):
+        read(tmp_path / "pipe")
+
+
+def test_two_columns_of_a_name_are_refused(tmp_path: Path) -> None:
+    columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["i"]), pa.array([3])]
+    table = pa.table(columns, names=["user_id", "user_id", "item_id", "rating"])
+    pq.write_table(table, tmp_path / "ratings.parquet")
+    with pytest.raises(CannotStartError, match="two columns user_id"):
+        read(tmp_path / "ratings.parquet")
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
@@ -297,6 +317,7 @@ def test_a_quote_that_is_never_closed_is_refused_before_it_fills_the_memory(
 FIELD = st.text(st.sampled_from('ab ,;"\n\t:é'), min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(
     rows=st.lists(st.tuples(FIELD, FIELD, st.floats(1, 5), st.booleans()), max_size=30),
     chunk=st.integers(20, 300),
@@ -342,6 +363,11 @@ def test_what_comes_after_a_line_goes_on_there(tmp_path: Path) -> None:
     assert len(batch.after(99)) == 0
 
 
+def test_the_different_numbers_of_many_keep_no_step_that_their_ends_would() -> None:
+    many = distinct(np.linspace(0.5, 5.0, 5_000))
+    assert format_scale(scale_for(distinct(np.concatenate((many, [1.0, 1.5]))))) == "0.5:5"
+
+
 @pytest.mark.parametrize(
     ("values", "text"),
     [
@@ -350,12 +376,16 @@ def test_what_comes_after_a_line_goes_on_there(tmp_path: Path) -> None:
         ([0.0, 10.0], "0:10"),
         ([-10.0, -9.75, 3.25, 10.0], "-10:10:0.25"),
         ([1.0, 1.7, 3.14], "1:3.14"),
-        ([3.0], "3:4"),
+        ([3.0], "1:5"),
+        ([7.0], "7:8"),
+        ([2.5, 3.0, 4.5], "0.5:5:0.5"),
+        ([2.5, 4.5], "0.5:5"),
+        ([0.0, 37.0, 38.0, 100.0], "0:100"),
         ([], "1:5"),
     ],
 )
-def test_the_suggested_scale_takes_all_ratings(values: list[float], text: str) -> None:
-    assert suggested_scale(np.array(values)) == text
+def test_the_scale_for_ratings_takes_all_of_them(values: list[float], text: str) -> None:
+    assert format_scale(scale_for(np.array(values))) == text
 
 
 def test_between_two_steps_is_off_the_scale() -> None:

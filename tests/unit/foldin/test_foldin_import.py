@@ -5,6 +5,7 @@ The target is a fake.
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,13 @@ import pytest
 from factors import Scale
 from featurestore.ratings.context_schema import ContextField, ContextSchema
 from foldin import importing
+from foldin.address import running_stack
 from foldin.errors import ImportStoppedError
 from foldin.files import reading
 from foldin.importing import run_import
+from foldin.preflight import locked
 from foldin.settings import FrontDoorSettings, ImportOptions
-from foldin.sinks import Row, RowRefusedError, SinkBusyError, open_sink, running_stack
+from foldin.sinks import Row, RowRefusedError, SinkBusyError, open_sink
 from processes.errors import CannotStartError
 
 
@@ -30,7 +33,8 @@ class FakeSink:
     batch_rows = 10
 
     def __init__(self, epoch: int = 1, before_write: Callable[[Sequence[Row]], None] | None = None) -> None:
-        self.scale = Scale(1.0, 5.0)
+        self.scale: Scale | None = Scale(1.0, 5.0)
+        self.decides: Scale | None = None
         self.epoch = epoch
         self.rows: list[Row] = []
         self.closed = False
@@ -41,6 +45,11 @@ class FakeSink:
         if self._before_write:
             self._before_write(rows)
         self.rows += rows
+
+    async def decide(self, scale: Scale) -> Scale:
+        """Take the scale, unless another one was there first."""
+        self.decides = self.decides or scale
+        return self.decides
 
     async def context_schema(self) -> ContextSchema:
         """As many categories as there may be, but for two."""
@@ -99,6 +108,19 @@ def test_every_rating_is_written_each_user_s_in_order(
     assert "200 ratings written to the fake" in capsys.readouterr().out
 
 
+def test_a_file_that_grows_meanwhile_is_not_said_to_be_imported(
+    file: Path, settings: FrontDoorSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def append(_: Sequence[Row]) -> None:
+        with file.open("a") as more:
+            more.write("ann,tea,none\n")
+
+    sink = use(monkeypatch, FakeSink(before_write=append))
+    with pytest.raises(ImportStoppedError, match="has changed while it was read"):
+        run_import(options(file), settings)
+    assert len(sink.rows) == 200
+
+
 def test_a_bad_row_refuses_the_whole_file_before_anything_is_written(
     file: Path,
     settings: FrontDoorSettings,
@@ -141,6 +163,45 @@ def test_contexts_that_do_not_fit_are_known_before_anything_is_written(
     named = replace(options(file), columns={"user": "user", "item": "item", "rating": "rating"})
     assert run_import(named, settings) == 0
     assert "--columns does not name them: context.device, context.mood" in capsys.readouterr().out
+
+
+def test_a_store_without_a_scale_gets_that_of_the_file(
+    tmp_path: Path,
+    settings: FrontDoorSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, sink = tmp_path / "ratings.csv", use(monkeypatch, FakeSink())
+    path.write_text("userId,movieId,rating\n1,2,0.5\n1,3,4.5\n1,4,5.0\n")
+    sink.scale = None
+    assert run_import(options(path), settings) == 0
+    assert (sink.decides, len(sink.rows)) == (Scale(0.5, 5.0, 0.5), 3)
+    assert "The scale of the fake is 0.5:5:0.5 from now on, for good." in capsys.readouterr().out
+    # A person knows better, or not.
+    sink = use(monkeypatch, FakeSink())
+    sink.scale = None
+    assert run_import(replace(options(path), scale="0:10"), settings) == 0
+    assert sink.decides == Scale(0.0, 10.0)
+    with pytest.raises(CannotStartError, match="must have its low end under its high end, not '10:0'"):
+        run_import(replace(options(path), scale="10:0"), settings)
+    # Another import was first: the file is held to what that one has decided, before anything is written.
+    sink.decides, sink.rows = Scale(1.0, 5.0), []
+    with pytest.raises(CannotStartError, match=r"1 bad rows .*the scale is 1:5"):
+        run_import(options(path), settings)
+    assert sink.rows == []
+
+
+def test_a_bad_row_decides_no_scale(
+    tmp_path: Path, settings: FrontDoorSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, sink = tmp_path / "ratings.csv", use(monkeypatch, FakeSink())
+    path.write_text("userId,movieId,rating\n1,2,0.5\n1,3,many\n")
+    sink.scale = None
+    with pytest.raises(CannotStartError, match="1 bad rows"):
+        run_import(options(path), settings)
+    assert (sink.decides, sink.rows) == (None, [])
+    assert run_import(options(path, on_bad="skip"), settings) == 0
+    assert sink.decides == Scale(0.5, 5.0)
 
 
 def test_off_the_scale_says_which_scale_would_take_it(
@@ -296,8 +357,13 @@ def test_ctrl_c_says_how_to_go_on(
             raise KeyboardInterrupt
 
     use(monkeypatch, FakeSink(before_write=stop))
-    assert run_import(options(file), settings) == 130
-    assert "go on with: foldin import" in capsys.readouterr().out
+    # What leads to the same target, and lets in there; the key itself is not shown.
+    told = replace(options(file), url="http://h", key="fk_secret", key_file=Path("my key"))
+    settings = replace(settings, inherited={"FOLDIN_CONFIG": "/f.toml"})
+    assert run_import(told, settings) == 130
+    said = capsys.readouterr().out
+    assert f"go on with: foldin import {file} --url http://h --key-file 'my key' --config /f.toml" in said
+    assert "secret" not in said
 
 
 def test_positions_that_cannot_be_kept_cost_nothing(
@@ -319,12 +385,20 @@ def test_the_state_folder_follows_the_environment(tmp_path: Path) -> None:
 def test_a_running_stack_is_found_by_its_file(tmp_path: Path) -> None:
     assert running_stack(tmp_path) is None
     content = {"pid": os.getpid(), "store": {"FOLDIN_REDIS_URL": "unix:///s"}}
-    (tmp_path / "stack.json").write_text(json.dumps(content))
-    assert running_stack(tmp_path) == {"FOLDIN_REDIS_URL": "unix:///s"}
-    (tmp_path / "stack.json").write_text(json.dumps({**content, "pid": 2**22 + 1}))
-    assert running_stack(tmp_path) is None
-    (tmp_path / "stack.json").write_text("[]")
-    assert running_stack(tmp_path) is None
+    data, copy = tmp_path / "data", tmp_path / "copy"
+    data.mkdir()
+    with locked(data):
+        (data / "stack.json").write_text(json.dumps(content))
+        assert running_stack(data) == {"FOLDIN_REDIS_URL": "unix:///s"}
+        # As `cp -r` leaves it: what is done to the copy is not to be done to what was copied.
+        shutil.copytree(data, copy)
+        assert running_stack(copy) is None
+        (data / "lock").unlink()
+        assert running_stack(data) == {"FOLDIN_REDIS_URL": "unix:///s"}
+        (data / "stack.json").write_text(json.dumps({**content, "pid": 2**22 + 1}))
+        assert running_stack(data) is None
+        (data / "stack.json").write_text("[]")
+        assert running_stack(data) is None
 
 
 async def test_a_target_that_is_not_there_is_refused(tmp_path: Path, settings: FrontDoorSettings) -> None:
@@ -334,3 +408,31 @@ async def test_a_target_that_is_not_there_is_refused(tmp_path: Path, settings: F
     asked = ImportOptions(tmp_path / "f", "http://127.0.0.1:9", None, "auto", None, "refuse", resume=False)
     with pytest.raises(CannotStartError, match=r"no API answers at http://127\.0\.0\.1:9"):
         await open_sink(asked, settings)
+
+
+def test_what_a_retired_field_keeps_out_takes_a_call_and_not_one_a_row(
+    file: Path, settings: FrontDoorSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file does not know what is retired: one refusal tells it of all rows that give the same."""
+    text = "".join(
+        f"u{n % 20},i{n // 20},3,{n if n % 4 else ''},{'old' if n % 3 else 'd1'}\n" for n in range(200)
+    )
+    file.write_text("user,item,rating,context.speed,context.device\n" + text)
+    calls = 0
+
+    def refuse(rows: Sequence[Row]) -> None:
+        nonlocal calls
+        calls += 1
+        for position, row in enumerate(rows):
+            for field, value in (row[5] or {}).items() if len(row) > 5 else ():
+                if field == "speed" or value == "old":
+                    raise RowRefusedError(f"{field} is retired", position, f"context.{field}")
+
+    monkeypatch.setattr(FakeSink, "batch_rows", 100)
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 1_000_000)
+    sink = use(monkeypatch, FakeSink(before_write=refuse))
+    assert run_import(options(file, on_bad="skip"), settings) == 0
+    # Of those without a speed, those of the other device.
+    assert len(sink.rows) == len([n for n in range(0, 200, 4) if n % 3 == 0])
+    # Two lanes of some 100 rows: each field is refused once in a call.
+    assert calls <= 4 * 3

@@ -2,6 +2,7 @@
 
 import gzip
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,69 @@ def test_lines_are_taken_as_they_are(path: Path) -> None:
     assert found.rows == [{"item_id": "a", "hidden": True}, {"item_id": "b"}]
 
 
+def test_cells_that_json_does_not_have(path: Path) -> None:
+    table = {
+        "id": ["a", "b"],
+        "genres": [["x", None, ""], None],
+        "price": [Decimal("9.50"), None],
+        "size": [1.0, float("nan")],
+        "out": pa.array([1_700_000_000_123_456_789, None], pa.timestamp("ns", "UTC")),
+        "available_until": [float("nan"), float("inf")],
+    }
+    pq.write_table(pa.table(table), path)
+    found = read_items_file(path, None, {})
+    assert found.types == {"price": "number", "size": "number", "out": "time"}
+    values = {"price": 9.5, "size": 1.0, "out": "2023-11-14T22:13:20.123456Z"}
+    assert found.rows == [
+        {"item_id": "a", "categories": ["x"], "attributes": values},
+        # The API says that this is no time.
+        {"item_id": "b", "available_until": "inf"},
+    ]
+    pq.write_table(pa.table({"id": ["a"], "out": pa.array([2**62], pa.timestamp("us"))}), path)
+    with pytest.raises(CannotStartError, match="date value out of range"):
+        read_items_file(path, None, {})
+    infinite = read(path, "id,size\na,1e999\n")
+    assert infinite.types == {"size": "text"}
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (pa.array(["dune", "7"]), ["dune", "7"]),
+        (pa.array(["dune", "7"]).dictionary_encode(), ["dune", "7"]),
+        (pa.array([b"dune", "Amélie".encode()], pa.binary()), ["dune", "Amélie"]),
+        (pa.array([7, 2**63 - 1]), ["7", "9223372036854775807"]),
+        (pa.array([7.0, 2.0**53 - 1]), ["7", "9007199254740991"]),
+        (pa.array([Decimal(7), Decimal(10**37 + 1)], pa.decimal128(38, 0)), ["7", str(10**37 + 1)]),
+        (pa.array([Decimal("7.00"), Decimal("8.00")], pa.decimal128(9, 2)), ["7", "8"]),
+    ],
+)
+def test_an_id_is_the_one_that_ratings_have(path: Path, ids: pa.Array, expected: list[str]) -> None:
+    pq.write_table(pa.table({"id": ids, "title": pa.array([b"a", b"b"], pa.binary())}), path)
+    found = read_items_file(path, None, {}).rows
+    assert found == [{"item_id": each, "title": title} for each, title in zip(expected, "ab", strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("ids", "why"),
+    [
+        (pa.array([7.5]), "7.5 is no id"),
+        (pa.array([2.0**53]), "9007199254740992.0 is no id"),
+        (pa.array([float("inf")]), "inf is no id"),
+        (pa.array([float("nan")]), "row 1 .* has no id"),
+        (pa.array([Decimal("7.5")], pa.decimal128(9, 2)), "7.50 is no id"),
+        (pa.array([True]), "True is no id"),
+        (pa.array([b"\xff"], pa.binary()), "invalid start byte"),
+        (pa.array([date(2024, 1, 31)]), "2024-01-31 is no id"),
+        (pa.array([["a"]]), "is no id"),
+    ],
+)
+def test_what_would_be_the_id_of_another_item_is_refused(path: Path, ids: pa.Array, why: str) -> None:
+    pq.write_table(pa.table({"id": ids}), path)
+    with pytest.raises(CannotStartError, match=why):
+        read_items_file(path, None, {})
+
+
 def test_columns_and_types_can_be_told(path: Path) -> None:
     text = "key,zip,words,until\na,01234,x|y,100\n"
     told = {"item_id": "key", "zip": "text", "words": "list", "available_until": "until"}
@@ -123,6 +187,9 @@ def test_few_values_of_another_type_are_told_and_can_be_left_out(path: Path) -> 
         (f"id,{'x' * 65}\na,1\n", None, "no usable name"),
         ('{"item_id": 1}\n{]\n', None, "line 2 of"),
         ('{"item_id": 1}\n[1]\n', None, "line 2 of"),
+        ('{"item_id": 1, "attributes": {"year": NaN}}\n', None, "line 1 of .* is no JSON"),
+        ('{"a":' * 5000 + "1" + "}" * 5000, None, "line 1 of .* is no JSON"),
+        ("id,title\ra,b\r", None, "cannot be read"),
         (b"\x1f\x8bnot gzip", None, "cannot be read"),
         (b"PAR1 not parquet", None, "cannot be read"),
         ("", None, "which column|cannot be read"),

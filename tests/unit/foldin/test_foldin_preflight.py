@@ -90,10 +90,25 @@ def test_a_directory_belongs_to_one_stack(tmp_path: Path) -> None:
         pass
 
 
+def test_a_directory_without_its_lock_file_still_belongs_to_one_stack(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        (tmp_path / "lock").unlink()
+        with pytest.raises(CannotStartError, match="in use"), locked(tmp_path, orphans_gone_s=0.2):
+            pass
+    with locked(tmp_path):
+        pass
+
+
+def test_a_lock_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(CannotStartError, match=r"lock cannot be opened .*--data"), locked(tmp_path):
+        pass
+
+
 def test_a_directory_whose_parts_do_not_end_stays_locked(tmp_path: Path) -> None:
     """The supervisor is gone, a part still holds the descriptor."""
     with locked(tmp_path) as lock:
-        part = subprocess.Popen(["sleep", "30"], pass_fds=(lock,))
+        part = subprocess.Popen(["sleep", "30"], pass_fds=lock)
     (tmp_path / "lock").write_text("999999999\n")
     try:
         with (

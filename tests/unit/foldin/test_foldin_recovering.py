@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from foldin import __main__ as command
-from foldin.recovering import find_place, listed, run_undo
+from foldin.preflight import locked
+from foldin.recovering import listed, run_undo
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
+from foldin.recovery.place import find_place
 from foldin.recovery.sources import find_source
 from foldin.settings import FrontDoorSettings, UndoOptions, moment
 from processes.errors import CannotStartError
@@ -95,7 +97,8 @@ def test_the_stack_of_a_directory_then_the_environment(tmp_path: Path) -> None:
         find_place(data, front_door(tmp_path))
     store = {"FOLDIN_REDIS_URL": "redis://one:1", "FOLDIN_NAMESPACE": "mine"}
     (data / "stack.json").write_text(json.dumps({"pid": os.getpid(), "store": store}))
-    found = find_place(data, front_door(tmp_path, FOLDIN_REDIS_URL="redis://two:2"))
+    with locked(data):
+        found = find_place(data, front_door(tmp_path, FOLDIN_REDIS_URL="redis://two:2"))
     assert (found.store.url, found.archive_folder) == ("redis://one:1", data / "archive" / "mine")
 
 

@@ -4,8 +4,9 @@ import itertools
 from dataclasses import replace
 
 from featurestore.generations.manifest import Pointer, RolledBack
-from foldin.torture.auditor import is_backwards, out_of_order
-from foldin.torture.clients import Shared
+from foldin.torture.auditor import ARCHIVE, FORGOTTEN, Auditor, is_backwards, out_of_order
+from foldin.torture.calls import Reply
+from foldin.torture.clients import TOLD, Shared, context_of, read_user
 from foldin.torture.histories import LATE_S, Histories, Write
 from foldin.torture.report import Report
 
@@ -135,6 +136,58 @@ def test_no_rating_is_given_twice() -> None:
     shared.numbers = itertools.count(10_000_000)
     assert first[0] != first[1]
     assert shared.value(0, 0) not in first
+
+
+class Answering:
+    """Answers every call with one rating of a user and its context."""
+
+    def __init__(self, rating: float, context: dict[str, float] | None) -> None:
+        self._row = {"item_id": "dune", "rating": rating, "context": context}
+
+    async def call(self, *_: object, **__: object) -> Reply:
+        return Reply(200, {"ratings": [self._row]}, 2.0, 2.5)
+
+
+async def test_a_context_that_was_not_told_with_a_rating_is_found() -> None:
+    for value in (1.0, 1.0 + 1e-9):
+        for told in (None, {"mark": 7}, context_of(value)):
+            shared = Shared(Answering(value, told), Histories(), Report(seed=1))  # type: ignore[arg-type]
+            rated(shared.histories, value, 1.0)
+            shared.histories.sent[ANN].add(value)
+            await read_user(shared, ANN, 0)
+            found = [check for _, check, _ in shared.report.violations]
+            assert found == ([] if told == context_of(value) else [TOLD]), (value, told)
+
+
+def test_the_archive_has_no_event_twice_none_that_was_not_sent_and_none_of_before_an_erasure() -> None:
+    shared = Shared(None, Histories(), Report(seed=1))  # type: ignore[arg-type]  # no call is made
+    auditor = Auditor(None, None, shared, 1)  # type: ignore[arg-type]  # neither is looked at
+    for value in (1.0, 2.0):
+        rated(shared.histories, value, value)
+        shared.histories.sent[ANN].add(value)
+    for events, erased, wrong in (
+        ([(1, 1.0), (2, 2.0)], {}, []),
+        ([(1, 1.0), (1, 2.0)], {}, [ARCHIVE]),
+        ([(1, 1.0), (2, 3.0)], {}, [ARCHIVE]),
+        ([(1, 1.0), (2, 2.0)], {ANN: {1.0}}, [FORGOTTEN]),
+        ([(2, 2.0)], {ANN: {1.0}}, []),
+    ):
+        shared.report.violations.clear()
+        auditor._check_user(ANN, events, shared.histories.live, erased)
+        assert [check for _, check, _ in shared.report.violations] == wrong, events
+
+
+def test_the_first_history_is_not_taken_for_one_that_replaced_it_where_another_begins_at_once() -> None:
+    shared = Shared(None, Histories(), Report(seed=1))  # type: ignore[arg-type]  # no call is made
+    auditor = Auditor(None, None, shared, 2)  # type: ignore[arg-type]  # neither is looked at
+    first = shared.histories.live
+    shared.histories.begin()
+    pointer = Pointer(2, 7, 3, held=False, previous=6, pending=0, pending_since=0.0)
+    auditor._decide(pointer, {b"2"}, 1.0)
+    assert len(shared.histories.worlds) == 2
+    shared.histories.begun(2.0, refused=True)
+    auditor._decide(pointer, {b"2"}, 3.0)
+    assert shared.histories.worlds == [first]
 
 
 def test_the_pointer_goes_back_only_where_that_was_asked_for() -> None:

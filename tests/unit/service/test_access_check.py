@@ -184,21 +184,29 @@ def test_with_keys_any_name_passes_unless_there_is_a_list() -> None:
 
 def test_every_route_needs_a_role_and_few_are_public() -> None:
     assert {route.path for route in ROUTES if route.needs == "public"} == {
-        *("/livez", "/readyz", "/", "/docs", "/openapi.json", "/static/{name}")
+        *("/livez", "/readyz", "/access", "/", "/docs", "/openapi.json", "/openapi.yaml"),
+        *("/static/{name}", "/static/{folder}/{name}", "/manual", "/manual/{page}"),
     }
     assert {(route.method, route.path) for route in ROUTES if route.needs == "operate"} == {
         ("POST", "/train"),
+        ("PUT", "/scale"),
         ("POST", "/generations/{generation}/activate"),
         ("DELETE", "/users/{user_id}"),
+        ("POST", "/users"),
         *((method, "/users/{user_id}/attributes") for method in ("PUT", "PATCH", "DELETE")),
         *((method, "/items/{item_id}") for method in ("PUT", "PATCH", "DELETE")),
         ("POST", "/items"),
         ("PUT", "/schema"),
+        *(("GET", "/settings"), ("GET", "/keys"), ("POST", "/keys"), ("DELETE", "/keys/{name}")),
         *(("DELETE", f"/schema/context/{what}") for what in ("{field}", "{field}/{category}")),
         ("PUT", "/event-types"),
         *((method, "/scenarios/{name}") for method in ("PUT", "DELETE")),
+        *((method, "/reports/{name}") for method in ("PUT", "DELETE")),
         *((method, "/experiments/{name}") for method in ("PUT", "DELETE")),
     }
+    # What Prometheus holds opens nothing that names a user.
+    scraped = {(route.method, route.path) for route in ROUTES if route.needs == "metrics"}
+    assert scraped == {("GET", "/metrics"), ("GET", "/status")}
     # Negative control: what writes is no read.
     reads = {(route.method, route.path) for route in ROUTES if route.needs == "read"}
     asked_by_post = {("POST", "/predict"), ("POST", "/recommend"), ("POST", "/recommend/{user_id}")}

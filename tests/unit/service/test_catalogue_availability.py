@@ -32,6 +32,22 @@ def test_a_row_is_shown_in_its_span() -> None:
         assert mask is None or mask.tolist() == [True, shown, True]
 
 
+def test_a_mask_that_was_given_never_changes() -> None:
+    found = Availability(0.0)
+    put(found, 1, 10.0, 20.0)
+    first = found.mask(5.0, 3)
+    assert first is not None
+    # A ranking remembers what only such a mask allows.
+    assert not first.flags.writeable
+    assert found.mask(6.0, 3) is first
+    put(found, 2, 10.0, 20.0)
+    second = found.mask(7.0, 3)
+    assert second is not None
+    assert first.tolist() == [True, False, True]
+    assert second.tolist() == [True, False, False]
+    assert not second.flags.writeable
+
+
 def test_what_is_put_again_takes_no_room() -> None:
     found = Availability()
     put(found, 0, 10.0, 20.0)
@@ -47,6 +63,23 @@ def test_what_is_put_again_takes_no_room() -> None:
     assert found.mask(15.0, 1) is None
 
 
+def test_what_is_put_later_and_later_takes_no_room() -> None:
+    # As a feed does that says every hour that an item is there for another day.
+    found = Availability(0.0)
+    put(found, 0, 1.0, 10.0)
+    tracemalloc.start()
+    try:
+        for moment in range(11, 5_000):
+            put(found, 0, 1.0, moment)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 50_000
+    for now, shown in ((0.5, False), (10.0, True), (4_998.5, True), (4_999.0, False)):
+        mask = found.mask(now, 1)
+        assert (mask is None) == shown
+
+
 def test_a_mask_that_was_handed_out_never_changes() -> None:
     found = Availability()
     put(found, 0, INF, INF)
@@ -57,6 +90,15 @@ def test_a_mask_that_was_handed_out_never_changes() -> None:
     assert first is not None
     assert second is not None
     assert (first.tolist(), second.tolist()) == ([False, True], [False, False])
+
+
+def test_many_change_at_one_moment() -> None:
+    found, n = Availability(0.0), 5_000
+    rows = np.arange(n)
+    found.put(rows, np.full(n, 10.0), np.where(rows % 2, 20.0, INF))
+    for now, shown in ((9.0, 0), (10.0, n), (20.0, n // 2), (30.0, n // 2)):
+        mask = found.mask(now, n)
+        assert (n if mask is None else int(mask.sum())) == shown
 
 
 def test_a_longer_table_is_covered() -> None:

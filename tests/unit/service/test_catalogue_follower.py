@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -82,6 +83,7 @@ class _Registry:
 class _Store:
     def __init__(self) -> None:
         self.catalogue = _Catalogue()
+        self.users = SimpleNamespace(moved=False)
         self.registries = {1: _Registry(), 2: _Registry()}
 
     def items(self, epoch: int) -> _Registry:

@@ -66,6 +66,7 @@ class FakeUsers:
         self.caught_up: list[list[bytes]] = []
         self.failure: Exception | None = None
         self.copies: UserCopies | None = None
+        self.moved = False
 
     async def lookup(self, live: LiveGeneration, user_ids: list[bytes]) -> UserLookup:
         self.lookups.append(list(user_ids))
@@ -93,6 +94,9 @@ class FakeUsers:
 
 
 class FakeStore:
+    def apart(self, _epoch: int, user_ids: list[bytes]) -> list[list[int]]:
+        return [list(range(len(user_ids)))]
+
     def __init__(self) -> None:
         self.users, self.registry = FakeUsers(), FakeRegistry()
 
@@ -190,6 +194,15 @@ async def test_while_the_store_is_away_copies_answer_and_say_so() -> None:
     assert (unknown.basis, item.basis) == ("item", "user")
     assert all(each.degraded and each.generation == live.generation for each in (known, unknown, item))
     assert b'"degraded":true' in msgspec.json.encode(known)
+
+
+async def test_answers_of_a_store_that_has_moved_say_so() -> None:
+    batcher, store, _ = make_batcher(live_generation())
+    before = await batcher.submit(b"0", b"1")
+    store.users.moved = True
+    after = await batcher.submit(b"0", b"1")
+    assert (after.rating, after.std) == (before.rating, before.std)
+    assert (before.degraded, after.degraded) == (False, True)
 
 
 async def test_a_fold_in_that_the_store_cuts_off_is_answered_by_copies() -> None:

@@ -56,7 +56,7 @@ def test_what_is_no_context_is_named_by_field_and_row(context: str, field: str) 
 
 
 def test_an_event_that_is_no_rating_has_no_context() -> None:
-    known = Known({each.name: each for each in DEFAULT_TYPES}, 1, SCALE, 1e9)
+    known = Known({each.name: each for each in DEFAULT_TYPES}, 1, SCALE, decided=True, now=1e9)
     rows: list[dict[str, Any]] = [
         {**PAIR, "type": "rating", "value": 3, "context": {"hour": 1}},
         {**PAIR, "type": "view", "context": {}},

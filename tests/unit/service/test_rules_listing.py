@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,12 @@ class World:
     columns: Columns
     floor: float = 0.0
     asked: int = 0
+    masks: list[Bools] = field(default_factory=list)
 
     def ranking(self) -> Ranking:
         async def top(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
             self.asked += 1
+            self.masks += [] if allowed is None else [allowed]
             rows = [row for row in range(len(self.scores)) if allowed is None or allowed[row]]
             rows = [row for row in rows if row not in set(exclude.tolist())]
             rows = sorted(rows, key=lambda row: (-self.scores[row], row))[:n]
@@ -90,7 +92,9 @@ def slow(world: World, wanted: int, applied: Applied, categories: list[tuple[str
     rows = sorted((row for row in rows if row not in out), key=lambda row: (-boosted(row), row))
     chosen: list[int] = []
     for row in rows:
-        counts = [sum(name in categories[each] for each in chosen) for name in categories[row]]
+        # What is pinned counts, wherever it stands.
+        held = [*chosen, *applied.pinned.values()]
+        counts = [sum(name in categories[each] for each in held) for name in categories[row]]
         if applied.cap is None or all(count < applied.cap for count in counts):
             chosen.append(row)
     listed: list[int] = []
@@ -192,6 +196,63 @@ async def test_diversity_chooses_among_the_best() -> None:
     assert sorted(await world.list(9, trade_off=0.0)) == [0, 1, 2, 3]
 
 
+@given(st.data())
+@settings(max_examples=30, deadline=None)
+async def test_pages_of_a_diverse_list_join(data: st.DataObject) -> None:
+    n, rng = 600, np.random.default_rng(data.draw(st.integers(0, 99)))
+    items = [CatalogueItem("", categories=[str(each)]) for each in rng.integers(0, 80, n)]
+    world = World(rng.uniform(0.0, 9.0, n).tolist(), columns_of(items))
+    pinned = dict(zip((2, 7, 55), rng.permutation(n).tolist(), strict=False))
+    rules: dict[str, Any] = {
+        "trade_off": data.draw(st.sampled_from([0.1, 0.6])),
+        "cap": data.draw(st.sampled_from([None, 1, 3])),
+        "pinned": data.draw(st.sampled_from([{}, pinned])),
+    }
+    longest = await world.list(260, **rules)
+    assert len(longest) == len(set(longest))
+    assert len(longest) == 260 or rules["cap"] is not None
+    for wanted in (1, 10, 20, 49, 50, 51, 60, 130):
+        # Behind the end of a list stands what is pinned farther on.
+        if wanted <= len(longest) and max(rules["pinned"], default=0) <= len(longest):
+            assert await world.list(wanted, **rules) == longest[:wanted]
+
+
+@pytest.mark.parametrize("barred", [0, 7])
+async def test_a_long_diverse_list_makes_the_groups_of_its_boosts_once(barred: int) -> None:
+    rng = np.random.default_rng(3)
+    world = World(rng.uniform(0.0, 9.0, 800).tolist(), Columns())
+    boosts = [(factor, rng.random(800) < 0.5) for factor in (0.3, 1.7, 2.9, 5.3)]
+    allowed = None if not barred else np.arange(800) >= barred
+    options: dict[str, Any] = {"allowed": allowed, "boosts": boosts, "trade_off": 0.4}
+    short = await world.list(50, **options)
+    # Most lists end here, and have no mask remembered.
+    assert len(world.masks) == 16
+    assert all(mask.flags.writeable for mask in world.masks)
+    world.masks.clear()
+    longest = await world.list(500, **options)
+    assert (len(set(longest)), longest[:50]) == (500, short)
+    assert len(world.masks) == 160
+    assert len({id(mask) for mask in world.masks}) == 16
+    assert not any(mask.flags.writeable for mask in world.masks)
+
+
+async def test_what_is_pinned_counts_for_caps_and_diversity() -> None:
+    items = [CatalogueItem("", categories=[name]) for name in "aabbcc"]
+    world = World([6.0, 5.0, 4.0, 3.0, 2.0, 1.0], columns_of(items))
+    # Wherever it stands: a page knows of what the next one has.
+    for position in (1, 3):
+        found = await world.list(3, cap=1, pinned={position: 5})
+        assert found[position - 1] == 5
+        assert [row for row in found if row != 5] == [0, 2]
+    assert await world.list(3, cap=1, pinned={9: 5}) == [0, 2]
+    # More than the cap are shown where an editor wants them, and no other one.
+    assert await world.list(4, cap=1, pinned={1: 0, 2: 1}) == [0, 1, 2, 4]
+    # Rows that differ by six are alike, and the best is as one that is pinned.
+    plain = World([9.0, 8.9, *[1.0] * 4, 8.8], Columns())
+    assert (await plain.list(1, trade_off=0.5))[0] == 0
+    assert (await plain.list(2, trade_off=0.5, pinned={1: 6}))[1] == 1
+
+
 async def test_rules_become_rows() -> None:
     columns = columns_of(FILMS)
     fields = RuleFields(
@@ -249,7 +310,10 @@ def test_what_the_call_says_takes_the_place_of_the_scenario() -> None:
     fields = RuleFields(per_category=5, exclude_items=[], diversity=Diversity(1.0))
     call = parse_rules(fields, {})
     both = merged(call, fields, scenario)
-    assert (both.cap, both.order, both.exclude, both.trade_off) == (5, "rating", (), None)
+    assert (both.cap, both.order, both.exclude, both.trade_off) == (5, "rating", (b"a",), None)
+    # What an operator has barred stays so, whatever the call bars besides.
+    more = RuleFields(exclude_items=["b", "a"])
+    assert merged(parse_rules(more, {}), more, scenario).exclude == (b"a", b"b")
     assert merged(call, fields, None) is call
     assert merged(parse_rules(RuleFields(), {}), RuleFields(), scenario) == scenario
 

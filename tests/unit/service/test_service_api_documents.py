@@ -6,7 +6,9 @@ from pathlib import Path
 import msgspec
 
 from service.http.problems import KINDS
+from service.openapi import Route
 from service.routes import ROUTES, describe
+from tests.support.examples import Example, examples
 
 API = Path(__file__).resolve().parents[3] / "docs/api.md"
 
@@ -36,3 +38,56 @@ def test_every_call_and_code_is_in_the_manual() -> None:
     missing = {f"{method} {path}" for method, path in calls() if f"{method} {path}" not in manual}
     assert missing == set()
     assert {code for code in KINDS if f"`{code}`" not in manual} == set()
+
+
+def route_of(example: Example) -> Route:
+    """The route that answers an example; a call with a body is a POST where nothing else is said."""
+    path = "/" + example.path.partition("?")[0]
+    method = "POST" if example.body and example.method == "GET" else example.method
+    found = [
+        route
+        for route in ROUTES
+        if route.method == method and re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", route.path), path)
+    ]
+    # What is spelled out goes before an id.
+    return min(found, key=lambda route: route.path.count("{"))
+
+
+def test_every_answer_in_the_manual_has_the_members_of_its_type_and_no_other() -> None:
+    wrong, checked = [], 0
+    for each in examples(API.read_text("utf-8")):
+        route = route_of(each)
+        types = [kind for kind in (route.answer, route.accepts) if isinstance(kind, type)]
+        # Those of /predict are written without a type, for speed.
+        if each.shown is not None and types:
+            why = [misfit(each.shown, kind) for kind in types]
+            checked += 1
+            wrong += [(route.method, each.path, why)] if all(why) else []
+    assert wrong == []
+    assert checked > 30
+
+
+def misfit(shown: object, kind: type) -> str:
+    """Why an answer is not one of `kind`, empty where it is."""
+    try:
+        made: object = msgspec.convert(shown, kind)
+    except msgspec.ValidationError as exc:
+        return str(exc)
+    lost = left_out(shown, msgspec.to_builtins(made))
+    return f"there is no {lost}" if lost else ""
+
+
+def left_out(shown: object, made: object, at: str = "") -> str:
+    """The first member that the type does not have."""
+    if isinstance(shown, dict) and isinstance(made, dict):
+        for name, value in shown.items():
+            # A member that has its default is not written.
+            if name not in made and value not in (None, False, [], {}):
+                return f"{at}.{name}"
+            if name in made and (found := left_out(value, made[name], f"{at}.{name}")):
+                return found
+    if isinstance(shown, list) and isinstance(made, list):
+        for one, other in zip(shown, made, strict=True):
+            if found := left_out(one, other, f"{at}[]"):
+                return found
+    return ""

@@ -1,5 +1,7 @@
 """Ids, queries and bodies at the edge: what passes, and what is named where something does not."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -135,6 +137,15 @@ def test_what_is_no_json_is_malformed(body: bytes, where: int | None) -> None:
 def test_something_after_the_array_is_malformed() -> None:
     assert refused(b"[" + row().encode() + b"] x").code == "malformed_json"
     assert refused(b"[" + row().encode() + b",]").code == "malformed_json"
+
+
+def test_digits_without_end_do_not_keep_a_body_from_being_refused() -> None:
+    """Python refuses to read an integer of so many."""
+    digits = "9" * 5_000
+    assert refused(f"[{row(more=f', {chr(34)}x{chr(34)}: {digits}')}, {{]".encode()).field == "x"
+    with pytest.raises(Problem) as caught:
+        Body(dict[str, Any]).decode(f'{{"age": {digits}}}'.encode())
+    assert (caught.value.code, caught.value.field) == ("invalid_body", "age")
 
 
 def test_deep_nesting_is_refused() -> None:

@@ -31,11 +31,10 @@ def append(archive: EpochArchive, ms: int) -> None:
 
 def rebuild(archive: EpochArchive, root: ArchiveRoot) -> None:
     old = archive.begin_rebuild()
+    root.trash.keep([segment.path for segment in old], 1, "a" * 32, "rebuilt")
     table = event_table(["ann"], [SEGMENTS], [1], [4.0], stream_ms=[0])
     archive.append(table, {})
-    archive.finish_rebuild(
-        old, archive.snapshot().spans, lambda paths: root.trash.keep(paths, 1, "a" * 32, "rebuilt")
-    )
+    archive.finish_rebuild(old, archive.snapshot().spans)
 
 
 WORK: dict[str, Callable[[ArchiveRoot, EpochArchive], object]] = {

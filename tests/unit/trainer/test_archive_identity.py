@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,7 @@ def emptied(identity: str = OURS) -> StoreState:
         ("new folder", ArchiveState(None, {}), store()),
         ("replaced epoch on its way to the trash", archive(), store(epoch=2, last_epoch=2)),
         ("from before there were identities", archive(identity=None), store((6_000, 310), 300)),
+        ("moved to fewer partitions", archive(partition=4), replace(store(), partitions=4)),
     ],
 )
 def test_archive_of_the_store(name: str, archived: ArchiveState, stored: StoreState) -> None:
@@ -78,7 +80,11 @@ def test_archive_of_the_store(name: str, archived: ArchiveState, stored: StoreSt
         (archive(), store(identity=OTHER), "another store"),
         (archive(epoch=3), store(last_epoch=2), "epoch 3, and the store has begun no more than 2"),
         (archive(), emptied(), "goes on to event 300, the store ends at 0"),
-        (archive(partition=1), store(), "partition 1 of epoch 1: the archive goes on to event 300"),
+        (
+            archive(partition=1),
+            replace(store(), partitions=4),
+            "partition 1 of epoch 1: the archive goes on to event 300",
+        ),
         (archive(), store((4_900, 290), 290), "goes on to event 300, the store ends at 290"),
         # It lost its tail and gave the same numbers again, later.
         (archive(), store((7_000, 300), 290), "event 300 of the archive"),

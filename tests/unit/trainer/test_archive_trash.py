@@ -14,7 +14,7 @@ from trainer.archive.events import spans_of
 from trainer.archive.item_list import read_items, write_items
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import METADATA_KEY, read_segment
-from trainer.archive.trash import Trash, TrashEntry, surplus
+from trainer.archive.trash import Overdue, Removal, Trash, TrashEntry, surplus
 from trainer.errors import ArchiveFailedError, ArchiveRefusedError
 
 AT = datetime(2026, 11, 26, 6, 30, 0, 125_000, tzinfo=UTC)
@@ -105,10 +105,11 @@ def test_disk_in_the_way_leaves_the_epoch(tmp_path: Path, trash: Trash) -> None:
 def test_replaced_segments_of_a_rebuild_are_kept(tmp_path: Path, trash: Trash) -> None:
     archive = fill(tmp_path / "epoch-000001")
     old = archive.begin_rebuild()
+    trash.keep([segment.path for segment in old], 1, "x" * 32, "rebuilt")
     table = event_table(["ann"], [9], [0], [5.0], stream_ms=[0])
     archive.append(table, {})
     spans = spans_of(event_table(["ann"], [9], [0], [5.0], stream_ms=[99]))
-    archive.finish_rebuild(old, spans, lambda paths: trash.keep(paths, 1, "x" * 32, "rebuilt"))
+    archive.finish_rebuild(old, spans)
     (entry,) = trash.entries()
     assert (entry.why, entry.ratings, entry.users) == ("rebuilt", 4, 2)
     assert len(events_of(entry.path)) == 4
@@ -173,6 +174,21 @@ def entry(at_days: float, size: int) -> TrashEntry:
 def test_what_leaves_the_trash(entries: list[TrashEntry], removed: list[tuple[float, str]]) -> None:
     found = surplus(entries, now=10 * DAY_S, keep_s=7 * DAY_S, most_bytes=100)
     assert [(each.at / DAY_S, why) for each, why in found] == removed
+
+
+def test_a_clock_that_jumps_ahead_empties_no_trash() -> None:
+    old, large, keep_s = entry(1.0, 10), entry(9.0, 10), 7 * DAY_S
+    overdue = Overdue()
+    found: list[tuple[TrashEntry, Removal]] = [(old, "age"), (large, "size")]
+    assert overdue.confirmed(found, 0.0, keep_s) == [(large, "size")]
+    assert overdue.confirmed(found[:1], 3_000.0, keep_s) == []
+    # It was set right, and ahead once more.
+    assert overdue.confirmed([], 3_500.0, keep_s) == []
+    assert overdue.confirmed(found[:1], 3_700.0, keep_s) == []
+    assert overdue.confirmed(found[:1], 7_200.0, keep_s) == []
+    assert overdue.confirmed(found[:1], 7_300.0, keep_s) == [(old, "age")]
+    # Who keeps nothing waits for nothing.
+    assert Overdue().confirmed(found[:1], 0.0, 0.0) == [(old, "age")]
 
 
 def test_removed_entry_is_gone_and_a_half_removed_one_too(tmp_path: Path, trash: Trash) -> None:

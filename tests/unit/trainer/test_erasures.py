@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 
 from tests.support.event_tables import free
-from trainer.archive.erasures import Erasures, Ledger, ledger_files, parse_ledger, put_ledger, require_known
+from trainer.archive.erasures import (
+    Erasures,
+    Ledger,
+    ledger_files,
+    parse_ledger,
+    readable_ledgers,
+    require_known,
+)
 from trainer.archive.root import ArchiveRoot
+from trainer.archive.storage.files import write_whole
 from trainer.errors import ArchiveFailedError, ArchiveRefusedError, LedgerDamagedError
 
 RECORD = 32
@@ -55,14 +63,85 @@ def test_what_one_has_of_another(tmp_path: Path) -> None:
     assert not none.has_all_of(less)
 
 
-@pytest.mark.parametrize("left", [1, 31, 32, 33, 96])
-def test_what_a_power_cut_left_is_cut_off(tmp_path: Path, left: int) -> None:
+@pytest.mark.parametrize("left", [1, 16, 31])
+def test_a_part_of_a_record_that_a_power_cut_left_stays_and_another_file_is_begun(
+    tmp_path: Path, left: int
+) -> None:
+    torn = added(tmp_path, (b"ann", 1), (b"bob", 2))
+    content = torn.read_bytes() + bytes(range(left))
+    torn.write_bytes(content)
+    assert read(torn).erased_at([b"ann", b"bob"]).tolist() == [1, 2]
+    for _ in range(2):
+        Erasures(tmp_path, guard=free).add([(b"cid", 3)])
+    assert torn.read_bytes() == content
+    (other,) = set(ledger_files(tmp_path)) - {torn}
+    assert read(other).erased_at([b"ann", b"bob", b"cid"]).tolist() == [0, 0, 3]
+
+
+@pytest.mark.parametrize("place", range(RECORD))
+def test_a_last_record_that_was_told_of_is_never_cut_off(tmp_path: Path, place: int) -> None:
     path = added(tmp_path, (b"ann", 1), (b"bob", 2))
-    with path.open("ab") as file:
-        file.write(bytes(left))
-    assert read(path).erased_at([b"ann", b"bob"]).tolist() == [1, 2]
-    assert read(added(tmp_path, (b"cid", 3))).erased_at([b"ann", b"bob", b"cid"]).tolist() == [1, 2, 3]
-    assert path.stat().st_size == 4 * RECORD
+    content = bytearray(path.read_bytes())
+    content[2 * RECORD + place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(LedgerDamagedError, match=path.name):
+        read(path)
+    Erasures(tmp_path, guard=free).add([(b"cid", 3)])
+    assert path.read_bytes()[:-RECORD] == content
+    found = np.maximum.reduce(
+        [each.erased_at([b"ann", b"bob", b"cid"]) for each in readable_ledgers(tmp_path)]
+    )
+    assert found.tolist() == [1, 0, 3]
+
+
+def test_records_that_a_lost_block_took_are_told_of(tmp_path: Path) -> None:
+    path = added(tmp_path, *[(b"u%d" % k, k + 1) for k in range(40)])
+    content = path.read_bytes()
+    for lost in (content[:512] + bytes(len(content) - 512), content[:512] + bytes(512) + content[1024:]):
+        path.write_bytes(lost)
+        with pytest.raises(LedgerDamagedError, match=path.name):
+            read(path)
+        assert read(path, skip_damaged=True).erased_at([b"u0", b"u14", b"u15"]).tolist() == [1, 15, 0]
+
+
+@pytest.mark.parametrize("zeros", [1, 31, RECORD, RECORD + 8, 15 * RECORD, 4096, 8192 - 3 * RECORD])
+def test_zeros_that_a_power_cut_left_behind_what_was_told_of_are_no_damage(
+    tmp_path: Path, zeros: int
+) -> None:
+    path = added(tmp_path, (b"ann", 1), (b"bob", 2))
+    told = path.read_bytes()
+    path.write_bytes(told + bytes(zeros))
+    ledger = read(path)
+    assert ledger.erased_at([b"ann", b"bob"]).tolist() == [1, 2]
+    # As a backup has it.
+    assert ledger.content == told
+    # What comes from now on does not stand behind them.
+    for _ in range(2):
+        Erasures(tmp_path, guard=free).add([(b"cid", 3)])
+    assert path.read_bytes() == told + bytes(zeros)
+    (other,) = set(ledger_files(tmp_path)) - {path}
+    assert read(other).erased_at([b"cid"]).tolist() == [3]
+
+
+@pytest.mark.parametrize("last", [b"\1", b"\0" * 30 + b"\1\0"])
+def test_zeros_with_anything_in_or_behind_them_are_damage(tmp_path: Path, last: bytes) -> None:
+    path = added(tmp_path, (b"ann", 1))
+    path.write_bytes(path.read_bytes() + bytes(2 * RECORD) + last.ljust(RECORD, b"\0"))
+    with pytest.raises(LedgerDamagedError, match=path.name):
+        read(path)
+
+
+def test_a_read_that_failed_is_no_ledger_without_erasures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added(tmp_path, (b"ann", 1))
+
+    def failing(_path: Path) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(ArchiveFailedError, match="Input/output error"):
+        readable_ledgers(tmp_path)
 
 
 def test_a_damaged_record_is_found(tmp_path: Path) -> None:
@@ -123,5 +202,5 @@ def test_a_hundred_thousand_erasures(tmp_path: Path) -> None:
     assert np.array_equal(found[:100], np.arange(0, 100_000, 1000) + 1)
     assert not found[100:].any()
     copy = tmp_path / "copy.log"
-    put_ledger(copy, read(path).content)
+    write_whole(copy, read(path).content)
     assert copy.read_bytes() == path.read_bytes()

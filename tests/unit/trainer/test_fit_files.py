@@ -34,7 +34,7 @@ from trainer.fit_job.job import FitRequest, of_fields, run_fit
 from trainer.fit_job.process import fit_in_process
 from trainer.fit_job.ratings import load_ratings
 from trainer.fit_job.result_files import erase_user, read_result, unnamed
-from trainer.fit_job.results import FitResult
+from trainer.fit_job.results import FitResult, user_hash
 
 NAN = float("nan")
 Event = tuple[str, int, int, float]
@@ -89,6 +89,19 @@ async def fitted(
     async with asyncio.timeout(60):
         files = files or [open_segment(Path(path)) for path in asked.paths]
         return await fit_in_process(asked, files, step=step)
+
+
+async def test_what_a_fit_learns_does_not_depend_on_its_threads(tmp_path: Path) -> None:
+    archive = archived(tmp_path, world(400, 60))
+    alone, together = [
+        await fitted(request(archive, tmp_path / f"fit-{threads}", n_items=60, threads=threads))
+        for threads in (1, 3)
+    ]
+    assert np.array_equal(alone.users, together.users)
+    assert np.array_equal(alone.items, together.items)
+    assert alone.ranking is not None
+    assert together.ranking is not None
+    assert np.array_equal(alone.ranking, together.ranking)
 
 
 def test_last_event_of_a_pair_counts(tmp_path: Path) -> None:
@@ -155,7 +168,7 @@ def test_snapshot_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, limit[1]))
     try:
-        with pytest.raises(ArchiveFailedError, match="too many open files"):
+        with pytest.raises(ArchiveFailedError, match="Too many open files"):
             archive.open_snapshot()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
@@ -280,6 +293,42 @@ async def test_erased_user_leaves_no_trace_in_the_files(tmp_path: Path) -> None:
     assert result.user_ids(7, 8) == [b"\xff\xff"]
     again = load_ratings(opened(archive), item_ids(16), result.user_id_array())
     assert again.user_ids.to_pylist()[-1] == "u7", "who comes back is a new user"
+
+
+async def test_erased_user_is_not_recognised_by_a_hash_or_by_what_was_rated(tmp_path: Path) -> None:
+    archive = archived(tmp_path / "archive", world())
+    result = await fitted(request(archive, tmp_path / "fit"))
+    first = int(result.hash_rows[0])
+    users = sorted({7, 8, first})
+    before = np.array(result.item_users)
+    items = {user: set(result.items_of(user).tolist()) for user in users}
+    for user in users:
+        # And those of which others had been given what was another's.
+        assert set(erase_user(result.path, b"u%d" % user)) >= items[user] > set()
+        files = b"".join(path.read_bytes() for path in result.path.iterdir())
+        assert user_hash(b"u%d" % user).to_bytes(8, "little") not in files
+    assert (np.diff(result.hashes.astype(object)) >= 0).all(), "in order, for those who are searched for"
+    left = [user for user in range(40) if user not in users]
+    assert result.rows_of([b"u%d" % user for user in left]).tolist() == left
+    gone = np.isin(before, users)
+    assert (np.isnan(result.item_values) == gone).all()
+    # Of 16 items of a world of 40 users few have been rated by so many that no other user was found.
+    stayed = (np.asarray(result.item_users) == before)[gone]
+    assert stayed.mean() < 0.2
+    assert (np.asarray(result.item_users)[~gone] == before[~gone]).all()
+    # Nothing that a user rated is taken back by what was another's.
+    pairs = list(zip(np.repeat(np.arange(16), np.diff(result.item_indptr)), result.item_users, strict=True))
+    held = {pair for pair, is_gone in zip(pairs, gone, strict=True) if not is_gone}
+    assert not held & {pair for pair, is_gone in zip(pairs, gone, strict=True) if is_gone}
+
+
+async def test_user_is_erased_whose_hash_is_damaged(tmp_path: Path) -> None:
+    archive = archived(tmp_path / "archive", world())
+    result = await fitted(request(archive, tmp_path / "fit"))
+    hashes = np.load(result.path / "hashes.npy")
+    np.save(result.path / "hashes.npy", np.zeros_like(hashes))
+    assert erase_user(result.path, b"u12")
+    assert b"u12" not in (result.path / "id_bytes.npy").read_bytes()
 
 
 async def test_fit_has_a_ranking_head_that_the_next_one_begins_from(tmp_path: Path) -> None:

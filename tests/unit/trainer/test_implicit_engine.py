@@ -3,6 +3,7 @@ it was.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,21 +12,29 @@ from implicit.cpu.als import AlternatingLeastSquares
 from threadpoolctl import threadpool_limits
 
 from factors import (
+    Choices,
+    Factorize,
+    FitDiverged,
+    FitRefused,
     FitSettings,
     Fitted,
+    Float32s,
     Histories,
+    RankingHead,
     Ratings,
     Scale,
     Scorer,
+    TypeWeight,
     all_finite_items,
     explain,
+    fit_ranking,
     from_bytes,
     posterior_of,
     to_bytes,
 )
 from factors.engine_api import confidence_of, implicit_factors, weighting_of
 from factors.model.layout import item_layout, user_layout
-from trainer.engines import implicit_als, make_engine
+from trainer.engines import head_sweeps, implicit_als, make_engine
 from trainer.engines.base import FitTask
 
 SCALE = Scale(1.0, 5.0)
@@ -186,3 +195,105 @@ def test_one_user_of_very_many_choices_leaves_room_for_the_others() -> None:
     for seed in range(5):
         part = implicit_als._some_users(ratings, 101, np.random.default_rng(seed))
         assert np.bincount(part.user_row).tolist() == [each] * 100 + [1_000]
+
+
+PURCHASE, VIEW, DISLIKE = 4, 1, 6
+EVENTS = (
+    TypeWeight(PURCHASE, "positive", None, decisive=True),
+    TypeWeight(VIEW, "positive"),
+    TypeWeight(DISLIKE, "negative"),
+)
+N_USERS, N_ITEMS, N_GROUPS = 200, 60, 6
+
+
+def bought_and_viewed() -> tuple[Choices, Choices]:
+    """Events without any rating: users buy within their group of items, view anything, and dislike items of
+    the next group; and what they buy later.
+    """
+    rng = np.random.default_rng(3)
+    rows: list[tuple[int, int, int]] = []
+    later: list[tuple[int, int, int]] = []
+    for user in range(N_USERS):
+        group = np.arange(user % N_GROUPS, N_ITEMS, N_GROUPS)
+        bought = rng.permutation(group)
+        rows += [(user, item, PURCHASE) for item in bought[:4].tolist()]
+        later += [(user, item, PURCHASE) for item in bought[4:6].tolist()]
+        rows += [(user, item, VIEW) for item in rng.permutation(N_ITEMS)[:12].tolist()]
+        rows += [(user, (item + 1) % N_ITEMS, DISLIKE) for item in group[:3].tolist()]
+    return made(rows), made(later)
+
+
+def made(rows: list[tuple[int, int, int]]) -> Choices:
+    user, item, code = (np.array(column) for column in zip(*rows, strict=True))
+    value, time = np.ones(len(user)), np.full(len(user), np.nan)
+    return Choices(user.astype(np.int32), item.astype(np.int32), value, time, code.astype(np.uint8))
+
+
+def head_of(given: Choices, types: tuple[TypeWeight, ...], factorize: Factorize | None) -> RankingHead:
+    rng = np.random.default_rng(1)
+    return fit_ranking(
+        *(given.ratings(), N_USERS, N_ITEMS), rng=rng, choices=given, types=types, factorize=factorize
+    ).head
+
+
+def found_later(head: RankingHead, given: Choices, later: Choices) -> float:
+    """Return which part of what is bought later is among the first six that were not bought."""
+    order = np.argsort(given.user_row, kind="stable")
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(given.user_row, minlength=N_USERS))])
+    histories = Histories(
+        offsets, given.item_row[order], given.value[order], given.time[order], given.type_code[order]
+    )
+    relevance = head.relevance(histories)
+    bought = given.type_code == PURCHASE
+    relevance[given.user_row[bought], given.item_row[bought]] = -np.inf
+    first = np.argsort(-relevance, axis=1)[:, :6]
+    return float((first[later.user_row] == later.item_row[:, None]).any(axis=1).mean())
+
+
+def test_events_are_learned_by_the_librarys_sweeps() -> None:
+    given, later = bought_and_viewed()
+    library = head_sweeps("implicit", 1, np.random.default_rng(2))
+    assert library is not None
+    asked: list[tuple[float, float, int]] = []
+
+    def watched(confidences: sp.csr_matrix, rank: int, ridge: float) -> Float32s:
+        asked.append((float(confidences.data.min()), float(confidences.data.max()), rank))
+        assert ridge > 0
+        return library(confidences, rank, ridge)
+
+    head = head_of(given, EVENTS, watched)
+    # Dislikes are negative, which the library takes for a 0 that is sure.
+    ((lowest, highest, rank),) = asked
+    assert (lowest < -1, highest > 1, rank) == (True, True, N_ITEMS)
+    by_own = head_of(given, EVENTS, None)
+    one, other = found_later(head, given, later), found_later(by_own, given, later)
+    # By chance 6 of 56.
+    assert one > 0.9
+    assert one >= other - 0.03
+    # A weight of its own for each type, chosen by the head's chooser: what is viewed by chance counts little.
+    weights = {each.code: each.weight for each in head.parameters.types}
+    assert weights == {each.code: each.weight for each in by_own.parameters.types}
+    assert (weights[VIEW] or 0) < (weights[PURCHASE] or 0)
+    assert head.parameters.gamma == 0.0
+    # Where purchases weigh nothing, they are not found.
+    ignored = tuple(replace(each, weight=0.0 if each.code == PURCHASE else 1.0) for each in EVENTS)
+    assert found_later(head_of(given, ignored, library), given, later) < 0.5
+
+
+def test_dislikes_alone_are_refused() -> None:
+    given, _ = bought_and_viewed()
+    disliked = given.take(given.type_code == DISLIKE)
+    for library in (None, head_sweeps("implicit", 1, np.random.default_rng(2))):
+        with pytest.raises(FitRefused, match="wanted"):
+            head_of(disliked, EVENTS, library)
+
+
+def test_factors_that_are_not_finite_are_no_fit() -> None:
+    library = head_sweeps("implicit", 1, np.random.default_rng(2))
+    assert library is not None
+    with pytest.raises(FitDiverged):
+        library(sp.csr_matrix(np.full((3, 4), np.nan, np.float32)), 2, 1.0)
+
+
+def test_other_engines_have_no_sweeps_of_their_own() -> None:
+    assert head_sweeps("variational", 1, np.random.default_rng(2)) is None

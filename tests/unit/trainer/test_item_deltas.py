@@ -1,9 +1,11 @@
 """Items folded in since a fit are what a fold-in over all of their ratings gives, whatever came when."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from factors import (
@@ -18,10 +20,13 @@ from factors import (
 from factors.model.layout import item_layout
 from tests.support.event_tables import event_table, item_ids, opened
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import after, spans_of
+from trainer.archive.events import Rows, after, spans_of
+from trainer.archive.segments import open_rows
+from trainer.fit_job import results
 from trainer.fit_job.ratings import load_ratings
 from trainer.fit_job.result_files import erase_user, read_result, write_result
 from trainer.fit_job.results import FitResult
+from trainer.item_updates import since_fit, updater
 from trainer.item_updates.since_fit import RatingsSinceFit
 
 NAN = float("nan")
@@ -51,6 +56,91 @@ def base(tmp_path: Path) -> FitResult:
     return read_result(tmp_path / "fit")
 
 
+def test_events_that_are_left_to_the_next_fit_are_told_of_once(
+    base: FitResult, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(since_fit, "MAX_EVENTS", 2)
+    caplog.set_level("INFO")
+    found = RatingsSinceFit(base.model, base)
+    for row in range(4):
+        assert caplog.text.count("events_left_to_fit held=2") == (row == 3)
+        found.add(table_of([("new", row + 1, row, 4.0)]))
+    assert caplog.text.count("events_left_to_fit held=2") == 1
+    assert found.waiting_items == 2
+
+
+@pytest.mark.parametrize("at_once", [7, 1 << 20])
+def test_the_most_active_are_those_with_most_ratings(
+    base: FitResult, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(results, "_AT_ONCE", at_once)
+    # As if taken back: of the first user all ratings, of the third one.
+    values = np.array(base.item_values)
+    values[base.item_users == 0] = NAN
+    values[np.flatnonzero(base.item_users == 2)[0]] = NAN
+    left = replace(base, item_values=values)
+    ids = base.user_ids(0, base.n_users)
+    assert left.most_active(18) == [ids[1], *ids[3:]]
+    assert left.most_active(19) == ids[1:]
+
+
+@pytest.mark.parametrize("at_once", [3, 1 << 20])
+def test_events_of_one_kind_and_of_one_user_are_looked_up_some_at_a_time(
+    base: FitResult, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(results, "_AT_ONCE", at_once)
+    assert np.array_equal(
+        results.entries_of(base.item_users, 4), np.flatnonzero(np.asarray(base.item_users) == 4)
+    )
+    assert len(results.entries_of(base.item_users[:0], 4)) == 0
+    codes, values = np.array([1, 2, 1, 3], dtype=np.uint8), np.array([1.0, 1.0, NAN, 1.0])
+    told = replace(base, event_codes=codes, event_values=values, event_times=np.arange(4.0))
+    times = results.WantedTimes(told, np.array([1, 3], dtype=np.uint8))
+    assert len(times) == 4
+    np.testing.assert_array_equal(times[0:3], [0.0, NAN, NAN])
+    np.testing.assert_array_equal(times[3:9], [3.0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell of mappings")
+def test_files_of_a_fit_are_let_go_of(base: FitResult) -> None:
+    def resident_kb() -> int:
+        found = re.findall(
+            rf"{base.path}/\S+\n(?:Size|KernelPageSize|MMUPageSize).*?\nRss: +(\d+)", told(), re.S
+        )
+        return sum(map(int, found))
+
+    def told() -> str:
+        return Path("/proc/self/smaps").read_text("ascii")
+
+    users, values = np.array(base.users), np.array(base.item_values)
+    assert resident_kb() > 0
+    base.let_go()
+    assert resident_kb() == 0
+    # They are read again, as they were.
+    assert np.array_equal(base.users, users)
+    assert np.array_equal(base.item_values, values)
+
+
+def test_segments_of_which_all_is_learned_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, read = EpochArchive(tmp_path, 1, guard=lambda: None), []
+    for first_ms in (1, 11, 21):
+        table = table_of([("u", 1, 0, 3.0), ("v", 1, 1, 4.0)], first_ms)
+        archive.append(table, spans_of(table))
+
+    def noting(path: Path, file: pa.NativeFile) -> Rows:
+        read.append(path)
+        return open_rows(path, file)
+
+    monkeypatch.setattr(updater, "open_rows", noting)
+    snapshot, files = archive.open_snapshot()
+    tables = list(updater.events_since(snapshot, files, {0: (11, 0)}))
+    assert [table["stream_ms"].to_pylist() for table in tables] == [[12], [21, 22]]
+    assert read == list(snapshot.paths[1:])
+    assert all(file.closed for file in files)
+
+
 def current(base: FitResult, since: RatingsSinceFit, users: list[bytes]) -> tuple[np.ndarray, Float32s]:
     """Stands for the store: some vector for each user that tells them apart."""
     items = np.asarray(base.items)
@@ -68,7 +158,7 @@ def folded(base: FitResult, since: RatingsSinceFit) -> dict[int, Float32s]:
         chosen = since.next_round()
         if chosen.users:
             since.set_users(chosen.slots, *current(base, since, chosen.users))
-        rows.update(zip(chosen.items, since.fold(chosen)[0], strict=True))
+        rows.update(zip(chosen.items, since.fold(chosen).vectors, strict=True))
     return rows
 
 
@@ -134,8 +224,7 @@ def test_forgotten_user_counts_no_more(base: FitResult) -> None:
     since.add(table_of([("u3", 6, 7, 5.0), ("other", 1, 7, 2.0)]))
     folded(base, since)
     rated = {item for item in range(8) if b"u3" in known(base, item)}
-    erase_user(base.path, b"u3")
-    since.forget(b"u3")
+    since.forget(b"u3", erase_user(base.path, b"u3"))
     rows = folded(base, since)
     assert set(rows) == rated | {7}
     left = {user: value for user, value in known(base, 7).items() if value == value} | {b"other": 2.0}  # noqa: PLR0124
@@ -145,8 +234,7 @@ def test_forgotten_user_counts_no_more(base: FitResult) -> None:
 def test_items_of_a_forgotten_user_who_has_not_rated_since_are_folded_in(base: FitResult) -> None:
     since = RatingsSinceFit(base.model, base)
     rated = {item for item in range(8) if b"u3" in known(base, item)}
-    erase_user(base.path, b"u3")
-    since.forget(b"u3")
+    since.forget(b"u3", erase_user(base.path, b"u3"))
     assert set(folded(base, since)) == rated
 
 

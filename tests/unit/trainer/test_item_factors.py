@@ -56,7 +56,7 @@ def folded(since: RatingsSinceFit, base: FitResult, histories: dict[bytes, list[
         since.set_users(chosen.slots, np.full(len(chosen.users), 100), vectors)
         for slot, user in zip(chosen.slots, chosen.users, strict=True):
             since.set_histories([slot], one(histories[user]))
-        factors = since.fold(chosen)[1]
+        factors = since.fold(chosen).factors
         assert factors is not None
         since.took(np.array(chosen.items, np.int32), factors)
         rows.update(zip(chosen.items, factors, strict=True))
@@ -109,7 +109,8 @@ def test_without_a_head_there_are_no_factors(base: FitResult) -> None:
     since.add(table_of([("new", 1, 0, 4.0)]))
     chosen = since.next_round()
     since.set_users(chosen.slots, np.full(1, 100), np.asarray(base.users[:1]))
-    vectors, factors = since.fold(chosen)
+    folded = since.fold(chosen)
+    vectors, factors = folded.vectors, folded.factors
     assert (vectors.shape, factors) == ((1, base.model.item_width), None)
     since.took(np.array([0], np.int32), np.zeros((1, 1), np.float32))
     assert since.head is None

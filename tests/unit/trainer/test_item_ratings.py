@@ -43,6 +43,9 @@ from featurestore.commands import Command
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.item_deletion.item_ratings import holders
 
+# How much is in memory at once must not depend on which threads run when.
+pa.set_cpu_count(1)
+pa.set_io_thread_count(1)
 archive = EpochArchive(Path(sys.argv[1]), 1, guard=lambda: None)
 (found,) = holders(archive, [Command("1-0", "a", "take_back", 1, None, 30, b"i1", b"[[1000000000,0]]")])
 print(len(found), max(found["n"].to_pylist()), pa.default_memory_pool().max_memory())

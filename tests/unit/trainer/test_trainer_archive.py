@@ -1,5 +1,6 @@
 """The archive after a kill at any step, after damage, after an erasure: each event once, in order."""
 
+import errno
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import pytest
 from tests.support.event_tables import event_table, free
 from trainer.archive.epoch_archive import EpochArchive, read_spans
 from trainer.archive.events import CONTEXT, SCHEMA, Span, contexts_of, spans_of, with_contexts
-from trainer.archive.merging import MERGED_ROWS, choose_merge
+from trainer.archive.merging import MERGED_FILES, MERGED_ROWS, choose_merge
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Segment, SegmentName, inspect_segment, read_segment
+from trainer.archive.unread import UnreadFiles
 from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
 
 STEPS = ("segment:write", "segment:written", "segment:synced", "segment:renamed", "segment:done")
@@ -60,7 +62,7 @@ def rebuild(archive: EpochArchive, table: pa.Table, spans: dict[int, Span]) -> N
     old = archive.begin_rebuild()
     archive.append(table.slice(0, 2), {})
     archive.append(table.slice(2), {})
-    archive.finish_rebuild(old, spans, lambda _paths: None)
+    archive.finish_rebuild(old, spans)
 
 
 def crash_at(name: str, occurrence: int = 1) -> Callable[[str], None]:
@@ -251,12 +253,12 @@ def test_spans_are_read_beside_one_that_merges(tmp_path: Path, monkeypatch: pyte
         return inspect_segment(path, name)
 
     monkeypatch.setattr("trainer.archive.epoch_archive.inspect_segment", merged_meanwhile)
-    assert read_spans(tmp_path) == spans
+    assert read_spans(tmp_path, UnreadFiles()) == spans
     assert not left
-    assert read_spans(tmp_path / "gone") == {}
+    assert read_spans(tmp_path / "gone", UnreadFiles()) == {}
     (tmp_path / "0000000100-0000000100.r0.parquet").symlink_to("nowhere")
     with pytest.raises(ArchiveFailedError, match="changes all the time"):
-        read_spans(tmp_path)
+        read_spans(tmp_path, UnreadFiles())
 
 
 def test_empty_batch_moves_the_position(tmp_path: Path) -> None:
@@ -267,6 +269,23 @@ def test_empty_batch_moves_the_position(tmp_path: Path) -> None:
     assert after.snapshot().positions[3] == (9, 1)
     assert after.snapshot().spans[3].events == 2
     assert contents(after) == []
+
+
+def test_name_that_was_given_again_is_not_removed_with_what_had_it_before(tmp_path: Path) -> None:
+    def refused(at: str) -> None:
+        if at == "replace:unlink" and not done:
+            raise OSError(errno.EIO, "the disk fails")
+
+    done: list[int] = []
+    archive = EpochArchive(tmp_path, 1, guard=free, step=refused)
+    archive.append(*events(1, 10))
+    with pytest.raises(ArchiveFailedError):
+        archive.erase(b"user-1", 10**9)
+    done.append(1)
+    archive.set_aside(archive.snapshot().paths[0], "checksum")
+    archive.append(*events(11, 10))
+    archive.erase(b"user-of-no-event", 10**9)
+    assert contents(archive) == contents(reopened(tmp_path)) == list(range(11, 21))
 
 
 def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
@@ -285,6 +304,7 @@ def test_merge_choices() -> None:
     assert choose_merge([10, 10, 10, 2_000, 10, 10, 10, 10, 10]) == slice(0, 9)
     assert choose_merge([MERGED_ROWS] * 20) is None
     assert choose_merge([0] * 9) == slice(0, 9)
+    assert choose_merge([1] * 3_000) == slice(0, MERGED_FILES)
 
 
 def test_number_of_segments_stays_small() -> None:

@@ -20,7 +20,7 @@ from trainer.archive.events import Span, after, format_position, join_spans, mak
 from trainer.consume.rebuild import is_incomplete
 from trainer.gate import Evidence, Policy, judge
 from trainer.leadership import Leadership
-from trainer.schedule import CatalogueChanges, Decision, Rules, Situation, decide
+from trainer.schedule import CatalogueChanges, Decision, Rules, Schedule, Situation, decide
 from trainer.settings import TrainerSettings
 
 CALM = Situation(
@@ -103,7 +103,9 @@ def test_items_that_have_changed_are_fitted_again(
         (1_000, 200, 0.2, True),
         (100, 99, 0.2, False),
         (100, 100, 0.2, True),
-        (0, 4_999, 0.2, False),
+        (0, 99, 0.2, False),
+        (0, 100, 0.2, True),
+        (0, 4_999, 0.0, False),
         (1_000, 4_999, 0.0, False),
         (10**6, 5_000, 0.2, True),
     ],
@@ -111,6 +113,35 @@ def test_items_that_have_changed_are_fitted_again(
 def test_ratings_that_have_grown_are_fitted_again(fitted: int, new: int, growth: float, due: bool) -> None:
     situation = replace(CALM, new_events=new, fitted_events=fitted)
     assert (decide(situation, Rules(5_000, 60.0, growth)).reason == "events") is due
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"new_events": 5_000}, Decision(None, 50.0)),
+        ({"new_events": 1, "first_new_at": 0.0}, Decision(None, 50.0)),
+        ({"new_events": 1, "first_new_at": 99.0}, Decision(None, 59.0)),
+        ({"new_events": 5_000, "paced_until": 100.0}, Decision("events")),
+        ({"new_events": 5_000, "not_before": 170.0}, Decision(None, 70.0)),
+        ({"new_events": 5_000, "requested": True}, Decision("requested")),
+        ({"new_events": 5_000, "files_missing": True}, Decision("files")),
+        ({"new_events": 5_000, "fitted_events": 0}, Decision("events")),
+    ],
+)
+def test_a_refit_waits_for_its_share_of_the_time(changes: dict[str, float], expected: Decision) -> None:
+    situation = replace(CALM, fitted_events=10**6, paced_until=150.0)
+    assert decide(replace(situation, **changes), Rules()) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("share", "due_at"), [(0.25, 250.0), (0.5, 130.0), (1.0, 70.0)])
+def test_the_next_refit_comes_after_what_the_last_one_took(share: float, due_at: float) -> None:
+    schedule = Schedule(Rules(share=share))
+    schedule.ran(10.0, 70.0)
+    schedule.fitted(live=True)
+    waits = schedule.look(100.0, 1, 10**6 + 5_000, 10**6)
+    assert waits == (Decision("events") if due_at <= 100.0 else Decision(None, due_at - 100.0))
+    assert schedule.look(due_at, 1, 10**6 + 5_000, 10**6).reason == "events"
+    assert schedule.look(100.0, 1, 10**6 + 5_000, 10**6, requested=True).reason == "requested"
 
 
 @pytest.mark.parametrize(
@@ -154,6 +185,28 @@ def test_ended_leadership_never_acts_again() -> None:
     leadership.end()
     with pytest.raises(LeaseLost):
         leadership.check()
+
+
+async def test_a_loss_is_counted_from_its_own_beginning_not_from_one_that_was_mended() -> None:
+    class Held(Lease):
+        def __init__(self) -> None:
+            self.fence = 1
+
+        async def renew(self) -> None:
+            pass
+
+    now = 0.0
+    leadership = Leadership(Held(), 5.0, 0.0, clock=lambda: now)
+    now = 6.0
+    assert leadership.lost_s == 0.0
+    now = 7.0
+    assert leadership.lost_s == 1.0
+    await leadership.renew()
+    assert leadership.lost_s == 0.0
+    now = 100.0
+    assert leadership.lost_s == 0.0
+    now = 102.0
+    assert leadership.lost_s == 2.0
 
 
 async def test_lease_that_cannot_be_renewed_is_given_up() -> None:
@@ -214,8 +267,11 @@ def test_settings_are_read_and_every_error_told() -> None:
     settings = TrainerSettings.load(
         [], {"FOLDIN_ENGINE": "implicit", "FOLDIN_REFIT_EVENTS": "7", "FOLDIN_SCALE": "0.5:5:0.5"}
     )
-    assert (settings.engine, settings.rules.events, settings.scale) == ("implicit", 7, (0.5, 5.0, 0.5))
-    assert settings.archive_dir == Path("data/archive")
+    assert (settings.engine, settings.rules.events, settings.store.scale) == (
+        *("implicit", 7),
+        "0.5:5:0.5",
+    )
+    assert settings.archive_folder.parent == Path("data/archive")
     with pytest.raises(SettingsError) as caught:
         TrainerSettings.load([], {"FOLDIN_ENGINE": "x", "FOLDIN_FIT_THREADS": "0"})
     assert len(caught.value.problems) == 2

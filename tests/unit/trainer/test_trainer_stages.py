@@ -1,8 +1,11 @@
 """The stages of a term one by one: fits that know who was erased meanwhile, retries, what has arrived."""
 
 import asyncio
+import errno
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from factors import FitSettings, Scale, fit
 from featurestore.errors import LeaseLost, StoreUnavailable
 from tests.support.event_tables import event_table, item_ids, opened
+from trainer import retry
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import spans_of
 from trainer.errors import ArchiveFailedError
@@ -47,9 +51,82 @@ def test_a_user_erased_while_a_fit_runs_is_not_in_it(tmp_path: Path, data: FitIn
     folder.erase_from_new()
     result = folder.adopt(read_result(folder.new), 7)
     assert result.rows_of([b"u0", b"u1", b"u2"]).tolist() == [0, -1, 2]
-    assert result.rows_of([b"u1"], erased=True).tolist() == [1]
+    assert result.row_of(b"u1") is None
+    assert result.row_of(b"u2") == 2
     folder.erase(b"u2")
     assert result.rows_of([b"u2"]).tolist() == [-1]
+
+
+@pytest.mark.parametrize("name", ["fit.json", "id_offsets.npy", "users.npy", "model.bin"])
+def test_a_fit_that_cannot_be_searched_for_a_user_goes(tmp_path: Path, data: FitInput, name: str) -> None:
+    """It can be made again; with the id in it the receipt would say `erased`, and it would not be true."""
+    folder = FitFolder(tmp_path)
+    for generation in (7, 8):
+        folder.begin_fit()
+        leave_fit(folder, data)
+        folder.adopt(read_result(folder.new), generation)
+    damaged = tmp_path / "fits" / "generation-000007"
+    (damaged / name).write_bytes(b"\xff" * 40)
+    assert folder.erase(b"u1")
+    assert not damaged.exists()
+    (ids,) = (tmp_path / "fits").rglob("id_bytes.npy")
+    assert ids.read_bytes().endswith(b"u0\xff\xffu2")
+    result = folder.read(8)
+    assert result is not None
+    assert result.rows_of([b"u2"]).tolist() == [2]
+
+
+def test_a_fit_that_cannot_be_read_for_a_moment_stays_and_others_are_searched(
+    tmp_path: Path, data: FitInput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, results = FitFolder(tmp_path), []
+    for generation in (7, 8):
+        folder.begin_fit()
+        leave_fit(folder, data)
+        results.append(folder.adopt(read_result(folder.new), generation))
+    whole, load = folder.erase(b"u0"), np.load
+    assert whole
+
+    for number in (errno.EMFILE, errno.ENOMEM, errno.EIO):
+
+        def failing(path: Path, *args: Any, refused: int = number, **options: Any) -> Any:
+            if path.parent == results[0].path:
+                raise OSError(refused, os.strerror(refused))
+            return load(path, *args, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr("numpy.load", failing)
+            with pytest.raises(ArchiveFailedError, match="generation-000007"):
+                folder.erase(b"u1")
+            assert folder.read(7) is None
+        assert results[0].rows_of([b"u1"]).tolist() == [1]
+        assert results[1].rows_of([b"u1"]).tolist() == [-1]
+    # Of the other fit it is no longer known what the user had: it is told all the same.
+    items = folder.erase(b"u1")
+    assert items == [0, 1, 2, 3]
+    assert results[0].rows_of([b"u1"]).tolist() == [-1]
+
+
+def test_a_new_fit_that_goes_while_it_is_published_ends_no_term(tmp_path: Path, data: FitInput) -> None:
+    folder = FitFolder(tmp_path)
+    folder.begin_fit()
+    leave_fit(folder, data)
+    result = read_result(folder.new)
+    (folder.new / "fit.json").write_bytes(b"")
+    assert folder.erase(b"u1") == []
+    with pytest.raises(ArchiveFailedError, match="No such file"):
+        folder.adopt(result, 7)
+
+
+def test_a_fit_of_another_format_goes_with_an_erasure(tmp_path: Path, data: FitInput) -> None:
+    folder = FitFolder(tmp_path)
+    folder.begin_fit()
+    leave_fit(folder, data)
+    result = folder.adopt(read_result(folder.new), 7)
+    (result.path / "fit.json").write_text('{"format": 99}')
+    assert folder.erase(b"u1") == []
+    assert not result.path.exists()
+    assert folder.erase(b"u1") == []
 
 
 def test_a_user_erased_before_a_fit_began_may_be_in_it_again(tmp_path: Path, data: FitInput) -> None:
@@ -95,6 +172,21 @@ async def test_a_call_is_repeated_until_store_and_disk_let_it(monkeypatch: pytes
 
     with pytest.raises(LeaseLost):
         await with_retries(lost)
+
+
+async def test_a_wait_that_lasts_is_told_of_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The alert goes by a line of the last five minutes."""
+    monkeypatch.setattr(retry, "_SAY_S", 0.0)
+    errors = [ArchiveFailedError("read-only")] * 4
+
+    async def call() -> None:
+        if errors:
+            raise errors.pop()
+
+    await with_retries(call)
+    assert caplog.text.count("archive_waits") == 4
 
 
 async def test_all_who_ask_for_a_fit_before_it_begins_share_it() -> None:

@@ -1,0 +1,248 @@
+"""From POST /train until live: a first fit of ratings with steps, then a refit after 1 % more.
+
+Invariant: store, service and trainer have their defaults, as `foldin up` runs them, but that no fit begins
+unasked; what both fits are judged by is in neither.
+"""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks.data import synthetic
+from benchmarks.data.made import SCALE, MadeSet, draw
+from benchmarks.errors import BenchmarkError
+from benchmarks.harness import stack
+from benchmarks.harness.command import Options, benchmark
+from benchmarks.harness.report import Row, Target, at_most, number
+from benchmarks.load.client import Client
+from benchmarks.load.generator import post
+from benchmarks.ratings import until_archived
+from factors import Ratings
+from featurestore.errors import StreamFull
+from featurestore.ratings.batches import Columns
+from featurestore.settings import format_scale
+from featurestore.store import Store
+from processes.blocking import BlockingChild, python_command
+from processes.settings import setting, whole
+
+SIZES = (1_000_000, 5_000_000)  # 20 million, which take minutes, only where they are asked for
+# Seconds until live of the first fit: goal and floor, at the full sizes.
+COLD = {1_000_000: at_most(12, 24), 5_000_000: at_most(45, 75), 20_000_000: at_most(180, 300)}
+# As many as a call of POST /predict may hold.
+HELD_OUT = 10_000
+MORE = 0.01  # of the ratings, before the refit: what comes in an hour or a day
+# What the process has before the first rating: the interpreter, its libraries, compiled loops.
+BASE_BYTES = 150e6
+# Ratings in one call to the store, as an import sends them.
+A_CALL = 10_000
+# As long as a call may wait.
+LIVE_S = 3600
+PHASES = ("archiving", "loading", "trial", "fitting", "ranking", "publishing")
+
+
+@dataclass(frozen=True, slots=True)
+class RefitOptions(Options):
+    """Those of every benchmark, and how many ratings there are."""
+
+    sizes: tuple[int, ...] = setting(
+        SIZES, "numbers of ratings", whole(10_000, 100_000_000), many=True, shown="1000000, 5000000"
+    )
+    # Between those that few factors explain and those that hardly any number does.
+    rank: int = setting(12, "of the world that ratings are drawn from", whole(1, 1000))
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A fit: `seconds` from the call until it is live, those of its phases, `cpu_s` and memory of its process
+    and the error of the ratings held out, as they are answered.
+    """
+
+    seconds: float
+    cpu_s: float
+    phases: dict[str, float]
+    peak_bytes: float
+    rmse: float
+
+    @property
+    def detail(self) -> str:
+        """The phases, for a row."""
+        return ", ".join(f"{name} {number(seconds)}" for name, seconds in self.phases.items())
+
+    def head_row(self, name: str) -> Row | None:
+        """Return what the ranking head takes beside the ratings, each with the choice of its settings, in the
+        fit of this name; None without one.
+        """
+        head = self.phases.get("ranking", 0.0)
+        ratings = self.phases.get("trial", 0.0) + self.phases.get("fitting", 0.0)
+        if not (head and ratings):
+            return None
+        detail = f"{number(head)} against {number(ratings)} s"
+        what = f"time of the ranking head, {name}"
+        return Row(what, "x", (head / ratings,), at_most(1.0, 1.0), "trial and fit of the ratings", detail)
+
+
+def measure(options: RefitOptions, console: Console) -> list[Row]:
+    """Measure each size on a stack of its own."""
+    rows: list[Row] = []
+    for full in options.sizes:
+        n = options.size(full, 2_000)
+        made = draw(n + min(HELD_OUT, n // 20), options.rank, seed=options.seed)
+        console.print(f"{len(made.data.ratings.value):,} ratings made", style="dim")
+        rows += _rows(made, COLD.get(full), console)
+    return rows
+
+
+def _rows(made: MadeSet, target: Target | None, console: Console) -> Iterator[Row]:
+    data, ratings = made.data, made.data.ratings
+    # Ratings come in the order of their times; those held out are of any.
+    order = np.random.default_rng(0).permutation(len(ratings.value))
+    held_out = min(HELD_OUT, len(ratings.value) // 20)
+    n = len(ratings.value) - held_out
+    first = round(n / (1 + MORE))
+    train = np.sort(order[:n])
+    test, before, more = (data.part(rows) for rows in (order[n:], train[:first], train[first:]))
+    with _stack() as (url, port, trainer):
+        # What is its own; pages of mapped files, which the system takes back when it needs room, apart.
+        empty_mb = _memory_mb(trainer.pid, "RssAnon")
+        asyncio.run(_load(url, before))
+        until_archived(port)
+        loaded_mb = _memory_mb(trainer.pid, "RssAnon")
+        console.print(f"{first:,} ratings archived", style="dim")
+        cold = _fit(port, trainer, test)
+        asyncio.run(_load(url, more))
+        warm = _fit(port, trainer, test)
+        memory = tuple(_trainer_rows(trainer.pid, loaded_mb, empty_mb))
+    expected = made.expected(test.user_row.astype(np.int64), test.item_row.astype(np.int64))
+    known = float(np.sqrt(np.mean((expected - test.value) ** 2)))
+    yield Row(f"{first:,} ratings: POST /train until live", "s", (cold.seconds,), target, "", cold.detail)
+    yield Row(f"the same after {n - first:,} more", "s", (warm.seconds,), None, "", warm.detail)
+    yield Row(
+        f"{n:,} ratings: a refit", "x", (warm.seconds / cold.seconds,), at_most(0.2, 0.33), "the first fit"
+    )
+    yield Row(
+        "processor time of the refit's process",
+        "x",
+        (warm.cpu_s / cold.cpu_s,),
+        at_most(0.2, 0.33),
+        "of the first fit's",
+        f"{number(warm.cpu_s)} against {number(cold.cpu_s)} s",
+    )
+    yield Row(
+        "RMSE of ratings held out, after the refit",
+        "x",
+        (warm.rmse / cold.rmse,),
+        at_most(1.002, 1.005),
+        "after the first fit",
+        f"{number(warm.rmse)} against {number(cold.rmse)}; the world itself {number(known)}",
+    )
+    for name, fitted in (("first fit", cold), ("refit", warm)):
+        if row := fitted.head_row(name):
+            yield row
+        per_rating = max(0.0, fitted.peak_bytes - BASE_BYTES) / n
+        yield Row(
+            f"memory of the {name} beyond {BASE_BYTES / 1e6:.0f} MB, a rating",
+            "bytes",
+            (per_rating,),
+            at_most(110, 150),
+            "",
+            f"{number(fitted.peak_bytes / 1e6)} MB",
+        )
+    yield from memory
+
+
+def _trainer_rows(pid: int, loaded_mb: float, empty_mb: float) -> Iterator[Row]:
+    """Yield the memory of the trainer now; its own was `loaded_mb` before the fits, `empty_mb` at first."""
+    own, mapped, peak = (_memory_mb(pid, name) for name in ("RssAnon", "RssFile", "VmHWM"))
+    detail = f"{number(loaded_mb)} before the fits, {number(empty_mb)} before the first rating"
+    yield Row("the trainer's own memory after the fits", "MB", (own,), None, "", detail)
+    yield Row("files mapped by the trainer, in memory", "MB", (mapped,), None, "")
+    yield Row("most memory of the trainer", "MB", (peak,), None, "", "with files that it maps")
+
+
+@contextmanager
+def _stack() -> Iterator[tuple[str, int, BlockingChild]]:
+    """Run store, service and trainer; the store's address, the service's port, the trainer."""
+    with TemporaryDirectory(prefix="foldin-bench-archive-") as folder, stack.store(fsync="always") as url:
+        environment = {
+            "FOLDIN_REDIS_URL": url,
+            "FOLDIN_SCALE": format_scale(SCALE),
+            "FOLDIN_ARCHIVE_DIR": folder,
+            **stack.NO_REFITS,
+        }
+        command = python_command("trainer")
+        with (
+            stack.running(command, lambda: True, environment=environment) as trainer,
+            stack.service(url, scale=format_scale(SCALE)) as port,
+        ):
+            yield url, port, trainer
+
+
+async def _load(url: str, ratings: Ratings) -> None:
+    """Write ratings into the store, as an import does, past the limits of the HTTP API."""
+    store = await Store.open(replace(synthetic.store_settings(url), scale=format_scale(SCALE)), hot=False)
+    try:
+        for start in range(0, len(ratings.value), A_CALL):
+            part = slice(start, start + A_CALL)
+            rows = zip(ratings.user_row[part].tolist(), ratings.item_row[part].tolist(), strict=True)
+            users, items = zip(*((b"user-%d" % user, b"item-%d" % item) for user, item in rows), strict=True)
+            columns = Columns(users, items, ratings.value[part], ratings.time[part])
+            while True:
+                try:
+                    await store.ratings.append_columns(columns)
+                    break
+                except StreamFull:
+                    # The trainer archives meanwhile.
+                    await asyncio.sleep(0.5)
+    finally:
+        await store.close()
+
+
+def _fit(port: int, trainer: BlockingChild, test: Ratings) -> Measured:
+    with Client(port, timeout_s=LIVE_S + 60.0) as client:
+        began = time.perf_counter()
+        answer = json.loads(client.ask(post(f"/train?wait={LIVE_S}", b"")))
+        seconds = time.perf_counter() - began
+        if "generation" not in answer:
+            raise BenchmarkError(f"the fit was not live after {LIVE_S} s: {answer}")
+        rmse = _rmse(client, test)
+    told = _last(trainer.text, "fit_published")
+    ended = _last(trainer.text, "fit_ended")
+    phases = {name: float(told[f"{name}_s"]) for name in PHASES if f"{name}_s" in told}
+    return Measured(seconds, float(ended["cpu_s"]), phases, float(ended.get("peak_bytes", 0)), rmse)
+
+
+def _rmse(client: Client, test: Ratings) -> float:
+    pairs = [
+        (f"user-{user}", f"item-{item}")
+        for user, item in zip(test.user_row.tolist(), test.item_row.tolist(), strict=True)
+    ]
+    answer = json.loads(client.ask(post("/predict", json.dumps({"pairs": pairs}).encode())))
+    told = np.array([each["rating"] for each in answer["predictions"]])
+    return float(np.sqrt(np.mean((told - test.value) ** 2)))
+
+
+def _last(log: str, event: str) -> dict[str, str]:
+    """Return the fields of the last line of a log about `event`."""
+    lines = [line for line in log.splitlines() if f" {event} " in line]
+    if not lines:
+        raise BenchmarkError(f"the trainer's log has no line {event}: {log[-500:]}")
+    return dict(re.findall(r"(\w+)=(\S+)", lines[-1]))
+
+
+def _memory_mb(pid: int, name: str) -> float:
+    """Return a figure of /proc/PID/status in MB; NaN where the system has none."""
+    status = Path(f"/proc/{pid}/status")
+    found = re.search(rf"{name}:\s+(\d+) kB", status.read_text("ascii")) if status.exists() else None
+    return float("nan") if found is None else int(found[1]) * 1024 / 1e6
+
+
+main = benchmark("refit", __doc__, measure, RefitOptions)

@@ -1,0 +1,1027 @@
+# Made by `make clients` of the service's description: change that, not this.
+"""Every call of the API as a method, as its description has it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from msgspec import UNSET, UnsetType
+
+from foldin_client import models
+from foldin_client.rows import Rows
+from foldin_client.synchronous.transport import Transport
+from foldin_client.wire import Call, encoded, given, given_any, part
+
+
+class Operations(Transport):
+    """The calls. Each raises FoldinError."""
+
+    def predict(
+        self,
+        user_id: str | int,
+        item_id: str | int,
+        *,
+        timestamp: float | None = None,
+        distribution: bool | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> models.OnePrediction:
+        """The expected rating of one pair. `user` and `item` are synonyms of the parameters.
+
+        `GET /predict`; needs the role `read`.
+        """
+        return self._ask(
+            Call(
+                "GET",
+                "/predict",
+                query={
+                    "user_id": user_id,
+                    "item_id": item_id,
+                    "timestamp": timestamp,
+                    "distribution": distribution,
+                    "context": context,
+                },
+                is_repeatable=True,
+            ),
+            models.OnePrediction,
+        )
+
+    def rate(self, rows: Rows[models.RatingIn]) -> models.Accepted:
+        """Learn ratings: one, an array, or one a line. One bad row refuses all; reads after a 2xx know
+        them.
+
+        `POST /ratings`; needs the role `rate`.
+        """
+        return self._send_rows("/ratings", rows, models.Accepted, is_repeatable=True)
+
+    def unrate(self, user_id: str | int, item_id: str | int) -> models.Deleted:
+        """Take one rating back.
+
+        `DELETE /ratings/{user_id}/{item_id}`; needs the role `rate`.
+        """
+        return self._ask(
+            Call("DELETE", f"/ratings/{part(user_id)}/{part(item_id)}", is_repeatable=True), models.Deleted
+        )
+
+    def export_ratings(self) -> Iterator[models.RatingLine]:
+        """All ratings, one a line, as POST /ratings takes them.
+
+        `GET /export/ratings`; needs the role `read`.
+        """
+        return self._ask_lines(Call("GET", "/export/ratings", is_repeatable=True), models.RatingLine)
+
+    def post_events(self, rows: Rows[models.EventIn]) -> models.Accepted:
+        """Learn events of any types: one, an array, or one a line. One bad row refuses all.
+
+        `POST /events`; needs the role `rate`.
+        """
+        return self._send_rows("/events", rows, models.Accepted, is_repeatable=False)
+
+    def get_user_events(
+        self, user_id: str | int, *, limit: int | None = None, offset: int | None = None
+    ) -> models.EventsPage:
+        """The events of a user that are no ratings, the latest first.
+
+        `GET /users/{user_id}/events`; needs the role `read`.
+        """
+        return self._ask(
+            Call(
+                "GET",
+                f"/users/{part(user_id)}/events",
+                query={"limit": limit, "offset": offset},
+                is_repeatable=True,
+            ),
+            models.EventsPage,
+        )
+
+    def delete_event(self, user_id: str | int, item_id: str | int, type: str) -> models.Deleted:
+        """Take one event back.
+
+        `DELETE /events/{user_id}/{item_id}/{type}`; needs the role `rate`.
+        """
+        return self._ask(
+            Call("DELETE", f"/events/{part(user_id)}/{part(item_id)}/{part(type)}", is_repeatable=True),
+            models.Deleted,
+        )
+
+    def get_event_types(self) -> models.TypesOut:
+        """The types of events.
+
+        `GET /event-types`; needs the role `read`.
+        """
+        return self._ask(Call("GET", "/event-types", is_repeatable=True), models.TypesOut)
+
+    def put_event_types(self, *, types: Sequence[models.TypeIn | Mapping[str, Any]]) -> models.TypesOut:
+        """Have these types, and no others, take events.
+
+        `PUT /event-types`; needs the role `operate`.
+        """
+        return self._ask(
+            Call("PUT", "/event-types", body=given(types=types), is_repeatable=True), models.TypesOut
+        )
+
+    def recommend(
+        self,
+        user_id: str | int,
+        *,
+        n: int | None = None,
+        offset: int | None = None,
+        exclude_seen: bool | str | None = None,
+        impressions: bool | None = None,
+        explore: Literal["none", "thompson"] | None = None,
+        seed: int | None = None,
+        order: Literal["score", "rating"] | None = None,
+        category: str | None = None,
+        exclude_items: str | None = None,
+        scenario: str | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> models.Recommendations:
+        """The best items for a user.
+
+        `GET /recommend/{user_id}`; needs the role `read`.
+        """
+        return self._ask(
+            Call(
+                "GET",
+                f"/recommend/{part(user_id)}",
+                query={
+                    "n": n,
+                    "offset": offset,
+                    "exclude_seen": exclude_seen,
+                    "impressions": impressions,
+                    "explore": explore,
+                    "seed": seed,
+                    "order": order,
+                    "category": category,
+                    "exclude_items": exclude_items,
+                    "scenario": scenario,
+                    "context": context,
+                },
+                is_repeatable=impressions is not True,
+            ),
+            models.Recommendations,
+        )
+
+    def recommend_by_rules(
+        self,
+        user_id: str | int,
+        *,
+        filter: Mapping[str, Any] | UnsetType | None = UNSET,
+        exclude_items: Sequence[str | int] | UnsetType | None = UNSET,
+        candidate_items: Sequence[str | int] | UnsetType | None = UNSET,
+        boosts: Sequence[models.Boost | Mapping[str, Any]] | UnsetType | None = UNSET,
+        diversity: models.Diversity | Mapping[str, Any] | UnsetType | None = UNSET,
+        per_category: int | UnsetType | None = UNSET,
+        pinned: Sequence[models.Pin | Mapping[str, Any]] | UnsetType | None = UNSET,
+        order: Literal["score", "rating"] | UnsetType | None = UNSET,
+        impressions: bool | UnsetType | None = UNSET,
+        n: int | UnsetType = UNSET,
+        offset: int | UnsetType = UNSET,
+        exclude_seen: bool | Sequence[str] | UnsetType = UNSET,
+        explore: Literal["none", "thompson"] | UnsetType = UNSET,
+        seed: int | UnsetType | None = UNSET,
+        scenario: str | UnsetType | None = UNSET,
+        context: Mapping[str, float | str | bool | None] | UnsetType | None = UNSET,
+    ) -> models.Recommendations:
+        """The best items for a user, under rules.
+
+        `POST /recommend/{user_id}`; needs the role `read`.
+        """
+        return self._ask(
+            Call(
+                "POST",
+                f"/recommend/{part(user_id)}",
+                body=given(
+                    filter=filter,
+                    exclude_items=exclude_items,
+                    candidate_items=candidate_items,
+                    boosts=boosts,
+                    diversity=diversity,
+                    per_category=per_category,
+                    pinned=pinned,
+                    order=order,
+                    impressions=impressions,
+                    n=n,
+                    offset=offset,
+                    exclude_seen=exclude_seen,
+                    explore=explore,
+                    seed=seed,
+                    scenario=scenario,
+                    context=context,
+                ),
+                is_repeatable=impressions is not True,
+            ),
+            models.Recommendations,
+        )
+
+    def recommend_anonymous(
+        self,
+        *,
+        ratings: Sequence[models.AnonymousRating | Mapping[str, Any]],
+        filter: Mapping[str, Any] | UnsetType | None = UNSET,
+        exclude_items: Sequence[str | int] | UnsetType | None = UNSET,
+        candidate_items: Sequence[str | int] | UnsetType | None = UNSET,
+        boosts: Sequence[models.Boost | Mapping[str, Any]] | UnsetType | None = UNSET,
+        diversity: models.Diversity | Mapping[str, Any] | UnsetType | None = UNSET,
+        per_category: int | UnsetType | None = UNSET,
+        pinned: Sequence[models.Pin | Mapping[str, Any]] | UnsetType | None = UNSET,
+        order: Literal["score", "rating"] | UnsetType | None = UNSET,
+        impressions: bool | UnsetType | None = UNSET,
+        n: int | UnsetType = UNSET,
+        offset: int | UnsetType = UNSET,
+        exclude_seen: bool | Sequence[str] | UnsetType = UNSET,
+        explore: Literal["none", "thompson"] | UnsetType = UNSET,
+        seed: int | UnsetType | None = UNSET,
+        scenario: str | UnsetType | None = UNSET,
+        context: Mapping[str, float | str | bool | None] | UnsetType | None = UNSET,
+    ) -> models.Recommendations:
+        """The best items for someone who is not stored.
+
+        `POST /recommend`; needs the role `read`.
+        """
+        return self._ask(
+            Call(
+                "POST",
+                "/recommend",
+                body=given(
+                    filter=filter,
+                    exclude_items=exclude_items,
+                    candidate_items=candidate_items,
+                    boosts=boosts,
+                    diversity=diversity,
+                    per_category=per_category,
+                    pinned=pinned,
+                    order=order,
+                    impressions=impressions,
+                    n=n,
+                    offset=offset,
+                    exclude_seen=exclude_seen,
+                    explore=explore,
+                    seed=seed,
+                    scenario=scenario,
+                    context=context,
+                    ratings=ratings,
+                ),
+                is_repeatable=impressions is not True,
+            ),
+            models.Recommendations,
+        )
+
+    def get_scenarios(self) -> models.ScenarioNames:
+        """The names of all scenarios.
+
+        `GET /scenarios`; needs the role `read`.
+        """
+        return self._ask(Call("GET", "/scenarios", is_repeatable=True), models.ScenarioNames)
+
+    def get_scenario(self, name: str) -> models.Scenario:
+        """The rules of a scenario.
+
+        `GET /scenarios/{name}`; needs the role `read`.
+        """
+        return self._ask(Call("GET", f"/scenarios/{part(name)}", is_repeatable=True), models.Scenario)
+
+    def put_scenario(
+        self,
+        name: str,
+        *,
+        filter: Mapping[str, Any] | UnsetType | None = UNSET,
+        exclude_items: Sequence[str | int] | UnsetType | None = UNSET,
+        candidate_items: Sequence[str | int] | UnsetType | None = UNSET,
+        boosts: Sequence[models.Boost | Mapping[str, Any]] | UnsetType | None = UNSET,
+        diversity: models.Diversity | Mapping[str, Any] | UnsetType | None = UNSET,
+        per_category: int | UnsetType | None = UNSET,
+        pinned: Sequence[models.Pin | Mapping[str, Any]] | UnsetType | None = UNSET,
+        order: Literal["score", "rating"] | UnsetType | None = UNSET,
+        impressions: bool | UnsetType | None = UNSET,
+    ) -> models.Scenario:
+        """Store rules under a name, in place of those before.
+
+        `PUT /scenarios/{name}`; needs the role `operate`.
+        """
+        return self._ask(
+            Call(
+                "PUT",
+                f"/scenarios/{part(name)}",
+                body=given(
+                    filter=filter,
+                    exclude_items=exclude_items,
+                    candidate_items=candidate_items,
+                    boosts=boosts,
+                    diversity=diversity,
+                    per_category=per_category,
+                    pinned=pinned,
+                    order=order,
+                    impressions=impressions,
+                ),
+                is_repeatable=impressions is not True,
+            ),
+            models.Scenario,
+        )
+
+    def delete_scenario(self, name: str) -> models.ScenarioDeleted:
+        """Delete a scenario.
+
+        `DELETE /scenarios/{name}`; needs the role `operate`.
+        """
+        return self._ask(
+            Call("DELETE", f"/scenarios/{part(name)}", is_repeatable=True), models.ScenarioDeleted
+        )
+
+    def get_experiments(self) -> models.ExperimentsOut:
+        """The experiments that run.
+
+        `GET /experiments`; needs the role `read`.
+        """
+        return self._ask(Call("GET", "/experiments", is_repeatable=True), models.ExperimentsOut)
+
+    def get_experiment(self, name: str) -> models.ExperimentFigures:
+        """What came of an experiment so far, by arm.
+
+        `GET /experiments/{name}`; needs the role `read`.
+        """
+        return self._ask(
+            Call("GET", f"/experiments/{part(name)}", is_repeatable=True), models.ExperimentFigures
+        )
+
+    def put_experiment(
+        self,
+        name: str,
+        *,
+        arms: Sequence[models.ArmIn | Mapping[str, Any]],
+        scenario: str | UnsetType | None = UNSET,
+    ) -> models.Begun:
+        """Begin an experiment. Sent again it changes nothing; another one of the same name is refused.
+
+        `PUT /experiments/{name}`; needs the role `operate`.
+        """
+        return self._ask(
+            Call(
+                "PUT",
+                f"/experiments/{part(name)}",
+                body=given(arms=arms, scenario=scenario),
+                is_repeatable=True,
+            ),
+            models.Begun,
+        )
+
+    def delete_experiment(self, name: str, *, keep: str | None = None) -> models.Ended:
+        """End an experiment, and forget its figures.
+
+        `DELETE /experiments/{name}`; needs the role `operate`.
+        """
+        return self._ask(
+            Call("DELETE", f"/experiments/{part(name)}", query={"keep": keep}, is_repeatable=True),
+            models.Ended,
+        )
+
+    def similar(
+        self,
+        item_id: str | int,
+        *,
+        n: int | None = None,
+        by: Literal["behaviour", "content", "both"] | None = None,
+        category: str | None = None,
+        exclude_items: str | None = None,
+        scenario: str | None = None,
+    ) -> models.Similar:
+        """The items most like one.
+
+        `GET /similar/{item_id}`; needs the role `read`.
+        """
+        return self._ask(
+            Call(
+                "GET",
+                f"/similar/{part(item_id)}",
+                query={
+                    "n": n,
+                    "by": by,
+                    "category": category,
+                    "exclude_items": exclude_items,
+                    "scenario": scenario,
+                },
+                is_repeatable=True,
+            ),
+            models.Similar,
+        )
+
+    def popular(
+        self,
+        *,
+        n: int | None = None,
+        by: Literal["rating", "events"] | None = None,
+        category: str | None = None,
+        exclude_items: str | None = None,
+        scenario: str | None = None,
+    ) -> models.Popular:
+        """The most loved items.
+
+        `GET /popular`; needs the role `read`.
+        """
+        return self._ask(
+            Call(
+                "GET",
+                "/popular",
+                query={
+                    "n": n,
+                    "by": by,
+                    "category": category,
+                    "exclude_items": exclude_items,
+                    "scenario": scenario,
+                },
+                is_repeatable=True,
+            ),
+            models.Popular,
+        )
+
+    def trending(
+        self,
+        *,
+        n: int | None = None,
+        category: str | None = None,
+        exclude_items: str | None = None,
+        scenario: str | None = None,
+    ) -> models.Trending:
+        """The items that are rated most of late.
+
+        `GET /trending`; needs the role `read`.
+        """
+        return self._ask(
+            Call(
+                "GET",
+                "/trending",
+                query={"n": n, "category": category, "exclude_items": exclude_items, "scenario": scenario},
+                is_repeatable=True,
+            ),
+            models.Trending,
+        )
+
+    def latest(
+        self,
+        *,
+        n: int | None = None,
+        category: str | None = None,
+        exclude_items: str | None = None,
+        scenario: str | None = None,
+    ) -> models.Latest:
+        """The latest items.
+
+        `GET /latest`; needs the role `read`.
+        """
+        return self._ask(
+            Call(
+                "GET",
+                "/latest",
+                query={"n": n, "category": category, "exclude_items": exclude_items, "scenario": scenario},
+                is_repeatable=True,
+            ),
+            models.Latest,
+        )
+
+    def explain(
+        self, user_id: str | int, item_id: str | int, *, context: Mapping[str, Any] | None = None
+    ) -> models.Explained:
+        """Which of the user's own ratings moved a score, and by how much.
+
+        `GET /explain/{user_id}/{item_id}`; needs the role `read`.
+        """
+        return self._ask(
+            Call(
+                "GET",
+                f"/explain/{part(user_id)}/{part(item_id)}",
+                query={"context": context},
+                is_repeatable=True,
+            ),
+            models.Explained,
+        )
+
+    def find_users(
+        self, *, prefix: str | None = None, n: int | None = None, cursor: str | None = None
+    ) -> models.UsersPage:
+        """Users whose ids begin with a text. A call looks through a part of the store, so a page may
+        be short.
+
+        `GET /users`; needs the role `read`.
+        """
+        return self._ask(
+            Call("GET", "/users", query={"prefix": prefix, "n": n, "cursor": cursor}, is_repeatable=True),
+            models.UsersPage,
+        )
+
+    def put_users(self, rows: Rows[models.UserRowIn]) -> models.StoredUsers:
+        """Say what is known of users besides ratings: one, an array, or one a line. One bad row
+        refuses all.
+
+        `POST /users`; needs the role `operate`.
+        """
+        return self._send_rows("/users", rows, models.StoredUsers, is_repeatable=True)
+
+    def get_user(self, user_id: str | int) -> models.UserOut:
+        """What is known of a user.
+
+        `GET /users/{user_id}`; needs the role `read`.
+        """
+        return self._ask(Call("GET", f"/users/{part(user_id)}", is_repeatable=True), models.UserOut)
+
+    def forget_user(self, user_id: str | int) -> models.Receipt:
+        """Forget a user everywhere.
+
+        `DELETE /users/{user_id}`; needs the role `operate`.
+        """
+        return self._ask(Call("DELETE", f"/users/{part(user_id)}", is_repeatable=True), models.Receipt)
+
+    def get_user_ratings(
+        self, user_id: str | int, *, limit: int | None = None, offset: int | None = None
+    ) -> models.RatingsPage:
+        """The ratings of a user, the latest first.
+
+        `GET /users/{user_id}/ratings`; needs the role `read`.
+        """
+        return self._ask(
+            Call(
+                "GET",
+                f"/users/{part(user_id)}/ratings",
+                query={"limit": limit, "offset": offset},
+                is_repeatable=True,
+            ),
+            models.RatingsPage,
+        )
+
+    def get_receipt(self, receipt: str) -> models.Receipt:
+        """Whether the archive has forgotten a user, or has the ratings of an item taken back, too;
+        `detail` says what a pending erasure waits for.
+
+        `GET /receipts/{receipt}`; needs the role `read`.
+        """
+        return self._ask(Call("GET", f"/receipts/{part(receipt)}", is_repeatable=True), models.Receipt)
+
+    def get_item(self, item_id: str | int) -> models.ItemOut:
+        """What is known of an item.
+
+        `GET /items/{item_id}`; needs the role `read`.
+        """
+        return self._ask(Call("GET", f"/items/{part(item_id)}", is_repeatable=True), models.ItemOut)
+
+    def put_item(
+        self,
+        item_id: str | int,
+        *,
+        title: str | UnsetType = UNSET,
+        categories: Sequence[str] | UnsetType = UNSET,
+        attributes: Mapping[str, Any] | UnsetType = UNSET,
+        hidden: bool | UnsetType = UNSET,
+        available_from: float | str | UnsetType | None = UNSET,
+        available_until: float | str | UnsetType | None = UNSET,
+        image: str | UnsetType | None = UNSET,
+    ) -> models.ItemShown:
+        """Say what is known of an item; what was said before is replaced.
+
+        `PUT /items/{item_id}`; needs the role `operate`.
+        """
+        return self._ask(
+            Call(
+                "PUT",
+                f"/items/{part(item_id)}",
+                body=given(
+                    title=title,
+                    categories=categories,
+                    attributes=attributes,
+                    hidden=hidden,
+                    available_from=available_from,
+                    available_until=available_until,
+                    image=image,
+                ),
+                is_repeatable=True,
+            ),
+            models.ItemShown,
+        )
+
+    def patch_item(
+        self,
+        item_id: str | int,
+        *,
+        title: str | UnsetType = UNSET,
+        categories: Sequence[str] | UnsetType = UNSET,
+        attributes: Mapping[str, Any] | UnsetType = UNSET,
+        hidden: bool | UnsetType = UNSET,
+        available_from: float | str | UnsetType | None = UNSET,
+        available_until: float | str | UnsetType | None = UNSET,
+        image: str | UnsetType | None = UNSET,
+    ) -> models.ItemShown:
+        """Change some of what is known of an item.
+
+        `PATCH /items/{item_id}`; needs the role `operate`.
+        """
+        return self._ask(
+            Call(
+                "PATCH",
+                f"/items/{part(item_id)}",
+                body=given(
+                    title=title,
+                    categories=categories,
+                    attributes=attributes,
+                    hidden=hidden,
+                    available_from=available_from,
+                    available_until=available_until,
+                    image=image,
+                ),
+                is_repeatable=True,
+            ),
+            models.ItemShown,
+        )
+
+    def delete_item(
+        self, item_id: str | int, *, ratings: Literal["keep", "delete"] | None = None
+    ) -> models.DeletedItem:
+        """Delete an item: it is in no list any more.
+
+        `DELETE /items/{item_id}`; needs the role `operate`.
+        """
+        return self._ask(
+            Call("DELETE", f"/items/{part(item_id)}", query={"ratings": ratings}, is_repeatable=True),
+            models.DeletedItem,
+        )
+
+    def neighbours(
+        self, user_id: str | int, *, n: int | None = None, least: float | None = None
+    ) -> models.NeighboursOut:
+        """The users whose taste is nearest to a user's, among the most active ones.
+
+        `GET /neighbours/{user_id}`; needs the role `read`.
+        """
+        return self._ask(
+            Call("GET", f"/neighbours/{part(user_id)}", query={"n": n, "least": least}, is_repeatable=True),
+            models.NeighboursOut,
+        )
+
+    def get_attributes(self, user_id: str | int) -> models.AttributesOut:
+        """What is known of a user besides ratings.
+
+        `GET /users/{user_id}/attributes`; needs the role `read`.
+        """
+        return self._ask(
+            Call("GET", f"/users/{part(user_id)}/attributes", is_repeatable=True), models.AttributesOut
+        )
+
+    def put_attributes(self, user_id: str | int, attributes: Mapping[str, Any]) -> models.AttributesOut:
+        """Say what is known of a user besides ratings; what was said before is replaced.
+
+        `PUT /users/{user_id}/attributes`; needs the role `operate`.
+        """
+        return self._ask(
+            Call("PUT", f"/users/{part(user_id)}/attributes", body=encoded(attributes), is_repeatable=True),
+            models.AttributesOut,
+        )
+
+    def patch_attributes(self, user_id: str | int, attributes: Mapping[str, Any]) -> models.AttributesOut:
+        """Change some attributes of a user.
+
+        `PATCH /users/{user_id}/attributes`; needs the role `operate`.
+        """
+        return self._ask(
+            Call("PATCH", f"/users/{part(user_id)}/attributes", body=encoded(attributes), is_repeatable=True),
+            models.AttributesOut,
+        )
+
+    def delete_attributes(self, user_id: str | int) -> models.DeletedAttributes:
+        """Delete the attributes of a user; the ratings stay.
+
+        `DELETE /users/{user_id}/attributes`; needs the role `operate`.
+        """
+        return self._ask(
+            Call("DELETE", f"/users/{part(user_id)}/attributes", is_repeatable=True), models.DeletedAttributes
+        )
+
+    def list_attributes(self, *, n: int | None = None, cursor: str | None = None) -> models.AttributesPage:
+        """List the users with attributes.
+
+        `GET /attributes`; needs the role `read`.
+        """
+        return self._ask(
+            Call("GET", "/attributes", query={"n": n, "cursor": cursor}, is_repeatable=True),
+            models.AttributesPage,
+        )
+
+    def export_users(self) -> Iterator[models.UserRow]:
+        """Return the attributes of all users, one user a line, as POST /users takes them.
+
+        `GET /export/users`; needs the role `read`.
+        """
+        return self._ask_lines(Call("GET", "/export/users", is_repeatable=True), models.UserRow)
+
+    def list_items(
+        self,
+        *,
+        n: int | None = None,
+        cursor: str | None = None,
+        prefix: str | None = None,
+        by: Literal["id", "title"] | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> models.ItemPage:
+        """List the items of the catalogue, hidden ones too.
+
+        `GET /items`; needs the role `read`.
+        """
+        return self._ask(
+            Call(
+                "GET",
+                "/items",
+                query={"n": n, "cursor": cursor, "prefix": prefix, "by": by, "ids": ids},
+                is_repeatable=True,
+            ),
+            models.ItemPage,
+        )
+
+    def put_items(self, rows: Rows[models.ItemRowIn]) -> models.Stored:
+        """Say what is known of items: one, an array, or one a line. One bad row refuses all.
+
+        `POST /items`; needs the role `operate`.
+        """
+        return self._send_rows("/items", rows, models.Stored, is_repeatable=True)
+
+    def export_items(self) -> Iterator[models.ItemLine]:
+        """Return all items of the catalogue, one a line, as POST /items takes them.
+
+        `GET /export/items`; needs the role `read`.
+        """
+        return self._ask_lines(Call("GET", "/export/items", is_repeatable=True), models.ItemLine)
+
+    def get_schema(self) -> models.SchemaBody:
+        """Return the type of each attribute and field of a context, told or inferred at its first use.
+
+        `GET /schema`; needs the role `read`.
+        """
+        return self._ask(Call("GET", "/schema", is_repeatable=True), models.SchemaBody)
+
+    def put_schema(
+        self,
+        *,
+        items: Mapping[str, Literal["boolean", "list", "number", "text", "time"]] | UnsetType = UNSET,
+        users: Mapping[str, Literal["boolean", "list", "number", "text", "time"]] | UnsetType = UNSET,
+        context: Mapping[str, models.ContextFieldBody | Mapping[str, Any]] | UnsetType = UNSET,
+    ) -> models.SchemaBody:
+        """Tell types of attributes, and fields of contexts, before their first use; those of others
+        stay.
+
+        `PUT /schema`; needs the role `operate`.
+        """
+        return self._ask(
+            Call("PUT", "/schema", body=given(items=items, users=users, context=context), is_repeatable=True),
+            models.SchemaBody,
+        )
+
+    def retire_context_field(self, field: str, *, category: str | None = None) -> models.SchemaBody:
+        """Retire a field of contexts: it is not given, shown or learned any more. Ratings keep it.
+
+        `DELETE /schema/context/{field}`; needs the role `operate`.
+        """
+        return self._ask(
+            Call(
+                "DELETE", f"/schema/context/{part(field)}", query={"category": category}, is_repeatable=True
+            ),
+            models.SchemaBody,
+        )
+
+    def retire_context_category(self, field: str, category: str) -> models.SchemaBody:
+        """Retire a category of a field of contexts: it is not given, shown or learned any more.
+
+        `DELETE /schema/context/{field}/{category}`; needs the role `operate`.
+        """
+        return self._ask(
+            Call("DELETE", f"/schema/context/{part(field)}/{part(category)}", is_repeatable=True),
+            models.SchemaBody,
+        )
+
+    def train(
+        self,
+        *,
+        nb_users: int | UnsetType = UNSET,
+        nb_items: int | UnsetType = UNSET,
+        user_history: Sequence[str | int] | UnsetType = UNSET,
+        item_history: Sequence[str | int] | UnsetType = UNSET,
+        rating_history: Sequence[float] | UnsetType = UNSET,
+        variables_history: Sequence[Sequence[float]] | UnsetType | None = UNSET,
+        replace: bool | UnsetType = UNSET,
+        wait: int | None = None,
+    ) -> models.TrainedOut | models.TrainingOut:
+        """Begin a new history with these ratings; without a body, fit again on all that is known.
+
+        `POST /train`; needs the role `operate`.
+        """
+        answer: models.TrainedOut | models.TrainingOut = self._ask_either(
+            Call(
+                "POST",
+                "/train",
+                query={"wait": wait},
+                body=given_any(
+                    nb_users=nb_users,
+                    nb_items=nb_items,
+                    user_history=user_history,
+                    item_history=item_history,
+                    rating_history=rating_history,
+                    variables_history=variables_history,
+                    replace=replace,
+                ),
+                longer_s=60.0 if wait is None else float(wait),
+            ),
+            {200: models.TrainedOut, 202: models.TrainingOut},
+        )
+        return answer
+
+    def get_training(self, receipt: str) -> models.TrainingOut:
+        """How far a training has come.
+
+        `GET /train/{receipt}`; needs the role `read`.
+        """
+        return self._ask(Call("GET", f"/train/{part(receipt)}", is_repeatable=True), models.TrainingOut)
+
+    def get_generations(self) -> models.GenerationsOut:
+        """The generations that are kept.
+
+        `GET /generations`; needs the role `read`.
+        """
+        return self._ask(Call("GET", "/generations", is_repeatable=True), models.GenerationsOut)
+
+    def activate(self, generation: int, *, hold: bool | None = None) -> models.Activated:
+        """Make a generation that is kept the live one.
+
+        `POST /generations/{generation}/activate`; needs the role `operate`.
+        """
+        return self._ask(
+            Call(
+                "POST", f"/generations/{part(generation)}/activate", query={"hold": hold}, is_repeatable=True
+            ),
+            models.Activated,
+        )
+
+    def livez(self) -> models.Alive:
+        """Whether the process runs.
+
+        `GET /livez`; needs no key.
+        """
+        return self._ask(Call("GET", "/livez", is_repeatable=True), models.Alive)
+
+    def readyz(self) -> models.Ready:
+        """Whether to send requests here.
+
+        `GET /readyz`; needs no key.
+        """
+        return self._ask(Call("GET", "/readyz", is_repeatable=True), models.Ready)
+
+    def access(self) -> models.AccessOut:
+        """What the caller may do.
+
+        `GET /access`; needs no key.
+        """
+        return self._ask(Call("GET", "/access", is_repeatable=True), models.AccessOut)
+
+    def settings(self) -> models.SettingsOut:
+        """The settings that are in force.
+
+        `GET /settings`; needs the role `operate`.
+        """
+        return self._ask(Call("GET", "/settings", is_repeatable=True), models.SettingsOut)
+
+    def get_keys(self) -> models.KeysOut:
+        """The keys of the API, which themselves are not stored.
+
+        `GET /keys`; needs the role `operate`.
+        """
+        return self._ask(Call("GET", "/keys", is_repeatable=True), models.KeysOut)
+
+    def add_key(
+        self,
+        *,
+        name: str,
+        role: Literal["metrics", "operate", "rate", "read"],
+        quotas: str | UnsetType = UNSET,
+    ) -> models.KeyMade:
+        """Make a key. Workers let it in within two seconds; from the first key on all calls need one.
+        One of the role `operate` comes first, so that there is one that may make others.
+
+        `POST /keys`; needs the role `operate`.
+        """
+        return self._ask(
+            Call("POST", "/keys", body=given(name=name, role=role, quotas=quotas)), models.KeyMade
+        )
+
+    def remove_key(self, name: str) -> models.KeyRemoved:
+        """Let the keys of a name in no longer, within two seconds. The last one of the role `operate`
+        stays while there are others. Keys go on being asked for after the very last: `foldin keys
+        add` makes another.
+
+        `DELETE /keys/{name}`; needs the role `operate`.
+        """
+        return self._ask(Call("DELETE", f"/keys/{part(name)}", is_repeatable=True), models.KeyRemoved)
+
+    def decide_scale(
+        self, *, low: float, high: float, step: float | UnsetType | None = UNSET
+    ) -> models.ScaleOut:
+        """Decide on the scale of the ratings, before the first one is stored. May be repeated.
+
+        `PUT /scale`; needs the role `operate`.
+        """
+        return self._ask(
+            Call("PUT", "/scale", body=given(low=low, high=high, step=step), is_repeatable=True),
+            models.ScaleOut,
+        )
+
+    def status(self) -> models.Status:
+        """What is live, in numbers.
+
+        `GET /status`; needs the role `metrics`.
+        """
+        return self._ask(Call("GET", "/status", is_repeatable=True), models.Status)
+
+    def history(self, *, seconds: int | None = None) -> models.HistoryOut:
+        """How all replicas and the trainer have been, by interval, and who is at work now.
+
+        `GET /history`; needs the role `read`.
+        """
+        return self._ask(
+            Call("GET", "/history", query={"seconds": seconds}, is_repeatable=True), models.HistoryOut
+        )
+
+    def metrics(self) -> str:
+        """For Prometheus.
+
+        `GET /metrics`; needs the role `metrics`.
+        """
+        return self._ask_text(Call("GET", "/metrics", is_repeatable=True))
+
+    def get_reports(self) -> models.Reports:
+        """Reports of `foldin evaluate` that were stored here.
+
+        `GET /reports`; needs the role `read`.
+        """
+        return self._ask(Call("GET", "/reports", is_repeatable=True), models.Reports)
+
+    def put_report(self, name: str, *, rows: Sequence[models.ReportRow | Mapping[str, Any]]) -> models.Report:
+        """Store a report under a name, in place of the one before.
+
+        `PUT /reports/{name}`; needs the role `operate`.
+        """
+        return self._ask(
+            Call("PUT", f"/reports/{part(name)}", body=given(rows=rows), is_repeatable=True), models.Report
+        )
+
+    def delete_report(self, name: str) -> models.ReportDeleted:
+        """Delete a report.
+
+        `DELETE /reports/{name}`; needs the role `operate`.
+        """
+        return self._ask(Call("DELETE", f"/reports/{part(name)}", is_repeatable=True), models.ReportDeleted)
+
+    def describe(self) -> dict[str, Any]:
+        """This description.
+
+        `GET /openapi.json`; needs no key.
+        """
+        return self._ask(Call("GET", "/openapi.json", is_repeatable=True), dict[str, Any])
+
+    def describe_yaml(self) -> str:
+        """This description, as YAML.
+
+        `GET /openapi.yaml`; needs no key.
+        """
+        return self._ask_text(Call("GET", "/openapi.yaml", is_repeatable=True))
+
+    def page_file(self, name: str) -> str:
+        """A file of the pages.
+
+        `GET /static/{name}`; needs no key.
+        """
+        return self._ask_text(Call("GET", f"/static/{part(name)}", is_repeatable=True))
+
+    def page_folder_file(self, folder: str, name: str) -> str:
+        """A file of a part of the pages.
+
+        `GET /static/{folder}/{name}`; needs no key.
+        """
+        return self._ask_text(Call("GET", f"/static/{part(folder)}/{part(name)}", is_repeatable=True))
+
+    def docs_page(self) -> str:
+        """This description, to be read and tried.
+
+        `GET /docs`; needs no key.
+        """
+        return self._ask_text(Call("GET", "/docs", is_repeatable=True))
+
+    def page(self) -> str:
+        """The dashboard.
+
+        `GET /`; needs no key.
+        """
+        return self._ask_text(Call("GET", "/", is_repeatable=True))
+
+    def manual(self) -> str:
+        """The manual; where it is not built, how it is.
+
+        `GET /manual`; needs no key.
+        """
+        return self._ask_text(Call("GET", "/manual", is_repeatable=True))
+
+    def manual_page(self, page: str) -> str:
+        """A page of the manual; where it is not built, how it is.
+
+        `GET /manual/{page}`; needs no key.
+        """
+        return self._ask_text(Call("GET", f"/manual/{part(page)}", is_repeatable=True))

@@ -1,0 +1,179 @@
+"""Loops that fold a user in from one history, for numba to compile ahead and to run as plain Python too.
+
+Invariant: the row is that of `half_step` to the last digits of float32, covariances of items being read as
+their codes. Nothing is allocated here, and no error raised, so that the compiled code needs neither numba nor
+Python: all memory is the caller's, and a matrix without an inverse is told by the value returned.
+
+`d = rank + 1`; `wide`: the rank in whole registers, `f` the latent part of an item, 0 beyond the rank. Of
+each entry that holds, `entry` (n, 9) has the columns below, `latent` (n, wide) float64 its `f`, `code` (n, t)
+float32 the codes of its covariance. Of each session `group` (n, 6) has the columns below, `load` and `shared`
+(n, wide + 4) float64 its load and its effect's covariance with the row (`session_effects`). Of the row
+`square` (4, wide + 4, wide + 4) float64 has the posterior covariance, a Cholesky factor and its inverse, and
+sums; `vector` (6, wide + 4 or t) float64 the mean, the linear term and sums.
+"""
+
+# ruff: noqa: PLR0917  numba takes no keyword-only arguments
+
+import math
+
+from factors.inference.compiled.posterior_kernels import set_prior, solve, sum_entries, take_sites
+from factors.inference.compiled.reading_kernels import (
+    AT_REST,
+    COLD,
+    COVARIANCE,
+    EFFECT,
+    KEPT,
+    KEPT_SITTING,
+    KEY,
+    MEAN,
+    N_USERS,
+    NOISE,
+    ORDINAL,
+    RANK,
+    SESSION_VARIANCE,
+    SITTING,
+    SITTING_VARIANCE,
+    SLOTS,
+    SPREAD,
+    STEPS,
+    TAKEN,
+    VARIANCE,
+    Array,
+    group_entries,
+    read_entries,
+)
+
+
+def write_row(
+    groups: int,
+    sizes: Array,
+    numbers: Array,
+    group: Array,
+    square: Array,
+    vector: Array,
+    user: int,
+    result: Array,
+) -> None:
+    """Write the posterior to the row of `user` in `result`, with the latest session, the one of key `KEPT`,
+    its sitting, and those of the largest effects.
+    """
+    dim, slots = sizes[RANK] + 1, sizes[SLOTS]
+    t = 2 + dim
+    for a in range(dim):
+        result[user, 2 + a] = vector[MEAN, a]
+        for b in range(a + 1):
+            result[user, t] = square[COVARIANCE, a, b]
+            t += 1
+    for a in range(dim):
+        result[user, t + a] = 0.0
+    t += dim
+    for slot in range(slots):
+        # As of `side_moments.prior_rows`.
+        result[user, t + slot], result[user, t + slots + slot] = -1.0, 0.0
+        result[user, t + 2 * slots + slot] = numbers[SESSION_VARIANCE] + numbers[SITTING_VARIANCE]
+    latest = -1.0
+    for g in range(groups):
+        group[g, TAKEN] = 0.0
+        latest = max(latest, group[g, KEY])
+    for slot in range(min(slots, groups)):
+        best = -1
+        most = -1.0
+        for g in range(groups):
+            key = group[g, KEY]
+            matter = group[g, EFFECT]
+            # As of `session_effects.matters`.
+            outer = int(group[g, SITTING])
+            if outer >= 0:
+                matter -= group[outer, EFFECT]
+            always = key == latest or key == numbers[KEPT] or key == numbers[KEPT_SITTING]
+            matter = math.inf if always else abs(matter)
+            # Of equal ones the earlier.
+            ahead = matter > most or (matter == most and best >= 0 and key < group[best, KEY])
+            if group[g, TAKEN] == 0.0 and ahead:
+                best, most = g, matter
+        if best < 0:
+            break
+        group[best, TAKEN] = 1.0
+        result[user, t + slot] = group[best, KEY]
+        result[user, t + slots + slot] = group[best, EFFECT]
+        result[user, t + 2 * slots + slot] = group[best, VARIANCE]
+        # Of a session in a sitting no more is known.
+        if group[best, KEY] < 0.0:
+            result[user, t + 2 * slots + slot] += numbers[SESSION_VARIANCE]
+
+
+def fold_in(
+    words: Array,
+    halves: Array,
+    offsets: Array,
+    item_row: Array,
+    value: Array,
+    time: Array,
+    new: Array,
+    base: Array,
+    cold_base: Array,
+    prior_words: Array,
+    prior_halves: Array,
+    effect: Array,
+    precision: Array,
+    cold_precision: Array,
+    start: Array,
+    units: Array,
+    bounds: Array,
+    sizes: Array,
+    numbers: Array,
+    latent: Array,
+    code: Array,
+    entry: Array,
+    group: Array,
+    load: Array,
+    shared: Array,
+    square: Array,
+    vector: Array,
+    weights: Array,
+    lanes: Array,
+    table: Array,
+    session: Array,
+    result: Array,
+) -> int:
+    """Fold in the users whose ratings begin at `offsets` (b + 1,), `new` (b,) as in `HalfStepInput`, into
+    `result` (b, width); return how many, fewer than b where the next one has no finite posterior.
+
+    `words` (n_items, ...): the item table and `halves` the same as int16, and `prior_words`, `prior_halves`
+    (1, ...) those of an unknown item; `units` (t,): see `RowCodec`. `base`, `cold_base` (b, d): prior means
+    with what attributes add; `effect` (d,): of items that no fit has learned; `start` (1 + d, d): mean and
+    covariance where the fixed point begins.
+    """
+    dim = sizes[RANK] + 1
+    rest = numbers[AT_REST] * math.sqrt(numbers[NOISE])
+    for row in range(sizes[N_USERS]):
+        n = read_entries(
+            offsets[row], offsets[row + 1], words, halves, item_row, value, time, prior_words, prior_halves,
+            effect, bounds, sizes, numbers, latent, code, entry, vector, table, session, row, result,
+        )  # fmt: skip
+        groups = group_entries(n, sizes, numbers, entry, group, shared, table, session)
+        cold = sizes[COLD] != 0 and (n == 0 or new[row] != 0)
+        set_prior(
+            n, cold, row, base, cold_base, effect, precision, cold_precision, start, sizes, numbers,
+            square, vector,
+        )  # fmt: skip
+        for step in range(sizes[STEPS]):
+            if sizes[ORDINAL]:
+                take_sites(
+                    n, step > 0, units, sizes, numbers, latent, code, entry, group, shared, session,
+                    square, vector, weights, lanes,
+                )  # fmt: skip
+            sum_entries(
+                n, groups, units, sizes, numbers, latent, code, entry, group, load, session, square, vector
+            )
+            for a in range(dim):
+                vector[SPREAD, a] = vector[MEAN, a]
+            if not solve(groups, sizes, group, load, shared, square, vector):
+                return row
+            moved = 0.0
+            for a in range(dim):
+                moved = max(moved, abs(vector[MEAN, a] - vector[SPREAD, a]))
+            if moved < rest:
+                break
+        write_row(groups, sizes, numbers, group, square, vector, row, result)
+    return int(sizes[N_USERS])

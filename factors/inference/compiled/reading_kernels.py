@@ -1,0 +1,241 @@
+"""The entries and sessions of one history, read into the memory of the loops of `history_kernels`.
+
+Invariant: each pair stands once, with its last value, as after `histories.compress`.
+
+`d = rank + 1`; `t = d (d + 1) / 2`; `wide`: the rank in whole registers, `f` the latent part of an item, 0
+beyond the rank. Of each entry that holds, `entry` (n, 12) has the columns below, `latent` (n, wide) float64
+its `f`, `code` (n, t) float32 the codes of its covariance. Of each session `group` (n, 8) has the columns
+below, `load` and `shared` (n, wide + 4) float64 its load and its effect's covariance with the row
+(`session_effects`). Of the row `square` (4, wide + 4, wide + 4) float64 has the posterior covariance, a
+Cholesky factor and its inverse, and the prior's precision; `vector` (6, wide + 4 or t) float64 the mean, the
+linear term and sums.
+"""
+
+# ruff: noqa: PLR0912, PLR0917  numba takes no keyword-only arguments
+
+import math
+from typing import Any
+
+from numpy import rint
+
+# Numba reads no annotations: every argument below is an array or a number.
+Array = Any
+
+# Columns of `entry`, and how many there are.
+BIAS, SCALE, OFFSET, BEYOND, WEIGHT, LINEAR, BELOW, ABOVE, TIME = range(9)
+SCORE, OWN, OTHER, ENTRY_COLUMNS = range(9, 13)
+# Columns of `group`.
+KEY, SUM, WEIGHTS, EFFECT, VARIANCE, TAKEN, SITTING, SHARE, GROUP_COLUMNS = range(9)
+# Rows of `vector`.
+MEAN, RIGHT, FIRST, SPREAD, OTHERS, PRIOR = range(6)
+# Places in `square`.
+COVARIANCE, FACTOR, INVERSE, SECOND = range(4)
+# Places in `sizes`.
+RANK, WIDE, SLOTS, OTHER_SLOTS, ITEM_WIDTH, USER_WIDTH, STEPS, ORDINAL = range(8)
+COLD, LEARNED, LEVELS, SLOTTED, N_USERS, N_ITEMS, N_SIZES = range(8, 15)
+# Places in `numbers`.
+ALL_MEAN, NOISE, DAMPING, AT_REST, LOW, PER_LEVEL, COLD_COUNT, KEPT = range(8)
+SESSION, SESSION_VARIANCE, OTHER_SESSION, OTHER_VARIANCE, WRAP = range(8, 13)
+PER_SITTING, SITTING_VARIANCE, KEPT_SITTING, N_NUMBERS = range(13, 17)
+# A prime near 2^31 over the golden ratio: neighbouring numbers are spread evenly over a hash table.
+_SPREAD = 1327217885
+
+
+def read_item(
+    n: int,
+    row: int,
+    time: float,
+    words: Array,
+    halves: Array,
+    effect: Array,
+    sizes: Array,
+    numbers: Array,
+    latent: Array,
+    code: Array,
+    entry: Array,
+    vector: Array,
+) -> None:
+    """Read the stored `row` of an item into entry `n`, whose rating is of this `time`."""
+    rank, wide = sizes[RANK], sizes[WIDE]
+    dim = rank + 1
+    packed = dim * (dim + 1) // 2
+    codes = 2 * (3 + dim)
+    implicit = 3 + dim + (packed + 1) // 2
+    for a in range(rank):
+        latent[n, a] = words[row, 2 + a]
+    for a in range(rank, wide):
+        latent[n, a] = 0.0
+    entry[n, BIAS] = words[row, 2 + rank]
+    entry[n, SCALE] = words[row, 2 + dim]
+    for t in range(packed):
+        code[n, t] = halves[row, codes + t]
+    learned = sizes[LEARNED] == 0
+    for a in range(dim):
+        learned = learned or words[row, implicit + a] != 0.0
+    for a in range(dim):
+        vector[PRIOR, a] += words[row, implicit + a] if learned else effect[a]
+    entry[n, OFFSET] = numbers[ALL_MEAN]
+    entry[n, BEYOND] = 0.0
+    entry[n, TIME] = time
+    slots = sizes[OTHER_SLOTS]
+    if slots > 0:
+        entry[n, BEYOND] = numbers[OTHER_VARIANCE]
+        at = time / numbers[OTHER_SESSION]
+        if math.isfinite(at):
+            key = math.floor(at)
+            key -= math.floor(key / numbers[WRAP]) * numbers[WRAP]
+            first = implicit + dim
+            for slot in range(slots):
+                if words[row, first + slot] == key:
+                    entry[n, OFFSET] += words[row, first + slots + slot]
+                    entry[n, BEYOND] = words[row, first + 2 * slots + slot]
+                    break
+
+
+def read_entries(
+    first: int,
+    last: int,
+    words: Array,
+    halves: Array,
+    item_row: Array,
+    value: Array,
+    time: Array,
+    prior_words: Array,
+    prior_halves: Array,
+    effect: Array,
+    bounds: Array,
+    sizes: Array,
+    numbers: Array,
+    latent: Array,
+    code: Array,
+    entry: Array,
+    vector: Array,
+    table: Array,
+    session: Array,
+    user: int,
+    result: Array,
+) -> int:
+    """Read the ratings `first` to `last` that hold, the latest first; return how many.
+
+    The sum of their implicit effects goes to `vector[PRIOR]`, count and mean to the row of `user` in
+    `result`.
+    """
+    rank, wide = sizes[RANK], sizes[WIDE]
+    dim = rank + 1
+    packed = dim * (dim + 1) // 2
+    size = 16
+    while size < 2 * (last - first):
+        size *= 2
+    for place in range(size):
+        table[place] = -1
+    for a in range(dim):
+        vector[PRIOR, a] = 0.0
+    n = 0
+    total = 0.0
+    for e in range(last - 1, first - 1, -1):
+        j = int(item_row[e])
+        # Open addressing; what stands in the table is the position of the rating.
+        place = ((j * _SPREAD) >> 9) & (size - 1)
+        while table[place] >= 0 and item_row[table[place]] != j:
+            place = (place + 1) & (size - 1)
+        if table[place] >= 0:
+            continue
+        table[place] = e
+        if math.isnan(value[e]):
+            continue
+        total += value[e]
+        if 0 <= j < sizes[N_ITEMS]:
+            read_item(n, j, time[e], words, halves, effect, sizes, numbers, latent, code, entry, vector)
+        else:
+            read_item(
+                n, 0, time[e], prior_words, prior_halves, effect, sizes, numbers, latent, code, entry, vector
+            )
+        if sizes[ORDINAL]:
+            level = rint((value[e] - numbers[LOW]) * numbers[PER_LEVEL])
+            level = int(min(max(level, 0.0), sizes[LEVELS] - 1.0))
+            entry[n, BELOW], entry[n, ABOVE] = bounds[level], bounds[level + 1]
+        else:
+            entry[n, WEIGHT] = 1.0 / numbers[NOISE]
+            entry[n, LINEAR] = (value[e] - entry[n, OFFSET]) / numbers[NOISE]
+        session[n] = -1
+        n += 1
+    result[user, 0] = n
+    result[user, 1] = total / max(n, 1)
+    # Four entries are summed at a time: those beyond the last weigh nothing.
+    for e in range(n, (n + 3) // 4 * 4):
+        entry[e, WEIGHT] = entry[e, LINEAR] = entry[e, BIAS] = entry[e, SCALE] = 0.0
+        for a in range(wide):
+            latent[e, a] = 0.0
+        for t in range(packed):
+            code[e, t] = 0.0
+        session[e] = -1
+    return n
+
+
+def group_entries(
+    n: int,
+    sizes: Array,
+    numbers: Array,
+    entry: Array,
+    group: Array,
+    shared: Array,
+    table: Array,
+    session: Array,
+) -> int:
+    """Give each entry of known time its session, in `session` (n,), and each session its sitting, behind them
+    all, with the effect of the prior; return how many sessions and sittings there are.
+    """
+    if sizes[SLOTTED] == 0:
+        return 0
+    size = 16
+    while size < 2 * n:
+        size *= 2
+    for place in range(size):
+        table[place] = -1
+    groups = 0
+    for e in range(n):
+        at = entry[e, TIME] / numbers[SESSION]
+        if not math.isfinite(at):
+            continue
+        key = math.floor(at)
+        key -= math.floor(key / numbers[WRAP]) * numbers[WRAP]
+        place = place_of(key, key, size, table, group)
+        if table[place] < 0:
+            table[place] = groups
+            begin_group(groups, key, sizes, numbers, group, shared)
+            groups += 1
+        session[e] = table[place]
+    if numbers[PER_SITTING] == 0.0:
+        return groups
+    for place in range(size):
+        table[place] = -1
+    for g in range(groups):
+        sitting = math.floor(group[g, KEY] / numbers[PER_SITTING])
+        key = -2.0 - sitting
+        place = place_of(sitting, key, size, table, group)
+        if table[place] < 0:
+            table[place] = groups
+            begin_group(groups, key, sizes, numbers, group, shared)
+            groups += 1
+        group[g, SITTING] = table[place]
+    return groups
+
+
+def place_of(number: float, key: float, size: int, table: Array, group: Array) -> int:
+    """Return the place in the hash table of the group with this `key`, or the free one for it; `number` is
+    what is spread.
+    """
+    place = ((int(number) * _SPREAD) >> 9) & (size - 1)
+    while table[place] >= 0 and group[table[place], KEY] != key:
+        place = (place + 1) & (size - 1)
+    return place
+
+
+def begin_group(g: int, key: float, sizes: Array, numbers: Array, group: Array, shared: Array) -> None:
+    """Begin session or sitting `g` of this `key` with the effect of the prior."""
+    group[g, KEY] = key
+    group[g, EFFECT] = 0.0
+    group[g, VARIANCE] = numbers[SESSION_VARIANCE] + numbers[SITTING_VARIANCE]
+    group[g, SITTING] = -1.0
+    for a in range(sizes[WIDE] + 4):
+        shared[g, a] = 0.0

@@ -1,0 +1,1 @@
+"""Chooses how a ranking head is fitted, by lists of events held out."""

@@ -1,0 +1,342 @@
+"""Chooses how a ranking head is fitted. Invariant: training events decide alone, by lists of a part of them
+that was held out.
+
+One setting after the other is moved as long as lists get better (NDCG@100); of recency there is as little
+as is as good within a standard error. The fits are short, and go on from each other.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from factors.inference.backend import MANY_RATINGS
+from factors.inference.histories import Compressed
+from factors.model.types import Float32s, Float64s, Scale, UInt8s
+from factors.ranking.blending import blended
+from factors.ranking.choices import HoldOut, RankingChoices
+from factors.ranking.neighbours import Neighbours, no_neighbours
+from factors.ranking.parameters import RankingParameters
+from factors.ranking.regressions import regressions
+from factors.ranking.selection.expected import expected_ratings
+from factors.ranking.selection.held_out import LEAST_WANTED, SHORT, HeldOut, Typed, hold_out
+from factors.ranking.selection.lists import Lists
+from factors.ranking.training import fit_factors, said
+
+# Of fewer events less than a hundred are held out, and chance would choose.
+LEAST_EVENTS = 1_000
+# Of more events those of random users are looked at, and of the items the most chosen: a minute at most. The
+# cosines of so many items take 100 MB: compiled loops do with them in seconds what else takes minutes.
+_MOST_EVENTS, _MOST_ITEMS = 200_000, 10_000
+# Ranks differ little in what they choose; sweeps from nothing, and from the factors of another choice.
+_RANK, _FIRST_SWEEPS, _SWEEPS = 48, 8, 3
+# Sweeps of a whole fit from nothing, and how much of NDCG more of them have to gain: two fits that differ in
+# nothing else differ by as much.
+_ENOUGH, _SETTLED = (4, 6, 8, 12), 0.002
+# Steps of a choice, fine enough that the best of two neighbours is within the error of the best between them.
+_RIDGE_STEP, _STEP, _POWER_STEP = 3.0, 2.0, 0.25
+# A choice that wants more moves than these gains next to nothing by them.
+_MOVES = 3
+# From without a sparse term to where the factors hardly count: both predict a 1 where an event is.
+_SPARSE_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+# Up to so many items each may be a neighbour of each: 32 MB.
+_ALL_NEIGHBOURS = 2_000
+# From hardly any to where earlier events hardly count; spans from the latest few to a session.
+_BOOSTS, _SPANS = (1.0, 2.0, 4.0, 8.0, 16.0), (2.0, 5.0, 10.0, 20.0)
+# 0 leaves ratings out; at 2 they decide more than what is relevant.
+_GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+# What liked items may cost of plain NDCG.
+_COST = 0.005
+
+Factors = tuple[RankingParameters, Float32s]
+
+
+def choose(
+    by_user: Compressed,
+    n_items: int,
+    how: HoldOut,
+    rng: np.random.Generator,
+    threads: int = 1,
+    *,
+    types: Typed | None = None,
+    rated: bool = True,
+) -> tuple[RankingChoices, dict[str, float]]:
+    """Return the choices for the events `by_user`, and figures of how they were made. `types`: where there
+    are events that are no ratings. `rated`: whether expected ratings may play a part in lists.
+    """
+    decided, every = float(len(by_user.other)), n_items <= _ALL_NEIGHBOURS
+    begin = RankingChoices() if types is None else RankingChoices(types=types.types)
+    # A single user is not to be all that is looked at.
+    sample, n_items = _sample(by_user.thinned(), n_items, rng)
+    if len(sample.other) < LEAST_EVENTS:
+        return begin, {}
+    held, how = hold_out(sample, how, rng)
+    # The loops are compiled for the fit of all events anyway.
+    compiled = len(by_user.other) >= MANY_RATINGS
+    sets = HeldOut.of(sample, n_items, held, rng, types)
+    search = _Search(sets, n_items, threads, begin, types, compiled, every)
+    choices = search.weights(search.settings(replace(begin, decided=decided)))
+    if how == "latest":
+        choices = search.recency(choices)
+    # An event of another type has the highest rating.
+    low = float(sample.value.min())
+    scale = Scale(low, float(sample.value.max()) if rated else low)
+    choices, figures = search.gamma(choices, scale, rng)
+    figures |= {"ranking_latest": float(how == "latest"), "ranking_sweeps": float(search.enough)}
+    return replace(choices, rank=RankingChoices().rank, sweeps=search.enough), figures
+
+
+@dataclass(slots=True)
+class _Search:
+    """The fits of a search, from the choices `begin` on. `factors` and `found` are those of the best choices
+    so far; `enough`: sweeps from nothing; `compiled`: by loops, where numba is installed; `every`: whether
+    each item of the catalogue may be a neighbour of each.
+    """
+
+    held: HeldOut
+    n_items: int
+    threads: int
+    begin: RankingChoices
+    typed: Typed | None = None
+    compiled: bool = False
+    every: bool = True
+    lists: Lists = field(init=False)
+    factors: Factors | None = None
+    enough: int = RankingChoices().sweeps
+    neighbours: Neighbours = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lists = Lists(self.held, self.n_items, self.threads, self.compiled)
+        self.neighbours = no_neighbours(self.n_items)
+
+    def settings(self, choices: RankingChoices) -> RankingChoices:
+        """Return choices of the sparse term, then of the factors beside it."""
+        choices = replace(choices, rank=_RANK, sweeps=_FIRST_SWEEPS)
+        self.factors = self._fit(choices)
+        choices = replace(choices, sweeps=_SWEEPS)
+        most, known = choices.neighbours, self.held.known
+        how: dict[str, Any] = {"threads": self.threads, "compiled": self.compiled}
+        told = said(known, self.begin, self._codes)
+        found = regressions(known, self.n_items, told, most=most, **how)
+        terms: dict[tuple[int, float], tuple[float, Float64s, Neighbours]] = {}
+
+        def sparse(most: int, ridge: float) -> float:
+            term = (found.fit_all if most >= self.n_items else found.fit)(ridge)
+            weight, quality = self._weighted(choices, term)
+            terms[most, ridge] = weight, quality, term
+            return float(quality.mean())
+
+        start = choices.neighbour_ridge
+        ridge = climb(start, lambda value, up: value * _RIDGE_STEP**up, lambda value: sparse(most, value))
+        best = most, ridge
+        if self.every and most < self.n_items:
+            # More than are looked at here: the fit has items that are not rated yet.
+            sparse(_ALL_NEIGHBOURS, ridge)
+            if _surely_better(terms[_ALL_NEIGHBOURS, ridge][1], terms[best][1]):
+                best = _ALL_NEIGHBOURS, ridge
+        weight, _, self.neighbours = terms[best]
+        choices = replace(choices, neighbours=best[0], neighbour_ridge=best[1], sparse_weight=weight)
+        for name in ("negatives", "ridge"):
+            choices = self._moved(choices, name, lambda value, up: value * _STEP**up)
+        for name in ("user_power", "item_power"):
+            choices = self._moved(choices, name, lambda value, up: value + _POWER_STEP * up)
+        weight, _ = self._weighted(choices, self.neighbours)
+        choices = replace(choices, sparse_weight=weight)
+        self.enough = self._settled(choices)
+        return choices
+
+    def _settled(self, choices: RankingChoices) -> int:
+        """Return after how many sweeps from nothing lists are about as good as after the most."""
+        best, found, self.factors = self.factors, {}, None
+        for done, sweeps in pairwise((0, *_ENOUGH)):
+            self.factors = self._fit(replace(choices, sweeps=sweeps - done))
+            found[sweeps] = float(self._quality(choices, self.factors).mean())
+        self.factors = best
+        return next(each for each in found if found[each] >= (1 - _SETTLED) * max(found.values()))
+
+    @property
+    def _codes(self) -> UInt8s | None:
+        return None if self.typed is None else self.typed.codes
+
+    def weights(self, choices: RankingChoices) -> RankingChoices:
+        """Return choices with the weight of one type after the other moved to where lists are best."""
+        if self.typed is None:
+            return choices
+        events = self.typed.counts(self.held.known)
+        for code in sorted(self.typed.open_codes):
+            # Of fewer, chance would choose.
+            if events[code] >= LEAST_WANTED:
+                choices = self._weight_moved(choices, code)
+        return choices
+
+    def _weight_moved(self, choices: RankingChoices, code: int) -> RankingChoices:
+        found: dict[float, tuple[RankingChoices, Factors]] = {}
+
+        def measure(value: float) -> float:
+            types = (replace(each, weight=value) if each.code == code else each for each in choices.types)
+            return self._measured(replace(choices, types=tuple(types)), found, value)
+
+        weight = next(each.weight or 1.0 for each in choices.types if each.code == code)
+        best = climb(weight, lambda value, up: value * _RIDGE_STEP**up, measure)
+        chosen, self.factors = found[best]
+        return chosen
+
+    def _measured(
+        self,
+        choices: RankingChoices,
+        found: dict[float, tuple[RankingChoices, Factors]],
+        value: float,
+    ) -> float:
+        """Return how good lists are with these choices, and keep the factors with `value`."""
+        found[value] = choices, self._fit(choices)
+        return float(self._quality(choices, found[value][1]).mean())
+
+    def recency(self, choices: RankingChoices) -> RankingChoices:
+        """Return choices with as little recency as is as good as the best."""
+        factors = self._best()
+        found = {choices: self._quality(choices, factors)}
+        for span in _SPANS:
+            before = found[choices]
+            for boost in _BOOSTS:
+                tried = replace(choices, recency_span=span, recency_boost=boost)
+                found[tried] = self._quality(tried, factors)
+                # More of what makes lists worse is not looked at.
+                if found[tried].mean() < before.mean():
+                    break
+                before = found[tried]
+        qualities = dict(sorted(found.items(), key=lambda each: each[0].recency_boost))
+        best = max(qualities, key=lambda choices: float(qualities[choices].mean()))
+        # The least boost that is as good within a standard error (Breiman et al., 1984): it costs least where
+        # the next event is not what is asked for. None at all where the best one is better by chance.
+        allowed = (tried for tried in qualities if not _surely_better(qualities[best], qualities[tried]))
+        return next(allowed)
+
+    def gamma(
+        self, choices: RankingChoices, scale: Scale, rng: np.random.Generator
+    ) -> tuple[RankingChoices, dict[str, float]]:
+        """Return choices with the power of the rating whose lists have the largest graded gain among those
+        that cost little of plain NDCG, and what it costs and gains.
+        """
+        held, lists, relevance = self.held, self.lists, self._relevance(choices, self._best())
+        rated = held.known if self.typed is None else self.typed.ratings(held.known)
+        rating = None
+        if scale.low < scale.high:
+            how: dict[str, Any] = {"threads": self.threads, "compiled": self.compiled}
+            rating = expected_ratings(rated, self.n_items, held.users, scale, rng, **how)
+        if rating is None:
+            (quality,) = lists.qualities(lambda rows: [relevance(rows)])
+            return replace(choices, gamma=0.0), {"ranking_ndcg": float(quality.mean())}
+
+        def scores(rows: slice) -> Iterator[Float32s]:
+            plain, rated = relevance(rows), rating(rows)
+            for gamma in _GAMMAS:
+                # Where nothing is relevant, relevance decides, as it does in what is served.
+                yield np.where(plain > 0, blended(plain, rated, gamma, scale), plain).astype(np.float32)
+
+        places = dict(zip(_GAMMAS, lists.places(scores), strict=True))
+        graded = {gamma: held.gained(each, held.gain, SHORT) for gamma, each in places.items()}
+        plain = {gamma: float(held.gained(each).mean()) for gamma, each in places.items()}
+        cheap = [gamma for gamma in _GAMMAS if plain[gamma] >= (1 - _COST) * plain[0.0]]
+        best = max(cheap, key=lambda gamma: float(graded[gamma].mean()))
+        # The least that is as good within a standard error, as for recency: it changes lists least.
+        chosen = next(gamma for gamma in cheap if not _surely_better(graded[best], graded[gamma]))
+        gain = float(graded[chosen].mean()) / max(float(graded[0.0].mean()), 1e-12)
+        return replace(choices, gamma=chosen), {"ranking_ndcg": plain[chosen], "ranking_graded": gain}
+
+    def _moved(
+        self, choices: RankingChoices, name: str, move: Callable[[float, int], float]
+    ) -> RankingChoices:
+        """Return choices with `name` moved to where lists are best, and keep the factors that go with it."""
+        tried: dict[float, tuple[RankingChoices, Factors]] = {}
+
+        def measure(value: float) -> float:
+            change: dict[str, Any] = {name: value}
+            return self._measured(replace(choices, **change), tried, value)
+
+        best, self.factors = tried[climb(getattr(choices, name), move, measure)]
+        return best
+
+    def _fit(self, choices: RankingChoices) -> Factors:
+        begin = None if self.factors is None else self.factors[1]
+        # All begin alike: a choice must not win by its start.
+        rng = np.random.default_rng(1)
+        how: dict[str, Any] = {"rng": rng, "begin": begin, "threads": self.threads, "codes": self._codes}
+        return fit_factors(self.held.known, self.n_items, choices, compiled=self.compiled, **how)
+
+    def _best(self) -> Factors:
+        if self.factors is None:
+            raise RuntimeError("no factors were fitted")
+        return self.factors
+
+    def _relevance(self, choices: RankingChoices, factors: Factors) -> Callable[[slice], Float32s]:
+        """Return what gives the relevance of all items to a block of users (b, n_items)."""
+        users, told, weight = (
+            self.lists.users(choices, *factors),
+            self.lists.said(choices),
+            choices.sparse_weight,
+        )
+        term, items = self.neighbours.scaled(weight), factors[1]
+        return lambda rows: users[rows] @ items.T + self.lists.sparse(term, told, rows)
+
+    def _quality(self, choices: RankingChoices, factors: Factors) -> Float64s:
+        relevance = self._relevance(choices, factors)
+        (quality,) = self.lists.qualities(lambda rows: [relevance(rows)])
+        return quality
+
+    def _weighted(self, choices: RankingChoices, term: Neighbours) -> tuple[float, Float64s]:
+        """Return the best weight of what a sparse term says beside the factors, and its quality."""
+        users, told = self.lists.users(choices, *self._best()), self.lists.said(choices)
+        items = self._best()[1]
+
+        def scores(rows: slice) -> Iterator[Float32s]:
+            dense, sparse = users[rows] @ items.T, self.lists.sparse(term, told, rows)
+            for weight in _SPARSE_WEIGHTS:
+                yield dense + np.float32(weight) * sparse
+
+        found = dict(zip(_SPARSE_WEIGHTS, self.lists.qualities(scores), strict=True))
+        best = max(found, key=lambda weight: float(found[weight].mean()))
+        return best, found[best]
+
+
+def climb(start: float, move: Callable[[float, int], float], measure: Callable[[float], float]) -> float:
+    """Return the value with the highest `measure` that is found from `start` by moves up or down."""
+    found = {start: measure(start)}
+    for up in (1, -1):
+        value = start
+        for _ in range(_MOVES):
+            value = move(value, up)
+            found[value] = measure(value)
+            if found[value] < max(found.values()):
+                break
+        # Where one way is better, the other is not looked at.
+        if max(found, key=found.__getitem__) != start:
+            break
+    return max(found, key=found.__getitem__)
+
+
+def _surely_better(quality: Float64s, than: Float64s) -> bool:
+    """Say whether lists (u,) are better by more than a standard error of the difference."""
+    gain = quality - than
+    return bool(gain.mean() > gain.std() / np.sqrt(len(gain)))
+
+
+def _sample(by_user: Compressed, n_items: int, rng: np.random.Generator) -> tuple[Compressed, int]:
+    """Return events of random users with the most chosen items, renumbered, and how many items these are."""
+    users = np.arange(by_user.rows)
+    if len(by_user.other) > _MOST_EVENTS:
+        order = rng.permutation(users)
+        users = np.sort(order[np.cumsum(by_user.counts[order]) <= _MOST_EVENTS])
+    taken = np.zeros(by_user.rows, dtype=bool)
+    taken[users] = True
+    count = np.bincount(by_user.other[taken[by_user.row]], minlength=n_items)
+    chosen = np.sort(np.argsort(-count, kind="stable")[: min(_MOST_ITEMS, int((count > 0).sum()))])
+    number = np.full(n_items, -1, dtype=np.int64)
+    number[chosen] = np.arange(len(chosen))
+    keep = taken[by_user.row] & (number[by_user.other] >= 0)
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(by_user.row[keep], minlength=by_user.rows)[users])])
+    entries = Compressed(
+        indptr, number[by_user.other[keep]], by_user.value[keep], by_user.time[keep], by_user.source[keep]
+    )
+    return entries, len(chosen)

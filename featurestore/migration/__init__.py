@@ -1,0 +1,1 @@
+"""A namespace moves to another store while it serves."""

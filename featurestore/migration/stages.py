@@ -1,0 +1,135 @@
+"""How far a migration is, as both stores say it. Invariant: only the command that was begun last changes
+that, and once the source says `gone` it never takes anything again.
+
+The source says it in each slot, beside the keys that its functions touch, so that these look at it in the
+same step (`functions.lua:migrating`):
+
+    (nothing) -> copying -> closing -> moved -> gone
+        ^___________|__________|_________|
+
+`gone`, said in the slot of the pointer alone, is the one step that decides: before it the source can be
+released, after it the target is the store.
+"""
+
+from collections.abc import Iterable
+
+from featurestore.errors import StoreMigrating
+from featurestore.keys import Keys
+from featurestore.migration.errors import MigrationRefused
+from featurestore.store import Store
+
+COPYING, CLOSING, MOVED, GONE, ARRIVING = "copying", "closing", "moved", "gone", "arriving"
+
+
+def slots(keys: Keys, epoch: int) -> list[bytes]:
+    """Return a key of each slot whose functions a migration keeps, that of the pointer first."""
+    named = [
+        *(keys.live, keys.catalogue, keys.config, keys.access, keys.event_types, keys.contexts),
+        keys.items(epoch),
+        *(keys.epochs(partition) for partition in range(keys.partitions)),
+    ]
+    found: dict[bytes, bytes] = {}
+    for key in named:
+        found.setdefault(keys.migration(key), key)
+    return list(found.values())
+
+
+async def require_one_history(store: Store, epoch: int) -> None:
+    """Raise `MigrationRefused` unless `epoch` is all that there is, and all that is to be."""
+    pointer = await store.generations.live()
+    if pointer.pending or pointer.epoch != epoch:
+        raise MigrationRefused("a new history is being prepared: run this again when it is live")
+    if await store.generations.epochs() != {epoch}:
+        raise MigrationRefused(
+            "a history that was replaced is still being put away: run this again in a minute"
+        )
+
+
+class Stages:
+    """What a store says of a migration. `address`: where the namespace goes, without a password."""
+
+    def __init__(self, store: Store, epoch: int, token: str, address: str) -> None:
+        self._store = store
+        self._keys = store.keys
+        self.slots = slots(store.keys, epoch)
+        self._epoch = b"%d" % epoch
+        self._partitions = {store.keys.epochs(each) for each in range(store.keys.partitions)}
+        self._token = token
+        self._address = address
+
+    def text(self, stage: str) -> bytes:
+        """Return what a slot says in a stage."""
+        shown = [stage, self._token, self._address] if stage in {MOVED, GONE} else [stage, self._token]
+        return " ".join(shown).encode()
+
+    async def read(self) -> list[bytes]:
+        """Return what each slot says."""
+        pipe = self._store.redis.pipeline()
+        for key in self.slots:
+            pipe.get(self._keys.migration(key))
+        return [said or b"" for said in await pipe.execute()]
+
+    async def begin(self, stage: str) -> None:
+        """Take over from whichever command was there. Raises `StoreMigrating` where the source is gone,
+        `MigrationRefused` where a new history was begun since it was looked at.
+        """
+        said = await self.read()
+        if said[0].startswith(GONE.encode()):
+            raise StoreMigrating("the namespace has moved already")
+        # That of the pointer first: a command that was frozen meanwhile decides nothing from here on.
+        await self._set(self.slots[:1], said[:1], self.text(stage))
+        # From here on none can be begun.
+        await require_one_history(self._store, int(self._epoch))
+        await self._set(self.slots[1:], said[1:], self.text(stage))
+        await self._drop(said)
+
+    async def go_on(self, before: str, after: str) -> None:
+        """Go from a stage to the next, in all slots. Raises `StoreMigrating` where another command has taken
+        over, or a person has given this one up.
+        """
+        await self._set(self.slots, [self.text(before)] * len(self.slots), self.text(after))
+
+    async def decide(self) -> None:
+        """Say that the source is gone: the target is the store from here on. Safe to repeat. Raises as
+        `go_on`.
+        """
+        await self._set(self.slots[:1], [self.text(MOVED)], self.text(GONE))
+
+    async def end(self, *, own: bool) -> None:
+        """Say nothing any more, in any slot; that of the pointer first. `own`: unless another command has
+        taken over, or a person has given this one up; only what names this one goes then. Raises
+        `StoreMigrating` where the source is gone.
+        """
+        said = await self.read()
+        if said[0].startswith(GONE.encode()):
+            raise StoreMigrating("the namespace has moved already")
+        if own and not self._is_own(said[0]):
+            said = [text if self._is_own(text) else b"" for text in said]
+        for some in (slice(1), slice(1, None)):
+            named = [(key, text) for key, text in zip(self.slots[some], said[some], strict=True) if text]
+            await self._set([key for key, _ in named], [text for _, text in named], b"")
+        await self._drop(said)
+
+    def _is_own(self, text: bytes) -> bool:
+        return self._token.encode() in text.split(b" ")[1:2]
+
+    async def _drop(self, said: Iterable[bytes]) -> None:
+        """Drop what was remembered for the commands that these slots named."""
+        pipe = self._store.redis.pipeline()
+        for key, text in zip(self.slots, said, strict=True):
+            if text:
+                pipe.unlink(self._keys.changed(key, text.split()[1].decode()))
+        await pipe.execute()
+
+    async def _set(self, keys: Iterable[bytes], before: Iterable[bytes], after: bytes) -> None:
+        since, calls = self._store.confirmation.begin(), []
+        for key, said in zip(keys, before, strict=True):
+            # Workers poll the pointer, and compare the epochs with each rating.
+            beside = [key] if key in {self._keys.live, *self._partitions} else []
+            epochs = self._epoch if key in self._partitions else b""
+            calls.append(([self._keys.migration(key), *beside], [said, after, epochs]))
+        for reply in await self._store.redis.call("set_stage", *calls):
+            if reply[0] != b"OK":
+                raise StoreMigrating("another command has taken this migration over, or given it up")
+        # A replica that is promoted without it would take what is refused here.
+        await self._store.confirmation.wait(since)

@@ -1,0 +1,110 @@
+"""How the processes of a deployment have been, in the store: a point of each every few seconds, so that a
+page shows all replicas, and what was before it was opened. Invariant: bounded; no rating rests on it.
+"""
+
+import contextlib
+from typing import Any
+
+import msgspec
+
+from featurestore.client import Client
+from featurestore.keys import Keys
+from featurestore.telemetry.servers import StoreServer
+
+# Often enough for a picture of a quarter of an hour; a point costs the store 0.1 ms.
+EVERY_S = 10.0
+# A week of one worker, a day of seven: some 20 MB.
+MOST_POINTS = 60_480
+# What one step reads: a few milliseconds of the store.
+READ_AT_ONCE = 2_000
+_FIELD = b"p"
+# Of the configuration of the store.
+_BACKED_UP = b"backed_up"
+
+
+class Point(msgspec.Struct, omit_defaults=True):
+    """What a process did since its point before. Unknown fields of a later version are left out on reading.
+
+    `at`: seconds since 1970. `latency`: answers by upper bound (`service.metrics.LATENCY_BOUNDS`).
+    `squared_error`, `baseline`: sums over `errors` ratings that arrived, of the model and of what everybody
+    would be told. From `generation` on: what the process is at that moment. `lag`, `store_bytes`: of the
+    store, told by one process of a host; -1 by the others. `busy`: what a trainer is at; `failed`: why its
+    last fit did not go live, `failed_at` (seconds since 1970), "" where it did. `servers`: of the store, as a
+    trainer has found them.
+    """
+
+    process: str
+    host: str
+    at: float
+    seconds: float
+    requests: int = 0
+    failures: int = 0
+    latency: list[int] = []
+    predictions: int = 0
+    ratings: int = 0
+    errors: int = 0
+    squared_error: float = 0.0
+    baseline: float = 0.0
+    generation: int = 0
+    in_flight: int = 0
+    resident_bytes: int = 0
+    lag: int = -1
+    store_bytes: int = -1
+    busy: str = ""
+    failed: str = ""
+    failed_at: float = 0.0
+    servers: list[StoreServer] = []
+
+
+class Backup(msgspec.Struct):
+    """What a backup has: `events` ratings and other events. `at`: when it ended, in seconds since 1970."""
+
+    at: float
+    events: int
+
+
+class Telemetry:
+    """Adds points and reads them, and notes backups. Every method may raise `StoreUnavailable`. A point that
+    is added twice counts twice.
+    """
+
+    def __init__(self, keys: Keys, client: Client) -> None:
+        self._key = keys.telemetry
+        self._config = keys.config
+        self._client = client
+
+    async def add(self, point: Point) -> None:
+        """Add a point; the oldest make room."""
+        packed = msgspec.msgpack.encode(point)
+        await self._client.xadd(self._key, {_FIELD: packed}, maxlen=MOST_POINTS, approximate=True)
+
+    async def read(self, seconds: float) -> list[Point]:
+        """Return the points of the last `seconds`, by the store's clock, in the order in which they came."""
+        decode = msgspec.msgpack.Decoder(Point).decode
+        now_s, _ = await self._client.time()
+        found: list[Point] = []
+        start = f"{int(1000 * max(0.0, now_s - seconds))}"
+        while True:
+            # redis-py does not know that without `decode_responses` all of it is bytes.
+            entries: Any = await self._client.xrange(self._key, min=start, count=READ_AT_ONCE)
+            for _, fields in entries:
+                try:
+                    found.append(decode(fields[_FIELD]))
+                except (KeyError, msgspec.MsgspecError):
+                    # What cannot be read is a gap in a picture.
+                    continue
+            if len(entries) < READ_AT_ONCE:
+                return found
+            start = f"({entries[-1][0].decode()}"
+
+    async def note_backup(self, backup: Backup) -> None:
+        """Take note of a backup that is whole."""
+        await self._client.hset(self._config, mapping={_BACKED_UP: msgspec.json.encode(backup)})
+
+    async def last_backup(self) -> Backup | None:
+        """Return the last one that was noted, None for none."""
+        text: Any = await self._client.hget(self._config, _BACKED_UP)
+        # For people to read: what cannot be read is as good as none.
+        with contextlib.suppress(msgspec.MsgspecError):
+            return None if text is None else msgspec.json.decode(text, type=Backup)
+        return None

@@ -1,0 +1,75 @@
+"""Which service a command asks, and how one question is asked."""
+
+import json
+import os
+from collections.abc import Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from foldin.preflight import is_locked
+from foldin.settings import DEFAULT_API, FrontDoorSettings
+from processes.errors import CannotStartError
+
+
+def find_api(url: str | None, data: Path | None, settings: FrontDoorSettings) -> str:
+    """Return `url`, else the address of the stack on `data` (or on the usual folder), else that of a service
+    on this machine as the settings have its port. Raises CannotStartError where no stack runs on `data`.
+    """
+    found = url or running_stack_url(data or settings.data)
+    if found is None and data is not None:
+        raise CannotStartError(
+            f"no stack runs on {data}: start one with `foldin up --data {data}`, or give --url"
+        )
+    # The file or a variable may have another port than the usual one.
+    port = settings.inherited.get("FOLDIN_PORT") or ""
+    return found or (f"http://127.0.0.1:{port}" if port.isdigit() else DEFAULT_API)
+
+
+def with_key(key: str | None) -> Mapping[str, str]:
+    """Return the headers of a call."""
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+
+async def told_problem(response: aiohttp.ClientResponse) -> str:
+    """Return why a call was refused, in a few words, with what to do where a key is missing."""
+    # Of a page of a proxy the beginning says enough.
+    body = (await response.content.read(65_536)).decode(errors="replace")
+    try:
+        problem: Any = msgspec.json.decode(body)
+        why = str(problem["detail"])
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        why = " ".join(body[:200].split()) or str(response.reason)
+    if response.status == HTTPStatus.UNAUTHORIZED:
+        why += "; give a key in FOLDIN_API_KEY, or by --key-file"
+    return f"{response.status}: {why}"
+
+
+def running_stack(data: Path) -> dict[str, str] | None:
+    """Return the store settings of the stack that runs on a data directory, None where none does."""
+    try:
+        content = _stack_file(data)
+        return {str(name): str(value) for name, value in content["store"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def running_stack_url(data: Path) -> str | None:
+    """Return the address of the API of the stack that runs on a data directory, None where none does."""
+    try:
+        return str(_stack_file(data)["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _stack_file(data: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((data / "stack.json").read_text("utf-8"))
+    # A copy of the folder of a stack that runs names that one.
+    if not is_locked(data):
+        raise ValueError("no stack holds it")
+    # Signal 0 is not sent: it fails where the process is gone, as after a kill.
+    os.kill(int(content["pid"]), 0)
+    return content

@@ -1,0 +1,1 @@
+"""Clusters that Foldin forms itself: on a laptop, of containers, and under test."""

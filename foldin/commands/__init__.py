@@ -1,0 +1,1 @@
+"""The commands of `foldin`: which there are, how one is run, and how all are described."""

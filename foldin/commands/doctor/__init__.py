@@ -1,0 +1,1 @@
+"""`foldin doctor`: looks, and says what to do."""

@@ -1,0 +1,115 @@
+"""`foldin client-example`: five lines that rate and ask, for the service that runs here."""
+
+import asyncio
+import json
+import shlex
+import sys
+
+import aiohttp
+import msgspec
+
+from foldin.address import find_api, with_key
+from foldin.commands.settings import LANGUAGES, ExampleOptions
+from foldin.settings import FrontDoorSettings
+from processes.settings import api_key_of
+
+TIMEOUT_S = 5.0  # a service that is there answers within milliseconds
+# Where the service does not tell its scale: the best of most.
+_BEST = 5.0
+CURL = """\
+curl {ratings}{key} -H 'Content-Type: application/json' -d '{rating}'
+curl {predict}{key}
+curl {recommend}{key}
+curl {user}{key}
+curl -X DELETE {taken_back}{key}
+"""
+PYTHON = """\
+import json, os, urllib.request as http
+def call(path, body=None): return json.load(http.urlopen(http.Request({url} + path, body, {headers})))
+print(call("/ratings", b'{rating}'))
+print(call("{predict}"))
+print(call("{recommend}"))
+"""
+JAVASCRIPT = """\
+const headers = {headers};
+const call = async (path, more) => (await fetch({url} + path, {{ headers, ...more }})).json();
+console.log(await call("/ratings", {{ method: "POST", body: '{rating}' }}));
+console.log(await call("{predict}"));
+console.log(await call("{recommend}"));
+"""
+PATHS = {
+    "ratings": "/ratings",
+    "predict": "/predict?user_id=ann&item_id=dune",
+    "recommend": "/recommend/ann?n=5",
+    "user": "/users/ann",
+    "taken_back": "/ratings/ann/dune",
+}
+
+
+class _Access(msgspec.Struct):
+    keys: bool
+
+
+class _Status(msgspec.Struct):
+    scale: tuple[float, float, float | None]
+
+
+def run_example(options: ExampleOptions, settings: FrontDoorSettings) -> int:
+    """Print the example; return the exit code. Raises CannotStartError where no stack runs on --data."""
+    url = find_api(options.url, options.data, settings)
+    key = api_key_of(settings.inherited.get("FOLDIN_API_KEY") or None, options.key_file)
+    try:
+        asks, best = asyncio.run(_told(url, key))
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, msgspec.MsgspecError):
+        print(f"No service answers at {url} now: start one with `foldin up`, or give --url.", file=sys.stderr)
+        asks, best = False, _BEST
+    found = examples(url, best, asks=asks)
+    wanted = LANGUAGES if options.language is None else (options.language,)
+    if asks:
+        print(
+            "The service asks for a key, here one in FOLDIN_API_KEY: see `foldin keys add`.", file=sys.stderr
+        )
+    for language in wanted:
+        if options.language is None:
+            print(f"# {language}")
+        print(found[language])
+    settings.emit({language: found[language] for language in wanted})
+    return 0
+
+
+async def _told(url: str, key: str | None) -> tuple[bool, float]:
+    """Return whether calls need a key, and the best rating of the scale."""
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    async with aiohttp.ClientSession(timeout=timeout, headers=with_key(key)) as session:
+        async with session.get(f"{url}/access") as answer:
+            asks = msgspec.json.decode(await answer.read(), type=_Access).keys
+        async with session.get(f"{url}/status") as answer:
+            if not answer.ok:  # a key is asked for, and there is none
+                return asks, _BEST
+            return asks, msgspec.json.decode(await answer.read(), type=_Status).scale[1]
+
+
+def examples(url: str, best: float, *, asks: bool) -> dict[str, str]:
+    """Return the text of each language. `best`: the rating that is given; `asks`: calls need a key, which is
+    then that of `FOLDIN_API_KEY`.
+    """
+    value = int(best) if best.is_integer() else best
+    rating = json.dumps({"user_id": "ann", "item_id": "dune", "rating": value})
+    # Sent with every call: it does no harm where there is no body, and saves a line.
+    python, javascript = ['"Content-Type": "application/json"'] * 2
+    if asks:
+        python += ', "Authorization": "Bearer " + os.environ["FOLDIN_API_KEY"]'
+        javascript += ', Authorization: "Bearer " + process.env.FOLDIN_API_KEY'
+    # By a variable: a key in a command line can be seen by others of the machine.
+    key = ' -H "Authorization: Bearer $FOLDIN_API_KEY"' if asks else ""
+    addresses = {name: shlex.quote(url + path) for name, path in PATHS.items()}
+    asked = {
+        "url": json.dumps(url),
+        "rating": rating,
+        **{name: PATHS[name] for name in ("predict", "recommend")},
+    }
+    return {
+        "curl": CURL.format(**addresses, rating=rating, key=key),
+        "python": PYTHON.format(**asked, headers=f"{{{python}}}"),
+        "javascript": JAVASCRIPT.format(**asked, headers=f"{{ {javascript} }}"),
+    }

@@ -1,0 +1,1 @@
+"""`foldin export`: what a running Foldin knows, as a file."""

@@ -1,0 +1,1 @@
+"""`foldin size`: what a deployment of a given size takes."""

@@ -1,0 +1,178 @@
+"""What a deployment takes: bytes of store, archive, service and fit, seconds of a fit and a publication.
+
+Invariant: bytes are upper bounds, those of docs/sizing.md, which tests hold against what is measured. Seconds
+are those of measured fits, and what is beyond these says so.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from factors import INDEXED_ITEMS, Layout, RankingChoices, stored_width
+from featurestore.settings import CLUSTER_PARTITIONS, PARTITIONS, STREAM_LIMIT
+
+# Of a user beside ratings and records, of a rating, and what a record takes beside its numbers (Redis 8.0,
+# ids of 12 bytes; Valkey takes less).
+USER, RATING, RECORD, RECORD_MORE = 260, 25, 12, 90
+ITEM, EVENT = 120, 85  # in the registry of items; one that waits for the trainer
+# The live generation, the one to roll back to, and the one that is being written.
+GENERATIONS = 3
+# Of the ranking head of a large catalogue.
+HEAD_RANK, NEIGHBOURS = RankingChoices().rank, RankingChoices().neighbours
+# Of the servers of a cluster the fullest has so much more than the mean, for 1 to 64 of them.
+FULLEST = 1.05
+# The room that refits and the limit at which ratings are refused leave (`maxmemory`).
+ROOM = 1.1
+# The append-only file before it is rewritten, the rewrite, and what is kept free, in bytes of data.
+DISK = (4 + 1) * 1.05
+# Fewer primaries cannot agree on which of them is gone.
+LEAST_PRIMARIES = 3
+# A rating in the archive: 16 in large segments, 19 in those of a busy day.
+ARCHIVED = 19
+# A fit: a rating, one with sessions, a number of a row of either side, and all else.
+FIT_RATING, FIT_SESSIONS, FIT_NUMBER, FIT_REST = 145, 56, 32, 330e6
+# Of a service process, by item: both ways of its id, rows for large batches, when it may be shown.
+WORKER_ITEM = 200 + 30 + 17
+# Seconds in which the records of a user are written, by the largest publication that was measured.
+PUBLISHED_USER_S = 250e-6
+
+
+class Point(NamedTuple):
+    """A fit that was measured, on two cores: `ratings`, and the seconds until it was live, `cold` and once
+    more after 1 % more ratings.
+    """
+
+    ratings: int
+    cold_s: float
+    again_s: float
+
+
+# `foldin bench refit`, rows of docs/performance.md.
+POINTS = (Point(990_099, 45.19, 15.82),)
+
+
+class Figure(NamedTuple):
+    """One figure of a deployment: `value` in `unit` (`bytes`, `s`, or of none), and what it `rests_on`."""
+
+    part: str
+    name: str
+    value: float
+    unit: str
+    rests_on: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Its size, and of the model its `rank` and the `sessions` that the row of a user keeps. `server_bytes`:
+    memory of a server of the store, which has so many `replicas`.
+    """
+
+    users: float
+    items: float
+    ratings: float
+    rank: int = 16
+    sessions: int = 0
+    server_bytes: float = 32e9
+    replicas: int = 1
+
+    @property
+    def user_width(self) -> int:
+        """Numbers in the record of a user."""
+        return Layout(self.rank, self.sessions).width
+
+    @property
+    def item_width(self) -> int:
+        """Words in the stored row of an item."""
+        return stored_width(Layout(self.rank, 0))
+
+    @property
+    def head_bytes(self) -> float:
+        """The ranking head of a generation, an item."""
+        return 4 * HEAD_RANK + 8 + 8 * NEIGHBOURS
+
+    def store_bytes(self, partitions: int) -> float:
+        """All that the store holds at most, with its ratings in so many partitions."""
+        records = GENERATIONS * (RECORD + 4 * self.user_width + RECORD_MORE)
+        rows = ITEM + GENERATIONS * (4 * self.item_width + self.head_bytes)
+        # Items that change between two fits: their rows at most twice, and their factors.
+        rows += 8 * self.item_width + 8 * HEAD_RANK
+        of_users = self.users * (USER + records) + RATING * self.ratings
+        return of_users + self.items * rows + GENERATIONS * self._index() + EVENT * STREAM_LIMIT * partitions
+
+    def _index(self) -> float:
+        """The indexes of a generation, of the items and of the ranking head."""
+        if self.items < INDEXED_ITEMS:
+            return 0.0
+        return 4 * self.items + 8 * (self.rank + 1 + HEAD_RANK) * math.sqrt(self.items)
+
+    @property
+    def primaries(self) -> int:
+        """So many servers hold the store: one, or the primaries of a cluster."""
+        if self.store_bytes(PARTITIONS) * ROOM <= self.server_bytes:
+            return 1
+        needed = self.store_bytes(CLUSTER_PARTITIONS) * FULLEST * ROOM / self.server_bytes
+        return max(LEAST_PRIMARIES, math.ceil(needed))
+
+    @property
+    def fit_bytes(self) -> float:
+        """The most that the process of a fit takes."""
+        rating = FIT_RATING + FIT_SESSIONS * (self.sessions > 0)
+        return rating * self.ratings + FIT_NUMBER * self.user_width * (self.users + self.items) + FIT_REST
+
+    def figures(self) -> Iterator[Figure]:
+        """Yield all that is known of it."""
+        yield from self._store()
+        archive = f"{ARCHIVED} bytes a rating"
+        yield Figure("archive", "disk, backups as much again", ARCHIVED * self.ratings, "bytes", archive)
+        yield from self._generation()
+        yield from self._service()
+        yield from self._fit()
+
+    def _store(self) -> Iterator[Figure]:
+        n = self.primaries
+        total = self.store_bytes(PARTITIONS if n == 1 else CLUSTER_PARTITIONS)
+        fullest = total * (FULLEST if n > 1 else 1.0) / n
+        kind = "one server" if n == 1 else "a cluster of primaries"
+        yield Figure("store", "memory in all, without replicas", total, "bytes", "sizing.md, the store")
+        yield Figure("store", kind, n, "", "--server")
+        yield Figure("store", "replicas", n * self.replicas, "", "--replicas")
+        yield Figure(
+            "store", "maxmemory of each", ROOM * fullest, "bytes", f"fullest <= {FULLEST:g} x the mean"
+        )
+        yield Figure("store", "disk of each", DISK * fullest, "bytes", "five times the data, for rewrites")
+
+    def _generation(self) -> Iterator[Figure]:
+        records = self.users * (RECORD + 4 * self.user_width)
+        rows = self.items * (4 * self.item_width + self.head_bytes)
+        yield Figure("publication", "written to the store", records + rows, "bytes", "all records and rows")
+        seconds = PUBLISHED_USER_S * self.users
+        yield Figure("publication", "until it is live", seconds, "s", "`bench publish`, a million users")
+
+    def _service(self) -> Iterator[Figure]:
+        table = 4 * self.item_width * (1.1 * self.items + 1024) + self.head_bytes * self.items
+        a_worker = self.items * (4 * (self.rank + 1) + 4 * HEAD_RANK + 8 + WORKER_ITEM)
+        rests = "sizing.md, a service process"
+        yield Figure("service", "item tables of a host, mapped", GENERATIONS * table, "bytes", rests)
+        yield Figure("service", "memory of a worker, beside its libraries", a_worker, "bytes", rests)
+
+    def _fit(self) -> Iterator[Figure]:
+        rests = "sizing.md, a fit; on one machine"
+        yield Figure("fit", "memory", self.fit_bytes, "bytes", rests)
+        measured = f"`bench refit`, {' and '.join(f'{point.ratings:,}' for point in POINTS)} ratings"
+        if self.ratings > POINTS[-1].ratings:
+            measured += "; beyond in proportion"
+        first = along(self.ratings, [(each.ratings, each.cold_s) for each in POINTS])
+        again = along(self.ratings, [(each.ratings, each.again_s) for each in POINTS])
+        yield Figure("fit", "until it is live, the first", first, "s", measured)
+        yield Figure("fit", "again after 1 % more", again, "s", measured)
+
+
+def along(at: float, points: Sequence[tuple[float, float]]) -> float:
+    """Return the value at `at` of these points (where, value), in ascending order: on the line between two of
+    them, before the first as there, and beyond the last in proportion.
+    """
+    where, value = np.array(points).T
+    return float(np.interp(at, where, value) * max(at / where[-1], 1.0))

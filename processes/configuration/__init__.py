@@ -1,0 +1,1 @@
+"""`foldin.toml`: one file with the settings of all roles."""

@@ -1,0 +1,1 @@
+"""How a deployment is, its settings and keys, and the pages that show it."""

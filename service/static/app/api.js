@@ -1,0 +1,101 @@
+// Calls of the API, and what all pages know. Invariant: nothing from the service is read as HTML, and the key
+// goes to this service alone.
+import { computed, signal } from "../vendor/preact.js";
+
+// It stays in this tab: sessionStorage ends with it.
+export const key = signal(sessionStorage.getItem("key"));
+export const setKey = (value) => {
+  // Anything else than these could not be sent in a header.
+  const clean = (value ?? "").replace(/[^\x21-\x7e]/g, "");
+  if (clean) sessionStorage.setItem("key", clean);
+  else sessionStorage.removeItem("key");
+  key.value = clean || null;
+};
+
+/** What the API answered in place of a result: `code` is stable, `field` and `row` say where the input is wrong. */
+export class Problem extends Error {
+  constructor(status, body, retryAfter) {
+    super([body.title, body.detail].filter(Boolean).join(": ") || `status ${status}`);
+    Object.assign(this, { status, code: body.code, title: body.title, field: body.field, row: body.row, retryAfter });
+  }
+}
+
+const read = async (answer) => {
+  const text = await answer.text();
+  if (!(answer.headers.get("Content-Type") || "").includes("json")) return text;
+  return text ? JSON.parse(text) : null;
+};
+
+/** Call the API. `body`: an object is sent as JSON, a text as NDJSON. Throws `Problem`, or TypeError without an answer. */
+export async function ask(method, path, body, { signal: abort, timeout_s = 30 } = {}) {
+  const headers = key.value ? { Authorization: `Bearer ${key.value}` } : {};
+  const sent = body === undefined ? undefined : typeof body === "string" ? body : JSON.stringify(body);
+  if (sent !== undefined) headers["Content-Type"] = typeof body === "string" ? "application/x-ndjson" : "application/json";
+  const limit = AbortSignal.timeout(timeout_s * 1000);
+  const answer = await fetch(path, { method, headers, body: sent, signal: abort ? AbortSignal.any([abort, limit]) : limit });
+  if (answer.ok) return answer;
+  const got = await read(answer);
+  throw new Problem(answer.status, got && typeof got === "object" ? got : {}, Number(answer.headers.get("Retry-After")) || null);
+}
+/** What it answers, read whole. */
+export const call = async (...asked) => read(await ask(...asked));
+export const get = (path, options) => call("GET", path, undefined, options);
+export const id = encodeURIComponent;
+// Longer than that a reader would rather be told.
+const MOST_WAIT_S = 30;
+/** What `make` gives, which is called again, twice at most, where the service says that it is busy for a moment. */
+export async function retrying(make, { signal: abort, times = 2 } = {}) {
+  for (let n = 0; ; n++) {
+    try {
+      return await make();
+    } catch (error) {
+      const wait_s = error.retryAfter || 1;
+      if (abort?.aborted || n >= times || ![429, 503].includes(error.status) || wait_s > MOST_WAIT_S) throw error;
+      await new Promise((go) => setTimeout(go, wait_s * 1000));
+    }
+  }
+}
+
+// What /status said last, why it did not, and what the key may do.
+export const status = signal(null);
+export const trouble = signal(null);
+export const may = signal({ role: "operate", keys: false });
+const LEVELS = ["none", "metrics", "read", "rate", "operate"];
+export const allowed = (role) => LEVELS.indexOf(may.value.role) >= LEVELS.indexOf(role);
+export const locked = computed(() => trouble.value instanceof Problem && trouble.value.status === 401);
+/** Whether the key is one of what scrapes, for which no page has anything. */
+export const scraping = computed(() => may.value.role === "metrics");
+
+let timer;
+/** Look at /status now, and every two seconds from now on while the page is seen. */
+export async function look() {
+  clearTimeout(timer);
+  if (!document.hidden) {
+    const sent = key.value;
+    try {
+      status.value = await get("/status", { timeout_s: 5 });
+      trouble.value = null;
+    } catch (error) {
+      // What was asked with another key says nothing of this one.
+      if (key.value !== sent) return look();
+      if (error.status === 401 && key.value !== null) {
+        setKey(null);
+        error.refused = true;
+      }
+      trouble.value = error;
+      // Until there is a key, asking again would only be refused again.
+      if (error.status === 401) return;
+    }
+  }
+  timer = setTimeout(look, 2000);
+}
+/** Learn what the key may do, then look. */
+export async function enter() {
+  try {
+    may.value = await get("/access");
+  } catch {
+    // What `look` finds says why.
+  }
+  await look();
+}
+document.addEventListener("visibilitychange", () => document.hidden || locked.value || look());

@@ -1,0 +1,70 @@
+// What is wrong now, by what the processes tell of themselves: signs that some alerts of `deploy/prometheus` have,
+// too, each with the heading of the manual that says what to do.
+import { html, signal } from "../vendor/preact.js";
+import { get, locked, scraping, status } from "./api.js";
+import { ago, number } from "./format.js";
+import { Table, useLoad } from "./parts.js";
+
+// A minute in intervals of ten seconds: what lasts so long is no passing thing, and by then each has told of itself.
+const NEWEST = 6;
+// Of all calls; as the alert has it for those of /predict.
+const [SLOW_S, SLOW_FOR] = [0.05, 25];
+// Of the newest intervals so many have failures.
+const FAILING_FOR = 3;
+
+/** What the processes have told lately: `{data, error}`. */
+export const lately = signal({ data: null, error: null });
+/** Keep `lately`, as often as there is more. */
+export const useLately = () => {
+  const ready = status.value !== null && !locked.value && !scraping.value;
+  const ask = async (signal) => {
+    const found = await get("/history?seconds=300", { signal }).then((data) => ({ data, error: null }), (error) => ({ data: null, error }));
+    if (!signal.aborted) lately.value = found;
+  };
+  useLoad((signal) => (ready ? ask(signal) : Promise.resolve()), [ready, Math.floor(Date.now() / 10000), status.value?.generation]);
+};
+
+/** `[alert, text]` of each sign. `now`: of /status, `history`: of /history. */
+export function conditions(now, history) {
+  const found = [];
+  if (!now.store_up) found.push(["FoldinStoreDown", "The store does not answer: ratings are refused, and reads come from copies."]);
+  if (now.refusing) found.push(["FoldinRefusing", `Ratings are refused, as there is no room: ${now.refusing}.`]);
+  // It lies in the store, too.
+  if (!history) return found;
+  const trainers = history.replicas.filter((each) => each.process.startsWith("trainer"));
+  const workers = history.replicas.filter((each) => each.process.startsWith("worker"));
+  const newest = (name, n = NEWEST) => history[name].slice(-n).filter((each) => each !== null);
+  const mean = (values) => values.reduce((sum, each) => sum + each, 0) / values.length;
+  if (!trainers.length && newest("requests_per_s").length >= NEWEST - 1) found.push(["FoldinTrainerDown", "No trainer has told of itself in half a minute: nothing is archived or refitted."]);
+  if (trainers.length && trainers.every((each) => each.busy === "waits for the lease")) found.push(["FoldinNoLeader", "All trainers wait for the lease: none leads."]);
+  for (const each of trainers) if (each.failed) found.push(["FoldinFitFails", `The last fit did not go live, ${ago(each.failed_at)}: ${each.failed}`]);
+  // A service of an earlier release tells of none.
+  for (const each of history.servers ?? []) {
+    if (!each.answers) found.push(["FoldinSlotsUncovered", `${each.address} of the cluster does not answer for its ${number(each.slots)} slots.`]);
+    else if (each.slots && !each.replicas.some((replica) => replica.online)) found.push(["FoldinPrimaryWithoutReplica", `${each.address} of the cluster has no replica.`]);
+  }
+  const served = new Set(workers.map((each) => each.generation));
+  // A new one that is going live passes.
+  if (served.size > 1 && newest("generation").length >= NEWEST - 1 && new Set(newest("generation")).size === 1) found.push(["FoldinReplicasDisagree", `Workers serve different generations: ${[...served].sort((a, b) => a - b).join(", ")}.`]);
+  const failures = mean(newest("failures_per_s"));
+  const asked = mean(newest("requests_per_s"));
+  // A start answers 503 for a moment.
+  const failing = newest("failures_per_s").filter((each) => each > 0).length;
+  if (failures > 0.01 * asked && failing >= FAILING_FOR) found.push(["FoldinErrors", `${number(failures, 2)} of ${number(asked, 1)} answers a second are 5xx.`]);
+  const late = newest("p99_s", SLOW_FOR);
+  if (late.length === SLOW_FOR && Math.min(...late) > SLOW_S) found.push(["FoldinSlow", `One answer in a hundred takes ${number(1000 * late.at(-1))} ms or more.`]);
+  return found;
+}
+
+export const Conditions = () => {
+  const found = conditions(status.value, lately.value.data);
+  if (!found.length) return null;
+  return html`<section class="note" aria-label="what is wrong"><ul>
+    ${found.map(([alert, text]) => html`<li>${text} <a href=${`/manual/alerts.html#${alert.toLowerCase()}`}>What to do</a></li>`)}
+  </ul></section>`;
+};
+
+/** What the processes of all hosts are at. */
+export const Tasks = () => html`<${Table} label="tasks" empty="none has told of itself in the last half minute"
+  columns=${["process", "host", "at work on", "last fit that did not go live", "seen"]}
+  rows=${lately.value.data.replicas.filter((each) => !each.process.startsWith("worker")).map((each) => [each.process, each.host, each.busy || "nothing just now", each.failed ? `${ago(each.failed_at)}: ${each.failed}` : "–", ago(each.at)])} />`;

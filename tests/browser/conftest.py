@@ -1,0 +1,25 @@
+"""A small service with a fit, and a browser that watches its page."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.browser.pages import Watched, browsing
+from tests.support.factories import rating
+from tests.support.serving import Client
+from tests.support.small_trainer import serving_with_trainer
+
+
+@pytest.fixture
+async def client(store_settings: StoreSettings, store: Store) -> AsyncIterator[Client]:
+    ratings = [rating("ann", "dune", 5.0), rating("bob", "emma", 2.0)]
+    async with serving_with_trainer(store_settings, store, ratings, users=[b"ann", b"bob"]) as client:
+        yield client
+
+
+@pytest.fixture
+async def watched() -> AsyncIterator[Watched]:
+    async with browsing() as watched:
+        yield watched

@@ -1,0 +1,129 @@
+"""Each chart has its numbers in a table, and its marks in words: those that the API says, no others."""
+
+import itertools
+import re
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from playwright.async_api import Route, expect
+
+from featurestore.store import Store
+from featurestore.telemetry.points import Point
+from service.metrics import LATENCY_BOUNDS
+from tests.browser.pages import BROWSER, Watched
+from tests.support.serving import Client
+
+pytestmark = [*BROWSER, pytest.mark.timeout(240)]
+# Title -> the lines by what they are called and their field of `GET /history`, and the digits of a number.
+CHARTS: dict[str, tuple[dict[str, str], int | None]] = {
+    "Error of arriving ratings, each predicted before it was learned": (
+        {"RMSE": "rmse", "one prediction for all": "baseline_rmse"},
+        3,
+    ),
+    "Requests a second": ({"requests/s": "requests_per_s", "of these 5xx": "failures_per_s"}, 1),
+    "Time to answer, trainings left out": ({"p50": "p50_s", "p99": "p99_s"}, None),
+    "Ratings a second": ({"ratings/s": "ratings_per_s"}, 1),
+    "Rating events that wait for the archive": ({"events": "lag"}, 0),
+    "Memory": ({"workers": "workers_bytes", "store": "store_bytes", "trainer": "trainer_bytes"}, None),
+}
+# What is not known.
+UNKNOWN = "\N{EN DASH}"
+# What a number is told in.
+UNITS = {"ms": 1e-3, "s": 1.0, "MB": 2.0**20, "GB": 2.0**30}
+
+
+def is_shown(cell: str, value: float | None, digits: int | None) -> bool:
+    """Whether a cell has this value, rounded to its digits; where these are None it has a unit."""
+    if value is None or cell == UNKNOWN:
+        return value is None and cell == UNKNOWN
+    number, _, unit = cell.replace(",", "").partition(" ")
+    factor = UNITS[unit] if digits is None else 1.0
+    if digits is None:
+        digits = 1 if unit in ("s", "GB") or (unit == "ms" and value < 0.01) else 0
+    return abs(float(number) - value / factor) <= 0.5 * 10.0**-digits + 1e-9
+
+
+async def tell(store: Store) -> None:
+    """Five minutes of two workers, of a trainer and of the store, in which three generations go live."""
+    now = time.time()
+    for n in range(30):
+        at, generation = now - 10.0 * (30 - n), 1 + n // 10
+        latency = [0] * (len(LATENCY_BOUNDS) + 1)
+        latency[3], latency[8] = 90 + n, 2
+        for worker in ("worker-a", "worker-b"):
+            point = Point(
+                *(worker, "elsewhere", at, 10.0),
+                requests=100 + n,
+                failures=n % 3,
+                latency=latency,
+                ratings=7 * n,
+                generation=generation,
+                resident_bytes=(200 + n) << 20,
+            )
+            # For a minute nothing arrives.
+            if not 12 <= n < 18:
+                point.errors, point.squared_error, point.baseline = 10, 4.0 + 0.1 * n, 11.0 + 0.01 * n
+            await store.telemetry.add(point)
+        await store.telemetry.add(
+            Point(
+                "trainer",
+                "elsewhere",
+                at,
+                10.0,
+                resident_bytes=5 << 30,
+                lag=40 * n,
+                store_bytes=(90 + n) << 20,
+            )
+        )
+
+
+async def test_the_table_behind_each_chart_has_what_the_api_says(
+    client: Client, store: Store, watched: Watched
+) -> None:
+    page, told = watched.page, dict[str, Any]()
+    await tell(store)
+
+    async def once(route: Route) -> None:
+        # The answer of the service, the same one as long as the page is looked at.
+        if not told:
+            told.update(await (await route.fetch()).json())
+        await route.fulfill(json=told)
+
+    await page.route("**/history?seconds=900", once)
+    await page.goto(f"{client.url}/#/overview")
+    charts = page.locator("figure.chart")
+    await expect(charts).to_have_count(len(CHARTS), timeout=20_000)
+    for title, (lines, digits) in CHARTS.items():
+        chart = charts.filter(has=page.locator("figcaption", has_text=re.compile(f"^{re.escape(title)}$")))
+        await expect(chart.locator(".u-legend .u-series")).to_have_count(1 + len(lines), timeout=20_000)
+        labels = await chart.locator(".u-legend .u-label").all_inner_texts()
+        await chart.get_by_text("the numbers").click()
+        table = chart.get_by_role("region", name=f"{title}, as a table")
+        await expect(table.locator("tbody tr")).to_have_count(len(told["at"]))
+        heads = await table.locator("th").all_inner_texts()
+        assert heads == labels == ["UTC", *lines]
+        rows = [await row.locator("td").all_inner_texts() for row in await table.locator("tbody tr").all()]
+        # The newest first.
+        moments = [datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M") for at in told["at"]]
+        assert [row[0] for row in reversed(rows)] == moments
+        for place, name in enumerate(lines.values(), 1):
+            values, cells = told[name], [row[place] for row in reversed(rows)]
+            wrong = [each for each in zip(cells, values, strict=True) if not is_shown(*each, digits)]
+            assert not wrong, f"{title}, {name}: {wrong}"
+            # It is a curve that was asked for, with a gap before it.
+            known = [value for value in values if value is not None]
+            assert len(known) >= 20, name
+            assert None in values, name
+    errors = charts.first
+    # What the dashed line is beside: everybody told the same is further off.
+    both = zip(told["rmse"], told["baseline_rmse"], strict=True)
+    assert all(model < same for model, same in both if model is not None)
+    numbers = told["generation"]
+    live = [new for old, new in itertools.pairwise(numbers) if new and new != old]
+    assert live[:3] == [1, 2, 3]
+    await expect(errors.locator(".marks")).to_have_text(
+        "dotted: " + ", ".join(f"generation {each}" for each in live)
+    )
+    assert watched.complaints == []

@@ -1,0 +1,65 @@
+"""The manual in a real browser, under the policy of the service: it looks and searches as it was built,
+asks no other address for anything, and can be read by everybody.
+"""
+
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+from playwright.async_api import expect
+
+from featurestore.settings import StoreSettings
+from service.settings import ServiceSettings
+from tests.browser.pages import BROWSER, PHONE, browsing
+from tests.support.serving import Client, serving
+
+MANUAL = ServiceSettings().manual_dir
+pytestmark = [
+    *BROWSER,
+    pytest.mark.skipif(
+        not MANUAL.is_dir() and "CI" not in os.environ, reason="needs the manual: `make docs` builds it"
+    ),
+]
+
+
+@pytest.fixture
+async def client(store_settings: StoreSettings) -> AsyncIterator[Client]:
+    async with serving(store_settings) as (client, _):
+        yield client
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_every_page_holds_under_the_policy(client: Client, scheme: str) -> None:
+    pages = sorted(path.relative_to(MANUAL).as_posix() for path in MANUAL.rglob("*.html"))
+    async with browsing(color_scheme=scheme) as watched:
+        for name in pages:
+            await watched.page.goto(f"{client.url}/manual/{name}")
+            await expect(watched.page.locator("html")).to_have_attribute("data-theme", scheme)
+            await watched.page.wait_for_load_state("networkidle")
+            assert watched.complaints == [], name
+        assert watched.asked_only(client.url)
+        assert len(pages) > 20
+
+
+async def test_a_reader_searches_and_chooses_light_or_dark(client: Client) -> None:
+    async with browsing() as watched:
+        page = watched.page
+        await page.goto(f"{client.url}/manual")
+        assert page.url == f"{client.url}/manual/"
+        await page.get_by_role("button", name="Search").first.click()
+        await page.locator("dialog input[type=search]").fill("hidden")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#search-results li").first).to_be_visible()
+        await page.locator(".theme-switch-button:visible").click()
+        await page.get_by_role("button", name="Dark").click()
+        await expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+        assert watched.complaints == []
+
+
+@pytest.mark.parametrize("name", ["index.html", "tutorial.html", "api.html"])
+async def test_a_page_can_be_read_by_everybody_and_on_a_phone(client: Client, name: str) -> None:
+    async with browsing(viewport=PHONE) as watched:
+        await watched.page.goto(f"{client.url}/manual/{name}")
+        assert not await watched.overflows()
+        assert await watched.violations() == []

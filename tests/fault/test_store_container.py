@@ -1,0 +1,155 @@
+"""The script that starts the store of a container (`deploy/redis/start.sh`), on a disk that fills up: it is
+back by itself when there is room, a stop ends it in order at any time, and other ends are the container's.
+"""
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as LostConnection
+from redis.retry import Retry
+
+from processes.blocking import BlockingChild
+from processes.probes import redis_pong, unused_port
+from tests.support import house
+from tests.support.disks import leave_free, small_disk
+from tests.support.servers import KINDS, START_S, STOP_S, ServerKind, missing, server_binary
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.fault, pytest.mark.parametrize("kind", KINDS)]
+
+# By promise: within this time of there being room.
+BACK_WITHIN_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """The script with its server, as process 1 of a container has them."""
+
+    process: BlockingChild
+    disk: Path
+    port: int
+
+    def waits(self) -> bool:
+        """Whether it waits for room; the probe of Kubernetes looks there, too."""
+        return (self.disk.parent / "tmp/waits-for-room").exists()
+
+    def answers(self) -> bool:
+        return redis_pong(("127.0.0.1", self.port))
+
+    def fill(self) -> int:
+        """Write until the server ends; return how many writes it has acknowledged."""
+        leave_free(self.disk, 1)
+        done = 0
+
+        def overfill(store: Redis) -> None:
+            nonlocal done
+            for done in range(100):
+                store.set(f"other:{done}", b"x" * 2**16)
+
+        with self.client() as store, pytest.raises(LostConnection):
+            overfill(store)
+        wait_until(self.waits, START_S, "it waits for room")
+        return done
+
+    def client(self) -> Redis:
+        """One that is told at once when its connection is cut."""
+        return Redis(port=self.port, retry=Retry(NoBackoff(), 0))
+
+    def server_pid(self) -> int:
+        with self.client() as store:
+            return int(store.info("server")["process_id"])
+
+
+@contextmanager
+def container(
+    kind: ServerKind, folder: Path, options: Sequence[str] = (), *, size_mb: int = 64
+) -> Iterator[Container]:
+    """Start it on a small disk, with the options of the Compose file; folders have the names of this test."""
+    binary = server_binary(kind)
+    if binary is None:
+        missing(f"{kind}-server")
+    (folder / "tmp").mkdir()
+    script = (house.ROOT / "deploy/redis/start.sh").read_text("utf-8")
+    script = script.replace("/data/", f"{folder}/disk/").replace("/tmp/waits", f"{folder}/tmp/waits")
+    compose = yaml.safe_load((house.ROOT / "docker-compose.yml").read_text("utf-8"))
+    told = [each for each in compose["services"]["redis"]["command"][1:] if each != "/acl/users.acl"]
+    told.remove("--aclfile")
+    told = ["0" if "REDIS_MEMORY" in each else each.replace("/data", f"{folder}/disk") for each in told]
+    port = unused_port()
+    command = ["/bin/sh", "-c", script, "start.sh", str(binary), *told, "--port", str(port), *options]
+    with small_disk(folder / "disk", size_mb) as disk:
+        process = BlockingChild(command, folder / "log")
+        try:
+            yield Container(process, disk, port)
+        finally:
+            process.end(signal.SIGTERM, STOP_S)
+
+
+def test_a_store_whose_disk_was_full_is_back_in_the_same_container(kind: ServerKind, tmp_path: Path) -> None:
+    with container(kind, tmp_path) as store:
+        store.process.wait_ready(store.answers, START_S)
+        done = store.fill()
+        (store.disk / "temp-rewriteaof-7.aof").touch()
+        # Less room than it asks for: it does not start to end again.
+        (store.disk / "filler").unlink()
+        leave_free(store.disk, 8)
+        started = store.process.text.count("Server initialized")
+        time.sleep(2.5)
+        assert store.waits()
+        assert store.process.code is None
+        assert store.process.text.count("Server initialized") == started
+        (store.disk / "filler").unlink()
+        wait_until(store.answers, BACK_WITHIN_S, "the store is back")
+        assert not store.waits()
+        assert not list(store.disk.glob("temp-*"))
+        with store.client() as client:
+            # Each that was acknowledged; the last may be there, too.
+            assert client.exists(*(f"other:{n}" for n in range(done))) == done
+        # And once more.
+        store.fill()
+        (store.disk / "filler").unlink()
+        wait_until(store.answers, BACK_WITHIN_S, "the store is back again")
+        assert store.process.text.count("the disk of the store is full") == 2
+        # `docker stop`: in order, with the code of the server.
+        assert store.process.end(signal.SIGTERM, STOP_S) == 0
+        assert "bye bye" in store.process.text
+
+
+def test_a_stop_while_it_waits_for_room_ends_it(kind: ServerKind, tmp_path: Path) -> None:
+    with container(kind, tmp_path) as store:
+        store.process.wait_ready(store.answers, START_S)
+        store.fill()
+        store.process.send_signal(signal.SIGTERM)
+        assert store.process.wait(STOP_S) == 0
+
+
+def test_a_stop_as_soon_as_it_begins_ends_it(kind: ServerKind, tmp_path: Path) -> None:
+    for pause_s in (0.0, 0.002, 0.005, 0.01, 0.02, 0.05):
+        folder = tmp_path / str(pause_s)
+        folder.mkdir()
+        with container(kind, folder) as store:
+            time.sleep(pause_s)
+            store.process.send_signal(signal.SIGTERM)
+            # A server that has not read its signals' meaning yet ends by them.
+            assert store.process.wait(STOP_S) in {0, -signal.SIGTERM, 128 + signal.SIGTERM}
+            assert not store.answers()
+
+
+def test_other_ends_of_the_server_are_those_of_the_container(kind: ServerKind, tmp_path: Path) -> None:
+    with container(kind, tmp_path) as store:
+        store.process.wait_ready(store.answers, START_S)
+        subprocess.run(["kill", "-KILL", str(store.server_pid())], check=True)
+        assert store.process.wait(STOP_S) == 128 + signal.SIGKILL
+    (tmp_path / "wrong").mkdir()
+    with container(kind, tmp_path / "wrong", ["--no-such-setting", "1"]) as store:
+        assert store.process.wait(STOP_S) == 1
+    assert "the disk of the store is full" not in store.process.text

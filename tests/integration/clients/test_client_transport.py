@@ -1,0 +1,346 @@
+"""What the client sends again, what it never does, and what it makes of odd answers.
+
+At a server that the test writes, as a real service does not break off where it should; odd ids at a real one.
+"""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from foldin_client import (
+    AsyncClient,
+    BusyError,
+    Client,
+    KeyRefusedError,
+    NoAnswerError,
+    UnreadableAnswerError,
+    models,
+    problems,
+)
+from foldin_client.asynchronous.transport import FIRST_PAUSE_S, LONGEST_PAUSE_S, MOST_ATTEMPTS, RETRY_S
+from foldin_client.rows import MAX_BYTES, MAX_ROWS
+from tests.support.serving import serving
+
+ROOT = Path(__file__).resolve().parents[3]
+OK = b'{"accepted":%d,"generation":1}'
+LOST = None  # the request is read, and the connection is cut
+CUT = b"cut"  # the same behind the answer before
+
+
+def answer(status: int, body: bytes, *headers: str, kind: str = "application/json") -> bytes:
+    lines = [f"HTTP/1.1 {status} X", f"Content-Type: {kind}", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def refusal(status: int, code: str, *headers: str, more: str = "") -> bytes:
+    body = f'{{"code":"{code}","detail":"no","request_id":"r1","status":{status}{more}}}'.encode()
+    return answer(status, body, *headers, kind="application/problem+json")
+
+
+@dataclass(slots=True)
+class Scripted:
+    """Answers requests in turn by what stands in `answers`, the last for ever; keeps what it was asked."""
+
+    answers: list[bytes | None]
+    asked: list[tuple[str, bytes]] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
+    tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+    url: str = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.append(task)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                size = next(
+                    (int(x[15:]) for x in head.lower().split("\r\n") if x[:15] == "content-length:"), 0
+                )
+                self.asked.append((head.split("\r\n")[0].rsplit(" ", 1)[0], await reader.readexactly(size)))
+                self.heads.append(head)
+                told = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+                if told is LOST:
+                    break
+                writer.write(told)
+                await writer.drain()
+                if self.answers == [CUT]:
+                    break
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def scripted(*answers: bytes | None) -> AsyncIterator[Scripted]:
+    script = Scripted(list(answers))
+    server = await asyncio.start_server(script.serve, "127.0.0.1", 0)
+    script.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield script
+    finally:
+        server.close()
+        await asyncio.gather(*script.tasks)
+
+
+RATING = models.RatingIn(user_id="ann", item_id="dune", rating=5)
+VIEW = models.EventIn(user_id="ann", item_id="dune", type="impression")
+
+
+async def test_a_busy_service_is_asked_again_when_it_says() -> None:
+    busy = refusal(503, "store_unavailable", "Retry-After: 1")
+    loop = asyncio.get_running_loop()
+    async with scripted(busy, answer(200, OK % 1)) as script, AsyncClient(script.url) as foldin:
+        began = loop.time()
+        assert (await foldin.rate(RATING)).accepted == 1
+        assert loop.time() - began >= 1.0
+    assert [asked for asked, _ in script.asked] == ["POST /ratings"] * 2
+
+
+async def test_what_would_take_longer_than_one_waits_is_told_at_once() -> None:
+    busy = refusal(429, "quota_exceeded", "Retry-After: 3600", more=',"quota":"ratings"')
+    async with scripted(busy) as script, AsyncClient(script.url, retry_s=5.0) as foldin:
+        with pytest.raises(problems.QuotaExceededError) as caught:
+            await asyncio.wait_for(foldin.rate(RATING), 5.0)
+    assert len(script.asked) == 1
+    assert caught.value.retry_after_s == 3600.0
+    assert caught.value.more == {"quota": "ratings"}
+    assert isinstance(caught.value, BusyError)
+
+
+@pytest.mark.parametrize(
+    "lost", [LOST, refusal(503, "store_unavailable", "Retry-After: 0"), refusal(502, "")]
+)
+async def test_what_would_count_twice_is_never_sent_twice(lost: bytes | None) -> None:
+    """The service may have acted: an event, a key, a training or a list that records what it shows."""
+    calls: list[Callable[[AsyncClient], Any]] = [
+        lambda foldin: foldin.post_events(VIEW),
+        lambda foldin: foldin.add_key(name="shop", role="read"),
+        lambda foldin: foldin.train(),
+        lambda foldin: foldin.recommend("ann", impressions=True),
+        lambda foldin: foldin.recommend_by_rules("ann", impressions=True),
+    ]
+    for call in calls:
+        async with scripted(lost) as script, AsyncClient(script.url, timeout_s=5.0) as foldin:
+            with pytest.raises((NoAnswerError, BusyError)) as caught:
+                await call(foldin)
+        assert len(script.asked) == 1, script.asked
+        assert caught.value.attempts == 1
+
+
+@pytest.mark.parametrize("code", ["overloaded", "stream_full", "quota_exceeded"])
+async def test_what_was_surely_not_done_is_sent_again_whatever_it_is(code: str) -> None:
+    status = 503 if code == "overloaded" else 429
+    script_of = scripted(refusal(status, code, "Retry-After: 0"), answer(200, OK % 1))
+    async with script_of as script, AsyncClient(script.url) as foldin:
+        assert (await foldin.post_events(VIEW)).accepted == 1
+    assert len(script.asked) == 2
+
+
+async def test_a_lost_answer_to_a_rating_is_asked_for_again() -> None:
+    async with scripted(LOST, LOST, answer(200, OK % 1)) as script, AsyncClient(script.url) as foldin:
+        assert (await foldin.rate(RATING)).accepted == 1
+    assert len(script.asked) == 3
+    assert len({body for _, body in script.asked}) == 1
+
+
+async def test_what_no_wait_helps_is_told_at_once_and_one_attempt_is_one() -> None:
+    lasting = refusal(503, "no_generation", "Retry-After: 1")
+    async with scripted(lasting) as script, AsyncClient(script.url) as foldin:
+        with pytest.raises(problems.NoGenerationError):
+            await foldin.predict("ann", "dune")
+    assert len(script.asked) == 1
+    async with scripted(LOST) as script, AsyncClient(script.url, attempts=1) as foldin:
+        with pytest.raises(NoAnswerError) as caught:
+            await foldin.predict("ann", "dune")
+    assert len(script.asked) == 1
+    assert caught.value.was_sent
+
+
+async def test_a_second_attempt_that_finds_nothing_says_that_it_was_the_second() -> None:
+    gone = refusal(404, "unknown_rating")
+    async with scripted(LOST, gone) as script, AsyncClient(script.url) as foldin:
+        with pytest.raises(problems.UnknownRatingError) as caught:
+            await foldin.unrate("ann", "dune")
+    assert caught.value.attempts == 2
+
+
+def test_a_call_is_sent_again_for_the_minute_that_is_promised() -> None:
+    pauses = [min(FIRST_PAUSE_S * 2**before, LONGEST_PAUSE_S) for before in range(MOST_ATTEMPTS - 1)]
+    assert sum(pauses) >= RETRY_S
+    javascript = (ROOT / "clients/javascript/foldin.js").read_text("utf-8")
+    for name, value in {
+        "const FIRST_PAUSE_MS = ": 1000 * FIRST_PAUSE_S,
+        "const LONGEST_PAUSE_MS = ": 1000 * LONGEST_PAUSE_S,
+        "retryMs = ": 1000 * RETRY_S,
+        "const MOST_ATTEMPTS = ": MOST_ATTEMPTS,
+    }.items():
+        assert float(re.findall(rf"{name}([\d_]+)", javascript)[0]) == value, name
+
+
+async def test_nothing_that_listens_is_no_answer_and_was_not_sent() -> None:
+    async with scripted(LOST) as script:
+        url = script.url
+    async with AsyncClient(url, attempts=2) as foldin:
+        with pytest.raises(NoAnswerError) as caught:
+            await foldin.post_events(VIEW)
+    # Not sent, so that it was tried again.
+    assert (caught.value.was_sent, caught.value.attempts) == (False, 2)
+
+
+async def test_long_lists_go_in_calls_of_ten_thousand_and_errors_count_from_their_beginning() -> None:
+    rows = ({"user_id": "u", "item_id": number, "rating": 3} for number in range(2 * MAX_ROWS + 1))
+    bad = refusal(422, "invalid_body", more=',"row":7,"field":"rating"')
+    async with scripted(answer(200, OK % MAX_ROWS), bad) as script, AsyncClient(script.url) as foldin:
+        with pytest.raises(problems.InvalidBodyError) as caught:
+            await foldin.rate(rows)
+    assert [body.count(b"\n") for _, body in script.asked] == [MAX_ROWS, MAX_ROWS]
+    assert (caught.value.accepted, caught.value.row, caught.value.field) == (MAX_ROWS, MAX_ROWS + 7, "rating")
+
+
+@pytest.mark.parametrize(
+    "wrong", [LOST, answer(200, b"<html>", kind="text/html")], ids=["lost", "unreadable"]
+)
+async def test_any_error_in_a_long_list_says_how_much_of_it_is_stored(wrong: bytes | None) -> None:
+    rows = [{"user_id": "u", "item_id": number, "rating": 3} for number in range(MAX_ROWS + 1)]
+    told = (answer(200, OK % MAX_ROWS), wrong)
+    async with scripted(*told) as script, AsyncClient(script.url, attempts=1) as foldin:
+        with pytest.raises((NoAnswerError, UnreadableAnswerError)) as caught:
+            await foldin.rate(rows)
+    assert caught.value.accepted == MAX_ROWS
+    async with scripted(*told) as script:
+        with (
+            Client(script.url, attempts=1) as blocking,
+            pytest.raises((NoAnswerError, UnreadableAnswerError)) as caught,
+        ):
+            await asyncio.to_thread(blocking.rate, rows)
+    assert caught.value.accepted == MAX_ROWS
+
+
+async def test_a_history_that_lacks_a_field_is_no_refit() -> None:
+    """Without a body a training is a refit: what was given would be dropped, and be answered 200."""
+    bad = refusal(422, "invalid_body")
+    async with scripted(bad) as script, AsyncClient(script.url) as foldin:
+        for some in ({"user_history": [0], "item_history": [0], "rating_history": [5.0]}, {"replace": True}):
+            with pytest.raises(problems.InvalidBodyError):
+                await foldin.train(**some)
+        with pytest.raises(problems.InvalidBodyError):
+            await foldin.train(wait=3)
+    assert [bool(body) for _, body in script.asked] == [True, True, False]
+
+
+async def test_large_rows_and_lines_of_a_file_go_in_bodies_that_a_call_may_have() -> None:
+    row = b'{"item_id":"%06d","attributes":{"text":"' + b"x" * 90_000 + b'"}}'
+
+    async def lines() -> AsyncIterator[bytes]:
+        for number in range(100):
+            yield row % number + b"\r\n"
+            yield b"\n"
+
+    async with scripted(answer(200, b'{"accepted":10}')) as script, AsyncClient(script.url) as foldin:
+        stored = await foldin.put_items(lines())
+        with pytest.raises(TypeError, match="binary mode"):
+            await foldin.put_items('{"item_id": "dune"}')  # type: ignore[arg-type]
+        assert (await foldin.put_items([])).accepted == 0
+    sent = b"".join(body for _, body in script.asked)
+    assert [line[12:18] for line in sent.splitlines()] == [b"%06d" % number for number in range(100)]
+    assert max(len(body) for _, body in script.asked) <= MAX_BYTES
+    assert stored.accepted == 10 * len(script.asked)
+
+
+async def into(came: list[str], items: AsyncIterator[models.ItemLine]) -> None:
+    async for item in items:
+        came.append(item.item_id)  # noqa: PERF401  # what came before the error is looked at
+
+
+async def test_an_export_that_breaks_off_is_an_error_after_what_came() -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    text = '{"item_id":"a\u2028b","hidden":false}\n{"item_id":"c'.encode()
+    part = head + b"%x\r\n%s\r\n" % (len(text), text)
+    came: list[str] = []
+    async with scripted(part, CUT) as script, AsyncClient(script.url) as foldin:
+        with pytest.raises(NoAnswerError):
+            await into(came, foldin.export_items())
+    assert came == ["a\u2028b"]
+
+    def blocking(url: str) -> Iterator[str]:
+        with Client(url) as client:
+            for item in client.export_items():
+                yield item.item_id
+
+    async with scripted(part, CUT) as script:
+        with pytest.raises(NoAnswerError):
+            await asyncio.to_thread(list, blocking(script.url))
+
+
+async def test_what_is_no_foldin_is_unreadable_and_redirects_are_not_followed() -> None:
+    for told in (
+        answer(200, b"<html>", kind="text/html"),
+        answer(200, b"[1]"),
+        answer(200, b"\xff\xfe"),
+        answer(302, b"", "Location: http://example.com/"),
+    ):
+        async with scripted(told) as script, AsyncClient(script.url) as foldin:
+            with pytest.raises(UnreadableAnswerError, match="GET http"):
+                await foldin.predict("ann", "dune")
+        assert len(script.asked) == 1
+    # A proxy's page, and a code of a later version.
+    for status, kind in (
+        (404, "MissingError"),
+        (401, "KeyRefusedError"),
+        (418, "RefusedError"),
+        (500, "FaultError"),
+    ):
+        page = answer(status, b"<html>sorry", kind="text/html")
+        async with scripted(page) as script, AsyncClient(script.url) as foldin:
+            with pytest.raises(Exception, match="sorry") as caught:
+                await foldin.predict("ann", "dune")
+        assert type(caught.value).__name__ == kind
+    async with scripted(refusal(409, "never_heard_of")) as script, AsyncClient(script.url) as foldin:
+        with pytest.raises(Exception, match="never_heard_of") as caught:
+            await foldin.predict("ann", "dune")
+    assert type(caught.value).__name__ == "ConflictError"
+
+
+async def test_a_member_that_a_later_service_adds_is_no_mistake() -> None:
+    later = b'{"rating":3,"std":1,"basis":"new word","generation":1,"added":{"x":1}}'
+    async with scripted(answer(200, later)) as script, AsyncClient(script.url) as foldin:
+        assert (await foldin.predict("ann", "dune")).basis == "new word"
+
+
+async def test_the_key_goes_along_and_shows_in_no_error() -> None:
+    async with (
+        scripted(refusal(401, "unauthorized")) as script,
+        AsyncClient(script.url, "fk_secret") as foldin,
+    ):
+        with pytest.raises(KeyRefusedError) as caught:
+            await foldin.predict("ann", "dune")
+    assert "\r\nAuthorization: Bearer fk_secret\r\n" in script.heads[0]
+    for shown in (repr(caught.value), str(caught.value), repr(vars(caught.value)), repr(foldin)):
+        assert "secret" not in shown
+    for bad in ("", "a b\n", "ключ", " fk"):
+        with pytest.raises(ValueError, match="printable"):
+            AsyncClient(script.url, bad)
+    for url in ("127.0.0.1:8080", "ftp://here", "http://"):
+        with pytest.raises(ValueError, match="no address"):
+            Client(url)
+
+
+@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
+async def test_any_id_is_the_same_on_the_way_out_and_back(
+    store_settings: StoreSettings, store: Store
+) -> None:
+    ids = ["a/b", "..", ".", "%2F", "a?b#c&d=e;f", "ü\u2028\x85", "\x00\t\r\n", " + ", "é" * 128, "\\", "7"]
+    async with serving(store_settings) as (served, _), AsyncClient(served.url) as foldin:
+        await foldin.rate({"user_id": each, "item_id": each, "rating": 3} for each in ids)
+        for each in ids:
+            page = await foldin.get_user_ratings(each)
+            assert (page.user_id, [rating.item_id for rating in page.ratings]) == (each, [each])
+            assert (await foldin.unrate(each, each)).deleted == 1
+        assert sorted([user_id async for user_id in foldin.iter_users()]) == sorted(ids)

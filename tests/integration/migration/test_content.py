@@ -1,0 +1,230 @@
+"""What a migration takes along: everything, under another number of partitions; and what it refuses."""
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from redis.asyncio import Redis
+
+from featurestore.access import new_secret
+from featurestore.catalogue.item import CatalogueItem
+from featurestore.errors import StoreMigrating
+from featurestore.experiments.definition import Arm, Definition
+from featurestore.experiments.showings import Showings
+from featurestore.keys import digest_of, partition_of
+from featurestore.migration import shared
+from featurestore.migration.opening import on_disk
+from featurestore.ratings.context_schema import ContextField, ContextSchema
+from featurestore.ratings.event_types import NewType, replaced
+from featurestore.ratings.log import NewRating
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from featurestore.telemetry.points import Point
+from foldin.recovery.verifying import verify
+from tests.support.factories import low_rank_ratings, rating
+from tests.support.migrating import archive, migrated
+from tests.support.recovering import held, opened
+from tests.support.servers import StoreServer, running_server
+from tests.support.trainers import fitted, running_trainer, trainer_settings, until_drained, until_live
+from trainer.archive.identity import ArchiveState
+from trainer.consume.matching import difference
+
+SECRET = new_secret()
+# By partition; the test of each is its own.
+OF_PARTITIONS = {b"epochs", b"counts", b"forgotten", b"active", b"attributes", b"ratings"}
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StoreServer, StoreServer]]:
+    folders = [tmp_path_factory.mktemp(kind) for kind in ("redis", "valkey")]
+    with running_server("redis", folders[0]) as redis, running_server("valkey", folders[1]) as valkey:
+        yield redis, valkey
+
+
+async def fill(store: Store, *, fits: bool) -> None:
+    """Store something of each kind; a trainer runs. `fits`: of generations, too, beside the prior."""
+    await store.access.add(SECRET, "operator", "operate", "requests=5")
+    await store.contexts.change(
+        lambda before: before.merged(ContextSchema((ContextField("hour", "number"),)))
+    )
+    await store.ratings.append(low_rank_ratings(users=30, items=12))
+    await store.ratings.append([rating("gone", "i1")])
+    await store.ratings.append([NewRating(b"u1", b"i1", 4.0, 1e9, np.array([14], dtype=np.float32))])
+    await until_live(store)
+    if fits:
+        await fitted(store)
+    await store.ratings.forget(b"gone")
+    number = await fitted(store) if fits else 1
+    await store.ratings.append([rating("new", "late", 2.0), rating("u2", "i3", 1.0)])
+    await store.event_types.change(lambda before: replaced(before, [NewType("watch", "positive")]))
+    await store.telemetry.add(Point("worker-1", "a", 1.0, 10.0))
+    await store.reports.put(b"a report", b"{}")
+    await store.scenarios.put(b"home", b'{"per_category":2}')
+    await store.catalogue.schema.hold("items", {"year": "number"})
+    for k in range(3):
+        item = CatalogueItem(f"i{k}", f"Item {k}", attributes={"year": 1990.0 + k})
+        await store.catalogue.change({b"i%d" % k: lambda _, item=item: item})  # type: ignore[misc]
+    await store.catalogue.change({b"i9": lambda _: None})
+    await store.attributes.change(b"u1", lambda _: {"age": 30.0})
+    await store.attributes.change(b"told", lambda _: {"age": 31.0})
+    await store.experiments.begin("which", Definition((Arm("a", 1, number), Arm("b", 1, number)), 1.0, 1))
+    await store.showings.add(number, Showings(1, 2, 0), [1, 2])
+    await store.commands.ask("refit", epoch=1)
+
+
+async def content(url: str, namespace: str) -> dict[bytes, Any]:
+    """What each key of a namespace has, as any program reads it."""
+    redis: Any = Redis.from_url(url)
+    found: dict[bytes, Any] = {}
+    read = {
+        b"string": redis.get,
+        b"hash": redis.hgetall,
+        b"set": redis.smembers,
+        b"zset": lambda key: redis.zrange(key, 0, -1),
+        b"list": lambda key: redis.lrange(key, 0, -1),
+        b"stream": redis.xrange,
+    }
+    async for key in redis.scan_iter(f"*{namespace}[.:]*", count=1000):
+        found[key] = await read[await redis.type(key)](key)
+    await redis.aclose()
+    return found
+
+
+def place_of(key: bytes) -> bytes:
+    """The name of a user's key without the partition, which is another one."""
+    head, tag, rest = key.partition(b"}:")
+    return key if not tag or not head.rpartition(b"{")[2].isdigit() else head.rpartition(b"{")[0] + rest
+
+
+@pytest.mark.parametrize(("to_valkey", "partitions"), [(True, 12), (False, 3)])
+async def test_everything_goes_along_under_any_number_of_partitions(
+    servers: tuple[StoreServer, StoreServer], tmp_path: Path, to_valkey: bool, partitions: int
+) -> None:
+    name = f"t{partitions}"
+    at = StoreSettings(url=servers[0].url, namespace=name, partitions=4, timeout_s=5.0)
+    url = servers[to_valkey].url + ("" if to_valkey else "/1")
+    to = replace(at, url=url, partitions=partitions)
+    settings = trainer_settings(at, tmp_path / "archive", lease_ttl_s=2.0)
+    async with opened(at) as store:
+        async with running_trainer(settings):
+            await fill(store, fits=to_valkey)
+            await until_drained(store)
+        ratings, ends = await held(store), await store.stream.progress(1)
+        before = await content(at.url, name)
+        made = await migrated(at, to)
+        assert made is not None
+        assert made.events == sum(end.last[1] for end in ends.values())
+        assert (await content(at.url, name)).keys() >= before.keys(), "nothing leaves the store that was left"
+        # No process writes to it any more, whatever it asks for.
+        for writing in (
+            store.ratings.append([rating("u1", "i1")]),
+            store.ratings.append([rating("u1", "unknown")]),
+            store.ratings.forget(b"u1"),
+            store.attributes.change(b"u1", lambda _: {"age": 1.0}),
+            store.access.add(new_secret(), "other", "read"),
+            store.access.remove("operator"),
+            store.scenarios.put(b"home", b"{}"),
+            store.scenarios.delete(b"home"),
+            store.reports.put(b"a report", b"[]"),
+            store.reports.delete(b"a report"),
+            store.catalogue.change({b"i1": lambda _: None}),
+            store.commands.ask("refit", epoch=1),
+            store.epochs.begin(),
+            store.leases.acquire("token", 1000),
+        ):
+            with pytest.raises(StoreMigrating):
+                await writing
+    after = await content(to.url, name)
+    assert sum(count for count, _ in made.digests) == len([key for key in after if b"}:user:" in key])
+
+    left = {place_of(key): value for key, value in before.items()}
+    there = {place_of(key): value for key, value in after.items()}
+    for key, value in left.items():
+        kind = key.rpartition(b":")[2]
+        if kind in OF_PARTITIONS or kind.decode() in shared.LEFT_BEHIND:
+            continue
+        if kind == b"config":
+            assert there[key] == {**value, b"partitions": b"%d" % partitions}
+        else:
+            assert there[key] == value, key
+    assert not [key for key in after if b"}:migration" in key or b"}:changed" in key]
+    async with opened(to) as store:
+        assert await held(store) == ratings
+        assert await store.ratings.forgotten(1) == {digest_of(b"gone"): 1}
+        names = {key for key in after if key.endswith(b":active")}
+        active = {user for key in names for user in after[key]}
+        assert active == {user for key, value in before.items() if key.endswith(b":active") for user in value}
+        for key in names:
+            tag = int(key.partition(b"{")[2].partition(b"}")[0])
+            assert {partition_of(user, partitions) for user in after[key]} <= {tag}
+
+    # The same archive goes on with it.
+    moved = replace(settings, store=to)
+    async with opened(to) as store, running_trainer(moved):
+        # One who comes back goes on above what an older generation knows.
+        await store.ratings.append([rating("gone", "i1"), rating("u1", "i2", 2.0)])
+        assert (await store.users.history(1, b"gone"))[0] == 2
+        await until_drained(store)
+        found = await verify(store, moved, lambda _line: None)
+        assert found.count == 0, found.differences
+
+
+async def waited(url: str) -> int:
+    """How often a server was asked to wait for its disk."""
+    redis: Any = Redis.from_url(url)
+    stats = (await redis.info("commandstats")).get("cmdstat_waitaof", {})
+    await redis.aclose()
+    return int(stats.get("calls", 0))
+
+
+async def test_what_a_store_says_to_the_command_is_on_its_disk(
+    servers: tuple[StoreServer, StoreServer], tmp_path: Path
+) -> None:
+    one, two = (StoreSettings(url=server.url, namespace="disk", timeout_s=5.0) for server in servers)
+    async with opened(one) as store:
+        await store.ratings.append([rating("u1", "i1")])
+        await archive(store)
+    before = [await waited(each.url) for each in (one, two)]
+    asked = dict[str, list[int]]()
+
+    def step(name: str) -> None:
+        with ThreadPoolExecutor() as threads:
+            asked[name] = [threads.submit(asyncio.run, waited(each.url)).result() for each in (one, two)]
+
+    assert await migrated(one, two, step=step) is not None
+    # Opening a store asks once.
+    assert asked["decide"][1] > before[1] + 1
+    assert asked["decided"][0] > asked["decide"][0] > before[0]
+    # One that leaves that to the kernel never says when, and one without a file has none.
+    for options in (("--appendfsync", "no"), ("--appendonly", "no")):
+        with running_server("redis", tmp_path, *options) as server:
+            settings = replace(one, url=server.url)
+            assert await on_disk(settings) == settings
+
+
+async def test_the_archive_is_the_store_s_when_partitions_come_again(
+    servers: tuple[StoreServer, StoreServer],
+) -> None:
+    one, two = (server.url for server in servers)
+    at = StoreSettings(url=one, namespace="again", partitions=4, timeout_s=5.0)
+    stores = [at, replace(at, url=two, partitions=3), replace(at, url=f"{one}/1")]
+    ends: dict[int, tuple[int, int]] = {}
+    for before, to in pairwise([None, *stores]):
+        assert to is not None
+        assert before is None or await migrated(before, to) is not None
+        async with opened(to) as store:
+            # Before anything else comes it ends where the archive does, and then goes on from there.
+            for _ in range(2):
+                assert await difference(store, ArchiveState(store.identity, {1: ends})) is None
+                await store.ratings.append([rating(f"u{k}", "i1") for k in range(20)])
+                await archive(store)
+                found = {p: each.last for p, each in (await store.stream.progress(1)).items()}
+                assert all(found[p][1] > end[1] for p, end in ends.items() if p in found)
+                ends |= found
+    assert len(ends) == 4

@@ -1,0 +1,232 @@
+"""The wheel, as a user has it: built from the sources that are released, in an environment that has nothing.
+
+`FOLDIN_TEST_PYTHONS` names more interpreters to install it for; `make wheels-check` does.
+"""
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from processes.blocking import BlockingChild, plain_environment
+from processes.probes import http_ok, unused_port
+from tests.support import house
+from tests.support.waiting import wait_until
+
+# What is not there yet is downloaded: 150 MB of libraries an interpreter.
+pytestmark = pytest.mark.timeout(900)
+
+PACKAGES = tuple(name for name in house.packages(house.ROOT) if name != "benchmarks")
+PYTHONS = os.environ.get("FOLDIN_TEST_PYTHONS", sys.executable).split()
+# They know that a module may have another name than in the checkout; a logger has a name of its own.
+TOLD = {"module_name", "python_command", "helper", "_python", "run_apart", "Command", "getLogger"}
+# A folder with the name of one of our packages, where a user happens to start Foldin.
+TRAP = "raise SystemExit('this folder is the user\\'s, not a package of Foldin')\n"
+
+
+def hook() -> Any:
+    """The build's own module, which no package imports."""
+    spec = importlib.util.spec_from_file_location("wheel_hook", house.ROOT / ".ci/wheel.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the archive of sources that is built first."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(house.ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(folder.glob("foldin-*.tar.gz"))) == 1
+    (built,) = folder.glob("foldin-*.whl")
+    return built
+
+
+def test_there_is_an_interpreter_to_install_it_for() -> None:
+    """Without one the tests that install it would be skipped, and nothing be said of the wheel."""
+    assert PYTHONS, "no Python with venv is here: put one on the path, or name it in FOLDIN_TEST_PYTHONS"
+
+
+def test_only_foldin_stands_at_the_top(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"foldin"}
+    assert not [name for name in names if "__pycache__" in name or name.endswith((".pyc", ".o", ".so"))]
+    assert set(PACKAGES) == {"foldin"} | {
+        parts[1]
+        for parts in (name.split("/") for name in names)
+        if len(parts) == 3 and parts[2] == "__init__.py"
+        if parts[1] in PACKAGES or (house.ROOT / parts[1]).is_dir()
+    }
+
+
+def test_the_code_is_that_of_the_checkout_but_for_the_names_in_imports(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        for package in PACKAGES:
+            base = house.base_of(house.ROOT, package)
+            tracked = subprocess.run(
+                ["git", "ls-files", package], cwd=base, capture_output=True, text=True, check=True
+            ).stdout.split()
+            assert tracked, package
+            for name in tracked:
+                inside = name if package == "foldin" else f"foldin/{name}"
+                built, written = archive.read(inside), (base / name).read_bytes()
+                if name.endswith(".py"):
+                    built = re.sub(
+                        rb"^(\s*)from foldin import factors$", rb"\1import factors", built, flags=re.M
+                    )
+                    for other in PACKAGES:
+                        built = built.replace(f"from foldin.{other}".encode(), f"from {other}".encode())
+                assert built == written, name
+
+
+def test_an_import_that_cannot_be_moved_is_refused() -> None:
+    module = hook()
+    given = (
+        "from a.b import c",
+        "import a; x = a",
+        "import a.b as d, os",
+        "from ab import a",
+        "'é'; from a import b",
+    )
+    moved = (
+        *("from foldin.a.b import c", "from foldin import a; x = a", "import foldin.a.b as d, os"),
+        *("from ab import a", "'é'; from foldin.a import b"),
+    )
+    assert module.under_top("\n".join(given).encode(), {"a"}).decode() == "\n".join(moved)
+    for unclear in ("import a.b\n", "import os, a\n", "from\\\n    a import b\n"):
+        with pytest.raises(module.UnclearImportError, match="line 1: "):
+            module.under_top(unclear.encode(), {"a"})
+
+
+def test_a_module_that_is_named_by_text_is_told_where_it_is() -> None:
+    modules = {module.name for module in house.all_modules(house.ROOT)}
+    found = []
+    for module in house.all_modules(house.ROOT):
+        if module.name.partition(".")[0] not in PACKAGES:
+            continue
+        told = {
+            id(argument)
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Call)
+            if getattr(node.func, "id", getattr(node.func, "attr", "")) in TOLD
+            for argument in (*node.args, *(keyword.value for keyword in node.keywords))
+        }
+        found += [
+            f"{module.path}:{node.lineno} {node.value}"
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told
+            if "." in node.value and node.value.partition(":")[0] in modules
+            if not node.value.startswith("foldin.")
+        ]
+    assert found == []
+
+
+@pytest.fixture(scope="module", params=PYTHONS, ids=lambda path: Path(path).name)
+def installed(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment that has the lock and the wheel."""
+    folder = tmp_path_factory.mktemp("environment")
+    programs = folder / "bin"
+    lock = house.ROOT / "requirements/run.txt"
+    for command in (
+        [request.param, "-m", "venv", str(folder)],
+        [str(programs / "pip"), "install", "--quiet", "--require-hashes", "-r", str(lock)],
+        [str(programs / "pip"), "install", "--quiet", "--no-deps", "--no-index", str(wheel)],
+        [str(programs / "pip"), "check"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return programs
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder that has other things by the names of our packages."""
+    for name in PACKAGES:
+        (tmp_path / "here" / name).mkdir(parents=True)
+        (tmp_path / "here" / name / "__init__.py").write_text(TRAP)
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path
+
+
+def call(url: str, body: object = None) -> Any:
+    """The answer to a GET, or to a POST of `body`."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.loads(answer.read())
+
+
+def test_it_comes_up_learns_predicts_and_goes(installed: Path, elsewhere: Path) -> None:
+    port = unused_port()
+    flags = ("--no-play", "--workers", "2", "--port", str(port), "--environment-port", str(unused_port()))
+    command = [str(installed / "foldin"), "up", *flags, "--data", str(elsewhere / "data")]
+    url = f"http://127.0.0.1:{port}"
+    with BlockingChild(command, elsewhere / "log", environment=plain_environment(os.environ, {})) as stack:
+        wait_until(
+            lambda: stack.code is not None or http_ok("127.0.0.1", port, "/readyz"), 120, "the stack is ready"
+        )
+        assert stack.code is None, stack.text
+        known = call(f"{url}/predict?user_id=ann&item_id=item-1")
+        rated = [
+            {"user_id": f"user-{user}", "item_id": f"item-{item}", "rating": 1 + item % 5}
+            for user in range(30)
+            for item in range(20)
+        ]
+        assert call(f"{url}/ratings", rated)["accepted"] == len(rated)
+        # The fit, the writing of records and the compiled loops are processes that modules are started in.
+        wait_until(
+            lambda: call(f"{url}/predict?user_id=ann&item_id=item-1")["generation"] > known["generation"],
+            120,
+            "a generation of these ratings is live",
+        )
+        low, high = (call(f"{url}/predict?user_id=ann&item_id=item-{item}")["rating"] for item in (0, 4))
+        assert low < 2
+        assert high > 4
+        assert len(call(f"{url}/recommend/ann?n=3")["items"]) == 3
+        assert call(f"{url}/openapi.json")["paths"]
+        stack.send_signal(signal.SIGINT)
+        assert stack.wait(60) == 0, stack.text
+
+
+def test_the_parts_start_by_their_names_in_the_wheel(installed: Path, elsewhere: Path) -> None:
+    for name in ("service", "trainer", "environment", "evaluation.course.play"):
+        module = f"foldin.{name}"
+        done = subprocess.run(
+            [str(installed / "python"), "-P", "-m", module, "--help"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"python -m {module}" in done.stdout
+
+
+def test_an_engine_runs_in_a_process_of_its_own(installed: Path, elsewhere: Path) -> None:
+    lines = [f"u{user},i{item},{1 + (user * item) % 5}" for user in range(20) for item in range(12)]
+    (elsewhere / "ratings.csv").write_text("\n".join(["user,item,rating", *lines]) + "\n")
+    command = [str(installed / "foldin"), "evaluate", str(elsewhere / "ratings.csv"), "--engines", "bias"]
+    done = subprocess.run(
+        [*command, "--out", str(elsewhere / "out")],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=plain_environment(os.environ, {}),
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,103 @@
+"""Examples of the documents: the commands that they show, and what these answer."""
+
+import asyncio
+import contextlib
+import json
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A `curl` command and the answer that the document shows for it, if any."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: str | None
+    shown: Any
+
+
+async def ran(
+    program: str,
+    *options: str,
+    folder: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    within_s: float = 60.0,
+) -> str:
+    """What a Python program of a document prints, with these `options`; it says nothing else."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *options, "-c", program),
+        cwd=folder,
+        env=environ,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        said, wrong = await asyncio.wait_for(process.communicate(), within_s)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+    assert (process.returncode, wrong) == (0, b""), wrong.decode()
+    return said.decode()
+
+
+def commands(text: str) -> list[tuple[list[str], str]]:
+    """The words of each command of a document, in its order, and what is shown below it."""
+    found = []
+    for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
+        for chunk in re.split(r"^\$ ", block.replace("\\\n", " "), flags=re.MULTILINE)[1:]:
+            command, _, answer = chunk.partition("\n")
+            found.append((shlex.split(command), answer.strip()))
+    return found
+
+
+def examples(text: str) -> list[Example]:
+    """The examples of a document, in its order."""
+    return [example(words, answer) for words, answer in commands(text)]
+
+
+def example(words: list[str], answer: str) -> Example:
+    """Return a `curl` command as an example."""
+    assert words[0] == "curl", words
+    method, headers, body, url = "", {}, None, ""
+    query: list[str] = []
+    rest = iter(words[1:])
+    for word in rest:
+        if word == "-X":
+            method = next(rest)
+        elif word == "-H":
+            name, _, value = next(rest).partition(":")
+            headers[name.strip()] = value.strip()
+        elif word == "-d":
+            body = next(rest)
+        elif word == "--data-urlencode":
+            # With `-G`, as all of them: behind the address.
+            name, _, value = next(rest).partition("=")
+            query.append(f"{name}={quote(value, safe='')}")
+        elif not word.startswith("-"):
+            url = word
+    path = url.removeprefix("http://").partition("/")[2]
+    if query:
+        path += f"{'&' if '?' in path else '?'}{'&'.join(query)}"
+    # As curl does it.
+    method = method or ("GET" if body is None else "POST")
+    return Example(method, path, headers, body, json.loads(answer) if answer else None)
+
+
+def shape(value: Any) -> Any:
+    """Members and types of a JSON value; numbers are all alike."""
+    if isinstance(value, dict):
+        return {name: shape(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [shape(member) for member in value]
+    return (
+        "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
+    )

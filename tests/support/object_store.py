@@ -1,0 +1,156 @@
+"""A real S3 server for tests, and one that stands before it and gets in its way."""
+
+import http.client
+import os
+import re
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from processes.blocking import BlockingChild
+from processes.probes import unused_port
+from tests.support.waiting import wait_until
+from trainer.archive.storage.address import ObjectAddress, ObjectCredentials
+from trainer.archive.storage.client import ObjectClient
+
+CREDENTIALS = ObjectCredentials(file=Path(__file__).with_name("object_store.keys"))
+BUCKET = "archives"
+# `refuse` answers as S3 does; `lies` stores without the condition; `mute` stores and does not answer.
+_ERROR = '<?xml version="1.0"?><Error><Code>{}</Code><Message>secret-of-tests key-of-tests</Message></Error>'
+
+
+@dataclass(frozen=True)
+class ObjectServer:
+    """An S3 server of a test worker."""
+
+    endpoint: str
+
+    def address(self) -> ObjectAddress:
+        """A place in its bucket that nothing else uses."""
+        return ObjectAddress(BUCKET, f"a-{uuid.uuid4().hex[:8]}", self.endpoint)
+
+    def versioned(self) -> ObjectAddress:
+        """A place in another bucket, which keeps versions."""
+        port, bucket = urlsplit(self.endpoint).port or 0, f"versions-{uuid.uuid4().hex[:8]}"
+        kept = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
+        assert _put(port, f"/{bucket}")
+        assert _put(port, f"/{bucket}?versioning", kept)
+        return ObjectAddress(bucket, "archive", self.endpoint)
+
+
+def everything(address: ObjectAddress) -> dict[str, bytes]:
+    """All objects below an address, by their names."""
+    client, found = ObjectClient(address, CREDENTIALS), dict[str, bytes]()
+    for each in client.listed(""):
+        # A trainer removes some meanwhile.
+        with suppress(FileNotFoundError):
+            found[each.name] = client.read(each.name)
+    return found
+
+
+@contextmanager
+def object_server(folder: Path) -> Iterator[ObjectServer]:
+    """Start a server with an empty bucket."""
+    port = unused_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    child = BlockingChild(command, folder / "objects.log", environment=dict(os.environ))
+    try:
+        wait_until(lambda: _put(port, f"/{BUCKET}"), 60, "the object store")
+        yield ObjectServer(f"http://127.0.0.1:{port}")
+    finally:
+        child.end(signal.SIGKILL, 10)
+
+
+def _put(port: int, path: str, content: bytes = b"") -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request("PUT", path, content)
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+class Between:
+    """A server between a client and an object server. `lies`: it drops the condition of create-only writes;
+    `refuse`: what it answers in place of everything; `mute`: of which requests it drops the connection when
+    they are done; `conflict`: to which it answers that another one is at it, and does nothing.
+    """
+
+    def __init__(self, server: ObjectServer) -> None:
+        self.lies = False
+        self.refuse: str | None = None
+        # Of what it refuses.
+        self.status = 403
+        self.mute: Callable[[str, str], bool] = lambda _method, _path: False
+        self.conflict: Callable[[str, str], bool] = lambda _method, _path: False
+        self.requests: list[tuple[str, str]] = []
+        behind = urlsplit(server.endpoint)
+        between = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do(self) -> None:
+                size = int(self.headers.get("Content-Length") or 0)
+                body = self.rfile.read(size)
+                between.requests.append((self.command, self.path))
+                if between.refuse is not None:
+                    self._answer(between.status, [], _ERROR.format(between.refuse).encode())
+                    return
+                headers = dict(self.headers.items())
+                if between.conflict(self.command, self.path):
+                    self._answer(409, [], _ERROR.format("ConditionalRequestConflict").encode())
+                    return
+                if between.lies:
+                    headers.pop("if-none-match", headers.pop("If-None-Match", None))
+                    headers = {
+                        name: text for name, text in headers.items() if name.lower() != "if-none-match"
+                    }
+                connection = http.client.HTTPConnection(behind.hostname or "", behind.port, timeout=30)
+                connection.request(self.command, self.path, body, headers)
+                answer = connection.getresponse()
+                content = answer.read()
+                if between.mute(self.command, self.path):
+                    self.close_connection = True
+                    return
+                self._answer(answer.status, answer.getheaders(), content)
+
+            def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+                self.send_response(status)
+                for name, text in headers:
+                    if re.fullmatch("etag|last-modified|content-type|x-amz.*|content-range", name.lower()):
+                        self.send_header(name, text)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do  # noqa: N815 - names of the base class
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def before(self, address: ObjectAddress) -> ObjectAddress:
+        """The same place, by this server."""
+        return replace(address, endpoint=f"http://127.0.0.1:{self._server.server_port}")
+
+    def __enter__(self) -> "Between":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

@@ -1,0 +1,145 @@
+"""A `foldin up` of real processes, for tests that begin where a person does."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from processes.blocking import BlockingChild, plain_environment, python_command
+from processes.probes import unused_port
+from tests.support.waiting import wait_until
+
+UP_S = 90.0
+DOWN_S = 40.0
+
+
+def processes(data: Path) -> list[int]:
+    """Ids of the processes that serve this data directory, except the supervisor.
+
+    Each has it in its environment.
+    """
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        try:
+            words = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
+            zombie = (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            continue
+        if f"{data}/".encode() in words and not zombie:
+            found.append(int(folder.name))
+    return found
+
+
+def foldin(*arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    command = [sys.executable, "-m", "foldin", *map(str, arguments)]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=plain_environment(os.environ, settings),
+        check=False,
+    )
+
+
+class Stack:
+    """A `foldin up` of its own."""
+
+    def __init__(self, data: Path, *arguments: str, checkout: Path | None = None, **settings: str) -> None:
+        self.data = data
+        self.port, self.environment_port = unused_port(), unused_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        ports = ("--port", str(self.port), "--environment-port", str(self.environment_port))
+        up = ("--data", str(data), *arguments, *ports)
+        self.process = BlockingChild(
+            python_command("foldin", "up", *up)
+            if checkout is None
+            else ["make", "-C", str(checkout), "run", f"ARGS={shlex.join(up)}"],
+            data.with_name(f"{data.name}-{self.port}.log"),
+            environment=plain_environment(os.environ, settings),
+        )
+
+    @property
+    def text(self) -> str:
+        """All that it said."""
+        return self.process.text
+
+    def says(self, words: str, timeout_s: float = UP_S) -> None:
+        """Wait until it says `words`."""
+        wait_until(
+            lambda: re.search(words, self.text) or self.process.code is not None,
+            timeout_s,
+            f"{words!r} in its output",
+        )
+        assert re.search(words, self.text), (
+            f"ended with {self.process.code} before it said {words!r}:\n{self.text}"
+        )
+
+    def call(self, method: str, path: str, body: object = None, key: str | None = None) -> Any:
+        """A call of the API."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self.url + path, data, {"Content-Type": "application/json"}, method=method
+        )
+        if key is not None:
+            request.add_header("Authorization", f"Bearer {key}")
+        attempts = 5 if method == "GET" else 1
+        while True:
+            attempts -= 1
+            try:
+                with urllib.request.urlopen(request, timeout=10) as answer:
+                    return json.loads(answer.read())
+            except urllib.error.HTTPError as error:
+                found = error.read().decode(errors="replace")
+                error.add_note(found)
+                # A store on busy cores does not answer in time, and says to ask again.
+                if not attempts or "store_unavailable" not in found:
+                    raise
+            time.sleep(1.0)
+
+    def part(self, name: str) -> int:
+        """Process id of a part."""
+        program = "valkey-server" if name == "store" else f"-m\0{name}"
+        for pid in processes(self.data):
+            try:
+                parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+            except OSError:
+                continue
+            if program in words and parent == self.process.pid:
+                return pid
+        return 0
+
+    def interrupt(self) -> int:
+        """Ctrl-C; the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(DOWN_S)
+
+
+@contextmanager
+def stack(
+    data: Path, *arguments: str, checkout: Path | None = None, up_s: float = UP_S, **settings: str
+) -> Iterator[Stack]:
+    """A stack that is up, and gone in the end. With `checkout` it is started as the README has it: by `make
+    run` there, which sets up what it needs in `up_s`.
+    """
+    running = Stack(data, *arguments, checkout=checkout, **settings)
+    try:
+        running.says("Everything runs|cannot|foldin:", up_s)
+        assert "Everything runs" in running.text, running.text
+        yield running
+    finally:
+        running.process.end(grace_s=DOWN_S)

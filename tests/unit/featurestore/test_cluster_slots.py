@@ -1,0 +1,87 @@
+"""Slots of keys, tags that are spread evenly, and payloads in pieces."""
+
+from bisect import bisect_right
+
+import pytest
+
+from featurestore.cluster.keys import ClusterKeys
+from featurestore.cluster.slots import (
+    SLOTS,
+    even_tags,
+    slot_of,
+    slot_of_tag,
+    split_commands,
+)
+from featurestore.keys import tag_of
+from featurestore.wire.functions import encode_call, encode_packed_call
+from featurestore.wire.resp import bulk, encode, keys_of
+
+
+@pytest.mark.parametrize(
+    ("key", "tag"),
+    [
+        (b"plain", b"plain"),
+        (b"ns.1:{12}:user:a{b}", b"12"),
+        (b"{ns:live}:lease", b"ns:live"),
+        (b"{}x", b"{}x"),
+        (b"a{b", b"a{b"),
+        (b"{a}{b}", b"a"),
+    ],
+)
+def test_tag(key: bytes, tag: bytes) -> None:
+    assert tag_of(key) == tag
+
+
+def test_slot_is_that_of_the_specification() -> None:
+    # Its own example, and one of `CLUSTER KEYSLOT` of a server.
+    assert slot_of(b"123456789") == 0x31C3
+    assert slot_of(b"{user1000}.following") == slot_of(b"user1000") == 3443
+
+
+def fullest(parts: int, servers: int) -> float:
+    """Partitions of the fullest of servers that share all slots evenly, in ratio to their mean."""
+    starts = [round(number * SLOTS / servers) for number in range(servers)]
+    counts = [0] * servers
+    for tag in even_tags(parts):
+        counts[bisect_right(starts, slot_of_tag(tag)) - 1] += 1
+    return max(counts) * servers / parts
+
+
+@pytest.mark.parametrize("parts", [1, 3, 16, 256, 2048])
+def test_tags_lie_one_a_range_and_stay_what_they_are(parts: int) -> None:
+    tags = even_tags(parts)
+    assert [slot_of_tag(tag) * parts // SLOTS for tag in tags] == list(range(parts))
+    assert all(tag.isdigit() for tag in tags)
+
+
+def test_some_tags_that_stored_keys_have() -> None:
+    """Keys depend on them for ever."""
+    assert even_tags(4) == (b"48576", b"1296", b"2821", b"16248")
+    keys = ClusterKeys("ns", 4)
+    assert keys.epochs(1) == b"ns:{1296}:epochs"
+    together = [keys.config, keys.items(1), keys.order(1), keys.deltas(1, 2), keys.items_bucket(1, b"c")]
+    assert {slot_of(key) for key in together} == {slot_of(keys.live)}
+    assert len({*together, keys.items(2), keys.order(2), keys.deltas(1, 3), keys.deltas(2, 2)}) == 9
+
+
+def test_the_fullest_of_64_servers_has_hardly_more_than_the_others() -> None:
+    assert max(fullest(2048, servers) for servers in range(1, 65)) <= 1.05
+    assert max(fullest(256, servers) for servers in range(1, 9)) <= 1.05
+
+
+def test_commands_are_taken_apart_and_their_keys_found() -> None:
+    calls = [
+        encode(b"HMGET", b"ns.1:{12}:user:a\r\n$3\r\n", b"n", b"g1"),
+        encode_call("look", [b"{7}:user", b"{7}:history"], [b"n"]),
+        encode_packed_call("rate", 1, [bulk(b"{5}:k")], 2, [bulk(b""), bulk(b"*2\r\n")]),
+        encode(b"PING"),
+        encode(b"GET", b"k"),
+    ]
+    assert split_commands(b"".join(calls), len(calls)) == calls
+    assert split_commands(calls[0], 1) == [calls[0]]
+    assert [keys_of(call)[0] for call in (*calls[:3], calls[4])] == [
+        b"ns.1:{12}:user:a\r\n$3\r\n",
+        b"{7}:user",
+        b"{5}:k",
+        b"k",
+    ]

@@ -1,0 +1,51 @@
+"""Log lines as JSON: one object a line, whatever is in it."""
+
+import json
+import logging
+
+import pytest
+
+from featurestore.telemetry.log_lines import TEXT, JsonLines
+from trainer import log
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
+    """What was logged, as programs read it."""
+    texts = [JsonLines().format(record) for record in caplog.records]
+    assert not any("\n" in text for text in texts)
+    return [json.loads(text) for text in texts]
+
+
+def test_a_line_of_the_trainer_has_its_event_and_its_fields(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        log.event("fit_published", generation=7, rmse=0.25, why=None, text="two\nlines")
+    (line,) = lines(caplog)
+    assert line["event"] == "fit_published"
+    assert line["fields"] == {"generation": 7, "rmse": 0.25, "text": "two\nlines"}
+    assert line["message"] == 'fit_published generation=7 rmse=0.25 text="two\\nlines"'
+    assert (line["level"], line["logger"]) == ("INFO", "trainer")
+    assert str(line["time"]).endswith("Z")
+
+
+def test_an_error_has_its_traceback_and_what_was_given_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    service = logging.getLogger("foldin.service")
+    service.error("it is %s", object, exc_info=ValueError("a\nb"), extra={"request_id": "r"})
+    (line,) = lines(caplog)
+    assert line["request_id"] == "r"
+    assert str(line["error"]).endswith("ValueError: a\nb")
+    assert "trace_id" not in line
+
+
+def test_a_line_in_a_trace_names_it(caplog: pytest.LogCaptureFixture) -> None:
+    trace = pytest.importorskip("opentelemetry.sdk.trace")
+    with trace.TracerProvider().get_tracer("test").start_as_current_span("call") as span:
+        logging.getLogger("foldin.service").warning("here")
+        (line,) = lines(caplog)
+    context = span.get_span_context()
+    assert (line["trace_id"], line["span_id"]) == (f"{context.trace_id:032x}", f"{context.span_id:016x}")
+
+
+def test_text_is_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    log.warning("store_unavailable", doing="a b")
+    text = logging.Formatter(TEXT).format(caplog.records[0])
+    assert text.endswith(' WARNING trainer store_unavailable doing="a b"')

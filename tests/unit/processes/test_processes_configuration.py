@@ -1,0 +1,218 @@
+"""`foldin.toml`: what it may have, what wins over it, and what is said of mistakes in it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from environment.settings import ServerSettings
+from evaluation.course.settings import PlaySettings
+from featurestore.settings import StoreSettings
+from foldin.settings import CommonOptions, FrontDoorSettings, ImportOptions, StackOptions
+from processes.configuration.file import configured
+from processes.configuration.keys import FLAGS, KEYS, MANY, SECRETS, VARIABLES
+from processes.settings import Setting, SettingsError, declarations, load
+from service.settings import ServiceSettings, read_settings
+from trainer.settings import TrainerSettings
+
+# What reads variables that the file may set, and what stands for itself in a command line.
+ROLES: tuple[type[Any], ...] = (
+    *(StoreSettings, ServiceSettings, TrainerSettings, ServerSettings),
+    *(StackOptions, ImportOptions, PlaySettings),
+)
+
+
+def declared() -> list[Setting]:
+    return [each for cls in ROLES for _, each in declarations(cls)]
+
+
+def test_the_file_may_have_every_variable_of_every_role() -> None:
+    # Those of AWS are read by a library, too, which knows no file.
+    ours = {each.variable for each in declared() if each.variable}
+    variables = {each for each in ours if each.startswith("FOLDIN_")}
+    named = [variable for keys in VARIABLES.values() for variable in keys.values()]
+    assert len(named) == len(set(named)), "each stands in one place"
+    secrets = {f"FOLDIN_{key.upper()}" for key in SECRETS}
+    assert set(named) == variables - secrets
+    # Which file it is cannot stand in it.
+    assert {each.variable for _, each in declarations(CommonOptions)} == {"FOLDIN_CONFIG", None}
+
+
+def test_keys_are_called_as_their_variables() -> None:
+    for section, keys in VARIABLES.items():
+        for key, variable in keys.items():
+            plain = variable.removeprefix("FOLDIN_").lower()
+            assert key == (plain.removeprefix(f"{section}_") if section else plain)
+
+
+def test_the_file_may_have_flags_of_the_environment_and_of_up() -> None:
+    for section, cls in (("environment", ServerSettings), ("up", StackOptions)):
+        flags = {
+            each.flag.lstrip("-").replace("-", "_")
+            for _, each in declarations(cls)
+            if each.variable is None and each.flag
+        }
+        assert set(FLAGS[section]) == flags - {"adopt"}
+        assert section == cls.FILE_SECTION
+
+
+def test_lists_are_what_takes_several_values() -> None:
+    many = {each.variable for each in declared() if each.many and each.variable}
+    assert many == MANY
+
+
+def write(folder: Path, text: str, name: str = "foldin.toml") -> Path:
+    path = folder / name
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(tmp_path: Path) -> None:
+    write(tmp_path, "[service]\nport = 9000\nworkers = 2\n")
+
+    def port(argv: list[str], environ: dict[str, str]) -> int:
+        return read_settings(*configured(argv, environ, tmp_path))[0].port
+
+    assert port(["--port", "9002"], {"FOLDIN_PORT": "9001"}) == 9002
+    assert port([], {"FOLDIN_PORT": "9001"}) == 9001
+    assert port([], {}) == 9000
+    # An empty variable is none: compose files pass on what is not set as empty.
+    assert port([], {"FOLDIN_PORT": ""}) == 9000
+    (tmp_path / "foldin.toml").unlink()
+    assert port([], {}) == 8080
+
+
+def test_settings_without_a_variable_are_of_the_role_that_has_the_section(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        '[environment]\nusers = 7\nknown = 9\nmax_tokens = 5\n[up]\ndata = "there"\nno_play = true\n',
+    )
+    server = ServerSettings.load(*configured([], {}, tmp_path))
+    assert (server.world.n_users, server.max_tokens) == (7, 5)
+    assert ServerSettings.load(*configured(["--users", "8"], {}, tmp_path)).world.n_users == 8
+    up = load(StackOptions, *configured([], {}, tmp_path))
+    assert (up.data, up.no_play, up.play) == (Path("there"), True, False)
+    # Another role has flags of the same names.
+    assert load(PlaySettings, *configured([], {}, tmp_path)).seed is None
+    _, environ = configured([], {}, tmp_path)
+    assert FrontDoorSettings.from_environment(environ).data == Path("there")
+    # What is handed to children is variables alone.
+    assert not [name for name in environ if "." in name]
+    assert environ["FOLDIN_CONFIG"] == str(tmp_path / "foldin.toml")
+
+
+def test_a_switch_of_the_file_and_a_flag_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "[up]\nplay = true\n")
+    with pytest.raises(SettingsError, match="exclude each other"):
+        load(StackOptions, *configured(["--no-play"], {}, tmp_path))
+
+
+def test_every_kind_of_value(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        'log_level = "WARNING"\n[store]\nscale = "0.5:5:0.5"\ntimeout_s = 2.5\n'
+        '[service]\nhosts = ["a.example", "b.example"]\nquotas = ["requests=5/s", "items=off"]\n'
+        "[environment]\ndrift = 1e-3\n",
+    )
+    service = read_settings(*configured([], {}, tmp_path))[0]
+    assert service.hosts == ("a.example", "b.example")
+    assert (service.log_level, service.store.timeout_s, service.store.scale) == ("WARNING", 2.5, "0.5:5:0.5")
+    assert len(service.quotas or ()) == 2
+    assert ServerSettings.load(*configured([], {}, tmp_path)).world.drift == 0.001
+
+
+def test_which_file_is_read(tmp_path: Path) -> None:
+    here = write(tmp_path, "[service]\nport = 1\n")
+    other = write(tmp_path, "[service]\nport = 2\n", "other.toml")
+    third = write(tmp_path, "[service]\nport = 3\n", "third.toml")
+    named = {"FOLDIN_CONFIG": str(other)}
+    for argv, environ, path, port in (
+        ([], {}, here, "1"),
+        ([], {"FOLDIN_CONFIG": ""}, here, "1"),
+        ([], named, other, "2"),
+        (["--config", str(third)], named, third, "3"),
+        ([f"--config={third}", "--port", "8"], named, third, "3"),
+    ):
+        rest, found = configured(argv, environ, tmp_path)
+        assert rest == (["--port", "8"] if "--port" in argv else [])
+        assert (found["FOLDIN_CONFIG"], found["FOLDIN_PORT"]) == (str(path), port)
+
+
+@pytest.mark.parametrize("argv", [["--config"], ["--config", "--port"], ["--config="]])
+def test_a_flag_without_a_file_is_refused(argv: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--config needs the path"):
+        configured(argv, {}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[service]\nprot = 1\n", r"\[service\] prot is no setting: did you mean \[service\] port\?"),
+        ("[trainer]\nport = 1\n", r"\[trainer\] port is no setting: did you mean \[service\] port\?"),
+        ("port = 1\n", r"port is no setting: did you mean \[service\] port\?"),
+        ("[service]\nlog_levle = 1\n", r"\[service\] log_levle is no setting: did you mean log_level\?"),
+        ("[store]\nxyzzy = 1\n", r"\[store\] xyzzy is no setting: there are redis_url, "),
+        ("[servce]\nport = 1\n", r"\[servce\] is no section: did you mean \[service\]\?"),
+        ("[xyzzy]\n", r"\[xyzzy\] is no section: there are \[store\], "),
+        ('[""]\nlog_level = "INFO"\n', r"\[\] is no section"),
+        ("[service.port]\nx = 1\n", r"\[service\] port must be a text, a number, or true or false$"),
+        ("[service]\nport = [1]\n", r"\[service\] port must be a text, a number, or true or false$"),
+        ("[service]\nport = 2026-01-01\n", r"\[service\] port must be a text"),
+        ("[service]\nhosts = [[1]]\n", r"\[service\] hosts must be a text"),
+        ('[store]\nnamespace = "a\\u0000b"\n', r"\[store\] namespace must not have a zero byte"),
+        ('[client]\napi_key = "x"\n', r"\[client\] api_key is a secret: .* name that by api_key_file"),
+        ('[store]\nredis_password = "x"\n', r"is a secret: .* name that by redis_password_file"),
+        ('[store]\nredis_url = "redis://me:word@host"\n', r"redis_url must not have a password"),
+        ('[store]\nredis_url = "redis://:word@host"\n', r"redis_url must not have a password"),
+        ("[service\n", "is no TOML"),
+        ("a = " + "[" * 5000, "is no TOML"),
+        ("[service]\nport = 1\nport = 2\n", "is no TOML"),
+        ("\ufeff[service]\n", "is no TOML"),
+    ],
+)
+def test_mistakes_are_named_with_what_was_meant(text: str, words: str, tmp_path: Path) -> None:
+    write(tmp_path, text)
+    with pytest.raises(SettingsError, match=words) as caught:
+        configured([], {}, tmp_path)
+    assert str(tmp_path / "foldin.toml") in str(caught.value)
+    assert "word@" not in str(caught.value), "the password is not shown"
+
+
+def test_an_address_with_a_user_alone_is_taken(tmp_path: Path) -> None:
+    write(tmp_path, '[store]\nredis_url = "redis://foldin@host:6379/0?x=a:b@c"\n')
+    assert configured([], {}, tmp_path)[1]["FOLDIN_REDIS_URL"].startswith("redis://foldin@host")
+
+
+def test_all_mistakes_of_a_file_are_told_together(tmp_path: Path) -> None:
+    write(tmp_path, "[service]\nprot = 1\nhots = 2\n[x]\n")
+    with pytest.raises(SettingsError) as caught:
+        configured([], {}, tmp_path)
+    assert len(caught.value.problems) == 3
+
+
+def test_a_wrong_value_is_named_by_its_place_in_the_file(tmp_path: Path) -> None:
+    write(tmp_path, '[service]\nport = "http"\n[environment]\nusers = -1\n')
+    with pytest.raises(SettingsError, match=r"^foldin\.toml: \[service\] port must be a whole number"):
+        read_settings(*configured([], {}, tmp_path))
+    with pytest.raises(SettingsError, match=r"^foldin\.toml: \[environment\] users must be a whole number"):
+        ServerSettings.load(*configured([], {}, tmp_path))
+    # A child of `foldin up` inherits it as a variable.
+    _, environ = configured([], {}, tmp_path)
+    with pytest.raises(SettingsError, match=r"^foldin\.toml: \[service\] port must"):
+        read_settings(*configured([], dict(environ), tmp_path / "elsewhere"))
+    # A variable that says otherwise is to blame itself.
+    with pytest.raises(SettingsError, match=r"^FOLDIN_PORT must"):
+        read_settings(*configured([], {"FOLDIN_PORT": "x"}, tmp_path))
+
+
+@pytest.mark.parametrize("path", ["missing.toml", "folder", "binary.toml"])
+def test_a_file_that_cannot_be_read_is_refused(path: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match=re.escape(path)):
+        configured(["--config", str(tmp_path / path)], {}, tmp_path)
+
+
+def test_every_section_is_one_that_a_role_reads() -> None:
+    assert set(KEYS) == {"", "store", "service", "trainer", "environment", "up", "client"}

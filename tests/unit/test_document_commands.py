@@ -1,0 +1,127 @@
+"""Every fenced block of the documents is run by a test or a build, held against what takes its commands, or
+stands in the table of what is no command. A block that nothing checks fails here.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from processes.settings import SettingsError
+from tests.support import house
+from tests.support.command_lines import WrongCommandError, check, lines
+
+# Printed from the declarations, and compared with them: tests/unit/test_docs_settings.py.
+PRINTED = {"docs/cli.md", "docs/settings.md"}
+# The test that runs all blocks of a language in a document; it names the document.
+RUN = {
+    ("README.md", "console"): "tests/integration/test_readme_examples.py",
+    ("README.md", "python"): "tests/integration/test_readme_examples.py",
+    ("docs/api.md", "console"): "tests/integration/service/test_service_api_examples.py",
+    ("docs/clients.md", "python"): "tests/integration/clients/test_clients_manual.py",
+    ("docs/clients.md", "js"): "tests/integration/clients/test_javascript_client.py",
+    ("docs/environment.md", "python"): "tests/integration/environment/test_environment_manual.py",
+    ("docs/evaluation.md", "python"): "tests/integration/environment/test_environment_manual.py",
+    ("docs/tutorial.md", "console"): "tests/integration/test_tutorial.py",
+    ("docs/how-to/", "console"): "tests/integration/test_how_to.py",
+}
+# What programs print, pictures and formulas: each by the beginning of its first line, and what else holds it.
+NO_COMMAND = {
+    "CONTRIBUTING.md": {"no Python 3.14 with venv: not checked": "Makefile"},
+    "docs/api.md": {'{"type":"/docs#invalid_body"': "tests/unit/service/test_service_api_documents.py"},
+    "docs/model.md": {"similarity(u, v) = ": "", "similarity(i, j) = ": ""},
+    "docs/operations.md": {"2026-01-31 12:00:00,000 INFO foldin.audit ": "tests/integration/service"},
+    "docs/trainer.md": {
+        "                consume/ ": "",
+        "item_pushed item_id=i1 ": "tests/integration/trainer",
+    },
+}
+# Tables that `foldin bench accuracy --record` and `ranking --record` write: the language of these blocks.
+RECORDED = {("docs/accuracy.md", "text")}
+
+DOCUMENTS = ["README.md", "CONTRIBUTING.md"] + [
+    path.relative_to(house.ROOT).as_posix() for path in sorted((house.ROOT / "docs").rglob("*.md"))
+]
+
+
+def blocks(text: str) -> Iterator[tuple[str, str]]:
+    """The language and the text of each fenced block."""
+    yield from re.findall(r"^```([^\n]*)\n(.*?)^```$", text, re.M | re.DOTALL)
+
+
+def unchecked(document: str, text: str) -> list[str]:
+    """What nothing checks of a document, or what is wrong with it."""
+    found = []
+    for language, block in blocks(text):
+        # Of the manual's build: it runs the cells and warns of a table that leads nowhere.
+        if language.startswith("{") or (document, language) in RECORDED:
+            continue
+        if (document, language) in RUN or (f"{Path(document).parent}/", language) in RUN:
+            continue
+        if any(block.startswith(begins) for begins in NO_COMMAND.get(document, ())):
+            continue
+        if language not in {"", "console", "sh"}:
+            found.append(f"{document}: nothing runs {language}: {block[:60]}")
+            continue
+        for line in lines(block):
+            try:
+                check(line)
+            except (WrongCommandError, SettingsError) as error:
+                found.append(f"{document}: {line}: {error}")
+    return found
+
+
+@pytest.mark.parametrize("document", [each for each in DOCUMENTS if each not in PRINTED])
+def test_every_block_is_checked(document: str) -> None:
+    found = unchecked(document, (house.ROOT / document).read_text("utf-8"))
+    assert not found, "\n".join(found)
+
+
+def test_what_is_said_to_run_them_names_them() -> None:
+    for (document, _), test in RUN.items():
+        assert Path(document).name in (house.ROOT / test).read_text("utf-8"), (document, test)
+    for document, named in NO_COMMAND.items():
+        text = (house.ROOT / document).read_text("utf-8")
+        for begins, test in named.items():
+            assert any(block.startswith(begins) for _, block in blocks(text)), (document, begins)
+            assert (house.ROOT / test).exists(), test
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "foldin evaluate FILE --rankings",
+        "foldin backup",
+        "foldin keys forget shop",
+        "foldin keys add shop --role king",
+        "foldin torture --seed x",
+        "foldin bench accuracy --set ml-100k",
+        "foldin bench nothing",
+        "python -m environment --variable 5",
+        "python -m trainers",
+        "docker compose up --detached",
+        "docker compose --profile games up",
+        "docker compose up --scale services=3",
+        "docker compose run --rm --no-deps --entrypoint foldin keys keys list --names",
+        "docker compose exec redis sh /etc/foldin/clis.sh BGREWRITEAOF",
+        "docker stop foldin-services-1",
+        "kubectl -n foldin get secret foldin-key | base64 -d",
+        "curl localhost:8080/generation",
+        "curl -X POST localhost:8080/generations",
+        "FOLDIN_QUOTAS=requests=much",
+        "FOLDIN_IMAGES=a docker compose ps",
+        "make tests",
+        ".venv/bin/pytest tests/nothing.py",
+        "deploy/kubernetes/applied.sh",
+        "sudo install -d backup && foldin backups /backup",
+    ],
+)
+def test_a_command_that_nothing_takes_is_found(line: str) -> None:
+    assert unchecked("docs/any.md", f"```\n{line}\n```\n")
+
+
+def test_a_block_that_nothing_runs_is_found() -> None:
+    assert unchecked("docs/any.md", "```python\nprint(1)\n```\n")
+    assert unchecked("docs/any.md", "```\nsome text\n```\n")
+    assert not unchecked("docs/any.md", "```console\n$ foldin verify    # so\n```\n")

@@ -1,0 +1,157 @@
+"""The manual as `make docs` built it: it asks no other address for anything, no script or style is inside
+a page, and every document is in it.
+
+Shows that each of these can fail.
+"""
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from service.routes import ROUTES
+from service.settings import ServiceSettings
+from tests.support import house
+
+MANUAL = ServiceSettings().manual_dir
+IS_BUILT = pytest.mark.skipif(
+    not MANUAL.is_dir() and "CI" not in os.environ, reason="needs the manual: `make docs` builds it"
+)
+# What a browser asks for by itself when it shows a page. What a reader clicks at may lead anywhere.
+LOADED: dict[str, tuple[str, ...]] = {
+    "link": ("href",),
+    "object": ("data",),
+    "image": ("href", "xlink:href"),
+    "use": ("href", "xlink:href"),
+}
+LOADED |= dict.fromkeys(("img", "script", "iframe", "source", "video", "audio"), ("src", "srcset", "poster"))
+# Says where another page is, and is asked for only by a reader's click.
+NOT_LOADED = {"next", "prev", "index", "search", "author", "copyright", "canonical"}
+OTHER = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//", re.I)
+
+
+class Page(HTMLParser):
+    """Finds what a page should not have, as `found`."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        loads = not (tag == "link" and set(values.get("rel", "").split()) <= NOT_LOADED)
+        for name in LOADED.get(tag, ()):
+            if loads and OTHER.match(values.get(name, "").strip()):
+                self.found.append(f"{tag} {name}={values[name]}")
+        if (tag == "script" and "src" not in values) or tag == "style":
+            self.found.append(f"{tag} inside")
+        self.found += [f"{tag} {name}" for name in values if name == "style" or name.startswith("on")]
+
+
+def outside_addresses(style: str) -> Iterator[str]:
+    """What a style sheet asks other addresses for."""
+    for found in re.findall(r"""(?:url\(|@import)\s*["']?([^"')\s;]+)""", style):
+        if OTHER.match(found):
+            yield found
+
+
+def test_what_a_page_should_not_have_is_found() -> None:
+    text = (
+        '<link rel="stylesheet" href="https://fonts.example/a.css"><link rel="next" href="b.html">'
+        '<script src="//cdn.example/a.js"></script><script>1</script><style>p {}</style>'
+        '<p style="color: red" onclick="f()"><a href="https://example.com">click</a><img src="a.png"></p>'
+    )
+    assert Page(text).found == [
+        *("link href=https://fonts.example/a.css", "script src=//cdn.example/a.js", "script inside"),
+        *("style inside", "p style", "p onclick"),
+    ]
+    style = "@import 'https://one.example/a.css'; b { background: url(//two.example/b.png) url(c.png) }"
+    assert list(outside_addresses(style)) == ["https://one.example/a.css", "//two.example/b.png"]
+
+
+@IS_BUILT
+def test_no_page_asks_another_address_or_has_a_script_inside() -> None:
+    pages = sorted(MANUAL.rglob("*.html"))
+    assert {path.name: found for path in pages if (found := Page(path.read_text("utf-8")).found)} == {}
+    styles = {path.name: list(outside_addresses(path.read_text("utf-8"))) for path in MANUAL.rglob("*.css")}
+    assert {name: found for name, found in styles.items() if found} == {}
+    assert len(pages) > 20
+    assert styles
+
+
+@IS_BUILT
+def test_a_service_is_told_of_it_when_it_is_whole() -> None:
+    built = {path.stat().st_mtime_ns for path in (*MANUAL.rglob("*.html"), *MANUAL.rglob("*.js"))}
+    assert (MANUAL / "searchindex.js").stat().st_mtime_ns == max(built)
+
+
+@IS_BUILT
+def test_every_document_is_in_it() -> None:
+    documents = {path.relative_to(house.ROOT / "docs") for path in (house.ROOT / "docs").rglob("*.md")}
+    assert {str(path) for path in documents if not (MANUAL / path).with_suffix(".html").is_file()} == set()
+    assert Path("tutorial.md") in documents
+
+
+def test_ci_builds_it_before_the_tests() -> None:
+    run = (house.ROOT / ".ci/run").read_text("utf-8")
+    assert run.index(" make docs\n") < run.index(" make test ")
+
+
+def test_every_document_has_a_place() -> None:
+    """One that no table of contents names would fail the build."""
+    docs = house.ROOT / "docs"
+    named = {docs / "index.md"}
+    for page in docs.rglob("*.md"):
+        for block in re.findall(r"```\{toctree\}\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
+            lines = [line for line in block.splitlines() if line and not line.startswith(":")]
+            named |= {(page.parent / f"{line}.md").resolve() for line in lines}
+    assert sorted(map(str, set(docs.rglob("*.md")) ^ named)) == []
+
+
+def test_drawings_are_those_that_the_script_draws() -> None:
+    spec = importlib.util.spec_from_file_location("drawings", house.ROOT / "docs/concepts/drawings.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, draw in module.DRAWINGS.items():
+        path = house.ROOT / f"docs/concepts/{name}.svg"
+        assert path.read_text("utf-8") == draw(), f"python docs/concepts/drawings.py writes {path.name} anew"
+
+
+@IS_BUILT
+def test_it_has_every_call_and_every_metric() -> None:
+    calls = (MANUAL / "reference/calls.html").read_text("utf-8")
+    assert [each.path for each in ROUTES if f"{each.method} {each.path}" not in calls] == []
+    metrics = (MANUAL / "reference/metrics.html").read_text("utf-8")
+    names = set[str]()
+    for path in ("service/metrics.py", "service/experiments/exposition.py", "trainer/health/metrics.py"):
+        names |= set(re.findall(r'"(foldin_[a-z_]+[a-z])"', (house.ROOT / path).read_text("utf-8")))
+    assert {name for name in names if name not in metrics} == set()
+    assert len(names) > 40
+
+
+@IS_BUILT
+@pytest.mark.parametrize("name", ["evaluate", "cold-start", "exploration"])
+def test_notebooks_were_run(name: str) -> None:
+    page = (MANUAL / f"notebooks/{name}.html").read_text("utf-8")
+    source = (house.ROOT / f"docs/notebooks/{name}.md").read_text("utf-8")
+    assert source.count("{code-cell}") == page.count("cell docutils container") >= 3
+    assert "cell_output docutils container" in page
+    assert "<img" in page
+
+
+def test_what_is_said_of_others_has_its_source() -> None:
+    text = (house.ROOT / "docs/figures/comparison.md").read_text("utf-8")
+    others = re.split(r"^## ", text, flags=re.MULTILINE)[1:-1]
+    assert {each.partition("\n")[0] for each in others} >= {"gorse", "Oryx 2", "LibRecommender", "Metarank"}
+    for each in others:
+        for part in ("**Does better.**", "**Differs.**", "**Take it**"):
+            assert part in each, each[:40]
+        assert each.count("](https://") + each.count("](http://") >= 2, each[:40]
+    assert re.search(r"read in \w+ 20\d\d", text)

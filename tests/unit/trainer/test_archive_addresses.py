@@ -1,0 +1,46 @@
+"""The address of an archive: what is taken for one, and that no message has a key that stands in it."""
+
+from pathlib import Path
+
+import pytest
+
+from processes.settings import SettingsError
+from trainer.archive.storage.address import ObjectAddress, archive_address
+from trainer.settings import TrainerSettings
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("s3://KEY:SECRET@bucket/a", "must have no key in it"),
+        ("s3://bucket/a?endpoint=https://KEY:SECRET@host", "must have no key in it"),
+        ("s3://bucket/a?endpoint=https://KEY:SECRET%40host", "must have no key in it"),
+        ("s3://bucket?secret_access_key=SECRET", "must have no option 'secret_access_key'"),
+        ("s3://bucket?endpoint=https://host/?key=SECRET", "must be like s3://"),
+        ("s3://bucket?endpoint=KEY-SECRET-host", "must be like s3://"),
+        ("s3://bucket?endpoint=https://[SECRET", "must be like s3://"),
+        ("s3://SEC\uff0fRET/a", "must be like s3://"),
+        ("s3://bucket/a#SECRET", "must be like s3://"),
+    ],
+)
+def test_no_message_has_a_key(address: str, told: str) -> None:
+    with pytest.raises(SettingsError, match="FOLDIN_ARCHIVE_DIR") as refused:
+        TrainerSettings.load((), {"FOLDIN_ARCHIVE_DIR": address})
+    assert told in str(refused.value)
+    for secret in ("SECRET", "KEY", "RET/a"):
+        assert secret not in str(refused.value)
+
+
+def test_endpoints() -> None:
+    for endpoint in ("http://127.0.0.1:9000", "https://[::1]:9000", "https://host/path"):
+        found = archive_address(f"s3://bucket?endpoint={endpoint}")
+        assert found == ObjectAddress("bucket", endpoint=endpoint)
+        assert archive_address(found.text) == found
+    assert archive_address("data/archive") == Path("data/archive")
+
+
+@pytest.mark.parametrize("text", ["S3://bucket/a", "s3:/bucket/a", "gs://bucket/a", " s3://bucket/a"])
+def test_address_with_a_slip_is_no_folder(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a folder, or like s3://"):
+        archive_address(text)
+    assert archive_address(f"./{text}") == Path(f"./{text}")

@@ -1,0 +1,161 @@
+"""Keep all trainers but one out of an archive. Invariant: of all that ever led with it, only the one that
+took it last can change anything in it.
+
+In a folder: a leader reaches it by a name of its own, a symbolic link beside it, and the next leader removes
+that name. The kernel looks the name up in each call, so that one which comes later, by a process that was
+frozen between any two, finds nothing. A leader that was replaced leaves the folder as one that was killed
+does, and no file needs a mark of whose it is.
+
+On an object store: the numbers of commits (`object_archive.py`).
+"""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from trainer import log
+from trainer.archive.storage.files import Location, on_objects
+from trainer.archive.storage.local import probe_folder
+from trainer.archive.storage.object_path import ObjectPath
+from trainer.archive.storage.shares import share_problem
+from trainer.errors import ArchiveFailedError
+
+# Between the folder's name and that of a term. No namespace has a dot.
+_TERM = ".term-"
+
+# Of one who takes an archive, at up to two seconds each: two who do so at once are done within a few.
+MOST_TAKES = 20
+NOT_LISTED = "its store does not list what was put there: use one that is strongly consistent"
+KEEPS_VERSIONS = (
+    "suspend the versions of the bucket, or let a rule of its life cycle expire those that are not current"
+)
+
+Step = Callable[[str], None]
+
+
+class Fence(Protocol):
+    """Of one archive. Every method raises OSError."""
+
+    @property
+    def path(self) -> Location:
+        """By which name this process reaches the archive."""
+
+    @property
+    def taken_away(self) -> bool:
+        """Whether another leader has taken the archive since this term did."""
+
+    def probe(self) -> None:
+        """See that the archive can be written, and that what it rests on holds there. Raises
+        `ArchiveRefusedError` where it does not.
+        """
+
+    def claim(self, term: str) -> Any:
+        """Return what this term finds, which is for `take` once the store has said that no other leads."""
+
+    def take(self, found: Any, step: Step) -> bool:
+        """Keep out what wrote before; return False where another one has written since `claim`."""
+
+    def leave(self) -> None:
+        """Give the archive up, once nothing of this term is under way."""
+
+
+class FolderFence:
+    """As `Fence`, by links."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._path = root
+
+    @property
+    def path(self) -> Path:
+        """As `Fence`."""
+        return self._path
+
+    @property
+    def taken_away(self) -> bool:
+        """As `Fence`."""
+        return not self._path.exists()
+
+    def probe(self) -> None:
+        """As `Fence`."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        # Before this trainer takes the lease from another host.
+        probe_folder(self._root)
+        if (problem := share_problem(self._root)) is not None:
+            log.warning("archive_share", folder=str(self._root), problem=problem)
+
+    def claim(self, term: str) -> list[Path]:
+        """As `Fence`: the names of others."""
+        own = self._root.with_name(f"{self._root.name}{_TERM}{term}")
+        try:
+            with contextlib.suppress(FileExistsError):
+                own.symlink_to(self._root.name)
+        except OSError as exc:
+            raise ArchiveFailedError(f"cannot make the link {own}: {exc.strerror or exc}") from exc
+        self._path = own
+        # After the link is there: of two that claim it at once, the later one finds the other.
+        names = self._root.parent.glob(f"{self._root.name}{_TERM}*")
+        return [path for path in names if path != own and path.is_symlink()]
+
+    def take(self, found: list[Path], step: Step) -> bool:
+        """As `Fence`: what the processes of these names do from now on fails."""
+        for path in found:
+            step("archive:take")
+            path.unlink(missing_ok=True)
+        return True
+
+    def leave(self) -> None:
+        """As `Fence`."""
+        if self._path != self._root:
+            # It may have been taken; one that stays is removed by the next leader.
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+            self._path = self._root
+
+
+class CommitFence:
+    """As `Fence`, by the numbers of commits."""
+
+    def __init__(self, root: ObjectPath) -> None:
+        self._root = root
+        self._term = ""
+
+    @property
+    def path(self) -> Location:
+        """As `Fence`."""
+        return cast("Location", self._root)
+
+    @property
+    def taken_away(self) -> bool:
+        """As `Fence`: as far as it was noticed, by a commit that did not come about."""
+        return self._root.archive.taken
+
+    def probe(self) -> None:
+        """As `Fence`."""
+        if self._root.archive.client.check():
+            log.warning(
+                "archive_bucket_versioned",
+                archive=str(self._root),
+                problem=f"it keeps what is removed, users who were forgotten included: {KEEPS_VERSIONS}",
+            )
+
+    def claim(self, term: str) -> int:
+        """As `Fence`: the number of the last commit."""
+        self._term = term
+        return self._root.archive.last_number()
+
+    def take(self, found: int, step: Step) -> bool:
+        """As `Fence`."""
+        step("archive:take")
+        return self._root.archive.take(found, self._term)
+
+    def leave(self) -> None:
+        """As `Fence`."""
+        self._root.archive.leave()
+
+
+def fence_of(root: Location) -> Fence:
+    """Return what keeps others out of this archive."""
+    place = on_objects(root)
+    return FolderFence(root) if place is None else CommitFence(place)
