@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test check bench peers neural docs wheels wheels-check manifests release sbom audit lock vendor clients clean
+.PHONY: setup run test test-all check bench peers neural docs wheels wheels-check manifests release sbom audit lock vendor clients clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -27,8 +27,13 @@ $(STAMP): requirements/dev.txt pyproject.toml
 run: setup
 	@exec $(BIN)/foldin up $(ARGS)
 
+# The gate of a release: minutes, and only a defect can close it.
 test: setup check
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto -m "not slow" $(ARGS)
+
+# Everything: both kinds of store, faults, whole stacks, containers, browsers, wheels.
+test-all: setup check docs
+	$(BIN)/python -m pytest -n auto --store both $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -1,8 +1,9 @@
 """Fixtures for all tests. Stores are real ones: each pytest worker starts its own, each test has a namespace
-of its own in it.
+of its own in it. `--store` says which kind it is; `slow` tests are run by `make test-all` alone.
 """
 
 import os
+import shutil
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,14 +18,15 @@ import pytest
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.torture.cluster_set import ClusterSet
-from tests.support.servers import KINDS, ServerKind, StoreServer, running_server
+from tests.support.fits import fit_in_thread
+from tests.support.servers import KIND, KINDS, ServerKind, StoreServer, running_server
 
-CLUSTER = "-cluster"
-# All that share a store may have a cluster besides, which takes half as long again.
-SHARED_KINDS = (
-    *KINDS,
-    *(f"{kind}{CLUSTER}" for kind in KINDS if os.environ.get("FOLDIN_TEST_CLUSTERS") == "1"),
-)
+CLUSTER = "valkey-cluster"
+# What `--store both` runs on both kinds: the commands and server-side functions of the store themselves.
+ON_BOTH = ("tests/integration/featurestore/", "tests/integration/cluster/", "tests/fault/test_failover.py")
+# A store syncs each write, which takes no time in memory. Below 4 GB of room the tests stay on the disk.
+MEMORY_FOLDER = Path("/dev/shm")
+LEAST_ROOM_BYTES = 4 << 30
 # Each of these starts whole stacks: one worker runs them, one after the other, so that none starves another.
 WHOLE_STACKS = (
     "tests/browser/test_first_run.py",
@@ -40,6 +42,32 @@ WHOLE_STACKS = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--store",
+        choices=(*KINDS, "both", CLUSTER),
+        default=KIND,
+        help="the store of the tests; both: Valkey, and Redis too where the store itself is tested",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put the files of tests into memory where there is room."""
+    if MEMORY_FOLDER.is_dir() and shutil.disk_usage(MEMORY_FOLDER).free > LEAST_ROOM_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_FOLDER))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give `store_kind`, and with it every store, the kinds that `--store` asks for."""
+    if "store_kind" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("store")
+        if chosen == "both":
+            kinds = KINDS if metafunc.definition.nodeid.startswith(ON_BOTH) else (KIND,)
+        else:
+            kinds = (chosen,)
+        metafunc.parametrize("store_kind", kinds)
+
+
 # Not by `--dist loadgroup`: it marks a test by writing an attribute that pytest 9.2 does not read.
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -53,15 +81,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
+@pytest.fixture(autouse=True)
+def _fits_in_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let trainers of this process fit in it, but for tests of the marker `fit_process`."""
+    if request.node.get_closest_marker("fit_process") is None:
+        monkeypatch.setattr("trainer.fit_job.process.helper", fit_in_thread)
+
+
 @pytest.fixture(scope="session")
 def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Servers"]:
     servers = Servers(tmp_path_factory)
     yield servers
     servers.stop()
-
-
-def _kind(name: str) -> ServerKind:
-    return "redis" if name.startswith("redis") else "valkey"
 
 
 class Servers:
@@ -76,10 +107,10 @@ class Servers:
         if kind not in self._running:
             folder = self._folders.mktemp(kind)
             server: StoreServer | ClusterSet
-            if kind.endswith(CLUSTER):
-                server = ClusterSet(_kind(kind), folder, 3, replicas=False)
+            if kind == CLUSTER:
+                server = ClusterSet(KIND, folder, 3, replicas=False)
             else:
-                server = StoreServer(_kind(kind), folder)
+                server = StoreServer("redis" if kind == "redis" else "valkey", folder)
             server.start()
             self._running[kind] = server
         return self._running[kind]
@@ -90,18 +121,16 @@ class Servers:
             server.kill()
 
 
-@pytest.fixture(params=SHARED_KINDS)
-def store_server(request: pytest.FixtureRequest, _servers: Servers) -> StoreServer | ClusterSet:
-    """A running store, once Redis and once Valkey, shared by the tests of this worker: do not stop or flush
-    it.
-    """
-    return _servers.get(request.param)
+@pytest.fixture
+def store_server(store_kind: str, _servers: Servers) -> StoreServer | ClusterSet:
+    """A running store, shared by the tests of this worker: do not stop or flush it."""
+    return _servers.get(store_kind)
 
 
-@pytest.fixture(params=KINDS)
-def own_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreServer]:
-    """A running store, once Redis and once Valkey, of this test alone: stop, kill and flush it at will."""
-    with running_server(request.param, tmp_path) as server:
+@pytest.fixture
+def own_server(store_kind: ServerKind, tmp_path: Path) -> Iterator[StoreServer]:
+    """A running store of this test alone: stop, kill and flush it at will."""
+    with running_server(KIND if store_kind == CLUSTER else store_kind, tmp_path) as server:
         yield server
 
 

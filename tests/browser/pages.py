@@ -20,7 +20,6 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 BROWSER = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs a Chromium on the path"),
-    pytest.mark.parametrize("store_server", ["redis"], indirect=True),
 ]
 # It would look for its own updates.
 QUIET = [

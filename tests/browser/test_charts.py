@@ -15,7 +15,7 @@ from service.metrics import LATENCY_BOUNDS
 from tests.browser.pages import BROWSER, Watched
 from tests.support.serving import Client
 
-pytestmark = [*BROWSER, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, *BROWSER, pytest.mark.timeout(240)]
 # Title -> the lines by what they are called and their field of `GET /history`, and the digits of a number.
 CHARTS: dict[str, tuple[dict[str, str], int | None]] = {
     "Error of arriving ratings, each predicted before it was learned": (

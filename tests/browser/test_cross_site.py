@@ -61,7 +61,7 @@ REBOUND = [
 ]
 
 
-pytestmark = BROWSER
+pytestmark = [pytest.mark.slow, *BROWSER]
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ async def test_a_page_of_another_site_changes_and_learns_nothing(scene: Scene, p
     assert set(await run(page, WITHOUT_LEAVE, scene.url)) <= {"opaque", "sent", "stopped"}
     assert set(await run(page, WITH_LEAVE, scene.url)) == {"stopped"}
     # They did come: it is the service that refused them.
-    await wait_until_async(lambda: scene.statuses.get("403", 0) >= before + 8, 10.0, "all calls came")
+    await wait_until_async(lambda: scene.statuses.get("403", 0) >= before + 8, "all calls came")
     assert set(scene.statuses) <= {"403", "204", "405"}
     async with page.expect_navigation():
         await page.evaluate("document.getElementById('f').submit()")

@@ -14,7 +14,7 @@ from tests.support.servers import StoreServer
 from tests.support.serving import Client, serving
 from tests.support.waiting import wait_until_async
 
-pytestmark = BROWSER
+pytestmark = [pytest.mark.slow, *BROWSER]
 
 CSV = """Customer;"Product, name";Stars;When
 zoe;"A ""fine"" thing";5;2024-01-02
@@ -211,7 +211,7 @@ async def test_an_export_waits_for_a_moment_while_others_run(
         await page.goto(f"{client.url}/#/data")
         async with page.expect_download() as download:
             await page.get_by_role("button", name="items.ndjson").click()
-            await wait_until_async(lambda: counts.overloads == 1, 10.0, "it is refused once")
+            await wait_until_async(lambda: counts.overloads == 1, "it is refused once")
             running.release()
         saved = await (await download.value).path()
         assert json.loads(saved.read_text())["item_id"] == "dune"

@@ -6,7 +6,7 @@ from playwright.async_api import expect
 from tests.browser.pages import BROWSER, PHONE, browsing
 from tests.support.serving import Client
 
-pytestmark = [*BROWSER, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, *BROWSER, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -23,7 +23,7 @@ from tests.support.waiting import wait_until_async
 # The set-up of a clone shares the machine with the other tests: what it is judged by is `WITHIN_S`.
 SET_UP_S = 1_800.0
 # It starts its own store.
-pytestmark = [BROWSER[0], BROWSER[1], pytest.mark.timeout(SET_UP_S + 300)]
+pytestmark = [pytest.mark.slow, BROWSER[0], BROWSER[1], pytest.mark.timeout(SET_UP_S + 300)]
 # What the README says of a store for a file of one's own.
 COMMAND = 'make run ARGS="--data ./mine --no-play"'
 # Five minutes, from the clone to the step back.
@@ -113,7 +113,7 @@ async def from_an_empty_page(up: Stack, file: Path) -> None:
             status = await asyncio.to_thread(up.call, "GET", "/status")
             return bool(status["ratings"] == 200 and status["scale"] == [0.5, 5.0, 0.5])
 
-        await wait_until_async(fitted, 60.0, "the first fit, of all that was loaded")
+        await wait_until_async(fitted, "the first fit, of all that was loaded")
         await page.goto(f"{up.url}/#/users/reader7")
         listed = page.get_by_role("region", name="recommended").locator("tbody tr")
         await expect(listed).to_have_count(4)
@@ -134,7 +134,7 @@ async def from_an_empty_page(up: Stack, file: Path) -> None:
             rows = (await asyncio.to_thread(up.call, "GET", "/users/reader7/ratings"))["ratings"]
             return [each["rating"] for each in rows if each["item_id"] == title] == [0.5]
 
-        await wait_until_async(rated_again, 10.0, "the later rating")
+        await wait_until_async(rated_again, "the later rating")
         await page.goto(f"{up.url}/#/generations")
         before = (await asyncio.to_thread(up.call, "GET", "/generations"))["live"]
         await page.get_by_role("button", name="Fit now").click()

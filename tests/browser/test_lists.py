@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from playwright.async_api import Route, expect
 
 from featurestore.settings import StoreSettings
@@ -10,7 +11,7 @@ from tests.support.serving import Client, serving
 from tests.support.trainers import running_trainer
 from trainer.settings import TrainerSettings
 
-pytestmark = BROWSER
+pytestmark = [pytest.mark.slow, *BROWSER]
 
 
 async def test_what_was_typed_for_an_item_moves_with_it(client: Client, watched: Watched) -> None:

@@ -15,6 +15,7 @@ from tests.support.serving import Client, serving
 
 MANUAL = ServiceSettings().manual_dir
 pytestmark = [
+    pytest.mark.slow,
     *BROWSER,
     pytest.mark.skipif(
         not MANUAL.is_dir() and "CI" not in os.environ, reason="needs the manual: `make docs` builds it"

@@ -22,7 +22,7 @@ from tests.support.trainers import running_trainer
 from tests.support.waiting import wait_until_async
 from trainer.settings import TrainerSettings
 
-pytestmark = BROWSER
+pytestmark = [pytest.mark.slow, *BROWSER]
 # Heading of each page, what is there once all of it is, and what there is where nothing is known yet.
 PAGES = {
     "overview": ("Overview", ".u-legend", ".ways"),
@@ -510,7 +510,7 @@ async def test_the_first_key_that_the_page_makes_may_operate_and_none_goes_unask
         async def closed() -> bool:
             return (await client.get("/status")).status == 401
 
-        await wait_until_async(closed, 10.0, "calls without a key are refused")
+        await wait_until_async(closed, "calls without a key are refused")
         # The page goes on with that key, and shows it until its reader leaves.
         for _ in range(2):
             async with page.expect_response("**/status") as answer:

@@ -15,7 +15,7 @@ from tests.support.factories import lead, publish, rating
 from tests.support.servers import StoreServer
 from tests.support.serving import serves, serving
 
-pytestmark = [*BROWSER[:2], pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, *BROWSER[:2], pytest.mark.timeout(300)]
 REFUSED, GONE = "The store does not answer: ratings are refused", "The feature store does not answer"
 # What a page says without the store. That of the overview has what the worker still knows.
 WITHOUT_STORE = {
@@ -53,8 +53,6 @@ WITHOUT_GENERATION = {
 }
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
-@pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 async def test_without_the_store_each_page_says_so(
     own_server: StoreServer, store_settings: StoreSettings
 ) -> None:
@@ -83,7 +81,6 @@ async def test_without_the_store_each_page_says_so(
             assert await watched.violations() == [], name
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 async def test_without_a_generation_each_page_says_what_makes_the_first(
     store_settings: StoreSettings,
 ) -> None:

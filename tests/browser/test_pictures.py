@@ -17,7 +17,7 @@ from tests.support.stacks import Stack, stack
 from tests.support.waiting import wait_until
 
 # It starts its own store.
-pytestmark = [BROWSER[0], BROWSER[1], pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, BROWSER[0], BROWSER[1], pytest.mark.timeout(300)]
 USERS, ITEMS = 150, 48
 # Processes tell of themselves every ten seconds; curves of a picture have more than two points.
 PLAYED_S = 60.0 if PICTURES else 15.0
@@ -76,7 +76,7 @@ def learn(up: Stack) -> None:
     up.call("PUT", "/scale", {"low": 0.5, "high": 5.0, "step": 0.5})
     pairs = world.pairs()
     up.call("POST", "/ratings", [world.rating(*pair) for pair in pairs[:4_500]])
-    wait_until(lambda: up.call("GET", "/status")["ratings"] >= 4_500, 60.0, "the first fit")
+    wait_until(lambda: up.call("GET", "/status")["ratings"] >= 4_500, "the first fit")
     rest, ends = iter(pairs[4_500:]), time.monotonic() + PLAYED_S
     while time.monotonic() < ends and (pair := next(rest, None)) is not None:
         up.call("GET", f"/predict?user_id=reader{pair[0]}&item_id=film{pair[1]}")
@@ -86,7 +86,7 @@ def learn(up: Stack) -> None:
     # Of the newest half of these are judged by: with 200 calibration is told.
     up.call("POST", "/ratings", [world.rating(*pair) for pair in itertools.islice(rest, 600)])
     receipt = up.call("POST", "/train?wait=0")["receipt"]
-    wait_until(lambda: up.call("GET", f"/train/{receipt}")["state"] == "done", 60.0, "the last fit")
+    wait_until(lambda: up.call("GET", f"/train/{receipt}")["state"] == "done", "the last fit")
     # What comes of the lists of the fit that is live.
     for user in range(60):
         items = up.call("GET", f"/recommend/reader{user}?n=5&impressions=true")["items"]

@@ -23,7 +23,7 @@ from tests.support.serving import Client, serving
 from tests.support.waiting import wait_until_async
 
 # Some hundred pages are opened.
-pytestmark = [*BROWSER, pytest.mark.timeout(1_200)]
+pytestmark = [pytest.mark.slow, *BROWSER, pytest.mark.timeout(1_200)]
 ROLES_OF_PEOPLE: tuple[Role, ...] = ("read", "rate", "operate")
 # Page, and what is there once all of it is.
 PAGES = {
@@ -335,4 +335,4 @@ async def admits(client: Client, secret: str) -> None:
     async def known() -> bool:
         return (await client.get("/status", headers={"X-API-Key": secret})).status == 200
 
-    await wait_until_async(known, 10.0, "the key is known")
+    await wait_until_async(known, "the key is known")

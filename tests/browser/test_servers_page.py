@@ -11,7 +11,7 @@ from featurestore.telemetry.servers import StoreReplica, StoreServer
 from tests.browser.pages import BROWSER, Watched
 from tests.support.serving import Client
 
-pytestmark = [*BROWSER, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, *BROWSER, pytest.mark.timeout(240)]
 
 
 async def test_the_servers_of_a_cluster_are_shown_with_what_is_wrong(

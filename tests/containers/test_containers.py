@@ -39,7 +39,7 @@ IMAGE = "foldin:test"
 ADDRESSES = {"url": "https://recommender.test", "source": "https://recommender.test/foldin.git"}
 
 # Starting an engine, building the image and the first start all count for whichever test comes first.
-pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.containers, pytest.mark.timeout(900)]
 
 
 def without_engine(reason: str) -> None:
@@ -204,7 +204,7 @@ def stack(engine: tuple[list[str], dict[str, str]]) -> Iterator[Stack]:
         told = (f"--build-arg={name.upper()}={address}" for name, address in ADDRESSES.items())
         stack.run("build", *told, "service", timeout_s=600)
         stack.run("up", "--detach", "--no-build", "redis", "service", "nginx", "trainer")
-        wait_until(lambda: stack.healthy("service"), 90, "the service is healthy")
+        wait_until(lambda: stack.healthy("service"), "the service is healthy", timeout_s=90)
         # As the file itself says.
         show = ("run", "--rm", "--no-deps", "--entrypoint", "cat", "keys", "/data/keys/operator.key")
         stack.key = stack.run(*show).strip()
@@ -416,7 +416,7 @@ async def test_scaling_up_and_down_loses_no_request(stack: Stack) -> None:
 
     async def more() -> None:
         before = asked
-        await wait_until_async(lambda: reached(lambda: asked > before + 400), 60, "400 more were asked")
+        await wait_until_async(lambda: reached(lambda: asked > before + 400), "400 more were asked")
 
     async with asking(stack) as client:
         clients = [
@@ -426,11 +426,11 @@ async def test_scaling_up_and_down_loses_no_request(stack: Stack) -> None:
             await more()
             await asyncio.to_thread(stack.scale, 3)
             await asyncio.to_thread(
-                wait_until, lambda: stack.healthy("service", 3), 60, "three replicas are healthy"
+                wait_until, lambda: stack.healthy("service", 3), "three replicas are healthy"
             )
             await more()
             await asyncio.to_thread(stack.scale, 1)
-            await asyncio.to_thread(wait_until, lambda: stack.healthy("service"), 60, "one replica is left")
+            await asyncio.to_thread(wait_until, lambda: stack.healthy("service"), "one replica is left")
             await more()
         finally:
             stop.set()
@@ -467,7 +467,7 @@ async def test_a_restart_of_the_store_loses_nothing(stack: Stack) -> None:
         )
         await asyncio.wait_for(rate_all(client, restart), 60)
         await restart
-        await wait_until_async(lambda: answers(client), 30, "the service answers again")
+        await wait_until_async(lambda: answers(client), "the service answers again")
         status, document = await call(client, "GET", f"{stack.url}/users/{user_id}/ratings?limit=1000")
     assert status == 200
     assert acknowledged
@@ -486,7 +486,6 @@ async def test_a_trainer_that_is_killed_comes_back_and_learns_what_was_rated_mea
         await asyncio.to_thread(
             wait_until,
             lambda: stack.process("trainer") not in (0, killed),
-            60,
             "the trainer is started again",
         )
         _, before = await predict(client, stack.url, user_id, "2")
@@ -504,7 +503,7 @@ async def test_the_player_plays_the_environment_against_the_api(stack: Stack) ->
     def ended() -> bool:
         return all(container["State"] == "exited" for container in stack.containers("player"))
 
-    await asyncio.to_thread(wait_until, ended, 120, "the player has played")
+    await asyncio.to_thread(wait_until, ended, "the player has played")
     said = stack.run("logs", "--no-color", "player")
     assert [container["ExitCode"] for container in stack.containers("player")] == [0], said
     assert "deployed" in said
@@ -528,7 +527,7 @@ async def test_prometheus_finds_the_replicas(stack: Stack) -> None:
         return status == 200 and len(document["data"]["result"]) == 1
 
     async with asking(stack) as client:
-        await wait_until_async(lambda: scraped(client), 60, "Prometheus has scraped the service")
+        await wait_until_async(lambda: scraped(client), "Prometheus has scraped the service")
 
 
 async def test_without_a_key_nothing_is_answered_and_nothing_else_is_new(stack: Stack) -> None:
@@ -563,7 +562,7 @@ def test_the_first_keys_are_made_once(stack: Stack) -> None:
     def made() -> bool:
         return [container["State"] for container in stack.containers("player-key")] == ["exited"]
 
-    wait_until(made, 60, "the player's key is made")
+    wait_until(made, "the player's key is made")
     assert "operator.key" in stack.run("logs", "--no-color", "keys")
     # As docs/operations.md has it.
     command = ("run", "--rm", "--no-deps", "--entrypoint", "foldin", "keys", "keys")
@@ -624,7 +623,7 @@ async def test_the_api_is_reached_over_https(stack: Stack, tmp_path: Path) -> No
             return False
 
     async with asking(stack) as client:
-        await wait_until_async(answers, 30, "nginx answers over HTTPS")
+        await wait_until_async(answers, "nginx answers over HTTPS")
         status, document = await call(client, "GET", f"{url}/predict?user_id=1&item_id=2", ssl=trusted)
         assert (status, 1 <= document["rating"] <= 5) == (200, True)
         # A page that this very address served may ask, though the service behind speaks plain HTTP.
@@ -664,17 +663,17 @@ async def test_the_store_can_be_a_cluster_that_outlives_a_disk(
 
     try:
         cluster.run("up", "--detach", "--no-build", "service", "nginx", "trainer", timeout_s=300)
-        wait_until(lambda: cluster.healthy("service"), 120, "the service is healthy")
+        wait_until(lambda: cluster.healthy("service"), "the service is healthy", timeout_s=120)
         show = ("run", "--rm", "--no-deps", "--entrypoint", "cat", "keys", "/data/keys/operator.key")
         cluster.key = cluster.run(*show).strip()
         # Not before each server has a replica.
-        await wait_until_async(rated, 60, "ratings are taken")
+        await wait_until_async(rated, "ratings are taken")
         cluster.run("kill", "redis-1")
         cluster.run("run", "--rm", "--no-deps", "--entrypoint", "sh", "redis-1", "-c", "rm -rf /data/*")
         cluster.run("start", "redis-1")
         cluster.run("up", "--detach", "--no-build", "--no-deps", "cluster")
-        await wait_until_async(all_known, 60, "all is known as before")
-        await wait_until_async(rated, 60, "ratings are taken again")
+        await wait_until_async(all_known, "all is known as before")
+        await wait_until_async(rated, "ratings are taken again")
         said = cluster.run("exec", "-T", "redis-1", "sh", "/etc/foldin/cli.sh", "ROLE")
         assert said.split()[0] == "slave"
         refused = cluster.run("exec", "-T", "redis-2", "sh", "/etc/foldin/cli.sh", "ACL", "LOG")

@@ -184,7 +184,7 @@ def test_one_that_is_interrupted_leaves_the_file_and_nothing_else(
         start_new_session=True,
     )
     try:
-        wait_until((checkout.folder / "pulled").exists, 30, "a pull")
+        wait_until((checkout.folder / "pulled").exists, "a pull")
         os.killpg(process.pid, number)
         assert process.wait(30) != 0
     finally:

@@ -18,7 +18,7 @@ from tests.support.factories import publish_for_ann
 from tests.support.servers import missing
 from tests.support.serving import Service, processes, send_raw
 
-pytestmark = pytest.mark.parametrize("store_server", ["redis"], indirect=True)
+pytestmark = [pytest.mark.slow]
 FILES = Path(__file__).resolve().parents[2] / "deploy" / "nginx"
 
 

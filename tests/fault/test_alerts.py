@@ -26,14 +26,13 @@ from processes.probes import http_ok, unused_port
 from tests.support.alerts import FILES, QUIET_S, WITHIN_S, Alerts, watching_ports
 from tests.support.disks import leave_free, small_disk
 from tests.support.factories import low_rank_ratings
-from tests.support.servers import StoreServer, running_server
+from tests.support.servers import KIND, StoreServer, running_server
 from tests.support.serving import Service
 from tests.support.trainers import fitted, running_fits, trainer_environment, trainer_settings, until_live
 from tests.support.waiting import wait_until, wait_until_async
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.slow, pytest.mark.fault]
 # What is watched does not depend on the kind of store.
-REDIS = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 
 
 @dataclass
@@ -121,8 +120,8 @@ async def opened(at: StoreSettings) -> AsyncIterator[Store]:
 
 
 # Ten times the fault, the alert and its end, each within a minute.
+@pytest.mark.fit_process
 @pytest.mark.timeout(900)
-@REDIS
 async def test_each_fault_raises_its_alert_and_a_quiet_stack_none(watch: Watch) -> None:
     await asyncio.sleep(QUIET_S)
     assert await watch.firing() == set()
@@ -155,7 +154,7 @@ async def test_each_fault_raises_its_alert_and_a_quiet_stack_none(watch: Watch) 
     async def told() -> bool:
         return bool(await watch.asked(of_damage))
 
-    await wait_until_async(told, WITHIN_S, "the damage is told of")
+    await wait_until_async(told, "the damage is told of")
     guessing.cancel()
     await fitted(watch.opened)
     await watch.clears("FoldinFitFails")
@@ -177,7 +176,7 @@ async def test_each_fault_raises_its_alert_and_a_quiet_stack_none(watch: Watch) 
 
     # A fit that stands still.
     command = await watch.opened.commands.ask("refit", epoch=1)
-    (fit, *_) = await asyncio.to_thread(wait_until, lambda: running_fits(watch.trainer.pid), 20, "a fit")
+    (fit, *_) = await asyncio.to_thread(wait_until, lambda: running_fits(watch.trainer.pid), "a fit")
     os.kill(fit, signal.SIGSTOP)
     try:
         # On a machine that is busy a fit takes seconds, and ten times as long counts.
@@ -208,7 +207,6 @@ runpy.run_module("trainer", run_name="__main__", alter_sys=True)
 
 # Three times the fault, the alert and its end.
 @pytest.mark.timeout(600)
-@REDIS
 async def test_clocks_that_jump_cut_connections_and_a_full_disk_raise_theirs(
     own_server: StoreServer, tmp_path: Path
 ) -> None:
@@ -267,8 +265,8 @@ runpy.run_module("trainer", run_name="__main__", alter_sys=True)
 
 
 # Twice the fault and its alert.
+@pytest.mark.fit_process
 @pytest.mark.timeout(600)
-@REDIS
 async def test_a_publication_that_is_frozen_or_killed_raises_its_alert(
     own_server: StoreServer, tmp_path: Path
 ) -> None:
@@ -282,7 +280,7 @@ async def test_a_publication_that_is_frozen_or_killed_raises_its_alert(
         for count, how in enumerate((signal.SIGSTOP, signal.SIGKILL), 1):
             command = await watch.opened.commands.ask("refit", epoch=1)
             found = partial(running_fits, watch.trainer.pid, "trainer.publication.recording")
-            (pid, *_) = await asyncio.to_thread(wait_until, found, 100, "a publication")
+            (pid, *_) = await asyncio.to_thread(wait_until, found, "a publication")
             os.kill(pid, how)
             # Of the second one the first one's still fires: its count below tells.
             await watch.raises("FoldinRecordsProcess")
@@ -294,7 +292,7 @@ async def test_a_publication_that_is_frozen_or_killed_raises_its_alert(
             async def counted(count: int = count) -> bool:
                 return await watch.asked(ended) == [before + count]
 
-            await wait_until_async(counted, WITHIN_S, "each of them is counted")
+            await wait_until_async(counted, "each of them is counted")
 
 
 # Four times the fault, the alert and its end.
@@ -302,7 +300,7 @@ async def test_a_publication_that_is_frozen_or_killed_raises_its_alert(
 async def test_a_full_disk_of_the_store_raises_its_alerts(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 256) as disk:
         (disk / "store").mkdir()
-        with running_server("redis", disk / "store") as server:
+        with running_server(KIND, disk / "store") as server:
             at = server.url, tmp_path / "archive"
             async with watching(server, tmp_path, *at, store_folder=disk / "store") as watch:
                 await asyncio.sleep(QUIET_S)
@@ -355,7 +353,7 @@ def damage(folder: Path) -> None:
 async def one_killed(watch: Watch) -> None:
     """Ask for a fit, and kill its process."""
     command = await watch.opened.commands.ask("refit", epoch=1)
-    found = await asyncio.to_thread(wait_until, lambda: running_fits(watch.trainer.pid), 20, "a fit")
+    found = await asyncio.to_thread(wait_until, lambda: running_fits(watch.trainer.pid), "a fit")
     os.kill(found[0], signal.SIGKILL)
     outcome = await watch.opened.commands.wait(command, 20)
     assert outcome is not None

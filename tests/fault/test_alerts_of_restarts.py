@@ -19,7 +19,7 @@ from tests.support.factories import low_rank_ratings
 from tests.support.trainers import fitted
 from tests.support.waiting import wait_until, wait_until_async
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.slow, pytest.mark.fault]
 
 # Starts of all parts, on busy cores.
 _UP_S = 120.0
@@ -27,7 +27,7 @@ _UP_S = 120.0
 
 async def until_learned(stack: Stack) -> None:
     """Wait until the stack serves what it has learned."""
-    await asyncio.to_thread(wait_until, stack.answers, _UP_S, "the stack is ready")
+    await asyncio.to_thread(wait_until, stack.answers, "the stack is ready")
     store = await Store.open(stack.settings.store)
     try:
         await store.ratings.append(low_rank_ratings(users=30, items=12))
@@ -42,7 +42,7 @@ async def store_run(watch: Alerts) -> float:
     async def said() -> list[float]:
         return await watch.asked("max(foldin_trainer_store_run)")
 
-    found: list[float] = await wait_until_async(said, WITHIN_S, "a leader says which server is the store")
+    found: list[float] = await wait_until_async(said, "a leader says which server is the store")
     return found[0]
 
 
@@ -63,7 +63,7 @@ async def until_another_store(watch: Alerts, run: float) -> float:
     async def other() -> list[float]:
         return [found for found in await watch.asked("max(foldin_trainer_store_run)") if found != run]
 
-    found: list[float] = await wait_until_async(other, WITHIN_S, "another server of the store")
+    found: list[float] = await wait_until_async(other, "another server of the store")
     return found[0]
 
 

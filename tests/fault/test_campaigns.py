@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.campaigns import consistency, durability
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(240)]
 
 
 async def test_nothing_acknowledged_is_lost_when_trainer_store_and_service_are_killed(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from featurestore.telemetry.points import Point
 from processes.errors import DATA_REFUSED
 from tests.support.factories import low_rank_ratings, rating
 from tests.support.recovering import now_held, restored
-from tests.support.servers import StoreServer, running_server
+from tests.support.servers import KIND, StoreServer, running_server
 from tests.support.serving import Client, serving
 from tests.support.trainers import (
     archived,
@@ -49,6 +49,9 @@ from tests.support.waiting import wait_until_async
 from trainer.app import Trainer
 from trainer.errors import CannotStartError
 from trainer.settings import TrainerSettings
+
+pytestmark = pytest.mark.slow
+
 
 ASKED = (
     "/predict?user_id=ann&item_id=i3",
@@ -184,7 +187,7 @@ def kind_of(key: bytes) -> str:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("damaged")
-    with running_server("redis", tmp_path_factory.mktemp("damaged-store")) as server:
+    with running_server(KIND, tmp_path_factory.mktemp("damaged-store")) as server:
         yield asyncio.run(_made(server, folder))
 
 
@@ -210,13 +213,13 @@ async def _made(server: StoreServer, folder: Path) -> World:
                 await store.redis.xlen(store.keys.deltas(1, (await store.generations.live()).generation))
             )
 
-        await wait_until_async(folded_in, 10.0, "items folded in")
+        await wait_until_async(folded_in, "items folded in")
     async with running_trainer(settings):
 
         async def pruned() -> bool:
             return len(await store.generations.list()) == 2
 
-        await wait_until_async(pruned, 10.0, "a leader has removed what is not kept")
+        await wait_until_async(pruned, "a leader has removed what is not kept")
     await store.access.add(KEY, "operator", "operate")
     await store.redis.hset(store.keys.erasing, "0" * 32, "asked")
     await store.redis.hset(store.keys.workers, "w:1", '{"generation":1,"epoch":1,"at":1.0,"pid":1}')
@@ -512,14 +515,14 @@ async def test_each_byte_of_a_record_that_was_flipped_is_told_and_no_answer_rest
             async def replaced(damaged: bytes = bytes(damaged)) -> bool:
                 return bool(await redis.hget(key, field) != damaged)
 
-            await wait_until_async(replaced, 30.0, "another record is there")
+            await wait_until_async(replaced, "another record is there")
         assert (await client.get(asks, headers=headers)).status == 200
 
         async def counted() -> bool:
             metrics = (await client.get("/metrics", headers=headers)).text
             return f"\nfoldin_stored_damaged_total {len(record)}.0\n" in metrics
 
-        await wait_until_async(counted, 10.0, "all are counted")
+        await wait_until_async(counted, "all are counted")
 
 
 async def test_an_archive_is_not_rebuilt_from_a_history_of_no_item(
@@ -578,7 +581,7 @@ async def test_a_fit_takes_the_place_of_a_damaged_generation(world: World, redis
             async def ready() -> bool:
                 return (await client.get("/readyz")).status == 200
 
-            await wait_until_async(ready, 10.0, "served again")
+            await wait_until_async(ready, "served again")
         assert {status for status, _ in (await asked(client)).values()} == {200}
     await store.close()
 

@@ -24,7 +24,7 @@ from tests.support.disks import leave_free, small_disk
 from tests.support.servers import KINDS, START_S, STOP_S, ServerKind, missing, server_binary
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.fault, pytest.mark.parametrize("kind", KINDS)]
+pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.parametrize("kind", KINDS)]
 
 # By promise: within this time of there being room.
 BACK_WITHIN_S = 10.0
@@ -57,7 +57,7 @@ class Container:
 
         with self.client() as store, pytest.raises(LostConnection):
             overfill(store)
-        wait_until(self.waits, START_S, "it waits for room")
+        wait_until(self.waits, "it waits for room")
         return done
 
     def client(self) -> Redis:
@@ -108,7 +108,7 @@ def test_a_store_whose_disk_was_full_is_back_in_the_same_container(kind: ServerK
         assert store.process.code is None
         assert store.process.text.count("Server initialized") == started
         (store.disk / "filler").unlink()
-        wait_until(store.answers, BACK_WITHIN_S, "the store is back")
+        wait_until(store.answers, "the store is back")
         assert not store.waits()
         assert not list(store.disk.glob("temp-*"))
         with store.client() as client:
@@ -117,7 +117,7 @@ def test_a_store_whose_disk_was_full_is_back_in_the_same_container(kind: ServerK
         # And once more.
         store.fill()
         (store.disk / "filler").unlink()
-        wait_until(store.answers, BACK_WITHIN_S, "the store is back again")
+        wait_until(store.answers, "the store is back again")
         assert store.process.text.count("the disk of the store is full") == 2
         # `docker stop`: in order, with the code of the server.
         assert store.process.end(signal.SIGTERM, STOP_S) == 0

@@ -15,7 +15,7 @@ from foldin.torture.faults import names_of
 from foldin.torture.report import Report
 from tests.support.servers import missing
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(800)]
+pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(800)]
 # Of faults, in one short torture or two.
 LEAST_KINDS = 4
 

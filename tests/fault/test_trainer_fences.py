@@ -7,7 +7,6 @@ seed of the run, which pytest prints and takes (`--randomly-seed=N`).
 """
 
 import os
-import random
 import re
 import signal
 from collections.abc import Callable
@@ -38,54 +37,53 @@ from trainer.archive.root import ArchiveRoot
 from trainer.archive.trash import Trash
 from trainer.settings import TrainerSettings
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.slow, pytest.mark.fault]
 
 LEASE_S = 2.0
 STILL_CLOCK = "import trainer.leadership as m; m.Leadership.check = lambda self: None\n"
 # The steps of a term in the order in which a leader comes to them, with how often before it is frozen.
 STEPS = [
-    ("valkey", "archive:take", 1),
-    ("redis", "consume:read", 2),
-    ("valkey", "segment:write", 2),
-    ("redis", "segment:written", 2),
-    ("valkey", "segment:synced", 2),
-    ("redis", "segment:renamed", 2),
-    ("valkey", "segment:done", 2),
-    ("redis", "consume:archived", 2),
-    ("valkey", "consume:done", 2),
-    ("redis", "command:running", 1),
-    ("valkey", "fit:reached", 1),
-    ("redis", "fit:started", 1),
-    ("valkey", "fit:done", 1),
-    ("redis", "publish:begin", 2),
-    ("valkey", "publish:begun", 1),
-    ("redis", "publish:begun", 2),
-    ("valkey", "publish:items", 2),
-    ("valkey", "publish:some_users", 1),
-    ("redis", "publish:users", 2),
-    ("valkey", "publish:finished", 2),
-    ("redis", "publish:flipped", 2),
-    ("valkey", "command:done", 1),
-    ("redis", "command:reported", 1),
-    ("valkey", "items:push", 1),
-    ("redis", "replace:unlink", 1),
-    ("valkey", "replace:unlinked", 1),
-    ("redis", "tend:merged", 1),
+    ("archive:take", 1),
+    ("consume:read", 2),
+    ("segment:write", 2),
+    ("segment:written", 2),
+    ("segment:synced", 2),
+    ("segment:renamed", 2),
+    ("segment:done", 2),
+    ("consume:archived", 2),
+    ("consume:done", 2),
+    ("command:running", 1),
+    ("fit:reached", 1),
+    ("fit:started", 1),
+    ("fit:done", 1),
+    ("publish:begin", 2),
+    ("publish:begun", 1),
+    ("publish:begun", 2),
+    ("publish:items", 2),
+    ("publish:some_users", 1),
+    ("publish:users", 2),
+    ("publish:finished", 2),
+    ("publish:flipped", 2),
+    ("command:done", 1),
+    ("command:reported", 1),
+    ("items:push", 1),
+    ("replace:unlink", 1),
+    ("replace:unlinked", 1),
+    ("tend:merged", 1),
 ]
 # On two folders always; and so many more, each of which takes some ten seconds.
 ELSEWHERE = [
-    ("valkey", "segment:synced", 2),
-    ("redis", "consume:archived", 2),
-    ("valkey", "publish:begun", 2),
-    ("redis", "items:push", 1),
+    ("segment:synced", 2),
+    ("consume:archived", 2),
+    ("publish:begun", 2),
+    ("items:push", 1),
 ]
-DRAWN = 2
 ALL = os.environ.get("FOLDIN_TEST_ALL_FREEZES") == "1"
 NEW_EPOCH = [
-    ("redis", "epoch:finished", 1),
-    ("valkey", "epoch:drained", 1),
-    ("redis", "epoch:archived", 1),
-    ("valkey", "epoch:removed", 1),
+    ("epoch:finished", 1),
+    ("epoch:drained", 1),
+    ("epoch:archived", 1),
+    ("epoch:removed", 1),
 ]
 # Before the first there must have been a kill, its call is that of "replace:unlink"; the others have tests of
 # their own.
@@ -136,7 +134,7 @@ async def until_frozen(store: Store, child: ChildTrainer, given: list[NewRating]
         await store.ratings.append(more)
         given += more
         try:
-            await wait_until_async(lambda: child.frozen, 0.2, "the trainer frozen")
+            await wait_until_async(lambda: child.frozen, "the trainer frozen", timeout_s=0.2)
         except AssertionError:
             assert not child.ended
             continue
@@ -148,7 +146,7 @@ async def woken(child: ChildTrainer, settings: TrainerSettings) -> None:
     """Wake the trainer, and wait until it knows that it has been replaced."""
     log = settings.archive_folder.parent.with_name("trainer.log")
     child.process.send_signal(signal.SIGCONT)
-    await wait_until_async(lambda: b"lease_lost" in log.read_bytes(), 20, "the frozen trainer knows")
+    await wait_until_async(lambda: b"lease_lost" in log.read_bytes(), "the frozen trainer knows")
     assert not child.ended
     # In place of a traceback for each thing that failed in its hands.
     assert "Traceback" not in log.read_text()
@@ -186,13 +184,13 @@ async def replaced(
         was_live = (await store.generations.live()).generation
         entries = int(await store.redis.xlen(store.keys.deltas(1, was_live)))
         async with running_trainer(successor) as other:
-            await wait_until_async(lambda: other.term is not None, 2 * LEASE_S, "the next one leads")
+            await wait_until_async(lambda: other.term is not None, "the next one leads")
             outcome = await store.commands.wait(command, 60 if refit else 0)
             assert not refit or (outcome is not None and outcome.state == "done"), outcome
             await until_drained(store)
             if not refit:
                 # What is pushed before its claim counts as what was pushed before the freeze.
-                await wait_until_async(lambda: pushed, 20, "deltas of the next one")
+                await wait_until_async(lambda: pushed, "deltas of the next one")
             live = (await store.generations.live()).generation
             before = entries if live == was_live else 0
             await woken(child, settings)
@@ -204,7 +202,6 @@ async def replaced(
             await wait_until_async(
                 # A push may be under way: its entry comes before the note of it.
                 lambda: deltas_are(store, live, lambda: before + pushed.count(live)),
-                10,
                 "deltas of the one that leads alone",
             )
             generation = await fitted(store)
@@ -238,7 +235,7 @@ def numbered(given: list[NewRating]) -> list[tuple[str, int]]:
     return sorted(found)
 
 
-@pytest.mark.parametrize(("store_server", "step", "occurrence"), STEPS, indirect=["store_server"])
+@pytest.mark.parametrize(("step", "occurrence"), STEPS)
 async def test_frozen_at_a_step_on_the_same_folder(
     store: Store, settings: TrainerSettings, pushed: list[int], step: str, occurrence: int
 ) -> None:
@@ -248,17 +245,7 @@ async def test_frozen_at_a_step_on_the_same_folder(
     assert not list(settings.archive_folder.parent.rglob("*.damaged"))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if metafunc.function is test_frozen_at_a_step_on_another_folder:
-        # The same in each worker.
-        seed = metafunc.config.getoption("randomly_seed", 0)
-        drawn = random.Random(seed).sample([step for step in STEPS if step not in ELSEWHERE], DRAWN)
-        names, steps = ("store_server", "step", "occurrence"), STEPS if ALL else [*ELSEWHERE, *drawn]
-        # A mark, because the fixture has parameters of its own, which a mark alone takes the place of.
-        metafunc.definition.add_marker(pytest.mark.parametrize(names, steps, indirect=["store_server"]))
-
-
+@pytest.mark.parametrize(("step", "occurrence"), STEPS if ALL else ELSEWHERE)
 async def test_frozen_at_a_step_on_another_folder(
     store: Store,
     settings: TrainerSettings,
@@ -275,7 +262,7 @@ async def test_frozen_at_a_step_on_another_folder(
     assert {(user, item) for user, _, item, _ in archived(elsewhere)} == pairs
 
 
-@pytest.mark.parametrize(("store_server", "step", "occurrence"), NEW_EPOCH, indirect=["store_server"])
+@pytest.mark.parametrize(("step", "occurrence"), NEW_EPOCH)
 async def test_frozen_in_the_change_to_a_new_epoch(
     store: Store, settings: TrainerSettings, successor: TrainerSettings, step: str, occurrence: int
 ) -> None:
@@ -287,13 +274,13 @@ async def test_frozen_in_the_change_to_a_new_epoch(
         epoch = await store.epochs.begin()
         await store.ratings.append(begun, epoch=epoch)
         await store.commands.ask("epoch", epoch=epoch)
-        await wait_until_async(lambda: child.frozen, 60, "the trainer frozen")
+        await wait_until_async(lambda: child.frozen, "the trainer frozen")
         async with running_trainer(successor) as other:
-            await wait_until_async(lambda: other.term is not None, 2 * LEASE_S, "the next one leads")
+            await wait_until_async(lambda: other.term is not None, "the next one leads")
             trash = Trash(successor.archive_folder / "trash", guard=lambda: None)
             # Of what is gone from the store already, another folder has nothing.
             left = 0 if step == "epoch:removed" and successor is not settings else 1
-            await wait_until_async(lambda: len(trash.entries()) == left, 30, "the old history in the trash")
+            await wait_until_async(lambda: len(trash.entries()) == left, "the old history in the trash")
             await woken(child, settings)
             await store.ratings.append(later)
             await until_drained(store, epoch)
@@ -312,7 +299,6 @@ async def test_frozen_in_the_change_to_a_new_epoch(
         assert len(archived(settings, 1)) == len(before)
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 async def test_frozen_before_it_gives_up_an_epoch_that_is_asked_for_since(
     store: Store, settings: TrainerSettings, successor: TrainerSettings
 ) -> None:
@@ -328,7 +314,7 @@ async def test_frozen_before_it_gives_up_an_epoch_that_is_asked_for_since(
         await until_live(store)
         epoch = await store.epochs.begin()
         await store.ratings.append(begun, epoch=epoch)
-        await wait_until_async(lambda: child.frozen, 60, "the trainer frozen")
+        await wait_until_async(lambda: child.frozen, "the trainer frozen")
         async with running_trainer(successor, step=wake):
             assert await fitted(store, "epoch", epoch)
             await woken(child, settings)
@@ -338,7 +324,6 @@ async def test_frozen_before_it_gives_up_an_epoch_that_is_asked_for_since(
     assert set(await held(store)) == {(r.user_id.decode(), r.item_id.decode()) for r in begun}
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 @pytest.mark.parametrize("step", ERASURE)
 async def test_frozen_in_an_erasure(
     store: Store, settings: TrainerSettings, successor: TrainerSettings, step: str
@@ -349,7 +334,7 @@ async def test_frozen_in_an_erasure(
         await store.ratings.append(given)
         forgotten = await store.ratings.forget(b"u1")
         command = await store.commands.ask("erase", epoch=1, user=b"u1", at_ms=forgotten.at_ms)
-        await wait_until_async(lambda: child.frozen, 60, "the trainer frozen")
+        await wait_until_async(lambda: child.frozen, "the trainer frozen")
         async with running_trainer(successor):
             outcome = await store.commands.wait(command, 60)
             assert outcome is not None
@@ -364,7 +349,6 @@ async def test_frozen_in_an_erasure(
     assert [(item, rating) for user, _, item, rating in archived(successor) if user == "u1"] == [("i3", 2.0)]
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 @pytest.mark.parametrize("step", ["take_back:found", "take_back:written"])
 async def test_frozen_while_the_ratings_of_an_item_are_taken_back(
     store: Store, settings: TrainerSettings, successor: TrainerSettings, step: str
@@ -377,7 +361,7 @@ async def test_frozen_while_the_ratings_of_an_item_are_taken_back(
         at_ms, found = await store.time_ms(), await store.stream.progress(1)
         ends = [found[partition].last for partition in range(len(found))]
         command = await store.commands.ask_to_take_back(b"i3", epoch=1, at_ms=at_ms, ends=ends)
-        await wait_until_async(lambda: child.frozen, 60, "the trainer frozen")
+        await wait_until_async(lambda: child.frozen, "the trainer frozen")
         async with running_trainer(successor):
             outcome = await store.commands.wait(command, 60)
             assert outcome is not None
@@ -399,10 +383,9 @@ def test_every_step_has_its_freeze() -> None:
         for path in (house.ROOT / "trainer").rglob("*.py")
         for name in re.findall(r'step\("([a-z:_]+)"\)', path.read_text("utf-8"))
     }
-    assert named == {step for _, step, _ in [*STEPS, *NEW_EPOCH]} | LEFT_OUT
+    assert named == {step for step, _ in [*STEPS, *NEW_EPOCH]} | LEFT_OUT
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 async def test_without_the_name_of_a_term_a_late_segment_takes_the_place_of_another(
     store: Store, settings: TrainerSettings, pushed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -424,7 +407,6 @@ c.Generations.push_delta = push
 """
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 async def test_without_their_fence_late_deltas_are_added(
     store: Store, settings: TrainerSettings, pushed: list[int]
 ) -> None:

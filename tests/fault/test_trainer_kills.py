@@ -32,24 +32,24 @@ from tests.support.trainers import (
 from tests.support.waiting import wait_until, wait_until_async
 from trainer.settings import TrainerSettings
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.slow, pytest.mark.fault]
 
 STEPS = [
-    ("redis", "consume:read", 1),
-    ("valkey", "segment:written", 2),
-    ("redis", "segment:renamed", 2),
-    ("valkey", "consume:archived", 2),
-    ("redis", "consume:done", 1),
-    ("valkey", "publish:begun", 1),
-    ("redis", "publish:finished", 1),
-    ("valkey", "fit:started", 1),
-    ("redis", "fit:done", 1),
-    ("valkey", "publish:begun", 2),
-    ("redis", "publish:items", 2),
-    ("valkey", "publish:some_users", 1),
-    ("redis", "publish:finished", 2),
-    ("valkey", "publish:flipped", 2),
-    ("redis", "items:push", 1),
+    ("consume:read", 1),
+    ("segment:written", 2),
+    ("segment:renamed", 2),
+    ("consume:archived", 2),
+    ("consume:done", 1),
+    ("publish:begun", 1),
+    ("publish:finished", 1),
+    ("fit:started", 1),
+    ("fit:done", 1),
+    ("publish:begun", 2),
+    ("publish:items", 2),
+    ("publish:some_users", 1),
+    ("publish:finished", 2),
+    ("publish:flipped", 2),
+    ("items:push", 1),
 ]
 
 
@@ -84,7 +84,7 @@ async def live_is_whole(store: Store) -> None:
         assert (len(table), crc32(table)) == (4 * meta.item_rows * meta.model.item_width, meta.crc32)
 
 
-@pytest.mark.parametrize(("store_server", "step", "occurrence"), STEPS, indirect=["store_server"])
+@pytest.mark.parametrize(("step", "occurrence"), STEPS)
 async def test_killed_at_a_step(store: Store, settings: TrainerSettings, step: str, occurrence: int) -> None:
     given = ratings(0)
     views: list[NewRating] = []
@@ -101,7 +101,7 @@ async def test_killed_at_a_step(store: Store, settings: TrainerSettings, step: s
             given += more
             views += more
             try:
-                await wait_until_async(lambda: child.ended, 0.5, "the trainer killed")
+                await wait_until_async(lambda: child.ended, "the trainer killed", timeout_s=0.5)
             except AssertionError:
                 continue
         assert child.end() == -signal.SIGKILL
@@ -126,7 +126,6 @@ async def test_killed_at_a_step(store: Store, settings: TrainerSettings, step: s
     assert states == {"ready"}
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 async def test_second_trainer_takes_over(store: Store, settings: TrainerSettings) -> None:
     first = ChildTrainer(settings)
     try:
@@ -144,7 +143,6 @@ async def test_second_trainer_takes_over(store: Store, settings: TrainerSettings
     assert len(archived(settings)) == 200
 
 
-@pytest.mark.parametrize("store_server", ["valkey"], indirect=True)
 async def test_frozen_leader_does_no_harm_when_it_wakes(
     store: Store, settings: TrainerSettings, tmp_path: Path
 ) -> None:
@@ -156,14 +154,14 @@ async def test_frozen_leader_does_no_harm_when_it_wakes(
         before = archived(settings)
         frozen.process.send_signal(signal.SIGSTOP)
         async with running_trainer(elsewhere) as other:
-            await wait_until_async(lambda: other.term is not None, 30, "the other trainer leading")
+            await wait_until_async(lambda: other.term is not None, "the other trainer leading")
             frozen.process.send_signal(signal.SIGCONT)
             await store.ratings.append(ratings(1))
             await until_drained(store)
             generation = await fitted(store)
             log = tmp_path / "trainer.log"
             await wait_until_async(
-                lambda: b"lease_lost" in log.read_bytes(), 30, "the frozen trainer knowing that it lost"
+                lambda: b"lease_lost" in log.read_bytes(), "the frozen trainer knowing that it lost"
             )
             assert (await store.generations.live()).generation == generation
         assert archived(settings) == before
@@ -191,7 +189,7 @@ async def test_store_killed_and_restarted(own_server: StoreServer, tmp_path: Pat
                     return False
                 return True
 
-            await wait_until_async(back, 20, "the store back")
+            await wait_until_async(back, "the store back")
             await until_drained(store)
             generation = await fitted(store)
             meta = await store.generations.meta(1, generation)
@@ -202,18 +200,17 @@ async def test_store_killed_and_restarted(own_server: StoreServer, tmp_path: Pat
     assert {(user.encode(), item.encode()) for user, _, item, _ in archived(settings)} == pairs
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 async def test_fit_ends_with_its_parent(store: Store, settings: TrainerSettings) -> None:
     await store.ratings.append(ratings(0))
     await store.commands.ask("refit", epoch=1)
     child = ChildTrainer(settings, "fit:started")
 
     try:
-        wait_until(lambda: child.ended, 30, "the trainer killed")
+        wait_until(lambda: child.ended, "the trainer killed")
     finally:
         child.end()
     await asyncio.to_thread(
-        wait_until, lambda: not running_fits(child.process.pid), 20, "the fit gone with its trainer"
+        wait_until, lambda: not running_fits(child.process.pid), "the fit gone with its trainer"
     )
 
 
@@ -244,7 +241,6 @@ def run(
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 def test_signal_ends_with_0(store_settings: StoreSettings, tmp_path: Path, how: signal.Signals) -> None:
     environment = {
         "FOLDIN_REDIS_URL": store_settings.url,
@@ -256,7 +252,6 @@ def test_signal_ends_with_0(store_settings: StoreSettings, tmp_path: Path, how: 
     assert "Traceback" not in text
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 def test_what_a_person_must_change_is_one_line_and_2(store_settings: StoreSettings, tmp_path: Path) -> None:
     base = {"FOLDIN_REDIS_URL": store_settings.url, "FOLDIN_NAMESPACE": store_settings.namespace}
     blocked = tmp_path / "file"

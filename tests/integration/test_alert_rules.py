@@ -13,6 +13,9 @@ import yaml
 
 from tests.support.servers import missing
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).resolve().parents[2]
 ALERTS = ROOT / "deploy/prometheus/alerts.yml"
 # As deploy/prometheus/prometheus.yml has it: a sample, and a look at the rules.

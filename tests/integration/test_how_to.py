@@ -21,7 +21,7 @@ from tests.support.examples import shape
 from tests.support.movies import write_files
 
 GUIDES = house.ROOT / "docs/how-to"
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 # Between what one command says and what the next does.
 _MARK = "=== next ==="
 

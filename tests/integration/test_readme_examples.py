@@ -19,7 +19,7 @@ from tests.support.examples import examples, ran, shape
 
 PROGRAM = re.compile(r"```python\n(.*?)```", re.DOTALL)
 README = Path(__file__).parents[2] / "README.md"
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 @pytest_asyncio.fixture

@@ -19,10 +19,13 @@ from featurestore.settings import StoreSettings
 from processes.blocking import BlockingChild, python_command
 from tests.support.certificates import certificate
 from tests.support.secrets import make_secrets
-from tests.support.servers import StoreServer, running_server
+from tests.support.servers import KIND, StoreServer, running_server
 from tests.support.serving import Service
 from tests.support.trainers import trainer_environment, trainer_settings
 from tests.support.waiting import wait_until_async
+
+pytestmark = pytest.mark.slow
+
 
 NAMESPACE = "secrets-test"
 WRONG_KEY, WRONG_PASSWORD = new_secret(), "wrong-password-7f3a9c"
@@ -113,7 +116,7 @@ async def ask_all(stack: Stack) -> None:
                 return answered and b"degraded" not in stack.said[-1]
             return False
 
-        await wait_until_async(ready, 30.0, "the service has a generation")
+        await wait_until_async(ready, "the service has a generation")
         row = b'{"user_id": "ann", "item_id": "i1", "rating": 4}'
         assert await ask("POST", "/ratings", stack.other, row) == 200
         assert await ask("POST", "/train", stack.key) == 200
@@ -138,7 +141,7 @@ async def ask_all(stack: Stack) -> None:
         assert b"degraded" in stack.said[-1]
         assert await ask("POST", "/ratings", stack.key, row) == 503
         stack.server.start()
-        await wait_until_async(ready, 30.0, "the store is back")
+        await wait_until_async(ready, "the store is back")
 
 
 @pytest.mark.timeout(120)
@@ -146,7 +149,7 @@ async def test_no_secret_is_logged_shown_or_stored(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "store").mkdir(parents=True)
     acl, password = make_secrets(tmp_path, NAMESPACE)
-    with running_server("redis", data / "store", "--aclfile", str(acl / "users.acl")) as server:
+    with running_server(KIND, data / "store", "--aclfile", str(acl / "users.acl")) as server:
         stack = Stack(server, data, acl, password)
         try:
             await ask_all(stack)

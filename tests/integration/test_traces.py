@@ -32,7 +32,6 @@ from tests.support.serving import Service
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(180)
-one_kind = pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 USER, ITEM = "user-with-a-name", "item-with-a-name"
@@ -105,7 +104,6 @@ def call(url: str, body: object = None, trace: str = TRACE, key: str | None = No
         return error.code
 
 
-@one_kind
 async def test_a_rating_is_one_trace_over_service_store_and_trainer(
     store_server: StoreServer, store_settings: StoreSettings, collector: Collector, tmp_path: Path
 ) -> None:
@@ -135,7 +133,6 @@ async def test_a_rating_is_one_trace_over_service_store_and_trainer(
             await asyncio.to_thread(
                 wait_until,
                 lambda: {name for name, _ in collector.spans()} == {"foldin-service", "foldin-trainer"},
-                30,
                 "service and trainer have sent their spans",
             )
             # A batch of predictions is of many calls; a call that is refused, and one with no route.
@@ -182,7 +179,6 @@ async def test_a_rating_is_one_trace_over_service_store_and_trainer(
     assert not [body for body in collector.bodies if USER.encode() in body or ITEM.encode() in body]
 
 
-@one_kind
 async def test_a_caller_whose_key_is_not_known_does_not_say_what_is_traced(
     store_settings: StoreSettings, store: Store, collector: Collector, tmp_path: Path
 ) -> None:
@@ -201,7 +197,7 @@ async def test_a_caller_whose_key_is_not_known_does_not_say_what_is_traced(
             assert await asyncio.to_thread(call, f"{service.url}/keys", None, other, key) == 401
             assert await asyncio.to_thread(call, f"{service.url}/livez", None, other, key) == 200
         assert await asyncio.to_thread(call, f"{service.url}/keys", None, TRACE, secret) == 200
-        await asyncio.to_thread(wait_until, collector.spans, 30, "the known caller's span")
+        await asyncio.to_thread(wait_until, collector.spans, "the known caller's span")
     finally:
         # Sends all that is left.
         service.end()
@@ -209,7 +205,6 @@ async def test_a_caller_whose_key_is_not_known_does_not_say_what_is_traced(
     assert collector.spans(other) == []
 
 
-@one_kind
 async def test_a_mark_that_cannot_be_made_costs_no_rating(
     store_settings: StoreSettings, store: Store, collector: Collector
 ) -> None:
@@ -233,7 +228,6 @@ async def test_a_mark_that_cannot_be_made_costs_no_rating(
     assert (await store.users.history(1, USER.encode()))[1].item_row.size == 1
 
 
-@one_kind
 async def test_a_collector_that_is_away_harms_nothing(store_settings: StoreSettings, tmp_path: Path) -> None:
     service = Service(store_settings, tmp_path, environment={"FOLDIN_TRACES_URL": "http://127.0.0.1:9"})
     try:
@@ -245,7 +239,6 @@ async def test_a_collector_that_is_away_harms_nothing(store_settings: StoreSetti
         assert service.end(timeout_s=20) == 0
 
 
-@one_kind
 async def test_without_a_collector_there_is_no_step_more(store: Store) -> None:
     assert store.tracing is None
     assert store.traces is None

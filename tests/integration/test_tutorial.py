@@ -17,7 +17,7 @@ from tests.support.examples import commands, example, shape
 from tests.support.movies import write_files
 
 TUTORIAL = (Path(__file__).parents[2] / "docs/tutorial.md").read_text("utf-8")
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 async def asked(session: aiohttp.ClientSession, stack: LocalStack, words: list[str]) -> Any:

@@ -101,7 +101,6 @@ def test_a_value_that_is_read_wrong_is_one_line(variable: str, value: str) -> No
     ("variable", "value"),
     [(variable, value) for variable, (_, values, _) in STARTED.items() for value in values],
 )
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 def test_a_value_that_the_start_finds_wrong_is_one_line(
     variable: str, value: str, store_settings: StoreSettings, tmp_path: Path
 ) -> None:

@@ -25,6 +25,8 @@ from trainer.engines import make_engine
 from trainer.engines.base import FitTask
 from trainer.engines.variational import bias_errors
 
+pytestmark = pytest.mark.slow
+
 
 def fitted(
     ratings: Ratings,

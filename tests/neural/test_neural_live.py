@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from featurestore.generations.follower import Follower
 from featurestore.generations.served import wait_until_served
@@ -14,6 +15,8 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import low_rank_ratings as ratings
 from tests.support.trainers import fitted, running_trainer, trainer_settings
+
+pytestmark = pytest.mark.slow
 
 
 async def test_goes_live_and_who_rates_is_folded_in(

@@ -19,7 +19,7 @@ from tests.support.factories import rating
 from tests.support.small_trainer import serving_with_trainer
 
 # What is not there yet is downloaded: some 2 MB.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 CLIENT = house.ROOT / "clients/python"
 PROGRAM = """
 import asyncio, sys
@@ -89,7 +89,6 @@ def installed(folder: Path) -> Path:
     return python
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 async def test_it_rates_predicts_and_recommends_from_an_environment_of_its_own(
     store_settings: StoreSettings, store: Store, tmp_path: Path
 ) -> None:

@@ -13,6 +13,9 @@ import pytest
 from tests.support import house
 from tests.support.servers import missing
 
+pytestmark = pytest.mark.slow
+
+
 CHANGES = """# Changelog
 
 ## Unreleased

@@ -24,7 +24,7 @@ from tests.support import house
 from tests.support.waiting import wait_until
 
 # What is not there yet is downloaded: 150 MB of libraries an interpreter.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PACKAGES = tuple(name for name in house.packages(house.ROOT) if name != "benchmarks")
 PYTHONS = os.environ.get("FOLDIN_TEST_PYTHONS", sys.executable).split()
@@ -178,7 +178,9 @@ def test_it_comes_up_learns_predicts_and_goes(installed: Path, elsewhere: Path) 
     url = f"http://127.0.0.1:{port}"
     with BlockingChild(command, elsewhere / "log", environment=plain_environment(os.environ, {})) as stack:
         wait_until(
-            lambda: stack.code is not None or http_ok("127.0.0.1", port, "/readyz"), 120, "the stack is ready"
+            lambda: stack.code is not None or http_ok("127.0.0.1", port, "/readyz"),
+            "the stack is ready",
+            timeout_s=120,
         )
         assert stack.code is None, stack.text
         known = call(f"{url}/predict?user_id=ann&item_id=item-1")
@@ -191,8 +193,8 @@ def test_it_comes_up_learns_predicts_and_goes(installed: Path, elsewhere: Path) 
         # The fit, the writing of records and the compiled loops are processes that modules are started in.
         wait_until(
             lambda: call(f"{url}/predict?user_id=ann&item_id=item-1")["generation"] > known["generation"],
-            120,
             "a generation of these ratings is live",
+            timeout_s=120,
         )
         low, high = (call(f"{url}/predict?user_id=ann&item_id=item-{item}")["rating"] for item in (0, 4))
         assert low < 2

@@ -264,6 +264,7 @@ def rule_machine(store_server: StoreServer) -> type[CounterRule]:
     return type("CounterRuleHere", (CounterRule,), {"url": store_server.url})
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_reader_gets_what_the_ratings_say(rule_machine: type[CounterRule]) -> None:
     run_state_machine_as_test(

@@ -59,7 +59,7 @@ class Alerts:
                     each in wanted for each, of in found if not at or int(of.rpartition(":")[2] or 0) in at
                 )
 
-            await wait_until_async(fires, within_s - (time.monotonic() - began), f"{name} fires")
+            await wait_until_async(fires, f"{name} fires", timeout_s=within_s - (time.monotonic() - began))
 
     async def clears(self, *names: str, within_s: float = WITHIN_S) -> None:
         """Wait until none of `names` fires."""
@@ -67,7 +67,7 @@ class Alerts:
         async def over() -> bool:
             return not set(names) & await self.firing()
 
-        await wait_until_async(over, within_s, f"{names} are over")
+        await wait_until_async(over, f"{names} are over", timeout_s=within_s)
 
     async def asked(self, query: str) -> list[float]:
         """What Prometheus answers to a query, a number a series."""

@@ -70,9 +70,7 @@ def standing_still(moves: Sequence[Move], folder: Path) -> Iterator[BlockingChil
     command = [sys.executable, "-c", CHILD, given, str(folder)]
     with BlockingChild(command, folder / "child.log", environment=dict(os.environ)) as child:
         marks = [folder / f"{source.namespace}.there" for source, _, _ in moves]
-        wait_until(
-            lambda: all(mark.exists() for mark in marks) or child.code is not None, 60, "all are there"
-        )
+        wait_until(lambda: all(mark.exists() for mark in marks) or child.code is not None, "all are there")
         assert child.code is None, child.text
         yield child
 

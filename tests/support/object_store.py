@@ -62,7 +62,7 @@ def object_server(folder: Path) -> Iterator[ObjectServer]:
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     child = BlockingChild(command, folder / "objects.log", environment=dict(os.environ))
     try:
-        wait_until(lambda: _put(port, f"/{BUCKET}"), 60, "the object store")
+        wait_until(lambda: _put(port, f"/{BUCKET}"), "the object store")
         yield ObjectServer(f"http://127.0.0.1:{port}")
     finally:
         child.end(signal.SIGKILL, 10)

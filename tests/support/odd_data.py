@@ -135,6 +135,8 @@ ODD_DATA: dict[str, Callable[[], OddData]] = {
     "-10 to 10": lambda: world(80, 40, 0.5, Scale(-10, 10)),
     "-10 to 10 by 1": lambda: world(80, 40, 0.5, Scale(-10, 10, 1)),
     "0 to 1": lambda: world(80, 40, 0.5, Scale(0, 1)),
+    "half stars": lambda: world(80, 40, 0.5, Scale(0.5, 5, 0.5)),
+    "1 to 10": lambda: world(80, 40, 0.5, Scale(1, 10, 1)),
     "0 or 1": lambda: world(80, 40, 0.5, Scale(0, 1, 1)),
     "0 to 100": lambda: world(80, 40, 0.5, Scale(0, 100)),
     "0 to 100 by 1": lambda: world(80, 40, 0.5, Scale(0, 100, 1)),

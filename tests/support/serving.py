@@ -169,7 +169,7 @@ async def serves(client: Client, generation: int, timeout_s: float = 10.0) -> No
         served = reply.status == 200 and reply.json["generation"] == generation
         return served and "degraded" not in reply.json
 
-    await wait_until_async(does, timeout_s, f"generation {generation} is served")
+    await wait_until_async(does, f"generation {generation} is served", timeout_s=timeout_s)
 
 
 def send_raw(port: int, data: bytes, timeout_s: float = 5.0) -> bytes:

@@ -81,8 +81,8 @@ class Stack:
         """Wait until it says `words`."""
         wait_until(
             lambda: re.search(words, self.text) or self.process.code is not None,
-            timeout_s,
             f"{words!r} in its output",
+            timeout_s=timeout_s,
         )
         assert re.search(words, self.text), (
             f"ended with {self.process.code} before it said {words!r}:\n{self.text}"

@@ -67,7 +67,7 @@ def running_fits(parent: int, module: str = "trainer.fit_job.job") -> list[int]:
 def started_fit() -> int:
     """The one process that fits for this one, at the step "fit:started"."""
     # A process has its command line only some microseconds after its parent goes on.
-    (pid,) = wait_until(lambda: running_fits(os.getpid()), 5, "the process of the fit")
+    (pid,) = wait_until(lambda: running_fits(os.getpid()), "the process of the fit")
     return pid
 
 
@@ -79,7 +79,7 @@ async def until_live(store: Store, generation: int = 1, epoch: int = 1) -> None:
         return (pointer.epoch, pointer.generation) >= (epoch, generation)
 
     # A trainer starts in seconds, and in half a minute of a machine that is busy.
-    await wait_until_async(live, 60, f"generation {generation} of epoch {epoch} live")
+    await wait_until_async(live, f"generation {generation} of epoch {epoch} live")
 
 
 async def until_drained(store: Store, epoch: int = 1) -> None:
@@ -88,7 +88,7 @@ async def until_drained(store: Store, epoch: int = 1) -> None:
     async def drained() -> bool:
         return sum((await store.stream.lag(epoch)).values()) == 0
 
-    await wait_until_async(drained, 40, "streams archived and trimmed")
+    await wait_until_async(drained, "streams archived and trimmed")
 
 
 async def fitted(store: Store, kind: CommandKind = "refit", epoch: int = 1) -> int:

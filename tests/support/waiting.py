@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 POLL_S = 0.02
+# The one guard against hanging. No test asserts how long something takes.
+PATIENCE_S = 60.0
 
 
-def wait_until(predicate: Callable[[], T], timeout_s: float, what: str) -> T:
+def wait_until(predicate: Callable[[], T], what: str, *, timeout_s: float = PATIENCE_S) -> T:
     """Poll until `predicate()` is true and return its value.
 
     Raises AssertionError that names `what` after the time.
@@ -24,7 +26,9 @@ def wait_until(predicate: Callable[[], T], timeout_s: float, what: str) -> T:
         time.sleep(POLL_S)
 
 
-async def wait_until_async(predicate: Callable[[], object], timeout_s: float, what: str) -> Any:
+async def wait_until_async(
+    predicate: Callable[[], object], what: str, *, timeout_s: float = PATIENCE_S
+) -> Any:
     """As `wait_until`, without blocking the event loop; what a predicate gives may be an awaitable."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -99,6 +99,7 @@ class Example:
 EXAMPLE = "\n## It\n\n" + reference(Example)
 
 
+@pytest.mark.slow
 def test_the_document_has_every_setting_and_no_other() -> None:
     found = offences(DOCUMENT, list(settings_classes()))
     assert not found, "\n".join(found)

@@ -211,6 +211,7 @@ def test_the_rule_finds_what_breaks_it(rule: Rule, tmp_path: Path) -> None:
     assert sorted(rule(tmp_path)) == sorted(expected)
 
 
+@pytest.mark.slow
 def test_every_room_that_has_a_wall_is_there() -> None:
     names = {module.name for module in house.all_modules(ROOT)}
     assert {*LIGHT, *DOORS, *FLOORS_BELOW, *DOORS["factors"]} <= names

@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from featurestore.settings import StoreSettings
 from processes.blocking import BlockingChild, python_command
 from tests.support.releases import checkout_of, last_release
-from tests.support.servers import running_server
+from tests.support.servers import KIND, running_server
 from tests.support.serving import Client, Service, client_of
 from tests.support.trainers import trainer_environment, trainer_settings
 from tests.support.waiting import wait_until_async
@@ -96,7 +96,7 @@ async def asked(client: Client, **more: Any) -> dict[str, Any]:
 
 async def _run(checkout: Path, folder: Path) -> None:
     (folder / "store").mkdir()
-    with running_server("redis", folder / "store") as server:
+    with running_server(KIND, folder / "store") as server:
         settings = StoreSettings(url=server.url, namespace=NAMESPACE, partitions=2, timeout_s=5.0)
         environment = trainer_environment(trainer_settings(settings, folder / "archive"))
         environment |= {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1", "FOLDIN_SCALE": "1:5"}
@@ -133,9 +133,7 @@ async def _run(checkout: Path, folder: Path) -> None:
             async def folded_in() -> bool:
                 return bool(await redis.xlen(deltas)) and (folder / "archive" / NAMESPACE / "trash").is_dir()
 
-            await wait_until_async(
-                folded_in, 30.0, "an item is folded in, and the history before in the trash"
-            )
+            await wait_until_async(folded_in, "an item is folded in, and the history before in the trash")
             await _foldin(environment, "backup", str(folder / "backup"))
             trainer.end(signal.SIGTERM, 30.0)
             # One that waits in its stream.

@@ -20,7 +20,7 @@ from featurestore.store import Store
 from processes.blocking import BlockingChild, python_command
 from tests.support.factories import low_rank_ratings
 from tests.support.releases import checkout_of, last_release
-from tests.support.servers import StoreServer, running_server
+from tests.support.servers import KIND, StoreServer, running_server
 from tests.support.serving import Service, quiet
 from tests.support.trainers import (
     archived,
@@ -31,6 +31,9 @@ from tests.support.trainers import (
 )
 from tests.support.waiting import wait_until_async
 from trainer.archive.erasures import ledger_files, parse_ledger
+
+pytestmark = pytest.mark.slow
+
 
 # As deploy/nginx has it: a connection that fails is tried at the next replica, up to four.
 TRIES = 4
@@ -144,7 +147,7 @@ async def compare(session: aiohttp.ClientSession, one: Service, other: Service) 
         same = answers[0]["generation"] == answers[1]["generation"]
         return [answer["predictions"] for answer in answers] if same else []
 
-    ones, others = await wait_until_async(of_one_generation, 20.0, "two answers of one generation")
+    ones, others = await wait_until_async(of_one_generation, "two answers of one generation")
     for pair, a, b in zip(pairs["pairs"], ones, others, strict=True):
         assert a["basis"] == b["basis"] == "user+item", pair
         # By the digits of an answer: what two versions add up in another order may be rounded otherwise.
@@ -159,7 +162,7 @@ async def next_generation(store: Store) -> None:
         return (await store.generations.live()).generation > before
 
     # As long as `fitted` waits: raters leave a fit, which yields to all else, little of a busy machine.
-    await wait_until_async(newer, 100.0, "a fit of this trainer is live")
+    await wait_until_async(newer, "a fit of this trainer is live", timeout_s=100.0)
 
 
 async def forget(session: aiohttp.ClientSession, service: Service, user: str) -> tuple[str, str]:
@@ -184,7 +187,7 @@ async def until_erased(session: aiohttp.ClientSession, service: Service, receipt
     async def erased() -> bool:
         return await said(session, service, receipt) == "erased"
 
-    await wait_until_async(erased, 30.0, "the receipt says erased")
+    await wait_until_async(erased, "the receipt says erased")
 
 
 @asynccontextmanager
@@ -204,7 +207,7 @@ async def loaded(balancer: Balancer) -> AsyncIterator[dict[tuple[str, str], floa
 @pytest.fixture
 def own_redis(tmp_path: Path) -> Any:
     (tmp_path / "store").mkdir()
-    with running_server("redis", tmp_path / "store") as server:
+    with running_server(KIND, tmp_path / "store") as server:
         yield server
 
 

@@ -122,7 +122,6 @@ async def test_a_stack_starts_on_what_a_release_left(own_server: StoreServer, go
     await store.close()
 
 
-@pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 @pytest.mark.parametrize("source", ["backup", "archive"])
 async def test_a_backup_and_an_archive_of_a_release_are_restored(
     own_server: StoreServer, golden: Path, tmp_path: Path, source: str
@@ -140,7 +139,7 @@ async def test_a_backup_and_an_archive_of_a_release_are_restored(
     assert found == {(user, item): value for user, rated in said.items() for item, value in rated.items()}
 
 
-@pytest.mark.parametrize("own_server", ["redis"], indirect=True)
+@pytest.mark.slow
 async def test_a_namespace_of_a_newer_layout_is_refused_untouched(
     own_server: StoreServer, tmp_path: Path
 ) -> None:

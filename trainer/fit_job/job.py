@@ -285,19 +285,21 @@ def main() -> int:
     pa.set_memory_pool(pa.system_memory_pool())
     give_back_freed(_LARGE)
 
-    def tell(answer: Answer) -> None:
-        parent.send(msgspec.msgpack.encode(answer))
+    answer = answer_of(request, lambda answer: parent.send(msgspec.msgpack.encode(answer)))
+    parent.send(msgspec.msgpack.encode(answer))
+    return int(isinstance(answer, Failed))
 
+
+def answer_of(request: FitRequest, tell: Callable[[Answer], None]) -> Answer:
+    """Fit; return the last answer. `tell` is called with those before it."""
     try:
         # Loops divide their rows among threads themselves, and what BLAS gives depends on how many it has.
         with threadpool_limits(limits={"blas": 1, "openmp": request.threads}):
             run_fit(request, lambda metrics: tell(Progress(metrics)), lambda phase: tell(Began(phase)))
     except _EXPECTED as exc:
         path = str(exc.path) if isinstance(exc, SegmentDamagedError | SegmentUnreadError) else None
-        tell(Failed(_kind(exc), str(exc) or type(exc).__name__, path))
-        return 1
-    tell(Done(peak_bytes(), time.process_time()))
-    return 0
+        return Failed(_kind(exc), str(exc) or type(exc).__name__, path)
+    return Done(peak_bytes(), time.process_time())
 
 
 def peak_bytes() -> int:

@@ -204,13 +204,14 @@ class _Entries:
         return HalfStep(rows, Posterior(states, parts, effects), NO_SITES)
 
     def solve_gaussian(self) -> HalfStep:
-        """Return the posteriors with the Gaussian link; effects of contexts are learned from their sites."""
+        """Return the posteriors with the Gaussian link, with the sites that the loops make of ratings as they
+        go: what a rating is foretold to be without itself, and effects of contexts, are learned from them.
+        """
         step = self.solve(NO_SITES)
-        if len(self._moved) == 0:
-            return step
         unit, value = 1.0 / self._parameters.noise, self._data.value - self._parameters.mean
         linear = unit * (value - self._offset if len(self._offset) else value)
-        return replace(step, sites=Sites.gaussian(np.full(len(linear), unit), linear))
+        weight = np.broadcast_to(np.float64(unit), len(linear))
+        return replace(step, sites=Sites.gaussian(weight, linear))
 
     def solve(self, sites: Sites) -> HalfStep:
         """Return the posteriors that `sites` lead to; without any, those of the Gaussian link."""

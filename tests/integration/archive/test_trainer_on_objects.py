@@ -67,12 +67,11 @@ async def forgotten(store: Store, address: ObjectAddress) -> None:
         objects = await asyncio.to_thread(everything, address)
         return not any(FORGOTTEN in content for content in objects.values())
 
-    await wait_until_async(gone, 60, "no object with the user's id")
+    await wait_until_async(gone, "no object with the user's id")
 
 
 # Two restores wait for a trainer and its fits: a minute of a machine that is busy.
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 async def test_archive_fit_backup_restore_and_erasure(
     own_server: StoreServer, on_objects: TrainerSettings, objects: ObjectServer, tmp_path: Path
 ) -> None:
@@ -110,7 +109,7 @@ async def test_archive_fit_backup_restore_and_erasure(
     def adopted() -> int:
         return len(Trash(settings.archive_folder / "trash", guard=free).entries())
 
-    await wait_until_async(lambda: asyncio.to_thread(adopted), 40, "the archive is adopted")
+    await wait_until_async(lambda: asyncio.to_thread(adopted), "the archive is adopted")
     async with running_trainer(settings), opened(settings.store) as store:
         await asyncio.wait_for(restoring, 60)
         assert await held(store) == now
@@ -124,7 +123,6 @@ async def test_archive_fit_backup_restore_and_erasure(
         assert await same(fresh) == len(await held(store))
 
 
-@pytest.mark.parametrize("own_server", ["valkey"], indirect=True)
 @pytest.mark.parametrize(
     ("step", "how"),
     [
@@ -146,13 +144,13 @@ async def test_leader_that_ends_or_freezes_amid_a_commit(
             else:
                 await store.ratings.append(LATER)
                 given += LATER
-                await wait_until_async(lambda: child.ended, 15, "the trainer killed itself")
+                await wait_until_async(lambda: child.ended, "the trainer killed itself")
             async with running_trainer(on_objects):
                 await until_drained(store)
                 if how == signal.SIGSTOP:
                     child.process.send_signal(signal.SIGCONT)
                     await wait_until_async(
-                        lambda: b"lease_lost" in child.log.read_bytes(), 40, "the frozen trainer knows"
+                        lambda: b"lease_lost" in child.log.read_bytes(), "the frozen trainer knows"
                     )
                     assert b"Traceback" not in child.log.read_bytes()
                 await store.ratings.append(LATER)
@@ -165,7 +163,6 @@ async def test_leader_that_ends_or_freezes_amid_a_commit(
                 child.end()
 
 
-@pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 async def test_ratings_wait_while_the_object_store_is_away(
     on_objects: TrainerSettings,
     objects: ObjectServer,
@@ -179,12 +176,12 @@ async def test_ratings_wait_while_the_object_store_is_away(
         settings = replace(on_objects, archive_dir=between.before(on_objects.archive_dir))
         async with opened(settings.store) as store, running_trainer(settings):
             await store.ratings.append(GIVEN)
-            await wait_until_async(lambda: "reason=archive" in caplog.text, 40, "a line that says so")
+            await wait_until_async(lambda: "reason=archive" in caplog.text, "a line that says so")
             between.refuse = None
             await until_drained(store)
             between.refuse = "AccessDenied"
             await store.ratings.append(LATER)
-            await wait_until_async(lambda: "it refuses this key" in caplog.text, 40, "another one")
+            await wait_until_async(lambda: "it refuses this key" in caplog.text, "another one")
             assert sum((await store.stream.lag(1)).values())
             between.refuse = None
             await until_drained(store)
@@ -198,10 +195,9 @@ async def test_ratings_wait_while_the_object_store_is_away(
                 return all(each.name != left for each in client.listed("objects"))
 
             monkeypatch.setattr(upkeep, "_LEFT_S", 0.0)
-            await wait_until_async(lambda: asyncio.to_thread(gone), 40, "it is gone")
+            await wait_until_async(lambda: asyncio.to_thread(gone), "it is gone")
 
 
-@pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 async def test_object_that_is_gone_is_replaced_or_made_anew(
     on_objects: TrainerSettings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +220,7 @@ async def test_object_that_is_gone_is_replaced_or_made_anew(
         await store.ratings.append(GIVEN + mine)
         await until_drained(store)
         await fitted(store)
-        await wait_until_async(lambda: began, 40, "items are folded in")
+        await wait_until_async(lambda: began, "items are folded in")
         assert began == [5]
         place = files.on_objects(next(iter((on_objects.archive_folder / "epoch-000001").glob("*.parquet"))))
         assert place is not None
@@ -238,7 +234,6 @@ async def test_object_that_is_gone_is_replaced_or_made_anew(
         assert await same(on_objects) == len(await held(store))
 
 
-@pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 async def test_stop_while_the_store_has_not_answered_does_not_hold_the_loop(
     on_objects: TrainerSettings, objects: ObjectServer
 ) -> None:
@@ -259,14 +254,13 @@ async def test_stop_while_the_store_has_not_answered_does_not_hold_the_loop(
         leadership = trainer.leadership
         assert leadership is not None
         stop.set()
-        await wait_until_async(lambda: leadership.left_s < 0, 40, "it leads no more")
+        await wait_until_async(lambda: leadership.left_s < 0, "it leads no more")
         assert not running.done()
         answered.set()
         await asyncio.wait_for(running, 60)
     assert all(in_time)
 
 
-@pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 async def test_store_whose_lists_are_late_is_refused(
     on_objects: TrainerSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -291,7 +285,6 @@ async def test_store_whose_lists_are_late_is_refused(
     assert takes.count("commits") <= 20
 
 
-@pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 async def test_what_keeps_a_trainer_from_starting_is_one_line(
     on_objects: TrainerSettings, objects: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def test_online_predictions_depend_on_earlier_ratings_alone() -> None:
     np.testing.assert_array_equal(whole.rating[:301], other.rating[:301])
 
 
+@pytest.mark.slow
 def test_cold_start_asks_the_same_pairs_at_every_count_and_never_learns_them() -> None:
     data = synthetic(60, 40, 3_000, seed=4)
     task, truth = coldstart.cold_start(data, "user", seed=1)

@@ -12,7 +12,7 @@ import pytest
 
 from processes.blocking import plain_environment, python_command
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 TINY = ("--seconds", "0.2", "--rounds", "1", "--force", "--no-pin")
 SIZES = {
     "predict": ("--scale", "0.002"),

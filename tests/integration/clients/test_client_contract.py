@@ -17,7 +17,6 @@ from tests.support.serving import Client
 from tests.support.small_trainer import serving_with_trainer
 
 # What the clients say does not depend on the kind of store.
-pytestmark = pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 HISTORY = {
     "nb_users": 2,
     "nb_items": 3,

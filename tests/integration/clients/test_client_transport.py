@@ -332,7 +332,6 @@ async def test_the_key_goes_along_and_shows_in_no_error() -> None:
             Client(url)
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 async def test_any_id_is_the_same_on_the_way_out_and_back(
     store_settings: StoreSettings, store: Store
 ) -> None:

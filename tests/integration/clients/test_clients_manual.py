@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
-
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.examples import ran
@@ -16,7 +14,6 @@ README = ROOT / "clients/python/README.md"
 EXAMPLE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 async def test_every_example_runs_as_it_stands(
     store_settings: StoreSettings, store: Store, tmp_path: Path
 ) -> None:

@@ -80,7 +80,6 @@ def told(text: str, how: str) -> str:
     return "\n".join((text[-3000:], f"node: {how}", *last[:LAST_LINES]))
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 async def test_every_call_of_the_description_is_made(store_settings: StoreSettings, store: Store) -> None:
     ratings = [rating("ann", "dune", 5.0), rating("bob", "emma", 2.0)]
     # As served: connections outlive the pauses between calls. With much time for the store a refusal is one
@@ -92,7 +91,6 @@ async def test_every_call_of_the_description_is_made(store_settings: StoreSettin
         await passes(CLIENT / "test/contract.test.js", FOLDIN_URL=served.url)
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 async def test_the_example_of_the_manual_runs(
     store_settings: StoreSettings, store: Store, tmp_path: Path
 ) -> None:

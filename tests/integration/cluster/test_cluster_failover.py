@@ -23,7 +23,7 @@ from foldin.cluster.forming import form, myself, until, view_of
 from processes.blocking import BlockingChild
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).resolve().parents[3]
 NAME = "cluster-replica-no-failover"
@@ -148,11 +148,11 @@ def test_a_container_says_so_for_as_long_as_there_is_the_data(tmp_path: Path) ->
     (link := scripts / "link").write_text("master_link_status:down\n")
     said, asked = data / "failover.conf", scripts / "asked"
     with node(tmp_path):
-        wait_until(lambda: asked.exists() and "INFO" in asked.read_text(), 30, "it looks at the link")
+        wait_until(lambda: asked.exists() and "INFO" in asked.read_text(), "it looks at the link")
         assert said.read_text() == MAY_NOT
         assert f"--include {said}" in (scripts / "options").read_text()
         link.write_text("master_link_status:up\n")
-        wait_until(lambda: said.read_text() == MAY, 30, "it may take over")
+        wait_until(lambda: said.read_text() == MAY, "it may take over")
         assert f"CONFIG SET {MAY}" in asked.read_text()
     (data / "appendonlydir").mkdir()
     link.write_text("master_link_status:down\n")
@@ -161,7 +161,7 @@ def test_a_container_says_so_for_as_long_as_there_is_the_data(tmp_path: Path) ->
             subprocess.run(["rm", "-r", data / gone], check=True)
         (scripts / "options").unlink()
         with node(tmp_path):
-            wait_until((scripts / "options").exists, 30, "it starts")
+            wait_until((scripts / "options").exists, "it starts")
             assert said.read_text() == then
 
 
@@ -172,5 +172,5 @@ def test_a_container_whose_server_has_slots_lets_replicas_in(tmp_path: Path) -> 
     asked = scripts / "asked"
     # As a server says it that may not take over.
     with node(tmp_path, "1 10.0.0.1:6379@16379 myself,master,nofailover - 0 0 1 connected 0-5460"):
-        wait_until(lambda: asked.exists() and "ACL SETUSER replica on" in asked.read_text(), 30, "it does")
-        wait_until(lambda: (tmp_path / "data/failover.conf").read_text() == MAY, 30, "it may take over")
+        wait_until(lambda: asked.exists() and "ACL SETUSER replica on" in asked.read_text(), "it does")
+        wait_until(lambda: (tmp_path / "data/failover.conf").read_text() == MAY, "it may take over")

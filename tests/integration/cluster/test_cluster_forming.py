@@ -13,17 +13,17 @@ from foldin.cluster.__main__ import servers_of
 from foldin.cluster.forming import Member, command, form, meet, myself, share, until
 from foldin.torture.cluster_set import ClusterSet
 from processes.errors import CannotStartError
-from tests.support.servers import KINDS
+from tests.support.servers import ServerKind
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 PRIMARIES = 3
 
 
-@pytest.fixture(params=KINDS)
-def servers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ClusterSet]:
+@pytest.fixture
+def servers(store_kind: ServerKind, tmp_path: Path) -> Iterator[ClusterSet]:
     """Six that answer, and are no cluster yet."""
-    made = ClusterSet(request.param, tmp_path, PRIMARIES, replicas=True)
+    made = ClusterSet(store_kind, tmp_path, PRIMARIES, replicas=True)
     try:
         for server in made.servers:
             server.start()

@@ -15,7 +15,7 @@ from foldin.recovery.verifying import verify
 from foldin.torture.cluster_set import ClusterSet, cluster_set
 from tests.support.factories import rating
 from tests.support.recovering import archive_ratings, now_held, opened, restored
-from tests.support.servers import KINDS, StoreServer
+from tests.support.servers import ServerKind, StoreServer
 from tests.support.serving import Client, serving
 from tests.support.trainers import ChildTrainer, fitted, running_trainer, trainer_settings, until_drained
 from tests.support.waiting import wait_until_async
@@ -23,12 +23,12 @@ from trainer.settings import TrainerSettings
 
 SECRET = "one-who-is-to-be-forgotten"
 # A whole stack on busy cores.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-@pytest.fixture(params=KINDS)
-def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ClusterSet]:
-    with cluster_set(request.param, tmp_path / "servers", 3, replicas=True, sync="always") as running:
+@pytest.fixture
+def cluster(store_kind: ServerKind, tmp_path: Path) -> Iterator[ClusterSet]:
+    with cluster_set(store_kind, tmp_path / "servers", 3, replicas=True, sync="always") as running:
         yield running
 
 
@@ -84,7 +84,7 @@ async def test_everything_that_a_stack_does(
         async def erased() -> bool:
             return bool((await client.get(f"/receipts/{receipt}")).json["archive"] == "erased")
 
-        await wait_until_async(erased, 60, "the receipt says erased")
+        await wait_until_async(erased, "the receipt says erased")
         for server in cluster.primaries:
             for path in server.folder.rglob("*"):
                 if path.is_file() and path.name != "server.log":
@@ -138,7 +138,7 @@ async def test_a_server_that_dies_amid_ratings_and_fits_takes_nothing_along(
             async def trained() -> bool:
                 return (await client.post("/train")).status == 200
 
-            await wait_until_async(trained, 120, "a fit after all that")
+            await wait_until_async(trained, "a fit after all that", timeout_s=120)
             await until_drained(store)
             assert (await verify(store, on_cluster, lambda _line: None)).count == 0
             for user in {user for user, _ in acknowledged}:
@@ -161,7 +161,7 @@ async def test_while_a_server_is_away_the_users_of_the_others_are_rated_as_ever(
         async def served() -> bool:
             return bool((await client.get("/predict?user_id=u0&item_id=i1")).json["generation"] == number)
 
-        await wait_until_async(served, 20, "the worker serves the fit")
+        await wait_until_async(served, "the worker serves the fit")
         home = cluster.owner(slot_of(store.keys.live))
         owner_of = {f"u{k}": cluster.owner(slot_of(store.keys.user(1, b"u%d" % k))) for k in range(60)}
         away = next(each for each in cluster.primaries if each is not home)
@@ -183,7 +183,6 @@ async def test_while_a_server_is_away_the_users_of_the_others_are_rated_as_ever(
             await asyncio.to_thread(cluster.until_whole)
 
 
-@pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 async def test_the_archive_of_one_server_is_restored_to_a_cluster(
     cluster: ClusterSet, on_cluster: TrainerSettings, own_server: StoreServer, tmp_path: Path
 ) -> None:

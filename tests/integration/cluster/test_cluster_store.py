@@ -22,7 +22,10 @@ from foldin.cluster.forming import until
 from foldin.torture.cluster_set import ClusterSet, cluster_set, frozen
 from tests.support.factories import rating
 from tests.support.recovering import opened
-from tests.support.servers import KINDS, StoreServer
+from tests.support.servers import ServerKind, StoreServer
+
+pytestmark = pytest.mark.slow
+
 
 PARTITIONS = 8
 
@@ -31,15 +34,15 @@ def settings_of(url: str, **more: object) -> StoreSettings:
     return StoreSettings(url=url, namespace="t", partitions=PARTITIONS, scale="1:5", timeout_s=5.0, **more)  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=KINDS)
-def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ClusterSet]:
-    with cluster_set(request.param, tmp_path / "servers", 3) as running:
+@pytest.fixture
+def cluster(store_kind: ServerKind, tmp_path: Path) -> Iterator[ClusterSet]:
+    with cluster_set(store_kind, tmp_path / "servers", 3) as running:
         yield running
 
 
-@pytest.fixture(params=KINDS)
-def replicated(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ClusterSet]:
-    with cluster_set(request.param, tmp_path / "servers", 3, replicas=True) as running:
+@pytest.fixture
+def replicated(store_kind: ServerKind, tmp_path: Path) -> Iterator[ClusterSet]:
+    with cluster_set(store_kind, tmp_path / "servers", 3, replicas=True) as running:
         yield running
 
 

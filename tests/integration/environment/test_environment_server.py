@@ -171,6 +171,7 @@ async def test_the_longest_silent_token_is_told_to_reset(session: aiohttp.Client
     assert alive == {"status": "ok", "tokens": 3}
 
 
+@pytest.mark.slow
 async def test_two_thousand_tokens_at_once(session: aiohttp.ClientSession) -> None:
     async with running_server(ServerSettings(port=0, max_tokens=5_000, world=SMALL)) as address:
 

@@ -13,7 +13,7 @@ from tests.support.serving import serving
 from tests.support.trainers import running_trainer, trainer_settings
 
 # Four fits of the lecture's size run beside other tests.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 async def test_the_api_makes_use_of_the_variables_of_a_world(

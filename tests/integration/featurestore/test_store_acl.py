@@ -23,7 +23,7 @@ from foldin.cluster.forming import form, until
 from processes.probes import unused_cluster_port
 from tests.support.factories import rating
 from tests.support.secrets import make_secrets
-from tests.support.servers import KINDS, StoreServer, running_server
+from tests.support.servers import KIND, ServerKind, StoreServer, running_server
 from tests.support.serving import Client, serves, serving
 from tests.support.trainers import running_trainer, trainer_settings
 
@@ -35,11 +35,9 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return make_secrets(tmp_path, NAMESPACE)
 
 
-@pytest.fixture(params=KINDS)
-def server(
-    request: pytest.FixtureRequest, tmp_path: Path, folders: tuple[Path, Path]
-) -> Iterator[StoreServer]:
-    with running_server(request.param, tmp_path, "--aclfile", str(folders[0] / "users.acl")) as server:
+@pytest.fixture
+def server(store_kind: ServerKind, tmp_path: Path, folders: tuple[Path, Path]) -> Iterator[StoreServer]:
+    with running_server(store_kind, tmp_path, "--aclfile", str(folders[0] / "users.acl")) as server:
         yield server
 
 
@@ -71,6 +69,7 @@ def test_the_passwords_are_made_once_and_only_hashes_are_in_the_list(tmp_path: P
     assert stat.S_IMODE((acl / "admin").stat().st_mode) == 0o440
 
 
+@pytest.mark.slow
 async def test_service_and_trainer_do_all_they_do(
     server: StoreServer, settings: StoreSettings, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -150,7 +149,7 @@ async def test_the_users_of_a_cluster_do_all_they_do(tmp_path: Path) -> None:
     with ExitStack() as running:
         for number in range(4):
             (tmp_path / f"s{number}").mkdir()
-            server = StoreServer("valkey", tmp_path / f"s{number}", *options)
+            server = StoreServer(KIND, tmp_path / f"s{number}", *options)
             server.port = unused_cluster_port()
             running.callback(server.kill)
             server.start()
@@ -198,6 +197,7 @@ FORBIDDEN = [
 ]
 
 
+@pytest.mark.slow
 def test_the_user_may_not_do_anything_else(
     server: StoreServer, settings: StoreSettings, folders: tuple[Path, Path]
 ) -> None:

@@ -50,7 +50,7 @@ async def test_a_call_whose_reply_is_late_is_not_sent_again(own_server: StoreSer
         async def back() -> bool:
             return bool(await other.exists("counted")) and store.bulk.connected
 
-        await wait_until_async(back, 10.0, "the store has answered")
+        await wait_until_async(back, "the store has answered")
         assert await store.redis.get("counted") == b"1"
 
 

@@ -225,13 +225,13 @@ async def test_contexts_are_compacted_with_their_history(store: Store) -> None:
     async def compacted() -> bool:
         return await store.redis.strlen(store.keys.history(1, b"u")) == 2 * codecs.ENTRY_BYTES
 
-    await wait_until_async(compacted, 5, "the history is compacted")
+    await wait_until_async(compacted, "the history is compacted")
     assert await store.redis.strlen(store.keys.user_contexts(1, b"u")) == 2 * (contexts.LEAST_BYTES + 4)
     assert await held(store) == {"1": [79.0], "2": [0.5]}
     for step in range(80):
         await store.ratings.append([rating("u", "1", at=2e9 + step), rating("u", "2", at=2e9 + step)])
     await store.users.current(live, [b"u"])
-    await wait_until_async(compacted, 5, "the history is compacted")
+    await wait_until_async(compacted, "the history is compacted")
     assert not await store.redis.exists(store.keys.user_contexts(1, b"u"))
     assert await held(store) == {"1": None, "2": None}
 

@@ -52,13 +52,12 @@ async def test_no_acknowledged_rating_is_missing_after_kills(own_server: StoreSe
             async def more(seen: int = seen) -> bool:
                 return len(acknowledged) > seen + 100
 
-            await wait_until_async(more, 20.0, "ratings are taken")
+            await wait_until_async(more, "ratings are taken")
             own_server.kill()
             own_server.start()
             # Two seconds by promise, which a busy machine may miss: what bounds it is asserted instead.
             await wait_until_async(
                 lambda: store.bulk.connected and store.hot is not None and store.hot.connected,
-                20.0,
                 "the connections come back by themselves",
             )
             assert BACKOFF_S[1] <= 0.5
@@ -72,7 +71,7 @@ async def test_no_acknowledged_rating_is_missing_after_kills(own_server: StoreSe
                     return False
                 return store.bulk.connected
 
-            await wait_until_async(answers, 20.0, "both connections answer")
+            await wait_until_async(answers, "both connections answer")
         stop.set()
         await asyncio.gather(*raters)
         items = store.items(1)
@@ -105,7 +104,7 @@ async def test_a_store_that_was_started_again_confirms_nothing_of_before(own_ser
             return True
         return False
 
-    await wait_until_async(back, 10.0, "the store confirms again")
+    await wait_until_async(back, "the store confirms again")
     with pytest.raises(StoreUnavailable, match="went away"):
         await store.confirmation.wait(since)
     await store.close()
@@ -124,7 +123,7 @@ async def test_a_store_that_hangs_is_unavailable_within_the_timeout(own_server: 
                 await store.users.history(1, b"u")
         finally:
             own_server.resume()
-        await wait_until_async(lambda: takes_ratings(store), 10.0, "the store takes ratings again")
+        await wait_until_async(lambda: takes_ratings(store), "the store takes ratings again")
 
 
 async def test_a_store_out_of_memory_refuses_and_goes_on(own_server: StoreServer) -> None:
@@ -146,9 +145,9 @@ async def test_a_read_only_replica_is_left_until_it_is_a_master(own_server: Stor
         async def away() -> bool:
             return not await takes_ratings(store) and not store.bulk.connected
 
-        await wait_until_async(away, 10.0, "the replica is left")
+        await wait_until_async(away, "the replica is left")
         await administrator.replicaof("NO", "ONE")
-        await wait_until_async(lambda: takes_ratings(store), 10.0, "the master is found again")
+        await wait_until_async(lambda: takes_ratings(store), "the master is found again")
 
 
 async def test_a_store_that_lost_everything_is_set_up_again(own_server: StoreServer) -> None:
@@ -158,7 +157,7 @@ async def test_a_store_that_lost_everything_is_set_up_again(own_server: StoreSer
         for path in own_server.folder.rglob("*.aof*"):
             path.unlink()
         own_server.start()
-        await wait_until_async(lambda: takes_ratings(store), 10.0, "the empty store takes ratings")
+        await wait_until_async(lambda: takes_ratings(store), "the empty store takes ratings")
         await store.ratings.append([rating("u", "b", 5.0)])
         n, history = await store.users.history(1, b"u")
         items = store.items(1)
@@ -179,7 +178,7 @@ async def test_ratings_survive_a_client_that_is_cut_off(own_server: StoreServer)
                 await store.ratings.append([rating("u", f"i{n}")])
                 acknowledged += 1
             except StoreError:
-                await wait_until_async(lambda: store.bulk.connected, 5.0, "the connection is back")
+                await wait_until_async(lambda: store.bulk.connected, "the connection is back")
         n, history = await store.users.history(1, b"u")
         assert acknowledged <= len(history) <= 200
         assert acknowledged >= 180

@@ -38,7 +38,7 @@ def capacity_of(rows: int) -> int:
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
-    await wait_until_async(condition, 10.0, what)
+    await wait_until_async(condition, what)
 
 
 def files(folder: Path, pattern: str = "*.items") -> list[Path]:
@@ -231,6 +231,7 @@ async def test_items_that_others_register_become_known(store: Store, tmp_path: P
     await other.close()
 
 
+@pytest.mark.slow
 async def test_a_worker_that_missed_the_end_of_its_history_reads_nothing_of_it(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +265,7 @@ async def test_a_worker_that_missed_the_end_of_its_history_reads_nothing_of_it(
     await worker.close()
 
 
+@pytest.mark.slow
 async def test_a_history_that_has_ended_is_not_served_while_the_next_but_one_begins(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,7 +437,7 @@ async def test_while_the_store_is_away_the_old_one_serves(own_server: StoreServe
         await until(lambda: follower.failures_total > failures, "the outage is noticed")
         np.testing.assert_array_equal(live_of(follower).items[:8], first.items)
         own_server.start()
-        await wait_until_async(lambda: store.bulk.connected, 10.0, "the connection is back")
+        await wait_until_async(lambda: store.bulk.connected, "the connection is back")
         second = await publish(store, lease, seed=1)
         assert await wait_until_served(store.generations, 1, second.writer.number, 10.0, here=follower)
     await store.close()

@@ -99,7 +99,7 @@ async def follow_once(follower: Follower) -> None:
     stop = asyncio.Event()
     following = asyncio.create_task(follower.run(stop))
     try:
-        await wait_until_async(lambda: follower.live is not None, 10.0, "a generation is served")
+        await wait_until_async(lambda: follower.live is not None, "a generation is served")
     finally:
         # Cancelled, not stopped: one that stops takes its beat back.
         following.cancel()

@@ -46,9 +46,9 @@ async def test_an_expired_lease_goes_on_unless_it_was_taken(store: Store) -> Non
     async def expired() -> bool:
         return not await store.redis.exists(store.keys.lease)
 
-    await wait_until_async(expired, 5.0, "the lease expires")
+    await wait_until_async(expired, "the lease expires")
     await first.renew()
-    await wait_until_async(expired, 5.0, "the lease expires again")
+    await wait_until_async(expired, "the lease expires again")
     second = await lead(store, "two")
     with pytest.raises(LeaseLost):
         await first.renew()
@@ -190,7 +190,7 @@ async def test_a_read_waits_for_the_first_event(store: Store) -> None:
     async def blocked() -> bool:
         return int((await store.redis.info("clients"))["blocked_clients"]) > 0
 
-    await wait_until_async(blocked, 5.0, "the read blocks")
+    await wait_until_async(blocked, "the read blocks")
     await store.ratings.append([rating("u", "a")])
     assert (await waiting).user_id == [b"u"]
 
@@ -204,7 +204,7 @@ async def test_a_read_that_was_cut_off_loses_nothing(store: Store) -> None:
     async def blocked() -> bool:
         return int((await store.redis.info("clients"))["blocked_clients"]) > 0
 
-    await wait_until_async(blocked, 5.0, "the read blocks")
+    await wait_until_async(blocked, "the read blocks")
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     # Delivered to a reader that is not there any more.
@@ -345,7 +345,7 @@ async def test_reading_goes_on_after_the_store_was_away(own_server: StoreServer)
             return False
         return True
 
-    await wait_until_async(back, 10.0, "the store takes ratings again")
+    await wait_until_async(back, "the store takes ratings again")
 
     async def read_on() -> list[int]:
         try:
@@ -354,7 +354,7 @@ async def test_reading_goes_on_after_the_store_was_away(own_server: StoreServer)
             return []
         return found
 
-    assert await wait_until_async(read_on, 10.0, "events come again") == [2]
+    assert await wait_until_async(read_on, "events come again") == [2]
     await store.close()
 
 

@@ -45,7 +45,7 @@ async def vector(store: Store, live: LiveGeneration) -> Float32s:
         record = await store.redis.hget(key, f"g{live.generation}")
         return isinstance(record, bytes) and int.from_bytes(record[:8], "little") == current.n[0]
 
-    await wait_until_async(there, 5, "the record is written back")
+    await wait_until_async(there, "the record is written back")
     row: Float32s = current.vectors[0]
     return row
 

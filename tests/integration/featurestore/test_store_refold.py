@@ -99,7 +99,7 @@ async def test_the_error_does_not_jump_when_everybody_rates_once_more(store: Sto
     async def settled() -> bool:
         return not (await store.users.current(live, ids)).folded.any()
 
-    await wait_until_async(settled, 5.0, "the records are handed back")
+    await wait_until_async(settled, "the records are handed back")
     again = await store.users.current(live, ids)
     np.testing.assert_array_equal(again.vectors, after.vectors)
     profile = await store.users.profile(live, ids[int(rated[0])])

@@ -60,7 +60,7 @@ async def settled(world: World, user: bytes, n: int) -> None:
         record = await stored(world, user)
         return record is not None and int.from_bytes(record[:8], "little") == n
 
-    await wait_until_async(there, 5.0, "the record is handed back")
+    await wait_until_async(there, "the record is handed back")
 
 
 async def test_an_unknown_user_is_the_prior_and_leaves_nothing_behind(world: World) -> None:
@@ -242,7 +242,7 @@ async def test_each_byte_of_a_record_that_was_flipped_is_told_and_harms_no_answe
         async def sound_again() -> bool:
             return await stored(world, b"u") == record
 
-        await wait_until_async(sound_again, 30.0, "a sound record is there again")
+        await wait_until_async(sound_again, "a sound record is there again")
 
 
 async def test_a_damaged_record_that_is_behind_is_not_gone_on_from(world: World) -> None:

@@ -83,7 +83,7 @@ no_play = true
         environment=environ(),
     )
     try:
-        wait_until(lambda: '"event": "ready"' in up.text or up.code is not None, 90.0, "the stack")
+        wait_until(lambda: '"event": "ready"' in up.text or up.code is not None, "the stack", timeout_s=90.0)
         assert up.code is None, up.text
         told = next(json.loads(line) for line in up.text.splitlines() if line.startswith("{"))
         url = f"http://127.0.0.1:{port}"

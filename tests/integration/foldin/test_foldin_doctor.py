@@ -22,7 +22,7 @@ from foldin.commands.doctor.findings import Finding, worst
 from foldin.preflight import locked
 from processes.blocking import plain_environment
 from processes.probes import http_ok, unused_port
-from tests.support.servers import StoreServer
+from tests.support.servers import KIND, StoreServer
 from tests.support.serving import serving
 from tests.support.stacks import foldin, stack
 from tests.support.waiting import wait_until
@@ -58,7 +58,7 @@ class Doctor:
 @pytest.fixture
 def bare(tmp_path: Path) -> Iterator[StoreServer]:
     """A Redis without a file, with little memory."""
-    server = StoreServer("redis", tmp_path, "--appendonly", "no", "--maxmemory", "64mb")
+    server = StoreServer(KIND, tmp_path, "--appendonly", "no", "--maxmemory", "64mb")
     server.start()
     try:
         yield server
@@ -115,7 +115,6 @@ def test_what_does_not_answer_is_named(tmp_path: Path) -> None:
     assert "FOLDIN_PARTITIONS must" in found["settings"]["found"]
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 async def test_a_namespace_a_service_and_an_archive(store_settings: StoreSettings, tmp_path: Path) -> None:
     variables = {
         "FOLDIN_REDIS_URL": store_settings.url,
@@ -207,7 +206,7 @@ def test_a_stack_on_another_folder_is_looked_at_or_named(tmp_path: Path) -> None
     with stack(data, "--no-play") as up:
         ports = {"FOLDIN_PORT": str(up.port), "FOLDIN_ENVIRONMENT_PORT": str(up.environment_port)}
         doctor = Doctor(tmp_path, **ports)
-        wait_until(lambda: http_ok("127.0.0.1", up.port, "/readyz"), 60.0, "a generation is live")
+        wait_until(lambda: http_ok("127.0.0.1", up.port, "/readyz"), "a generation is live")
         # It asks for no key, and tells: all that is found is of that stack.
         code, found, _ = doctor()
         assert code == 0, found
@@ -221,7 +220,7 @@ def test_a_stack_on_another_folder_is_looked_at_or_named(tmp_path: Path) -> None
         assert found["store"]["advice"] == f"foldin doctor --data '{data}'"
         assert "trainer" not in found
         foldin("keys", "add", "me", "--role", "operate", "--data", data).check_returncode()
-        wait_until(lambda: not http_ok("127.0.0.1", up.port, "/settings"), 10.0, "keys are asked for")
+        wait_until(lambda: not http_ok("127.0.0.1", up.port, "/settings"), "keys are asked for")
         # Now it tells nothing.
         _, found, _ = doctor()
         assert "a service answers at" in found["store"]["found"]

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 ENGINES = "auto,global-mean,bias"
 CHEAP = "global-mean,item-mean,user-mean,bias"
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_killed_and_resumed_nothing_that_was_finished_is_computed_again(
         command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        wait_until(lambda: lines.is_file() and len(lines.read_text().split()) > 0, 60, "a finished line")
+        wait_until(lambda: lines.is_file() and len(lines.read_text().split()) > 0, "a finished line")
     finally:
         running.send_signal(signal.SIGKILL)
         running.wait(10)

@@ -64,7 +64,6 @@ ALL = {"ratings": RATINGS, "items": ITEMS, "users": USERS}
 
 
 # One server: what is asked is HTTP.
-ONE = pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 
 
 @pytest.fixture
@@ -97,7 +96,6 @@ async def exported(client: Client, what: str) -> list[dict[str, Any]]:
     )
 
 
-@ONE
 @pytest.mark.parametrize("ending", ["ndjson", "csv", "parquet"])
 async def test_what_is_exported_is_imported_again(
     client: Client, ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -161,7 +159,6 @@ HOSTILE = (
 )
 
 
-@ONE
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 async def test_hostile_texts_come_back_as_they_were(
     client: Client, ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -187,7 +184,6 @@ async def test_hostile_texts_come_back_as_they_were(
     assert {what: await exported(client, what) for what in rows} == before
 
 
-@ONE
 @pytest.mark.parametrize(
     "case",
     [
@@ -226,7 +222,6 @@ async def test_what_csv_cannot_say_is_told_with_what_can(
         assert await exported(client, what) == before
 
 
-@ONE
 async def test_columns_have_their_types(client: Client, tmp_path: Path) -> None:
     await fill(client)
     path = tmp_path / "items.parquet"
@@ -238,7 +233,6 @@ async def test_columns_have_their_types(client: Client, tmp_path: Path) -> None:
     assert table.num_rows == 3
 
 
-@ONE
 async def test_standard_output_has_the_rows_alone(
     client: Client, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -272,7 +266,6 @@ async def test_a_key_that_cannot_be_sent_is_named_as_what_is_wrong(
         assert key not in said.replace(str(tmp_path / "key"), "")
 
 
-@ONE
 async def test_a_reader_that_has_enough_is_no_failure(client: Client) -> None:
     for start in range(0, 2_000, 500):
         rows = [{"item_id": f"i{n:05}", "title": "x" * 900} for n in range(start, start + 500)]
@@ -292,7 +285,6 @@ async def test_a_reader_that_has_enough_is_no_failure(client: Client) -> None:
     assert (code, said) == (0, b"")
 
 
-@ONE
 async def test_a_file_that_is_there_is_kept_unless_told(client: Client, tmp_path: Path) -> None:
     await fill(client)
     path = tmp_path / "users.csv"
@@ -306,7 +298,6 @@ async def test_a_file_that_is_there_is_kept_unless_told(client: Client, tmp_path
     assert await run("export", "users", "--url", client.url, "--output", tmp_path / "no" / "x.csv") == 2
 
 
-@ONE
 async def test_what_a_table_has_no_place_for_is_told_and_not_written(
     client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,7 +311,6 @@ async def test_what_a_table_has_no_place_for_is_told_and_not_written(
     assert names(tmp_path) == []
 
 
-@ONE
 async def test_an_export_waits_until_the_service_takes_it(
     store_settings: StoreSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,7 +322,7 @@ async def test_an_export_waits_until_the_service_takes_it(
             await running.acquire()
         refused = app[CONTEXT].counts.overloads
         export = asyncio.create_task(run("export", "items", "--url", client.url, "--output", path))
-        await wait_until_async(lambda: app[CONTEXT].counts.overloads > refused, 30.0, "it is refused once")
+        await wait_until_async(lambda: app[CONTEXT].counts.overloads > refused, "it is refused once")
         assert not export.done()
         running.release()
         assert await asyncio.wait_for(export, 30.0) == 0

@@ -18,8 +18,6 @@ from featurestore.store import Store
 from processes.blocking import plain_environment
 from tests.support.serving import serving
 
-pytestmark = pytest.mark.parametrize("store_server", ["redis"], indirect=True)
-
 
 class Keys:
     """The command, in a folder where no stack runs."""
@@ -60,6 +58,7 @@ def keys(store_settings: StoreSettings, tmp_path: Path) -> Keys:
     return Keys(store_settings, tmp_path)
 
 
+@pytest.mark.slow
 async def test_a_key_is_shown_once_and_only_its_digest_is_stored(keys: Keys, store: Store) -> None:
     secret = keys("add", "shop", "--role", "rate").stdout.strip()
     assert is_secret(secret)
@@ -103,6 +102,7 @@ async def test_the_last_key_that_may_operate_goes_by_a_flag_of_its_own(keys: Key
     assert "It was the last one" in keys("remove", "shop").stderr
 
 
+@pytest.mark.slow
 async def test_a_file_holds_its_key_for_its_owner_alone(keys: Keys, store: Store, tmp_path: Path) -> None:
     file = tmp_path / "shop.key"
     done = keys("add", "shop", "--role", "read", "--file", file)
@@ -117,6 +117,7 @@ async def test_a_file_holds_its_key_for_its_owner_alone(keys: Keys, store: Store
     assert [name for name in os.listdir(tmp_path) if "key" in name] == ["shop.key"]  # noqa: PTH208 - quick
 
 
+@pytest.mark.slow
 async def test_ensure_makes_a_key_once_and_brings_it_back(keys: Keys, store: Store, tmp_path: Path) -> None:
     file = tmp_path / "operator.key"
     for _ in range(2):
@@ -141,6 +142,7 @@ async def test_ensure_makes_a_key_once_and_brings_it_back(keys: Keys, store: Sto
     assert "holds no key" in keys.refuses("ensure", "operator", "--role", "operate", "--file", file)
 
 
+@pytest.mark.slow
 async def test_wrong_words_are_refused_in_one_line(keys: Keys, tmp_path: Path) -> None:
     for arguments in (("add", "a b", "--role", "read"), ("add", "x", "--role", "all"), ("add", "x"), ()):
         done = keys(*arguments)
@@ -149,6 +151,7 @@ async def test_wrong_words_are_refused_in_one_line(keys: Keys, tmp_path: Path) -
     assert "no stack runs on" in keys.refuses("list", "--data", tmp_path)
 
 
+@pytest.mark.slow
 async def test_clients_bring_their_key(
     keys: Keys, store_settings: StoreSettings, store: Store, tmp_path: Path
 ) -> None:

@@ -19,12 +19,12 @@ from redis.exceptions import ConnectionError as LostConnection
 from processes import backoff
 from processes.probes import unused_port
 from tests.support.disks import leave_free, small_disk
-from tests.support.servers import running_server
+from tests.support.servers import KIND, running_server
 from tests.support.stacks import DOWN_S, Stack, foldin, processes, stack
 from tests.support.waiting import wait_until
 
 # Each of these runs a whole stack: one at a time, so that they do not fight for the cores.
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 # By promise: within this time of there being room.
 BACK_WITHIN_S = 10.0
@@ -94,7 +94,7 @@ def test_a_store_that_was_emptied_asks_for_keys_all_the_same(tmp_path: Path) -> 
     with stack(data, "--no-play") as running:
         assert status_of(running, "GET", "/generations") == 200
         assert foldin("keys", "add", "shop", "--role", "rate", "--data", data).returncode == 0
-        wait_until(lambda: status_of(running, "GET", "/generations") == 401, 10, "the key is asked for")
+        wait_until(lambda: status_of(running, "GET", "/generations") == 401, "the key is asked for")
         assert running.interrupt() == 0
     # Other users of this machine read no ratings, ids or digests of keys past the API.
     assert stat.S_IMODE(data.stat().st_mode) == 0o700
@@ -120,7 +120,7 @@ def test_a_stack_with_workers_survives_its_parts_and_dies_with_its_supervisor(tm
         with Redis(unix_socket_path=str(data / "store/store.sock")) as store:
             store.config_set("rdb-key-save-delay", 1_000_000)  # so long for a key that the kill comes amid it
             store.bgrewriteaof()
-        wait_until(lambda: any(data.glob("store/temp-*")), 10, "a rewrite under way")
+        wait_until(lambda: any(data.glob("store/temp-*")), "a rewrite under way")
         for name in ("store", "service", "trainer", "environment"):
             pid = running.part(name)
             assert pid, f"no process of {name}"
@@ -136,10 +136,10 @@ def test_a_stack_with_workers_survives_its_parts_and_dies_with_its_supervisor(tm
             except OSError:  # the service waits for its store for a moment
                 return False
 
-        wait_until(answers, 30, "all ratings from before the crashes")
+        wait_until(answers, "all ratings from before the crashes")
 
         running.process.end(signal.SIGKILL)
-        wait_until(lambda: not processes(data), 30, "the end of all parts of a killed supervisor")
+        wait_until(lambda: not processes(data), "the end of all parts of a killed supervisor")
     with stack(data, "--no-play") as again:
         assert known_ratings(again, "ann") == 10
 
@@ -168,7 +168,7 @@ def test_a_full_disk_ends_the_store_and_not_the_stack(tmp_path: Path) -> None:
         assert running.call("POST", "/ratings", rated)["accepted"] == 20
         # Far from full: the trainer says so, and nothing else changes.
         leave_free(disk, 40)
-        wait_until(lambda: status_of(running, "POST", "/ratings", rated[:1]) == 507, 10, "ratings refused")
+        wait_until(lambda: status_of(running, "POST", "/ratings", rated[:1]) == 507, "ratings refused")
         assert status_of(running, "GET", "/predict?user_id=ann&item_id=i1") == 200
         leave_free(disk, 1)
         store = Redis(unix_socket_path=str(running.data / "store/store.sock"))
@@ -182,15 +182,13 @@ def test_a_full_disk_ends_the_store_and_not_the_stack(tmp_path: Path) -> None:
             assert status_of(running, "GET", "/livez") == 200
             time.sleep(0.2)
         (disk / "filler").unlink()
-        wait_until(
-            lambda: status_of(running, "POST", "/ratings", rated[:1]) == 200, BACK_WITHIN_S, "ratings again"
-        )
+        wait_until(lambda: status_of(running, "POST", "/ratings", rated[:1]) == 200, "ratings again")
         assert "store is back" in running.text
         assert running.text.count("store ended") == 1
         assert {name: running.part(name) for name in parts} == parts
         # A read waits until the worker has heard again which history is live: a ratings call need not.
         reads = "/users/ann/ratings"
-        wait_until(lambda: status_of(running, "GET", reads) == 200, BACK_WITHIN_S, "reads again")
+        wait_until(lambda: status_of(running, "GET", reads) == 200, "reads again")
         assert known_ratings(running, "ann") == 20
         store.close()
         assert running.interrupt() == 0
@@ -203,7 +201,7 @@ def test_a_store_that_was_emptied_is_said_and_everything_else_goes_on(tmp_path: 
     trash = "archive/foldin/trash/epoch-000001.*/*.parquet"
     with stack(data, "--no-play") as running:
         running.call("POST", "/ratings", rating)
-        wait_until(lambda: any(data.glob(segments)), 30, "the rating archived")
+        wait_until(lambda: any(data.glob(segments)), "the rating archived")
         assert running.interrupt() == 0
     archived = {path: path.read_bytes() for path in data.glob(segments)}
     shutil.rmtree(data / "store")
@@ -225,8 +223,8 @@ def test_a_store_that_was_emptied_is_said_and_everything_else_goes_on(tmp_path: 
         assert known_ratings(running, "ann") == 1
         # The old segments lie there until the trainer leads: first that they are gone, then that there are
         # new ones.
-        wait_until(lambda: any(data.glob(trash)), 30, "the old archive in the trash")
-        wait_until(lambda: any(data.glob(segments)), 30, "the archive made anew")
+        wait_until(lambda: any(data.glob(trash)), "the old archive in the trash")
+        wait_until(lambda: any(data.glob(segments)), "the archive made anew")
         assert running.interrupt() == 0
     (kept,) = data.glob(trash)
     assert kept.read_bytes() in archived.values()
@@ -236,7 +234,7 @@ def test_a_restore_brings_the_trainer_back(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with stack(data, "--no-play") as running:
         running.call("POST", "/ratings", {"user_id": "ann", "item_id": "12", "rating": 5})
-        wait_until(lambda: any(data.glob("archive/foldin/epoch-000001/*.parquet")), 30, "the rating archived")
+        wait_until(lambda: any(data.glob("archive/foldin/epoch-000001/*.parquet")), "the rating archived")
         assert running.interrupt() == 0
     shutil.rmtree(data / "store")
     without = Stack(data, "--no-play")
@@ -360,7 +358,7 @@ def test_a_store_that_is_not_there_and_settings_that_do_not_fit(tmp_path: Path) 
 def test_a_redis_that_is_already_there_is_used_and_left_running(tmp_path: Path) -> None:
     folder = tmp_path / "redis"
     folder.mkdir()
-    with running_server("redis", folder) as server:
+    with running_server(KIND, folder) as server:
         with stack(tmp_path / "data", "--no-play", FOLDIN_REDIS_URL=server.url) as running:
             running.call("POST", "/ratings", {"user_id": "ann", "item_id": "12", "rating": 5})
             assert running.part("store") == 0
@@ -393,9 +391,7 @@ def test_everything_comes_back_from_a_backup_alone(tmp_path: Path) -> None:
         with pytest.raises(urllib.error.HTTPError, match="404"):
             known_ratings(first, "u1")
         first.call("POST", "/ratings", {"user_id": "u1", "item_id": "since", "rating": 2})
-        wait_until(
-            lambda: "replaced" in foldin("undo", "--data", data).stdout, 30, "the history in the trash"
-        )
+        wait_until(lambda: "replaced" in foldin("undo", "--data", data).stdout, "the history in the trash")
         undone = foldin("undo", "--data", data, "last")
         assert undone.returncode == 0, undone.stderr + undone.stdout
         assert known_ratings(first, "u1") == 1 + sum(each["user_id"] == "u1" for each in given)
@@ -437,7 +433,7 @@ def test_an_import_gives_an_empty_store_its_scale(tmp_path: Path, scale: str) ->
         assert done.returncode == 0, done.stderr
         assert re.search(rf"The scale of .* is {re.escape(scale)} from now on", done.stdout), done.stdout
         # 150 ratings: the first fit does not wait for the minute that others wait for.
-        wait_until(lambda: running.call("GET", "/status")["ratings"] == 150, 40.0, "a fit of all of them")
+        wait_until(lambda: running.call("GET", "/status")["ratings"] == 150, "a fit of all of them")
         low, high, *_ = (float(part) for part in scale.split(":"))
         assert running.call("GET", "/status")["scale"][:2] == [low, high]
         assert known_ratings(running, "u7") == 10

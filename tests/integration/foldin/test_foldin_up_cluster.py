@@ -23,7 +23,7 @@ from tests.support.stacks import Stack, foldin, processes, stack
 from tests.support.waiting import wait_until
 
 # A whole stack of a dozen processes, on busy cores.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PRIMARIES = 3
 
@@ -43,7 +43,7 @@ def soon(condition: Callable[[], bool], what: str) -> None:
             return condition()
         return False
 
-    wait_until(holds, 60, what)
+    wait_until(holds, what)
 
 
 def rate(running: Stack, user: str) -> None:
@@ -55,7 +55,7 @@ def rate(running: Stack, user: str) -> None:
             return bool(running.call("POST", "/ratings", rating)["accepted"] == 1)
         return False
 
-    wait_until(rated, 60, f"a rating of {user} is taken")
+    wait_until(rated, f"a rating of {user} is taken")
 
 
 def test_a_cluster_goes_on_and_comes_back_whatever_its_servers_meet(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_cluster_goes_on_and_comes_back_whatever_its_servers_meet(tmp_path: Pa
         # Of this one nothing will be left, and of another one the port has another program.
         lost = nodes.index(taker)
         running.process.end(how=signal.SIGKILL)
-    wait_until(lambda: not processes(data), 60, "the parts have ended with their supervisor")
+    wait_until(lambda: not processes(data), "the parts have ended with their supervisor")
     shutil.rmtree(data / f"store/server-{lost + 1}")
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

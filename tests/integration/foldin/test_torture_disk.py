@@ -17,6 +17,9 @@ from foldin.torture.proxy import Proxy
 from processes.blocking import BlockingChild
 from processes.probes import unused_port
 
+pytestmark = pytest.mark.slow
+
+
 WRITER = """
 import os, sys
 root = sys.argv[1]

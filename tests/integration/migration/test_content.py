@@ -30,10 +30,13 @@ from foldin.recovery.verifying import verify
 from tests.support.factories import low_rank_ratings, rating
 from tests.support.migrating import archive, migrated
 from tests.support.recovering import held, opened
-from tests.support.servers import StoreServer, running_server
+from tests.support.servers import KIND, StoreServer, running_server
 from tests.support.trainers import fitted, running_trainer, trainer_settings, until_drained, until_live
 from trainer.archive.identity import ArchiveState
 from trainer.consume.matching import difference
+
+pytestmark = pytest.mark.slow
+
 
 SECRET = new_secret()
 # By partition; the test of each is its own.
@@ -43,7 +46,7 @@ OF_PARTITIONS = {b"epochs", b"counts", b"forgotten", b"active", b"attributes", b
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StoreServer, StoreServer]]:
     folders = [tmp_path_factory.mktemp(kind) for kind in ("redis", "valkey")]
-    with running_server("redis", folders[0]) as redis, running_server("valkey", folders[1]) as valkey:
+    with running_server(KIND, folders[0]) as redis, running_server(KIND, folders[1]) as valkey:
         yield redis, valkey
 
 
@@ -203,7 +206,7 @@ async def test_what_a_store_says_to_the_command_is_on_its_disk(
     assert asked["decided"][0] > asked["decide"][0] > before[0]
     # One that leaves that to the kernel never says when, and one without a file has none.
     for options in (("--appendfsync", "no"), ("--appendonly", "no")):
-        with running_server("redis", tmp_path, *options) as server:
+        with running_server(KIND, tmp_path, *options) as server:
             settings = replace(one, url=server.url)
             assert await on_disk(settings) == settings
 

@@ -23,7 +23,10 @@ from featurestore.settings import StoreSettings
 from tests.support.factories import rating
 from tests.support.migrating import archive, go_on, migrated, standing_still
 from tests.support.recovering import Held, held, opened
-from tests.support.servers import StoreServer, running_server
+from tests.support.servers import KIND, StoreServer, running_server
+
+pytestmark = pytest.mark.slow
+
 
 # Before all is decided.
 BEFORE = (
@@ -43,7 +46,7 @@ HOW = ("again", "given-up")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreServer]:
-    with running_server("valkey", tmp_path_factory.mktemp("store")) as running:
+    with running_server(KIND, tmp_path_factory.mktemp("store")) as running:
         yield running
 
 

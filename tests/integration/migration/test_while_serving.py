@@ -26,7 +26,7 @@ from trainer.settings import TrainerSettings
 
 MANUAL = Path(__file__).resolve().parents[3] / "docs/operations.md"
 # Whole stacks on busy cores.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 STILL = [f"u{k}" for k in range(20)]
 
 
@@ -101,7 +101,7 @@ class Clients:
         def rated() -> bool:
             return all(len(self.acknowledged.get(user, ())) > count + 5 for user, count in before.items())
 
-        await wait_until_async(rated, 60, "all rate on")
+        await wait_until_async(rated, "all rate on")
 
     async def require_all(self, store: Store, settings: TrainerSettings) -> None:
         """Check that a store and its archive have what was acknowledged: once, in each user's order."""
@@ -136,7 +136,6 @@ class Clients:
                 assert isinstance(ended, asyncio.CancelledError), ended
 
 
-@pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 async def test_to_a_cluster_by_the_commands_of_the_manual(own_server: StoreServer, tmp_path: Path) -> None:
     at = StoreSettings(url=own_server.url, namespace="t", partitions=4, timeout_s=5.0)
     settings = trainer_settings(at, tmp_path / "archive", lease_ttl_s=20.0)
@@ -171,7 +170,7 @@ async def moved_as_the_manual_says(at: StoreSettings, to: StoreSettings, folder:
         assert await asyncio.to_thread(looking.wait, 60) == 0, looking.text
     with BlockingChild(python_command("foldin", *second), log, environment=environment) as moving:
         async with opened(at) as store:
-            await wait_until_async(lambda: stage(store), 60, "the migration has begun")
+            await wait_until_async(lambda: stage(store), "the migration has begun")
         service = Service(to, folder)
         assert await asyncio.to_thread(moving.wait, 120) == 0, moving.text
         assert f"FOLDIN_REDIS_URL={to.url}" in moving.text
@@ -193,7 +192,6 @@ def migrate_lines(source: str, target: str) -> list[list[str]]:
     return found
 
 
-@pytest.mark.parametrize("own_server", ["valkey"], indirect=True)
 async def test_from_a_cluster_and_a_worker_that_was_frozen_meanwhile(
     own_server: StoreServer, tmp_path: Path
 ) -> None:

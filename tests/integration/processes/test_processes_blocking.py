@@ -29,9 +29,7 @@ def test_what_a_child_started_ends_with_it(tmp_path: Path) -> None:
         child.wait_ready(lambda: mark.exists() and mark.read_text() != "", 20.0)
     assert child.code == -signal.SIGTERM
     stat = Path(f"/proc/{int(mark.read_text())}/stat")
-    wait_until(
-        lambda: not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z", 5.0, "its end"
-    )
+    wait_until(lambda: not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z", "its end")
 
 
 def test_a_child_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) -> None:

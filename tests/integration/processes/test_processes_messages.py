@@ -101,7 +101,7 @@ async def test_a_cancelled_block_leaves_no_helper() -> None:
             await running.receive()
 
     task = asyncio.create_task(forever())
-    await wait_until_async(lambda: pids, 20.0, "the helper's first answer")
+    await wait_until_async(lambda: pids, "the helper's first answer")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -122,6 +122,6 @@ def test_a_busy_helper_ends_with_its_parent(tmp_path: Path) -> None:
     try:
         parent.wait_ready(lambda: mark.exists() and mark.read_text() != "", 20.0)
         parent.send_signal(signal.SIGKILL)
-        wait_until(lambda: gone(int(mark.read_text())), 10.0, "the helper gone with its parent")
+        wait_until(lambda: gone(int(mark.read_text())), "the helper gone with its parent")
     finally:
         parent.end(signal.SIGKILL)

@@ -104,13 +104,14 @@ async def test_a_second_ctrl_c_does_not_wait_for_the_grace(tmp_path: Path, said:
     await asyncio.wait_for(supervisor.close(hurry), 10)
 
 
+@pytest.mark.slow
 async def test_what_a_part_started_ends_with_it(tmp_path: Path, said: list[str]) -> None:
     supervisor = Supervisor(tmp_path, said.append)
     await supervisor.start(spec("one", WITH_CHILD, tmp_path / "a", mark=tmp_path / "a"))
     grandchild = int((tmp_path / "a").read_text())
     assert alive(grandchild)
     await supervisor.close()
-    wait_until(lambda: not alive(grandchild), 5, "the end of what the part had started")
+    wait_until(lambda: not alive(grandchild), "the end of what the part had started")
 
 
 async def test_a_crashed_part_is_started_again(keeper: Supervisor, tmp_path: Path, said: list[str]) -> None:
@@ -119,7 +120,7 @@ async def test_a_crashed_part_is_started_again(keeper: Supervisor, tmp_path: Pat
     first = int(mark.read_text())
     mark.unlink()
     os.kill(first, signal.SIGKILL)
-    await wait_until_async(lambda: "  one is back" in said, 10, "the part's return")
+    await wait_until_async(lambda: "  one is back" in said, "the part's return")
     assert int(mark.read_text()) != first
     assert any("one ended (signal 9): starting it again" in line for line in said)
     assert not keeper.failed.done()
@@ -150,6 +151,7 @@ FAILS_WHILE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_obstacle", [True, False])
 async def test_a_part_that_others_wait_for_is_tried_until_it_starts(
     keeper: Supervisor,
@@ -179,16 +181,16 @@ async def test_a_part_that_others_wait_for_is_tried_until_it_starts(
     mark.unlink()
     os.kill(keeper.running()["one"], signal.SIGKILL)
     if with_obstacle:
-        await wait_until_async(lambda: len(looks) > 2, 20, "the disk is looked at again")
+        await wait_until_async(lambda: len(looks) > 2, "the disk is looked at again")
         assert said[-1] == "  one ended (signal 9): the disk is full"
         assert not tries.exists()
     else:
         often = 2 * backoff.MAX_FAILURES
-        await wait_until_async(lambda: written(tries) and len(tries.read_text()) > often, 20, "many tries")
+        await wait_until_async(lambda: written(tries) and len(tries.read_text()) > often, "many tries")
         assert "it is broken; trying on every 0.1 s" in said[-1]
     assert not keeper.failed.done()
     broken.unlink()
-    await wait_until_async(lambda: "  one is back" in said, 10, "its return")
+    await wait_until_async(lambda: "  one is back" in said, "its return")
 
 
 @pytest.mark.parametrize(("code", "error"), [(1, StackFailedError), (2, CannotStartError)])
@@ -226,7 +228,7 @@ async def test_the_rest_goes_on_without_a_part_that_is_spared(
     refusing = ChildSpec("quiet", command, dict(os.environ), spared=lambda line: line == "it is broken")
     await keeper.start(refusing, spec("one", READY, tmp_path / "a", mark=tmp_path / "a"))
     (tmp_path / "go").touch()
-    await wait_until_async(lambda: any("quiet has stopped" in line for line in said), 10, "it is told")
+    await wait_until_async(lambda: any("quiet has stopped" in line for line in said), "it is told")
     assert [line for line in said if "it is broken" in line]
     assert list(keeper.running()) == ["one"]
     assert not keeper.failed.done()
@@ -245,9 +247,9 @@ async def test_a_part_that_is_spared_comes_back_when_what_it_needed_is_there(
         obstacle=lambda: None if go.exists() else "a person must change something",
     )
     await keeper.start(refusing, spec("one", READY, tmp_path / "a", mark=tmp_path / "a"))
-    await wait_until_async(lambda: any("quiet has stopped" in line for line in said), 10, "it is told")
+    await wait_until_async(lambda: any("quiet has stopped" in line for line in said), "it is told")
     go.touch()
-    await wait_until_async(lambda: "quiet" in keeper.running(), 10, "it is started again")
+    await wait_until_async(lambda: "quiet" in keeper.running(), "it is started again")
     assert not [line for line in said if "must change" in line]
 
 
@@ -310,22 +312,23 @@ asyncio.run(main())
     process = subprocess.Popen([sys.executable, "-c", code])
     try:
         mark = tmp_path / "pid"
-        pid = int(wait_until(lambda: mark.exists() and mark.read_text().strip(), 20, "the part's start"))
+        pid = int(wait_until(lambda: mark.exists() and mark.read_text().strip(), "the part's start"))
         assert alive(pid)
         kill(process.pid, signal.SIGKILL)
         process.wait(10)
-        wait_until(lambda: not alive(pid), 10, "the part's end")
+        wait_until(lambda: not alive(pid), "the part's end")
     finally:
         process.kill()
         process.wait(10)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the policy")
 async def test_what_a_server_forks_gives_way_for_a_minute(keeper: Supervisor, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     await keeper.start(spec("server", WITH_CHILD, mark, mark=mark, forks_give_way=True))
     server, fork = keeper.running()["server"], int(mark.read_text())
-    await wait_until_async(lambda: os.sched_getscheduler(fork) == os.SCHED_IDLE, 5, "it gives way")
+    await wait_until_async(lambda: os.sched_getscheduler(fork) == os.SCHED_IDLE, "it gives way")
     assert os.sched_getscheduler(server) == os.SCHED_OTHER
     # Priorities count within a session alone.
     assert os.getsid(server) == os.getsid(0)
@@ -338,6 +341,5 @@ async def test_what_a_server_forks_gives_way_for_a_minute(keeper: Supervisor, tm
     forks.look(FORK_GIVES_WAY_S + 1)
     await wait_until_async(
         lambda: not alive(fork) or os.sched_getscheduler(fork) == os.SCHED_OTHER,
-        5,
         "it is hurried, or may try again",
     )

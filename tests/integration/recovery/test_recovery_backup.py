@@ -27,8 +27,6 @@ from tests.support.trainers import fitted, running_trainer, until_drained
 from trainer.archive.json_files import FORMAT
 from trainer.settings import TrainerSettings
 
-pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
-
 
 async def backed_up(settings: TrainerSettings, target: Path) -> Manifest:
     async with opened(settings.store) as store:
@@ -156,6 +154,7 @@ def _becomes(item: CatalogueItem | None) -> Change:
     return lambda _: item
 
 
+@pytest.mark.slow
 async def test_all_that_was_acknowledged_comes_back_from_the_backup_alone(
     own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
 ) -> None:

@@ -22,8 +22,6 @@ from tests.support.waiting import wait_until_async
 from trainer.archive.context_fields import NAME, read_fields
 from trainer.settings import TrainerSettings
 
-pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
-
 FIELDS = ContextSchema((ContextField("hour", "number"), ContextField("device", "category", ("phone", "tv"))))
 WANTED = {"told-a": {"hour": 14, "device": "tv"}, "told-b": {"device": "phone"}, "told-c": {}}
 
@@ -201,6 +199,6 @@ async def test_erasure_leaves_no_context(settings: TrainerSettings, own_server: 
         async def gone() -> bool:
             return not any(bits in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
-        await wait_until_async(gone, 30, "nothing of the user is in the archive and its fits")
+        await wait_until_async(gone, "nothing of the user is in the archive and its fits")
         await until_drained(store)
         assert not await store.redis.exists(store.keys.user_contexts(1, b"u1"))

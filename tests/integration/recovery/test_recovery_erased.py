@@ -44,8 +44,6 @@ from trainer.erasure import older_copy
 from trainer.erasure.older_copy import erase_again
 from trainer.settings import TrainerSettings
 
-pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
-
 BACK = {("u3", "i1"): (2.0, 3e9)}
 
 
@@ -67,9 +65,10 @@ async def until_released(store: Store) -> None:
 
     for _ in range(2):
         await fitted(store)
-    await wait_until_async(released, 10, "the store remembers no forgotten user")
+    await wait_until_async(released, "the store remembers no forgotten user")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ledger", [True, False], ids=["as it is", "without the ledger"])
 async def test_an_older_copy_brings_no_forgotten_user(settings: TrainerSettings, ledger: bool) -> None:
     before = await archive_ratings(settings)
@@ -88,6 +87,7 @@ async def test_an_older_copy_brings_no_forgotten_user(settings: TrainerSettings,
     assert now == (without(before, "u3") if ledger else before)
 
 
+@pytest.mark.slow
 async def test_what_was_rated_after_coming_back_stays(settings: TrainerSettings) -> None:
     before = await archive_ratings(settings)
     copy = copy_of(settings, "copy")
@@ -109,6 +109,7 @@ async def test_what_was_rated_after_coming_back_stays(settings: TrainerSettings)
         assert await now_held(settings) == without(before, "u3")
 
 
+@pytest.mark.slow
 async def test_a_backup_knows_who_was_forgotten(
     own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
 ) -> None:
@@ -215,7 +216,7 @@ async def test_a_store_that_was_put_back_from_an_older_copy(
         await store.ratings.append([rating("u4", "i2", 1.0, 3e9), rating("u5", "new", 4.0, 3e9)])
     restoring = asyncio.create_task(restored(settings, settings.archive_folder))
     trash = settings.archive_folder / "trash"
-    await wait_until_async(lambda: list(trash.glob("epoch-*Z")), 20, "the archive is adopted")
+    await wait_until_async(lambda: list(trash.glob("epoch-*Z")), "the archive is adopted")
     async with running_trainer(settings):
         await asyncio.wait_for(restoring, 40)
         since = {("u4", "i2"): (1.0, 3e9), ("u5", "new"): (4.0, 3e9)}
@@ -228,6 +229,7 @@ async def published_no_more(
     del lease
 
 
+@pytest.mark.slow
 async def test_adopting_a_store_that_was_put_back_erases_again(
     own_server: StoreServer, settings: TrainerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,7 +268,7 @@ async def test_adopting_a_store_that_was_put_back_erases_again(
             async def erased() -> bool:
                 return not await store.redis.hlen(store.keys.erasing)
 
-            await wait_until_async(erased, 20, "both erasures have ended")
+            await wait_until_async(erased, "both erasures have ended")
             assert not {b"u3", b"u4"} & {*await store.active.ids(1)}
             assert await now_held(settings) == expected
             assert {user for user, *_ in archived(settings)} == {user for user, _ in expected}
@@ -411,7 +413,7 @@ async def test_a_copy_that_lacks_no_event_is_looked_through_for_erased_attribute
             async def gone() -> bool:
                 return await store.attributes.get(b"silent") is None
 
-            await wait_until_async(gone, 20, "the attributes are gone again")
+            await wait_until_async(gone, "the attributes are gone again")
             assert await store.attributes.get(b"other") == {"city": "Old"}
             # Also under a trainer that runs.
             await store.redis.hset(store.keys.attributes(b"silent"), mapping={"value": "{}", "at": at_ms})
@@ -423,7 +425,7 @@ async def test_a_copy_that_lacks_no_event_is_looked_through_for_erased_attribute
                     return await store.attributes.get(b"silent") is None
                 return False
 
-            await wait_until_async(gone_again, 20, "the attributes are gone once more")
+            await wait_until_async(gone_again, "the attributes are gone once more")
         assert await store.redis.get(damaged) == b"\xff"
 
 
@@ -449,7 +451,7 @@ async def test_a_copy_between_the_two_steps_of_forgetting_names_the_user_no_more
             async def gone() -> bool:
                 return b"u1" not in await store.active.ids(1)
 
-            await wait_until_async(gone, 20, "the user is named no more")
+            await wait_until_async(gone, "the user is named no more")
             assert b"u2" in await store.active.ids(1)
 
 
@@ -479,20 +481,21 @@ async def test_attributes_are_looked_through_again_when_the_store_has_started_no
         monkeypatch.setattr(store.redis, "each", counted_each)
         keeping = asyncio.create_task(older_copy.keep_attributes_erased(store, root))
         try:
-            await wait_until_async(lambda: looks == [1], 10, "the first look")
+            await wait_until_async(lambda: looks == [1], "the first look")
             # Twice: that it asks again says that what followed the first is over.
             for _ in range(2):
                 before = asked
                 await store.redis.client_kill_filter(_type="normal")
-                await wait_until_async(lambda: asked > before, 10, "it asks whether the process is the same")  # noqa: B023
+                await wait_until_async(lambda: asked > before, "it asks whether the process is the same")  # noqa: B023
             own_server.stop()
             own_server.start()
-            await wait_until_async(lambda: len(looks) > 1, 20, "another process of the store")
+            await wait_until_async(lambda: len(looks) > 1, "another process of the store")
         finally:
             keeping.cancel()
     assert looks == [1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["adopt", "restore"])
 async def test_attributes_of_an_older_copy_are_erased_again(
     own_server: StoreServer, settings: TrainerSettings, tmp_path: Path, way: str
@@ -530,7 +533,7 @@ async def test_attributes_of_an_older_copy_are_erased_again(
         if way == "restore":
             restoring = asyncio.create_task(restored(settings, settings.archive_folder))
             trash = settings.archive_folder / "trash"
-            await wait_until_async(lambda: list(trash.glob("epoch-*Z")), 20, "the archive is adopted")
+            await wait_until_async(lambda: list(trash.glob("epoch-*Z")), "the archive is adopted")
         async with running_trainer(replace(settings, adopt=way == "adopt")):
             if restoring is not None:
                 await asyncio.wait_for(restoring, 40)
@@ -539,7 +542,7 @@ async def test_attributes_of_an_older_copy_are_erased_again(
             async def ended() -> bool:
                 return not await store.redis.hlen(store.keys.erasing)
 
-            await wait_until_async(ended, 20, "the erasures have ended")
+            await wait_until_async(ended, "the erasures have ended")
         now = {user: await store.attributes.get(user) for user in (*erased, b"other")}
         new, old = {"city": "New"}, {"city": "Old"}
         assert now == {b"silent": None, b"later": None, b"spoilt": None, b"again": new, b"other": old}
@@ -552,6 +555,7 @@ async def test_attributes_of_an_older_copy_are_erased_again(
     assert not any(b"silent" in content for content in files)
 
 
+@pytest.mark.slow
 async def test_a_rebuilt_archive_tells_before_from_after(settings: TrainerSettings) -> None:
     before = await archive_ratings(settings)
     shutil.rmtree(settings.archive_folder / "epoch-000001")
@@ -586,7 +590,7 @@ async def test_an_emptied_store_keeps_them_away(own_server: StoreServer, setting
         await store.ratings.append([rating("u3", "i1", 2.0, 3e9)])
     restoring = asyncio.create_task(restored(settings, copy))
     trash = settings.archive_folder / "trash"
-    await wait_until_async(lambda: list(trash.glob("epoch-*Z")), 20, "the archive is adopted")
+    await wait_until_async(lambda: list(trash.glob("epoch-*Z")), "the archive is adopted")
     async with running_trainer(settings):
         await asyncio.wait_for(restoring, 40)
         assert await now_held(settings) == without(before, "u3") | BACK

@@ -21,8 +21,6 @@ from tests.support.trainers import fitted, running_trainer, until_drained
 from trainer.archive.type_names import NAME, read_types
 from trainer.settings import TrainerSettings
 
-pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
-
 SHARE = 8
 # Views beyond the scale, one of an item that was rated, one of an item that has no rating; one taken back.
 EVENTS = [(1, "i1", 30.0), (SHARE, "i1", 1.0), (1, "seen-only", -4.0), (4, "i2", 1.0), (4, "i2", np.nan)]
@@ -79,6 +77,7 @@ async def test_events_are_verified_and_restored(
             assert (await store.event_types.current())[-1] == EventType("share", SHARE, "positive")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["torn", "missing"])
 async def test_events_that_nothing_names_are_not_restored(
     own_server: StoreServer, settings: TrainerSettings, tmp_path: Path, damage: str

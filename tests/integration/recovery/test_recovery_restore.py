@@ -40,8 +40,6 @@ from tests.support.waiting import wait_until_async
 from trainer.errors import FitFailedError
 from trainer.settings import TrainerSettings
 
-pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
-
 
 async def replaced(settings: TrainerSettings, given: list[NewRating]) -> None:
     """As `POST /train` does; the history before is in the trash then."""
@@ -49,7 +47,7 @@ async def replaced(settings: TrainerSettings, given: list[NewRating]) -> None:
         epoch = await store.epochs.begin()
         await store.ratings.append(given, epoch=epoch)
         await fitted(store, "epoch", epoch)
-    await wait_until_async(lambda: trashed(settings), 20, "the history before is in the trash")
+    await wait_until_async(lambda: trashed(settings), "the history before is in the trash")
 
 
 def trashed(settings: TrainerSettings) -> list[Path]:
@@ -60,6 +58,7 @@ def values(of: Held) -> dict[tuple[str, str], float]:
     return {pair: value for pair, (value, _) in of.items()}
 
 
+@pytest.mark.slow
 async def test_emptied_store(own_server: StoreServer, settings: TrainerSettings) -> None:
     before = await archive_ratings(settings)
     empty(own_server)
@@ -68,7 +67,7 @@ async def test_emptied_store(own_server: StoreServer, settings: TrainerSettings)
     assert "foldin restore" in await refused(settings)
     restoring = asyncio.create_task(restored(settings, settings.archive_folder))
     # All ratings are in the store before anything of the archive is moved.
-    await wait_until_async(lambda: trashed(settings), 20, "the archive is adopted")
+    await wait_until_async(lambda: trashed(settings), "the archive is adopted")
     async with running_trainer(settings):
         generation, lines = await asyncio.wait_for(restoring, 40)
         async with opened(settings.store) as store:
@@ -92,6 +91,7 @@ async def test_a_folder_of_archives_will_do(own_server: StoreServer, settings: T
         assert await now_held(settings) == before
 
 
+@pytest.mark.slow
 async def test_rows_of_items_are_those_of_the_source(
     own_server: StoreServer, settings: TrainerSettings
 ) -> None:
@@ -141,6 +141,7 @@ async def test_dry_run_changes_nothing(settings: TrainerSettings, tmp_path: Path
         assert (await store.generations.live()).last_epoch == 1
 
 
+@pytest.mark.slow
 async def test_undo_of_a_replaced_history(settings: TrainerSettings) -> None:
     """`curl -X POST /train` with three ratings and `"replace": true`."""
     before = await archive_ratings(settings)
@@ -152,7 +153,7 @@ async def test_undo_of_a_replaced_history(settings: TrainerSettings) -> None:
         await restored(settings, entry, request=RestoreRequest(entry, live="timed"))
         # What came in by other ways since is there; of the three ratings nothing is.
         assert await now_held(settings) == before | {("u1", "i11"): (5.0, 2e9)}
-        await wait_until_async(lambda: len(trashed(settings)) > 1, 20, "the other history in the trash")
+        await wait_until_async(lambda: len(trashed(settings)) > 1, "the other history in the trash")
         # And back: as it was, and nothing else.
         _, undone = trashed(settings)
         await restored(settings, undone, request=RestoreRequest(undone, live="none"))
@@ -161,6 +162,7 @@ async def test_undo_of_a_replaced_history(settings: TrainerSettings) -> None:
         }
 
 
+@pytest.mark.slow
 async def test_what_the_source_has_not_seen_lies_on_top(settings: TrainerSettings, tmp_path: Path) -> None:
     before = await archive_ratings(settings)
     copy = tmp_path / "copy"
@@ -187,6 +189,7 @@ async def test_what_the_source_has_not_seen_lies_on_top(settings: TrainerSetting
         assert await now_held(settings) == now
 
 
+@pytest.mark.slow
 async def test_point_in_time(settings: TrainerSettings) -> None:
     """A bad import at T: what arrived before stays, what comes in during the restore is added."""
     await archive_ratings(settings)
@@ -220,6 +223,7 @@ async def add_when(moment: "asyncio.Future[None]", store: Store) -> None:
     await store.ratings.append([rating("meanwhile", "i1", 4.0)])
 
 
+@pytest.mark.slow
 async def test_a_user_who_is_forgotten_during_the_restore_stays_forgotten(
     settings: TrainerSettings, tmp_path: Path
 ) -> None:
@@ -255,6 +259,7 @@ async def forget_and_return(store: Store) -> None:
 STEPS = ["begun", "planned", "items", "written", "loaded", "asked", "marked"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 async def test_killed_beside_a_trainer(settings: TrainerSettings, tmp_path: Path, step: str) -> None:
     before = await archive_ratings(settings)
@@ -272,6 +277,7 @@ async def test_killed_beside_a_trainer(settings: TrainerSettings, tmp_path: Path
     assert now == wanted or (step in STEPS[4:] and now == wanted | {("u1", "i1"): (1.0, None)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [*STEPS, "adopted"])
 async def test_killed_with_an_emptied_store(
     own_server: StoreServer, settings: TrainerSettings, step: str
@@ -280,7 +286,7 @@ async def test_killed_with_an_emptied_store(
     empty(own_server)
     assert await asyncio.to_thread(killed_restore, settings, settings.archive_folder, step) == -9
     restoring = asyncio.create_task(restored(settings, settings.archive_folder))
-    await wait_until_async(lambda: trashed(settings), 40, "the archive is adopted")
+    await wait_until_async(lambda: trashed(settings), "the archive is adopted")
     async with running_trainer(settings), opened(settings.store) as store:
         await restoring
         await until_live(store, 1, 2)
@@ -314,6 +320,7 @@ async def test_damaged_and_missing_segments_are_named(settings: TrainerSettings,
         assert (await store.generations.live()).last_epoch == 1
 
 
+@pytest.mark.slow
 async def test_another_scale_is_refused(
     own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
 ) -> None:
@@ -324,6 +331,7 @@ async def test_another_scale_is_refused(
         await restored(other, settings.archive_folder)
 
 
+@pytest.mark.slow
 async def test_a_call_that_prepares_a_history_is_not_disturbed(settings: TrainerSettings) -> None:
     await archive_ratings(settings)
     async with running_trainer(settings), opened(settings.store) as store:
@@ -345,6 +353,7 @@ def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(Restore, "_load", late)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_on", [True, False], ids=["held", "not held"])
 async def test_a_trainer_leaves_a_long_restore_alone(
     settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch, held_on: bool
@@ -367,6 +376,7 @@ async def test_a_trainer_leaves_a_long_restore_alone(
             assert (await store.generations.live()).epoch == 1
 
 
+@pytest.mark.slow
 async def test_of_two_restores_one_goes_on(
     settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,6 +394,7 @@ async def test_of_two_restores_one_goes_on(
         assert (await first)[0] is not None
 
 
+@pytest.mark.slow
 async def test_refused_by_the_trainer(settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     await archive_ratings(settings)
     copy = settings.archive_folder.parent.with_name("copy")

@@ -30,7 +30,6 @@ from tests.support.waiting import wait_until_async
 ITEMS = 8
 ROUTE = "/predict"
 # Nothing here depends on the kind of store.
-pytestmark = pytest.mark.parametrize("store_server", ["valkey"], indirect=True)
 
 
 @dataclass
@@ -163,9 +162,7 @@ def named(number: int) -> str:
 
 
 async def in_flight(app: web.Application, count: int) -> None:
-    await wait_until_async(
-        lambda: app[CONTEXT].traffic.in_flight == count, 5.0, f"{count} requests are in flight"
-    )
+    await wait_until_async(lambda: app[CONTEXT].traffic.in_flight == count, f"{count} requests are in flight")
 
 
 async def test_an_answer_is_the_same_both_ways(
@@ -253,7 +250,7 @@ async def test_what_comes_meanwhile_is_answered_after_it_in_order(
         wire.send(rest[:40])
         if ways.fast:
             await wait_until_async(
-                lambda: any(connection.held for connection in ways.made), 5.0, "bytes are held back"
+                lambda: any(connection.held for connection in ways.made), "bytes are held back"
             )
         assert app[CONTEXT].traffic.in_flight == 1
         gate.open()
@@ -281,7 +278,7 @@ async def test_what_is_held_back_is_bounded(
         await in_flight(app, 1)
         sending = asyncio.create_task(loop.sock_sendall(sock, get(1) * 500_000))
         await wait_until_async(
-            lambda: any(connection._buffer_paused for connection in ways.made), 5.0, "reading is paused"
+            lambda: any(connection._buffer_paused for connection in ways.made), "reading is paused"
         )
         await asyncio.wait((sending,), timeout=0.3)
         assert not sending.done()
@@ -461,6 +458,7 @@ async def test_the_end_waits_for_what_is_in_flight(
     assert ways.took(1)
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 async def test_the_end_does_not_wait_for_ever(
     store_settings: StoreSettings, published: Written, monkeypatch: pytest.MonkeyPatch
@@ -529,7 +527,6 @@ async def test_a_client_that_does_not_read_is_dropped(
         await loop.sock_connect(slow, ("127.0.0.1", port_of(client)))
         await wait_until_async(
             lambda: any(made.transport is not None for made in ways.made[1:]),
-            5.0,
             "the service has the connection",
         )
         connection = next(made for made in ways.made[1:] if made.transport is not None)
@@ -546,14 +543,13 @@ async def test_a_client_that_does_not_read_is_dropped(
             async def took(count: int = asked) -> bool:
                 return ways.answers == count
 
-            await wait_until_async(took, 5.0, "the request was answered")
+            await wait_until_async(took, "the request was answered")
         assert connection._paused
         # What it asks now waits, and it is given up.
         await loop.sock_sendall(slow, get(1) * 3)
         assert connection.waiting
         await wait_until_async(
             lambda: answers.unsent.held_bytes == 0 and connection.transport is None,
-            10.0,
             "the client is dropped",
         )
         assert ways.took(asked)

@@ -35,7 +35,7 @@ def without_fast_path(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
+@pytest.mark.slow
 async def test_the_service_runs_with_the_fast_path_deleted(
     store: Store, store_settings: StoreSettings, tmp_path: Path
 ) -> None:

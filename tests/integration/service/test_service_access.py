@@ -29,7 +29,6 @@ from tests.support.serving import BOTH_WAYS, JSON, Client, Service, client_of, i
 from tests.support.small_trainer import Trainer, running
 from tests.support.waiting import wait_until, wait_until_async
 
-one_kind = pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 # What is promised: a key that was removed lets no request in for longer.
 ROTATED_WITHIN_S = 2.0
 NAMES = {
@@ -87,7 +86,6 @@ async def ask(client: Client, route: Route, headers: dict[str, str]) -> int:
     return (await client.ask(route.method, path, headers=headers, **more)).status
 
 
-@one_kind
 @BOTH_WAYS
 @pytest.mark.parametrize("sent", [None, "unknown", *ROLES])
 async def test_every_route_by_every_role(client: Client, keys: dict[str, str], sent: str | None) -> None:
@@ -102,7 +100,6 @@ async def test_every_route_by_every_role(client: Client, keys: dict[str, str], s
             assert wanted or status in {200, 404, 409}, named
 
 
-@one_kind
 async def test_who_may_only_read_changes_nothing(
     client: Client, keys: dict[str, str], store: Store, trainer: Trainer
 ) -> None:
@@ -118,7 +115,6 @@ async def test_who_may_only_read_changes_nothing(
     assert {command.kind for command in trainer.taken} >= {"erase"}
 
 
-@one_kind
 async def test_a_list_that_is_recorded_as_shown_is_a_write(
     client: Client, keys: dict[str, str], store: Store
 ) -> None:
@@ -136,12 +132,11 @@ async def test_a_list_that_is_recorded_as_shown_is_a_write(
     async def stored() -> bool:
         return await store.stream.lag(1) != before
 
-    await wait_until_async(stored, 10.0, "the list of the key that may rate is recorded")
+    await wait_until_async(stored, "the list of the key that may rate is recorded")
     (entry,) = (await client.get("/users/ann/events", headers=bearer(keys["read"]))).json["events"]
     assert entry["type"] == "impression"
 
 
-@one_kind
 @BOTH_WAYS
 async def test_refusals_say_what_is_needed(client: Client, keys: dict[str, str]) -> None:
     reply = await client.get("/predict?user_id=ann&item_id=dune")
@@ -157,7 +152,7 @@ async def test_refusals_say_what_is_needed(client: Client, keys: dict[str, str])
     assert (await client.get("/predict?user_id=ann&item_id=dune", headers=bearer(keys["read"]))).status == 200
 
 
-@one_kind
+@pytest.mark.slow
 async def test_a_body_is_not_read_before_the_key(client: Client, keys: dict[str, str]) -> None:
     host, port = client.url.removeprefix("http://").split(":")
     head = f"POST /ratings HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
@@ -172,7 +167,6 @@ async def test_a_body_is_not_read_before_the_key(client: Client, keys: dict[str,
         writer.close()
 
 
-@one_kind
 async def test_the_description_tells_of_keys_where_they_are_asked_for(
     client: Client, store_settings: StoreSettings
 ) -> None:
@@ -184,7 +178,6 @@ async def test_the_description_tells_of_keys_where_they_are_asked_for(
         assert "securitySchemes" not in (await other.get("/openapi.json")).json["components"]
 
 
-@one_kind
 async def test_the_description_in_yaml_is_the_same_and_names_this_version(client: Client) -> None:
     described, asked = (await client.get("/openapi.json")).json, await client.get("/openapi.yaml")
     assert asked.headers["Content-Type"] == "application/yaml; charset=utf-8"
@@ -192,7 +185,6 @@ async def test_the_description_in_yaml_is_the_same_and_names_this_version(client
     assert described["info"]["version"] == version("foldin")
 
 
-@one_kind
 async def test_a_body_needs_its_content_type(
     store_settings: StoreSettings, trainer: Trainer, store: Store
 ) -> None:
@@ -221,14 +213,14 @@ async def test_a_body_needs_its_content_type(
         assert (await client.ask("POST", "/train")).status == 200
 
 
-@one_kind
+@pytest.mark.slow
 async def test_keys_are_rotated_while_workers_run(
     store_settings: StoreSettings, store: Store, keys: dict[str, str], trainer: Trainer, tmp_path: Path
 ) -> None:
     service = Service(store_settings, tmp_path, workers=3)
     try:
         service.wait_for()
-        wait_until(lambda: len(service.worker_pids()) == 3, 60.0, "three workers run")
+        wait_until(lambda: len(service.worker_pids()) == 3, "three workers run")
 
         async def statuses(secret: str) -> set[int]:
             """What workers answer to connections of their own; 24 miss one of three once in 17,000."""
@@ -246,7 +238,7 @@ async def test_keys_are_rotated_while_workers_run(
             async def does() -> bool:
                 return await statuses(secret) == {status}
 
-            await wait_until_async(does, 30.0, f"every worker answers {status}")
+            await wait_until_async(does, f"every worker answers {status}")
             return time.monotonic() - began
 
         await only(keys["read"], 200)
@@ -267,7 +259,6 @@ async def test_keys_are_rotated_while_workers_run(
         service.end()
 
 
-@pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 async def test_the_last_copy_holds_while_the_store_is_away(own_server: StoreServer, tmp_path: Path) -> None:
     settings = StoreSettings(url=own_server.url, partitions=2)
     store = await Store.open(settings)
@@ -293,7 +284,7 @@ STARTS = [
 ]
 
 
-@one_kind
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("start", STARTS, ids=lambda start: "-".join(map(str, start)))
 async def test_beyond_loopback_nothing_starts_without_keys_unless_told_so(
@@ -320,7 +311,6 @@ async def test_beyond_loopback_nothing_starts_without_keys_unless_told_so(
         service.end()
 
 
-@one_kind
 async def test_open_on_loopback_only_its_own_names_are_answered(
     store_settings: StoreSettings, trainer: Trainer
 ) -> None:
@@ -333,7 +323,6 @@ async def test_open_on_loopback_only_its_own_names_are_answered(
         assert (await client.get("/generations", headers={"Host": "evil.example"})).status == 200
 
 
-@one_kind
 async def test_a_first_key_closes_what_was_open(store_settings: StoreSettings, store: Store) -> None:
     async with serving(store_settings) as (client, _):
         assert (await client.get("/generations")).status == 200
@@ -343,11 +332,10 @@ async def test_a_first_key_closes_what_was_open(store_settings: StoreSettings, s
         async def closed() -> bool:
             return (await client.get("/generations")).status == 401
 
-        await wait_until_async(closed, 10.0, "keys are asked for")
+        await wait_until_async(closed, "keys are asked for")
         assert (await client.get("/generations", headers=bearer(secret))).status == 200
 
 
-@one_kind
 async def test_what_starts_when_all_keys_were_removed_is_closed_too(
     store_settings: StoreSettings, store: Store, tmp_path: Path
 ) -> None:
@@ -368,8 +356,8 @@ async def test_what_starts_when_all_keys_were_removed_is_closed_too(
         service.end()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-@pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 async def test_a_worker_that_starts_on_an_emptied_store_is_as_closed_as_its_siblings(
     own_server: StoreServer, tmp_path: Path, host: str
 ) -> None:
@@ -383,8 +371,8 @@ async def test_a_worker_that_starts_on_an_emptied_store_is_as_closed_as_its_sibl
         before = service.worker_pids()
         for pid in before:
             os.kill(pid, signal.SIGKILL)
-            await wait_until_async(lambda: len(service.worker_pids()) == 2, 20.0, "a worker in its place")
-        await wait_until_async(lambda: service.answers("/livez"), 20.0, "they answer")
+            await wait_until_async(lambda: len(service.worker_pids()) == 2, "a worker in its place")
+        await wait_until_async(lambda: service.answers("/livez"), "they answer")
         for _ in range(20):
             # Each on a connection of its own, and so to either worker.
             async with client_of(service.url) as client:
@@ -397,13 +385,12 @@ async def test_a_worker_that_starts_on_an_emptied_store_is_as_closed_as_its_sibl
             async def let_in() -> bool:
                 return (await client.get("/generations", headers=bearer(secret))).status == 200
 
-            await wait_until_async(let_in, 10.0, "a new key lets in")
+            await wait_until_async(let_in, "a new key lets in")
     finally:
         service.end()
         await store.close()
 
 
-@one_kind
 async def test_what_operates_is_recorded_and_nothing_else(
     client: Client, keys: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -453,7 +440,6 @@ async def test_what_operates_is_recorded_and_nothing_else(
     assert erased.headers["X-Request-ID"] == "my-own"
 
 
-@one_kind
 async def test_which_keys_changed_is_recorded_by_whatever_they_were_changed(
     store_settings: StoreSettings, store: Store, keys: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -463,7 +449,7 @@ async def test_which_keys_changed_is_recorded_by_whatever_they_were_changed(
         def told() -> bool:
             return line in [each.getMessage() for each in caplog.records if each.name == "foldin.audit"]
 
-        await wait_until_async(told, 10.0, line)
+        await wait_until_async(told, line)
 
     async with serving(store_settings):
         (line,) = [each.getMessage() for each in caplog.records if each.name == "foldin.audit"]
@@ -479,7 +465,7 @@ async def test_which_keys_changed_is_recorded_by_whatever_they_were_changed(
     assert secret not in caplog.text
 
 
-@one_kind
+@pytest.mark.slow
 async def test_what_is_cut_short_is_recorded_too(
     store_settings: StoreSettings, trainer: Trainer, tmp_path: Path
 ) -> None:
@@ -489,7 +475,7 @@ async def test_what_is_cut_short_is_recorded_too(
         service.wait_for()
         async with client_of(service.url) as client:
             asking = asyncio.create_task(client.ask("POST", "/train"))
-            await wait_until_async(lambda: trainer.taken, 10.0, "the trainer is asked")
+            await wait_until_async(lambda: trainer.taken, "the trainer is asked")
             # It ends when its grace period does, and with it the call.
             assert await asyncio.to_thread(service.end, signal.SIGTERM) == 0
             await asyncio.gather(asking, return_exceptions=True)
@@ -501,7 +487,6 @@ async def test_what_is_cut_short_is_recorded_too(
     ]
 
 
-@one_kind
 async def test_the_keys_are_followed_whatever_a_poll_ends_with(
     store_settings: StoreSettings, store: Store, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -516,7 +501,7 @@ async def test_the_keys_are_followed_whatever_a_poll_ends_with(
             raise polled[-1]
 
         monkeypatch.setattr(access, "load", failing)
-        await wait_until_async(lambda: len(polled) >= 2, 10.0, "a poll after one that failed")
+        await wait_until_async(lambda: len(polled) >= 2, "a poll after one that failed")
         assert (await client.get("/generations", headers=bearer(keys["read"]))).status == 200
         monkeypatch.setattr(access, "load", load)
         await store.access.remove("the-read")
@@ -524,10 +509,9 @@ async def test_the_keys_are_followed_whatever_a_poll_ends_with(
         async def refused() -> bool:
             return (await client.get("/generations", headers=bearer(keys["read"]))).status == 401
 
-        await wait_until_async(refused, 10.0, "it follows again")
+        await wait_until_async(refused, "it follows again")
 
 
-@one_kind
 async def test_no_key_is_ever_in_a_log(
     store_settings: StoreSettings, store: Store, keys: dict[str, str], trainer: Trainer, tmp_path: Path
 ) -> None:

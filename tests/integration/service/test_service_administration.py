@@ -46,9 +46,9 @@ async def test_a_key_is_made_listed_shown_once_and_removed(
         async def may(role: str) -> bool:
             return bool((await client.get("/access", headers={"X-API-Key": secret})).json["role"] == role)
 
-        await wait_until_async(lambda: may("rate"), 5, "the key let in")
+        await wait_until_async(lambda: may("rate"), "the key let in")
         assert (await client.ask("DELETE", "/keys/shop", **keyed)).json == {"removed": 1}
-        await wait_until_async(lambda: may("none"), 5, "the key let in no longer")
+        await wait_until_async(lambda: may("none"), "the key let in no longer")
         is_problem(await client.ask("DELETE", "/keys/shop", **keyed), 404, "unknown_key")
 
 
@@ -66,7 +66,7 @@ async def test_there_is_a_key_that_operates_while_there_are_keys(store_settings:
         async def asks() -> bool:
             return (await client.get("/keys")).status == 401
 
-        await wait_until_async(asks, 5, "the key asked for")
+        await wait_until_async(asks, "the key asked for")
         assert (await client.post("/keys", {"name": "shop", "role": "rate"}, **keyed)).status == 200
         refused = await client.ask("DELETE", "/keys/boss", **keyed)
         assert is_problem(refused, 409, "last_operate_key")
@@ -82,7 +82,7 @@ async def test_there_is_a_key_that_operates_while_there_are_keys(store_settings:
         async def closed() -> bool:
             return (await client.get("/keys", **keyed)).status == 401
 
-        await wait_until_async(closed, 5, "no key let in")
+        await wait_until_async(closed, "no key let in")
 
 
 async def test_two_removals_at_a_time_leave_a_key_that_operates(
@@ -121,7 +121,7 @@ async def test_two_removals_at_a_time_leave_a_key_that_operates(
         async def known() -> bool:
             return (await client.get("/keys", **keyed)).status == 200
 
-        await wait_until_async(known, 5, "the key let in")
+        await wait_until_async(known, "the key let in")
         is_problem(await client.ask("DELETE", f"/keys/{last}", **keyed), 409, "last_operate_key")
 
 

@@ -5,8 +5,6 @@ A small store does not know all that they name: what is not known is another ans
 
 from pathlib import Path
 
-import pytest
-
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.examples import examples
@@ -16,7 +14,6 @@ from tests.support.small_trainer import serving_with_trainer
 API = Path(__file__).resolve().parents[3] / "docs/api.md"
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 async def test_every_example_of_the_manual_is_a_call_that_is_taken(
     store_settings: StoreSettings, store: Store
 ) -> None:

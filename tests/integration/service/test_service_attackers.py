@@ -18,8 +18,6 @@ from featurestore.store import Store
 from tests.support.factories import publish_for_ann
 from tests.support.serving import Service
 
-pytestmark = pytest.mark.parametrize("store_server", ["redis"], indirect=True)
-
 # Shares of an hour: a test that a busy machine makes slow gets little more of them.
 SHARE = {"requests": 60, "ratings": 40, "items": 20, "history": 30, "connections": 8}
 TIMES = 10

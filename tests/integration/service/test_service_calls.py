@@ -371,6 +371,7 @@ async def test_a_large_broken_body_names_its_row_too(client: Client) -> None:
     assert (reply.json["field"], reply.json["row"]) == ("rating", 5000)
 
 
+@pytest.mark.slow
 async def test_a_body_that_does_not_come_is_given_up(
     store_settings: StoreSettings, published: Written
 ) -> None:
@@ -556,7 +557,7 @@ async def test_before_the_first_generation(store_settings: StoreSettings, store:
         async def ready() -> bool:
             return (await client.get("/readyz")).status == 200
 
-        await wait_until_async(ready, 10.0, "the first generation is served")
+        await wait_until_async(ready, "the first generation is served")
 
 
 @BOTH_WAYS
@@ -605,9 +606,10 @@ async def test_counts_are_sampled_after_a_first_load_that_took_long(
         assert (await client.get("/predict?user_id=eve&item_id=item-2")).status == 200
         counts = app[CONTEXT].counts
         # Only a sample takes this number over from the store.
-        await wait_until_async(lambda: counts.folds == 1, 10.0, "a sample is taken")
+        await wait_until_async(lambda: counts.folds == 1, "a sample is taken")
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 async def test_a_damaged_user_harms_no_other_of_the_batch(
     client: Client, store: Store, caplog: pytest.LogCaptureFixture

@@ -115,6 +115,7 @@ async def test_what_was_rated_alone_can_be_hidden(client: Client, other: Client)
     assert "item-3" not in (await listed(other))["/recommend/new?n=100"]
 
 
+@pytest.mark.slow
 async def test_an_item_is_shown_in_its_time(client: Client, other: Client) -> None:
     now = time.time()
     await put(client, "item-1", available_from=now + 2.0)
@@ -126,7 +127,7 @@ async def test_an_item_is_shown_in_its_time(client: Client, other: Client) -> No
         found = (await listed(other))["/recommend/new?n=100"]
         return ("item-1" in found, "item-2" in found) == (True, False)
 
-    await wait_until_async(changed, 10.0, "one has come, one has gone")
+    await wait_until_async(changed, "one has come, one has gone")
 
 
 async def test_an_item_without_ratings_is_recommended(client: Client, other: Client) -> None:
@@ -137,7 +138,7 @@ async def test_an_item_without_ratings_is_recommended(client: Client, other: Cli
     async def recommended() -> bool:
         return "brand-new" in (await listed(other))["/recommend/new?n=100"]
 
-    await wait_until_async(recommended, 5.0, "the new item has a row in the table")
+    await wait_until_async(recommended, "the new item has a row in the table")
     await put(client, "brand-new", hidden=True)
     assert "brand-new" not in (await listed(other))["/recommend/new?n=100"]
 
@@ -337,6 +338,7 @@ async def test_items_are_listed_searched_and_exported(
     assert (await client.get("/export/items")).text == exported.text
 
 
+@pytest.mark.slow
 async def test_attributes_of_a_user_go_with_the_user(client: Client, store: Store) -> None:
     path = "/users/ann/attributes"
     assert is_problem(await client.get(path), 404, "unknown_user")

@@ -158,6 +158,7 @@ BAD: dict[str, tuple[object, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 async def test_a_context_that_cannot_be_taken_is_named_and_nothing_is_stored(
     client: Client, store: Store, name: str
@@ -303,6 +304,7 @@ async def test_a_field_is_retired_and_comes_back(client: Client, store_settings:
         assert (await other.post("/ratings", row("ann", 1, 5, {**EVENING, "houre": 1}))).status == 200
 
 
+@pytest.mark.slow
 async def test_ratings_that_are_refused_leave_no_field(
     written: Written, store: Store, store_settings: StoreSettings
 ) -> None:

@@ -12,7 +12,7 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service.context import CONTEXT
 from tests.support.factories import publish_for_ann
-from tests.support.servers import StoreServer, running_server
+from tests.support.servers import KIND, StoreServer, running_server
 from tests.support.serving import BOTH_WAYS, Client, client_of, is_problem, processes, serves, serving
 from tests.support.waiting import wait_until_async
 
@@ -78,7 +78,7 @@ async def test_reads_go_on_marked_and_writes_are_refused(
         async def told() -> bool:
             return "degraded" in (await client.get("/readyz")).json
 
-        await wait_until_async(told, 5.0, "the next poll has failed")
+        await wait_until_async(told, "the next poll has failed")
         ready = await client.get("/readyz")
         assert (ready.status, ready.json) == (
             200,
@@ -88,7 +88,7 @@ async def test_reads_go_on_marked_and_writes_are_refused(
         assert "foldin_store_up 0.0" in metrics
         assert float(metrics.split("\nfoldin_degraded_total ")[1].split("\n")[0]) >= 8
         await asyncio.to_thread(own_server.start)
-        await wait_until_async(lambda: back(client), 20.0, "answers are whole again")
+        await wait_until_async(lambda: back(client), "answers are whole again")
 
 
 async def test_a_rating_is_in_every_answer_that_is_not_marked(
@@ -105,7 +105,7 @@ async def test_a_rating_is_in_every_answer_that_is_not_marked(
         marked = (await client.get(PAIR)).json
         assert marked == {**old, "degraded": True}
         await asyncio.to_thread(own_server.start)
-        await wait_until_async(lambda: back(client), 20.0, "the store is back")
+        await wait_until_async(lambda: back(client), "the store is back")
         assert (await client.get(PAIR)).json["rating"] < old["rating"]
 
 
@@ -137,7 +137,7 @@ async def test_who_was_forgotten_by_one_replica_is_not_answered_from_a_copy_of_a
         follower = app[CONTEXT].follower
         told_at = follower.polled_at
         # One poll may have been under way.
-        await wait_until_async(lambda: follower.polled_at > told_at + 0.15, 10.0, "it is polled")
+        await wait_until_async(lambda: follower.polled_at > told_at + 0.15, "it is polled")
         own_server.kill()
         reply = await other.get(PAIR)
         assert (reply.json["basis"], reply.json["degraded"]) == ("item", True)
@@ -157,7 +157,7 @@ async def test_a_store_that_misses_replicas_is_read_and_followed(
         is_problem(await client.post("/ratings", rating), 503, "store_unavailable")
         refused_at = follower.polled_at
         # Two beats are refused meanwhile.
-        await wait_until_async(lambda: follower.polled_at > refused_at + 1.0, 10.0, "it is polled")
+        await wait_until_async(lambda: follower.polled_at > refused_at + 1.0, "it is polled")
         assert follower.failures_total == 0
         assert await back(client)
         await administrator.config_set("min-replicas-to-write", 0)
@@ -166,7 +166,7 @@ async def test_a_store_that_misses_replicas_is_read_and_followed(
 
 @pytest.mark.parametrize("how", ["kill", "pause"])
 async def test_known_users_wait_for_the_store_once_under_load(how: str, tmp_path: Path) -> None:
-    with running_server("redis", tmp_path) as server:
+    with running_server(KIND, tmp_path) as server:
         settings = StoreSettings(url=server.url, partitions=2, timeout_s=1.0)
         store = await Store.open(settings)
         await publish_for_ann(store, {"item-1": 5.0, "item-2": 1.0})
@@ -189,11 +189,11 @@ async def test_known_users_wait_for_the_store_once_under_load(how: str, tmp_path
 
                 asking = [asyncio.create_task(ask()) for _ in range(8)]
                 (server.kill if how == "kill" else server.pause)()
-                await wait_until_async(lambda: len(took) > 500, 20.0, "copies answer")
+                await wait_until_async(lambda: len(took) > 500, "copies answer")
                 # Of those that wait for the time-out of a store that stands still each does so once.
                 assert sum(seconds >= settings.timeout_s for seconds in took) <= len(asking)
                 await asyncio.to_thread(server.start if how == "kill" else server.resume)
-                await wait_until_async(lambda: back(client), 20.0, "answers are whole again")
+                await wait_until_async(lambda: back(client), "answers are whole again")
                 stop.set()
                 await asyncio.gather(*asking)
 

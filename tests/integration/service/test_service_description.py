@@ -19,6 +19,9 @@ from tests.support.serving import Client
 from tests.support.small_trainer import serving_with_trainer
 from tests.support.waiting import wait_until_async
 
+pytestmark = pytest.mark.slow
+
+
 # A description cannot say that a whole number written as 7.0 is no id, nor that lists are parallel: for
 # bodies the check that all it allows is accepted is left out.
 # A test run asks less than the 5,000 that a release is asked.
@@ -55,27 +58,23 @@ async def key(store: Store) -> str:
 
 
 # What is asked does not depend on the kind of store.
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 @pytest.mark.parametrize("run", RUNS)
 async def test_the_service_does_what_its_description_says(client: Client, run: str) -> None:
     await says_nothing_else(client, "--checks", "all", *RUNS[run])
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 @pytest.mark.parametrize("run", RUNS)
 async def test_with_a_key_it_does_the_same(key: str, client: Client, run: str) -> None:
     """`all` has a check that a call without its key, and with another, is refused."""
     await says_nothing_else(client, "--checks", "all", *RUNS[run], "-H", f"Authorization: Bearer {key}")
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 async def test_without_the_key_that_it_asks_for_nothing_breaks_it(key: str, client: Client) -> None:
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     await says_nothing_else(client, "--checks", checks)
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 async def test_whatever_is_asked_by_whomever_is_no_5xx(store: Store, client: Client) -> None:
     """The whole API without keys, without the key that is asked for, with one that is not known, and with
     each role: `FOLDIN_TEST_REQUESTS=5000` asks so much, which is a few minutes; without it a part of that.
@@ -87,7 +86,7 @@ async def test_whatever_is_asked_by_whomever_is_no_5xx(store: Store, client: Cli
         await store.access.add(secret, role, role)
         headers.append(secret)
     # Its copy of the keys is renewed twice a second; until then the description has no 401.
-    await wait_until_async(lambda: is_refused(client), 10.0, "the service asks for keys")
+    await wait_until_async(lambda: is_refused(client), "the service asks for keys")
     for sent in (None, new_secret(), *headers):
         await fuzzed(client, [] if sent is None else ["-H", f"X-API-Key: {sent}"])
     page = (await client.get("/metrics", headers={"X-API-Key": headers[-1]})).text

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from featurestore import codecs
 from featurestore.settings import StoreSettings
@@ -26,6 +27,7 @@ async def events_of(client: Client, user: str) -> list[tuple[str, str, float]]:
     return [(each["item_id"], each["type"], each["value"]) for each in found["events"]]
 
 
+@pytest.mark.slow
 async def test_events_are_beside_the_ratings(
     published: Written, store: Store, store_settings: StoreSettings
 ) -> None:

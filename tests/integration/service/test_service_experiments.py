@@ -71,7 +71,7 @@ async def until_figures(client: Client, name: str, **least: int) -> list[dict[st
         found[:] = (await client.get(f"/experiments/{name}")).json["arms"]
         return all(sum(arm[figure] for arm in found) >= number for figure, number in least.items())
 
-    await wait_until_async(counted, 20.0, f"figures {least}")
+    await wait_until_async(counted, f"figures {least}")
     return found
 
 
@@ -82,6 +82,7 @@ def given(written: Written, ratings: dict[int, float], row: int) -> float:
     return written.rating_of(pack_histories([history]), row)
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 async def test_each_user_has_one_arm_in_every_answer(
     client: Client, store: Store, generations: tuple[Lease, Written, Written]
@@ -116,6 +117,7 @@ async def test_each_user_has_one_arm_in_every_answer(
     assert {arm["name"]: arm["served"] for arm in found} == {"old": True, "new": True}
 
 
+@pytest.mark.slow
 async def test_a_rating_is_in_the_next_answer_of_either_arm_and_its_error_is_counted(
     client: Client, generations: tuple[Lease, Written, Written]
 ) -> None:
@@ -193,7 +195,7 @@ async def test_new_items_reach_both_arms(
         olds = [(await client.get(f"/predict?user_id={u}&item_id=item-3")).json for u in USERS[:10]]
         return [each["rating"] for each in pairs] == [each["rating"] for each in olds]
 
-    await wait_until_async(known, 10.0, "the item in both generations")
+    await wait_until_async(known, "the item in both generations")
 
 
 @pytest.mark.parametrize("how", ["damaged", "gone"])
@@ -217,6 +219,7 @@ async def test_an_arm_that_is_lost_is_answered_by_the_live_generation_and_says_s
         assert (await client.ask("DELETE", "/experiments/fits")).status == 200
 
 
+@pytest.mark.slow
 async def test_scenarios_take_the_place_of_the_one_that_is_asked_for(client: Client, store: Store) -> None:
     for name, kept in (("home", [0, 1, 2]), ("fewer", [5]), ("other", [6])):
         rules = {"candidate_items": [f"item-{row}" for row in kept]}
@@ -368,6 +371,7 @@ async def test_those_of_ended_histories_leave_name_and_room(store: Store) -> Non
         await store.experiments.begin("more", Definition(scenarios, 1e9, scenario="more"))
 
 
+@pytest.mark.slow
 async def test_one_of_an_ended_history_is_in_the_way_of_nothing(
     client: Client, store: Store, generations: tuple[Lease, Written, Written]
 ) -> None:
@@ -425,6 +429,7 @@ async def test_a_sum_that_counts_nothing_is_damage(
     assert (await client.get("/metrics")).status == 200
 
 
+@pytest.mark.slow
 async def test_two_workers_agree_from_the_answer_on(
     store_settings: StoreSettings, store: Store, tmp_path: Path
 ) -> None:
@@ -452,7 +457,7 @@ async def test_two_workers_agree_from_the_answer_on(
                 replies = [await client.get(paths[0], **close) for _ in range(4)]
                 return {each.json["generation"] for each in replies} == {first.writer.number}
 
-            await wait_until_async(back, 10.0, "both workers answer from what was kept")
+            await wait_until_async(back, "both workers answer from what was kept")
 
 
 def _arm_of(experiment: Experiment, user: str) -> Any:

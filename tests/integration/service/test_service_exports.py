@@ -81,7 +81,7 @@ async def test_exports_are_few_at_a_time(
     after(1, monkeypatch, go_on.wait)
     async with serving(store_settings) as (client, app):
         running = [asyncio.create_task(client.get("/export/ratings")) for _ in range(2)]
-        await wait_until_async(app[CONTEXT].exports.locked, 5.0, "both run")
+        await wait_until_async(app[CONTEXT].exports.locked, "both run")
         for path in ("/export/ratings", "/export/users", "/export/items"):
             assert is_problem(await client.get(path), 503, "overloaded")
         go_on.set()
@@ -118,7 +118,7 @@ async def test_a_client_that_goes_away_or_does_not_read_is_no_mistake(
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
         if leaves:
             writer.transport.abort()
-        await wait_until_async(lambda: context.traffic.in_flight == 0, 10.0, "the export has ended")
+        await wait_until_async(lambda: context.traffic.in_flight == 0, "the export has ended")
         if not leaves:
             # It was cut off, so that no client takes a part for all.
             got = b""

@@ -54,7 +54,7 @@ async def until(client: Client, written: Written, **least: int) -> dict[str, Any
         found.update(await feedback(client, written.writer.number))
         return all(found.get(name, 0) >= number for name, number in least.items())
 
-    await wait_until_async(counted, 20.0, f"at least {least}")
+    await wait_until_async(counted, f"at least {least}")
     return found
 
 
@@ -70,10 +70,11 @@ async def until_shown(client: Client, user: str, count: int) -> list[str]:
         found[:] = await shown_to(client, user)
         return len(found) >= count
 
-    await wait_until_async(recorded, 10.0, f"{count} items shown to {user}")
+    await wait_until_async(recorded, f"{count} items shown to {user}")
     return found
 
 
+@pytest.mark.slow
 async def test_what_a_list_shows_is_recorded_and_what_comes_of_it_is_counted(
     client: Client, written: Written
 ) -> None:
@@ -109,6 +110,7 @@ async def test_what_a_list_shows_is_recorded_and_what_comes_of_it_is_counted(
     assert "foldin_impressions_lost_total 0.0" in text
 
 
+@pytest.mark.slow
 async def test_a_front_end_says_itself_what_it_has_shown(client: Client, written: Written) -> None:
     token = (await client.get("/recommend/ann?n=2")).json["recommendation_id"]
     assert (await shown_to(client, "ann")) == []
@@ -137,6 +139,7 @@ async def test_a_front_end_says_itself_what_it_has_shown(client: Client, written
     assert reply.json["field"] == "recommendation_id"
 
 
+@pytest.mark.slow
 async def test_what_is_chosen_at_once_counts(client: Client, written: Written) -> None:
     (shown, *_) = (await client.get("/recommend/ann?n=2&impressions=true")).json["items"]
     # Before the next step of what stores showings.
@@ -155,6 +158,7 @@ async def test_a_scenario_records_for_all_its_lists(client: Client, written: Wri
     assert (await client.get("/users/bob/events")).status == 404
 
 
+@pytest.mark.slow
 async def test_what_was_shown_does_not_bring_back_who_is_forgotten(client: Client, store: Store) -> None:
     for user, other in (("ann", "bob"), ("stranger", "other")):
         await client.get(f"/recommend/{user}?n=4&impressions=true")
@@ -190,6 +194,7 @@ async def test_impressions_beyond_a_quota_are_left_out_and_counted(
         assert (await client.get("/users/eve/events")).status == 404
 
 
+@pytest.mark.slow
 async def test_positives_count_for_the_arm_that_has_shown_the_item(client: Client, written: Written) -> None:
     for name in ("home", "other"):
         assert (await client.ask("PUT", f"/scenarios/{name}", json={"impressions": True})).status == 200
@@ -213,13 +218,14 @@ async def test_positives_count_for_the_arm_that_has_shown_the_item(client: Clien
         found = (await client.get("/experiments/lists")).json["arms"]
         return {arm["name"]: [arm["shown"], arm["positives"]] for arm in found} == expected
 
-    await wait_until_async(counted, 20.0, f"{expected}")
+    await wait_until_async(counted, f"{expected}")
     found = (await client.get("/experiments/lists")).json["arms"]
     assert all(arm["positive_rate"]["low"] < arm["positive_rate"]["high"] for arm in found)
     assert 'foldin_arm_shown_items{arm="home",experiment="lists"}' in (await client.get("/metrics")).text
     assert (await until(client, written, positives=18))["positives"] == 18
 
 
+@pytest.mark.slow
 async def test_what_is_shown_and_chosen_in_one_call_counts(client: Client, written: Written) -> None:
     """Clients send in batches, and an item may be new to all."""
     token = (await client.get("/recommend/ann?n=2")).json["recommendation_id"]
@@ -264,6 +270,7 @@ async def test_what_counts_as_seen_is_said_by_type(client: Client) -> None:
     assert is_problem(refused, 422, "unknown_event_type")
 
 
+@pytest.mark.slow
 async def test_a_call_of_many_events_is_an_import_and_counts_no_positives(
     client: Client, written: Written
 ) -> None:
@@ -317,9 +324,9 @@ async def test_while_there_is_no_room_nothing_shown_is_stored(
     async with serving(store_settings) as (client, app):
         await serves(client, number)
         await store.room.say(lease, "archive_disk", await store.time())
-        await wait_until_async(lambda: is_full(app), 10.0, "the worker knows")
+        await wait_until_async(lambda: is_full(app), "the worker knows")
         await client.get("/recommend/bob?n=4&impressions=true")
-        await wait_until_async(lambda: lost(app, 4), 10.0, "4 items are left out")
+        await wait_until_async(lambda: lost(app, 4), "4 items are left out")
         assert (await client.get("/users/bob/events")).status == 404
 
 
@@ -338,9 +345,10 @@ async def answered(client: Client, path: str) -> None:
         reply = await client.get(path, headers={"Connection": "close"})
         return reply.status == 200 and "degraded" not in reply.json
 
-    await wait_until_async(is_answered, 20.0, path)
+    await wait_until_async(is_answered, path)
 
 
+@pytest.mark.slow
 async def test_figures_are_those_of_all_workers_and_outlast_them(
     store_settings: StoreSettings, store: Store, written: Written, tmp_path: Path
 ) -> None:
@@ -352,7 +360,7 @@ async def test_figures_are_those_of_all_workers_and_outlast_them(
         with processes(store_settings, tmp_path, workers=2) as service:
             service.wait_for()
             async with client_of(service.url) as client:
-                await wait_until_async(both, 20.0, "both workers serve")
+                await wait_until_async(both, "both workers serve")
                 paths = [f"/recommend/u{k}?n=3&impressions=true" for k in range(20)]
                 await asyncio.gather(*(answered(client, path) for path in paths))
                 found = await until(client, written, lists=total, shown=3 * total)

@@ -14,7 +14,7 @@ from tests.support.factories import Written
 from tests.support.servers import missing
 from tests.support.serving import processes, send_raw
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 # As many as a worker takes, but for a few of others.
 CONNECTIONS = 8_000
 # As large as each header may be, and as many as may be.
@@ -41,7 +41,6 @@ def resident_bytes(pid: int) -> int:
     return pages * resource.getpagesize()
 
 
-@pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 def test_others_are_served_and_memory_is_bounded(
     store_settings: StoreSettings, published: Written, tmp_path: Path, many_files: None
 ) -> None:

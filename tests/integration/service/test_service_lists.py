@@ -100,7 +100,7 @@ async def test_what_is_pinned_stands_in_lists_that_do_not_rank_it(
     async def known() -> bool:
         return 99 in await listed(client, "/latest?n=100")
 
-    await wait_until_async(known, 5, "the row of the item")
+    await wait_until_async(known, "the row of the item")
     plain, found = list(await listed(client, path)), list(await listed(client, f"{path}&scenario=shop"))
     # An item is not like itself, wherever it is pinned.
     first = [99] if path.startswith("/similar") else [99, 3]
@@ -166,7 +166,7 @@ async def test_what_is_rated_of_late_comes_first(store_settings: StoreSettings, 
         async def known() -> bool:
             return 5 in await listed(client, "/trending")
 
-        await wait_until_async(known, 5, "the item that is rated now")
+        await wait_until_async(known, "the item that is rated now")
         # Its count was 3, of which the fit that was published says nothing.
         assert list(await listed(client, "/trending")) == [5, 1, 3, 0]
     older = await publish(store, lease, n_items=8)

@@ -1,5 +1,7 @@
 """A user with very many ratings: what needs all of them has all, and no answer grows with them."""
 
+import pytest
+
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.users.histories import ANSWER_ENTRIES
@@ -9,6 +11,7 @@ from tests.support.serving import serves, serving
 ITEMS, LEFT = 2 * ANSWER_ENTRIES, 5
 
 
+@pytest.mark.slow
 async def test_calls_about_a_user_with_very_many_ratings(store: Store, store_settings: StoreSettings) -> None:
     ids = [f"item-{row}" for row in range(ITEMS)]
     await store.items(1).register([item.encode() for item in ids])

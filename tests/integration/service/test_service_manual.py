@@ -5,8 +5,6 @@ import os
 import re
 from pathlib import Path
 
-import pytest
-
 from featurestore.access import new_secret
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -15,7 +13,6 @@ from tests.support.waiting import wait_until_async
 
 ROOT = Path(__file__).resolve().parents[3]
 # What is served does not depend on the kind of store.
-pytestmark = pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 
 
 def build(folder: Path, text: str) -> None:
@@ -108,5 +105,5 @@ async def test_it_needs_no_key(store_settings: StoreSettings, store: Store, tmp_
         async def asks() -> bool:
             return (await client.get("/generations")).status == 401
 
-        await wait_until_async(asks, 10.0, "the service asks for keys")
+        await wait_until_async(asks, "the service asks for keys")
         assert (await client.get("/manual/")).text == "open"

@@ -57,6 +57,7 @@ PAIRS = json.dumps({"pairs": [["ann", "item-1"]] * 5_000}).encode()
 RATINGS = json.dumps([{"user_id": "ann", "item_id": f"item-{row % 8}", "rating": 3} for row in range(2_000)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "body"), [("/predict", PAIRS), ("/ratings", RATINGS.encode())])
 async def test_large_calls_that_are_too_many_are_refused_at_once_and_others_are_served(
     store: Store, store_settings: StoreSettings, published: Written, path: str, body: bytes
@@ -73,7 +74,7 @@ async def test_large_calls_that_are_too_many_are_refused_at_once_and_others_are_
         def refused() -> list[asyncio.Task[Reply]]:
             return [call for call in calls if call.done()]
 
-        await wait_until_async(lambda: len(refused()) == 7, 1.9, "all but five are answered")
+        await wait_until_async(lambda: len(refused()) == 7, "all but five are answered")
         taken = [call for call in calls if not call.done()]
         for call in refused():
             is_problem(call.result(), 503, "overloaded")
@@ -160,7 +161,7 @@ async def test_connections_beyond_the_limit_are_told_and_idle_ones_harm_no_other
             writer.close()
             return b" 200 OK" in text
 
-        await wait_until_async(there_is_room, 5.0, "connections that were closed make room")
+        await wait_until_async(there_is_room, "connections that were closed make room")
 
 
 @BOTH_WAYS
@@ -307,9 +308,9 @@ async def test_a_client_that_does_not_read_is_dropped(
         await loop.sock_connect(slow, ("127.0.0.1", port_of(client)))
         requests = asking % (len(body), body) * 40
         sending = asyncio.create_task(loop.sock_sendall(slow, requests))
-        await wait_until_async(lambda: answers.unsent.held_bytes > 0, 10.0, "answers wait for the client")
+        await wait_until_async(lambda: answers.unsent.held_bytes > 0, "answers wait for the client")
         assert await loop.sock_recv(slow, 1) == b"H"
-        await wait_until_async(lambda: answers.unsent.held_bytes == 0, 10.0, "the client is dropped")
+        await wait_until_async(lambda: answers.unsent.held_bytes == 0, "the client is dropped")
         assert (await client.get(ONE)).status == 200
         text = b""
         with contextlib.suppress(OSError):

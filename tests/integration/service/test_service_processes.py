@@ -29,8 +29,6 @@ from tests.support.waiting import wait_until, wait_until_async
 pytestmark = pytest.mark.timeout(300)
 ITEMS = 8
 # The life of processes does not depend on the kind of store; one of each pair of runs is enough.
-one_kind = pytest.mark.parametrize("store_server", ["redis"], indirect=True)
-own_kind = pytest.mark.parametrize("own_server", ["valkey"], indirect=True)
 
 
 @pytest.fixture
@@ -49,7 +47,6 @@ def by_hand(written: Written, history: dict[int, float], row: int) -> float:
     return written.rating_of(packed, row)
 
 
-@one_kind
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_it_ends_in_order(
@@ -59,13 +56,12 @@ def test_it_ends_in_order(
         service.wait_for()
         # One worker needs no supervisor. The second one starts when the first one serves.
         count = workers if workers > 1 else 0
-        pids = wait_until(lambda: [p for p in [service.worker_pids()] if len(p) == count], 60.0, "all run")[0]
+        pids = wait_until(lambda: [p for p in [service.worker_pids()] if len(p) == count], "all run")[0]
         assert service.end(how) == 0
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
         assert f"service listens on {service.url}" in service.log.read_text("utf-8")
 
 
-@one_kind
 def test_a_request_in_flight_is_answered(
     store_settings: StoreSettings, published: Written, tmp_path: Path
 ) -> None:
@@ -77,11 +73,9 @@ def test_a_request_in_flight_is_answered(
         sent.settimeout(10.0)
         head = b"POST /ratings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         sent.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body[:20])
-        wait_until(
-            lambda: b'"in_flight":2' in raw_get(service.port, "/status"), 5.0, "the request is in flight"
-        )
+        wait_until(lambda: b'"in_flight":2' in raw_get(service.port, "/status"), "the request is in flight")
         service.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: not connects(service.port), 5.0, "nothing new is accepted")
+        wait_until(lambda: not connects(service.port), "nothing new is accepted")
         sent.sendall(body[20:])
         answer = sent.recv(65536)
         assert answer.startswith(b"HTTP/1.1 200 OK")
@@ -107,7 +101,6 @@ def connects(port: int) -> bool:
         return False
 
 
-@one_kind
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_port_in_use_is_one_line_and_code_2(
     store_settings: StoreSettings, tmp_path: Path, workers: int
@@ -123,7 +116,7 @@ def test_a_port_in_use_is_one_line_and_code_2(
         assert str(port) in lines[0]
 
 
-@one_kind
+@pytest.mark.slow
 def test_a_second_group_does_not_join_the_first(
     store_settings: StoreSettings, published: Written, tmp_path: Path
 ) -> None:
@@ -132,7 +125,6 @@ def test_a_second_group_does_not_join_the_first(
         assert second.process.wait(60.0) == 2
 
 
-@one_kind
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_store_of_other_settings_is_one_line_and_code_2(
     store_settings: StoreSettings, published: Written, tmp_path: Path, workers: int
@@ -144,7 +136,6 @@ def test_a_store_of_other_settings_is_one_line_and_code_2(
     assert "scale" in lines[0].lower()
 
 
-@one_kind
 def test_settings_that_are_wrong_are_told_together(tmp_path: Path, store_settings: StoreSettings) -> None:
     service = Service(replace(store_settings, scale="5:1", namespace="a b"), tmp_path)
     assert service.process.wait(60.0) == 2
@@ -153,13 +144,12 @@ def test_settings_that_are_wrong_are_told_together(tmp_path: Path, store_setting
     assert "FOLDIN_NAMESPACE" in text
 
 
-@own_kind
 def test_it_waits_for_a_store_that_is_not_there_yet(own_server: StoreServer, tmp_path: Path) -> None:
     own_server.stop()
     service = Service(StoreSettings(url=own_server.url, partitions=2), tmp_path)
     try:
         said = "waiting for the feature store"
-        wait_until(lambda: said in service.log.read_text("utf-8"), 60.0, "it says what it waits for")
+        wait_until(lambda: said in service.log.read_text("utf-8"), "it says what it waits for")
         own_server.start()
         service.wait_for("/livez")
         assert service.end() == 0
@@ -170,22 +160,22 @@ def test_it_waits_for_a_store_that_is_not_there_yet(own_server: StoreServer, tmp
 def test_waiting_for_a_store_can_be_ended(tmp_path: Path) -> None:
     service = Service(StoreSettings(url=f"redis://127.0.0.1:{unused_port()}"), tmp_path)
     said = "waiting for the feature store"
-    wait_until(lambda: said in service.log.read_text("utf-8"), 60.0, "it says what it waits for")
+    wait_until(lambda: said in service.log.read_text("utf-8"), "it says what it waits for")
     assert service.end() == 0
 
 
-@one_kind
+@pytest.mark.slow
 async def test_a_killed_worker_is_replaced_and_its_counts_go_on(
     store_settings: StoreSettings, published: Written, tmp_path: Path
 ) -> None:
     with processes(store_settings, tmp_path, workers=2) as service:
-        await asyncio.to_thread(wait_until, lambda: len(service.worker_pids()) == 2, 60.0, "two workers run")
+        await asyncio.to_thread(wait_until, lambda: len(service.worker_pids()) == 2, "two workers run")
         async with client_of(service.url) as client:
 
             async def both_count() -> bool:
                 return len((await client.get("/status")).json["workers"]) == 2
 
-            await wait_until_async(both_count, 60.0, "both have left their counts")
+            await wait_until_async(both_count, "both have left their counts")
             for _ in range(40):
                 assert (
                     await client.post("/ratings", {"user_id": "u", "item_id": "item-1", "rating": 3})
@@ -195,7 +185,7 @@ async def test_a_killed_worker_is_replaced_and_its_counts_go_on(
             def counted() -> bool:
                 return all(b'"accepted_ratings":40,' in raw_get(service.port, "/status") for _ in range(20))
 
-            await asyncio.to_thread(wait_until, counted, 20.0, "all ratings are counted by both")
+            await asyncio.to_thread(wait_until, counted, "all ratings are counted by both")
             victim = service.worker_pids()[0]
             os.kill(victim, signal.SIGKILL)
 
@@ -203,17 +193,17 @@ async def test_a_killed_worker_is_replaced_and_its_counts_go_on(
                 pids = service.worker_pids()
                 return len(pids) == 2 and victim not in pids
 
-            await asyncio.to_thread(wait_until, replaced, 60.0, "another worker runs")
-            await asyncio.to_thread(wait_until, counted, 20.0, "no count fell")
+            await asyncio.to_thread(wait_until, replaced, "another worker runs")
+            await asyncio.to_thread(wait_until, counted, "no count fell")
 
 
-@one_kind
+@pytest.mark.slow
 async def test_the_restart_of_a_worker_loses_no_request(
     store_settings: StoreSettings, published: Written, tmp_path: Path
 ) -> None:
     """New connections throughout: those that wait for the worker that ends are answered by its successor."""
     with processes(store_settings, tmp_path, workers=2) as service:
-        await asyncio.to_thread(wait_until, lambda: len(service.worker_pids()) == 2, 60.0, "two workers run")
+        await asyncio.to_thread(wait_until, lambda: len(service.worker_pids()) == 2, "two workers run")
         stop, failures = threading.Event(), list[str]()
         counts = [0] * 4
 
@@ -234,9 +224,9 @@ async def test_the_restart_of_a_worker_loses_no_request(
                     pids = service.worker_pids()
                     return len(pids) == 2 and victim not in pids
 
-                await asyncio.to_thread(wait_until, replaced, 60.0, "another worker runs")
+                await asyncio.to_thread(wait_until, replaced, "another worker runs")
                 before = sum(counts)
-                await asyncio.to_thread(wait_until, lambda b=before: sum(counts) > b + 20, 60.0, "it goes on")
+                await asyncio.to_thread(wait_until, lambda b=before: sum(counts) > b + 20, "it goes on")
         finally:
             stop.set()
             await asyncio.gather(*asking)
@@ -261,7 +251,7 @@ async def test_a_store_that_goes_away_comes_back(own_server: StoreServer, tmp_pa
             async def says_so() -> bool:
                 return "degraded" in (await client.get("/readyz")).json
 
-            await wait_until_async(says_so, 2.0, "the next poll has failed")
+            await wait_until_async(says_so, "the next poll has failed")
             body = {"user_id": "u", "item_id": "item-1", "rating": 3}
             is_problem(await client.post("/ratings", body), 503, "store_unavailable")
             is_problem(await client.ask("POST", "/train"), 503, "store_unavailable")
@@ -276,11 +266,11 @@ async def test_a_store_that_goes_away_comes_back(own_server: StoreServer, tmp_pa
                 return "degraded" not in read.json and rated.status == 200
 
             # Two seconds by promise, which a busy machine may miss: what bounds it is asserted instead.
-            await wait_until_async(answers, 20.0, "it answers again by itself")
+            await wait_until_async(answers, "it answers again by itself")
             assert BACKOFF_S[1] <= 0.5
 
 
-@own_kind
+@pytest.mark.slow
 async def test_a_store_that_hangs_is_not_waited_for(own_server: StoreServer, tmp_path: Path) -> None:
     settings = StoreSettings(url=own_server.url, partitions=2)
     store = await Store.open(settings)
@@ -299,6 +289,7 @@ async def test_a_store_that_hangs_is_not_waited_for(own_server: StoreServer, tmp
             await serves(client, 1)
 
 
+@pytest.mark.slow
 async def test_raters_read_their_writes_while_generations_flip(
     store_settings: StoreSettings, store: Store, published: Written, tmp_path: Path
 ) -> None:

@@ -25,7 +25,6 @@ from tests.support.factories import Written, publish_for_ann, rating
 from tests.support.serving import BOTH_WAYS, Reply, Service, client_of, is_problem, serves, serving
 from tests.support.waiting import wait_until_async
 
-pytestmark = pytest.mark.parametrize("store_server", ["redis"], indirect=True)
 ONE = "/predict?user_id=ann&item_id=item-1"
 
 
@@ -49,6 +48,7 @@ async def stored(store: Store) -> tuple[int, object]:
     return await store.redis.llen(store.keys.order(1)), await store.stream.lag(1)
 
 
+@pytest.mark.slow
 @BOTH_WAYS
 async def test_an_address_has_so_many_requests_and_probes_are_always_answered(
     store_settings: StoreSettings, published: Written
@@ -186,6 +186,7 @@ def test_two_keys_of_one_name_share_its_quota(store_server: object) -> None:
     assert passed <= 1
 
 
+@pytest.mark.slow
 async def test_ratings_items_and_history_are_bounded_and_a_refused_call_changes_nothing(
     store: Store, store_settings: StoreSettings, published: Written
 ) -> None:
@@ -216,6 +217,7 @@ async def test_ratings_items_and_history_are_bounded_and_a_refused_call_changes_
         assert refusals == {"ratings": 1, "items": 1, "history": 1}
 
 
+@pytest.mark.slow
 async def test_a_key_has_quotas_of_its_own_which_are_changed_while_it_is_used(
     store: Store, store_settings: StoreSettings, published: Written
 ) -> None:
@@ -242,10 +244,11 @@ async def test_a_key_has_quotas_of_its_own_which_are_changed_while_it_is_used(
         async def free() -> bool:
             return (await client.get(ONE, headers=bearer(slow))).status == 200
 
-        await wait_until_async(free, 10.0, "the key has its new quotas")
+        await wait_until_async(free, "the key has its new quotas")
         assert await taken(50, bearer(slow)) == 50
 
 
+@pytest.mark.slow
 async def test_two_workers_share_a_bucket(
     store: Store, store_settings: StoreSettings, tmp_path: Path
 ) -> None:
@@ -268,6 +271,7 @@ async def test_two_workers_share_a_bucket(
         service.end()
 
 
+@pytest.mark.slow
 async def test_a_connection_that_was_refused_is_read_on_after_a_while(
     store_settings: StoreSettings, published: Written
 ) -> None:
@@ -309,7 +313,7 @@ async def test_an_address_has_so_many_connections(store_settings: StoreSettings,
         await serves(client, published.writer.number)
         port = int(client.url.rpartition(":")[2])
         held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(40)]
-        await wait_until_async(lambda: app[CONTEXT].traffic.connections == 20, 5.0, "twenty are let in")
+        await wait_until_async(lambda: app[CONTEXT].traffic.connections == 20, "twenty are let in")
         told_so = [reader for reader, _ in held[20:]]
         texts = await asyncio.wait_for(asyncio.gather(*(reader.read() for reader in told_so)), 5.0)
         assert all(text.startswith(b"HTTP/1.1 429") for text in texts)
@@ -320,7 +324,7 @@ async def test_an_address_has_so_many_connections(store_settings: StoreSettings,
         assert b"200" in await elsewhere[0].readline()
         for _, writer in (*held, elsewhere):
             writer.close()
-        await wait_until_async(lambda: app[CONTEXT].traffic.connections <= 1, 5.0, "they are gone")
+        await wait_until_async(lambda: app[CONTEXT].traffic.connections <= 1, "they are gone")
         assert (await client.get(ONE)).status == 200
 
 
@@ -372,7 +376,7 @@ async def test_a_bucket_is_right_again_when_the_store_was_away(store: Store) -> 
     bucket = caller.buckets["requests"]
     try:
         # The store heard of the last hundred alone: the worker goes by what the store says.
-        await wait_until_async(lambda: 899 < bucket.level < 901, 5.0, "the level is that of the store")
+        await wait_until_async(lambda: 899 < bucket.level < 901, "the level is that of the store")
     finally:
         sharing.cancel()
 

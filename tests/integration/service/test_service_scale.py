@@ -115,7 +115,7 @@ async def test_the_first_rating_makes_it_one_to_five(
         async def is_known() -> bool:
             return await status(other) == ([1, 5, None], True)
 
-        await wait_until_async(is_known, 5.0, "the other service knows it")
+        await wait_until_async(is_known, "the other service knows it")
         refused = await other.ask("PUT", "/scale", json={"low": 0, "high": 100})
         assert is_problem(refused, 409, "scale_decided")
         # The prior that is live is of this scale: it goes on.

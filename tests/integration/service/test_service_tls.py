@@ -15,8 +15,6 @@ from tests.support.factories import lead, publish
 from tests.support.serving import Service
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.parametrize("store_server", ["redis"], indirect=True)
-
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_every_call_goes_over_tls(
@@ -28,7 +26,7 @@ async def test_every_call_goes_over_tls(
     said = {"FOLDIN_TLS_CERT": str(known), "FOLDIN_TLS_KEY": str(known.with_suffix(".key"))}
     service = Service(store_settings, tmp_path, environment=said, workers=workers)
     try:
-        wait_until(lambda: f"listens on https://127.0.0.1:{service.port}" in service.process.text, 60.0, "it")
+        wait_until(lambda: f"listens on https://127.0.0.1:{service.port}" in service.process.text, "it")
         url = f"https://127.0.0.1:{service.port}"
         connector = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=known))
         async with aiohttp.ClientSession(url, connector=connector) as session:

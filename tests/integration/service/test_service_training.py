@@ -103,7 +103,7 @@ async def test_what_was_live_answers_until_the_new_one_is(
 ) -> None:
     trainer.hold.clear()
     asked = asyncio.create_task(client.post("/train", HISTORY))
-    await wait_until_async(lambda: bool(trainer.taken), 5.0, "the command is taken")
+    await wait_until_async(lambda: bool(trainer.taken), "the command is taken")
     assert (await client.get("/predict?user_id=0&item_id=1")).json["generation"] == 1
     busy = await client.post("/train", HISTORY)
     is_problem(busy, 409, "train_in_progress")
@@ -121,7 +121,7 @@ async def test_another_service_is_told_that_one_is_under_way(
 ) -> None:
     trainer.hold.clear()
     asked = asyncio.create_task(client.post("/train", HISTORY))
-    await wait_until_async(lambda: bool(trainer.taken), 5.0, "the command is taken")
+    await wait_until_async(lambda: bool(trainer.taken), "the command is taken")
     async with serving(store_settings) as (other, _):
         is_problem(await other.post("/train", HISTORY), 409, "train_in_progress")
     trainer.hold.set()
@@ -169,7 +169,7 @@ async def test_a_training_that_takes_longer_has_a_receipt_and_goes_on(
         async def done() -> bool:
             return bool((await client.get(progress)).json["state"] == "done")
 
-        await wait_until_async(done, 30, "the training is done")
+        await wait_until_async(done, "the training is done")
         assert (await client.get(progress)).json["generation"] == 2
 
 
@@ -198,7 +198,7 @@ async def test_a_history_that_is_not_waited_for_is_not_given_up(
         async def asked() -> bool:
             return await store.redis.xlen(store.keys.commands) == 1
 
-        await wait_until_async(asked, 5.0, "the command is there, and no trainer yet")
+        await wait_until_async(asked, "the command is there, and no trainer yet")
         async with running(Trainer(store, lease)):
             assert (await asking).status in (200, 202)
             await serves(client, 2)
@@ -220,7 +220,7 @@ async def test_a_history_that_the_trainer_has_is_its_own(
         async def taken() -> bool:
             return len(trainer.taken) == 1
 
-        await wait_until_async(taken, 5.0, "the trainer has it")
+        await wait_until_async(taken, "the trainer has it")
         # As by the end of this service.
         asking.cancel()
         await asyncio.wait([asking])
@@ -238,7 +238,7 @@ async def test_progress_is_that_of_the_fit(client: Client, store: Store, trainer
         outcome = await store.commands.outcome(command)
         return outcome is not None and outcome.state == "failed"
 
-    await wait_until_async(failed, 30, "the training has failed")
+    await wait_until_async(failed, "the training has failed")
     told = (await client.get(f"/train/{reply.json['receipt']}")).json
     assert (told["state"], told["cause"], told["detail"], told["phase"]) == (
         *("failed", "fit_failed", "it ended", "trial"),

@@ -11,7 +11,7 @@ from tests.support.event_tables import event_table, free
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import spans_of
 
-pytestmark = pytest.mark.parametrize("fields", [1, 5, 32])
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("fields", [1, 5, 32])]
 USERS, EACH = 50, 60
 
 

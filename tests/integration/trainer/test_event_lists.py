@@ -123,7 +123,7 @@ async def test_the_most_popular_have_the_most_positive_events_by_weight(
             best = (await ask(client, "/popular?n=1"))["items"][0]
             return (best["item_id"], best["score"], best["positives"]) == ("fresh", 40.0, 40)
 
-        await wait_until_async(first, 60, "what is bought now is the most popular")
+        await wait_until_async(first, "what is bought now is the most popular")
         # And is trending, by what the fit did not know.
         rising = (await ask(client, "/trending?n=1"))["items"][0]
         assert (rising["item_id"], rising["score"]) == ("fresh", 40.0)
@@ -133,7 +133,7 @@ async def test_the_most_popular_have_the_most_positive_events_by_weight(
         async def fewer() -> bool:
             return bool((await ask(client, "/items/fresh"))["positives"] == 38)
 
-        await wait_until_async(fewer, 60, "what was taken back, and who was forgotten, counts no more")
+        await wait_until_async(fewer, "what was taken back, and who was forgotten, counts no more")
         # A refit says the same, and so does a worker that begins with it.
         await serves(client, await fitted(store))
         assert (await ask(client, "/popular?n=1"))["items"][0]["score"] == 38.0
@@ -176,7 +176,7 @@ async def test_items_are_alike_and_lists_diverse_by_the_events(
             near = [each["item_id"] for each in reply.json.get("items", [])]
             return len(near) == 5 and {group(each) for each in near} == {0}
 
-        await wait_until_async(is_alike, 60, "the new item is like those of its group")
+        await wait_until_async(is_alike, "the new item is like those of its group")
         assert "fresh" in await names(client, "/similar/i0?n=20")
 
 
@@ -208,7 +208,6 @@ async def test_neighbours_bought_of_the_same_group(
         assert is_problem(await client.get("/neighbours/stranger"), 404, "unknown_user")
 
 
-@pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 async def test_neighbours_without_the_store_are_those_of_the_last_reading(
     own_server: StoreServer, tmp_path: Path
 ) -> None:

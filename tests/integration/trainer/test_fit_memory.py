@@ -16,6 +16,9 @@ from trainer.archive.item_list import write_items
 from trainer.fit_job.job import Answer, Began, FitRequest, Progress
 from trainer.fit_job.result_files import read_result, take_name
 
+pytestmark = pytest.mark.slow
+
+
 # From half a million on also the trial, which leaves some out, runs compiled loops.
 SIZES = 500_000, 750_000, 1_000_000
 # A side of up to 1,000 rows has factors of its own, as many bytes as pairs of its rows.

@@ -49,7 +49,6 @@ async def answers(client: Client, odd: OddData, user: str, item: str) -> None:
     assert reply.json["base"] + parts == pytest.approx(reply.json["rating"], abs=1e-3 * (high - low))
 
 
-@pytest.mark.parametrize("store_server", ["valkey"], indirect=True)
 @pytest.mark.parametrize("name", ODD_DATA)
 async def test_what_is_odd_is_published_and_answers(
     name: str, store_server: StoreServer, tmp_path: Path

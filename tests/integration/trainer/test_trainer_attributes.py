@@ -83,9 +83,10 @@ async def served(store: Store, follower: Follower, item_id: bytes, basis: str) -
         row = store.items(1).row(item_id)
         return row is not None and rated(store, follower, item_id)[1] == basis
 
-    await wait_until_async(known, 10, f"{item_id!r} served as {basis}")
+    await wait_until_async(known, f"{item_id!r} served as {basis}")
 
 
+@pytest.mark.slow
 async def test_items_without_ratings_are_served_by_their_attributes(
     store: Store, settings: TrainerSettings, tmp_path: Path
 ) -> None:
@@ -113,7 +114,7 @@ async def test_items_without_ratings_are_served_by_their_attributes(
             async def changed() -> bool:
                 return rated(store, follower, b"unrated-horror")[0] > horror + 0.4
 
-            await wait_until_async(changed, 10, "what was changed in the answers")
+            await wait_until_async(changed, "what was changed in the answers")
             # A rating of its own, and it rests on that.
             await store.ratings.append([NewRating(b"u1", b"new-drama", 4.0, 2e9)])
             await served(store, follower, b"new-drama", "item")
@@ -182,7 +183,7 @@ async def test_an_unrated_item_is_relevant_by_its_attributes(
             return war is not None and war < len(items) and bool(np.any(items[war]))
 
         # How high it is rated the attributes do not tell here.
-        await wait_until_async(joined, 10, "the new items in the head of the service")
+        await wait_until_async(joined, "the new items in the head of the service")
         ranking = live_of(follower).ranking
         assert ranking is not None
         rows = [store.items(1).row(f"i{row}".encode()) for row in (0, 4, 8, 12)]
@@ -220,7 +221,7 @@ async def listed(client: Client, user: str, wanted: dict[str, str], more: str = 
         why = [(await client.get(f"/explain/{user}/{name}")).json["relevance"]["basis"] for name in wanted]
         return [found.get(name) for name in wanted] == why == list(wanted.values())
 
-    await wait_until_async(said, 10, f"relevance to {user} by {wanted}")
+    await wait_until_async(said, f"relevance to {user} by {wanted}")
 
 
 async def test_ratings_are_fitted_without_a_catalogue_that_cannot_be_read(
@@ -242,6 +243,7 @@ async def test_a_catalogue_that_no_disk_has_room_for_is_waited_for(store: Store,
         await reading.write_catalogue(store.catalogue, store.items(1), tmp_path)
 
 
+@pytest.mark.slow
 async def test_many_items_that_are_described_after_a_fit_cause_one(
     store: Store, settings: TrainerSettings
 ) -> None:
@@ -255,7 +257,7 @@ async def test_many_items_that_are_described_after_a_fit_cause_one(
             meta = await store.generations.meta(1, (await store.generations.live()).generation)
             return meta.summary.generation > generation and ATTRIBUTES in meta.blobs
 
-        await wait_until_async(refitted, 60, "a fit of what the catalogue says")
+        await wait_until_async(refitted, "a fit of what the catalogue says")
         # What has been learned counts no more.
         generation = (await store.generations.live()).generation
         changed = ChangedItems(store.catalogue)

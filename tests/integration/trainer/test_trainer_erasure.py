@@ -25,7 +25,7 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import low_rank_ratings
 from tests.support.recovering import opened
-from tests.support.servers import KINDS, StoreServer, running_server
+from tests.support.servers import ServerKind, StoreServer, running_server
 from tests.support.serving import Client, serving
 from tests.support.traces import traces
 from tests.support.trainers import ChildTrainer, fitted, running_trainer, trainer_settings, until_drained
@@ -47,9 +47,9 @@ PLACE = "Sietch Tabr, 4711"
 OPTIONS = ("--rdbcompression", "no")
 
 
-@pytest.fixture(params=KINDS)
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreServer]:
-    with running_server(request.param, tmp_path, *OPTIONS) as server:
+@pytest.fixture
+def server(store_kind: ServerKind, tmp_path: Path) -> Iterator[StoreServer]:
+    with running_server(store_kind, tmp_path, *OPTIONS) as server:
         yield server
 
 
@@ -107,7 +107,7 @@ async def live_everywhere(store: Store, client: Client, settings: TrainerSetting
     await fitted(store)
     assert (await client.get(f"/predict?user_id={quote(USER, safe='')}&item_id=i7")).status == 200
     await wait_until_async(
-        lambda: list((settings.archive_folder / "trash").glob("epoch-*Z")), 20, "an epoch in the trash"
+        lambda: list((settings.archive_folder / "trash").glob("epoch-*Z")), "an epoch in the trash"
     )
 
 
@@ -121,9 +121,10 @@ async def until_erased(client: Client, receipt: str, timeout_s: float = 60) -> N
     async def erased() -> bool:
         return bool((await client.get(f"/receipts/{receipt}")).json["archive"] == "erased")
 
-    await wait_until_async(erased, timeout_s, "the receipt says erased")
+    await wait_until_async(erased, "the receipt says erased", timeout_s=timeout_s)
 
 
+@pytest.mark.slow
 async def test_no_byte_is_left(server: StoreServer, settings: TrainerSettings, tmp_path: Path) -> None:
     async with (
         running_trainer(settings),
@@ -164,7 +165,7 @@ async def test_no_byte_is_left(server: StoreServer, settings: TrainerSettings, t
         assert "value" in found[next(name for name in found if name.endswith("item_contexts.npy"))]
         assert {"id_bytes.npy", "item_values.npy", "item_times.npy"} <= {Path(name).name for name in found}
         await wait_until_async(
-            lambda: "dump.rdb" in traces(tmp_path, ID, RATED, values), 10, "a dump with the user"
+            lambda: "dump.rdb" in traces(tmp_path, ID, RATED, values), "a dump with the user"
         )
         async with others_rate(settings.store):
             fit = asyncio.create_task(fitted(store))
@@ -183,7 +184,6 @@ async def test_no_byte_is_left(server: StoreServer, settings: TrainerSettings, t
         assert (await client.get(PATH)).status == 404
 
 
-@pytest.mark.parametrize("server", ["redis"], indirect=True)
 @pytest.mark.parametrize("stops_at", ["forget", "ask", "wait"])
 async def test_a_service_that_ends_between_its_steps(
     server: StoreServer,
@@ -219,12 +219,12 @@ async def test_a_service_that_ends_between_its_steps(
         async def nothing_left() -> bool:
             return not await asyncio.to_thread(traces, tmp_path, ID, RATED)
 
-        await wait_until_async(nothing_left, 60, "no byte is left")
+        await wait_until_async(nothing_left, "no byte is left")
         assert ID not in await store.active.ids(2)
         assert [key async for key in store.redis.scan_iter(b"*") if ID in key] == []
 
 
-@pytest.mark.parametrize("server", ["redis"], indirect=True)
+@pytest.mark.slow
 @pytest.mark.parametrize("without", ["rewrite", "renewed streams", "times"])
 async def test_what_would_be_left(
     server: StoreServer,
@@ -264,7 +264,6 @@ async def test_what_would_be_left(
     assert any(name.endswith(ends[without]) for name in names), names
 
 
-@pytest.mark.parametrize("server", ["redis"], indirect=True)
 async def test_many_erasures_share_a_rewrite(server: StoreServer, settings: TrainerSettings) -> None:
     async with running_trainer(settings), stack(settings) as (store, client):
         await store.ratings.append([NewRating(b"g%d" % k, b"i1", 2.0, 1e9) for k in range(40)])
@@ -283,7 +282,6 @@ async def test_many_erasures_share_a_rewrite(server: StoreServer, settings: Trai
         assert await store.redis.xlen(store.keys.commands) == 0
 
 
-@pytest.mark.parametrize("server", ["redis"], indirect=True)
 @pytest.mark.parametrize(
     "step",
     [
@@ -301,7 +299,7 @@ async def test_a_trainer_killed_at_a_step(
             await store.attributes.change(ID, lambda _: {"born": "in Arrakeen"})
             await store.active.replace(1, [ID])
             receipt = (await client.ask("DELETE", PATH)).json["receipt"]
-            await wait_until_async(lambda: victim.ended, 40, "the trainer kills itself")
+            await wait_until_async(lambda: victim.ended, "the trainer kills itself")
             async with running_trainer(settings):
                 await until_erased(client, receipt)
                 assert traces(tmp_path, ID, RATED) == {}
@@ -310,7 +308,7 @@ async def test_a_trainer_killed_at_a_step(
         victim.end()
 
 
-@pytest.mark.parametrize("server", ["redis"], indirect=True)
+@pytest.mark.slow
 async def test_killed_before_the_rewrite(
     server: StoreServer, settings: TrainerSettings, tmp_path: Path
 ) -> None:
@@ -319,7 +317,7 @@ async def test_killed_before_the_rewrite(
     async with stack(settings) as (store, client):
         await store.ratings.append([*OTHERS, *RATED])
         receipt = (await client.ask("DELETE", PATH)).json["receipt"]
-        await wait_until_async(lambda: victim.ended, 40, "the trainer kills itself")
+        await wait_until_async(lambda: victim.ended, "the trainer kills itself")
         answer = (await client.get(f"/receipts/{receipt}")).json
         assert answer["archive"] == "pending"
         assert "until they are written anew" in answer["detail"]
@@ -331,7 +329,6 @@ async def test_killed_before_the_rewrite(
         assert traces(tmp_path, ID, RATED) == {}
 
 
-@pytest.mark.parametrize("server", ["redis"], indirect=True)
 async def test_behind_one_that_waits_no_command_stays(
     settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,7 +348,7 @@ async def test_behind_one_that_waits_no_command_stays(
         async def is_alone() -> bool:
             return [command.kind for command in await store.commands.take("0", 0)] == ["erase"]
 
-        await wait_until_async(is_alone, 5, "the refit has left the stream")
+        await wait_until_async(is_alone, "the refit has left the stream")
         mended.set()
         await until_erased(client, receipt)
 
@@ -365,7 +362,6 @@ async def half_done(store: Store, *, dropped: bool) -> None:
         await store.commands.drop(commands[0].stream_id)
 
 
-@pytest.mark.parametrize("server", ["redis"], indirect=True)
 @pytest.mark.parametrize("dropped", [True, False])
 async def test_a_trainer_of_0_1_0_did_half(
     server: StoreServer, settings: TrainerSettings, tmp_path: Path, dropped: bool
@@ -390,7 +386,6 @@ async def test_a_trainer_of_0_1_0_did_half(
         assert await store.redis.exists(store.keys.erasing, store.keys.commands) <= 1
 
 
-@pytest.mark.parametrize("server", ["redis"], indirect=True)
 async def test_an_erasure_outlives_its_epoch(
     server: StoreServer, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,7 +406,7 @@ async def test_an_erasure_outlives_its_epoch(
         assert not gone
 
 
-@pytest.mark.parametrize("server", ["redis"], indirect=True)
+@pytest.mark.slow
 async def test_a_store_that_may_not_be_asked(
     server: StoreServer, settings: TrainerSettings, tmp_path: Path
 ) -> None:
@@ -430,7 +425,7 @@ async def test_a_store_that_may_not_be_asked(
             assert answer["archive"] == "pending"
             return "which the store refuses: the operator has to start it" in answer.get("detail", "")
 
-        await wait_until_async(waits, 20, "the receipt says what it waits for")
+        await wait_until_async(waits, "the receipt says what it waits for")
         admin.bgrewriteaof()
         await until_erased(client, receipt)
         assert traces(tmp_path, ID, RATED) == {}

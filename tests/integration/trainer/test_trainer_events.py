@@ -97,7 +97,7 @@ async def test_the_engine_implicit_recommends_by_events_alone(
         async def is_shown() -> bool:
             return "fresh" in await best(client, f"u{USERS - 4}")
 
-        await wait_until_async(is_shown, 20, "the new item is in lists of its group")
+        await wait_until_async(is_shown, "the new item is in lists of its group")
         why = (await client.get(f"/explain/new/{shown[0]}")).json
         total = why["relevance"]["base"] + sum(part["contribution"] for part in why["relevance"]["parts"])
         assert total == pytest.approx(why["relevance"]["value"], rel=1e-5)
@@ -120,7 +120,7 @@ async def test_an_item_that_came_after_the_fit_joins_by_its_events(
             # To one who purchased of the same group, and not this item.
             return "fresh" in await best(client, f"u{USERS - 4}")
 
-        await wait_until_async(is_shown, 20, "the new item is in lists of its group")
+        await wait_until_async(is_shown, "the new item is in lists of its group")
         assert "fresh" not in await best(client, f"u{USERS - 3}")
 
 
@@ -138,12 +138,13 @@ async def test_a_user_who_is_erased_leaves_no_event(
             found = sorted(files.glob("*/event_values.npy"))
             return bool(found) and all(np.isnan(np.load(path)).sum() == 7 for path in found)
 
-        await wait_until_async(erased, 20, "the events are gone from the fit")
+        await wait_until_async(erased, "the events are gone from the fit")
         assert (await client.get("/users/u0/events")).status == 404
         again = await fitted(store)
         assert again > outcome
 
 
+@pytest.mark.slow
 async def test_ratings_are_learned_from_ratings_alone(
     store: Store, settings: TrainerSettings, client: Client
 ) -> None:

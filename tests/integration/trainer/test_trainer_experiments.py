@@ -28,6 +28,7 @@ def settings(store_settings: StoreSettings, tmp_path: Path) -> TrainerSettings:
     return trainer_settings(store_settings, tmp_path / "archive", rules=Rules(20, 10**6))
 
 
+@pytest.mark.slow
 async def test_items_of_every_arm_are_kept_up_to_date_and_automatic_refits_wait(
     store: Store, settings: TrainerSettings, tmp_path: Path
 ) -> None:
@@ -48,12 +49,10 @@ async def test_items_of_every_arm_are_kept_up_to_date_and_automatic_refits_wait(
             def both() -> bool:
                 return all(follower.holds(number) for number in numbers)
 
-            await wait_until_async(both, 20.0, "both generations are served")
+            await wait_until_async(both, "both generations are served")
             # A request is carried out: who is in no arm gets what it brings, and both arms stay.
             third = await fitted(store)
-            await wait_until_async(
-                lambda: both() and follower.holds(third), 20.0, "three generations are served"
-            )
+            await wait_until_async(lambda: both() and follower.holds(third), "three generations are served")
             await store.ratings.append([rating(f"u{k}", "fresh", 5.0, 2e9) for k in range(30)])
             await until_drained(store)
             row = (await store.items(1).rows([b"fresh"]))[0]
@@ -65,7 +64,7 @@ async def test_items_of_every_arm_are_kept_up_to_date_and_automatic_refits_wait(
                 # The first word of a stored row is how many ratings it rests on.
                 return len(known) == 3 and all(each.items[row, 0] == 30.0 for each in known)
 
-            await wait_until_async(learned, 30.0, "the new item in all three generations")
+            await wait_until_async(learned, "the new item in all three generations")
             folded = [each.items[row] for each in follower.arms.values()]
             assert all(np.isfinite(each).all() for each in folded)
             # Thirty events were worth a fit: it waits.
@@ -82,6 +81,7 @@ async def test_items_of_every_arm_are_kept_up_to_date_and_automatic_refits_wait(
         await following
 
 
+@pytest.mark.slow
 async def test_upkeep_goes_on_where_experiments_are_of_another_type(
     store: Store, settings: TrainerSettings
 ) -> None:
@@ -91,7 +91,7 @@ async def test_upkeep_goes_on_where_experiments_are_of_another_type(
         await fitted(store)
         await store.redis.set(store.keys.experiments, b"x")
         unused.mkdir()
-        await wait_until_async(lambda: not unused.exists(), 20.0, "an unused fit is removed")
+        await wait_until_async(lambda: not unused.exists(), "an unused fit is removed")
 
 
 async def test_fits_of_arms_stay_where_the_store_stumbles_as_a_term_begins(
@@ -119,6 +119,6 @@ async def test_fits_of_arms_stay_where_the_store_stumbles_as_a_term_begins(
     monkeypatch.setattr(Switch, "follow", stumbling)
     (unused := fits / "generation-000099").mkdir()
     async with running_trainer(settings):
-        await wait_until_async(lambda: not unused.exists(), 30.0, "an unused fit is removed")
+        await wait_until_async(lambda: not unused.exists(), "an unused fit is removed")
         assert calls > 3
         assert {int(path.name[-6:]) for path in fits.glob("generation-*")} == {*numbers, third}

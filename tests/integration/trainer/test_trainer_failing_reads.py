@@ -28,8 +28,6 @@ from trainer.archive.root import ArchiveRoot
 from trainer.health.listener import serving_health
 from trainer.settings import Address, TrainerSettings
 
-pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
-
 SECRET = b"secret-one"
 
 
@@ -44,7 +42,7 @@ async def until_logged(caplog: pytest.LogCaptureFixture, event: str) -> None:
     async def logged() -> bool:
         return event in caplog.text
 
-    await wait_until_async(logged, 20.0, f"{event} in the log")
+    await wait_until_async(logged, f"{event} in the log")
 
 
 async def until_erased(store: Store, receipt: str) -> None:
@@ -84,7 +82,7 @@ async def test_ratings_are_archived_beside_an_erasure_that_waits(
             async def moved() -> bool:
                 return not (settings.archive_folder / "epoch-000001").exists()
 
-            await wait_until_async(moved, 20, "the old history in the trash")
+            await wait_until_async(moved, "the old history in the trash")
         else:
             await until_drained(store)
         found = [path for path in with_secret(settings) if path.suffix == ".parquet"]
@@ -129,7 +127,7 @@ async def test_a_replaced_history_goes_to_the_trash_unread(
             async def moved() -> bool:
                 return not (settings.archive_folder / "epoch-000001").exists()
 
-            await wait_until_async(moved, 20, "the old history in the trash")
+            await wait_until_async(moved, "the old history in the trash")
             await until_logged(caplog, "erasure_waits")
             assert trainer.term is not None
             # Upkeep comes to its end.
@@ -140,7 +138,7 @@ async def test_a_replaced_history_goes_to_the_trash_unread(
                 assert trainer.term is not None
                 return trainer.term.upkeep.trash_bytes > before
 
-            await wait_until_async(looked, 20, "the trash looked at")
+            await wait_until_async(looked, "the trash looked at")
         await until_erased(store, receipt)
     assert not with_secret(settings)
     assert [entry.why for entry in ArchiveRoot(settings.archive_folder, guard=lambda: None).trash.entries()]
@@ -180,7 +178,7 @@ async def test_an_old_history_that_cannot_be_read_keeps_nothing_from_beginning(
         async with running_trainer(settings):
             await store.ratings.append(GIVEN)
             await new_history(store, LATER)
-            await wait_until_async(moved, 20, "the old history in the trash")
+            await wait_until_async(moved, "the old history in the trash")
         folder.mkdir()
         # As a kill leaves it just before the move.
         (entry,) = ArchiveRoot(settings.archive_folder, guard=lambda: None).trash.entries()
@@ -192,7 +190,7 @@ async def test_an_old_history_that_cannot_be_read_keeps_nothing_from_beginning(
             await back_up(store, settings, tmp_path / "backup", lambda _line: None)
             async with running_trainer(settings):
                 await fitted(store, epoch=2)
-                await wait_until_async(moved, 20, "the old history in the trash")
+                await wait_until_async(moved, "the old history in the trash")
         with monkeypatch.context() as patched:
             failing(patched, FAILURES["EIO"], lambda path: path.parent.name == live)
             with pytest.raises(RecoveryStoppedError, match="Input/output error"):
@@ -243,7 +241,7 @@ async def test_files_are_waited_for_beside_a_removal_that_takes_long(
         async def moved() -> bool:
             return not (settings.archive_folder / "epoch-000001").exists()
 
-        await wait_until_async(moved, 20, "the old history in the trash")
+        await wait_until_async(moved, "the old history in the trash")
         assert await store.generations.epochs() == {2}
 
 

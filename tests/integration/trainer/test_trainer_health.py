@@ -27,8 +27,6 @@ from trainer.health import listener
 from trainer.health.listener import serving_health
 from trainer.settings import Address, TrainerSettings
 
-pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
-
 
 @contextlib.asynccontextmanager
 async def trainer_that_answers(settings: TrainerSettings, step: Step = no_step) -> AsyncIterator[Client]:
@@ -54,6 +52,7 @@ async def metrics(client: Client) -> dict[tuple[str, str], float]:
     }
 
 
+@pytest.mark.slow
 async def test_leader_and_one_who_waits(own_server: StoreServer, tmp_path: Path) -> None:
     at = StoreSettings(url=own_server.url, namespace="t", partitions=4, timeout_s=1.0)
     settings = trainer_settings(at, tmp_path / "archive", lease_ttl_s=2.0)
@@ -92,7 +91,7 @@ async def test_leader_and_one_who_waits(own_server: StoreServer, tmp_path: Path)
                     found["foldin_trainer_leading", ""] == 0
                 )
 
-            await wait_until_async(behind, 10, "the trainer says that it is behind")
+            await wait_until_async(behind, "the trainer says that it is behind")
         finally:
             own_server.resume()
 
@@ -109,7 +108,7 @@ async def test_which_server_is_the_store_and_since_when_the_trainer_runs(
             found = (await metrics(trainer)).get(run, other)
             return None if found == other else found
 
-        first = await wait_until_async(said, 20, "the trainer says which server is the store")
+        first = await wait_until_async(said, "the trainer says which server is the store")
         # It is the same while it runs.
         began = (await metrics(trainer))[start]
         own_server.pause()
@@ -117,7 +116,7 @@ async def test_which_server_is_the_store_and_since_when_the_trainer_runs(
         assert (await metrics(trainer))[run] == first
         own_server.kill()
         own_server.start()
-        await wait_until_async(lambda: said(first), 40, "another server is the store")
+        await wait_until_async(lambda: said(first), "another server is the store")
         assert (await metrics(trainer))[start] == began
 
 
@@ -136,7 +135,7 @@ async def test_a_term_that_does_not_end_without_its_lease(own_server: StoreServe
         try:
             await until_live(store)
             await store.ratings.append(low_rank_ratings(users=10, items=12))
-            await wait_until_async(hangs.is_set, 20, "a thread hangs")
+            await wait_until_async(hangs.is_set, "a thread hangs")
             # As long as it leads all is well.
             assert (await client.get("/livez")).json["status"] == "ok"
             fence = (await client.get("/livez")).json["fence"]
@@ -146,7 +145,7 @@ async def test_a_term_that_does_not_end_without_its_lease(own_server: StoreServe
                 reply = await client.get("/livez")
                 return reply.status == 503 and reply.json["status"] == "stuck"
 
-            await wait_until_async(stuck, 20, "it says that its term does not end")
+            await wait_until_async(stuck, "it says that its term does not end")
             assert (await client.get("/livez")).json == {"status": "stuck", "role": "leader", "fence": fence}
         finally:
             goes_on.set()
@@ -155,7 +154,7 @@ async def test_a_term_that_does_not_end_without_its_lease(own_server: StoreServe
             said = (await client.get("/livez")).json
             return bool(said == {"status": "ok", "role": "waiting", "fence": None})
 
-        await wait_until_async(well, 20, "the term has ended")
+        await wait_until_async(well, "the term has ended")
 
 
 async def test_an_address_that_is_taken(own_server: StoreServer, tmp_path: Path) -> None:
@@ -182,6 +181,7 @@ def answer_to(port: int, sent: bytes) -> bytes:
         return b"".join(iter(lambda: connection.recv(4096), b""))
 
 
+@pytest.mark.slow
 async def test_hostile_connections_take_nothing_from_it(
     own_server: StoreServer,
     tmp_path: Path,
@@ -209,8 +209,8 @@ async def test_hostile_connections_take_nothing_from_it(
                 await asyncio.sleep(0)
             # The clients' ends, and those that are let in.
             most = before + 300 + listener._MOST
-            await wait_until_async(lambda: open_files() <= most + 10, 20, "the others are closed")
-            await wait_until_async(lambda: open_files() <= before + 310, 20, "those are over, too")
+            await wait_until_async(lambda: open_files() <= most + 10, "the others are closed")
+            await wait_until_async(lambda: open_files() <= before + 310, "those are over, too")
         for wrong in (b"\x16\x03\x01" * 50 + b"\r\n\r\n", b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n"):
             assert (await asyncio.to_thread(answer_to, port, wrong)).startswith(b"HTTP/1.0 400 ")
         assert (await client.get("/livez")).status == 200

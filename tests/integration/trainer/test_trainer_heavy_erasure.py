@@ -27,7 +27,6 @@ from tests.support.trainers import archived, running_trainer, trainer_settings, 
 from tests.support.waiting import wait_until_async
 from trainer.archive import epoch_archive, merging, segments
 
-pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 # A million, too: then it takes minutes.
 RATINGS = int(os.environ.get("FOLDIN_TEST_HEAVY_RATINGS", "40000"))
 ITEMS = min(RATINGS, 50_000)
@@ -49,7 +48,7 @@ async def rate(store: Store, start: int) -> None:
             return False
         return True
 
-    await wait_until_async(taken, 60, "there is room in the stream")
+    await wait_until_async(taken, "there is room in the stream")
 
 
 def counting(reads: list[int], read: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,7 +96,7 @@ async def test_it_is_erased_to_the_end(
         async def erased() -> bool:
             return bool((await client.get(f"/receipts/{receipt}")).json["archive"] == "erased")
 
-        await wait_until_async(erased, 300, "it is erased to the end")
+        await wait_until_async(erased, "it is erased to the end", timeout_s=300)
         print(f"{RATINGS} ratings in {time.monotonic() - began:.1f} s, {len(reads)} reads")
         left = {user for user, *_ in archived(settings)}
     assert left == {rating.user_id.decode() for rating in others}

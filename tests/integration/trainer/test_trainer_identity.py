@@ -18,7 +18,7 @@ from featurestore.ratings.stream import Events, RatingsStream
 from featurestore.store import Store
 from tests.support.factories import rating
 from tests.support.recovering import GIVEN, LATER, archive_ratings, empty, opened
-from tests.support.servers import StoreServer, running_server
+from tests.support.servers import KIND, StoreServer, running_server
 from tests.support.trainers import (
     ChildTrainer,
     archived,
@@ -36,7 +36,6 @@ from trainer.retry import with_retries
 from trainer.settings import TrainerSettings
 
 # A trainer of the release before cleared or mixed up the archive in each of these.
-pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 
 
 def files(settings: TrainerSettings) -> dict[str, bytes]:
@@ -73,6 +72,7 @@ def what_to_do(line: str) -> bool:
     return "`foldin restore`" in line and "--adopt" in line and "the archive is left as it is" in line
 
 
+@pytest.mark.slow
 async def test_emptied_store(own_server: StoreServer, settings: TrainerSettings) -> None:
     await archive_ratings(settings)
     before = files(settings)
@@ -87,6 +87,7 @@ async def test_emptied_store(own_server: StoreServer, settings: TrainerSettings)
     assert files(settings) == before
 
 
+@pytest.mark.slow
 async def test_emptied_store_whose_epochs_began_anew(
     own_server: StoreServer, settings: TrainerSettings
 ) -> None:
@@ -96,7 +97,7 @@ async def test_emptied_store_whose_epochs_began_anew(
         epoch = await store.epochs.begin()
         await store.ratings.append(LATER, epoch=epoch)
         await fitted(store, "epoch", epoch)
-        await wait_until_async(lambda: in_trash_now(settings), 20, "the first epoch in the trash")
+        await wait_until_async(lambda: in_trash_now(settings), "the first epoch in the trash")
     before = files(settings)
     empty(own_server)
     assert what_to_do(await refused(settings))
@@ -108,6 +109,7 @@ def in_trash_now(settings: TrainerSettings) -> bool:
     return any((settings.archive_folder / "trash").glob("epoch-*/trash.json"))
 
 
+@pytest.mark.slow
 async def test_another_redis_in_the_address(
     own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
 ) -> None:
@@ -115,7 +117,7 @@ async def test_another_redis_in_the_address(
     before = files(settings)
     folder = tmp_path / "other"
     folder.mkdir()
-    with running_server("redis", folder) as other:
+    with running_server(KIND, folder) as other:
         elsewhere = replace(settings, store=replace(settings.store, url=other.url))
         # It has a life of its own, with more ratings than the archive.
         await archive_ratings(replace(elsewhere, archive_dir=tmp_path / "its own"), [*GIVEN, *LATER])
@@ -127,6 +129,7 @@ async def test_another_redis_in_the_address(
     assert pairs([*GIVEN, *LATER]) == {(u, i, r) for u, _, i, r in archived(settings)}
 
 
+@pytest.mark.slow
 async def test_older_store_put_back(
     own_server: StoreServer, settings: TrainerSettings, tmp_path: Path
 ) -> None:
@@ -168,6 +171,7 @@ def logged_bytes(server: StoreServer) -> int:
     return file.stat().st_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("goes_on", [False, True], ids=["at rest", "and goes on"])
 async def test_tail_lost_with_everysec(
     own_server: StoreServer, settings: TrainerSettings, goes_on: bool
@@ -200,7 +204,7 @@ async def test_tail_lost_under_a_trainer_that_runs(
             await store.ratings.append(LATER)
             await until_drained(store)
             lose_tail(own_server, mark)
-            await wait_until_async(lambda: child.ended, 30, "the trainer ended")
+            await wait_until_async(lambda: child.ended, "the trainer ended")
     finally:
         child.end()
     log = (tmp_path / "trainer.log").read_text()
@@ -222,7 +226,7 @@ async def test_store_emptied_under_a_trainer_that_runs(
             await store.redis.flushall()
             # The service finds the store as new, and goes on.
             await store.ratings.append(LATER)
-            await wait_until_async(lambda: child.ended, 30, "the trainer ended")
+            await wait_until_async(lambda: child.ended, "the trainer ended")
     finally:
         child.end()
     assert "another store" in (tmp_path / "trainer.log").read_text().splitlines()[-1]
@@ -245,13 +249,13 @@ async def test_fit_waits_for_nothing_that_the_store_has_lost(
     data, backup = own_server.folder / "appendonlydir", tmp_path / "backup"
     patient = replace(settings, lease_ttl_s=30.0)
     async with opened(settings.store) as store, running_trainer(patient) as trainer:
-        term = await wait_until_async(lambda: trainer.term, 20, "it leads")
+        term = await wait_until_async(lambda: trainer.term, "it leads")
         await term.epochs.open(1)
         shutil.copytree(data, backup)
         was = (await store.generations.live()).generation
         await store.ratings.append(LATER)
         await store.commands.ask("refit", epoch=1)
-        await wait_until_async(lambda: term.refitter.fitting_since, 20, "a fit has begun")
+        await wait_until_async(lambda: term.refitter.fitting_since, "a fit has begun")
         # It asks where the streams end, in one round trip.
         await asyncio.sleep(0.5)
         own_server.stop()
@@ -266,6 +270,7 @@ async def test_fit_waits_for_nothing_that_the_store_has_lost(
     assert pairs(GIVEN) == {(u, i, r) for u, _, i, r in archived(settings)}
 
 
+@pytest.mark.slow
 async def test_adopt_goes_on_and_keeps_the_archive_in_the_trash(
     own_server: StoreServer, settings: TrainerSettings
 ) -> None:
@@ -289,6 +294,7 @@ async def test_adopt_goes_on_and_keeps_the_archive_in_the_trash(
     await archive_ratings(settings)
 
 
+@pytest.mark.slow
 async def test_archive_from_before_there_were_identities(
     own_server: StoreServer, settings: TrainerSettings
 ) -> None:
@@ -304,6 +310,7 @@ async def test_archive_from_before_there_were_identities(
     assert files(settings) == before
 
 
+@pytest.mark.slow
 async def test_newer_archive_is_refused_untouched(own_server: StoreServer, settings: TrainerSettings) -> None:
     await archive_ratings(settings)
     file = settings.archive_folder / "identity.json"
@@ -315,6 +322,7 @@ async def test_newer_archive_is_refused_untouched(own_server: StoreServer, setti
         assert files(settings) == before
 
 
+@pytest.mark.slow
 async def test_replaced_history_is_whole_in_the_trash(
     own_server: StoreServer, settings: TrainerSettings
 ) -> None:
@@ -334,12 +342,12 @@ async def test_replaced_history_is_whole_in_the_trash(
             acknowledged += now
             await asyncio.sleep(0.01)
         await replacing
-        await wait_until_async(lambda: in_trash_now(settings), 30, "the first epoch in the trash")
+        await wait_until_async(lambda: in_trash_now(settings), "the first epoch in the trash")
 
         async def gone() -> bool:
             return await store.generations.epochs() == {epoch}
 
-        await wait_until_async(gone, 20, "the first epoch gone from the store")
+        await wait_until_async(gone, "the first epoch gone from the store")
         told = [r for r in acknowledged if (await store.users.history(epoch, r.user_id))[0]]
         assert told == acknowledged, "what came in after the call began is in the new history"
     (entry,) = in_trash(settings)
@@ -357,6 +365,7 @@ def items_of(folder: Path) -> list[str]:
     return list(read_items(folder / "items.list").to_pylist())
 
 
+@pytest.mark.slow
 async def test_forgotten_user_is_in_no_entry_of_the_trash(
     own_server: StoreServer, settings: TrainerSettings
 ) -> None:
@@ -368,7 +377,7 @@ async def test_forgotten_user_is_in_no_entry_of_the_trash(
         await fitted(store, "epoch", epoch)
         # Just now the old one may be on its way, or in the trash.
         await store.ratings.forget(b"secret-two")
-        await wait_until_async(lambda: in_trash_now(settings), 20, "the first epoch in the trash")
+        await wait_until_async(lambda: in_trash_now(settings), "the first epoch in the trash")
         await store.ratings.forget(b"secret-one")
         for user in (b"secret-one", b"secret-two"):
             command = await store.commands.ask("erase", epoch=epoch, user=user)
@@ -381,6 +390,7 @@ async def test_forgotten_user_is_in_no_entry_of_the_trash(
     assert ratings_of(entry.path) == pairs(GIVEN)
 
 
+@pytest.mark.slow
 async def test_user_forgotten_while_an_epoch_is_on_its_way_to_the_trash(
     own_server: StoreServer, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,7 +417,7 @@ async def test_user_forgotten_while_an_epoch_is_on_its_way_to_the_trash(
         epoch = await store.epochs.begin()
         await store.ratings.append([*LATER, rating("secret-one", "i2")], epoch=epoch)
         await fitted(store, "epoch", epoch)
-        await wait_until_async(lambda: in_trash_now(settings), 20, "the first epoch in the trash")
+        await wait_until_async(lambda: in_trash_now(settings), "the first epoch in the trash")
         assert len(commands) == len(users)
         for command in commands:
             outcome = await store.commands.wait(command, 30)
@@ -418,6 +428,7 @@ async def test_user_forgotten_while_an_epoch_is_on_its_way_to_the_trash(
     assert ratings_of(entry.path) == pairs(GIVEN)
 
 
+@pytest.mark.slow
 async def test_epoch_that_the_store_never_began_is_not_moved_but_told(
     own_server: StoreServer, settings: TrainerSettings
 ) -> None:
@@ -426,7 +437,7 @@ async def test_epoch_that_the_store_never_began_is_not_moved_but_told(
     await archive_ratings(settings)
     async with running_trainer(settings):
         empty = settings.archive_folder / "epoch-000009"
-        await wait_until_async(lambda: not empty.exists(), 10, "the empty folder removed")
+        await wait_until_async(lambda: not empty.exists(), "the empty folder removed")
     (settings.archive_folder / "epoch-000001").rename(settings.archive_folder / "epoch-000009")
     before = files(settings)
     assert "epoch 9, and the store has begun no more than 1" in await refused(settings)
@@ -443,11 +454,11 @@ async def test_worker_drops_what_it_holds_of_a_store_that_was_emptied(
         was = store.identity
         follower, stop = Follower(store, tmp_path / "cache", "w1"), asyncio.Event()
         following = asyncio.create_task(follower.run(stop))
-        await wait_until_async(lambda: follower.live is not None, 10, f"generation {generation}")
+        await wait_until_async(lambda: follower.live is not None, f"generation {generation}")
         assert store.items(1).row(b"i3") is not None
         other = await Store.open(settings.store)
         await other.redis.flushall()
-        await wait_until_async(lambda: follower.live is None, 10, "the old generation dropped")
+        await wait_until_async(lambda: follower.live is None, "the old generation dropped")
         assert store.identity != was
         assert store.items(1).row(b"i3") is None
         with pytest.raises(StoreChanged):
@@ -463,6 +474,7 @@ async def test_worker_drops_what_it_holds_of_a_store_that_was_emptied(
         await following
 
 
+@pytest.mark.slow
 async def test_trash_is_emptied_by_the_clock(own_server: StoreServer, settings: TrainerSettings) -> None:
     short = replace(settings, trash_days=0.0)
     async with opened(settings.store) as store:
@@ -471,10 +483,10 @@ async def test_trash_is_emptied_by_the_clock(own_server: StoreServer, settings: 
             epoch = await store.epochs.begin()
             await store.ratings.append(LATER, epoch=epoch)
             await fitted(store, "epoch", epoch)
-            await wait_until_async(lambda: in_trash_now(settings), 20, "the first epoch in the trash")
+            await wait_until_async(lambda: in_trash_now(settings), "the first epoch in the trash")
         async with running_trainer(short):
             await until_live(store)
-            await wait_until_async(lambda: not in_trash_now(settings), 20, "the trash emptied")
+            await wait_until_async(lambda: not in_trash_now(settings), "the trash emptied")
     assert in_trash(settings) == []
 
 
@@ -490,7 +502,7 @@ async def test_a_forgotten_user_who_is_back_before_the_trainer_knows_is_in_no_en
             epoch = await store.epochs.begin()
             await store.ratings.append(LATER, epoch=epoch)
             await fitted(store, "epoch", epoch)
-            await wait_until_async(lambda: in_trash_now(settings), 20, "the first epoch in the trash")
+            await wait_until_async(lambda: in_trash_now(settings), "the first epoch in the trash")
         commands = []
         for user in users:
             await store.ratings.forget(user)
@@ -535,7 +547,7 @@ async def test_a_user_is_searched_for_again_after_each_erasure(
         # Which has the trainer archive what waits there.
         await erase(b"someone-else")
         assert ("secret-one", "i2") in {(user, item) for user, _, item, _ in archived(settings, epoch)}
-        await wait_until_async(lambda: in_trash_now(settings), 30, "the epoch that was given up in the trash")
+        await wait_until_async(lambda: in_trash_now(settings), "the epoch that was given up in the trash")
         (entry,) = in_trash(settings)
         assert entry.why == "abandoned"
         await erase(b"secret-one")

@@ -26,7 +26,6 @@ from trainer import log
 from trainer.consume.consumer import EpochConsumer
 from trainer.settings import TrainerSettings
 
-one_kind = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 GIVEN = low_rank_ratings(users=40, items=12)
 RATERS = {each.user_id for each in GIVEN if each.item_id == b"i3"}
 PATH = "/items/i3?ratings=delete"
@@ -53,7 +52,7 @@ async def until(client: Client, receipt: str, state: str = "taken_back") -> None
         assert reply.status == 200, reply.text
         return bool(reply.json["archive"] == state)
 
-    await wait_until_async(said, 60, f"the receipt says {state}")
+    await wait_until_async(said, f"the receipt says {state}")
 
 
 async def is_clean(store: Store, settings: TrainerSettings) -> None:
@@ -61,6 +60,7 @@ async def is_clean(store: Store, settings: TrainerSettings) -> None:
     assert (found.count, found.moved) == (0, 0), found.differences
 
 
+@pytest.mark.slow
 async def test_all_are_taken_back_and_what_comes_after_stays(settings: TrainerSettings) -> None:
     async with (
         running_trainer(settings),
@@ -109,7 +109,7 @@ async def test_all_are_taken_back_and_what_comes_after_stays(settings: TrainerSe
         assert len(await raters(store, "i4")) > 5
 
 
-@one_kind
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step", ["command:running", "take_back:found", "take_back:written", "command:done", "command:reported"]
 )
@@ -120,7 +120,7 @@ async def test_a_trainer_is_killed_at_any_step(settings: TrainerSettings, step: 
         users = sorted(RATERS)
         before = await counts(store, users)
         receipt = await asked(client)
-        await wait_until_async(lambda: victim.ended, 40, "the trainer kills itself")
+        await wait_until_async(lambda: victim.ended, "the trainer kills itself")
         reply = (await client.get(f"/receipts/{receipt}")).json
         assert reply["archive"] == ("taken_back" if step == "command:reported" else "pending")
         await store.ratings.append([rating("late", "i3")])
@@ -134,7 +134,7 @@ async def test_a_trainer_is_killed_at_any_step(settings: TrainerSettings, step: 
             assert await store.redis.hlen(store.keys.erasing) == 0
 
 
-@one_kind
+@pytest.mark.slow
 async def test_a_service_is_killed_amid_calls(settings: TrainerSettings, tmp_path: Path) -> None:
     """What was answered is done; what was not may be sent again."""
     items = [f"i{row}" for row in range(12)]
@@ -150,11 +150,11 @@ async def test_a_service_is_killed_amid_calls(settings: TrainerSettings, tmp_pat
                     receipts[item] = await asked(client, f"/items/{item}?ratings=delete")
 
             asking = asyncio.gather(*map(ask, items))
-            await wait_until_async(lambda: len(receipts) >= 2, 20, "some are answered")
+            await wait_until_async(lambda: len(receipts) >= 2, "some are answered")
             # The supervisor would start workers again: all of it goes.
             pids = service.worker_pids()
             service.end(signal.SIGKILL)
-            wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 20, "the workers end")
+            wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the workers end")
             await asking
         async with (
             opened(settings.store) as store,
@@ -173,7 +173,6 @@ async def test_a_service_is_killed_amid_calls(settings: TrainerSettings, tmp_pat
             service.end()
 
 
-@one_kind
 async def test_who_rates_just_then_keeps_what_is_new(
     settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,7 +213,6 @@ async def test_who_rates_just_then_keeps_what_is_new(
         await is_clean(store, settings)
 
 
-@one_kind
 @pytest.mark.parametrize("dropped", [True, False])
 async def test_an_older_trainer_does_not_know_the_command(settings: TrainerSettings, dropped: bool) -> None:
     """Services are upgraded first: what it refused is done by the one after it, and said no sooner."""
@@ -233,7 +231,7 @@ async def test_an_older_trainer_does_not_know_the_command(settings: TrainerSetti
             assert await raters(store) == set()
 
 
-@one_kind
+@pytest.mark.slow
 async def test_a_new_history_is_not_touched(settings: TrainerSettings) -> None:
     """Its ratings came after the call. Where it is given up, the old history is dealt with."""
     async with (
@@ -263,7 +261,7 @@ async def test_a_new_history_is_not_touched(settings: TrainerSettings) -> None:
         await is_clean(store, settings)
 
 
-@one_kind
+@pytest.mark.slow
 async def test_many_that_wait_do_not_keep_a_new_history_from_its_fit(
     settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,14 +281,14 @@ async def test_many_that_wait_do_not_keep_a_new_history_from_its_fit(
             for receipt in receipts:
                 await until(client, receipt, "failed")
             # Each command has left the stream, though they ended in another order.
-            await wait_until_async(lambda: no_commands(store), 20, "no command is left")
+            await wait_until_async(lambda: no_commands(store), "no command is left")
 
 
 async def no_commands(store: Store) -> bool:
     return not await store.redis.xlen(store.keys.commands)
 
 
-@one_kind
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", ["history", "count"])
 async def test_an_item_that_cannot_be_done_holds_up_no_other(
     settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch, damaged: str
@@ -322,7 +320,7 @@ async def test_an_item_that_cannot_be_done_holds_up_no_other(
         receipt = await asked(client)
         for item in ("i4", "i5"):
             await until(client, await asked(client, f"/items/{item}?ratings=delete"))
-        await wait_until_async(lambda: tried.count(b"alone") >= 4, 20, "it is tried again")
+        await wait_until_async(lambda: tried.count(b"alone") >= 4, "it is tried again")
         assert waits() == said + 1
         assert (await client.get(f"/receipts/{receipt}")).json["archive"] == "pending"
         # All others have lost theirs, those who stand behind the damaged one, too.
@@ -341,7 +339,7 @@ def waits() -> int:
     return logged.count if logged else 0
 
 
-@one_kind
+@pytest.mark.slow
 async def test_what_is_restored_meanwhile_loses_them_too(settings: TrainerSettings) -> None:
     async with (
         running_trainer(settings),
@@ -361,7 +359,6 @@ async def test_what_is_restored_meanwhile_loses_them_too(settings: TrainerSettin
         assert len(await held(store)) > 100
 
 
-@one_kind
 async def test_an_archive_that_was_rebuilt_meanwhile(
     settings: TrainerSettings, store_at: StoreSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,7 @@ async def test_something_is_live_at_once_and_a_refit_learns_everything(
         assert int(n) == int.from_bytes(record[:8], "little") == 9
 
 
+@pytest.mark.slow
 async def test_refit_after_so_many_events(store: Store, settings: TrainerSettings, tmp_path: Path) -> None:
     eager = trainer_settings(settings.store, tmp_path / "archive", rules=Rules(100, 10**6))
     async with running_trainer(eager):
@@ -169,7 +170,7 @@ async def test_new_item_is_folded_in_within_a_second(
             count = item_statistics(live.items[row : row + 1]).count
             return bool(len(count) and count[0] == 5)
 
-        await wait_until_async(known, 10, "the new item at the service")
+        await wait_until_async(known, "the new item at the service")
         took_s = asyncio.get_running_loop().time() - began_at
         # The promise is one second; the machine that runs this test may be busy.
         assert took_s < 5
@@ -193,11 +194,12 @@ async def test_new_item_is_folded_in_within_a_second(
             return bool(count == (before if pair_known else before + 1))
 
         pair_known = any(r.user_id == b"u1" and r.item_id == b"i3" for r in ratings())
-        await wait_until_async(changed, 10, "the changed item at the service")
+        await wait_until_async(changed, "the changed item at the service")
     stop.set()
     await following
 
 
+@pytest.mark.slow
 async def test_restart_knows_everything(store: Store, settings: TrainerSettings) -> None:
     async with running_trainer(settings):
         await store.ratings.append(ratings())
@@ -212,6 +214,7 @@ async def test_restart_knows_everything(store: Store, settings: TrainerSettings)
     assert meta.summary.n_ratings == 540
 
 
+@pytest.mark.slow
 async def test_new_epoch_end_to_end(store: Store, settings: TrainerSettings) -> None:
     async with running_trainer(settings):
         await store.ratings.append(ratings())
@@ -233,12 +236,13 @@ async def test_new_epoch_end_to_end(store: Store, settings: TrainerSettings) -> 
             left = [key async for key in store.redis.scan_iter(match=f"{settings.store.namespace}.1:*")]
             return not folder.exists() and not left
 
-        await wait_until_async(gone, 20, "the old epoch removed")
+        await wait_until_async(gone, "the old epoch removed")
         assert len(archived(settings, epoch)) == len(fresh) + 1
         again = await fitted(store, "refit", epoch)
         assert again > generation
 
 
+@pytest.mark.slow
 async def test_a_history_that_begins_while_the_trainer_tidies_up_keeps_its_reader_and_its_archive(
     store: Store, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,7 +253,6 @@ async def test_a_history_that_begins_while_the_trainer_tidies_up_keeps_its_reade
         # It follows once as it begins, and reads nothing before it has.
         await wait_until_async(
             lambda: term.switch.live is not None and term.switch.live.epoch == 1,
-            20,
             "the first generation is followed",
         )
         follow, began = term.switch.follow, asyncio.Queue[tuple[int, str]](1)
@@ -260,7 +263,7 @@ async def test_a_history_that_begins_while_the_trainer_tidies_up_keeps_its_reade
             epoch = await store.epochs.begin()
             await store.ratings.append(ratings(), epoch=epoch)
             command = await store.commands.ask("epoch", epoch=epoch)
-            await wait_until_async(lambda: epoch in term.epochs.numbers(), 20, "the new history is read")
+            await wait_until_async(lambda: epoch in term.epochs.numbers(), "the new history is read")
             began.put_nowait((epoch, command))
 
         monkeypatch.setattr(term.switch, "follow", begin_after)
@@ -282,7 +285,7 @@ async def test_abandoned_epoch_is_given_up(store: Store, settings: TrainerSettin
         async def given_up() -> bool:
             return (await store.generations.live()).pending == 0
 
-        await wait_until_async(given_up, 20, "the new history given up")
+        await wait_until_async(given_up, "the new history given up")
         await store.ratings.append(ratings(users=3))
         await fitted(store)
 
@@ -313,11 +316,11 @@ async def test_a_pointer_is_followed_while_a_large_new_history_is_given_up(
             def is_followed(wanted: int = generation) -> bool:
                 return term.switch.live is not None and term.switch.live.generation == wanted
 
-            await wait_until_async(is_followed, 20, f"generation {generation} is followed")
+            await wait_until_async(is_followed, f"generation {generation} is followed")
         assert (await store.generations.live()).pending == epoch
         go_on.set()
         folder = settings.archive_folder.parent / settings.store.namespace / f"epoch-{epoch:06d}"
-        await wait_until_async(lambda: not folder.exists(), 20, "the new history in the trash")
+        await wait_until_async(lambda: not folder.exists(), "the new history in the trash")
         assert (await store.generations.live()).pending == 0
     assert "upkeep_failed" not in caplog.text
 
@@ -332,7 +335,7 @@ async def test_an_item_that_new_accounts_push_is_logged(
         known = [replace(each, rating=3.0) for each in given if each.item_id != b"i1"]
         await store.ratings.append(known)
         await store.ratings.append([NewRating(b"new%d" % k, b"i1", 5.0, 1e9) for k in range(20)])
-        await wait_until_async(lambda: "item_pushed" in caplog.text, 20, "the item in the log")
+        await wait_until_async(lambda: "item_pushed" in caplog.text, "the item in the log")
     (line,) = [each for each in caplog.messages if "item_pushed" in each]
     assert "item_id=i1" in line
     # Users are named in no line.
@@ -353,7 +356,7 @@ async def test_a_fit_whose_history_goes_to_the_trash_meanwhile_says_so(
 
         async def leave_and_fit(request: FitRequest, *files: Any, **how: Any) -> FitResult:
             await store.epochs.abandon(epoch)
-            await wait_until_async(lambda: not folder.exists(), 20, "the history in the trash")
+            await wait_until_async(lambda: not folder.exists(), "the history in the trash")
             return await fit(request, *files, **how)
 
         monkeypatch.setattr(refit, "fit_in_process", leave_and_fit)
@@ -384,6 +387,7 @@ async def test_erased_user_is_in_no_file_and_may_come_back(store: Store, setting
     assert not any(b"secret-one" in path.read_bytes() for path in names)
 
 
+@pytest.mark.slow
 async def test_forgotten_is_released_when_no_generation_has_seen_the_user(
     store: Store, settings: TrainerSettings
 ) -> None:
@@ -398,11 +402,12 @@ async def test_forgotten_is_released_when_no_generation_has_seen_the_user(
         async def released() -> bool:
             return not await store.ratings.forgotten(1)
 
-        await wait_until_async(released, 20, "the forgotten user released")
+        await wait_until_async(released, "the forgotten user released")
     meta = await store.generations.meta(1, (await store.generations.live()).generation)
     assert meta.summary.n_users == 29
 
 
+@pytest.mark.slow
 async def test_lost_archive_is_rebuilt_from_the_histories(
     store: Store, settings: TrainerSettings, tmp_path: Path
 ) -> None:
@@ -440,6 +445,7 @@ async def test_damaged_segment_is_set_aside_and_rebuilt(store: Store, settings: 
     assert victim.with_name(victim.name + ".damaged").exists()
 
 
+@pytest.mark.slow
 async def test_held_generation_is_not_replaced_unasked(
     store: Store, settings: TrainerSettings, tmp_path: Path
 ) -> None:
@@ -490,9 +496,10 @@ async def test_items_that_no_replica_confirmed_are_pushed_again(
         monkeypatch.setattr(Generations, "push_delta", pushed)
         monkeypatch.setattr(Confirmation, "wait", wait)
         await store.ratings.append([NewRating(b"u1", b"fresh", 5.0, 1e9)])
-        await wait_until_async(lambda: pushes[0] > 1, 20, "the item is pushed again")
+        await wait_until_async(lambda: pushes[0] > 1, "the item is pushed again")
 
 
+@pytest.mark.slow
 async def test_implicit_engine_goes_live_and_users_are_folded_in(
     store: Store, settings: TrainerSettings, tmp_path: Path
 ) -> None:
@@ -532,6 +539,7 @@ async def test_unknown_command_is_told_so(store: Store, settings: TrainerSetting
     assert (outcome.state, outcome.code) == ("failed", "unknown_command")
 
 
+@pytest.mark.fit_process
 async def test_killed_fit_fails_the_command_and_the_next_one_works(
     store: Store, settings: TrainerSettings
 ) -> None:
@@ -554,6 +562,8 @@ async def test_killed_fit_fails_the_command_and_the_next_one_works(
         await fitted(store)
 
 
+@pytest.mark.fit_process
+@pytest.mark.slow
 async def test_a_fit_that_was_due_gives_way_to_one_that_was_asked_for(
     store: Store, settings: TrainerSettings, tmp_path: Path
 ) -> None:
@@ -561,7 +571,7 @@ async def test_a_fit_that_was_due_gives_way_to_one_that_was_asked_for(
     async with running_trainer(eager):
         await until_live(store)
         await store.ratings.append(ratings())
-        await wait_until_async(lambda: running_fits(os.getpid()), 20, "a fit runs")
+        await wait_until_async(lambda: running_fits(os.getpid()), "a fit runs")
         (stopped,) = running_fits(os.getpid())
         # It would never end by itself.
         os.kill(stopped, signal.SIGSTOP)
@@ -572,6 +582,7 @@ async def test_a_fit_that_was_due_gives_way_to_one_that_was_asked_for(
         os.kill(stopped, 0)
 
 
+@pytest.mark.slow
 async def test_ratings_that_become_harder_to_foretell_do_not_hold_the_old_generation(
     store: Store, settings: TrainerSettings
 ) -> None:
@@ -597,6 +608,7 @@ async def test_ratings_that_become_harder_to_foretell_do_not_hold_the_old_genera
 
 
 # Four fits, a process each: 70 s where seven other processes want each core.
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_a_fit_that_a_flood_of_accounts_has_spoiled_does_not_go_live(
     store: Store, settings: TrainerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

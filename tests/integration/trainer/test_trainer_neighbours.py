@@ -22,7 +22,6 @@ from tests.support.trainers import fitted, running_trainer
 from tests.support.waiting import wait_until_async
 from trainer.settings import TrainerSettings
 
-one_kind = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
 USERS, ITEMS, RATED = 60, 100, 50
 
 
@@ -93,6 +92,7 @@ def settings(settings: TrainerSettings) -> TrainerSettings:
     return replace(settings, store=replace(settings.store, scale="0.5:5:0.5", timeout_s=5.0))
 
 
+@pytest.mark.slow
 async def test_they_have_the_same_true_taste(settings: TrainerSettings, world: World) -> None:
     async with stack(settings, world) as (_, client, _other):
         found, best, others = [], [], []
@@ -129,6 +129,7 @@ async def rate_as(store: Store, user: str, world: World, like: int, items: range
     )
 
 
+@pytest.mark.slow
 async def test_a_rating_counts_in_the_next_answer(settings: TrainerSettings, world: World) -> None:
     """Of the user who asks, and of those who are found; on another worker; of a user who is new."""
     one, opposite = 0, int(np.argmin(world.like[0]))
@@ -148,6 +149,7 @@ async def test_a_rating_counts_in_the_next_answer(settings: TrainerSettings, wor
             assert first not in await near(each, "new", "?n=20")
 
 
+@pytest.mark.slow
 async def test_who_was_forgotten_is_gone_at_once(settings: TrainerSettings, world: World) -> None:
     async with stack(settings, world) as (store, client, other):
         first = (await near(client, "u0", "?n=1"))[0]
@@ -162,7 +164,7 @@ async def test_who_was_forgotten_is_gone_at_once(settings: TrainerSettings, worl
         async def erased() -> bool:
             return bool((await client.get(f"/receipts/{receipt}")).json["archive"] == "erased")
 
-        await wait_until_async(erased, 60, "the receipt says erased")
+        await wait_until_async(erased, "the receipt says erased")
         assert name not in await store.active.ids(1)
         # No one brings the id back who had read it before.
         await store.active.replace(1, [name, b"u0", b"u1"])
@@ -172,7 +174,7 @@ async def test_who_was_forgotten_is_gone_at_once(settings: TrainerSettings, worl
         assert (await client.get(f"/neighbours/u{first}")).status == 200
 
 
-@one_kind
+@pytest.mark.slow
 async def test_the_most_active_are_looked_among(
     settings: TrainerSettings, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +189,7 @@ async def test_the_most_active_are_looked_among(
         assert (await client.get("/neighbours/u10")).json["among"] == 9
 
 
-@one_kind
+@pytest.mark.slow
 async def test_one_damaged_user_keeps_no_other_from_an_answer(
     settings: TrainerSettings, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +205,7 @@ async def test_one_damaged_user_keeps_no_other_from_an_answer(
             assert len(rows) > 5
 
 
-@one_kind
+@pytest.mark.slow
 async def test_a_table_is_let_go_and_read_again(
     settings: TrainerSettings, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,7 +222,7 @@ async def test_a_table_is_let_go_and_read_again(
         nonlocal reads
         reads += 1
         # However long they take to come in.
-        await wait_until_async(lambda: asked >= 20, 30, "all have asked")
+        await wait_until_async(lambda: asked >= 20, "all have asked")
         return await ids(self, epoch)
 
     async with stack(settings, world) as (store, client, _):
@@ -243,7 +245,6 @@ async def test_a_table_is_let_go_and_read_again(
         assert "next one" in reply["reason"]
 
 
-@one_kind
 async def test_without_the_store_they_are_those_of_the_last_reading(
     own_server: StoreServer, settings: TrainerSettings, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,7 +269,7 @@ async def test_without_the_store_they_are_those_of_the_last_reading(
         async def whole() -> bool:
             return bool((await client.get(path)).json == before)
 
-        await wait_until_async(whole, 20.0, "answers are whole again")
+        await wait_until_async(whole, "answers are whole again")
         first = before["neighbours"][0]["user_id"]
         assert (await client.ask("DELETE", f"/users/{first}")).status == 200
         assert first not in [each["user_id"] for each in (await client.get(path)).json["neighbours"]]

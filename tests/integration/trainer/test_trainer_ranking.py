@@ -64,7 +64,7 @@ async def test_a_fit_is_published_with_a_head_that_new_items_join(
                 items = head_of(follower).items
                 return row is not None and row < len(items) and bool(items[row].any())
 
-            await wait_until_async(known, 30, "the new item in the head of the service")
+            await wait_until_async(known, "the new item in the head of the service")
             row = store.items(1).row(b"fresh")
             assert row is not None
             factors = head_of(follower).items[row]
@@ -86,7 +86,7 @@ async def test_a_fit_is_published_with_a_head_that_new_items_join(
                 items = head_of(follower).items
                 return row is not None and row < len(items) and bool(items[row].any())
 
-            await wait_until_async(known_later, 30, "the next item in the head of the service")
+            await wait_until_async(known_later, "the next item in the head of the service")
             assert follower.live is not None
             assert follower.live.generation == generation
 

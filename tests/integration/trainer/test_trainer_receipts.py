@@ -22,8 +22,6 @@ from trainer.erasure import waiting
 from trainer.fit_job.folder import FitFolder
 from trainer.settings import TrainerSettings
 
-pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
-
 USER = "secret-one"
 
 
@@ -35,7 +33,7 @@ async def until_it_waits(client: Client, receipt: str, for_what: str) -> None:
         assert "/" not in answer["detail"]
         return bool(answer["detail"] == for_what)
 
-    await wait_until_async(said, 30, for_what)
+    await wait_until_async(said, for_what)
 
 
 async def until_erased(client: Client, receipt: str) -> None:
@@ -43,7 +41,7 @@ async def until_erased(client: Client, receipt: str) -> None:
         answer = (await client.get(f"/receipts/{receipt}")).json
         return bool(answer["archive"] == "erased" and "detail" not in answer)
 
-    await wait_until_async(erased, 60, "the receipt says erased")
+    await wait_until_async(erased, "the receipt says erased")
 
 
 async def asked(client: Client) -> str:
@@ -130,4 +128,4 @@ async def test_one_that_cannot_be_told_of_goes_on(
 
     monkeypatch.setattr(Commands, "report", refused)
     async with beside_a_fit(settings, monkeypatch):
-        await wait_until_async(said, 20, "the refusal in the log")
+        await wait_until_async(said, "the refusal in the log")

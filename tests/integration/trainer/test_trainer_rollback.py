@@ -68,6 +68,7 @@ async def spoiled(store: Store, known: list[NewRating], monkeypatch: pytest.Monk
     return good, bad
 
 
+@pytest.mark.slow
 async def test_a_bad_generation_is_taken_back_by_itself(
     store: Store, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +80,7 @@ async def test_a_bad_generation_is_taken_back_by_itself(
         async def taken_back() -> bool:
             return (await live(store))[0] == good
 
-        await wait_until_async(taken_back, 30, "the good generation is live again")
+        await wait_until_async(taken_back, "the good generation is live again")
         await arriving
         _, why = await live(store)
         assert why is not None
@@ -97,6 +98,7 @@ async def test_a_bad_generation_is_taken_back_by_itself(
         assert await live(store) == (new, why)
 
 
+@pytest.mark.slow
 async def test_what_a_person_holds_stays(
     store: Store, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +110,7 @@ async def test_what_a_person_holds_stays(
         assert await live(store) == (bad, None)
 
 
+@pytest.mark.slow
 async def test_ratings_that_it_has_learned_do_not_count(
     store: Store, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,10 +134,11 @@ async def test_ratings_that_it_has_learned_do_not_count(
         # Of accounts that were made since, too.
         await arrive(store, ratings(users=120, items=20, prefix="v")[::9])
         await arrive(store, third[:70])
-        await wait_until_async(lambda: sum(judged) > 60, 20, "those that arrive after it count")
+        await wait_until_async(lambda: sum(judged) > 60, "those that arrive after it count")
         assert sum(judged) <= 70
 
 
+@pytest.mark.slow
 async def test_good_generations_stay(store: Store, settings: TrainerSettings) -> None:
     every = ratings(users=200, items=20, seed=3)
     async with running_trainer(settings):
@@ -146,6 +150,7 @@ async def test_good_generations_stay(store: Store, settings: TrainerSettings) ->
         assert await live(store) == (generation, None)
 
 
+@pytest.mark.slow
 async def test_what_was_told_with_a_rating_counts(
     store: Store, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +176,6 @@ async def test_what_was_told_with_a_rating_counts(
         await fitted(store)
         await fitted(store)
         await arrive(store, every[1::2][:300])
-        await wait_until_async(lambda: len(errors) > 100, 30, "ratings are judged")
+        await wait_until_async(lambda: len(errors) > 100, "ratings are judged")
     # The steps alone have a variance of 1.
     assert np.square(errors).mean(axis=0).max() < 0.5

@@ -25,7 +25,7 @@ async def test_a_trainer_that_waits_says_so_and_one_without_a_store_is_silent(
         async def told() -> bool:
             return bool(await store.telemetry.read(60))
 
-        await wait_until_async(told, 5, "a point")
+        await wait_until_async(told, "a point")
         # Whenever a scrape comes.
         seen: list[list[StoreServer]] = []
         while len({id(servers) for servers in seen}) < 5:

@@ -109,7 +109,7 @@ async def test_users_without_ratings_are_served_by_their_attributes(
             again = await store.users.lookup(live_of(follower), [b"new"])
             return not again.behind and bool((again.vectors[0] == sweet.vector).all())
 
-        await wait_until_async(kept, 10, "what was folded in written back")
+        await wait_until_async(kept, "what was folded in written back")
         # A single rating, and the attributes still are what the rest comes from.
         await store.ratings.append([NewRating(b"new", b"i3", 3.0, 2e9)])
         after = await profile(store, follower, b"new")
@@ -168,6 +168,7 @@ async def test_records_that_rest_on_earlier_attributes_are_refused(
         assert not (await store.users.lookup(live, [b"u1"])).behind
 
 
+@pytest.mark.slow
 async def test_a_new_history_knows_who_was_described_before(
     store: Store, settings: TrainerSettings, tmp_path: Path
 ) -> None:

@@ -21,8 +21,6 @@ from trainer.erasure.file_rewrites import FileRewrites
 from trainer.retry import with_retries
 from trainer.settings import TrainerSettings
 
-pytestmark = pytest.mark.parametrize("own_server", ["redis"], indirect=True)
-
 Fields = dict[bytes, bytes]
 
 
@@ -69,7 +67,7 @@ async def test_an_erasure_whose_command_cannot_be_read_is_done_and_others_are_ta
             async def erased() -> bool:
                 return await store.commands.stage(receipt) is None
 
-            await wait_until_async(erased, 20.0, "the erasure has ended")
+            await wait_until_async(erased, "the erasure has ended")
             outcome = await store.commands.outcome(receipt)
             assert outcome is not None
             assert outcome.state == "done"
@@ -113,7 +111,7 @@ async def test_an_outcome_that_cannot_be_read_is_written_anew(
             async def done() -> bool:
                 return await store.redis.xlen(store.keys.commands) == 0
 
-            await wait_until_async(done, 20.0, "the command is carried out")
+            await wait_until_async(done, "the command is carried out")
         outcome = await store.commands.outcome(command)
         assert outcome is not None
         assert outcome.state == "done"
@@ -143,17 +141,17 @@ async def test_an_erasure_of_an_earlier_leader_is_open_since_it_was_asked_for(
             async def taken() -> bool:
                 return await open_since() is not None
 
-            await wait_until_async(taken, 20.0, "the erasures are taken")
+            await wait_until_async(taken, "the erasures are taken")
             assert await open_since() == 1_700_000_000_000
             await fitted(store)
 
             async def only_files() -> bool:
                 return await store.commands.stage("0" * 32) == "files"
 
-            await wait_until_async(only_files, 20.0, "nothing but the files of the store is left")
+            await wait_until_async(only_files, "nothing but the files of the store is left")
             assert await open_since() == 1_700_000_000_000
         async with running_trainer(settings) as trainer:
-            await wait_until_async(taken, 20.0, "the erasures are taken")
+            await wait_until_async(taken, "the erasures are taken")
             since_ms = await open_since()
             assert since_ms is not None
             assert since_ms >= began_ms
@@ -162,7 +160,7 @@ async def test_an_erasure_of_an_earlier_leader_is_open_since_it_was_asked_for(
             async def ended() -> bool:
                 return await open_since() is None and not await store.redis.hlen(store.keys.erasing)
 
-            await wait_until_async(ended, 20.0, "both have ended")
+            await wait_until_async(ended, "both have ended")
 
 
 async def test_what_was_reported_and_went_with_the_end_of_the_store_is_done_once_more(
@@ -197,12 +195,12 @@ async def test_what_was_reported_and_went_with_the_end_of_the_store_is_done_once
                 async def erased() -> bool:
                     return await with_retries(store.commands.stage, receipt) is None
 
-                await wait_until_async(erased, 20.0, "the erasure has ended")
+                await wait_until_async(erased, "the erasure has ended")
                 term = trainer.term
                 own_server.stop()
                 shutil.rmtree(data)
                 shutil.copytree(backup, data)
                 own_server.start()
                 assert not await erased()
-                await wait_until_async(erased, 20.0, "the erasure has ended again")
+                await wait_until_async(erased, "the erasure has ended again")
                 assert trainer.term is term

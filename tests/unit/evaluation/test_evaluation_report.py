@@ -84,6 +84,7 @@ def test_the_table_shows_every_player_and_run() -> None:
         assert part in shown
 
 
+@pytest.mark.slow
 def test_files_and_picture(tmp_path: Path) -> None:
     lines = write_files(REPORT, tmp_path / "a" / "b")
     assert len(lines) == 4

@@ -41,6 +41,7 @@ def test_between_two_fits_the_accounts_move_their_target_alone() -> None:
     np.testing.assert_array_equal(predictions(after, 8, 200), predictions(before, 8, 200))
 
 
+@pytest.mark.slow
 def test_every_attack_on_every_kind_of_target_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POPULARITY", (0.2, 0.8))
     found = list(measure_shifts(DATA, seed=1))

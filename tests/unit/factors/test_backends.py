@@ -171,6 +171,7 @@ def test_rounded_covariances_make_no_variance_negative(monkeypatch: pytest.Monke
     assert_same(*states)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed (extra `fast`)")
 def test_compiled_loops_give_what_numpy_gives_on_two_threads() -> None:
     ratings = ratings_of(5, n_users=16, n_items=11, n=90)

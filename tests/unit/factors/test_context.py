@@ -71,6 +71,7 @@ def moved(request: pytest.FixtureRequest) -> tuple[Fitted, Ratings, Ratings]:
     return fitted(known, request.param), known, later
 
 
+@pytest.mark.slow
 def test_what_shifts_and_turns_the_taste_is_learned(moved: tuple[Fitted, Ratings, Ratings]) -> None:
     found, known, later = moved
     plain = fitted(replace(known, context=None), found.model.link)
@@ -93,6 +94,7 @@ def test_folding_in_a_full_history_gives_the_row_of_the_fit(moved: tuple[Fitted,
     assert np.abs(without - found.users).max() > 0.05
 
 
+@pytest.mark.slow
 def test_items_are_folded_in_with_users_as_they_were_then(moved: tuple[Fitted, Ratings, Ratings]) -> None:
     found, known, _ = moved
     posterior = found.posterior
@@ -136,6 +138,7 @@ def test_a_half_step_is_the_regression_on_shifted_users() -> None:
         np.testing.assert_allclose(rows[user, layout.mean], mean, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_shifted_users_get_the_scores_of_their_context(moved: tuple[Fitted, Ratings, Ratings]) -> None:
     found, _, later = moved
     assert later.context is not None
@@ -161,6 +164,7 @@ def test_contributions_add_up_to_the_score_in_a_context(moved: tuple[Fitted, Rat
     assert reasons.base + reasons.contributions.sum() == pytest.approx(score.rating[0], abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", ["gaussian", "ordinal"])
 def test_a_context_that_says_nothing_is_left_out(link: Link) -> None:
     known, _ = world(6, 2_000, 2_000)
@@ -200,6 +204,7 @@ def test_a_model_keeps_what_contexts_do(moved: tuple[Fitted, Ratings, Ratings]) 
     assert terms_of(again.parameters).context
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"),
     [

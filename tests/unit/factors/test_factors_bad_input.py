@@ -74,6 +74,7 @@ def test_a_user_with_a_hundred_thousand_ratings() -> None:
     assert (scores.std > 0).all()
 
 
+@pytest.mark.slow
 def test_a_user_who_rated_everything_and_an_item_that_everybody_rated() -> None:
     user, item, value = pairs(2, 80, 3000, 3000)
     everything = np.arange(3000)

@@ -140,6 +140,7 @@ def test_a_heavy_user_adds_little_to_the_work_of_choosing_terms() -> None:
     assert 0 < choose(1) < 2 * without
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heavy", [1, 10])
 def test_no_seed_loses_the_ratings_of_the_others(heavy: int) -> None:
     ratings, n_users, n_items = crowd(heavy)

@@ -34,15 +34,24 @@ def rmse(predicted: np.ndarray, of: Ratings) -> float:
     return float(np.sqrt(np.mean((predicted - of.value) ** 2)))
 
 
+@pytest.fixture(params=["numpy", "compiled"])
+def half_step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What computes the fit, where the number of ratings would choose it."""
+    n = 1 if request.param == "compiled" else 10_000_000
+    monkeypatch.setattr("factors.inference.compiled.backend.MANY_RATINGS", n)
+    return str(request.param)
+
+
 @pytest.fixture
 def odd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> OddData:
-    # A smaller sample for the choice of terms, so that a user with 10,000 ratings goes beyond it.
-    monkeypatch.setattr(model_selection, "_MOST_RATINGS", 2_500)
+    # A smaller sample for the choice of terms: most of the data go beyond it, as large ones do.
+    monkeypatch.setattr(model_selection, "_MOST_RATINGS", 1_000)
     monkeypatch.setattr(model_selection, "_MOST_OF_USER", 25)
     make: Callable[[], OddData] = ODD_DATA[request.param]
     return make()
 
 
+@pytest.mark.usefixtures("half_step")
 @pytest.mark.parametrize("odd", ODD_DATA, indirect=True)
 def test_a_fit_is_finite_and_predicts_no_worse_than_biases(odd: OddData) -> None:
     n = len(odd.ratings.value)

@@ -50,6 +50,7 @@ def error(ratings: Ratings, asked: Ratings, settings: FitSettings) -> tuple[int,
     return fitted.model.rank, float(np.sqrt(np.mean((rating - asked.value) ** 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", ["gaussian", "ordinal"])
 def test_a_fit_takes_as_many_dimensions_as_its_ratings_show(link: str) -> None:
     ratings, asked = world(14)
@@ -96,6 +97,7 @@ TERMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
 def test_a_state_that_grows_predicts_what_it_did_until_it_has_learned(terms: Terms) -> None:
     state = swept(terms, 4)
@@ -156,6 +158,7 @@ def test_a_state_that_grows_goes_on_from_its_sites() -> None:
     assert np.allclose(scores(larger), scores(state), atol=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", ["gaussian", "ordinal"])
 def test_noise_shows_no_dimension(link: str) -> None:
     found = [

@@ -408,6 +408,7 @@ def test_choices_look_at_some_users_of_many(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose(data, MANY_ITEMS, "random", np.random.default_rng(1)) == (RankingChoices(), {})
 
 
+@pytest.mark.slow
 def test_recency_is_chosen_where_users_move_on_and_off_elsewhere() -> None:
     still, moving = by_user(clusters(2), MANY_USERS), by_user(clusters(2, drifting=True), MANY_USERS)
     assert choose(still, MANY_ITEMS, "latest", np.random.default_rng(1))[0].recency_boost == 0.0
@@ -434,6 +435,7 @@ def test_lists_of_a_choice_are_those_of_the_head(boost: float) -> None:
         np.testing.assert_allclose(relevance(rows), expected[rows], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_ratings_count_where_that_costs_little() -> None:
     ratings = clusters(3)
     found = fit_ranking(ratings, MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1))

@@ -141,7 +141,7 @@ async def test_a_late_answer_fails_everything_in_flight_and_is_never_mixed_up() 
             writer.write(b"+fresh\r\n")
 
         script.answer = fresh
-        await wait_until_async(lambda: connection.connected, 3.0, "the connection comes back")
+        await wait_until_async(lambda: connection.connected, "the connection comes back")
         # Counted a turn of the event loop after it can be used.
         await asyncio.sleep(0)
         assert connection.reconnects_total == 1
@@ -258,7 +258,7 @@ async def test_bytes_that_are_no_answer_end_the_socket(noise: bytes) -> None:
     async with opened(Script(answer)) as connection:
         await asyncio.gather(connection.execute(b"x", 1), return_exceptions=True)
         await wait_until_async(
-            lambda: not connection.connected or script_restarted(connection), 3.0, "the socket is given up"
+            lambda: not connection.connected or script_restarted(connection), "the socket is given up"
         )
 
 

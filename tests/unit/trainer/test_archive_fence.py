@@ -162,6 +162,7 @@ def frozen_everywhere(
     raise AssertionError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORK)
 def test_replaced_leader_changes_nothing(tmp_path: Path, interrupted: Interrupted, name: str) -> None:
     assert frozen_everywhere(tmp_path, interrupted, WORK[name]) >= 1

@@ -111,7 +111,7 @@ def test_one_process_compiles_and_the_next_finds_what_it_made(
                     return any(each.readlink().name == "compiling.lock" for each in opened)
                 return False
 
-            wait_until(waits, 60.0, "it waits for the one that compiles")
+            wait_until(waits, "it waits for the one that compiles")
             made = kept(tmp_path)
             fcntl.flock(lock, fcntl.LOCK_UN)
             assert child.wait(60) == 0, child.text

@@ -79,12 +79,13 @@ def request(archive: EpochArchive, output: Path, n_items: int = 16, **changes: o
 
 async def fitted(
     asked: FitRequest,
-    started: Callable[[int], None] = lambda _pid: None,
+    started: Callable[[int], None] | None = None,
     files: Sequence[pa.OSFile] | None = None,
 ) -> FitResult:
     def step(name: str) -> None:
         assert name == "fit:started"
-        started(started_fit())
+        if started is not None:
+            started(started_fit())
 
     async with asyncio.timeout(60):
         files = files or [open_segment(Path(path)) for path in asked.paths]
@@ -235,6 +236,7 @@ def test_what_is_retired_is_not_learned() -> None:
     assert of_fields(given, 0).context is None
 
 
+@pytest.mark.slow
 async def test_erased_user_leaves_no_context_in_the_files(tmp_path: Path) -> None:
     events = world()
     archive = EpochArchive(tmp_path / "archive", 1, guard=free)
@@ -257,6 +259,7 @@ def test_nothing_archived_is_an_empty_input() -> None:
     assert (given.n_users, given.n_items, len(given.ratings.value)) == (0, 0, 0)
 
 
+@pytest.mark.slow
 async def test_fit_leaves_complete_files_that_a_next_fit_starts_from(tmp_path: Path) -> None:
     archive = archived(tmp_path / "archive", world())
     first = await fitted(request(archive, tmp_path / "first"))
@@ -278,6 +281,7 @@ async def test_fit_leaves_complete_files_that_a_next_fit_starts_from(tmp_path: P
     assert not list(tmp_path.glob("*.tmp"))  # noqa: ASYNC240 - a look at a local folder
 
 
+@pytest.mark.slow
 async def test_erased_user_leaves_no_trace_in_the_files(tmp_path: Path) -> None:
     archive = archived(tmp_path / "archive", world())
     result = await fitted(request(archive, tmp_path / "fit"))
@@ -331,6 +335,7 @@ async def test_user_is_erased_whose_hash_is_damaged(tmp_path: Path) -> None:
     assert b"u12" not in (result.path / "id_bytes.npy").read_bytes()
 
 
+@pytest.mark.slow
 async def test_fit_has_a_ranking_head_that_the_next_one_begins_from(tmp_path: Path) -> None:
     # Of so many ratings choices are made.
     archive = archived(tmp_path / "archive", world(n_users=100))
@@ -348,6 +353,7 @@ async def test_fit_has_a_ranking_head_that_the_next_one_begins_from(tmp_path: Pa
     assert second.metrics["ranking_negatives"] == first.metrics["ranking_negatives"]
 
 
+@pytest.mark.slow
 async def test_damaged_head_is_not_begun_from(tmp_path: Path) -> None:
     archive = archived(tmp_path / "archive", world())
     first = await fitted(request(archive, tmp_path / "first"))
@@ -413,6 +419,7 @@ async def test_unwritable_output_is_told(tmp_path: Path) -> None:
         await fitted(request(archive, blocked / "fit"))
 
 
+@pytest.mark.fit_process
 async def test_killed_fit_leaves_nothing(tmp_path: Path) -> None:
     archive = archived(tmp_path / "archive", world())
     asked = request(archive, tmp_path / "fit")
@@ -421,17 +428,19 @@ async def test_killed_fit_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "fit").exists()
 
 
+@pytest.mark.fit_process
+@pytest.mark.slow
 async def test_fit_that_is_killed_at_its_ranking_head_is_a_fit_without_one(tmp_path: Path) -> None:
     archive = archived(tmp_path / "archive", world(n_users=400, n_items=60))
     asked = request(archive, tmp_path / "fit", n_items=60)
 
     def kill_later(pid: int) -> None:
-        wait_until((tmp_path / "fit.ratings").is_dir, 60, "the fit of the ratings")
+        wait_until((tmp_path / "fit.ratings").is_dir, "the fit of the ratings")
         os.kill(pid, signal.SIGKILL)
 
     pids: list[int] = []
     fitting = asyncio.create_task(fitted(asked, pids.append))
-    await wait_until_async(lambda: bool(pids), 30, "the process of the fit")
+    await wait_until_async(lambda: bool(pids), "the process of the fit")
     await asyncio.to_thread(kill_later, pids[0])
     result = await fitting
     assert (result.ranking, result.ranking_users, result.head()) == (None, None, None)
@@ -457,11 +466,12 @@ async def test_fit_whose_ranking_head_cannot_be_written_is_a_fit_without_one(
     assert read_result(tmp_path / "fit").ranking is None
 
 
+@pytest.mark.fit_process
 async def test_cancelled_fit_ends_its_process(tmp_path: Path) -> None:
     archive = archived(tmp_path / "archive", world())
     pids: list[int] = []
     task = asyncio.create_task(fitted(request(archive, tmp_path / "fit"), pids.append))
-    await wait_until_async(lambda: bool(pids), 30, "the process of the fit")
+    await wait_until_async(lambda: bool(pids), "the process of the fit")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

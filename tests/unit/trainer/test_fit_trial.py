@@ -103,6 +103,7 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> tuple[FitResult, FitRe
         return live, fit, fit_of(archive, folder / "own", live.path)
 
 
+@pytest.mark.slow
 def test_a_fit_that_is_worse_on_what_comes_is_refused(
     poisoned: tuple[FitResult, FitResult, FitResult],
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_fit_that_is_worse_on_what_comes_is_refused(
     assert gate.refusal(fit, N_ITEMS, Policy()) is not None
 
 
+@pytest.mark.slow
 def test_held_to_a_part_of_its_own_ratings_it_would_look_better_and_go_live(
     poisoned: tuple[FitResult, FitResult, FitResult],
 ) -> None:
@@ -121,6 +123,7 @@ def test_held_to_a_part_of_its_own_ratings_it_would_look_better_and_go_live(
     assert gate.refusal(own, N_ITEMS, Policy()) is None
 
 
+@pytest.mark.slow
 def test_a_fit_that_learned_more_of_the_same_goes_live(tmp_path: Path) -> None:
     first, more, few = (honest(f"u{k}-", users, 15, seed=k) for k, users in ((1, 150), (2, 60), (3, 6)))
     live = fit_of(archived(tmp_path / "archive", first), tmp_path / "live")

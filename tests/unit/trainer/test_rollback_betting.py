@@ -23,6 +23,7 @@ def stopped_after(
     return None
 
 
+@pytest.mark.slow
 def test_a_good_one_is_never_condemned_in_300_worlds() -> None:
     """Looked at after each of 1,000 ratings: at most 1 in 1,000 is promised."""
     found = [stopped_after(seed, (0.3, 0.3), 1_000) for seed in range(300)]
