@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test test-all check bench peers neural docs wheels wheels-check manifests release sbom audit lock vendor clients clean
+.PHONY: setup run test test-all prove coverage release-check check bench peers neural docs wheels wheels-check manifests release sbom audit lock vendor clients clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -27,13 +27,28 @@ $(STAMP): requirements/dev.txt pyproject.toml
 run: setup
 	@exec $(BIN)/foldin up $(ARGS)
 
-# The gate of a release: minutes, and only a defect can close it.
+# The gate: some minutes, and only a defect can close it.
 test: setup check
 	$(BIN)/python -m pytest -n auto -m "not slow" $(ARGS)
 
-# Everything: both kinds of store, faults, whole stacks, containers, browsers, wheels.
+# Everything: both kinds of store, faults, whole stacks, containers, browsers, wheels, the neural engine.
 test-all: setup check docs
-	$(BIN)/python -m pytest -n auto --store both $(ARGS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch>=2.6'
+	FOLDIN_TEST_NEURAL=1 $(BIN)/python -m pytest -n auto --store both $(ARGS)
+
+# The gate N times in a fresh clone, every second time on a busy machine.
+N := 5
+prove:
+	@.ci/prove $(N)
+
+# What share of the product's lines the gate runs.
+coverage: setup
+	$(BIN)/python -m coverage run -m pytest -n auto -m "not slow" $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+# What others publish can change what it says, so no gate asks it: before a release.
+release-check: sbom manifests audit wheels-check
 
 check: setup
 	$(BIN)/ruff format --check .
