@@ -1,5 +1,5 @@
-"""SIGKILL of a worker, the trainer and the store, one after the other while users rate: what was acknowledged is
-read, archived and learned (docs/reliability.md).
+"""SIGKILL of a worker, the trainer and the store, one after the other while users rate: what was acknowledged
+is read, archived and learned (docs/reliability.md).
 """
 
 import asyncio
@@ -24,7 +24,7 @@ BETWEEN = 40
 
 
 class Rater:
-    """Rates one item after the other; `acknowledged`: those that were answered with 200, with their rating."""
+    """Rates one item after the other; `acknowledged`: the rating of each that was answered with 200."""
 
     def __init__(self, user: str) -> None:
         self.user = user
