@@ -10,19 +10,15 @@ import pytest
 from aiohttp import web
 from playwright.async_api import Page, async_playwright
 
-from featurestore.access import new_secret
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from processes.probes import unused_port
 from service.context import CONTEXT
-from service.http.access import Access
 from tests.browser.pages import BROWSER, CHROMIUM, QUIET
 from tests.support.factories import lead, publish, rating
 from tests.support.serving import serves, serving
 from tests.support.small_trainer import Trainer, running
 from tests.support.waiting import wait_until_async
-
-__all__ = ["pytestmark"]
 
 # Names of two other sites, both leading to this machine, as DNS rebinding would have it.
 RESOLVE = "--host-resolver-rules=MAP evil.example 127.0.0.1, MAP other.example 127.0.0.1"
@@ -181,26 +177,3 @@ async def test_the_pages_own_calls_pass(scene: Scene, page: Page) -> None:
     await page.evaluate(f"location.href = '{scene.url}/'")
     await page.wait_for_url(f"{scene.url}/")
     await page.wait_for_selector("#cards")
-
-
-async def test_without_the_check_both_ways_would_be_open(
-    scene: Scene, page: Page, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The control: what refused them above was the check of the service, not the browser."""
-    monkeypatch.setattr(Access, "admit", lambda *_: None)
-    await page.goto(scene.evil_url)
-    await run(page, ["fetch('URL/train', {method: 'POST', mode: 'no-cors'})"], scene.url)
-    assert {command.kind for command in scene.trainer.taken} == {"refit"}
-    await page.goto(scene.url.replace("127.0.0.1", "other.example"))
-    assert await run(page, REBOUND[:1]) == ["200"]
-    assert {command.kind for command in scene.trainer.taken} == {"refit", "epoch"}
-
-
-async def test_with_keys_a_page_that_knows_none_is_refused_under_any_name(
-    store_settings: StoreSettings, store: Store, scene: Scene, page: Page
-) -> None:
-    await store.access.add(new_secret(), "first", "operate")
-    async with serving(store_settings) as (client, _):
-        await page.goto(f"{client.url.replace('127.0.0.1', 'other.example')}/")
-        assert await run(page, REBOUND) == ["401"] * len(REBOUND)
-    assert await scene.untouched()

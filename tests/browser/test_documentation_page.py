@@ -35,19 +35,3 @@ async def test_it_can_be_used_by_everybody_and_on_a_phone(client: Client, scheme
         assert await page.evaluate("getComputedStyle(document.documentElement).colorScheme") == scheme
         assert watched.complaints == []
         assert watched.asked_only(client.url)
-
-
-async def test_a_call_is_opened_by_the_keyboard_and_by_its_address(client: Client) -> None:
-    async with browsing() as watched:
-        page = watched.page
-        await page.goto(f"{client.url}/docs")
-        control = page.locator(".opblock-summary-control", has_text="/livez")
-        await control.focus()
-        await page.keyboard.press("Enter")
-        await expect(control).to_have_attribute("aria-expanded", "true")
-        # What is open is in the address, so that it can be sent to a colleague.
-        await expect(page).to_have_url(f"{client.url}/docs#/Operations/livez")
-        await page.goto("about:blank")
-        await page.goto(f"{client.url}/docs#/Operations/livez")
-        await expect(control).to_have_attribute("aria-expanded", "true", timeout=20_000)
-        assert watched.complaints == []

@@ -10,7 +10,7 @@ from playwright.async_api import expect
 
 from featurestore.settings import StoreSettings
 from service.settings import ServiceSettings
-from tests.browser.pages import BROWSER, PHONE, browsing
+from tests.browser.pages import BROWSER, browsing
 from tests.support.serving import Client, serving
 
 MANUAL = ServiceSettings().manual_dir
@@ -41,26 +41,3 @@ async def test_every_page_holds_under_the_policy(client: Client, scheme: str) ->
             assert watched.complaints == [], name
         assert watched.asked_only(client.url)
         assert len(pages) > 20
-
-
-async def test_a_reader_searches_and_chooses_light_or_dark(client: Client) -> None:
-    async with browsing() as watched:
-        page = watched.page
-        await page.goto(f"{client.url}/manual")
-        assert page.url == f"{client.url}/manual/"
-        await page.get_by_role("button", name="Search").first.click()
-        await page.locator("dialog input[type=search]").fill("hidden")
-        await page.keyboard.press("Enter")
-        await expect(page.locator("#search-results li").first).to_be_visible()
-        await page.locator(".theme-switch-button:visible").click()
-        await page.get_by_role("button", name="Dark").click()
-        await expect(page.locator("html")).to_have_attribute("data-theme", "dark")
-        assert watched.complaints == []
-
-
-@pytest.mark.parametrize("name", ["index.html", "tutorial.html", "api.html"])
-async def test_a_page_can_be_read_by_everybody_and_on_a_phone(client: Client, name: str) -> None:
-    async with browsing(viewport=PHONE) as watched:
-        await watched.page.goto(f"{client.url}/manual/{name}")
-        assert not await watched.overflows()
-        assert await watched.violations() == []

@@ -1,28 +1,22 @@
 """The pages in a real browser: what people see and do there; they load nothing from anywhere else."""
 
-import asyncio
-import os
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import redis
-from playwright.async_api import Dialog, expect
+from playwright.async_api import expect
 
 from featurestore.access import new_secret
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.telemetry.points import Backup, Point
 from tests.browser.pages import BROWSER, PHONE, Watched, browsing
-from tests.support.servers import StoreServer
 from tests.support.serving import Client, serving
 from tests.support.trainers import running_trainer
-from tests.support.waiting import wait_until_async
 from trainer.settings import TrainerSettings
 
-pytestmark = [pytest.mark.slow, *BROWSER]
+pytestmark = BROWSER
 # Heading of each page, what is there once all of it is, and what there is where nothing is known yet.
 PAGES = {
     "overview": ("Overview", ".u-legend", ".ways"),
@@ -36,10 +30,9 @@ PAGES = {
     "system": ("System", "[aria-label=settings]", "[aria-label=settings]"),
 }
 FIRST = "Foldin recommends, and learns from every rating the moment it arrives."
-# What the first visit may load, in gzip: a tenth more than the pages had with uPlot 1.6 and Preact 11.
-MOST_PAGE_BYTES = 75_000
 
 
+@pytest.mark.slow
 async def test_the_overview_tells_what_is_live_and_follows_it(client: Client, watched: Watched) -> None:
     page = watched.page
     await page.goto(f"{client.url}/")
@@ -60,23 +53,7 @@ async def test_the_overview_tells_what_is_live_and_follows_it(client: Client, wa
     assert watched.asked_only(client.url)
 
 
-async def test_the_first_visit_is_light(client: Client, watched: Watched) -> None:
-    await watched.page.goto(f"{client.url}/")
-    # A process tells of itself every ten seconds.
-    await expect(watched.page.locator(".u-legend").first).to_be_attached(timeout=20_000)
-    loaded: list[tuple[str, int]] = await watched.page.evaluate(
-        """performance.getEntries()
-          .filter((each) => "encodedBodySize" in each && each.initiatorType !== "fetch")
-          .map((each) => [each.name, each.encodedBodySize])"""
-    )
-    paints = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
-    weight, painted_ms = sum(size for _, size in loaded), await watched.page.evaluate(paints)
-    files = f"{weight} bytes in gzip, {len(loaded)} files"
-    print(f"first visit: {files}, first contentful paint {painted_ms:.0f} ms")
-    assert any(name.endswith("uplot.js") for name, _ in loaded)
-    assert weight < MOST_PAGE_BYTES
-
-
+@pytest.mark.slow
 async def test_the_page_says_when_no_service_answers(client: Client, watched: Watched) -> None:
     page = watched.page
     await page.goto(f"{client.url}/")
@@ -87,6 +64,7 @@ async def test_the_page_says_when_no_service_answers(client: Client, watched: Wa
     await expect(page.locator("#state")).to_have_text("live")
 
 
+@pytest.mark.slow
 async def test_a_first_visitor_sees_three_ways_to_begin(
     store_settings: StoreSettings, store: Store, watched: Watched
 ) -> None:
@@ -117,6 +95,7 @@ async def test_a_first_visitor_sees_three_ways_to_begin(
         assert watched.asked_only(empty.url)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_every_page_can_be_used_by_everybody_and_on_a_phone(client: Client, scheme: str) -> None:
     await client.ask(
@@ -158,36 +137,7 @@ async def test_a_user_is_found_explained_rated_and_the_list_moves(client: Client
     assert watched.complaints == []
 
 
-async def test_a_user_is_found_among_more_keys_than_a_page_looks_through(
-    client: Client, watched: Watched, store_server: StoreServer
-) -> None:
-    """There is no index of ids: a page of the search may be empty though the user is further on."""
-    others = [f"other:{store_server.port}:{n}" for n in range(60_000)]
-    connection = redis.Redis.from_url(store_server.url)
-    connection.mset(dict.fromkeys(others, ""))
-    try:
-        await watched.page.goto(f"{client.url}/#/users")
-        await watched.page.fill("#user", "an")
-        await expect(watched.page.locator(".found a")).to_have_text(["ann"])
-        await watched.page.fill("#user", "nn")
-        await expect(watched.page.locator(".found")).to_have_text("No user that begins so.")
-    finally:
-        connection.unlink(*others)
-    assert watched.complaints == []
-
-
-async def test_ids_are_text_whatever_they_are(client: Client, watched: Watched) -> None:
-    name = "<img src=x onerror=alert(1)>/../é?#%"
-    await client.post("/ratings", {"user_id": name, "item_id": name, "rating": 3})
-    await watched.page.goto(f"{client.url}/#/users")
-    await watched.page.fill("#user", "<img")
-    await watched.page.click(".found a")
-    await expect(watched.page.locator("h1")).to_have_text(name)
-    await expect(watched.page.get_by_role("region", name="ratings of this user")).to_contain_text(name)
-    assert await watched.page.locator("main img").count() == 0
-    assert watched.complaints == []
-
-
+@pytest.mark.slow
 async def test_recommendations_for_someone_who_is_not_stored(client: Client, watched: Watched) -> None:
     page = watched.page
     await page.goto(f"{client.url}/#/users")
@@ -200,6 +150,7 @@ async def test_recommendations_for_someone_who_is_not_stored(client: Client, wat
     assert (await client.get("/users?prefix=")).json["users"].count("dune") == 0
 
 
+@pytest.mark.slow
 async def test_an_item_that_is_hidden_is_in_no_list(client: Client, watched: Watched) -> None:
     page = watched.page
     before = (await client.get("/recommend/ann?n=100")).json["items"]
@@ -213,6 +164,7 @@ async def test_an_item_that_is_hidden_is_in_no_list(client: Client, watched: Wat
     assert item not in {each["item_id"] for each in after}
 
 
+@pytest.mark.slow
 async def test_generations_are_compared_and_made_live_by_typing_the_number(
     client: Client, watched: Watched
 ) -> None:
@@ -240,6 +192,7 @@ async def test_generations_are_compared_and_made_live_by_typing_the_number(
     assert (found["live"], found["held"]) == (1, False)
 
 
+@pytest.mark.slow
 async def test_what_is_wrong_is_said_and_what_to_do(client: Client, store: Store, watched: Watched) -> None:
     page, now = watched.page, time.time()
     await page.goto(f"{client.url}/#/system")
@@ -285,6 +238,7 @@ async def test_what_is_wrong_is_said_and_what_to_do(client: Client, store: Store
     assert watched.complaints == []
 
 
+@pytest.mark.slow
 async def test_the_quality_of_a_real_fit_is_shown(
     store_settings: StoreSettings, watched: Watched, tmp_path: Path
 ) -> None:
@@ -327,125 +281,7 @@ async def test_the_quality_of_a_real_fit_is_shown(
     assert watched.complaints == []
 
 
-async def test_what_keeps_ratings_out_is_said_without_the_store(
-    store_server: StoreServer, client: Client, watched: Watched
-) -> None:
-    page = watched.page
-    await page.goto(f"{client.url}/#/system")
-    await expect(page.get_by_role("region", name="tasks")).to_be_visible()
-    store_server.pause()
-    try:
-        wrong = page.get_by_role("region", name="what is wrong")
-        await expect(wrong).to_contain_text("The store does not answer", timeout=30_000)
-        await expect(page.locator("#state")).to_have_text("the store does not answer")
-    finally:
-        store_server.resume()
-
-
-async def test_an_empty_store_that_does_not_answer_is_not_told_to_be_empty(
-    store_server: StoreServer, store_settings: StoreSettings, watched: Watched
-) -> None:
-    page = watched.page
-    async with serving(store_settings) as (client, _):
-        await page.goto(f"{client.url}/")
-        await expect(page.locator(".ways article")).to_have_count(3)
-        store_server.pause()
-        try:
-            wrong = page.get_by_role("region", name="what is wrong")
-            await expect(wrong).to_contain_text("The store does not answer", timeout=30_000)
-            await expect(page.locator(".ways")).to_have_count(0)
-        finally:
-            store_server.resume()
-
-
-async def test_the_history_of_a_week_is_asked_for_as_often_as_it_has_new_points(
-    client: Client, watched: Watched
-) -> None:
-    page, asked = watched.page, list[str]()
-    page.on("request", lambda request: asked.append(request.url.partition("/history?")[2]))
-    await page.clock.install()
-    await page.goto(f"{client.url}/#/overview/7%20days")
-    await expect(page.locator("#cards")).to_be_visible()
-    for _ in range(30):
-        async with page.expect_response("**/status"):
-            await page.clock.run_for(2_000)
-    # A minute of a week: what lasts five minutes is asked for every ten seconds.
-    assert asked.count("seconds=604800") <= 2
-    assert asked.count("seconds=300") >= 5
-
-
-async def test_a_report_of_an_evaluation_is_kept_shown_and_removed(
-    client: Client, watched: Watched, tmp_path: Path
-) -> None:
-    page, wrong, report = watched.page, tmp_path / "wrong.jsonl", tmp_path / "my report.jsonl"
-    wrong.write_text("{}\nno json")
-    row = '{"data": "<b>a.csv", "split": "random 1", "engine": "auto", "rmse": 0.8756, "mae": null}'
-    report.write_text(f'{row}\n{{"error": "interrupted", "exit_code": 130}}\n')
-    await page.goto(f"{client.url}/#/quality")
-    await page.get_by_label("A report").set_input_files(wrong)
-    await page.get_by_role("button", name="Keep it here").click()
-    await expect(page.get_by_role("alert")).to_contain_text("line 2 is no JSON")
-    await page.get_by_label("A report").set_input_files(report)
-    await page.get_by_role("button", name="Keep it here").click()
-    kept = page.get_by_role("region", name="report my-report")
-    await expect(kept).to_contain_text("<b>a.csv")
-    await expect(kept).to_contain_text("0.8756")
-    assert await watched.violations() == []
-    await page.get_by_role("button", name="remove").click()
-    await expect(kept).to_have_count(0)
-    assert (await client.get("/reports")).json == {"reports": []}
-    assert watched.complaints == []
-
-
-@pytest.mark.parametrize(
-    ("address", "heading"),
-    [
-        ("users/%", "%"),
-        ("users/100%25%", "100%25%"),
-        ("constructor", None),
-        ("__proto__", None),
-        ("overview/constructor", None),
-        ("overview/%E0%A4", None),
-    ],
-)
-async def test_an_address_that_someone_typed_shows_a_page(
-    client: Client, watched: Watched, address: str, heading: str | None
-) -> None:
-    page = watched.page
-    await page.goto(f"{client.url}/#/{address}")
-    if heading is None:
-        await expect(page.locator("#cards")).to_contain_text("generation1")
-        await expect(page.locator('nav[aria-label="how far back"] [aria-current]')).to_have_text("15 min")
-        assert watched.complaints == []
-    else:
-        await expect(page.locator("h1")).to_have_text(heading)
-
-
-async def test_what_is_copied_as_python_runs_with_the_key_of_the_environment(
-    store_settings: StoreSettings, store: Store, client: Client, watched: Watched
-) -> None:
-    secret, page = new_secret(), watched.page
-    await store.access.add(secret, "viewer", "read")
-    async with serving(store_settings) as (closed, _):
-        await page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=closed.url)
-        await page.goto(f"{closed.url}/#/users/ann")
-        await page.fill("#key", secret)
-        await page.click("#login button")
-        await page.get_by_role("button", name="copy as Python").first.click()
-        await expect(page.get_by_text("copied as Python")).to_be_visible()
-        program = await page.evaluate("navigator.clipboard.readText()")
-        assert secret not in program
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "error", "-c", program),
-            env={**os.environ, "FOLDIN_API_KEY": secret},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        said, wrong = await asyncio.wait_for(process.communicate(), 60.0)
-        assert (process.returncode, wrong) == (0, b"")
-        assert b"emma" in said
-
-
+@pytest.mark.slow
 async def test_the_documentation_shows_every_call_and_every_code_and_tries_them(
     client: Client, watched: Watched
 ) -> None:
@@ -465,6 +301,7 @@ async def test_the_documentation_shows_every_call_and_every_code_and_tries_them(
     assert watched.asked_only(client.url)
 
 
+@pytest.mark.slow
 async def test_the_page_asks_for_a_key_where_the_api_does(
     store_settings: StoreSettings, store: Store, client: Client, watched: Watched
 ) -> None:
@@ -493,42 +330,3 @@ async def test_the_page_asks_for_a_key_where_the_api_does(
         assert not any(secret in url for url in watched.asked)
         # What the browser says of each answer of 401, and nothing else.
         assert all("401" in complaint for complaint in watched.complaints)
-
-
-async def test_the_first_key_that_the_page_makes_may_operate_and_none_goes_unasked(
-    store_settings: StoreSettings, store: Store, watched: Watched
-) -> None:
-    page, asked = watched.page, list[str]()
-    async with serving(store_settings) as (client, _):
-        await page.goto(f"{client.url}/#/system")
-        await expect(page.locator("#key-role")).to_have_value("operate")
-        await page.fill("#key-name", "boss")
-        await page.get_by_role("button", name="Make a key").click()
-        secret = await page.locator("p[role=status] code").inner_text()
-        assert [key.role for key in (await store.access.load()).values() if key] == ["operate"]
-
-        async def closed() -> bool:
-            return (await client.get("/status")).status == 401
-
-        await wait_until_async(closed, "calls without a key are refused")
-        # The page goes on with that key, and shows it until its reader leaves.
-        for _ in range(2):
-            async with page.expect_response("**/status") as answer:
-                assert (await answer.value).status == 200
-        await expect(page.locator("p[role=status] code")).to_have_text(secret)
-        await expect(page.locator("main")).to_contain_text("yours has the role operate")
-        await page.get_by_role("button", name="Forget the key").click()
-        await page.fill("#key", secret)
-        await page.click("#login button")
-        await expect(page.locator("#key-role")).to_have_value("read")
-        remove = page.get_by_role("button", name="remove")
-
-        async def dismiss(dialog: Dialog) -> None:
-            asked.append(dialog.message)
-            await dialog.dismiss()
-
-        page.on("dialog", dismiss)
-        await remove.click()
-        await expect(remove).to_be_enabled()
-        assert "It is the last one" in asked[0]
-        assert len((await client.get("/keys", headers={"X-API-Key": secret})).json["keys"]) == 1

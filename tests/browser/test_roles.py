@@ -5,7 +5,7 @@ pressing each of them; which role a call needs is what the description of the AP
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -277,56 +277,6 @@ async def test_each_control_is_off_without_the_role_that_its_call_needs_and_work
     assert written_calls(api) - {each.calls for each in controls} == {("PUT", "/scale")}
     for role in ROLES_OF_PEOPLE:
         await try_controls(closed.url, (role, secrets[role]), controls, api, files)
-
-
-async def test_a_scale_is_given_by_a_key_that_may_operate(store_settings: StoreSettings, files: Path) -> None:
-    """The button that loads a file decides the scale of a store that has none, for good."""
-    settings = replace(store_settings, namespace=f"{store_settings.namespace}-new", scale=None)
-    secrets = {role: new_secret() for role in ROLES_OF_PEOPLE}
-    store = await Store.open(settings)
-    try:
-        for role, secret in secrets.items():
-            await store.access.add(secret, f"key-{role}", role)
-    finally:
-        await store.close()
-    async with serving(settings) as (client, _):
-        api = await Description.of(client)
-        controls = await found_controls(client.url, secrets["operate"], ("data",), api, files)
-        assert ("PUT", "/scale") in {each.calls for each in controls}
-        for role in ROLES_OF_PEOPLE:
-            await try_controls(client.url, (role, secrets[role]), controls, api, files)
-
-
-async def test_a_key_of_what_scrapes_is_told_so_and_asked_for_another(closed: Client, store: Store) -> None:
-    roles: tuple[Role, ...] = ("metrics", "read")
-    secrets = {role: new_secret() for role in roles}
-    for role in roles:
-        await store.access.add(secrets[role], f"key-{role}", role)
-    await admits(closed, secrets["metrics"])
-    async with browsing() as watched:
-        page = watched.page
-        await page.goto(f"{closed.url}/")
-        await page.fill("#key", secrets["metrics"])
-        await page.click("#login button")
-        told = page.locator("#login")
-        await expect(told).to_contain_text(
-            "This key has the role metrics: it may ask for /metrics and /status"
-        )
-        await expect(page.locator("#state")).to_have_text("another key is needed")
-        for name in (*PAGES, "items/dune"):
-            await page.goto(f"{closed.url}/#/{name}")
-            await page.reload()
-            await expect(told).to_contain_text("the role metrics")
-            await expect(page.locator("main > *")).to_have_count(2)  # a heading, and the question
-            # It has asked what it may again, and nothing besides.
-            await page.wait_for_load_state("networkidle")
-        assert await watched.violations() == []
-        assert not [each for each in watched.refused if each.startswith("403")]
-        await page.fill("#key", secrets["read"])
-        await page.click("#login button")
-        await expect(told).to_have_count(0)
-        await expect(page.locator(PAGES["items/dune"]).first).to_be_attached(timeout=20_000)
-        assert not [each for each in watched.refused if each.startswith("403")]
 
 
 async def admits(client: Client, secret: str) -> None:

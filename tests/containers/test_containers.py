@@ -19,15 +19,12 @@ import socket
 import ssl
 import subprocess
 import tempfile
-import tomllib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-import yaml
 
 from tests.support.certificates import certificate
 from tests.support.waiting import wait_until, wait_until_async
@@ -276,92 +273,6 @@ def in_service(stack: Stack, program: str) -> str:
     return stack.run("exec", "-T", "service", "python", "-c", program).strip()
 
 
-def test_images_are_pinned_to_what_is_here_and_found_by_that(
-    engine: tuple[list[str], dict[str, str]], tmp_path: Path
-) -> None:
-    command, environ = engine
-    environ = {name: text for name, text in environ.items() if not name.startswith("FOLDIN_")}
-    # The engine of the tool has no registry.
-    program = environ["ENGINE"] = "docker" if shutil.which("podman") is None else "podman"
-    shutil.copy(ROOT / "docker-compose.yml", tmp_path)
-    shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
-    # The third is not here: it stays.
-    own = ["FOLDIN_PARTITIONS=8", "FOLDIN_IMAGE=mine", "FOLDIN_GRAFANA_IMAGE=mirror.test/grafana:1"]
-    (tmp_path / ".env").write_text("\n".join([*own, "export FOLDIN_REDIS_IMAGE=redis:8"]))
-    (tmp_path / ".env").chmod(0o600)
-    run = partial(
-        subprocess.run, cwd=tmp_path, env=environ, check=True, capture_output=True, text=True, timeout=100
-    )
-    for _ in range(2):
-        run([tmp_path / "deploy/image/pin.sh"])
-        kept = (tmp_path / ".env").read_text("utf-8").splitlines()
-        assert kept[:3] == own
-    assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
-    lines = [line.removeprefix("export ").split(" # pinned: ") for line in kept[3:]]
-    assert [tag for _, tag in lines] == [IMAGES[line.partition("=")[0]] for line, _ in lines]
-    pinned = dict(line.split("=") for line, _ in lines)
-    here = {
-        name: tag
-        for name, tag in IMAGES.items()
-        if name != "FOLDIN_GRAFANA_IMAGE"
-        and subprocess.run([program, "image", "inspect", tag], capture_output=True, check=False).returncode
-        == 0
-    }
-    assert pinned.keys() == here.keys() >= {f"FOLDIN_{name}_IMAGE" for name in ("PYTHON", "REDIS", "NGINX")}
-    for name, digest in pinned.items():
-        assert re.fullmatch(rf"(\S+/)?{here[name].partition(':')[0]}@sha256:[0-9a-f]{{64}}", digest)
-    # As compose reads it, and as the engine finds it.
-    services = yaml.safe_load(run([*command, "config"]).stdout)["services"]
-    assert services["redis"]["image"] == pinned["FOLDIN_REDIS_IMAGE"]
-    assert services["nginx"]["image"] == pinned["FOLDIN_NGINX_IMAGE"]
-    assert services["service"]["build"]["args"] == {"PYTHON_IMAGE": pinned["FOLDIN_PYTHON_IMAGE"]}
-    said = run(
-        [program, "run", "--rm", "--pull=never", pinned["FOLDIN_REDIS_IMAGE"], "redis-server", "--version"]
-    )
-    assert "v=8" in said.stdout
-
-
-def test_the_image_compiles_loops_and_keeps_them_where_it_can_write(stack: Stack) -> None:
-    program = """
-import os
-from pathlib import Path
-import numpy as np
-from foldin.factors.inference.compiled.solve_kernels import sum_rows
-from foldin.factors.inference.compiled.loading import compile_loops
-loop, one = compile_loops([sum_rows])[sum_rows], np.ones((1, 1))
-loop(0, 1, np.array([0, 1]), np.zeros(1, dtype=np.int64), one, np.ones(1), one.copy())
-print(any(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbc")))
-"""
-    assert stack.run("exec", "-T", "trainer", "python", "-c", program).strip() == "True"
-
-
-def test_the_image_says_what_it_is_and_where_it_is_from(stack: Stack) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    labels = stack.inspected("service")["Config"]["Labels"]
-    of_image = {
-        name.removeprefix("org.opencontainers.image."): text
-        for name, text in labels.items()
-        if name.startswith("org.opencontainers.image.")
-    }
-    assert {name: of_image[name] for name in ADDRESSES} == ADDRESSES
-    assert (of_image["title"], of_image["version"]) == (project["name"], project["version"])
-    assert of_image["licenses"] == project["license"]
-
-
-async def test_the_manual_is_in_the_image(stack: Stack) -> None:
-    async with asking(stack) as client:
-        for page, heading in (
-            ("", "These pages are in the image"),
-            ("alerts.html", "FoldinNoReplica"),
-            ("reference/calls.html", "/predict"),
-        ):
-            status, text = await call(client, "GET", f"{stack.url}/manual/{page}")
-            assert status == 200, page
-            assert heading in text, page
-        async with client.get(f"{stack.url}/manual") as answer:
-            assert answer.url.path == "/manual/"
-
-
 def test_the_image_runs_without_privileges_and_cannot_be_written(stack: Stack) -> None:
     assert in_service(stack, "import os; print(os.getuid(), os.getgid())") == "10001 10001"
     folders = "('/', '/opt/foldin', '/usr', '/etc', '/data')"
@@ -554,25 +465,6 @@ async def test_without_a_key_nothing_is_answered_and_nothing_else_is_new(stack: 
     assert stack.key not in stack.run("logs", "--no-color")
 
 
-def test_the_first_keys_are_made_once(stack: Stack) -> None:
-    stack.run("up", "--detach", "--no-build", "keys", "player-key")
-    show = ("run", "--rm", "--no-deps", "--entrypoint", "cat", "keys", "/data/keys/operator.key")
-    assert stack.run(*show).strip() == stack.key
-
-    def made() -> bool:
-        return [container["State"] for container in stack.containers("player-key")] == ["exited"]
-
-    wait_until(made, "the player's key is made")
-    assert "operator.key" in stack.run("logs", "--no-color", "keys")
-    # As docs/operations.md has it.
-    command = ("run", "--rm", "--no-deps", "--entrypoint", "foldin", "keys", "keys")
-    assert stack.run(*command, "add", "shop", "--role", "rate").startswith("fk_")
-    assert set(re.findall(r"^(\w+) +(\w+) ", stack.run(*command, "list"), re.M)) == {
-        *(("operator", "operate"), ("player", "operate"), ("prometheus", "metrics"), ("shop", "rate"))
-    }
-    stack.run(*command, "remove", "shop")
-
-
 def test_nginx_does_not_reach_the_store_and_the_store_reaches_nothing(stack: Stack) -> None:
     assert {name.rpartition("_")[2] for name in stack.inspected("nginx")["NetworkSettings"]["Networks"]} == {
         "front"
@@ -584,26 +476,6 @@ def test_nginx_does_not_reach_the_store_and_the_store_reaches_nothing(stack: Sta
     assert stack.run("exec", "-T", "nginx", "sh", "-c", find).split() == ["service"]
     # The control: the service finds the store.
     assert in_service(stack, "import socket; print(socket.gethostbyname('redis') != '')") == "True"
-
-
-def test_only_those_with_a_password_use_the_store(stack: Stack) -> None:
-    ask = ("exec", "-T", "redis", "redis-cli")
-    assert "NOAUTH" in stack.run(*ask, "GET", "foldin:config")
-    assert "NOPERM" in stack.run(*ask, "--user", "health", "--pass", "x", "--no-auth-warning", "DBSIZE")
-    admin = ("exec", "-T", "redis", "sh", "/etc/foldin/cli.sh")
-    assert "aof_enabled:1" in stack.run(*admin, "INFO", "persistence")
-    # Nothing that service, trainer and the other containers asked was refused, but what this test asked
-    # itself.
-    refused = stack.run(*admin, "ACL", "LOG")
-    assert "foldin" not in {line.strip() for line in refused.splitlines()}
-
-
-def test_memory_and_processes_are_limited(stack: Stack) -> None:
-    for name in ("redis", "service", "nginx", "trainer"):
-        limits = stack.inspected(name)["HostConfig"]
-        assert limits["Memory"] > 0, name
-        assert limits["PidsLimit"] > 0, name
-        assert limits["ReadonlyRootfs"], name
 
 
 async def test_the_api_is_reached_over_https(stack: Stack, tmp_path: Path) -> None:

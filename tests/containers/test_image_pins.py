@@ -5,13 +5,10 @@ Needs no engine: one that answers from a list stands for it, which has just the 
 
 import os
 import shutil
-import signal
 import subprocess
 from pathlib import Path
 
 import pytest
-
-from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 # `images` has a line for each tag: that, and its digests.
@@ -75,36 +72,6 @@ def test_without_a_file_what_is_here_is_pinned_for_its_owner_alone(checkout: Che
     assert checkout.env.read_text() == PINNED
 
 
-def test_where_nothing_is_here_nothing_is_written(checkout: Checkout) -> None:
-    checkout.have({})
-    checkout.pin()
-    assert not checkout.env.exists()
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        f"FOLDIN_GRAFANA_IMAGE=grafana/grafana{OTHER}",
-        f"FOLDIN_REDIS_IMAGE=redis{OTHER}",
-        f"export FOLDIN_REDIS_IMAGE='redis{OTHER}' # since March",
-        "FOLDIN_REDIS_IMAGE=mirror.test:5000/redis:8",
-        "FOLDIN_GRAFANA_IMAGE=mirror.test:5000/grafana",
-        # Made here: no registry has it.
-        "FOLDIN_REDIS_IMAGE=local",
-        "#FOLDIN_GRAFANA_IMAGE=grafana/grafana",
-    ],
-)
-def test_a_line_stays_whose_image_is_not_here_or_is_by_digest(checkout: Checkout, line: str) -> None:
-    checkout.have({**HERE, "local": ""})
-    # The last line ends without a line feed.
-    checkout.env.write_text(f"FOLDIN_PARTITIONS=8\n{line}")
-    said = checkout.pin()
-    others = PINNED_NGINX if "REDIS" in line else PINNED
-    assert checkout.env.read_text() == f"FOLDIN_PARTITIONS=8\n{line}\n{others}"
-    if not line.startswith("#"):
-        assert "stays" in said
-
-
 @pytest.mark.parametrize(
     ("line", "pinned"),
     [
@@ -136,60 +103,3 @@ def test_what_the_file_names_is_pinned_in_its_place(checkout: Checkout, line: st
     for _ in range(2):
         checkout.pin()
         assert checkout.env.read_text() == f"{pinned}\nFOLDIN_IMAGE=mine\n{PINNED_NGINX}"
-
-
-def test_what_was_pinned_before_is_pinned_anew_as_its_tag_names_it(checkout: Checkout) -> None:
-    checkout.env.write_text("FOLDIN_REDIS_IMAGE=redis:7\n")
-    checkout.pin()
-    every = {**HERE, "python:3.13-slim": f"python{OTHER}"}
-    every |= {
-        "prom/prometheus:v3.5.0": f"prom/prometheus{OTHER}",
-        "grafana/grafana:12.1.0": f"grafana/grafana{OTHER}",
-    }
-    checkout.have({**every, "redis:7": f"redis{OTHER}"})
-    checkout.pin("--pull")
-    assert f"FOLDIN_REDIS_IMAGE=redis{OTHER} # pinned: redis:7\n" in checkout.env.read_text()
-    pulled = (checkout.folder / "pulled").read_text().split()
-    assert sorted(pulled) == sorted(set(every) - {"redis:8"})
-
-
-def test_a_file_behind_a_link_is_written_with_the_rights_that_it_has(checkout: Checkout) -> None:
-    real = checkout.folder / "elsewhere"
-    real.write_text("FOLDIN_PARTITIONS=8\n")
-    real.chmod(0o640)
-    checkout.env.symlink_to("elsewhere")
-    before = real.stat()
-    checkout.pin()
-    assert checkout.env.is_symlink()
-    assert real.read_text() == f"FOLDIN_PARTITIONS=8\n{PINNED}"
-    after = real.stat()
-    # The same file: its owner is, too.
-    assert (after.st_ino, after.st_mode, after.st_uid) == (before.st_ino, before.st_mode, before.st_uid)
-
-
-@pytest.mark.parametrize("shell", ["sh", "dash", "bash"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_that_is_interrupted_leaves_the_file_and_nothing_else(
-    checkout: Checkout, shell: str, number: signal.Signals
-) -> None:
-    if shutil.which(shell) is None:
-        pytest.skip(f"no {shell} here")
-    checkout.env.write_text("FOLDIN_REDIS_IMAGE=redis:7\n")
-    (checkout.folder / "hang").touch()
-    process = subprocess.Popen(
-        [shell, checkout.script, "--pull"],
-        env=checkout.environ,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        wait_until((checkout.folder / "pulled").exists, "a pull")
-        os.killpg(process.pid, number)
-        assert process.wait(30) != 0
-    finally:
-        (checkout.folder / "hang").unlink()
-        process.kill()
-        process.wait()
-    assert checkout.env.read_text() == "FOLDIN_REDIS_IMAGE=redis:7\n"
-    assert not (checkout.folder / ".env.new").exists()

@@ -100,58 +100,6 @@ def test_variables_are_settings_and_secrets_come_by_file(name: str) -> None:
         assert {mount["name"] for mount in each["volumeMounts"]} <= volumes
 
 
-@pytest.mark.parametrize("name", [name for name in PODS if name not in {"foldin-backup", "foldin-keys"}])
-def test_probes_ask_ports_that_are_there(name: str) -> None:
-    for each in pod(name)["containers"]:
-        ports = {port["name"] for port in each["ports"]}
-        assert "livenessProbe" in each
-        for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
-            for asked in (each.get(kind, {}).get(how) for how in ("httpGet", "tcpSocket")):
-                assert asked is None or asked["port"] in ports
-    assert name == "foldin-trainer" or "readinessProbe" in pod(name)["containers"][0]
-
-
-def test_a_store_that_waits_for_room_is_alive_and_not_ready() -> None:
-    (store,) = pod("foldin-store")["containers"]
-    alive, ready = (store[kind]["exec"]["command"][-1] for kind in ("livenessProbe", "readinessProbe"))
-    assert alive == "[ -e /tmp/waits-for-room ] || " + ready.replace("-q PONG", "-Eq 'PONG|LOADING'")
-    script = (ROOT / "deploy/redis/start.sh").read_text("utf-8")
-    assert "\n  touch /tmp/waits-for-room " in script
-    assert {"name": "tmp", "mountPath": "/tmp"} in store["volumeMounts"]
-
-
-def test_services_disruption_and_ingress_lead_to_pods() -> None:
-    components = {component(name): name for name in PODS}
-    for service in of_kind("Service").values():
-        chosen = components[service["spec"]["selector"]["app.kubernetes.io/component"]]
-        names = {port["name"] for each in pod(chosen)["containers"] for port in each["ports"]}
-        assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
-    for name in ("foldin-nginx", "foldin-service", "foldin-store", "foldin-trainer"):
-        label = {"app.kubernetes.io/component": component(name)}
-        assert workloads()[name]["spec"]["selector"] == {"matchLabels": label}
-    backend = of_kind("Ingress")["foldin"]["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
-    ports = of_kind("Service")[backend["name"]]["spec"]["ports"]
-    assert backend["port"]["name"] in {port["name"] for port in ports}
-    # The Ingress takes what nginx behind it takes, and waits as long.
-    asked = of_kind("Ingress")["foldin"]["metadata"]["annotations"]
-    behind = (ROOT / "deploy/nginx/nginx.conf").read_text("utf-8")
-    for name, ours in (
-        ("proxy-body-size", "client_max_body_size"),
-        ("proxy-read-timeout", "proxy_read_timeout"),
-    ):
-        largest = max(int(number) for number in re.findall(rf"{ours}\s+(\d+)[ms];", behind))
-        assert asked[f"nginx.ingress.kubernetes.io/{name}"].rstrip("m") == str(largest)
-    # nginx has the name in full; the others the short one.
-    told = {each["name"]: each["value"] for each in pod("foldin-nginx")["containers"][0]["env"]}
-    # And believes the controller of the Ingress: else all clients would have its address.
-    assert told["FOLDIN_NGINX_PROXIES"]
-    # The service believes nginx wherever the network of the pods may lie, as nginx the controller.
-    service = {each["name"]: each.get("value") for each in pod("foldin-service")["containers"][0]["env"]}
-    assert service["FOLDIN_PROXIES"] == told["FOLDIN_NGINX_PROXIES"]
-    assert told["FOLDIN_SERVICE"] == "foldin-service.foldin.svc.cluster.local:8080"
-    assert {"foldin-service", "foldin-store"} <= set(of_kind("Service"))
-
-
 def test_who_may_speak_to_whom() -> None:
     policies = of_kind("NetworkPolicy")
     assert policies["closed"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
@@ -174,49 +122,6 @@ def test_who_may_speak_to_whom() -> None:
         (listens,) = [each for each in PODS if component(each) == name]
         ports = {port["containerPort"] for each in pod(listens)["containers"] for port in each["ports"]}
         assert {port["port"] for rule in policies[name]["spec"]["ingress"] for port in rule["ports"]} == ports
-
-
-def test_fits_beside_an_object_store_are_on_the_claim_of_the_archive() -> None:
-    (trainer,) = pod("foldin-trainer")["containers"]
-    told = {each["name"]: each["value"] for each in trainer["env"]}
-    mounted = {
-        each["mountPath"]: each["name"] for each in trainer["volumeMounts"] if not each.get("readOnly")
-    }
-    assert mounted[str(Path(told["FOLDIN_FITS_DIR"]).parent)] == "archive"
-
-
-def test_a_backup_is_beside_the_archive_and_the_command_of_the_manual_makes_a_restore_of_it() -> None:
-    job = of_kind("CronJob")["foldin-backup"]["spec"]["jobTemplate"]
-    (made,) = job["spec"]["template"]["spec"]["containers"]
-    (trainer,) = pod("foldin-trainer")["containers"]
-    told = {each["name"]: each["value"] for each in trainer["env"]}
-    assert {each["name"]: each["value"] for each in made["env"]}.items() <= told.items()
-    claims = {each["persistentVolumeClaim"]["claimName"] for each in pod("foldin-backup")["volumes"][:2]}
-    assert claims == {"foldin-archive", "foldin-backup"} <= set(of_kind("PersistentVolumeClaim"))
-    manual = (ROOT / "docs/operations.md").read_text("utf-8")
-    (edit,) = re.findall(r"-o yaml \| (sed '[^']+') \| kubectl apply", manual)
-    # As kubectl writes YAML: a line for each word.
-    text = yaml.safe_dump(job, default_flow_style=False)
-    done = subprocess.run(["/bin/sh", "-c", edit], input=text, capture_output=True, text=True, check=True)
-    (restores,) = yaml.safe_load(done.stdout)["spec"]["template"]["spec"]["containers"]
-    assert restores == {**made, "args": ["foldin", "restore", "/backup"]}
-
-
-def test_the_store_is_that_of_the_compose_file() -> None:
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))["services"]["redis"]
-    command = [re.sub(r"\$\{\w+:-(.*)\}", r"\1", word) for word in compose["command"]]
-    assert pod("foldin-store")["containers"][0]["args"] == command
-    assert pod("foldin-store")["containers"][0]["command"] == compose["entrypoint"]
-
-
-def test_the_list_of_users_is_made_as_another_user_than_root(tmp_path: Path) -> None:
-    (tmp_path / "password").mkdir()
-    (tmp_path / "password/redis").write_text("5ec4e7")
-    (tmp_path / "password/redis").chmod(0o440)
-    listed = run_init(pod("foldin-store"), tmp_path)
-    assert "user default off" in listed
-    assert "5ec4e7" not in listed
-    assert (tmp_path / "password/redis").read_text() == "5ec4e7"
 
 
 KUBECTL = """#!/bin/sh
@@ -288,74 +193,6 @@ def test_the_script_makes_what_the_pods_mount_and_makes_secrets_once(tmp_path: P
     )
     assert without.returncode != 0
     assert "say which image" in without.stderr
-
-
-def run_init(spec: dict[str, Any], tmp_path: Path) -> str:
-    """Run what comes before the store, on folders of this machine; the list of users that it makes."""
-    (made,) = spec["initContainers"]
-    line = made["command"][2].replace("/etc/foldin", str(ROOT / "deploy/redis"))
-    line = line.replace(" 999", f" {os.getuid()}")
-    for folder in ("acl", "password", "cluster", "replica"):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        line = re.sub(rf"(?<= )/{folder}\b", f"{tmp_path}/{folder}", line)
-    subprocess.run(["/bin/sh", "-c", line], check=True, timeout=20, env={"PATH": os.environ["PATH"]})
-    return (tmp_path / "acl/users.acl").read_text()
-
-
-def test_a_store_that_is_a_cluster_is_of_pods_like_the_one_and_all_others_ask_it(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    (tmp_path / "kubectl").write_text(KUBECTL)
-    (tmp_path / "kubectl").chmod(0o700)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    environment = {"PATH": path, "LOG": str(log), "FOLDIN_IMAGE": "r.example/foldin:1.2"}
-    subprocess.run([SCRIPT, "cluster"], env=environment, check=True, timeout=30, capture_output=True)
-    applied = list(yaml.safe_load_all((tmp_path / "log.applied").read_text()))
-    kinds = {(each["kind"], each.get("metadata", {}).get("name")): each for each in applied}
-    servers = kinds["StatefulSet", "foldin-store"]["spec"]
-    names = [f"foldin-store-{number}.{servers['serviceName']}" for number in range(servers["replicas"])]
-    ours = servers["template"]["spec"]
-    # The same server, with what a cluster needs besides.
-    (one,), (server,) = pod("foldin-store")["containers"], ours["containers"]
-    assert server == {
-        **one,
-        "command": ["/bin/sh", "/etc/foldin/node.sh"],
-        "env": [{"name": "REDIS_PEERS", "value": " ".join(names)}],
-        "ports": [*one["ports"], {"name": "bus", "containerPort": 16379}],
-    }
-    assert ours["securityContext"] == pod("foldin-store")["securityContext"]
-    form = kinds["Job", "foldin-cluster"]["spec"]["template"]["spec"]
-    assert {**pod("foldin-keys"), "containers": [], "volumes": []} == {
-        **form,
-        "containers": [],
-        "volumes": [],
-    }
-    assert form["containers"][0]["args"] == ["foldin.cluster", str(servers["replicas"] // 2)]
-    # Each that has a store has this one, and answers for a rating when a replica has it.
-    text = (tmp_path / "log.applied").read_text()
-    assert set(re.findall(r"FOLDIN_DURABILITY, value: (\w+)", text)) == {"replicated"}
-    urls = set(re.findall(r"redis[+\w]*://[^\"]+", text))
-    hosts = ",".join(names)
-    assert urls == {f"redis+cluster://foldin@{hosts}", f"redis+cluster://cluster@{hosts}"}
-    # What is mounted is made, and no secret is another one.
-    made = set(re.findall(r"create (?:secret generic|configmap) ([\w-]+)", log.read_text()))
-    mounted = {each["secret"]["secretName"] for each in ours["volumes"] if "secret" in each}
-    assert mounted == {"foldin-store", "foldin-cluster", "foldin-replica"} < made
-    secrets = (tmp_path / "log.secrets").read_text().split()
-    assert len(set(secrets)) == 4
-    for name, secret in zip(("password/redis", "cluster/redis", "replica/replica"), secrets, strict=False):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_text(secret)
-        (tmp_path / name).chmod(0o440)
-    listed = run_init(ours, tmp_path)
-    assert {line.split()[1] for line in listed.splitlines()} == {
-        *("default", "health", "admin", "foldin", "replica", "cluster")
-    }
-    assert f"masterauth {secrets[2]}" in (tmp_path / "acl/replication.conf").read_text()
-    assert not any(secret in listed for secret in secrets)
-    # Beside the others' they may speak to each other, and be formed.
-    policy = kinds["NetworkPolicy", "store-cluster"]["spec"]
-    ports = {port["containerPort"] for port in server["ports"]}
-    assert {port["port"] for port in policy["ingress"][0]["ports"]} == ports
 
 
 def test_the_scripts_that_are_mounted_are_there() -> None:

@@ -8,10 +8,8 @@ import contextlib
 import os
 import re
 import signal
-import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -20,13 +18,11 @@ import pytest
 from featurestore.access import new_secret
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from foldin.torture.proxy import Proxy
 from processes.blocking import BlockingChild, python_command
 from processes.probes import http_ok, unused_port
 from tests.support.alerts import FILES, QUIET_S, WITHIN_S, Alerts, watching_ports
-from tests.support.disks import leave_free, small_disk
 from tests.support.factories import low_rank_ratings
-from tests.support.servers import KIND, StoreServer, running_server
+from tests.support.servers import StoreServer
 from tests.support.serving import Service
 from tests.support.trainers import fitted, running_fits, trainer_environment, trainer_settings, until_live
 from tests.support.waiting import wait_until, wait_until_async
@@ -194,139 +190,6 @@ async def test_each_fault_raises_its_alert_and_a_quiet_stack_none(watch: Watch) 
     watch.trainer.end(signal.SIGKILL)
     watch.service.end(signal.SIGKILL)
     await watch.raises("FoldinTrainerDown", "FoldinNoLeader", "FoldinReplicaSilent", "FoldinNoReplica")
-
-
-# A trainer whose clock is ahead by the seconds that a file has.
-JUMPING = """
-import pathlib, runpy, sys, time
-clock, ahead = time.time, pathlib.Path(sys.argv.pop())
-time.time = lambda: clock() + float(ahead.read_text())
-runpy.run_module("trainer", run_name="__main__", alter_sys=True)
-"""
-
-
-# Three times the fault, the alert and its end.
-@pytest.mark.timeout(600)
-async def test_clocks_that_jump_cut_connections_and_a_full_disk_raise_theirs(
-    own_server: StoreServer, tmp_path: Path
-) -> None:
-    proxy, ahead = Proxy(own_server.port, unused_port()), tmp_path / "ahead"
-    ahead.write_text("0")
-    trainer = [sys.executable, "-c", JUMPING, str(ahead)]
-    await proxy.start()
-    try:
-        with small_disk(tmp_path / "disk", 256) as disk:
-            async with watching(own_server, tmp_path, proxy.url, disk / "archive", trainer) as watch:
-                await asyncio.sleep(QUIET_S)
-                assert await watch.firing() == set()
-
-                ahead.write_text("60")
-                await watch.raises("FoldinClock")
-                ahead.write_text("0")
-                await watch.clears("FoldinClock")
-
-                # The disk of the archive, all but a few megabytes.
-                leave_free(disk, 4)
-                await watch.raises("FoldinRefusing")
-                (disk / "filler").unlink()
-                await watch.clears("FoldinRefusing")
-
-                # Connections that are cut again and again, and a store that cannot be reached at all.
-                cutting = asyncio.create_task(cut_again_and_again(proxy))
-                try:
-                    await watch.raises("FoldinStoreUnsteady")
-                finally:
-                    cutting.cancel()
-                proxy.open.clear()
-                proxy.cut()
-                await watch.raises("FoldinStoreDown", "FoldinNoLeader|FoldinArchiveBehind")
-                proxy.open.set()
-                await watch.clears("FoldinStoreDown", "FoldinNoLeader", "FoldinArchiveBehind")
-
-                # A connection that is delayed, as users meet it.
-                proxy.delay_s = 0.1
-                asking = asyncio.create_task(predict(watch))
-                try:
-                    await watch.raises("FoldinStoreSlow")
-                finally:
-                    asking.cancel()
-                    proxy.delay_s = 0.0
-    finally:
-        await proxy.close()
-
-
-# A trainer that has a process of its own write the records of a few users, too, not of 20,000 and more alone.
-APART = """
-import functools, runpy
-from trainer.publication.publish import Publisher
-Publisher.__init__ = functools.partialmethod(Publisher.__init__, apart_from=1)
-runpy.run_module("trainer", run_name="__main__", alter_sys=True)
-"""
-
-
-# Twice the fault and its alert.
-@pytest.mark.fit_process
-@pytest.mark.timeout(600)
-async def test_a_publication_that_is_frozen_or_killed_raises_its_alert(
-    own_server: StoreServer, tmp_path: Path
-) -> None:
-    at = own_server.url, tmp_path / "archive", [sys.executable, "-c", APART]
-    async with watching(own_server, tmp_path, *at) as watch:
-        ended = 'foldin_trainer_events_total{event="records_process_ended"}'
-        # Of a fit on busy cores there may have been one: it is waited for for seconds alone.
-        (before,) = await watch.asked(ended) or [0.0]
-        if not before:
-            assert "FoldinRecordsProcess" not in await watch.firing()
-        for count, how in enumerate((signal.SIGSTOP, signal.SIGKILL), 1):
-            command = await watch.opened.commands.ask("refit", epoch=1)
-            found = partial(running_fits, watch.trainer.pid, "trainer.publication.recording")
-            (pid, *_) = await asyncio.to_thread(wait_until, found, "a publication")
-            os.kill(pid, how)
-            # Of the second one the first one's still fires: its count below tells.
-            await watch.raises("FoldinRecordsProcess")
-            outcome = await watch.opened.commands.wait(command, 100)
-            # The trainer has written the records itself.
-            assert outcome is not None
-            assert outcome.state == "done", outcome
-
-            async def counted(count: int = count) -> bool:
-                return await watch.asked(ended) == [before + count]
-
-            await wait_until_async(counted, "each of them is counted")
-
-
-# Four times the fault, the alert and its end.
-@pytest.mark.timeout(600)
-async def test_a_full_disk_of_the_store_raises_its_alerts(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", 256) as disk:
-        (disk / "store").mkdir()
-        with running_server(KIND, disk / "store") as server:
-            at = server.url, tmp_path / "archive"
-            async with watching(server, tmp_path, *at, store_folder=disk / "store") as watch:
-                await asyncio.sleep(QUIET_S)
-                assert await watch.firing() == set()
-
-                # All but a few megabytes: ratings are refused while the store goes on.
-                leave_free(disk, 4)
-                await watch.raises("FoldinRefusing")
-                assert await watch.asked("max by (reason) (foldin_refusing) == 1") == [1.0]
-                (disk / "filler").unlink()
-                await watch.clears("FoldinRefusing")
-
-                # All of it, at once: what must be synced cannot be written, and the store ends.
-                leave_free(disk, 0)
-                await watch.raises("FoldinStoreDown")
-                (disk / "filler").unlink()
-                server.kill()
-                server.start()
-                await watch.raises("FoldinStoreRestarted")
-                await watch.clears("FoldinStoreDown", "FoldinRefusing")
-
-
-async def cut_again_and_again(proxy: Proxy) -> None:
-    for _ in range(100):
-        proxy.cut()
-        await asyncio.sleep(2.0)
 
 
 async def guess(watch: Watch) -> None:

@@ -433,67 +433,6 @@ async def test_damage_is_told_and_removes_nothing(
         assert await content(redis, key) == damaged
 
 
-async def n_below_its_entries(redis: Any, key: bytes) -> None:
-    await redis.hset(key, "n", b"1")
-
-
-async def rating_off_the_scale(redis: Any, key: bytes) -> None:
-    """By one bit: 4.0 becomes 2 to the power of 66."""
-    await redis.setrange(key, 11, bytes([(await redis.getrange(key, 11, 11))[0] ^ 4]))
-
-
-async def event_of(redis: Any, key: bytes, place: int, bit: int) -> None:
-    ((entry, fields),) = await redis.xrange(key)
-    await redis.delete(key)
-    value = bytearray(fields[b"e"])
-    value[place] ^= bit
-    await redis.xadd(key, {**fields, b"e": bytes(value)}, id=entry)
-
-
-async def event_off_the_scale(redis: Any, key: bytes) -> None:
-    await event_of(redis, key, 11, 4)
-
-
-async def event_of_no_item(redis: Any, key: bytes) -> None:
-    await event_of(redis, key, 1, 1)
-
-
-async def id_of_another_item(redis: Any, key: bytes) -> None:
-    """By one bit: `i3` becomes `i1`."""
-    at = (await redis.lrange(key, 0, -1)).index(b"i3")
-    await redis.lset(key, at, b"i1")
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize(
-    ("kind", "change"),
-    [
-        ("user:ID", n_below_its_entries),
-        ("history:ID", rating_off_the_scale),
-        ("ratings", event_off_the_scale),
-        ("ratings", event_of_no_item),
-        ("items:order", id_of_another_item),
-    ],
-)
-async def test_a_number_that_was_never_written_is_told(
-    world: World,
-    redis: Any,
-    caplog: pytest.LogCaptureFixture,
-    kind: str,
-    change: Callable[[Any, bytes], Awaitable[None]],
-) -> None:
-    """One byte of what has no checksum: an answer that is another one would not be noticed."""
-    caplog.set_level(logging.INFO)
-    key = world.kinds[kind]
-    await change(redis, key)
-    found, log = await served(world, caplog)
-    for path, (status, text) in found.items():
-        assert status == 503 or (status, text) == (200, world.answers[path]), path
-    ending, trainer_log = await trained(world, caplog)
-    assert "term_ended" not in trainer_log, trainer_log
-    assert shown_key(key) in log + (ending or ""), (log, ending)
-
-
 @pytest.mark.timeout(120)
 async def test_each_byte_of_a_record_that_was_flipped_is_told_and_no_answer_rests_on_it(
     world: World, redis: Any, caplog: pytest.LogCaptureFixture
@@ -523,17 +462,6 @@ async def test_each_byte_of_a_record_that_was_flipped_is_told_and_no_answer_rest
             return f"\nfoldin_stored_damaged_total {len(record)}.0\n" in metrics
 
         await wait_until_async(counted, "all are counted")
-
-
-async def test_an_archive_is_not_rebuilt_from_a_history_of_no_item(
-    world: World, redis: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    key = world.kinds["history:ID"]
-    await redis.setrange(key, 1, b"\x07")
-    shutil.rmtree(world.settings.archive_folder / "epoch-000001")
-    ending, _ = await trained(world, caplog)
-    assert ending is not None
-    assert shown_key(key) in ending
 
 
 async def served(world: World, caplog: pytest.LogCaptureFixture) -> tuple[dict[str, tuple[int, str]], str]:
@@ -583,30 +511,6 @@ async def test_a_fit_takes_the_place_of_a_damaged_generation(world: World, redis
 
             await wait_until_async(ready, "served again")
         assert {status for status, _ in (await asked(client)).values()} == {200}
-    await store.close()
-
-
-async def test_a_damaged_event_that_was_taken_out_is_brought_back_by_the_histories(
-    world: World, redis: Any
-) -> None:
-    """What docs/operations.md says to do: the archive has all ratings again."""
-    key = world.kinds["ratings"]
-    ((entry, fields),) = await redis.xrange(key)
-    await redis.delete(key)
-    await redis.xadd(key, {**fields, b"e": fields[b"e"][:-1]}, id=entry)
-    with pytest.raises(CannotStartError, match=f"entry {entry.decode()}"):
-        async with running_trainer(world.settings):
-            await asyncio.sleep(3.0)
-    await redis.xdel(key, entry)
-    store = await Store.open(world.settings.store)
-    async with running_trainer(world.settings):
-        await store.ratings.append([rating("ann", "i7", 1.0)])
-        await until_drained(store)
-    async with running_trainer(world.settings):
-        await until_drained(store)
-        await fitted(store)
-    rated = {(user, item) for user, _, item, _ in archived(world.settings) if user == "ann"}
-    assert rated == {("ann", item) for item in ("i1", "new", "i2", "i7")}
     await store.close()
 
 

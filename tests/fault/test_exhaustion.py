@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.errors import LeaseLost
-from featurestore.ratings.room import SAID_FOR_S
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from foldin.sinks import SinkBusyError, StoreSink
 from service.context import CONTEXT
 from tests.support.disks import leave_free, small_disk
-from tests.support.factories import lead, low_rank_ratings, publish, publish_for_ann, rating
+from tests.support.factories import low_rank_ratings, publish_for_ann, rating
 from tests.support.servers import KINDS, ServerKind, StoreServer, running_server
 from tests.support.serving import Client, is_problem, serving
 from tests.support.trainers import (
@@ -30,8 +27,6 @@ from trainer.gate import Policy
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault]
 
-# By promise: within this time of there being room.
-BACK_WITHIN_S = 10.0
 RATINGS = "/ratings"
 
 
@@ -142,50 +137,6 @@ async def test_a_disk_that_fills_up_refuses_ratings_before_it_is_full(
         await store.close()
 
 
-async def test_a_mark_ends_with_the_leader_that_left_it(own_server: StoreServer, tmp_path: Path) -> None:
-    settings = StoreSettings(url=own_server.url, partitions=4, timeout_s=5.0)
-    store = await Store.open(settings)
-    try:
-        lease = await lead(store, ttl_ms=100)
-        await publish(store, lease)
-        now = await store.time()
-        await store.room.say(lease, "store_disk", now - SAID_FOR_S + 2.0)
-        assert await store.room.lacking() == "store_disk"
-        async with serving(settings) as (client, _):
-            await until_refused(client, "disk_full")
-            await wait_until_async(lambda: takes_ratings(client), "the mark ends")
-        await lead(store, "the next one")
-        with pytest.raises(LeaseLost):
-            await store.room.say(lease, "store_disk", now)
-    finally:
-        await store.close()
-
-
-async def test_a_replica_whose_memory_is_nearly_used_up_refuses_ratings(
-    store: Store, store_settings: StoreSettings, tmp_path: Path
-) -> None:
-    await publish_for_ann(store, {"item-0": 5.0})
-
-    def used(percent: int) -> None:
-        (tmp_path / "memory.current").write_text(f"{percent * 2**20}\n")
-
-    used(50)
-    (tmp_path / "memory.max").write_text(f"{100 * 2**20}\n")
-    async with serving(store_settings) as (client, app), serving(store_settings) as (other, _):
-        app[CONTEXT].memory.cgroup = tmp_path
-        assert await takes_ratings(client)
-        used(97)
-        await until_refused(client, "worker_full")
-        assert b'foldin_refusing{reason="worker_memory"} 1.0' in await scraped(client)
-        item = {"title": "Another one"}
-        is_problem(await client.ask("PUT", "/items/another", json=item), 507, "worker_full")
-        assert await answers_of_ann(client)
-        # Others have memory of their own.
-        assert await takes_ratings(other)
-        used(90)
-        await wait_until_async(lambda: takes_ratings(client), "ratings are taken again")
-
-
 async def answers_of_ann(client: Client) -> bool:
     paths = ("/predict?user_id=ann&item_id=item-1", "/users/ann", "/readyz")
     return all([(await client.get(path)).status == 200 for path in paths])
@@ -252,40 +203,3 @@ async def test_a_store_that_syncs_later_answers_reads_while_its_disk_is_full(
                 await wait_until_async(lambda: takes_ratings(client), "ratings again")
         finally:
             await store.close()
-
-
-async def test_a_trainer_that_starts_on_a_full_disk_waits_for_room(
-    store: Store, store_settings: StoreSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with small_disk(tmp_path / "disk", 192) as disk:
-        leave_free(disk, 0)
-        settings = trainer_settings(store_settings, disk / "archive")
-        with caplog.at_level("INFO", "trainer"):
-            async with running_trainer(settings) as trainer:
-                await wait_until_async(lambda: "waiting reason=archive " in caplog.text, "it waits")
-                # Another host may have room.
-                assert await store.leases.acquire("another", 100) is not None
-                (disk / "filler").unlink()
-                await wait_until_async(lambda: trainer.term is not None, "it leads")
-        assert caplog.text.count("waiting reason=archive ") == 1
-
-
-async def test_an_import_past_the_service_is_refused_too(store: Store, store_settings: StoreSettings) -> None:
-    environ = {
-        "FOLDIN_REDIS_URL": store_settings.url,
-        "FOLDIN_NAMESPACE": store_settings.namespace,
-        "FOLDIN_PARTITIONS": str(store_settings.partitions),
-    }
-    sink = await StoreSink.open(environ, "the store")
-    try:
-        lease = await lead(store)
-        await store.room.say(lease, "archive_disk", await store.time())
-        with pytest.raises(SinkBusyError, match="archive_disk has no room") as refused:
-            await sink.write([(b"ann", b"dune", 4.0, 0.0)])
-        # It waits as long as for a trainer that is behind, and goes on by itself.
-        assert refused.value.full
-        await store.room.say(lease, None, 0.0)
-        await sink.write([(b"ann", b"dune", 4.0, 0.0)])
-        assert (await store.users.history(1, b"ann"))[0] == 1
-    finally:
-        await sink.close()

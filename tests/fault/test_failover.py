@@ -8,7 +8,6 @@ import contextlib
 import re
 import signal
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.torture.replica_set import WAYS, ReplicaSet, Users, replica_set
-from tests.support.factories import lead, publish, rating
+from tests.support.factories import rating
 from tests.support.secrets import make_secrets
 from tests.support.servers import KINDS, ServerKind, missing, server_binary
 from tests.support.waiting import wait_until_async
@@ -94,62 +93,6 @@ async def test_a_primary_that_is_cut_off_from_its_replicas_acknowledges_nothing(
         items = await wait_until_async(reads, "a replica answers")
         assert items == ["before"]
         assert acknowledged == (5 if durability == "store" else 0)
-
-
-async def test_what_leads_and_what_is_live_outlast_a_promotion(servers: ReplicaSet) -> None:
-    async with opened(servers) as store:
-        lease = await lead(store)
-        since = store.confirmation.begin()
-        written = await publish(store, lease)
-        await store.confirmation.wait(since)
-        await asyncio.to_thread(servers.replace_primary, "kill")
-
-        async def goes_on() -> bool:
-            with contextlib.suppress(StoreUnavailable):
-                # The functions have come with the data, as the keys have.
-                await lease.renew()
-                await store.ratings.append([rating("ann", "dune")])
-                return True
-            return False
-
-        await wait_until_async(goes_on, "the new primary takes writes")
-        pointer = await store.generations.live()
-        assert (pointer.epoch, pointer.generation) == (1, written.writer.number)
-        assert await store.leases.acquire("another", 5_000) is None
-        n, history = await store.users.history(1, b"ann")
-        assert n >= len(history) == 1
-
-
-async def test_a_primary_without_its_replicas_is_read_and_takes_ratings_again_when_one_is_back(
-    servers: ReplicaSet,
-) -> None:
-    replicas = servers.replicas()
-    async with opened(servers) as store:
-        for replica in replicas:
-            replica.kill()
-        with pytest.raises(StoreUnavailable, match="confirm"):
-            await store.ratings.append([rating("ann", "dune")])
-        # It stands in the store: it was not acknowledged, and may be sent again.
-        assert (await store.users.history(1, b"ann"))[0] == 1
-        replicas[0].start()
-
-        async def taken() -> bool:
-            with contextlib.suppress(StoreUnavailable):
-                await store.ratings.append([rating("ann", "dune")])
-                return True
-            return False
-
-        # The sentinels have to notice that nothing else is down.
-        await wait_until_async(taken, "one replica is enough where the other is known to be gone")
-
-
-async def test_a_store_that_does_not_need_replicas_is_not_asked_for_them(servers: ReplicaSet) -> None:
-    for replica in servers.replicas():
-        replica.kill()
-    async with opened(servers, "store") as store:
-        await store.ratings.append([rating("ann", "dune")])
-        with pytest.raises(StoreUnavailable, match="no sentinel"):
-            await Store.open(replace(store.settings, url="redis+sentinel://127.0.0.1:1/foldin"))
 
 
 async def test_users_of_least_privilege_are_enough(kind: ServerKind, tmp_path: Path) -> None:

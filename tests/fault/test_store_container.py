@@ -3,7 +3,6 @@ back by itself when there is room, a stop ends it in order at any time, and othe
 """
 
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,9 +24,6 @@ from tests.support.servers import KINDS, START_S, STOP_S, ServerKind, missing, s
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.parametrize("kind", KINDS)]
-
-# By promise: within this time of there being room.
-BACK_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,26 +126,3 @@ def test_a_stop_while_it_waits_for_room_ends_it(kind: ServerKind, tmp_path: Path
         store.fill()
         store.process.send_signal(signal.SIGTERM)
         assert store.process.wait(STOP_S) == 0
-
-
-def test_a_stop_as_soon_as_it_begins_ends_it(kind: ServerKind, tmp_path: Path) -> None:
-    for pause_s in (0.0, 0.002, 0.005, 0.01, 0.02, 0.05):
-        folder = tmp_path / str(pause_s)
-        folder.mkdir()
-        with container(kind, folder) as store:
-            time.sleep(pause_s)
-            store.process.send_signal(signal.SIGTERM)
-            # A server that has not read its signals' meaning yet ends by them.
-            assert store.process.wait(STOP_S) in {0, -signal.SIGTERM, 128 + signal.SIGTERM}
-            assert not store.answers()
-
-
-def test_other_ends_of_the_server_are_those_of_the_container(kind: ServerKind, tmp_path: Path) -> None:
-    with container(kind, tmp_path) as store:
-        store.process.wait_ready(store.answers, START_S)
-        subprocess.run(["kill", "-KILL", str(store.server_pid())], check=True)
-        assert store.process.wait(STOP_S) == 128 + signal.SIGKILL
-    (tmp_path / "wrong").mkdir()
-    with container(kind, tmp_path / "wrong", ["--no-such-setting", "1"]) as store:
-        assert store.process.wait(STOP_S) == 1
-    assert "the disk of the store is full" not in store.process.text

@@ -7,10 +7,8 @@ seed of the run, which pytest prints and takes (`--randomly-seed=N`).
 """
 
 import os
-import re
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from featurestore.generations.catalog import Generations
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support import house
 from tests.support.recovering import held
 from tests.support.trainers import (
     ChildTrainer,
@@ -30,10 +27,8 @@ from tests.support.trainers import (
     running_trainer,
     trainer_settings,
     until_drained,
-    until_live,
 )
 from tests.support.waiting import wait_until_async
-from trainer.archive.root import ArchiveRoot
 from trainer.archive.trash import Trash
 from trainer.settings import TrainerSettings
 
@@ -88,7 +83,6 @@ NEW_EPOCH = [
 # Before the first there must have been a kill, its call is that of "replace:unlink"; the others have tests of
 # their own.
 ERASURE = ["erase:archive", "erase:attributes", "erase:active", "erase:dropped", "erase:rewritten"]
-LEFT_OUT = {"recover:unlink", "epoch:abandon", *ERASURE, "take_back:found", "take_back:written"}
 
 
 @pytest.fixture
@@ -299,31 +293,6 @@ async def test_frozen_in_the_change_to_a_new_epoch(
         assert len(archived(settings, 1)) == len(before)
 
 
-async def test_frozen_before_it_gives_up_an_epoch_that_is_asked_for_since(
-    store: Store, settings: TrainerSettings, successor: TrainerSettings
-) -> None:
-    begun = ratings(1)
-    impatient = replace(settings, abandon_s=1.0)
-    child = ChildTrainer(impatient, "epoch:abandon", 1, signal.SIGSTOP, STILL_CLOCK)
-
-    def wake(step: str) -> None:
-        if step == "fit:started":
-            child.process.send_signal(signal.SIGCONT)
-
-    try:
-        await until_live(store)
-        epoch = await store.epochs.begin()
-        await store.ratings.append(begun, epoch=epoch)
-        await wait_until_async(lambda: child.frozen, "the trainer frozen")
-        async with running_trainer(successor, step=wake):
-            assert await fitted(store, "epoch", epoch)
-            await woken(child, settings)
-            assert (await store.generations.live()).epoch == epoch
-    finally:
-        child.end()
-    assert set(await held(store)) == {(r.user_id.decode(), r.item_id.decode()) for r in begun}
-
-
 @pytest.mark.parametrize("step", ERASURE)
 async def test_frozen_in_an_erasure(
     store: Store, settings: TrainerSettings, successor: TrainerSettings, step: str
@@ -375,40 +344,3 @@ async def test_frozen_while_the_ratings_of_an_item_are_taken_back(
     finally:
         child.end()
     assert [pair[0] for pair in await held(store) if pair[1] == "i3"] == [again.user_id.decode()]
-
-
-def test_every_step_has_its_freeze() -> None:
-    named = {
-        name
-        for path in (house.ROOT / "trainer").rglob("*.py")
-        for name in re.findall(r'step\("([a-z:_]+)"\)', path.read_text("utf-8"))
-    }
-    assert named == {step for step, _ in [*STEPS, *NEW_EPOCH]} | LEFT_OUT
-
-
-async def test_without_the_name_of_a_term_a_late_segment_takes_the_place_of_another(
-    store: Store, settings: TrainerSettings, pushed: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def claim(_root: ArchiveRoot, _term: str) -> list[Path]:
-        return []
-
-    monkeypatch.setattr(ArchiveRoot, "claim", claim)
-    patch = "import trainer.archive.root as r; r.ArchiveRoot.claim = lambda self, term: []\n"
-    with pytest.raises(AssertionError, match="each event once"):
-        await replaced(store, settings, settings, pushed, frozen_at=("segment:write", 2), patch=patch)
-
-
-UNFENCED_PUSH = """
-import featurestore.generations.catalog as c
-async def push(self, lease, epoch, generation, rows, vectors, **more):
-    delta = {b"r": rows.tobytes(), b"v": vectors.tobytes()}
-    await self._client.xadd(self._keys.deltas(epoch, generation), delta)
-c.Generations.push_delta = push
-"""
-
-
-async def test_without_their_fence_late_deltas_are_added(
-    store: Store, settings: TrainerSettings, pushed: list[int]
-) -> None:
-    with pytest.raises(AssertionError, match="deltas of the one that leads alone"):
-        await replaced(store, settings, settings, pushed, frozen_at=("items:push", 2), patch=UNFENCED_PUSH)

@@ -19,7 +19,6 @@ from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from processes.probes import unused_port
-from tests.support.servers import StoreServer
 from tests.support.trainers import (
     ChildTrainer,
     archived,
@@ -29,7 +28,7 @@ from tests.support.trainers import (
     trainer_settings,
     until_drained,
 )
-from tests.support.waiting import wait_until, wait_until_async
+from tests.support.waiting import wait_until
 from trainer.settings import TrainerSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault]
@@ -122,80 +121,6 @@ async def test_killed_at_a_step(store: Store, settings: TrainerSettings, step: s
     )
     assert meta.summary.n_ratings == len({(rating.user_id, rating.item_id) for rating in given})
     assert states == {"ready"}
-
-
-async def test_second_trainer_takes_over(store: Store, settings: TrainerSettings) -> None:
-    first = ChildTrainer(settings)
-    try:
-        await store.ratings.append(ratings(0))
-        await until_drained(store)
-        async with running_trainer(settings) as second:
-            waiting = second.term is None
-            assert waiting
-            first.end()
-            await store.ratings.append(ratings(1))
-            await until_drained(store)
-            await fitted(store)
-    finally:
-        first.end()
-    assert len(archived(settings)) == 200
-
-
-async def test_frozen_leader_does_no_harm_when_it_wakes(
-    store: Store, settings: TrainerSettings, tmp_path: Path
-) -> None:
-    elsewhere = trainer_settings(settings.store, tmp_path / "elsewhere", lease_ttl_s=2.0)
-    frozen = ChildTrainer(settings)
-    try:
-        await store.ratings.append(ratings(0))
-        await until_drained(store)
-        before = archived(settings)
-        frozen.process.send_signal(signal.SIGSTOP)
-        async with running_trainer(elsewhere) as other:
-            await wait_until_async(lambda: other.term is not None, "the other trainer leading")
-            frozen.process.send_signal(signal.SIGCONT)
-            await store.ratings.append(ratings(1))
-            await until_drained(store)
-            generation = await fitted(store)
-            log = tmp_path / "trainer.log"
-            await wait_until_async(
-                lambda: b"lease_lost" in log.read_bytes(), "the frozen trainer knowing that it lost"
-            )
-            assert (await store.generations.live()).generation == generation
-        assert archived(settings) == before
-        pairs = {(rating.user_id, rating.item_id) for seed in (0, 1) for rating in ratings(seed)}
-        assert len({(user, item) for user, _, item, _ in archived(elsewhere)}) == len(pairs)
-    finally:
-        frozen.end()
-
-
-async def test_store_killed_and_restarted(own_server: StoreServer, tmp_path: Path) -> None:
-    at = StoreSettings(url=own_server.url, namespace="t", partitions=4, timeout_s=2.0)
-    settings = trainer_settings(at, tmp_path / "archive", lease_ttl_s=2.0)
-    store = await Store.open(at)
-    try:
-        async with running_trainer(settings):
-            await store.ratings.append(ratings(0))
-            await fitted(store)
-            own_server.kill()
-            own_server.start()
-
-            async def back() -> bool:
-                try:
-                    await store.ratings.append(ratings(1))
-                except Exception:  # noqa: BLE001 - whatever it is, it is tried again
-                    return False
-                return True
-
-            await wait_until_async(back, "the store back")
-            await until_drained(store)
-            generation = await fitted(store)
-            meta = await store.generations.meta(1, generation)
-    finally:
-        await store.close()
-    pairs = {(rating.user_id, rating.item_id) for seed in (0, 1) for rating in ratings(seed)}
-    assert meta.summary.n_ratings == len(pairs)
-    assert {(user.encode(), item.encode()) for user, _, item, _ in archived(settings)} == pairs
 
 
 async def test_fit_ends_with_its_parent(store: Store, settings: TrainerSettings) -> None:
