@@ -35,6 +35,7 @@ _ANYWHERE = (
     "overloaded",
     "cross_site",
     "quota_exceeded",
+    "unknown_parameter",
 )
 _WITH_KEY = ("unauthorized", "forbidden")
 # Either of these.
@@ -72,7 +73,7 @@ class Route:
     answered with. `needs`: the role of a key that may ask. `parameters`: those of the query; of the path,
     those that are no ids. `accepts`: the struct of a 202, of what is done after the answer. `deep`: the last
     parameter of the path, where that may have slashes, or be empty. `repeatable`: see `x-idempotent` in
-    docs/api.md.
+    docs/api.md. `undescribed`: names that the query may have besides those of `parameters`.
     """
 
     method: str
@@ -90,6 +91,7 @@ class Route:
     deep: str | None = None
     # Whether to send it twice does as little harm as once; of a POST or PATCH only where that is said.
     repeatable: bool | None = None
+    undescribed: Sequence[str] = ()
     handler: Handler = _no_handler
 
     def __call__(self, handler: Handler) -> "Route":
@@ -100,6 +102,11 @@ class Route:
         """Return the parameters of the path that are ids."""
         named = {parameter["name"] for parameter in self.parameters}
         return [name for name in re.findall(r"\{(\w+)\}", self.path) if name not in named]
+
+    def in_query(self) -> frozenset[str]:
+        """Return the names that the query of a request may have."""
+        described = {each["name"] for each in self.parameters if each["in"] == "query"}
+        return frozenset(described.union(self.undescribed))
 
     @property
     def level(self) -> int:

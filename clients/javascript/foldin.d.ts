@@ -87,6 +87,7 @@ export type Code =
   | "unknown_generation"
   | "unknown_item"
   | "unknown_key"
+  | "unknown_parameter"
   | "unknown_rating"
   | "unknown_receipt"
   | "unknown_report"

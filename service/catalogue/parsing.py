@@ -20,7 +20,7 @@ from featurestore.catalogue.schema import (
     typed,
 )
 from featurestore.ratings.context_schema import category_name
-from service.http.parsing import NOT_DECODED, DescribedId, body_ids, check_rows, problem_of
+from service.http.parsing import NOT_DECODED, DescribedId, body_ids, check_rows, field_names, problem_of
 from service.http.problems import Problem
 
 # So many items take the store about 100 ms (10 us each), in steps of a few milliseconds.
@@ -157,7 +157,7 @@ def _rows(
         else:
             rows = several.decode(body)
     except NOT_DECODED as exc:
-        raise problem_of(exc, body, lines=lines) from None
+        raise problem_of(exc, body, lines=lines, names=field_names(one.type)) from None
     check_rows(len(rows), MAX_ROWS)
     return rows
 

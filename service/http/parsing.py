@@ -10,11 +10,13 @@ NaN, of half a surrogate pair) is found by reading the refused body once more wi
 import asyncio
 import base64
 import binascii
+import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Generic, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from functools import cache
+from typing import Annotated, Any, Generic, TypeVar, get_args
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -73,7 +75,7 @@ def path_id(raw_path: str, position: int, field: str) -> bytes:
 
 
 class Query:
-    """The parameters of a query string, each given once at most. Other names are ignored."""
+    """The parameters of a query string, each given once at most. `check_names` has refused other names."""
 
     def __init__(self, raw_path: str) -> None:
         self._values: dict[str, bytes] = {}
@@ -87,6 +89,11 @@ class Query:
                     self._twice.add(name)
                 text = raw.replace("+", " ").encode("utf-8", "surrogateescape")
                 self._values[name] = unquote_to_bytes(text)
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names that were sent."""
+        return self._values.keys()
 
     def raw(self, *names: str) -> bytes | None:
         """Return the value of the one of `names` (synonyms) that was sent; two of them are refused."""
@@ -150,6 +157,21 @@ class Query:
         return default if text is None else text
 
 
+def check_names(raw_path: str, known: Collection[str]) -> None:
+    """Raise `unknown_parameter` where the query of `raw_path` has a name that is not `known`."""
+    for name in Query(raw_path).names:
+        if name not in known:
+            raise Problem("unknown_parameter", f"there is no parameter {hint(name, known)}", field=name[:256])
+
+
+def hint(name: str, known: Collection[str]) -> str:
+    """Return an unknown `name` with what it may stand for: the nearest known one, else all of a few."""
+    near = difflib.get_close_matches(name[:256], known, 1, 0.5)
+    if near:
+        return f"{name[:256]!r}: is {near[0]!r} meant?"
+    return f"{name[:256]!r}; there is {', '.join(sorted(known)) or 'none here'}"
+
+
 def whole_number(text: str, field: str, low: int, high: int) -> int:
     """Return `text` as a whole number from `low` to `high`; raises `invalid_parameter`."""
     # int() alone would take signs, spaces, underscores and the digits of other scripts.
@@ -198,17 +220,39 @@ class Body(Generic[T]):
 
     def __init__(self, kind: Any) -> None:
         self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(kind)
+        self._names = field_names(kind)
 
     def decode(self, body: bytes | bytearray) -> T:
         """Return the value. Raises `invalid_body` or `malformed_json`."""
         try:
             return self._decoder.decode(body)
         except NOT_DECODED as exc:
-            raise problem_of(exc, body, lines=False) from None
+            raise problem_of(exc, body, lines=False, names=self._names) from None
 
     async def decode_off_loop(self, body: bytes | bytearray) -> T:
         """Return the value, decoded in a thread where that would hold up the event loop."""
         return await parsed(self.decode, body)
+
+
+@cache
+def field_names(kind: Any) -> frozenset[str]:
+    """Return the names of the fields of a struct and of the structs in it, however these stand in it."""
+    return frozenset(
+        field.encode_name for each in _structs_of(kind) for field in msgspec.structs.fields(each)
+    )
+
+
+def _structs_of(kind: Any) -> set[type[msgspec.Struct]]:
+    """Return the structs that a type is made of."""
+    found: set[type[msgspec.Struct]] = set()
+    waiting: list[Any] = [kind]
+    while waiting:
+        each = waiting.pop()
+        waiting.extend(get_args(each))
+        if isinstance(each, type) and issubclass(each, msgspec.Struct) and each not in found:
+            found.add(each)
+            waiting.extend(field.type for field in msgspec.structs.fields(each))
+    return found
 
 
 async def parsed(parse: Callable[..., T], body: bytes | bytearray, *more: Any, **options: Any) -> T:
@@ -220,13 +264,16 @@ async def parsed(parse: Callable[..., T], body: bytes | bytearray, *more: Any, *
 
 _PATH = re.compile(r" - at `\$(?P<path>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>[^`]*)`")
 _SOME_KEY = "[...]"
 _STEP = re.compile(r"\[(?P<row>\d+)\]|\.(?P<name>[^.\[]+)")
 Path = list[str | int]
 
 
-def problem_of(exc: Exception, body: bytes | bytearray, *, lines: bool) -> Problem:
-    """Return what is wrong with a `body` that msgspec refused with `exc`."""
+def problem_of(
+    exc: Exception, body: bytes | bytearray, *, lines: bool, names: Collection[str] = ()
+) -> Problem:
+    """Return what is wrong with a `body` that msgspec refused with `exc`; `names`: those of its fields."""
     if not isinstance(exc, msgspec.ValidationError):
         return _locate(bytes(body), lines=lines)
     message = str(exc)
@@ -241,6 +288,9 @@ def problem_of(exc: Exception, body: bytes | bytearray, *, lines: bool) -> Probl
     if missing := _MISSING.match(text):
         path.append(missing["name"])
         text = "is missing"
+    elif (unknown := _UNKNOWN.match(text)) and names:
+        path.append(unknown["name"][:256])
+        text = f"there is no field {hint(unknown['name'], names)}"
     else:
         text = text[:1].lower() + text[1:]
     return _problem_at(path, text)

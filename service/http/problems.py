@@ -37,6 +37,7 @@ class Kind(NamedTuple):
 # A test holds the codes against docs/api.md, and the page /docs lists them from the description of the API.
 KINDS: Mapping[str, Kind] = {
     "missing_parameter": Kind(400, "A required parameter is missing"),
+    "unknown_parameter": Kind(422, "There is no parameter of this name"),
     "invalid_parameter": Kind(400, "A parameter has a value that is not allowed"),
     "malformed_request": Kind(400, "The request is not valid HTTP"),
     "malformed_json": Kind(400, "The body is not valid JSON"),

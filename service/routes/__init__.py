@@ -14,6 +14,7 @@ from aiohttp import HttpVersion11, hdrs, web
 from service.context import CONTEXT, ServiceContext
 from service.http.access import LEVELS
 from service.http.audit import CALLER, Operation
+from service.http.parsing import check_names
 from service.http.response import Answer
 from service.openapi import Handler, Route, content, document
 from service.routes import (
@@ -123,7 +124,7 @@ def _checked(route: Route) -> tuple[Handler, Callable[[web.Request], Awaitable[N
     """Return the handler of `route` behind the check of keys, and what answers a client that asks whether
     to send its body (`Expect: 100-continue`): the same check. Only here is it known what a request needs.
     """
-    level, handler = route.level, route.handler
+    level, handler, names = route.level, route.handler, route.in_query()
     operates = level == LEVELS["operate"]
 
     def check(request: web.Request) -> None:
@@ -134,6 +135,8 @@ def _checked(route: Route) -> tuple[Handler, Callable[[web.Request], Awaitable[N
 
     async def checked(request: web.Request) -> web.StreamResponse:
         check(request)
+        if "?" in request.raw_path and route.needs != "public":
+            check_names(request.raw_path, names)
         return await handler(request)
 
     async def expected(request: web.Request) -> None:

@@ -74,6 +74,7 @@ class Explained(msgspec.Struct, omit_defaults=True):
     ("invalid_parameter", "not_found", *CONTEXT_PROBLEMS, "data_damaged", *MODEL),
     needs="read",
     operation_id="explain",
+    undescribed=("context",),
 )
 async def get_explain(request: web.Request) -> web.StreamResponse:
     """Which of the user's own ratings moved a score, and by how much."""

@@ -18,6 +18,7 @@ from service.http.parsing import (
     Query,
     body_id,
     body_ids,
+    check_names,
     check_rows,
 )
 from service.http.problems import Problem
@@ -51,7 +52,7 @@ MAX_PAIRS = 10_000
 PAIRS_A_REQUEST = 10
 
 
-class PredictBody(msgspec.Struct):
+class PredictBody(msgspec.Struct, forbid_unknown_fields=True):
     """One pair, one user with several items, or pairs: exactly one of the three."""
 
     # Unset rather than None: a null is no id, and is refused.
@@ -117,8 +118,14 @@ _PAIR: Schema = {
 _BODY: Body[PredictBody] = Body(PredictBody)
 
 
+# Synonyms; and no schema of a text says which fields the contexts of a store have.
+_UNDESCRIBED = ("user", "item", "context")
+_NAMES = frozenset(("user_id", "item_id", "timestamp", "distribution", *_UNDESCRIBED))
+
+
 def parse_pair_query(raw_path: str) -> PairQuery:
     """Return the query of `raw_path`; raises `Problem`."""
+    check_names(raw_path, _NAMES)
     query = Query(raw_path)
     # A problem names the first of two synonyms, which is the one that is described.
     return PairQuery(
@@ -135,6 +142,7 @@ def parse_pair_query(raw_path: str) -> PairQuery:
     ("missing_parameter", "invalid_parameter", *CONTEXT_PROBLEMS, "data_damaged", *MODEL),
     needs="read",
     operation_id="predict",
+    undescribed=_UNDESCRIBED,
     parameters=(
         parameter("user_id", "query", TEXT_ID_SCHEMA, "Who", required=True),
         parameter("item_id", "query", TEXT_ID_SCHEMA, "What", required=True),

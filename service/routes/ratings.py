@@ -29,6 +29,7 @@ from service.http.parsing import (
     Timestamp,
     body_ids,
     check_rows,
+    field_names,
     parsed,
     path_id,
     problem_of,
@@ -57,7 +58,7 @@ _ATTEMPTS = 4
 _NEXT_LINE = re.compile(rb"\}[ \t\r]*\n\s*\{")
 
 
-class RatingIn(msgspec.Struct):
+class RatingIn(msgspec.Struct, forbid_unknown_fields=True):
     """One rating as it is sent. `timestamp`: seconds since 1970; without it, the moment of arrival.
     `context`: under which circumstances it was given.
     """
@@ -137,7 +138,7 @@ def decoded_rows(
         else:
             rows = [one.decode(body)] if is_object else many.decode(body)
     except NOT_DECODED as exc:
-        raise problem_of(exc, body, lines=lines) from None
+        raise problem_of(exc, body, lines=lines, names=field_names(one.type)) from None
     check_rows(len(rows), MAX_RATINGS)
     return rows, is_object
 

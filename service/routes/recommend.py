@@ -109,7 +109,7 @@ class Recommendations(msgspec.Struct, omit_defaults=True):
     arms: dict[str, str] | None = None
 
 
-class AnonymousRating(msgspec.Struct):
+class AnonymousRating(msgspec.Struct, forbid_unknown_fields=True):
     """A rating of someone who is not stored."""
 
     item_id: DescribedId
@@ -180,6 +180,7 @@ _EXAMPLE = {
     ("invalid_parameter", *_RULE_PROBLEMS, "not_found", *MODEL),
     needs="read",
     operation_id="recommend",
+    undescribed=("context",),
     parameters=(
         QUERY_N,
         query_parameter("offset", whole(0, MAX_OFFSET, 0), "How many of the best to leave out"),

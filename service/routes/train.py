@@ -50,7 +50,7 @@ _EVENTS = {"maxItems": MAX_EVENTS}
 Entities = Annotated[int, Meta(extra_json_schema=whole(1, MAX_ENTITIES))]
 
 
-class TrainBody(msgspec.Struct):
+class TrainBody(msgspec.Struct, forbid_unknown_fields=True):
     """A history: three parallel lists, one event a position, in time order. Rows count from 0; ids may be
     text too.
     """

@@ -43,14 +43,14 @@ OptionalFilter = Annotated[Any, Meta(extra_json_schema={**_FILTER_SCHEMA, "type"
 Ids = Annotated[list[DescribedId], Meta(extra_json_schema={"maxItems": MAX_IDS})]
 
 
-class Boost(msgspec.Struct):
+class Boost(msgspec.Struct, forbid_unknown_fields=True):
     """Multiplies the scores of the items that pass a filter."""
 
     filter: FilterField
     multiply: Annotated[float, Meta(extra_json_schema={"minimum": LEAST_FACTOR, "maximum": MOST_FACTOR})]
 
 
-class Diversity(msgspec.Struct):
+class Diversity(msgspec.Struct, forbid_unknown_fields=True):
     """Maximal marginal relevance: `lambda` 1 is the order of the scores, 0 looks at differences alone."""
 
     trade_off: Annotated[float, Meta(extra_json_schema={"minimum": 0, "maximum": 1})] = msgspec.field(
@@ -58,14 +58,14 @@ class Diversity(msgspec.Struct):
     )
 
 
-class Pin(msgspec.Struct):
+class Pin(msgspec.Struct, forbid_unknown_fields=True):
     """An item at a position of the list, from 1 on."""
 
     item_id: DescribedId
     position: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": MAX_POSITION})]
 
 
-class RuleFields(msgspec.Struct, kw_only=True, omit_defaults=True):
+class RuleFields(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """What a list may have, and in which order. A scenario has the same fields."""
 
     filter: OptionalFilter = None
@@ -134,14 +134,31 @@ class Rules:
 
 
 def merged(call: Rules, fields: RuleFields, scenario: Rules | None) -> Rules:
-    """Return the rules of a call, which `fields` say, with those of its scenario where these say nothing.
-    What the scenario excludes no call brings back.
+    """Return the rules of a call, which `fields` say, with those of its scenario. What the scenario leaves
+    out no call brings back: both filters hold, exclusions are joined, an item must be a candidate of both,
+    and the smaller cap holds. Each other field of the call takes the place of the scenario's.
     """
     if scenario is None:
         return call
-    given = [part for name, part in _PARTS.items() if getattr(fields, name) is not None]
-    exclude = tuple(dict.fromkeys((*scenario.exclude, *call.exclude)))
-    return replace(scenario, **{part: getattr(call, part) for part in given} | {"exclude": exclude})
+    given = {part: getattr(call, part) for name, part in _PARTS.items() if getattr(fields, name) is not None}
+    joined = replace(scenario, **given)
+    filters = tuple(each for each in (scenario.filter, call.filter) if each != NO_FILTER)
+    caps = [cap for cap in (scenario.cap, call.cap) if cap is not None]
+    return replace(
+        joined,
+        filter=filters[0] if len(filters) == 1 else Filter(must=filters),
+        exclude=tuple(dict.fromkeys((*scenario.exclude, *call.exclude))),
+        candidates=_both(scenario.candidates, call.candidates),
+        cap=min(caps, default=None),
+    )
+
+
+def _both(these: tuple[bytes, ...] | None, those: tuple[bytes, ...] | None) -> tuple[bytes, ...] | None:
+    """Return the ids that are in both, in the order of `those`; None stands for all there are."""
+    if these is None or those is None:
+        return those if these is None else these
+    known = set(these)
+    return tuple(each for each in those if each in known)
 
 
 def narrowed(rules: Rules, category: str | None) -> Rules:

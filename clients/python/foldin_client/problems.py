@@ -196,6 +196,10 @@ class UnknownKeyError(MissingError):
     """There is no key of this name."""
 
 
+class UnknownParameterError(RefusedError):
+    """There is no parameter of this name."""
+
+
 class UnknownRatingError(MissingError):
     """There is no such rating."""
 
@@ -271,6 +275,7 @@ BY_CODE: dict[str, type[ProblemError]] = {
     "unknown_generation": UnknownGenerationError,
     "unknown_item": UnknownItemError,
     "unknown_key": UnknownKeyError,
+    "unknown_parameter": UnknownParameterError,
     "unknown_rating": UnknownRatingError,
     "unknown_receipt": UnknownReceiptError,
     "unknown_report": UnknownReportError,

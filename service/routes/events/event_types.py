@@ -21,7 +21,7 @@ MAX_WEIGHT = 10.0
 _MOST_BYTES = 10_000
 
 
-class TypeIn(msgspec.Struct):
+class TypeIn(msgspec.Struct, forbid_unknown_fields=True):
     """A type as it is put. `weight`: how much an event counts where a rating counts 1; null: a fit
     chooses.
     """
@@ -32,7 +32,7 @@ class TypeIn(msgspec.Struct):
     consumed: bool = False
 
 
-class TypesIn(msgspec.Struct):
+class TypesIn(msgspec.Struct, forbid_unknown_fields=True):
     """All types that are to take events."""
 
     types: list[TypeIn]

@@ -60,7 +60,7 @@ _PROBLEMS = ("too_many_ratings", "stream_full", "data_damaged", *WRITES)
 _PATH_TYPE = parameter("type", "path", TEXT_ID_SCHEMA, "A type of GET /event-types", required=True)
 
 
-class EventIn(msgspec.Struct):
+class EventIn(msgspec.Struct, forbid_unknown_fields=True):
     """One event as it is sent. `value`: any number, 1 without it; of type `rating` the rating; of a type that
     means `shown` the generation that has shown it, 0 for none, and the live one without it. `timestamp`:
     seconds since 1970; without it, the moment of arrival. `recommendation_id`: of the answer that showed the

@@ -58,7 +58,7 @@ class KeysOut(msgspec.Struct):
     unreadable: int
 
 
-class KeyIn(msgspec.Struct):
+class KeyIn(msgspec.Struct, forbid_unknown_fields=True):
     """A key that is to be made."""
 
     name: Annotated[str, Meta(pattern=f"^{KEY_NAME.pattern}$")]

@@ -19,7 +19,7 @@ from service.training import SERVED_WITHIN_S
 _MOST_BYTES = 1_000  # three numbers
 
 
-class ScaleIn(msgspec.Struct):
+class ScaleIn(msgspec.Struct, forbid_unknown_fields=True):
     """A scale: its low end, its high end, and the step between its values where all ratings keep one."""
 
     low: float

@@ -38,7 +38,7 @@ MAX_ARMS = 8
 _MOST_BYTES = 10_000
 
 
-class ArmIn(msgspec.Struct):
+class ArmIn(msgspec.Struct, forbid_unknown_fields=True):
     """A `share` of the users, from 0 to 1, and the generation or the scenario that they get."""
 
     name: str
@@ -47,7 +47,7 @@ class ArmIn(msgspec.Struct):
     scenario: str | None = None
 
 
-class ExperimentBody(msgspec.Struct):
+class ExperimentBody(msgspec.Struct, forbid_unknown_fields=True):
     """Arms: all generations, or all scenarios. `scenario`: the calls of GET /recommend that take part ask for
     this one; without it, those that ask for none.
     """
