@@ -360,11 +360,15 @@ class Stack:
         }
         # Whole or not at all: `foldin import` may look at any moment.
         beside = self._file.with_suffix(".new")
-        beside.unlink(missing_ok=True)
-        # Only this user may read it: it carries the store's password.
-        beside.touch(mode=0o600)
-        beside.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-        beside.replace(self._file)
+        try:
+            beside.unlink(missing_ok=True)
+            # Only this user may read it: it carries the store's password.
+            beside.touch(mode=0o600)
+            beside.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+            beside.replace(self._file)
+        except OSError as exc:
+            # A full disk ends nothing that runs.
+            say(f"{self._file} cannot be written ({exc.strerror}): name this stack to commands by --url")
 
     def forget(self) -> None:
         """Remove `stack.json` and the store's socket: the stack is gone."""
