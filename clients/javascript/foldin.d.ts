@@ -281,7 +281,7 @@ export interface Alive {
 export interface AnonymousRating {
   item_id: string | number;
   rating: number;
-  timestamp?: number | null;
+  timestamp?: number | string | null;
   context?: Record<string, number | string | boolean | null> | null;
 }
 
@@ -411,7 +411,7 @@ export interface EventIn {
   item_id: string | number;
   type: string;
   value?: number | null;
-  timestamp?: number | null;
+  timestamp?: number | string | null;
   recommendation_id?: string | null;
   context?: Record<string, number | string | boolean | null> | null;
 }
@@ -788,12 +788,12 @@ export interface ProblemOut {
   row?: number | null;
 }
 
-/** One rating as it is sent. `timestamp`: seconds since 1970; without it, the moment of arrival. `context`: under which circumstances it was given. */
+/** One rating as it is sent. `timestamp`: seconds since 1970, or ISO 8601; without it, the moment of arrival. `context`: under which circumstances it was given. */
 export interface RatingIn {
   user_id: string | number;
   item_id: string | number;
   rating: number;
-  timestamp?: number | null;
+  timestamp?: number | string | null;
   context?: Record<string, number | string | boolean | null> | null;
 }
 

@@ -21,6 +21,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from featurestore.catalogue.schema import parse_time
 from featurestore.codecs import MAX_TIMESTAMP
 from service.http.problems import Problem
 
@@ -48,9 +49,14 @@ DescribedId = Annotated[
         "text."
     ),
 ]
+_SECONDS = {"type": "number", "minimum": -MAX_TIMESTAMP, "maximum": MAX_TIMESTAMP}
+# When something happened: `checked_times` holds it to the present.
 Timestamp = Annotated[
-    float, msgspec.Meta(extra_json_schema={"minimum": -MAX_TIMESTAMP, "maximum": MAX_TIMESTAMP})
+    float | str,
+    msgspec.Meta(extra_json_schema={"anyOf": [_SECONDS, {"type": "string", "format": "date-time"}]}),
 ]
+# Clocks of devices are wrong by hours; what is later is no moment that has been.
+_AHEAD_S = 86_400.0
 
 
 def checked_id(raw: bytes, field: str) -> bytes:
@@ -205,6 +211,27 @@ def body_ids(values: Sequence[Id], field: str) -> list[bytes]:
     return ids
 
 
+def checked_times(timestamps: Sequence[float | str | None], now: float, field: str) -> list[float]:
+    """Return when something happened in seconds since 1970, `now` for None. Raises `invalid_body` for the
+    first that is no time, or lies more than a day ahead: milliseconds that are taken for seconds would be
+    the newest of all for good.
+    """
+    latest, times = now + _AHEAD_S, list[float]()
+    for row, sent in enumerate(timestamps):
+        if sent is None:
+            times.append(now)
+            continue
+        moment = parse_time(sent) if isinstance(sent, str) else sent
+        if moment is not None and -MAX_TIMESTAMP <= moment <= latest:
+            times.append(moment)
+            continue
+        detail = f"{field} must be seconds since 1970 or ISO 8601, at most a day ahead, not {sent!r:.40}"
+        if isinstance(sent, float) and now / 2 < sent / 1000 <= latest:
+            detail += ": are these milliseconds? Divide them by 1000"
+        raise Problem("invalid_body", detail, field=field, row=row)
+    return times
+
+
 def check_rows(count: int, limit: int, field: str | None = None) -> None:
     """Raise `too_many_rows` above `limit`."""
     if count > limit:
@@ -234,9 +261,13 @@ class Body(Generic[T]):
         return await parsed(self.decode, body)
 
 
-@cache
 def field_names(kind: Any) -> frozenset[str]:
     """Return the names of the fields of a struct and of the structs in it, however these stand in it."""
+    return _field_names(kind)
+
+
+@cache
+def _field_names(kind: Any) -> frozenset[str]:
     return frozenset(
         field.encode_name for each in _structs_of(kind) for field in msgspec.structs.fields(each)
     )

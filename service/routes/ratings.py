@@ -18,7 +18,6 @@ import numpy as np
 from aiohttp import web
 
 from factors import Float32s, Float64s, Int64s, Scale
-from featurestore.codecs import MAX_TIMESTAMP
 from featurestore.errors import HistoryFull, ItemsSpent, StoreError, StoreUnavailable
 from featurestore.generations.live import LiveGeneration
 from featurestore.ratings.batches import Columns
@@ -29,6 +28,7 @@ from service.http.parsing import (
     Timestamp,
     body_ids,
     check_rows,
+    checked_times,
     field_names,
     parsed,
     path_id,
@@ -59,8 +59,8 @@ _NEXT_LINE = re.compile(rb"\}[ \t\r]*\n\s*\{")
 
 
 class RatingIn(msgspec.Struct, forbid_unknown_fields=True):
-    """One rating as it is sent. `timestamp`: seconds since 1970; without it, the moment of arrival.
-    `context`: under which circumstances it was given.
+    """One rating as it is sent. `timestamp`: seconds since 1970, or ISO 8601; without it, the moment of
+    arrival. `context`: under which circumstances it was given.
     """
 
     user_id: DescribedId
@@ -157,16 +157,6 @@ def check_scale(
         if not decided:
             detail += "; the scale is not decided yet: PUT /scale before the first rating"
         raise Problem("invalid_body", detail, field=field, row=row)
-
-
-def checked_times(timestamps: Sequence[float | None], now: float, field: str) -> list[float]:
-    """Return `timestamps`, with `now` for None. Raises `invalid_body` for the first that is no time."""
-    times = [now if timestamp is None else timestamp for timestamp in timestamps]
-    for row, moment in enumerate(times):
-        if not abs(moment) <= MAX_TIMESTAMP:
-            detail = f"{field} must be seconds since 1970, not {moment:g}"
-            raise Problem("invalid_body", detail, field=field, row=row)
-    return times
 
 
 async def squared_errors(context: ServiceContext, columns: Columns) -> Float64s:

@@ -41,6 +41,7 @@ from service.http.parsing import (
     Timestamp,
     body_ids,
     check_rows,
+    checked_times,
     path_id,
 )
 from service.http.problems import Problem
@@ -59,7 +60,7 @@ from service.openapi import BODY, MODEL, Route, query_parameter, request_body, w
 from service.prediction_json import shown
 from service.ranking_queue import RankingRequest
 from service.routes.items import MAX_N, QUERY_N, item_names
-from service.routes.ratings import MAX_RATINGS, check_scale, checked_times
+from service.routes.ratings import MAX_RATINGS, check_scale
 from service.rules.listing import Ranking, Scored
 from service.rules.request import ORDERS, Order, RuleFields
 

@@ -43,7 +43,7 @@ class AnonymousRating(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     item_id: str | int
     rating: float
-    timestamp: float | None = None
+    timestamp: float | str | None = None
     context: dict[str, float | str | bool | None] | None = None
 
 
@@ -171,7 +171,7 @@ class EventIn(Struct, frozen=True, kw_only=True, omit_defaults=True):
     item_id: str | int
     type: str
     value: float | None = None
-    timestamp: float | None = None
+    timestamp: float | str | None = None
     recommendation_id: str | None = None
     context: dict[str, float | str | bool | None] | None = None
 
@@ -420,14 +420,14 @@ class ProblemOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RatingIn(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One rating as it is sent. `timestamp`: seconds since 1970; without it, the moment of arrival.
-    `context`: under which circumstances it was given.
+    """One rating as it is sent. `timestamp`: seconds since 1970, or ISO 8601; without it, the moment
+    of arrival. `context`: under which circumstances it was given.
     """
 
     user_id: str | int
     item_id: str | int
     rating: float
-    timestamp: float | None = None
+    timestamp: float | str | None = None
     context: dict[str, float | str | bool | None] | None = None
 
 

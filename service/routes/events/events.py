@@ -24,6 +24,7 @@ from service.http.parsing import (
     Query,
     Timestamp,
     body_ids,
+    checked_times,
     parsed,
     path_id,
 )
@@ -49,7 +50,6 @@ from service.routes.ratings import (
     Deleted,
     charge_entries,
     check_scale,
-    checked_times,
     decoded_rows,
     store_columns,
     take_back,

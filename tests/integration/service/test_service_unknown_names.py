@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -76,6 +77,24 @@ async def test_a_typing_error_in_a_rule_is_named_with_the_nearest_rule(
             assert meant in reply.json["detail"], reply.text
         reply = await client.get("/scenarios/home")
         is_problem(reply, 404, "unknown_scenario")
+
+
+@pytest.mark.parametrize("path", ["/ratings", "/events"])
+async def test_a_time_that_is_none_or_has_not_been_is_refused_and_its_unit_named(
+    store_settings: StoreSettings, path: str
+) -> None:
+    row: dict[str, Any] = {"user_id": "a", "item_id": "b"}
+    row |= {"rating": 3.0} if path == "/ratings" else {"type": "view"}
+    async with serving(store_settings) as (client, _):
+        now_s = time.time()
+        for sent, said in ((now_s * 1000, "milliseconds"), (now_s + 90_000, "ahead"), ("soon", "ISO 8601")):
+            reply = await client.post(path, [row, {**row, "timestamp": sent}])
+            is_problem(reply, 422, "invalid_body")
+            assert said in reply.json["detail"]
+            assert (reply.json["field"], reply.json["row"]) == ("timestamp", 1)
+        for given in (now_s + 3_600, "2026-01-02T03:04:05Z", "2026-01-02T03:04:05+01:00", 0):
+            reply = await client.post(path, {**row, "timestamp": given})
+            assert reply.status == 200, reply.text
 
 
 async def test_a_parameter_and_a_row_are_named_with_the_nearest(store_settings: StoreSettings) -> None:
