@@ -34,6 +34,8 @@ MAX_DISTINCT = 1000  # more are as good as continuous
 # Stars, and half stars.
 USUAL = (Scale(1.0, 5.0, 1.0), Scale(0.5, 5.0, 0.5))
 MAX_LEVELS = 101  # of a scale that is found in the data: 0 to 10 in tenths; more are as good as continuous
+# As `service.http.parsing.checked_times` has it: what is later is no moment that has been.
+_AHEAD_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,9 @@ class RowRules:
         if "timestamp" in columns:
             times = _numbers(columns["timestamp"], "timestamp", _time, refuse)
             refuse(np.abs(times) > MAX_TIMESTAMP, lambda _: "timestamp is too far from 1970")
+            # Not as the API alone: an import may write to the store itself.
+            ahead = times > self.now + _AHEAD_S
+            refuse(ahead, lambda _: "timestamp lies more than a day ahead: are these milliseconds?")
         else:
             times = np.full(len(lines), self.now)
         seen = distinct(ratings[rated])
