@@ -20,7 +20,6 @@ import pytest
 from featurestore.access import new_secret
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from foldin.torture.proxy import Proxy
 from processes.blocking import BlockingChild, python_command
 from processes.probes import http_ok, unused_port
 from tests.support.alerts import FILES, QUIET_S, WITHIN_S, Alerts, watching_ports
@@ -30,6 +29,7 @@ from tests.support.servers import KIND, StoreServer, running_server
 from tests.support.serving import Service
 from tests.support.trainers import fitted, running_fits, trainer_environment, trainer_settings, until_live
 from tests.support.waiting import wait_until, wait_until_async
+from torture.proxy import Proxy
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault]
 # What is watched does not depend on the kind of store.

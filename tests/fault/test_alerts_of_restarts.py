@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from featurestore.store import Store
-from foldin.torture.replica_set import WAYS, ReplicaSet, Server, Way
-from foldin.torture.stack import Stack, running_stack
 from tests.support.alerts import QUIET_S, WITHIN_S, Alerts, watching_ports
 from tests.support.factories import low_rank_ratings
 from tests.support.trainers import fitted
 from tests.support.waiting import wait_until, wait_until_async
+from torture.replica_set import WAYS, ReplicaSet, Server, Way
+from torture.stack import Stack, running_stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault]
 

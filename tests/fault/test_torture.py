@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from foldin.torture.auditor import ARCHIVE, BACK, GENERATION, NEXT, POINTER, SAME
-from foldin.torture.campaign import torture
-from foldin.torture.clients import ORDER, READ
-from foldin.torture.faults import names_of
-from foldin.torture.report import Report
 from tests.support.servers import missing
+from torture.auditor import ARCHIVE, BACK, GENERATION, NEXT, POINTER, SAME
+from torture.campaign import torture
+from torture.clients import ORDER, READ
+from torture.faults import names_of
+from torture.report import Report
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(800)]
 # Of faults, in one short torture or two.

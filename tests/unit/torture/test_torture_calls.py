@@ -3,8 +3,8 @@
 import asyncio
 from pathlib import Path
 
-from foldin.torture.calls import Caller, open_session
-from foldin.torture.report import Report
+from torture.calls import Caller, open_session
+from torture.report import Report
 
 
 async def test_a_call_whose_connection_breaks_is_not_sent_again(tmp_path: Path) -> None:

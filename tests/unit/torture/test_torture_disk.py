@@ -12,10 +12,10 @@ import pytest
 import redis
 
 from foldin.store import EmbeddedStore
-from foldin.torture.disk import Disk
-from foldin.torture.proxy import Proxy
 from processes.blocking import BlockingChild
 from processes.probes import unused_port
+from torture.disk import Disk
+from torture.proxy import Proxy
 
 pytestmark = pytest.mark.slow
 

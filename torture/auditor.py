@@ -25,11 +25,10 @@ from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.reaching import reach
 from foldin.recovery.retries import retried
 from foldin.recovery.verifying import Verified, verify
-from foldin.torture.calls import TRAIN_S
-from foldin.torture.clients import ITEMS, ORDER, Shared, read_user
-from foldin.torture.explaining import Answered, Seen, judge, observe
-from foldin.torture.histories import World, Write
-from foldin.torture.stack import Stack
+from torture.calls import TRAIN_S
+from torture.clients import ITEMS, ORDER, Shared, read_user
+from torture.histories import Answered, Seen, World, Write, judge, observe
+from torture.stack import Stack
 from trainer.archive.segments import open_segment, read_segment
 from trainer.errors import SegmentGoneError
 

@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Literal
 
 from foldin.store import EmbeddedStore
-from foldin.torture.cluster_set import ClusterSet
-from foldin.torture.disk import Disk
-from foldin.torture.proxy import Proxy
-from foldin.torture.replica_set import ReplicaSet
-from foldin.torture.weakened import weakened
 from processes import module_name
 from processes.blocking import plain_environment, python_command
 from processes.child import ChildSpec
 from processes.probes import http_ok, unused_port
 from processes.supervisor import Supervisor
+from torture.cluster_set import ClusterSet
+from torture.disk import Disk
+from torture.proxy import Proxy
+from torture.replica_set import ReplicaSet
+from torture.weakened import weakened
 from trainer.settings import TrainerSettings
 
 # One has a supervisor with workers of its own, one is a process alone.

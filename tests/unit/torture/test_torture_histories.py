@@ -4,11 +4,11 @@ import itertools
 from dataclasses import replace
 
 from featurestore.generations.manifest import Pointer, RolledBack
-from foldin.torture.auditor import ARCHIVE, FORGOTTEN, Auditor, is_backwards, out_of_order
-from foldin.torture.calls import Reply
-from foldin.torture.clients import TOLD, Shared, context_of, read_user
-from foldin.torture.histories import LATE_S, Histories, Write
-from foldin.torture.report import Report
+from torture.auditor import ARCHIVE, FORGOTTEN, Auditor, is_backwards, out_of_order
+from torture.calls import Reply
+from torture.clients import TOLD, Shared, context_of, read_user
+from torture.histories import LATE_S, Histories, Write
+from torture.report import Report
 
 ANN = "ann"
 
