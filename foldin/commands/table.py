@@ -210,6 +210,7 @@ SIZE = Command(
     "foldin.sizing.run:SizeOptions",
     "`figures`, each with `part`, `name`, `value`, `unit` and `rests_on`",
 )
+# Raw, as what it takes is declared in `torture/`, which is in a checkout alone: so it is with benchmarks.
 TORTURE = Command(
     "torture",
     "check that faults lose nothing, on a stack of its own (from a checkout)",

@@ -1,4 +1,4 @@
-"""The figures of the documents name their commit; a busy machine's are not reported; what is fetched is safe."""
+"""Figures of the documents name their commit; a busy machine reports none; what is fetched runs nothing."""
 
 import lzma
 import pickle
@@ -35,11 +35,8 @@ def test_every_row_of_the_documents_names_its_commit(name: str) -> None:
 def test_a_benchmark_replaces_its_own_rows_alone(tmp_path: Path) -> None:
     path = tmp_path / "performance.md"
     path.write_text(f"before\n{FIRST}\n{LAST}\nafter\n")
-    for name, work, commit in (
-        ("predict", "a", "aaaaaaa"),
-        ("fit", "c", "aaaaaaa"),
-        ("predict", "b", "bbbbbbb"),
-    ):
+    runs = (("predict", "a", "aaaaaaa"), ("fit", "c", "aaaaaaa"), ("predict", "b", "bbbbbbb"))
+    for name, work, commit in runs:
         row = Row(work, "x", (1.0,), Target(1, 1))
         write_rows(path, name, [row], Origin(commit, "a machine"), whole=True)
     assert [(row[0], row[1], row[-1]) for row in rows_of(path)] == [

@@ -158,6 +158,7 @@ def test_the_table_shows_means_and_why_something_is_missing() -> None:
     assert "skipped: none" in [cell for column in cells for cell in column]
 
 
+@pytest.mark.slow
 def test_online_predictions_depend_on_earlier_ratings_alone() -> None:
     question = in_time_order(made()).question()
     whole = answer("auto", question, seed=1).predicted
