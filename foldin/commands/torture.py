@@ -23,8 +23,8 @@ def run_torture(arguments: Sequence[str], settings: FrontDoorSettings | None) ->
     if not (ROOT / FOLDER / "__main__.py").is_file():
         raise CannotStartError("the torture comes with a checkout of the repository, not with the package")
     began = time.monotonic()
-    # Not by `processes`: this one stands in for the command that the user runs, and Ctrl-C must reach it. It runs
-    # in the folder of its caller, which `--data` is relative to.
+    # Not by `processes`: this one stands in for the command that the user runs, and Ctrl-C must reach it. It
+    # runs in the folder of its caller, which `--data` is relative to.
     code = subprocess.run([sys.executable, "-m", FOLDER, *arguments], check=False).returncode  # noqa: S603 - ours
     if settings is not None:
         settings.emit({"exit_code": code, "seconds": round(time.monotonic() - began, 3)})
