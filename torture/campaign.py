@@ -107,11 +107,12 @@ async def torture(
     weakness: str | None = None,
     faults: Sequence[str] = (),
     kind: StoreKind = "one",
+    patience: float = 1.0,
     shown: Shown | None = None,
 ) -> Report:
     """Torture a stack in `folder`; return what was found. `environment`: what its processes inherit;
     `faults`: names of `FAULTS`, all that its store can have where empty; `kind`: of the store;
-    `shown`: is told of the seconds that are over. With a `weakness` it ends when anything was found
+    `patience`: how many times as long as promised is waited for rest; `shown`: is told of the seconds that are over. With a `weakness` it ends when anything was found
     but a stack that comes back late.
 
     Raises CannotStartError, StackFailedError.
@@ -127,7 +128,8 @@ async def torture(
                 scene = Scene(stack, shared, rng)
                 try:
                     operator = Operator(shared, seed)
-                    auditor = Auditor(stack, store, shared, await _first_history(operator, store))
+                    first = await _first_history(operator, store)
+                    auditor = Auditor(stack, store, shared, first, patience=patience)
                     names = faults or names_of(kind)
                     alone = weakness is not None
                     await _run(scene, auditor, operator, seconds, names, first_is_enough=alone, shown=shown)

@@ -42,6 +42,8 @@ STORE_KINDS: tuple[StoreKind, ...] = ("one", "replicas", "cluster")
 CLUSTER_PRIMARIES, PARTITIONS = 3, 16
 # How long a part that was killed stays away, at least: others must notice.
 AWAY_S = 0.2
+# All parts start at once, and compile what they need, on cores that may be busy.
+READY_S = 300.0
 # A process that was killed is gone within milliseconds; on busy cores it waits for its turn.
 GONE_S = 10.0
 # So often refits follow each other that faults meet fits, publications and merges of the archive.
@@ -220,7 +222,7 @@ class Stack:
             probe = partial(http_ok, "127.0.0.1", self.ports[part], "/livez")
         environment = plain_environment(self._environment, settings)
         return ChildSpec(
-            part, tuple(command), environment, probe, 60.0, obstacle=obstacle, lasting=True, grace_s=8.0
+            part, tuple(command), environment, probe, READY_S, obstacle=obstacle, lasting=True, grace_s=8.0
         )
 
 

@@ -15,7 +15,7 @@ from torture.clients import ORDER, READ
 from torture.faults import names_of
 from torture.stack import STORE_KINDS, StoreKind
 
-pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(800)]
+pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(1800)]
 # By kind of store. A history of so many users that a process of its own publishes them takes minutes of a
 # busy machine.
 FAULTS = {
@@ -23,6 +23,8 @@ FAULTS = {
     "replicas": [name for name in names_of("replicas") if "promotion" in name],
     "cluster": [name for name in names_of("cluster") if "promotion" in name or "slot" in name],
 }
+# A busy machine is no defect: what hangs is found all the same.
+PATIENCE = 5.0
 WEAKENED = {
     "no-sync": ("power cut", {READ, ARCHIVE, POINTER}),
     "no-counter-rule": ("SIGKILL of a worker", {GENERATION}),
@@ -45,7 +47,7 @@ def seed(pytestconfig: pytest.Config) -> int:
 
 @pytest.mark.parametrize("kind", STORE_KINDS)
 async def test_nothing_is_lost_stale_mixed_or_remembered(kind: StoreKind, tmp_path: Path, seed: int) -> None:
-    report = await torture(100, seed, tmp_path, os.environ, faults=FAULTS[kind], kind=kind)
+    report = await torture(100, seed, tmp_path, os.environ, faults=FAULTS[kind], kind=kind, patience=PATIENCE)
     assert report.violations == [], report.lines()
     assert sum(report.faults.values()) >= 1, report.lines()
     assert set(report.checks) >= {ARCHIVE, BACK, ORDER, POINTER, READ, SAME}, report.lines()
