@@ -111,9 +111,9 @@ async def torture(
     shown: Shown | None = None,
 ) -> Report:
     """Torture a stack in `folder`; return what was found. `environment`: what its processes inherit;
-    `faults`: names of `FAULTS`, all that its store can have where empty; `kind`: of the store;
-    `patience`: how many times as long as promised is waited for rest; `shown`: is told of the seconds that are over. With a `weakness` it ends when anything was found
-    but a stack that comes back late.
+    `faults`: names of `FAULTS`, all that its store can have where empty; `kind`: of the store; `patience`:
+    how many times as long as promised is waited for rest; `shown`: is told of the seconds that are over. With
+    a `weakness` it ends when anything was found but a stack that comes back late.
 
     Raises CannotStartError, StackFailedError.
     """
