@@ -158,6 +158,14 @@ def test_bench_lists_runs_and_refuses(tmp_path: Path, capfd: pytest.CaptureFixtu
         bench(["one"], tmp_path / "nowhere")
 
 
+def test_the_torture_needs_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("foldin.commands.torture.ROOT", tmp_path)
+    assert command.main(["torture", "--minutes", "1"]) == 2
+    assert "comes with a checkout" in capsys.readouterr().err
+
+
 def test_the_supervisor_loads_no_heavy_library() -> None:
     """What `foldin up` keeps loaded for as long as it runs."""
     heavy = ["numpy", "pyarrow", "scipy", "redis", "aiohttp", "rich", "msgspec", "uvloop", "multiprocessing"]
