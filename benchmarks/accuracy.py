@@ -22,19 +22,20 @@ from benchmarks.harness.command import Options, end_in_order, read
 from benchmarks.harness.machine import Watch
 from benchmarks.harness.progress import going_on
 from benchmarks.harness.recorded import DOCS, Origin, has_output, origin, write_output, write_rows
+from benchmarks.quality import cold_start as coldstart
+from benchmarks.quality.cold_start import ColdCurve, Side
 from benchmarks.quality.goals import ALL_FOLDS, SVDPP, TRUTH, Found, goals
+from benchmarks.quality.new_items import NewItems, measure_new_items
 from benchmarks.quality.over_http import ENGINE as DEPLOYED
 from benchmarks.quality.over_http import answer_over_http, play
+from benchmarks.quality.shills import Shift, measure_shifts
 from benchmarks.quality.tables import show, tables_of
+from benchmarks.rivals.engines import RIVALS, TARGET, title
 from evaluation.course.settings import EvaluationSettings
 from evaluation.errors import EngineFailedError
-from evaluation.offline import cold_start as coldstart
-from evaluation.offline.cold_start import ColdCurve, Side
 from evaluation.offline.data import DataSet
-from evaluation.offline.engines import ATTRIBUTES, AUTO, title
-from evaluation.offline.new_items import NewItems, measure_new_items
+from evaluation.offline.engines import ATTRIBUTES, AUTO
 from evaluation.offline.running import Ask, Plan, measure
-from evaluation.offline.shills import Shift, measure_shifts
 from evaluation.offline.splits import Split, given_folds, in_time_order, random_splits
 from evaluation.report import new_console, write_lines
 from evaluation.results.course import Summary
@@ -137,7 +138,9 @@ def plans(
     def plan(splits: Sequence[Split], engines: Sequence[str]) -> Plan:
         chosen = options.engines or engines
         apart = {DEPLOYED: answer_over_http, **others}
-        return Plan(splits, chosen, options.seed, python=options.peers, others=apart)
+        return Plan(
+            splits, chosen, options.seed, python=options.peers, others=apart, more=RIVALS, target=TARGET
+        )
 
     match section:
         case "ml-100k":

@@ -17,7 +17,7 @@ from evaluation.offline import splits
 from evaluation.offline.data import DataSet
 from evaluation.offline.engines import AUTO, OPTIONS, find
 from evaluation.offline.ranking.table import ENGINES as RANKING_ENGINES
-from evaluation.offline.ranking.table import compare, comparison_table, ranking_table
+from evaluation.offline.ranking.table import ranking_table
 from evaluation.offline.running import Plan, measure
 from evaluation.offline.splits import SPLITS, Split, SplitName
 from evaluation.pictures import draw_engines, drawn
@@ -102,13 +102,12 @@ class EvaluateOptions:
     engines: tuple[str, ...] | None = setting(
         None,
         f"auto is Foldin as it is served, with options after colons ({OPTIONS}); besides global-mean, "
-        "user-mean, item-mean, bias, popularity, implicit, neural, item-knn, implicit-als, ials, edlae, and "
-        "where installed surprise-svd, surprise-svd++, surprise-knn, myfm, myfm-full",
+        "user-mean, item-mean, bias, popularity, implicit, neural",
         _engine,
         many=True,
         shown=f"`{','.join(DEFAULT_ENGINES)}`; with `--ranking` those that rank",
     )
-    ranking: bool = setting(False, "compare lists: Recall, NDCG, coverage, novelty, beside tuned rivals")
+    ranking: bool = setting(False, "compare lists: Recall, NDCG, coverage, novelty")
     seed: int = setting(1, "seed of splits and engines", whole(0))
     out: Path = setting(Path("results/evaluate"), "folder for table and pictures", Path, metavar="DIR")
     resume: bool = setting(False, "keep what was finished in the folder before")
@@ -185,7 +184,7 @@ def evaluate_file(argv: Sequence[str], emit: Callable[[object], None] = no_docum
     read = _described(options, _read(options))
     for remark in read.remarks:
         console.print(remark, style="yellow", markup=False)
-    default = RANKING_ENGINES if options.ranking else DEFAULT_ENGINES
+    default: tuple[str, ...] = RANKING_ENGINES if options.ranking else DEFAULT_ENGINES
     if read.data.attributes:
         default = (WITH_ATTRIBUTES, *default)
     if read.data.context_kinds and not options.ranking:
@@ -328,9 +327,6 @@ def _report(lines: Sequence[Line], options: EvaluateOptions, console: Console) -
     title = f"{lines[0].data}, on held-out ratings, seed {options.seed}"
     if options.ranking:
         console.print(ranking_table(lines, title))
-        compared = list(compare(lines))
-        if compared:
-            console.print(comparison_table(compared))
     else:
         console.print(engines_table(lines, title))
     written = f"wrote {write_lines(lines, options.out / 'summary.csv')}"

@@ -18,7 +18,6 @@ from foldin.settings import (
     ImportOptions,
     RestoreOptions,
     StackOptions,
-    TortureOptions,
     UndoOptions,
     VerifyOptions,
 )
@@ -95,7 +94,6 @@ PROCESSES: tuple[tuple[str, type[Any], tuple[str, ...]], ...] = (
     ("`foldin keys ensure NAME`", EnsureOptions, ("where",)),
     ("`foldin keys quotas NAME QUOTAS`", QuotaOptions, ("where",)),
     ("`foldin keys remove NAME`", RemoveOptions, ("where",)),
-    ("`foldin torture`", TortureOptions, ()),
 )
 
 

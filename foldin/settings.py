@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from processes.settings import HIDDEN, Environment, choice, data_path, real, setting, url, whole
+from processes.settings import Environment, choice, data_path, setting, url, whole
 from trainer.archive.storage.address import ObjectAddress, archive_address
 
 # What the columns of contexts are called by, before the name of the field.
@@ -285,33 +285,6 @@ class VerifyOptions:
     """Options of `foldin verify`."""
 
     data: Path | None = setting(None, _STACK[0], data_path, shown=_STACK[1])
-
-
-@dataclass(frozen=True, slots=True)
-class TortureOptions:
-    """Options of `foldin torture`. `weakness`: of `foldin.torture.weakened.WEAKNESSES`, for its own tests."""
-
-    minutes: float = setting(10.0, "how long", real(0.1, 1e6))
-    seed: int = setting(
-        1,
-        "of all that is random: clients, faults, and their order",
-        whole(0),
-    )
-    store: Literal["one", "replicas", "cluster"] | None = setting(
-        None,
-        "one server, a primary with replicas, or a cluster",
-        choice(("one", "replicas", "cluster")),
-        metavar="KIND",
-        shown="`replicas` for each third seed, else `one`",
-    )
-    data: Path | None = setting(
-        None,
-        "new folder for the stack and the log of all calls; it stays",
-        data_path,
-        metavar="DIR",
-        shown="a temporary one, which stays where anything was wrong",
-    )
-    weakness: str | None = setting(None, HIDDEN, flag="--break")
 
 
 @dataclass(frozen=True, slots=True)

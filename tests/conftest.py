@@ -17,9 +17,9 @@ import pytest
 
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from foldin.torture.cluster_set import ClusterSet
 from tests.support.fits import fit_in_thread
 from tests.support.servers import KIND, KINDS, ServerKind, StoreServer, running_server
+from torture.cluster_set import ClusterSet
 
 CLUSTER = "valkey-cluster"
 # What `--store both` runs on both kinds: the commands and server-side functions of the store themselves.
@@ -32,7 +32,6 @@ WHOLE_STACKS = (
     "tests/browser/test_first_run.py",
     "tests/containers/",
     "tests/fault/test_alerts_of_restarts.py",
-    "tests/fault/test_campaigns.py",
     "tests/fault/test_torture.py",
     "tests/fault/test_failover.py",
     "tests/integration/foldin/test_foldin_up.py",

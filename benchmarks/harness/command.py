@@ -4,15 +4,13 @@ Invariant: exit code 0 only when figures were reported; 3 when the machine was t
 nothing is written; 2 when the benchmark could not run, with one line that says why.
 """
 
-import asyncio
 import signal
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from rich.console import Console
 
@@ -76,27 +74,6 @@ def benchmark(name: str, doc: str | None, measure: Measure[Chosen], kind: type[C
 def benchmark(name: str, doc: str | None, measure: Measure[Any], kind: type[Any] = Options) -> Main:
     """Return the `main` of a benchmark: read the flags, measure, report."""
     return lambda argv: carry_out(name, measure, read(kind, name, doc, argv))
-
-
-class Findings(Protocol):
-    """What a campaign found. `wrong`: how many things were found that must not be."""
-
-    @property
-    def wrong(self) -> int: ...
-
-    def lines(self) -> list[str]: ...
-
-
-def carry_out_campaign(campaign: Callable[..., Coroutine[Any, Any, Findings]], options: Any) -> int:
-    """Run a campaign, given its options and a folder for its data; 1 where anything was wrong."""
-    end_in_order()
-    with (
-        tempfile.TemporaryDirectory(prefix="foldin-campaign-") as folder,
-        going_on("a campaign"),
-    ):
-        found = asyncio.run(campaign(**asdict(options), data=Path(folder)))
-    print("\n".join(found.lines()))
-    return 1 if found.wrong else 0
 
 
 def carry_out(name: str, measure: Measure[Chosen], options: Chosen) -> int:

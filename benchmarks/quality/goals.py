@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from benchmarks.harness.report import Row, at_most
+from benchmarks.quality.cold_start import ColdCurve
+from benchmarks.quality.new_items import NewItems
 from benchmarks.quality.over_http import ENGINE as DEPLOYED
-from evaluation.offline.cold_start import ColdCurve
+from benchmarks.quality.shills import Shift
 from evaluation.offline.engines import ATTRIBUTES, AUTO
-from evaluation.offline.new_items import NewItems
-from evaluation.offline.shills import Shift
 from evaluation.report import deciles
 from evaluation.results.course import Summary
 from evaluation.results.lines import Line

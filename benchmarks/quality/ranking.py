@@ -14,8 +14,10 @@ from benchmarks.harness.command import Options, end_in_order, read
 from benchmarks.harness.progress import going_on
 from benchmarks.harness.recorded import DOCS, Origin, has_output, origin, write_output, write_rows
 from benchmarks.harness.report import Row, Target
-from evaluation.offline.engines import title
-from evaluation.offline.ranking.table import ENGINES, Comparison, compare, comparison_table, ranking_table
+from benchmarks.quality.comparison import Comparison, compare, comparison_table
+from benchmarks.rivals.engines import RIVALS, TARGET, title
+from benchmarks.rivals.ranking import RANKING_PEERS
+from evaluation.offline.ranking.table import ENGINES, ranking_table
 from evaluation.offline.running import Plan, measure
 from evaluation.offline.splits import LISTS_REPEATS, LISTS_SHARE, Split, list_protocols
 from evaluation.report import new_console, write_lines
@@ -24,8 +26,8 @@ from processes.settings import choice, program, setting, whole
 
 NAME = "ranking"
 SETS = ("ml-100k", "ml-latest-small", "lectures")
-# Besides what `foldin evaluate --ranking` compares: the trainer's engine for stores of choices.
-BENCH_ENGINES = (*ENGINES, "implicit")
+# What `foldin evaluate --ranking` compares, its rivals, and the trainer's engine for stores of choices.
+BENCH_ENGINES = (*ENGINES, *RANKING_PEERS, "implicit")
 LAST = 5  # of each user, as the goals have it
 
 
@@ -103,6 +105,8 @@ def main(argv: Sequence[str]) -> int:
                     options.seed,
                     ranking=True,
                     python=options.peers,
+                    more=RIVALS,
+                    target=TARGET,
                 )
                 for line, _ in measure(plan, store, done):
                     lines.append(line)

@@ -11,10 +11,11 @@ from rich.table import Table
 
 from benchmarks.harness.report import Row, number
 from benchmarks.quality.goals import PUBLISHED, Found, goals
+from benchmarks.quality.new_items import RANDOM, NewItems
 from benchmarks.quality.over_http import ENGINE as DEPLOYED
-from evaluation.offline.engines import AUTO, title
-from evaluation.offline.new_items import RANDOM, NewItems
-from evaluation.offline.shills import SHARE, Shift
+from benchmarks.quality.shills import SHARE, Shift
+from benchmarks.rivals.engines import title
+from evaluation.offline.engines import AUTO
 from evaluation.report import deciles, engines_table, figure, groups, new_table
 from evaluation.results.course import Summary
 from evaluation.results.lines import Line

@@ -17,9 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluation.errors import NotInstalledError
-from evaluation.offline.peers import PEERS
 from evaluation.offline.ranking.lists import seen_by, top_by_score
-from evaluation.offline.ranking.peers import RANKING_PEERS
 from evaluation.question import (
     ComparedEngine,
     Predict,
@@ -32,6 +30,8 @@ from evaluation.question import (
 AUTO = "auto"
 ATTRIBUTES = "auto:attributes"
 CONTEXT = "auto:context"
+# Beside the engines below.
+NO_MORE: Mapping[str, ComparedEngine] = {}
 OPTIONS = (
     "rank=N, link=gaussian, link=ordinal, no-set-effects, no-periods, settled, attributes, context, "
     "order=rating, order=relevance"
@@ -44,9 +44,11 @@ USER_RIDGE, ITEM_RIDGE = 15.0, 10.0  # Koren's (2010) for MovieLens-like data
 PAIRS_AT_ONCE = 65_536  # distributions over 10 steps take 5 MB
 
 
-def run(question: Question, options: Mapping[str, str], seed: int) -> tuple[dict[str, npt.NDArray[Any]], str]:
+def run(
+    question: Question, options: Mapping[str, str], seed: int, more: Mapping[str, ComparedEngine] = NO_MORE
+) -> tuple[dict[str, npt.NDArray[Any]], str]:
     """Answer a question, for `jobs.run_apart`: the arrays of a `Predicted`, and its note."""
-    engine = find(options["engine"])
+    engine = find(options["engine"], more)
     sequential = not len(question.test_user)  # see the invariant of `question`
     predict = engine.online if sequential else engine.predict
     if predict is None:
@@ -56,21 +58,18 @@ def run(question: Question, options: Mapping[str, str], seed: int) -> tuple[dict
     return {name: getattr(predicted, name) for name in names}, predicted.note
 
 
-def find(name: str) -> ComparedEngine:
-    """Return the engine of this name. Raises ValueError, naming all, for one that does not exist."""
+def find(name: str, more: Mapping[str, ComparedEngine] = NO_MORE) -> ComparedEngine:
+    """Return the engine of this name, which may be one of `more`. Raises ValueError, naming all, for one that
+    does not exist.
+    """
     base, *options = name.split(":")
     if base == AUTO:
         order = next((option[6:] for option in options if option.startswith("order=")), "score")
         return _foldin(name, fit_options(name), order)
-    known = {**BASELINES, **TRAINED, **PEERS, **RANKING_PEERS}
+    known = {**BASELINES, **TRAINED, **more}
     if base not in known or options:
         raise ValueError(f"no engine is called {name}: choose among {AUTO} ({OPTIONS}), {', '.join(known)}")
     return known[base]
-
-
-def title(name: str) -> str:
-    """Return the name as tables and pictures show it."""
-    return find(name).title
 
 
 def fit_options(name: str) -> dict[str, Any]:

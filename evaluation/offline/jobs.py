@@ -30,18 +30,26 @@ ONE_CORE = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
 )
 NOT_INSTALLED = 4  # exit code; 1 is an exception's, 2 argparse's
-LIMIT_S = 3600.0  # Surprise's SVD++, the slowest peer, takes 5 minutes for MovieLens 100K
+LIMIT_S = 3600.0  # the slowest engine takes minutes for MovieLens 100K
+ENGINES = "evaluation.offline.engines:run"  # what answers for the engines of this package
 
 
 def answer(
-    engine: str, question: Question, *, seed: int, python: str = sys.executable, limit_s: float = LIMIT_S
+    engine: str,
+    question: Question,
+    *,
+    seed: int,
+    python: str = sys.executable,
+    limit_s: float = LIMIT_S,
+    target: str = ENGINES,
 ) -> Answer:
-    """Let `engine` (see `engines.find`) answer the question with the interpreter `python`.
+    """Let `engine` (see `engines.find`) answer the question with the interpreter `python`. `target`: as of
+    `run_apart`.
 
     Raises `NotInstalledError` when its library is missing there and `EngineFailedError` when it fails.
     """
     arrays, cost = run_apart(
-        "evaluation.offline.engines:run",
+        target,
         question,
         {"engine": engine},
         seed=seed,

@@ -8,18 +8,18 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 
 import numpy as np
 
 from evaluation.errors import EngineFailedError, NotInstalledError
 from evaluation.metrics import figures
-from evaluation.offline.engines import title
-from evaluation.offline.jobs import LIMIT_S, answer
+from evaluation.offline.engines import NO_MORE, find
+from evaluation.offline.jobs import ENGINES, LIMIT_S, answer
 from evaluation.offline.ranking.metrics import NDCG_AT, Wanted, ranking_figures
 from evaluation.offline.splits import Split
-from evaluation.question import Answer, Question
+from evaluation.question import Answer, ComparedEngine, Question
 from evaluation.results.lines import Line, LineStore
 
 Ask = Callable[[Question], Answer]
@@ -28,7 +28,8 @@ Ask = Callable[[Question], Answer]
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is to be run. `ranking`: also figures of ranked lists; `others`: engines that are not run here,
-    such as a deployment; `python`: the interpreter that has the peers.
+    such as a deployment; `more`: engines of others, for which `target` answers as in `jobs.answer`, with the
+    interpreter `python`.
     """
 
     splits: Sequence[Split]
@@ -38,6 +39,8 @@ class Plan:
     python: str = sys.executable
     limit_s: float = LIMIT_S
     others: Mapping[str, Ask] | None = None
+    more: Mapping[str, ComparedEngine] = field(default_factory=lambda: NO_MORE)
+    target: str = ENGINES
 
     def works(self) -> Iterator[tuple[Split, str]]:
         """Yield the split and the engine of each line."""
@@ -82,12 +85,19 @@ def one(split: Split, engine: str, plan: Plan) -> Line:
     # Enough items for the longer of the two figures.
     question = split.question(NDCG_AT if plan.ranking and not split.sequential else 0)
     other = (plan.others or {}).get(engine)
-    name = engine if other else title(engine)
+    name = engine if other else find(engine, plan.more).title
     try:
         if other is not None:
             answered = other(question)
         else:
-            answered = answer(engine, question, seed=plan.seed, python=plan.python, limit_s=plan.limit_s)
+            answered = answer(
+                engine,
+                question,
+                seed=plan.seed,
+                python=plan.python,
+                limit_s=plan.limit_s,
+                target=plan.target,
+            )
         return judge(split, engine, name, question, answered)
     except EngineFailedError as exc:
         failed = not isinstance(exc, NotInstalledError)

@@ -17,7 +17,7 @@ import typer
 
 from foldin.commands.output import json_output
 from foldin.commands.running import COMPLETE, HELP
-from foldin.commands.table import BENCH, COMMANDS, COURSE, EVALUATE, Command, loaded
+from foldin.commands.table import BENCH, COMMANDS, COURSE, EVALUATE, TORTURE, Command, loaded
 from foldin.settings import CommonOptions
 from processes.settings import HIDDEN, Setting, declarations
 
@@ -51,9 +51,9 @@ def show(arguments: Sequence[str], environ: MutableMapping[str, str]) -> None:
         about = " ".join(environ.get(name, "") for name in _WORDS).split()
     elif len(arguments) > 1 and arguments[0] in _COMPLETIONS:
         environ[_NAMED_SHELL] = "1"
-    elif arguments[:1] == [BENCH.name]:
-        # Its list is part of its help.
-        raise SystemExit(loaded(BENCH.run)(["--help"], None))
+    elif arguments[:1] in ([BENCH.name], [TORTURE.name]):
+        # What a checkout has beside the product says itself what it takes.
+        raise SystemExit(loaded(COMMANDS[arguments[0]].run)(["--help"], None))
     if arguments[:1] == [EVALUATE.name] and not environ.get(COMPLETE):
         _application([EVALUATE], about)(
             args=["evaluate", "--help"], prog_name="foldin", standalone_mode=False

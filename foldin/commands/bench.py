@@ -26,10 +26,10 @@ class Benchmark:
 
 
 def benchmarks_in(folder: Path) -> dict[str, Benchmark]:
-    """Return the benchmarks by name: modules with a `main` in the folder, its `campaigns` or `quality`."""
+    """Return the benchmarks by name: modules with a `main` in the folder, its `stacks` or `quality`."""
     found = {}
     # Read, not imported: listing must not load numpy and a compiler for each of them.
-    paths = [path for part in (".", "campaigns", "quality") for path in folder.glob(f"{part}/*.py")]
+    paths = [path for part in (".", "stacks", "quality") for path in folder.glob(f"{part}/*.py")]
     for path in sorted(paths, key=lambda path: path.stem):
         tree = ast.parse(path.read_text("utf-8"))
         names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}

@@ -210,16 +210,17 @@ SIZE = Command(
     "foldin.sizing.run:SizeOptions",
     "`figures`, each with `part`, `name`, `value`, `unit` and `rests_on`",
 )
+# Raw, as what it takes is declared in `torture/`, which is in a checkout alone: so it is with benchmarks.
 TORTURE = Command(
     "torture",
-    "check that faults lose nothing, on a stack of its own",
+    "check that faults lose nothing, on a stack of its own (from a checkout)",
     "Torture a stack of its own: clients rate, forget, ask and train while processes are killed and frozen, "
     "connections cut, clocks moved, disks filled and the power cut. Every answer, the store and the archive "
-    "are held against what was acknowledged; exit code 1 where anything is wrong. Needs a C compiler, and "
-    "Linux.",
-    "foldin.torture.campaign:run_torture",
-    "foldin.settings:TortureOptions",
-    "`seed`, `store`, `faults`, `calls`, `checks`, `violations`",
+    "are held against what was acknowledged; exit code 1 where anything is wrong. --help names its options.",
+    "foldin.commands.torture:run_torture",
+    prints="`exit_code`, `seconds`",
+    usage="[OPTIONS]",
+    raw=True,
 )
 SETTINGS = Command(
     "settings",

@@ -1,6 +1,6 @@
 """A replica is promoted: nothing acknowledged is lost under `replicated`, and what leads and answers goes on.
 
-`foldin bench failover` runs the first of these for longer.
+`foldin torture --store replicas` has promotions under load.
 """
 
 import asyncio
@@ -12,16 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.campaigns import failover
 from featurestore.confirmation import Durability
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from foldin.torture.replica_set import WAYS, ReplicaSet, Users, replica_set
 from tests.support.factories import rating
 from tests.support.secrets import make_secrets
 from tests.support.servers import KINDS, ServerKind, missing, server_binary
 from tests.support.waiting import wait_until_async
+from torture.replica_set import ReplicaSet, Users, replica_set
 
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs/operations.md"
 
@@ -51,15 +50,6 @@ async def opened(servers: ReplicaSet, durability: Durability = "replicated") -> 
         yield store
     finally:
         await store.close()
-
-
-async def test_promotions_under_load_lose_nothing(kind: ServerKind, tmp_path: Path) -> None:
-    report = await failover.campaign(
-        promotions=len(WAYS), seed=7, ways=WAYS, server=kind, durability="replicated", data=tmp_path
-    )
-    assert report.acknowledged > 0
-    assert all(report.gaps[way] for way in WAYS), report.lines()
-    assert report.wrong == 0, report.lines()
 
 
 @pytest.mark.parametrize("durability", ["replicated", "store"])

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.campaigns.local_stack import LocalStack, local_stack
 from tests.support import house
 from tests.support.examples import shape
 from tests.support.movies import write_files
+from tests.support.stacks import Stack, local_stack
 
 GUIDES = house.ROOT / "docs/how-to"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -36,7 +36,7 @@ def console(text: str) -> list[tuple[str, str]]:
     return found
 
 
-async def run(text: str, stack: LocalStack, folder: Path) -> list[tuple[str, str, str]]:
+async def run(text: str, stack: Stack, folder: Path) -> list[tuple[str, str, str]]:
     """Run the commands of a guide in one shell. Returns each, what it shows, what it said."""
     steps = console(text)
     script = 'set -e\ncurl() { command curl --silent --show-error "$@"; }\n'
@@ -75,7 +75,7 @@ def misfits(done: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
 
 
 @asynccontextmanager
-async def movies(folder: Path) -> AsyncIterator[LocalStack]:
+async def movies(folder: Path) -> AsyncIterator[Stack]:
     """A stack that has learned the set of the tutorial, its data in `folder / "data"`."""
     (folder / "ml-100k").mkdir()
     write_files(folder / "ml-100k")

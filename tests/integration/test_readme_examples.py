@@ -14,8 +14,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from benchmarks.campaigns.local_stack import LocalStack, local_stack
 from tests.support.examples import examples, ran, shape
+from tests.support.stacks import Stack, local_stack
 
 PROGRAM = re.compile(r"```python\n(.*?)```", re.DOTALL)
 README = Path(__file__).parents[2] / "README.md"
@@ -23,12 +23,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 @pytest_asyncio.fixture
-async def stack(tmp_path: Path) -> AsyncIterator[LocalStack]:
+async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     async with local_stack(tmp_path / "data") as running:
         yield running
 
 
-async def test_every_example_of_the_readme_works(stack: LocalStack) -> None:
+async def test_every_example_of_the_readme_works(stack: Stack) -> None:
     pairs = [(u, i) for u in range(60) for i in range(160) if (u * 31 + i * 17) % 5]
     history = {
         "nb_users": 60,

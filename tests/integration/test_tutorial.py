@@ -11,16 +11,16 @@ from typing import Any
 import aiohttp
 import pytest
 
-from benchmarks.campaigns.local_stack import LocalStack, local_stack
 from foldin.__main__ import main
 from tests.support.examples import commands, example, shape
 from tests.support.movies import write_files
+from tests.support.stacks import Stack, local_stack
 
 TUTORIAL = (Path(__file__).parents[2] / "docs/tutorial.md").read_text("utf-8")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-async def asked(session: aiohttp.ClientSession, stack: LocalStack, words: list[str]) -> Any:
+async def asked(session: aiohttp.ClientSession, stack: Stack, words: list[str]) -> Any:
     """What a `curl` command answers."""
     call = example(words, "")
     url = f"{stack.url}/{call.path}"
@@ -75,7 +75,7 @@ async def test_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 async def described(
-    session: aiohttp.ClientSession, stack: LocalStack, items: list[dict[str, Any]]
+    session: aiohttp.ClientSession, stack: Stack, items: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """What the catalogue has of these items."""
     return [

@@ -26,7 +26,7 @@ from tests.support.waiting import wait_until
 # What is not there yet is downloaded: 150 MB of libraries an interpreter.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-PACKAGES = tuple(name for name in house.packages(house.ROOT) if name != "benchmarks")
+PACKAGES = tuple(name for name in house.packages(house.ROOT) if name not in house.BESIDE)
 PYTHONS = os.environ.get("FOLDIN_TEST_PYTHONS", sys.executable).split()
 # They know that a module may have another name than in the checkout; a logger has a name of its own.
 TOLD = {"module_name", "python_command", "helper", "_python", "run_apart", "Command", "getLogger"}

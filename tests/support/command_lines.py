@@ -17,13 +17,14 @@ from environment.settings import ServerSettings
 from evaluation.course.settings import EvaluationSettings, PlaySettings
 from foldin.commands.bench import benchmarks_in
 from foldin.commands.running import find
-from foldin.commands.table import BENCH, EVALUATE, loaded
+from foldin.commands.table import BENCH, EVALUATE, TORTURE, loaded
 from foldin.evaluating import EvaluateOptions
 from processes.settings import declarations, left_over, load
 from service.routes import ROUTES
 from service.settings import ServiceSettings
 from tests.support import house
 from tests.support.examples import example
+from torture.campaign import TortureOptions
 from trainer.settings import TrainerSettings
 
 # Of `docker compose`: what docker's manual has for it, as far as the documents use it. No docker is needed.
@@ -109,6 +110,8 @@ def foldin(words: list[str]) -> None:
         raise WrongCommandError(f"foldin has no command {' '.join(words)}")
     if call.command is BENCH:
         _bench(call.arguments)
+    elif call.command is TORTURE:
+        load(TortureOptions, call.arguments, {})
     elif call.command is EVALUATE:
         of_file, of_course = (
             left_over(each, call.arguments) for each in (EvaluateOptions, EvaluationSettings)

@@ -21,6 +21,8 @@ from typing import Literal
 ROOT = Path(__file__).resolve().parents[2]
 # A distribution of its own, with its package in it.
 CLIENT = "clients/python"
+# Of a checkout alone: neither in the wheel nor imported by what is.
+BESIDE = {"benchmarks", "torture"}
 FOLDER_MODULES = 14
 MODULE_LINES = 500
 FUNCTION_LINES = 60

@@ -10,8 +10,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +143,10 @@ def stack(
         yield running
     finally:
         running.process.end(grace_s=DOWN_S)
+
+
+@asynccontextmanager
+async def local_stack(data: Path, *, workers: int = 1) -> AsyncIterator[Stack]:
+    """A stack in which nothing plays, for tests that await its answers."""
+    with stack(data, "--no-play", "--workers", str(workers)) as running:
+        yield running

@@ -16,8 +16,8 @@ from tests.support import house
 
 ROOT = house.ROOT
 DOCUMENT = (ROOT / "docs/settings.md").read_text("utf-8")
-# Benchmarks are no process of the product; the one variable that they read stands in docs/accuracy.md.
-PACKAGES = [package for package in house.packages(ROOT) if package != "benchmarks"]
+# These are no process of the product; the one variable that benchmarks read stands in docs/accuracy.md.
+PACKAGES = [package for package in house.packages(ROOT) if package not in house.BESIDE]
 # Made of the user's number and the machine's temporary folder.
 DERIVED = {"ServiceSettings.cache_dir", "StoreSettings.partitions"}
 

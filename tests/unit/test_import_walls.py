@@ -222,6 +222,11 @@ def test_service_and_trainer_do_not_know_each_other() -> None:
     assert "service" not in table(ROOT)["trainer"]
 
 
+def test_what_stands_beside_the_product_is_not_imported_by_it() -> None:
+    for package, imports in table(ROOT).items():
+        assert package in house.BESIDE or imports.isdisjoint(house.BESIDE), package
+
+
 def test_only_factors_is_imported_by_the_store_and_nothing_by_factors() -> None:
     """Besides `processes`, which is a leaf that any package may import, such as for its settings."""
     allowed, packages = table(ROOT), set(house.packages(ROOT))

@@ -1,4 +1,4 @@
-"""The load generator against servers of known behaviour."""
+"""The load generator counts what docs/performance.md says that it counts."""
 
 import asyncio
 import contextlib
@@ -6,35 +6,27 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from aiohttp import web
 
-from benchmarks.errors import BenchmarkError
-from benchmarks.load.client import Client
-from benchmarks.load.generator import LoadError, Plan, get, post, read_requests, run, write_requests
+from benchmarks.load.generator import Plan, get, run, write_requests
 from processes.probes import unused_port
 
 STALL_S = 0.4
 
 
 class Server:
-    """Counts what it is asked. The first request after `stall` waits; `status` is what it answers."""
+    """Counts what it is asked. Request number `stall_at` waits, and all that come meanwhile."""
 
     def __init__(self) -> None:
         self.asked = 0
-        self.bodies: set[bytes] = set()
-        self.status = 200
         self.stall_at = -1
-        self.body = b"x" * 60
 
-    async def answer(self, request: web.Request) -> web.Response:
+    async def answer(self, _: web.Request) -> web.Response:
         self.asked += 1
-        if request.method == "POST":
-            self.bodies.add(await request.read())
         if self.asked == self.stall_at:
             # A server that stops for a moment, with everything that it has to do.
             threading.Event().wait(STALL_S)
-        return web.Response(body=self.body, status=self.status)
+        return web.Response(body=b"x")
 
 
 @contextlib.contextmanager
@@ -62,31 +54,6 @@ def serving(server: Server) -> Iterator[int]:
         loop.close()
 
 
-def test_requests_come_back_as_they_were_written(tmp_path: Path) -> None:
-    requests = [get("/"), post("/", b"x" * 100_000), get("/b")]
-    assert read_requests(write_requests(tmp_path / "requests", requests)) == requests
-
-
-def test_closed_loop_answers_add_up(tmp_path: Path) -> None:
-    file = str(write_requests(tmp_path / "requests", [get("/")]))
-    server = Server()
-    with serving(server) as port:
-        load = run(Plan(port, file, connections=4, seconds=0.3, warm_up_s=0.0))
-    assert load.failed == 0
-    assert load.statuses == {200: load.answered}
-    assert load.answered == server.asked > 4
-    assert (load.latencies_ms > 0).all()
-
-
-def test_number_of_requests_is_bounded(tmp_path: Path) -> None:
-    file = str(write_requests(tmp_path / "requests", [get("/")]))
-    server = Server()
-    with serving(server) as port:
-        load = run(Plan(port, file, connections=2, seconds=20, warm_up_s=0.0, max_requests=10))
-    # Each connection may have one under way when the number is reached.
-    assert 10 <= load.answered == server.asked <= 12
-
-
 def test_open_loop_counts_the_wait_for_a_stalled_server(tmp_path: Path) -> None:
     file = str(write_requests(tmp_path / "requests", [get("/")]))
     server = Server()
@@ -97,33 +64,3 @@ def test_open_loop_counts_the_wait_for_a_stalled_server(tmp_path: Path) -> None:
     assert load.answered == 100
     # The requests that were due during the stall waited for it, although only two connections saw it.
     assert (load.latencies_ms > 1000 * STALL_S / 4).sum() > 10
-
-
-def test_other_statuses_are_counted_as_failed(tmp_path: Path) -> None:
-    file = str(write_requests(tmp_path / "requests", [get("/")]))
-    server = Server()
-    server.status = 503
-    with serving(server) as port:
-        load = run(Plan(port, file, connections=2, seconds=0.1, warm_up_s=0.0, max_requests=20))
-        with Client(port) as client, pytest.raises(BenchmarkError, match="503"):
-            client.ask(get("/"))
-    assert load.failed == load.answered == load.statuses[503]
-
-
-def test_large_bodies_go_out_and_come_in_whole(tmp_path: Path) -> None:
-    body = b"0123456789" * 200_000
-    file = str(write_requests(tmp_path / "requests", [post("/", body)]))
-    server = Server()
-    server.body = body
-    with serving(server) as port:
-        load = run(Plan(port, file, connections=2, seconds=0.2, warm_up_s=0.0))
-        with Client(port) as client:
-            assert client.ask(get("/")) == body
-    assert load.failed == 0
-    assert server.bodies == {body}
-
-
-def test_no_server_is_an_error(tmp_path: Path) -> None:
-    file = str(write_requests(tmp_path / "requests", [get("/")]))
-    with pytest.raises(LoadError):
-        run(Plan(unused_port(), file, seconds=0.1))

@@ -11,9 +11,9 @@ from featurestore.cluster.slots import slot_of
 from featurestore.settings import StoreSettings
 from foldin.cluster.__main__ import servers_of
 from foldin.cluster.forming import Member, command, form, meet, myself, share, until
-from foldin.torture.cluster_set import ClusterSet
 from processes.errors import CannotStartError
 from tests.support.servers import ServerKind
+from torture.cluster_set import ClusterSet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 

@@ -12,13 +12,13 @@ import pytest
 from featurestore.cluster.slots import slot_of
 from featurestore.settings import StoreSettings
 from foldin.recovery.verifying import verify
-from foldin.torture.cluster_set import ClusterSet, cluster_set
 from tests.support.factories import rating
 from tests.support.recovering import archive_ratings, now_held, opened, restored
 from tests.support.servers import ServerKind, StoreServer
 from tests.support.serving import Client, serving
 from tests.support.trainers import ChildTrainer, fitted, running_trainer, trainer_settings, until_drained
 from tests.support.waiting import wait_until_async
+from torture.cluster_set import ClusterSet, cluster_set
 from trainer.settings import TrainerSettings
 
 SECRET = "one-who-is-to-be-forgotten"

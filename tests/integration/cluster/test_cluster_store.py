@@ -19,10 +19,10 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.telemetry.servers import look_at_servers, skew, uncovered
 from foldin.cluster.forming import until
-from foldin.torture.cluster_set import ClusterSet, cluster_set, frozen
 from tests.support.factories import rating
 from tests.support.recovering import opened
 from tests.support.servers import ServerKind, StoreServer
+from torture.cluster_set import ClusterSet, cluster_set, frozen
 
 pytestmark = pytest.mark.slow
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.campaigns.local_stack import local_stack
 from processes.blocking import plain_environment
 from tests.integration.environment.test_environment_process import environment
 from tests.support import house
 from tests.support.examples import ran
+from tests.support.stacks import local_stack
 
 pytestmark = pytest.mark.timeout(400)
 ENVIRONMENT, API = "http://127.0.0.1:8081", "http://127.0.0.1:8080"

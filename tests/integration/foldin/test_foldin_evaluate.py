@@ -138,18 +138,18 @@ def _with_kinds(line: str) -> str:
     return f"{user},{item},{4 if int(item[1:]) % 2 else 2},{moment}"
 
 
-def test_lists_beside_those_of_a_tuned_rival(ratings: Path, tmp_path: Path) -> None:
+def test_lists_beside_those_of_popularity(ratings: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = ("--ranking", "--split", "leave-last-k", "-k", 3, "--engines", "auto,popularity,edlae")
+    arguments = ("--ranking", "--split", "leave-last-k", "-k", 3, "--engines", "auto,popularity")
     done = evaluate(ratings, *arguments, "--out", out)
     assert done.returncode == 0, done.stderr + done.stdout
-    for part in ("last 3", "graded NDCG@10", "coverage@10", "Foldin over the best tuned rival", "EDLAE"):
+    for part in ("last 3", "graded NDCG@10", "coverage@10", "popularity"):
         assert part in done.stdout
     with (out / "summary.csv").open(newline="") as file:
         rows = {row["engine"]: row for row in csv.DictReader(file)}
     assert all(0 < float(row["ndcg_100"]) <= 1 for row in rows.values())
     assert float(rows["auto"]["rmse"]) > 0
-    assert rows["edlae"]["rmse"] == ""
+    assert rows["popularity"]["rmse"] == ""
 
 
 def test_killed_and_resumed_nothing_that_was_finished_is_computed_again(

@@ -1,12 +1,11 @@
 """Commands that last show how far they are: where standard error is a terminal, and nothing of it elsewhere.
-`foldin bench` and `foldin torture` never do with `--json`.
+`foldin bench` never does with `--json`.
 """
 
 import json
 import os
 import re
 import select
-import shutil
 import subprocess
 import threading
 import time
@@ -17,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from processes.blocking import plain_environment, python_command
-from tests.support.servers import missing
 from tests.support.stacks import Stack, stack
 from tests.support.waiting import wait_until
 
@@ -26,7 +24,6 @@ BENCH = (
     *("bench", "batch", "--seconds", "0.2", "--rounds", "2"),
     *("--force", "--no-pin", "--scale", "0.01"),
 )
-BAR_OF_TORTURE = "Torturing, in seconds"
 BAR, DONE = "Measuring batch", re.compile(r"1/2\b")
 
 
@@ -83,36 +80,6 @@ def test_a_benchmark_shows_its_rounds(where: str, tmp_path: Path) -> None:
     assert (BAR in text) == (DONE.search(text) is not None) == (where == "terminal")
     if where == "json":
         assert json.loads(done.stdout)["benchmark"] == "batch"
-
-
-def test_a_torture_shows_how_long_it_takes(tmp_path: Path) -> None:
-    if shutil.which("cc") is None:
-        missing("a C compiler")
-    told = "torture", "--minutes", "0.1", "--seed", "1", "--data", str(tmp_path / "data")
-    with terminal() as (theirs, said):
-        done = foldin(*told, folder=tmp_path, out=theirs, errors=theirs)
-    text = b"".join(said).decode()
-    # Of a busy machine it may find that the stack comes back late.
-    assert done.returncode in {0, 1}, text
-    assert "| check | times |" in text
-    assert BAR_OF_TORTURE in text
-    assert re.search(r"\d/6\b", text)
-
-
-@pytest.mark.parametrize("more", [(), ("--json",)])
-def test_a_torture_shows_no_bar_with_json(
-    more: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # It ends at once: there is no compiler.
-    monkeypatch.setenv("PATH", str(tmp_path))
-    told = "torture", "--data", str(tmp_path / "data"), *more
-    with terminal() as (theirs, said):
-        done = foldin(*told, folder=tmp_path, out=subprocess.PIPE, errors=theirs)
-    text = b"".join(said).decode()
-    assert done.returncode != 0
-    assert (BAR_OF_TORTURE in text) == (not more), text
-    if more:
-        assert json.loads(done.stdout)["error"]
 
 
 def shown(arguments: Sequence[object], label: str, how_far: str, folder: Path) -> str:

@@ -14,7 +14,6 @@ import pytest
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.recovery.verifying import verify
-from foldin.torture.cluster_set import cluster_set
 from processes.blocking import BlockingChild, plain_environment, python_command
 from tests.support.migrating import migrated
 from tests.support.recovering import live_history, opened
@@ -22,6 +21,7 @@ from tests.support.servers import StoreServer
 from tests.support.serving import Client, Service, client_of, is_problem, processes, serves, serving
 from tests.support.trainers import archived, fitted, running_trainer, trainer_settings, until_drained
 from tests.support.waiting import wait_until_async
+from torture.cluster_set import cluster_set
 from trainer.settings import TrainerSettings
 
 MANUAL = Path(__file__).resolve().parents[3] / "docs/operations.md"

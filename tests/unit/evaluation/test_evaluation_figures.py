@@ -103,7 +103,7 @@ def test_predictions_that_are_not_finite_are_refused() -> None:
     [
         ("auto", "Foldin"),
         ("auto:rank=4:link=gaussian:no-periods", "Foldin, rank=4, link=gaussian, no-periods"),
-        ("myfm", "myFM"),
+        ("bias", "bias"),
     ],
 )
 def test_engines_have_names_and_options(name: str, title: str) -> None:
@@ -131,10 +131,10 @@ def test_a_job_sees_its_question_and_tells_what_it_cost() -> None:
 def test_an_engine_whose_library_is_missing_is_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "surprise.py").write_text("raise ModuleNotFoundError('', name='surprise')")
+    (tmp_path / "implicit.py").write_text("raise ModuleNotFoundError('', name='implicit')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(NotInstalledError, match="surprise is not installed"):
-        answer("surprise-svd", random_splits(made(), 1, seed=1)[0].question(), seed=1)
+    with pytest.raises(NotInstalledError, match="implicit is not installed"):
+        answer("implicit", random_splits(made(), 1, seed=1)[0].question(top=5), seed=1)
 
 
 def test_an_engine_that_learns_from_whole_sets_is_skipped_in_time_order() -> None:
@@ -148,7 +148,7 @@ def test_the_table_shows_means_and_why_something_is_missing() -> None:
     lines = [
         good,
         replace(good, split="random 2", rmse=2.0),
-        Line("d", "random 1", "myfm", "myFM", skipped="none"),
+        Line("d", "random 1", "neural", "neural", skipped="none"),
     ]
     assert mean(lines[:2], "rmse") == 1.5
     table = engines_table(lines, "title")
@@ -156,3 +156,15 @@ def test_the_table_shows_means_and_why_something_is_missing() -> None:
     assert cells[0] == ["random x 2", "random 1"]
     assert "1.5000" in [cell for column in cells for cell in column]
     assert "skipped: none" in [cell for column in cells for cell in column]
+
+
+@pytest.mark.slow
+def test_online_predictions_depend_on_earlier_ratings_alone() -> None:
+    question = in_time_order(made()).question()
+    whole = answer("auto", question, seed=1).predicted
+    # The last ratings are others: what was predicted before them must not change.
+    values = question.train_value.copy()
+    values[200:] = np.where(values[200:] > 3, 1.0, 5.0)
+    other = answer("auto", replace(question, train_value=values), seed=1).predicted
+    assert np.isfinite(whole.rating).all()
+    np.testing.assert_array_equal(whole.rating[:201], other.rating[:201])

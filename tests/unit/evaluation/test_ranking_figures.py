@@ -1,4 +1,4 @@
-"""Figures of ranked lists by hand and beside a slow reference, and the table with its verdicts."""
+"""Figures of ranked lists by hand and beside a slow reference, their table, and the lists themselves."""
 
 import math
 from dataclasses import replace
@@ -6,10 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from evaluation.offline.ranking.head_lists import top_by_relevance, top_by_served_score
+from evaluation.offline.ranking.lists import top_by_score
 from evaluation.offline.ranking.metrics import Wanted, graded_gain, ndcg, ranking_figures, recall
-from evaluation.offline.ranking.table import compare, comparison_table, ranking_table
+from evaluation.offline.ranking.table import ranking_table
+from evaluation.offline.splits import random_splits
+from evaluation.question import Question
 from evaluation.results.lines import Line
-from factors import Scale
+from factors import FitSettings, Histories, Scale, Scorer, fit, fit_ranking
+from tests.unit.evaluation.evaluation_data import made
 
 FIVE = Scale(1, 5, 1)
 
@@ -86,41 +91,56 @@ def test_as_a_slow_reference(seed: int) -> None:
     assert recall(top, wanted, 7) == pytest.approx(np.mean(shares))
 
 
-def lines_of(engine: str, title: str, *ndcgs: float, kind: str = "random") -> list[Line]:
-    line = Line("d", kind, engine, title, recall_20=0.4, liked_ndcg_100=0.4, graded_ndcg_10=0.3)
-    return [replace(line, split=f"{kind} {j}", ndcg_100=value) for j, value in enumerate(ndcgs, start=1)]
-
-
-def test_foldin_is_set_against_the_best_tuned_rival_of_each_figure() -> None:
-    lines = [
-        *lines_of("auto", "Foldin", 0.50, 0.52),
-        *lines_of("ials", "iALS, tuned", 0.40, 0.50),
-        *lines_of("edlae", "EDLAE, tuned", 0.50, 0.50),
-        # On other splits it is no rival, nor is one without settings to tune.
-        *lines_of("item-knn", "item-kNN, tuned", 0.9),
-        *lines_of("popularity", "popularity", 0.9, 0.9),
-        Line("d", "random 1", "implicit-als", "implicit's ALS, tuned", skipped="not installed"),
-        *lines_of("auto", "Foldin", 0.30, kind="last"),
-        *lines_of("edlae", "EDLAE, tuned", 0.29, kind="last"),
-    ]
-    found = {(one.split, one.figure): one for one in compare(lines)}
-    ndcgs = found["random", "NDCG@100"]
-    assert (ndcgs.rival, ndcgs.verdict) == ("EDLAE, tuned", "met")
-    assert ndcgs.ratio == pytest.approx(0.51 / 0.50)
-    assert found["random", "Recall@20"].verdict == "met"
-    assert found["random", "graded NDCG@10"].verdict == "missed"
-    assert found["random", "liked NDCG@100"].verdict == ""
-    assert found["last", "NDCG@100"].verdict == "missed"
-    assert replace(ndcgs, own=0.50).verdict == "floor"
-    assert not list(compare(lines_of("auto", "Foldin", 0.5)))
-    cells = [list(column.cells) for column in comparison_table(list(found.values())).columns]
-    assert "1.020" in cells[5]
-
-
 def test_the_table_has_means_with_standard_errors() -> None:
-    skipped = Line("d", "random 1", "edlae", "EDLAE, tuned", skipped="dense")
-    table = ranking_table([*lines_of("auto", "Foldin", 0.50, 0.52), skipped], "title")
+    skipped = Line("d", "random 1", "neural", "neural", skipped="needs torch")
+    lines = [Line("d", f"random {j}", "auto", "Foldin", ndcg_100=0.50 + 0.02 * j) for j in range(2)]
+    table = ranking_table([*lines, skipped], "title")
     cells = [cell for column in table.columns for cell in column.cells]
     assert "0.5100 ± 0.0100" in cells
     assert "random x 2" in cells
-    assert "skipped: dense" in cells
+    assert "skipped: needs torch" in cells
+
+
+@pytest.fixture
+def question() -> Question:
+    return random_splits(made(), 1, seed=1)[0].question(top=8)
+
+
+def test_lists_leave_out_what_was_rated_and_put_ties_in_the_order_of_rows(question: Question) -> None:
+    question = replace(question, top=30)
+    score = np.arange(20.0) // 4
+    top = top_by_score(question, lambda users: np.repeat(score[None], len(users), axis=0))
+    for user, line in zip(question.ranked_users().tolist(), top.tolist(), strict=True):
+        seen = set(question.train_item[question.train_user == user].tolist())
+        expected = [item for item in sorted(range(20), key=lambda i: (-score[i], i)) if item not in seen]
+        assert line == expected + [-1] * (30 - len(expected))
+        short = top_by_score(
+            replace(question, top=3), lambda users: np.repeat(score[None], len(users), axis=0)
+        )
+        assert short.tolist() == top[:, :3].tolist()
+
+
+def test_foldin_ranks_by_relevance_times_a_power_of_the_expected_rating(question: Question) -> None:
+    scale = question.scale()
+    fitted = fit(
+        question.ratings(), 30, 20, settings=FitSettings(scale, rank=2), rng=np.random.default_rng(1)
+    )
+    served = top_by_served_score(question, fitted, 1).top
+    head = fit_ranking(question.ratings(), 30, 20, rng=np.random.default_rng(1), hold_out="random").head
+    alone = top_by_relevance(question, 1).top
+    scorer = Scorer(fitted.posterior, fitted.items)
+    every = np.arange(20)
+    for line, relevant, user in zip(served, alone, question.ranked_users().tolist(), strict=True):
+        own = np.flatnonzero(question.train_user == user)
+        # The same history by itself, as the service reads it.
+        columns = (question.train_item[own], question.train_value[own], question.train_time[own])
+        relevance = head.scores(Histories(np.array([0, len(own)]), *columns))
+        relevance[question.train_item[own]] = -np.inf
+        rating = scorer.rating(fitted.users, np.full(20, user), every)
+        score = np.maximum(relevance, 0) * rating**head.parameters.gamma
+        unseen = np.isfinite(relevance)
+        expected = [i for i in np.lexsort((every, -relevance, -score)).tolist() if unseen[i]][:8]
+        np.testing.assert_allclose(score[line[line >= 0]], score[expected], rtol=1e-5)
+        np.testing.assert_allclose(
+            relevance[relevant[relevant >= 0]], np.sort(relevance[unseen])[::-1][:8], rtol=1e-5
+        )

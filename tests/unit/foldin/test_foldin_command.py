@@ -24,8 +24,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_of_every_command_fits_in_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    # Of the benchmarks each is in one line, however long.
-    for name in COMMANDS.keys() - {"bench"}:
+    # Of the benchmarks each is in one line, however long; the torture is a process of its own.
+    for name in COMMANDS.keys() - {"bench", "torture"}:
         with pytest.raises(SystemExit, match="0"):
             command.main([name, "--help"])
         assert not [line for line in capsys.readouterr().out.splitlines() if len(line) > 80]
@@ -156,6 +156,14 @@ def test_bench_lists_runs_and_refuses(tmp_path: Path, capfd: pytest.CaptureFixtu
         bench(["two"], tmp_path)
     with pytest.raises(CannotStartError, match="checkout"):
         bench(["one"], tmp_path / "nowhere")
+
+
+def test_the_torture_needs_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("foldin.commands.torture.ROOT", tmp_path)
+    assert command.main(["torture", "--minutes", "1"]) == 2
+    assert "comes with a checkout" in capsys.readouterr().err
 
 
 def test_the_supervisor_loads_no_heavy_library() -> None:

@@ -71,7 +71,6 @@ def test_a_document_is_one_line_of_json(tmp_path: Path) -> None:
         (("keys", "add", "shop"), 2),
         (("bench", "nothing"), 2),
         (("client-example", "perl"), 2),
-        (("torture", "--break", "nothing"), 2),
         (("version", "--config", "nowhere.toml"), 2),
     ],
 )

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from foldin.settings import FrontDoorSettings
-from foldin.up import Stack, StackOptions
+from foldin.settings import FrontDoorSettings, StackOptions
+from foldin.up import Stack
 from processes.log_file import BoundedLog
 
 

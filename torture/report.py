@@ -4,7 +4,7 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from foldin.torture.stack import StoreKind
+from torture.stack import StoreKind
 
 _STORES: dict[StoreKind, str] = {
     "one": "one server",
@@ -41,21 +41,6 @@ class Report:
     def violated(self, check: str, what: str) -> None:
         """Note what must not be."""
         self.violations.append((time.monotonic() - self.began, check, what))
-
-    def document(self) -> dict[str, object]:
-        """Return all as `--json` prints it."""
-        return {
-            "seed": self.seed,
-            "store": self.kind,
-            "seconds": round(time.monotonic() - self.began, 1),
-            "faults": dict(self.faults),
-            "calls": {kind: dict(of) for kind, of in self.calls.items()},
-            "checks": dict(self.checks),
-            "unjudged": dict(self.unjudged),
-            "violations": [
-                {"after_s": round(at, 1), "check": check, "what": what} for at, check, what in self.violations
-            ],
-        }
 
     def lines(self) -> list[str]:
         """Return all as Markdown."""

@@ -4,27 +4,29 @@ Invariant: whatever was found wrong is in the report, with what repeats it; noth
 """
 
 import asyncio
+import os
 import random
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore.errors import StoreError
 from featurestore.store import Store
 from foldin.commands.progress import Shown
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
-from foldin.settings import FrontDoorSettings, TortureOptions, no_document
-from foldin.torture.auditor import BACK, Auditor
-from foldin.torture.calls import Caller, open_session
-from foldin.torture.clients import SESSIONS, Operator, Session, Shared
-from foldin.torture.faults import FAULTS, Scene, names_of
-from foldin.torture.histories import Histories
-from foldin.torture.report import Report
-from foldin.torture.stack import StoreKind, running_stack
-from foldin.torture.weakened import WEAKNESSES
 from processes.errors import CannotStartError, StackFailedError
+from processes.settings import choice, data_path, real, setting, whole
+from torture.auditor import BACK, Auditor
+from torture.calls import Caller, open_session
+from torture.clients import SESSIONS, Operator, Session, Shared
+from torture.faults import FAULTS, Scene, names_of
+from torture.histories import Histories
+from torture.report import Report
+from torture.stack import STORE_KINDS, StoreKind, running_stack
+from torture.weakened import WEAKNESSES
 
 # So often all comes to rest and is checked whole.
 CHECKPOINT_S = 45.0
@@ -41,29 +43,51 @@ QUIET_S = (0.2, 1.2)
 REPLICATED_EACH = 3
 
 
-def run_torture(options: TortureOptions, settings: FrontDoorSettings) -> int:
+@dataclass(frozen=True, slots=True)
+class TortureOptions:
+    """Options of `foldin torture`."""
+
+    minutes: float = setting(10.0, "how long", real(0.1, 1e6))
+    seed: int = setting(1, "of all that is random: clients, faults, and their order", whole(0))
+    store: StoreKind | None = setting(
+        None,
+        "one server, a primary with replicas, or a cluster",
+        choice(STORE_KINDS),
+        metavar="KIND",
+        shown="`replicas` for each third seed, else `one`",
+    )
+    data: Path | None = setting(
+        None,
+        "new folder for the stack and the log of all calls; it stays",
+        data_path,
+        metavar="DIR",
+        shown="a temporary one, which stays where anything was wrong",
+    )
+    weakness: str | None = setting(
+        None, "protection to take out; the torture must find it", choice(WEAKNESSES), flag="--break"
+    )
+
+
+def run_torture(options: TortureOptions) -> int:
     """Torture, print the report; return the exit code."""
-    if options.weakness not in {None, *WEAKNESSES}:
-        raise CannotStartError(f"--break takes one of {', '.join(WEAKNESSES)}")
     folder = options.data or Path(tempfile.mkdtemp(prefix="foldin-torture-"))
     if folder.exists() and any(folder.iterdir()):
         raise CannotStartError(f"{folder} is not empty: --data takes a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     print(f"Torture of a stack in {folder}, all calls in {folder / 'calls.jsonl'}", flush=True)
-    with Shown("Torturing, in seconds", hidden=settings.emit is not no_document) as shown:
+    with Shown("Torturing, in seconds", hidden=False) as shown:
         report = asyncio.run(
             torture(
                 60.0 * options.minutes,
                 options.seed,
                 folder.resolve(),
-                settings.inherited,
+                os.environ,
                 weakness=options.weakness,
                 kind=options.store or ("one" if options.seed % REPLICATED_EACH else "replicas"),
                 shown=shown,
             )
         )
     print("\n".join(report.lines()))
-    settings.emit({"folder": folder, **report.document()})
     if report.violations:
         again = f"foldin torture --minutes {options.minutes:g} --seed {options.seed} --store {report.kind}"
         print(f"{len(report.violations):,} violations; again: {again}")
@@ -83,12 +107,13 @@ async def torture(
     weakness: str | None = None,
     faults: Sequence[str] = (),
     kind: StoreKind = "one",
+    patience: float = 1.0,
     shown: Shown | None = None,
 ) -> Report:
     """Torture a stack in `folder`; return what was found. `environment`: what its processes inherit;
-    `faults`: names of `FAULTS`, all that its store can have where empty; `kind`: of the store;
-    `shown`: is told of the seconds that are over. With a `weakness` it ends when anything was found
-    but a stack that comes back late.
+    `faults`: names of `FAULTS`, all that its store can have where empty; `kind`: of the store; `patience`:
+    how many times as long as promised is waited for rest; `shown`: is told of the seconds that are over. With
+    a `weakness` it ends when anything was found but a stack that comes back late.
 
     Raises CannotStartError, StackFailedError.
     """
@@ -103,7 +128,8 @@ async def torture(
                 scene = Scene(stack, shared, rng)
                 try:
                     operator = Operator(shared, seed)
-                    auditor = Auditor(stack, store, shared, await _first_history(operator, store))
+                    first = await _first_history(operator, store)
+                    auditor = Auditor(stack, store, shared, first, patience=patience)
                     names = faults or names_of(kind)
                     alone = weakness is not None
                     await _run(scene, auditor, operator, seconds, names, first_is_enough=alone, shown=shown)

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from benchmarks.quality.light_raters import without_surplus
 from evaluation.offline.data import DataSet
-from evaluation.offline.light_raters import without_surplus
 from factors import (
     FitSettings,
     Fitted,
@@ -51,7 +51,7 @@ class Shift:
     """What an attack on an item with `n_ratings` did, in units of the scale: to the `plain_mean` of its
     ratings, to the mean prediction of all honest users when the item and the accounts were folded in
     (`online`), after a fit with them (`fitted`), and where that fit had the defence of
-    `evaluation.offline.light_raters` (`defended`). `rmse`: of held-out ratings after that fit, `rmse_before`
+    `benchmarks.quality.light_raters` (`defended`). `rmse`: of held-out ratings after that fit, `rmse_before`
     without the attack, `rmse_defended` without the attack and with the defence.
     """
 

@@ -11,10 +11,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from foldin.torture.calls import TRAIN_S, Caller, Reply
-from foldin.torture.explaining import Answered
-from foldin.torture.histories import LATE_S, Histories, Value
-from foldin.torture.report import Report
+from torture.calls import TRAIN_S, Caller, Reply
+from torture.histories import LATE_S, Answered, Histories, Value
+from torture.report import Report
 
 # So many calls at once, by so few users, that most of them meet what another one has just written.
 SESSIONS = 10

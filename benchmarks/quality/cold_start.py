@@ -105,7 +105,7 @@ def cold_start(
 def curve(data: DataSet, side: Side, engine: str, seed: int) -> ColdCurve:
     """Return the errors of an engine, run in a process of its own."""
     task, truth = cold_start(data, side, seed)
-    arrays, cost = run_apart("evaluation.offline.cold_start:run", task, {"engine": engine}, seed=seed)
+    arrays, cost = run_apart("benchmarks.quality.cold_start:run", task, {"engine": engine}, seed=seed)
     rating, std = arrays["rating"], arrays["std"]
     rmse = np.sqrt(np.mean((rating - truth) ** 2, axis=1))
     held = [float(inside(truth - r, s).mean()) for r, s in zip(rating, std, strict=True)] if std.size else []

@@ -25,11 +25,10 @@ from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.reaching import reach
 from foldin.recovery.retries import retried
 from foldin.recovery.verifying import Verified, verify
-from foldin.torture.calls import TRAIN_S
-from foldin.torture.clients import ITEMS, ORDER, Shared, read_user
-from foldin.torture.explaining import Answered, Seen, judge, observe
-from foldin.torture.histories import World, Write
-from foldin.torture.stack import Stack
+from torture.calls import TRAIN_S
+from torture.clients import ITEMS, ORDER, Shared, read_user
+from torture.histories import Answered, Seen, World, Write, judge, observe
+from torture.stack import Stack
 from trainer.archive.segments import open_segment, read_segment
 from trainer.errors import SegmentGoneError
 
@@ -48,11 +47,14 @@ AUDITED_WITHIN_S = 240.0
 
 class Auditor:
     """Watches one stack. `store`: a connection of its own to the store; `epoch`: of the history that answers
-    when it begins to watch.
+    when it begins to watch; `patience`: how many times as long as promised it waits for rest.
     """
 
-    def __init__(self, stack: Stack, store: Store, shared: Shared, epoch: int) -> None:
+    def __init__(
+        self, stack: Stack, store: Store, shared: Shared, epoch: int, *, patience: float = 1.0
+    ) -> None:
         self._stack, self._store, self._shared = stack, store, shared
+        self._patience = patience
         self._report = shared.report
         self._seen: dict[int, Seen] = {}
         # How often the primary had been replaced when a generation was first seen.
@@ -211,11 +213,11 @@ class Auditor:
         shared.open.clear()
         step = "rest"
         try:
-            async with asyncio.timeout(BACK_WITHIN_S):
+            async with asyncio.timeout(BACK_WITHIN_S * self._patience):
                 while waits_for := await self._waits_for():
                     step = f"rest ({waits_for})"
                     await asyncio.sleep(LOOK_S)
-            async with asyncio.timeout(AUDITED_WITHIN_S):
+            async with asyncio.timeout(AUDITED_WITHIN_S * self._patience):
                 step = "verify"
                 verified = await verify(self._store, self._stack.settings, lambda _line: None)
                 self._report.checked(SAME, verified.ratings)

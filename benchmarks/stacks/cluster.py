@@ -26,8 +26,8 @@ from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.cluster.forming import until
-from foldin.torture.cluster_set import NODE_TIMEOUT_MS, ClusterSet, cluster_set
-from foldin.torture.replica_set import Server, replica_set
+from torture.cluster_set import NODE_TIMEOUT_MS, ClusterSet, cluster_set
+from torture.replica_set import Server, replica_set
 
 # As many as a worker has of one turn, each of another user; a record of rank 8 is a little smaller.
 TASKS, VALUE = 64, b"v" * 600

@@ -15,8 +15,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from foldin.cluster.forming import LOOK_S, command, form, is_whole, meet, until, view_of
-from foldin.torture.replica_set import HOST, Kind, Server, ServerSet, Way, program
 from processes.probes import unused_cluster_port
+from torture.replica_set import HOST, Kind, Server, ServerSet, Way, program
 
 # After which a server that is silent counts as gone.
 NODE_TIMEOUT_MS = 2_000

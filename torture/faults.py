@@ -15,10 +15,10 @@ from functools import partial
 
 from featurestore.cluster.keys import ClusterKeys
 from featurestore.cluster.slots import even_tags, slot_of_tag
-from foldin.torture.clients import Shared
-from foldin.torture.cluster_set import ClusterSet
-from foldin.torture.replica_set import WAYS, Way
-from foldin.torture.stack import PARTITIONS, TRAINERS, Stack, StoreKind
+from torture.clients import Shared
+from torture.cluster_set import ClusterSet
+from torture.replica_set import WAYS, Way
+from torture.stack import PARTITIONS, TRAINERS, Stack, StoreKind
 
 # A fit comes a second after it is asked for; a new history when it is known what became of the one before.
 MEETS_WITHIN_S = 45.0

@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Literal
 
 from foldin.store import EmbeddedStore
-from foldin.torture.cluster_set import ClusterSet
-from foldin.torture.disk import Disk
-from foldin.torture.proxy import Proxy
-from foldin.torture.replica_set import ReplicaSet
-from foldin.torture.weakened import weakened
 from processes import module_name
 from processes.blocking import plain_environment, python_command
 from processes.child import ChildSpec
 from processes.probes import http_ok, unused_port
 from processes.supervisor import Supervisor
+from torture.cluster_set import ClusterSet
+from torture.disk import Disk
+from torture.proxy import Proxy
+from torture.replica_set import ReplicaSet
+from torture.weakened import weakened
 from trainer.settings import TrainerSettings
 
 # One has a supervisor with workers of its own, one is a process alone.
@@ -42,6 +42,8 @@ STORE_KINDS: tuple[StoreKind, ...] = ("one", "replicas", "cluster")
 CLUSTER_PRIMARIES, PARTITIONS = 3, 16
 # How long a part that was killed stays away, at least: others must notice.
 AWAY_S = 0.2
+# All parts start at once, and compile what they need, on cores that may be busy.
+READY_S = 300.0
 # A process that was killed is gone within milliseconds; on busy cores it waits for its turn.
 GONE_S = 10.0
 # So often refits follow each other that faults meet fits, publications and merges of the archive.
@@ -220,7 +222,7 @@ class Stack:
             probe = partial(http_ok, "127.0.0.1", self.ports[part], "/livez")
         environment = plain_environment(self._environment, settings)
         return ChildSpec(
-            part, tuple(command), environment, probe, 60.0, obstacle=obstacle, lasting=True, grace_s=8.0
+            part, tuple(command), environment, probe, READY_S, obstacle=obstacle, lasting=True, grace_s=8.0
         )
 
 

@@ -57,7 +57,7 @@ def measure_new_items(data: DataSet, seed: int) -> list[NewItems]:
     drawn = np.stack([rng.permutation(new)[:SHOWN] for _ in users]).astype(np.int32)
     lines = [line(GLOBAL_MEAN, mean, None), line(RANDOM, None, drawn)]
     for engine in (AUTO, ATTRIBUTES):
-        arrays, _ = run_apart("evaluation.offline.new_items:run", question, {"engine": engine}, seed=seed)
+        arrays, _ = run_apart("benchmarks.quality.new_items:run", question, {"engine": engine}, seed=seed)
         lines.append(line(engine, arrays["rating"], arrays["top"]))
     return lines
 

@@ -1,14 +1,10 @@
 """What the auditor takes for possible: an answer that no order of the calls explains is wrong."""
 
-import itertools
-from dataclasses import replace
-
-from featurestore.generations.manifest import Pointer, RolledBack
-from foldin.torture.auditor import ARCHIVE, FORGOTTEN, Auditor, is_backwards, out_of_order
-from foldin.torture.calls import Reply
-from foldin.torture.clients import TOLD, Shared, context_of, read_user
-from foldin.torture.histories import LATE_S, Histories, Write
-from foldin.torture.report import Report
+from torture.auditor import ARCHIVE, FORGOTTEN, Auditor, out_of_order
+from torture.calls import Reply
+from torture.clients import TOLD, Shared, context_of, read_user
+from torture.histories import LATE_S, Histories, Write
+from torture.report import Report
 
 ANN = "ann"
 
@@ -44,14 +40,6 @@ def test_what_was_not_answered_may_come_until_an_answer_rules_it_out() -> None:
     assert not finds(histories, 1.0, late)
 
 
-def test_what_may_have_come_late_stays_possible() -> None:
-    histories = Histories()
-    rated(histories, 1.0, 1.0)
-    rated(histories, 2.0, 2.0, known=False)
-    late = 5.0 + LATE_S
-    assert finds(histories, 2.0, late)
-
-
 def test_who_was_forgotten_has_nothing() -> None:
     histories = Histories()
     rated(histories, 1.0, 1.0)
@@ -84,58 +72,12 @@ def test_a_new_history_has_what_came_after_it_began() -> None:
     assert [write.value for write in histories.live.writes[ANN]] == [3.0]
 
 
-def test_a_history_that_was_given_up_changes_nothing() -> None:
-    histories = Histories()
-    rated(histories, 1.0, 1.0)
-    histories.begin()
-    histories.decide(2.0, replaced=False)
-    assert not finds(histories, None, 3.0)
-    assert finds(histories, 1.0, 3.0)
-
-
-def test_what_is_surely_rated() -> None:
-    histories = Histories()
-    rated(histories, 1.0, 1.0)
-    assert histories.surely_rated(ANN, 2.0) == {"dune"}
-    rated(histories, None, 2.0, known=False)
-    assert histories.surely_rated(ANN, 3.0) == set()
-
-
 def test_events_stand_in_the_order_of_calls() -> None:
     first, second = Write(1.0, 1.0, 2.0), Write(2.0, 3.0, 4.0)
     beside = Write(3.0, 1.5, 3.5)
     assert out_of_order([(1, 1.0), (2, 3.0), (3, 2.0)], [first, second, beside]) is None
     assert out_of_order([(1, 3.0), (2, 1.0), (3, 2.0)], [first, second, beside]) is None
     assert out_of_order([(1, 2.0), (2, 1.0)], [first, second, beside]) is not None
-
-
-def test_the_report_names_what_is_wrong_and_how_to_repeat_it() -> None:
-    report = Report(seed=7)
-    report.called("rate", 200)
-    report.called("rate", 503)
-    report.called("rate", 0)
-    report.checked("order", 2)
-    report.faults["power cut"] += 1
-    assert "| rate | 1 | 1 | 1 |" in report.lines()
-    assert "| order | 2 | 0 | 0 |" in report.lines()
-    for number in range(30):
-        report.violated("order", f"the {number}. one")
-    report.violated("reads", "a late one")
-    lines = report.lines()
-    assert "| order | 2 | 0 | 30 |" in lines
-    assert lines[0].startswith("Seed 7, ")
-    assert sum("VIOLATION" in line for line in lines) == 11
-    assert any("a late one" in line for line in lines)
-    assert lines[-1] == "... 31 violations in all"
-
-
-def test_no_rating_is_given_twice() -> None:
-    shared = Shared(None, Histories(), Report(seed=1))  # type: ignore[arg-type]  # no call is made
-    first = [shared.value(0, 0) for _ in range(2)]
-    # More than an hour of large histories gives.
-    shared.numbers = itertools.count(10_000_000)
-    assert first[0] != first[1]
-    assert shared.value(0, 0) not in first
 
 
 class Answering:
@@ -175,29 +117,3 @@ def test_the_archive_has_no_event_twice_none_that_was_not_sent_and_none_of_befor
         shared.report.violations.clear()
         auditor._check_user(ANN, events, shared.histories.live, erased)
         assert [check for _, check, _ in shared.report.violations] == wrong, events
-
-
-def test_the_first_history_is_not_taken_for_one_that_replaced_it_where_another_begins_at_once() -> None:
-    shared = Shared(None, Histories(), Report(seed=1))  # type: ignore[arg-type]  # no call is made
-    auditor = Auditor(None, None, shared, 2)  # type: ignore[arg-type]  # neither is looked at
-    first = shared.histories.live
-    shared.histories.begin()
-    pointer = Pointer(2, 7, 3, held=False, previous=6, pending=0, pending_since=0.0)
-    auditor._decide(pointer, {b"2"}, 1.0)
-    assert len(shared.histories.worlds) == 2
-    shared.histories.begun(2.0, refused=True)
-    auditor._decide(pointer, {b"2"}, 3.0)
-    assert shared.histories.worlds == [first]
-
-
-def test_the_pointer_goes_back_only_where_that_was_asked_for() -> None:
-    before = Pointer(2, 7, 3, held=False, previous=6, pending=0, pending_since=0.0)
-    assert is_backwards(before, replace(before, generation=6), {5: 1.0})
-    assert is_backwards(before, replace(before, fence=2), {})
-    assert is_backwards(before, replace(before, epoch=1, generation=8), {})
-    assert not is_backwards(before, replace(before, generation=6), {6: 1.0})
-    assert not is_backwards(before, replace(before, epoch=3, generation=8, fence=4), {})
-    gone = replace(before, generation=6, rolled_back=RolledBack(7, 6, 100, 1.1, 1.0, 5))
-    assert not is_backwards(before, gone, {})
-    # It was taken back before.
-    assert is_backwards(replace(gone, generation=8), gone, {})

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.rivals.tuning import Rank, Setting, tuned
 from evaluation.errors import NotInstalledError
 from evaluation.offline.ranking.lists import top_by_score
-from evaluation.offline.ranking.tuning import Rank, Setting, tuned
 from evaluation.question import Array, ComparedEngine, Predicted, Question, Rows
 
 # Of neighbours, as Dacrema et al. (2019) try them; half as many and twice as many are the next.
@@ -85,7 +85,7 @@ def implicit_als(question: Question, setting: Setting, seed: int) -> Rows:
 
 def ials(question: Question, setting: Setting, seed: int) -> Rows:
     """Rank by `ials.fit`."""
-    from evaluation.offline.ranking.ials import fit
+    from benchmarks.rivals.ials import fit
 
     alpha, ridge = setting
     users, items = fit(chosen_by(question), IALS_RANK, alpha, ridge, np.random.default_rng(seed))

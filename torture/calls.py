@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from foldin.torture.report import Report
+from torture.report import Report
 
 # What a fault holds up longest; then the client gives up, and the call may have happened.
 TIMEOUT_S = 12.0

@@ -1,1 +1,0 @@
-"""Campaigns: a whole stack is killed or refitted under load, and every answer is checked."""

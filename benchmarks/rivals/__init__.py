@@ -1,0 +1,1 @@
+"""Engines of others that Foldin is compared with: those that rate, and those that rank, tuned."""
