@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from evaluation.offline import shills as module
-from evaluation.offline.light_raters import counted, usual_shares
 from evaluation.offline.shills import ATTACKS, Attack, folded, measure_shifts, predictions, shills
 from factors import FitSettings, Ratings, fit
 from tests.unit.evaluation.evaluation_data import made
@@ -49,18 +48,4 @@ def test_every_attack_on_every_kind_of_target_is_measured(monkeypatch: pytest.Mo
     assert found[0].n_ratings > found[-1].n_ratings
     alone = [one for one in found if one.attack == "nothing else"]
     assert all(0.0 < one.plain_mean < 1.0 and one.online > 0.0 and one.fitted > 0.0 for one in alone)
-    assert all(np.isfinite([one.rmse_before, one.rmse, one.rmse_defended]).all() for one in found)
-
-
-def test_of_accounts_that_rate_little_no_more_count_than_usual() -> None:
-    n_ratings = np.array([100] * 20 + [10] * 20)
-    level = usual_shares(n_ratings)
-    assert set(level[:20]) == {0}
-    # A tenth of all ratings are theirs, or a little less: the level up to an eighth.
-    assert set(level[20:]) == {3}
-    spread = np.arange(40)[::-1]
-    kept = counted(level, spread)
-    # A seventh of 20, and one; those of lowest spread.
-    assert np.flatnonzero(kept).tolist() == [*range(20), 37, 38, 39]
-    assert counted(level[20:], spread[20:]).sum() == 1
-    assert counted(level[:20], spread[:20]).all()
+    assert all(np.isfinite([one.rmse_before, one.rmse]).all() for one in found)

@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import replace
 
-from featurestore.generations.manifest import Pointer, RolledBack
+from featurestore.generations.manifest import Pointer
 from foldin.torture.auditor import ARCHIVE, FORGOTTEN, Auditor, is_backwards, out_of_order
 from foldin.torture.calls import Reply
 from foldin.torture.clients import TOLD, Shared, context_of, read_user
@@ -197,7 +197,3 @@ def test_the_pointer_goes_back_only_where_that_was_asked_for() -> None:
     assert is_backwards(before, replace(before, epoch=1, generation=8), {})
     assert not is_backwards(before, replace(before, generation=6), {6: 1.0})
     assert not is_backwards(before, replace(before, epoch=3, generation=8, fence=4), {})
-    gone = replace(before, generation=6, rolled_back=RolledBack(7, 6, 100, 1.1, 1.0, 5))
-    assert not is_backwards(before, gone, {})
-    # It was taken back before.
-    assert is_backwards(replace(gone, generation=8), gone, {})

@@ -1,0 +1,102 @@
+"""How well the live generation and the one before predict the ratings that arrive, as a metric says it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featurestore.ratings.context_schema import ContextField
+from featurestore.ratings.log import NewRating
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from tests.support.factories import low_rank_ratings
+from tests.support.trainers import fitted, running_trainer, trainer_settings, until_drained
+from tests.support.waiting import wait_until_async
+from trainer.app import Trainer
+from trainer.fit_job.job import FitRequest
+from trainer.fit_job.process import fit_in_process
+from trainer.fit_job.result_files import read_result
+from trainer.fit_job.results import FitResult
+from trainer.gate import Policy
+from trainer.health.metrics import of_term
+
+# Whatever it is like, it goes live.
+NO_GATE = Policy(baseline=float("inf"), live=float("inf"))
+
+
+async def arrive(store: Store, given: list[NewRating]) -> None:
+    """Bring them some at a time, as they come in life."""
+    for start in range(0, len(given), 60):
+        await store.ratings.append(given[start : start + 60])
+        await until_drained(store)
+
+
+def measured(trainer: Trainer) -> dict[str, float]:
+    """The samples of the metric, by `which`, and of how many ratings they are."""
+    assert trainer.term is not None
+    samples = [sample for metric in of_term(trainer.term) for sample in metric.samples]
+    return {
+        each.labels.get("which", "ratings"): each.value
+        for each in samples
+        if each.name.startswith("foldin_trainer_arriving_")
+    }
+
+
+async def ratings_with_moods(store: Store) -> list[NewRating]:
+    """Half of them a step up, the others one down, and nothing but the context says which."""
+    given = low_rank_ratings(users=120, items=20)
+    up = np.random.default_rng(0).integers(0, 2, len(given)) * 2.0 - 1.0
+    await store.contexts.tell([ContextField("mood", "number")])
+    told = await store.contexts.rows([{"mood": float(step)} for step in up])
+    assert told is not None
+    return [
+        replace(each, rating=3.0 + 0.5 * (each.rating - 3.0) + step, context=context)
+        for each, step, context in zip(given, up.tolist(), told, strict=True)
+    ]
+
+
+async def test_a_live_generation_that_is_worse_is_told_from_the_one_before(
+    store: Store, store_settings: StoreSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def mixed_up(request: FitRequest, *files: Any, **_: object) -> FitResult:
+        result = await fit_in_process(request, *files)
+        items = np.load(result.path / "items.npy")
+        np.save(result.path / "items.npy", items[::-1])
+        return read_result(result.path)
+
+    settings = trainer_settings(store_settings, tmp_path / "archive", gate=NO_GATE)
+    async with running_trainer(settings) as trainer:
+        every = await ratings_with_moods(store)
+        await store.ratings.append(every[::2])
+        good = await fitted(store)
+        # There is none before it, so nothing is measured.
+        await arrive(store, every[1:60:2])
+        assert measured(trainer) == {}
+        with monkeypatch.context() as patch:
+            patch.setattr("trainer.refit.fit_in_process", mixed_up)
+            bad = await fitted(store)
+        # What the second has learned does not count, be it seen after the flip only.
+        assert measured(trainer).get("ratings", 0.0) == 0.0
+        arriving = every[61:361:2]
+        await arrive(store, arriving)
+        await wait_until_async(lambda: measured(trainer).get("ratings", 0.0) > 100, "ratings are predicted")
+        found = measured(trainer)
+        assert found["ratings"] <= len(arriving)
+        assert found["live"] > 1.5 * found["previous"]
+        # The steps alone have a variance of 1: contexts are predicted with.
+        assert found["previous"] ** 2 < 0.5
+        # Nothing happens by itself; a person goes back, and the two change places.
+        assert (await store.generations.live()).generation == bad
+        await store.generations.activate(good, hold=True)
+        term = trainer.term
+        assert term is not None
+        await wait_until_async(
+            lambda: term.switch.live is not None and term.switch.live.generation == good, "the way back"
+        )
+        assert measured(trainer) == {}
+        await arrive(store, every[361:661:2])
+        await wait_until_async(lambda: measured(trainer).get("ratings", 0.0) > 100, "ratings are predicted")
+        found = measured(trainer)
+        assert found["previous"] > 1.5 * found["live"]
