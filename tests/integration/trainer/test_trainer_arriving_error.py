@@ -14,9 +14,9 @@ from featurestore.store import Store
 from tests.support.factories import low_rank_ratings
 from tests.support.trainers import fitted, running_trainer, trainer_settings, until_drained
 from tests.support.waiting import wait_until_async
+from trainer import refit
 from trainer.app import Trainer
 from trainer.fit_job.job import FitRequest
-from trainer.fit_job.process import fit_in_process
 from trainer.fit_job.result_files import read_result
 from trainer.fit_job.results import FitResult
 from trainer.gate import Policy
@@ -44,9 +44,8 @@ def measured(trainer: Trainer) -> dict[str, float]:
     }
 
 
-async def ratings_with_moods(store: Store) -> list[NewRating]:
+async def with_moods(store: Store, given: list[NewRating]) -> list[NewRating]:
     """Half of them a step up, the others one down, and nothing but the context says which."""
-    given = low_rank_ratings(users=120, items=20)
     up = np.random.default_rng(0).integers(0, 2, len(given)) * 2.0 - 1.0
     await store.contexts.tell([ContextField("mood", "number")])
     told = await store.contexts.rows([{"mood": float(step)} for step in up])
@@ -57,25 +56,33 @@ async def ratings_with_moods(store: Store) -> list[NewRating]:
     ]
 
 
+@pytest.mark.parametrize("contexts", [False, pytest.param(True, marks=pytest.mark.slow)])
 async def test_a_live_generation_that_is_worse_is_told_from_the_one_before(
-    store: Store, store_settings: StoreSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    store_settings: StoreSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    contexts: bool,
 ) -> None:
-    async def mixed_up(request: FitRequest, *files: Any, **_: object) -> FitResult:
-        result = await fit_in_process(request, *files)
+    fit = refit.fit_in_process
+
+    async def mixed_up(request: FitRequest, *files: Any, **more: Any) -> FitResult:
+        result = await fit(request, *files, **more)
         items = np.load(result.path / "items.npy")
         np.save(result.path / "items.npy", items[::-1])
         return read_result(result.path)
 
     settings = trainer_settings(store_settings, tmp_path / "archive", gate=NO_GATE)
     async with running_trainer(settings) as trainer:
-        every = await ratings_with_moods(store)
+        every = low_rank_ratings(users=120, items=20)
+        every = await with_moods(store, every) if contexts else every
         await store.ratings.append(every[::2])
         good = await fitted(store)
         # There is none before it, so nothing is measured.
         await arrive(store, every[1:60:2])
         assert measured(trainer) == {}
         with monkeypatch.context() as patch:
-            patch.setattr("trainer.refit.fit_in_process", mixed_up)
+            patch.setattr(refit, "fit_in_process", mixed_up)
             bad = await fitted(store)
         # What the second has learned does not count, be it seen after the flip only.
         assert measured(trainer).get("ratings", 0.0) == 0.0
@@ -85,7 +92,7 @@ async def test_a_live_generation_that_is_worse_is_told_from_the_one_before(
         found = measured(trainer)
         assert found["ratings"] <= len(arriving)
         assert found["live"] > 1.5 * found["previous"]
-        # The steps alone have a variance of 1: contexts are predicted with.
+        # The steps of moods alone have a variance of 1: contexts are predicted with.
         assert found["previous"] ** 2 < 0.5
         # Nothing happens by itself; a person goes back, and the two change places.
         assert (await store.generations.live()).generation == bad
