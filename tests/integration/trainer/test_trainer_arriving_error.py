@@ -1,6 +1,7 @@
 """How well the live generation and the one before predict the ratings that arrive, as a metric says it."""
 
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from featurestore.store import Store
 from tests.support.factories import low_rank_ratings
 from tests.support.trainers import fitted, running_trainer, trainer_settings, until_drained
 from tests.support.waiting import wait_until_async
-from trainer import refit
 from trainer.app import Trainer
 from trainer.fit_job.job import FitRequest
+from trainer.fit_job.process import fit_in_process
 from trainer.fit_job.result_files import read_result
 from trainer.fit_job.results import FitResult
 from trainer.gate import Policy
@@ -26,11 +27,23 @@ from trainer.health.metrics import of_term
 NO_GATE = Policy(baseline=float("inf"), live=float("inf"))
 
 
-async def arrive(store: Store, given: list[NewRating]) -> None:
-    """Bring them some at a time, as they come in life."""
-    for start in range(0, len(given), 60):
-        await store.ratings.append(given[start : start + 60])
+async def predicted(trainer: Trainer, store: Store, given: list[NewRating]) -> dict[str, float]:
+    """Bring ratings, the same once more where they are not enough, until over 100 were predicted."""
+    parts = cycle([given[start : start + 60] for start in range(0, len(given), 60)])
+    sent = 0
+
+    async def enough() -> bool:
+        nonlocal sent
+        part = next(parts)
+        sent += len(part)
+        await store.ratings.append(part)
         await until_drained(store)
+        return measured(trainer).get("ratings", 0.0) > 100
+
+    await wait_until_async(enough, "ratings are predicted")
+    found = measured(trainer)
+    assert found["ratings"] <= sent
+    return found
 
 
 def measured(trainer: Trainer) -> dict[str, float]:
@@ -64,10 +77,8 @@ async def test_a_live_generation_that_is_worse_is_told_from_the_one_before(
     monkeypatch: pytest.MonkeyPatch,
     contexts: bool,
 ) -> None:
-    fit = refit.fit_in_process
-
     async def mixed_up(request: FitRequest, *files: Any, **more: Any) -> FitResult:
-        result = await fit(request, *files, **more)
+        result = await fit_in_process(request, *files, **more)
         items = np.load(result.path / "items.npy")
         np.save(result.path / "items.npy", items[::-1])
         return read_result(result.path)
@@ -79,18 +90,15 @@ async def test_a_live_generation_that_is_worse_is_told_from_the_one_before(
         await store.ratings.append(every[::2])
         good = await fitted(store)
         # There is none before it, so nothing is measured.
-        await arrive(store, every[1:60:2])
+        await store.ratings.append(every[1:60:2])
+        await until_drained(store)
         assert measured(trainer) == {}
         with monkeypatch.context() as patch:
-            patch.setattr(refit, "fit_in_process", mixed_up)
+            patch.setattr("trainer.refit.fit_in_process", mixed_up)
             bad = await fitted(store)
         # What the second has learned does not count, be it seen after the flip only.
         assert measured(trainer).get("ratings", 0.0) == 0.0
-        arriving = every[61:361:2]
-        await arrive(store, arriving)
-        await wait_until_async(lambda: measured(trainer).get("ratings", 0.0) > 100, "ratings are predicted")
-        found = measured(trainer)
-        assert found["ratings"] <= len(arriving)
+        found = await predicted(trainer, store, every[61:361:2])
         assert found["live"] > 1.5 * found["previous"]
         # The steps of moods alone have a variance of 1: contexts are predicted with.
         assert found["previous"] ** 2 < 0.5
@@ -103,7 +111,5 @@ async def test_a_live_generation_that_is_worse_is_told_from_the_one_before(
             lambda: term.switch.live is not None and term.switch.live.generation == good, "the way back"
         )
         assert measured(trainer) == {}
-        await arrive(store, every[361:661:2])
-        await wait_until_async(lambda: measured(trainer).get("ratings", 0.0) > 100, "ratings are predicted")
-        found = measured(trainer)
+        found = await predicted(trainer, store, every[361:661:2])
         assert found["previous"] > 1.5 * found["live"]
