@@ -98,8 +98,8 @@ class Keys:
         self.reports = b"{%b}:reports" % self.live
         self.traces = b"{%b}:traces" % self.live
         self.migrator = b"{%b}:migrator" % self.live
-        # What a function needs that decides which generation is live, or stays.
-        self.switched = [self.live, self.generations, self.experiments]
+        # What a function needs that decides which generation is live.
+        self.switched = [self.live, self.generations]
         self.synced = self._ns + b":synced"
         self.access = self._ns + b":access"
         self.event_types = self._ns + b":event_types"

@@ -122,7 +122,7 @@ async def _service_context(
                     counts, at_once_bytes=settings.large_bytes, waiting_bytes=settings.import_waiting_bytes
                 ),
                 exports=asyncio.Semaphore(_EXPORTS),
-                batcher=MicroBatcher(store, follower, counts, arm_counts),
+                batcher=MicroBatcher(store, follower, counts),
                 scorer=PairScorer(store, counts),
                 rankings=RankingDesk(counts, most_waiting=settings.rankings_waiting),
                 nearest=Nearest(store),

@@ -98,10 +98,8 @@ def ask_for_user(context: ServiceContext, scenario: str | None, user_id: bytes |
     experiments = context.follower.experiments
     experiment, name, member = experiments.by_scenario.get(scenario), scenario, None
     if experiment is not None and user_id is not None:
-        mark = experiment.mark_of(user_id)
-        arm = experiment.arm_of(mark)
-        if arm >= 0:
-            name, member = experiment.arms[arm].scenario, Membership(experiment, arm, mark)
+        member = Membership.of(experiment, user_id)
+        name = scenario if member is None else experiment.arms[member.arm].scenario
     if name is None:
         name = experiments.default_scenario
     asked = context.scenarios.ask(name)

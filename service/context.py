@@ -6,7 +6,6 @@ Invariant: it is made once, by `app`, before the port opens; handlers read its p
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from aiohttp import web
 
@@ -20,7 +19,7 @@ from featurestore.store import Store
 from featurestore.users.histories import ANSWER_ENTRIES
 from processes.memory import resident_bytes
 from service.catalogue.follower import CatalogueFollower
-from service.experiments.counting import ArmCounts, Membership
+from service.experiments.counting import ArmCounts
 from service.feedback.recorder import FeedbackRecorder
 from service.http.access import Access
 from service.http.audit import Audit
@@ -36,13 +35,6 @@ from service.rules.scenarios import ScenarioReader
 from service.scoring import PairScorer, require_live
 from service.settings import ServiceSettings, WorkerSlot
 from service.training import Training
-
-
-class Serving(NamedTuple):
-    """What answers a user: a generation, and the arm of an experiment that it is, if it is one."""
-
-    live: LiveGeneration
-    member: Membership | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,14 +85,6 @@ class ServiceContext:
         """
         await self.store.scale.look()
         return self.store.scale
-
-    def serving(self, user_id: bytes) -> Serving:
-        """Return what answers a user, and count the user where that is an arm; raises `no_generation`."""
-        live, experiment, arm, mark = self.follower.for_user(user_id)
-        if live is None or experiment is None:
-            return Serving(self.live())
-        self.arm_counts.asked(experiment, arm, [mark])
-        return Serving(live, Membership(experiment, arm, mark))
 
     @property
     def full(self) -> FullReason | None:

@@ -289,7 +289,6 @@ def expose(
     lag: Mapping[int, int] | None,
     store_up: bool,
     refusing: FullReason | None = None,
-    rolled_back: int = 0,
     *,
     supervisor_silent_s: float = 0.0,
     more: Iterable[Metric] = (),
@@ -297,7 +296,7 @@ def expose(
     """Return the text that Prometheus scrapes; `more`: what is said besides.
 
     `lag`: events of each partition that are not archived yet, None where it is not known. `refusing`: what
-    has no room left for ratings. `rolled_back`: the generation that the trainer has taken back last.
+    has no room left for ratings.
     `supervisor_silent_s`: as `SnapshotFiles` has it.
     """
 
@@ -313,11 +312,6 @@ def expose(
             for reason in FULL_REASONS:
                 full.add_metric([reason], float(reason == refusing))
             yield full
-            yield GaugeMetricFamily(
-                "foldin_rolled_back_generation",
-                "Generation that the trainer has taken back last; 0 for none.",
-                value=float(rolled_back),
-            )
             yield GaugeMetricFamily(
                 "foldin_supervisor_silent_seconds",
                 "Since when what starts workers again has said nothing of itself.",

@@ -16,12 +16,10 @@ import numpy as np
 
 from factors import BASIS, Float32s
 from featurestore.errors import StoreDamaged, StoreError, StoreUnavailable
-from featurestore.experiments.definition import Experiment
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
 from featurestore.store import Store
 from featurestore.users.counter_rule import UserLookup
-from service.experiments.counting import ArmCounts
 from service.http.problems import Problem, problem_of_store
 from service.metrics import Counts
 from service.prediction_json import OnePrediction, rounded
@@ -46,24 +44,22 @@ class Waiter(Protocol):
 class MicroBatch:
     """Pairs that are looked up and scored together, in the order in which they came.
 
-    When it ends: the generation that answers it, which `arms` of an experiment that is, and the row of each
-    item, None for one not known here yet.
+    When it ends: the generation that answers it, and the row of each item, None for one not known here yet.
     """
 
-    __slots__ = ("arms", "item_ids", "item_rows", "live", "user_ids", "waiters")
+    __slots__ = ("item_ids", "item_rows", "live", "user_ids", "waiters")
 
     live: LiveGeneration
     item_rows: list[int | None]
 
-    def __init__(self, arms: dict[str, str] | None = None) -> None:
-        self.arms = arms
+    def __init__(self) -> None:
         self.user_ids: list[bytes] = []
         self.item_ids: list[bytes] = []
         self.waiters: list[Waiter] = []
 
     def part(self, places: Sequence[int]) -> "MicroBatch":
         """Return the pairs at these places."""
-        part = MicroBatch(self.arms)
+        part = MicroBatch()
         part.live = self.live
         part.user_ids = [self.user_ids[k] for k in places]
         part.item_ids = [self.item_ids[k] for k in places]
@@ -74,11 +70,10 @@ class MicroBatch:
 class MicroBatcher:
     """Predicts pairs in batches, one batch after the other. `submit` is the way of one prediction."""
 
-    def __init__(self, store: Store, follower: Follower, counts: Counts, arm_counts: ArmCounts) -> None:
+    def __init__(self, store: Store, follower: Follower, counts: Counts) -> None:
         self._store = store
         self._follower = follower
         self._counts = counts
-        self._arm_counts = arm_counts
         self._loop = asyncio.get_running_loop()
         # The batch that pairs are put into, and whether it has any.
         self._batch = MicroBatch()
@@ -108,39 +103,14 @@ class MicroBatcher:
             # What comes while this batch waits for the store is the next one: under load batches get longer
             # and their fixed cost is shared by more pairs, without any delay when idle.
             batch, self._batch = self._batch, MicroBatch()
-            experiment = self._follower.experiments.over_generations
-            if experiment is None:
-                await self._answer_batch(batch, self._follower.live)
-            else:
-                parts = self._by_arm(experiment, batch)
-                await asyncio.gather(*(self._answer_batch(part, live) for part, live in parts))
+            await self._answer_batch(batch)
             # The next batch also takes what came while this one was answered: at the same load batches are
             # then a fifth longer, which saves more of a core than to have the store work meanwhile.
             await asyncio.sleep(0)
 
-    def _by_arm(
-        self, experiment: Experiment, batch: MicroBatch
-    ) -> list[tuple[MicroBatch, LiveGeneration | None]]:
-        """Return the pairs of a batch by what answers their users: one lookup is of one generation."""
-        parts: dict[int, tuple[MicroBatch, LiveGeneration | None]] = {}
-        marks: dict[int, list[int]] = {}
-        for user_id, item_id, waiter in zip(batch.user_ids, batch.item_ids, batch.waiters, strict=True):
-            live, _, arm, mark = self._follower.for_user(user_id)
-            if arm not in parts:
-                name = experiment.arms[arm].name
-                parts[arm] = MicroBatch(None if arm < 0 else {experiment.name: name}), live
-            part, _ = parts[arm]
-            part.user_ids.append(user_id)
-            part.item_ids.append(item_id)
-            part.waiters.append(waiter)
-            marks.setdefault(arm, []).append(mark)
-        for arm in parts.keys() - {-1}:
-            self._arm_counts.asked(experiment, arm, marks[arm])
-        return list(parts.values())
-
-    async def _answer_batch(self, batch: MicroBatch, live: LiveGeneration | None) -> None:
+    async def _answer_batch(self, batch: MicroBatch) -> None:
         try:
-            batch.live = require_live(self._follower) if live is None else live
+            batch.live = require_live(self._follower)
             await self._predict(batch)
         except asyncio.CancelledError:
             _fail(batch.waiters, _ending())
@@ -239,9 +209,9 @@ class MicroBatcher:
         ):
             waiter = waiters[k]
             if not waiter.done():
-                prediction = OnePrediction(rating, std, BASIS[basis], live.generation, degraded=degraded)
-                prediction.arms = batch.arms
-                waiter.set_result(prediction)
+                waiter.set_result(
+                    OnePrediction(rating, std, BASIS[basis], live.generation, degraded=degraded)
+                )
         self._counts.predictions += len(positions)
 
     async def close(self) -> None:

@@ -34,14 +34,12 @@ class Prediction(msgspec.Struct):
 
 class OnePrediction(Prediction, omit_defaults=True):
     """The answer of GET /predict. `distribution`: probability of each step of the scale, lowest first.
-    `degraded`: the store is away, and the answer may lack ratings that were acknowledged. `arms`: the user's
-    arm by the name of the experiment that it is of.
+    `degraded`: the store is away, and the answer may lack ratings that were acknowledged.
     """
 
     generation: int
     distribution: list[float] | None = None
     degraded: bool = False
-    arms: dict[str, str] | None = None
 
 
 def _digits(count: int, kind: type, *, padded: bool = False) -> npt.NDArray[np.unsignedinteger]:

@@ -10,7 +10,6 @@ from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 
 from factors import BASIS, FactorsError, Float32s, Int64s
@@ -125,7 +124,6 @@ class PairScorer:
         time: float | None,
         distribution: bool,
         given: Float32s | None = None,
-        arms: dict[str, str] | None = None,
     ) -> OnePrediction:
         """Predict one pair at `time` and in the context `given` (1, k), if there are any; with the
         probabilities of the steps of the scale, if wanted.
@@ -151,7 +149,6 @@ class PairScorer:
         prediction = OnePrediction(
             *(float(scores.rating[0]), float(scores.std[0]), BASIS[scores.basis[0]], live.generation),
             degraded=degraded,
-            arms=arms,
         )
         if distribution:
             # The model knows whether its scale has steps; a fit may have found them.
@@ -165,23 +162,15 @@ class PairScorer:
         return prediction
 
     async def predict_batch(
-        self,
-        live: LiveGeneration,
-        user_ids: Ids,
-        item_ids: Ids,
-        given: Float32s | None = None,
-        arms: dict[str, str] | None = None,
+        self, live: LiveGeneration, user_ids: Ids, item_ids: Ids, given: Float32s | None = None
     ) -> bytearray:
         """Return the body for the pairs `user_ids[j]`, `item_ids[j]` in their order, or for one user with all
-        items. `given`: the contexts of the pairs (m, k), or one (1, k) of all of them; `arms`: of that user,
-        where `live` is an arm of an experiment.
+        items. `given`: the contexts of the pairs (m, k), or one (1, k) of all of them.
         """
         (vectors, rows, degraded), index = await self._look_up_batch(live, user_ids, item_ids)
         elements = writer(live.model.scale).elements
         contexts = None if given is None else np.broadcast_to(given, (len(rows), given.shape[1]))
         mark = b'"degraded":true,' if degraded else b""
-        if arms is not None:
-            mark += b'"arms":%b,' % msgspec.json.encode(arms)
         body = bytearray(b'{"generation":%d,%b"predictions":[' % (live.generation, mark))
         async with self._one_batch:
             for start in range(0, len(rows), _SLICE):

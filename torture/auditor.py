@@ -305,13 +305,12 @@ class Auditor:
 
 def is_backwards(before: Pointer, now: Pointer, asked: Container[int]) -> bool:
     """Say whether the pointer went where it must not: to an older history, to a leader before, or to an older
-    generation that was not `asked` for and that the trainer did not go back to.
+    generation that was not `asked` for.
     """
     if now.epoch < before.epoch or now.fence < before.fence:
         return True
-    back, older = now.rolled_back, now.epoch == before.epoch and now.generation < before.generation
-    by_trainer = back is not None and back != before.rolled_back and back.to == now.generation
-    return older and not by_trainer and now.generation not in asked
+    older = now.epoch == before.epoch and now.generation < before.generation
+    return older and now.generation not in asked
 
 
 def _events(paths: list[Path]) -> dict[str, list[tuple[int, float]]]:

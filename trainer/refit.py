@@ -180,7 +180,7 @@ class Refitter:
                 0 if fitted is None else fitted.fitted_events,
                 requested=len(self._requests) > 0,
                 # What a fit writes during a migration would be copied once more.
-                held=pointer.held or self._switch.experiments or pointer.migration != "",
+                held=pointer.held or pointer.migration != "",
                 files_missing=live is not None and live.files_missing,
                 catalogue=await self._changed.look(self._clock(), _version_of(fitted)),
             )
@@ -247,8 +247,7 @@ class Refitter:
             seconds=seconds,
             **self._progress.seconds(),
         )
-        why = "an older generation is held live, or an experiment is over generations"
-        return generation if published.live else Failure("held", why)
+        return generation if published.live else Failure("held", "an older generation is held live")
 
     async def _fit_and_publish(self, epoch: OpenEpoch, *, automatic: bool) -> Published:
         """Fit everything that was acknowledged before this call, and publish it. Raises `GateRefusedError`

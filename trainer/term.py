@@ -23,17 +23,17 @@ from trainer.item_deletion.item_ratings import ItemRatings
 from trainer.item_updates.messages import Arrivals, ItemUpdates
 from trainer.item_updates.updater import ItemUpdater
 from trainer.leadership import Leadership
+from trainer.publication.arriving_error import ArrivingError
 from trainer.publication.forgotten import ForgottenUsers
 from trainer.publication.prior import publish_prior
 from trainer.publication.switch import Switch
 from trainer.refit import RefitRequests, Refitter
 from trainer.retry import with_retries
-from trainer.rollback.watch import RollbackWatch
 from trainer.settings import TrainerSettings
 from trainer.threads import Threads
 from trainer.upkeep import REMOVAL_PAUSE_S, Upkeep
 
-# Batches that wait to be judged. Which ratings are does not matter: what comes beyond is let go.
+# Batches that wait to be predicted. Which ratings are does not matter: what comes beyond is let go.
 _WAITING_ARRIVALS = 4
 # Batches that wait to be folded in: some 40 MB at 12,800 events each. When they are full the consumer waits,
 # and the stream, which has a limit of its own, keeps the rest.
@@ -77,7 +77,7 @@ class Term:
         self.switch = Switch(store, self.epochs, threads, item_updates, requests.want)
         arrivals = Arrivals(_WAITING_ARRIVALS)
         self.items = ItemUpdater(store, lease, item_updates, threads, arrivals, step=step)
-        self.rollbacks = RollbackWatch(store, lease, self.epochs, self.switch, arrivals, threads)
+        self.arriving = ArrivingError(store, self.epochs, self.switch, arrivals, threads)
         self.rewrites = FileRewrites(store, lambda: self.room.refusing == "store_disk")
         self.item_ratings = ItemRatings(store, self.epochs, threads, step=step)
         self.commands = CommandHandler(
@@ -123,7 +123,7 @@ class Term:
                 group.create_task(self.refitter.run(), name="refit")
                 if self._settings.engine == "variational":
                     group.create_task(compile_ahead(self.epochs.archived_events), name="compile loops")
-                group.create_task(self.rollbacks.run(), name="judge what is live")
+                group.create_task(self.arriving.run(), name="predict what arrives")
                 group.create_task(self.upkeep.run(), name="upkeep")
                 if self._store.traces is not None:
                     group.create_task(self._store.traces.follow(), name="follow traces")

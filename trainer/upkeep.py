@@ -101,7 +101,6 @@ class Upkeep:
             await self.store.require_same()
             await self.switch.follow(pointer)
             self._followed = True
-            await self._guarded(self.switch.follow_arms(pointer))
             await self._guarded(self._remove_fits(pointer))
             for number in {pointer.epoch, pointer.pending} - {0}:
                 # What is given up is not read anew while it goes; but it may have gone live just before.
@@ -172,7 +171,7 @@ class Upkeep:
             await self._discard(number, pointer)
 
     async def _remove_fits(self, pointer: Pointer) -> None:
-        generations = {pointer.generation, pointer.previous, *self.switch.arms} - {0}
+        generations = {pointer.generation, pointer.previous} - {0}
         epoch = await self.epochs.open(pointer.epoch)
         await self.threads.run(epoch.fits.keep, generations)
         await self.forgotten.release(pointer.epoch, generations)

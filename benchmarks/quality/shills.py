@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from benchmarks.quality.light_raters import without_surplus
 from evaluation.offline.data import DataSet
 from factors import (
     FitSettings,
@@ -50,9 +49,8 @@ HELD_OUT = 0.1
 class Shift:
     """What an attack on an item with `n_ratings` did, in units of the scale: to the `plain_mean` of its
     ratings, to the mean prediction of all honest users when the item and the accounts were folded in
-    (`online`), after a fit with them (`fitted`), and where that fit had the defence of
-    `benchmarks.quality.light_raters` (`defended`). `rmse`: of held-out ratings after that fit, `rmse_before`
-    without the attack, `rmse_defended` without the attack and with the defence.
+    (`online`), and after a fit with them (`fitted`). `rmse`: of held-out ratings after that fit,
+    `rmse_before` without the attack.
     """
 
     data: str
@@ -63,10 +61,8 @@ class Shift:
     plain_mean: float
     online: float
     fitted: float
-    defended: float
     rmse_before: float
     rmse: float
-    rmse_defended: float
 
 
 def shills(data: DataSet, target: int, attack: Attack, rng: np.random.Generator) -> Ratings:
@@ -116,14 +112,13 @@ def measure_shifts(data: DataSet, seed: int) -> Iterator[Shift]:
         known, test = data.part(~held_out), data.part(held_out)
         settings = FitSettings(data.scale)
         before = fit(known, data.n_users, data.n_items, settings=settings, rng=np.random.default_rng(seed))
-        defended = without_surplus(before, known)
-        rmse_before, rmse_defended = rmse(before, test), rmse(defended, test)
+        rmse_before = rmse(before, test)
         statistics = item_statistics(before.items)
         count, means = statistics.count, statistics.mean
         by_count = np.argsort(-count, kind="stable")[: np.count_nonzero(count)]
         for popularity in POPULARITY:
             target = int(by_count[int(popularity * len(by_count))])
-            honest, before_it = (predictions(each, target, data.n_users) for each in (before, defended))
+            honest = predictions(before, target, data.n_users)
             n_ratings, mean = int(count[target]), float(means[target])
             for attack in ATTACKS:
                 rng = np.random.default_rng(seed)
@@ -144,12 +139,10 @@ def measure_shifts(data: DataSet, seed: int) -> Iterator[Shift]:
                     float(np.mean(predictions(each, target, data.n_users) - honest))
                     for each in (between, after)
                 )
-                now = predictions(without_surplus(after, every), target, data.n_users)
                 yield Shift(
                     *(data.name, popularity, n_ratings, attack, n_shills),
                     n_shills * (data.scale.high - mean) / (n_ratings + n_shills),
-                    *(online, fitted, float(np.mean(now - before_it))),
-                    *(rmse_before, rmse(after, test), rmse_defended),
+                    *(online, fitted, rmse_before, rmse(after, test)),
                 )
 
 

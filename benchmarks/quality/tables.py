@@ -153,8 +153,8 @@ def shift_table(shifts: Sequence[Shift]) -> Table:
     shown = new_table(
         f"{shifts[0].data}: what {shifts[0].shills} accounts, {SHARE:.0%} of all, add to an item",
         (
-            *("more popular", "ratings", "besides", "mean rating", "folded in", "fitted", "defended"),
-            *("RMSE before", "after", "before, defended"),
+            *("more popular", "ratings", "besides", "mean rating", "folded in", "fitted"),
+            *("RMSE before", "after"),
         ),
         left=("more popular", "besides"),
     )
@@ -163,8 +163,8 @@ def shift_table(shifts: Sequence[Shift]) -> Table:
             f"{one.popularity:.0%}",
             str(one.n_ratings),
             one.attack,
-            *(f"{moved:+.3f}" for moved in (one.plain_mean, one.online, one.fitted, one.defended)),
-            *(f"{error:.4f}" for error in (one.rmse_before, one.rmse, one.rmse_defended)),
+            *(f"{moved:+.3f}" for moved in (one.plain_mean, one.online, one.fitted)),
+            *(f"{error:.4f}" for error in (one.rmse_before, one.rmse)),
         )
     return shown
 

@@ -285,38 +285,31 @@ export interface AnonymousRating {
   context?: Record<string, number | string | boolean | null> | null;
 }
 
-/** A share of the users, and what they get: a generation, or a scenario. */
+/** A share of the users, and the scenario that they get. */
 export interface Arm {
   name: string;
   share: number;
-  generation?: number | null;
-  scenario?: string | null;
+  scenario: string;
 }
 
-/** What came of an arm. `users`: how many it has answered, to about a percent. `rmse`: of `ratings` that arrived, each predicted before it was learned. `lists` that were answered, items `shown` in them, and of these the `positives`. Each difference is to the first arm. `served`: whether this worker has the generation; while it has not, the live one answers, and counts for no arm. */
+/** What came of an arm. `users`: how many it has answered, to about a percent. `lists` that were answered, items `shown` in them, and of these the `positives`. The difference is to the first arm. */
 export interface ArmFigures {
   name: string;
   share: number;
+  scenario: string;
   users: number;
-  ratings: number;
   lists: number;
   shown: number;
   positives: number;
-  generation?: number | null;
-  scenario?: string | null;
-  served?: boolean | null;
-  rmse?: Estimate | null;
   positive_rate?: Estimate | null;
-  rmse_difference?: Difference | null;
   positive_rate_difference?: Difference | null;
 }
 
-/** A `share` of the users, from 0 to 1, and the generation or the scenario that they get. */
+/** A `share` of the users, from 0 to 1, and the scenario that they get. */
 export interface ArmIn {
   name: string;
   share: number;
-  generation?: number | null;
-  scenario?: string | null;
+  scenario: string;
 }
 
 /** The attributes of a user. Times are ISO 8601, in UTC. */
@@ -389,13 +382,11 @@ export interface Diversity {
   lambda: number;
 }
 
-/** What goes on. `held`: automatic refits do not go live. `followed`: whether every worker knows. */
+/** `scenario`: that of calls that ask for none from now on. `followed`: whether every worker knows. */
 export interface Ended {
   ended: string;
   followed: boolean;
-  generation?: number | null;
   scenario?: string | null;
-  held?: boolean | null;
 }
 
 /** A figure and its 95 % interval. */
@@ -443,18 +434,17 @@ export interface EventsPage {
   events: Array<EventOut>;
 }
 
-/** Arms: all generations, or all scenarios. `scenario`: the calls of GET /recommend that take part ask for this one; without it, those that ask for none. */
+/** `scenario`: the calls of GET /recommend that take part ask for this one; without it, those that ask for none. */
 export interface ExperimentBody {
   arms: Array<ArmIn>;
   scenario?: string | null;
 }
 
-/** An experiment and what came of it so far. `waits`: automatic refits wait for its end. */
+/** An experiment and what came of it so far. */
 export interface ExperimentFigures {
   name: string;
   arms: Array<ArmFigures>;
   began: number;
-  waits: boolean;
   scenario?: string | null;
 }
 
@@ -483,7 +473,6 @@ export interface Explained {
   parts: Array<Part>;
   generation: number;
   degraded?: boolean;
-  arms?: Record<string, string> | null;
   score?: number | null;
   relevance?: Relevance | null;
 }
@@ -514,13 +503,12 @@ export interface GenerationOut {
   feedback?: Feedback | null;
 }
 
-/** What is kept, the newest first. `live` is 0 before the first; `held`: automatic refits wait. `rolled_back`: the last one that was taken back by itself. */
+/** What is kept, the newest first. `live` is 0 before the first; `held`: automatic refits wait. */
 export interface GenerationsOut {
   live: number;
   epoch: number;
   held: boolean;
   generations: Array<GenerationOut>;
-  rolled_back: RolledBackOut | null;
 }
 
 /** Intervals of `step_s` seconds, the oldest first; null where no process has told of itself. `at`: their ends, seconds since 1970. `rmse`, `baseline_rmse`: of ratings that arrived, as predicted before they were learned, and as an unknown user would be told. `servers`: of the store, as a trainer has found them last. */
@@ -718,7 +706,6 @@ export interface NeighboursOut {
   neighbours: Array<NearUserOut>;
   among: number;
   reason?: string | null;
-  arms?: Record<string, string> | null;
   degraded?: boolean;
 }
 
@@ -728,7 +715,7 @@ export interface New {
   available_from: number | null;
 }
 
-/** The answer of GET /predict. `distribution`: probability of each step of the scale, lowest first. `degraded`: the store is away, and the answer may lack ratings that were acknowledged. `arms`: the user's arm by the name of the experiment that it is of. */
+/** The answer of GET /predict. `distribution`: probability of each step of the scale, lowest first. `degraded`: the store is away, and the answer may lack ratings that were acknowledged. */
 export interface OnePrediction {
   rating: number;
   std: number;
@@ -736,7 +723,6 @@ export interface OnePrediction {
   generation: number;
   distribution?: Array<number> | null;
   degraded?: boolean;
-  arms?: Record<string, string> | null;
 }
 
 /** By how much one rating of the user moved the score. */
@@ -768,12 +754,11 @@ export interface Prediction {
   basis: string;
 }
 
-/** Predictions in the order in which they were asked. `arms`: as in the answer for one pair, where all are of one user. */
+/** Predictions in the order in which they were asked. */
 export interface Predictions {
   generation: number;
   predictions: Array<Prediction>;
   degraded?: boolean;
-  arms?: Record<string, string> | null;
 }
 
 /** What went wrong, by RFC 9457. `code` is stable; `field` and `row` (from 0) tell where the input is wrong. */
@@ -861,7 +846,7 @@ export interface RecommendBody {
   ratings: Array<AnonymousRating>;
 }
 
-/** Items, best first. `order`: what ranked them; of a generation without a ranking head it is `rating`, also where `score` was asked for. `recommendation_id`: names this answer; to be sent back with events. `ignored`: ratings of the call whose item is not known. `reason`: why there is no item. `arms`: the user's arm by the name of each experiment that the list is of. */
+/** Items, best first. `order`: what ranked them; of a generation without a ranking head it is `rating`, also where `score` was asked for. `recommendation_id`: names this answer; to be sent back with events. `ignored`: ratings of the call whose item is not known. `reason`: why there is no item. `arms`: the user's arm by the name of the experiment that the list is of. */
 export interface Recommendations {
   generation: number;
   items: Array<Recommended>;
@@ -957,16 +942,6 @@ export interface Reports {
 export interface Rising {
   item_id: string;
   score: number;
-}
-
-/** A generation that the trainer has taken back: of so many `ratings` that arrived its root mean square error was `loss`, that of the generation `to` `loss_before`. `at`: seconds since 1970. */
-export interface RolledBackOut {
-  generation: number;
-  to: number;
-  ratings: number;
-  loss: number;
-  loss_before: number;
-  at: number;
 }
 
 /** What a list may have, and in which order. A scenario has the same fields. */

@@ -1,1 +1,1 @@
-"""Experiments: users split among generations or scenarios, and what came of it."""
+"""Experiments: users split among scenarios, and what came of it."""

@@ -1,21 +1,18 @@
-"""Experiments: a hash of the user splits users among arms, each a generation or a scenario.
+"""Experiments: a hash of the user splits users among arms, each a scenario.
 
 Invariant: the arm of a user depends on the id and on the experiment alone, in every process, for ever.
 """
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import accumulate
 from zlib import crc32
 
 import msgspec
-import numpy as np
 
-from factors import Int64s
 from featurestore.errors import StoreDamaged
-from featurestore.id_columns import Ids, checksums
 from featurestore.keys import shown_key
 
 # Users of an arm are counted in so many groups: how much these differ says how sure a figure is, though the
@@ -35,22 +32,20 @@ DEFAULT_SCENARIO = b""
 
 
 class Arm(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A share of the users, and what they get: a generation, or a scenario."""
+    """A share of the users, and the scenario that they get."""
 
     name: str
     share: float
-    generation: int | None = None
-    scenario: str | None = None
+    scenario: str
 
 
 class Definition(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An experiment as it is stored. `began`: seconds since 1970; `epoch`: of the arms' generations;
-    `scenario`: the calls that take part ask for this one; None: those that ask for none.
+    """An experiment as it is stored. `began`: seconds since 1970; `scenario`: the calls that take part ask
+    for this one; None: those that ask for none.
     """
 
     arms: tuple[Arm, ...]
     began: float
-    epoch: int = 0
     scenario: str | None = None
 
 
@@ -76,17 +71,6 @@ class Experiment:
         """The arms, of which the first is compared with the others."""
         return self.definition.arms
 
-    @property
-    def over_generations(self) -> bool:
-        """Whether the arms are generations."""
-        return self.arms[0].generation is not None
-
-    @property
-    def generations(self) -> tuple[int, ...]:
-        """The generations of the arms, each once."""
-        found = (arm.generation for arm in self.arms if arm.generation is not None)
-        return tuple(dict.fromkeys(found))
-
     def mark_of(self, user_id: bytes) -> int:
         """Return a number of 64 bits that looks random, of a user in this experiment."""
         # Added to a checksum: with the salt alone, users would be in the same order in every experiment.
@@ -100,17 +84,6 @@ class Experiment:
         place = bisect_right(self._ends, (mark >> _DROPPED_BITS) * _UNIT)
         return place if place < len(self._ends) else -1
 
-    def arms_of(self, user_ids: Ids | Sequence[bytes]) -> tuple[Int64s, Int64s]:
-        """Return `arm_of` of each user (m,), and the group (m,) that the user is counted in."""
-        word = checksums(user_ids).astype(np.uint64) + np.uint64(self._salt)
-        word = (word ^ (word >> np.uint64(30))) * np.uint64(_FIRST)
-        word = (word ^ (word >> np.uint64(27))) * np.uint64(_SECOND)
-        word ^= word >> np.uint64(31)
-        places = (word >> np.uint64(_DROPPED_BITS)).astype(np.float64) * _UNIT
-        arms = np.searchsorted(np.array(self._ends), places, side="right")
-        arms[arms == len(self._ends)] = -1
-        return arms.astype(np.int64), (word % np.uint64(GROUPS)).astype(np.int64)
-
 
 @dataclass(frozen=True, slots=True)
 class Experiments:
@@ -122,24 +95,11 @@ class Experiments:
     default_scenario: str | None = None
     version: str = ""
     damaged: tuple[str, ...] = ()
-    # The one over generations, and the others by the scenario that calls ask for.
-    over_generations: Experiment | None = field(init=False)
+    # By the scenario that calls ask for.
     by_scenario: Mapping[str | None, Experiment] = field(init=False)
 
     def __post_init__(self) -> None:
-        fits = [each for each in self.running if each.over_generations]
-        others = {each.definition.scenario: each for each in self.running if not each.over_generations}
-        object.__setattr__(self, "over_generations", fits[0] if fits else None)
-        object.__setattr__(self, "by_scenario", others)
-
-    def of_epoch(self, epoch: int) -> "Experiments":
-        """Return these without those over generations of another history, which are gone."""
-        ended = self.of_ended(epoch)
-        return replace(self, running=tuple(each for each in self.running if each not in ended))
-
-    def of_ended(self, epoch: int) -> tuple[Experiment, ...]:
-        """Return those over generations of another history than that of this epoch."""
-        return tuple(e for e in self.running if e.over_generations and e.definition.epoch != epoch)
+        object.__setattr__(self, "by_scenario", {each.definition.scenario: each for each in self.running})
 
     def named(self, name: str) -> Experiment | None:
         """Return an experiment, None where there is none of this name."""
@@ -166,8 +126,7 @@ def read_experiments(fields: Mapping[bytes, bytes]) -> Experiments:
 
 def _read(name: str, text: bytes) -> Experiment:
     definition = msgspec.json.decode(text, type=Definition)
-    kinds = {arm.generation is not None for arm in definition.arms}
-    if len(kinds) != 1 or any(not 0 < arm.share <= 1 for arm in definition.arms):
+    if not definition.arms or any(not 0 < arm.share <= 1 for arm in definition.arms):
         raise ValueError(name)
     return Experiment(name, definition)
 

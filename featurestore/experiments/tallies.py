@@ -22,11 +22,9 @@ MARKS_AT_ONCE = 1_000
 class Figure(IntEnum):
     """A row of a tally."""
 
-    RATINGS = 0
-    SQUARED_ERROR = 1
-    LISTS = 2
-    SHOWN = 3
-    POSITIVES = 4
+    LISTS = 0
+    SHOWN = 1
+    POSITIVES = 2
 
 
 def new_tally() -> Float64s:

@@ -11,8 +11,6 @@ from functools import partial
 from typing import Any
 from zlib import crc32
 
-import msgspec
-
 from factors import Float32s, Int32s
 from featurestore.client import Client
 from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreDamaged, StoreError
@@ -22,7 +20,6 @@ from featurestore.generations.manifest import (
     GenerationMeta,
     GenerationSummary,
     Pointer,
-    RolledBack,
     Worker,
     decode_beat,
     decode_meta,
@@ -114,17 +111,17 @@ class Generations:
         return writer
 
     async def prune(self, lease: Lease, pause_s: float = 0.0) -> set[int]:
-        """Remove all but the live generation, the one to roll back to and the arms of an experiment; return
-        the numbers that stay. Raises `LeaseLost`.
+        """Remove all but the live generation and the one to roll back to; return the numbers that stay.
+
+        Raises `LeaseLost`.
         """
         pointer = await self.live()
         kept = {pointer.generation, pointer.previous} - {0}
         summaries = await self.list()
         self._require_named(pointer, summaries)
         for summary in summaries:
-            number = summary.generation
-            if number not in kept and not await self.remove(summary.epoch, number, pause_s, lease=lease):
-                kept.add(number)
+            if summary.generation not in kept:
+                await self.remove(summary.epoch, summary.generation, pause_s, lease=lease)
         return kept
 
     def _require_named(self, pointer: Pointer, summaries: Sequence[GenerationSummary]) -> None:
@@ -143,16 +140,6 @@ class Generations:
         args = [b"%d" % generation, b"", b"0", b"1" if hold else b"0"]
         (reply,) = await self._client.call("flip", (self._keys.switched, args))
         flipped(reply, generation)
-
-    async def roll_back(self, lease: Lease, why: RolledBack) -> bool:
-        """Make the generation before live again, for the leader, and note why. False where the pointer has
-        moved since, or a person holds it.
-
-        Raises `LeaseLost`, and `GenerationUnknown` where that generation is no longer whole.
-        """
-        args = [b"%d" % lease.fence, b"%d" % why.generation, b"%d" % why.to, msgspec.json.encode(why)]
-        (reply,) = await self._client.call("roll_back", (self._keys.switched, args))
-        return flipped(reply, why.to)
 
     def load_items(self, meta: GenerationMeta) -> AsyncIterator[bytes | memoryview]:
         """Yield the bytes of the item table, piece by piece. Raises `GenerationBroken` where one has gone."""
@@ -274,9 +261,9 @@ class Generations:
 
     async def remove(
         self, epoch: int, generation: int, pause_s: float = 0.0, *, lease: Lease | None = None
-    ) -> bool:
+    ) -> None:
         """Remove a generation in small steps; the records go with the next ones written. `lease`: of a
-        leader; None where its epoch is given up. False: it is an arm of an experiment, and stays.
+        leader; None where its epoch is given up.
 
         Raises `StoreError` if live, `LeaseLost`.
         """
@@ -284,10 +271,8 @@ class Generations:
         (reply,) = await self._client.call("retire_generation", (self._keys.switched, args))
         if reply[0] == b"LIVE":
             raise StoreError(f"generation {generation} is live and is not removed")
-        if reply[0] == b"KEPT":
-            return False
         if reply[0] == b"GONE":
-            return True
+            return
         summary = decode_summary(reply[1], self._keys.generations)
         chunks = [self._keys.chunk(epoch, generation, chunk) for chunk in range(summary.chunks)]
         chunks += [self._keys.index_chunk(epoch, generation, chunk) for chunk in range(summary.index_chunks)]
@@ -295,7 +280,6 @@ class Generations:
         # The entry goes last: as long as it is there, the next caller can finish this.
         await self._client.unlink(self._keys.meta(epoch, generation), self._keys.deltas(epoch, generation))
         await self._client.hdel(self._keys.generations, str(generation))
-        return True
 
     async def remove_epoch(self, epoch: int, pause_s: float = 0.0, *, lease: Lease | None = None) -> None:
         """Remove all that belongs to an epoch, in small steps. `lease`: of a leader that has archived it

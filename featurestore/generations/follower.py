@@ -1,8 +1,8 @@
-"""The generations that a service process serves: the live one, and the arms of an experiment. Invariant: a
-caller that takes one once has one whole generation for as long as it wants.
+"""The generation that a service process serves. Invariant: a caller that takes it once has one whole
+generation for as long as it wants.
 
-A new generation is loaded and checked beside those that serve, then one reference is swapped. While the
-store is away the old ones go on serving.
+A new generation is loaded and checked beside the one that serves, then one reference is swapped. While the
+store is away the old one goes on serving.
 """
 
 import asyncio
@@ -12,19 +12,12 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from featurestore.errors import (
-    FullReason,
-    GenerationBroken,
-    GenerationUnknown,
-    StoreDamaged,
-    StoreError,
-    StoreUnavailable,
-)
-from featurestore.experiments.definition import Experiment, Experiments, read_experiments
+from featurestore.errors import FullReason, StoreDamaged, StoreError, StoreUnavailable
+from featurestore.experiments.definition import Experiments, read_experiments
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.loader import GenerationLoader
 from featurestore.generations.manifest import Beat, Kept, Pointer, read_pointer
@@ -47,20 +40,9 @@ RETRY_LOAD_S = 1.0
 _EXPERIMENTS = 4
 
 
-class Served(NamedTuple):
-    """What answers a user. `arm`: the position in the `experiment` of the arm that it is, and the user's
-    `mark` there; -1 where it is none, or where the arm's generation cannot be served.
-    """
-
-    live: LiveGeneration | None
-    experiment: Experiment | None = None
-    arm: int = -1
-    mark: int = 0
-
-
 class Follower:
-    """Keeps `live` up to date from a `Store`; `pointer` is what was polled last. `experiments`: those that
-    run in the history that is live, `arms`: the generations of these beside the live one, by number.
+    """Keeps `live` up to date from a `Store`; `pointer` is what was polled last, `experiments`
+    those that run.
 
     Counters for metrics: `loads_total`, `failures_total`; `polled_at` is `time.monotonic` of the last good
     poll, `failure` why the last one failed, if it did.
@@ -85,7 +67,6 @@ class Follower:
         self._poll_s = poll_s
         self._prepare = prepare
         self.live: LiveGeneration | None = None
-        self.arms: dict[int, LiveGeneration] = {}
         self.experiments = Experiments()
         self.pointer: Pointer | None = None
         self.loads_total = 0
@@ -101,9 +82,7 @@ class Follower:
         self._loading: asyncio.Task[None] | None = None
         self._load_at = float("-inf")
         self._load_failure = ""
-        self._experiments_read: tuple[Mapping[bytes, bytes] | None, int] = {}, 0
-        # Arms that cannot be served: they are not tried again before the experiments change.
-        self._lost: set[int] = set()
+        self._experiments_read: Mapping[bytes, bytes] | None = {}
         # The prior of what the scale was before it was decided: it is not served.
         self._outdated = 0
         # Of a migration to another store.
@@ -169,14 +148,11 @@ class Follower:
         pipe.hkeys(self._keys.generations)
         pipe.hmget(self._keys.config, "identity", "scale", "scale_open")
         pipe.hgetall(self._keys.experiments)
-        held: list[LiveGeneration] = []
         if live is not None:
-            held = [live, *self.arms.values()]
             items = self._store.items(live.epoch)
             known = len(items)
-            for each in held:
-                deltas = self._keys.deltas(each.epoch, each.generation)
-                pipe.xrange(deltas, f"({each.after}", "+", DELTAS_AT_ONCE)
+            deltas = self._keys.deltas(live.epoch, live.generation)
+            pipe.xrange(deltas, f"({live.after}", "+", DELTAS_AT_ONCE)
             pipe.lrange(self._keys.order(live.epoch), known, known + ITEMS_AT_ONCE - 1)
         # Before it leaves: a reply that was waited for, or lay unread, tells what was so then.
         asked_at = time.monotonic()
@@ -202,97 +178,47 @@ class Follower:
         erasures = pointer_fields.get(b"erasures", b"")
         self._store.users.polled(Kept(self._numbers), asked_at, erasures, pointer)
         self.polled_at = now
-        self._follow_experiments(experiments, pointer.epoch)
+        self._follow_experiments(experiments)
         more = False
-        if held and held[0] is self.live:
-            *deltas_of, ids = rest
+        if live is not None and live is self.live:
+            entries, ids = rest
             items.follow(known, ids)
-            more = len(ids) == ITEMS_AT_ONCE
-            for each, entries in zip(held, deltas_of, strict=True):
-                # An item that the catalogue has registered has the prior until it is rated.
-                if entries or len(items) > each.n_items:
-                    self._put(each, await self._loader.with_deltas(each, entries, len(items)))
-                more |= len(entries) == DELTAS_AT_ONCE
+            more = len(ids) == ITEMS_AT_ONCE or len(entries) == DELTAS_AT_ONCE
+            # An item that the catalogue has registered has the prior until it is rated.
+            if entries or len(items) > live.n_items:
+                followed = await self._loader.with_deltas(live, entries, len(items))
+                # A load that ended meanwhile has read the same deltas, or does not need them.
+                if self.live is live:
+                    self.live = followed
         self._serve_what_is_named(pointer, now)
         return more
 
-    def _follow_experiments(self, fields: Mapping[bytes, bytes] | StoreDamaged, epoch: int) -> None:
+    def _follow_experiments(self, fields: Mapping[bytes, bytes] | StoreDamaged) -> None:
         damage = fields if isinstance(fields, StoreDamaged) else None
         known = None if isinstance(fields, StoreDamaged) else fields
-        if (known, epoch) != self._experiments_read:
-            self._experiments_read = known, epoch
-            self.experiments = read_experiments(known or {}).of_epoch(epoch)
-            self._lost.clear()
+        if known != self._experiments_read:
+            self._experiments_read = known
+            self.experiments = read_experiments(known or {})
             if damage is not None:
                 log.error("experiments cannot be read: %s", damage)
             if self.experiments.damaged:
                 log.error("experiments cannot be read", extra={"names": self.experiments.damaged})
 
-    def for_user(self, user_id: bytes) -> "Served":
-        """Return what answers a user: of an experiment over generations the arm, else what is live."""
-        experiment = self.experiments.over_generations
-        if experiment is None:
-            return Served(self.live)
-        mark, live = experiment.mark_of(user_id), self.live
-        place = experiment.arm_of(mark)
-        number = (place >= 0 and experiment.arms[place].generation) or 0
-        # Numbers are given once, whatever the epoch.
-        own = live if live is not None and live.generation == number else self.arms.get(number)
-        return Served(live) if own is None else Served(own, experiment, place, mark)
-
-    def holds(self, generation: int) -> bool:
-        """Whether this process serves a generation, as the live one or as an arm."""
-        return generation in self.arms or (self.live is not None and self.live.generation == generation)
-
-    def _put(self, before: LiveGeneration, followed: LiveGeneration) -> None:
-        """Serve the later state of a generation, unless a load that ended meanwhile has taken its place: that
-        has read the same deltas, or does not need them.
-        """
-        if self.live is before:
-            self.live = followed
-        elif self.arms.get(before.generation) is before:
-            self.arms[before.generation] = followed
-
-    def _arms_wanted(self, pointer: Pointer) -> set[int]:
-        """Return the generations of an experiment that are not the live one."""
-        experiment = self.experiments.over_generations
-        # They were read with the pointer of the last poll, which may be an earlier one.
-        if experiment is None or experiment.definition.epoch != pointer.epoch:
-            return set()
-        return {*experiment.generations} - {pointer.generation}
-
-    def _followed_experiments(self) -> str:
-        """Return the version of the experiments, as soon as each arm is served, or known to be lost."""
-        if self.pointer is None or self._arms_wanted(self.pointer) - self._lost - self.arms.keys():
-            return "-"
-        return self.experiments.version
-
     def _serve_what_is_named(self, pointer: Pointer, now: float) -> None:
-        """Serve what the pointer and an experiment name. What is not here is loaded, one after the other."""
+        """Serve what the pointer names; it is loaded where it is not here."""
         stage = pointer.migration.partition(" ")[0]
         if stage != self._stage:
             log.warning("foldin migrate: the store is %s", stage or "not moving any more: it was given up")
         if pointer.moved_to not in {None, self._moved_to}:
             log.error("the store moves to %s: set FOLDIN_REDIS_URL to it, and start again", pointer.moved_to)
         self._stage, self._moved_to = stage, pointer.moved_to
-        live, wanted = self.live, self._arms_wanted(pointer)
-        number = pointer.generation
-        if live is not None and number in self.arms and live.generation != number:
-            # An arm that goes live is here already; what was live may be an arm, or is dropped below.
-            self.arms[live.generation], live = live, self.arms.pop(number)
-            self.live = live
-        for gone in self.arms.keys() - wanted:
-            del self.arms[gone]
-        held = [*self.arms.values()] if live is None else [live, *self.arms.values()]
-        self._store.users.serves({(each.epoch, each.generation) for each in held})
+        live, named = self.live, (pointer.epoch, pointer.generation)
+        here = None if live is None else (live.epoch, live.generation)
+        self._store.users.serves(set() if here is None else {here})
         if not (self._loading is None or self._loading.done()) or now - self._load_at < RETRY_LOAD_S:
             return
-        here = live is not None and (live.epoch, live.generation) == (pointer.epoch, number)
-        first = [number][: number not in {0, self._outdated}]
-        missing = sorted(wanted - self.arms.keys() - self._lost) if here else first
-        if missing:
-            load = self._load(pointer.epoch, missing[0], arm=here)
-            self._loading = asyncio.create_task(load, name=f"load-generation-{missing[0]}")
+        if here != named and pointer.generation not in {0, self._outdated}:
+            self._loading = asyncio.create_task(self._load(*named), name=f"load-generation-{named[1]}")
 
     def _is_outdated(self, live: LiveGeneration) -> bool:
         # What it would answer may not even be on the scale; the trainer publishes another at once.
@@ -304,13 +230,12 @@ class Follower:
         self._identity = self._store.identity
         self.live = self.pointer = None
         self._outdated = 0
-        self.arms.clear()
         if self._store.users.copies is not None:
             self._store.users.copies.clear()
         self._load_at = float("-inf")
 
-    async def _load(self, epoch: int, generation: int, *, arm: bool) -> None:
-        """Load a generation and serve it, as the live one or as an `arm` beside it."""
+    async def _load(self, epoch: int, generation: int) -> None:
+        """Load a generation and serve it."""
         try:
             loaded = await self._loader.load(epoch, generation)
             items = self._store.items(epoch)
@@ -318,17 +243,13 @@ class Follower:
             await items.require_whole()
             if self._is_outdated(loaded):
                 self._outdated = generation
-            elif not arm:
+            else:
                 await self._go_live(loaded)
-            elif self.live is not None and self.live.epoch == epoch:
-                self.arms[generation] = loaded
             self._load_at, self._load_failure = float("-inf"), ""
         except StoreError as exc:
             # Keep the one that serves; the next poll tries again, or finds that the pointer has moved on.
             self._load_at = time.monotonic()
             self.failures_total += 1
-            if arm and isinstance(exc, GenerationBroken | GenerationUnknown):
-                self._lost.add(generation)
             if self._load_failure != str(exc):
                 log.warning("loading generation %d failed: %s", generation, exc)
             # Tried again and again, said once.
@@ -339,14 +260,8 @@ class Follower:
         if self._prepare is not None and (before is None or before.epoch != epoch):
             await self._prepare(epoch)
         if self.live is not None or await self._announce(epoch, generation):
-            before, self.live = self.live, loaded
+            self.live = loaded
             self.loads_total += 1
-            if before is not None and before.epoch == epoch:
-                # If an experiment names it; the next poll drops it otherwise.
-                self.arms[before.generation] = before
-            elif before is not None:
-                self.arms.clear()
-            self.arms.pop(generation, None)
             shown = {"epoch": epoch, "generation": generation, "items": loaded.n_items}
             log.info("generation live", extra=shown)
             await self._loader.remove_unused(self._numbers, generation)
@@ -360,7 +275,7 @@ class Follower:
         return (self.pointer.epoch, self.pointer.generation) == (epoch, generation)
 
     async def _beat_if_due(self, live: LiveGeneration) -> None:
-        serves = (live.epoch, live.generation, self._followed_experiments())
+        serves = (live.epoch, live.generation, self.experiments.version)
         # At once after a change: a switch of generations waits for this.
         if serves != self._beaten or time.monotonic() - self._beaten_at >= BEAT_S:
             self._beaten, self._beaten_at = serves, time.monotonic()

@@ -2,7 +2,6 @@
 read as written is `GenerationBroken`, never a guess.
 """
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -31,19 +30,6 @@ Text = bytes | str
 """What redis-py's types say that it returns. Without `decode_responses` it is bytes."""
 
 
-class RolledBack(msgspec.Struct, frozen=True):
-    """A generation that the trainer has taken back, at `at` by the store's clock: of so many `ratings` that
-    arrived after the flip its root mean square error was `loss`, that of the generation `to` `loss_before`.
-    """
-
-    generation: int
-    to: int
-    ratings: int
-    loss: float
-    loss_before: float
-    at: float
-
-
 @dataclass(frozen=True, slots=True)
 class Pointer:
     """What is live. `generation` 0: none yet. `previous`: the one to roll back to (0: none).
@@ -51,9 +37,8 @@ class Pointer:
     `held`: automatic refits do not go live. `pending`: the epoch that is being prepared (0: none), since
     `pending_since` by the store's clock, seconds since 1970, by `pending_by` ("" for a call that is over with
     its process). `full`: what has no room left, as the leader believes until `full_until` by the same clock.
-    `last_epoch`: the highest that was given. `rolled_back`: what the trainer has taken back last.
-    `taking_over`: the epoch that has gone live, while ratings still go to the one before too (0: none).
-    `migration`: how far a migration to another store is, "" without one.
+    `last_epoch`: the highest that was given. `taking_over`: the epoch that has gone live, while ratings still
+    go to the one before too (0: none). `migration`: how far a migration to another store is, "" without one.
     """
 
     epoch: int
@@ -67,7 +52,6 @@ class Pointer:
     full_until: float = 0.0
     last_epoch: int = 0
     pending_by: str = ""
-    rolled_back: RolledBack | None = None
     taking_over: int = 0
     migration: str = ""
 
@@ -246,17 +230,9 @@ def read_pointer(fields: Mapping[Text, Text], key: bytes) -> Pointer:
         full_until=float(until) if until.isdigit() else 0.0,
         last_epoch=number(b"last_epoch"),
         pending_by=_text(fields.get(b"pending_by")),
-        rolled_back=_rolled_back(fields.get(b"rolled_back")),
         taking_over=number(b"taking_over"),
         migration=_text(fields.get(b"migration")),
     )
-
-
-def _rolled_back(text: Text | None) -> RolledBack | None:
-    # For people to read: what cannot be read must not keep a process from knowing what is live.
-    with contextlib.suppress(msgspec.MsgspecError):
-        return None if text is None else msgspec.json.decode(text, type=RolledBack)
-    return None
 
 
 def _text(value: Text | None) -> str:

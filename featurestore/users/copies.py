@@ -79,7 +79,7 @@ class UserCopies:
     """
 
     def __init__(self, settled_s: float = SETTLED_S) -> None:
-        # By epoch and generation: several while an experiment is over generations.
+        # By epoch and generation: two while one takes the place of the other.
         self._of: dict[tuple[int, int], _OfGeneration] = {}
         self._turned_at = float("-inf")
         self._settled_s = settled_s

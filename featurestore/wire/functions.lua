@@ -702,26 +702,7 @@ local function replaced(live, fence)
   return fence ~= '' and redis.call('HGET', live, 'fence') ~= fence
 end
 
--- The generations that are arms of experiments of this epoch, each as a number; nil where there are none. What cannot
--- be read is no experiment.
-local function arms_of(experiments, epoch)
-  local found
-  for _, text in ipairs(redis.call('HVALS', experiments)) do
-    local is_json, experiment = pcall(cjson.decode, text)
-    local is_one = is_json and type(experiment) == 'table' and experiment.epoch == epoch
-    for _, arm in ipairs(is_one and type(experiment.arms) == 'table' and experiment.arms or {}) do
-      local number = type(arm) == 'table' and arm.generation
-      -- Not NaN, which cjson reads and no table has as a key.
-      if type(number) == 'number' and number == number then
-        found = found or {}
-        found[number] = true
-      end
-    end
-  end
-  return found
-end
-
--- keys: live, generations, experiments. args: number, fence or ''. From here on it cannot go live.
+-- keys: live, generations. args: number, fence or ''. From here on it cannot go live.
 local function retire_generation(keys, args)
   if replaced(keys[1], args[2]) then
     return LOST
@@ -733,10 +714,6 @@ local function retire_generation(keys, args)
   if redis.call('HGET', keys[1], 'generation') == args[1] then
     return { 'LIVE' }
   end
-  local arms = arms_of(keys[3], tonumber(redis.call('HGET', keys[1], 'epoch')))
-  if arms and arms[tonumber(args[1])] then
-    return { 'KEPT' }
-  end
   -- As text: cjson would write an empty list as an object, and times with 14 digits.
   summary = string.gsub(summary, '"state":"%a+"', '"state":"removing"', 1)
   redis.call('HSET', keys[2], args[1], summary)
@@ -746,15 +723,7 @@ local function retire_generation(keys, args)
   return { 'OK', summary }
 end
 
--- Whether the leader has taken this generation back. What cannot be read says so of none: it must not keep every fit from
--- going live.
-local function taken_back(live, generation)
-  local is_json, why = pcall(cjson.decode, redis.call('HGET', live, 'rolled_back') or '')
-  return is_json and type(why) == 'table' and type(why.generation) == 'number' and whole(why.generation) == generation
-end
-
--- keys: live, generations, experiments. args: number, fence ('' when a person asks), automatic '1' or '0', hold '1' or
--- '0', back ('1': the leader goes back to it).
+-- keys: live, generations. args: number, fence ('' when a person asks), automatic '1' or '0', hold '1' or '0'.
 local function flip(keys, args)
   local live = redis.call('HMGET', keys[1], 'epoch', 'generation', 'held', 'pending', 'abandoned')
   if replaced(keys[1], args[2]) then
@@ -775,10 +744,7 @@ local function flip(keys, args)
   if new_epoch > epoch and (live[4] ~= whole(new_epoch) or live[5] == live[4]) then
     return { 'UNKNOWN', 'belongs to an abandoned history' }
   end
-  if new_epoch == epoch and args[3] == '1' and (live[3] == '1' or arms_of(keys[3], epoch)) then
-    return { 'HELD' }
-  end
-  if args[2] ~= '' and args[5] ~= '1' and taken_back(keys[1], args[1]) then
+  if new_epoch == epoch and args[3] == '1' and live[3] == '1' then
     return { 'HELD' }
   end
   if new_epoch ~= epoch then
@@ -790,75 +756,40 @@ local function flip(keys, args)
   return { 'OK' }
 end
 
--- keys: live, generations, experiments. args: fence, the generation that is taken back, the one before it, why. Unless the pointer has
--- moved since, or a person holds it.
-local function roll_back(keys, args)
-  local live = redis.call('HMGET', keys[1], 'generation', 'previous', 'held')
-  if replaced(keys[1], args[1]) then
-    return LOST
-  end
-  if live[1] ~= args[2] or live[2] ~= args[3] or live[3] == '1' then
-    return { 'MOVED' }
-  end
-  local reply = flip(keys, { args[3], args[1], '0', '0', '1' })
-  if reply[1] == 'OK' then
-    redis.call('HSET', keys[1], 'rolled_back', args[4])
-  end
-  return reply
-end
-
--- keys: live, generations, experiments. args: name, definition, most experiments, generations of the arms. One experiment
--- is over generations, and one about each scenario that calls ask for. Answers what stands there under this name.
+-- keys: experiments. args: name, definition, most experiments. One experiment is about each scenario that calls ask for.
+-- Answers what stands there under this name.
 local function begin_experiment(keys, args)
-  local stands = redis.call('HGET', keys[3], args[1])
+  local stands = redis.call('HGET', keys[1], args[1])
   if stands then
     return { 'EXISTS', stands }
   end
-  local epoch, new = tonumber(redis.call('HGET', keys[1], 'epoch')), cjson.decode(args[2])
-  for at = 4, #args do
-    local text = redis.call('HGET', keys[2], args[at])
-    local summary = text and cjson.decode(text)
-    if not summary or summary.state ~= 'ready' or summary.epoch ~= epoch or new.epoch ~= epoch then
-      return { 'UNKNOWN', args[at] }
-    end
-  end
-  local fields, count = redis.call('HGETALL', keys[3]), 0
+  local fields, count, new = redis.call('HGETALL', keys[1]), 0, cjson.decode(args[2])
   for at = 1, #fields, 2 do
-    local is_json, other = pcall(cjson.decode, fields[at + 1])
-    if fields[at] ~= '' and is_json and type(other) == 'table' then
-      local alike = (tonumber(other.epoch) or 0) > 0 == (#args > 3) and (#args > 3 or other.scenario == new.scenario)
-      -- Of a history that has ended the generations are gone, and nothing of it is compared.
-      if alike and (#args == 3 or other.epoch == epoch) then
+    if fields[at] ~= '' then
+      local is_json, other = pcall(cjson.decode, fields[at + 1])
+      if is_json and type(other) == 'table' and other.scenario == new.scenario then
         return { 'BUSY', fields[at] }
       end
+      count = count + 1
     end
-    count = count + (fields[at] == '' and 0 or 1)
   end
   if count >= tonumber(args[3]) then
     return { 'FULL' }
   end
-  redis.call('HSET', keys[3], args[1], args[2])
+  redis.call('HSET', keys[1], args[1], args[2])
   return { 'OK', args[2] }
 end
 
--- keys: live, generations, experiments, then what came of it. args: name, the generation that goes live or '', hold '1' or
--- '0', the scenario of calls that ask for none or ''[, the definition that must stand under the name].
+-- keys: experiments, then what came of it. args: name, the scenario of calls that ask for none or ''.
 local function end_experiment(keys, args)
-  local stands = redis.call('HGET', keys[3], args[1])
-  if not stands or (args[5] and stands ~= args[5]) then
+  if redis.call('HEXISTS', keys[1], args[1]) == 0 then
     return { 'GONE' }
   end
   if args[2] ~= '' then
-    local reply = flip(keys, { args[2], '', '0', args[3] })
-    if reply[1] ~= 'OK' then
-      return reply
-    end
+    redis.call('HSET', keys[1], '', args[2])
   end
-  if args[4] ~= '' then
-    redis.call('HSET', keys[3], '', args[4])
-  end
-  redis.call('HDEL', keys[3], args[1])
-  redis.call('UNLINK', unpack(keys, 4))
+  redis.call('HDEL', keys[1], args[1])
+  redis.call('UNLINK', unpack(keys, 2))
   return { 'OK' }
 end
 
@@ -1614,7 +1545,6 @@ register('allot_generation', allot_generation, {})
 register('put_generation', put_generation, {})
 register('retire_generation', retire_generation, ALWAYS)
 register('flip', flip, ALWAYS)
-register('roll_back', roll_back, ALWAYS)
 register('begin_experiment', begin_experiment, {})
 register('end_experiment', end_experiment, ALWAYS)
 register_plain('add_tally', add_tally, {})

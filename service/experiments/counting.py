@@ -8,9 +8,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import numpy as np
-
-from factors import Float64s, Int64s
+from factors import Float64s
 from featurestore.experiments.definition import GROUPS, Experiment
 from featurestore.experiments.tallies import Figure, Tallies, new_tally
 from service.experiments.background import BackgroundSteps
@@ -28,10 +26,17 @@ class Membership(NamedTuple):
     arm: int
     mark: int
 
+    @classmethod
+    def of(cls, experiment: Experiment, user_id: bytes) -> "Membership | None":
+        """Return the arm of a user, None for one who is in none."""
+        mark = experiment.mark_of(user_id)
+        arm = experiment.arm_of(mark)
+        return cls(experiment, arm, mark) if arm >= 0 else None
+
     @property
-    def shown(self) -> dict[str, str]:
-        """The arm by the name of the experiment, as an answer has it."""
-        return {self.experiment.name: self.experiment.arms[self.arm].name}
+    def name(self) -> str:
+        """The name of the arm."""
+        return self.experiment.arms[self.arm].name
 
 
 class _Arm:
@@ -57,16 +62,6 @@ class ArmCounts:
     def count(self, member: Membership, figure: Figure, number: float = 1.0) -> None:
         """Count something of a user."""
         self._of(member.experiment, member.arm).tally[figure, member.mark % GROUPS] += number
-
-    def errors(self, experiment: Experiment, arms: Int64s, groups: Int64s, squared: Float64s) -> None:
-        """Count ratings that were predicted with `squared` errors (n,), by arm (n,) and group (n,) of users;
-        those of arm -1 are in none.
-        """
-        for arm in {*arms.tolist()} - {-1}:
-            own = arms == arm
-            tally = self._of(experiment, arm).tally
-            for figure, weights in ((Figure.RATINGS, own), (Figure.SQUARED_ERROR, own * squared)):
-                tally[figure] += np.bincount(groups, weights=weights, minlength=GROUPS)
 
     def _of(self, experiment: Experiment, arm: int) -> _Arm:
         found = self._waiting.get((experiment, arm))

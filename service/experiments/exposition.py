@@ -23,8 +23,6 @@ OF_GENERATION = {
     "items": ("foldin_generation_items", "Items that it was fitted with."),
 }
 OF_ARM = {
-    Figure.RATINGS: ("foldin_arm_ratings", "Ratings of users of an arm, predicted before they were learned."),
-    Figure.SQUARED_ERROR: ("foldin_arm_squared_error", "Their squared error, summed."),
     Figure.LISTS: ("foldin_arm_lists", "Lists that an arm has answered, in all replicas."),
     Figure.SHOWN: ("foldin_arm_shown_items", "Items that its lists were recorded to have shown."),
     Figure.POSITIVES: ("foldin_arm_positives", "Items shown that a positive event followed in 7 days."),

@@ -1,11 +1,10 @@
-"""What the tallies of an experiment say: errors, rates and differences, each with a 95 % interval.
+"""What the tallies of an experiment say: rates and differences, each with a 95 % interval.
 
-Invariant: pure arithmetic on tallies. An interval takes the users of an arm for independent, not their
-ratings: how much groups of users differ says how sure a figure is (the delete-a-group jackknife: Kott, 2001).
+Invariant: pure arithmetic on tallies. An interval takes the users of an arm for independent, not what
+they do: how much groups of users differ says how sure a figure is (the delete-a-group jackknife: Kott, 2001).
 """
 
 import math
-from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -17,7 +16,7 @@ from featurestore.experiments.tallies import Figure
 _T = 2.0395
 # The same of the normal distribution, as Wilson's interval has it.
 _Z = 1.9600
-# Fewer groups with any rating say nothing of how much users differ.
+# Fewer groups with any item shown say nothing of how much users differ.
 _LEAST_GROUPS = 8
 
 
@@ -38,15 +37,6 @@ class Difference(msgspec.Struct, frozen=True):
     excludes_zero: bool
 
 
-def rmse(tally: Float64s) -> Estimate | None:
-    """Return the root mean squared error of the ratings that arrived; None where too few users rated."""
-    found = _jackknife(tally[Figure.SQUARED_ERROR], tally[Figure.RATINGS], math.sqrt)
-    if found is None:
-        return None
-    value, deviation = found
-    return Estimate(value, max(0.0, value - _T * deviation), value + _T * deviation)
-
-
 def positive_rate(tally: Float64s) -> Estimate | None:
     """Return the share of the items shown that got a positive event, by Wilson's interval; None of no items.
 
@@ -57,7 +47,7 @@ def positive_rate(tally: Float64s) -> Estimate | None:
     if not shown:
         return None
     rate = min(1.0, positives / shown)
-    found = _jackknife(tally[Figure.POSITIVES], tally[Figure.SHOWN], float)
+    found = _jackknife(tally[Figure.POSITIVES], tally[Figure.SHOWN])
     by_chance = rate * (1.0 - rate) / shown
     effect = 1.0 if found is None or not by_chance else max(1.0, found[1] ** 2 / by_chance)
     return wilson(rate, shown / effect)
@@ -70,21 +60,11 @@ def wilson(rate: float, n: float) -> Estimate:
     return Estimate(rate, max(0.0, middle - half), min(1.0, middle + half))
 
 
-def rmse_difference(tally: Float64s, first: Float64s) -> Difference | None:
-    """Return by how much the error of an arm is above that of the first; None where one is not known."""
-    return _difference(
-        *(_jackknife(each[Figure.SQUARED_ERROR], each[Figure.RATINGS], math.sqrt) for each in (tally, first))
-    )
-
-
 def rate_difference(tally: Float64s, first: Float64s) -> Difference | None:
-    """Return by how much the positive rate of an arm is above that of the first."""
-    return _difference(
-        *(_jackknife(each[Figure.POSITIVES], each[Figure.SHOWN], float) for each in (tally, first))
-    )
-
-
-def _difference(one: tuple[float, float] | None, other: tuple[float, float] | None) -> Difference | None:
+    """Return by how much the positive rate of an arm is above that of the first; None where one is not
+    known.
+    """
+    one, other = (_jackknife(each[Figure.POSITIVES], each[Figure.SHOWN]) for each in (tally, first))
     if one is None or other is None:
         return None
     # No user is in two arms.
@@ -92,19 +72,15 @@ def _difference(one: tuple[float, float] | None, other: tuple[float, float] | No
     return Difference(value, value - half, value + half, abs(value) > half)
 
 
-def _jackknife(
-    sums: Float64s, counts: Float64s, of_mean: Callable[[float], float]
-) -> tuple[float, float] | None:
-    """Return `of_mean` of the mean, and its standard deviation by leaving out one group after the other; None
-    where too few groups have any. `sums`, `counts` (groups,).
+def _jackknife(sums: Float64s, counts: Float64s) -> tuple[float, float] | None:
+    """Return the mean, and its standard deviation by leaving out one group after the other; None where too
+    few groups have any. `sums`, `counts` (groups,).
     """
     used = counts > 0
     groups = int(np.count_nonzero(used))
     if groups < _LEAST_GROUPS:
         return None
     sums, counts = sums[used], counts[used]
-    # A sum of squares that was rounded may be a little below 0 without its largest part.
-    means = np.maximum(sums.sum() - sums, 0.0) / (counts.sum() - counts)
-    left_out = np.array([of_mean(float(mean)) for mean in means])
+    left_out = (sums.sum() - sums) / (counts.sum() - counts)
     variance = (groups - 1) / groups * float(np.square(left_out - left_out.mean()).sum())
-    return of_mean(float(sums.sum() / counts.sum())), math.sqrt(variance)
+    return float(sums.sum() / counts.sum()), math.sqrt(variance)

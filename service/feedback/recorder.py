@@ -7,7 +7,7 @@ is left out and counted.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -60,7 +60,7 @@ class _Shown(NamedTuple):
     item_id: bytes
     row: int
     generation: int
-    members: tuple[Membership, ...]
+    member: Membership | None
     at: float
     n: int
     most: int | None
@@ -90,10 +90,10 @@ class FeedbackRecorder:
         self._flushed_at = time.monotonic()
         self._steps = BackgroundSteps("record what was shown", counts)
 
-    def listed(self, generation: int, members: Collection[Membership]) -> None:
-        """Count an answered list."""
+    def listed(self, generation: int, member: Membership | None) -> None:
+        """Count an answered list, of an arm where the user is a `member` of one."""
         self._of(generation).showings.lists += 1
-        for member in members:
+        if member is not None:
             self._arm_counts.count(member, Figure.LISTS)
 
     def show(
@@ -101,7 +101,7 @@ class FeedbackRecorder:
         generation: int,
         user_id: bytes,
         items: Sequence[tuple[bytes, int]],
-        members: tuple[Membership, ...],
+        member: Membership | None,
         *,
         n: int,
         most: int | None,
@@ -114,7 +114,7 @@ class FeedbackRecorder:
         room = max(0, _MOST_WAITING - len(self._shown))
         self._counts.impressions_lost += max(0, len(items) - room)
         self._shown += [
-            _Shown(user_id, item_id, row, generation, members, now, n, most) for item_id, row in items[:room]
+            _Shown(user_id, item_id, row, generation, member, now, n, most) for item_id, row in items[:room]
         ]
 
     def forget(self, user_id: bytes) -> None:
@@ -202,32 +202,22 @@ class FeedbackRecorder:
                     # Of a token that was made up, or an import: it would take the place of one that there is.
                     continue
                 row = registry.row(columns.item_id[k]) if figure is Figure.SHOWN else None
-                members = self._members(columns.user_id[k], generation, noted.tokens[k])
-                self._count(figure, generation, row, members)
+                member = self._member(columns.user_id[k], noted.tokens[k])
+                self._count(figure, generation, row, member)
 
     def _epoch(self) -> int:
         return 1 if self._follower.live is None else self._follower.live.epoch
 
-    def _members(self, user_id: bytes, generation: int, token: Token | None) -> list[Membership]:
-        """Return the arms that an event counts for: of generations by what has shown the item, of scenarios
-        by the token of the answer.
-        """
-        found, arms = [], {} if token is None else token.arms
-        for experiment in self._follower.experiments.running:
-            mark = experiment.mark_of(user_id)
-            place = experiment.arm_of(mark)
-            if place >= 0:
-                arm = experiment.arms[place]
-                by_generation = experiment.over_generations and arm.generation == generation
-                if by_generation or (
-                    not experiment.over_generations and arms.get(experiment.name) == arm.name
-                ):
-                    found.append(Membership(experiment, place, mark))
-        return found
+    def _member(self, user_id: bytes, token: Token | None) -> Membership | None:
+        """Return the arm that an event counts for: that of the answer, by its token, if it is the user's."""
+        if token is None or token.arm is None:
+            return None
+        name, arm = token.arm
+        experiment = self._follower.experiments.named(name)
+        member = None if experiment is None else Membership.of(experiment, user_id)
+        return member if member is not None and member.name == arm else None
 
-    def _count(
-        self, figure: Figure, generation: int, row: int | None, members: Collection[Membership]
-    ) -> None:
+    def _count(self, figure: Figure, generation: int, row: int | None, member: Membership | None) -> None:
         waiting = self._of(generation)
         if figure is Figure.SHOWN:
             waiting.showings.shown += 1
@@ -235,7 +225,7 @@ class FeedbackRecorder:
                 waiting.rows.add(row)
         else:
             waiting.showings.positives += 1
-        for member in members:
+        if member is not None:
             self._arm_counts.count(member, figure)
 
     def _of(self, generation: int) -> _Waiting:
@@ -299,7 +289,7 @@ class FeedbackRecorder:
             raise
         self._counts.impressions_lost += left_out
         for each in part:
-            self._count(Figure.SHOWN, each.generation, each.row, each.members)
+            self._count(Figure.SHOWN, each.generation, each.row, each.member)
 
 
 def _columns(some: Sequence[_Shown], code: int) -> Columns:

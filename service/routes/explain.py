@@ -64,7 +64,6 @@ class Explained(msgspec.Struct, omit_defaults=True):
     parts: list[Part]
     generation: int
     degraded: bool = False
-    arms: dict[str, str] | None = None
     score: float | None = None
     relevance: Relevance | None = None
 
@@ -82,7 +81,7 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
     path = request.rel_url.raw_path
     user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
     given = await context_rows(context.store.contexts, query_context(Query(request.raw_path)))
-    live, member = context.serving(user_id)
+    live = context.live()
     registry = context.store.items(live.epoch)
     profile, degraded = await context.scorer.profile(live, user_id)
     history = profile.history
@@ -113,7 +112,6 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
         *(user_id.decode(), item_id.decode(), rating, std, BASIS[score.basis[0]], base, parts),
         live.generation,
         degraded,
-        None if member is None else member.shown,
     )
     if live.ranking is not None:
         whole = pack_feedback([history])

@@ -56,29 +56,13 @@ class GenerationOut(msgspec.Struct, omit_defaults=True):
     feedback: Feedback | None = None
 
 
-class RolledBackOut(msgspec.Struct):
-    """A generation that the trainer has taken back: of so many `ratings` that arrived its root mean square
-    error was `loss`, that of the generation `to` `loss_before`. `at`: seconds since 1970.
-    """
-
-    generation: int
-    to: int
-    ratings: int
-    loss: float
-    loss_before: float
-    at: float
-
-
 class GenerationsOut(msgspec.Struct):
-    """What is kept, the newest first. `live` is 0 before the first; `held`: automatic refits wait.
-    `rolled_back`: the last one that was taken back by itself.
-    """
+    """What is kept, the newest first. `live` is 0 before the first; `held`: automatic refits wait."""
 
     live: int
     epoch: int
     held: bool
     generations: list[GenerationOut]
-    rolled_back: RolledBackOut | None
 
 
 class Activated(msgspec.Struct):
@@ -120,9 +104,7 @@ async def get_generations(request: web.Request) -> web.StreamResponse:
     for each in found:
         if (shown := showings.get(each.generation)) is not None:
             each.feedback = feedback_of(shown, each.n_items)
-    back = pointer.rolled_back
-    told = None if back is None else RolledBackOut(*msgspec.structs.astuple(back))
-    return json_answer(GenerationsOut(pointer.generation, pointer.epoch, pointer.held, found, told))
+    return json_answer(GenerationsOut(pointer.generation, pointer.epoch, pointer.held, found))
 
 
 @Route(

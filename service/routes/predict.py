@@ -79,14 +79,11 @@ class Pairs(NamedTuple):
 
 
 class Predictions(msgspec.Struct, omit_defaults=True):
-    """Predictions in the order in which they were asked. `arms`: as in the answer for one pair, where all are
-    of one user.
-    """
+    """Predictions in the order in which they were asked."""
 
     generation: int
     predictions: list[Prediction]
     degraded: bool = False
-    arms: dict[str, str] | None = None
 
 
 class PairQuery(NamedTuple):
@@ -170,13 +167,11 @@ async def get_predict(request: web.Request) -> web.StreamResponse:
 
 
 async def _one(context: ServiceContext, query: PairQuery, given: Float32s | None) -> OnePrediction:
-    live, member = context.serving(query.user_id)
     return await context.scorer.predict_one(
-        *(live, query.user_id, query.item_id),
+        *(context.live(), query.user_id, query.item_id),
         time=query.time,
         distribution=query.distribution,
         given=given,
-        arms=None if member is None else member.shown,
     )
 
 
@@ -225,12 +220,7 @@ async def _answer_body(context: ServiceContext, raw: bytearray, caller: Caller |
             return json_answer(await context.batcher.submit(*pairs))
         return json_answer(await _one(context, PairQuery(*pairs, None, distribution=False), given))
     # Once the body is there, which may have taken its sender seconds: the answer is of the newest generation.
-    live, arms = context.live(), None
-    # Pairs of several users, who may be in several arms, are answered by what is live: by one generation.
-    if isinstance(body.item_ids, list):
-        live, member = context.serving(next(iter(pairs.user_ids)))
-        arms = None if member is None else member.shown
-    return Answer(await context.scorer.predict_batch(live, *pairs, given, arms))
+    return Answer(await context.scorer.predict_batch(context.live(), *pairs, given))
 
 
 def checked_contexts(body: PredictBody, n_pairs: int) -> Given | None:

@@ -159,25 +159,15 @@ def check_scale(
         raise Problem("invalid_body", detail, field=field, row=row)
 
 
-async def squared_errors(context: ServiceContext, columns: Columns) -> Float64s:
-    """Return the squared errors (m, 2) of what answers each user on ratings that it has not learned yet, and
-    of what an unknown user would be told; of a large call, on a sample. The former count for the arms, too.
+async def squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Columns) -> Float64s:
+    """Return the squared errors (m, 2) of a generation on ratings that it has not learned yet, and of what an
+    unknown user would be told; of a large call, on a sample.
     """
     columns = columns.part(slice(None, None, -(-len(columns) // _PREDICTED)))
-    experiments = context.follower.experiments
-    served = [context.follower.for_user(user_id) for user_id in columns.user_id]
-    errors = np.zeros((len(columns), 2))
-    for live in {id(each.live): each.live for each in served}.values():
-        if live is not None:
-            own = [k for k, each in enumerate(served) if each.live is live]
-            errors[own] = await _squared_errors(context.scorer, live, columns.taken(own))
-    for experiment in experiments.running:
-        arms, groups = experiment.arms_of(columns.user_id)
-        if experiment.over_generations:
-            # An arm whose generation is gone has predicted nothing.
-            arms[[each.arm < 0 for each in served]] = -1
-        context.arm_counts.errors(experiment, arms, groups, errors[:, 0])
-    return errors
+    positions: dict[bytes, int] = {}
+    index = [positions.setdefault(user_id, len(positions)) for user_id in columns.user_id]
+    vectors, item_rows, _ = await scorer.look_up(live, list(positions), columns.item_id)
+    return _errors(live, columns, vectors, np.array(index, dtype=np.int64), item_rows)
 
 
 async def errors_as_asked(
@@ -197,13 +187,6 @@ async def errors_as_asked(
     item_rows = np.array([-1 if row is None else row for row in rows], dtype=np.int64)
     index = np.array([users.index(user_id) for user_id in columns.user_id], dtype=np.int64)
     return _errors(live, columns, current.vectors, index, item_rows)[known[index]]
-
-
-async def _squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Columns) -> Float64s:
-    positions: dict[bytes, int] = {}
-    index = [positions.setdefault(user_id, len(positions)) for user_id in columns.user_id]
-    vectors, item_rows, _ = await scorer.look_up(live, list(positions), columns.item_id)
-    return _errors(live, columns, vectors, np.array(index, dtype=np.int64), item_rows)
 
 
 def _errors(
@@ -262,10 +245,10 @@ async def store_columns(request: web.Request, columns: Columns, contexts: Given 
         live, errors, asked, ratings = context.follower.live, np.zeros((0, 2)), None, columns.ratings()
         # Before they are stored: the error on what the model has not learned is the honest one.
         if live is not None and len(ratings):
-            if len(ratings) <= _ASKED_ALONG and not context.follower.experiments.running:
+            if len(ratings) <= _ASKED_ALONG:
                 asked = users.ask(live, list(dict.fromkeys(ratings.user_id)))
             else:
-                errors = await squared_errors(context, ratings)
+                errors = await squared_errors(context.scorer, live, ratings)
         await ratings_log.append_columns(columns, limits=limits)
         if asked is not None and live is not None:
             errors = await errors_as_asked(context, live, ratings, asked)

@@ -31,7 +31,6 @@ from service.call_rules import (
     rules_of,
 )
 from service.context import CONTEXT, ServiceContext
-from service.experiments.counting import Membership
 from service.feedback.tokens import new_token
 from service.http.access import LEVELS
 from service.http.parsing import (
@@ -95,7 +94,7 @@ class Recommendations(msgspec.Struct, omit_defaults=True):
     """Items, best first. `order`: what ranked them; of a generation without a ranking head it is `rating`,
     also where `score` was asked for. `recommendation_id`: names this answer; to be sent back with events.
     `ignored`: ratings of the call whose item is not known. `reason`: why there is no item. `arms`: the
-    user's arm by the name of each experiment that the list is of.
+    user's arm by the name of the experiment that the list is of.
     """
 
     generation: int
@@ -250,7 +249,7 @@ async def _for_user(
     context = request.app[CONTEXT]
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     circumstances = await context_rows(context.store.contexts, given)
-    live, member = context.serving(user_id)
+    live = context.live()
     if fields.impressions:
         # What a scenario records, an operator has said.
         context.access.admit(request.headers, LEVELS["rate"])
@@ -264,14 +263,13 @@ async def _for_user(
     vector = _in_context(live, profile.vector, circumstances)
     person = _Person(vector, profile.history, await _seen_rows(context, seen, wanted))
     items, reason = await _best_items(context, live, person, wanted, call)
-    members = tuple(each for each in (member, call.member) if each is not None)
-    answer = _answer(live, items, call, members)
+    answer = _answer(live, items, call)
     answer.user_id, answer.reason = user_id.decode(), reason
     answer.seed, answer.degraded = wanted.seed, degraded | call.degraded
     if request.method == "HEAD":
         # No list is shown.
         return json_answer(answer)
-    context.feedback.listed(live.generation, members)
+    context.feedback.listed(live.generation, call.member)
     if call.rules.impressions and not answer.degraded:
         registry = context.store.items(live.epoch)
         shown = [(item_id, registry.row(item_id)) for item_id in (each.item_id.encode() for each in items)]
@@ -279,18 +277,17 @@ async def _for_user(
         caller = request.get(CALLED_BY)
         if context.quotas.taken(caller, "ratings", len(known)) is None:
             most = None if caller is None else caller.limits.history
-            context.feedback.show(live.generation, user_id, known, members, n=profile.n, most=most)
+            context.feedback.show(live.generation, user_id, known, call.member, n=profile.n, most=most)
         else:
             context.counts.impressions_lost += len(known)
     return json_answer(answer)
 
 
-def _answer(
-    live: LiveGeneration, items: list[Recommended], call: CallRules, members: tuple[Membership, ...] = ()
-) -> Recommendations:
-    arms = {experiment: arm for each in members for experiment, arm in each.shown.items()}
-    token = new_token(live.generation, time.time(), call.scenario, arms)
-    return Recommendations(live.generation, items, _ranked_by(live, call), token, arms=arms or None)
+def _answer(live: LiveGeneration, items: list[Recommended], call: CallRules) -> Recommendations:
+    arm = None if call.member is None else (call.member.experiment.name, call.member.name)
+    token = new_token(live.generation, time.time(), call.scenario, arm)
+    arms = None if arm is None else dict([arm])
+    return Recommendations(live.generation, items, _ranked_by(live, call), token, arms=arms)
 
 
 def _in_context(live: LiveGeneration, vector: Float32s, circumstances: Float32s | None) -> Float32s:

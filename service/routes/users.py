@@ -101,7 +101,6 @@ class NeighboursOut(msgspec.Struct, omit_defaults=True):
     neighbours: list[NearUserOut]
     among: int
     reason: str | None = None
-    arms: dict[str, str] | None = None
     degraded: bool = False
 
 
@@ -115,7 +114,7 @@ async def get_user(request: web.Request) -> web.StreamResponse:
     """What is known of a user."""
     context = request.app[CONTEXT]
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
-    live, _ = context.serving(user_id)
+    live = context.live()
     profile, degraded = await context.scorer.profile(live, user_id)
     if profile.n == 0:
         raise Problem("unknown_user", "no rating of this user is known")
@@ -216,7 +215,7 @@ async def get_neighbours(request: web.Request) -> web.StreamResponse:
     if not 0.0 <= least <= 1.0:
         raise Problem("invalid_parameter", "least must be from 0 to 1", field="least")
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
-    live, member = context.serving(user_id)
+    live = context.live()
     # Without ratings the taste is that of the history, which the vector does not rest on.
     if live.by_events:
         profile, degraded = await context.scorer.profile(live, user_id)
@@ -243,8 +242,7 @@ async def get_neighbours(request: web.Request) -> web.StreamResponse:
         for each, value in zip(near, values, strict=True)
     ]
     reason = None if among else NO_ONE
-    arms = None if member is None else member.shown
-    answer = NeighboursOut(user_id.decode(), live.generation, found, among, reason, arms, degraded)
+    answer = NeighboursOut(user_id.decode(), live.generation, found, among, reason, degraded)
     return json_answer(answer)
 
 

@@ -131,7 +131,7 @@ ELSEWHERE = {
     "live:traces": "for seconds, of traced requests; its loss costs a mark in a trace",
     "live:quota:NAME": "it ends by itself; test_store_quotas.py has bytes of others in it",
     "items:quota:NAME": "as the one before",
-    "live:experiments": "test_service_experiments.py and test_trainer_experiments.py have it damaged",
+    "live:experiments": "test_service_experiments.py has it damaged",
     "live:experiment:NAME:sums": "as the one before",
     "live:experiment:NAME:users:A": "a count of the store's own; as the one before",
     "live:migrator": "for seconds; what it holds is not read",

@@ -30,6 +30,7 @@ LOOKUPS = 'foldin_lookup_seconds_bucket{instance="a",le="%s"}'
 PREDICTS = 'foldin_http_request_seconds_bucket{instance="a",route="/predict",le="%s"}'
 ANSWERS = 'foldin_http_requests_total{instance="a",route="/predict",status="%s"}'
 LAG = 'foldin_stream_lag_events{instance="a",partition="0"}'
+ARRIVING = 'foldin_trainer_arriving_rmse{which="%s"}'
 EVENT = 'foldin_trainer_event_timestamp_seconds{event="%s"}'
 UNREAD = 'foldin_trainer_unread_seconds{file="epoch-000001/0000000001-0000000001.r0.parquet"}'
 
@@ -79,14 +80,15 @@ WELL: dict[str, tuple[float, float]] = {
     'foldin_exceptions_total{instance="a"}': (1, 0),
     'foldin_generation{instance="a"}': (7, 0),
     'foldin_generation{instance="b"}': (7, 0),
-    'foldin_rolled_back_generation{instance="a"}': (6, 0),
     'foldin_rating_squared_error_sum{instance="a"}': (0, 8),
     'foldin_rating_squared_error_count{instance="a"}': (0, 10),
     "foldin_trainer_leading": (1, 0),
     "foldin_trainer_behind_seconds": (0, 0),
+    ARRIVING % "live": (0.9, 0),
+    ARRIVING % "previous": (0.9, 0),
+    "foldin_trainer_arriving_ratings": (5_000, 0),
     EVENT % "fit_published": (0, STEP_S),
     EVENT % "archive_rebuild": (-3_600, 0),
-    EVENT % "item_pushed": (-7_200, 0),
     EVENT % "records_process_ended": (-7_200, 0),
     **{EVENT % name: (-7_200, 0) for name in TROUBLES},
     UNREAD: (0, 0),
@@ -171,8 +173,7 @@ FAULTS = [
     Fault("FoldinMistakes", {'foldin_exceptions_total{instance="a"}': (2, 0)}),
     Fault("FoldinSlow", {PREDICTS % "0.01": (0, 0)}, within_s=420),
     Fault("FoldinReplicasDisagree", {'foldin_generation{instance="a"}': (8, 0)}, within_s=90),
-    Fault("FoldinItemPushed", {EVENT % "item_pushed": (WELL_S, 0)}),
-    Fault("FoldinRolledBack", {'foldin_rolled_back_generation{instance="a"}': (8, 0)}),
+    Fault("FoldinLiveWorse", {ARRIVING % "live": (0.93, 0)}, within_s=330),
 ]
 
 

@@ -129,8 +129,10 @@ async def test_hide_filter_and_compare(tmp_path: Path) -> None:
             assert item["attributes"]["release_year"] >= 1990
         done = await run((GUIDES / "compare.md").read_text("utf-8"), stack, tmp_path)
         assert misfits(done) == []
-        fits = next(json.loads(said) for command, _, said in done if command.endswith("/experiments/fits"))
-        assert sum(arm["share"] for arm in fits["arms"]) == 1
+        found = next(
+            json.loads(said) for command, _, said in done if command.endswith("/experiments/variety")
+        )
+        assert sum(arm["share"] for arm in found["arms"]) == 1
         done = await run((GUIDES / "hide-an-item.md").read_text("utf-8"), stack, tmp_path)
         assert misfits(done) == []
 

@@ -34,7 +34,6 @@ NO_COMMAND = {
     "docs/operations.md": {"2026-01-31 12:00:00,000 INFO foldin.audit ": "tests/integration/service"},
     "docs/trainer.md": {
         "                consume/ ": "",
-        "item_pushed item_id=i1 ": "tests/integration/trainer",
     },
 }
 # Tables that `foldin bench accuracy --record` and `ranking --record` write: the language of these blocks.

@@ -1,5 +1,5 @@
-"""The metrics of a trainer. Invariant: labels are partitions, places that fill up, names of log lines,
-servers of the store and files that cannot be read, all bounded in number.
+"""The metrics of a trainer. Invariant: labels are partitions, places that fill up, the two generations
+compared, names of log lines, servers of the store and files that cannot be read, all bounded in number.
 
 The trainer asks nothing of this: it reads what the parts of a term say of themselves.
 """
@@ -115,6 +115,7 @@ def of_term(term: Term) -> Iterator[Metric]:
     yield _gauge("trash_bytes", "What the trash of the archive holds.", term.upkeep.trash_bytes)
     if live is None:
         return
+    yield from _of_arriving(term, live.generation)
     yield _gauge("live_generation", "Generation that is live.", live.generation)
     yield _gauge("live_created_timestamp_seconds", "When it was published.", live.meta.summary.created)
     yield _gauge("live_ratings", "Ratings that it has learned.", live.meta.summary.n_ratings)
@@ -139,6 +140,22 @@ def of_term(term: Term) -> Iterator[Metric]:
     for partition, (arrived_ms, _) in sorted(consumer.positions.items()):
         position.add_metric([str(partition)], arrived_ms / 1000)
     yield position
+
+
+def _of_arriving(term: Term, generation: int) -> Iterator[Metric]:
+    """How well the live generation and the one before it predict the ratings that arrive."""
+    compared = term.arriving.comparison
+    if compared is None or compared.generation != generation:
+        return
+    error = GaugeMetricFamily(
+        "foldin_trainer_arriving_rmse",
+        "Root mean squared error of ratings that arrived since the flip, predicted before they were learned.",
+        labels=["which"],
+    )
+    for which, value in compared.rmse.items():
+        error.add_metric([which], value)
+    yield error
+    yield _gauge("arriving_ratings", "How many ratings that error is of.", compared.ratings)
 
 
 def of_archive(snapshot: Snapshot) -> Iterator[Metric]:

@@ -62,14 +62,7 @@ class LiveFit:
         return round(self.meta.summary.metrics.get("events", 0.0))
 
 
-@dataclass(frozen=True, slots=True)
-class ArmFits:
-    """The generations beside the live one that an experiment serves, all of them."""
-
-    fits: tuple[LiveFit, ...]
-
-
-ItemUpdate = ArchivedBatch | ErasedUser | LiveFit | ArmFits
+ItemUpdate = ArchivedBatch | ErasedUser | LiveFit
 ItemUpdates = asyncio.Queue[ItemUpdate]
 Arrivals = asyncio.Queue[ArchivedBatch]
 """What arrives for the live generation; when it is full a batch is let go."""

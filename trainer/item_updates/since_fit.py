@@ -20,7 +20,6 @@ from factors import (
     Histories,
     Model,
     RankingHead,
-    item_statistics,
     mark_described,
     positive_sums,
     posterior_of,
@@ -32,8 +31,7 @@ from trainer import log
 from trainer.archive.events import contexts_of, ratings_of, type_codes
 from trainer.catalogue.described import DescribedItems
 from trainer.fit_job.results import FitResult
-from trainer.item_updates.event_blocks import EVENT, EventBlocks, Events
-from trainer.item_updates.pushed import PushedItem, PushWatch
+from trainer.item_updates.event_blocks import EVENT, EventBlocks
 
 # Events beyond this are left to the next fit: 25 MB, and a fit is overdue by then.
 MAX_EVENTS = 1_000_000
@@ -105,8 +103,6 @@ class RatingsSinceFit:
         # By row of the fit: the slot of a user with newer events; -1 for the others.
         self._slot_of_row = np.full(self._n_base, -1, dtype=np.int32)
         self._events = EventBlocks()
-        self._watch = None if base is None else PushWatch(model.scale.high - model.scale.low)
-        self._pushed: list[PushedItem] = []
         # Whether events were left to the next fit.
         self._is_full = False
         # Items to fold in, the one that has waited longest first.
@@ -159,30 +155,6 @@ class RatingsSinceFit:
         self._events.add(item_row, events, contexts_of(table))
         for row in np.unique(item_row).tolist():
             self._waiting.setdefault(row)
-        self._look_at_items(item_row, events)
-
-    def _look_at_items(self, item_row: npt.NDArray[np.integer], added: Events) -> None:
-        """Look whether new accounts push any of the items `item_row` (m,) of the events `added` (m,)."""
-        if self._watch is None or self._base is None:
-            return
-        rated = (added["type_code"] == 0) & ~np.isnan(added["rating"])
-        new = self._base_row[added["slot"]] < 0
-        for row in self._watch.add(item_row[rated], added["rating"][rated], new[rated]):
-            events = np.concatenate([part for part, _ in self._events.of_item(row)])
-            events = events[events["type_code"] == 0][::-1]
-            # The last rating of each account, which may have taken the one before back.
-            last = events[np.unique(events["slot"], return_index=True)[1]]
-            last = last[~np.isnan(last["rating"])]
-            before = item_statistics(self._base.items[row : row + 1])
-            count, mean = before.count.sum(), before.mean.sum()
-            new_raters = self._base_row[last["slot"]] < 0
-            found = self._watch.look(row, last["rating"], new_raters, int(count), float(mean))
-            self._pushed += [] if found is None else [found]
-
-    def pushed_items(self) -> list[PushedItem]:
-        """Return the items that new accounts are pushing, each once."""
-        found, self._pushed = self._pushed, []
-        return found
 
     def describe(self, items: Sequence[tuple[int, CatalogueItem]]) -> None:
         """Take in what the catalogue says of items, each with its row: those that are others now wait."""

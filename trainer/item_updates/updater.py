@@ -1,5 +1,5 @@
-"""Keep the items of the live generation, and of those that an experiment serves beside it, up to date
-between fits: fold in what is new or changed, push the rows.
+"""Keep the items of the live generation up to date between fits: fold in what is new or changed, push the
+rows.
 
 Invariant: rows are pushed to the generation that they were folded in for, and to no other. The vector of an
 item is the half-step over all of its ratings, as the fit's would be, with its raters as they are now.
@@ -33,7 +33,6 @@ from trainer.catalogue.reading import read_all, read_changes
 from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
 from trainer.item_updates.messages import (
     ArchivedBatch,
-    ArmFits,
     Arrivals,
     ErasedUser,
     ItemUpdate,
@@ -50,8 +49,6 @@ LOOK_S = 0.25
 LOOK_AGAIN_S = 5.0
 # Histories that are read at once for the ranking head: 25 MB of the longest.
 HISTORIES_AT_ONCE = 256
-# Of one batch so many pushed items are told of: an attack on thousands must not fill the log.
-MAX_PUSHED = 10
 
 
 @dataclass(slots=True)
@@ -95,24 +92,24 @@ class ItemUpdater:
         self._arrivals = arrivals
         self._threads = threads
         self._step = step
-        # By generation. Each has its own model of the items, and its own rounds.
-        self._targets: dict[int, _Target] = {}
-        self._live = 0
+        # The live generation, where its items can be folded in.
+        self._target: _Target | None = None
 
     async def run(self) -> None:
         """Fold in until cancelled."""
         backoff = Backoff(0.1, 5.0)
         next_round_at = next_look_at = 0.0
         while True:
-            described = [each for each in self._targets.values() if each.ratings.described is not None]
-            if described and time.monotonic() >= next_look_at:
-                followed = [await self._follow_catalogue(each) for each in described]
-                next_look_at = time.monotonic() + (LOOK_S if all(followed) else LOOK_AGAIN_S)
+            target = self._target
+            described = target if target is not None and target.ratings.described is not None else None
+            if described is not None and time.monotonic() >= next_look_at:
+                followed = await self._follow_catalogue(described)
+                next_look_at = time.monotonic() + (LOOK_S if followed else LOOK_AGAIN_S)
             now = time.monotonic()
-            target = next((each for each in self._targets.values() if each.ratings.waiting_items), None)
-            if target is None or now < next_round_at:
+            waits = target is not None and target.ratings.waiting_items > 0
+            if target is None or not waits or now < next_round_at:
                 # Updates are taken over during a pause, too: the consumer would wait when the queue is full.
-                ends = [next_round_at] * (target is not None) + [next_look_at] * bool(described)
+                ends = [next_round_at] * waits + [next_look_at] * (described is not None)
                 try:
                     async with asyncio.timeout(max(0.0, min(ends) - now) if ends else None):
                         update = await self._updates.get()
@@ -126,12 +123,9 @@ class ItemUpdater:
                 backoff.reset()
                 # A flood: four fifths of the time for those who bring it and for lookups.
                 next_round_at = time.monotonic() + 4.0 * (time.monotonic() - now)
-                # Behind the others: a flood for one does not keep the others waiting.
-                if self._targets.pop(target.generation, None) is not None:
-                    self._targets[target.generation] = target
             except GenerationUnknown:
                 # Removed since: the switch to the generation after it is on its way.
-                self._targets.pop(target.generation, None)
+                self._target = None
             except StoreUnavailable as exc:
                 log.warning("items_wait", failures=backoff.failures + 1, error=str(exc))
                 next_round_at = time.monotonic() + backoff.next_s()
@@ -142,57 +136,20 @@ class ItemUpdater:
 
     async def _take(self, update: ItemUpdate) -> None:
         if isinstance(update, LiveFit):
-            self._targets.pop(self._live, None)
-            self._live = update.generation
-            await self._begin(update)
-        elif isinstance(update, ArmFits):
-            named = {self._live, *(fit.generation for fit in update.fits)}
-            for gone in self._targets.keys() - named:
-                del self._targets[gone]
-            for fit in update.fits:
-                await self._begin(fit)
-        else:
-            for target in self._targets.values():
-                if update.epoch != target.meta.summary.epoch:
-                    continue
-                if isinstance(update, ErasedUser):
-                    await self._threads.run(target.ratings.forget, update.user_id, update.items)
-                    continue
-                newer = after(update.table, target.positions)
-                if target.generation == self._live:
-                    with contextlib.suppress(asyncio.QueueFull):
-                        self._arrivals.put_nowait(ArchivedBatch(update.epoch, newer))
-                await self._threads.run(target.ratings.add, newer)
-                if target.generation == self._live:
-                    await self._tell_of_pushed(target)
-
-    async def _tell_of_pushed(self, target: _Target) -> None:
-        """Log the items that new accounts push."""
-        pushed = target.ratings.pushed_items()
-        if not pushed:
+            self._target = None
+            if not update.files_missing:
+                self._target = await self._open(update)
             return
-        registry = self._store.items(target.meta.summary.epoch)
-        with contextlib.suppress(StoreError):
-            await registry.refresh()
-        for each in pushed[:MAX_PUSHED]:
-            known = each.item_row < len(registry)
-            item_id = registry.ids[each.item_row].decode("utf-8", "replace") if known else None
-            log.warning(
-                "item_pushed",
-                item_id=item_id,
-                **{name: getattr(each, name) for name in ("item_row", "new_accounts", "raters")},
-                usual=round(each.usual, 4),
-                moved=round(each.moved, 3),
-                others=len(pushed) - 1,
-            )
-
-    async def _begin(self, fit: LiveFit) -> None:
-        """Fold items in for a generation from now on."""
-        if fit.generation in self._targets or fit.files_missing:
+        target = self._target
+        if target is None or update.epoch != target.meta.summary.epoch:
             return
-        target = await self._open(fit)
-        if target is not None:
-            self._targets[fit.generation] = target
+        if isinstance(update, ErasedUser):
+            await self._threads.run(target.ratings.forget, update.user_id, update.items)
+            return
+        newer = after(update.table, target.positions)
+        with contextlib.suppress(asyncio.QueueFull):
+            self._arrivals.put_nowait(ArchivedBatch(update.epoch, newer))
+        await self._threads.run(target.ratings.add, newer)
 
     async def _follow_catalogue(self, target: _Target) -> bool:
         """Take in what the catalogue says of items since `target` was told last; whether that was read."""

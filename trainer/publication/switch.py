@@ -1,5 +1,5 @@
-"""The last stage of a refit: items are folded in for the generation that is live now, and for those that an
-experiment serves beside it. Invariant: `live` and `arms` are what the item updater was told last.
+"""The last stage of a refit: items are folded in for the generation that is live now. Invariant: `live` is
+what the item updater was told last.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from featurestore.generations.manifest import Pointer
 from featurestore.store import Store
 from trainer import log
 from trainer.consume.open_epochs import OpenEpochs
-from trainer.item_updates.messages import ArmFits, ItemUpdates, LiveFit
+from trainer.item_updates.messages import ItemUpdates, LiveFit
 from trainer.retry import with_retries
 from trainer.threads import Threads
 
@@ -27,9 +27,6 @@ class Switch:
     item_updates: ItemUpdates
     want_fit: Callable[[int], None]
     live: LiveFit | None = None
-    # Numbers; and whether an experiment is over generations, so that automatic refits wait.
-    arms: frozenset[int] = frozenset()
-    experiments: bool = False
     _damaged: tuple[int, int] | None = field(init=False, default=None)
 
     async def to(self, live: LiveFit) -> None:
@@ -64,23 +61,3 @@ class Switch:
             return
         result = await self.threads.run(epoch.fits.read, pointer.generation)
         await self.to(LiveFit(meta, result, epoch.archive))
-
-    async def follow_arms(self, pointer: Pointer) -> None:
-        """Fold items in for the generations of an experiment, too; to be called after `follow`."""
-        experiment = (await self.store.experiments.all()).of_epoch(pointer.epoch).over_generations
-        self.experiments = experiment is not None
-        arms = frozenset(() if experiment is None else experiment.generations) - {pointer.generation}
-        if arms == self.arms:
-            return
-        epoch, fits = await self.epochs.open(pointer.epoch), []
-        for number in sorted(arms):
-            try:
-                meta = await with_retries(self.store.generations.meta, pointer.epoch, number)
-            except (GenerationUnknown, GenerationBroken) as exc:
-                # Services answer its users from the live one.
-                log.warning("arm_lost", generation=number, error=str(exc))
-                continue
-            result = await self.threads.run(epoch.fits.read, number)
-            fits.append(LiveFit(meta, result, epoch.archive))
-        self.arms = arms
-        await self.item_updates.put(ArmFits(tuple(fits)))

@@ -48,12 +48,11 @@ class AnonymousRating(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Arm(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A share of the users, and what they get: a generation, or a scenario."""
+    """A share of the users, and the scenario that they get."""
 
     name: str
     share: float
-    generation: int | None = None
-    scenario: str | None = None
+    scenario: str
 
 
 class Difference(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -74,12 +73,11 @@ class Estimate(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ArmIn(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A `share` of the users, from 0 to 1, and the generation or the scenario that they get."""
+    """A `share` of the users, from 0 to 1, and the scenario that they get."""
 
     name: str
     share: float
-    generation: int | None = None
-    scenario: str | None = None
+    scenario: str
 
 
 class AttributesOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -151,13 +149,11 @@ class Diversity(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Ended(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What goes on. `held`: automatic refits do not go live. `followed`: whether every worker knows."""
+    """`scenario`: that of calls that ask for none from now on. `followed`: whether every worker knows."""
 
     ended: str
     followed: bool
-    generation: int | None = None
     scenario: str | None = None
-    held: bool | None = None
 
 
 class EventIn(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -206,19 +202,6 @@ class Part(Struct, frozen=True, kw_only=True, omit_defaults=True):
     item_id: str
     rating: float
     contribution: float
-
-
-class RolledBackOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A generation that the trainer has taken back: of so many `ratings` that arrived its root mean
-    square error was `loss`, that of the generation `to` `loss_before`. `at`: seconds since 1970.
-    """
-
-    generation: int
-    to: int
-    ratings: int
-    loss: float
-    loss_before: float
-    at: float
 
 
 class Replica(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -391,8 +374,7 @@ class Neighbour(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class OnePrediction(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The answer of GET /predict. `distribution`: probability of each step of the scale, lowest first.
-    `degraded`: the store is away, and the answer may lack ratings that were acknowledged. `arms`:
-    the user's arm by the name of the experiment that it is of.
+    `degraded`: the store is away, and the answer may lack ratings that were acknowledged.
     """
 
     rating: float
@@ -401,7 +383,6 @@ class OnePrediction(Struct, frozen=True, kw_only=True, omit_defaults=True):
     generation: int
     distribution: list[float] | None = None
     degraded: bool = False
-    arms: dict[str, str] | None = None
 
 
 class ProblemOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -694,25 +675,19 @@ class ExperimentOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ArmFigures(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What came of an arm. `users`: how many it has answered, to about a percent. `rmse`: of `ratings`
-    that arrived, each predicted before it was learned. `lists` that were answered, items `shown` in
-    them, and of these the `positives`. Each difference is to the first arm. `served`: whether this
-    worker has the generation; while it has not, the live one answers, and counts for no arm.
+    """What came of an arm. `users`: how many it has answered, to about a percent. `lists` that were
+    answered, items `shown` in them, and of these the `positives`. The difference is to the first
+    arm.
     """
 
     name: str
     share: float
+    scenario: str
     users: int
-    ratings: int
     lists: int
     shown: int
     positives: int
-    generation: int | None = None
-    scenario: str | None = None
-    served: bool | None = None
-    rmse: Estimate | None = None
     positive_rate: Estimate | None = None
-    rmse_difference: Difference | None = None
     positive_rate_difference: Difference | None = None
 
 
@@ -730,8 +705,8 @@ class Feedback(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ExperimentBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Arms: all generations, or all scenarios. `scenario`: the calls of GET /recommend that take part
-    ask for this one; without it, those that ask for none.
+    """`scenario`: the calls of GET /recommend that take part ask for this one; without it, those that
+    ask for none.
     """
 
     arms: list[ArmIn]
@@ -793,14 +768,11 @@ class ItemOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Predictions(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Predictions in the order in which they were asked. `arms`: as in the answer for one pair, where
-    all are of one user.
-    """
+    """Predictions in the order in which they were asked."""
 
     generation: int
     predictions: list[Prediction]
     degraded: bool = False
-    arms: dict[str, str] | None = None
 
 
 class UserOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -940,7 +912,6 @@ class NeighboursOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
     neighbours: list[NearUserOut]
     among: int
     reason: str | None = None
-    arms: dict[str, str] | None = None
     degraded: bool = False
 
 
@@ -968,7 +939,7 @@ class Recommendations(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Items, best first. `order`: what ranked them; of a generation without a ranking head it is
     `rating`, also where `score` was asked for. `recommendation_id`: names this answer; to be sent
     back with events. `ignored`: ratings of the call whose item is not known. `reason`: why there is
-    no item. `arms`: the user's arm by the name of each experiment that the list is of.
+    no item. `arms`: the user's arm by the name of the experiment that the list is of.
     """
 
     generation: int
@@ -1087,12 +1058,11 @@ class ExperimentsOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ExperimentFigures(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An experiment and what came of it so far. `waits`: automatic refits wait for its end."""
+    """An experiment and what came of it so far."""
 
     name: str
     arms: list[ArmFigures]
     began: float
-    waits: bool
     scenario: str | None = None
 
 
@@ -1129,7 +1099,6 @@ class Explained(Struct, frozen=True, kw_only=True, omit_defaults=True):
     parts: list[Part]
     generation: int
     degraded: bool = False
-    arms: dict[str, str] | None = None
     score: float | None = None
     relevance: Relevance | None = None
 
@@ -1168,12 +1137,9 @@ class HistoryOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class GenerationsOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is kept, the newest first. `live` is 0 before the first; `held`: automatic refits wait.
-    `rolled_back`: the last one that was taken back by itself.
-    """
+    """What is kept, the newest first. `live` is 0 before the first; `held`: automatic refits wait."""
 
     live: int
     epoch: int
     held: bool
     generations: list[GenerationOut]
-    rolled_back: RolledBackOut | None

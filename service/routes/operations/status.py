@@ -175,13 +175,9 @@ async def get_metrics(request: web.Request) -> web.StreamResponse:
     files = context.snapshot_files
     snapshots = await asyncio.to_thread(files.all, context.snapshot())
     silent_s = await asyncio.to_thread(files.supervisor_silent_s)
-    pointer = context.follower.pointer
-    back = pointer.rolled_back.generation if pointer and pointer.rolled_back else 0
     running = context.follower.experiments.running
     stored = [] if lag is None else await stored_figures(context.store, running, _PROBE_TIMEOUT_S)
-    text = expose(
-        snapshots, lag, lag is not None, context.full, back, supervisor_silent_s=silent_s, more=stored
-    )
+    text = expose(snapshots, lag, lag is not None, context.full, supervisor_silent_s=silent_s, more=stored)
     return Answer(text, content_type=CONTENT_TYPE)
 
 

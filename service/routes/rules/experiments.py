@@ -1,4 +1,4 @@
-"""Experiments: two or more generations or scenarios, each for a share of the users, and what came of each.
+"""Experiments: two or more scenarios, each for a share of the users, and what came of each.
 
 Invariant: an experiment is never changed, so that its figures are of one and the same thing; ending it is one
 call.
@@ -10,20 +10,13 @@ import time
 import msgspec
 from aiohttp import web
 
-from featurestore.errors import GenerationUnknown, StoreDamaged, StoreRefused
+from featurestore.errors import StoreDamaged, StoreRefused
 from featurestore.experiments.definition import ROUNDING, Arm, Definition, Experiment, require_readable
-from featurestore.experiments.stored import ExperimentExists, Winner, arm_named
+from featurestore.experiments.stored import ExperimentExists, arm_named
 from featurestore.experiments.tallies import Figure
 from featurestore.generations.served import wait_until_followed
 from service.context import CONTEXT, ServiceContext
-from service.experiments.figures import (
-    Difference,
-    Estimate,
-    positive_rate,
-    rate_difference,
-    rmse,
-    rmse_difference,
-)
+from service.experiments.figures import Difference, Estimate, positive_rate, rate_difference
 from service.http.audit import WHAT
 from service.http.parsing import Body, Query
 from service.http.problems import Problem
@@ -32,24 +25,23 @@ from service.openapi import BODY, STORE, WRITES, Route, query_parameter, request
 from service.routes.rules.scenarios import NAME, NAME_IN_PATH, NAME_SCHEMA, named_in
 from service.training import SERVED_WITHIN_S
 
-# Each holds an item table in every worker; more arms than these share too few users to tell them apart.
+# More arms than these share too few users to tell them apart.
 MAX_ARMS = 8
 # Definitions have names and numbers alone.
 _MOST_BYTES = 10_000
 
 
 class ArmIn(msgspec.Struct, forbid_unknown_fields=True):
-    """A `share` of the users, from 0 to 1, and the generation or the scenario that they get."""
+    """A `share` of the users, from 0 to 1, and the scenario that they get."""
 
     name: str
     share: float
-    generation: int | None = None
-    scenario: str | None = None
+    scenario: str
 
 
 class ExperimentBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Arms: all generations, or all scenarios. `scenario`: the calls of GET /recommend that take part ask for
-    this one; without it, those that ask for none.
+    """`scenario`: the calls of GET /recommend that take part ask for this one; without it, those that ask for
+    none.
     """
 
     arms: list[ArmIn]
@@ -79,46 +71,36 @@ class Begun(ExperimentOut, omit_defaults=True):
 
 
 class ArmFigures(msgspec.Struct, omit_defaults=True):
-    """What came of an arm. `users`: how many it has answered, to about a percent. `rmse`: of `ratings` that
-    arrived, each predicted before it was learned. `lists` that were answered, items `shown` in them, and of
-    these the `positives`. Each difference is to the first arm. `served`: whether this worker has the
-    generation; while it has not, the live one answers, and counts for no arm.
+    """What came of an arm. `users`: how many it has answered, to about a percent. `lists` that were answered,
+    items `shown` in them, and of these the `positives`. The difference is to the first arm.
     """
 
     name: str
     share: float
+    scenario: str
     users: int
-    ratings: int
     lists: int
     shown: int
     positives: int
-    generation: int | None = None
-    scenario: str | None = None
-    served: bool | None = None
-    rmse: Estimate | None = None
     positive_rate: Estimate | None = None
-    rmse_difference: Difference | None = None
     positive_rate_difference: Difference | None = None
 
 
 class ExperimentFigures(msgspec.Struct, omit_defaults=True):
-    """An experiment and what came of it so far. `waits`: automatic refits wait for its end."""
+    """An experiment and what came of it so far."""
 
     name: str
     arms: list[ArmFigures]
     began: float
-    waits: bool
     scenario: str | None = None
 
 
 class Ended(msgspec.Struct, omit_defaults=True):
-    """What goes on. `held`: automatic refits do not go live. `followed`: whether every worker knows."""
+    """`scenario`: that of calls that ask for none from now on. `followed`: whether every worker knows."""
 
     ended: str
     followed: bool
-    generation: int | None = None
     scenario: str | None = None
-    held: bool | None = None
 
 
 _BODY: Body[ExperimentBody] = Body(ExperimentBody)
@@ -159,27 +141,20 @@ async def get_experiment(request: web.Request) -> web.StreamResponse:
     first = figures[0][0]
     arms = []
     for place, (arm, (tally, users)) in enumerate(zip(experiment.arms, figures, strict=True)):
-        counted = (Figure.RATINGS, Figure.LISTS, Figure.SHOWN, Figure.POSITIVES)
-        ratings, lists, shown, positives = (round(float(tally[figure].sum())) for figure in counted)
-        found = ArmFigures(arm.name, arm.share, users, ratings, lists, shown, positives)
-        found.generation, found.scenario = arm.generation, arm.scenario
-        if arm.generation is not None:
-            found.served = context.follower.holds(arm.generation)
-        found.rmse, found.positive_rate = rmse(tally), positive_rate(tally)
+        lists, shown, positives = (round(float(tally[figure].sum())) for figure in Figure)
+        found = ArmFigures(arm.name, arm.share, arm.scenario, users, lists, shown, positives)
+        found.positive_rate = positive_rate(tally)
         if place:
-            found.rmse_difference = rmse_difference(tally, first)
             found.positive_rate_difference = rate_difference(tally, first)
         arms.append(found)
-    # Of a history that has ended the generations are gone: nothing waits for it.
-    waits = experiment.over_generations and definition.epoch == await context.epoch()
-    return json_answer(ExperimentFigures(experiment.name, arms, definition.began, waits, definition.scenario))
+    return json_answer(ExperimentFigures(experiment.name, arms, definition.began, definition.scenario))
 
 
 @Route(
     *("PUT", "/experiments/{name}", "Rules", Begun),
     (
-        *(*BODY, "invalid_parameter", "experiment_exists", "too_many_experiments", "unknown_generation"),
-        *("unknown_scenario", "data_damaged", "not_found", *WRITES),
+        *(*BODY, "invalid_parameter", "experiment_exists", "too_many_experiments", "unknown_scenario"),
+        *("data_damaged", "not_found", *WRITES),
     ),
     needs="operate",
     operation_id="putExperiment",
@@ -193,16 +168,11 @@ async def put_experiment(request: web.Request) -> web.StreamResponse:
         body = _BODY.decode(received.raw)
     arms = _checked_arms(body)
     request[WHAT] = f"experiment={name}"
-    epoch = await context.epoch() if arms[0].generation is not None else 0
     for field, scenario in [("arms.scenario", arm.scenario) for arm in arms] + [("scenario", body.scenario)]:
         if scenario is not None and await context.store.scenarios.get(scenario.encode()) is None:
             raise Problem("unknown_scenario", f"there is no scenario {scenario!r}", field=field)
     try:
-        found = await context.store.experiments.begin(
-            name, Definition(arms, time.time(), epoch, body.scenario)
-        )
-    except GenerationUnknown as exc:
-        raise Problem("unknown_generation", f"{exc}; see GET /generations", field="arms.generation") from exc
+        found = await context.store.experiments.begin(name, Definition(arms, time.time(), body.scenario))
     except ExperimentExists as exc:
         detail = f"the experiment {exc.name!r} runs, with other arms or about the same calls; end it first"
         raise Problem("experiment_exists", detail, field="name") from exc
@@ -219,7 +189,6 @@ async def put_experiment(request: web.Request) -> web.StreamResponse:
     (
         "invalid_parameter",
         "unknown_experiment",
-        "unknown_generation",
         "unknown_scenario",
         "data_damaged",
         "not_found",
@@ -232,46 +201,35 @@ async def put_experiment(request: web.Request) -> web.StreamResponse:
 async def delete_experiment(request: web.Request) -> web.StreamResponse:
     """End an experiment, and forget its figures.
 
-    With `keep` the generation of that arm goes live in the same step, or its scenario takes the place of the
-    one that the experiment was about.
+    With `keep` the scenario of that arm takes the place of the one that the experiment was about.
     """
     context, name = request.app[CONTEXT], named_in(request)
     keep = Query(request.raw_path).text("keep")
     request[WHAT] = f"experiment={name} keep={keep or '-'}"
-    store, winner, arms = context.store, Winner(), MAX_ARMS
+    default: str | None = None
     if keep is not None:
         experiment = await _named(context, name)
         arm = arm_named(experiment, keep)
         if arm is None:
             raise Problem("invalid_parameter", f"the experiment has no arm {keep!r}", field="keep")
-        winner = await _winner(context, experiment, arm)
-    try:
-        ended = await store.experiments.end(name, arms, winner)
-    except GenerationUnknown as exc:
-        raise Problem("unknown_generation", f"{exc}; end the experiment without keep", field="keep") from exc
-    if not ended:
+        default = await _kept(context, experiment, arm)
+    if not await context.store.experiments.end(name, MAX_ARMS, default):
         raise _unknown(name)
-    held = None if winner.generation is None else winner.hold
-    answer = Ended(name, await _followed(context), winner.generation, winner.scenario, held)
-    return json_answer(answer)
+    return json_answer(Ended(name, await _followed(context), default))
 
 
-async def _winner(context: ServiceContext, experiment: Experiment, arm: Arm) -> Winner:
-    """Return what goes on with an arm. The rules of a scenario that calls name are replaced here: once more
-    where the call is repeated.
+async def _kept(context: ServiceContext, experiment: Experiment, arm: Arm) -> str | None:
+    """Return the scenario of calls that ask for none, where the experiment is about these. The rules of a
+    scenario that calls name are replaced here: once more where the call is repeated.
     """
-    if arm.generation is not None:
-        ready = [each.generation for each in await context.store.generations.list() if each.state == "ready"]
-        # As going back to it by hand does: the next automatic refit would undo it.
-        return Winner(generation=arm.generation, hold=arm.generation < max(ready, default=0))
     said, scenarios = experiment.definition.scenario, context.store.scenarios
-    if said is None or arm.scenario is None:
-        return Winner(scenario=arm.scenario)
+    if said is None:
+        return arm.scenario
     rules = await scenarios.get(arm.scenario.encode())
     if rules is None:
         raise Problem("unknown_scenario", f"there is no scenario {arm.scenario!r}", field="keep")
     await scenarios.put(said.encode(), rules)
-    return Winner()
+    return None
 
 
 async def _followed(context: ServiceContext) -> bool:
@@ -299,20 +257,14 @@ def _described(experiment: Experiment) -> ExperimentOut:
 
 def _checked_arms(body: ExperimentBody) -> tuple[Arm, ...]:
     """Return the arms of a body. Raises `invalid_body`."""
-    arms = tuple(Arm(arm.name, arm.share, arm.generation, arm.scenario) for arm in body.arms)
+    arms = tuple(Arm(arm.name, arm.share, arm.scenario) for arm in body.arms)
     names = [arm.name for arm in arms]
-    kinds = {(arm.generation is None, arm.scenario is None) for arm in arms}
-    over_generations = kinds == {(False, True)}
     if not 2 <= len(arms) <= MAX_ARMS:
         raise _refused("arms", f"there must be 2 to {MAX_ARMS} arms")
     if any(not NAME.fullmatch(name) for name in names) or len({*names}) < len(names):
         raise _refused("arms.name", "each arm needs a name of its own of letters, digits and `_.-`")
     if any(not 0 < arm.share <= 1 for arm in arms) or math.fsum(arm.share for arm in arms) > 1 + ROUNDING:
         raise _refused("arms.share", "shares must be above 0, and 1 at most together")
-    if not over_generations and kinds != {(True, False)}:
-        raise _refused("arms", "each arm has a generation, or each has a scenario")
-    if over_generations and body.scenario is not None:
-        raise _refused("scenario", "does not go with generations")
     return arms
 
 

@@ -61,7 +61,6 @@ export function generations() {
   const toggle = (number) => choose(chosen.includes(number) ? chosen.filter((each) => each !== number) : [...chosen, number].slice(-2));
   const found = data?.generations ?? [];
   const pair = found.filter((each) => chosen.includes(each.generation)).reverse();
-  const back = data?.rolled_back;
   const older = found.some((each) => each.state === "ready" && each.generation > data.live);
   const hold = (generation, wanted) => async () => {
     await call("POST", `/generations/${generation}/activate?hold=${wanted}`);
@@ -72,7 +71,6 @@ export function generations() {
     ${data?.held && html`<p class="note">Held: ${older ? "an older generation was made live" : "this generation is to stay live"}, so nothing is refitted unasked. ${older ? "Make the newest live, or fit now, to go on." : ""}</p>`}
     ${data?.live > 0 && html`<p><${Action} role="operate" act=${hold(data.live, !data.held)}>${data.held ? "Let refits go on" : `Hold generation ${data.live}`}<//> <span class="soft">${data.held ? "" : "It stays live, whatever is rated, until you let go."}</span></p>`}
     ${failed && html`<p class="note">The last fit did not go live, ${ago(failed.failed_at)}: ${failed.failed}</p>`}
-    ${back && html`<p class="note">Generation ${back.generation} was taken back ${ago(back.at)}: of ${plural(back.ratings, "rating")} that arrived its error was ${fixed(back.loss, 4)}, that of generation ${back.to} before it ${fixed(back.loss_before, 4)}.</p>`}
     ${data && html`<${Table} label="generations" empty="No generation yet: the first is made from 100 ratings or other events on."
       columns=${["compare", { text: "generation", number: true }, "made", "model", { text: "users", number: true }, { text: "items", number: true }, { text: "ratings", number: true }, { text: "held-out RMSE", number: true }, "positive rate", ""]}
       keys=${found.map((each) => each.generation)} rows=${found.map((each) => [

@@ -4,14 +4,13 @@ import asyncio
 import json
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
 from featurestore.codecs import unpack_records
-from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError, StoreUnavailable
+from featurestore.errors import GenerationBroken, GenerationUnknown, StoreError, StoreUnavailable
 from featurestore.generations.catalog import GenerationWriter
-from featurestore.generations.manifest import CHUNK_BYTES, GenerationMeta, RolledBack
+from featurestore.generations.manifest import CHUNK_BYTES, GenerationMeta
 from featurestore.generations.served import wait_until_served
 from featurestore.store import Store
 from tests.support.factories import (
@@ -164,52 +163,6 @@ async def test_back_and_forward_and_held(store: Store) -> None:
     # A person asked for this one.
     assert await fourth.writer.flip(automatic=False)
     assert not (await store.generations.live()).held
-
-
-async def test_the_leader_goes_back_where_nothing_has_changed_meanwhile(store: Store) -> None:
-    lease = await lead(store)
-    first, second = await publish(store, lease), await publish(store, lease)
-    back_to, number = first.writer.number, second.writer.number
-    why = RolledBack(number, back_to, ratings=150, loss=1.3, loss_before=0.9, at=1e9)
-
-    async def state() -> tuple[int, int, bool, RolledBack | None]:
-        pointer = await store.generations.live()
-        return pointer.generation, pointer.previous, pointer.held, pointer.rolled_back
-
-    # Another generation is live, or a person holds it.
-    assert not await store.generations.roll_back(lease, msgspec.structs.replace(why, generation=99))
-    await store.generations.activate(number, hold=True)
-    assert not await store.generations.roll_back(lease, why)
-    assert await state() == (number, back_to, True, None)
-    await store.generations.activate(number, hold=False)
-    await lease.release()
-    lease, late = await lead(store, "another"), lease
-    with pytest.raises(LeaseLost):
-        await store.generations.roll_back(late, why)
-    assert await store.generations.roll_back(lease, why)
-    assert await state() == (back_to, number, False, why)
-    # It does not come back by itself, not even by a fit that was asked for; a person may insist.
-    again = await write_generation(store, lease)
-    told = msgspec.json.encode(msgspec.structs.replace(why, generation=again.writer.number))
-    await store.redis.hset(store.keys.live, "rolled_back", told)
-    assert not await again.writer.flip(automatic=False)
-    assert (await state())[:3] == (back_to, number, False)
-    third = await publish(store, lease)
-    assert (await state())[:2] == (third.writer.number, back_to)
-    await store.generations.activate(back_to, hold=False)
-    assert (await state())[:2] == (back_to, third.writer.number)
-
-
-@pytest.mark.parametrize(
-    "damaged", ["{", "", "7", "[]", "null", '{"generation": "x"}', '{"generation": null}']
-)
-async def test_what_was_rolled_back_is_damaged_and_fits_go_live(store: Store, damaged: str) -> None:
-    lease = await lead(store)
-    first = await publish(store, lease)
-    await store.redis.hset(store.keys.live, "rolled_back", damaged)
-    second = await publish(store, lease)
-    pointer = await store.generations.live()
-    assert (pointer.generation, pointer.previous) == (second.writer.number, first.writer.number)
 
 
 async def test_flipping_again_keeps_what_to_roll_back_to(store: Store) -> None:

@@ -76,7 +76,7 @@ async def fill(store: Store, *, fits: bool) -> None:
     await store.catalogue.change({b"i9": lambda _: None})
     await store.attributes.change(b"u1", lambda _: {"age": 30.0})
     await store.attributes.change(b"told", lambda _: {"age": 31.0})
-    await store.experiments.begin("which", Definition((Arm("a", 1, number), Arm("b", 1, number)), 1.0, 1))
+    await store.experiments.begin("which", Definition((Arm("a", 0.5, "home"), Arm("b", 0.5, "home")), 1.0))
     await store.showings.add(number, Showings(1, 2, 0), [1, 2])
     await store.commands.ask("refit", epoch=1)
 

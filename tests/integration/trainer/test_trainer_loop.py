@@ -325,23 +325,6 @@ async def test_a_pointer_is_followed_while_a_large_new_history_is_given_up(
     assert "upkeep_failed" not in caplog.text
 
 
-async def test_an_item_that_new_accounts_push_is_logged(
-    store: Store, settings: TrainerSettings, caplog: pytest.LogCaptureFixture
-) -> None:
-    given = ratings()
-    async with running_trainer(settings):
-        await store.ratings.append(given)
-        await fitted(store)
-        known = [replace(each, rating=3.0) for each in given if each.item_id != b"i1"]
-        await store.ratings.append(known)
-        await store.ratings.append([NewRating(b"new%d" % k, b"i1", 5.0, 1e9) for k in range(20)])
-        await wait_until_async(lambda: "item_pushed" in caplog.text, "the item in the log")
-    (line,) = [each for each in caplog.messages if "item_pushed" in each]
-    assert "item_id=i1" in line
-    # Users are named in no line.
-    assert "new1" not in caplog.text
-
-
 async def test_a_fit_whose_history_goes_to_the_trash_meanwhile_says_so(
     store: Store,
     settings: TrainerSettings,

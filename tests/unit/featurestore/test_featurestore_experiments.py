@@ -6,26 +6,24 @@ import pytest
 
 from featurestore.errors import StoreDamaged
 from featurestore.experiments.definition import (
-    GROUPS,
     Arm,
     Definition,
     Experiment,
     read_experiments,
     require_readable,
 )
-from featurestore.id_columns import Ids
 
 FIXED = [0, -1, 0, -1, 0, 1, 1, 0, 1, 1, 1, 1, 1, 1, 0, 1]
 USERS = [b"user-%d" % k for k in range(20_000)]
 
 
 def split(name: str, *shares: float) -> Experiment:
-    arms = tuple(Arm(f"arm-{k}", share, generation=k + 1) for k, share in enumerate(shares))
-    return Experiment(name, Definition(arms, 1e9, 1))
+    arms = tuple(Arm(f"arm-{k}", share, f"s{k}") for k, share in enumerate(shares))
+    return Experiment(name, Definition(arms, 1e9))
 
 
 def arms_of(experiment: Experiment) -> np.ndarray:
-    return experiment.arms_of(USERS)[0]
+    return np.array([experiment.arm_of(experiment.mark_of(user_id)) for user_id in USERS])
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.1, 0.7, 0.2), (0.05, 0.05), (0.7, 0.1, 0.2)])
@@ -37,13 +35,9 @@ def test_arms_have_their_shares_and_who_is_left_is_in_none(shares: tuple[float, 
         assert abs(np.mean(arms == arm) - share) < 5 * np.sqrt(share * (1 - share) / len(USERS)) + 1e-9
 
 
-def test_one_user_has_one_arm_however_it_is_asked() -> None:
+def test_one_user_has_one_arm_for_ever() -> None:
     experiment = split("one", 0.3, 0.4)
-    arms, groups = experiment.arms_of(Ids.of(USERS))
-    marks = [experiment.mark_of(user_id) for user_id in USERS]
-    assert arms.tolist() == [experiment.arm_of(mark) for mark in marks]
-    assert groups.tolist() == [mark % GROUPS for mark in marks]
-    # For ever: another release must not move users between arms.
+    # Another release must not move users between arms.
     assert [experiment.arm_of(experiment.mark_of(b"%d" % k)) for k in range(16)] == FIXED
 
 
@@ -51,10 +45,6 @@ def test_two_experiments_split_users_apart_from_each_other() -> None:
     one, other = arms_of(split("one", 0.5, 0.5)), arms_of(split("other", 0.5, 0.5))
     both = np.mean((one == 1) & (other == 1))
     assert abs(both - 0.25) < 5 * np.sqrt(0.25 * 0.75 / len(USERS))
-    # Nor does the group of a user say which arm that is in.
-    arms, groups = split("one", 0.5, 0.5).arms_of(USERS)
-    means = np.bincount(groups, weights=arms, minlength=GROUPS) / np.bincount(groups, minlength=GROUPS)
-    assert np.abs(means - 0.5).max() < 5 * np.sqrt(0.25 / (len(USERS) / GROUPS))
 
 
 def stored(**more: object) -> bytes:
@@ -78,23 +68,11 @@ def test_what_cannot_be_read_is_told_and_does_nothing() -> None:
     found = read_experiments(fields)
     assert [each.name for each in found.running] == ["good", "later"]
     assert found.by_scenario.keys() == {"home", None}
-    assert found.over_generations is None
     assert found.default_scenario == "left"
     assert {*found.damaged} == {"text", "share", "mixed", "\ufffd"}
     require_readable(found, "good", b"key")
     with pytest.raises(StoreDamaged, match="text"):
         require_readable(found, "text", b"key")
-
-
-def test_those_of_an_ended_history_do_nothing() -> None:
-    now = msgspec.json.encode(split("now", 0.5, 0.5).definition)
-    ended = now.replace(b'"epoch":1', b'"epoch":7')
-    found = read_experiments({b"a": ended, b"lists": stored(), b"now": now})
-    acting = found.of_epoch(1)
-    assert [each.name for each in acting.running] == ["lists", "now"]
-    assert acting.over_generations == acting.named("now")
-    assert found.of_epoch(2).over_generations is None
-    assert acting.version == found.version
 
 
 def test_the_version_tells_two_sets_apart() -> None:

@@ -88,8 +88,6 @@ def test_a_meta_that_does_not_add_up_is_a_broken_generation(field: str, value: o
 
 def test_a_pointer_of_a_new_namespace_has_no_generation() -> None:
     assert read_pointer({b"epoch": b"1"}, b"live") == Pointer(1, 0, 0, False, 0, 0, 0.0)
-    # What was taken back is for people: it keeps no reader from the rest.
-    assert read_pointer({b"epoch": b"1", b"rolled_back": b"{"}, b"live") == Pointer(1, 0, 0, False, 0, 0, 0.0)
 
 
 def test_a_heartbeat_that_cannot_be_read_is_none() -> None:

@@ -53,19 +53,19 @@ def test_what_was_answered_counts_again_only_when_it_is_shown_again() -> None:
 
 
 @pytest.mark.parametrize("scenario", [None, "home", "a" * 64])
-@pytest.mark.parametrize("arms", [{}, {"fits": "now"}, {"e" * 64: "a" * 64, "f" * 64: "b" * 64}])
-def test_a_token_says_what_it_was_made_of(scenario: str | None, arms: dict[str, str]) -> None:
-    text = new_token(42, 1_700_000_000.4, scenario, arms)
+@pytest.mark.parametrize("arm", [None, ("lists", "now"), ("e" * 64, "a" * 64)])
+def test_a_token_says_what_it_was_made_of(scenario: str | None, arm: tuple[str, str] | None) -> None:
+    text = new_token(42, 1_700_000_000.4, scenario, arm)
     assert len(text) <= MAX_TOKEN
-    assert parse_token(text) == Token(42, 1_700_000_000.0, scenario, arms)
-    assert new_token(42, 1_700_000_000.4, scenario, arms) != text
+    assert parse_token(text) == Token(42, 1_700_000_000.0, scenario, arm)
+    assert new_token(42, 1_700_000_000.4, scenario, arm) != text
 
 
 @pytest.mark.parametrize(
     "text",
     [
         *("", "42", "42~1~zz~home~", "-1~1~0123456789abcdef~~", "42~1~0123456789abcdef~~a", "x" * 500),
-        *("42~1~0123456789abcdef~~a:b,c:d,e:f", "42~1~0123456789abcdef~~\n", "٤~1~0123456789abcdef~~"),
+        *("42~1~0123456789abcdef~~a:b,c:d", "42~1~0123456789abcdef~~\n", "٤~1~0123456789abcdef~~"),
     ],
 )
 def test_what_is_no_token_is_none(text: str) -> None:

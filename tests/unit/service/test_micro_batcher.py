@@ -10,7 +10,6 @@ import pytest
 from factors import Histories, Int64s, Ranker, Scorer, posterior_of
 from featurestore.codecs import pack_records
 from featurestore.errors import StoreUnavailable
-from featurestore.experiments.definition import Experiments
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
 from featurestore.id_columns import Ids
@@ -19,7 +18,6 @@ from featurestore.users import counter_rule
 from featurestore.users.copies import UserCopies
 from featurestore.users.counter_rule import UserLookup
 from featurestore.users.records import CurrentUsers
-from service.experiments.counting import ArmCounts
 from service.http.problems import Problem
 from service.metrics import Counts, error_bounds
 from service.micro_batcher import MicroBatcher
@@ -107,7 +105,6 @@ class FakeStore:
 class FakeFollower:
     def __init__(self, live: LiveGeneration | None) -> None:
         self.live = live
-        self.experiments = Experiments()
 
 
 def live_generation(number: int = 42) -> LiveGeneration:
@@ -126,7 +123,7 @@ def live_generation(number: int = 42) -> LiveGeneration:
 def make_batcher(live: LiveGeneration | None = None) -> tuple[MicroBatcher, FakeStore, FakeFollower]:
     store, follower = FakeStore(), FakeFollower(live)
     counts = Counts(0, 0.0, error_bounds(1, 5))
-    batcher = MicroBatcher(cast("Store", store), cast("Follower", follower), counts, ArmCounts())
+    batcher = MicroBatcher(cast("Store", store), cast("Follower", follower), counts)
     return batcher, store, follower
 
 

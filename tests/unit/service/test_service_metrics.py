@@ -72,7 +72,7 @@ def test_a_scrape_sums_the_workers(tmp_path: Path) -> None:
     SnapshotFiles(tmp_path, 1).write(other)
     snapshots = SnapshotFiles(tmp_path, 0).all(own)
     assert together(snapshots).requests == {"/predict": {"200": 8}, "/ratings": {"429": 1}}
-    text = expose(snapshots, {0: 3, 1: 4}, store_up=True, rolled_back=7).decode()
+    text = expose(snapshots, {0: 3, 1: 4}, store_up=True).decode()
     samples = {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -83,7 +83,6 @@ def test_a_scrape_sums_the_workers(tmp_path: Path) -> None:
     assert samples["foldin_rating_squared_error_sum", ()] == 4.0
     assert samples["foldin_stream_lag_events", (("partition", "1"),)] == 4
     assert samples["foldin_workers", ()] == 2
-    assert samples["foldin_rolled_back_generation", ()] == 7
 
 
 def test_a_torn_snapshot_costs_nothing_but_its_worker(tmp_path: Path) -> None:

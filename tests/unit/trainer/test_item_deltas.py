@@ -291,16 +291,3 @@ def test_events_that_a_fit_has_seen_are_left_out() -> None:
     table = table_of([("a", 1, 1, 3.0), ("a", 2, 2, 3.0), ("a", 3, 3, 3.0)], first_ms=10)
     assert after(table, {0: (11, 0)})["n"].to_pylist() == [3]
     assert after(table, {}).num_rows == 3
-
-
-def test_an_item_that_new_accounts_push_is_told_of_once(base: FitResult) -> None:
-    since = RatingsSinceFit(base.model, base)
-    known: list[Event] = [(f"u{k % 20}", 10 + k, k % 7, 3.0) for k in range(200)]
-    since.add(table_of(known))
-    # The sixth account takes its rating back.
-    pushes: list[Event] = [(f"new{k}", 1, 7, 5.0) for k in range(6)]
-    since.add(table_of([*pushes, ("new5", 2, 7, NAN)], first_ms=1_000))
-    (found,) = since.pushed_items()
-    assert (found.item_row, found.new_accounts, found.raters) == (7, 5, 5)
-    since.add(table_of([(f"newer{k}", 1, 7, 5.0) for k in range(6)], first_ms=2_000))
-    assert since.pushed_items() == []

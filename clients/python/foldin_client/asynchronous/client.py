@@ -61,9 +61,7 @@ class AsyncClient(AsyncOperations):
             answer = await self._ask(call, models.Predictions)
             found += answer.predictions
             degraded = degraded or answer.degraded
-        return models.Predictions(
-            generation=answer.generation, predictions=found, degraded=degraded, arms=answer.arms
-        )
+        return models.Predictions(generation=answer.generation, predictions=found, degraded=degraded)
 
     async def iter_users(self, prefix: str = "") -> AsyncIterator[str]:
         """The ids of all users, or of those that begin with `prefix`, in no order."""

@@ -62,9 +62,7 @@ class Client(Operations):
             answer = self._ask(call, models.Predictions)
             found += answer.predictions
             degraded = degraded or answer.degraded
-        return models.Predictions(
-            generation=answer.generation, predictions=found, degraded=degraded, arms=answer.arms
-        )
+        return models.Predictions(generation=answer.generation, predictions=found, degraded=degraded)
 
     def iter_users(self, prefix: str = "") -> Iterator[str]:
         """The ids of all users, or of those that begin with `prefix`, in no order."""

@@ -1,13 +1,13 @@
-"""Watch what the ratings that arrive say of the live generation and of the one before it, and go back where
-they condemn it. Invariant: both predict a rating that counts from the same history, and neither learned it.
+"""Measure how well the live generation and the one before it predict the ratings that arrive. The term runs
+it; the metrics read it. Invariant: both predict a rating from the same history, and neither has learned it.
 
-Only a flip forward is judged: what a person holds, or has made live again after it was rolled back, stays.
+It changes nothing: going back is up to a person, whom an alert tells.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -18,8 +18,6 @@ from featurestore.catalogue.columns import columns_of_users
 from featurestore.codecs import ENTRY_DTYPE, MAX_ITEM_ROW
 from featurestore.contexts import codec as contexts
 from featurestore.errors import EpochGone, GenerationUnknown, StoreUnavailable
-from featurestore.generations.manifest import RolledBack
-from featurestore.leases import Lease
 from featurestore.store import Store
 from trainer import log
 from trainer.archive.events import contexts_of, ratings_of
@@ -27,7 +25,6 @@ from trainer.consume.open_epochs import OpenEpochs
 from trainer.fit_job.results import FitResult
 from trainer.item_updates.messages import ArchivedBatch, Arrivals, LiveFit
 from trainer.publication.switch import Switch
-from trainer.rollback.betting import Bet, liars_among
 from trainer.threads import Threads
 
 # Of a batch, which comes twice a second at most: 20 ms of a thread, and a reply of the store of 1 MB at most.
@@ -38,8 +35,8 @@ _LONGEST_HISTORY = 1_000
 
 @dataclass(frozen=True, slots=True)
 class _Arrived:
-    """Ratings of a batch that are judged, each of another user or item: arrays (m,). `context` (m, k): None
-    where none was given.
+    """Ratings of a batch that are predicted, each of another user or item: arrays (m,). `context` (m, k):
+    None where none was given.
     """
 
     users: list[bytes]
@@ -51,7 +48,7 @@ class _Arrived:
 
 
 @dataclass(frozen=True, slots=True)
-class _Contender:
+class _Predictor:
     """A generation as it was fitted."""
 
     fit: FitResult
@@ -60,106 +57,110 @@ class _Contender:
     def predict(
         self, arrived: _Arrived, histories: Histories, stored: Sequence[bytes]
     ) -> tuple[Float64s, npt.NDArray[np.bool_]]:
-        """Return the predicted ratings (m,), and which ratings (m,) the fit has not learned, of users whom it
-        knows: accounts cost an attacker nothing. `stored`: their attributes, as they are stored.
+        """Return the predicted ratings (m,), and which ratings (m,) the fit has not learned. `stored`: the
+        attributes of the users, as they are stored.
         """
         rows = self.fit.rows_of(arrived.users)
         known = rows >= 0
         users = np.repeat(self.posterior.prior_user[None], len(rows), axis=0)
         users[known] = self.fit.users[rows[known]]
-        fresh = known.copy()
+        fresh = ~known
         fresh[known] = arrived.n[known] > self.fit.user_n[rows[known]]
         known_by = self.fit.attributes_of_users()
         columns = None if known_by is None else columns_of_users(known_by.encoding, stored)
         users = self.posterior.fold_in_users(self.fit.items, histories, current=users, attributes=columns)
-        scorer = Scorer(self.posterior, self.fit.items)
-        asked = arrived.item_row, arrived.time, arrived.context
-        return scorer.score(users, None, *asked).rating, fresh
+        scorer, scale = Scorer(self.posterior, self.fit.items), self.fit.model.scale
+        predicted = scorer.score(users, None, arrived.item_row, arrived.time, arrived.context).rating
+        return np.clip(predicted, scale.low, scale.high), fresh
 
 
-@dataclass(frozen=True, slots=True)
-class _Match:
-    """The live generation against the one before it."""
+@dataclass
+class Comparison:
+    """The live generation beside the one before it: how many `ratings` both have predicted, and the sums of
+    their squared errors.
+    """
 
-    live: LiveFit
-    before: int
-    contenders: tuple[_Contender, _Contender]
-    bet: Bet
+    generation: int
+    live: _Predictor
+    before: _Predictor
+    ratings: int = 0
+    squared: tuple[float, float] = (0.0, 0.0)
 
     @property
     def reads_attributes(self) -> bool:
         """Whether attributes of users play a part in either."""
-        return any(each.fit.user_attributes is not None for each in self.contenders)
+        return any(each.fit.user_attributes is not None for each in (self.live, self.before))
 
-    def judge(self, arrived: _Arrived, histories: Histories, stored: Sequence[bytes]) -> bool:
-        """Say whether the live one is condemned by now."""
-        predicted = (each.predict(arrived, histories, stored) for each in self.contenders)
-        (live, fresh), (before, also_fresh) = predicted
-        for k in np.flatnonzero(fresh & also_fresh).tolist():
-            self.bet.add(arrived.users[k], float(live[k]), float(before[k]), float(arrived.rating[k]))
-        return self.bet.first_is_worse
+    @property
+    def rmse(self) -> dict[str, float]:
+        """The root mean squared errors, by the names that the metric has; none before the first rating."""
+        named = zip(("live", "previous"), self.squared, strict=True)
+        return {name: math.sqrt(total / self.ratings) for name, total in named if self.ratings}
+
+    def add(self, arrived: _Arrived, histories: Histories, stored: Sequence[bytes]) -> None:
+        """Add the errors of the ratings that neither has learned."""
+        live, fresh = self.live.predict(arrived, histories, stored)
+        before, also_fresh = self.before.predict(arrived, histories, stored)
+        counted = fresh & also_fresh
+        live_error, error_before = (
+            float(np.square(arrived.rating - each)[counted].sum()) for each in (live, before)
+        )
+        self.squared = self.squared[0] + live_error, self.squared[1] + error_before
+        self.ratings += int(np.count_nonzero(counted))
 
 
 @dataclass
-class RollbackWatch:
-    """Judges the live generation for one term, by what comes in `arrivals`."""
+class ArrivingError:
+    """Compares for one term, by what comes in `arrivals`. `comparison`: of the generation that is live; None
+    where there is none before it, or a fit of either is not here.
+    """
 
     store: Store
-    lease: Lease
     epochs: OpenEpochs
     switch: Switch
     arrivals: Arrivals
     threads: Threads
-    _match: _Match | None = None
+    comparison: Comparison | None = None
+    # The live generation that `comparison` is about, also where it is None.
+    _live: int = 0
 
     async def run(self) -> None:
-        """Judge until cancelled. Raises `LeaseLost`."""
+        """Measure until cancelled."""
         while True:
             batch = await self.arrivals.get()
             try:
                 await self._take(batch)
             except (StoreUnavailable, GenerationUnknown, EpochGone) as exc:
                 # Other ratings will come; what is unknown was replaced meanwhile.
-                log.warning("arrivals_not_judged", error=str(exc))
+                log.warning("arrivals_not_predicted", error=str(exc))
 
     async def _take(self, batch: ArchivedBatch) -> None:
         live = self.switch.live
         if live is None or live.epoch != batch.epoch:
             return
-        if self._match is None or self._match.live.generation != live.generation:
-            self._match = await self._begin(live)
-        match = self._match
-        # The pointer may have moved, or be held since.
-        if match is None or await self._opponent(live) != match.before:
+        if self._live != live.generation:
+            self.comparison = None
+            self.comparison, self._live = await self._begin(live), live.generation
+        comparison = self.comparison
+        if comparison is None:
             return
         arrived = await self.threads.run(_chosen, batch.table)
         arrived, histories = await self._histories(batch.epoch, arrived)
-        stored = await self.store.attributes.stored(arrived.users) if match.reads_attributes else []
-        if await self.threads.run(match.judge, arrived, histories, stored):
-            await self._go_back(match)
+        stored = await self.store.attributes.stored(arrived.users) if comparison.reads_attributes else []
+        await self.threads.run(comparison.add, arrived, histories, stored)
 
-    async def _begin(self, live: LiveFit) -> _Match | None:
-        """Return the match of the live generation, if there is one to go back to."""
-        before = await self._opponent(live)
-        if live.result is None or not before:
+    async def _begin(self, live: LiveFit) -> Comparison | None:
+        """Return the comparison of the live generation, if there is one to go back to."""
+        pointer = await self.store.generations.live()
+        if pointer.generation != live.generation or not pointer.previous:
             return None
         epoch = await self.epochs.open(live.epoch)
-        fits = live.result, await self.threads.run(epoch.fits.read, before)
-        models = [fit.model for fit in fits if fit is not None]
+        before = await self.threads.run(epoch.fits.read, pointer.previous)
         # Scores of implicit feedback are no ratings.
-        if len(models) < 2 or any(model.feedback == "implicit" for model in models):
+        if live.result is None or before is None or "implicit" in _feedback(live.result, before):
             return None
-        first, second = (_Contender(fit, posterior_of(fit.model)) for fit in fits if fit is not None)
-        scale, liars = first.fit.model.scale, liars_among(second.fit.n_users)
-        return _Match(live, before, (first, second), Bet(scale.low, scale.high, liars))
-
-    async def _opponent(self, live: LiveFit) -> int:
-        """Return the generation before, 0 where the live one is not to be judged."""
-        pointer = await self.store.generations.live()
-        back = pointer.rolled_back
-        forward = 0 < pointer.previous < pointer.generation == live.generation
-        insisted = back is not None and back.generation == live.generation
-        return pointer.previous if forward and not (pointer.held or insisted) else 0
+        first, second = (_Predictor(fit, posterior_of(fit.model)) for fit in (live.result, before))
+        return Comparison(live.generation, first, second)
 
     async def _histories(self, epoch: int, arrived: _Arrived) -> tuple[_Arrived, Histories]:
         """Return those of the ratings whose users are still there, with the histories before them."""
@@ -188,16 +189,9 @@ class RollbackWatch:
         )
         return _taken(arrived, keep), histories
 
-    async def _go_back(self, match: _Match) -> None:
-        bet, summary = match.bet, match.live.meta.summary
-        loss, loss_before = ((each / bet.ratings) ** 0.5 for each in bet.errors)
-        now = await self.store.time()
-        why = RolledBack(summary.generation, match.before, bet.ratings, loss, loss_before, now)
-        gone = await self.store.generations.roll_back(self.lease, why)
-        self._match = None
-        if gone:
-            log.warning("generation_rolled_back", epoch=summary.epoch, **msgspec.structs.asdict(why))
-            await self.switch.follow(await self.store.generations.live())
+
+def _feedback(*fits: FitResult) -> set[str]:
+    return {fit.model.feedback for fit in fits}
 
 
 def _taken(arrived: _Arrived, rows: Sequence[int]) -> _Arrived:
