@@ -26,7 +26,6 @@ SPEED = (
     "growth",
     "start",
     "overload",
-    "attack",
 )
 # Past what the longest of them takes: one that hangs must not keep the others from running.
 LIMIT_S = 3600.0

@@ -24,7 +24,6 @@ SIZES = {
     "publish": ("--scale", "0.001"),
     "growth": ("--scale", "0.001"),
     "overload": ("--scale", "0.01"),
-    "attack": ("--scale", "0.01"),
     "start": ("--scale", "0.0005", "--rank", "6"),
     "recovery": ("--scale", "0.0005"),
 }

@@ -72,12 +72,6 @@ async def test_a_key_is_shown_once_and_only_its_digest_is_stored(keys: Keys, sto
     assert re.fullmatch(r"shop +rate +\d{4}-\d\d-\d\d \d\d:\d\d\n", listed)
     assert secret not in listed
     assert "already" in keys.refuses("add", "shop", "--role", "read")
-    assert "within two seconds" in keys("quotas", "shop", "requests=5/s, items=off").stdout
-    assert keys("list").stdout == listed.replace("\n", "  requests=5/s,items=off\n")
-    assert "must be quotas like" in keys.refuses("quotas", "shop", "calls=5")
-    assert "no key is called 'ship'" in keys.refuses("quotas", "ship", "off")
-    assert keys("quotas", "shop", "").returncode == 0
-    assert keys("list").stdout == listed
     assert "removed" in keys("remove", "shop").stdout
     assert count_of(await store.access.load()) == 0
     assert "no key is called 'shop'" in keys.refuses("remove", "shop")
