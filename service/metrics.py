@@ -112,7 +112,7 @@ class Histogram(msgspec.Struct):
         self.sum += float(values.sum())
 
     def add(self, other: "Histogram") -> None:
-        """Add the counts of `other`; one with other bounds, which an older version wrote, is left out."""
+        """Add the counts of `other`; one with other bounds, as of another scale, is left out."""
         if other.bounds == self.bounds:
             self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
             self.sum += other.sum
@@ -200,7 +200,6 @@ class Counts(msgspec.Struct):
         for name in ("lookup", "batch", "squared_error"):
             getattr(self, name).add(getattr(earlier, name))
         self.baseline_squared_error += earlier.baseline_squared_error
-        # A snapshot of an older version does not say it.
         self.since = min(filter(None, (self.since, earlier.since)), default=0.0)
         for name in _COUNTERS:
             setattr(self, name, getattr(self, name) + getattr(earlier, name))

@@ -572,7 +572,7 @@ local function register_items(keys, args)
 end
 
 -- keys: config. args: identity, then field, value, ... The first caller fixes them; answers what holds. A namespace
--- from before there were identities gets one.
+-- without an identity gets one.
 local function create_namespace(keys, args)
   if redis.call('EXISTS', keys[1]) == 0 then
     redis.call('HSET', keys[1], unpack(args, 2))
@@ -592,8 +592,7 @@ local function claim_namespace(keys, args)
   return { 'OK' }
 end
 
--- keys: config. args: scale. The first caller decides; answers what holds. One that is not decided has a mark, which an
--- earlier version does not know.
+-- keys: config. args: scale. The first caller decides; answers what holds. One that is not decided has a mark.
 local function decide_scale(keys, args)
   if redis.call('HDEL', keys[1], 'scale_open') == 1 then
     redis.call('HSET', keys[1], 'scale', args[1])
@@ -1142,12 +1141,11 @@ end
 
 -- keys: catalogue, items, ids, titles, deleted, changes. args: most items, most changes that are kept, a random number,
 -- the ids as the change says them, then of each item: id, SHA-1 of what it was ('': it was not there; 'deleted'), what it
--- becomes ('': it is deleted), its entry among the titles before, that which an earlier release made, and its entry after
--- ('': none). The version is the number of the change, a dash, and the random number: so a store that lost its last
+-- becomes ('': it is deleted), its entry among the titles before, and its entry after ('': none). The version is the number of the change, a dash, and the random number: so a store that lost its last
 -- changes, and took others since, has other versions.
 local function change_catalogue(keys, args)
   local call, new = redis.call, 0
-  for at = 5, #args, 6 do
+  for at = 5, #args, 5 do
     local before = call('HGET', keys[2], args[at])
     local deleted = not before and call('SISMEMBER', keys[5], args[at]) == 1
     if not (deleted and args[at + 1] == 'deleted' or not deleted and is_still(before, args[at + 1])) then
@@ -1168,8 +1166,8 @@ local function change_catalogue(keys, args)
   if refused(reply) then
     return reply
   end
-  for at = 5, #args, 6 do
-    local id, title_after = args[at], args[at + 5]
+  for at = 5, #args, 5 do
+    local id, title, title_after = args[at], args[at + 3], args[at + 4]
     if args[at + 2] == '' then
       call('HDEL', keys[2], id)
       call('ZREM', keys[3], id)
@@ -1179,13 +1177,10 @@ local function change_catalogue(keys, args)
       call('ZADD', keys[3], 0, id)
       call('SREM', keys[5], id)
     end
-    for before = at + 3, at + 4 do
-      if args[before] ~= '' and args[before] ~= title_after then
-        call('ZREM', keys[4], args[before])
-      end
+    if title ~= '' and title ~= title_after then
+      call('ZREM', keys[4], title)
     end
     if title_after ~= '' then
-      -- Though it be the one before: an earlier release made none for an item without a title.
       call('ZADD', keys[4], 0, title_after)
     end
   end

@@ -21,7 +21,7 @@ from service.http.response import json_answer
 from service.neighbours.nearest import Seeker
 from service.openapi import MODEL, STORE, WRITES, Route, query_parameter, whole
 from service.prediction_json import Prediction, shown
-from service.routes.deletions.receipts import Receipt, stamped
+from service.routes.deletions.receipts import Receipt
 from service.routes.items import expected, item_names
 
 # A page for people; a long history is read page by page.
@@ -270,7 +270,5 @@ async def delete_user(request: web.Request) -> web.StreamResponse:
     # Not the user: a log would know what is to be forgotten.
     request[WHAT] = f"receipt={receipt}"
     outcome = await store.commands.wait(receipt, context.settings.erase_wait_s)
-    done = outcome is not None and outcome.state == "done"
-    # A trainer of 0.1.0 says `done` of less: the rest is left to the one after it.
-    archive = "erased" if done and await store.commands.stage(receipt) is None else "pending"
-    return json_answer(Receipt(stamped(receipt), archive, user_id.decode(), forgotten.ratings))
+    archive = "erased" if outcome is not None and outcome.state == "done" else "pending"
+    return json_answer(Receipt(receipt, archive, user_id.decode(), forgotten.ratings))

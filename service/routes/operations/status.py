@@ -95,7 +95,6 @@ class Status(msgspec.Struct):
     known_events: int | None
     known_items: int
     workers: list[WorkerOut]
-    # Clients take it for true where a service of an earlier version does not say: there it is decided.
     scale_decided: bool = True
     backed_up: Backup | None = None
     refusing: str | None = None

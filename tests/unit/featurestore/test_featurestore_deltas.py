@@ -49,7 +49,7 @@ def test_factors_go_with_their_rows() -> None:
     nan = float("nan")
     entries = [
         (b"1-1", entry([5, 2, 9], [[1, 1, 1], [2, 2, 2], [nan, nan, nan]])),
-        # As a trainer of version 0.1.0 writes it: the factors so far stay.
+        # Without a head: the factors so far stay.
         (b"1-2", entry([2], None)),
         (b"1-3", entry([5], [[3, 3, 3]])),
     ]
