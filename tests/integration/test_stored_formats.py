@@ -96,11 +96,7 @@ def stored(folder: Path) -> dict[str, tuple[bytes, Read, type[Exception]]]:
         "event types": (types_to_bytes(DEFAULT_TYPES), types_from_bytes, ValueError),
         "context fields": (schema_to_bytes(ContextSchema(())), schema_from_bytes, ValueError),
         "catalogue": (dump, lambda data: dump_from_bytes(gzip.compress(data)), DumpUnreadable),
-        "commit": (
-            Commit(1, "t").to_bytes(),
-            lambda data: Commit.from_bytes(data, "it"),
-            ArchiveRefusedError,
-        ),
+        "commit": (commit, lambda data: Commit.from_bytes(data, "it"), ArchiveRefusedError),
         "small file": (*in_file(read_json, folder / "file.json"), ArchiveRefusedError),
         "items": (*in_file(read_items, items), ArchiveRefusedError),
         "ledger": (*of_ledger, ArchiveRefusedError),
