@@ -22,8 +22,6 @@ from benchmarks.load.scrape import buckets, metrics_text, quantile
 # A shop of some size: records and item table together are past the caches of the processor.
 USERS, ITEMS, RANK = 100_000, 10_000, 8
 LOOKUP = "foldin_lookup_seconds"
-# More than any server takes: the requests of the key are counted, and none is refused.
-COUNTED = {"FOLDIN_QUOTAS": "requests=1000000/s"}
 
 
 def measure(options: Options, console: Console) -> list[Row]:
@@ -49,9 +47,7 @@ def measure(options: Options, console: Console) -> list[Row]:
             key = stack.add_key(url)
             keyed = str(predict_requests(Path(name), n_users, n_items, seed=options.seed, key=key))
             with (
-                stack.service(
-                    url, cpus=cores.server, settings={"FOLDIN_QUOTAS": "requests=1000000/s"}
-                ) as port,
+                stack.service(url, cpus=cores.server) as port,
                 stack.yardstick("bare", "/predict", cpus=cores.server) as bare_port,
             ):
                 loads = peaks(options, keyed, port, bare_port, cores.others)

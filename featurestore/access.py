@@ -36,8 +36,6 @@ class ApiKey(msgspec.Struct, frozen=True):
     name: str
     role: Role
     created: float
-    # As `parse_quotas` reads them: what differs from those of the service.
-    quotas: str = ""
 
 
 # By digest. None: a record that this version cannot read; it lets no request in, and stays as it is. So
@@ -97,7 +95,7 @@ class AccessKeys:
         """Return all keys. Raises `StoreError`."""
         return parse_keys(await self._client.hgetall(self._key))
 
-    async def add(self, secret: str, name: str, role: Role, quotas: str = "") -> None:
+    async def add(self, secret: str, name: str, role: Role) -> None:
         """Let `secret` in from now on; repeating it changes nothing.
 
         Raises `StoreRefused` where there are too many keys.
@@ -110,19 +108,8 @@ class AccessKeys:
         # With its mark: a key that was seen without it could be removed without a trace.
         if digest not in known:
             await self._client.change_fields(
-                self._key, {_MARK: b"", digest: msgspec.json.encode(ApiKey(name, role, seconds, quotas))}
+                self._key, {_MARK: b"", digest: msgspec.json.encode(ApiKey(name, role, seconds))}
             )
-
-    async def change(self, name: str, quotas: str) -> int:
-        """Give the keys called `name` these quotas; return how many there are. Raises `StoreError`."""
-        found = {
-            digest: msgspec.structs.replace(key, quotas=quotas)
-            for digest, key in (await self.load()).items()
-            if key is not None and key.name == name
-        }
-        for digest, key in found.items():
-            await self._client.change_fields(self._key, {digest: msgspec.json.encode(key)})
-        return len(found)
 
     async def remove(self, name: str, *, operable: bool = False) -> int:
         """Let the keys called `name` in no longer; return how many there were. `operable`: one that may

@@ -25,8 +25,8 @@ ENTRY_BYTES = ENTRY.size  # 20
 CHECK = struct.Struct("<I")
 # Of bytes behind which their own CRC-32 stands, whatever they are.
 SOUND = 0x2144DF1C
-# Of a record, told by its length: in 1 it ends with the vector, as release 0.1.0 writes it.
-RECORD_FORMAT = 2
+# Of a record, whose length and CRC-32 tell it: of another one the user is folded in again.
+RECORD_FORMAT = 1
 # What stands before a record that is to be behind, as if it had seen nothing.
 _OUTDATED = COUNTER.pack(0)
 FORGOTTEN_ROW = 0xFFFFFFFF
@@ -35,8 +35,6 @@ FORGOTTEN_ROW = 0xFFFFFFFF
 ENTRY_DTYPE = np.dtype([("item_row", "<u4"), ("rating", "<f8"), ("time", "<f8")])
 # Seconds since 1970 beyond which a timestamp is no time: milliseconds by mistake pass, nanoseconds do not.
 MAX_TIMESTAMP = 1e15
-# An import of version 0.1.0 or before took as much.
-MAX_STORED_TIME = 1e16
 
 # 134 million items, beyond what an item table in memory can have; the 5 bits above them tell the type.
 ROW_BITS = 32 - (TYPE_CODES - 1).bit_length()
@@ -147,17 +145,14 @@ def pack_records(n: Int64s, vectors: Float32s) -> list[bytes]:
 
 
 def read_record(stored: bytes, size: int) -> bytes | None:
-    """Return a stored record as one of the present format, `size` bytes: one that is to be behind with `n` 0,
-    one of the format before with a check; None for one that is damaged.
-    """
-    outdated = len(stored) in (size + COUNTER.size, size - CHECK.size + COUNTER.size)
+    """Return a stored record as `size` bytes: one that is to be behind with `n` 0; None if it is damaged."""
+    outdated = len(stored) == size + COUNTER.size
     body = stored.removeprefix(_OUTDATED) if outdated else stored
-    if len(body) == size and crc32(body) == SOUND:
-        body = body[: -CHECK.size]
-    elif len(body) != size - CHECK.size:
+    if len(body) != size or crc32(body) != SOUND:
         return None
-    if outdated:
-        body = _OUTDATED + body[COUNTER.size :]
+    if not outdated:
+        return body
+    body = _OUTDATED + body[COUNTER.size : -CHECK.size]
     return body + CHECK.pack(crc32(body))
 
 
@@ -318,7 +313,7 @@ def impossible(entries: npt.NDArray[Any], scale: Scale) -> npt.NDArray[np.bool_]
     if other.any():
         # The value of an event is any number.
         found = np.where(other, np.isinf(rating) | (type_codes_of(row) > MAX_TYPE_CODE), found)
-    found |= np.abs(time) > MAX_STORED_TIME
+    found |= np.abs(time) > MAX_TIMESTAMP
     return found
 
 

@@ -243,8 +243,6 @@ def _left(key: bytes, command_id: bytes, stage: bytes, damaged: list[Command]) -
     if of_item:
         epoch, at_ms = int(of_item[1]), int(of_item[2])
         return Command(place, name, "take_back", epoch, None, at_ms, item, of_item[3])
-    # A trainer of 0.1.0 says `done` after its part, or that it cannot do what is asked, and drops the
-    # command; it does not know this hash.
     return Command(place, name, "erase", 0, user, int(asked[1]) if asked else 0)
 
 

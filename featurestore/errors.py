@@ -55,10 +55,6 @@ class StreamFull(StoreUnavailable):
     """
 
 
-class ItemsSpent(StoreUnavailable):
-    """The caller has added as many new items as its quota allows. Retry later (429); nothing was written."""
-
-
 class HistoryFull(StoreError):
     """The user has as many ratings as one may have. Refuse the input; nothing was written of this user."""
 

@@ -14,7 +14,6 @@ from factors import Int64s
 from featurestore.client import Client
 from featurestore.errors import (
     EpochGone,
-    ItemsSpent,
     RegistryFull,
     StoreDamaged,
     StoreError,
@@ -22,7 +21,6 @@ from featurestore.errors import (
 )
 from featurestore.id_columns import Ids
 from featurestore.keys import Keys, shown_key, whole
-from featurestore.quotas.limits import WriteLimits
 from featurestore.row_table import RowTable
 from featurestore.wire.connection import Connection
 from featurestore.wire.functions import call_many
@@ -135,32 +133,26 @@ class ItemRegistry:
         """Whether all of these are known here."""
         return all(item_id in self._rows for item_id in item_ids)
 
-    async def register(self, item_ids: Sequence[bytes], limits: WriteLimits | None = None) -> list[int]:
+    async def register(self, item_ids: Sequence[bytes]) -> list[int]:
         """Return the row of each item; new ones get theirs, all or none. A round trip for each 2,000 that are
         not known here, and twice as many where these are more.
 
-        Safe to repeat. Raises `RegistryFull`, `ItemsSpent` by `limits`, `EpochGone`. In a race for the last
-        rows whole blocks of 2,000 may be registered.
+        Safe to repeat. Raises `RegistryFull`, `EpochGone`. In a race for the last rows whole blocks of 2,000
+        may be registered.
         """
         blocks = self._unknown(item_ids)
         if len(blocks) > 1:
             # The first block is registered only if there is room for all that are new.
             await self.rows(item_ids)
             blocks = self._unknown(item_ids)
-        rate = None if limits is None else limits.items
-        bucket = self._keys.items_bucket(self._epoch, b"" if limits is None else limits.caller)
         for number, block in enumerate(blocks):
-            first = number == 0
-            size, per_s = (rate.size, rate.per_s) if rate and first else (0.0, 0.0)
-            more = sum(map(len, blocks[1:])) if first else 0
-            args = [b"%d" % self._max_items, b"%r" % size, b"%r" % per_s, b"%d" % more, *block]
-            (reply,) = await self._client.call("register_items", ([self._items, self._order, bucket], args))
+            more = sum(map(len, blocks[1:])) if number == 0 else 0
+            args = [b"%d" % self._max_items, b"%d" % more, *block]
+            (reply,) = await self._client.call("register_items", ([self._items, self._order], args))
             if reply[0] == b"GONE":
                 raise EpochGone(self._epoch)
             if reply[0] == b"FULL":
                 raise RegistryFull(f"there is room for {self._max_items} items, no more may be added")
-            if reply[0] == b"SPENT":
-                raise ItemsSpent("too many new items", float(reply[1]))
             rows = [whole(row, self._items) for row in reply[1]]
             self._require_one_row_each(dict(zip(rows, block, strict=True)))
             self.learn(rows, block)

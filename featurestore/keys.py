@@ -146,10 +146,6 @@ class Keys:
         """Which items a generation has shown."""
         return b"{%b}:shown:%d" % (self.live, generation)
 
-    def bucket(self, name: bytes) -> bytes:
-        """A token bucket of a quota; `name`: of which quota and which caller."""
-        return b"{%b}:quota:%b" % (self.live, name)
-
     def epochs(self, partition: int) -> bytes:
         """Which epochs a partition's ratings go to."""
         return b"%b:{%b}:epochs" % (self._ns, self._tags[partition])
@@ -240,10 +236,6 @@ class Keys:
     def order(self, epoch: int) -> bytes:
         """Item row -> item id."""
         return b"{%b}:order" % self.items(epoch)
-
-    def items_bucket(self, epoch: int, caller: bytes) -> bytes:
-        """The token bucket of a caller's new items, by its digest."""
-        return b"{%b}:quota:%b" % (self.items(epoch), caller.hex().encode())
 
     def meta(self, epoch: int, generation: int) -> bytes:
         """What a generation is."""

@@ -19,7 +19,7 @@ from featurestore.keys import Keys, shown_key
 from featurestore.settings import DEFAULT_SCALE, format_scale, parse_scale
 
 # Grows when keys or bytes change so that versions before cannot read them.
-LAYOUT = b"2"
+LAYOUT = b"1"
 # `WAITAOF` came with it.
 OLDEST_REDIS = (7, 2)
 # The first release of its own; the one before was Redis 7.2 renamed.
@@ -94,7 +94,7 @@ class StoredScale:
     async def decide(self, scale: Scale) -> bool:
         """Make it `scale` unless it is decided; return whether it is `scale` now. May be repeated."""
         if not self.decided:
-            # A version from before there was anything to decide takes ratings on the default scale.
+            # Ratings that are there, as where the configuration was lost, are taken for ones on the default.
             await self._decide(DEFAULT_SCALE if await self._holds_events() else scale)
         return self.value == scale
 

@@ -21,7 +21,6 @@ from featurestore.generations.catalog import Generations
 from featurestore.item_registry import ItemRegistries
 from featurestore.leases import Leases
 from featurestore.namespace import NamespaceConfig, StoredScale, prepare
-from featurestore.quotas.buckets import Buckets
 from featurestore.ratings.epochs import Epochs
 from featurestore.ratings.event_types import EventTypes
 from featurestore.ratings.files import StoreFiles
@@ -118,7 +117,6 @@ class Store:
         self.experiments = StoredExperiments(self.keys, self.redis, self.confirmation)
         self.tallies = Tallies(self.keys, self.redis)
         self.showings = StoredShowings(self.keys, self.redis)
-        self.quotas = Buckets(self.keys, self.redis)
         self.telemetry = Telemetry(self.keys, self.redis)
         self.reports = Reports(self.keys, self.redis, self.confirmation)
         self.files = StoreFiles(self.keys, self.redis)

@@ -23,7 +23,6 @@ from featurestore.access import (
     operating,
 )
 from featurestore.errors import LastOperateKey, StoreError, StoreRefused
-from featurestore.quotas.limits import parse_quotas
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.address import running_stack
@@ -34,12 +33,6 @@ from processes.settings import choice, data_path, load, nested, setting
 # In the data folder of a stack: there was a key, though its store may have been emptied since.
 ASKED_FOR = "keys-asked-for"
 NO_STACK = "make sure that the stack or the store runs, and name it by --data or FOLDIN_REDIS_URL"
-
-
-def _quotas(text: str) -> str:
-    parse_quotas(text)
-    # One separator: it is stored so.
-    return ",".join(text.replace(",", " ").split())
 
 
 def _name(text: str) -> str:
@@ -67,9 +60,6 @@ class AddOptions:
 
     name: str = setting(..., "what the log calls it", _name, flag="NAME")
     role: Role = setting(..., "what it may do", choice(ROLES))
-    quotas: str | None = setting(
-        None, "such as requests=5000/s,items=off", _quotas, shown="as the service has them", empty=True
-    )
     file: Path | None = setting(None, "write it to this new file, with mode 0600, and do not print it", Path)
     where: ListOptions = nested(ListOptions)
 
@@ -81,15 +71,6 @@ class EnsureOptions:
     name: str = setting(..., "what the log calls it", _name, flag="NAME")
     role: Role = setting(..., "what it may do", choice(ROLES))
     file: Path = setting(..., "the file that holds it, mode 0600", Path)
-    where: ListOptions = nested(ListOptions)
-
-
-@dataclass(frozen=True, slots=True)
-class QuotaOptions:
-    """Options of `foldin keys quotas`."""
-
-    name: str = setting(..., "as it was given to `add`", flag="NAME")
-    quotas: str = setting(..., "such as requests=5000/s,items=off", _quotas, flag="QUOTAS", empty=True)
     where: ListOptions = nested(ListOptions)
 
 
@@ -115,7 +96,7 @@ def add_key(options: AddOptions, settings: FrontDoorSettings) -> int:
         # The file first: a key that is let in but was never seen by its owner could not be used by anyone.
         if file is not None:
             write_secret(file, secret)
-        await store.access.add(secret, name, role, options.quotas or "")
+        await store.access.add(secret, name, role)
         shown = {"key": secret} if file is None else {"file": str(file)}
         settings.emit({"name": name, "role": role, **shown})
         # With `--json` it was printed there, once; the other output may be a log.
@@ -136,18 +117,6 @@ def ensure_key_file(options: EnsureOptions, settings: FrontDoorSettings) -> int:
     return _in_store(options.where, settings, ensure, asks=True)
 
 
-def change_quotas(options: QuotaOptions, settings: FrontDoorSettings) -> int:
-    """Set the quotas of keys; return the exit code. Raises CannotStartError."""
-
-    async def change(store: Store) -> None:
-        if not await store.access.change(options.name, options.quotas):
-            raise CannotStartError(f"no key is called {options.name!r}: see `foldin keys list`")
-        print(f"Services know the quotas of {options.name} within two seconds.")
-        settings.emit({"name": options.name, "quotas": options.quotas})
-
-    return _in_store(options.where, settings, change)
-
-
 def list_keys(options: ListOptions, settings: FrontDoorSettings) -> int:
     """Print the keys by age; return the exit code. Raises CannotStartError."""
 
@@ -156,13 +125,10 @@ def list_keys(options: ListOptions, settings: FrontDoorSettings) -> int:
         known = sorted((key for key in stored.values() if key is not None), key=lambda key: key.created)
         for key in known:
             made = time.strftime("%Y-%m-%d %H:%M", time.gmtime(key.created))
-            print(f"{key.name:<24} {key.role:<8} {made}  {key.quotas}".rstrip())
+            print(f"{key.name:<24} {key.role:<8} {made}")
         if unreadable := count_of(stored) - len(known):
             print(f"{unreadable} of a newer version of foldin, which this one cannot read", file=sys.stderr)
-        shown = [
-            {"name": key.name, "role": key.role, "created": key.created, "quotas": key.quotas}
-            for key in known
-        ]
+        shown = [{"name": key.name, "role": key.role, "created": key.created} for key in known]
         settings.emit({"keys": shown, "unreadable": unreadable})
 
     return _in_store(options, settings, show)

@@ -10,7 +10,7 @@ from evaluation.course.settings import EvaluationSettings, PlaySettings
 from featurestore.settings import StoreSettings
 from foldin.commands.settings import DoctorOptions, ExampleOptions, ExportOptions, MigrateOptions, NoOptions
 from foldin.evaluating import EvaluateOptions
-from foldin.keys import AddOptions, EnsureOptions, ListOptions, QuotaOptions, RemoveOptions
+from foldin.keys import AddOptions, EnsureOptions, ListOptions, RemoveOptions
 from foldin.settings import (
     BackupOptions,
     CommonOptions,
@@ -92,7 +92,6 @@ PROCESSES: tuple[tuple[str, type[Any], tuple[str, ...]], ...] = (
     ("`foldin keys`, each command", ListOptions, ()),
     ("`foldin keys add NAME`", AddOptions, ("where",)),
     ("`foldin keys ensure NAME`", EnsureOptions, ("where",)),
-    ("`foldin keys quotas NAME QUOTAS`", QuotaOptions, ("where",)),
     ("`foldin keys remove NAME`", RemoveOptions, ("where",)),
 )
 

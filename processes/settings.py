@@ -26,6 +26,8 @@ C = TypeVar("C", bound=str)
 HIDDEN = argparse.SUPPRESS  # help of a flag that only our own processes give each other
 # Names that `logging` knows.
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+# Variables that were settings once, without `FOLDIN_`: left out in silence, a limit would be missed.
+_GONE = {"QUOTAS": "nginx bounds requests and connections now (docs/operations.md)"}
 
 
 class SettingsError(CannotStartError):
@@ -245,6 +247,9 @@ def load(
             if given[entry.name] is not None:
                 rest.remove(given[entry.name])
     errors += [f"unknown argument {argument}" for argument in rest]
+    errors += [
+        f"FOLDIN_{name} is no setting: {now}" for name, now in _GONE.items() if environ.get(f"FOLDIN_{name}")
+    ]
     made = _make(cls, frozenset(), given, environ, errors, section=getattr(cls, "FILE_SECTION", None))
     if made is not None:
         errors.extend(getattr(made, "problems", list)())

@@ -17,7 +17,6 @@ from threadpoolctl import threadpool_limits
 from factors import Scale
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.generations.follower import Follower
-from featurestore.quotas.limits import DEFAULT
 from featurestore.settings import redacted
 from featurestore.store import Store
 from featurestore.users.compiled import load_fold_in
@@ -31,7 +30,7 @@ from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic
 from service.http.memory import MemoryWatch
-from service.http.quotas import Quotas
+from service.http.rating_quota import RatingQuota
 from service.key_copy import following_keys
 from service.metrics import RECENT_S, Counts, SnapshotFiles, error_bounds
 from service.micro_batcher import MicroBatcher
@@ -96,10 +95,7 @@ async def _service_context(
             snapshot_files = SnapshotFiles(slot.folder, slot.worker)
             counts = _counts(slot, scale, snapshot_files)
             audit = Audit(OPERATIONS, settings.proxies)
-            # Beyond loopback there are quotas unless told otherwise; on it where told so.
-            limits = None if loopback and settings.quotas is None else DEFAULT.but(settings.quotas or ())
             traffic = Traffic(settings.in_flight)
-            quotas = Quotas(audit, counts, limits)
             arm_counts = ArmCounts()
             context = ServiceContext(
                 settings=settings,
@@ -131,9 +127,11 @@ async def _service_context(
                 training=Training(store, follower, settings.train_wait_s),
                 access=access,
                 audit=audit,
-                quotas=quotas,
+                rating_quota=RatingQuota(settings.key_ratings),
                 arm_counts=arm_counts,
-                feedback=FeedbackRecorder(store, follower, counts, arm_counts),
+                feedback=FeedbackRecorder(
+                    store, follower, counts, arm_counts, most_entries=settings.history_entries
+                ),
                 memory=MemoryWatch(),
             )
             async with _at_work(context):
@@ -150,7 +148,6 @@ async def _at_work(context: ServiceContext) -> AsyncIterator[None]:
     steps = BackgroundSteps("hand over figures of experiments", context.counts)
     async with (
         _sampled(context),
-        beside(context.quotas.share(store.quotas), "share the quotas", _failed),
         beside(context.arm_counts.run(store.tallies, steps), steps.work, _failed),
         beside(context.feedback.run(), "record what was shown", _failed),
         beside(load_fold_in(context.settings.cache_dir), "load the compiled fold-in", _failed),

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from factors import Scale
-from featurestore.codecs import History
 from featurestore.errors import FullReason, StoreFull, StoreMigrating
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
 from featurestore.namespace import StoredScale
 from featurestore.store import Store
-from featurestore.users.histories import ANSWER_ENTRIES
 from processes.memory import resident_bytes
 from service.catalogue.follower import CatalogueFollower
 from service.experiments.counting import ArmCounts
@@ -26,7 +24,7 @@ from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic
 from service.http.memory import MemoryWatch
-from service.http.quotas import CALLED_BY, Quotas
+from service.http.rating_quota import RatingQuota
 from service.metrics import Counts, SnapshotFiles
 from service.micro_batcher import MicroBatcher
 from service.neighbours.nearest import Nearest
@@ -63,7 +61,7 @@ class ServiceContext:
     training: Training
     access: Access
     audit: Audit
-    quotas: Quotas
+    rating_quota: RatingQuota
     arm_counts: ArmCounts
     feedback: FeedbackRecorder
     memory: MemoryWatch
@@ -105,13 +103,10 @@ class ServiceContext:
         live = self.follower.live
         return live.epoch if live else (await self.store.generations.live()).epoch
 
-    async def history(self, request: web.Request, epoch: int, user_id: bytes) -> tuple[int, History]:
-        """Return `n` and the whole history of a user, a long one of which the caller pays for. Raises
-        `StoreError`.
-        """
-        n, history = await self.store.users.history(epoch, user_id)
-        self.quotas.charge(request.get(CALLED_BY), history.entries // ANSWER_ENTRIES)
-        return n, history
+    def take_ratings(self, request: web.BaseRequest, ratings: int) -> None:
+        """Take so many ratings from what the key of a request may give. Raises `quota_exceeded`."""
+        key = self.access.key_of(request.headers) if self.access.asks else None
+        self.rating_quota.take(key, ratings)
 
     def snapshot(self) -> Counts:
         """Return the counts with what this worker is at this moment."""

@@ -1,6 +1,6 @@
 """What a worker counts, the sum over the workers of a host, and the text that Prometheus scrapes.
 
-Invariant: a counter never falls when a worker is restarted; labels are routes, statuses, quotas, workers
+Invariant: a counter never falls when a worker is restarted; labels are routes, statuses, workers
 and partitions, all bounded in number.
 
 Counting is adding to plain numbers. The metrics of prometheus_client take a lock for each of them, and know
@@ -25,7 +25,6 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from featurestore.errors import FULL_REASONS, FullReason
-from featurestore.quotas.limits import QUOTAS
 from service.settings import SIGN_OF_LIFE
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -113,7 +112,7 @@ class Histogram(msgspec.Struct):
         self.sum += float(values.sum())
 
     def add(self, other: "Histogram") -> None:
-        """Add the counts of `other`; one with other bounds, which an older version wrote, is left out."""
+        """Add the counts of `other`; one with other bounds, as of another scale, is left out."""
         if other.bounds == self.bounds:
             self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
             self.sum += other.sum
@@ -147,7 +146,6 @@ class Counts(msgspec.Struct):
     overloads: int = 0
     degraded: int = 0
     impressions_lost: int = 0
-    quota_refusals: dict[str, int] = msgspec.field(default_factory=dict)
     reconnects: int = 0
     starts: int = 0
     # When the first worker of this slot was started, in seconds since 1970.
@@ -179,10 +177,6 @@ class Counts(msgspec.Struct):
         by_status[code] = by_status.get(code, 0) + times
         self.latency[route].observe(seconds, times)
 
-    def refused(self, quota: str) -> None:
-        """Count a refusal by a quota."""
-        self.quota_refusals[quota] = self.quota_refusals.get(quota, 0) + 1
-
     def rated(self, squared_errors: npt.NDArray[np.float64], ratings: int) -> None:
         """Count `ratings` that arrived, of which some were predicted first. `squared_errors` (n, 2): of the
         model, and of what an unknown user would be told.
@@ -203,12 +197,9 @@ class Counts(msgspec.Struct):
             for status, count in by_status.items():
                 mine[status] = mine.get(status, 0) + count
             self.latency.setdefault(route, Histogram.empty(LATENCY_BOUNDS)).add(earlier.latency[route])
-        for quota, count in earlier.quota_refusals.items():
-            self.quota_refusals[quota] = self.quota_refusals.get(quota, 0) + count
         for name in ("lookup", "batch", "squared_error"):
             getattr(self, name).add(getattr(earlier, name))
         self.baseline_squared_error += earlier.baseline_squared_error
-        # A snapshot of an older version does not say it.
         self.since = min(filter(None, (self.since, earlier.since)), default=0.0)
         for name in _COUNTERS:
             setattr(self, name, getattr(self, name) + getattr(earlier, name))
@@ -347,12 +338,6 @@ def _families(snapshots: list[Counts], lag: Mapping[int, int] | None, store_up: 
     )
     for field, (name, text) in _COUNTERS.items():
         yield CounterMetricFamily(name, text, value=getattr(total, field))
-    refusals = CounterMetricFamily(
-        "foldin_quota_refusals", "Requests and connections refused by a quota.", labels=["quota"]
-    )
-    for quota in QUOTAS:
-        refusals.add_metric([quota], total.quota_refusals.get(quota, 0))
-    yield refusals
     for field, (name, text) in _GAUGES.items():
         gauge = GaugeMetricFamily(name, text, labels=["worker"])
         for snapshot in snapshots:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from featurestore.quotas.limits import DEFAULT_TEXT, Part, parse_quota
 from featurestore.settings import StoreSettings
 from featurestore.telemetry.log_lines import FORMS
 from processes import module_name
@@ -44,6 +43,7 @@ class ServiceSettings:
     """How a service process behaves. Limits bound memory: what is beyond them is refused at once.
 
     `in_flight`: requests that one worker answers at a time. `connections`: that one worker holds.
+    `key_ratings`: that a key may give a worker in a second. `history_entries`: that one user may have.
     `large_bytes`: bodies of so many bytes are worked on at once, or two calls, of predictions and of ratings
     each; `batch_waiting_bytes`, `import_waiting_bytes`: so many wait. `rankings_waiting`: rankings of large
     catalogues that wait.
@@ -109,14 +109,6 @@ class ServiceSettings:
         many=True,
         shown="none",
     )
-    quotas: tuple[Part, ...] | None = setting(
-        None,
-        "what an address, or a key that may not operate, may take; what is not named stays, `off` is none",
-        parse_quota,
-        variable="FOLDIN_QUOTAS",
-        many=True,
-        shown=f"`{DEFAULT_TEXT}` where other machines can reach the service, else `off`",
-    )
     tls_cert: Path | None = setting(
         None,
         "file with the certificate and its chain (PEM): the service then speaks HTTPS",
@@ -128,6 +120,8 @@ class ServiceSettings:
     )
     in_flight: int = 1024
     connections: int = 8192
+    key_ratings: int = 10_000
+    history_entries: int = 100_000
     large_bytes: int = 64 * 2**10
     batch_waiting_bytes: int = 5 * 2**20
     import_waiting_bytes: int = 8 * 2**20

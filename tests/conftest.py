@@ -37,7 +37,6 @@ WHOLE_STACKS = (
     "tests/integration/foldin/test_foldin_up.py",
     "tests/integration/foldin/test_progress_bars.py",
     "tests/integration/test_readme_examples.py",
-    "tests/upgrade/test_rolling.py",
 )
 
 

@@ -125,7 +125,7 @@ class CommandHandler:
             # It is written anew when the command has been carried out once more, which is harmless.
             log.warning("command_damaged", error=str(exc))
             outcome = None
-        if outcome is None or outcome.state == "running" or await self._half_erased(command):
+        if outcome is None or outcome.state == "running":
             await with_retries(self._store.commands.report, self._lease, command.id, Outcome("running"))
             self._step("command:running")
             if command.kind == "take_back":
@@ -280,7 +280,7 @@ class CommandHandler:
     async def _erase_to_the_end(self, command: Command) -> None:
         await self._erase(command)
         self._step("erase:archive")
-        # A service of 0.1.0, which may have forgotten the user, knows of no attributes.
+        # The service has done so; attributes that came meanwhile go, too.
         await with_retries(self._store.attributes.erase, command.epoch, command.user or b"", command.at_ms)
         self._step("erase:attributes")
         pointer = await with_retries(self._store.generations.live)
@@ -306,13 +306,6 @@ class CommandHandler:
             # Its command, which could not be read.
             await with_retries(self._store.commands.drop, erasure.stream_id)
         self._open.pop(erasure.id, None)
-
-    async def _half_erased(self, command: Command) -> bool:
-        """Whether a trainer of 0.1.0 said `done` of an erasure, which does less than is asked for now, or
-        that it knows no such command.
-        """
-        lasts = command.kind in ("erase", "take_back")
-        return lasts and await with_retries(self._store.commands.stage, command.id) is not None
 
     def _rewriting(self) -> Outcome:
         return Outcome("running", detail=self._rewrites.waits_for)

@@ -217,7 +217,7 @@ export interface Foldin {
   /** The keys of the API, which themselves are not stored. `GET /keys`; role `operate`. */
   getKeys(): Promise<KeysOut>;
   /** Make a key. Workers let it in within two seconds; from the first key on all calls need one. One of the role `operate` comes first, so that there is one that may make others. `POST /keys`; role `operate`. */
-  addKey(options: { name: string; role: "metrics" | "operate" | "rate" | "read"; quotas?: string; }): Promise<KeyMade>;
+  addKey(options: { name: string; role: "metrics" | "operate" | "rate" | "read"; }): Promise<KeyMade>;
   /** Let the keys of a name in no longer, within two seconds. The last one of the role `operate` stays while there are others. Keys go on being asked for after the very last: `foldin keys add` makes another. `DELETE /keys/{name}`; role `operate`. */
   removeKey(name: string): Promise<KeyRemoved>;
   /** Decide on the scale of the ratings, before the first one is stored. May be repeated. `PUT /scale`; role `operate`. */
@@ -619,7 +619,6 @@ export interface ItemShown {
 export interface KeyIn {
   name: string;
   role: "metrics" | "operate" | "rate" | "read" | (string & {});
-  quotas?: string;
 }
 
 /** A key that was made. `key` is shown this once. */
@@ -629,12 +628,11 @@ export interface KeyMade {
   key: string;
 }
 
-/** A key, without itself. `created`: seconds since 1970. `quotas`: what differs from the service's. */
+/** A key, without itself. `created`: seconds since 1970. */
 export interface KeyOut {
   name: string;
   role: "metrics" | "operate" | "rate" | "read" | (string & {});
   created: number;
-  quotas: string;
 }
 
 /** How many keys of the name there were. */

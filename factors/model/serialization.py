@@ -13,7 +13,7 @@ from factors.model.parameters import from_model
 from factors.model.scale import check_scale
 from factors.model.types import Float64s, Link, Model, Scale
 
-_FORMAT = "foldin-model-2"
+_FORMAT = "foldin-model-1"
 
 
 class _Array(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -216,7 +216,7 @@ class Catalogue:
             if data == (state.data or b"") and (data or state.deleted):
                 continue
             changed.append(state.item_id.decode())
-            titles = [_title_entry(before), _raw_title_entry(before), _title_entry(after)]
+            titles = [_title_entry(before), _title_entry(after)]
             parts += [state.item_id, _digest(state), data, *titles]
         if not parts:
             return stayed
@@ -295,11 +295,6 @@ def _cut(text: str) -> bytes:
 def _title_entry(item: CatalogueItem | None) -> bytes:
     # Those without a title are before all others: a list by title has each item.
     return b"" if item is None else title_key(item.title) + b"\0" + item.item_id.encode()
-
-
-def _raw_title_entry(item: CatalogueItem | None) -> bytes:
-    """Return the entry of a title that an earlier release stored as it was given, not composed."""
-    return b"" if item is None else _cut(item.title.casefold()) + b"\0" + item.item_id.encode()
 
 
 def _digest(state: ItemState) -> bytes:

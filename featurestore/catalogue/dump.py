@@ -85,7 +85,9 @@ def dump_from_bytes(data: bytes) -> Dump:
     except (OSError, EOFError, zlib.error, msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise DumpUnreadable(f"it cannot be read: {exc}") from exc
     if dump.format != FORMAT:
-        raise DumpUnreadable(f"it is of the format {dump.format!r}: use the version that wrote it")
+        raise DumpUnreadable(
+            f"it has format {dump.format!r}, this version reads {FORMAT!r}: use the version that wrote it"
+        )
     return dump
 
 

@@ -23,10 +23,6 @@ class ClusterKeys(Keys):
         """Item row -> item id."""
         return b"{%b}:%d:order" % (self.live, epoch)
 
-    def items_bucket(self, epoch: int, caller: bytes) -> bytes:
-        """The token bucket of a caller's new items, by its digest."""
-        return b"{%b}:%d:quota:%b" % (self.live, epoch, caller.hex().encode())
-
     def deltas(self, epoch: int, generation: int) -> bytes:
         """Item rows folded in since the fit."""
         return b"{%b}:%d:deltas:%d" % (self.live, epoch, generation)

@@ -181,15 +181,13 @@ class _Meta(msgspec.Struct, frozen=True):
     crc32: int
     # Base64 in JSON. Only `factors` knows what is in it.
     model: bytes
-    index_bytes: int = 0
-    index_crc32: int = 0
-    # Version 0.1.0 knew none, and leaves them.
-    blobs: dict[str, Blob] = {}
+    index_bytes: int
+    index_crc32: int
+    blobs: dict[str, Blob]
 
 
 class _Format(msgspec.Struct, frozen=True):
-    # Version 0.1.0 and before did not say.
-    format: int = 1
+    format: int
 
 
 class _Summary(msgspec.Struct, frozen=True):
@@ -203,7 +201,6 @@ class Beat(msgspec.Struct, frozen=True):
     epoch: int
     at: float
     pid: int
-    # Version 0.1.0 knew none.
     experiments: str = ""
 
 
@@ -249,15 +246,14 @@ def decode_summary(text: Text, key: bytes) -> GenerationSummary:
 
 
 def _require_format(summary: Text, key: bytes) -> None:
-    """Raises `GenerationBroken` for the summary of a newer version, whatever else is in it."""
+    """Raises `GenerationBroken` for the summary of another format, whatever else is in it."""
     try:
         number = msgspec.json.decode(summary, type=_Format).format
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise GenerationBroken(f"it cannot be read: {exc}", shown_key(key)) from exc
-    if number > FORMAT:
+    if number != FORMAT:
         raise GenerationBroken(
-            f"a generation has format {number}, this version reads up to {FORMAT}: "
-            "use the version that wrote it",
+            f"a generation has format {number}, this version reads {FORMAT}: use the version that wrote it",
             shown_key(key),
         )
 
@@ -272,7 +268,6 @@ def encode_meta(meta: GenerationMeta) -> bytes:
 def decode_meta(text: Text, key: bytes) -> GenerationMeta:
     """What a generation is, from what is at `key`. Raises `GenerationBroken`."""
     data = text.encode() if isinstance(text, str) else text
-    # Version 0.1.0 wrote none.
     body, found, check = data.rpartition(_CHECK)
     if found and check != b"%d}" % crc32(body + b"}"):
         raise GenerationBroken("it does not have its checksum", shown_key(key))
@@ -281,6 +276,8 @@ def decode_meta(text: Text, key: bytes) -> GenerationMeta:
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise GenerationBroken(f"it cannot be read: {exc}", shown_key(key)) from exc
     _require_format(summary, key)
+    if not found:
+        raise GenerationBroken("it does not have its checksum", shown_key(key))
     try:
         read = msgspec.json.decode(data, type=_Meta)
         model = from_bytes(read.model)

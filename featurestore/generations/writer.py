@@ -118,8 +118,8 @@ class GenerationWriter:
         return self._meta
 
     async def _write_beside(self, data: bytes | memoryview) -> Blob:
-        """Write chunks behind those that are there. The list counts them first, so that every trainer that
-        removes this generation finds them all, one of version 0.1.0 too.
+        """Write chunks behind those that are there. The list counts them first, so that a trainer that
+        removes this generation finds them all.
         """
         meta = self._written()
         before = sum(len(blob.chunk_bytes) for blob in (meta.index, *meta.blobs.values()))

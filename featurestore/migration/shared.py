@@ -23,7 +23,7 @@ Name = Callable[[Keys], bytes]
 """The name of a key, in either store."""
 
 # What a migration leaves behind: who leads and who beats, marks that are of this store, and where traces
-# found ratings in its streams. Buckets of quotas are full at first.
+# found ratings in its streams.
 LEFT_BEHIND = {"lease", "workers", "synced", "migrator", "traces"}
 # As they were when no service took anything any more.
 FEW = (

@@ -33,8 +33,8 @@ MOST_CATEGORIES = 256
 _MOST_CODES = 1_024
 MOST_NAME_BYTES = 64  # as of an attribute
 MOST_CATEGORY_BYTES = 64  # as of a name
-# Grows when an older version could not read what is stored: the second has retired fields, or categories.
-_FORMAT, _FORMAT_RETIRED = 1, 2
+# Grows when an older version could not read what is stored.
+_FORMAT = 1
 LARGEST_NUMBER = math.nextafter(2.0**128 - 2.0**103, 0.0)
 """Of those that are given: the largest that becomes a float32, the shortest decimal of the last one too."""
 _WANTED: Mapping[ContextKind, str] = {
@@ -406,8 +406,7 @@ class _Document(msgspec.Struct, frozen=True):
 
 def schema_to_bytes(schema: ContextSchema) -> bytes:
     """Return a schema as it is stored."""
-    version = _FORMAT_RETIRED if schema.retired else _FORMAT
-    return msgspec.json.encode(_Document(version, list(schema.fields)))
+    return msgspec.json.encode(_Document(_FORMAT, list(schema.fields)))
 
 
 def schema_from_bytes(data: bytes) -> ContextSchema:
@@ -416,8 +415,11 @@ def schema_from_bytes(data: bytes) -> ContextSchema:
         document = msgspec.json.decode(data, type=_Document)
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise ValueError(f"no schema of contexts: {exc}") from exc
-    if document.format not in (_FORMAT, _FORMAT_RETIRED):
-        raise ValueError(f"a schema of contexts of format {document.format}")
+    if document.format != _FORMAT:
+        raise ValueError(
+            f"a schema of contexts has format {document.format}, this version reads {_FORMAT}: "
+            "use the version that wrote it"
+        )
     # Whatever could not have become so step by step is refused: a name twice, too many of anything.
     schema = ContextSchema(tuple(document.fields))
     if ContextSchema().merged(schema) != schema:

@@ -126,7 +126,10 @@ def types_from_bytes(data: bytes) -> tuple[EventType, ...]:
         raise ValueError(f"no event types: {exc}") from exc
     codes, names = {each.code for each in document.types}, {each.name for each in document.types}
     if document.format != _FORMAT:
-        raise ValueError(f"event types of format {document.format}")
+        raise ValueError(
+            f"the event types have format {document.format}, this version reads {_FORMAT}: "
+            "use the version that wrote it"
+        )
     if not len(codes) == len(names) == len(document.types) or codes - set(range(1, MAX_TYPE_CODE + 1)):
         raise ValueError("event types whose codes or names are not apart")
     return tuple(document.types)

@@ -23,7 +23,6 @@ from featurestore.errors import EpochGone, HistoryFull, StoreUnavailable, Stream
 from featurestore.item_registry import ItemRegistries
 from featurestore.keys import Keys, digest_of, partition_of, whole
 from featurestore.namespace import StoredScale
-from featurestore.quotas.limits import WriteLimits
 from featurestore.ratings.admission import RETRY_FULL_S, require_room, require_short_histories
 from featurestore.ratings.batches import (
     Columns,
@@ -135,12 +134,12 @@ class RatingsLog:
         await self.append_columns(columns, epoch=epoch)
 
     async def append_columns(
-        self, columns: Columns, *, epoch: int | None = None, limits: WriteLimits | None = None
+        self, columns: Columns, *, epoch: int | None = None, most_entries: int = 0
     ) -> int:
-        """The same for ratings in columns. `limits`: what the caller may add; raises `ItemsSpent`,
-        `HistoryFull`, `OffScale` (before the first write, as for a full stream). Returns how many were
-        left out: where `columns.known` is told, those of users who were forgotten since, or who have no room.
-        Raises `EpochGone` where they would go to other epochs than `columns.only_into` says.
+        """The same for ratings in columns. `most_entries`: of one user, 0 any; raises `HistoryFull`,
+        `OffScale` (before the first write, as for a full stream). Returns how many were left out: where
+        `columns.known` is told, those of users who were forgotten since, or who have no room. Raises
+        `EpochGone` where they would go to other epochs than `columns.only_into` says.
         """
         if not len(columns):
             return 0
@@ -149,7 +148,7 @@ class RatingsLog:
         left = shares_of(columns.user_id, self._keys.partitions)
         since, left_out = self._confirmation.begin(), 0
         for _ in range(ATTEMPTS):
-            left, out = await self._append(left, columns, epoch, limits)
+            left, out = await self._append(left, columns, epoch, most_entries)
             left_out += out
             if not left:
                 await self._confirmation.wait(since)
@@ -161,24 +160,24 @@ class RatingsLog:
                 return left_out
         raise StoreUnavailable("the history is being replaced just now", 0.1)
 
-    async def admit(self, columns: Columns, limits: WriteLimits | None = None) -> None:
+    async def admit(self, columns: Columns, *, most_entries: int = 0) -> None:
         """Raise what refuses these ratings as far as that is known before they are written; else their new
         items have rows, as `append_columns` gives them.
         """
         # One that has gone meanwhile is found so once more, and asked for, where they are written.
         with contextlib.suppress(EpochGone):
             await self._admit(
-                shares_of(columns.user_id, self._keys.partitions), columns, None, limits, look=True
+                shares_of(columns.user_id, self._keys.partitions), columns, None, most_entries, look=True
             )
 
     async def _append(
-        self, shares: Sequence[Share], columns: Columns, epoch: int | None, limits: WriteLimits | None
+        self, shares: Sequence[Share], columns: Columns, epoch: int | None, most: int
     ) -> tuple[list[Share], int]:
         """Write `shares` of a call; return those for which this process was wrong about the partition, of
         which it has learned meanwhile, and how many events were left out.
         """
         try:
-            expected, targets, item_rows = await self._admit(shares, columns, epoch, limits)
+            expected, targets, item_rows = await self._admit(shares, columns, epoch, most)
         except EpochGone:
             if epoch is not None:
                 raise
@@ -186,7 +185,6 @@ class RatingsLog:
             if columns.only_into:
                 raise
             return list(shares), 0
-        most = (limits.history or 0) if limits else 0
         mode = b"bootstrap" if epoch is not None else columns.mode
         fixed = (
             b"%d" % self._stream_limit,
@@ -202,7 +200,7 @@ class RatingsLog:
         shares: Sequence[Share],
         columns: Columns,
         epoch: int | None,
-        limits: WriteLimits | None,
+        most: int,
         *,
         look: bool = False,
     ) -> tuple[dict[int, bytes], dict[int, tuple[int, ...]], dict[int, Int64s]]:
@@ -223,15 +221,12 @@ class RatingsLog:
             targets = dict.fromkeys(targets, (epoch,))
         epochs = sorted({each for several in targets.values() for each in several})
         registries = [self._registries.of(each) for each in epochs]
-        most = (limits.history or 0) if limits else 0
         # Before items are registered: a call that is refused leaves nothing.
         if look or len(shares) > 1 or not all(each.knows(columns.item_id) for each in registries):
             await require_room(self._stream, self._stream_limit, shares, targets)
             if most and columns.known is None:
                 await require_short_histories(self._keys, self._connection, shares, targets, most=most)
-        # The first epoch is the live one: a new item is one to the caller.
-        rows = [await registries[0].register(columns.item_id, limits)]
-        rows += [await registry.register(columns.item_id) for registry in registries[1:]]
+        rows = [await registry.register(columns.item_id) for registry in registries]
         return (
             expected,
             targets,

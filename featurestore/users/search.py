@@ -20,11 +20,10 @@ _GLOB = re.compile(rb"([*?\[\]\\^])")
 
 @dataclass(frozen=True, slots=True)
 class FoundUsers:
-    """Ids, and where to go on; `next` is 0 at the end. It took so many `steps` over the keys of the store."""
+    """Ids, and where to go on; `next` is 0 at the end."""
 
     ids: list[bytes]
     next: int
-    steps: int
 
 
 class UserSearch:
@@ -42,9 +41,7 @@ class UserSearch:
         if prefix and not start and await self._client.exists(self._keys.user(epoch, prefix)):
             found[prefix] = None
         pattern = self._keys.users_pattern(epoch) + _GLOB.sub(rb"\\\1", prefix) + b"*"
-        steps = 0
-        while steps < _STEPS:
-            steps += 1
+        for _ in range(_STEPS):
             # redis-py does not know that without `decode_responses` keys are bytes.
             reply: Any = await self._client.scan(start, match=pattern, count=_AT_ONCE)
             start, keys = reply
@@ -52,7 +49,7 @@ class UserSearch:
                 found[self._keys.user_of(key)] = None
             if not start or len(found) >= n:
                 break
-        return FoundUsers(list(found), start, steps)
+        return FoundUsers(list(found), start)
 
     async def all(self, epoch: int) -> AsyncIterator[list[bytes]]:
         """Yield all users of `epoch`, some at a time and in no order. One who is there all along is among

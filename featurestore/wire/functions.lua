@@ -107,41 +107,6 @@ local function add_entry(stream, counts, count, numbers, ids, entries, contexts)
   return nil
 end
 
--- The time of the store in seconds.
-local function seconds()
-  local now = redis.call('TIME')
-  return tonumber(now[1]) + tonumber(now[2]) / 1e6
-end
-
--- What is in a token bucket, which fills by `per_s` up to `size`. One that is not stored, or is no bucket, is full.
-local function level_of(bucket, size, per_s, now)
-  local stored = redis.call('GET', bucket)
-  if not stored or #stored ~= 16 then
-    return size
-  end
-  local level, at = struct.unpack('<dd', stored)
-  -- A clock that went back takes nothing away.
-  return math.min(size, level + math.max(0, now - at) * per_s)
-end
-
-local function set_level(bucket, level, size, per_s, now)
-  local full_ms = math.ceil(1000 * (size - level) / per_s)
-  redis.call('SET', bucket, struct.pack('<dd', level, now), 'PX', whole(math.max(1, full_ms)))
-end
-
--- keys: buckets. args: for each: size, tokens a second, tokens that were spent. Answers what is left, which may be less
--- than nothing: it was spent already.
-local function spend(keys, args)
-  local now, levels = seconds(), {}
-  for i, bucket in ipairs(keys) do
-    local size, per_s = tonumber(args[3 * i - 2]), tonumber(args[3 * i - 1])
-    local level = level_of(bucket, size, per_s, now) - tonumber(args[3 * i])
-    set_level(bucket, level, size, per_s, now)
-    levels[i] = tostring(level)
-  end
-  return { 'OK', levels }
-end
-
 -- Appends to a key as long as nothing was refused; returns the length, false where nothing is appended, and the refusal.
 local function append(key, blob, refusal)
   if refusal or blob == '' then
@@ -574,8 +539,7 @@ local function look_at(keys, args)
   return { n, redis.call('STRLEN', keys[2]), redis.call('GETRANGE', keys[3], args[1], args[2]) }
 end
 
--- keys: items, order, bucket of the caller. args: most rows, size and tokens a second of the bucket ('0': none), most new
--- ids that the same caller brings in further calls, ids. Answers the rows.
+-- keys: items, order. args: most rows, most new ids that the same caller brings in further calls, ids. Answers the rows.
 local function register_items(keys, args)
   if redis.call('HEXISTS', keys[1], '') == 0 then
     return { 'GONE' }
@@ -583,7 +547,7 @@ local function register_items(keys, args)
   local rows, new, fresh = {}, {}, {}
   local next_row = redis.call('LLEN', keys[2])
   -- `unpack` puts its list on Lua's stack, which takes 8,000 values.
-  for start = 5, #args, 1000 do
+  for start = 3, #args, 1000 do
     local stop = math.min(start + 999, #args)
     local found = redis.call('HMGET', keys[1], unpack(args, start, stop))
     for at = start, stop do
@@ -594,22 +558,11 @@ local function register_items(keys, args)
         new[#new + 1] = args[at]
         next_row = next_row + 1
       end
-      rows[at - 4] = row
+      rows[at - 2] = row
     end
   end
-  local size, per_s, more = tonumber(args[2]), tonumber(args[3]), tonumber(args[4])
-  if #new > 0 and next_row + more > tonumber(args[1]) then
+  if #new > 0 and next_row + tonumber(args[2]) > tonumber(args[1]) then
     return { 'FULL' }
-  end
-  if size > 0 and #new + more > 0 then
-    local now, cost = seconds(), #new + more
-    local level = level_of(keys[3], size, per_s, now)
-    -- What is more than a bucket holds takes a full one, and leaves less than nothing.
-    local missing = math.min(cost, size) - level
-    if missing > 0 then
-      return { 'SPENT', tostring(missing / per_s) }
-    end
-    set_level(keys[3], level - cost, size, per_s, now)
   end
   for _, id in ipairs(new) do
     redis.call('HSET', keys[1], id, fresh[id])
@@ -619,7 +572,7 @@ local function register_items(keys, args)
 end
 
 -- keys: config. args: identity, then field, value, ... The first caller fixes them; answers what holds. A namespace
--- from before there were identities gets one.
+-- without an identity gets one.
 local function create_namespace(keys, args)
   if redis.call('EXISTS', keys[1]) == 0 then
     redis.call('HSET', keys[1], unpack(args, 2))
@@ -639,8 +592,7 @@ local function claim_namespace(keys, args)
   return { 'OK' }
 end
 
--- keys: config. args: scale. The first caller decides; answers what holds. One that is not decided has a mark, which an
--- earlier version does not know.
+-- keys: config. args: scale. The first caller decides; answers what holds. One that is not decided has a mark.
 local function decide_scale(keys, args)
   if redis.call('HDEL', keys[1], 'scale_open') == 1 then
     redis.call('HSET', keys[1], 'scale', args[1])
@@ -1120,12 +1072,11 @@ end
 
 -- keys: catalogue, items, ids, titles, deleted, changes. args: most items, most changes that are kept, a random number,
 -- the ids as the change says them, then of each item: id, SHA-1 of what it was ('': it was not there; 'deleted'), what it
--- becomes ('': it is deleted), its entry among the titles before, that which an earlier release made, and its entry after
--- ('': none). The version is the number of the change, a dash, and the random number: so a store that lost its last
+-- becomes ('': it is deleted), its entry among the titles before, and its entry after ('': none). The version is the number of the change, a dash, and the random number: so a store that lost its last
 -- changes, and took others since, has other versions.
 local function change_catalogue(keys, args)
   local call, new = redis.call, 0
-  for at = 5, #args, 6 do
+  for at = 5, #args, 5 do
     local before = call('HGET', keys[2], args[at])
     local deleted = not before and call('SISMEMBER', keys[5], args[at]) == 1
     if not (deleted and args[at + 1] == 'deleted' or not deleted and is_still(before, args[at + 1])) then
@@ -1146,8 +1097,8 @@ local function change_catalogue(keys, args)
   if refused(reply) then
     return reply
   end
-  for at = 5, #args, 6 do
-    local id, title_after = args[at], args[at + 5]
+  for at = 5, #args, 5 do
+    local id, title, title_after = args[at], args[at + 3], args[at + 4]
     if args[at + 2] == '' then
       call('HDEL', keys[2], id)
       call('ZREM', keys[3], id)
@@ -1157,13 +1108,10 @@ local function change_catalogue(keys, args)
       call('ZADD', keys[3], 0, id)
       call('SREM', keys[5], id)
     end
-    for before = at + 3, at + 4 do
-      if args[before] ~= '' and args[before] ~= title_after then
-        call('ZREM', keys[4], args[before])
-      end
+    if title ~= '' and title ~= title_after then
+      call('ZREM', keys[4], title)
     end
     if title_after ~= '' then
-      -- Though it be the one before: an earlier release made none for an item without a title.
       call('ZADD', keys[4], 0, title_after)
     end
   end
@@ -1526,7 +1474,6 @@ local function register_plain(name, callback, flags)
   redis.register_function({ function_name = '@LIBRARY@_' .. name, callback = callback, flags = flags })
 end
 
-register_plain('spend', spend, {})
 register_by_epochs('rate', rate, {})
 register_by_epochs('forget', forget, ALWAYS)
 register('release_forgotten', release_forgotten, ALWAYS)

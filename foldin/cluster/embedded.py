@@ -140,16 +140,16 @@ def _stored(directory: Path) -> dict[str, Any]:
     path = directory / "cluster.json"
     try:
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        newer = content["format"] > CLUSTER_FORMAT
+        other = content["format"] != CLUSTER_FORMAT
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise CannotStartError(
             f"{path} cannot be read ({exc}): write format, primaries and ports of the servers into it again"
         ) from exc
-    if newer:
+    if other:
         raise CannotStartError(
-            f"{path} has format {content['format']}, this version reads up to {CLUSTER_FORMAT}: use the "
+            f"{path} has format {content['format']}, this version reads {CLUSTER_FORMAT}: use the "
             "version that wrote it"
         )
     return content

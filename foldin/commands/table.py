@@ -161,10 +161,6 @@ _KEYS = (
         *("ensure_key_file", "`name`, `role`, `file`"),
     ),
     (
-        *("quotas", "set what the keys of this name may take; '' is as the service has it", "QuotaOptions"),
-        *("change_quotas", "`name`, `quotas`"),
-    ),
-    (
         *("list", "print names, roles and dates; keys themselves are not stored", "ListOptions"),
         *("list_keys", "`keys`, and how many are `unreadable`"),
     ),

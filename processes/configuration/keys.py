@@ -30,7 +30,6 @@ VARIABLES: dict[str, dict[str, str]] = {
         "hosts": "FOLDIN_HOSTS",
         "origins": "FOLDIN_ORIGINS",
         "proxies": "FOLDIN_PROXIES",
-        "quotas": "FOLDIN_QUOTAS",
         "tls_cert": "FOLDIN_TLS_CERT",
         "tls_key": "FOLDIN_TLS_KEY",
     },
@@ -67,7 +66,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "up": ("data", "cluster", "play", "no_play"),
 }
 # These take a list.
-MANY = {"FOLDIN_HOSTS", "FOLDIN_ORIGINS", "FOLDIN_PROXIES", "FOLDIN_QUOTAS"}
+MANY = {"FOLDIN_HOSTS", "FOLDIN_ORIGINS", "FOLDIN_PROXIES"}
 # What others must not read stands in a file of its own, which this key names.
 SECRETS = {"api_key": "api_key_file", "redis_password": "redis_password_file"}
 # By section and key: the variable that is set, or the place of a setting that has none.

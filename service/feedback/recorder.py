@@ -19,7 +19,6 @@ from featurestore.experiments.showings import Showings
 from featurestore.experiments.tallies import Figure
 from featurestore.generations.follower import Follower
 from featurestore.keys import partition_of
-from featurestore.quotas.limits import WriteLimits
 from featurestore.ratings.batches import Columns
 from featurestore.ratings.event_types import EventType
 from featurestore.store import Store
@@ -63,7 +62,6 @@ class _Shown(NamedTuple):
     member: Membership | None
     at: float
     n: int
-    most: int | None
 
 
 class Noted(NamedTuple):
@@ -78,13 +76,22 @@ class Noted(NamedTuple):
 
 
 class FeedbackRecorder:
-    """What one worker has shown and counted, and not yet handed over."""
+    """What one worker has shown and counted, and not yet handed over. `most_entries`: those of one user."""
 
-    def __init__(self, store: Store, follower: Follower, counts: Counts, arm_counts: ArmCounts) -> None:
+    def __init__(
+        self,
+        store: Store,
+        follower: Follower,
+        counts: Counts,
+        arm_counts: ArmCounts,
+        *,
+        most_entries: int,
+    ) -> None:
         self._store = store
         self._follower = follower
         self._counts = counts
         self._arm_counts = arm_counts
+        self._most_entries = most_entries
         self._shown: list[_Shown] = []
         self._waiting: dict[int, _Waiting] = {}
         self._flushed_at = time.monotonic()
@@ -104,17 +111,16 @@ class FeedbackRecorder:
         member: Membership | None,
         *,
         n: int,
-        most: int | None,
     ) -> None:
         """Record that `items` (id and row) were shown to a user, soon. `n`: the user's as it was read for the
-        answer; `most`: entries that a user may have.
+        answer.
         """
         now = time.time()
         # The first are the likeliest to be looked at.
         room = max(0, _MOST_WAITING - len(self._shown))
         self._counts.impressions_lost += max(0, len(items) - room)
         self._shown += [
-            _Shown(user_id, item_id, row, generation, member, now, n, most) for item_id, row in items[:room]
+            _Shown(user_id, item_id, row, generation, member, now, n) for item_id, row in items[:room]
         ]
 
     def forget(self, user_id: bytes) -> None:
@@ -268,21 +274,19 @@ class FeedbackRecorder:
                 self._counts.impressions_lost += len(some)
                 continue
             # A partition that is full, or a user who is damaged, costs no other partition its showings.
-            parts: dict[tuple[int, int | None], list[_Shown]] = {}
+            parts: dict[int, list[_Shown]] = {}
             for each in some:
-                place = partition_of(each.user_id, self._store.keys.partitions)
-                parts.setdefault((place, each.most), []).append(each)
-            calls = (self._store_part(part, code, most) for (_, most), part in parts.items())
+                parts.setdefault(partition_of(each.user_id, self._store.keys.partitions), []).append(each)
+            calls = (self._store_part(part, code) for part in parts.values())
             for failed in await asyncio.gather(*calls, return_exceptions=True):
                 if failed is not None:
                     raise failed
 
-    async def _store_part(self, part: Sequence[_Shown], code: int, most: int | None) -> None:
+    async def _store_part(self, part: Sequence[_Shown], code: int) -> None:
         """Store and count what was shown to users of one partition. Raises `StoreError`."""
-        # All items are known: none is charged.
-        limits = WriteLimits(b"", None, most)
+        columns, most = _columns(part, code), self._most_entries
         try:
-            left_out = await self._store.ratings.append_columns(_columns(part, code), limits=limits)
+            left_out = await self._store.ratings.append_columns(columns, most_entries=most)
         except Exception:
             # Some may have been stored: they are not sent again, as they would be shown twice.
             self._counts.impressions_lost += len(part)

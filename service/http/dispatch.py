@@ -11,17 +11,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from time import perf_counter
-from typing import Any
 
 from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
 
 from featurestore.errors import StoreDamaged, StoreError
-from service.http.access import Access
 from service.http.audit import Audit
-from service.http.heads import HeadParser, Heads
 from service.http.problems import CONTENT_TYPE, Problem, problem_of_store
-from service.http.quotas import CALLED_BY, Quotas
 from service.http.response import Answer, header_lines, no_content
 from service.metrics import Counts
 
@@ -35,7 +31,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:@-]{1,128}")
 ID_HEADER = "X-Request-ID"
 # The label of requests whose route is not known; addresses as such are not bounded in number.
 UNMATCHED = "unmatched"
-# An operator must be able to look at a worker that has too much to do; each caller has a quota of these.
+# An operator must be able to look at a worker that has too much to do.
 _ALWAYS_ANSWERED = ("/livez", "/readyz", "/metrics")
 
 
@@ -73,16 +69,12 @@ class Dispatcher:
         counts: Counts,
         traffic: Traffic,
         audit: Audit,
-        access: Access,
-        quotas: Quotas,
     ) -> None:
         self._handler = handler
         self._addresses = frozenset(addresses)
         self._counts = counts
         self._traffic = traffic
         self._audit = audit
-        self._access = access
-        self._quotas = quotas
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer `request`. Raises nothing but `CancelledError`."""
@@ -103,8 +95,6 @@ class Dispatcher:
             answer = http_answer(exc, request)
         except Exception as exc:  # noqa: BLE001 -- the outermost layer: the client gets an answer
             answer = failure_answer(exc, request.headers, route or route_of(request), self._counts)
-            if isinstance(exc, Problem) and exc.code == "quota_exceeded":
-                answer.hold_s = self._quotas.hold_s(request.remote)
         except asyncio.CancelledError:
             self._audit.record(request, route or route_of(request), None)
             raise
@@ -122,23 +112,12 @@ class Dispatcher:
         return answer
 
     def _refusal(self, request: web.BaseRequest) -> Problem | None:
-        """Return why a request is refused before it is looked at; else its caller has paid a token for it."""
-        traffic, quotas = self._traffic, self._quotas
-        crowded = traffic.answering > traffic.limit
-        key = self._access.key_of(request.headers) if self._access.asks else None
-        caller = quotas.caller(request.headers, request.remote, key)
-        if not (crowded or caller):
+        """Return why a request is refused before it is looked at."""
+        traffic = self._traffic
+        if traffic.answering <= traffic.limit or request.path in _ALWAYS_ANSWERED:
             return None
-        if request.path in _ALWAYS_ANSWERED:
-            # It asks nothing, and a refusal kills the worker: others may have the address of its probe.
-            return None if request.path == "/livez" else quotas.taken(caller, "probes")
-        if crowded:
-            self._counts.overloads += 1
-            return Problem("overloaded", f"{traffic.limit} requests are in flight", retry_after_s=1)
-        if caller is not None:
-            request[CALLED_BY] = caller
-            return quotas.taken(caller, "requests")
-        return None
+        self._counts.overloads += 1
+        return Problem("overloaded", f"{traffic.limit} requests are in flight", retry_after_s=1)
 
 
 def failure_answer(exc: Exception, headers: Headers, route: str, counts: Counts) -> Answer:
@@ -206,18 +185,7 @@ def http_answer(exc: web.HTTPException, request: web.BaseRequest) -> Answer:
 class Connection(web.RequestHandler):
     """A connection. What is no HTTP at all gets a problem document too, and no traceback in the log."""
 
-    __slots__ = ("_heads",)
-
-    def __init__(self, manager: web.Server, *, heads: Heads, **settings: Any) -> None:
-        super().__init__(manager, **settings)
-        self._heads = heads
-        # aiohttp asks its parser for nothing else.
-        self._parser: Any = HeadParser(self._parser, self, heads)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Let go of what came of a head."""
-        self._heads.set(self, 0)
-        super().connection_lost(exc)
+    __slots__ = ()
 
     def is_idle(self) -> bool:
         """Whether it waits for a request."""
@@ -238,12 +206,3 @@ class Connection(web.RequestHandler):
             answer.close_connection()
             return answer
         return super().handle_error(request, status, exc, message)
-
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        """Write the answer; a connection that is to be held is read on later."""
-        finished = await super().finish_response(request, resp, start_time)
-        if isinstance(resp, Answer) and resp.hold_s:
-            await asyncio.sleep(resp.hold_s)
-        return finished

@@ -88,8 +88,6 @@ class Answer(web.StreamResponse):
 
     # Read by aiohttp after the answer; an instance sets it only where the connection ends.
     _keep_alive = True
-    # For so long after this answer the connection is not read.
-    hold_s = 0.0
 
     def __init__(
         self, body: bytes | bytearray, status: int = 200, content_type: str = JSON, fields: bytes = b""

@@ -14,7 +14,7 @@ from aiohttp import web
 from featurestore.catalogue.catalogue import Catalogue, Change, title_key
 from featurestore.catalogue.item import AttributeType, CatalogueItem
 from featurestore.catalogue.schema import MOST_NAME_BYTES
-from featurestore.errors import EpochGone, ItemDeleted, ItemsSpent
+from featurestore.errors import EpochGone, ItemDeleted
 from featurestore.ratings.context_schema import (
     ContextField,
     ContextKind,
@@ -48,7 +48,6 @@ from service.http.parsing import (
     path_id,
 )
 from service.http.problems import Problem
-from service.http.quotas import CALLED_BY
 from service.http.response import json_answer
 from service.openapi import (
     BODY,
@@ -387,14 +386,10 @@ async def _retire(request: web.Request, category: str | None = None) -> web.Stre
 
 async def _register(request: web.Request, item_ids: list[bytes]) -> None:
     """Give new items a row, so that they can be recommended before anyone rates them."""
-    context, caller = request.app[CONTEXT], request.get(CALLED_BY)
+    context = request.app[CONTEXT]
     try:
         registry = context.store.items(await context.epoch())
-        await registry.register(item_ids, context.quotas.write_limits(caller))
-    except ItemsSpent as exc:
-        if caller is None:
-            raise
-        raise context.quotas.refusal(caller, "items", exc.retry_after_s) from exc
+        await registry.register(item_ids)
     except EpochGone:
         # Each worker registers them in the history that has taken its place.
         return

@@ -15,7 +15,6 @@ from featurestore.errors import EpochGone, StoreChanged, StoreUnavailable
 from featurestore.ratings.context_schema import ContextSchema
 from service.context import CONTEXT, ServiceContext
 from service.http.problems import Problem
-from service.http.quotas import CALLED_BY
 from service.http.response import READ_WITHIN_S
 from service.openapi import STORE, Route, lines_of
 from service.routes.items import item_names
@@ -25,9 +24,6 @@ _LINES = "application/x-ndjson"
 _USERS_AT_ONCE = 8
 # Lines that are made and written together, in a thread: some 200 KB wait for a client that reads slowly.
 _LINES_AT_ONCE = 2_000
-# So many lines cost as much as a GET of one pair.
-_LINES_A_REQUEST = 100
-_WAIT_S = 20.0  # at most, before each page: a client takes a connection that is silent for longer for lost
 # By then a worker serves the history that took the place of another.
 _AGAIN_S = 1.0
 _ENCODER = msgspec.json.Encoder()
@@ -61,9 +57,9 @@ async def write_lines(
         try:
             await answer.prepare(request)
             if request.method != "HEAD":
-                await _write(request, answer, first)
+                await _write(answer, first)
                 async for page in pages:
-                    await _write(request, answer, page)
+                    await _write(answer, page)
                 # Of a store that was emptied, or is another one, there would be no further page.
                 await context.store.require_same()
                 if context.store.identity != identity:
@@ -78,10 +74,7 @@ async def write_lines(
     return answer
 
 
-async def _write(request: web.Request, answer: web.StreamResponse, page: Sequence[msgspec.Struct]) -> None:
-    # At the speed of the quota: what is owed for a whole export would keep its caller out for an hour.
-    owed_s = request.app[CONTEXT].quotas.charge(request.get(CALLED_BY), len(page) / _LINES_A_REQUEST)
-    await asyncio.sleep(min(owed_s, _WAIT_S))
+async def _write(answer: web.StreamResponse, page: Sequence[msgspec.Struct]) -> None:
     lines = await asyncio.to_thread(_encoded, page)
     try:
         async with asyncio.timeout(READ_WITHIN_S):
@@ -152,7 +145,7 @@ def _lines_of(page: Sequence[_Part], schema: ContextSchema) -> list[RatingLine]:
 async def get_ratings(request: web.Request) -> web.StreamResponse:
     """All ratings, one a line, as POST /ratings takes them.
 
-    In no order of users; those of one user in the order in which they came. At the speed of the caller's
-    quota; a worker takes two exports at a time, and answers others `overloaded`.
+    In no order of users; those of one user in the order in which they came. A worker takes two exports at a
+    time, and answers others `overloaded`.
     """
     return await write_lines(request, _ratings(request.app[CONTEXT]))

@@ -22,7 +22,6 @@ from service.http.parsing import (
     check_rows,
 )
 from service.http.problems import Problem
-from service.http.quotas import CALLED_BY, Caller
 from service.http.rating_contexts import (
     CONTEXT_PROBLEMS,
     Context,
@@ -48,8 +47,6 @@ from service.prediction_json import OnePrediction, Prediction
 
 # So many pairs take about 10 ms of the core; more would make the other calls of a worker wait.
 MAX_PAIRS = 10_000
-# Of a large call so many cost as much as a GET of one pair.
-PAIRS_A_REQUEST = 10
 
 
 class PredictBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -196,10 +193,10 @@ async def post_predict(request: web.Request) -> web.StreamResponse:
     """The expected ratings of one pair, or of up to 10,000."""
     context = request.app[CONTEXT]
     async with context.bodies.read(request, context.predictions) as body:
-        return await _answer_body(context, body.raw, request.get(CALLED_BY))
+        return await _answer_body(context, body.raw)
 
 
-async def _answer_body(context: ServiceContext, raw: bytearray, caller: Caller | None) -> Answer:
+async def _answer_body(context: ServiceContext, raw: bytearray) -> Answer:
     # 10,000 pairs in the usual form are read in 0.3 ms; to decode and check an object for each takes 2.4.
     plain = plain_pairs(raw)
     body = PredictBody() if plain is not None else await _BODY.decode_off_loop(raw)
@@ -210,8 +207,6 @@ async def _answer_body(context: ServiceContext, raw: bytearray, caller: Caller |
     else:
         pairs, sent = Pairs(*plain), None
         check_rows(len(pairs.item_ids), MAX_PAIRS, "pairs")
-    if not isinstance(pairs, Pair):
-        context.quotas.charge(caller, len(pairs.item_ids) / PAIRS_A_REQUEST)
     if sent is not None:
         given = await context_rows(context.store.contexts, sent)
     if isinstance(pairs, Pair):

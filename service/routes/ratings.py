@@ -18,7 +18,7 @@ import numpy as np
 from aiohttp import web
 
 from factors import Float32s, Float64s, Int64s, Scale
-from featurestore.errors import HistoryFull, ItemsSpent, StoreError, StoreUnavailable
+from featurestore.errors import HistoryFull, StoreError, StoreUnavailable
 from featurestore.generations.live import LiveGeneration
 from featurestore.ratings.batches import Columns
 from service.context import CONTEXT, ServiceContext
@@ -35,7 +35,6 @@ from service.http.parsing import (
     problem_of,
 )
 from service.http.problems import Problem
-from service.http.quotas import CALLED_BY
 from service.http.rating_contexts import CONTEXT_PROBLEMS, Context, Given, context_rows, given_contexts
 from service.http.response import json_answer
 from service.openapi import BODY, WRITES, Route, list_of, request_body
@@ -220,26 +219,19 @@ async def post_ratings(request: web.Request) -> web.StreamResponse:
         # One moment for the whole call: its ratings keep their order.
         now, scale = time.time(), await context.scale_now()
         rated = await parsed(parse_ratings, raw, scale.value, now, lines=lines, decided=scale.decided)
-        charge_entries(request, len(rated.columns))
+        context.take_ratings(request, len(rated.columns))
         return json_answer(await store_columns(request, *rated))
-
-
-def charge_entries(request: web.Request, entries: int) -> None:
-    """Take so many entries from the quota of the caller. Raises `quota_exceeded`."""
-    quotas = request.app[CONTEXT].quotas
-    if (refusal := quotas.taken(request.get(CALLED_BY), "ratings", entries)) is not None:
-        raise refusal
 
 
 async def store_columns(request: web.Request, columns: Columns, contexts: Given | None) -> Accepted:
     """Store the ratings, or events of any types, of a call that was charged, with their contexts, and count
     them. Raises what refuses them.
     """
-    context, caller = request.app[CONTEXT], request.get(CALLED_BY)
+    context = request.app[CONTEXT]
     ratings_log, users, counts = context.store.ratings, context.store.users, context.counts
-    limits = context.quotas.write_limits(caller)
+    most_entries = context.settings.history_entries
     try:
-        admit = partial(ratings_log.admit, columns, limits)
+        admit = partial(ratings_log.admit, columns, most_entries=most_entries)
         if (rows := await context_rows(context.store.contexts, contexts, extend=admit)) is not None:
             columns = replace(columns, context=rows)
         live, errors, asked, ratings = context.follower.live, np.zeros((0, 2)), None, columns.ratings()
@@ -249,17 +241,12 @@ async def store_columns(request: web.Request, columns: Columns, contexts: Given 
                 asked = users.ask(live, list(dict.fromkeys(ratings.user_id)))
             else:
                 errors = await squared_errors(context.scorer, live, ratings)
-        await ratings_log.append_columns(columns, limits=limits)
+        await ratings_log.append_columns(columns, most_entries=most_entries)
         if asked is not None and live is not None:
             errors = await errors_as_asked(context, live, ratings, asked)
         if len(columns) <= _PREDICTED:
             users.raters.add(columns.user_id)
-    except ItemsSpent as exc:
-        if caller is None:
-            raise
-        raise context.quotas.refusal(caller, "items", exc.retry_after_s) from exc
     except HistoryFull as exc:
-        counts.refused("history")
         row = columns.user_id.index(exc.user_id)
         raise Problem("too_many_ratings", str(exc), field="user_id", row=row) from exc
     counts.rated(errors, len(ratings))
@@ -277,7 +264,7 @@ async def take_back(request: web.Request, user_id: bytes, item_id: bytes, code: 
     for _ in range(_ATTEMPTS):
         epoch = await context.epoch()
         (row,) = await context.store.items(epoch).rows([item_id])
-        n, history = await context.history(request, epoch, user_id)
+        n, history = await context.store.users.history(epoch, user_id)
         feedback = history.feedback
         rows = history.item_row if code == 0 else feedback.item_row[feedback.type_code == code]
         if row is None or row not in rows:
@@ -302,7 +289,7 @@ async def take_back(request: web.Request, user_id: bytes, item_id: bytes, code: 
 async def delete_rating(request: web.Request) -> web.StreamResponse:
     """Take one rating back."""
     context = request.app[CONTEXT]
-    charge_entries(request, 1)
+    context.take_ratings(request, 1)
     path = request.rel_url.raw_path
     user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
     live = context.follower.live

@@ -44,7 +44,6 @@ from service.http.parsing import (
     path_id,
 )
 from service.http.problems import Problem
-from service.http.quotas import CALLED_BY
 from service.http.rating_contexts import (
     CONTEXT_PROBLEMS,
     Context,
@@ -259,7 +258,7 @@ async def _for_user(
     call = await rules_of(context, live, asked, fields, category=category, n_bytes=n_bytes)
     seen = profile.history
     if wanted.exclude_seen and not profile.whole:
-        _, seen = await context.history(request, live.epoch, user_id)
+        _, seen = await context.store.users.history(live.epoch, user_id)
     vector = _in_context(live, profile.vector, circumstances)
     person = _Person(vector, profile.history, await _seen_rows(context, seen, wanted))
     items, reason = await _best_items(context, live, person, wanted, call)
@@ -274,12 +273,12 @@ async def _for_user(
         registry = context.store.items(live.epoch)
         shown = [(item_id, registry.row(item_id)) for item_id in (each.item_id.encode() for each in items)]
         known = [(item_id, row) for item_id, row in shown if row is not None]
-        caller = request.get(CALLED_BY)
-        if context.quotas.taken(caller, "ratings", len(known)) is None:
-            most = None if caller is None else caller.limits.history
-            context.feedback.show(live.generation, user_id, known, call.member, n=profile.n, most=most)
-        else:
+        try:
+            context.take_ratings(request, len(known))
+        except Problem:
             context.counts.impressions_lost += len(known)
+        else:
+            context.feedback.show(live.generation, user_id, known, call.member, n=profile.n)
     return json_answer(answer)
 
 

@@ -32,7 +32,6 @@ from service.http.parsing import Body, Id, Query, body_ids, check_rows, path_id,
 from service.http.problems import Problem
 from service.http.response import Answer, json_answer
 from service.openapi import BODY, STORE, WRITES, Route, query_parameter, request_body, whole
-from service.routes.deletions.receipts import stamped
 from service.routes.ratings import check_scale
 from service.training import Trained, UnderWay
 
@@ -183,8 +182,8 @@ def _progress(receipt: str, since_s: float, outcome: Outcome | None) -> Training
 
 def _answer(trained: Trained | UnderWay) -> Answer:
     if isinstance(trained, UnderWay):
-        receipt = stamped(trained.command)
-        since_s = int(receipt.partition("-")[2], 16)
+        since_s = int(time.time())
+        receipt = f"{trained.command}-{since_s:x}"
         return json_answer(_progress(receipt, since_s, trained.outcome), HTTPStatus.ACCEPTED)
     summary = trained.summary
     ratings, metrics = (summary.n_ratings, summary.metrics) if summary else (0, {})

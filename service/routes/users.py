@@ -17,12 +17,11 @@ from service.context import CONTEXT
 from service.http.audit import WHAT
 from service.http.parsing import Query, path_id
 from service.http.problems import Problem
-from service.http.quotas import CALLED_BY
 from service.http.response import json_answer
 from service.neighbours.nearest import Seeker
 from service.openapi import MODEL, STORE, WRITES, Route, query_parameter, whole
 from service.prediction_json import Prediction, shown
-from service.routes.deletions.receipts import Receipt, stamped
+from service.routes.deletions.receipts import Receipt
 from service.routes.items import expected, item_names
 
 # A page for people; a long history is read page by page.
@@ -120,7 +119,7 @@ async def get_user(request: web.Request) -> web.StreamResponse:
         raise Problem("unknown_user", "no rating of this user is known")
     history = profile.history
     if not profile.whole:
-        _, history = await context.history(request, live.epoch, user_id)
+        _, history = await context.store.users.history(live.epoch, user_id)
     ratings = history.rating
     mean = float(ratings.mean()) if len(ratings) else None
     score = expected(live, profile.vector[None], 0, -1)
@@ -149,8 +148,6 @@ async def get_users(request: web.Request) -> web.StreamResponse:
         raise Problem("invalid_parameter", "cursor must be `next` of a page", field="cursor")
     prefix = (query.text("prefix") or "").encode()
     found = await context.store.user_search.find(await context.epoch(), prefix, n, int(cursor or "0", 16))
-    # A step costs as much as a GET of one pair, of which one is paid already.
-    context.quotas.charge(request.get(CALLED_BY), found.steps - 1)
     names = [each.decode() for each in found.ids]
     return json_answer(UsersPage(names, f"{found.next:x}" if found.next else None))
 
@@ -172,7 +169,7 @@ async def get_user_ratings(request: web.Request) -> web.StreamResponse:
     limit, offset = query.integer("limit", 100, 1, MAX_PAGE), query.integer("offset", 0, 0, MAX_OFFSET)
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     store, epoch = context.store, await context.epoch()
-    n, history = await context.history(request, epoch, user_id)
+    n, history = await context.store.users.history(epoch, user_id)
     if n == 0:
         raise Problem("unknown_user", "no rating of this user is known")
     # A history has the order in which ratings came.
@@ -271,7 +268,5 @@ async def delete_user(request: web.Request) -> web.StreamResponse:
     # Not the user: a log would know what is to be forgotten.
     request[WHAT] = f"receipt={receipt}"
     outcome = await store.commands.wait(receipt, context.settings.erase_wait_s)
-    done = outcome is not None and outcome.state == "done"
-    # A trainer of 0.1.0 says `done` of less: the rest is left to the one after it.
-    archive = "erased" if done and await store.commands.stage(receipt) is None else "pending"
-    return json_answer(Receipt(stamped(receipt), archive, user_id.decode(), forgotten.ratings))
+    archive = "erased" if outcome is not None and outcome.state == "done" else "pending"
+    return json_answer(Receipt(receipt, archive, user_id.decode(), forgotten.ratings))

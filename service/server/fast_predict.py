@@ -63,31 +63,22 @@ class FastPredict:
         self._counts = context.counts
         self._batcher = context.batcher
         self._admit = context.access.admit
-        self._quotas = context.quotas
         self._loop = asyncio.get_running_loop()
         # Answers of this turn of the event loop, and the arrival of the first of them.
         self._answers = 0
         self._began = 0.0
 
     def take(self, connection: "FastConnection", headers: Headers, pair: tuple[bytes, bytes]) -> bool:
-        """Take a request into the batch, or refuse it where its caller has used up the quota; return False
-        where the client may not ask, which the handler tells it.
+        """Take a request into the batch; return False where the client may not ask, which the handler tells
+        it.
         """
         try:
-            key = self._admit(headers, READ)
+            self._admit(headers, READ)
         except Problem:
             return False
-        quotas, peername = self._quotas, connection.peername
-        peer = peername[0] if isinstance(peername, tuple) else None
-        refusal = quotas.taken(quotas.caller(headers, peer, key), "requests")
         connection.begin()
         self.traffic.in_flight += 1
-        request = _Request(self, connection, headers)
-        if refusal is None:
-            self._batcher.submit_for(request, *pair)
-        else:
-            # As an exception in aiohttp's task it takes half as much again.
-            request.refuse(refusal, quotas.hold_s(peer))
+        self._batcher.submit_for(_Request(self, connection, headers), *pair)
         return True
 
     def answered(self, began: float) -> None:
@@ -149,14 +140,10 @@ class _Request:
 
     def set_exception(self, exc: Exception) -> None:
         """Write the problem that `exc` is."""
-        self.refuse(exc, 0.0)
-
-    def refuse(self, exc: Exception, hold_s: float) -> None:
-        """Write the problem that `exc` is, and do not read the connection for so long."""
         connection, self._connection = self._connection, None
         if connection is not None:
             answer = self._fast.failed(exc, self._headers)
-            connection.write_answer(answer.payload, answer.status, answer.media_type, answer.fields, hold_s)
+            connection.write_answer(answer.payload, answer.status, answer.media_type, answer.fields)
 
 
 class _ReadAlready:
@@ -175,6 +162,7 @@ class FastConnection(Connection):
     """A connection whose plain GET /predict goes through `fast`."""
 
     __slots__ = ("_fast", "_settled", "_until_read", "held", "waiting")
+    _parser: Any  # it is another for a moment
 
     def __init__(self, manager: web.Server, *, fast: FastPredict, **settings: Any) -> None:
         super().__init__(manager, **settings)
@@ -236,10 +224,8 @@ class FastConnection(Connection):
             self._manager.requests_count += 1
         self._parser.message_consumed()
 
-    def write_answer(
-        self, body: bytes | bytearray, status: int, media_type: str, fields: bytes, hold_s: float = 0.0
-    ) -> None:
-        """Write the answer to the request that waits, and read on, `hold_s` later."""
+    def write_answer(self, body: bytes | bytearray, status: int, media_type: str, fields: bytes) -> None:
+        """Write the answer to the request that waits, and read on."""
         transport = self.transport
         if transport is None or transport.is_closing():
             self._settle()
@@ -254,9 +240,6 @@ class FastConnection(Connection):
             # Until the client has read, nothing more of it is taken.
             until_read = self._wait_until_read(transport, len(body))
             self._until_read = self._loop.create_task(until_read, name="wait until a client reads")
-            return
-        elif hold_s:
-            self._loop.call_later(hold_s, self._settle)
             return
         self._settle()
 

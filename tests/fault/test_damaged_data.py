@@ -129,8 +129,6 @@ ELSEWHERE = {
     "live:lease": "it ends by itself within seconds; test_trainer_health.py",
     "synced": "what it holds is not read; tests of fsync and of fail-over",
     "live:traces": "for seconds, of traced requests; its loss costs a mark in a trace",
-    "live:quota:NAME": "it ends by itself; test_store_quotas.py has bytes of others in it",
-    "items:quota:NAME": "as the one before",
     "live:experiments": "test_service_experiments.py has it damaged",
     "live:experiment:NAME:sums": "as the one before",
     "live:experiment:NAME:users:A": "a count of the store's own; as the one before",
@@ -148,7 +146,6 @@ def kinds_of_keys() -> set[str]:
         "command_id": "c",
         "name": "NAME",
         "arm": 0,
-        "caller": b"c",
         "key": b"foldin:{0}:epochs",
         "token": "T",
     }
@@ -163,8 +160,7 @@ def kinds_of_keys() -> set[str]:
             if "user_ids" in wanted:
                 continue
             assert wanted.keys() <= given.keys(), f"{name} takes what this does not know"
-            values = [b"NAME" if name == "bucket" else given[each] for each in wanted]
-            value = value(*values)
+            value = value(*(given[each] for each in wanted))
         if isinstance(value, bytes):
             found.add(kind_of(value))
     return found
@@ -175,7 +171,6 @@ def kind_of(key: bytes) -> str:
     text = re.sub(r"[{}]", "", key.decode())
     text = re.sub(r"^foldin(\.\d+)?:(\d+:)?", "", text)
     text = re.sub(r"^(user|history|contexts|attributes|live:command):.+", r"\1:ID", text)
-    text = re.sub(r"^((?:live|items):quota):.+", r"\1:NAME", text)
     text = re.sub(
         r"^(live:experiment:NAME:users|live:shown):\d+",
         lambda m: f"{m[1]}:{'A' if 'users' in m[1] else 'G'}",

@@ -34,7 +34,6 @@ READ: dict[str, tuple[str, ...]] = {
     "FOLDIN_PLAY_STEPS": (*NUMBERS, "0"),
     "FOLDIN_PORT": (*NUMBERS, "65536"),
     "FOLDIN_PROXIES": ("proxy", "10.0.0.0/33", "10.0.0.1/8", "::/129"),
-    "FOLDIN_QUOTAS": ("requests", "requests=fast", "requests=0/s", "requests=1/week", "nothing=1/s"),
     "FOLDIN_REDIS_URL": ("redis", "http://one", "redis://a..b", "redis://one:0", "redis+sentinel://one"),
     "FOLDIN_REFIT_EVENTS": (*NUMBERS, "0"),
     "FOLDIN_REFIT_GROWTH": NUMBERS,
@@ -95,6 +94,11 @@ def test_a_value_that_is_read_wrong_is_one_line(variable: str, value: str) -> No
         assert len(told) == 1, caught.value.problems
         assert told[0].isprintable()
         assert "must" in told[0]
+
+
+def test_a_limit_that_is_no_setting_any_more_is_one_line() -> None:
+    with pytest.raises(SettingsError, match=r"^FOLDIN_QUOTAS is no setting: nginx bounds requests"):
+        load(StoreSettings, (), {"FOLDIN_QUOTAS": "off"})
 
 
 @pytest.mark.parametrize(

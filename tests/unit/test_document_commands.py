@@ -108,7 +108,7 @@ def test_what_is_said_to_run_them_names_them() -> None:
         "kubectl -n foldin get secret foldin-key | base64 -d",
         "curl localhost:8080/generation",
         "curl -X POST localhost:8080/generations",
-        "FOLDIN_QUOTAS=requests=much",
+        "FOLDIN_PROXIES=many",
         "FOLDIN_IMAGES=a docker compose ps",
         "make tests",
         ".venv/bin/pytest tests/nothing.py",

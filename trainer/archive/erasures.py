@@ -198,7 +198,7 @@ def _key_of(path: Location, content: bytes) -> bytes:
     _, number, key = _HEADER.unpack(header[:-4])
     if number != FORMAT and (number > FORMAT or _is_whole(header)):
         raise ArchiveRefusedError(
-            f"{path} has format {number}, this version reads up to {FORMAT}: use the version that wrote it"
+            f"{path} has format {number}, this version reads {FORMAT}: use the version that wrote it"
         )
     if not _is_whole(header):
         raise LedgerDamagedError(path)

@@ -28,8 +28,8 @@ Ends = Mapping[int, Mapping[int, Position]]
 
 @dataclass(frozen=True, slots=True)
 class ArchiveState:
-    """What an archive says of itself. `identity`: None where it has none (new, or from before there were
-    any). `ends`: an entry for each epoch that has a folder.
+    """What an archive says of itself. `identity`: None where it has none (new, or lost).
+    `ends`: an entry for each epoch that has a folder.
     """
 
     identity: str | None

@@ -50,16 +50,16 @@ def write_items(directory: Location, ids: Sequence[bytes]) -> Location:
 def read_items(path: Location) -> pa.StringArray:
     """Return the ids by item row; none where there is no file.
 
-    Raises `ArchiveFailedError` where it cannot be read, `ArchiveRefusedError` for a newer format.
+    Raises `ArchiveFailedError` where it cannot be read, `ArchiveRefusedError` for another format.
     """
     try:
         with files_of(path).open(path) as file:
             table = pq.read_table(file, page_checksum_verification=True)
         header = json.loads((table.schema.metadata or {})[METADATA_KEY])
-        newer, rows = int(header["format"]) > FORMAT, int(header["rows"])
-        if newer:
+        number, rows = int(header["format"]), int(header["rows"])
+        if number != FORMAT:
             raise ArchiveRefusedError(
-                f"{path} is of a format newer than {FORMAT}: use the version that wrote it"
+                f"{path} has format {number}, this version reads {FORMAT}: use the version that wrote it"
             )
         ids = table["item_id"].combine_chunks()
     except FileNotFoundError:

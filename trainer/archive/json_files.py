@@ -21,7 +21,7 @@ def write_json(path: Location, content: dict[str, Any]) -> None:
 def read_json(path: Location) -> dict[str, Any] | None:
     """Return what a file says; None where there is none, nothing at all where it cannot be read.
 
-    Raises `ArchiveRefusedError` for a format that is newer than this version's, `ArchiveFailedError` where a
+    Raises `ArchiveRefusedError` for a format that is not this version's, `ArchiveFailedError` where a
     store of objects does not answer.
     """
     try:
@@ -33,8 +33,8 @@ def read_json(path: Location) -> dict[str, Any] | None:
         raise ArchiveFailedError(f"cannot read {path}: {exc.strerror}") from exc
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    if number > FORMAT:
+    if number != FORMAT:
         raise ArchiveRefusedError(
-            f"{path} has format {number}, this version reads up to {FORMAT}: use the version that wrote it"
+            f"{path} has format {number}, this version reads {FORMAT}: use the version that wrote it"
         )
     return dict(content)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.archive.events import CONTEXT, SCHEMA, Rows, Span, Spans, type_codes
+from trainer.archive.events import CONTEXT, SCHEMA, Rows, Span, Spans
 from trainer.archive.storage.client import ObjectStoreError
 from trainer.archive.storage.files import Location, Staged, files_of, sync_directory
 from trainer.errors import (
@@ -31,10 +31,8 @@ from trainer.errors import (
 )
 
 METADATA_KEY = b"foldin"
-# Grows when a segment of today could not be read by an older trainer. One with events that are no ratings,
-# which a trainer of format 1 would learn as ratings, has the second number, one with contexts of ratings the
-# third; others are written as ever.
-FORMAT, EVENTS_FORMAT, RATINGS_FORMAT = 3, 2, 1
+# Grows when a segment of today could not be read by an older trainer.
+FORMAT = 1
 DAMAGED = ".damaged"
 # Row groups bound the memory of a streaming reader; a quarter of a million rows is some 10 MB.
 ROW_GROUP_ROWS = 262_144
@@ -113,7 +111,7 @@ def write_file(path: Location, rows: Rows, spans: Spans, *, step: Step, guard: G
     staged = files_of(path).staged(path)
     covered = {str(p): [*span.first, *span.last, span.events] for p, span in sorted(spans.items())}
     header = {
-        "format": _format_of(rows),
+        "format": FORMAT,
         "rows": rows.count,
         "spans": covered,
         "digest": digest(rows, covered),
@@ -356,23 +354,16 @@ def _check_schema(path: Location, schema: pa.Schema) -> None:
         raise SegmentDamagedError(path, "has other columns")
 
 
-def _format_of(rows: Rows) -> int:
-    if CONTEXT.name in rows.schema.names:
-        return FORMAT
-    events = any(type_codes(part).any() for part in rows.read(["item_row"]))
-    return EVENTS_FORMAT if events else RATINGS_FORMAT
-
-
 def _header(path: Location, metadata: dict[bytes, bytes] | None) -> dict[str, object]:
     try:
         header = json.loads((metadata or {})[METADATA_KEY])
         number = header["format"] if isinstance(header, dict) else None
     except (KeyError, ValueError) as exc:
         raise SegmentDamagedError(path, "has no header") from exc
-    if number not in {FORMAT, EVENTS_FORMAT, RATINGS_FORMAT}:
+    if number != FORMAT:
         # Whole, and of another version or program: not ours to set aside.
         raise ArchiveRefusedError(
-            f"{path} has format {str(number)[:20]}, this version reads up to {FORMAT}: "
+            f"{path} has format {str(number)[:20]}, this version reads {FORMAT}: "
             "use the version that wrote it"
         )
     return header  # type: ignore[no-any-return]  # json gives Any; the fields are checked where they are read

@@ -60,7 +60,7 @@ _ARRAYS = (
     "item_values",
     "item_times",
 )
-# Release 0.1.0 wrote none of these, and reads a fit that has them.
+# Only of a fit with a ranking head; with attributes of items; with those of users.
 _OF_A_HEAD = ("ranking", "ranking_users")
 _OF_ATTRIBUTES = ("attributes", "columns_indptr", "columns_index", "columns_value", "columns_center")
 _OF_USERS = "user_attributes"
@@ -178,8 +178,7 @@ def read_result(path: Path) -> FitResult:
     """
     with _reading(path):
         summary = json.loads((path / _SUMMARY).read_text())
-        # Version 0.1.0 did not say.
-        if summary.get("format", 1) != FORMAT:
+        if summary.get("format") != FORMAT:
             raise FitFailedError(f"the fit in {path.name} is of another version")
         arrays: dict[str, Any] = {name: _mapped(path, name) for name in _ARRAYS}
         for more in (_OF_A_HEAD, _OF_EVENTS, _OF_CONTEXTS):

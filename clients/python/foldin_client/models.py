@@ -302,7 +302,6 @@ class KeyIn(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     name: str
     role: Literal["metrics", "operate", "rate", "read"]
-    quotas: str = ""
 
 
 class KeyMade(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -314,12 +313,11 @@ class KeyMade(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class KeyOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A key, without itself. `created`: seconds since 1970. `quotas`: what differs from the service's."""
+    """A key, without itself. `created`: seconds since 1970."""
 
     name: str
     role: str
     created: float
-    quotas: str
 
 
 class KeyRemoved(Struct, frozen=True, kw_only=True, omit_defaults=True):

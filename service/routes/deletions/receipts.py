@@ -4,12 +4,10 @@ to do, whatever was killed meanwhile.
 
 import contextlib
 import re
-import time
 
 import msgspec
 from aiohttp import web
 
-from featurestore.commands import OUTCOME_S
 from featurestore.errors import StoreDamaged
 from featurestore.store import Store
 from service.context import CONTEXT
@@ -18,9 +16,8 @@ from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import STORE, Route
 
-# The id of the command, the time of the call in seconds (a replica of 0.1.0 knows none without), and a mark
-# of those of the ratings of an item.
-_RECEIPT = re.compile(r"([0-9a-f]{32})(?:-([0-9a-f]{1,12}))?(-ratings)?")
+# The id of the command, and a mark of those of the ratings of an item.
+_RECEIPT = re.compile(r"([0-9a-f]{32})(-ratings)?")
 
 
 class Receipt(msgspec.Struct, omit_defaults=True):
@@ -36,14 +33,9 @@ class Receipt(msgspec.Struct, omit_defaults=True):
     detail: str | None = None
 
 
-def stamped(command_id: str) -> str:
-    """Return the receipt of a command that erases a user."""
-    return f"{command_id}-{int(time.time()):x}"
-
-
 def item_receipt(command_id: str) -> str:
     """Return the receipt of a command that takes the ratings of an item back."""
-    return f"{stamped(command_id)}-ratings"
+    return f"{command_id}-ratings"
 
 
 @Route(
@@ -62,11 +54,9 @@ async def get_receipt(request: web.Request) -> web.StreamResponse:
     # In this order: it leaves the one when the other is there.
     stage = await commands.stage(match[1]) if match else None
     outcome = await commands.outcome(match[1]) if match and stage is None else None
-    # 0.1.0 kept nothing of an erasure that its trainer had not come to.
-    stamped_s = int(match[2], 16) if match and match[2] else 0
-    if stage is None and outcome is None and not 0 <= time.time() - stamped_s < OUTCOME_S:
+    if stage is None and outcome is None:
         raise Problem("unknown_receipt", "receipts are kept for an hour after the end of their work")
-    of_item = match is not None and match[3] is not None
+    of_item = match is not None and match[2] is not None
     if outcome is not None and outcome.state == "done":
         return json_answer(Receipt(receipt, "taken_back" if of_item else "erased"))
     if outcome is not None and of_item and outcome.state == "failed":
@@ -87,7 +77,6 @@ async def _waits_for(store: Store, command_id: str, stage: str) -> str:
     # is gone stay for an hour.
     with contextlib.suppress(StoreDamaged):
         told = await store.commands.outcome(command_id) if await store.leases.held() else None
-    # An outcome of a trainer of 0.1.0, which did its part alone, waits for another one, too.
     running = told if told is not None and told.state == "running" else None
     if running is not None and running.detail:
         return running.detail

@@ -48,7 +48,6 @@ from service.routes.ratings import (
     MAX_RATINGS,
     Accepted,
     Deleted,
-    charge_entries,
     check_scale,
     decoded_rows,
     store_columns,
@@ -209,7 +208,7 @@ async def post_events(request: web.Request) -> web.StreamResponse:
         known = Known(taken, live.generation if live else 0, scale.value, scale.decided, time.time())
         events = await parsed(parse_events, raw, known, lines=lines)
         # Before histories are read: a call that is refused costs the store nothing.
-        charge_entries(request, len(events.columns))
+        context.take_ratings(request, len(events.columns))
         noted = await context.feedback.note(events.columns, types, events.tokens)
         accepted = await store_columns(request, events.columns, events.contexts)
         if noted is not None:
@@ -235,7 +234,7 @@ async def get_user_events(request: web.Request) -> web.StreamResponse:
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     store, epoch = context.store, await context.epoch()
     types = {each.code: each.name for each in await store.event_types.current()}
-    n, history = await context.history(request, epoch, user_id)
+    n, history = await context.store.users.history(epoch, user_id)
     if n == 0:
         raise Problem("unknown_user", "nothing of this user is known")
     feedback, page = history.feedback, slice(offset, offset + limit)
@@ -261,7 +260,7 @@ async def get_user_events(request: web.Request) -> web.StreamResponse:
 async def delete_event(request: web.Request) -> web.StreamResponse:
     """Take one event back."""
     context = request.app[CONTEXT]
-    charge_entries(request, 1)
+    request.app[CONTEXT].take_ratings(request, 1)
     path = request.rel_url.raw_path
     user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
     name = path_id(path, 3, "type").decode()

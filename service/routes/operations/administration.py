@@ -12,7 +12,6 @@ from msgspec import Meta
 
 from featurestore.access import KEY_NAME, Role, new_secret, operating
 from featurestore.errors import LastOperateKey, StoreRefused
-from featurestore.quotas.limits import parse_quotas
 from featurestore.settings import redacted
 from processes.settings import Setting
 from service.context import CONTEXT
@@ -22,7 +21,7 @@ from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import BODY, STORE, WRITES, Route, parameter, request_body
 
-_MOST_BYTES = 4_000  # a name, a role and quotas of the longest
+_MOST_BYTES = 1_000  # a name and a role
 _NAME = {"type": "string", "pattern": f"^{KEY_NAME.pattern}$"}
 HIDDEN = "is set"
 
@@ -43,12 +42,11 @@ class SettingsOut(msgspec.Struct):
 
 
 class KeyOut(msgspec.Struct):
-    """A key, without itself. `created`: seconds since 1970. `quotas`: what differs from the service's."""
+    """A key, without itself. `created`: seconds since 1970."""
 
     name: str
     role: Role
     created: float
-    quotas: str
 
 
 class KeysOut(msgspec.Struct):
@@ -63,7 +61,6 @@ class KeyIn(msgspec.Struct, forbid_unknown_fields=True):
 
     name: Annotated[str, Meta(pattern=f"^{KEY_NAME.pattern}$")]
     role: Role
-    quotas: Annotated[str, Meta(max_length=1_000)] = ""
 
 
 class KeyMade(msgspec.Struct):
@@ -122,7 +119,7 @@ async def get_keys(request: web.Request) -> web.StreamResponse:
     return json_answer(
         KeysOut(
             [
-                KeyOut(key.name, key.role, key.created, key.quotas)
+                KeyOut(key.name, key.role, key.created)
                 for key in sorted(known, key=lambda key: (key.created, key.name))
             ],
             unreadable,
@@ -147,10 +144,6 @@ async def post_key(request: web.Request) -> web.StreamResponse:
     if KEY_NAME.fullmatch(wanted.name) is None:
         raise Problem("invalid_body", "name may not end with a line break", field="name")
     request[WHAT] = f"{wanted.role} {wanted.name}"
-    try:
-        parse_quotas(wanted.quotas)
-    except ValueError as exc:
-        raise Problem("invalid_body", str(exc), field="quotas") from exc
     access = context.store.access
     stored = await access.load()
     if any(key is not None and key.name == wanted.name for key in stored.values()):
@@ -160,7 +153,7 @@ async def post_key(request: web.Request) -> web.StreamResponse:
         raise Problem("last_operate_key", detail, field="role")
     secret = new_secret()
     try:
-        await access.add(secret, wanted.name, wanted.role, wanted.quotas)
+        await access.add(secret, wanted.name, wanted.role)
     except StoreRefused as exc:
         raise Problem("invalid_body", str(exc)) from exc
     return json_answer(KeyMade(wanted.name, wanted.role, secret))

@@ -22,7 +22,6 @@ from service.context import CONTEXT
 from service.experiments.exposition import stored_figures
 from service.http.parsing import Query
 from service.http.problems import Problem
-from service.http.quotas import CALLED_BY
 from service.http.response import Answer, json_answer
 from service.metrics import CONTENT_TYPE, RECENT_S, expose, together
 from service.openapi import MODEL, STORE, Route, content, query_parameter, whole
@@ -30,8 +29,6 @@ from service.telemetry.history import LONGEST_S, HistoryOut, history_of
 
 # A probe or a scrape gives up within seconds; the timeout of the store may be longer.
 _PROBE_TIMEOUT_S = 1.0
-# So many points of the history of a deployment cost as much as a GET of one pair.
-POINTS_A_REQUEST = 1_000
 
 
 class Alive(msgspec.Struct):
@@ -98,7 +95,6 @@ class Status(msgspec.Struct):
     known_events: int | None
     known_items: int
     workers: list[WorkerOut]
-    # Clients take it for true where a service of an earlier version does not say: there it is decided.
     scale_decided: bool = True
     backed_up: Backup | None = None
     refusing: str | None = None
@@ -244,5 +240,4 @@ async def get_history(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     seconds = Query(request.raw_path).integer("seconds", 900, int(EVERY_S), LONGEST_S)
     points = await context.store.telemetry.read(seconds + EVERY_S)
-    context.quotas.charge(request.get(CALLED_BY), len(points) / POINTS_A_REQUEST)
     return json_answer(await asyncio.to_thread(history_of, points, time.time(), seconds))

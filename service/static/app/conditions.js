@@ -38,8 +38,7 @@ export function conditions(now, history) {
   if (!trainers.length && newest("requests_per_s").length >= NEWEST - 1) found.push(["FoldinTrainerDown", "No trainer has told of itself in half a minute: nothing is archived or refitted."]);
   if (trainers.length && trainers.every((each) => each.busy === "waits for the lease")) found.push(["FoldinNoLeader", "All trainers wait for the lease: none leads."]);
   for (const each of trainers) if (each.failed) found.push(["FoldinFitFails", `The last fit did not go live, ${ago(each.failed_at)}: ${each.failed}`]);
-  // A service of an earlier release tells of none.
-  for (const each of history.servers ?? []) {
+  for (const each of history.servers) {
     if (!each.answers) found.push(["FoldinSlotsUncovered", `${each.address} of the cluster does not answer for its ${number(each.slots)} slots.`]);
     else if (each.slots && !each.replicas.some((replica) => replica.online)) found.push(["FoldinPrimaryWithoutReplica", `${each.address} of the cluster has no replica.`]);
   }

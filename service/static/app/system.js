@@ -30,8 +30,8 @@ const Keys = () => {
     again();
   };
   return html`<h2>Keys</h2><${Failure} error=${error} />
-    ${data && html`<${Table} label="keys" empty="no key: calls need none, and only this machine can reach the service" columns=${["name", "role", "made (UTC)", "quotas", ""]}
-      keys=${data.keys.map((each) => each.name)} rows=${data.keys.map((each) => [each.name, each.role, when(each.created), each.quotas || "as the service", html`<${Action} role="operate" danger act=${remove(each.name)}>remove<//>`])} />
+    ${data && html`<${Table} label="keys" empty="no key: calls need none, and only this machine can reach the service" columns=${["name", "role", "made (UTC)", ""]}
+      keys=${data.keys.map((each) => each.name)} rows=${data.keys.map((each) => [each.name, each.role, when(each.created), html`<${Action} role="operate" danger act=${remove(each.name)}>remove<//>`])} />
       <div class="search"><${Field} label="Name"><input id="key-name" value=${name} autocomplete="off" onInput=${(event) => type(event.target.value)} /><//>
         <${Field} label="Role"><select id="key-role" value=${role} onChange=${(event) => choose(event.target.value)}>${["metrics", "read", "rate", "operate"].map((each) => html`<option selected=${each === role}>${each}</option>`)}</select><//>
         <${Action} role="operate" act=${make} disabled=${!name}>Make a key<//></div>

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from featurestore.errors import HistoryFull, StoreDamaged, StreamFull
-from featurestore.quotas.limits import WriteLimits
 from featurestore.ratings.batches import Columns
 from featurestore.ratings.context_schema import (
     ContextField,
@@ -87,10 +86,9 @@ async def test_ratings_that_are_refused_leave_no_field_and_no_category(store: St
 
 async def test_what_is_known_before_is_checked_of_a_single_rating_too(store: Store) -> None:
     columns = Columns([b"u"], [b"i"], np.array([3.0]), np.array([1e9]))
-    limits = WriteLimits(b"caller", None, 1)
-    await store.ratings.append_columns(columns, limits=limits)
+    await store.ratings.append_columns(columns, most_entries=1)
     with pytest.raises(HistoryFull):
-        await store.contexts.rows([{"typo": 1}], extend=partial(store.ratings.admit, columns, limits))
+        await store.contexts.rows([{"typo": 1}], extend=partial(store.ratings.admit, columns, most_entries=1))
     assert await store.redis.get(store.keys.contexts) is None
 
 

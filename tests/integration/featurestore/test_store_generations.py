@@ -399,7 +399,7 @@ async def test_blobs_lie_behind_the_index(store: Store) -> None:
     meta = await writer.finish()
     assert meta.blobs == (await store.generations.meta(1, writer.number)).blobs
     assert (meta.blobs["ranking"].first, meta.blobs["other"].first) == (2, 3)
-    # What release 0.1.0 asks of a meta, and what it goes by when it removes a generation.
+    # The list counts all chunks, by which a generation is removed.
     assert meta.summary.index_chunks == 2
     (listed,) = await store.generations.list()
     assert listed.index_chunks == 4

@@ -70,7 +70,7 @@ async def test_factors_of_new_and_changed_items_are_followed(
             assert await wait_until_served(generations, 1, number, 10.0, here=each)
             np.testing.assert_array_equal(head_of(each).items[3], np.full(rank, 0.25))
         await push([11, 4], np.array([[0.5] * rank, [np.nan] * rank], np.float32))
-        # As from a trainer of version 0.1.0.
+        # As from an engine without a head.
         await push([12], None)
         for each in (follower, other):
             await until(lambda each=each: len(head_of(each).items) == 13, "the head grows")  # type: ignore[misc]

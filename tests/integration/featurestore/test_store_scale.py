@@ -85,9 +85,9 @@ async def test_a_setting_decides_and_another_is_refused(undecided: StoreSettings
     await closed(open_one, set_one)
 
 
-async def test_ratings_of_a_version_that_knows_no_decision_decide(undecided: StoreSettings) -> None:
+async def test_ratings_that_are_there_decide(undecided: StoreSettings) -> None:
     (store,) = await opened(undecided, 1)
-    # As release 0.1.0 leaves it: it reads `scale`, and writes.
+    # As where the configuration was lost.
     assert await store.redis.hget(store.keys.config, "scale") == b"1:5"
     await store.redis.hset(store.keys.counts(1, 0), "last", "1-1")
     assert not await store.scale.decide(Scale(0, 100))

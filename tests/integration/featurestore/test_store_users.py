@@ -263,31 +263,6 @@ async def test_a_damaged_record_that_is_behind_is_not_gone_on_from(world: World)
         await settled(world, b"u", 2)
 
 
-@pytest.mark.parametrize("at_once", [1, 8])
-async def test_records_of_the_release_before_are_read_as_they_are(
-    world: World, monkeypatch: pytest.MonkeyPatch, at_once: int
-) -> None:
-    """Release 0.1.0 writes none with a checksum, also while it runs beside this code."""
-    monkeypatch.setattr(users_module, "LOOKUPS_AT_ONCE", at_once)
-    monkeypatch.setattr(users_module, "FEW_LOOKUPS", at_once)
-    store, users = world.store, [b"u%d" % k for k in range(10)]
-    await store.ratings.append([rating(user.decode(), "1", 5.0) for user in users])
-    width = world.live.model.user_width
-    vectors = np.arange(10 * width, dtype=np.float32).reshape(10, width)
-    records = codecs.pack_records(np.ones(10, dtype=np.int64), vectors)
-    for k, (user, record) in enumerate(zip(users, records, strict=True)):
-        await put_record(world, user, record if k % 3 else record[:-4])
-    current = await store.users.current(world.live, users)
-    assert not current.folded.any()
-    np.testing.assert_array_equal(current.vectors, vectors)
-    assert store.users.corrupt_total == 0
-    # It is behind with the next rating, as any other, and what is written then has one.
-    await store.ratings.append([rating("u0", "2", 1.0)])
-    assert (await store.users.current(world.live, users)).folded.tolist() == [True] + [False] * 9
-    await settled(world, b"u0", 2)
-    assert len(await stored(world, b"u0") or b"") == len(records[0])
-
-
 async def test_a_record_from_the_future_is_folded_in_again(world: World) -> None:
     await world.store.ratings.append([rating("u", "1")])
     (record,) = codecs.pack_records(np.array([9]), np.ones((1, world.live.model.user_width), np.float32))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.access import count_of, digest_of_secret, is_secret, new_secret
+from featurestore.access import count_of, digest_of_secret, is_secret
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from processes.blocking import plain_environment
@@ -72,12 +72,6 @@ async def test_a_key_is_shown_once_and_only_its_digest_is_stored(keys: Keys, sto
     assert re.fullmatch(r"shop +rate +\d{4}-\d\d-\d\d \d\d:\d\d\n", listed)
     assert secret not in listed
     assert "already" in keys.refuses("add", "shop", "--role", "read")
-    assert "within two seconds" in keys("quotas", "shop", "requests=5/s, items=off").stdout
-    assert keys("list").stdout == listed.replace("\n", "  requests=5/s,items=off\n")
-    assert "must be quotas like" in keys.refuses("quotas", "shop", "calls=5")
-    assert "no key is called 'ship'" in keys.refuses("quotas", "ship", "off")
-    assert keys("quotas", "shop", "").returncode == 0
-    assert keys("list").stdout == listed
     assert "removed" in keys("remove", "shop").stdout
     assert count_of(await store.access.load()) == 0
     assert "no key is called 'shop'" in keys.refuses("remove", "shop")
@@ -189,14 +183,13 @@ async def test_clients_bring_their_key(
 async def test_the_first_keys_of_the_compose_file(
     store_settings: StoreSettings, store: Store, tmp_path: Path
 ) -> None:
-    """What an earlier release has made beyond what is needed goes, once; the rest stays as it is."""
     data = tmp_path / "data"
     for folder in ("keys", "scrape-key", "player-key"):
         (data / folder).mkdir(parents=True)
     source = (Path(__file__).parents[3] / "deploy/keys/first-keys.sh").read_text("utf-8")
     script = source.replace("/data/", f"{data}/").replace("python ", f"{sys.executable} ")
 
-    def start(*arguments: str, script: str = script) -> None:
+    def start(*arguments: str) -> None:
         environment = plain_environment(
             os.environ,
             {
@@ -211,25 +204,10 @@ async def test_the_first_keys_of_the_compose_file(
     async def made() -> dict[str, str]:
         return {key.name: key.role for key in (await store.access.load()).values() if key is not None}
 
-    old = {"keys/player.key": ("player", "operate"), "scrape-key/prometheus.key": ("prometheus", "read")}
-    for path, (name, role) in old.items():
-        secret = new_secret()
-        (data / path).write_text(secret + "\n")
-        await store.access.add(secret, name, role)  # type: ignore[arg-type]  # a role
-    was = (data / "scrape-key/prometheus.key").read_text()
-    # Where the store is away for a moment, the file stays with its key: the next start removes both.
-    remove = f"{sys.executable} -P -m foldin keys remove player"
-    away = script.replace(remove, f"FOLDIN_REDIS_URL=redis://127.0.0.1:1 {remove}")
-    assert away != script
-    with pytest.raises(subprocess.CalledProcessError):
-        await asyncio.to_thread(start, script=away)
-    assert (await made())["player"] == "operate"
-    assert (data / "keys/player.key").exists()
     await asyncio.to_thread(start)
     assert await made() == {"operator": "operate", "prometheus": "metrics"}
     held = {path: path.read_text() for path in data.rglob("*.key")}
     assert {path.name for path in held} == {"operator.key", "prometheus.key"}
-    assert was not in held.values()
     await asyncio.to_thread(start)
     assert {path: path.read_text() for path in data.rglob("*.key")} == held
     await asyncio.to_thread(start, "play")

@@ -52,7 +52,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StoreSer
 
 async def fill(store: Store, *, fits: bool) -> None:
     """Store something of each kind; a trainer runs. `fits`: of generations, too, beside the prior."""
-    await store.access.add(SECRET, "operator", "operate", "requests=5")
+    await store.access.add(SECRET, "operator", "operate")
     await store.contexts.change(
         lambda before: before.merged(ContextSchema((ContextField("hour", "number"),)))
     )

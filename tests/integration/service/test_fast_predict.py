@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import json
 import re
 import socket
@@ -13,12 +12,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from featurestore.quotas.limits import parse_quotas
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.users.counter_rule import UserLookup
 from service.context import CONTEXT
-from service.http import quotas
 from service.http import response as answers
 from service.http.dispatch import Connection
 from service.server import connections, fast_predict
@@ -187,53 +184,6 @@ async def test_an_answer_is_the_same_both_ways(
     fast, plain = ([heard for way, heard in found if way is wanted] for wanted in (True, False))
     assert fast == plain
     assert [heard.request_id for heard in fast] == [None, "r7", None, None]
-
-
-@BOTH_WAYS
-async def test_a_connection_that_was_refused_for_its_quota_is_not_read_for_a_while(
-    store_settings: StoreSettings, published: Written, ways: Ways, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(quotas, "HOLD_S", (3600.0, 3600.0))
-    async with (
-        serving(store_settings, quotas=parse_quotas("off,requests=1/d")) as (client, app),
-        wire_to(client) as wire,
-        wire_to(client) as other,
-    ):
-        await serves(client, published.writer.number)
-        heard = []
-        for number, each in enumerate((wire, wire, other)):
-            each.send(get(1, named(number)))
-            heard.append(await each.heard())
-        assert [each.status for each in heard] == [200, 429, 429]
-        assert [each.request_id for each in heard] == ["r0", "r1", "r2"]
-        assert json.loads(heard[1].body)["quota"] == "requests"
-        wire.send(get(1))
-        with pytest.raises(TimeoutError):
-            await wire.closed(0.2)
-        counts = app[CONTEXT].counts
-        assert counts.requests[ROUTE] == {"200": 1, "429": 2}
-        assert counts.quota_refusals == {"requests": 2}
-        assert ways.took(3)
-        assert app[CONTEXT].traffic.in_flight == 0
-
-
-@BOTH_WAYS
-async def test_a_connection_of_a_proxy_is_read_on_after_a_refusal(
-    store_settings: StoreSettings, published: Written, ways: Ways, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(quotas, "HOLD_S", (3600.0, 3600.0))
-    settings = {
-        "quotas": parse_quotas("off,requests=1/d"),
-        "proxies": (ipaddress.ip_network("127.0.0.1"),),
-    }
-    async with serving(store_settings, **settings) as (client, _), wire_to(client) as wire:
-        await serves(client, published.writer.number)
-        heard = []
-        for address in ("203.0.113.7", "203.0.113.7", "203.0.113.8", "203.0.113.7"):
-            wire.send(get(1, f"X-Forwarded-For: {address}"))
-            heard.append((await wire.heard()).status)
-        assert heard == [200, 429, 200, 429]
-        assert ways.took(4)
 
 
 @BOTH_WAYS

@@ -124,7 +124,9 @@ async def test_what_is_no_experiment_is_refused_by_name(client: Client) -> None:
     await refused({"arms": [one, {**other, "name": "a b"}]}, 422, "invalid_body", "arms.name")
     await refused({"arms": [one, {"name": "b", "share": 0.5}]}, 422, "invalid_body", "arms.scenario")
     generation = {"name": "b", "share": 0.5, "generation": 1}
-    assert "`generation`" in await refused({"arms": [one, generation]}, 422, "invalid_body", "arms")
+    assert "'generation'" in await refused(
+        {"arms": [one, generation]}, 422, "invalid_body", "arms.generation"
+    )
     missing = {**other, "scenario": "missing"}
     await refused({"arms": [one, missing]}, 404, "unknown_scenario", "arms.scenario")
     await begun(client, "lists", LISTS)

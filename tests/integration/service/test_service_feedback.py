@@ -2,16 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from featurestore.codecs import History
 from featurestore.generations.served import FRESH_BEAT_S
-from featurestore.quotas.limits import parse_quotas
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service.context import CONTEXT
@@ -176,10 +174,10 @@ async def test_what_was_shown_does_not_bring_back_who_is_forgotten(client: Clien
     await until_shown(client, "ann", 4)
 
 
-async def test_impressions_beyond_a_quota_are_left_out_and_counted(
+async def test_impressions_beyond_what_a_user_may_have_are_left_out_and_counted(
     store_settings: StoreSettings, written: Written
 ) -> None:
-    async with serving(store_settings, quotas=parse_quotas("off,ratings=10/h,history=5")) as (client, app):
+    async with serving(store_settings, history_entries=5) as (client, app):
         await serves(client, written.writer.number)
         await client.get("/recommend/ann?n=4&impressions=true")
         await until_shown(client, "ann", 4)
@@ -188,10 +186,6 @@ async def test_impressions_beyond_a_quota_are_left_out_and_counted(
         await client.get("/recommend/bob?n=4&impressions=true")
         await until_shown(client, "bob", 4)
         assert app[CONTEXT].counts.impressions_lost == 2
-        # 10 are taken.
-        await client.get("/recommend/eve?n=4&impressions=true")
-        assert app[CONTEXT].counts.impressions_lost == 6
-        assert (await client.get("/users/eve/events")).status == 404
 
 
 @pytest.mark.slow
@@ -294,25 +288,6 @@ async def test_a_damaged_history_refuses_no_event_and_damaged_sums_no_generation
     assert reply.status == 200
     assert [each["generation"] for each in reply.json["generations"]] == [written.writer.number]
     assert "feedback" not in reply.json["generations"][0]
-
-
-async def test_a_call_beyond_the_quota_reads_no_history(
-    store_settings: StoreSettings, written: Written, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with serving(store_settings, quotas=parse_quotas("off,ratings=1/h")) as (client, app):
-        await serves(client, written.writer.number)
-        read = []
-        parts = app[CONTEXT].store.users.parts
-
-        async def counted(epoch: int, user_ids: Sequence[bytes]) -> list[History]:
-            read.append(user_ids)
-            return await parts(epoch, user_ids)
-
-        monkeypatch.setattr(app[CONTEXT].store.users, "parts", counted)
-        assert (await event(client, "ann", "item-1", "like")).status == 200
-        refused = await event(client, "bob", "item-1", "like")
-        assert is_problem(refused, 429, "quota_exceeded")
-        assert read == [[b"ann"]]
 
 
 async def test_while_there_is_no_room_nothing_shown_is_stored(

@@ -14,7 +14,6 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service import ranking_queue
 from service.context import CONTEXT
-from service.http import heads
 from service.http import response as answers
 from service.routes import lists
 from service.rules import masks
@@ -198,98 +197,6 @@ async def test_headers_without_end_are_refused(store_settings: StoreSettings, pu
             assert sent < 2000
             writer.close()
         assert (await client.get(ONE)).status == 200
-
-
-@BOTH_WAYS
-async def test_a_head_that_is_too_large_or_too_slow_ends_its_connection(
-    store_settings: StoreSettings, published: Written, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(heads, "HEAD_S", 0.5)
-    monkeypatch.setattr(heads, "SWEEP_S", 0.1)
-    ask = b"GET %b HTTP/1.1\r\nHost: localhost\r\n" % ONE.encode()
-    field = b"X-%d: " + b"v" * 4_000 + b"\r\n"
-    async with serving(store_settings) as (client, _):
-        await serves(client, published.writer.number)
-        # Five are more than a head may have, three are not; in one piece or bit by bit.
-        for fields, pieces, status in ((5, 1, b"400"), (5, 6, b"400"), (3, 1, b"200"), (3, 4, b"200")):
-            reader, writer = await opened(client)
-            text = ask + b"".join([field % number for number in range(fields)]) + b"\r\n"
-            size = -(-len(text) // pieces)
-            for start in range(0, len(text), size):
-                writer.write(text[start : start + size])
-                await writer.drain()
-                await asyncio.sleep(0.01)
-            assert (await asyncio.wait_for(reader.readline(), 5.0)).split()[1] == status
-            writer.close()
-        slow, pipelined, honest = await opened(client), await opened(client), await opened(client)
-        slow[1].write(ask)
-        pipelined[1].write(ask + b"\r\n" + ask)
-        assert b"200" in await pipelined[0].readline()
-        loop = asyncio.get_running_loop()
-        began, answers = loop.time(), 0
-        closed = asyncio.gather(slow[0].read(), pipelined[0].read())
-        while not closed.done():
-            # Each byte that comes in time does not make the time longer.
-            for _, writer in (slow, pipelined):
-                writer.write(b"X")
-            honest[1].write(ask + b"\r\n")
-            answers += b"200" in await honest[0].readuntil(b"}")
-            assert loop.time() - began < 5.0
-            await asyncio.sleep(0.05)
-        assert loop.time() - began >= 0.4
-        assert answers >= 5
-        for _, writer in (slow, pipelined, honest):
-            writer.close()
-        with contextlib.suppress(ConnectionError):
-            await closed
-
-
-@BOTH_WAYS
-@pytest.mark.parametrize("encoding", ["length", "chunks"])
-async def test_the_end_of_a_body_is_no_head(
-    store_settings: StoreSettings, published: Written, encoding: str
-) -> None:
-    """A body whose last piece is larger than a head may be, and a call behind it on the same connection."""
-    body = b'{"pairs": [%b["ann", "item-1"]]}' % (b" " * 60_000)
-    fields = b"Content-Length: %d" % len(body)
-    if encoding == "chunks":
-        fields, body = b"Transfer-Encoding: chunked", b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-    head = (
-        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n%b\r\n\r\n" % fields
-    )
-    async with serving(store_settings) as (client, _):
-        await serves(client, published.writer.number)
-        reader, writer = await opened(client)
-        for _ in range(3):
-            for piece in (head, body[:20_000], body[20_000:]):
-                writer.write(piece)
-                await writer.drain()
-                await asyncio.sleep(0.05)
-            assert b"200" in await asyncio.wait_for(reader.readline(), 5.0)
-            await reader.readuntil(b"]}")
-        writer.close()
-
-
-@BOTH_WAYS
-async def test_of_more_heads_than_are_held_those_that_came_first_are_closed(
-    store_settings: StoreSettings, published: Written, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(heads, "ALL_BYTES", 100_000)
-    async with serving(store_settings) as (client, _):
-        await serves(client, published.writer.number)
-        held = []
-        for _ in range(20):
-            held.append(await opened(client))
-            held[-1][1].write(b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: " + b"v" * 7_900)
-            await held[-1][1].drain()
-            await asyncio.sleep(0.02)
-        # So many fit; the others are gone.
-        for reader, _ in held[:7]:
-            assert await asyncio.wait_for(reader.read(), 5.0) == b""
-        held[-1][1].write(b"\r\n\r\n")
-        assert b"200" in await asyncio.wait_for(held[-1][0].readline(), 5.0)
-        for _, writer in held:
-            writer.close()
 
 
 async def test_a_client_that_does_not_read_is_dropped(

@@ -353,39 +353,6 @@ async def test_behind_one_that_waits_no_command_stays(
         await until_erased(client, receipt)
 
 
-async def half_done(store: Store, *, dropped: bool) -> None:
-    """Do as a trainer of 0.1.0 with a command to erase: say `done`, and drop it or be stopped before."""
-    while not (commands := await store.commands.take("0", 1000)):
-        pass
-    await store.redis.set(store.keys.command(commands[0].id), '{"state":"done"}', ex=3600)
-    if dropped:
-        await store.commands.drop(commands[0].stream_id)
-
-
-@pytest.mark.parametrize("dropped", [True, False])
-async def test_a_trainer_of_0_1_0_did_half(
-    server: StoreServer, settings: TrainerSettings, tmp_path: Path, dropped: bool
-) -> None:
-    """Services are upgraded first: what the old trainer left is done by the new one, and said no sooner."""
-    async with stack(settings) as (store, client):
-        async with running_trainer(settings):
-            await store.ratings.append([*OTHERS, *RATED])
-            await until_drained(store)
-        old = asyncio.create_task(half_done(store, dropped=dropped))
-        answer = (await client.ask("DELETE", PATH)).json
-        await old
-        assert answer["archive"] == "pending"
-        if dropped:
-            # An hour later.
-            await store.redis.delete(store.keys.command(answer["receipt"].partition("-")[0]))
-        assert (await client.get(f"/receipts/{answer['receipt']}")).json["archive"] == "pending"
-        assert traces(tmp_path, ID, RATED) != {}
-        async with running_trainer(settings):
-            await until_erased(client, answer["receipt"])
-        assert traces(tmp_path, ID, RATED) == {}
-        assert await store.redis.exists(store.keys.erasing, store.keys.commands) <= 1
-
-
 async def test_an_erasure_outlives_its_epoch(
     server: StoreServer, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,8 +35,6 @@ from trainer.archive.trash import TrashEntry
 from trainer.retry import with_retries
 from trainer.settings import TrainerSettings
 
-# A trainer of the release before cleared or mixed up the archive in each of these.
-
 
 def files(settings: TrainerSettings) -> dict[str, bytes]:
     """All that the archive holds."""
@@ -91,7 +89,6 @@ async def test_emptied_store(own_server: StoreServer, settings: TrainerSettings)
 async def test_emptied_store_whose_epochs_began_anew(
     own_server: StoreServer, settings: TrainerSettings
 ) -> None:
-    """The release before removed the archive of every epoch that the store did not name."""
     await archive_ratings(settings)
     async with opened(settings.store) as store, running_trainer(settings):
         epoch = await store.epochs.begin()
@@ -318,7 +315,7 @@ async def test_newer_archive_is_refused_untouched(own_server: StoreServer, setti
     before = files(settings)
     for flags in ([], ["--adopt"]):
         line = await refused(settings, *flags)
-        assert "has format 2, this version reads up to 1" in line
+        assert "has format 2, this version reads 1" in line
         assert files(settings) == before
 
 

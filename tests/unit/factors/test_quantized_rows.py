@@ -160,4 +160,4 @@ def test_deltas_are_in_the_same_form() -> None:
 
 def test_an_older_model_is_refused() -> None:
     with pytest.raises(FactorsError, match="format"):
-        from_bytes(to_bytes(fitted_of(ratings_of(1)).model).replace(b"foldin-model-2", b"foldin-model-1"))
+        from_bytes(to_bytes(fitted_of(ratings_of(1)).model).replace(b"foldin-model-1", b"foldin-model-2"))

@@ -10,9 +10,9 @@ FIELDS = (b"r", b"v", b"c", b"h", b"k")
 
 
 def test_deltas_of_the_wrong_length_are_a_broken_generation() -> None:
-    row, vector = np.int32(3).tobytes(), np.zeros(4, dtype=np.float32).tobytes()
-    assert decode_deltas([(b"1-1", {b"r": row, b"v": vector})], 4, "0", b"deltas").rows.tolist() == [3]
-    for bad in ({b"r": row, b"v": vector[:-1]}, {b"r": row[:-1], b"v": vector}, {b"r": row}):
+    row, vector, check = encode_delta(np.array([3], np.int32), np.zeros((1, 4), np.float32))
+    bad_ones = ({b"r": row, b"v": vector[:-1], b"c": check}, {b"r": row[:-1], b"v": vector, b"c": check})
+    for bad in (*bad_ones, {b"r": row, b"c": check}, {b"r": row, b"v": vector}):
         with pytest.raises(GenerationBroken):
             decode_deltas([(b"1-1", bad)], 4, "0", b"deltas")
 
@@ -28,9 +28,11 @@ def test_a_delta_with_another_checksum_is_a_broken_generation() -> None:
 
 
 def test_of_two_deltas_of_a_row_the_later_counts() -> None:
+    first = encode_delta(np.array([1, 2], np.int32), np.array([[1], [2]], np.float32))
+    second = encode_delta(np.array([1], np.int32), np.array([[3]], np.float32))
     entries = [
-        (b"1-1", {b"r": np.array([1, 2], np.int32).tobytes(), b"v": np.array([1, 2], np.float32).tobytes()}),
-        (b"1-2", {b"r": np.array([1], np.int32).tobytes(), b"v": np.array([3], np.float32).tobytes()}),
+        (entry, dict(zip(FIELDS, values, strict=False)))
+        for entry, values in ((b"1-1", first), (b"1-2", second))
     ]
     kept = decode_deltas(entries, 1, "0", b"deltas")
     assert kept.after == "1-2"
@@ -49,7 +51,7 @@ def test_factors_go_with_their_rows() -> None:
     nan = float("nan")
     entries = [
         (b"1-1", entry([5, 2, 9], [[1, 1, 1], [2, 2, 2], [nan, nan, nan]])),
-        # As a trainer of version 0.1.0 writes it: the factors so far stay.
+        # Without a head: the factors so far stay.
         (b"1-2", entry([2], None)),
         (b"1-3", entry([5], [[3, 3, 3]])),
     ]

@@ -24,8 +24,6 @@ APART = {
     *("live", "config", "stored", "items", "order", "command", "experiment_sums", "experiment_users"),
     *("migration", "changed"),
 }
-# Buckets of quotas, which are full at first.
-BUCKETS = {"bucket", "items_bucket"}
 # No keys of their own.
 NO_KEYS = {"partitions", "switched", "users", "user_of", "attributes_user"}
 
@@ -36,7 +34,7 @@ def test_each_kind_of_key_is_copied_or_left_behind_on_purpose() -> None:
         for name in dir(Keys("t", 2))
         if not name.startswith("_") and not name.endswith(("_prefix", "_prefixes", "_pattern"))
     }
-    known = {*BY_USER, *BY_PARTITION, *OF_GENERATIONS, *APART, *BUCKETS, *FEW, *CATALOGUE, *LEFT_BEHIND}
+    known = {*BY_USER, *BY_PARTITION, *OF_GENERATIONS, *APART, *FEW, *CATALOGUE, *LEFT_BEHIND}
     assert names - NO_KEYS == known
 
 

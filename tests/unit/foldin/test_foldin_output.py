@@ -197,7 +197,7 @@ def test_a_reader_that_goes_away_is_no_mistake(arguments: tuple[str, ...], code:
     [
         ("foldin im", ["import"]),
         ("foldin client", ["client-example"]),
-        ("foldin keys ", ["add", "ensure", "quotas", "list", "remove"]),
+        ("foldin keys ", ["add", "ensure", "list", "remove"]),
         ("foldin export ", ["ratings", "items", "users"]),
         ("foldin export ratings --form", ["--format"]),
         ("foldin import f.csv --on-bad ", ["refuse", "skip"]),

@@ -112,13 +112,12 @@ def test_every_kind_of_value(tmp_path: Path) -> None:
     write(
         tmp_path,
         'log_level = "WARNING"\n[store]\nscale = "0.5:5:0.5"\ntimeout_s = 2.5\n'
-        '[service]\nhosts = ["a.example", "b.example"]\nquotas = ["requests=5/s", "items=off"]\n'
+        '[service]\nhosts = ["a.example", "b.example"]\n'
         "[environment]\ndrift = 1e-3\n",
     )
     service = read_settings(*configured([], {}, tmp_path))[0]
     assert service.hosts == ("a.example", "b.example")
     assert (service.log_level, service.store.timeout_s, service.store.scale) == ("WARNING", 2.5, "0.5:5:0.5")
-    assert len(service.quotas or ()) == 2
     assert ServerSettings.load(*configured([], {}, tmp_path)).world.drift == 0.001
 
 

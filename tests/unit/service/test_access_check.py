@@ -112,7 +112,7 @@ def test_a_record_that_cannot_be_read_opens_nothing_and_counts_as_a_key() -> Non
         access.update(stored)
         assert outcome(access, {"Host": "localhost", "X-API-Key": secret}) == "unauthorized"
     # One with more in it than this version knows is read.
-    assert parse_keys({b"d": b'{"name": "x", "role": "read", "created": 1, "quota": 5}'})["d"] is not None
+    assert parse_keys({b"d": b'{"name": "x", "role": "read", "created": 1, "newer": 5}'})["d"] is not None
 
 
 ORIGINS = [

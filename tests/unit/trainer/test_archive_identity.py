@@ -64,7 +64,7 @@ def emptied(identity: str = OURS) -> StoreState:
         ("no rating was ever archived, other store", ArchiveState(OTHER, {1: {}}), emptied()),
         ("new folder", ArchiveState(None, {}), store()),
         ("replaced epoch on its way to the trash", archive(), store(epoch=2, last_epoch=2)),
-        ("from before there were identities", archive(identity=None), store((6_000, 310), 300)),
+        ("without an identity", archive(identity=None), store((6_000, 310), 300)),
         ("moved to fewer partitions", archive(partition=4), replace(store(), partitions=4)),
     ],
 )
@@ -124,7 +124,7 @@ def test_identity_is_kept_and_a_newer_file_refused_untouched(tmp_path: Path) -> 
         assert read_identity(tmp_path) == UNREADABLE
     newer = '{"format": 2, "identity": {"of": "later"}}'
     file.write_text(newer)
-    with pytest.raises(ArchiveRefusedError, match="format 2, this version reads up to 1") as caught:
+    with pytest.raises(ArchiveRefusedError, match="format 2, this version reads 1") as caught:
         read_identity(tmp_path)
     assert isinstance(caught.value, CannotStartError)
     assert file.read_text() == newer

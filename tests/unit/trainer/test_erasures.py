@@ -12,11 +12,9 @@ from trainer.archive.erasures import (
     ledger_files,
     parse_ledger,
     readable_ledgers,
-    require_known,
 )
-from trainer.archive.root import ArchiveRoot
 from trainer.archive.storage.files import write_whole
-from trainer.errors import ArchiveFailedError, ArchiveRefusedError, LedgerDamagedError
+from trainer.errors import ArchiveFailedError, LedgerDamagedError
 
 RECORD = 32
 
@@ -164,19 +162,6 @@ def test_a_file_that_cannot_be_read_stays_and_another_is_begun(tmp_path: Path, c
     assert damaged.read_bytes() == content
     (other,) = set(ledger_files(tmp_path)) - {damaged}
     assert read(other).erased_at([b"ann"]).tolist() == [1]
-
-
-def test_a_newer_format_is_refused_untouched(tmp_path: Path) -> None:
-    path = added(tmp_path, (b"ann", 1))
-    content = bytearray(path.read_bytes())
-    content[8] = 2
-    path.write_bytes(content)
-    with pytest.raises(ArchiveRefusedError, match="has format 2"):
-        require_known(tmp_path)
-    root = ArchiveRoot(tmp_path, guard=free)
-    with pytest.raises(ArchiveRefusedError, match="has format 2"):
-        root.state()
-    assert path.read_bytes() == content
 
 
 def test_after_a_full_disk_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from factors import Histories, RankingHead, Ratings, head_from_bytes, posterior_of
@@ -22,10 +21,9 @@ from tests.support.waiting import wait_until, wait_until_async
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import in_registry, spans_of, string_array
 from trainer.archive.item_list import read_items, write_items
-from trainer.archive.segments import METADATA_KEY, open_segment, read_segment
+from trainer.archive.segments import open_segment, read_segment
 from trainer.errors import (
     ArchiveFailedError,
-    ArchiveRefusedError,
     FitFailedError,
     SegmentDamagedError,
     SegmentGoneError,
@@ -190,12 +188,6 @@ def test_item_list_is_what_was_written(tmp_path: Path) -> None:
         path.write_bytes(damage)
         with pytest.raises(ArchiveFailedError, match="damaged"):
             read_items(path)
-    newer = pa.table({"item_id": string_array(ids)}).replace_schema_metadata(
-        {METADATA_KEY: b'{"format": 2, "rows": 3}'}
-    )
-    pq.write_table(newer, path)
-    with pytest.raises(ArchiveRefusedError, match="newer than 1"):
-        read_items(path)
 
 
 def test_each_rating_has_the_context_of_its_last_event(tmp_path: Path) -> None:
@@ -364,7 +356,7 @@ async def test_damaged_head_is_not_begun_from(tmp_path: Path) -> None:
 
 async def test_fit_without_a_ranking_head_is_read(tmp_path: Path) -> None:
     result = await fitted(request(archived(tmp_path / "archive", world()), tmp_path / "fit"))
-    # As release 0.1.0 leaves it.
+    # As an engine without a head leaves it.
     for name in ("ranking", "ranking_users"):
         (result.path / f"{name}.npy").unlink()
     old = read_result(result.path)

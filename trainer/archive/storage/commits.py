@@ -77,12 +77,12 @@ class Commit:
 
     @classmethod
     def from_bytes(cls, content: bytes, where: str) -> "Commit":
-        """Return what is stored. Raises `ArchiveRefusedError` where it is damaged, or of a newer format."""
+        """Return what is stored. Raises `ArchiveRefusedError` where it is damaged, or of another format."""
         try:
             told = json.loads(content)
-            if int(told["format"]) > FORMAT:
+            if int(told["format"]) != FORMAT:
                 raise ArchiveRefusedError(
-                    f"{where} has format {told['format']}, this version reads up to {FORMAT}: "
+                    f"{where} has format {told['format']}, this version reads {FORMAT}: "
                     "use the version that wrote it"
                 )
             files = {

@@ -887,21 +887,13 @@ class Operations(Transport):
         """
         return self._ask(Call("GET", "/keys", is_repeatable=True), models.KeysOut)
 
-    def add_key(
-        self,
-        *,
-        name: str,
-        role: Literal["metrics", "operate", "rate", "read"],
-        quotas: str | UnsetType = UNSET,
-    ) -> models.KeyMade:
+    def add_key(self, *, name: str, role: Literal["metrics", "operate", "rate", "read"]) -> models.KeyMade:
         """Make a key. Workers let it in within two seconds; from the first key on all calls need one.
         One of the role `operate` comes first, so that there is one that may make others.
 
         `POST /keys`; needs the role `operate`.
         """
-        return self._ask(
-            Call("POST", "/keys", body=given(name=name, role=role, quotas=quotas)), models.KeyMade
-        )
+        return self._ask(Call("POST", "/keys", body=given(name=name, role=role)), models.KeyMade)
 
     def remove_key(self, name: str) -> models.KeyRemoved:
         """Let the keys of a name in no longer, within two seconds. The last one of the role `operate`

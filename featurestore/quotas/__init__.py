@@ -1,1 +1,0 @@
-"""Quotas: what a caller may take, and the token buckets that all workers share."""
