@@ -71,7 +71,7 @@ def swept(ratings: Ratings, terms: Terms, backend: HalfStepBackend, *, n_items: 
     state = initial_state(training, settings, np.random.default_rng(1))
     state.sweep()
     state = state.branch(terms)
-    for _ in range(3):
+    for _ in range(2):
         state.sweep()
     return state
 
@@ -85,14 +85,10 @@ def assert_same(one: State, other: State) -> None:
 
 @pytest.mark.parametrize("terms", TERMS)
 def test_plain_loops_give_what_numpy_gives(monkeypatch: pytest.MonkeyPatch, terms: Terms) -> None:
-    ratings = ratings_of(5, n_users=16, n_items=11, n=90)
-    whole = swept(ratings, terms, plain())
-    assert_same(swept(ratings, terms, NumpyBackend()), whole)
     # Scores of a few rows at a time are those of all.
     monkeypatch.setattr(backend, "_SCORED_AT_ONCE", 7)
-    parts = swept(ratings, terms, plain())
-    np.testing.assert_array_equal(whole.user_rows, parts.user_rows)
-    np.testing.assert_array_equal(whole.item_rows, parts.item_rows)
+    ratings = ratings_of(5, n_users=16, n_items=11, n=90)
+    assert_same(swept(ratings, terms, NumpyBackend()), swept(ratings, terms, plain()))
 
 
 @pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed (extra `fast`)")

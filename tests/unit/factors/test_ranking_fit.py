@@ -163,14 +163,14 @@ def test_loops_fit_the_neighbours_of_numpy(most: int, *, weighted: bool) -> None
 def test_what_is_compiled_chooses_what_numpy_does(monkeypatch: pytest.MonkeyPatch) -> None:
     if find_spec("numba") is None:
         pytest.skip("numba is not installed (extra `fast`)")
-    ratings = clusters(3, drifting=True)
+    ratings = clusters(3, drifting=True).take(np.arange(1_200))
     slow = fit_ranking(ratings, MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1))
     for module in (half_steps, selection, training):
         monkeypatch.setattr(module, "MANY_RATINGS", 1)
     fast = fit_ranking(ratings, MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1), threads=2)
     # Rounding may decide between choices that are as good.
     for name in ("ranking_ndcg", "ranking_latest"):
-        assert fast.metrics[name] == pytest.approx(slow.metrics[name], abs=0.03)
+        assert fast.metrics[name] == pytest.approx(slow.metrics[name], abs=0.05)
 
 
 def test_what_is_held_out_is_the_latest_where_times_tell() -> None:
@@ -218,8 +218,9 @@ def test_a_refit_goes_on_from_the_head_before() -> None:
     assert turned < 0.2
     # Of far fewer events than now the choices do not stand.
     few = fit_ranking(ratings.take(np.arange(500)), MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1))
-    again = fit_ranking(ratings, MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1), start=few.head)
-    assert again.head.parameters.decided == len(ratings.value)
+    more = ratings.take(np.arange(1_200))
+    again = fit_ranking(more, MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1), start=few.head)
+    assert again.head.parameters.decided == 1_200
 
 
 def test_lists_of_a_head_find_what_is_held_out() -> None:
