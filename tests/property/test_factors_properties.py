@@ -3,7 +3,7 @@ scale.
 """
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from factors import Fitted, Histories, Scorer, explain, from_bytes, to_bytes
@@ -35,7 +35,6 @@ def last_only(entries: list[tuple[int, float, float]]) -> list[tuple[int, float,
     return [entry for entry in kept.values() if not np.isnan(entry[1])]
 
 
-@settings(max_examples=60, deadline=None)
 @given(link=LINK, many=st.lists(ENTRIES, min_size=1, max_size=4))
 def test_company_and_repeats_do_not_matter(link: str, many: list[list[tuple[int, float, float]]]) -> None:
     fitted: Fitted = FITS[link]
@@ -45,7 +44,6 @@ def test_company_and_repeats_do_not_matter(link: str, many: list[list[tuple[int,
         np.testing.assert_allclose(row, alone, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
 @given(link=LINK, entries=ENTRIES, item=st.integers(-2, 40), time=st.floats(-1e18, 1e18))
 def test_answers_are_finite_and_on_the_scale(
     link: str, entries: list[tuple[int, float, float]], item: int, time: float
@@ -64,7 +62,6 @@ def test_answers_are_finite_and_on_the_scale(
     assert abs(explained.base + explained.contributions.sum() - rating) < 1e-6
 
 
-@settings(max_examples=100, deadline=None)
 @given(link=LINK, position=st.integers(0, 10_000), byte=st.integers(0, 255))
 def test_damaged_bytes_are_refused_or_a_model(link: str, position: int, byte: int) -> None:
     payload = bytearray(to_bytes(FITS[link].model))

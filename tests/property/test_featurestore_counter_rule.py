@@ -264,15 +264,14 @@ def rule_machine(store_server: StoreServer) -> type[CounterRule]:
     return type("CounterRuleHere", (CounterRule,), {"url": store_server.url})
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_reader_gets_what_the_ratings_say(rule_machine: type[CounterRule]) -> None:
+@pytest.mark.parametrize("examples", [2, pytest.param(25, marks=pytest.mark.slow)])
+def test_a_reader_gets_what_the_ratings_say(rule_machine: type[CounterRule], examples: int) -> None:
     run_state_machine_as_test(
         rule_machine,
         settings=settings(
-            max_examples=25,
+            max_examples=examples,
             stateful_step_count=40,
-            deadline=None,
             # Shrinking on a real store outlasts the test's timeout; forty steps can be read as they are.
             phases=(Phase.explicit, Phase.reuse, Phase.generate),
             suppress_health_check=[HealthCheck.too_slow],

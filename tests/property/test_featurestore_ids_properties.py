@@ -56,12 +56,6 @@ def test_a_row_that_is_found_is_that_of_the_id(known: list[bytes], asked: list[b
             assert row == -1 or known[row] == item_id
 
 
-def test_nearly_all_rows_are_found() -> None:
-    for known in ([b"%d" % number for number in range(20_000)], [b"item-%030d" % n for n in range(20_000)]):
-        found = RowTable(known).find(Ids.of(known))
-        assert (found >= 0).mean() > 0.99
-
-
 @given(IDS, st.sampled_from([1, 16, 200]), st.integers(1, 50))
 def test_lookups_ask_for_each_id_once(ids: list[bytes], partitions: int, size: int) -> None:
     keys = Keys("ns", partitions)

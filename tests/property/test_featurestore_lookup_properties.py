@@ -109,21 +109,3 @@ def test_any_replies_in_any_pieces_are_what_the_usual_reader_finds(
     width: int, calls: list[tuple[bool, list[tuple[str, int]]]], cuts: list[int]
 ) -> None:
     asyncio.run(check(width, calls, cuts))
-
-
-@given(WIDTHS, st.lists(USUAL_REPLIES, min_size=1, max_size=3), st.lists(st.integers(0, 2**20), max_size=12))
-def test_usual_replies_are_taken_in_any_pieces(
-    width: int, blocks: list[list[tuple[str, int]]], cuts: list[int]
-) -> None:
-    assert all(asyncio.run(check(width, [(True, block) for block in blocks], cuts)))
-
-
-def test_replies_byte_by_byte() -> None:
-    sorts = [("usual", 7), ("mark", 12), ("usual", 0)]
-    everywhere = list(range(1000))
-    assert asyncio.run(check(3, [(False, sorts), (True, sorts)], everywhere)) == [False, True]
-    for last in ("none", "short", "error", "unknown", "numbers"):
-        assert asyncio.run(check(30, [(True, [*sorts, (last, 5)])], everywhere)) == [False]
-    # As long together as one usual reply.
-    padding = [("none", 5), *[("unknown", 0)] * 19]
-    assert asyncio.run(check(58, [(True, padding)], [])) == [False]

@@ -90,29 +90,6 @@ def test_merge_is_what_a_dictionary_says(source: list[Event], live: list[Event])
     assert merged(source, live) == slow_merge(source, live)
 
 
-@given(events_)
-def test_what_the_source_has_seen_changes_nothing(source: list[Event]) -> None:
-    last = {pair: entry for pair, (*_, entry) in by_pair(source).items()}
-    assert merged(source, source) == merged(source, []) == last
-    # A compacted history has only what held when it was compacted.
-    archived = columns(source)
-    assert merged(source, [event for k, event in enumerate(source) if k in set(holding(archived))]) == last
-
-
-@given(events_, events_)
-def test_restoring_twice_is_restoring_once(source: list[Event], live: list[Event]) -> None:
-    first = merged(source, live)
-    again = [
-        (user, item, 1, nan if value is None else value, nan if time is None else time)
-        for (user, item), (value, time) in first.items()
-    ]
-    known = by_pair(source)
-    # A rating that was given again, bit by bit, after others is new only as long as both are there.
-    plain = {p for p, e in first.items() if e == known.get(p, [e])[-1] or e not in known[p]}
-    result = merged(source, again)
-    assert {pair: result[pair] for pair in plain} == {pair: first[pair] for pair in plain}
-
-
 @given(events_, events_)
 def test_differences_are_those_of_dictionaries(one: list[Event], two: list[Event]) -> None:
     before = columns(one)
@@ -124,17 +101,3 @@ def test_differences_are_those_of_dictionaries(one: list[Event], two: list[Event
     assert as_dict(was.take(gone)).keys() == old.keys() - fresh.keys()
     assert as_dict(now.take(other)).keys() == {p for p in old.keys() & fresh.keys() if old[p] != fresh[p]}
     assert bool(change(was, now)) == (old != fresh)
-
-
-def test_rated_as_before_after_something_else() -> None:
-    """The source has [2, 1] of the pair, the store [2, 1, 2]: the last is as the first, and yet later."""
-    source = [("ann", "x", 1, 2.0, nan), ("ann", "x", 2, 1.0, nan)]
-    assert merged(source, [*source, ("ann", "x", 3, 2.0, nan)]) == {("ann", "x"): (2.0, None)}
-
-
-def test_a_live_deletion_lies_on_top() -> None:
-    source = [("ann", "x", 1, 2.0, 10.0), ("ann", "y", 2, 1.0, 10.0)]
-    assert merged(source, [*source, ("ann", "x", 3, nan, 30.0)]) == {
-        ("ann", "x"): (None, 30.0),
-        ("ann", "y"): (1.0, 10.0),
-    }

@@ -1,17 +1,16 @@
 """Filters over columns say what they say of each item; columns forget what an item was before."""
 
-import itertools
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.catalogue.item import CatalogueItem, Time, type_of
 from service.rules.columns import Columns
 from service.rules.filter_parsing import parse_filter
 from service.rules.filters import mask_of
-from tests.unit.service.rules_world import columns_of, passes, values_of
+from tests.unit.service.rules_world import columns_of, passes
 
 TEXT = st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", ""])
 NUMBER = st.sampled_from([-1.5, 0.0, 1.0, 2.0, 3.0, 1e11])
@@ -78,7 +77,6 @@ def masked(condition: dict[str, Any], columns: Columns, n: int) -> list[bool]:
 
 
 @given(st.lists(ITEM, max_size=8), FILTER)
-@settings(max_examples=200, deadline=None)
 def test_a_mask_says_of_each_row_what_the_filter_says_of_its_item(
     items: list[CatalogueItem], condition: dict[str, Any]
 ) -> None:
@@ -96,68 +94,3 @@ def test_a_mask_says_of_each_row_what_the_filter_says_of_its_item(
     assert columns.categories.of(np.arange(n)) == [
         tuple(dict.fromkeys(item.categories)) for item in [*named, empty]
     ]
-
-
-@given(st.lists(st.tuples(st.integers(0, 6), st.none() | ITEM), max_size=30), FILTER)
-@settings(max_examples=150, deadline=None)
-def test_columns_after_changes_are_those_of_what_is_there(
-    changes: list[tuple[int, CatalogueItem | None]], condition: dict[str, Any]
-) -> None:
-    changed, items = Columns(), {0: FIRST}
-    changed.put([0], [FIRST])
-    for row, item in changes:
-        if item is None:
-            changed.put([row + 1], [CatalogueItem("")])
-            items.pop(row + 1, None)
-        else:
-            changed.put([row + 1], [item])
-            items[row + 1] = item
-    fresh = columns_of([items.get(row, CatalogueItem("")) for row in range(8)])
-    assert masked(condition, changed, 8) == masked(condition, fresh, 8)
-    for key in ("title", "categories", *VALUES):
-        column = changed.column(key)
-        assert column is not None
-        assert column.filled == sum(bool(values_of(item, key)) for item in items.values())
-
-
-@given(st.lists(st.tuples(st.integers(0, 6), TEXTS), max_size=60))
-@settings(max_examples=100, deadline=None)
-def test_a_text_knows_the_lists_that_it_is_in(changes: list[tuple[int, list[str]]]) -> None:
-    columns, now = Columns(), dict[int, tuple[str, ...]]()
-    for row, texts in changes:
-        columns.put([row], [CatalogueItem("", categories=texts)])
-        now[row] = tuple(dict.fromkeys(texts))
-    lists = {texts for texts in now.values() if texts}
-    column = columns.categories
-    found = {text: [column._values[code] for code in codes] for text, codes in column._with.items()}
-    assert {text: sorted(each) for text, each in found.items()} == {
-        text: sorted(each for each in lists if text in each) for text in {*itertools.chain(*lists)}
-    }
-    for code, held in enumerate(column._values):
-        assert [
-            column._with[text][place] for text, place in zip(held, column._places[code], strict=True)
-        ] == [code] * len(held)
-
-
-def test_codes_are_given_again() -> None:
-    columns = Columns()
-    for number in range(10_000):
-        columns.put([number % 3], [CatalogueItem("", str(number), [str(number), "all"])])
-    assert len(columns.title._values) <= 5
-    assert len(columns.categories._values) <= 5
-    assert len(columns.categories._with) == 4
-
-
-def test_an_attribute_that_no_item_has_may_change_its_type() -> None:
-    columns = Columns()
-    columns.put([0], [CatalogueItem("", attributes={"size": 1.0})])
-    before = columns.column("size")
-    columns.put([1], [CatalogueItem("", attributes={"size": "large"})])
-    assert columns.column("size") is before
-    assert masked({"must": {"key": "size", "match": {"except": []}}}, columns, 2) == [True, False]
-    columns.put([0], [CatalogueItem("")])
-    columns.put([1], [CatalogueItem("", attributes={"size": "large"})])
-    after = columns.column("size")
-    assert after is not None
-    assert before is not None
-    assert (after.kind, after.changes > before.changes) == ("text", True)

@@ -52,7 +52,7 @@ def _ratings(user: npt.ArrayLike, item: npt.ArrayLike, value: npt.ArrayLike, tim
 
 
 def _plain() -> OddData:
-    return world(80, 40, 0.5)
+    return world(60, 30, 0.5)
 
 
 def _valued(data: OddData, value: npt.NDArray[np.float64]) -> OddData:
@@ -76,7 +76,7 @@ def _constant(value: float, scale: Scale) -> OddData:
 
 def _one_heavy_user() -> OddData:
     """Beside few others, one with far more ratings than all of them."""
-    others, n = world(60, 200, 0.1).ratings, 10_000
+    others, n = world(60, 200, 0.1).ratings, 3_000
     value = np.random.default_rng(1).integers(1, 6, n)
     user, item = np.append(others.user_row, np.full(n, 60)), np.append(others.item_row, np.arange(n))
     time = np.append(others.time, BEGAN + np.arange(n))
@@ -125,21 +125,21 @@ ODD_DATA: dict[str, Callable[[], OddData]] = {
     "constant": lambda: _constant(4.0, STARS),
     "constant at the end of the scale": lambda: _constant(1.0, STARS),
     "constant without steps": lambda: _constant(0.3, Scale(0, 1)),
-    "full panel": lambda: world(60, 40, 1.0),
+    "full panel": lambda: world(40, 25, 1.0),
     "one heavy user": _one_heavy_user,
     "all of one day": lambda: _at(lambda n: BEGAN + np.linspace(0, DAY_S - 1, n)),
     "all at one second": lambda: _at(lambda n: np.full(n, BEGAN)),
     "without times": lambda: _at(lambda n: np.full(n, np.nan)),
     "half without times": lambda: _at(lambda n: np.where(np.arange(n) % 2, BEGAN + np.arange(n), np.nan)),
     "off-step values": _off_step,
-    "-10 to 10": lambda: world(80, 40, 0.5, Scale(-10, 10)),
-    "-10 to 10 by 1": lambda: world(80, 40, 0.5, Scale(-10, 10, 1)),
-    "0 to 1": lambda: world(80, 40, 0.5, Scale(0, 1)),
-    "half stars": lambda: world(80, 40, 0.5, Scale(0.5, 5, 0.5)),
-    "1 to 10": lambda: world(80, 40, 0.5, Scale(1, 10, 1)),
-    "0 or 1": lambda: world(80, 40, 0.5, Scale(0, 1, 1)),
-    "0 to 100": lambda: world(80, 40, 0.5, Scale(0, 100)),
-    "0 to 100 by 1": lambda: world(80, 40, 0.5, Scale(0, 100, 1)),
+    "-10 to 10": lambda: world(60, 30, 0.5, Scale(-10, 10)),
+    "-10 to 10 by 1": lambda: world(60, 30, 0.5, Scale(-10, 10, 1)),
+    "0 to 1": lambda: world(60, 30, 0.5, Scale(0, 1)),
+    "half stars": lambda: world(60, 30, 0.5, Scale(0.5, 5, 0.5)),
+    "1 to 10": lambda: world(60, 30, 0.5, Scale(1, 10, 1)),
+    "0 or 1": lambda: world(60, 30, 0.5, Scale(0, 1, 1)),
+    "0 to 100": lambda: world(60, 30, 0.5, Scale(0, 100)),
+    "0 to 100 by 1": lambda: world(60, 30, 0.5, Scale(0, 100, 1)),
     "duplicates": _duplicates,
     "unsorted": _unsorted,
     "users with one rating each": lambda: _one_rating_each(users=True, items=False),

@@ -36,6 +36,16 @@ def ratings(
     return Ratings(np.array(user, dtype=np.int32), np.array(item, dtype=np.int32), values, times)
 
 
+def joined(one: Ratings, other: Ratings) -> Ratings:
+    """The ratings of both, in this order."""
+    pairs = zip(
+        (one.user_row, one.item_row, one.value, one.time),
+        (other.user_row, other.item_row, other.value, other.time),
+        strict=True,
+    )
+    return Ratings(*(np.concatenate(pair) for pair in pairs))  # type: ignore[arg-type]
+
+
 def fitted_of(ratings: Ratings, *, n_users: int = 40, n_items: int = 30, **settings: object) -> Fitted:
     """A short fit of rank 3."""
     given = {"scale": STARS, "rank": 3, "sweeps": 6, **settings}

@@ -1,4 +1,6 @@
-"""Each kind of odd data fits by `auto`: finite, on the scale, and of use on ratings that were not seen."""
+"""Each kind of odd data fits by numpy and by compiled loops, with either link and by `auto`: finite, on the
+scale, the same again when it is folded in, and of use on ratings that were not seen.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,32 +8,65 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from factors import FitSettings, Fitted, Ratings, Scorer, Scores, all_finite_items, fit, fit_biases
+from factors import FitSettings, Fitted, Ratings, Scale, Scorer, all_finite_items, fit, fit_biases
+from factors.model.types import Float64s, Link
 from factors.training import model_selection
-from tests.support.odd_data import ODD_DATA, OddData
+from tests.support.odd_data import ODD_DATA, OddData, world
+from tests.unit.factors.factors_world import histories_of
 
-# As the gate of the trainer has it: where ratings follow little of a pattern, factors may be a little worse.
-WORSE = 1.05
+# Where ratings follow little of a pattern, factors may be a little worse than biases: by this much of few.
+WORSE = 1.1
 # Of fewer held out chance decides who predicts better.
 LEAST_HELD_OUT = 50
 
 
-def fitted_of(data: OddData, ratings: Ratings, start: Fitted | None = None) -> Fitted:
-    """A fit with all defaults, whose tables are finite."""
-    settings, rng = FitSettings(data.scale), np.random.default_rng(0)
-    fitted = fit(ratings, data.n_users, data.n_items, settings=settings, rng=rng, start=start)
-    assert np.isfinite(fitted.users).all()
-    assert all_finite_items(fitted.model, fitted.items)
-    return fitted
+def fitted_of(data: OddData, given: Ratings, start: Fitted | None = None, **how: object) -> Fitted:
+    """A fit whose tables are finite."""
+    settings, rng = FitSettings(data.scale, **how), np.random.default_rng(0)  # type: ignore[arg-type]
+    found = fit(given, data.n_users, data.n_items, settings=settings, rng=rng, start=start)
+    assert np.isfinite(found.users).all()
+    assert all_finite_items(found.model, found.items)
+    return found
 
 
-def scores_of(fitted: Fitted, of: Ratings) -> Scores:
-    scorer = Scorer(fitted.posterior, fitted.items)
-    return scorer.score(fitted.users, of.user_row, of.item_row, of.time)
+def answers(data: OddData, found: Fitted, of: Ratings) -> Float64s:
+    """Ratings of pairs, on the scale, with deviations above 0; those of strangers and of no time are, too."""
+    scale, scorer = data.scale, Scorer(found.posterior, found.items)
+    unknown = replace(of, time=np.full(len(of.time), np.nan))
+    strangers = replace(of, user_row=np.full_like(of.user_row, -1), time=np.full(len(of.time), 1e18))
+    for each in (strangers, replace(of, item_row=np.full_like(of.item_row, data.n_items)), unknown, of):
+        scores = scorer.score(found.users, each.user_row, each.item_row, each.time)
+        assert np.isfinite(scores.std).all()
+        assert (scores.std > 0).all()
+        assert ((scores.rating >= scale.low) & (scores.rating <= scale.high)).all()
+    if data.constant is not None:
+        np.testing.assert_allclose(scores.rating, data.constant, atol=0.01 * (scale.high - scale.low))
+    return scores.rating
 
 
-def rmse(predicted: np.ndarray, of: Ratings) -> float:
+def apart(data: OddData, share: int = 5) -> tuple[Ratings, Ratings]:
+    """Ratings to learn, and one in `share` to be asked for: of what is superseded none could be."""
+    n = len(data.ratings.value)
+    free = n - data.superseded
+    asked = np.sort(data.superseded + np.random.default_rng(5).permutation(free)[: free // share])
+    known = np.ones(n, dtype=bool)
+    known[asked] = False
+    if data.superseded:
+        known[asked - data.superseded] = False
+    return data.ratings.take(known), data.ratings.take(asked)
+
+
+def error(predicted: Float64s, of: Ratings) -> float:
     return float(np.sqrt(np.mean((predicted - of.value) ** 2)))
+
+
+def error_of_biases(data: OddData, learned: Ratings, held_out: Ratings) -> float:
+    _, last = np.unique(
+        (learned.user_row.astype(np.int64) * 100_000 + learned.item_row)[::-1], return_index=True
+    )
+    once = learned.take(np.sort(len(learned.value) - 1 - last))
+    biases = fit_biases(once, data.n_users, data.n_items, user_ridge=15, item_ridge=10)
+    return error(biases.predict(held_out.user_row, held_out.item_row), held_out)
 
 
 @pytest.fixture(params=["numpy", "compiled"])
@@ -39,46 +74,52 @@ def half_step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """What computes the fit, where the number of ratings would choose it."""
     n = 1 if request.param == "compiled" else 10_000_000
     monkeypatch.setattr("factors.inference.compiled.backend.MANY_RATINGS", n)
+    if request.param == "compiled":
+        # Terms are chosen by a part of the ratings, as those of large data are.
+        monkeypatch.setattr(model_selection, "_MOST_RATINGS", 400)
+        monkeypatch.setattr(model_selection, "_MOST_OF_USER", 15)
     return str(request.param)
 
 
-@pytest.fixture
-def odd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> OddData:
-    # A smaller sample for the choice of terms: most of the data go beyond it, as large ones do.
-    monkeypatch.setattr(model_selection, "_MOST_RATINGS", 1_000)
-    monkeypatch.setattr(model_selection, "_MOST_OF_USER", 25)
-    make: Callable[[], OddData] = ODD_DATA[request.param]
-    return make()
-
-
 @pytest.mark.usefixtures("half_step")
-@pytest.mark.parametrize("odd", ODD_DATA, indirect=True)
-def test_a_fit_is_finite_and_predicts_no_worse_than_biases(odd: OddData) -> None:
-    n = len(odd.ratings.value)
-    # What is superseded is no rating that could be asked for.
-    asked = (
-        odd.superseded + np.random.default_rng(5).permutation(n - odd.superseded)[: (n - odd.superseded) // 5]
+@pytest.mark.parametrize("make", ODD_DATA.values(), ids=ODD_DATA)
+def test_a_fit_is_finite_and_predicts_no_worse_than_biases(make: Callable[[], OddData]) -> None:
+    data = make()
+    learned, held_out = apart(data)
+    found = fitted_of(data, learned)
+    answers(data, found, learned)
+    folded = found.posterior.fold_in_users(
+        found.items, histories_of(learned, data.n_users), current=found.users
     )
-    known = np.ones(n, dtype=bool)
-    known[asked] = False
-    if odd.superseded:
-        known[asked - odd.superseded] = False
-    learned, held_out = odd.ratings.take(known), odd.ratings.take(np.sort(asked))
-    fitted = fitted_of(odd, learned)
+    np.testing.assert_allclose(folded, found.users, rtol=1e-3, atol=1e-3)
     # The next fit goes on from it.
-    again = scores_of(fitted_of(odd, odd.ratings, fitted), held_out)
-    assert np.isfinite(again.rating + again.std).all()
-    scale = odd.scale
-    for of in (learned, held_out, replace(held_out, time=np.full(len(held_out.time), np.nan))):
-        found = scores_of(fitted, of)
-        assert np.isfinite(found.std).all()
-        assert (found.std > 0).all()
-        assert ((found.rating >= scale.low) & (found.rating <= scale.high)).all()
-        if odd.constant is not None:
-            np.testing.assert_allclose(found.rating, odd.constant, atol=0.01 * (scale.high - scale.low))
-    if len(held_out.value) < LEAST_HELD_OUT or odd.constant is not None:
-        return
-    last = odd.ratings.take(known & (np.arange(n) >= odd.superseded))
-    baseline = fit_biases(last, odd.n_users, odd.n_items, user_ridge=15, item_ridge=10)
-    biases = rmse(baseline.predict(held_out.user_row, held_out.item_row), held_out)
-    assert rmse(scores_of(fitted, held_out).rating, held_out) <= WORSE * biases
+    answers(data, fitted_of(data, learned, found, sweeps=2), held_out)
+    if len(held_out.value) >= LEAST_HELD_OUT and data.constant is None:
+        biases = error_of_biases(data, learned, held_out)
+        assert error(answers(data, found, held_out), held_out) <= WORSE * biases
+    links: list[Link] = ["gaussian"] if data.scale.step is None else ["gaussian", "ordinal"]
+    for link in links:
+        if link != found.model.link:
+            other = fitted_of(data, learned, link=link, rank=2, sweeps=4)
+            assert other.model.link == link
+            answers(data, other, held_out)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("scale", [Scale(-10, 10), Scale(0.5, 5, 0.5)], ids=["continuous", "stars"])
+@pytest.mark.parametrize("n", [100_000, 500_000, 1_000_000])
+def test_a_fit_of_many_ratings_is_better_than_biases(n: int, scale: Scale) -> None:
+    """By numpy, and of more than `MANY_RATINGS` by what is compiled, as the number of them has it."""
+    n_users = n // 50
+    data = world(n_users, 1_000, 0.05, scale)
+    learned, held_out = apart(data, 10)
+    found = fitted_of(data, learned)
+    assert found.model.link == ("gaussian" if scale.step is None else "ordinal")
+    assert found.model.rank >= 3
+    biases = error_of_biases(data, learned, held_out)
+    assert error(answers(data, found, held_out), held_out) < 0.7 * biases
+    some = np.arange(200)
+    mine = learned.take(np.isin(learned.user_row, some))
+    folded = found.posterior.fold_in_users(found.items, histories_of(mine, 200), current=found.users[:200])
+    np.testing.assert_allclose(folded, found.users[:200], rtol=1e-3, atol=1e-3)

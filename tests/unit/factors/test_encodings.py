@@ -1,0 +1,153 @@
+"""How attributes of items and users, and contexts of ratings, become columns of numbers."""
+
+import numpy as np
+import pytest
+
+from factors import (
+    BASIS,
+    Attribute,
+    Columns,
+    Labels,
+    ModelUnreadable,
+    Numbers,
+    Ratings,
+    fit_ranking,
+    learn_encoding,
+    mark_described,
+    relevance_basis,
+)
+from factors.model.attributes import MOST_COLUMNS, encoding_from_bytes, encoding_to_bytes
+from factors.model.context import MOST_CONTEXT_COLUMNS, learn_context_encoding
+from factors.ranking.side_attributes import (
+    SideAttributes,
+    side_attributes_from_bytes,
+    side_attributes_to_bytes,
+)
+from tests.unit.factors.factors_world import history
+
+N_USERS, N_ITEMS = 60, 80
+
+
+def labels(name: str, rows: list[list[str]]) -> Labels:
+    known = sorted({label for each in rows for label in each})
+    pairs = [(row, known.index(label)) for row, each in enumerate(rows) for label in each]
+    row, code = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return Labels(name, row, code, known)
+
+
+def numbers(name: str, values: list[float]) -> Numbers:
+    return Numbers(name, np.arange(len(values)), np.array(values))
+
+
+def dense(columns: Columns) -> np.ndarray:
+    return columns.times(np.eye(columns.width))
+
+
+def test_numbers_are_standardised() -> None:
+    values = [1.0, 3.0, 1.0, 3.0, 1.0, 3.0, float("nan"), float("inf"), 2.0]
+    given: list[Attribute] = [numbers("length", values), labels("kind", [["a"]] * len(values))]
+    encoding = learn_encoding(given, len(values))
+    table = dense(encoding.encode(given, len(values)))
+    assert encoding.numbers[0].mean == pytest.approx(2.0)
+    # What is unknown counts as the mean.
+    np.testing.assert_allclose(table[6, 0], table[8, 0], atol=1e-9)
+    assert table[0, 0] == pytest.approx(-table[1, 0])
+    # What is far off moves its row no further than the rest.
+    encoding = learn_encoding([numbers("price", [1.0, 2.0] * 20)], 40)
+    hostile = encoding.encode([numbers("price", [1e308, -1e308, 1.5])], 3)
+    assert np.abs(hostile.matrix.toarray()).max() == 4.0
+
+
+def test_labels_have_columns_where_they_are_frequent() -> None:
+    rows = [["drama"]] * 8 + [["war"]] * 6 + [[f"rare-{k}"] for k in range(6)]
+    encoding = learn_encoding([labels("genre", rows)], 20)
+    assert encoding.labels[0].labels == ("drama", "war")
+    found = encoding.encode([labels("genre", [["never seen"], ["drama", "drama", "war"], []])], 3)
+    np.testing.assert_array_equal(found.matrix.toarray(), [[0, 0, 1], [1, 1, 0], [0, 0, 0]])
+    assert not dense(found)[2].any()
+    n = 20_000
+    serial = Labels("serial", np.arange(n), np.arange(n), [f"s{k}" for k in range(n)])
+    assert learn_encoding([serial], n).width == 1
+    tags = Labels("tag", np.arange(n), np.arange(n) % 2_000, [f"t{k}" for k in range(2_000)])
+    assert learn_encoding([tags], n).width <= MOST_COLUMNS
+    both: list[Attribute] = [numbers("year", [1.0, 2.0] * 5), labels("year", [["new"], ["old"]] * 5)]
+    assert learn_encoding(both, 10).width == 3
+
+
+def test_an_encoding_is_read_as_it_was_written_and_nothing_else_is() -> None:
+    given: list[Attribute] = [numbers("year", [1.0, 2.0] * 5), labels("genre", [["a"]] * 10)]
+    attributes = SideAttributes(learn_encoding(given, 10), np.ones((3, 4)))
+    data = side_attributes_to_bytes(attributes)
+    read = side_attributes_from_bytes(memoryview(data))
+    assert read.encoding == attributes.encoding
+    np.testing.assert_array_equal(read.relevance, attributes.relevance)
+    encoding = encoding_to_bytes(attributes.encoding)
+    for bad in (b"", data[:-1], data.replace(b"-1", b"-9"), encoding):
+        with pytest.raises(ModelUnreadable):
+            side_attributes_from_bytes(bad)
+    for bad in (b"", encoding[:-3], data):
+        with pytest.raises(ModelUnreadable):
+            encoding_from_bytes(bad)
+
+
+def test_items_without_events_are_relevant_by_their_attributes() -> None:
+    rng = np.random.default_rng(5)
+    # Each user chooses items of one genre.
+    pair = [(user, item) for user in range(N_USERS) for item in range(60) if item % 4 == user % 4]
+    kept = [pair[k] for k in rng.permutation(len(pair))[:500]]
+    user, item = (np.array(column, dtype=np.int32) for column in zip(*kept, strict=True))
+    given, genres = (
+        Ratings(user, item, np.ones(500), np.full(500, np.nan)),
+        [[f"g{k % 4}"] for k in range(80)],
+    )
+    columns = learn_encoding([labels("genre", genres)], N_ITEMS).encode([labels("genre", genres)], N_ITEMS)
+    plain, found = (
+        fit_ranking(given, N_USERS, N_ITEMS, rng=np.random.default_rng(1), attributes=each)
+        for each in (None, columns)
+    )
+    assert not plain.head.items[60:].any()
+    np.testing.assert_array_equal(found.head.items[:60], plain.head.items[:60])
+    scores = found.head.scores(history([0, 4, 8], [1.0] * 3))[60:]
+    assert set(np.argsort(-scores)[:5] % 4) == {0}
+    assert found.relevance is not None
+    np.testing.assert_array_equal(found.described, np.arange(60, N_ITEMS))
+    assert not len(plain.described)
+
+
+def test_relevance_rests_on_events_or_attributes_whatever_the_rating_does() -> None:
+    # Count and mean of: rated, twice relevant by attributes, purchased and rated by attributes, unknown.
+    items = np.array([[3, 2.5], [0, 1], [0, 0], [0, 1], [0, 0]], dtype=np.float32)
+    factors = np.array([[1.0], [2.0], [3.0], [4.0], [0.0]], dtype=np.float32)
+    for _ in range(2):  # Twice is as once.
+        mark_described(items, np.array([0, 1, 2]))
+        np.testing.assert_array_equal(items[:, 1], [2.5, 2, -1, 1, 0])
+    rows = np.array([0, 1, 2, 3, 4, -1, 5])
+    for has_events, user, nothing in ((True, "user+", "user"), (False, "", "prior")):
+        found = relevance_basis(items, factors, rows, has_events=has_events)
+        known = [f"{user}{basis}" for basis in ("item", "attributes", "attributes", "item")]
+        assert [BASIS[code] for code in found] == [*known, nothing, nothing, nothing]
+
+
+def test_contexts_become_columns() -> None:
+    nan = np.nan
+    context = np.array([[1.0, 0.0]] * 6 + [[3.0, 1.0]] * 6 + [[nan, 2.0], [nan, nan]], dtype=np.float32)
+    encoding = learn_context_encoding(context, ("number", "category"))
+    assert encoding is not None
+    # The third category has one rating: it has no column.
+    assert encoding.width == 3
+    columns = encoding.encode(context)
+    np.testing.assert_allclose(columns[0], [-1.0, 0.5, -0.5])
+    np.testing.assert_allclose(columns[6], [1.0, -0.5, 0.5])
+    # What is not given, or was not known to the fit, does nothing; a number that is far off is cut.
+    np.testing.assert_array_equal(columns[12:], 0.0)
+    np.testing.assert_allclose(encoding.encode(np.array([[1e30, 77.0]], np.float32)), [[4.0, 0.0, 0.0]])
+    # Fields that came later say nothing, those that a row does not have neither.
+    np.testing.assert_array_equal(encoding.encode(np.ones((1, 1), np.float32)), [[-1.0, 0.0, 0.0]])
+    wider = np.array([[1.0, 0.0, 5.0]], np.float32)
+    np.testing.assert_allclose(encoding.encode(wider), columns[:1])
+    rng = np.random.default_rng(0)
+    many = np.column_stack([rng.standard_normal((4_000, 20)), rng.integers(0, 200, (4_000, 3))])
+    kinds = ("number",) * 20 + ("category",) * 3
+    encoding = learn_context_encoding(many.astype(np.float32), kinds)  # type: ignore[arg-type]
+    assert encoding is not None
+    assert encoding.width == MOST_CONTEXT_COLUMNS

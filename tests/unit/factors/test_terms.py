@@ -1,0 +1,390 @@
+"""Each term of the model: a world that has it is foretold better with it, and folding in reads it as the fit
+does.
+"""
+
+import math
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from environment.world import WorldOptions, make_world
+from factors import (
+    Columns,
+    FitRefused,
+    FitSettings,
+    Fitted,
+    Labels,
+    ModelUnreadable,
+    PosteriorModel,
+    Ratings,
+    Scale,
+    Scorer,
+    all_finite_items,
+    explain,
+    fit,
+    from_bytes,
+    learn_encoding,
+    posterior_of,
+    to_bytes,
+)
+from factors.inference.backend import NumpyBackend
+from factors.inference.ordinal import interval_derivatives
+from factors.model.layout import COUNT, Layout, user_layout
+from factors.model.parameters import from_model, to_model
+from factors.model.types import Float32s, Float64s, Link
+from factors.training.terms import terms_of
+from tests.unit.factors.factors_world import STARS, fitted_of, histories_of, history, ratings, ratings_of
+
+HOUR, NAN = 3600.0, math.nan
+LINKS: tuple[Link, ...] = ("gaussian", "ordinal")
+
+
+def split(given: Ratings, share: float = 0.25) -> tuple[Ratings, Ratings]:
+    """Ratings to learn, and others."""
+    asked = np.random.default_rng(1).random(len(given.value)) < share
+    return given.take(~asked), given.take(asked)
+
+
+def learned(given: Ratings, n_users: int, n_items: int, scale: Scale = STARS, **settings: object) -> Fitted:
+    chosen = FitSettings(scale, **{"rank": 2, **settings})  # type: ignore[arg-type]
+    return fit(given, n_users, n_items, settings=chosen, rng=np.random.default_rng(0))
+
+
+def error(found: Fitted, of: Ratings, time: Float64s | None = None, context: Float32s | None = None) -> float:
+    """Mean square of ratings less predictions."""
+    scorer = Scorer(found.posterior, found.items)
+    scores = scorer.score(found.users, of.user_row, of.item_row, time, context)
+    return float(np.mean((scores.rating - of.value) ** 2))
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_biases(link: Link) -> None:
+    rng = np.random.default_rng(3)
+    user, item = np.divmod(rng.permutation(50 * 40)[:900], 40)
+    score = 3 + rng.normal(0, 0.8, 50)[user] + rng.normal(0, 0.8, 40)[item] + rng.normal(0, 0.4, 900)
+    known, asked = split(ratings(user, item, np.clip(np.rint(score), 1, 5)))
+    assert error(learned(known, 50, 40, link=link), asked) < 0.35 * np.var(asked.value)
+
+
+def test_implicit_effects() -> None:
+    """Two groups of users differ in what they like of some items, and in which of the others they rate: the
+    set of these tells what few ratings of those do not.
+    """
+    rng, group, kind = np.random.default_rng(6), np.arange(120) % 2, np.arange(60) % 3
+    chance = np.where(kind == 2, 0.2, np.where(kind == group[:, None], 0.6, 0.02))
+    user, item = np.nonzero(rng.random((120, 60)) < chance)
+    liked = np.where(kind == 2, np.where(np.arange(60) % 2, 1.2, -1.2), 0.0)
+    score = 3 + liked[item] * (2 * group[user] - 1) + rng.normal(0, 0.8, len(user))
+    known, asked = split(ratings(user, item, np.clip(np.rint(score), 1, 5)))
+    asked = asked.take(kind[asked.item_row] == 2)
+    found, without = (
+        learned(known, 120, 60, link="gaussian", sweeps=25, implicit_effects=each) for each in (True, False)
+    )
+    assert error(found, asked) < 0.85 * error(without, asked)
+    # Users who came later are read by their sets, too.
+    ones = [found.posterior.fold_in_users(found.items, history([k, k + 3, k + 6], [3.0] * 3)) for k in (0, 1)]
+    items, scorer = np.flatnonzero(kind == 2), Scorer(found.posterior, found.items)
+    zeros, other = (scorer.rating(row, np.zeros(20, np.int64), items) for row in ones)
+    assert np.corrcoef(other - zeros, liked[items])[0, 1] > 0.8
+
+
+def moody(session_variance: float, sitting_variance: float) -> Ratings:
+    """Ratings of sessions of two and sittings of five of them."""
+    rng = np.random.default_rng(3)
+    users, items, each = 150, 60, 40
+    user = np.repeat(np.arange(users, dtype=np.int32), each)
+    item = np.concatenate([rng.permutation(items)[:each] for _ in range(users)]).astype(np.int32)
+    session = np.arange(users * each) // 2
+    effect = rng.normal(0.0, np.sqrt(session_variance), session.max() + 1)
+    effect += rng.normal(0.0, np.sqrt(sitting_variance), session.max() // 5 + 1)[np.arange(len(effect)) // 5]
+    value = rng.normal(0.0, 0.5, items)[item] + effect[session] + rng.normal(0.0, 0.5, len(user))
+    return Ratings(user, item, np.clip(value, -9.0, 9.0), HOUR * (session % 5 + 8.0 * (session // 5)))
+
+
+@pytest.mark.parametrize("sitting_variance", [0.0, 0.5])
+def test_sessions_and_sittings(sitting_variance: float) -> None:
+    known, asked = split(moody(0.3, sitting_variance))
+    found = learned(known, 150, 60, Scale(-9, 9), rank=1)
+    users = found.posterior.parameters.users
+    assert (users.sitting_variance > 0) == (sitting_variance > 0)
+    assert users.session_variance == pytest.approx(0.3, rel=0.4)
+    assert error(found, asked, asked.time) < (0.85 if sitting_variance == 0 else 0.6) * error(found, asked)
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_a_session_moves_the_answers_of_its_time_alone(link: Link) -> None:
+    known, asked = split(ratings_of(5, n=1_200))
+    found = learned(known, 40, 30, link=link, sweeps=15)
+    assert error(found, asked, asked.time) < 0.8 * error(found, asked)
+    assert error(found, asked, asked.time + 1e8) == pytest.approx(error(found, asked), rel=1e-6)
+
+
+def test_any_session_of_a_long_history_is_there_when_asked_for() -> None:
+    found = fitted_of(ratings_of(3), link="gaussian", session_effects=False)
+    known = from_model(found.model)
+
+    def keeping(slots: int) -> PosteriorModel:
+        layout = Layout(known.users.layout.rank, slots)
+        users = replace(known.users, layout=layout, session_length=HOUR, session_variance=0.4)
+        return posterior_of(to_model(replace(known, users=users)))
+
+    few, many = keeping(2), keeping(9)
+    times = [HOUR * (100 + row // 3) + row for row in range(24)]
+    past = history(list(range(24)), [1.0 + (7 * row // 3) % 5 for row in range(24)], times)
+    row, whole = (each.fold_in_users(found.items, past) for each in (few, many))
+    zero, item = np.zeros(1, dtype=np.int64), np.array([27])
+    whens = [HOUR * session + 5.0 for session in range(100, 108)]
+    assert [few.keeps_time(row[0], when) for when in whens].count(False) == 6
+    for when in whens:
+        then = few.fold_in_users(found.items, past, at=when)
+        assert few.keeps_time(then[0], when)
+        scores = Scorer(few, found.items).score(then, zero, item, np.array([when]))
+        expected = Scorer(many, found.items).score(whole, zero, item, np.array([when]))
+        np.testing.assert_allclose(scores.rating, expected.rating, atol=1e-5)
+        np.testing.assert_allclose(scores.std, expected.std, atol=1e-5)
+
+
+SHAPE = (40, 60)
+
+
+def drifting(drift: float, n: int = 2000, seed: int = 3) -> Ratings:
+    """Ratings in the order of time, of users whose tastes turn by `drift` radians in all."""
+    world = make_world(seed, WorldOptions(*SHAPE, n_known=n, drift=drift * 10_000 / n))
+    time = np.arange(n, dtype=np.float64)
+    return Ratings(world.user[:n], world.item[:n], world.rating[:n].astype(np.float64), time)
+
+
+@pytest.fixture(scope="module", params=LINKS)
+def moving(request: pytest.FixtureRequest) -> Fitted:
+    """A fit of users who move, of the first of their ratings."""
+    return learned(drifting(1.5).take(np.arange(1_700)), *SHAPE, link=request.param)
+
+
+def test_moving_users(moving: Fitted) -> None:
+    assert moving.posterior.parameters.moves
+    known, later = drifting(1.5).take(np.arange(1_700)), drifting(1.5).take(np.arange(1_700, 2_000))
+    still = learned(known, *SHAPE, link=moving.model.link, session_effects=False)
+    assert error(moving, later, later.time) < 0.85 * error(still, later)
+    # What a user was is asked for by time.
+    early = known.take(np.arange(300))
+    assert error(moving, early, early.time) < 0.8 * error(moving, early)
+    assert error(moving, early, np.full(300, 1e12)) == error(moving, early)
+    # The fit has the rows of folding in, of all together and of one alone, in any order.
+    past = histories_of(known, SHAPE[0])
+    folded = moving.posterior.fold_in_users(moving.items, past, current=moving.users)
+    np.testing.assert_allclose(folded, moving.users, rtol=1e-4, atol=1e-5)
+    mine = np.flatnonzero(known.user_row == 11)[::-1]
+    columns = (known.item_row[mine], known.value[mine], known.time[mine])
+    own = history(*(column.tolist() for column in columns))
+    alone = moving.posterior.fold_in_users(moving.items, own, current=moving.users[11:12])
+    np.testing.assert_allclose(alone[0], folded[11], rtol=2e-3, atol=2e-4)
+    found = explain(moving.posterior, moving.items, own, 9, current=moving.users[11:12])
+    rating = Scorer(moving.posterior, moving.items).rating(alone, np.zeros(1, np.int64), np.array([9]))
+    assert found.base + found.contributions.sum() == pytest.approx(float(rating[0]), abs=1e-4)
+    again = from_model(from_bytes(to_bytes(moving.model))).users.drift
+    expected = moving.posterior.parameters.users.drift
+    assert again is not None
+    assert expected is not None
+    np.testing.assert_array_equal(again.covariance, expected.covariance)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [NAN] * 4,
+        [500.0] * 4,
+        [NAN, 500.0, NAN, 1500.0],
+        [1e15, 1e16, 1e17, 1e18],
+        [500.0, 600.0, 1e300, math.inf],
+        [-1e300, -1e12, 0.0, -math.inf],
+    ],
+    ids=["unknown", "constant", "some unknown", "ns", "future", "past"],
+)
+def test_users_move_finitely_at_any_time(moving: Fitted, times: list[float]) -> None:
+    velocity = user_layout(moving.model).velocity
+    row = moving.posterior.fold_in_users(moving.items, history([0, 1, 2, 3], [1.0, 5.0, 3.0, 4.0], times))
+    assert np.isfinite(row).all()
+    back = moving.posterior.fold_in_items(row, history([0, 0], [4.0, 2.0], times[:2]))
+    assert all_finite_items(moving.model, back)
+    one = moving.posterior.fold_in_users(moving.items, history([3], [4.0], times[:1]))
+    # Nothing is known of a velocity where all times are one.
+    for still in [one, *([row] if len({str(time) for time in times}) == 1 else [])]:
+        np.testing.assert_array_equal(still[0, velocity], 0.0)
+
+
+@pytest.mark.parametrize("known", [drifting(0.0), ratings_of(3), ratings_of(3, timed=False)])
+def test_users_who_stand_still_do_not_move(known: Ratings) -> None:
+    assert not learned(known, *SHAPE, link="gaussian").posterior.parameters.moves
+
+
+USERS, ITEMS, FIELDS = 60, 80, 3
+
+
+def in_contexts(seed: int = 5, n: int = 1_500, n_known: int = 1_200) -> tuple[Ratings, Ratings]:
+    """Known and later ratings of a world whose variables move each rating."""
+    made = make_world(seed, WorldOptions(USERS, ITEMS, n_known, n_variables=FIELDS))
+    context = made.variables[:n].astype(np.float32)
+    value, nothing = made.rating[:n].astype(float), np.full(n, NAN)
+    found = Ratings(made.user[:n], made.item[:n], value, nothing, context)
+    return found.take(np.arange(n_known)), found.take(np.arange(n_known, n))
+
+
+def with_contexts(
+    given: Ratings, link: Link = "gaussian", start: Fitted | None = None, sweeps: int = 15
+) -> Fitted:
+    settings = FitSettings(STARS, link=link, rank=2 if sweeps == 15 else "auto", sweeps=sweeps)
+    how = {"settings": settings, "rng": np.random.default_rng(3), "start": start}
+    return fit(given, USERS, ITEMS, context_kinds=("number",) * FIELDS, **how)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def shifted() -> Fitted:
+    return with_contexts(in_contexts()[0])
+
+
+def test_contexts(shifted: Fitted) -> None:
+    known, later = in_contexts()
+    assert shifted.posterior.reads_context
+    # Variables make about a fifth of the variance of the scores, and nearly all of that can be known.
+    assert error(shifted, later, context=later.context) < 0.7 * error(shifted, later)
+    again = posterior_of(from_bytes(to_bytes(shifted.model)))
+    assert terms_of(again.parameters) == terms_of(shifted.posterior.parameters)
+    order = np.argsort(known.user_row, kind="stable")
+    assert known.context is not None
+    histories = replace(histories_of(known, USERS), context=known.context[order])
+    rows = again.fold_in_users(shifted.items, histories, current=shifted.users)
+    np.testing.assert_allclose(rows, shifted.users, rtol=2e-4, atol=2e-5)
+    blind = again.fold_in_users(shifted.items, replace(histories, context=None), current=shifted.users)
+    assert np.abs(blind - shifted.users).max() > 0.05
+    assert later.context is not None
+    one, context = histories.part(4, 5), later.context[:1]
+    found = explain(again, shifted.items, one, 9, current=shifted.users[4:5], context=context)
+    scorer, item = Scorer(again, shifted.items), np.array([9])
+    score = scorer.score(shifted.users[4:5], None, item, context=context)
+    assert found.base + found.contributions.sum() == pytest.approx(score.rating[0], abs=1e-4)
+    # Users who are shifted beforehand, as the service has them, are the same.
+    moved = again.shift_users(shifted.users[4:5], context)
+    assert scorer.score(moved, None, item).rating[0] == pytest.approx(score.rating[0], rel=1e-6)
+
+
+def test_contexts_that_say_nothing_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, _ = in_contexts(6, 500, 500)
+    plain = with_contexts(replace(known, context=None))
+    assert not [name for name in plain.model.parameters if "context" in name]
+    noise = np.random.default_rng(0).standard_normal((500, FIELDS)).astype(np.float32)
+    for context in (noise, np.full((500, FIELDS), NAN, dtype=np.float32)):
+        assert not with_contexts(replace(known, context=context)).posterior.reads_context
+    with pytest.raises(FitRefused, match="context"):
+        with_contexts(replace(known, context=noise[:-1]))
+    # Of many ratings numpy does not look at them.
+    monkeypatch.setattr(NumpyBackend, "most_apart", 400)
+    assert not with_contexts(in_contexts()[0]).posterior.reads_context
+
+
+def of_genres() -> tuple[Ratings, Columns]:
+    """Ratings of users who like one of four genres; the last 20 items have no ratings."""
+    rng = np.random.default_rng(3)
+    genre, taste = np.arange(ITEMS) % 4, rng.normal(0, 1.0, (USERS, 4))
+    user, item = np.divmod(rng.permutation(USERS * 60)[:1500], 60)
+    quality = np.array([0.8, 0.2, -0.2, -0.8])
+    score = 3.0 + taste[user, genre[item]] + quality[genre[item]] + rng.normal(0, 0.3, len(user))
+    given = [Labels("genre", np.arange(ITEMS), genre, [f"g{k}" for k in range(4)])]
+    columns = learn_encoding(given, ITEMS).encode(given, ITEMS)
+    return ratings(user, item, np.clip(np.rint(score), 1, 5)), columns
+
+
+def described(given: Ratings, columns: Columns | None, start: Fitted | None = None) -> Fitted:
+    attributes: dict[Literal["user", "item"], Columns] = {} if columns is None else {"item": columns}
+    settings, rng = FitSettings(STARS, rank=4, link="gaussian", sweeps=12), np.random.default_rng(1)
+    return fit(given, USERS, ITEMS, settings=settings, rng=rng, attributes=attributes, start=start)
+
+
+def test_attributes() -> None:
+    given, columns = of_genres()
+    known, asked = given.take(given.item_row < 50), given.take(given.item_row >= 50)
+    plain, found = described(known, None), described(known, columns)
+    assert error(found, asked) < 0.65 * error(plain, asked)
+    for each, basis in ((plain, 2), (found, 6)):
+        scores = Scorer(each.posterior, each.items).score(each.users, asked.user_row, asked.item_row)
+        assert set(scores.basis.tolist()) == {basis}
+    histories = histories_of(known, ITEMS, by="item")
+    folded = found.posterior.fold_in_items(found.users, histories, current=found.items, attributes=columns)
+    unrated, decode = found.items[:, COUNT] == 0, found.posterior.item_codec.decode
+    np.testing.assert_allclose(folded[unrated], found.items[unrated])
+    # The fit's items are of the sweep before its last users.
+    np.testing.assert_allclose(decode(folded)[:, 2:7], decode(found.items)[:, 2:7], atol=0.05)
+    # A fit goes on with them, and chooses again where they are new.
+    assert "held_out_log_likelihood" not in described(known, columns, found).metrics
+    assert "held_out_log_likelihood" in described(known, columns, plain).metrics
+    assert to_bytes(from_bytes(to_bytes(found.model))) == to_bytes(found.model)
+    other = [Labels("genre", np.arange(6), np.zeros(6, np.int64), ["g0"])]
+    encoding = learn_encoding(other, 6)
+    with pytest.raises(ModelUnreadable, match="1 columns"):
+        found.posterior.fold_in_items(found.users, history([0], [3.0]), attributes=encoding.encode([], 1))
+    with pytest.raises(FitRefused, match="attributes of 6 items"):
+        described(known, encoding.encode(other, 6))
+
+
+def popular_world(seed: int) -> tuple[Ratings, np.ndarray]:
+    """Good items are rated by many, bad ones by few; whether each of 120 items is new (left out of a fit)."""
+    rng = np.random.default_rng(seed)
+    quality = rng.normal(0, 0.8, 120)
+    chance = 1.0 / (1.0 + np.exp(-2.0 * quality + 1.0))
+    user, item = np.nonzero(rng.random((200, 120)) < 0.35 * chance)
+    score = 3.2 + quality[item] + rng.normal(0, 0.4, 200)[user] + rng.normal(0, 0.7, len(user))
+    order = rng.permutation(len(user))
+    return ratings(user[order], item[order], np.clip(np.rint(score), 1, 5)[order]), rng.random(120) < 0.2
+
+
+def test_cold_start() -> None:
+    """A new item is not taken for an unpopular one: from the first rating on it is rated as well as by the
+    mean of its ratings, shrunk."""
+    given, new = popular_world(2)
+    known = ~new[given.item_row]
+    found = learned(given.take(known), 200, 120)
+    mean, counts = float(given.value.mean()), np.bincount(given.user_row[known], minlength=200)
+    bias = np.bincount(given.user_row[known], given.value[known] - mean, 200) / (counts + 5.0)
+    for shown in (0, 1, 3, 8):
+        errors: list[Float64s] = []
+        simple: list[Float64s] = []
+        for row in np.flatnonzero(new):
+            mine = np.flatnonzero(given.item_row == row)
+            seen, rest = mine[:shown], mine[8:]
+            past = history(given.user_row[seen].tolist(), given.value[seen].tolist())
+            prior = found.posterior.prior_item[None]
+            item = found.posterior.fold_in_items(found.users, past, current=prior)
+            users = given.user_row[rest]
+            scores = Scorer(found.posterior, item).score(found.users, users, np.zeros(len(rest), np.int64))
+            errors.append(scores.rating - given.value[rest])
+            surprise = given.value[seen] - mean - bias[given.user_row[seen]]
+            simple.append(mean + bias[users] + surprise.sum() / (shown + 3.0) - given.value[rest])
+        assert np.mean(np.concatenate(errors) ** 2) < 1.05 * np.mean(np.concatenate(simple) ** 2)
+
+
+def test_ordinal_link() -> None:
+    """Ratings of which most lie at an end of the scale: the ordinal link is chosen, and is better."""
+    rng = np.random.default_rng(7)
+    user, item = np.divmod(rng.permutation(60 * 50)[:1_800], 50)
+    left, right = rng.normal(size=(60, 2)), rng.normal(size=(50, 2))
+    score = (left[user] * right[item]).sum(axis=1) + 0.5 * rng.normal(size=50)[item]
+    level = np.searchsorted([-0.2, 0.0, 0.2, 0.4], score + rng.normal(0, 0.3, len(score)))
+    known, asked = split(ratings(user, item, level + 1.0))
+    gaussian, found = (learned(known, 60, 50, link=link, sweeps=15) for link in ("gaussian", "auto"))
+    assert found.model.link == "ordinal"
+    assert error(found, asked) < 0.85 * error(gaussian, asked)
+
+
+@pytest.mark.parametrize("width", [1e-9, 0.1, 30.0, 1e4, np.inf])
+def test_derivatives_are_finite_far_from_the_interval(width: float) -> None:
+    edges = np.array([-1e12, -1e3, -40.0, -37.0, 0.0, 37.0, 40.0, 1e3, 1e12])
+    for below, above in ((edges, edges + width), (edges - width, edges)):
+        wide = below < above
+        low, high = below[wide], above[wide]
+        slope, curvature = interval_derivatives(low, high)
+        assert np.isfinite(slope).all()
+        assert ((curvature > 0) & (curvature <= 1)).all()
+        # A score above its interval is pulled down, one below it up.
+        assert (slope[high < 0] < 0).all()
+        assert (slope[low > 0] > 0).all()
