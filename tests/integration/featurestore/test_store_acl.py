@@ -2,10 +2,7 @@
 need, on a real server of each kind, and nothing that administers the server or reaches other keys.
 """
 
-import asyncio
-import stat
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +15,9 @@ from featurestore.access import new_secret
 from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from foldin.cluster.__main__ import servers_of
-from foldin.cluster.forming import form, until
-from processes.probes import unused_cluster_port
 from tests.support.factories import rating
 from tests.support.secrets import make_secrets
-from tests.support.servers import KIND, ServerKind, StoreServer, running_server
+from tests.support.servers import ServerKind, StoreServer, running_server
 from tests.support.serving import Client, serves, serving
 from tests.support.trainers import running_trainer, trainer_settings
 
@@ -55,18 +49,6 @@ def settings(server: StoreServer, folders: tuple[Path, Path]) -> StoreSettings:
 
 def logged_in(server: StoreServer, user: str, file: Path) -> Any:
     return Redis(host="127.0.0.1", port=server.port, username=user, password=file.read_text(), protocol=2)
-
-
-def test_the_passwords_are_made_once_and_only_hashes_are_in_the_list(tmp_path: Path) -> None:
-    acl, password = make_secrets(tmp_path, NAMESPACE)
-    before = {path: path.read_text() for path in (acl / "admin", password / "redis", acl / "users.acl")}
-    make_secrets(tmp_path, NAMESPACE)
-    assert {path: path.read_text() for path in before} == before
-    secrets = {before[acl / "admin"], before[password / "redis"]}
-    assert all(len(secret) == 64 for secret in secrets)
-    assert len(secrets) == 2
-    assert not any(secret in before[acl / "users.acl"] for secret in secrets)
-    assert stat.S_IMODE((acl / "admin").stat().st_mode) == 0o440
 
 
 @pytest.mark.slow
@@ -135,58 +117,6 @@ async def every_call(client: Client) -> None:
     for path in ("/recommend/0", "/users/0", "/users/0/ratings", "/items/0", "/explain/0/1", "/status"):
         assert (await client.get(path)).status == 200, path
     assert (await client.get("/readyz")).status == 200
-
-
-async def test_the_users_of_a_cluster_do_all_they_do(tmp_path: Path) -> None:
-    """Of Valkey; those of Redis do it in containers (`tests/containers/test_containers.py`)."""
-    acl, password = make_secrets(tmp_path, NAMESPACE, cluster=True)
-    assert (acl / "replica").read_text() in (acl / "replication.conf").read_text()
-    options = (
-        *("--cluster-enabled", "yes", "--aclfile", str(acl / "users.acl")),
-        *("--include", str(acl / "replication.conf"), "--repl-diskless-sync-delay", "0"),
-    )
-    servers = []
-    with ExitStack() as running:
-        for number in range(4):
-            (tmp_path / f"s{number}").mkdir()
-            server = StoreServer(KIND, tmp_path / f"s{number}", *options)
-            server.port = unused_cluster_port()
-            running.callback(server.kill)
-            server.start()
-            servers.append(server)
-        hosts = ",".join(f"127.0.0.1:{server.port}" for server in servers)
-        at = StoreSettings(
-            url=f"redis+cluster://cluster@{hosts}", password_file=tmp_path / "cluster/redis", timeout_s=5.0
-        )
-        await asyncio.to_thread(form, servers_of(at), 3)
-        admins = [logged_in(server, "admin", acl / "admin") for server in servers]
-        # As node.sh does where a server has data; none gets in before.
-        assert all(admin.info("replication")["connected_slaves"] == 0 for admin in admins)
-        for admin in admins:
-            admin.execute_command("ACL", "SETUSER", "replica", "on")
-
-        def follows() -> bool:
-            return any(admin.info("replication")["connected_slaves"] for admin in admins)
-
-        await asyncio.to_thread(until, follows, "the replica has logged in")
-        for admin in admins:
-            admin.acl_log_reset()
-        settings = StoreSettings(
-            url=f"redis+cluster://foldin@{hosts}",
-            password_file=password / "redis",
-            namespace=NAMESPACE,
-            partitions=8,
-            timeout_s=5.0,
-        )
-        (archive := tmp_path / "archive").mkdir()
-        async with running_trainer(trainer_settings(settings, archive)), serving(settings) as (client, _):
-            await every_call(client)
-        assert [admin.acl_log() for admin in admins] == [[]] * 4
-        assert sum(bool(admin.dbsize()) for admin in admins) == 4
-        forming = logged_in(servers[0], "cluster", tmp_path / "cluster/redis")
-        for command in ("GET acl-test:config", "ACL LIST", "CONFIG GET *", "CLUSTER RESET", "FLUSHALL"):
-            with pytest.raises(NoPermissionError):
-                forming.execute_command(*command.split())
 
 
 FORBIDDEN = [

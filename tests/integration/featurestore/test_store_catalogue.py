@@ -6,26 +6,13 @@ from typing import Any
 
 import pytest
 
-from featurestore.catalogue import attributes
 from featurestore.catalogue import catalogue as catalogue_module
 from featurestore.catalogue.catalogue import NO_VERSION, ItemState
-from featurestore.catalogue.dump import (
-    Dump,
-    DumpedUser,
-    PutBack,
-    dump_from_bytes,
-    dump_to_bytes,
-    put_back,
-    read_dump,
-)
 from featurestore.catalogue.item import CatalogueItem, Time, pack_item
 from featurestore.catalogue.schema import SchemaChanged
-from featurestore.client import Call
-from featurestore.confirmation import Confirmation
-from featurestore.errors import ItemDeleted, RegistryFull, StoreDamaged, StoreError
+from featurestore.errors import ItemDeleted, StoreDamaged, StoreError
 from featurestore.keys import partition_of
 from featurestore.store import Store
-from tests.support.factories import rating
 
 
 def becomes(item: Any) -> Any:
@@ -68,18 +55,6 @@ async def test_changes_since_a_version_are_told(store: Store) -> None:
     # Of another store, or of one that lost its last changes and took others since.
     assert not (await store.catalogue.changes_since(b"3-123", 10)).whole
     assert not (await store.catalogue.changes_since(b"9-1", 10)).whole
-
-
-async def test_a_reader_that_is_far_behind_reads_all_anew(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(catalogue_module, "CHANGES_KEPT", 2)
-    await put(store, CatalogueItem("a"))
-    seen = await store.catalogue.version()
-    for title in "xyz":
-        await put(store, CatalogueItem("a", title))
-    assert not (await store.catalogue.changes_since(seen, 10)).whole
-    assert not (await store.catalogue.changes_since(NO_VERSION, 10)).whole
 
 
 async def test_changes_of_one_item_at_a_time_lose_nothing(store: Store) -> None:
@@ -153,29 +128,6 @@ async def test_pages_have_each_item_once(store: Store, monkeypatch: pytest.Monke
     assert not (await store.catalogue.page(9, prefix="är".encode(), by_title=True)).items
 
 
-async def test_entries_by_title_of_an_earlier_release_give_way_to_those_of_now(store: Store) -> None:
-    # It made none for an item without a title, and stored a decomposed title, and its entry, as they were.
-    keys, decomposed = store.keys, "A\u0308rger"
-    await put(store, CatalogueItem("a", decomposed), CatalogueItem("b"), CatalogueItem("c", decomposed))
-    await store.redis.delete(keys.catalogue_titles)
-    old = {f"{decomposed.casefold()}\0{name}": 0 for name in "ac"}
-    await store.redis.zadd(keys.catalogue_titles, old)
-    await put(store, CatalogueItem("a", "\u00c4rger"), CatalogueItem("b", hidden=True))
-    await store.catalogue.change({b"c": becomes(None)})
-    page = await store.catalogue.page(9, by_title=True)
-    assert [item.item_id for item in page.items] == ["b", "a"]
-    entries = await store.redis.zrange(keys.catalogue_titles, 0, -1)
-    assert entries == [b"\0b", "\u00e4rger\0a".encode()]
-
-
-async def test_a_full_catalogue_takes_no_more(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.catalogue, "_max_items", 2)
-    await put(store, CatalogueItem("a"), CatalogueItem("b"))
-    with pytest.raises(RegistryFull):
-        await put(store, CatalogueItem("c"))
-    await put(store, CatalogueItem("a", "changed"))
-
-
 async def test_a_type_is_held(store: Store) -> None:
     schema = store.catalogue.schema
     await schema.hold("items", {"year": "number"})
@@ -205,18 +157,6 @@ async def test_damage_names_the_key(store: Store) -> None:
     assert await store.catalogue.get(b"b") is None
 
 
-async def test_attributes_go_with_their_user(store: Store) -> None:
-    await store.ratings.append([rating("ann", "i1")])
-    await store.attributes.change(b"ann", becomes({"age": 30.0}))
-    await store.attributes.change(b"bob", becomes({"age": 31.0}))
-    assert await store.attributes.get(b"ann") == {"age": 30.0}
-    await store.ratings.forget(b"ann")
-    await store.ratings.forget(b"bob")
-    assert await store.attributes.get(b"ann") is None
-    for user in (b"ann", b"bob"):
-        assert not await store.redis.exists(store.keys.attributes(user))
-
-
 async def test_an_erasure_leaves_what_came_after_it(store: Store) -> None:
     await store.attributes.change(b"ann", becomes({"age": 30.0}))
     at = await store.time_ms()
@@ -224,43 +164,6 @@ async def test_an_erasure_leaves_what_came_after_it(store: Store) -> None:
     assert await store.attributes.get(b"ann") == {"age": 30.0}
     await store.attributes.erase(1, b"ann", at)
     assert await store.attributes.get(b"ann") is None
-
-
-async def test_an_erasure_takes_out_of_the_list_who_has_no_attributes_left(store: Store) -> None:
-    await store.attributes.change(b"ann", becomes({"age": 30.0}))
-    # By a version that knows of no list.
-    await store.redis.delete(store.keys.attributes(b"ann"))
-    await store.attributes.erase(1, b"ann", await store.time_ms())
-    for partition in range(store.keys.partitions):
-        assert await store.redis.zscore(store.keys.attributes_list(partition), b"ann") is None
-
-
-async def test_users_who_are_put_back_share_a_confirmation(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    users = [DumpedUser(f"u{k}", 0, {"age": float(k)}) for k in range(20)]
-    dump = Dump({"users": {"age": "number"}}, [], [], users)
-    await store.catalogue.schema.hold("users", {"age": "number"})
-    await store.attributes.change(b"u0", becomes({"age": 99.0}))
-    all_wait = asyncio.Barrier(len(users) - 1)
-    # A confirmation comes once all who lack their attributes wait for it.
-    monkeypatch.setattr(Confirmation, "wait", lambda *_: all_wait.wait())
-    async with asyncio.timeout(20):
-        found = await put_back(store.catalogue, store.attributes, store.scenarios, store.event_types, dump)
-    assert found == PutBack(0, 19)
-    ages = [await store.attributes.get(user.user_id.encode()) for user in users]
-    assert ages == [{"age": 99.0}, *(user.values for user in users[1:])]
-
-
-async def test_a_dump_has_the_scenario_that_an_experiment_has_left(store: Store) -> None:
-    parts = store.catalogue, store.attributes, store.scenarios, store.event_types
-    assert not await read_dump(*parts, store.contexts)
-    await put_back(*parts, Dump({}, [], [], [], default_scenario="home"))
-    # One that the store has stays.
-    await put_back(*parts, Dump({}, [], [], [], default_scenario="other"))
-    read = dump_from_bytes(dump_to_bytes(await read_dump(*parts, store.contexts)))
-    assert (bool(read), read.default_scenario) == (True, "home")
-    assert (await store.experiments.all()).default_scenario == "home"
 
 
 async def listed(store: Store) -> dict[bytes, bytes]:
@@ -323,45 +226,3 @@ async def test_a_list_of_before_or_damaged_is_made_anew(store: Store, damage: st
     await store.redis.set(store.keys.attributes_list(partition_of(b"u1", len(keys))), "text")
     await store.attributes.change(b"u1", becomes({"age": 40.0}))
     assert set(await listed(store)) == set(users)
-
-
-async def test_who_is_forgotten_while_the_list_is_made_is_not_in_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for user in (b"ann", b"bob"):
-        await store.attributes.change(user, becomes({"age": 30.0}))
-    await store.redis.delete(*map(store.keys.attributes_list, range(store.keys.partitions)))
-    call = store.redis.call
-
-    async def forgets_first(function: str, *calls: Call) -> list[Any]:
-        monkeypatch.setattr(store.redis, "call", call)
-        await store.ratings.forget(b"ann")
-        return await call(function, *calls)
-
-    monkeypatch.setattr(store.redis, "call", forgets_first)
-    assert set(await listed(store)) == {b"bob"}
-
-
-async def test_one_scan_finds_the_attributes_of_all_partitions(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attributes, "SCANNED_AT_ONCE", 10)
-    # An id may look like a part of a key.
-    users = [b"ann", b"x}:attributes:y", b"{0}:attributes:z", *(b"u%d" % n for n in range(40))]
-    for user in users:
-        await store.attributes.change(user, becomes({"name": user.decode()}))
-    found: dict[bytes, tuple[object, int]] = {}
-    cursor, steps, least = 0, 0, 0
-    while not steps or cursor:
-        cursor, some = await store.attributes.scan(cursor)
-        found.update(some)
-        steps += 1
-    assert sorted(found) == sorted(users)
-    # Once through the store, however many partitions there are.
-    while not least or cursor:
-        cursor, _ = await store.redis.scan(cursor, count=10)
-        least += 1
-    assert steps < 2 * least
-    values, at_ms = found[b"ann"]
-    assert values == {"name": "ann"}
-    assert 0 < at_ms <= await store.time_ms()

@@ -11,7 +11,7 @@ from redis.exceptions import TimeoutError as LateReply
 
 from featurestore.errors import StoreDamaged, StoreError, StoreUnavailable
 from featurestore.store import Store
-from tests.support.factories import lead, opened
+from tests.support.factories import opened
 from tests.support.servers import StoreServer
 from tests.support.waiting import wait_until_async
 
@@ -30,13 +30,6 @@ async def test_an_error_reply_says_what_to_do(store: Store) -> None:
     assert await store.redis.get("behind") == b"done"
 
 
-async def test_a_missing_library_comes_back_with_the_call(store: Store) -> None:
-    await store.redis.function_flush()
-    first = await lead(store)
-    await store.redis.function_flush()
-    await first.renew()
-
-
 async def test_a_call_whose_reply_is_late_is_not_sent_again(own_server: StoreServer) -> None:
     async with opened(own_server, timeout_s=0.3) as store, Redis.from_url(own_server.url) as other:
         await store.redis.ping()
@@ -52,27 +45,6 @@ async def test_a_call_whose_reply_is_late_is_not_sent_again(own_server: StoreSer
 
         await wait_until_async(back, "the store has answered")
         assert await store.redis.get("counted") == b"1"
-
-
-async def test_while_the_store_is_away_calls_fail_at_once(own_server: StoreServer) -> None:
-    async with opened(own_server) as store:
-        await store.bulk.close()
-        with pytest.raises(StoreUnavailable):
-            await store.redis.ping()
-        pipe = store.redis.pipeline()
-        pipe.get("x")
-        with pytest.raises(StoreUnavailable):
-            await pipe.execute()
-
-
-async def test_a_connection_that_closes_between_two_writes_is_a_store_that_is_away(store: Store) -> None:
-    def closed() -> None:
-        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
-
-    with pytest.raises(StoreUnavailable), store.redis.errors():
-        closed()
-    with pytest.raises(RuntimeError, match="another"), store.redis.errors():
-        raise RuntimeError("another")
 
 
 @pytest.mark.parametrize(

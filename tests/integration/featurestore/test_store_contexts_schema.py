@@ -1,18 +1,12 @@
 """The schema of contexts in a real server of each kind: followed by all, changed by many at once."""
 
 import asyncio
-from functools import partial
-from threading import current_thread
 
 import numpy as np
 import pytest
 
-from featurestore.errors import HistoryFull, StoreDamaged, StreamFull
-from featurestore.quotas.limits import WriteLimits
-from featurestore.ratings.batches import Columns
+from featurestore.errors import StoreDamaged, StreamFull
 from featurestore.ratings.context_schema import (
-    ContextField,
-    ContextRefused,
     ContextSchema,
     UnknownContextField,
 )
@@ -61,12 +55,6 @@ async def test_fields_that_come_at_once_get_places_of_their_own(store: Store) ->
         assert schema.named(found[0]) == rows[0]
 
 
-async def test_what_is_refused_leaves_nothing(store: Store) -> None:
-    with pytest.raises(ContextRefused):
-        await store.contexts.rows([{"hour": 1}, {"hour": "noon"}], extend=allowed)
-    assert await store.redis.get(store.keys.contexts) is None
-
-
 async def test_damaged_bytes_are_told(store: Store) -> None:
     await store.redis.set(store.keys.contexts, b"{")
     with pytest.raises(StoreDamaged, match=":contexts: no schema of contexts"):
@@ -83,62 +71,3 @@ async def test_ratings_that_are_refused_leave_no_field_and_no_category(store: St
     # What is known asks nothing more.
     assert await store.contexts.rows([{"device": "tv"}], extend=refused) is not None
     assert [each.shown for each in (await store.contexts.fresh()).fields] == [("tv",)]
-
-
-async def test_what_is_known_before_is_checked_of_a_single_rating_too(store: Store) -> None:
-    columns = Columns([b"u"], [b"i"], np.array([3.0]), np.array([1e9]))
-    limits = WriteLimits(b"caller", None, 1)
-    await store.ratings.append_columns(columns, limits=limits)
-    with pytest.raises(HistoryFull):
-        await store.contexts.rows([{"typo": 1}], extend=partial(store.ratings.admit, columns, limits))
-    assert await store.redis.get(store.keys.contexts) is None
-
-
-async def test_what_is_retired_stays_so_until_it_is_told(store: Store) -> None:
-    other = another(store)
-    await store.contexts.rows([{"typo": 1, "device": "tv"}], extend=allowed)
-    rows = await other.rows([{"typo": 2, "device": "tv"}], extend=allowed)
-    assert rows is not None
-    await store.contexts.retire("typo")
-    await store.contexts.retire("device", "tv")
-    assert (await other.fresh()).named(rows[0]) == {}
-    with pytest.raises(ContextRefused, match="'typo' is retired"):
-        await other.rows([{"typo": 1}], extend=allowed)
-    # One that had read it before may not bring it back by what else it adds.
-    late = another(store)
-    await late.rows([{"new": 1}], extend=allowed)
-    assert [each.name for each in (await store.contexts.fresh()).shown] == ["device", "new"]
-    back = await store.contexts.tell([ContextField("typo", "number")])
-    assert back.named(rows[0]) == {"typo": 2}
-    # The copy of the other one is of less than a second ago.
-    assert await other.rows([{"typo": 1}], extend=allowed) is not None
-
-
-async def test_what_is_stored_is_parsed_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    other, parsed = another(store), list[bytes]()
-    read = other._from_bytes
-
-    def counted(data: bytes) -> ContextSchema:
-        parsed.append(data)
-        return read(data)
-
-    monkeypatch.setattr(other, "_from_bytes", counted)
-    for k in range(3):
-        await store.contexts.rows([{"device": f"{k}"}], extend=allowed)
-        first, again = await other.fresh(), await other.fresh()
-        assert first is again
-        assert len(parsed) == k + 1
-    # A large one in a thread.
-    texts = [{"device": f"{k:060}"} for k in range(200)]
-    assert await other.rows(texts, extend=allowed) is not None
-    threads = set[str]()
-
-    def told(data: bytes) -> ContextSchema:
-        threads.add(current_thread().name)
-        return read(data)
-
-    monkeypatch.setattr(other, "_from_bytes", told)
-    await store.contexts.rows([{"hour": 1}], extend=allowed)
-    assert len((await other.fresh()).fields) == 2
-    assert threads
-    assert "MainThread" not in threads

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from featurestore.errors import EpochBusy, EpochGone, GenerationUnknown, RatingsLeftOut, StoreError
+from featurestore.errors import EpochGone, GenerationUnknown, RatingsLeftOut, StoreError
 from featurestore.generations.manifest import Pointer
 from featurestore.keys import digest_of, partition_of
 from featurestore.store import Store
@@ -54,13 +54,6 @@ async def test_a_new_history_takes_over(store: Store) -> None:
     assert await leftovers(store, 1) == []
     assert (await store.generations.live()).pending == 0
     assert {summary.epoch for summary in await store.generations.list()} == {2}
-
-
-async def test_only_one_at_a_time(store: Store) -> None:
-    other = await Store.open(store.settings)
-    results = await asyncio.gather(store.epochs.begin(), other.epochs.begin(), return_exceptions=True)
-    assert sorted(map(str, map(type, results))) == sorted(map(str, [int, EpochBusy]))
-    await other.close()
 
 
 async def test_a_second_process_with_stale_epochs_loses_nothing(store: Store) -> None:
@@ -173,16 +166,6 @@ async def test_the_live_epoch_cannot_be_abandoned_or_removed(store: Store) -> No
     assert await store.redis.get(store.keys.epochs(0)) == b"2"
 
 
-async def test_a_generation_of_the_history_before_cannot_come_back(store: Store) -> None:
-    lease = await lead(store)
-    old = await publish(store, lease)
-    epoch = await store.epochs.begin()
-    await publish(store, lease, epoch=epoch)
-    with pytest.raises(GenerationUnknown):
-        await store.generations.activate(old.writer.number, hold=False)
-    assert (await store.generations.live()).previous == 0
-
-
 async def test_ratings_keep_coming_through_a_whole_change(store: Store) -> None:
     """Raters in two processes never stop; what was acknowledged since the change began is in the new
     history.
@@ -220,27 +203,6 @@ async def test_ratings_keep_coming_through_a_whole_change(store: Store) -> None:
     await other.close()
 
 
-async def test_an_epoch_says_who_prepares_it_and_since_when(store: Store) -> None:
-    epoch = await store.epochs.begin(by="restore")
-    pointer = await store.generations.live()
-    assert (pointer.pending, pointer.pending_by) == (epoch, "restore")
-    await store.redis.hset(store.keys.live, "pending_since", "1")
-    await store.epochs.hold(epoch, "restored")
-    pointer = await store.generations.live()
-    assert pointer.pending_by == "restored"
-    assert pointer.pending_since > 1.6e9
-    await store.epochs.abandon(epoch)
-    assert (await store.generations.live()).pending_by == ""
-    with pytest.raises(EpochGone):
-        await store.epochs.hold(epoch, "restore")
-    # What is left of it when it is given up does not hold it either.
-    epoch = await store.epochs.begin()
-    await store.redis.call("abandon_epoch", ([store.keys.live], [b"%d" % epoch, b""]))
-    with pytest.raises(EpochGone):
-        await store.epochs.hold(epoch, "restore")
-    assert (await store.generations.live()).pending_by == ""
-
-
 async def test_users_who_are_forgotten_meanwhile_are_not_given_to_the_new_history(store: Store) -> None:
     await store.ratings.append([rating("ann", "a", 1.0), rating("bob", "a", 1.0), rating("cy", "a", 1.0)])
     epoch = await store.epochs.begin()
@@ -262,16 +224,6 @@ async def test_users_who_are_forgotten_meanwhile_are_not_given_to_the_new_histor
     # The live history remembers how far those were who were there, and one who may have been shown lists.
     marks = {digest_of(b"ann"): 1, digest_of(b"bob"): 1, digest_of(b"never seen"): 0}
     assert await store.ratings.forgotten(1) == marks
-
-
-async def test_a_new_history_remembers_the_users_forgotten_before(store: Store) -> None:
-    await store.ratings.append([rating("ann", "a", 1.0), rating("bob", "a", 1.0)])
-    await store.ratings.forget(b"ann")
-    epoch = await store.epochs.begin()
-    await store.ratings.stay_forgotten(epoch, 1)
-    await store.ratings.append([rating("ann", "a", 1.0), rating("bob", "a", 1.0)], epoch=epoch)
-    assert await held(store, "ann", epoch) == {}
-    assert await held(store, "bob", epoch) == {"a": 1.0}
 
 
 async def arrivals(store: Store, user: bytes, epoch: int) -> list[int]:
@@ -301,17 +253,3 @@ async def test_what_is_rated_after_an_erasure_is_later_in_each_history(store: St
     before = max(await arrivals(store, b"ann", 2))
     again = await store.ratings.forget(b"ann")
     assert again.at_ms > before >= ahead
-
-
-async def test_an_abandoned_history_was_never_ahead(store: Store) -> None:
-    """A user who is forgotten after it was given up is forgotten later than all that it had."""
-    seconds, _ = await store.redis.time()
-    ahead = 1000 * (seconds + 3600)
-    epoch = await store.epochs.begin()
-    partition = partition_of(b"ann", store.keys.partitions)
-    await store.redis.hset(store.keys.counts(epoch, partition), "last", f"{ahead}-0")
-    await store.ratings.append([rating("ann", "a", 1.0)], epoch=epoch)
-    await store.ratings.append([rating("ann", "b", 1.0)])
-    await store.epochs.abandon(epoch)
-    assert await leftovers(store, epoch) == []
-    assert (await store.ratings.forget(b"ann")).at_ms > ahead

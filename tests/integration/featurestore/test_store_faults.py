@@ -9,7 +9,7 @@ import time
 import pytest
 from redis.asyncio import Redis
 
-from featurestore.errors import StoreError, StoreUnavailable
+from featurestore.errors import StoreUnavailable
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.wire.connection import BACKOFF_S
@@ -126,18 +126,6 @@ async def test_a_store_that_hangs_is_unavailable_within_the_timeout(own_server: 
         await wait_until_async(lambda: takes_ratings(store), "the store takes ratings again")
 
 
-async def test_a_store_out_of_memory_refuses_and_goes_on(own_server: StoreServer) -> None:
-    async with opened(own_server) as store:
-        await store.ratings.append([rating("u", "a", 4.0)])
-        await store.redis.config_set("maxmemory", "1mb")
-        with pytest.raises(StoreUnavailable, match="OOM"):
-            await store.ratings.append([rating("u", "a", 2.0)])
-        n, history = await store.users.history(1, b"u")
-        assert (n, history.rating.tolist()) == (1, [4.0])
-        await store.redis.config_set("maxmemory", "0")
-        assert await takes_ratings(store)
-
-
 async def test_a_read_only_replica_is_left_until_it_is_a_master(own_server: StoreServer) -> None:
     async with opened(own_server) as store, Redis.from_url(own_server.url) as administrator:
         await administrator.replicaof("127.0.0.1", 1)
@@ -163,23 +151,3 @@ async def test_a_store_that_lost_everything_is_set_up_again(own_server: StoreSer
         items = store.items(1)
         await items.refresh()
         assert (n, [items.id(row) for row in history.item_row]) == (1, ["b"])
-
-
-async def test_ratings_survive_a_client_that_is_cut_off(own_server: StoreServer) -> None:
-    """Every client connection is closed by the server while ratings are written."""
-    async with opened(own_server) as store:
-        acknowledged = 0
-        for n in range(200):
-            if n % 20 == 10:
-                other = await Store.open(store.settings, hot=False)
-                await other.redis.client_kill_filter(_type="normal", skipme=True)
-                await other.close()
-            try:
-                await store.ratings.append([rating("u", f"i{n}")])
-                acknowledged += 1
-            except StoreError:
-                await wait_until_async(lambda: store.bulk.connected, "the connection is back")
-        n, history = await store.users.history(1, b"u")
-        assert acknowledged <= len(history) <= 200
-        assert acknowledged >= 180
-        assert n == len(history)

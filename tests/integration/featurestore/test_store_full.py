@@ -128,19 +128,6 @@ async def test_what_frees_goes_on(own_server: StoreServer) -> None:
             assert await store.ratings.release_forgotten(1, {forgotten.digest: forgotten.n}) == 1
 
 
-async def test_a_removal_is_known_to_be_on_the_disk(own_server: StoreServer) -> None:
-    settings = StoreSettings(url=own_server.url, partitions=4, durability="fsync")
-    store = await Store.open(settings)
-    try:
-        await store.ratings.append([rating("ann", "a")])
-        async with full(store):
-            assert (await store.ratings.forget(b"ann")).ratings == 1
-            other = await Store.open(settings)
-            await other.close()
-    finally:
-        await store.close()
-
-
 async def test_a_store_that_lost_the_functions_gets_them_again_for_a_sync(own_server: StoreServer) -> None:
     store = await Store.open(StoreSettings(url=own_server.url, partitions=4, durability="fsync"))
     try:

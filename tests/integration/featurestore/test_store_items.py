@@ -43,19 +43,6 @@ async def test_lookups_do_not_register(store: Store) -> None:
     await other.close()
 
 
-async def test_refresh_reads_what_others_registered(store: Store) -> None:
-    other = await Store.open(store.settings)
-    ids = [b"item-%d" % i for i in range(4500)]
-    await other.items(1).register(ids)
-    items = store.items(1)
-    with pytest.raises(KeyError):
-        items.id(4499)
-    await items.refresh()
-    assert len(items) == 4500
-    assert items.id(4499) == "item-4499"
-    await other.close()
-
-
 async def test_a_full_registry_takes_known_items_only(store: Store) -> None:
     small = await Store.open(replace(store.settings, max_items=2))
     items = small.items(1)

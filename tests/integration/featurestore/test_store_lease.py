@@ -2,16 +2,13 @@
 
 import asyncio
 import re
-from typing import Any
 
 import numpy as np
 import pytest
 
-from featurestore.codecs import FORGOTTEN_ROW
 from featurestore.commands import Outcome
-from featurestore.errors import EpochGone, LeaseLost, StoreDamaged, StoreError, StoreUnavailable
+from featurestore.errors import LeaseLost, StoreDamaged
 from featurestore.keys import partition_of
-from featurestore.leases import Lease
 from featurestore.store import Store
 from tests.support.factories import (
     lead,
@@ -22,7 +19,6 @@ from tests.support.factories import (
     rating,
     write_generation,
 )
-from tests.support.servers import StoreServer
 from tests.support.waiting import wait_until_async
 
 
@@ -102,20 +98,6 @@ async def everything(store: Store) -> dict[bytes, object]:
     return {key: await store.redis.dump(key) for key in keys}
 
 
-async def test_events_come_once_and_go_when_they_are_done(store: Store) -> None:
-    lease = await lead(store)
-    for n in range(40):
-        await store.ratings.append([rating(f"u{n}", "a")])
-    seen: list[bytes] = []
-    while events := await store.stream.read(1, lease, 3, 0):
-        seen += events.user_id
-        assert max([list(events.partition).count(p) for p in range(4)]) <= 3
-        await store.stream.done(1, lease, events.last)
-        await store.stream.done(1, lease, events.last)
-    assert sorted(seen) == sorted([b"u%d" % n for n in range(40)])
-    assert set((await store.stream.lag(1)).values()) == {0}
-
-
 async def test_what_was_not_done_comes_again_to_the_next_leader(store: Store) -> None:
     first = await lead(store, "one")
     for n in range(10):
@@ -158,30 +140,6 @@ async def test_a_call_is_one_entry_a_partition_that_goes_with_its_last_event(sto
     assert (await store.stream.read(1, lease, 3, 0)).stream_seq.tolist() == [8, 9]
 
 
-async def test_fewer_entries_are_asked_for_where_they_are_large(store: Store) -> None:
-    lease = await lead(store)
-    for _ in range(40):
-        await store.ratings.append([rating("u", "a")] * 50)
-    sizes = []
-    while events := await store.stream.read(1, lease, 100, 0):
-        sizes.append(len(events))
-        assert events.more == (len(sizes) < 14)
-    assert sizes == [16 * 50, *[100] * 12]
-
-
-async def test_a_late_leader_does_not_take_the_stream_from_its_successor(store: Store) -> None:
-    first = await lead(store, "one")
-    await first.release()
-    second = await lead(store, "two")
-    await store.ratings.append([rating("u", "a")])
-    assert len(await store.stream.read(1, second, 100, 0)) == 1
-    other = await Store.open(store.settings)
-    with pytest.raises(LeaseLost):
-        await other.stream.read(1, first, 100, 0)
-    await store.stream.done(1, second, {})
-    await other.close()
-
-
 async def test_a_read_waits_for_the_first_event(store: Store) -> None:
     lease = await lead(store)
     assert len(await store.stream.read(1, lease, 10, 20)) == 0
@@ -212,14 +170,6 @@ async def test_a_read_that_was_cut_off_loses_nothing(store: Store) -> None:
     assert (await store.stream.read(1, lease, 10, 0)).n.tolist() == [2, 3]
 
 
-async def test_forgetting_is_an_event(store: Store) -> None:
-    lease = await lead(store)
-    await store.ratings.append([rating("u", "a")])
-    await store.ratings.forget(b"u")
-    events = await store.stream.read(1, lease, 10, 0)
-    assert events.item_row.tolist() == [0, FORGOTTEN_ROW]
-
-
 async def test_a_damaged_event_is_told_and_stays(store: Store) -> None:
     """Left out it would be trimmed with those behind it."""
     lease = await lead(store)
@@ -232,13 +182,6 @@ async def test_a_damaged_event_is_told_and_stays(store: Store) -> None:
             await store.stream.read(1, lease, 10, 0)
     await store.redis.xdel(key, entry)
     assert len(await store.stream.read(1, lease, 10, 0)) == 1
-
-
-async def test_an_epoch_that_is_gone_is_not_read(store: Store) -> None:
-    lease = await lead(store)
-    with pytest.raises(EpochGone):
-        await store.stream.read(7, lease, 10, 0)
-    assert not await store.redis.exists(store.keys.ratings(7, 0))
 
 
 async def test_a_store_that_lost_its_groups_makes_the_leader_step_down(store: Store) -> None:
@@ -268,105 +211,3 @@ async def test_a_command_is_asked_taken_reported_and_dropped(store: Store) -> No
     assert [c.id for c in await store.commands.take("0", 0)] == [erase]
     assert await store.commands.take(taken[1].stream_id, 10) == []
     assert 0 < await store.redis.ttl(store.keys.command(refit)) <= 3600
-
-
-async def test_waiting_for_a_command_ends_with_its_outcome(store: Store) -> None:
-    command_id = await store.commands.ask("refit", epoch=1)
-    waiting = asyncio.create_task(store.commands.wait(command_id, 10.0))
-    (taken,) = await store.commands.take("0", 1000)
-    await store.commands.report(await lead(store), taken.id, Outcome("failed", code="gate", detail="worse"))
-    assert await waiting == Outcome("failed", code="gate", detail="worse")
-
-
-async def test_an_outcome_that_cannot_be_read_is_an_error(store: Store) -> None:
-    await store.redis.set(store.keys.command("x"), b"nonsense")
-    with pytest.raises(StoreError):
-        await store.commands.outcome("x")
-
-
-async def test_a_command_of_another_version_comes_as_it_is(store: Store) -> None:
-    await store.redis.xadd(store.keys.commands, {b"id": b"x", b"kind": b"dance"})
-    (taken,) = await store.commands.take("0", 0)
-    assert (taken.kind, taken.id, taken.epoch, taken.damaged) == ("dance", "x", 0, None)
-
-
-@pytest.mark.parametrize("kind", ["refit", "epoch", "erase", "take_back"])
-async def test_a_flipped_byte_of_a_command_is_told_or_is_another_command(store: Store, kind: str) -> None:
-    """Any byte of any name or value: what cannot be read names the entry and no user, and hides no other."""
-    redis: Any = store.redis
-    if kind == "take_back":
-        await store.commands.ask_to_take_back(b"secret-item", epoch=1, at_ms=17, ends=[(1, 2)])
-    else:
-        user = b"secret-user" if kind == "erase" else None
-        await store.commands.ask(kind, epoch=1, user=user, at_ms=17)  # type: ignore[arg-type]  # mypy sees a str
-    ((entry, fields),) = await redis.xrange(store.keys.commands)
-    await redis.xdel(store.keys.commands, entry)
-    parts = [part for pair in fields.items() for part in pair]
-    damaged = 0
-    for at, part in enumerate(parts):
-        for place in range(len(part)):
-            for bit in (1, 0x80):
-                changed = bytearray(part)
-                changed[place] ^= bit
-                flat = [*parts[:at], bytes(changed), *parts[at + 1 :]]
-                await redis.xadd(store.keys.commands, dict(zip(flat[::2], flat[1::2], strict=True)))
-    whole = await store.commands.ask("refit", epoch=1)
-    taken = await store.commands.take("0", 0)
-    assert (taken[-1].id, taken[-1].damaged) == (whole, None)
-    for command in taken[:-1]:
-        if command.damaged is None:
-            assert command.id.isascii()
-            assert command.kind != "erase" or command.user
-            assert command.kind != "take_back" or command.item
-        else:
-            damaged += 1
-            assert command.stream_id in str(command.damaged)
-            assert "commands" in command.damaged.key
-            assert "secret" not in str(command.damaged)
-    assert damaged > 40
-
-
-async def test_reading_goes_on_after_the_store_was_away(own_server: StoreServer) -> None:
-    from featurestore.settings import StoreSettings
-
-    store = await Store.open(StoreSettings(url=own_server.url, partitions=2, timeout_s=2.0))
-    lease: Lease = await lead(store)
-    await store.ratings.append([rating("u", "a")])
-    assert len(await store.stream.read(1, lease, 10, 0)) == 1
-    own_server.kill()
-    with pytest.raises(StoreUnavailable):
-        await store.stream.read(1, lease, 10, 0)
-    own_server.start()
-
-    async def back() -> bool:
-        try:
-            await store.ratings.append([rating("u", "b")])
-        except StoreUnavailable:
-            return False
-        return True
-
-    await wait_until_async(back, "the store takes ratings again")
-
-    async def read_on() -> list[int]:
-        try:
-            found: list[int] = (await store.stream.read(1, lease, 10, 100)).n.tolist()
-        except StoreUnavailable:
-            return []
-        return found
-
-    assert await wait_until_async(read_on, "events come again") == [2]
-    await store.close()
-
-
-async def test_the_most_active_users_of_a_leader_that_was_replaced_stay_away(store: Store) -> None:
-    users = [b"u%d" % k for k in range(20)]
-    await store.ratings.append([rating(user.decode(), "a") for user in users])
-    before = await lead(store)
-    await store.active.replace(1, users[:10], lease=before)
-    await store.redis.delete(store.keys.lease)
-    after = await store.leases.acquire("another", 10_000)
-    assert after is not None
-    await store.active.replace(1, users[10:], lease=after)
-    with pytest.raises(LeaseLost):
-        await store.active.replace(1, users[:10], lease=before)
-    assert sorted(await store.active.ids(1)) == sorted(users[10:])

@@ -8,11 +8,9 @@ import pytest
 from factors import SAMPLED, Float32s
 from featurestore import codecs
 from featurestore.generations.live import LiveGeneration
-from featurestore.keys import digest_of, partition_of
 from featurestore.ratings.batches import Columns
 from featurestore.store import Store
-from featurestore.users import histories
-from featurestore.users.histories import ANSWER_ENTRIES, RENEW_EVENTS, Look
+from featurestore.users.histories import ANSWER_ENTRIES, RENEW_EVENTS
 from tests.support.factories import as_live, lead, publish
 from tests.support.waiting import wait_until_async
 
@@ -129,79 +127,6 @@ async def test_a_rating_that_was_taken_back_long_ago_does_not_come_back(
         assert {of[item] for item in old[25:].tolist() if item in of} <= {2.5}
         await rate(store, order[start : start + 500])
         await vector(store, live)
-
-
-async def test_a_long_history_is_compacted_when_most_of_it_was_taken_back(
-    store: Store, live: LiveGeneration
-) -> None:
-    order = np.random.default_rng(7).permutation(ITEMS)[:6_000]
-    await rate(store, order)
-    await vector(store, live)
-    for start in range(0, 2_500, 500):
-        await rate(store, order[start : start + 500], np.full(500, math.nan))
-        await vector(store, live)
-    # The last round had it rewritten, or was refused because the one before had.
-    size = int(await store.redis.strlen(store.keys.history(1, b"u")))
-    assert size < 5_000 * codecs.ENTRY_BYTES
-    await rate(store, order[:1], np.full(1, 2.0))
-    np.testing.assert_allclose(await vector(store, live), await by_hand(store, live), atol=1e-5)
-
-
-async def test_a_history_that_is_rewritten_while_it_is_read_is_read_again(
-    store: Store, live: LiveGeneration, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await rate(store, np.random.default_rng(4).permutation(ITEMS)[:6_000])
-    key = store.keys.history(1, b"u")
-    data = await store.redis.get(key)
-    assert isinstance(data, bytes)
-    reader, before = store.users._histories, histories.HistoryReader._before
-    times: list[int] = []
-
-    async def compacted(
-        self: histories.HistoryReader, epoch: int, user_id: bytes, look: Look
-    ) -> tuple[bytes, bytes] | None:
-        if not times:
-            # The last entry goes, as it would by a compaction: what lies before the tail is elsewhere now.
-            await store.redis.set(key, data[: -codecs.ENTRY_BYTES])
-        times.append(1)
-        return await before(self, epoch, user_id, look)
-
-    monkeypatch.setattr(histories.HistoryReader, "_before", compacted)
-    look = await reader.with_all(1, b"n", b"u", await reader.look(1, b"n", b"u"))
-    assert (look.tail, len(times)) == (data[: -codecs.ENTRY_BYTES], 2)
-
-
-async def test_a_damaged_sample_is_as_good_as_none(store: Store, live: LiveGeneration) -> None:
-    await rate(store, np.random.default_rng(5).permutation(ITEMS)[:6_000])
-    await vector(store, live)
-    for damaged in (b"", b"short", bytes(24) + b"\xff" * 41, b"\xff" * 44):
-        await store.redis.hset(store.keys.user(1, b"u"), "sample", damaged)
-        await rate(store, np.array([1]))
-        np.testing.assert_allclose(await vector(store, live), await by_hand(store, live), atol=1e-5)
-        assert await store.redis.hget(store.keys.user(1, b"u"), "sample") != damaged
-
-
-async def test_a_forgotten_user_leaves_no_sample(store: Store, live: LiveGeneration) -> None:
-    await rate(store, np.random.default_rng(6).permutation(ITEMS)[:6_000])
-    data = await store.redis.get(store.keys.history(1, b"u"))
-    assert isinstance(data, bytes)
-    await vector(store, live)
-    keys = store.keys
-    user, history = keys.user(1, b"u"), keys.history(1, b"u")
-    record = await store.redis.hget(user, f"g{live.generation}")
-    sample = await store.redis.hget(user, "sample")
-    assert isinstance(sample, bytes)
-    assert isinstance(record, bytes)
-    await store.ratings.forget(b"u")
-    assert not await store.redis.exists(user, history)
-    # A reader that had looked before is late.
-    await rate(store, np.array([7]))
-    names = [user, history, keys.forgotten(1, partition_of(b"u", keys.partitions))]
-    args = [b"g%d" % live.generation, record, digest_of(b"u"), b"0", b"", b"", b"", b"6001", b"", sample]
-    await store.redis.call("put_record", (names, args))
-    assert await store.redis.hget(user, "sample") is None
-    profile = await store.users.profile(live, b"u")
-    assert profile.history.item_row.tolist() == [7]
 
 
 async def test_views_push_no_rating_out(store: Store, live: LiveGeneration) -> None:

@@ -9,7 +9,6 @@ from featurestore.errors import StoreRefused, StoreUnavailable
 from featurestore.namespace import check_server
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from featurestore.wire.functions import LIBRARY, LIBRARY_TEXT
 from processes.probes import unused_port
 from tests.support.factories import rating
 from tests.support.servers import StoreServer
@@ -47,11 +46,6 @@ async def test_a_store_without_its_hot_connection_works(store_settings: StoreSet
 async def test_no_store_is_unavailable() -> None:
     with pytest.raises(StoreUnavailable):
         await Store.open(StoreSettings(url=f"redis://127.0.0.1:{unused_port()}", timeout_s=0.5))
-
-
-async def test_a_scale_that_is_none_is_refused(store_settings: StoreSettings) -> None:
-    with pytest.raises(StoreRefused, match="scale"):
-        await Store.open(replace(store_settings, scale="5:1"))
 
 
 async def test_a_password_is_asked_for(own_server: StoreServer) -> None:
@@ -104,17 +98,3 @@ async def test_fsync_without_an_append_only_file_is_refused(own_server: StoreSer
 def test_servers_that_will_not_do_are_refused(info: str, why: str) -> None:
     with pytest.raises(StoreRefused, match=why):
         check_server(parse_info(info))  # type: ignore[no-untyped-call]  # redis-py
-
-
-@pytest.mark.parametrize(
-    "info", ["redis_version:7.2.0", "redis_version:8.2.1", "redis_version:7.2.4\nvalkey_version:8.0.1"]
-)
-def test_servers_that_will_do_are_taken(info: str) -> None:
-    check_server(parse_info(info))  # type: ignore[no-untyped-call]  # redis-py
-
-
-async def test_functions_carry_the_hash_of_their_text(store: Store) -> None:
-    assert LIBRARY in LIBRARY_TEXT
-    assert "@LIBRARY@" not in LIBRARY_TEXT
-    found = await store.redis.function_list()
-    assert LIBRARY in str(found)

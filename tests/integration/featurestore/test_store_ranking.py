@@ -10,11 +10,10 @@ import pytest
 
 from factors import BlendedRanker, HeadLikeness, RankingHead, head_to_bytes
 from featurestore.generations.follower import Follower
-from featurestore.generations.manifest import RANKING, RANKING_INDEX
 from featurestore.generations.served import wait_until_served
 from featurestore.store import Store
 from tests.integration.featurestore.test_store_follower import contents, files, until
-from tests.support.factories import lead, make_head, publish, write_generation
+from tests.support.factories import lead, make_head, publish
 from tests.support.following import following
 
 N_ITEMS = 8
@@ -24,18 +23,6 @@ def head_of(follower: Follower) -> RankingHead:
     assert follower.live is not None
     assert follower.live.ranking is not None
     return follower.live.ranking.head
-
-
-async def test_the_workers_of_a_host_share_a_head(store: Store, tmp_path: Path) -> None:
-    head = make_head(N_ITEMS)
-    written = await publish(store, await lead(store), head=head)
-    async with following(store, tmp_path) as follower, following(store, tmp_path, "v") as other:
-        for each in (follower, other):
-            assert await wait_until_served(store.generations, 1, written.writer.number, 10.0, here=each)
-            np.testing.assert_array_equal(head_of(each).items, head.items)
-            np.testing.assert_array_equal(head_of(each).neighbours.weight, head.neighbours.weight)
-        (path,) = files(tmp_path, "*.ranking")
-        assert contents(path) == head_to_bytes(head)
 
 
 async def test_factors_of_new_and_changed_items_are_followed(
@@ -130,23 +117,3 @@ async def test_a_damaged_head_is_no_head(
         assert await wait_until_served(store.generations, 1, number, 10.0, here=follower)
         assert follower.live is not None
         assert follower.live.ranking is None
-
-
-@pytest.mark.parametrize("name", [RANKING, RANKING_INDEX])
-async def test_a_head_of_another_format_is_no_head(
-    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
-) -> None:
-    lease = await lead(store)
-    data = head_to_bytes(make_head(N_ITEMS))
-    written = await write_generation(store, lease)
-    writer = written.writer
-    await writer.write_blob(RANKING, data if name == RANKING_INDEX else data.replace(b"-1", b"-9", 1))
-    await writer.write_blob(RANKING_INDEX, b"of another format")
-    await writer.finish()
-    assert await writer.flip()
-    async with following(store, tmp_path) as follower:
-        assert await wait_until_served(store.generations, 1, writer.number, 10.0, here=follower)
-        assert follower.live is not None
-        # Without its index a head is exact, and later.
-        assert (follower.live.ranking is None) == (name == RANKING)
-    assert "cannot be used" in caplog.text

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from featurestore import codecs
-from featurestore.errors import EpochGone, StoreError, StreamFull
+from featurestore.errors import StoreError, StreamFull
 from featurestore.keys import digest_of, partition_of
 from featurestore.ratings.batches import Columns
 from featurestore.settings import StoreSettings
@@ -37,18 +37,6 @@ async def test_the_last_rating_of_a_pair_wins_and_nan_takes_it_back(store: Store
     await store.ratings.append([rating("u", "a", math.nan)])
     assert await held(store, "u") == {"b": 3.0}
     assert await counter(store, "u") == 4
-
-
-async def test_nothing_is_nothing(store: Store) -> None:
-    await store.ratings.append([])
-    assert await store.ratings.count_live(1) == 0
-
-
-async def test_repeating_a_call_is_harmless(store: Store) -> None:
-    for _ in range(3):
-        await store.ratings.append([rating("u", "a", 4.0), rating("v", "a", 1.0)])
-    assert await held(store, "u") == {"a": 4.0}
-    assert await held(store, "v") == {"a": 1.0}
 
 
 async def test_concurrent_raters_lose_nothing_and_n_counts_all(store: Store) -> None:
@@ -202,31 +190,6 @@ async def test_who_comes_back_counts_on_and_old_records_stay_out(store: Store) -
     assert await held(store, "u") == {"b": 3.0}
 
 
-async def test_a_reader_that_still_knew_a_user_cannot_bring_it_back(store: Store) -> None:
-    keys, p = store.keys, partition_of(b"u", store.keys.partitions)
-    await store.ratings.append([rating("u", "a")] * 3)
-    (record,) = codecs.pack_records(np.array([3]), np.ones((1, 4), dtype=np.float32))
-    names = [keys.user(1, b"u"), keys.history(1, b"u"), keys.forgotten(1, p)]
-    args = [b"g1", record, digest_of(b"u"), b"1", b"g1", b"", b"", b"3", b"compacted"]
-    await store.ratings.forget(b"u")
-    assert await store.redis.call("put_record", (names, args)) == [[b"OK", 0]]
-    assert not await store.redis.exists(*names[:2])
-    await store.ratings.append([rating("u", "b")])
-    assert await store.redis.call("put_record", (names, args)) == [[b"OK", 0]]
-    assert await held(store, "u") == {"b": 3.0}
-
-
-async def test_an_older_record_does_not_replace_a_newer_one(store: Store) -> None:
-    keys, p = store.keys, partition_of(b"u", store.keys.partitions)
-    await store.ratings.append([rating("u", "a")] * 3)
-    names = [keys.user(1, b"u"), keys.history(1, b"u"), keys.forgotten(1, p)]
-    old, new, future = codecs.pack_records(np.array([2, 3, 4]), np.ones((3, 4), dtype=np.float32))
-    for record, taken in ((new, 1), (old, 0), (future, 0), (new, 1)):
-        args = [b"g1", record, digest_of(b"u"), b"1", b"g1", b"", b""]
-        assert await store.redis.call("put_record", (names, args)) == [[b"OK", taken]]
-    assert await store.redis.hget(keys.user(1, b"u"), "g1") == new
-
-
 async def test_entries_of_forgotten_users_are_dropped_only_as_they_were_seen(store: Store) -> None:
     for user in ("u", "v"):
         await store.ratings.append([rating(user, "a")] * 2)
@@ -237,17 +200,6 @@ async def test_entries_of_forgotten_users_are_dropped_only_as_they_were_seen(sto
     assert await store.ratings.release_forgotten(1, settled) == 1
     assert await store.ratings.forgotten(1) == {digest_of(b"v"): 3}
     assert await store.ratings.release_forgotten(1, {}) == 0
-
-
-async def test_ratings_that_came_in_live_are_counted(store: Store) -> None:
-    await store.ratings.append([rating(f"u{n}", "a") for n in range(7)])
-    assert await store.ratings.count_live(1) == 7
-
-
-async def test_an_epoch_that_takes_no_ratings_is_told(store: Store) -> None:
-    with pytest.raises(EpochGone):
-        await store.ratings.append([rating("u", "a")], epoch=2)
-    assert await counter(store, "u") == 0
 
 
 async def test_fsync_acknowledges_together(store: Store) -> None:
@@ -296,15 +248,3 @@ async def test_a_store_that_lost_its_identity_alone_takes_ratings(store: Store) 
     await store.look_again()
     await store.ratings.append([rating("u", "b")])
     assert set(await held(store, "u")) == {"a", "b"}
-
-
-async def test_a_flushed_store_is_set_up_again(store: Store) -> None:
-    """Everything of the namespace goes while the process runs: the next rating finds a new history, rows
-    included.
-    """
-    await store.ratings.append([rating("u", "a"), rating("u", "b")])
-    names = [key async for key in store.redis.scan_iter(match=f"*{store.settings.namespace}*", count=1000)]
-    await store.redis.delete(*names)
-    await store.ratings.append([rating("u", "b", 2.0)])
-    assert await held(store, "u") == {"b": 2.0}
-    assert await store.redis.lrange(store.keys.order(1), 0, -1) == [b"b"]

@@ -1,19 +1,11 @@
 """Records of a generation as they are written: which are taken, and what goes to make room for them."""
 
-import asyncio
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import pytest
 
 from featurestore.codecs import pack_records, unpack_records
-from featurestore.generations import record_writer
 from featurestore.generations.record_writer import RecordWriter
-from featurestore.keys import partition_of
 from featurestore.store import Store
-from featurestore.wire.connection import Connection
-from featurestore.wire.functions import call_many
 from tests.support.factories import rating
 
 WIDTH = 5
@@ -49,36 +41,6 @@ async def test_many_users_of_all_partitions_get_their_own_record(store: Store) -
     assert await writer(store, 3).write(users, n, vectors) == 700
 
 
-async def test_a_store_that_takes_long_is_not_asked_for_each_few_records(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One round trip for 16 records took a minute for 20,000 users of a store behind busy cores."""
-    users = [b"%d" % u for u in range(2_000)]
-    await store.ratings.append([rating(user.decode(), "a") for user in users])
-    writes: list[int] = []
-
-    async def slow(connection: Connection, calls: Sequence[bytes]) -> list[Any]:
-        writes.append(len(calls))
-        await asyncio.sleep(0.01)
-        return await call_many(connection, calls)
-
-    monkeypatch.setattr(record_writer, "call_many", slow)
-    assert await write(store, users, 3) == 2_000
-    assert writes[0] == 1
-    assert max(writes) == record_writer.CALLS_AT_ONCE
-    assert (
-        len(writes) <= 1 + 144 / record_writer.CALLS_AT_ONCE
-    )  # each partition's last call has fewer records
-
-
-async def test_a_user_has_a_record_of_each_kept_generation_and_no_more(store: Store) -> None:
-    await store.ratings.append([rating("u", "a")])
-    for number in range(1, 9):
-        kept = [other for other in (number - 2, number - 1) if other > 0]
-        assert await write(store, [b"u"], number, *kept) == 1
-        assert await fields(store, b"u") == {b"n", *[b"g%d" % each for each in (*kept, number)]}
-
-
 @pytest.mark.parametrize("left", [[1], [1, 2, 3], [48, 49], [1, 48]])
 async def test_what_earlier_generations_left_goes_however_old(store: Store, left: list[int]) -> None:
     await store.ratings.append([rating("u", "a")])
@@ -101,17 +63,3 @@ async def test_a_newer_record_of_the_same_generation_stays(store: Store) -> None
     record = await store.redis.hget(store.keys.user(1, b"u"), "g2")
     assert isinstance(record, bytes)
     assert unpack_records([record], WIDTH)[0].tolist() == [3]
-
-
-async def test_who_was_forgotten_has_no_record_and_neighbours_have_theirs(store: Store) -> None:
-    users = [b"%d" % u for u in range(200)]
-    gone = [user for user in users if partition_of(user, store.keys.partitions) == 0][::2]
-    await store.ratings.append([rating(user.decode(), "a") for user in users])
-    for user in gone:
-        await store.ratings.forget(user)
-    assert await write(store, users, 1) == len(users) - len(gone)
-    # Back again, but the record is of before.
-    await store.ratings.append([rating(user.decode(), "a") for user in gone])
-    assert await write(store, users, 1) == len(users) - len(gone)
-    for user in users:
-        assert await fields(store, user) == ({b"n"} if user in gone else {b"n", b"g1"})

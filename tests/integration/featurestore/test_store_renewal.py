@@ -4,8 +4,6 @@ notice nothing.
 
 import asyncio
 
-import pytest
-
 from featurestore.commands import Outcome
 from featurestore.keys import partition_of
 from featurestore.store import Store
@@ -47,14 +45,6 @@ async def test_nothing_of_removed_events_is_left_and_reading_goes_on(store: Stor
     await lease.release()
     events = await store.stream.read(1, await lead(store, "next"), 100, 0)
     assert events.users == left
-
-
-async def test_a_long_stream_is_left_for_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    await store.ratings.append([rating("u1", "i1"), rating("u2", "i1")])
-    monkeypatch.setattr("featurestore.ratings.files._MOST_ENTRIES", 0)
-    assert not await store.files.renew_streams([1])
-    monkeypatch.undo()
-    assert await store.files.renew_streams([1, 7])
 
 
 async def test_a_command_to_erase_leaves_and_its_receipt_stays(store: Store) -> None:

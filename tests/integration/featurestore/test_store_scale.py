@@ -67,15 +67,6 @@ async def test_the_first_rating_decides_and_nothing_off_the_scale_is_stored(unde
     await closed(fresh)
 
 
-async def test_a_process_that_does_not_know_yet_reads_every_rating(undecided: StoreSettings) -> None:
-    late, early = await opened(undecided, 2)
-    await early.scale.decide(Scale(0, 100))
-    await early.ratings.append([rating("ann", "tea", 80.0)])
-    assert not late.scale.decided
-    assert (await late.users.history(1, b"ann"))[1].rating.tolist() == [80.0]
-    await closed(late, early)
-
-
 async def test_a_setting_decides_and_another_is_refused(undecided: StoreSettings) -> None:
     (open_one,) = await opened(undecided, 1)
     set_one = await Store.open(replace(undecided, scale="0.5:5:0.5"))
@@ -83,16 +74,6 @@ async def test_a_setting_decides_and_another_is_refused(undecided: StoreSettings
     with pytest.raises(StoreRefused, match=r"has FOLDIN_SCALE 0\.5:5:0\.5, not 1:5: use that"):
         await Store.open(replace(undecided, scale="1:5"))
     await closed(open_one, set_one)
-
-
-async def test_ratings_of_a_version_that_knows_no_decision_decide(undecided: StoreSettings) -> None:
-    (store,) = await opened(undecided, 1)
-    # As release 0.1.0 leaves it: it reads `scale`, and writes.
-    assert await store.redis.hget(store.keys.config, "scale") == b"1:5"
-    await store.redis.hset(store.keys.counts(1, 0), "last", "1-1")
-    assert not await store.scale.decide(Scale(0, 100))
-    assert store.scale.value == Scale(1.0, 5.0)
-    await closed(store)
 
 
 async def test_the_scale_of_a_store_that_lost_its_configuration_stays(undecided: StoreSettings) -> None:

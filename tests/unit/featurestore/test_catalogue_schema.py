@@ -2,7 +2,7 @@
 
 import pytest
 
-from featurestore.catalogue.item import AttributeType, Time, type_of
+from featurestore.catalogue.item import AttributeType, type_of
 from featurestore.catalogue.schema import ValueRefused, parse_time, shown, typed
 
 
@@ -52,12 +52,6 @@ def test_another_type_is_refused(held: AttributeType | None, value: object, why:
     assert str(caught.value).startswith("colour ")
 
 
-@pytest.mark.parametrize("name", ["", "x" * 65, "é" * 33])
-def test_a_name_has_bounds(name: str) -> None:
-    with pytest.raises(ValueRefused, match="1 to 64 bytes"):
-        typed(name, 1, None)
-
-
 @pytest.mark.parametrize(
     "text", ["9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999", "9999-12-31T23:59:59Z"]
 )
@@ -68,10 +62,3 @@ def test_the_end_of_time_can_be_shown(text: str) -> None:
 @pytest.mark.parametrize("text", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-00:01"])
 def test_a_zone_leads_to_no_year_that_cannot_be_shown(text: str) -> None:
     assert parse_time(text) is None
-
-
-def test_a_time_is_told_in_seconds_too() -> None:
-    assert typed("out", 0, "time") == Time(0.0)
-    assert parse_time("1970-01-01T01:00:00+01:00") == 0.0
-    assert parse_time("1970-01-02") == 86_400.0
-    assert shown(Time(86_400.5)) == "1970-01-02T00:00:00.500000Z"

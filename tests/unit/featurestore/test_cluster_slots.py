@@ -1,6 +1,5 @@
 """Slots of keys, tags that are spread evenly, and payloads in pieces."""
 
-from bisect import bisect_right
 
 import pytest
 
@@ -12,39 +11,14 @@ from featurestore.cluster.slots import (
     slot_of_tag,
     split_commands,
 )
-from featurestore.keys import tag_of
 from featurestore.wire.functions import encode_call, encode_packed_call
 from featurestore.wire.resp import bulk, encode, keys_of
-
-
-@pytest.mark.parametrize(
-    ("key", "tag"),
-    [
-        (b"plain", b"plain"),
-        (b"ns.1:{12}:user:a{b}", b"12"),
-        (b"{ns:live}:lease", b"ns:live"),
-        (b"{}x", b"{}x"),
-        (b"a{b", b"a{b"),
-        (b"{a}{b}", b"a"),
-    ],
-)
-def test_tag(key: bytes, tag: bytes) -> None:
-    assert tag_of(key) == tag
 
 
 def test_slot_is_that_of_the_specification() -> None:
     # Its own example, and one of `CLUSTER KEYSLOT` of a server.
     assert slot_of(b"123456789") == 0x31C3
     assert slot_of(b"{user1000}.following") == slot_of(b"user1000") == 3443
-
-
-def fullest(parts: int, servers: int) -> float:
-    """Partitions of the fullest of servers that share all slots evenly, in ratio to their mean."""
-    starts = [round(number * SLOTS / servers) for number in range(servers)]
-    counts = [0] * servers
-    for tag in even_tags(parts):
-        counts[bisect_right(starts, slot_of_tag(tag)) - 1] += 1
-    return max(counts) * servers / parts
 
 
 @pytest.mark.parametrize("parts", [1, 3, 16, 256, 2048])
@@ -62,11 +36,6 @@ def test_some_tags_that_stored_keys_have() -> None:
     together = [keys.config, keys.items(1), keys.order(1), keys.deltas(1, 2), keys.items_bucket(1, b"c")]
     assert {slot_of(key) for key in together} == {slot_of(keys.live)}
     assert len({*together, keys.items(2), keys.order(2), keys.deltas(1, 3), keys.deltas(2, 2)}) == 9
-
-
-def test_the_fullest_of_64_servers_has_hardly_more_than_the_others() -> None:
-    assert max(fullest(2048, servers) for servers in range(1, 65)) <= 1.05
-    assert max(fullest(256, servers) for servers in range(1, 9)) <= 1.05
 
 
 def test_commands_are_taken_apart_and_their_keys_found() -> None:

@@ -43,25 +43,6 @@ def test_fields_are_inferred_and_rows_come_back() -> None:
     assert ContextSchema((HOUR,)).named(rows[0]) == {"hour": 14}
 
 
-def test_what_is_known_is_not_changed() -> None:
-    schema = ContextSchema((HOUR, DEVICE))
-    assert extended(schema, [{"hour": 3, "device": "desk"}, None, {"other": None}]) is schema
-    more = extended(schema, [{"device": "tv", "where": "home"}])
-    assert more.fields == (HOUR, ContextField("device", "category", ("phone", "desk", "tv")), more.fields[2])
-    assert more.rows([{"device": "desk"}]) is not None
-
-
-def test_nothing_given_is_no_rows() -> None:
-    assert ContextSchema((HOUR,)).rows([None, {}, {"hour": None}, {"unknown": None}]) is None
-
-
-def test_a_fraction_comes_back_as_it_was_given() -> None:
-    schema = ContextSchema((HOUR,))
-    rows = schema.rows([{"hour": 0.1}])
-    assert rows is not None
-    assert schema.named(rows[0]) == {"hour": 0.1}
-
-
 @pytest.mark.parametrize(
     ("given", "why"),
     [
@@ -119,78 +100,6 @@ def test_the_largest_number_can_be_sent_again() -> None:
     np.testing.assert_array_equal(schema.rows(shown), rows)
     with pytest.raises(ContextRefused, match="finite"):
         schema.rows([{"hour": 2.0**128 - 2.0**103}])
-
-
-def test_what_is_retired_keeps_its_number_and_is_not_shown() -> None:
-    schema = ContextSchema((HOUR, DEVICE, ContextField("typo", "number")))
-    rows = schema.rows([{"hour": 1, "device": "desk", "typo": 2}, {"device": "phone"}])
-    assert rows is not None
-    less = schema.without("typo").without("device", "phone")
-    assert [each.name for each in less.shown] == ["hour", "device"]
-    assert less.retired == [(1, 0), (2, None)]
-    assert [less.named(row) for row in rows] == [{"hour": 1, "device": "desk"}, {}]
-    more = extended(less, [{"new": 1, "device": "tv"}])
-    assert [each.name for each in more.fields] == ["hour", "device", "typo", "new"]
-    np.testing.assert_array_equal(more.rows([{"device": "tv", "new": 7}]), [[np.nan, 2, np.nan, 7]])
-    # A question: as what no rating was given with.
-    with pytest.raises(UnknownContextField, match="'typo' is no field of a context; there are hour, device"):
-        less.rows([{"typo": 1}])
-    assert less.rows([{"hour": 1, "device": "phone"}]) is not None
-    for given, why in (
-        ({"typo": 1}, "'typo' is retired: leave it out, or bring it back with PUT /schema"),
-        ({"device": "phone"}, "'device' has retired its category 'phone'"),
-    ):
-        with pytest.raises(ContextRefused, match=why) as refused:
-            less.lacking([None, given])
-        assert refused.value.row == 1
-    for name, category in (("typo", None), ("none", None), ("device", "phone"), ("device", "none")):
-        with pytest.raises(UnknownContextField):
-            less.without(name, category)
-    # Told again it means what it did; of another kind it would be another field.
-    told = ContextSchema((ContextField("typo", "number"), ContextField("device", "category", ("phone",))))
-    back = more.merged(told)
-    assert back.retired == []
-    assert [back.named(row) for row in rows] == [
-        {"hour": 1, "device": "desk", "typo": 2},
-        {"device": "phone"},
-    ]
-    with pytest.raises(
-        ContextRefused, match=r"'typo' is a number here \(it is retired\), and a category there"
-    ):
-        less.merged(ContextSchema((ContextField("typo", "category"),)))
-
-
-def test_what_another_store_has_retired_and_what_this_one_has() -> None:
-    here = ContextSchema((HOUR, DEVICE)).without("hour").without("device", "desk")
-    there = (
-        ContextSchema((DEVICE, HOUR, ContextField("old", "number"))).without("old").without("device", "phone")
-    )
-    both = here.merged(there, keep_retired=True)
-    assert both.retired == [(0, None), (1, 1), (2, None)], (
-        "here it stays retired, and what is new comes as it is"
-    )
-    # As the archive follows the store.
-    assert here.merged(there).retired == [(1, 0), (2, None)]
-    assert here.merged(ContextSchema((HOUR, DEVICE))).retired == []
-
-
-def test_retiring_makes_room_for_others() -> None:
-    full = extended(ContextSchema(), [{f"v{k}": 0 for k in range(32)}])
-    turned = full
-    for k in range(32):
-        turned = extended(turned.without(f"v{k}"), [{f"w{k}": 0}])
-    assert len(turned.fields) == 64
-    with pytest.raises(ContextRefused, match="'v0' is one field too many: a context may have 32"):
-        turned.merged(ContextSchema((ContextField("v0", "number"),)))
-    with pytest.raises(ContextRefused, match="'x' is one field too many: a store has at most 64"):
-        extended(turned.without("w0"), [{"x": 0}])
-    assert schema_from_bytes(schema_to_bytes(turned)) == turned
-    many = extended(ContextSchema(), [{"device": str(k)} for k in range(256)])
-    for k in range(768):
-        many = extended(many.without("device", str(k)), [{"device": str(256 + k)}])
-    with pytest.raises(ContextRefused, match="'device' has 1024 categories, those included that are retired"):
-        extended(many.without("device", "768"), [{"device": "one more"}])
-    assert schema_from_bytes(schema_to_bytes(many)) == many
 
 
 def test_schemas_of_two_stores_become_one_and_rows_keep_their_meaning() -> None:

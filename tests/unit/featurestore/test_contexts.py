@@ -4,7 +4,6 @@ import math
 from itertools import pairwise
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -49,19 +48,6 @@ def test_the_last_of_a_rating_wins_and_others_are_of_no_rating() -> None:
     assert contexts.match(np.array([9]), np.array([5.0]), contexts.unpack(data)) is None
 
 
-def test_users_do_not_get_the_contexts_of_others() -> None:
-    one, other = (
-        contexts.pack_entries(np.array([1]), np.array([5.0]), np.array([[value]], dtype=np.float32), [0, 1])[
-            0
-        ]
-        for value in (1.0, 2.0)
-    )
-    every, owner = contexts.of_users([one, other], [0, 2])
-    rows, times = np.array([1, 1, 1]), np.full(3, 5.0)
-    found = contexts.match(rows, times, every, (np.arange(3), owner))
-    np.testing.assert_array_equal(found, np.array([[1.0], [math.nan], [2.0]], dtype=np.float32))
-
-
 def test_the_latest_are_read_from_the_end() -> None:
     rng = np.random.default_rng(3)
     table = rng.normal(size=(50, 9)).astype(np.float32)
@@ -81,22 +67,3 @@ def test_any_bytes_are_read_without_an_error(data: bytes) -> None:
     found = contexts.unpack(data)
     assert found.value.shape[0] == len(found.item_row) == len(found.time)
     assert not np.isinf(found.value).any()
-
-
-@pytest.mark.parametrize("ends", [[3], [4], [8, 20]])
-def test_cells_that_are_none_are_refused(ends: list[int]) -> None:
-    with pytest.raises(ValueError, match="context"):
-        contexts.unpack_cells(b"\xff" * ends[-1], np.array(ends))
-
-
-def test_a_wide_entry_that_is_cut_is_none() -> None:
-    table = np.full((2, 40), math.nan, dtype=np.float32)
-    table[:, 39] = 1.0, 2.0
-    (data,) = contexts.pack_entries(np.arange(2), np.arange(2.0), table, [0, 2])
-    assert len(data) == 2 * (contexts.LEAST_BYTES + 4 + 4)
-    for cut in range(4, len(data) // 2, 4):
-        found = contexts.unpack(data[cut:], whole=False)
-        assert found.item_row.tolist() == [1]
-        same(found.value, table[1:])
-    found = contexts.unpack(data[4:])
-    assert (found.item_row.tolist(), found.sound) == ([1], False)

@@ -14,7 +14,6 @@ from featurestore.generations.activity import (
     HALF_LIFE_S,
     activity_from_bytes,
     activity_to_bytes,
-    is_by_events,
     positives_from_bytes,
     positives_to_bytes,
 )
@@ -54,11 +53,6 @@ def test_a_time_of_a_wrong_clock_is_as_one_of_now(late_s: float) -> None:
     others = indptr, np.array([late_s])
     data = activity_to_bytes(indptr, times, others, now_s=NOW_S)
     assert activity_from_bytes(data, 2).at(NOW_S).tolist() == pytest.approx([2.0, 0.0], rel=1e-4)
-
-
-def test_no_time_of_a_rating_is_in_it() -> None:
-    moment = 1_234_567_890.123
-    assert struct.pack("<d", moment) not in packed([[moment], [moment - DAY_S]])
 
 
 def test_what_came_in_since_counts_whole() -> None:
@@ -111,13 +105,3 @@ def test_positive_events_are_followed_and_damaged_bytes_refused() -> None:
     for wrong in (data, positives_to_bytes(-table[:2])):
         with pytest.raises(GenerationBroken):
             positives_from_bytes(wrong, 2)
-
-
-def test_a_few_ratings_do_not_outweigh_a_hundred_times_as_many_events() -> None:
-    # Weights count for nothing here: 100,000 events in all.
-    positives = np.array([[0.25, 60_000.0], [9.0, 40_000.0]], dtype=np.float32)
-    assert [n for n in (0, 1, 999, 1_000, 10**9) if is_by_events(n, positives)] == [0, 1, 999]
-    assert [n for n in (0, 1, 9, 10) if is_by_events(n, positives / np.float32(100))] == [0, 1, 9]
-    # Without a word on events only a fit without any rating is by them.
-    assert [n for n in (0, 1) if is_by_events(n, None)] == [0]
-    assert not is_by_events(1, np.zeros((0, 2), np.float32))

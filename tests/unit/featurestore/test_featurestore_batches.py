@@ -65,26 +65,6 @@ def test_every_rating_comes_back_with_its_user_in_order(count: int, users: int) 
     assert found == set(range(count))
 
 
-def test_several_entries_are_unpacked_in_order() -> None:
-    blob = codecs.pack_entry(7, 4.0, 1.0)
-    entries = [
-        entry([b"a"], [0], [blob]),
-        entry([b"b", b"cc"], [4, 9], [b"", blob * 2]),
-        entry([b"a"], [1], [blob]),
-    ]
-    events, damaged = unpack(entries, np.array([3, 5, 6]))
-    assert damaged == []
-    assert [events.users[k] for k in events.user] == [b"a", b"cc", b"cc", b"a"]
-    assert events.entry.tolist() == [0, 1, 1, 2]
-    assert events.number.tolist() == [3, 4, 5, 6]
-    assert events.n.tolist() == [1, 10, 11, 2]
-
-
-def test_nothing_is_nothing() -> None:
-    events, damaged = unpack([], np.zeros(0, dtype=np.int64))
-    assert (len(events.entry), len(events.users), damaged) == (0, 0, [])
-
-
 def test_damaged_entries_are_left_out() -> None:
     blob = codecs.pack_entry(7, 4.0, 1.0)
     good = entry([b"a", b"b"], [0, 0], [blob, blob])

@@ -28,16 +28,6 @@ def test_sizes_are_those_of_the_documentation() -> None:
     assert codecs.record_dtype(14).itemsize == 8 + 4 * 14 + 4
 
 
-def test_a_record_of_the_wrong_length_is_corrupt() -> None:
-    (good,) = codecs.pack_records(np.array([3]), np.ones((1, 4), dtype=np.float32))
-    for bad in (b"", good[:-1], good + b"x"):
-        with pytest.raises(RecordCorrupt):
-            codecs.unpack_records([good, bad], 4)
-    # Two wrong lengths that add up to two right ones.
-    with pytest.raises(RecordCorrupt):
-        codecs.unpack_records([good[:-1], good + b"x"], 4)
-
-
 def flipped(data: bytes, place: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :]
 
@@ -61,48 +51,6 @@ def test_each_byte_of_a_record_is_told() -> None:
     assert codecs.damaged_records(bytes(2 * size), size) == [0, 1]
 
 
-def test_records_of_each_format_are_read() -> None:
-    rows = np.array([[1.5, -2.0, 0.0]], dtype=np.float32)
-    (record,) = codecs.pack_records(np.array([7]), rows)
-    (outdated,) = codecs.pack_records(np.array([0]), rows)
-    size = len(record)
-    # Release 0.1.0 ends a record with the vector.
-    before = record[:-4]
-    assert before == (7).to_bytes(8, "little") + rows.tobytes()
-    for stored, read in (
-        *((record, record), (before, record)),
-        *((bytes(8) + record, outdated), (bytes(8) + before, outdated)),
-        *((b"", None), (record + b"x", None), (record + bytes(8), None), (bytes(size), None)),
-    ):
-        assert codecs.read_record(stored, size) == read
-
-
-def test_no_records_are_no_rows() -> None:
-    n, vectors = codecs.unpack_records([], 4)
-    assert len(n) == 0
-    assert vectors.shape == (0, 4)
-
-
-def test_the_last_entry_wins_and_nan_deletes() -> None:
-    entries = [(1, 4.0, 10.0), (2, 3.0, 11.0), (1, 5.0, 12.0), (3, 1.0, 13.0), (2, float("nan"), 14.0)]
-    found = codecs.unpack_history(b"".join(codecs.pack_entry(*entry) for entry in entries), SCALE)
-    assert found.item_row.tolist() == [1, 3]
-    assert found.rating.tolist() == [5.0, 1.0]
-    assert found.time.tolist() == [12.0, 13.0]
-
-
-def test_an_item_that_comes_back_stands_where_it_came_back() -> None:
-    entries = [(1, 4.0, 0.0), (2, 3.0, 0.0), (1, float("nan"), 0.0), (1, 2.0, 0.0)]
-    found = codecs.unpack_history(b"".join(codecs.pack_entry(*entry) for entry in entries), SCALE)
-    assert found.item_row.tolist() == [2, 1]
-
-
-@pytest.mark.parametrize("tail", [b"torn", b"x", b"x" * 19])
-def test_a_history_of_another_length_is_corrupt(tail: bytes) -> None:
-    with pytest.raises(RecordCorrupt):
-        codecs.unpack_history(codecs.pack_history(history([1, 2])) + tail, SCALE)
-
-
 @pytest.mark.parametrize(
     "entry",
     [
@@ -121,14 +69,6 @@ def test_an_entry_that_no_rating_has_is_corrupt(entry: tuple[int, float, float])
             3,
             3,
         ]
-
-
-def test_histories_are_put_together_in_order() -> None:
-    packed = codecs.pack_histories([history([4, 5]), history([]), history([6])])
-    assert packed.offsets.tolist() == [0, 2, 2, 3]
-    assert packed.other_row.tolist() == [4, 5, 6]
-    assert packed.other_row.dtype == np.int32
-    assert codecs.pack_histories([]).offsets.tolist() == [0]
 
 
 @pytest.mark.parametrize(

@@ -73,10 +73,6 @@ async def nothing(_: bytes, __: asyncio.StreamWriter) -> None:
     """Never answers."""
 
 
-def test_encode_makes_resp() -> None:
-    assert encode(b"GET", b"a\r\nb") == b"*2\r\n$3\r\nGET\r\n$4\r\na\r\nb\r\n"
-
-
 @pytest.mark.parametrize(
     ("reply", "kind"),
     [
@@ -123,11 +119,6 @@ async def test_replies_in_pieces_reach_whom_they_belong_to() -> None:
         error, array, number = await second
         assert isinstance(error, ReplyError)
         assert (array, number) == ([b"a", None], 4)
-
-
-async def test_no_replies_are_answered_at_once() -> None:
-    async with opened(Script(nothing)) as connection:
-        assert await connection.execute(b"", 0) == []
 
 
 async def test_a_late_answer_fails_everything_in_flight_and_is_never_mixed_up() -> None:
@@ -228,28 +219,6 @@ async def test_a_call_that_reads_its_own_replies_fails_with_the_connection(stays
             await connection.execute(b"l", 2, reader=reader)
 
 
-async def test_a_cancelled_call_does_not_shift_the_replies_of_others() -> None:
-    async def answer(data: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.write(b":1\r\n:2\r\n:3\r\n"[: 4 * len(data)])
-
-    async with opened(Script(answer)) as connection:
-        one, two, three = (connection.execute(b"x", 1) for _ in range(3))
-        two.cancel()
-        assert (await one, await three) == ([1], [3])
-
-
-async def test_a_store_that_hangs_up_fails_calls_at_once() -> None:
-    async def hang_up(_: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.close()
-
-    async with opened(Script(hang_up), timeout_s=30.0) as connection:
-        with pytest.raises(StoreUnavailable, match="lost"):
-            await connection.execute(b"x", 1)
-        assert not connection.connected
-        with pytest.raises(StoreUnavailable):
-            await connection.execute(b"x", 1)
-
-
 @pytest.mark.parametrize("noise", [b"nonsense\r\n", b":1\r\n:2\r\n"])
 async def test_bytes_that_are_no_answer_end_the_socket(noise: bytes) -> None:
     async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
@@ -275,13 +244,6 @@ async def test_more_than_fits_is_refused_at_once(monkeypatch: pytest.MonkeyPatch
             await connection.execute(b"x" * 20, 1)
         assert not first.done()
         first.cancel()
-
-
-async def test_no_store_is_unavailable() -> None:
-    async with Script(nothing).running() as script:
-        url = script.url
-    with pytest.raises(StoreUnavailable, match="cannot reach"):
-        await ServerConnection(Primary(url), 0.5, "test").open()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from featurestore.codecs import History, pack_records
 from featurestore.generations.live import LiveGeneration
 from featurestore.users import copies as copies_module
 from featurestore.users.copies import KEPT_S, LONGEST_HISTORY, SETTLED_S, UserCopies
-from featurestore.users.counter_rule import Profile, UserLookup
+from featurestore.users.counter_rule import Profile
 from tests.support.factories import make_items, make_model
 
 MODEL = make_model()
@@ -59,15 +59,6 @@ def test_a_copy_is_what_was_read_last_of_the_same_generation() -> None:
     copies.serve({(1, 2)})
     assert held(copies, b"ann", b"bob") == [0, 0]
     assert held(copies, b"ann", b"bob", live=live_generation(2)) == [0, 5]
-
-
-def test_who_is_behind_is_kept_when_folded_in() -> None:
-    copies = UserCopies()
-    copies.keep(LIVE, [b"ann"], [record(1)])
-    prior = LIVE.prior_record
-    lookup = UserLookup(np.array([0, 2]), np.zeros((2, 1), np.float32), [0], [b"ann"], [prior, record(2)])
-    copies.keep_lookup(LIVE, [b"ann", b"bob"], lookup)
-    assert held(copies, b"ann", b"bob") == [1, 2]
 
 
 def test_who_was_forgotten_is_not_there_even_when_an_answer_comes_late() -> None:

@@ -8,9 +8,7 @@ import pytest
 from featurestore.errors import GenerationBroken, StoreDamaged
 from featurestore.generations.manifest import (
     GenerationMeta,
-    Kept,
     Pointer,
-    decode_beat,
     decode_meta,
     decode_summary,
     encode_meta,
@@ -33,12 +31,6 @@ def test_a_meta_is_read_as_written() -> None:
     assert read.model.parameters.keys() == written.model.parameters.keys()
 
 
-def test_the_state_comes_where_the_functions_look_for_it() -> None:
-    text = msgspec.json.encode(meta().summary)
-    assert text.startswith(b'{"generation":42,"epoch":1,"state":"ready"')
-    assert decode_summary(text, b"generations") == meta().summary
-
-
 @pytest.mark.parametrize("text", [b"", b"{}", b"[1]", b'{"summary": 3}', b"\xff\xfe", b"null"])
 def test_other_bytes_are_a_broken_generation(text: bytes) -> None:
     with pytest.raises(GenerationBroken):
@@ -57,13 +49,6 @@ def test_a_generation_of_a_newer_format_is_refused() -> None:
     ):
         with pytest.raises(GenerationBroken, match="format 2, this version reads up to 1: use the version"):
             read()
-
-
-def test_a_generation_of_version_0_1_0_is_read() -> None:
-    """It had no `format` and no `check`."""
-    fields = msgspec.json.decode(encode_meta(meta()))
-    del fields["check"], fields["summary"]["format"]
-    assert decode_meta(msgspec.json.encode(fields), b"meta").summary == meta().summary
 
 
 def test_no_byte_of_a_meta_can_change_unseen() -> None:
@@ -92,20 +77,8 @@ def test_a_pointer_of_a_new_namespace_has_no_generation() -> None:
     assert read_pointer({b"epoch": b"1", b"rolled_back": b"{"}, b"live") == Pointer(1, 0, 0, False, 0, 0, 0.0)
 
 
-def test_a_heartbeat_that_cannot_be_read_is_none() -> None:
-    assert decode_beat(b"w", b"nonsense", 5.0) is None
-    worker = decode_beat(b"w", b'{"generation":2,"epoch":1,"at":3.5,"pid":9}', 5.0)
-    assert worker is not None
-    assert worker.age_s == 1.5
-
-
 @pytest.mark.parametrize("text", [b"", b"x", b"-1", b"1.5", b" 1", b"\xff"])
 @pytest.mark.parametrize("field", [b"epoch", b"generation", b"fence", b"pending", b"last_epoch"])
 def test_a_pointer_that_names_no_number_is_damaged(field: bytes, text: bytes) -> None:
     with pytest.raises(StoreDamaged, match="the store is damaged at NS:live: "):
         read_pointer({b"epoch": b"1", field: text}, b"NS:live")
-
-
-def test_which_record_fields_are_kept() -> None:
-    assert (Kept(frozenset()).upto, Kept(frozenset()).fields) == (0, b"")
-    assert (Kept(frozenset({9, 7})).upto, Kept(frozenset({9, 7})).fields) == (9, b"g7,g9")

@@ -120,17 +120,6 @@ async def test_only_most_sentinels_without_a_doubt_are_sure(replies: list[bytes 
         assert await primary.is_sure() is sure
 
 
-async def test_a_store_without_sentinels_is_always_sure_of_itself() -> None:
-    primary = Primary("rediss://u:p@store:6380/2")
-    await primary.find()
-    assert await primary.is_sure()
-    assert (primary.address, primary.followed, primary.shown) == (
-        ("store", 6380),
-        False,
-        "rediss://u:***@store:6380/2",
-    )
-
-
 async def test_a_sentinel_that_asks_for_a_password_gets_that_of_the_store() -> None:
     sentinel = Sentinel(says(7, 1), password=b"hunter2")
     async with asked(sentinel, login="foldin:hunter2@") as primary:
@@ -141,15 +130,6 @@ async def test_a_sentinel_that_asks_for_a_password_gets_that_of_the_store() -> N
     async with asked(sentinel, login="foldin:hunter2@") as primary:
         await primary.find()
         assert not any(b"hunter2" in data for data in sentinel.seen)
-
-
-async def test_sentinels_have_addresses_of_ipv6() -> None:
-    async with asked(Sentinel(says(7, 1)), Sentinel(says(7, 1)), host="[::1]") as primary:
-        await primary.find()
-        assert primary.address == ("10.0.0.1", 7)
-    async with asked(Sentinel(None), Sentinel(None), host="[::1]") as primary:
-        with pytest.raises(StoreUnavailable, match=r"no sentinel of \[::1\]:\d+,\[::1\]:\d+ tells"):
-            await primary.find()
 
 
 @pytest.mark.parametrize("kind", ["rediss://one", "rediss+sentinel://one/main"])

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from featurestore.telemetry.log_lines import TEXT, JsonLines
+from featurestore.telemetry.log_lines import JsonLines
 from trainer import log
 
 
@@ -43,9 +43,3 @@ def test_a_line_in_a_trace_names_it(caplog: pytest.LogCaptureFixture) -> None:
         (line,) = lines(caplog)
     context = span.get_span_context()
     assert (line["trace_id"], line["span_id"]) == (f"{context.trace_id:032x}", f"{context.span_id:016x}")
-
-
-def test_text_is_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
-    log.warning("store_unavailable", doing="a b")
-    text = logging.Formatter(TEXT).format(caplog.records[0])
-    assert text.endswith(' WARNING trainer store_unavailable doing="a b"')

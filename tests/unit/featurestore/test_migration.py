@@ -1,20 +1,14 @@
 """What a migration takes along of each key there may be, and what the stores say of it."""
 
-import pytest
 
-from featurestore import namespace
 from featurestore.cluster.keys import ClusterKeys
 from featurestore.cluster.slots import slot_of
-from featurestore.errors import StoreRefused
 from featurestore.generations.manifest import read_pointer
 from featurestore.keys import Keys
 from featurestore.migration.partitions import counts_of
 from featurestore.migration.shared import CATALOGUE, FEW, LEFT_BEHIND
 from featurestore.migration.stages import slots
-from featurestore.migration.target import config_of
-from featurestore.namespace import LAYOUT
 from featurestore.ratings.stream import Progress
-from featurestore.settings import StoreSettings
 
 # Copied otherwise than key by key: as users, by partition, by generation, by experiment; or made by the copy.
 BY_USER = {"user", "history", "user_contexts", "attributes", "attributes_list"}
@@ -53,15 +47,6 @@ def test_what_is_said_of_a_migration_lies_in_the_slot_of_what_it_keeps() -> None
         first += [keys.items(1), keys.experiments, keys.config, keys.event_types, keys.contexts, keys.lease]
         first += [keys.epochs(3), keys.user(1, b"one"), keys.attributes_list(0), keys.forgotten(1, 2)]
         assert {keys.migration(key) for key in first} <= guarded
-
-
-def test_earlier_releases_refuse_a_store_that_is_being_filled() -> None:
-    has = {b"layout": LAYOUT, b"scale": b"1:5", b"identity": b"0" * 32, b"partitions": b"4"}
-    fields = config_of(StoreSettings(url="redis://two", partitions=3), has, "0a")
-    assert fields == has | {b"layout": b"0", b"partitions": b"3", b"arriving": b"0a"}
-    # As these look at it: not at what they do not know.
-    with pytest.raises(StoreRefused, match="has layout 0"):
-        namespace._require_readable("t", b"t:config", fields)
 
 
 def test_the_pointer_tells_where_the_namespace_has_moved() -> None:

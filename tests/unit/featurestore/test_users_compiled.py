@@ -1,6 +1,5 @@
 """Where the compiled fold-in of a worker comes from, and that none is better than a wrong one."""
 
-import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,27 +73,6 @@ async def test_what_others_could_have_written_or_is_damaged_is_made_again(
     assert loaded() == b"made"
 
 
-async def test_without_a_folder_beside_the_package_the_cache_folder_has_it(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    child_that(monkeypatch, WRITES)
-    open_to_all(home)
-    await compiled.load_fold_in(tmp_path)
-    assert loaded() == b"made"
-    assert compiled.kept([tmp_path / NAME]) == b"made"
-
-
-async def test_one_of_several_workers_makes_it(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    count = "import sys; open(sys.argv[1] + '.count', 'a').write('x'); "
-    child_that(monkeypatch, count + WRITES)
-    monkeypatch.setattr(compiled, "_LOOK_AGAIN_S", 0.01)
-    await asyncio.gather(*(compiled.load_fold_in(tmp_path) for _ in range(3)))
-    assert (home / f"{NAME}.count").read_text() == "x"
-    assert loaded() == b"made"
-
-
 async def test_numpy_folds_in_where_it_cannot_be_had(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -115,17 +93,6 @@ async def test_code_that_cannot_be_loaded_is_left(
     await compiled.load_fold_in(tmp_path)
     assert loaded() is None
     assert "without compiled loops" in caplog.text
-
-
-def test_making_it_keeps_it_whole(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fold_in_code, "compile_code", lambda: b"compiled")
-    monkeypatch.setattr("os.nice", lambda _: 0)
-    monkeypatch.setattr(compiled, "_goes_first", lambda: None)
-    assert compiled.main([]) == 0
-    assert compiled.kept([home / NAME]) == b"compiled"
-    assert [path.name for path in home.iterdir()] == [NAME]
-    monkeypatch.setattr(fold_in_code, "compile_code", lambda: pytest.fail("made again"))
-    assert compiled.main([]) == 0
 
 
 @pytest.mark.skipif(not fold_in_code.can_run(), reason="numba is not installed (extra `fast`)")
