@@ -22,21 +22,15 @@ async def test_an_error_reply_says_what_to_do(store: Store) -> None:
         await store.redis.hgetall("text")
     assert isinstance(caught.value, StoreDamaged)
     assert caught.value.key == "text"
-    pipe = store.redis.pipeline()
-    pipe.hgetall("text")
-    pipe.set("behind", "done")
-    with pytest.raises(StoreError, match="WRONGTYPE"):
-        await pipe.execute()
-    assert await store.redis.get("behind") == b"done"
 
 
 async def test_a_call_whose_reply_is_late_is_not_sent_again(own_server: StoreServer) -> None:
-    async with opened(own_server, timeout_s=0.3) as store, Redis.from_url(own_server.url) as other:
+    async with opened(own_server, timeout_s=0.1) as store, Redis.from_url(own_server.url) as other:
         await store.redis.ping()
         own_server.pause()
         try:
             with pytest.raises(StoreUnavailable):
-                await asyncio.wait_for(store.redis.incr("counted"), 5.0)
+                await store.redis.incr("counted")
         finally:
             own_server.resume()
 
@@ -58,7 +52,7 @@ async def test_a_cancellation_that_redis_py_drops_is_raised_all_the_same(
     async def drop() -> None:
         with contextlib.suppress(StoreError), store.redis.errors():
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(10.0)
+                await asyncio.Event().wait()
             if ends is not None:
                 raise ends
 

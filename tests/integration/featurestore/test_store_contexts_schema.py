@@ -7,7 +7,6 @@ import pytest
 
 from featurestore.errors import StoreDamaged, StreamFull
 from featurestore.ratings.context_schema import (
-    ContextSchema,
     UnknownContextField,
 )
 from featurestore.ratings.stored_context_schema import StoredContextSchema
@@ -30,8 +29,6 @@ def another(store: Store) -> StoredContextSchema:
 async def test_contexts_of_ratings_are_registered_and_known_to_others(store: Store) -> None:
     other = another(store)
     assert await other.rows([None, {}], extend=allowed) is None
-    assert await other.current() == ContextSchema()
-    assert await store.redis.get(store.keys.contexts) is None, "nothing is stored before there is a field"
     rows = await store.contexts.rows([{"hour": 1, "device": "phone"}], extend=allowed)
     assert rows is not None
     # The copy of the other one is of less than a second ago, and has no field.
@@ -39,6 +36,9 @@ async def test_contexts_of_ratings_are_registered_and_known_to_others(store: Sto
     np.testing.assert_array_equal(asked, np.array([[np.nan, 0]], dtype=np.float32))
     with pytest.raises(UnknownContextField):
         await other.rows([{"day": 1}])
+    await store.redis.set(store.keys.contexts, b"{")
+    with pytest.raises(StoreDamaged, match=":contexts: no schema of contexts"):
+        await another(store).rows([{"hour": 1}], extend=allowed)
 
 
 async def test_fields_that_come_at_once_get_places_of_their_own(store: Store) -> None:
@@ -53,12 +53,6 @@ async def test_fields_that_come_at_once_get_places_of_their_own(store: Store) ->
         found = await writer.rows(rows, extend=allowed)
         assert found is not None
         assert schema.named(found[0]) == rows[0]
-
-
-async def test_damaged_bytes_are_told(store: Store) -> None:
-    await store.redis.set(store.keys.contexts, b"{")
-    with pytest.raises(StoreDamaged, match=":contexts: no schema of contexts"):
-        await store.contexts.rows([{"hour": 1}], extend=allowed)
 
 
 async def test_ratings_that_are_refused_leave_no_field_and_no_category(store: Store) -> None:

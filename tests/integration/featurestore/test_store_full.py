@@ -13,7 +13,6 @@ import pytest
 from featurestore.commands import Outcome
 from featurestore.errors import StoreFull
 from featurestore.generations.follower import Follower
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import (
     lead,
@@ -126,12 +125,3 @@ async def test_what_frees_goes_on(own_server: StoreServer) -> None:
             await store.epochs.abandon(epoch)
             assert (await store.generations.live()).pending == 0
             assert await store.ratings.release_forgotten(1, {forgotten.digest: forgotten.n}) == 1
-
-
-async def test_a_store_that_lost_the_functions_gets_them_again_for_a_sync(own_server: StoreServer) -> None:
-    store = await Store.open(StoreSettings(url=own_server.url, partitions=4, durability="fsync"))
-    try:
-        await store.redis.function_flush()
-        await store.ratings.append([rating("ann", "a")])
-    finally:
-        await store.close()

@@ -15,6 +15,11 @@ async def test_rows_are_given_in_order_and_once(store: Store) -> None:
     assert await items.register([b"c", b"a"]) == [2, 0]
     assert [items.id(row) for row in range(3)] == ["a", "b", "c"]
     assert len(items) == 3
+    ids = ["\N{SNOWMAN}".encode(), b"a b\r\n", b"{x}", b"0" * 256]
+    assert await items.register(ids) == [3, 4, 5, 6]
+    with pytest.raises(EpochGone):
+        await store.items(9).register([b"a"])
+    assert not await store.redis.exists(store.keys.items(9), store.keys.order(9))
 
 
 async def test_two_processes_give_the_same_rows(store: Store) -> None:
@@ -52,17 +57,3 @@ async def test_a_full_registry_takes_known_items_only(store: Store) -> None:
     assert await items.rows([b"c"]) == [None]
     assert await items.register([b"b"]) == [1]
     await small.close()
-
-
-async def test_an_epoch_that_is_not_there_takes_no_items(store: Store) -> None:
-    with pytest.raises(EpochGone):
-        await store.items(9).register([b"a"])
-    assert not await store.redis.exists(store.keys.items(9), store.keys.order(9))
-
-
-async def test_ids_of_any_bytes(store: Store) -> None:
-    ids = ["\N{SNOWMAN}".encode(), b"a b\r\n", b"{x}", b"0" * 256]
-    assert await store.items(1).register(ids) == [0, 1, 2, 3]
-    other = await Store.open(store.settings)
-    assert await other.items(1).rows(ids) == [0, 1, 2, 3]
-    await other.close()

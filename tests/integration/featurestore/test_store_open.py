@@ -14,11 +14,16 @@ from tests.support.factories import rating
 from tests.support.servers import StoreServer
 
 
-async def test_a_new_namespace_is_created_and_found_again(store: Store) -> None:
+async def test_a_new_namespace_is_found_again_and_others_do_not_see_it(store: Store) -> None:
+    await store.ratings.append([rating("u", "i")])
     again = await Store.open(store.settings)
     pointer = await again.generations.live()
     assert (pointer.epoch, pointer.generation, pointer.pending) == (1, 0, 0)
+    assert (await again.users.history(1, b"u"))[0] == 1
     await again.close()
+    other = await Store.open(replace(store.settings, namespace=f"{store.settings.namespace}-b"))
+    assert (await other.users.history(1, b"u"))[0] == 0
+    await other.close()
 
 
 async def test_what_is_fixed_at_creation_is_refused_when_it_differs(store: Store) -> None:
@@ -27,63 +32,34 @@ async def test_what_is_fixed_at_creation_is_refused_when_it_differs(store: Store
             await Store.open(other)
 
 
-async def test_namespaces_do_not_see_each_other(store: Store) -> None:
-    other = await Store.open(replace(store.settings, namespace=f"{store.settings.namespace}-b"))
-    await store.ratings.append([rating("u", "i")])
-    assert (await other.users.history(1, b"u"))[0] == 0
-    await other.close()
-
-
-async def test_a_store_without_its_hot_connection_works(store_settings: StoreSettings) -> None:
-    store = await Store.open(store_settings, hot=False)
-    assert store.hot is None
-    await store.ratings.append([rating("u", "i")])
-    assert (await store.users.history(1, b"u"))[0] == 1
-    assert await store.redis.ping()
-    await store.close()
-
-
 async def test_no_store_is_unavailable() -> None:
     with pytest.raises(StoreUnavailable):
         await Store.open(StoreSettings(url=f"redis://127.0.0.1:{unused_port()}", timeout_s=0.5))
 
 
-async def test_a_password_is_asked_for(own_server: StoreServer) -> None:
-    store = await Store.open(StoreSettings(url=own_server.url))
-    await store.redis.config_set("requirepass", "secret")
-    await store.close()
-    with pytest.raises(StoreRefused, match="NOAUTH"):
-        await Store.open(StoreSettings(url=own_server.url))
-    with pytest.raises(StoreRefused, match="WRONGPASS"):
-        await Store.open(StoreSettings(url=own_server.url.replace("//", "//:wrong@")))
-    opened = await Store.open(StoreSettings(url=own_server.url.replace("//", "//:secret@")))
-    await opened.close()
+async def test_a_server_that_cannot_keep_the_promises_is_refused(own_server: StoreServer) -> None:
+    at = StoreSettings(url=own_server.url)
+    store = await Store.open(at)
 
+    async def refused(why: str, settings: StoreSettings) -> None:
+        with pytest.raises(StoreRefused, match=why):
+            await Store.open(settings)
 
-async def test_a_user_who_may_not_write_is_refused(own_server: StoreServer) -> None:
-    store = await Store.open(StoreSettings(url=own_server.url))
-    rules = ["on", ">pw", "~*", "+@read", "+info", "+ping"]
-    await store.redis.execute_command("ACL", "SETUSER", "looker", *rules)
-    await store.close()
-    with pytest.raises(StoreRefused, match="NOPERM"):
-        await Store.open(StoreSettings(url=own_server.url.replace("//", "//looker:pw@")))
-
-
-async def test_a_store_that_evicts_is_refused(own_server: StoreServer) -> None:
-    store = await Store.open(StoreSettings(url=own_server.url))
+    await store.redis.config_set("appendonly", "no")
+    await refused("appendonly", replace(at, durability="fsync"))
     await store.redis.config_set("maxmemory-policy", "allkeys-lru")
     await store.redis.config_set("maxmemory", "1gb")
+    await refused("noeviction", at)
+    await store.redis.config_set("maxmemory-policy", "noeviction")
+    rules = ["on", ">pw", "~*", "+@read", "+info", "+ping"]
+    await store.redis.execute_command("ACL", "SETUSER", "looker", *rules)
+    await refused("NOPERM", replace(at, url=own_server.url.replace("//", "//looker:pw@")))
+    await store.redis.config_set("requirepass", "secret")
     await store.close()
-    with pytest.raises(StoreRefused, match="noeviction"):
-        await Store.open(StoreSettings(url=own_server.url))
-
-
-async def test_fsync_without_an_append_only_file_is_refused(own_server: StoreServer) -> None:
-    store = await Store.open(StoreSettings(url=own_server.url))
-    await store.redis.config_set("appendonly", "no")
-    await store.close()
-    with pytest.raises(StoreRefused, match="appendonly"):
-        await Store.open(StoreSettings(url=own_server.url, durability="fsync"))
+    await refused("NOAUTH", at)
+    await refused("WRONGPASS", replace(at, url=own_server.url.replace("//", "//:wrong@")))
+    opened = await Store.open(replace(at, url=own_server.url.replace("//", "//:secret@")))
+    await opened.close()
 
 
 @pytest.mark.parametrize(

@@ -29,16 +29,16 @@ async def fields(store: Store, user: bytes) -> set[bytes]:
 
 
 async def test_many_users_of_all_partitions_get_their_own_record(store: Store) -> None:
-    users = [b"%d" % u for u in range(700)]
+    users = [b"%d" % u for u in range(300)]
     await store.ratings.append([rating(user.decode(), "a") for user in users for _ in range(2)])
-    n = np.arange(700) % 2 + 1
-    vectors = np.arange(700 * WIDTH, dtype=np.float32).reshape(700, WIDTH)
-    assert await writer(store, 3).write(users, n, vectors) == 700
+    n = np.arange(300) % 2 + 1
+    vectors = np.arange(300 * WIDTH, dtype=np.float32).reshape(300, WIDTH)
+    assert await writer(store, 3).write(users, n, vectors) == 300
     records = [await store.redis.hget(store.keys.user(1, user), "g3") for user in users]
     seen, read = unpack_records([record for record in records if isinstance(record, bytes)], WIDTH)
     assert seen.tolist() == n.tolist()
     assert read.tolist() == vectors.tolist()
-    assert await writer(store, 3).write(users, n, vectors) == 700
+    assert await writer(store, 3).write(users, n, vectors) == 300
 
 
 @pytest.mark.parametrize("left", [[1], [1, 2, 3], [48, 49], [1, 48]])

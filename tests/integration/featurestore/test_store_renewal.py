@@ -8,6 +8,7 @@ from featurestore.commands import Outcome
 from featurestore.keys import partition_of
 from featurestore.store import Store
 from tests.support.factories import lead, rating
+from tests.support.waiting import wait_until_async
 
 SECRET = b"a user with a long id, erased"
 
@@ -32,8 +33,12 @@ async def test_nothing_of_removed_events_is_left_and_reading_goes_on(store: Stor
     await store.stream.done(1, lease, {partition: (int(events.stream_ms[0]), 1)})
     # The reason for all this: it was removed, and is there.
     assert SECRET in await dumped(store, stream)
-    reading = asyncio.create_task(store.stream.read(1, lease, 100, 2000))
-    await asyncio.sleep(0.1)
+
+    async def blocked() -> bool:
+        return int((await store.redis.info("clients"))["blocked_clients"]) > 0
+
+    reading = asyncio.create_task(store.stream.read(1, lease, 100, 60_000))
+    await wait_until_async(blocked, "the read blocks")
     assert await store.files.renew_streams([1])
     assert SECRET not in await dumped(store, stream)
     assert not reading.done()

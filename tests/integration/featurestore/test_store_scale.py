@@ -42,6 +42,8 @@ async def test_of_several_who_decide_one_wins_and_all_follow(undecided: StoreSet
     # Again with the same one is no other decision.
     assert await late.scale.decide(stores[0].scale.value)
     assert not await late.scale.decide(Scale(0, 3))
+    with pytest.raises(StoreRefused, match=r"has FOLDIN_SCALE [^ ]+, not 1:7: use that"):
+        await Store.open(replace(undecided, scale="1:7"))
     await closed(late, *stores)
 
 
@@ -65,15 +67,6 @@ async def test_the_first_rating_decides_and_nothing_off_the_scale_is_stored(unde
     assert (fresh.scale.decided, fresh.scale.value) == (True, Scale(1.0, 5.0))
     assert not await fresh.scale.decide(HALF_STARS)
     await closed(fresh)
-
-
-async def test_a_setting_decides_and_another_is_refused(undecided: StoreSettings) -> None:
-    (open_one,) = await opened(undecided, 1)
-    set_one = await Store.open(replace(undecided, scale="0.5:5:0.5"))
-    assert await open_one.scale.look() == HALF_STARS
-    with pytest.raises(StoreRefused, match=r"has FOLDIN_SCALE 0\.5:5:0\.5, not 1:5: use that"):
-        await Store.open(replace(undecided, scale="1:5"))
-    await closed(open_one, set_one)
 
 
 async def test_the_scale_of_a_store_that_lost_its_configuration_stays(undecided: StoreSettings) -> None:
