@@ -36,7 +36,7 @@ async def test_a_new_history_takes_over(store: Store) -> None:
     other = await Store.open(store.settings)
     began = await asyncio.gather(store.epochs.begin(), other.epochs.begin(), return_exceptions=True)
     await other.close()
-    assert sorted(map(type, began), key=str) == [int, EpochBusy]
+    assert {type(each) for each in began} == {int, EpochBusy}
     epoch = 2
     pointer = await store.generations.live()
     assert (pointer.epoch, pointer.pending) == (1, 2)

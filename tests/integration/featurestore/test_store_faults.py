@@ -1,17 +1,35 @@
-"""The store dies, hangs, fills up, forgets its functions: nothing acknowledged is missing, and it comes
-back.
+"""The store dies, hangs, fills up, forgets its functions: nothing acknowledged is missing, what would grow is
+refused whole, and it comes back.
 """
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 
+import numpy as np
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as LostConnection
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as LateReply
 
-from featurestore.errors import StoreUnavailable
+from featurestore.commands import Outcome
+from featurestore.errors import StoreDamaged, StoreError, StoreFull, StoreUnavailable
+from featurestore.generations.follower import Follower
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import opened, rating
+from tests.support.factories import (
+    lead,
+    make_draft,
+    make_model,
+    opened,
+    publish,
+    publish_for_ann,
+    rating,
+    write_generation,
+)
 from tests.support.servers import StoreServer
 from tests.support.waiting import wait_until_async
 
@@ -125,3 +143,150 @@ async def test_a_store_that_lost_everything_is_set_up_again(own_server: StoreSer
         items = store.items(1)
         await items.refresh()
         assert (n, [items.id(row) for row in history.item_row]) == (1, ["b"])
+
+
+pytestmark = pytest.mark.fault
+
+
+@asynccontextmanager
+async def full(store: Store) -> AsyncIterator[None]:
+    """The store has no memory left for the length of a `with`."""
+    await store.redis.config_set("maxmemory", "1mb")
+    try:
+        yield
+    finally:
+        await store.redis.config_set("maxmemory", "0")
+
+
+async def test_what_would_grow_is_refused_whole(own_server: StoreServer) -> None:
+    async with opened(own_server) as store:
+        written = await publish_for_ann(store, {"item-0": 5.0})
+        lease = await lead(store)
+        vectors = np.zeros((1, written.model.user_width), dtype=np.float32)
+        growing: list[Callable[[], Awaitable[object]]] = [
+            lambda: store.ratings.append([rating("ann", "item-1")]),
+            lambda: store.ratings.append([rating("ann", "new")]),
+            lambda: store.items(1).register([b"new"]),
+            lambda: store.generations.begin(lease, make_draft(make_model()), {0: "1-1"}),
+            lambda: written.writer.write_users([b"ann"], np.array([1]), vectors),
+            store.epochs.begin,
+        ]
+        async with full(store):
+            for attempt in growing:
+                with pytest.raises(StoreFull, match="OOM") as refused:
+                    await attempt()
+                assert refused.value.reason == "store_memory"
+            n, history = await store.users.history(1, b"ann")
+            assert (n, history.rating.tolist()) == (1, [5.0])
+            assert (await store.generations.live()).pending == 0
+            assert await store.items(1).rows([b"new"]) == [None]
+        for attempt in growing:
+            await attempt()
+
+
+async def test_what_leads_goes_on(own_server: StoreServer, tmp_path: Path) -> None:
+    async with opened(own_server) as store:
+        lease = await lead(store, "one")
+        before = await publish(store, lease)
+        await publish(store, lease)
+        ready = await write_generation(store, lease)
+        follower = Follower(store, tmp_path / "cache", "worker")
+        async with full(store):
+            await lease.renew()
+            await lease.release()
+            second = await lead(store, "two")
+            assert second.fence > lease.fence
+            await store.generations.claim_deltas(second, 1, before.writer.number)
+            await store.generations.activate(before.writer.number, hold=True)
+            await store.generations.activate(ready.writer.number, hold=False)
+            command = await store.commands.ask("erase", epoch=1, user=b"ann")
+            await store.commands.report(second, command, Outcome("done"))
+            assert await store.commands.outcome(command) == Outcome("done")
+            (taken,) = await store.commands.take("0", 0)
+            await store.commands.drop(taken.stream_id)
+            # A worker is heard, and one that starts or comes back finds the store as it was.
+            await follow_once(follower)
+            assert [worker.id for worker in await store.generations.workers()] == ["worker"]
+            async with opened(own_server) as other:
+                assert (await other.generations.live()).generation == ready.writer.number
+
+
+async def follow_once(follower: Follower) -> None:
+    """Follow until the worker serves what is live."""
+    stop = asyncio.Event()
+    following = asyncio.create_task(follower.run(stop))
+    try:
+        await wait_until_async(lambda: follower.live is not None, "a generation is served")
+    finally:
+        # Cancelled, not stopped: one that stops takes its beat back.
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_what_frees_goes_on(own_server: StoreServer) -> None:
+    async with opened(own_server) as store:
+        lease = await lead(store)
+        written = await publish_for_ann(store, {"item-0": 5.0, "item-1": 2.0})
+        older = await write_generation(store, lease)
+        epoch = await store.epochs.begin()
+        await store.ratings.append([rating("ben", "item-2")])
+        async with full(store):
+            events = await store.stream.read(1, lease, 100, 0)
+            assert len(events) == 3
+            await store.stream.done(1, lease, events.last)
+            assert sum((await store.stream.lag(1)).values()) == 0
+            forgotten = await store.ratings.forget(b"ann")
+            assert forgotten.ratings == 2
+            assert (await store.users.history(1, b"ann"))[0] == 0
+            assert await store.generations.prune(lease) == {written.writer.number}
+            assert older.writer.number not in [each.generation for each in await store.generations.list()]
+            await store.epochs.abandon(epoch)
+            assert (await store.generations.live()).pending == 0
+            assert await store.ratings.release_forgotten(1, {forgotten.digest: forgotten.n}) == 1
+
+
+async def test_an_error_reply_says_what_to_do(store: Store) -> None:
+    await store.redis.set("text", "x")
+    with pytest.raises(StoreError, match="WRONGTYPE") as caught:
+        await store.redis.hgetall("text")
+    assert isinstance(caught.value, StoreDamaged)
+    assert caught.value.key == "text"
+
+
+async def test_a_call_whose_reply_is_late_is_not_sent_again(own_server: StoreServer) -> None:
+    async with opened(own_server, timeout_s=0.1) as store, Redis.from_url(own_server.url) as other:
+        await store.redis.ping()
+        own_server.pause()
+        try:
+            with pytest.raises(StoreUnavailable):
+                await store.redis.incr("counted")
+        finally:
+            own_server.resume()
+
+        async def back() -> bool:
+            return bool(await other.exists("counted")) and store.bulk.connected
+
+        await wait_until_async(back, "the store has answered")
+        assert await store.redis.get("counted") == b"1"
+
+
+@pytest.mark.parametrize(
+    "ends", [None, LateReply("no reply"), LostConnection("closed"), ResponseError("ERR")]
+)
+async def test_a_cancellation_that_redis_py_drops_is_raised_all_the_same(
+    store: Store, ends: Exception | None
+) -> None:
+    """However the call ends that it came in: a loop that goes on after a failure would go on for ever."""
+
+    async def drop() -> None:
+        with contextlib.suppress(StoreError), store.redis.errors():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            if ends is not None:
+                raise ends
+
+    task = asyncio.create_task(drop())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

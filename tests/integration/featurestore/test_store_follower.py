@@ -1,4 +1,6 @@
-"""The follower: one generation, whole, at any moment; new ones loaded beside; deltas within a poll."""
+"""The follower: one generation, whole, at any moment; new ones loaded beside; deltas, also of ranking heads,
+within a poll.
+"""
 
 import asyncio
 import time
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factors import posterior_of
+from factors import RankingHead, head_to_bytes, posterior_of
 from featurestore.client import StorePipeline
 from featurestore.errors import StoreRefused, StoreUnavailable
 from featurestore.generations import item_table_file as itemtable
@@ -22,7 +24,7 @@ from featurestore.id_columns import Ids
 from featurestore.ratings.epochs import Epochs
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import Written, as_live, lead, publish, rating
+from tests.support.factories import Written, as_live, lead, make_head, publish, rating
 from tests.support.following import following
 from tests.support.servers import StoreServer
 from tests.support.waiting import PATIENCE_S, wait_until_async
@@ -63,6 +65,9 @@ async def until_served(store: Store, written: Written, *followers: Follower) -> 
 
 
 async def test_what_is_live_is_served_whole_and_old_files_go(store: Store, tmp_path: Path) -> None:
+    replace_contents(file := tmp_path / "file", b"")
+    with pytest.raises(StoreRefused, match="FOLDIN_CACHE_DIR"):
+        Follower(store, file / "below", "w")
     async with following(store, tmp_path) as follower:
         await until(lambda: follower.pointer is not None, "the pointer is polled")
         assert follower.live is None
@@ -77,6 +82,10 @@ async def test_what_is_live_is_served_whole_and_old_files_go(store: Store, tmp_p
             assert (live.epoch, live.n_items, live.ranker.n_items) == (1, 5 + seed, 5 + seed)
         await until(lambda: len(files(tmp_path, "*.items")) <= 3, "files of removed generations go")
         assert follower.loads_total == 4
+        other = await Store.open(store.settings)
+        await other.ratings.append([rating("u", f"i{n}") for n in range(2_100)])
+        await other.close()
+        await until(lambda: len(store.items(1)) == 2_100, "items that others register become known")
         # Back to the one before; a caller that still holds the last one has it whole.
         await store.generations.activate(made[2].writer.number, hold=True)
         await until(lambda: live_of(follower).generation == made[2].writer.number, "it goes back")
@@ -107,17 +116,6 @@ async def test_deltas_arrive_in_place_and_new_items_grow_the_table(store: Store,
     # The file that workers share is as it was published.
     (path,) = files(tmp_path)
     assert contents(path)[: written.items.nbytes] == written.items.tobytes()
-
-
-async def test_items_that_others_register_become_known(store: Store, tmp_path: Path) -> None:
-    other = await Store.open(store.settings)
-    written = await publish(store, await lead(store))
-    async with following(store, tmp_path) as follower:
-        await until_served(store, written, follower)
-        await other.ratings.append([rating("u", f"i{n}") for n in range(3_000)])
-        await until(lambda: len(store.items(1)) == 3_000, "the registry follows")
-        assert store.items(1).id(2_999) == "i2999"
-    await other.close()
 
 
 async def test_a_worker_that_may_have_missed_the_end_of_its_history_reads_nothing_of_it(
@@ -260,13 +258,6 @@ async def test_a_generation_that_is_broken_is_not_served(store: Store, tmp_path:
         assert not files(tmp_path, f"*.g{bad.writer.number}.*")
 
 
-async def test_a_folder_that_cannot_be_written_is_refused(store: Store, tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    replace_contents(file, b"")
-    with pytest.raises(StoreRefused, match="FOLDIN_CACHE_DIR"):
-        Follower(store, file / "below", "w")
-
-
 async def test_while_the_store_is_away_the_old_one_serves(own_server: StoreServer, tmp_path: Path) -> None:
     store = await Store.open(StoreSettings(url=own_server.url, timeout_s=5.0))
     lease = await lead(store)
@@ -282,3 +273,86 @@ async def test_while_the_store_is_away_the_old_one_serves(own_server: StoreServe
         second = await publish(store, lease, seed=1)
         await until_served(store, second, follower)
     await store.close()
+
+
+N_ITEMS = 8
+
+
+def head_of(follower: Follower) -> RankingHead:
+    assert follower.live is not None
+    assert follower.live.ranking is not None
+    return follower.live.ranking.head
+
+
+async def test_factors_of_new_and_changed_items_are_followed(store: Store, tmp_path: Path) -> None:
+    lease = await lead(store)
+    head = make_head(N_ITEMS)
+    written = await publish(store, lease, head=head)
+    number, generations = written.writer.number, store.generations
+    await generations.claim_deltas(lease, 1, number)
+    rank = head.parameters.rank
+
+    async def push(rows: list[int], factors: np.ndarray | None) -> None:
+        vectors = np.repeat(written.items[:1], len(rows), axis=0)
+        await generations.push_delta(lease, 1, number, np.array(rows, np.int32), vectors, factors=factors)
+
+    await push([3], np.full((1, rank), 0.25, np.float32))
+    async with following(store, tmp_path) as follower, following(store, tmp_path, "v") as other:
+        for each in (follower, other):
+            assert await wait_until_served(generations, 1, number, PATIENCE_S, here=each)
+            np.testing.assert_array_equal(head_of(each).items[3], np.full(rank, 0.25))
+        await push([11, 4], np.array([[0.5] * rank, [np.nan] * rank], np.float32))
+        # One without ratings to rank by.
+        await push([12], None)
+        for each in (follower, other):
+            await until(lambda each=each: len(head_of(each).items) == 13, "the head grows")  # type: ignore[misc]
+            items = head_of(each).items
+            np.testing.assert_array_equal(items[11], np.full(rank, 0.5))
+            np.testing.assert_array_equal(items[4], head.items[4])
+            assert not items[8:11].any()
+            assert not items[12].any()
+    # The file that workers share is as it was published.
+    (path,) = files(tmp_path, "*.ranking")
+    assert contents(path) == head_to_bytes(head)
+
+
+async def test_merged_deltas_keep_the_factors(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featurestore.generations.catalog.DELTAS_MERGED", 3)
+    lease = await lead(store)
+    head = make_head(N_ITEMS)
+    written = await publish(store, lease, head=head)
+    number, rank = written.writer.number, head.parameters.rank
+    await store.generations.claim_deltas(lease, 1, number)
+    for row in range(6):
+        factors = np.full((1, rank), float(row), np.float32)
+        rows, vectors = np.array([row], np.int32), written.items[:1]
+        positives = np.array([[0.5, row]], np.float32) if row % 2 else None
+        more = {"factors": factors, "positives": positives}
+        await store.generations.push_delta(lease, 1, number, rows, vectors, **more)
+    assert await store.redis.xlen(store.keys.deltas(1, number)) < 6
+    found = await store.generations.read_deltas(1, number, written.model.item_width, rank=rank)
+    assert (found.ranked.tolist(), found.factors[:, 0].tolist()) == ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5])
+    # And what is said of positive events, of those of which anything is.
+    assert (found.counted.tolist(), found.positives.tolist()) == (
+        [1, 3, 5],
+        [[0.5, row] for row in (1, 3, 5)],
+    )
+
+
+async def test_a_damaged_head_is_no_head(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = await publish(store, await lead(store), head=make_head(N_ITEMS))
+    number = written.writer.number
+    await store.redis.setrange(store.keys.index_chunk(1, number, 0), 100, b"other bytes")
+    # It is damaged, and then it is gone.
+    for _ in range(2):
+        async with following(store, tmp_path) as follower:
+            await until(lambda follower=follower: follower.live is not None, "it serves")  # type: ignore[misc]
+            assert follower.live is not None
+            assert follower.live.ranking is None
+        assert "cannot be used" in caplog.text
+        assert files(tmp_path, "*ranking*") == []
+        await store.redis.delete(store.keys.index_chunk(1, number, 0))

@@ -2,16 +2,15 @@
 
 import asyncio
 import json
-from typing import Any
 
 import numpy as np
 import pytest
 
-from featurestore.codecs import unpack_records
-from featurestore.errors import GenerationBroken, GenerationUnknown, StoreError, StoreUnavailable
+from featurestore.codecs import pack_records, unpack_records
+from featurestore.errors import GenerationBroken, GenerationUnknown, StoreError
 from featurestore.generations.manifest import CHUNK_BYTES, GenerationMeta
+from featurestore.generations.record_writer import RecordWriter
 from featurestore.generations.served import wait_until_served
-from featurestore.leases import Lease
 from featurestore.store import Store
 from tests.support.factories import (
     lead,
@@ -173,67 +172,27 @@ async def test_the_live_generation_is_not_removed_and_what_is_gone_may_be(store:
     assert await keys_of(store, other.writer.number) == []
 
 
-async def published(store: Store, lease: Lease) -> None:
-    """A publish with all its steps."""
-    model = make_model()
-    writer = await store.generations.begin(lease, make_draft(model), {0: "1-1"})
-    await writer.write_items(make_items(model, 2_000), model)
-    vectors = np.zeros((30, model.user_width), np.float32)
-    await writer.write_users([b"u%d" % n for n in range(30)], np.ones(30, dtype=np.int64), vectors)
-    await writer.finish()
-    await writer.flip()
-
-
-async def test_a_publish_that_stops_after_any_step_is_removed_by_the_next(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Cut off before each write to the store in turn: the live one stays, and the next leader removes the
-    rest.
-    """
+@pytest.mark.parametrize("last", ["begin", "items", "some items", "users", "finish"])
+async def test_a_publish_that_stops_is_removed_by_the_next_leader(store: Store, last: str) -> None:
     await store.ratings.append([rating(f"u{n}", "a") for n in range(30)])
     lease = await lead(store)
-    live = (await publish(store, lease)).writer.number
-    execute, require = store.bulk.execute, store.bulk.require
-    at, left = 0, 0
-
-    def step() -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise StoreUnavailable("cut")
-
-    def failing(payload: bytes, replies: int, **options: Any) -> "asyncio.Future[list[Any]]":
-        try:
-            step()
-        except StoreUnavailable as exc:
-            future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-            future.set_exception(exc)
-            return future
-        return execute(payload, replies, **options)
-
-    def refused() -> None:
-        step()
-        require()
-
-    # On the wire, or where a call of the client begins.
-    monkeypatch.setattr(store.bulk, "execute", failing)
-    monkeypatch.setattr(store.bulk, "require", refused)
-    while True:
-        left = at
-        try:
-            await published(store, lease)
-        except StoreUnavailable:
-            left = 1 << 30
-        else:
-            break
-        assert (await store.generations.live()).generation == live
-        await store.generations.prune(lease)
-        assert await numbers(store) == [live]
-        pattern = f"*{store.settings.namespace}*:generation:*"
-        keys = [key async for key in store.redis.scan_iter(match=pattern, count=1000)]
-        assert set(keys) == set(await keys_of(store, live))
-        at += 1
-    assert at > 12
+    live, model = (await publish(store, lease)).writer.number, make_model()
+    writer = await store.generations.begin(lease, make_draft(model), {0: "1-1"})
+    if last != "begin":
+        await writer.write_items(make_items(model, 2_000), model)
+    if last == "some items":
+        await store.redis.delete(store.keys.meta(1, writer.number), store.keys.chunk(1, writer.number, 0))
+    if last in {"users", "finish"}:
+        vectors = np.zeros((30, model.user_width), np.float32)
+        await writer.write_users([b"u%d" % n for n in range(30)], np.ones(30, dtype=np.int64), vectors)
+    if last == "finish":
+        await writer.finish()
+    await lease.release()
+    await store.generations.prune(await lead(store, "next"))
+    pointer = await store.generations.live()
+    assert pointer.generation == live
+    assert await numbers(store) == [live]
+    assert await keys_of(store, writer.number) == []
 
 
 async def test_deltas_reach_readers_and_the_later_wins(store: Store) -> None:
@@ -253,21 +212,6 @@ async def test_deltas_reach_readers_and_the_later_wins(store: Store) -> None:
     with pytest.raises(GenerationUnknown):
         await store.generations.claim_deltas(lease, 1, 99)
     assert not await store.redis.exists(store.keys.deltas(1, 99))
-
-
-async def test_many_deltas_are_merged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featurestore.generations.catalog.DELTAS_MERGED", 10)
-    lease = await lead(store)
-    written = await publish(store, lease)
-    number, width = written.writer.number, written.model.item_width
-    await store.generations.claim_deltas(lease, 1, number)
-    for value in range(95):
-        row = np.array([value % 7], dtype=np.int32)
-        await store.generations.push_delta(lease, 1, number, row, np.full((1, width), value, np.float32))
-    assert await store.redis.xlen(store.keys.deltas(1, number)) <= 11
-    deltas = await store.generations.read_deltas(1, number, width)
-    last = dict(zip(deltas.rows.tolist(), deltas.vectors[:, 0].tolist(), strict=True))
-    assert last == {row: float(max(v for v in range(95) if v % 7 == row)) for row in range(7)}
 
 
 def beat(at: int, generation: int = 1) -> str:
@@ -298,16 +242,12 @@ async def test_blobs_lie_behind_the_index(store: Store) -> None:
     model = make_model()
     items = make_items(model, 50)
     writer = await store.generations.begin(lease, make_draft(model, 0, 50), {0: "1-1"})
-    with pytest.raises(StoreError):
-        await writer.write_blob("ranking", b"too early")
     await writer.write_items(items, model)
     index, ranking, other = (
         np.random.default_rng(k).bytes(size) for k, size in enumerate((70_000, 65_536, 3))
     )
     await writer.write_index(index)
     await writer.write_blob("ranking", ranking)
-    with pytest.raises(StoreError):
-        await writer.write_index(index)
     await writer.write_blob("other", other)
     meta = await writer.finish()
     assert meta.blobs == (await store.generations.meta(1, writer.number)).blobs
@@ -319,3 +259,60 @@ async def test_blobs_lie_behind_the_index(store: Store) -> None:
         await read_blob(store, meta, "ranking")
     await store.generations.remove(1, writer.number)
     assert await keys_of(store, writer.number) == []
+
+
+WIDTH = 5
+
+
+def writer(store: Store, number: int, *kept: int) -> RecordWriter:
+    """A writer for that generation beside those that are kept."""
+    return RecordWriter(store.keys, store.bulk, epoch=1, number=number, kept=kept)
+
+
+async def write(store: Store, users: list[bytes], number: int, *kept: int, n: int = 1) -> int:
+    """Write a record of ones for each; how many are there."""
+    vectors = np.ones((len(users), WIDTH), dtype=np.float32)
+    return await writer(store, number, *kept).write(users, np.full(len(users), n, dtype=np.int64), vectors)
+
+
+async def fields(store: Store, user: bytes) -> set[bytes]:
+    """What a user's hash holds."""
+    names = await store.redis.hkeys(store.keys.user(1, user))
+    return {name for name in names if isinstance(name, bytes)}
+
+
+async def test_many_users_of_all_partitions_get_their_own_record(store: Store) -> None:
+    users = [b"%d" % u for u in range(300)]
+    await store.ratings.append([rating(user.decode(), "a") for user in users for _ in range(2)])
+    n = np.arange(300) % 2 + 1
+    vectors = np.arange(300 * WIDTH, dtype=np.float32).reshape(300, WIDTH)
+    assert await writer(store, 3).write(users, n, vectors) == 300
+    records = [await store.redis.hget(store.keys.user(1, user), "g3") for user in users]
+    seen, read = unpack_records([record for record in records if isinstance(record, bytes)], WIDTH)
+    assert seen.tolist() == n.tolist()
+    assert read.tolist() == vectors.tolist()
+    assert await writer(store, 3).write(users, n, vectors) == 300
+
+
+@pytest.mark.parametrize("left", [[1], [1, 2, 3], [48, 49], [1, 48]])
+async def test_what_earlier_generations_left_goes_however_old(store: Store, left: list[int]) -> None:
+    await store.ratings.append([rating("u", "a")])
+    (record,) = pack_records(np.array([1]), np.ones((1, WIDTH), dtype=np.float32))
+    key = store.keys.user(1, b"u")
+    for number in (*left, 40, 47, 60):
+        await store.redis.hset(key, b"g%d" % number, record)
+    assert await write(store, [b"u"], 50, 40, 47) == 1
+    # The later one belongs to a trainer that this one does not know of.
+    assert await fields(store, b"u") == {b"n", b"g40", b"g47", b"g50", b"g60"}
+
+
+async def test_a_newer_record_of_the_same_generation_stays(store: Store) -> None:
+    await store.ratings.append([rating("u", "a")] * 3)
+    assert await write(store, [b"u"], 2, n=2) == 1
+    assert await write(store, [b"u"], 2, n=1) == 0
+    assert await write(store, [b"u"], 2, n=3) == 1
+    # Of more ratings than there are: of a history that was lost.
+    assert await write(store, [b"u"], 2, n=4) == 0
+    record = await store.redis.hget(store.keys.user(1, b"u"), "g2")
+    assert isinstance(record, bytes)
+    assert unpack_records([record], WIDTH)[0].tolist() == [3]

@@ -82,21 +82,6 @@ async def test_a_rating_counts_at_once_and_the_record_is_handed_back(world: Worl
     assert not np.array_equal(third.vectors, second.vectors)
 
 
-async def test_what_was_read_before_is_not_read_again(world: World) -> None:
-    store, ids = world.store, [b"a", b"b", b"unknown", b"b"]
-    await store.ratings.append([rating("a", "1"), rating("b", "2", 5.0)])
-    await store.users.current(world.live, [b"a"])
-    await settled(world, b"a", 1)
-    found = await store.users.lookup(world.live, ids)
-    assert (found.behind, found.n.tolist()) == ([1, 3], [1, 0, 0, 0])
-    # A rating that came meanwhile counts for a user who is looked at once more.
-    await store.ratings.append([rating("b", "3", 1.0)])
-    current = await store.users.catch_up(world.live, found)
-    assert current.n.tolist() == [1, 2, 0, 2]
-    assert current.folded.tolist() == [False, True, False, True]
-    np.testing.assert_array_equal(current.vectors, (await store.users.current(world.live, ids)).vectors)
-
-
 async def test_the_history_of_a_user_who_has_just_rated_comes_with_the_record(world: World) -> None:
     store = world.store
     await store.ratings.append([rating("a", "1"), rating("b", "2", 5.0)])
@@ -112,21 +97,6 @@ async def test_the_history_of_a_user_who_has_just_rated_comes_with_the_record(wo
     later = await store.users.lookup(world.live, [b"b"])
     assert (later.behind, len(later.histories)) == ([0], 0)
     assert (await store.users.catch_up(world.live, later)).n.tolist() == [2]
-
-
-async def test_a_batch_mixes_known_behind_unknown_and_repeated_users(world: World) -> None:
-    store = world.store
-    await store.ratings.append([rating("a", "1"), rating("b", "2"), rating("c", "3")])
-    await store.users.current(world.live, [b"a"])
-    await settled(world, b"a", 1)
-    current = await store.users.current(world.live, [b"b", b"a", b"unknown", b"b", b"c"])
-    assert current.n.tolist() == [1, 1, 0, 1, 1]
-    assert current.folded.tolist() == [True, False, False, True, True]
-    for position, user in enumerate([b"b", b"a"]):
-        np.testing.assert_allclose(
-            current.vectors[position], await expected(world, user), rtol=1e-5, atol=1e-6
-        )
-    np.testing.assert_array_equal(current.vectors[0], current.vectors[3])
 
 
 async def test_a_large_batch_is_what_its_users_are_one_by_one(

@@ -1,6 +1,5 @@
 """Slots of keys, tags that are spread evenly, and payloads in pieces."""
 
-
 import pytest
 
 from featurestore.cluster.keys import ClusterKeys

@@ -4,7 +4,7 @@ import math
 from itertools import pairwise
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -25,6 +25,7 @@ def same(found: Float32s | None, wanted: Float32s) -> None:
     assert np.isnan(wanted[:, width:]).all()
 
 
+@settings(max_examples=30)
 @given(TABLES)
 def test_what_is_read_is_what_was_written(table: Float32s) -> None:
     rows, times = np.arange(len(table)) * 3, np.arange(len(table)) / 7

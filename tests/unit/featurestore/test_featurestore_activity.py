@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore.errors import GenerationBroken
@@ -28,6 +28,7 @@ def packed(by_item: list[list[float]]) -> bytes:
     return activity_to_bytes(indptr, np.array([time for times in by_item for time in times]), now_s=NOW_S)
 
 
+@settings(max_examples=30)
 @given(st.lists(TIMES, max_size=6), st.floats(0, 60), st.sampled_from([1, 2, 5, 1 << 20]))
 def test_a_rating_counts_half_as_much_with_each_week(
     by_item: list[list[float]], days: float, at_once: int

@@ -33,9 +33,7 @@ def entry(users: list[bytes], before: list[int], blobs: list[bytes]) -> list[byt
     return [b"n", numbers.tobytes(), b"u", pack_ids(users), b"e", b"".join(blobs)]
 
 
-@pytest.mark.parametrize(
-    ("count", "users"), [(1, 1), (30, 1), (500, 40), (500, 10_000), (5_000, 9), (5_000, 700)]
-)
+@pytest.mark.parametrize(("count", "users"), [(1, 1), (500, 40), (500, 10_000), (3_000, 9)])
 def test_every_rating_comes_back_with_its_user_in_order(count: int, users: int) -> None:
     given = columns(count, users)
     item_row = np.array([int(item) for item in given.item_id])

@@ -13,8 +13,8 @@ from featurestore.users.batch_lookup import LookupReader
 from featurestore.wire import socket as socket_module
 from featurestore.wire.connection import ServerConnection
 from featurestore.wire.primary import Primary
-from featurestore.wire.resp import ReplyError, encode, end_of_replies, store_error
-from tests.support.waiting import wait_until_async
+from featurestore.wire.resp import ReplyError, encode, store_error
+from tests.support.waiting import PATIENCE_S, wait_until_async
 
 Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 GREETING = b"+PONG\r\n+OK\r\n*1\r\n$6\r\nmaster\r\n"
@@ -59,7 +59,7 @@ class Script:
 
 
 @contextlib.asynccontextmanager
-async def opened(script: Script, timeout_s: float = 2.0) -> AsyncIterator[ServerConnection]:
+async def opened(script: Script, timeout_s: float = PATIENCE_S) -> AsyncIterator[ServerConnection]:
     async with script.running():
         connection = ServerConnection(Primary(script.url), timeout_s, "test")
         await connection.open()
@@ -123,7 +123,7 @@ async def test_replies_in_pieces_reach_whom_they_belong_to() -> None:
 
 async def test_a_late_answer_fails_everything_in_flight_and_is_never_mixed_up() -> None:
     script = Script(nothing)
-    async with opened(script, timeout_s=0.2) as connection:
+    async with opened(script, timeout_s=0.1) as connection:
         calls = [connection.execute(b"x", 1) for _ in range(3)]
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(result, StoreUnavailable) for result in results)
@@ -140,27 +140,15 @@ async def test_a_late_answer_fails_everything_in_flight_and_is_never_mixed_up() 
         assert script.accepted >= 2
 
 
-async def test_a_store_that_is_slow_but_answers_is_waited_for() -> None:
-    async def slow(_: bytes, writer: asyncio.StreamWriter) -> None:
-        for _part in range(8):
-            await asyncio.sleep(0.1)
-            writer.write(b"+part\r\n")
-
-    async with opened(Script(slow), timeout_s=0.4) as connection:
-        assert await connection.execute(b"x", 8) == [b"part"] * 8
-
-
 async def test_a_store_that_trickles_is_not_waited_for_without_end() -> None:
     async def trickle(_: bytes, writer: asyncio.StreamWriter) -> None:
-        for _part in range(100):
-            await asyncio.sleep(0.05)
-            if writer.is_closing():
-                return
+        while not writer.is_closing():
+            await asyncio.sleep(0.01)
             writer.write(b"+part\r\n")
 
-    async with opened(Script(trickle), timeout_s=0.15) as connection:
+    async with opened(Script(trickle), timeout_s=0.05) as connection:
         with pytest.raises(StoreUnavailable):
-            await connection.execute(b"x", 100)
+            await connection.execute(b"x", 1 << 30)
 
 
 async def test_calls_that_read_their_own_replies_go_between_others() -> None:
@@ -187,25 +175,6 @@ async def test_calls_that_read_their_own_replies_go_between_others() -> None:
             assert (n.tolist(), [each.tobytes() for each in records]) == ([5, 5], [record, record])
 
 
-def test_replies_end_where_they_end() -> None:
-    replies = [
-        b":1\r\n",
-        b"-ERR no\r\n",
-        b"*2\r\n$1\r\na\r\n*1\r\n$-1\r\n",
-        b"*0\r\n",
-        b"*-1\r\n",
-        b"$2\r\n\r\n\r\n",
-    ]
-    data, end = b"".join(replies), 0
-    for count, reply in enumerate(replies, 1):
-        end += len(reply)
-        assert end_of_replies(data, count) == end
-        assert end_of_replies(data[: end - 1], count) == end - 1
-    assert end_of_replies(data, len(replies) + 1) == len(data)
-    assert end_of_replies(b"%0\r\n:1\r\n", 1) == 8
-    assert end_of_replies(b"$x\r\n:1\r\n", 1) == 8
-
-
 @pytest.mark.parametrize("stays", [True, False])
 async def test_a_call_that_reads_its_own_replies_fails_with_the_connection(stays: bool) -> None:
     async def half(_: bytes, writer: asyncio.StreamWriter) -> None:
@@ -213,7 +182,7 @@ async def test_a_call_that_reads_its_own_replies_fails_with_the_connection(stays
         if not stays:
             writer.close()
 
-    async with opened(Script(half), timeout_s=0.2 if stays else 30.0) as connection:
+    async with opened(Script(half), timeout_s=0.1 if stays else PATIENCE_S) as connection:
         reader = LookupReader(np.zeros(2, dtype=np.int64), np.zeros(2, dtype=record_dtype(1)))
         with pytest.raises(StoreUnavailable, match="did not answer" if stays else "lost"):
             await connection.execute(b"l", 2, reader=reader)
@@ -224,16 +193,10 @@ async def test_bytes_that_are_no_answer_end_the_socket(noise: bytes) -> None:
     async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(noise)
 
-    async with opened(Script(answer)) as connection:
+    script = Script(answer)
+    async with opened(script) as connection:
         await asyncio.gather(connection.execute(b"x", 1), return_exceptions=True)
-        await wait_until_async(
-            lambda: not connection.connected or script_restarted(connection), "the socket is given up"
-        )
-
-
-def script_restarted(connection: ServerConnection) -> bool:
-    """A connection that is back already had been away."""
-    return connection.connected
+        await wait_until_async(lambda: script.accepted > 1, "the socket is given up for another one")
 
 
 async def test_more_than_fits_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +225,7 @@ async def test_a_server_is_taken_only_when_it_is_ready(
     greeting: bytes, kind: type[StoreError] | None
 ) -> None:
     async with Script(nothing, greeting).running() as script:
-        connection = ServerConnection(Primary(script.url), 1.0, "test")
+        connection = ServerConnection(Primary(script.url), PATIENCE_S, "test")
         if kind is None:
             await connection.open()
             await connection.close()

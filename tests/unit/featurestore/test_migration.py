@@ -1,6 +1,5 @@
 """What a migration takes along of each key there may be, and what the stores say of it."""
 
-
 from featurestore.cluster.keys import ClusterKeys
 from featurestore.cluster.slots import slot_of
 from featurestore.generations.manifest import read_pointer

@@ -33,10 +33,7 @@ def child_that(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     monkeypatch.setattr(compiled, "python_command", command)
 
 
-WRITES = (
-    "import sys, pathlib; from factors.fold_in_code import sealed; "
-    "pathlib.Path(sys.argv[1]).write_bytes(sealed(b'made'))"
-)
+WRITES = f"import sys, pathlib; pathlib.Path(sys.argv[1]).write_bytes({fold_in_code.sealed(b'made')!r})"
 
 
 def loaded() -> object:
@@ -95,12 +92,13 @@ async def test_code_that_cannot_be_loaded_is_left(
     assert "without compiled loops" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not fold_in_code.can_run(), reason="numba is not installed (extra `fast`)")
 def test_all_processes_of_a_machine_look_for_the_same_file() -> None:
     script = "from featurestore.users.compiled import file_name; print(file_name())"
     command = [sys.executable, "-c", script]
     names = {
         subprocess.run(command, env={"PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout
-        for seed in ("1", "2", "3")
+        for seed in ("1", "2")
     }
     assert len(names) == 1
