@@ -10,7 +10,7 @@ from redis import Redis
 from featurestore.cluster.slots import slot_of
 from featurestore.settings import StoreSettings
 from foldin.cluster.__main__ import servers_of
-from foldin.cluster.forming import Member, command, form, meet, myself, share, until
+from foldin.cluster.forming import command, form, meet, myself, share
 from foldin.torture.cluster_set import ClusterSet
 from processes.errors import CannotStartError
 from tests.support.servers import ServerKind
@@ -90,37 +90,9 @@ def test_a_cluster_is_formed_from_a_half_formed_one_and_survives_what_can_be_sur
         form_again(servers)
 
 
-def test_a_replica_that_has_not_copied_its_primary_does_not_take_its_place(servers: ClusterSet) -> None:
-    form_again(servers)
-    servers.until_whole()
-    primary = servers.owner(slot_of(b"a"))
-    for number in range(20):
-        primary.client.set(f"{{a}}{number}", "1")
-    name = myself(primary.client).name
-    servers.lose(next(each for each in servers.servers if myself(each.client).primary == name))
-    # So many microseconds for each key of the copy.
-    primary.client.config_set("rdb-key-save-delay", 10_000_000)
-    form_again(servers)
-    until(lambda: primary.client.info("replication")["connected_slaves"] == 1, "the copy has begun")
-    # Others have data: it is not that there is none.
-    other = next(each for each in servers.primaries if each is not primary)
-    other.client.set(next(key for key in "bcdefgh" if servers.owner(slot_of(key.encode())) is other), "1")
-    servers.lose(primary)
-    with pytest.raises(CannotStartError, match=r"slots [\d-]+ of .* before a replica had copied it.*restore"):
-        form_again(servers)
-
-
 def test_two_clusters_are_not_made_one(servers: ClusterSet) -> None:
     clients = [server.client for server in servers.servers]
     for part in (clients[:3], clients[3:]):
         form(part, PRIMARIES)
     with pytest.raises(CannotStartError, match="servers of two clusters"):
         form(clients, PRIMARIES)
-
-
-def test_a_line_of_cluster_nodes_is_read() -> None:
-    line = "07c3 :0@0 slave,noaddr,fail 67ed 0 1426238317239 4 disconnected"
-    assert Member.read(line) == Member("07c3", frozenset({"slave", "noaddr", "fail"}), "67ed", False, ())
-    line = "67ed 127.0.0.1:30002@31002,host master - 0 1426238316232 2 connected 5461-10922 3 [77->-07c3]"
-    assert Member.read(line).slots == ((5461, 10922), (3, 3))
-    assert Member.read(line).primary == ""

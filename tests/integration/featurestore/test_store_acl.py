@@ -20,8 +20,6 @@ from featurestore.store import Store
 from tests.support.factories import rating
 from tests.support.secrets import make_secrets
 from tests.support.servers import ServerKind, StoreServer, running_server
-from tests.support.serving import Client, serves, serving
-from tests.support.trainers import running_trainer, trainer_settings
 
 NAMESPACE = "acl-test"
 # A refusal is no failure of the connection, and is not tried again.
@@ -60,24 +58,6 @@ def logged_in(server: StoreServer, user: str, file: Path) -> Any:
         protocol=2,
         retry=AT_ONCE,
     )
-
-
-@pytest.mark.slow
-async def test_service_and_trainer_do_all_they_do(
-    server: StoreServer, settings: StoreSettings, folders: tuple[Path, Path], tmp_path: Path
-) -> None:
-    admin = logged_in(server, "admin", folders[0] / "admin")
-    archive = tmp_path / "archive"
-    archive.mkdir()
-    async with running_trainer(trainer_settings(settings, archive)), serving(settings) as (client, _):
-        await every_call(client)
-    store = await Store.open(settings)
-    await store.access.add(new_secret(), "one", "read")
-    assert await store.access.remove("one") == 1
-    await store.close()
-    assert admin.acl_log() == []
-    assert admin.dbsize() > 0
-    assert all(key.startswith((b"acl-test", b"{acl-test")) for key in admin.scan_iter())
 
 
 async def test_the_user_may_not_do_anything_else_and_what_it_wrote_outlasts_a_restart(
@@ -121,32 +101,6 @@ async def test_the_user_may_not_do_anything_else_and_what_it_wrote_outlasts_a_re
 def digest(admin: Any) -> dict[bytes, bytes]:
     """Every key with its value, as the server would dump it."""
     return {key: admin.dump(key) for key in admin.scan_iter()}
-
-
-async def every_call(client: Client) -> None:
-    """All that changes something or reads in an own way."""
-    history = {
-        "nb_users": 6,
-        "nb_items": 5,
-        "user_history": [user for user in range(6) for _ in range(5)],
-        "item_history": [item for _ in range(6) for item in range(5)],
-        "rating_history": [1 + (user * item) % 5 for user in range(6) for item in range(5)],
-    }
-    trained = await client.post("/train", history)
-    assert trained.status == 200
-    await serves(client, trained.json["generation"])
-    rows = [{"user_id": f"new-{n}", "item_id": n % 7, "rating": 1 + n % 5} for n in range(40)]
-    assert (await client.post("/ratings", rows)).status == 200
-    assert (await client.get("/predict?user_id=new-1&item_id=2")).json["basis"].startswith("user")
-    assert (await client.ask("DELETE", "/ratings/new-1/1")).status == 200
-    assert (await client.ask("DELETE", "/users/new-2")).json["archive"] == "erased"
-    assert (await client.ask("POST", "/train")).status == 200
-    generations = (await client.get("/generations")).json["generations"]
-    assert (await client.ask("POST", f"/generations/{generations[-1]['generation']}/activate")).status == 200
-    assert (await client.post("/train", {**history, "replace": True})).status == 200
-    for path in ("/recommend/0", "/users/0", "/users/0/ratings", "/items/0", "/explain/0/1", "/status"):
-        assert (await client.get(path)).status == 200, path
-    assert (await client.get("/readyz")).status == 200
 
 
 FORBIDDEN = [

@@ -93,29 +93,37 @@ async def test_what_is_live_is_served_whole_and_old_files_go(store: Store, tmp_p
         np.testing.assert_array_equal(live.items[:8], made[3].items)
 
 
-async def test_deltas_arrive_in_place_and_new_items_grow_the_table(store: Store, tmp_path: Path) -> None:
-    lease = await lead(store)
-    written = await publish(store, lease)
-    number = written.writer.number
+async def test_deltas_arrive_in_place_and_new_items_grow_the_tables(store: Store, tmp_path: Path) -> None:
+    lease, head = await lead(store), make_head(N_ITEMS)
+    written = await publish(store, lease, n_items=N_ITEMS, head=head)
+    number, rank = written.writer.number, head.parameters.rank
     await store.generations.claim_deltas(lease, 1, number)
     codec = posterior_of(written.model).item_codec
     vector = codec.encode(codec.decode(written.items[:1]) + 1.0)
-    await store.generations.push_delta(lease, 1, number, np.array([2], dtype=np.int32), vector)
+
+    async def push(rows: list[int], factors: list[float]) -> None:
+        vectors, some = np.repeat(vector, len(rows), axis=0), np.array(rows, np.int32)
+        table = np.repeat(np.array(factors, np.float32)[:, None], rank, axis=1)
+        await store.generations.push_delta(lease, 1, number, some, vectors, factors=table)
+
+    await push([2], [0.25])
     async with following(store, tmp_path) as follower, following(store, tmp_path, "v") as other:
         await until_served(store, written, follower, other)
         np.testing.assert_array_equal(live_of(follower).items[2], vector[0])
-        rows = np.array([1, 9, capacity_of(8) + 5], dtype=np.int32)
-        await store.generations.push_delta(lease, 1, number, rows, np.repeat(vector, 3, axis=0))
-        await until(lambda: live_of(follower).n_items == capacity_of(8) + 6, "the table grows")
-        await until(lambda: live_of(other).n_items == capacity_of(8) + 6, "the other's too")
-        live = live_of(follower)
-        np.testing.assert_array_equal(live.items[rows], np.repeat(vector, 3, axis=0))
-        np.testing.assert_array_equal(live.items[8], live.posterior.prior_item)
-        assert live.scorer.items is live.items
-        assert len(live.items) == live.n_items == live.ranker.n_items
-    # The file that workers share is as it was published.
-    (path,) = files(tmp_path)
+        np.testing.assert_array_equal(head_of(follower).items[2], np.full(rank, 0.25))
+        rows, last = [1, 9, capacity_of(8) + 5], capacity_of(8) + 6
+        await push(rows, [0.5, np.nan, 0.75])
+        for each in (follower, other):
+            await until(lambda each=each: live_of(each).n_items == last, "the table grows")  # type: ignore[misc]
+            live = live_of(each)
+            np.testing.assert_array_equal(live.items[rows], np.repeat(vector, 3, axis=0))
+            np.testing.assert_array_equal(live.items[8], live.posterior.prior_item)
+            assert len(live.items) == live.n_items == live.ranker.n_items == len(head_of(each).items)
+            assert head_of(each).items[rows, 0].tolist() == [0.5, 0.0, 0.75]
+    # The files that workers share are as they were published.
+    (path,), (ranking,) = files(tmp_path), files(tmp_path, "*.ranking")
     assert contents(path)[: written.items.nbytes] == written.items.tobytes()
+    assert contents(ranking) == head_to_bytes(head)
 
 
 async def test_a_worker_that_may_have_missed_the_end_of_its_history_reads_nothing_of_it(
@@ -282,38 +290,6 @@ def head_of(follower: Follower) -> RankingHead:
     assert follower.live is not None
     assert follower.live.ranking is not None
     return follower.live.ranking.head
-
-
-async def test_factors_of_new_and_changed_items_are_followed(store: Store, tmp_path: Path) -> None:
-    lease = await lead(store)
-    head = make_head(N_ITEMS)
-    written = await publish(store, lease, head=head)
-    number, generations = written.writer.number, store.generations
-    await generations.claim_deltas(lease, 1, number)
-    rank = head.parameters.rank
-
-    async def push(rows: list[int], factors: np.ndarray | None) -> None:
-        vectors = np.repeat(written.items[:1], len(rows), axis=0)
-        await generations.push_delta(lease, 1, number, np.array(rows, np.int32), vectors, factors=factors)
-
-    await push([3], np.full((1, rank), 0.25, np.float32))
-    async with following(store, tmp_path) as follower, following(store, tmp_path, "v") as other:
-        for each in (follower, other):
-            assert await wait_until_served(generations, 1, number, PATIENCE_S, here=each)
-            np.testing.assert_array_equal(head_of(each).items[3], np.full(rank, 0.25))
-        await push([11, 4], np.array([[0.5] * rank, [np.nan] * rank], np.float32))
-        # One without ratings to rank by.
-        await push([12], None)
-        for each in (follower, other):
-            await until(lambda each=each: len(head_of(each).items) == 13, "the head grows")  # type: ignore[misc]
-            items = head_of(each).items
-            np.testing.assert_array_equal(items[11], np.full(rank, 0.5))
-            np.testing.assert_array_equal(items[4], head.items[4])
-            assert not items[8:11].any()
-            assert not items[12].any()
-    # The file that workers share is as it was published.
-    (path,) = files(tmp_path, "*.ranking")
-    assert contents(path) == head_to_bytes(head)
 
 
 async def test_merged_deltas_keep_the_factors(

@@ -24,29 +24,22 @@ from tests.support.waiting import PATIENCE_S, wait_until_async
 
 async def test_one_leads_and_the_next_has_a_higher_fence(store: Store) -> None:
     first = await lead(store, "one")
-    assert await store.leases.acquire("two", 60_000) is None
-    again = await lead(store, "one")
-    assert again.fence == first.fence
-    await first.release()
-    second = await lead(store, "two")
-    assert second.fence > first.fence
-    with pytest.raises(LeaseLost):
-        await first.renew()
-    await first.release()
-    await second.renew()
-
-
-async def test_an_expired_lease_goes_on_unless_it_was_taken(store: Store) -> None:
-    first = await lead(store, "one")
     assert 0 < await store.redis.pttl(store.keys.lease) <= 60_000
-    # As when its time is over.
+    assert await store.leases.acquire("two", 60_000) is None
+    assert (await lead(store, "one")).fence == first.fence
+    # When its time is over it goes on, unless another has taken it.
     await store.redis.delete(store.keys.lease)
     await first.renew()
     await store.redis.delete(store.keys.lease)
     second = await lead(store, "two")
+    assert second.fence == first.fence + 1
     with pytest.raises(LeaseLost):
         await first.renew()
-    assert second.fence == first.fence + 1
+    # Nor does it take it from the other one.
+    await first.release()
+    await second.renew()
+    await second.release()
+    assert (await lead(store, "three")).fence > second.fence
 
 
 async def test_a_leader_that_was_replaced_changes_nothing(store: Store) -> None:
@@ -97,27 +90,7 @@ async def everything(store: Store) -> dict[bytes, object]:
     return {key: await store.redis.dump(key) for key in keys}
 
 
-async def test_what_was_not_done_comes_again_to_the_next_leader(store: Store) -> None:
-    first = await lead(store, "one")
-    for n in range(10):
-        await store.ratings.append([rating("u", f"i{n}")])
-    events = await store.stream.read(1, first, 4, 0)
-    await store.stream.done(1, first, events.last)
-    assert len(await store.stream.read(1, first, 4, 0)) == 4
-    await first.release()
-    second = await lead(store, "two")
-    other = await Store.open(store.settings)
-    again = await other.stream.read(1, second, 100, 0)
-    assert again.n.tolist() == [5, 6, 7, 8, 9, 10]
-    with pytest.raises(LeaseLost):
-        await store.stream.read(1, first, 4, 0)
-    with pytest.raises(LeaseLost):
-        await store.stream.done(1, first, again.last)
-    assert sum((await store.stream.lag(1)).values()) == 6
-    await other.close()
-
-
-async def test_a_call_is_one_entry_a_partition_that_goes_with_its_last_event(store: Store) -> None:
+async def test_events_come_once_to_each_leader_until_they_are_done(store: Store) -> None:
     lease = await lead(store)
     p = partition_of(b"u", store.keys.partitions)
     stream = store.keys.ratings(1, p)
@@ -126,11 +99,22 @@ async def test_a_call_is_one_entry_a_partition_that_goes_with_its_last_event(sto
     events = await store.stream.read(1, lease, 3, 0)
     assert events.n.tolist() == [1, 2, 3, 4, 5, 6, 7]
     assert events.stream_seq.tolist() == [1, 2, 3, 4, 5, 6, 7]
-    # Part of an entry is archived: only that much is done, and the entry stays.
+    assert not await store.stream.read(1, lease, 3, 0)
+    # Part of an entry is archived: only that much is done, and the entry stays, and comes again to the
+    # next leader.
     await store.stream.done(1, lease, {p: (int(events.stream_ms[3]), 4)})
     assert (await store.stream.lag(1))[p] == 3
     assert await store.redis.xlen(stream) == 1
     await store.stream.done(1, lease, {p: (int(events.stream_ms[1]), 2)})
+    assert (await store.stream.lag(1))[p] == 3
+    await lease.release()
+    late, lease = lease, await lead(store, "two")
+    other = await Store.open(store.settings)
+    assert (await other.stream.read(1, lease, 100, 0)).n.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    await other.close()
+    for attempt in (store.stream.read(1, late, 4, 0), store.stream.done(1, late, events.last)):
+        with pytest.raises(LeaseLost):
+            await attempt
     assert (await store.stream.lag(1))[p] == 3
     await store.stream.done(1, lease, events.last)
     assert (await store.stream.lag(1))[p] == 0

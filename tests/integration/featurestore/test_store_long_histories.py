@@ -1,7 +1,5 @@
 """A history of any length costs a bounded answer of the store, and what is taken back stays taken back."""
 
-import math
-
 import numpy as np
 import pytest
 
@@ -101,47 +99,3 @@ async def test_a_rating_of_a_user_with_very_many_costs_a_bounded_answer(
     await store.redis.hset(store.keys.user(1, b"u"), "sample", b"\xff" * 44)
     await rate(store, order[:1])
     np.testing.assert_allclose(await vector(store, live), await by_hand(store, live), atol=1e-5)
-
-
-async def test_a_rating_that_was_taken_back_long_ago_does_not_come_back(
-    store: Store, live: LiveGeneration
-) -> None:
-    order = np.random.default_rng(3).permutation(ITEMS)
-    await rate(store, order[:6_000])
-    await vector(store, live)
-    profile = await store.users.profile(live, b"u")
-    old = profile.history.item_row[:50].astype(np.int64)
-    assert not profile.whole
-    # A half is taken back, a half rated anew; then more come than any answer has.
-    await rate(store, old[:25], np.full(25, math.nan))
-    await rate(store, old[25:], np.full(25, 2.5))
-    for start in range(6_000, 6_000 + 2 * ANSWER_ENTRIES, 500):
-        profile = await store.users.profile(live, b"u")
-        of = dict(zip(profile.history.item_row.tolist(), profile.history.rating.tolist(), strict=True))
-        assert not set(old[:25].tolist()) & set(of)
-        assert {of[item] for item in old[25:].tolist() if item in of} <= {2.5}
-        await rate(store, order[start : start + 500])
-        await vector(store, live)
-
-
-async def test_views_push_no_rating_out(store: Store, live: LiveGeneration) -> None:
-    rated = np.arange(50)
-    await rate(store, rated)
-    before = await vector(store, live)
-    for start in range(0, 10_000, 2_000):
-        ids = [b"%d" % item for item in range(100 + start, 2_100 + start)]
-        views = np.full(len(ids), 1, dtype=np.uint8)
-        times = np.full(len(ids), 1e9)
-        await store.ratings.append_columns(Columns([b"u"] * len(ids), ids, np.ones(len(ids)), times, views))
-        # Each time from what is read of it, and its record from that.
-        np.testing.assert_array_equal(await vector(store, live), before)
-        profile = await store.users.profile(live, b"u")
-        assert profile.history.item_row.tolist() == rated.tolist()
-    # Of the events so many as count, not all of them.
-    assert profile.history.entries < 10_000 / 2
-    # A rating that is taken back is known to be, and all events stay.
-    await rate(store, rated[:1], np.array([math.nan]))
-    assert not np.array_equal(await vector(store, live), before)
-    np.testing.assert_allclose(await vector(store, live), await by_hand(store, live), rtol=1e-6)
-    _, history = await store.users.history(1, b"u")
-    assert (len(history), len(history.feedback)) == (49, 10_000)

@@ -1,15 +1,135 @@
-"""Contexts of ratings as bytes: what is read is what was written, and damage counts as not given."""
+"""Contexts of ratings: their schema, and their bytes; damage counts as not given."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from factors import Float32s
 from featurestore.contexts import codec as contexts
+from featurestore.ratings.context_schema import (
+    ContextField,
+    ContextRefused,
+    ContextSchema,
+    UnknownContextField,
+    Values,
+    schema_from_bytes,
+    schema_to_bytes,
+)
+
+
+def extended(schema: ContextSchema, given: Sequence[Values | None]) -> ContextSchema:
+    return schema.extended(schema.lacking(given))
+
+
+HOUR = ContextField("hour", "number")
+DEVICE = ContextField("device", "category", ("phone", "desk"))
+
+
+def test_fields_are_inferred_and_rows_come_back() -> None:
+    given: list[Values | None] = [{"hour": 14, "device": "phone"}, None, {"device": "desk", "new": True}, {}]
+    schema = extended(ContextSchema(), given)
+    assert schema.fields == (HOUR, DEVICE, ContextField("new", "number"))
+    assert schema.kinds == ("number", "category", "number")
+    rows = schema.rows(given)
+    assert rows is not None
+    assert rows.dtype == np.float32
+    nan = np.nan
+    expected = [[14, 0, nan], [nan] * 3, [nan, 1, 1], [nan] * 3]
+    np.testing.assert_array_equal(rows, np.array(expected, dtype=np.float32))
+    assert [schema.named(row) for row in rows] == [given[0], {}, {"device": "desk", "new": 1}, {}]
+    # An older row is shorter, and one of a store that knows more is longer.
+    assert schema.named(rows[0, :1]) == {"hour": 14}
+    assert ContextSchema((HOUR,)).named(rows[0]) == {"hour": 14}
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"hour": "noon"}, "'hour' must be a finite number, true or false, not a text"),
+        ({"hour": [1]}, "not a list"),
+        ({"hour": {"a": 1}}, "not an object"),
+        ({"hour": 1e39}, "finite"),
+        ({"hour": 10**400}, "finite"),
+        ({"hour": float("nan")}, "finite"),
+        ({"device": 3}, "'device' must be a text of at most 64 bytes, not a number"),
+        ({"device": True}, "not a number"),
+        ({"new": {}}, "'new' must be a finite number, true or false, or a text"),
+        ({"": 1}, "1 to 64 bytes"),
+        ({"x" * 65: 1}, "1 to 64 bytes"),
+        ({"device": "x" * 65}, "at most 64 bytes"),
+    ],
+)
+def test_a_context_of_a_rating_is_refused(given: dict[str, Any], why: str) -> None:
+    with pytest.raises(ContextRefused, match=why) as refused:
+        extended(ContextSchema((HOUR, DEVICE)), [None, given])
+    assert refused.value.row == 1
+    assert refused.value.name == next(iter(given))[:64]
+
+
+def test_there_are_limits() -> None:
+    fields = {f"v{k}": 0 for k in range(32)}
+    full = extended(ContextSchema(), [fields])
+    assert len(full.fields) == 32
+    with pytest.raises(ContextRefused, match=r"'v32' is one field too many: a context may have 32"):
+        extended(full, [None, None, {"v32": 0}])
+    texts: list[Values | None] = [{"device": str(k)} for k in range(256)]
+    many = extended(ContextSchema(), texts)
+    with pytest.raises(ContextRefused, match="'device' has 256 categories") as refused:
+        extended(many, [*texts, {"device": "256"}])
+    assert refused.value.row == 256
+
+
+def test_a_question_may_have_unknown_categories_but_no_unknown_fields() -> None:
+    schema = ContextSchema((HOUR, DEVICE))
+    rows = schema.rows([{"hour": 1, "device": "tv"}])
+    assert rows is not None
+    np.testing.assert_array_equal(rows, [[1, np.nan]])
+    with pytest.raises(UnknownContextField, match="'day' is no field of a context; there are hour, device"):
+        schema.rows([None, {"day": 3}])
+    with pytest.raises(ContextRefused, match="'hour' must be a finite number"):
+        schema.rows([{"hour": "noon"}])
+
+
+def test_schemas_of_two_stores_become_one_and_rows_keep_their_meaning() -> None:
+    here = ContextSchema((DEVICE,))
+    there = ContextSchema((HOUR, ContextField("device", "category", ("tv", "desk"))))
+    both = here.merged(there)
+    assert both.fields == (ContextField("device", "category", ("phone", "desk", "tv")), HOUR)
+    given: list[Values | None] = [{"hour": 3, "device": "tv"}, {"device": "desk"}, {"hour": 5}]
+    rows = there.rows(given)
+    assert rows is not None
+    recoded = both.recoded(np.concatenate([rows, [[0, 7]]]).astype(np.float32), there)
+    assert [both.named(row) for row in recoded] == [*given, {"hour": 0}], "a code that there is not is none"
+    assert both.merged(there) is both
+    with pytest.raises(ContextRefused, match="'device' is a category here, and a number there"):
+        here.merged(ContextSchema((ContextField("device", "number"),)))
+    with pytest.raises(ContextRefused, match="no categories"):
+        here.merged(ContextSchema((ContextField("age", "number", ("old",)),)))
+
+
+def test_bytes_come_back_and_others_are_refused() -> None:
+    schema = ContextSchema((HOUR, DEVICE))
+    assert schema_from_bytes(schema_to_bytes(schema)) == schema
+    twice = schema_to_bytes(ContextSchema((HOUR, HOUR)))
+    many = schema_to_bytes(ContextSchema(tuple(ContextField(str(k), "number") for k in range(33))))
+    code = schema_to_bytes(ContextSchema((ContextField("a", "category", ("x",), retired_codes=(1,)),)))
+    # An older version reads what has nothing retired, and refuses the rest untouched.
+    assert b'"format":1' in schema_to_bytes(schema)
+    assert b"retired" not in schema_to_bytes(schema)
+    less = schema_to_bytes(schema.without("hour"))
+    assert b'"format":2' in less
+    assert schema_from_bytes(less) == schema.without("hour")
+    for data in (b"", b"{}", b"[1]", b'{"format":3,"fields":[]}', twice, many, code):
+        with pytest.raises(ValueError, match=r"schema of contexts|too many"):
+            schema_from_bytes(data)
+
 
 FLOATS = st.one_of(st.just(math.nan), st.floats(-1024.0, 1024.0, width=32))
 TABLES = npst.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=64).flatmap(
@@ -38,29 +158,6 @@ def test_what_is_read_is_what_was_written(table: Float32s) -> None:
     assert (found.item_row.tolist(), found.time.tolist()) == (rows.tolist(), times.tolist())
     same(contexts.match(rows, times, found), table)
     same(contexts.unpack_cells(*contexts.pack_cells(table)), table)
-
-
-def test_the_last_of_a_rating_wins_and_others_are_of_no_rating() -> None:
-    rows, times = np.array([1, 2, 1, 1]), np.array([5.0, 5.0, 6.0, 5.0])
-    table = np.array([[1.0], [2.0], [3.0], [math.nan]], dtype=np.float32)
-    (data,) = contexts.pack_entries(rows, times, table, [0, 4])
-    found = contexts.match(np.array([1, 1, 2, 2]), np.array([5.0, 6.0, 5.0, 6.0]), contexts.unpack(data))
-    np.testing.assert_array_equal(found, np.array([[math.nan], [3.0], [2.0], [math.nan]], dtype=np.float32))
-    assert contexts.match(np.array([9]), np.array([5.0]), contexts.unpack(data)) is None
-
-
-def test_the_latest_are_read_from_the_end() -> None:
-    rng = np.random.default_rng(3)
-    table = rng.normal(size=(50, 9)).astype(np.float32)
-    table[rng.random(table.shape) < 0.5] = np.nan
-    (data,) = contexts.pack_entries(np.arange(50), np.arange(50) / 3, table, [0, 50])
-    for size in range(0, len(data), 4):
-        found = contexts.unpack(data[len(data) - size :], whole=False)
-        count = len(found.item_row)
-        assert found.sound
-        assert found.item_row.tolist() == list(range(50))[50 - count :]
-        if count:
-            same(found.value, table[-count:])
 
 
 @given(st.binary(max_size=300))

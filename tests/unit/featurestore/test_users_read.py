@@ -1,4 +1,4 @@
-"""A record whose user has made only other events than ratings since keeps its vector."""
+"""Which users a reader asks for, and which records keep their vector."""
 
 from dataclasses import replace
 
@@ -6,7 +6,27 @@ import numpy as np
 import pytest
 
 from featurestore import codecs
+from featurestore.users import recent_raters
 from featurestore.users.fold_in import StaleUser, has_its_ratings
+from featurestore.users.recent_raters import RecentRaters
+
+
+def test_who_has_rated_is_told_once() -> None:
+    raters = RecentRaters()
+    assert raters.take([b"a"]) == []
+    raters.add([b"a", b"b", b"a"])
+    assert raters.take([b"c", b"a", b"a"]) == [b"a"]
+    assert raters.take([b"a", b"b"]) == [b"b"]
+    assert raters.take([b"a", b"b"]) == []
+
+
+def test_neither_who_is_kept_nor_what_comes_at_once_grows_without_bound() -> None:
+    raters, every = RecentRaters(), [b"%d" % number for number in range(recent_raters.KEPT + 3)]
+    raters.add(every)
+    assert raters.take(every[:3]) == []
+    most = recent_raters.AT_ONCE
+    assert raters.take(every[3:100]) == every[3 : 3 + most]
+
 
 VIEW = 1 << codecs.ROW_BITS
 
