@@ -8,7 +8,7 @@ import pytest
 
 from featurestore.codecs import pack_records, unpack_records
 from featurestore.errors import GenerationBroken, GenerationUnknown, StoreError
-from featurestore.generations.manifest import CHUNK_BYTES, GenerationMeta
+from featurestore.generations.manifest import CHUNK_BYTES
 from featurestore.generations.record_writer import RecordWriter
 from featurestore.generations.served import wait_until_served
 from featurestore.store import Store
@@ -43,8 +43,8 @@ async def loaded(store: Store, generation: int) -> bytes:
 
 async def test_a_generation_is_written_verified_and_flipped(store: Store) -> None:
     lease = await lead(store)
-    await store.ratings.append([rating(f"u{n}", "a", 4.0) for n in range(150)])
     users = [b"u%d" % n for n in range(150)]
+    await store.ratings.append([rating(user.decode(), "a", 4.0) for user in users])
     written = await write_generation(store, lease, n_items=8_000, users=users)
     number = written.writer.number
     assert (await store.generations.live()).generation == 0
@@ -56,29 +56,35 @@ async def test_a_generation_is_written_verified_and_flipped(store: Store) -> Non
     pointer = await store.generations.live()
     assert (pointer.epoch, pointer.generation, pointer.previous) == (1, number, 0)
     records = [await store.redis.hget(store.keys.user(1, user), f"g{number}") for user in users]
-    n, _ = unpack_records(
-        [record for record in records if isinstance(record, bytes)], written.model.user_width
-    )
+    n, _ = unpack_records([each for each in records if isinstance(each, bytes)], written.model.user_width)
     assert n.tolist() == [1] * 150
 
 
-async def test_what_was_not_finished_cannot_go_live(store: Store) -> None:
-    lease = await lead(store)
+async def test_what_is_not_whole_does_not_fit_or_is_not_finite_cannot_go_live(store: Store) -> None:
     model = make_model()
-    writer = await store.generations.begin(lease, make_draft(model), {0: "1-1"})
+    writer = await store.generations.begin(await lead(store), make_draft(model), {0: "1-1"})
     with pytest.raises(StoreError, match="item table"):
         await writer.finish()
+    items, rows = make_items(model, 3), np.zeros((1, model.user_width + 1), np.float32)
     with pytest.raises(StoreError, match="after the items"):
-        await writer.write_users([b"u"], np.array([1]), np.zeros((1, model.user_width), np.float32))
-    await writer.write_items(make_items(model, 3), model)
-    with pytest.raises(GenerationUnknown, match="not whole"):
-        await writer.flip()
-    with pytest.raises(GenerationUnknown, match="not whole"):
-        await store.generations.activate(writer.number, hold=False)
-    with pytest.raises(GenerationUnknown):
-        await store.generations.activate(99, hold=False)
-    with pytest.raises(GenerationUnknown):
-        await store.generations.meta(1, writer.number)
+        await writer.write_users([b"u"], np.array([1]), rows[:, 1:])
+    bad = items.copy()
+    bad[1, 2] = np.nan
+    for table in (items[:, 1:], bad):
+        with pytest.raises(GenerationBroken):
+            await writer.write_items(table, model)
+    await writer.write_items(items, model)
+    for n, vectors in ((1, rows), (2, rows[:, 1:]), (1, rows[:, 1:] + np.inf)):
+        with pytest.raises(GenerationBroken):
+            await writer.write_users([b"u"], np.arange(n), vectors)
+    for attempt in (
+        writer.flip(),
+        store.generations.activate(writer.number, hold=False),
+        store.generations.activate(99, hold=False),
+        store.generations.meta(1, writer.number),
+    ):
+        with pytest.raises(GenerationUnknown):
+            await attempt
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "gone", "blob"])
@@ -88,36 +94,16 @@ async def test_what_was_damaged_since_it_was_written_is_not_finished(store: Stor
     await writer.write_items(make_items(model, 2_000), model)
     await writer.write_blob("ranking", b"as it was written")
     name = store.keys.chunk(1, writer.number, 1)
+    if damage == "blob":
+        name = store.keys.index_chunk(1, writer.number, 0)
     data = await store.redis.get(name)
     assert isinstance(data, bytes)
-    if damage == "blob":
-        await store.redis.set(store.keys.index_chunk(1, writer.number, 0), b"something else")
-    elif damage == "gone":
+    if damage == "gone":
         await store.redis.delete(name)
     else:
-        await store.redis.set(name, data[:-4] if damage == "short" else b"\x01" + data[1:])
+        await store.redis.set(name, data[:-4] if damage == "short" else bytes([data[0] ^ 1]) + data[1:])
     with pytest.raises(GenerationBroken):
         await writer.finish()
-
-
-async def test_rows_that_do_not_fit_or_are_not_finite_are_refused(store: Store) -> None:
-    model = make_model()
-    writer = await store.generations.begin(await lead(store), make_draft(model), {0: "1-1"})
-    items = make_items(model, 3)
-    with pytest.raises(GenerationBroken):
-        await writer.write_items(items[:, 1:], model)
-    bad = items.copy()
-    bad[1, 2] = np.nan
-    with pytest.raises(GenerationBroken, match="finite"):
-        await writer.write_items(bad, model)
-    await writer.write_items(items, model)
-    for n, vectors in (
-        (np.array([1]), np.zeros((1, model.user_width + 1), np.float32)),
-        (np.array([1, 2]), np.zeros((1, model.user_width), np.float32)),
-        (np.array([1]), np.full((1, model.user_width), np.inf, np.float32)),
-    ):
-        with pytest.raises(GenerationBroken):
-            await writer.write_users([b"u"], n, vectors)
 
 
 async def test_the_one_before_stays_and_older_ones_go(store: Store) -> None:
@@ -134,42 +120,33 @@ async def test_the_one_before_stays_and_older_ones_go(store: Store) -> None:
     pointer = await store.generations.live()
     assert (pointer.generation, pointer.previous) == (third.writer.number, second.writer.number)
     assert await numbers(store) == [second.writer.number, third.writer.number]
+    with pytest.raises(StoreError, match="live"):
+        await store.generations.remove(1, third.writer.number)
+    for _ in range(2):
+        await store.generations.remove(1, second.writer.number)
+    assert await numbers(store) == [third.writer.number]
+    assert await keys_of(store, second.writer.number) == []
+    assert await loaded(store, third.writer.number) == third.items.tobytes()
 
 
 async def test_back_and_forward_and_held(store: Store) -> None:
     lease = await lead(store)
-    first, second = await publish(store, lease), await publish(store, lease)
-    await store.generations.activate(first.writer.number, hold=True)
+    one, two = (await publish(store, lease)).writer.number, (await publish(store, lease)).writer.number
+    await store.generations.activate(one, hold=True)
     pointer = await store.generations.live()
-    assert (pointer.generation, pointer.previous, pointer.held) == (
-        first.writer.number,
-        second.writer.number,
-        True,
-    )
+    assert (pointer.generation, pointer.previous, pointer.held) == (one, two, True)
     third = await write_generation(store, lease)
     assert not await third.writer.flip()
-    assert (await store.generations.live()).generation == first.writer.number
+    assert (await store.generations.live()).generation == one
     # Held for long, the refits that do not go live do not pile up.
     fourth = await write_generation(store, lease)
     assert third.writer.number not in await numbers(store)
-    await store.generations.activate(second.writer.number, hold=False)
+    await store.generations.activate(two, hold=False)
     assert not (await store.generations.live()).held
-    await store.generations.activate(first.writer.number, hold=True)
+    await store.generations.activate(one, hold=True)
     # A person asked for this one.
     assert await fourth.writer.flip(automatic=False)
     assert not (await store.generations.live()).held
-
-
-async def test_the_live_generation_is_not_removed_and_what_is_gone_may_be(store: Store) -> None:
-    lease = await lead(store)
-    written, other = await publish(store, lease), await write_generation(store, lease)
-    with pytest.raises(StoreError, match="live"):
-        await store.generations.remove(1, written.writer.number)
-    assert await loaded(store, written.writer.number) == written.items.tobytes()
-    for _ in range(2):
-        await store.generations.remove(1, other.writer.number)
-    assert await numbers(store) == [written.writer.number]
-    assert await keys_of(store, other.writer.number) == []
 
 
 @pytest.mark.parametrize("last", ["begin", "items", "some items", "users", "finish"])
@@ -233,86 +210,41 @@ async def test_workers_that_beat_are_waited_for(store: Store) -> None:
     assert await waiting
 
 
-async def read_blob(store: Store, meta: GenerationMeta, name: str) -> bytes:
-    return b"".join([bytes(piece) async for piece in store.generations.load_blob(meta, meta.blobs[name])])
-
-
-async def test_blobs_lie_behind_the_index(store: Store) -> None:
-    lease = await lead(store)
+async def test_an_index_and_blobs_are_read_as_written_or_refused(store: Store) -> None:
     model = make_model()
-    items = make_items(model, 50)
-    writer = await store.generations.begin(lease, make_draft(model, 0, 50), {0: "1-1"})
-    await writer.write_items(items, model)
-    index, ranking, other = (
-        np.random.default_rng(k).bytes(size) for k, size in enumerate((70_000, 65_536, 3))
-    )
+    writer = await store.generations.begin(await lead(store), make_draft(model, 0, 50), {0: "1-1"})
+    await writer.write_items(make_items(model, 50), model)
+    index, ranking, other = (np.random.default_rng(k).bytes(n) for k, n in enumerate((70_000, 65_536, 3)))
     await writer.write_index(index)
     await writer.write_blob("ranking", ranking)
     await writer.write_blob("other", other)
     meta = await writer.finish()
     assert meta.blobs == (await store.generations.meta(1, writer.number)).blobs
-    assert (meta.blobs["ranking"].first, meta.blobs["other"].first) == (2, 3)
+
+    async def blob(name: str) -> bytes:
+        pieces = store.generations.load_blob(meta, meta.blobs[name])
+        return b"".join([bytes(piece) async for piece in pieces])
+
     assert await store.generations.load_index(meta) == index
-    assert [await read_blob(store, meta, name) for name in ("ranking", "other")] == [ranking, other]
+    assert [await blob(name) for name in ("ranking", "other")] == [ranking, other]
     await store.redis.delete(store.keys.index_chunk(1, writer.number, 2))
     with pytest.raises(GenerationBroken):
-        await read_blob(store, meta, "ranking")
+        await blob("ranking")
     await store.generations.remove(1, writer.number)
     assert await keys_of(store, writer.number) == []
 
 
-WIDTH = 5
-
-
-def writer(store: Store, number: int, *kept: int) -> RecordWriter:
-    """A writer for that generation beside those that are kept."""
-    return RecordWriter(store.keys, store.bulk, epoch=1, number=number, kept=kept)
-
-
-async def write(store: Store, users: list[bytes], number: int, *kept: int, n: int = 1) -> int:
-    """Write a record of ones for each; how many are there."""
-    vectors = np.ones((len(users), WIDTH), dtype=np.float32)
-    return await writer(store, number, *kept).write(users, np.full(len(users), n, dtype=np.int64), vectors)
-
-
-async def fields(store: Store, user: bytes) -> set[bytes]:
-    """What a user's hash holds."""
-    names = await store.redis.hkeys(store.keys.user(1, user))
-    return {name for name in names if isinstance(name, bytes)}
-
-
-async def test_many_users_of_all_partitions_get_their_own_record(store: Store) -> None:
-    users = [b"%d" % u for u in range(300)]
-    await store.ratings.append([rating(user.decode(), "a") for user in users for _ in range(2)])
-    n = np.arange(300) % 2 + 1
-    vectors = np.arange(300 * WIDTH, dtype=np.float32).reshape(300, WIDTH)
-    assert await writer(store, 3).write(users, n, vectors) == 300
-    records = [await store.redis.hget(store.keys.user(1, user), "g3") for user in users]
-    seen, read = unpack_records([record for record in records if isinstance(record, bytes)], WIDTH)
-    assert seen.tolist() == n.tolist()
-    assert read.tolist() == vectors.tolist()
-    assert await writer(store, 3).write(users, n, vectors) == 300
-
-
-@pytest.mark.parametrize("left", [[1], [1, 2, 3], [48, 49], [1, 48]])
-async def test_what_earlier_generations_left_goes_however_old(store: Store, left: list[int]) -> None:
-    await store.ratings.append([rating("u", "a")])
-    (record,) = pack_records(np.array([1]), np.ones((1, WIDTH), dtype=np.float32))
-    key = store.keys.user(1, b"u")
-    for number in (*left, 40, 47, 60):
-        await store.redis.hset(key, b"g%d" % number, record)
-    assert await write(store, [b"u"], 50, 40, 47) == 1
-    # The later one belongs to a trainer that this one does not know of.
-    assert await fields(store, b"u") == {b"n", b"g40", b"g47", b"g50", b"g60"}
-
-
-async def test_a_newer_record_of_the_same_generation_stays(store: Store) -> None:
+async def test_records_of_older_generations_go_and_newer_ones_stay(store: Store) -> None:
     await store.ratings.append([rating("u", "a")] * 3)
-    assert await write(store, [b"u"], 2, n=2) == 1
-    assert await write(store, [b"u"], 2, n=1) == 0
-    assert await write(store, [b"u"], 2, n=3) == 1
-    # Of more ratings than there are: of a history that was lost.
-    assert await write(store, [b"u"], 2, n=4) == 0
-    record = await store.redis.hget(store.keys.user(1, b"u"), "g2")
+    key, vectors = store.keys.user(1, b"u"), np.ones((1, 5), dtype=np.float32)
+    for number in (1, 2, 48, 40, 47, 60):
+        await store.redis.hset(key, b"g%d" % number, pack_records(np.array([1]), vectors)[0])
+    records = RecordWriter(store.keys, store.bulk, epoch=1, number=50, kept=(40, 47))
+    # The last is of more ratings than there are: of a history that was lost.
+    for n, taken in ((2, 1), (1, 0), (3, 1), (4, 0)):
+        assert await records.write([b"u"], np.array([n]), vectors) == taken
+    # The later one belongs to a trainer that this one does not know of.
+    assert set(await store.redis.hkeys(key)) == {b"n", b"g40", b"g47", b"g50", b"g60"}
+    record = await store.redis.hget(key, "g50")
     assert isinstance(record, bytes)
-    assert unpack_records([record], WIDTH)[0].tolist() == [3]
+    assert unpack_records([record], 5)[0].tolist() == [3]

@@ -3,7 +3,6 @@ together.
 """
 
 import asyncio
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -76,27 +75,12 @@ async def test_a_rating_counts_at_once_and_the_record_is_handed_back(world: Worl
     second = await world.store.users.current(world.live, [b"u"])
     assert not second.folded.any()
     np.testing.assert_array_equal(second.vectors, first.vectors)
+    profile = await world.store.users.profile(world.live, b"u")
+    assert (profile.n, profile.folded, profile.history.item_row.tolist()) == (2, False, [1, 2])
     await world.store.ratings.append([rating("u", "an item after the fit", 1.0), rating("u", "1", 1.0)])
     third = await world.store.users.current(world.live, [b"u"])
     assert (third.n.tolist(), third.folded.tolist()) == ([4], [True])
     assert not np.array_equal(third.vectors, second.vectors)
-
-
-async def test_the_history_of_a_user_who_has_just_rated_comes_with_the_record(world: World) -> None:
-    store = world.store
-    await store.ratings.append([rating("a", "1"), rating("b", "2", 5.0)])
-    store.users.raters.add([b"b", b"unknown"])
-    found = await store.users.lookup(world.live, [b"a", b"b", b"unknown", b"b"])
-    assert (found.behind, sorted(found.histories)) == ([0, 1, 3], [b"b", b"unknown"])
-    first = await expected(world, b"b")
-    # Nothing more is asked of a user whose history is there: what comes from now on is the next reader's.
-    await store.ratings.append([rating("a", "3"), rating("b", "3", 1.0)])
-    current = await store.users.catch_up(world.live, found)
-    assert (current.n.tolist(), current.folded.tolist()) == ([2, 1, 0, 1], [True, True, False, True])
-    np.testing.assert_array_equal(current.vectors[1], first)
-    later = await store.users.lookup(world.live, [b"b"])
-    assert (later.behind, len(later.histories)) == ([0], 0)
-    assert (await store.users.catch_up(world.live, later)).n.tolist() == [2]
 
 
 async def test_a_large_batch_is_what_its_users_are_one_by_one(
@@ -188,48 +172,26 @@ async def test_what_is_damaged_of_a_user_is_told_with_its_key(world: World) -> N
     np.testing.assert_array_equal(current.vectors[0], await expected(world, b"ok"))
 
 
-async def test_a_long_history_is_compacted_only_while_nothing_came_in(world: World) -> None:
-    store = world.store
-    for value in range(100):
-        await store.ratings.append([rating("u", "1", 1.0 + value % 5)])
+async def test_a_history_is_compacted_only_while_nothing_came_in(world: World) -> None:
+    store, key = world.store, world.store.keys.history(1, b"u")
+    await store.ratings.append([rating("u", "1", 1.0 + value % 5) for value in range(100)])
+    n, _ = await store.users.history(1, b"u")
+    data = await store.redis.get(key)
+    assert isinstance(data, bytes)
     await store.ratings.append([rating("u", "2", 4.0)])
-    size = await store.redis.strlen(store.keys.history(1, b"u"))
+    # One that is late is refused.
+    stale = [StaleUser(b"u", n, data)]
+    store.users.write_back(
+        world.live, stale, fold_in(world.live, stale, [codecs.unpack_history(data, SCALE)])
+    )
+    await settled(world, b"u", 100)
+    assert await store.redis.strlen(key) == 101 * codecs.ENTRY_BYTES
     await store.users.current(world.live, [b"u"])
     await settled(world, b"u", 101)
-    assert size == 101 * 20
-    assert await store.redis.strlen(store.keys.history(1, b"u")) == 2 * 20
+    assert await store.redis.strlen(key) == 2 * codecs.ENTRY_BYTES
     n, history = await store.users.history(1, b"u")
-    assert n == 101
-    assert dict(zip(history.item_row.tolist(), history.rating.tolist(), strict=True)) == {1: 5.0, 2: 4.0}
-
-
-async def test_a_compaction_that_is_late_is_refused(world: World) -> None:
-    store = world.store
-    await store.ratings.append([rating("u", "1", 1.0)] * 100)
-    n, _ = await store.users.history(1, b"u")
-    data = await store.redis.get(store.keys.history(1, b"u"))
-    assert isinstance(data, bytes)
-    await store.ratings.append([rating("u", "2", 2.0)])
-    stale = [StaleUser(b"u", n, data)]
-    histories = [codecs.unpack_history(data, SCALE)]
-    store.users.write_back(world.live, stale, fold_in(world.live, stale, histories))
-    await settled(world, b"u", 100)
-    _, now = await store.users.history(1, b"u")
-    assert now.item_row.tolist() == [1, 2]
-    current = await store.users.current(world.live, [b"u"])
-    assert (current.n.tolist(), current.folded.tolist()) == ([101], [True])
-
-
-async def test_a_profile_has_the_history_that_its_record_rests_on(world: World) -> None:
-    await world.store.ratings.append([rating("u", "3", 5.0), rating("u", "4", math.nan)])
-    first = await world.store.users.profile(world.live, b"u")
-    assert (first.n, first.folded, first.history.item_row.tolist()) == (2, True, [3])
-    np.testing.assert_array_equal(first.vector, await expected(world, b"u"))
-    await settled(world, b"u", 2)
-    second = await world.store.users.profile(world.live, b"u")
-    assert (second.n, second.folded, second.history.item_row.tolist()) == (2, False, [3])
-    unknown = await world.store.users.profile(world.live, b"unknown")
-    assert (unknown.n, len(unknown.history)) == (0, 0)
+    held = dict(zip(history.item_row.tolist(), history.rating.tolist(), strict=True))
+    assert (n, held) == (101, {1: 5.0, 2: 4.0})
 
 
 async def test_a_flushed_library_comes_back_in_mid_flight(world: World) -> None:
