@@ -11,8 +11,7 @@ import pytest
 
 from featurestore import codecs
 from featurestore.contexts import codec as contexts
-from featurestore.errors import StoreDamaged, StoreError, StreamFull
-from featurestore.keys import partition_of
+from featurestore.errors import StoreDamaged, StreamFull
 from featurestore.ratings.batches import Columns
 from featurestore.ratings.context_schema import (
     UnknownContextField,
@@ -80,21 +79,6 @@ async def test_both_epochs_get_them_and_what_came_in_live_keeps_its_own(store: S
     await store.ratings.forget(b"u", keep)
     for each in (1, epoch):
         assert await held(store, epoch=each) == {"a": [1.0]}
-
-
-async def test_a_refusal_leaves_no_context(store: Store) -> None:
-    await store.ratings.append([told("u", "a", 1.0), told("v", "a", 1.0)])
-    p = partition_of(b"u", store.keys.partitions)
-    key = store.keys.user_contexts(1, b"u")
-    before = await store.redis.get(key), await store.redis.get(store.keys.history(1, b"u"))
-    # The last write of the step is refused.
-    await store.redis.delete(store.keys.counts(1, p))
-    await store.redis.hset(store.keys.counts(1, p), "last", "9999999999999-1")
-    await store.redis.xadd(store.keys.ratings(1, p), {"n": b""}, id="9999999999999-99")
-    with pytest.raises(StoreError):
-        await store.ratings.append([told("u", "a", 2.0), told("u", "b", 3.0)])
-    assert (await store.redis.get(key), await store.redis.get(store.keys.history(1, b"u"))) == before
-    assert await store.redis.hget(store.keys.user(1, b"u"), "n") == b"1"
 
 
 async def test_contexts_are_compacted_with_their_history(store: Store) -> None:

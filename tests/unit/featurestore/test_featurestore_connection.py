@@ -61,9 +61,17 @@ class Script:
 
 @contextlib.asynccontextmanager
 async def opened(script: Script, timeout_s: float = PATIENCE_S) -> AsyncIterator[ServerConnection]:
-    async with script.running():
+    """A connection; opened once more where a busy machine was slower than a short time."""
+
+    async def connected() -> ServerConnection | None:
         connection = ServerConnection(Primary(script.url), timeout_s, "test")
-        await connection.open()
+        with contextlib.suppress(StoreUnavailable):
+            await connection.open()
+            return connection
+        return None
+
+    async with script.running():
+        connection: ServerConnection = await wait_until_async(connected, "the connection is open")
         try:
             yield connection
         finally:
@@ -78,14 +86,11 @@ async def nothing(_: bytes, __: asyncio.StreamWriter) -> None:
     ("reply", "kind"),
     [
         ("LOADING Redis is loading", StoreUnavailable),
-        ("READONLY You can't write", StoreUnavailable),
         ("MISCONF disk", StoreFull),
         ("OOM command not allowed", StoreFull),
-        ("BUSY Redis is busy", StoreUnavailable),
         ("ERR max number of clients reached", StoreUnavailable),
         ("NOAUTH Authentication required.", StoreRefused),
         ("WRONGPASS invalid", StoreRefused),
-        ("NOPERM this user", StoreRefused),
         ("MOVED 1 127.0.0.1:1", StoreRefused),
         ("ERR whatever", StoreError),
         ("WRONGTYPE Operation", StoreDamaged),
@@ -133,11 +138,13 @@ async def test_a_late_answer_fails_everything_in_flight_and_is_never_mixed_up() 
             writer.write(b"+fresh\r\n")
 
         script.answer = fresh
-        await wait_until_async(lambda: connection.connected, "the connection comes back")
-        # Counted a turn of the event loop after it can be used.
-        await asyncio.sleep(0)
-        assert connection.reconnects_total == 1
-        assert await connection.execute(b"x", 1) == [b"fresh"]
+
+        async def answered() -> list[bytes] | None:
+            with contextlib.suppress(StoreUnavailable):
+                return await connection.execute(b"x", 1)
+            return None
+
+        assert await wait_until_async(answered, "the connection comes back") == [b"fresh"]
         assert script.accepted >= 2
 
 
@@ -164,14 +171,12 @@ async def test_calls_that_read_their_own_replies_go_between_others() -> None:
         readers = [LookupReader(*each) for each in found]
         first, second = (connection.execute(b"l", 2, reader=reader) for reader in readers[:2])
         other = connection.execute(b"x", 1)
-        behind = connection.execute(b"l", 2, reader=readers[2])
-        assert (await first, await second, await other) == ([], [], [1])
-        assert await behind == []
         spare = LookupReader(np.zeros(2, dtype=np.int64), np.zeros(2, dtype=record_dtype(1)))
         cancelled = connection.execute(b"l", 2, reader=spare)
-        last = connection.execute(b"l", 2, reader=readers[3])
+        behind, last = (connection.execute(b"l", 2, reader=reader) for reader in readers[2:])
         cancelled.cancel()
-        assert await last == []
+        assert (await first, await second, await other) == ([], [], [1])
+        assert (await behind, await last) == ([], [])
         for n, records in found:
             assert (n.tolist(), [each.tobytes() for each in records]) == ([5, 5], [record, record])
 
@@ -213,10 +218,7 @@ async def test_more_than_fits_is_refused_at_once(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("greeting", "kind"),
     [
-        (
-            b"-LOADING Redis is loading the dataset in memory\r\n+OK\r\n*1\r\n$6\r\nmaster\r\n",
-            StoreUnavailable,
-        ),
+        (b"-LOADING Redis is loading\r\n+OK\r\n*1\r\n$6\r\nmaster\r\n", StoreUnavailable),
         (b"+PONG\r\n+OK\r\n*1\r\n$5\r\nslave\r\n", StoreUnavailable),
         (b"-NOAUTH Authentication required.\r\n-NOAUTH x\r\n-NOAUTH x\r\n", StoreRefused),
         (b"+PONG\r\n-NOPERM x\r\n-NOPERM x\r\n", None),

@@ -61,27 +61,6 @@ def test_the_pointer_tells_where_the_namespace_has_moved() -> None:
     assert moved_to(b"\xff") is None
 
 
-def test_streams_go_on_where_those_of_the_source_end() -> None:
-    counts = [
-        {b"last": b"7-5", b"done": b"5", b"loose": b"4", b"identity": b"other"},
-        {b"last": b"9-2", b"done": b"2", b"loose": b"2", b"floor": b"8"},
-        {},
-    ]
-    progress = {0: Progress((7, 5), 5), 1: Progress((9, 2), 2), 2: Progress()}
-    more = counts_of(counts, progress, 4, "mine")
-    assert more[0] == {
-        b"floor": b"9",
-        b"identity": b"mine",
-        b"last": b"7-5",
-        b"done": b"5",
-        b"loose": b"4",
-    }
-    # No event that follows has a time before any that there was, whichever partition its user comes from.
-    assert more[3] == {b"floor": b"9", b"identity": b"mine"}
-    fewer = counts_of(counts, progress, 1, "mine")
-    assert fewer == [more[0] | {b"loose": b"6", b"ended:1": b"9-2"}]
-
-
 def test_a_partition_that_comes_again_goes_on_where_it_ended() -> None:
     counts = [
         {b"last": b"7-5", b"done": b"5"},
