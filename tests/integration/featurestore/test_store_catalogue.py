@@ -1,16 +1,14 @@
 """The stored catalogue on a real server of each kind."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from featurestore.catalogue import catalogue as catalogue_module
-from featurestore.catalogue.catalogue import NO_VERSION, ItemState
+from featurestore.catalogue.catalogue import NO_VERSION
 from featurestore.catalogue.item import CatalogueItem, Time, pack_item
-from featurestore.catalogue.schema import SchemaChanged
-from featurestore.errors import ItemDeleted, StoreDamaged, StoreError
+from featurestore.errors import StoreDamaged
 from featurestore.keys import partition_of
 from featurestore.store import Store
 
@@ -68,28 +66,6 @@ async def test_changes_of_one_item_at_a_time_lose_nothing(store: Store) -> None:
     assert item.attributes == {"count": 5.0}
 
 
-async def test_a_change_that_brings_nothing_back_ends_where_the_item_is_deleted_meanwhile(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await put(store, CatalogueItem("a", "A"))
-    read, deletes = store.catalogue.states, [becomes(None)]
-
-    async def delete_behind(item_ids: Sequence[bytes]) -> list[ItemState]:
-        found = await read(item_ids)
-        while deletes:
-            await store.catalogue.change({b"a": deletes.pop()})
-        return found
-
-    monkeypatch.setattr(store.catalogue, "states", delete_behind)
-    with pytest.raises(ItemDeleted):
-        await store.catalogue.change({b"a": becomes(CatalogueItem("a", hidden=True))}, brings_back=False)
-    (state,) = await read([b"a"])
-    assert (state.data, state.deleted) == (None, True)
-    # Who says anew what it is has it back.
-    await put(store, CatalogueItem("a", "A"))
-    assert await store.catalogue.get(b"a") == CatalogueItem("a", "A")
-
-
 async def paged(store: Store, **asked: Any) -> list[str]:
     """All items, six a page."""
     found, after = list[str](), b""
@@ -116,35 +92,6 @@ async def test_pages_have_each_item_once(store: Store, monkeypatch: pytest.Monke
     monkeypatch.setattr(catalogue_module, "PAGE_BYTES", len(pack_item(items[0])) + 1)
     page = await store.catalogue.page(6, prefix=b"i")
     assert (page.items, page.after) == (items[:2], b"i01")
-
-
-async def test_a_type_is_held(store: Store) -> None:
-    schema = store.catalogue.schema
-    await schema.hold("items", {"year": "number"})
-    await schema.hold("users", {"year": "text"})
-    await schema.hold("items", {"year": "number", "seen": "boolean"})
-    with pytest.raises(SchemaChanged, match="year is a finite number"):
-        await schema.hold("items", {"new": "text", "year": "text"})
-    assert await schema.types("items") == {"year": "number", "seen": "boolean"}
-    assert await schema.types("users") == {"year": "text"}
-
-
-async def test_damage_names_the_key(store: Store) -> None:
-    await put(store, CatalogueItem("a"))
-    version = await store.catalogue.version()
-    await store.redis.hset(store.keys.catalogue_items, "a", b"\xff")
-    with pytest.raises(StoreDamaged, match="catalogue}:items"):
-        await store.catalogue.get(b"a")
-    await put(store, CatalogueItem("a", "mended"))
-    assert await store.catalogue.get(b"a") == CatalogueItem("a", "mended")
-    await store.redis.delete(store.keys.catalogue_changes)
-    assert not (await store.catalogue.changes_since(version, 10)).whole
-    await store.redis.set(store.keys.catalogue, "no version")
-    with pytest.raises(StoreDamaged, match="catalogue"):
-        await store.catalogue.version()
-    with pytest.raises(StoreError):
-        await put(store, CatalogueItem("b"))
-    assert await store.catalogue.get(b"b") is None
 
 
 async def listed(store: Store) -> dict[bytes, bytes]:

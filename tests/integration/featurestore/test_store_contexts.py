@@ -4,18 +4,13 @@ followed by all.
 
 import asyncio
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 
 from featurestore import codecs
 from featurestore.contexts import codec as contexts
-from featurestore.errors import StoreDamaged, StreamFull
 from featurestore.ratings.batches import Columns
-from featurestore.ratings.context_schema import (
-    UnknownContextField,
-)
 from featurestore.ratings.log import NewRating
 from featurestore.ratings.stored_context_schema import StoredContextSchema
 from featurestore.ratings.stream import Events
@@ -98,51 +93,13 @@ async def test_contexts_are_compacted_with_their_history(store: Store) -> None:
     assert await held(store) == {"1": [79.0], "2": [0.5]}
 
 
-@pytest.mark.parametrize(
-    ("damage", "left"),
-    [(lambda data: data[3:], {"a"}), (lambda _: b"\x01", {"a", "b", "c"})],
-)
-async def test_a_damaged_context_counts_as_not_given_and_is_named(
-    store: Store, caplog: pytest.LogCaptureFixture, damage: Any, left: set[str]
-) -> None:
-    await store.ratings.append([told("u", "a", 1.0, 2.0), told("u", "b", 3.0), told("u", "c", 4.0)])
-    key = store.keys.user_contexts(1, b"u")
-    await store.redis.set(key, damage(await store.redis.get(key)))
-    found = await held(store)
-    assert {item for item, context in found.items() if context is None} == left
-    assert any("contexts damaged" in each.message for each in caplog.records)
-    assert not any("contexts:u" in each.message for each in caplog.records)
-    # And what comes after it is there.
-    await store.ratings.append([told("u", "d", 5.0)])
-    assert (await held(store))["d"] == [5.0]
-
-
 async def allowed() -> None:
     """Nothing else about the call is wrong."""
-
-
-async def refused() -> None:
-    raise StreamFull("no room", 1.0)
 
 
 def another(store: Store) -> StoredContextSchema:
     """As another process has it."""
     return StoredContextSchema(store.keys, store.redis, store.confirmation)
-
-
-async def test_contexts_of_ratings_are_registered_and_known_to_others(store: Store) -> None:
-    other = another(store)
-    assert await other.rows([None, {}], extend=allowed) is None
-    rows = await store.contexts.rows([{"hour": 1, "device": "phone"}], extend=allowed)
-    assert rows is not None
-    # The copy of the other one is of less than a second ago, and has no field.
-    asked = await other.rows([{"device": "phone"}])
-    np.testing.assert_array_equal(asked, np.array([[np.nan, 0]], dtype=np.float32))
-    with pytest.raises(UnknownContextField):
-        await other.rows([{"day": 1}])
-    await store.redis.set(store.keys.contexts, b"{")
-    with pytest.raises(StoreDamaged, match=":contexts: no schema of contexts"):
-        await another(store).rows([{"hour": 1}], extend=allowed)
 
 
 async def test_fields_that_come_at_once_get_places_of_their_own(store: Store) -> None:
@@ -157,15 +114,3 @@ async def test_fields_that_come_at_once_get_places_of_their_own(store: Store) ->
         found = await writer.rows(rows, extend=allowed)
         assert found is not None
         assert schema.named(found[0]) == rows[0]
-
-
-async def test_ratings_that_are_refused_leave_no_field_and_no_category(store: Store) -> None:
-    with pytest.raises(StreamFull):
-        await store.contexts.rows([{"typo": 1}], extend=refused)
-    assert await store.redis.get(store.keys.contexts) is None
-    await store.contexts.rows([{"device": "tv"}], extend=allowed)
-    with pytest.raises(StreamFull):
-        await store.contexts.rows([{"device": "tvv"}], extend=refused)
-    # What is known asks nothing more.
-    assert await store.contexts.rows([{"device": "tv"}], extend=refused) is not None
-    assert [each.shown for each in (await store.contexts.fresh()).fields] == [("tv",)]

@@ -19,7 +19,7 @@ from tests.support.factories import (
     rating,
     write_generation,
 )
-from tests.support.waiting import PATIENCE_S, wait_until_async
+from tests.support.waiting import wait_until_async
 
 
 async def test_one_leads_and_the_next_has_a_higher_fence(store: Store) -> None:
@@ -163,26 +163,6 @@ async def test_a_damaged_event_is_told_and_stays(store: Store) -> None:
         await store.stream.read(7, lease, 10, 0)
 
 
-async def test_a_command_is_asked_taken_reported_and_dropped(store: Store) -> None:
-    lease = await lead(store)
-    refit = await store.commands.ask("refit", epoch=1)
-    erase = await store.commands.ask("erase", epoch=1, user=b"u")
-    taken = await store.commands.take("0", 0)
-    assert [(c.id, c.kind, c.epoch, c.user) for c in taken] == [
-        (refit, "refit", 1, None),
-        (erase, "erase", 1, b"u"),
-    ]
-    assert await store.commands.outcome(refit) is None
-    await store.commands.report(lease, refit, Outcome("running"))
-    assert await store.commands.wait(refit, 0.0) == Outcome("running")
-    await store.commands.report(lease, refit, Outcome("done", generation=4))
-    await store.commands.drop(taken[0].stream_id)
-    assert await store.commands.wait(refit, PATIENCE_S) == Outcome("done", generation=4)
-    assert [c.id for c in await store.commands.take("0", 0)] == [erase]
-    assert await store.commands.take(taken[1].stream_id, 10) == []
-    assert 0 < await store.redis.ttl(store.keys.command(refit)) <= 3600
-
-
 SECRET = b"a user with a long id, erased"
 
 
@@ -223,29 +203,3 @@ async def test_nothing_of_removed_events_is_left_and_reading_goes_on(store: Stor
     await lease.release()
     events = await store.stream.read(1, await lead(store, "next"), 100, 0)
     assert events.users == left
-
-
-async def test_a_command_to_erase_leaves_and_its_receipt_stays(store: Store) -> None:
-    lease = await lead(store)
-    first = await store.commands.ask("refit", epoch=1)
-    erase = await store.commands.ask("erase", epoch=1, user=SECRET, at_ms=5)
-    assert await store.commands.stage(erase) == "asked"
-    assert await store.commands.erasing() == []
-    command = (await store.commands.take("0", 0))[1]
-    assert (command.user, command.at_ms) == (SECRET, 5)
-    for _ in range(2):
-        await store.commands.drop_erasure(lease, command)
-    assert await store.commands.stage(erase) == "files"
-    assert [(each.id, each.user) for each in await store.commands.erasing()] == [(erase, None)]
-    assert SECRET not in await dumped(store, store.keys.erasing)
-    assert SECRET in await dumped(store, store.keys.commands)
-    assert await store.files.renew_streams([1])
-    assert SECRET not in await dumped(store, store.keys.commands)
-    assert [each.id for each in await store.commands.take("0", 0)] == [first]
-    last = await store.commands.ask("refit", epoch=1)
-    assert [each.id for each in await store.commands.take(command.stream_id, 0)] == [last]
-    await store.commands.report(lease, erase, Outcome("running"))
-    assert await store.commands.stage(erase) == "files"
-    await store.commands.report(lease, erase, Outcome("done"))
-    assert await store.commands.stage(erase) is None
-    assert await store.commands.outcome(erase) == Outcome("done")

@@ -10,7 +10,6 @@ from redis._parsers.helpers import parse_info
 from factors import Scale
 from featurestore.errors import (
     EpochGone,
-    OffScale,
     RegistryFull,
     StoreDamaged,
     StoreRefused,
@@ -119,28 +118,6 @@ async def test_of_several_who_decide_one_wins_and_all_follow(undecided: StoreSet
     with pytest.raises(StoreRefused, match=r"has FOLDIN_SCALE [^ ]+, not 1:7: use that"):
         await Store.open(replace(undecided, scale="1:7"))
     await closed(late, *stores)
-
-
-async def test_the_first_rating_decides_and_nothing_off_the_scale_is_stored(undecided: StoreSettings) -> None:
-    one, other = await opened(undecided, 2)
-    # Before there is a scale, a rating off the default one decides nothing.
-    with pytest.raises(OffScale, match=r"the scale is 1:5 since just now, and a rating is 80"):
-        await one.ratings.append([rating("ann", "tea", 80.0)])
-    (third,) = await opened(undecided, 1)
-    assert not third.scale.decided
-    await closed(third)
-    assert await other.scale.decide(Scale(0, 100))
-    # Checked here by what was the scale until then.
-    with pytest.raises(OffScale, match="0:100"):
-        await one.ratings.append([rating("ann", "tea", -3.0)])
-    await one.ratings.append([rating("ann", "tea", 80.0), rating("ann", "milk", float("nan"))])
-    assert (await other.users.history(1, b"ann"))[1].rating.tolist() == [80.0]
-    await closed(one, other)
-    (fresh,) = await opened(replace(undecided, namespace=f"{undecided.namespace}-b"), 1)
-    await fresh.ratings.append([rating("ann", "tea", 4.0)])
-    assert (fresh.scale.decided, fresh.scale.value) == (True, Scale(1.0, 5.0))
-    assert not await fresh.scale.decide(HALF_STARS)
-    await closed(fresh)
 
 
 async def test_the_scale_of_a_store_that_lost_its_configuration_stays(undecided: StoreSettings) -> None:

@@ -12,9 +12,7 @@ import pytest
 from factors import Float32s
 from factors.model.layout import user_layout
 from featurestore import codecs
-from featurestore.errors import StoreDamaged
 from featurestore.generations.live import LiveGeneration
-from featurestore.keys import digest_of
 from featurestore.leases import Lease
 from featurestore.store import Store
 from featurestore.users import records as users_module
@@ -150,26 +148,6 @@ async def test_who_rates_once_more_keeps_what_only_a_fit_knows(world: World) -> 
     assert current.folded.all()
     np.testing.assert_array_equal(current.vectors[0, effect], vectors[0, effect])
     assert not np.array_equal(current.vectors[0], vectors[0])
-
-
-async def test_what_is_damaged_of_a_user_is_told_with_its_key(world: World) -> None:
-    store, keys = world.store, world.store.keys
-    await store.ratings.append([rating("ok", "1"), rating("broken", "1"), rating("cut", "1")])
-    await store.redis.set(keys.user(1, b"bad"), b"a string")
-    await store.redis.delete(keys.history(1, b"broken"))
-    await store.redis.lpush(keys.history(1, b"broken"), b"a list")
-    await store.redis.setrange(keys.history(1, b"cut"), 20, b"torn")
-    await store.ratings.append([rating("number", "1")])
-    await store.redis.hset(keys.user(1, b"number"), "n", "many")
-    for user, kind in ((b"bad", "user"), (b"broken", "history"), (b"cut", "history"), (b"number", "user")):
-        for users in ([user], [b"ok", user]):
-            with pytest.raises(StoreDamaged, match=f":{kind}:<blake2b {digest_of(user).hex()}>") as caught:
-                await store.users.current(world.live, users)
-            assert f":{user.decode()}" not in str(caught.value)
-        with pytest.raises(StoreDamaged):
-            await store.users.profile(world.live, user)
-    current = await store.users.current(world.live, [b"ok"])
-    np.testing.assert_array_equal(current.vectors[0], await expected(world, b"ok"))
 
 
 async def test_a_history_is_compacted_only_while_nothing_came_in(world: World) -> None:

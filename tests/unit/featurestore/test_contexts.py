@@ -17,7 +17,6 @@ from featurestore.ratings.context_schema import (
     ContextField,
     ContextRefused,
     ContextSchema,
-    UnknownContextField,
     Values,
     schema_from_bytes,
     schema_to_bytes,
@@ -71,30 +70,6 @@ def test_a_context_of_a_rating_is_refused(given: dict[str, Any], why: str) -> No
         extended(ContextSchema((HOUR, DEVICE)), [None, given])
     assert refused.value.row == 1
     assert refused.value.name == next(iter(given))[:64]
-
-
-def test_there_are_limits() -> None:
-    fields = {f"v{k}": 0 for k in range(32)}
-    full = extended(ContextSchema(), [fields])
-    assert len(full.fields) == 32
-    with pytest.raises(ContextRefused, match=r"'v32' is one field too many: a context may have 32"):
-        extended(full, [None, None, {"v32": 0}])
-    texts: list[Values | None] = [{"device": str(k)} for k in range(256)]
-    many = extended(ContextSchema(), texts)
-    with pytest.raises(ContextRefused, match="'device' has 256 categories") as refused:
-        extended(many, [*texts, {"device": "256"}])
-    assert refused.value.row == 256
-
-
-def test_a_question_may_have_unknown_categories_but_no_unknown_fields() -> None:
-    schema = ContextSchema((HOUR, DEVICE))
-    rows = schema.rows([{"hour": 1, "device": "tv"}])
-    assert rows is not None
-    np.testing.assert_array_equal(rows, [[1, np.nan]])
-    with pytest.raises(UnknownContextField, match="'day' is no field of a context; there are hour, device"):
-        schema.rows([None, {"day": 3}])
-    with pytest.raises(ContextRefused, match="'hour' must be a finite number"):
-        schema.rows([{"hour": "noon"}])
 
 
 def test_schemas_of_two_stores_become_one_and_rows_keep_their_meaning() -> None:

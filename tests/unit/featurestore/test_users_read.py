@@ -11,15 +11,6 @@ from featurestore.users.fold_in import StaleUser, has_its_ratings
 from featurestore.users.recent_raters import RecentRaters
 
 
-def test_who_has_rated_is_told_once() -> None:
-    raters = RecentRaters()
-    assert raters.take([b"a"]) == []
-    raters.add([b"a", b"b", b"a"])
-    assert raters.take([b"c", b"a", b"a"]) == [b"a"]
-    assert raters.take([b"a", b"b"]) == [b"b"]
-    assert raters.take([b"a", b"b"]) == []
-
-
 def test_neither_who_is_kept_nor_what_comes_at_once_grows_without_bound() -> None:
     raters, every = RecentRaters(), [b"%d" % number for number in range(recent_raters.KEPT + 3)]
     raters.add(every)
