@@ -24,16 +24,13 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.telemetry.points import Point
 from foldin.recovery.verifying import verify
-from tests.support.factories import low_rank_ratings, rating
+from tests.support.factories import lead, low_rank_ratings, publish, rating
 from tests.support.migrating import archive, migrated
 from tests.support.recovering import held, opened
 from tests.support.servers import KIND, StoreServer, running_server
 from tests.support.trainers import fitted, running_trainer, trainer_settings, until_drained, until_live
 from trainer.archive.identity import ArchiveState
 from trainer.consume.matching import difference
-
-pytestmark = pytest.mark.slow
-
 
 SECRET = new_secret()
 # By partition; the test of each is its own.
@@ -101,6 +98,7 @@ def place_of(key: bytes) -> bytes:
     return key if not tag or not head.rpartition(b"{")[2].isdigit() else head.rpartition(b"{")[0] + rest
 
 
+@pytest.mark.slow
 async def test_everything_goes_along_under_any_number_of_partitions(
     servers: tuple[StoreServer, StoreServer], tmp_path: Path
 ) -> None:
@@ -172,6 +170,7 @@ async def test_everything_goes_along_under_any_number_of_partitions(
         assert found.count == 0, found.differences
 
 
+@pytest.mark.slow
 async def test_the_archive_is_the_store_s_when_partitions_come_again(
     servers: tuple[StoreServer, StoreServer],
 ) -> None:
@@ -192,3 +191,34 @@ async def test_the_archive_is_the_store_s_when_partitions_come_again(
                 assert all(found[p][1] > end[1] for p, end in ends.items() if p in found)
                 ends |= found
     assert len(ends) == 4
+
+
+async def test_ratings_go_along_and_the_store_that_was_left_refuses_more(
+    servers: tuple[StoreServer, StoreServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So long it waits for processes that have not heard of it: here are none.
+    monkeypatch.setattr("featurestore.migration.migration.FOLLOWED_S", 0.0)
+    at = StoreSettings(url=servers[0].url, namespace="quick", partitions=4)
+    to = replace(at, url=servers[1].url, partitions=3)
+    async with opened(at) as store:
+        await store.items(1).register([b"i%d" % row for row in range(8)])
+        await store.ratings.append([rating(f"u{k}", f"i{k % 8}") for k in range(40)])
+        await store.ratings.forget(b"u1")
+        await store.attributes.change(b"u2", lambda _: {"age": 30.0})
+        await store.catalogue.change({b"i1": lambda _: CatalogueItem("i1", "One")})
+        await publish(store, await lead(store, "archives"), users=[b"u2"])
+        await archive(store)
+        ratings = await held(store)
+        made = await migrated(at, to)
+        assert made is not None
+        assert made.users == 39
+        with pytest.raises(StoreMigrating):
+            await store.ratings.append([rating("u1", "i1")])
+    assert await migrated(at, to) is None
+    async with opened(to) as store:
+        assert await held(store) == ratings
+        assert await store.attributes.get(b"u2") == {"age": 30.0}
+        assert await store.catalogue.get(b"i1") == CatalogueItem("i1", "One")
+        assert (await store.generations.live()).generation == 1
+        await store.ratings.append([rating("u1", "i1")])
+        assert (await store.users.history(1, b"u1"))[0] == 2
