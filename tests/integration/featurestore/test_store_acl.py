@@ -14,10 +14,12 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.retry import Retry
 
 from featurestore.access import new_secret
+from featurestore.catalogue.item import CatalogueItem
+from featurestore.commands import Outcome
 from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import rating
+from tests.support.factories import as_live, lead, publish, publish_for_ann, rating
 from tests.support.secrets import make_secrets
 from tests.support.servers import ServerKind, StoreServer, running_server
 
@@ -69,9 +71,11 @@ async def test_the_user_may_not_do_anything_else_and_what_it_wrote_outlasts_a_re
     with pytest.raises(StoreRefused, match="cannot be read"):
         await Store.open(replace(settings, password_file=tmp_path / "none"))
     store = await Store.open(settings)
-    await store.ratings.append([rating(f"user-{n}", "dune") for n in range(20)])
-    await store.access.add(new_secret(), "one", "read")
+    await every_call(store)
     await store.close()
+    admin = logged_in(server, "admin", folders[0] / "admin")
+    assert admin.acl_log() == []
+    assert all(key.startswith((b"acl-test", b"{acl-test")) for key in admin.scan_iter())
     password = (folders[1] / "redis").read_text()
     assert password not in repr(settings) + (folders[0] / "users.acl").read_text()
     with pytest.raises(AuthenticationError):
@@ -89,7 +93,6 @@ async def test_the_user_may_not_do_anything_else_and_what_it_wrote_outlasts_a_re
         health.get("acl-test:x")
     # A server reads its own file as its user `default`, who is off: what that one may not do would be left
     # out, without an error. It happened: every call of a function is a transaction there.
-    admin = logged_in(server, "admin", folders[0] / "admin")
     before = digest(admin)
     assert len(before) > 20
     for how in (server.stop, server.kill):
@@ -98,9 +101,39 @@ async def test_the_user_may_not_do_anything_else_and_what_it_wrote_outlasts_a_re
         assert digest(admin) == before
 
 
-def digest(admin: Any) -> dict[bytes, bytes]:
-    """Every key with its value, as the server would dump it."""
-    return {key: admin.dump(key) for key in admin.scan_iter()}
+async def every_call(store: Store) -> None:
+    """What services and trainers ask of the store, each in its own way."""
+    await publish_for_ann(store, {"item-0": 5.0, "item-1": 2.0})
+    await store.ratings.append([rating(f"user-{n}", "dune") for n in range(20)])
+    lease = await lead(store)
+    live = as_live(await publish(store, lease, users=[b"ann"]))
+    assert (await store.users.current(live, [b"ann", b"user-1"])).n.tolist() == [2, 1]
+    await store.ratings.forget(b"user-1")
+    command = await store.commands.ask("erase", epoch=1, user=b"user-1")
+    (taken,) = await store.commands.take("0", 1)
+    await store.commands.report(lease, command, Outcome("done"))
+    await store.commands.drop(taken.stream_id)
+    events = await store.stream.read(1, lease, 100, 1)
+    await store.stream.done(1, lease, events.last)
+    assert await store.files.renew_streams([1])
+    epoch = await store.epochs.begin()
+    await store.ratings.append([rating("ann", "late")])
+    await store.epochs.abandon(epoch)
+    await store.generations.prune(lease)
+    await lease.renew()
+    await store.catalogue.change({b"dune": lambda _: CatalogueItem("dune", "Dune")})
+    await store.attributes.change(b"ann", lambda _: {"age": 30.0})
+    await store.scenarios.put(b"home", b"{}")
+    await store.access.add(new_secret(), "one", "read")
+    await store.access.add(new_secret(), "two", "read")
+    assert await store.access.remove("two") == 1
+    assert [user async for some in store.user_search.all(1) for user in some]
+
+
+def digest(admin: Any) -> dict[bytes, Any]:
+    """Every key with its value, as the server would dump it; of a stream not when readers were seen last."""
+    read = {b"stream": admin.xrange}
+    return {key: read.get(admin.type(key), admin.dump)(key) for key in admin.scan_iter()}
 
 
 FORBIDDEN = [
