@@ -21,7 +21,6 @@ from processes.blocking import BlockingChild
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
-ROOT = Path(__file__).resolve().parents[3]
 NAME = "cluster-replica-no-failover"
 KEYS = 40
 

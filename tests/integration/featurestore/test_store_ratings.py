@@ -40,16 +40,6 @@ async def test_the_last_rating_of_a_pair_wins_and_nan_takes_it_back(store: Store
     assert await counter(store, "u") == 4
 
 
-async def test_concurrent_raters_lose_nothing_and_n_counts_all(store: Store) -> None:
-    other = await Store.open(store.settings)
-    await asyncio.gather(
-        *[s.ratings.append([rating("u", f"i{n}", 3.0)]) for n in range(60) for s in (store, other)]
-    )
-    assert await counter(store, "u") == 120
-    assert len(await held(store, "u")) == 60
-    await other.close()
-
-
 async def test_every_rating_is_an_event_with_its_n(store: Store) -> None:
     lease = await lead(store)
     sent = [rating(f"u{n % 5}", f"i{n}", 1.0 + n % 5, 1e9 + n) for n in range(50)]

@@ -92,6 +92,17 @@ async def test_code_that_cannot_be_loaded_is_left(
     assert "without compiled loops" in caplog.text
 
 
+def test_making_it_keeps_it_whole(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fold_in_code, "compile_code", lambda: b"compiled")
+    monkeypatch.setattr("os.nice", lambda _: 0)
+    monkeypatch.setattr(compiled, "_goes_first", lambda: None)
+    assert compiled.main([]) == 0
+    assert compiled.kept([home / NAME]) == b"compiled"
+    assert [path.name for path in home.iterdir()] == [NAME]
+    monkeypatch.setattr(fold_in_code, "compile_code", lambda: pytest.fail("made again"))
+    assert compiled.main([]) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not fold_in_code.can_run(), reason="numba is not installed (extra `fast`)")
 def test_all_processes_of_a_machine_look_for_the_same_file() -> None:

@@ -6,18 +6,7 @@ import numpy as np
 import pytest
 
 from featurestore import codecs
-from featurestore.users import recent_raters
 from featurestore.users.fold_in import StaleUser, has_its_ratings
-from featurestore.users.recent_raters import RecentRaters
-
-
-def test_neither_who_is_kept_nor_what_comes_at_once_grows_without_bound() -> None:
-    raters, every = RecentRaters(), [b"%d" % number for number in range(recent_raters.KEPT + 3)]
-    raters.add(every)
-    assert raters.take(every[:3]) == []
-    most = recent_raters.AT_ONCE
-    assert raters.take(every[3:100]) == every[3 : 3 + most]
-
 
 VIEW = 1 << codecs.ROW_BITS
 
