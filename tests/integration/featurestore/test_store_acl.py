@@ -2,6 +2,7 @@
 need, on a real server of each kind, and nothing that administers the server or reaches other keys.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 from featurestore.access import new_secret
@@ -22,6 +24,7 @@ from featurestore.store import Store
 from tests.support.factories import as_live, lead, publish, publish_for_ann, rating
 from tests.support.secrets import make_secrets
 from tests.support.servers import ServerKind, StoreServer, running_server
+from tests.support.waiting import wait_until
 
 NAMESPACE = "acl-test"
 # A refusal is no failure of the connection, and is not tried again.
@@ -98,6 +101,7 @@ async def test_the_user_may_not_do_anything_else_and_what_it_wrote_outlasts_a_re
     for how in (server.stop, server.kill):
         how()
         server.start()
+        wait_until(lambda: has_loaded(admin), "the server has loaded its file")
         assert digest(admin) == before
 
 
@@ -128,6 +132,12 @@ async def every_call(store: Store) -> None:
     await store.access.add(new_secret(), "two", "read")
     assert await store.access.remove("two") == 1
     assert [user async for some in store.user_search.all(1) for user in some]
+
+
+def has_loaded(admin: Any) -> bool:
+    with contextlib.suppress(RedisConnectionError):
+        return bool(admin.ping())
+    return False
 
 
 def digest(admin: Any) -> dict[bytes, Any]:
