@@ -4,11 +4,8 @@
 
 import contextlib
 import json
-import os
-import re
 import shutil
-import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,11 +18,9 @@ from foldin.cluster.embedded import MAY, MAY_NOT, EmbeddedCluster, failover_file
 from foldin.cluster.failover import allow_failover
 from foldin.cluster.forming import form, myself, until, view_of
 from processes.blocking import BlockingChild
-from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
-ROOT = Path(__file__).resolve().parents[3]
 NAME = "cluster-replica-no-failover"
 KEYS = 40
 
@@ -113,64 +108,3 @@ def test_a_replica_takes_over_as_soon_as_it_has_once_had_all(
         again.kill(0)
         until(lambda: is_primary(empty), "it takes over")
         assert empty.dbsize() == KEYS
-
-
-CLI = """\
-echo "$@" >>/etc/foldin/asked
-case "$*" in
-  "CLUSTER NODES") cat /etc/foldin/nodes ;;
-  "INFO replication") cat /etc/foldin/link ;;
-esac
-"""
-
-
-def node(folder: Path, nodes: str = "1 :0@0 myself,slave 2 0 0 0 connected") -> BlockingChild:
-    """Run the script of a container, on folders of this machine, with servers that only say so. `nodes`: what
-    one says of itself.
-    """
-    scripts = {
-        "nodes": f"{nodes}\n",
-        "cli.sh": CLI,
-        "start.sh": 'echo "$@" >/etc/foldin/options; touch /data/nodes.conf; exec sleep 60',
-        "node.sh": (ROOT / "deploy/redis/node.sh").read_text(),
-    }
-    for name, text in scripts.items():
-        moved = re.sub("(?=/etc/foldin/|/data/)", str(folder), text)
-        (folder / "etc/foldin" / name).write_text(moved)
-    environment: Mapping[str, str] = {"PATH": os.environ["PATH"], "REDIS_PEERS": "a"}
-    command = ["/bin/sh", str(folder / "etc/foldin/node.sh"), "redis-server"]
-    return BlockingChild(command, folder / "log", environment=environment)
-
-
-def test_a_container_says_so_for_as_long_as_there_is_the_data(tmp_path: Path) -> None:
-    (data := tmp_path / "data").mkdir()
-    (scripts := tmp_path / "etc/foldin").mkdir(parents=True)
-    (link := scripts / "link").write_text("master_link_status:down\n")
-    said, asked = data / "failover.conf", scripts / "asked"
-    with node(tmp_path):
-        wait_until(lambda: asked.exists() and "INFO" in asked.read_text(), "it looks at the link")
-        assert said.read_text() == MAY_NOT
-        assert f"--include {said}" in (scripts / "options").read_text()
-        link.write_text("master_link_status:up\n")
-        wait_until(lambda: said.read_text() == MAY, "it may take over")
-        assert f"CONFIG SET {MAY}" in asked.read_text()
-    (data / "appendonlydir").mkdir()
-    link.write_text("master_link_status:down\n")
-    for gone, then in ((None, MAY), ("appendonlydir", MAY_NOT)):
-        if gone:
-            subprocess.run(["rm", "-r", data / gone], check=True)
-        (scripts / "options").unlink()
-        with node(tmp_path):
-            wait_until((scripts / "options").exists, "it starts")
-            assert said.read_text() == then
-
-
-def test_a_container_whose_server_has_slots_lets_replicas_in(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (scripts := tmp_path / "etc/foldin").mkdir(parents=True)
-    (scripts / "link").write_text("role:master\n")
-    asked = scripts / "asked"
-    # As a server says it that may not take over.
-    with node(tmp_path, "1 10.0.0.1:6379@16379 myself,master,nofailover - 0 0 1 connected 0-5460"):
-        wait_until(lambda: asked.exists() and "ACL SETUSER replica on" in asked.read_text(), "it does")
-        wait_until(lambda: (tmp_path / "data/failover.conf").read_text() == MAY, "it may take over")

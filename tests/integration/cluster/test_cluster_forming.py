@@ -1,18 +1,26 @@
 """Forming a cluster of real servers, from whatever an attempt before has left, or a loss."""
 
+import asyncio
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import NoPermissionError
 
 from featurestore.cluster.slots import slot_of
 from featurestore.settings import StoreSettings
+from featurestore.store import Store
 from foldin.cluster.__main__ import servers_of
-from foldin.cluster.forming import Member, command, form, meet, myself, share, until
+from foldin.cluster.forming import command, form, meet, myself, share, until
 from processes.errors import CannotStartError
-from tests.support.servers import ServerKind
+from processes.probes import unused_cluster_port
+from tests.support.factories import publish_for_ann
+from tests.support.secrets import make_secrets
+from tests.support.servers import KIND, ServerKind, StoreServer
 from torture.cluster_set import ClusterSet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -90,26 +98,6 @@ def test_a_cluster_is_formed_from_a_half_formed_one_and_survives_what_can_be_sur
         form_again(servers)
 
 
-def test_a_replica_that_has_not_copied_its_primary_does_not_take_its_place(servers: ClusterSet) -> None:
-    form_again(servers)
-    servers.until_whole()
-    primary = servers.owner(slot_of(b"a"))
-    for number in range(20):
-        primary.client.set(f"{{a}}{number}", "1")
-    name = myself(primary.client).name
-    servers.lose(next(each for each in servers.servers if myself(each.client).primary == name))
-    # So many microseconds for each key of the copy.
-    primary.client.config_set("rdb-key-save-delay", 10_000_000)
-    form_again(servers)
-    until(lambda: primary.client.info("replication")["connected_slaves"] == 1, "the copy has begun")
-    # Others have data: it is not that there is none.
-    other = next(each for each in servers.primaries if each is not primary)
-    other.client.set(next(key for key in "bcdefgh" if servers.owner(slot_of(key.encode())) is other), "1")
-    servers.lose(primary)
-    with pytest.raises(CannotStartError, match=r"slots [\d-]+ of .* before a replica had copied it.*restore"):
-        form_again(servers)
-
-
 def test_two_clusters_are_not_made_one(servers: ClusterSet) -> None:
     clients = [server.client for server in servers.servers]
     for part in (clients[:3], clients[3:]):
@@ -118,9 +106,47 @@ def test_two_clusters_are_not_made_one(servers: ClusterSet) -> None:
         form(clients, PRIMARIES)
 
 
-def test_a_line_of_cluster_nodes_is_read() -> None:
-    line = "07c3 :0@0 slave,noaddr,fail 67ed 0 1426238317239 4 disconnected"
-    assert Member.read(line) == Member("07c3", frozenset({"slave", "noaddr", "fail"}), "67ed", False, ())
-    line = "67ed 127.0.0.1:30002@31002,host master - 0 1426238316232 2 connected 5461-10922 3 [77->-07c3]"
-    assert Member.read(line).slots == ((5461, 10922), (3, 3))
-    assert Member.read(line).primary == ""
+async def test_users_of_least_rights_are_enough_and_the_one_that_forms_reads_nothing(tmp_path: Path) -> None:
+    acl, password = make_secrets(tmp_path, "acl", cluster=True)
+    assert (acl / "replica").read_text() in (acl / "replication.conf").read_text()
+    options = (
+        *("--cluster-enabled", "yes", "--aclfile", str(acl / "users.acl")),
+        *("--include", str(acl / "replication.conf"), "--repl-diskless-sync-delay", "0"),
+    )
+
+    def logged_in(port: int, user: str, file: Path) -> Any:
+        return Redis(port=port, username=user, password=file.read_text(), protocol=2)
+
+    with ExitStack() as running:
+        ports = []
+        for number in range(4):
+            (folder := tmp_path / f"s{number}").mkdir()
+            server = StoreServer(KIND, folder, *options)
+            server.port = unused_cluster_port()
+            running.callback(server.kill)
+            server.start()
+            ports.append(server.port)
+        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+        at = StoreSettings(url=f"redis+cluster://cluster@{hosts}", password_file=tmp_path / "cluster/redis")
+        await asyncio.to_thread(form, servers_of(at), PRIMARIES)
+        admins = [logged_in(port, "admin", acl / "admin") for port in ports]
+        # As node.sh does where a server has data; none gets in before.
+        assert all(admin.info("replication")["connected_slaves"] == 0 for admin in admins)
+        for admin in admins:
+            admin.execute_command("ACL", "SETUSER", "replica", "on")
+        follows = lambda: any(admin.info("replication")["connected_slaves"] for admin in admins)  # noqa: E731
+        await asyncio.to_thread(until, follows, "the replica has logged in")
+        for admin in admins:
+            admin.acl_log_reset()
+        url = f"redis+cluster://foldin@{hosts}"
+        settings = StoreSettings(url=url, password_file=password / "redis", namespace="acl", partitions=8)
+        store = await Store.open(settings)
+        await publish_for_ann(store, {"item-0": 5.0})
+        await store.epochs.begin()
+        assert (await store.ratings.forget(b"ann")).ratings == 1
+        await store.close()
+        assert [admin.acl_log() for admin in admins] == [[]] * 4
+        forming = logged_in(ports[0], "cluster", tmp_path / "cluster/redis")
+        for command in ("GET acl:config", "ACL LIST", "CONFIG GET *", "CLUSTER RESET", "FLUSHALL"):
+            with pytest.raises(NoPermissionError):
+                forming.execute_command(*command.split())

@@ -2,21 +2,17 @@
 there.
 """
 
-import asyncio
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from featurestore.cluster.slots import slot_of
 from featurestore.settings import StoreSettings
 from foldin.recovery.verifying import verify
-from tests.support.factories import rating
 from tests.support.recovering import archive_ratings, now_held, opened, restored
 from tests.support.servers import ServerKind, StoreServer
-from tests.support.serving import Client, serving
-from tests.support.trainers import ChildTrainer, fitted, running_trainer, trainer_settings, until_drained
+from tests.support.serving import serving
+from tests.support.trainers import fitted, running_trainer, trainer_settings, until_drained
 from tests.support.waiting import wait_until_async
 from torture.cluster_set import ClusterSet, cluster_set
 from trainer.settings import TrainerSettings
@@ -109,80 +105,6 @@ async def test_everything_that_a_stack_does(
         assert found.count == 0, found.differences
 
 
-async def test_a_server_that_dies_amid_ratings_and_fits_takes_nothing_along(
-    cluster: ClusterSet, on_cluster: TrainerSettings
-) -> None:
-    from dataclasses import replace
-
-    store_settings = replace(on_cluster.store, durability="replicated")
-    async with serving(store_settings) as (client, _), opened(store_settings) as store:
-        trainers = [ChildTrainer(on_cluster), ChildTrainer(on_cluster)]
-        try:
-            assert (await client.post("/ratings", ratings(60))).status == 200
-            await fitted(store)
-            acknowledged: set[tuple[str, str]] = set()
-            rating_on = asyncio.create_task(rate_on(client, acknowledged))
-            try:
-                for primary in cluster.primaries[:2]:
-                    await asyncio.sleep(1.0)
-                    primary.kill()
-                    await asyncio.sleep(5.0)
-                    primary.start()
-                    await asyncio.to_thread(cluster.until_whole)
-            finally:
-                rating_on.cancel()
-                await asyncio.gather(rating_on, return_exceptions=True)
-            # None while a primary has no replica that could confirm it.
-            assert len(acknowledged) > 20
-
-            async def trained() -> bool:
-                return (await client.post("/train")).status == 200
-
-            await wait_until_async(trained, "a fit after all that", timeout_s=120)
-            await until_drained(store)
-            assert (await verify(store, on_cluster, lambda _line: None)).count == 0
-            for user in {user for user, _ in acknowledged}:
-                body = (await client.get(f"/users/{user}/ratings")).json
-                found = {row["item_id"] for row in body["ratings"]}
-                assert {item for of, item in acknowledged if of == user} <= found
-        finally:
-            for child in trainers:
-                child.end(signal.SIGTERM)
-
-
-async def test_while_a_server_is_away_the_users_of_the_others_are_rated_as_ever(
-    cluster: ClusterSet, on_cluster: TrainerSettings
-) -> None:
-    async with serving(on_cluster.store) as (client, _), opened(on_cluster.store) as store:
-        async with running_trainer(on_cluster):
-            assert (await client.post("/ratings", ratings(60))).status == 200
-            number = await fitted(store)
-
-        async def served() -> bool:
-            return bool((await client.get("/predict?user_id=u0&item_id=i1")).json["generation"] == number)
-
-        await wait_until_async(served, "the worker serves the fit")
-        home = cluster.owner(slot_of(store.keys.live))
-        owner_of = {f"u{k}": cluster.owner(slot_of(store.keys.user(1, b"u%d" % k))) for k in range(60)}
-        away = next(each for each in cluster.primaries if each is not home)
-        paths = {user: f"/predict?user_id={user}&item_id=i1" for user in owner_of}
-        before = {user: (await client.get(path)).json for user, path in paths.items()}
-        away.kill()
-        try:
-            # All at once: those of one turn of the event loop are looked up together.
-            for _ in range(5):
-                await asyncio.sleep(0.3)
-                replies = await asyncio.gather(*[client.get(path) for path in paths.values()])
-                for user, reply in zip(paths, replies, strict=True):
-                    if owner_of[user] is not away:
-                        assert reply.json == before[user], user
-                    else:
-                        assert reply.status == 503 or reply.json.get("degraded") or reply.json == before[user]
-        finally:
-            away.start()
-            await asyncio.to_thread(cluster.until_whole)
-
-
 async def test_the_archive_of_one_server_is_restored_to_a_cluster(
     cluster: ClusterSet, on_cluster: TrainerSettings, own_server: StoreServer, tmp_path: Path
 ) -> None:
@@ -191,24 +113,3 @@ async def test_the_archive_of_one_server_is_restored_to_a_cluster(
     async with running_trainer(on_cluster):
         await restored(on_cluster, tmp_path / "old")
     assert await now_held(on_cluster) == before
-
-
-async def rate_on(client: Client, acknowledged: set[tuple[str, str]]) -> None:
-    """Rate without a pause, whatever is answered."""
-    count = 0
-    while True:
-        count += 1
-        user, item = f"more{count % 20}", f"i{count // 20 % 24}"
-        row = {"user_id": user, "item_id": item, "rating": 1 + count % 5}
-        if (await client.post("/ratings", row)).status == 200:
-            acknowledged.add((user, item))
-        await asyncio.sleep(0.01)
-
-
-async def test_another_process_sees_at_once_what_one_has_written(
-    cluster: ClusterSet, on_cluster: TrainerSettings
-) -> None:
-    async with opened(on_cluster.store) as one, opened(on_cluster.store) as other:
-        for k in range(50):
-            await one.ratings.append([rating(f"u{k}", f"i{k}", 2.0)])
-            assert (await other.users.history(1, f"u{k}".encode()))[0] == 1

@@ -1,31 +1,16 @@
 """The stored catalogue on a real server of each kind."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from featurestore.catalogue import attributes
 from featurestore.catalogue import catalogue as catalogue_module
-from featurestore.catalogue.catalogue import NO_VERSION, ItemState
-from featurestore.catalogue.dump import (
-    Dump,
-    DumpedUser,
-    PutBack,
-    dump_from_bytes,
-    dump_to_bytes,
-    put_back,
-    read_dump,
-)
+from featurestore.catalogue.catalogue import NO_VERSION
 from featurestore.catalogue.item import CatalogueItem, Time, pack_item
-from featurestore.catalogue.schema import SchemaChanged
-from featurestore.client import Call
-from featurestore.confirmation import Confirmation
-from featurestore.errors import ItemDeleted, RegistryFull, StoreDamaged, StoreError
+from featurestore.errors import StoreDamaged
 from featurestore.keys import partition_of
 from featurestore.store import Store
-from tests.support.factories import rating
 
 
 def becomes(item: Any) -> Any:
@@ -70,18 +55,6 @@ async def test_changes_since_a_version_are_told(store: Store) -> None:
     assert not (await store.catalogue.changes_since(b"9-1", 10)).whole
 
 
-async def test_a_reader_that_is_far_behind_reads_all_anew(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(catalogue_module, "CHANGES_KEPT", 2)
-    await put(store, CatalogueItem("a"))
-    seen = await store.catalogue.version()
-    for title in "xyz":
-        await put(store, CatalogueItem("a", title))
-    assert not (await store.catalogue.changes_since(seen, 10)).whole
-    assert not (await store.catalogue.changes_since(NO_VERSION, 10)).whole
-
-
 async def test_changes_of_one_item_at_a_time_lose_nothing(store: Store) -> None:
     def count(item: CatalogueItem | None) -> CatalogueItem:
         before = 0.0 if item is None else float(item.attributes["count"])  # type: ignore[arg-type]
@@ -93,174 +66,32 @@ async def test_changes_of_one_item_at_a_time_lose_nothing(store: Store) -> None:
     assert item.attributes == {"count": 5.0}
 
 
-@pytest.mark.parametrize("was_there", [True, False])
-async def test_a_change_that_brings_nothing_back_ends_where_the_item_is_deleted_meanwhile(
-    store: Store, monkeypatch: pytest.MonkeyPatch, was_there: bool
-) -> None:
-    if was_there:
-        await put(store, CatalogueItem("a", "A"))
-    read, deletes = store.catalogue.states, [becomes(None)]
-
-    async def delete_behind(item_ids: Sequence[bytes]) -> list[ItemState]:
-        found = await read(item_ids)
-        while deletes:
-            await store.catalogue.change({b"a": deletes.pop()})
-        return found
-
-    monkeypatch.setattr(store.catalogue, "states", delete_behind)
-    with pytest.raises(ItemDeleted):
-        await store.catalogue.change({b"a": becomes(CatalogueItem("a", hidden=True))}, brings_back=False)
-    (state,) = await read([b"a"])
-    assert (state.data, state.deleted) == (None, True)
-    # Who says anew what it is has it back.
-    await put(store, CatalogueItem("a", "A"))
-    assert await store.catalogue.get(b"a") == CatalogueItem("a", "A")
+async def paged(store: Store, **asked: Any) -> list[str]:
+    """All items, six a page."""
+    found, after = list[str](), b""
+    while True:
+        page = await store.catalogue.page(6, after=after, **asked)
+        found += [item.item_id for item in page.items]
+        if page.after is None:
+            return found
+        after = page.after
 
 
 async def test_pages_have_each_item_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue_module, "CHANGED_AT_ONCE", 7)
     items = [CatalogueItem(f"i{n:02}", f"{'Star' if n % 2 else 'sTAR'} {n}") for n in range(20)]
+    ids = [item.item_id for item in items]
     await put(store, *items, CatalogueItem("other", "Ärger"), CatalogueItem("untitled"))
-    found, after = [], b""
-    while True:
-        page = await store.catalogue.page(6, prefix=b"i", after=after)
-        found += page.items
-        if page.after is None:
-            break
-        after = page.after
-    assert found == items
-    # Of items as large as those two a page has two, and goes on behind them.
-    with monkeypatch.context() as patch:
-        patch.setattr(catalogue_module, "PAGE_BYTES", len(pack_item(items[0])) + 1)
-        page = await store.catalogue.page(6, prefix=b"i")
-        assert page.items == items[:2]
-        assert page.after == b"i01"
-        assert (await store.catalogue.page(6, prefix=b"i", after=b"i18")).items == items[19:]
-    titles = await store.catalogue.page(50, prefix=catalogue_module.title_key("STAR"), by_title=True)
-    assert sorted(titles.items, key=lambda item: item.item_id) == items
+    assert await paged(store, prefix=b"i") == ids
+    assert sorted(await paged(store, prefix=catalogue_module.title_key("STAR"), by_title=True)) == ids
+    assert await paged(store, prefix=catalogue_module.title_key("är"), by_title=True) == ["other"]
     # Every item is in a list by title, those without one before all others.
-    pages, after = list[str](), b""
-    while True:
-        page = await store.catalogue.page(6, after=after, by_title=True)
-        pages += [item.item_id for item in page.items]
-        if page.after is None:
-            break
-        after = page.after
-    assert len(pages) == len(set(pages)) == page.total
-    umlaut = await store.catalogue.page(9, prefix=catalogue_module.title_key("är"), by_title=True)
-    assert [item.item_id for item in umlaut.items] == ["other"]
-    await put(store, CatalogueItem("other", "Wars"))
-    assert not (await store.catalogue.page(9, prefix="är".encode(), by_title=True)).items
-
-
-async def test_entries_by_title_of_an_earlier_release_give_way_to_those_of_now(store: Store) -> None:
-    # It made none for an item without a title, and stored a decomposed title, and its entry, as they were.
-    keys, decomposed = store.keys, "A\u0308rger"
-    await put(store, CatalogueItem("a", decomposed), CatalogueItem("b"), CatalogueItem("c", decomposed))
-    await store.redis.delete(keys.catalogue_titles)
-    old = {f"{decomposed.casefold()}\0{name}": 0 for name in "ac"}
-    await store.redis.zadd(keys.catalogue_titles, old)
-    await put(store, CatalogueItem("a", "\u00c4rger"), CatalogueItem("b", hidden=True))
-    await store.catalogue.change({b"c": becomes(None)})
-    page = await store.catalogue.page(9, by_title=True)
-    assert [item.item_id for item in page.items] == ["b", "a"]
-    entries = await store.redis.zrange(keys.catalogue_titles, 0, -1)
-    assert entries == [b"\0b", "\u00e4rger\0a".encode()]
-
-
-async def test_a_full_catalogue_takes_no_more(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.catalogue, "_max_items", 2)
-    await put(store, CatalogueItem("a"), CatalogueItem("b"))
-    with pytest.raises(RegistryFull):
-        await put(store, CatalogueItem("c"))
-    await put(store, CatalogueItem("a", "changed"))
-
-
-async def test_a_type_is_held(store: Store) -> None:
-    schema = store.catalogue.schema
-    await schema.hold("items", {"year": "number"})
-    await schema.hold("users", {"year": "text"})
-    await schema.hold("items", {"year": "number", "seen": "boolean"})
-    with pytest.raises(SchemaChanged, match="year is a finite number"):
-        await schema.hold("items", {"new": "text", "year": "text"})
-    assert await schema.types("items") == {"year": "number", "seen": "boolean"}
-    assert await schema.types("users") == {"year": "text"}
-
-
-async def test_damage_names_the_key(store: Store) -> None:
-    await put(store, CatalogueItem("a"))
-    version = await store.catalogue.version()
-    await store.redis.hset(store.keys.catalogue_items, "a", b"\xff")
-    with pytest.raises(StoreDamaged, match="catalogue}:items"):
-        await store.catalogue.get(b"a")
-    await put(store, CatalogueItem("a", "mended"))
-    assert await store.catalogue.get(b"a") == CatalogueItem("a", "mended")
-    await store.redis.delete(store.keys.catalogue_changes)
-    assert not (await store.catalogue.changes_since(version, 10)).whole
-    await store.redis.set(store.keys.catalogue, "no version")
-    with pytest.raises(StoreDamaged, match="catalogue"):
-        await store.catalogue.version()
-    with pytest.raises(StoreError):
-        await put(store, CatalogueItem("b"))
-    assert await store.catalogue.get(b"b") is None
-
-
-async def test_attributes_go_with_their_user(store: Store) -> None:
-    await store.ratings.append([rating("ann", "i1")])
-    await store.attributes.change(b"ann", becomes({"age": 30.0}))
-    await store.attributes.change(b"bob", becomes({"age": 31.0}))
-    assert await store.attributes.get(b"ann") == {"age": 30.0}
-    await store.ratings.forget(b"ann")
-    await store.ratings.forget(b"bob")
-    assert await store.attributes.get(b"ann") is None
-    for user in (b"ann", b"bob"):
-        assert not await store.redis.exists(store.keys.attributes(user))
-
-
-async def test_an_erasure_leaves_what_came_after_it(store: Store) -> None:
-    await store.attributes.change(b"ann", becomes({"age": 30.0}))
-    at = await store.time_ms()
-    await store.attributes.erase(1, b"ann", at - 10_000)
-    assert await store.attributes.get(b"ann") == {"age": 30.0}
-    await store.attributes.erase(1, b"ann", at)
-    assert await store.attributes.get(b"ann") is None
-
-
-async def test_an_erasure_takes_out_of_the_list_who_has_no_attributes_left(store: Store) -> None:
-    await store.attributes.change(b"ann", becomes({"age": 30.0}))
-    # By a version that knows of no list.
-    await store.redis.delete(store.keys.attributes(b"ann"))
-    await store.attributes.erase(1, b"ann", await store.time_ms())
-    for partition in range(store.keys.partitions):
-        assert await store.redis.zscore(store.keys.attributes_list(partition), b"ann") is None
-
-
-async def test_users_who_are_put_back_share_a_confirmation(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    users = [DumpedUser(f"u{k}", 0, {"age": float(k)}) for k in range(20)]
-    dump = Dump({"users": {"age": "number"}}, [], [], users)
-    await store.catalogue.schema.hold("users", {"age": "number"})
-    await store.attributes.change(b"u0", becomes({"age": 99.0}))
-    all_wait = asyncio.Barrier(len(users) - 1)
-    # A confirmation comes once all who lack their attributes wait for it.
-    monkeypatch.setattr(Confirmation, "wait", lambda *_: all_wait.wait())
-    async with asyncio.timeout(20):
-        found = await put_back(store.catalogue, store.attributes, store.scenarios, store.event_types, dump)
-    assert found == PutBack(0, 19)
-    ages = [await store.attributes.get(user.user_id.encode()) for user in users]
-    assert ages == [{"age": 99.0}, *(user.values for user in users[1:])]
-
-
-async def test_a_dump_has_the_scenario_that_an_experiment_has_left(store: Store) -> None:
-    parts = store.catalogue, store.attributes, store.scenarios, store.event_types
-    assert not await read_dump(*parts, store.contexts)
-    await put_back(*parts, Dump({}, [], [], [], default_scenario="home"))
-    # One that the store has stays.
-    await put_back(*parts, Dump({}, [], [], [], default_scenario="other"))
-    read = dump_from_bytes(dump_to_bytes(await read_dump(*parts, store.contexts)))
-    assert (bool(read), read.default_scenario) == (True, "home")
-    assert (await store.experiments.all()).default_scenario == "home"
+    assert sorted(await paged(store, by_title=True)) == [*ids, "other", "untitled"]
+    assert (await paged(store, by_title=True))[0] == "untitled"
+    # Of items as large as those two a page has two, and goes on behind them.
+    monkeypatch.setattr(catalogue_module, "PAGE_BYTES", len(pack_item(items[0])) + 1)
+    page = await store.catalogue.page(6, prefix=b"i")
+    assert (page.items, page.after) == (items[:2], b"i01")
 
 
 async def listed(store: Store) -> dict[bytes, bytes]:
@@ -278,90 +109,41 @@ async def scans(store: Store) -> int:
     return int(stats.get("cmdstat_scan", {}).get("calls", 0))
 
 
-async def test_attributes_are_read_by_who_has_any_and_not_by_all_keys(store: Store) -> None:
-    await store.redis.mset({f"t:{{0}}:user:{n}": "" for n in range(20_000)})
-    users = {b"u%d" % n for n in range(50)}
+async def test_the_attributes_of_a_user_are_listed_and_go_with_it(store: Store) -> None:
+    """The list of all who have any is read, and not all keys of the store."""
+    users = {b"u%d" % n for n in range(20)} | {b"x}:attributes:y", b"{0}:attributes:z"}
     for user in users:
         await store.attributes.change(user, becomes({"age": 30.0}))
     assert set(await listed(store)) == users
     before = await scans(store)
-    await store.attributes.change(b"u1", lambda _: None)
+    await store.attributes.change(b"u1", becomes(None))
     await store.attributes.change(b"new", becomes({"age": 1.0}))
     await store.ratings.forget(b"u2")
-    await store.attributes.erase(1, b"u3", await store.time_ms())
+    at = await store.time_ms()
+    # An erasure leaves what came after it.
+    await store.attributes.erase(1, b"u4", at - 10_000)
+    await store.attributes.erase(1, b"u3", at)
     await store.attributes.change(b"u4", becomes({"age": 31.0}))
     found = await listed(store)
     assert set(found) == (users | {b"new"}) - {b"u1", b"u2", b"u3"}
     assert b"31" in found[b"u4"]
+    assert await store.attributes.get(b"u3") is None
     assert await scans(store) == before
 
 
-@pytest.mark.parametrize("damage", ["none", "one", "text", "part"])
-async def test_a_list_of_before_or_damaged_is_made_anew(store: Store, damage: str) -> None:
-    users = [b"x}:attributes:y", b"{0}:attributes:z", *(b"u%d" % n for n in range(40))]
+@pytest.mark.parametrize("damage", ["gone", "text"])
+async def test_a_damaged_list_of_who_has_attributes_is_made_anew(store: Store, damage: str) -> None:
+    users = [b"x}:attributes:y", b"{0}:attributes:z", *(b"u%d" % n for n in range(20))]
     for user in users:
         await store.attributes.change(user, becomes({"age": 30.0}))
-    keys = [store.keys.attributes_list(partition) for partition in range(store.keys.partitions)]
-    if damage == "none":
-        await store.redis.delete(*keys)
-    elif damage == "one":
-        await store.redis.delete(keys[-1])
-    elif damage == "text":
-        await store.redis.set(keys[0], "bytes of another program")
-    else:
-        # A store that an older version wrote to, up to here; some of it is listed since.
-        await store.redis.delete(*keys)
-        await store.attributes.change(b"u7", becomes({"age": 31.0}))
-        await store.attributes.change(b"u8", lambda _: None)
-        await store.ratings.forget(b"u9")
-        users = [user for user in users if user not in (b"u8", b"u9")]
+    await store.redis.delete(key := store.keys.attributes_list(3))
+    if damage == "text":
+        await store.redis.set(key, "bytes of another program")
     assert set(await listed(store)) == set(users)
     before = await scans(store)
     assert set(await listed(store)) == set(users)
     assert await scans(store) == before
     # A write finds the key of another type, too.
-    await store.redis.set(store.keys.attributes_list(partition_of(b"u1", len(keys))), "text")
+    await store.redis.set(store.keys.attributes_list(partition_of(b"u1", 4)), "text")
     await store.attributes.change(b"u1", becomes({"age": 40.0}))
     assert set(await listed(store)) == set(users)
-
-
-async def test_who_is_forgotten_while_the_list_is_made_is_not_in_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for user in (b"ann", b"bob"):
-        await store.attributes.change(user, becomes({"age": 30.0}))
-    await store.redis.delete(*map(store.keys.attributes_list, range(store.keys.partitions)))
-    call = store.redis.call
-
-    async def forgets_first(function: str, *calls: Call) -> list[Any]:
-        monkeypatch.setattr(store.redis, "call", call)
-        await store.ratings.forget(b"ann")
-        return await call(function, *calls)
-
-    monkeypatch.setattr(store.redis, "call", forgets_first)
-    assert set(await listed(store)) == {b"bob"}
-
-
-async def test_one_scan_finds_the_attributes_of_all_partitions(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attributes, "SCANNED_AT_ONCE", 10)
-    # An id may look like a part of a key.
-    users = [b"ann", b"x}:attributes:y", b"{0}:attributes:z", *(b"u%d" % n for n in range(40))]
-    for user in users:
-        await store.attributes.change(user, becomes({"name": user.decode()}))
-    found: dict[bytes, tuple[object, int]] = {}
-    cursor, steps, least = 0, 0, 0
-    while not steps or cursor:
-        cursor, some = await store.attributes.scan(cursor)
-        found.update(some)
-        steps += 1
-    assert sorted(found) == sorted(users)
-    # Once through the store, however many partitions there are.
-    while not least or cursor:
-        cursor, _ = await store.redis.scan(cursor, count=10)
-        least += 1
-    assert steps < 2 * least
-    values, at_ms = found[b"ann"]
-    assert values == {"name": "ann"}
-    assert 0 < at_ms <= await store.time_ms()

@@ -1,24 +1,20 @@
-"""Contexts of ratings: one is there if and only if the last entry of its rating gave it."""
+"""Contexts of ratings: one is there if and only if the last entry of its rating gave it. Their schema is
+followed by all.
+"""
 
 import asyncio
 import math
-import struct
-from threading import current_thread
-from typing import Any
 
 import numpy as np
 import pytest
 
-from factors import Float32s
 from featurestore import codecs
 from featurestore.contexts import codec as contexts
-from featurestore.errors import StoreDamaged, StoreError
-from featurestore.keys import partition_of
 from featurestore.ratings.batches import Columns
 from featurestore.ratings.log import NewRating
+from featurestore.ratings.stored_context_schema import StoredContextSchema
 from featurestore.ratings.stream import Events
 from featurestore.store import Store
-from featurestore.users.records import StoredUser, UserRecords
 from tests.support.factories import as_live, lead, publish, rating
 from tests.support.waiting import wait_until_async
 
@@ -46,10 +42,6 @@ async def events_of(store: Store, epoch: int = 1) -> Events:
     return await store.stream.read(epoch, await lead(store), 10_000, 0)
 
 
-def same(found: Float32s | None, wanted: list[list[float]]) -> None:
-    np.testing.assert_array_equal(found, np.array(wanted, dtype=np.float32))
-
-
 async def test_a_context_is_what_the_last_entry_of_its_rating_gave(store: Store) -> None:
     await store.ratings.append([told("u", "a", 1.5, NAN, 3.0), rating("u", "b"), rating("v", "a")])
     assert await held(store) == {"a": [1.5, pytest.approx(NAN, nan_ok=True), 3.0], "b": None}
@@ -64,74 +56,6 @@ async def test_a_context_is_what_the_last_entry_of_its_rating_gave(store: Store)
     assert await held(store) == {"a": None, "b": None}
 
 
-async def test_an_unknown_time_is_a_moment_too(store: Store) -> None:
-    await store.ratings.append([told("u", "a", 1.0, at=NAN)])
-    assert await held(store) == {"a": [1.0]}
-    other = await Store.open(store.settings)
-    # Another process, which has not heard of contexts.
-    await other.ratings.append([rating("u", "a", at=NAN)])
-    assert await held(store) == {"a": None}
-    await other.close()
-
-
-async def test_a_store_without_contexts_has_what_it_had(store: Store) -> None:
-    await store.ratings.append([rating("u", "a"), rating("u", "b"), rating("v", "b")])
-    p = partition_of(b"u", store.keys.partitions)
-    mine = store.settings.namespace.encode() + b"*contexts*"
-    assert [key async for key in store.redis.scan_iter(match=mine)] == []
-    assert set(await store.redis.hkeys(store.keys.counts(1, p))) <= {b"last", b"loose", b"identity"}
-    found: Any = await store.redis.xrange(store.keys.ratings(1, p))
-    ((_, entry),) = found
-    assert set(entry) == {b"n", b"u", b"e"}
-    assert (await events_of(store)).context is None
-    assert (await store.users.history(1, b"u"))[1].context is None
-
-
-async def test_the_stream_has_the_contexts_of_its_events(store: Store) -> None:
-    views = Columns(
-        [b"u"] * 3,
-        [b"a", b"b", b"a"],
-        np.array([3.0, 1.0, 2.0]),
-        np.array([1e9, 1e9, 2e9]),
-        np.array([0, 1, 0], dtype=np.uint8),
-        context=np.array([[1.0, NAN], [NAN, NAN], [NAN, 2.0]], dtype=np.float32),
-    )
-    await store.ratings.append_columns(views)
-    await store.ratings.append([rating("u", "c"), rating("v", "a"), told("w", "a", NAN, NAN, 5.0)])
-    events = await events_of(store)
-    found = {
-        (events.users[user], store.items(1).id(int(row & codecs.MAX_ITEM_ROW)), int(row >> 27), time): context
-        for user, row, time, context in zip(
-            events.user.tolist(),
-            events.item_row.tolist(),
-            events.time.tolist(),
-            np.asarray(events.context).tolist(),
-            strict=True,
-        )
-    }
-    given = {key: [each for each in row if not math.isnan(each)] for key, row in found.items()}
-    assert given == {
-        (b"u", "a", 0, 1e9): [1.0],
-        (b"u", "b", 1, 1e9): [],
-        (b"u", "a", 0, 2e9): [2.0],
-        (b"u", "c", 0, 1e9): [],
-        (b"v", "a", 0, 1e9): [],
-        (b"w", "a", 0, 1e9): [5.0],
-    }
-
-
-async def test_damage_in_the_stream_is_told(store: Store) -> None:
-    await store.ratings.append([told("u", "a", 1.0)])
-    key = store.keys.ratings(1, partition_of(b"u", store.keys.partitions))
-    found: Any = await store.redis.xrange(key)
-    ((entry, fields),) = found
-    for damaged in (fields[b"x"][:-1], fields[b"x"] + b"\0\0\0\0", b"", b"\xff" * 8):
-        await store.redis.delete(key)
-        await store.redis.xadd(key, {**fields, b"x": damaged}, id=entry)
-        with pytest.raises(StoreDamaged, match="not what was written"):
-            await events_of(store)
-
-
 async def test_both_epochs_get_them_and_what_came_in_live_keeps_its_own(store: Store) -> None:
     await store.ratings.append([told("u", "x", 9.0), told("u", "a", 1.0)])
     epoch = await store.epochs.begin()
@@ -142,75 +66,14 @@ async def test_both_epochs_get_them_and_what_came_in_live_keeps_its_own(store: S
     await store.ratings.append([told("u", "a", 3.0), told("u", "b", 4.0)], epoch=epoch)
     assert await held(store) == {"x": [9.0], "a": [2.0]}
     assert await held(store, epoch=epoch) == {"a": [2.0], "b": [4.0]}
-
-
-async def test_fields_behind_the_32nd_stay_with_their_ratings(store: Store) -> None:
-    wide = [NAN] * 40
-    wide[3], wide[32], wide[39] = 1.0, 2.0, 3.0
-    await store.ratings.append([told("u", "x", 9.0), told("u", "a", *wide)])
-    epoch = await store.epochs.begin()
-    await store.items(epoch).register([b"z", b"a"])
-    await store.ratings.append([told("u", "a", *wide)])
-    # The store takes out what is there already, and has to find where each context begins.
-    await store.ratings.append([told("u", "a", *wide, 4.0), told("u", "b", *wide)], epoch=epoch)
-    for each, others in ((1, {"x": [9.0, *[NAN] * 39]}), (epoch, {"b": wide})):
-        found = await held(store, epoch=each)
-        assert found.keys() == {"a", *others}
-        for item, values in {"a": wide, **others}.items():
-            np.testing.assert_array_equal(found[item], values)
-
-
-async def test_being_forgotten_takes_contexts_along(store: Store) -> None:
-    await store.ratings.append([told("u", "a", 1234.5), told("v", "a", 2.0)])
-    await store.ratings.forget(b"u")
-    assert not await store.redis.exists(store.keys.user_contexts(1, b"u"))
-    await store.ratings.append([rating("u", "a")])
-    assert await held(store) == {"a": None}
-    assert await held(store, "v") == {"a": [2.0]}
-
-
-async def test_what_a_forgotten_user_has_again_keeps_its_contexts(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("featurestore.ratings.log.KEPT_AT_ONCE", 2)
-    await store.ratings.append([told("u", "old", 1.0)])
-    epoch = await store.epochs.begin()
-    keep = Columns(
-        [b"u"] * 5,
-        [b"a", b"b", b"c", b"d", b"e"],
-        np.full(5, 3.0),
-        np.full(5, 1e9),
-        context=np.array([[1.0], [2.0], [NAN], [NAN], [5.0]], dtype=np.float32),
-    )
+    # The stream of each has them, for the trainer.
+    events = await events_of(store)
+    assert np.asarray(events.context)[:, 0].tolist() == [9.0, 1.0, 2.0]
+    # They go with their user, but for those of what is rated anew.
+    keep = Columns([b"u"], [b"a"], np.ones(1), np.full(1, 1e9), context=np.ones((1, 1), dtype=np.float32))
     await store.ratings.forget(b"u", keep)
     for each in (1, epoch):
-        assert await held(store, epoch=each) == {"a": [1.0], "b": [2.0], "c": None, "d": None, "e": [5.0]}
-        events = await events_of(store, each)
-        assert np.nan_to_num(np.asarray(events.context)[-5:, 0]).tolist() == [1.0, 2.0, 0.0, 0.0, 5.0]
-
-
-async def test_a_refusal_leaves_no_context(store: Store) -> None:
-    await store.ratings.append([told("u", "a", 1.0), told("v", "a", 1.0)])
-    p = partition_of(b"u", store.keys.partitions)
-    key = store.keys.user_contexts(1, b"u")
-    before = await store.redis.get(key), await store.redis.get(store.keys.history(1, b"u"))
-    # The last write of the step is refused.
-    await store.redis.delete(store.keys.counts(1, p))
-    await store.redis.hset(store.keys.counts(1, p), "last", "9999999999999-1")
-    await store.redis.xadd(store.keys.ratings(1, p), {"n": b""}, id="9999999999999-99")
-    with pytest.raises(StoreError):
-        await store.ratings.append([told("u", "a", 2.0), told("u", "b", 3.0)])
-    assert (await store.redis.get(key), await store.redis.get(store.keys.history(1, b"u"))) == before
-    assert await store.redis.hget(store.keys.user(1, b"u"), "n") == b"1"
-
-
-async def test_a_key_of_another_type_refuses_the_step(store: Store) -> None:
-    key = store.keys.user_contexts(1, b"u")
-    await store.redis.hset(key, "a", "b")
-    with pytest.raises(StoreError):
-        await store.ratings.append([told("u", "a", 2.0)])
-    assert not await store.redis.exists(store.keys.history(1, b"u"))
-    assert not await store.redis.exists(store.keys.user(1, b"u"))
+        assert await held(store, epoch=each) == {"a": [1.0]}
 
 
 async def test_contexts_are_compacted_with_their_history(store: Store) -> None:
@@ -228,107 +91,26 @@ async def test_contexts_are_compacted_with_their_history(store: Store) -> None:
     await wait_until_async(compacted, "the history is compacted")
     assert await store.redis.strlen(store.keys.user_contexts(1, b"u")) == 2 * (contexts.LEAST_BYTES + 4)
     assert await held(store) == {"1": [79.0], "2": [0.5]}
-    for step in range(80):
-        await store.ratings.append([rating("u", "1", at=2e9 + step), rating("u", "2", at=2e9 + step)])
-    await store.users.current(live, [b"u"])
-    await wait_until_async(compacted, "the history is compacted")
-    assert not await store.redis.exists(store.keys.user_contexts(1, b"u"))
-    assert await held(store) == {"1": None, "2": None}
 
 
-@pytest.mark.parametrize(
-    ("damage", "left"),
-    [
-        (lambda data: data[:-1], {"a", "b", "c"}),
-        (lambda data: data[3:], {"a"}),
-        (lambda data: data[:4] + struct.pack("<f", math.inf) + data[8:], {"a"}),
-        (lambda data: data[:-24] + b"\xff\xff\xff\xff" + data[-20:], {"a", "b"}),
-        (lambda _: b"\x01", {"a", "b", "c"}),
-    ],
-)
-async def test_a_damaged_context_counts_as_not_given_and_is_named(
-    store: Store, caplog: pytest.LogCaptureFixture, damage: Any, left: set[str]
-) -> None:
-    live = as_live(await publish(store, await lead(store), n_items=8))
-    await store.ratings.append([told("u", "a", 1.0, 2.0), told("u", "b", 3.0), told("u", "c", 4.0)])
-    key = store.keys.user_contexts(1, b"u")
-    await store.redis.set(key, damage(await store.redis.get(key)))
-    found = await held(store)
-    assert {item for item, context in found.items() if context is None} >= left - {"a"}
-    assert any("contexts damaged" in each.message for each in caplog.records)
-    assert not any("contexts:u" in each.message for each in caplog.records)
-    current = await store.users.current(live, [b"u"])
-    assert np.isfinite(current.vectors).all()
-    # And what comes after it is there.
-    await store.ratings.append([told("u", "d", 5.0)])
-    assert (await held(store))["d"] == [5.0]
+async def allowed() -> None:
+    """Nothing else about the call is wrong."""
 
 
-async def test_the_latest_contexts_of_a_long_history_are_read(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    width = contexts.LEAST_BYTES + 4
-    monkeypatch.setattr("featurestore.users.histories.ANSWER_CONTEXT_BYTES", 3 * width + 8)
-    monkeypatch.setattr("featurestore.users.histories.ANSWER_ENTRIES", 2_000)
-    ids = [b"%d" % row for row in range(5_000)]
-    context = np.arange(5_000, dtype=np.float32)[:, None]
-    rated = Columns([b"u"] * 5_000, ids, np.full(5_000, 3.0), np.full(5_000, 1e9), context=context)
-    await store.ratings.append_columns(rated)
-    # What needs all reads all, in pieces.
-    _, history = await store.users.history(1, b"u")
-    same(history.context, context.tolist())
-    (user,) = await store.users.stored(1, [b"u"])
-    assert len(user.contexts) == 5_000 * width
+def another(store: Store) -> StoredContextSchema:
+    """As another process has it."""
+    return StoredContextSchema(store.keys, store.redis, store.confirmation)
 
 
-async def test_many_bytes_of_contexts_are_folded_in_off_the_event_loop(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    threads = list[str]()
-    fold, unpack = UserRecords._fold, UserRecords._history
-
-    def noted(*given: Any) -> Any:
-        threads.append(current_thread().name)
-        return fold(*given)
-
-    def read(*given: Any) -> Any:
-        threads.append(current_thread().name)
-        return unpack(*given)
-
-    monkeypatch.setattr(UserRecords, "_fold", noted)
-    monkeypatch.setattr(UserRecords, "_history", read)
-    live = as_live(await publish(store, await lead(store), n_items=4))
-    for name, width in (("narrow", 1), ("wide", 32)):
-        several = [told(name, f"i{k}", *[float(k)] * width) for k in range(300)]
-        await store.ratings.append(several)
-        threads.clear()
-        await store.users.current(live, [name.encode()])
-        await store.users.history(1, name.encode())
-        assert len(threads) >= 2
-        assert {each == "MainThread" for each in threads} == {width == 1}
-
-
-async def test_a_scan_has_the_contexts(store: Store) -> None:
-    await store.ratings.append([told("u", "a", 1.0), rating("v", "a")])
-    users = list[StoredUser]()
-    for partition in range(store.keys.partitions):
-        cursor = -1
-        # A page may be empty before the last one.
-        while cursor:
-            cursor, page = await store.users.scan(1, partition, max(cursor, 0))
-            users += page
-    assert {user.user_id: bool(user.contexts) for user in users} == {b"u": True, b"v": False}
-
-
-async def test_concurrent_calls_keep_each_context(store: Store) -> None:
-    other = await Store.open(store.settings)
-    calls = [
-        each.ratings.append([told(f"u{k % 5}", f"i{n}-{k}", float(n), float(k), at=1e9 + k)])
-        for n, each in enumerate((store, other))
-        for k in range(20)
-    ]
-    await asyncio.gather(*calls)
-    for u in range(5):
-        found = await held(store, f"u{u}")
-        assert found == {f"i{n}-{k}": [n, k] for n in range(2) for k in range(u, 20, 5)}
-    await other.close()
+async def test_fields_that_come_at_once_get_places_of_their_own(store: Store) -> None:
+    writers = [another(store) for _ in range(6)]
+    given = [[{f"v{k}": k, "device": f"d{k}"}] for k in range(6)]
+    await asyncio.gather(
+        *(each.rows(rows, extend=allowed) for each, rows in zip(writers, given, strict=True))
+    )
+    schema = await store.contexts.fresh()
+    assert {each.name for each in schema.fields} == {"device", *(f"v{k}" for k in range(6))}
+    for writer, rows in zip(writers, given, strict=True):
+        found = await writer.rows(rows, extend=allowed)
+        assert found is not None
+        assert schema.named(found[0]) == rows[0]

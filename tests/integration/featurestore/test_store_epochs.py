@@ -32,9 +32,12 @@ async def leftovers(store: Store, epoch: int) -> list[bytes]:
 async def test_a_new_history_takes_over(store: Store) -> None:
     lease = await lead(store)
     await store.ratings.append([rating("u", "old", 1.0)])
-    await publish(store, lease, users=[b"u"])
-    epoch = await store.epochs.begin()
-    assert epoch == 2
+    old = await publish(store, lease, users=[b"u"])
+    other = await Store.open(store.settings)
+    began = await asyncio.gather(store.epochs.begin(), other.epochs.begin(), return_exceptions=True)
+    await other.close()
+    assert {type(each) for each in began} == {int, EpochBusy}
+    epoch = 2
     pointer = await store.generations.live()
     assert (pointer.epoch, pointer.pending) == (1, 2)
     assert pointer.pending_since > 1.6e9
@@ -43,9 +46,17 @@ async def test_a_new_history_takes_over(store: Store) -> None:
     # A rating that comes in during the change goes to both.
     await store.ratings.append([rating("u", "loose", 3.0)])
     assert await held(store, "u", 1) == {"old": 1.0, "loose": 3.0}
+    # One that is given never replaces one that came in since, be that taken back.
+    await store.ratings.append([rating("u", "back", math.nan)])
+    for _ in range(2):
+        await store.ratings.append([rating("u", "loose", 1.0), rating("u", "back", 1.0)], epoch=epoch)
     assert await held(store, "u", 2) == {"given": 5.0, "loose": 3.0}
-    assert await store.ratings.count_live(2) == 1
+    assert await store.ratings.count_live(2) == 2
     await publish(store, lease, epoch=2)
+    # A generation of the history before cannot come back.
+    with pytest.raises(GenerationUnknown):
+        await store.generations.activate(old.writer.number, hold=False)
+    assert (await store.generations.live()).previous == 0
     await store.epochs.finish(2)
     await store.generations.remove_leftovers()
     assert await leftovers(store, 1) == []
@@ -54,42 +65,6 @@ async def test_a_new_history_takes_over(store: Store) -> None:
     assert await leftovers(store, 1) == []
     assert (await store.generations.live()).pending == 0
     assert {summary.epoch for summary in await store.generations.list()} == {2}
-
-
-async def test_only_one_at_a_time(store: Store) -> None:
-    other = await Store.open(store.settings)
-    results = await asyncio.gather(store.epochs.begin(), other.epochs.begin(), return_exceptions=True)
-    assert sorted(map(str, map(type, results))) == sorted(map(str, [int, EpochBusy]))
-    await other.close()
-
-
-async def test_a_second_process_with_stale_epochs_loses_nothing(store: Store) -> None:
-    other = await Store.open(store.settings)
-    lease = await lead(store)
-    await other.ratings.append([rating("u", "before", 1.0)])
-    epoch = await store.epochs.begin()
-    await other.ratings.append([rating("u", "during", 2.0)])
-    assert await held(store, "u", 1) == {"before": 1.0, "during": 2.0}
-    assert await held(store, "u", epoch) == {"during": 2.0}
-    await publish(store, lease, epoch=epoch)
-    await store.epochs.finish(epoch)
-    await store.generations.remove_epoch(1)
-    await other.ratings.append([rating("u", "after", 3.0), rating("v", "new", 3.0)])
-    assert await held(store, "u", epoch) == {"during": 2.0, "after": 3.0}
-    assert await leftovers(store, 1) == []
-    await other.ratings.forget(b"u")
-    assert await held(store, "u", epoch) == {}
-    await other.close()
-
-
-async def test_a_given_rating_never_replaces_one_that_came_in_since(store: Store) -> None:
-    epoch = await store.epochs.begin()
-    await store.ratings.append([rating("u", "a", 5.0), rating("u", "b", math.nan)])
-    given = [rating("u", "a", 1.0), rating("u", "b", 1.0), rating("u", "c", 1.0), rating("u", "c", 2.0)]
-    for _ in range(2):
-        await store.ratings.append(given, epoch=epoch)
-    assert await held(store, "u", epoch) == {"a": 5.0, "c": 2.0}
-    assert (await store.users.history(epoch, b"u"))[0] == 4
 
 
 async def test_an_abandoned_epoch_leaves_nothing(store: Store) -> None:
@@ -142,45 +117,30 @@ async def test_a_rating_that_comes_in_before_the_switch_is_counted_in_the_step_t
 
 async def test_a_service_that_dies_half_way_is_cleaned_up_by_others(store: Store) -> None:
     """The epoch was allotted, one partition was switched, then nothing came."""
-    keys = store.keys
+    keys, raters = store.keys, [rating(f"u{n}", "a") for n in range(20)]
     assert await store.redis.call("begin_epoch", ([keys.live, keys.stored], [])) == [[b"OK", 2]]
     await store.redis.hset(keys.items(2), b"", b"")
     await store.redis.call("switch_epochs", ([keys.epochs(0), keys.counts(1, 0)], [b"1", b"1,2"]))
-    await store.ratings.append([rating(f"u{n}", "a") for n in range(20)])
-    other = await Store.open(store.settings)
-    await other.epochs.abandon(2)
-    await other.close()
+    await store.ratings.append(raters)
+    await store.epochs.abandon(2)
     assert await leftovers(store, 2) == []
-    await store.ratings.append([rating(f"u{n}", "a") for n in range(20)])
+    await store.ratings.append(raters)
     assert [(await store.users.history(1, b"u%d" % n))[0] for n in range(20)] == [2] * 20
     assert (await store.generations.live()).pending == 0
 
 
 async def test_the_live_epoch_cannot_be_abandoned_or_removed(store: Store) -> None:
-    lease = await lead(store)
     epoch = await store.epochs.begin()
     with pytest.raises(StoreError, match="not live"):
         await store.epochs.finish(epoch)
     with pytest.raises(StoreError, match="in use"):
         await store.generations.remove_epoch(epoch)
-    await publish(store, lease, epoch=epoch)
+    await publish(store, await lead(store), epoch=epoch)
     with pytest.raises(StoreError, match="live"):
         await store.epochs.abandon(epoch)
     for _ in range(2):
         await store.epochs.finish(epoch)
-    with pytest.raises(StoreError, match="in use"):
-        await store.generations.remove_epoch(epoch)
     assert await store.redis.get(store.keys.epochs(0)) == b"2"
-
-
-async def test_a_generation_of_the_history_before_cannot_come_back(store: Store) -> None:
-    lease = await lead(store)
-    old = await publish(store, lease)
-    epoch = await store.epochs.begin()
-    await publish(store, lease, epoch=epoch)
-    with pytest.raises(GenerationUnknown):
-        await store.generations.activate(old.writer.number, hold=False)
-    assert (await store.generations.live()).previous == 0
 
 
 async def test_ratings_keep_coming_through_a_whole_change(store: Store) -> None:
@@ -217,28 +177,10 @@ async def test_ratings_keep_coming_through_a_whole_change(store: Store) -> None:
     assert acknowledged.items() <= found.items()
     assert len(acknowledged) > 2
     assert await leftovers(store, 1) == []
+    # A process that has heard of no change forgets in the history that is live.
+    await other.ratings.forget(b"u")
+    assert await held(store, "u", epoch) == {}
     await other.close()
-
-
-async def test_an_epoch_says_who_prepares_it_and_since_when(store: Store) -> None:
-    epoch = await store.epochs.begin(by="restore")
-    pointer = await store.generations.live()
-    assert (pointer.pending, pointer.pending_by) == (epoch, "restore")
-    await store.redis.hset(store.keys.live, "pending_since", "1")
-    await store.epochs.hold(epoch, "restored")
-    pointer = await store.generations.live()
-    assert pointer.pending_by == "restored"
-    assert pointer.pending_since > 1.6e9
-    await store.epochs.abandon(epoch)
-    assert (await store.generations.live()).pending_by == ""
-    with pytest.raises(EpochGone):
-        await store.epochs.hold(epoch, "restore")
-    # What is left of it when it is given up does not hold it either.
-    epoch = await store.epochs.begin()
-    await store.redis.call("abandon_epoch", ([store.keys.live], [b"%d" % epoch, b""]))
-    with pytest.raises(EpochGone):
-        await store.epochs.hold(epoch, "restore")
-    assert (await store.generations.live()).pending_by == ""
 
 
 async def test_users_who_are_forgotten_meanwhile_are_not_given_to_the_new_history(store: Store) -> None:
@@ -262,16 +204,6 @@ async def test_users_who_are_forgotten_meanwhile_are_not_given_to_the_new_histor
     # The live history remembers how far those were who were there, and one who may have been shown lists.
     marks = {digest_of(b"ann"): 1, digest_of(b"bob"): 1, digest_of(b"never seen"): 0}
     assert await store.ratings.forgotten(1) == marks
-
-
-async def test_a_new_history_remembers_the_users_forgotten_before(store: Store) -> None:
-    await store.ratings.append([rating("ann", "a", 1.0), rating("bob", "a", 1.0)])
-    await store.ratings.forget(b"ann")
-    epoch = await store.epochs.begin()
-    await store.ratings.stay_forgotten(epoch, 1)
-    await store.ratings.append([rating("ann", "a", 1.0), rating("bob", "a", 1.0)], epoch=epoch)
-    assert await held(store, "ann", epoch) == {}
-    assert await held(store, "bob", epoch) == {"a": 1.0}
 
 
 async def arrivals(store: Store, user: bytes, epoch: int) -> list[int]:
@@ -301,17 +233,3 @@ async def test_what_is_rated_after_an_erasure_is_later_in_each_history(store: St
     before = max(await arrivals(store, b"ann", 2))
     again = await store.ratings.forget(b"ann")
     assert again.at_ms > before >= ahead
-
-
-async def test_an_abandoned_history_was_never_ahead(store: Store) -> None:
-    """A user who is forgotten after it was given up is forgotten later than all that it had."""
-    seconds, _ = await store.redis.time()
-    ahead = 1000 * (seconds + 3600)
-    epoch = await store.epochs.begin()
-    partition = partition_of(b"ann", store.keys.partitions)
-    await store.redis.hset(store.keys.counts(epoch, partition), "last", f"{ahead}-0")
-    await store.ratings.append([rating("ann", "a", 1.0)], epoch=epoch)
-    await store.ratings.append([rating("ann", "b", 1.0)])
-    await store.epochs.abandon(epoch)
-    assert await leftovers(store, epoch) == []
-    assert (await store.ratings.forget(b"ann")).at_ms > ahead

@@ -2,19 +2,17 @@
 
 import asyncio
 import json
-from typing import Any
 
 import numpy as np
 import pytest
 
-from featurestore.codecs import unpack_records
-from featurestore.errors import GenerationBroken, GenerationUnknown, StoreError, StoreUnavailable
-from featurestore.generations.catalog import GenerationWriter
-from featurestore.generations.manifest import CHUNK_BYTES, GenerationMeta
+from featurestore.codecs import pack_records, unpack_records
+from featurestore.errors import GenerationBroken, GenerationUnknown, StoreError
+from featurestore.generations.manifest import CHUNK_BYTES
+from featurestore.generations.record_writer import RecordWriter
 from featurestore.generations.served import wait_until_served
 from featurestore.store import Store
 from tests.support.factories import (
-    as_live,
     lead,
     make_draft,
     make_items,
@@ -23,6 +21,7 @@ from tests.support.factories import (
     rating,
     write_generation,
 )
+from tests.support.waiting import PATIENCE_S
 
 
 async def numbers(store: Store) -> list[int]:
@@ -44,8 +43,8 @@ async def loaded(store: Store, generation: int) -> bytes:
 
 async def test_a_generation_is_written_verified_and_flipped(store: Store) -> None:
     lease = await lead(store)
-    await store.ratings.append([rating(f"u{n}", "a", 4.0) for n in range(150)])
     users = [b"u%d" % n for n in range(150)]
+    await store.ratings.append([rating(user.decode(), "a", 4.0) for user in users])
     written = await write_generation(store, lease, n_items=8_000, users=users)
     number = written.writer.number
     assert (await store.generations.live()).generation == 0
@@ -57,81 +56,63 @@ async def test_a_generation_is_written_verified_and_flipped(store: Store) -> Non
     pointer = await store.generations.live()
     assert (pointer.epoch, pointer.generation, pointer.previous) == (1, number, 0)
     records = [await store.redis.hget(store.keys.user(1, user), f"g{number}") for user in users]
-    n, _ = unpack_records(
-        [record for record in records if isinstance(record, bytes)], written.model.user_width
-    )
+    n, _ = unpack_records([each for each in records if isinstance(each, bytes)], written.model.user_width)
     assert n.tolist() == [1] * 150
 
 
-async def test_each_chunk_holds_whole_rows_of_at_most_64_kib(store: Store) -> None:
-    written = await write_generation(store, await lead(store), n_items=3_000)
-    sizes = [
-        await store.redis.strlen(store.keys.chunk(1, written.writer.number, chunk))
-        for chunk in range(written.meta.summary.chunks)
-    ]
-    assert max(sizes) <= 65_536
-    assert {size % (4 * written.model.item_width) for size in sizes} == {0}
-
-
-async def test_what_was_not_finished_cannot_go_live(store: Store) -> None:
-    lease = await lead(store)
+async def test_what_is_not_whole_does_not_fit_or_is_not_finite_cannot_go_live(store: Store) -> None:
     model = make_model()
-    writer = await store.generations.begin(lease, make_draft(model), {0: "1-1"})
+    writer = await store.generations.begin(await lead(store), make_draft(model), {0: "1-1"})
     with pytest.raises(StoreError, match="item table"):
         await writer.finish()
+    items, rows = make_items(model, 3), np.zeros((1, model.user_width + 1), np.float32)
     with pytest.raises(StoreError, match="after the items"):
-        await writer.write_users([b"u"], np.array([1]), np.zeros((1, model.user_width), np.float32))
-    await writer.write_items(make_items(model, 3), model)
-    with pytest.raises(GenerationUnknown, match="not whole"):
-        await writer.flip()
-    with pytest.raises(GenerationUnknown, match="not whole"):
-        await store.generations.activate(writer.number, hold=False)
-    with pytest.raises(GenerationUnknown):
-        await store.generations.activate(99, hold=False)
-    with pytest.raises(GenerationUnknown):
-        await store.generations.meta(1, writer.number)
+        await writer.write_users([b"u"], np.array([1]), rows[:, 1:])
+    bad = items.copy()
+    bad[1, 2] = np.nan
+    for table in (items[:, 1:], bad):
+        with pytest.raises(GenerationBroken):
+            await writer.write_items(table, model)
+    await writer.write_items(items, model)
+    for n, vectors in ((1, rows), (2, rows[:, 1:]), (1, rows[:, 1:] + np.inf)):
+        with pytest.raises(GenerationBroken):
+            await writer.write_users([b"u"], np.arange(n), vectors)
+    for attempt in (
+        writer.flip(),
+        store.generations.activate(writer.number, hold=False),
+        store.generations.activate(99, hold=False),
+        store.generations.meta(1, writer.number),
+    ):
+        with pytest.raises(GenerationUnknown):
+            await attempt
 
 
-@pytest.mark.parametrize("damage", ["flipped", "short", "gone"])
-async def test_a_table_that_was_damaged_is_not_finished(store: Store, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["flipped", "short", "gone", "blob"])
+async def test_what_was_damaged_since_it_was_written_is_not_finished(store: Store, damage: str) -> None:
     model = make_model()
     writer = await store.generations.begin(await lead(store), make_draft(model), {0: "1-1"})
     await writer.write_items(make_items(model, 2_000), model)
+    await writer.write_blob("ranking", b"as it was written")
     name = store.keys.chunk(1, writer.number, 1)
+    if damage == "blob":
+        name = store.keys.index_chunk(1, writer.number, 0)
     data = await store.redis.get(name)
     assert isinstance(data, bytes)
     if damage == "gone":
         await store.redis.delete(name)
     else:
-        await store.redis.set(name, data[:-4] if damage == "short" else b"\x01" + data[1:])
+        await store.redis.set(name, data[:-4] if damage == "short" else bytes([data[0] ^ 1]) + data[1:])
     with pytest.raises(GenerationBroken):
         await writer.finish()
-
-
-async def test_rows_that_do_not_fit_or_are_not_finite_are_refused(store: Store) -> None:
-    model = make_model()
-    writer = await store.generations.begin(await lead(store), make_draft(model), {0: "1-1"})
-    items = make_items(model, 3)
-    with pytest.raises(GenerationBroken):
-        await writer.write_items(items[:, 1:], model)
-    bad = items.copy()
-    bad[1, 2] = np.nan
-    with pytest.raises(GenerationBroken, match="finite"):
-        await writer.write_items(bad, model)
-    await writer.write_items(items, model)
-    for n, vectors in (
-        (np.array([1]), np.zeros((1, model.user_width + 1), np.float32)),
-        (np.array([1, 2]), np.zeros((1, model.user_width), np.float32)),
-        (np.array([1]), np.full((1, model.user_width), np.inf, np.float32)),
-    ):
-        with pytest.raises(GenerationBroken):
-            await writer.write_users([b"u"], n, vectors)
 
 
 async def test_the_one_before_stays_and_older_ones_go(store: Store) -> None:
     lease = await lead(store)
     first = await publish(store, lease)
     second = await publish(store, lease)
+    # Again it is no other, and the one to roll back to stays.
+    assert await second.writer.flip()
+    assert (await store.generations.live()).previous == first.writer.number
     assert await numbers(store) == [first.writer.number, second.writer.number]
     third = await publish(store, lease)
     await store.generations.prune(lease)
@@ -139,136 +120,56 @@ async def test_the_one_before_stays_and_older_ones_go(store: Store) -> None:
     pointer = await store.generations.live()
     assert (pointer.generation, pointer.previous) == (third.writer.number, second.writer.number)
     assert await numbers(store) == [second.writer.number, third.writer.number]
+    with pytest.raises(StoreError, match="live"):
+        await store.generations.remove(1, third.writer.number)
+    for _ in range(2):
+        await store.generations.remove(1, second.writer.number)
+    assert await numbers(store) == [third.writer.number]
+    assert await keys_of(store, second.writer.number) == []
+    assert await loaded(store, third.writer.number) == third.items.tobytes()
 
 
 async def test_back_and_forward_and_held(store: Store) -> None:
     lease = await lead(store)
-    first, second = await publish(store, lease), await publish(store, lease)
-    await store.generations.activate(first.writer.number, hold=True)
+    one, two = (await publish(store, lease)).writer.number, (await publish(store, lease)).writer.number
+    await store.generations.activate(one, hold=True)
     pointer = await store.generations.live()
-    assert (pointer.generation, pointer.previous, pointer.held) == (
-        first.writer.number,
-        second.writer.number,
-        True,
-    )
+    assert (pointer.generation, pointer.previous, pointer.held) == (one, two, True)
     third = await write_generation(store, lease)
     assert not await third.writer.flip()
-    assert (await store.generations.live()).generation == first.writer.number
+    assert (await store.generations.live()).generation == one
     # Held for long, the refits that do not go live do not pile up.
     fourth = await write_generation(store, lease)
     assert third.writer.number not in await numbers(store)
-    await store.generations.activate(second.writer.number, hold=False)
+    await store.generations.activate(two, hold=False)
     assert not (await store.generations.live()).held
-    await store.generations.activate(first.writer.number, hold=True)
+    await store.generations.activate(one, hold=True)
     # A person asked for this one.
     assert await fourth.writer.flip(automatic=False)
     assert not (await store.generations.live()).held
 
 
-async def test_flipping_again_keeps_what_to_roll_back_to(store: Store) -> None:
-    lease = await lead(store)
-    first, second = await publish(store, lease), await publish(store, lease)
-    assert await second.writer.flip()
-    assert (await store.generations.live()).previous == first.writer.number
-
-
-async def test_the_live_generation_is_not_removed(store: Store) -> None:
-    written = await publish(store, await lead(store))
-    with pytest.raises(StoreError, match="live"):
-        await store.generations.remove(1, written.writer.number)
-    with pytest.raises(StoreError, match="live"):
-        await store.generations.remove(1, written.writer.number)
-    assert await loaded(store, written.writer.number) == written.items.tobytes()
-
-
-async def test_removing_what_is_gone_is_harmless(store: Store) -> None:
-    written = await write_generation(store, await lead(store))
-    await store.generations.remove(1, written.writer.number)
-    await store.generations.remove(1, written.writer.number)
-    assert await numbers(store) == []
-    assert await keys_of(store, written.writer.number) == []
-
-
-async def steps(writer: GenerationWriter, store: Store) -> None:
-    """A publish with all its steps."""
-    model = make_model()
-    await writer.write_items(make_items(model, 2_000), model)
-    vectors = np.zeros((30, model.user_width), np.float32)
-    await writer.write_users([b"u%d" % n for n in range(30)], np.ones(30, dtype=np.int64), vectors)
-    await writer.finish()
-    await writer.flip()
-    del store
-
-
-async def test_a_publish_that_stops_after_any_step_is_removed_by_the_next(store: Store) -> None:
-    """Cut off after each write to the store in turn; the next leader publishes, and nothing of it is left."""
+@pytest.mark.parametrize("last", ["begin", "items", "some items", "users", "finish"])
+async def test_a_publish_that_stops_is_removed_by_the_next_leader(store: Store, last: str) -> None:
     await store.ratings.append([rating(f"u{n}", "a") for n in range(30)])
     lease = await lead(store)
-    live = (await publish(store, lease)).writer.number
-    execute, require = store.bulk.execute, store.bulk.require
-    at = 1
-    while True:
-        left = at
-
-        def cut() -> bool:
-            nonlocal left
-            left -= 1
-            return left == 0
-
-        def failing(payload: bytes, replies: int, **options: Any) -> "asyncio.Future[list[Any]]":
-            if cut():
-                future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-                future.set_exception(StoreUnavailable("cut"))
-                return future
-            return execute(payload, replies, **options)
-
-        def refused() -> None:
-            if cut():
-                raise StoreUnavailable("cut")
-            require()
-
-        # Fails once, at a chosen step: on the wire, or where a call of the client begins.
-        store.bulk.execute = failing  # type: ignore[misc]  # for a while
-        store.bulk.require = refused  # type: ignore[method-assign]  # for a while
-        number = 0
-        try:
-            writer = await store.generations.begin(lease, make_draft(make_model()), {0: "1-1"})
-            number = writer.number
-            await steps(writer, store)
-        except StoreUnavailable:
-            done = False
-        else:
-            done = left > 0
-        finally:
-            store.bulk.execute = execute  # type: ignore[misc]  # as it was
-            store.bulk.require = require  # type: ignore[method-assign]  # as it was
-        if done:
-            break
-        pointer = await store.generations.live()
-        assert pointer.generation == live
-        await store.generations.prune(lease)
-        assert set(await numbers(store)) <= {pointer.generation, pointer.previous}
-        if number:
-            assert await keys_of(store, number) == []
-        at += 1
-    assert at > 12
-
-
-async def test_a_removal_that_stops_half_way_is_taken_up_again(store: Store) -> None:
-    written = await write_generation(store, await lead(store), n_items=5_000)
-    number = written.writer.number
-    await store.redis.delete(store.keys.chunk(1, number, 0), store.keys.meta(1, number))
-    await store.generations.remove(1, number)
-    assert await keys_of(store, number) == []
-    assert await numbers(store) == []
-
-
-async def test_old_record_fields_go_with_the_next_records(store: Store) -> None:
-    lease = await lead(store)
-    await store.ratings.append([rating("u", "a")])
-    made = [(await publish(store, lease, users=[b"u"])).writer.number for _ in range(4)]
-    fields = set(await store.redis.hkeys(store.keys.user(1, b"u")))
-    assert fields == {b"n", *[b"g%d" % number for number in made[-3:]]}
+    live, model = (await publish(store, lease)).writer.number, make_model()
+    writer = await store.generations.begin(lease, make_draft(model), {0: "1-1"})
+    if last != "begin":
+        await writer.write_items(make_items(model, 2_000), model)
+    if last == "some items":
+        await store.redis.delete(store.keys.meta(1, writer.number), store.keys.chunk(1, writer.number, 0))
+    if last in {"users", "finish"}:
+        vectors = np.zeros((30, model.user_width), np.float32)
+        await writer.write_users([b"u%d" % n for n in range(30)], np.ones(30, dtype=np.int64), vectors)
+    if last == "finish":
+        await writer.finish()
+    await lease.release()
+    await store.generations.prune(await lead(store, "next"))
+    pointer = await store.generations.live()
+    assert pointer.generation == live
+    assert await numbers(store) == [live]
+    assert await keys_of(store, writer.number) == []
 
 
 async def test_deltas_reach_readers_and_the_later_wins(store: Store) -> None:
@@ -290,53 +191,6 @@ async def test_deltas_reach_readers_and_the_later_wins(store: Store) -> None:
     assert not await store.redis.exists(store.keys.deltas(1, 99))
 
 
-async def test_many_deltas_are_merged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featurestore.generations.catalog.DELTAS_MERGED", 10)
-    lease = await lead(store)
-    written = await publish(store, lease)
-    number, width = written.writer.number, written.model.item_width
-    await store.generations.claim_deltas(lease, 1, number)
-    for value in range(95):
-        row = np.array([value % 7], dtype=np.int32)
-        await store.generations.push_delta(lease, 1, number, row, np.full((1, width), value, np.float32))
-    assert await store.redis.xlen(store.keys.deltas(1, number)) <= 11
-    deltas = await store.generations.read_deltas(1, number, width)
-    last = dict(zip(deltas.rows.tolist(), deltas.vectors[:, 0].tolist(), strict=True))
-    assert last == {row: float(max(v for v in range(95) if v % 7 == row)) for row in range(7)}
-
-
-async def test_damaged_bytes_are_a_broken_generation(store: Store) -> None:
-    written = await publish(store, await lead(store))
-    number, width = written.writer.number, written.model.item_width
-    await store.redis.xadd(store.keys.deltas(1, number), {b"r": b"123", b"v": b""})
-    with pytest.raises(GenerationBroken):
-        await store.generations.read_deltas(1, number, width)
-    await store.redis.set(store.keys.meta(1, number), b"{}")
-    with pytest.raises(GenerationBroken):
-        await store.generations.meta(1, number)
-    await store.redis.delete(store.keys.chunk(1, number, 0))
-    with pytest.raises(GenerationBroken):
-        _ = [chunk async for chunk in store.generations.load_items(written.meta)]
-    await store.redis.hset(store.keys.generations, str(number), "nonsense")
-    with pytest.raises(GenerationBroken):
-        await store.generations.list()
-
-
-async def test_lookups_get_their_turn_while_records_are_written(store: Store) -> None:
-    """Between any two steps of a publish others are answered: no step holds the event loop or the store."""
-    users = [b"u%d" % n for n in range(2_000)]
-    await store.ratings.append([rating(user.decode(), "a") for user in users])
-    lease = await lead(store)
-    live = as_live(await publish(store, lease))
-    publishing = asyncio.create_task(write_generation(store, lease, n_items=10_000, users=users))
-    answered = 0
-    while not publishing.done():
-        await store.users.lookup(live, users[:64])
-        answered += 1
-    assert (await publishing).meta.item_rows == 10_000
-    assert answered > 30
-
-
 def beat(at: int, generation: int = 1) -> str:
     return json.dumps({"generation": generation, "epoch": 1, "at": at, "pid": 1})
 
@@ -350,74 +204,47 @@ async def test_workers_that_beat_are_waited_for(store: Store) -> None:
     assert {worker.id for worker in await store.generations.workers()} == {"fresh", "late"}
     assert set(await store.redis.hkeys(store.keys.workers)) == {b"fresh", b"late"}
     assert await wait_until_served(store.generations, 1, 1, 0.0)
-    assert not await wait_until_served(store.generations, 1, 2, 0.1)
-    waiting = asyncio.create_task(wait_until_served(store.generations, 1, 2, 10.0))
+    assert not await wait_until_served(store.generations, 1, 2, 0.0)
+    waiting = asyncio.create_task(wait_until_served(store.generations, 1, 2, PATIENCE_S))
     await store.redis.hset(store.keys.workers, "fresh", beat(now + 30, 2))
     assert await waiting
 
 
-async def test_an_index_goes_with_its_generation(store: Store) -> None:
-    lease = await lead(store)
+async def test_an_index_and_blobs_are_read_as_written_or_refused(store: Store) -> None:
     model = make_model()
-    items = make_items(model, 50)
-    writer = await store.generations.begin(lease, make_draft(model, 0, 50), {0: "1-1"})
-    with pytest.raises(StoreError):
-        await writer.write_index(b"too early")
-    await writer.write_items(items, model)
-    index = np.random.default_rng(0).bytes(150_000)
-    await writer.write_index(index)
-    meta = await writer.finish()
-    assert (meta.summary.index_chunks, meta.index_bytes) == (3, len(index))
-    assert await store.generations.load_index(meta) == index
-    await store.redis.set(store.keys.index_chunk(1, writer.number, 1), b"something else")
-    with pytest.raises(GenerationBroken):
-        await store.generations.load_index(meta)
-    await store.generations.remove(1, writer.number)
-    assert await keys_of(store, writer.number) == []
-
-
-async def read_blob(store: Store, meta: GenerationMeta, name: str) -> bytes:
-    return b"".join([bytes(piece) async for piece in store.generations.load_blob(meta, meta.blobs[name])])
-
-
-async def test_blobs_lie_behind_the_index(store: Store) -> None:
-    lease = await lead(store)
-    model = make_model()
-    items = make_items(model, 50)
-    writer = await store.generations.begin(lease, make_draft(model, 0, 50), {0: "1-1"})
-    with pytest.raises(StoreError):
-        await writer.write_blob("ranking", b"too early")
-    await writer.write_items(items, model)
-    index, ranking, other = (
-        np.random.default_rng(k).bytes(size) for k, size in enumerate((70_000, 65_536, 3))
-    )
+    writer = await store.generations.begin(await lead(store), make_draft(model, 0, 50), {0: "1-1"})
+    await writer.write_items(make_items(model, 50), model)
+    index, ranking, other = (np.random.default_rng(k).bytes(n) for k, n in enumerate((70_000, 65_536, 3)))
     await writer.write_index(index)
     await writer.write_blob("ranking", ranking)
-    with pytest.raises(StoreError):
-        await writer.write_index(index)
     await writer.write_blob("other", other)
     meta = await writer.finish()
     assert meta.blobs == (await store.generations.meta(1, writer.number)).blobs
-    assert (meta.blobs["ranking"].first, meta.blobs["other"].first) == (2, 3)
-    # The list counts all chunks, by which a generation is removed.
-    assert meta.summary.index_chunks == 2
-    (listed,) = await store.generations.list()
-    assert listed.index_chunks == 4
+
+    async def blob(name: str) -> bytes:
+        pieces = store.generations.load_blob(meta, meta.blobs[name])
+        return b"".join([bytes(piece) async for piece in pieces])
+
     assert await store.generations.load_index(meta) == index
-    assert [await read_blob(store, meta, name) for name in ("ranking", "other")] == [ranking, other]
+    assert [await blob(name) for name in ("ranking", "other")] == [ranking, other]
     await store.redis.delete(store.keys.index_chunk(1, writer.number, 2))
     with pytest.raises(GenerationBroken):
-        await read_blob(store, meta, "ranking")
+        await blob("ranking")
     await store.generations.remove(1, writer.number)
     assert await keys_of(store, writer.number) == []
 
 
-async def test_a_blob_that_is_not_what_was_written_keeps_a_generation_from_going_live(store: Store) -> None:
-    lease = await lead(store)
-    model = make_model()
-    writer = await store.generations.begin(lease, make_draft(model, 0, 50), {0: "1-1"})
-    await writer.write_items(make_items(model, 50), model)
-    await writer.write_blob("ranking", b"as it was written")
-    await store.redis.set(store.keys.index_chunk(1, writer.number, 0), b"something else")
-    with pytest.raises(GenerationBroken, match="ranking"):
-        await writer.finish()
+async def test_records_of_older_generations_go_and_newer_ones_stay(store: Store) -> None:
+    await store.ratings.append([rating("u", "a")] * 3)
+    key, vectors = store.keys.user(1, b"u"), np.ones((1, 5), dtype=np.float32)
+    for number in (1, 2, 48, 40, 47, 60):
+        await store.redis.hset(key, b"g%d" % number, pack_records(np.array([1]), vectors)[0])
+    records = RecordWriter(store.keys, store.bulk, epoch=1, number=50, kept=(40, 47))
+    # The last is of more ratings than there are: of a history that was lost.
+    for n, taken in ((2, 1), (1, 0), (3, 1), (4, 0)):
+        assert await records.write([b"u"], np.array([n]), vectors) == taken
+    # The later one belongs to a trainer that this one does not know of.
+    assert set(await store.redis.hkeys(key)) == {b"n", b"g40", b"g47", b"g50", b"g60"}
+    record = await store.redis.hget(key, "g50")
+    assert isinstance(record, bytes)
+    assert unpack_records([record], 5)[0].tolist() == [3]

@@ -1,29 +1,26 @@
 """A history of any length costs a bounded answer of the store, and what is taken back stays taken back."""
 
-import math
-
 import numpy as np
 import pytest
 
 from factors import SAMPLED, Float32s
 from featurestore import codecs
 from featurestore.generations.live import LiveGeneration
-from featurestore.keys import digest_of, partition_of
 from featurestore.ratings.batches import Columns
 from featurestore.store import Store
-from featurestore.users import histories
-from featurestore.users.histories import ANSWER_ENTRIES, RENEW_EVENTS, Look
-from tests.support.factories import as_live, lead, publish
+from featurestore.users.histories import ANSWER_ENTRIES, RENEW_EVENTS
+from tests.support.factories import as_live, lead, make_items, make_model, publish
 from tests.support.waiting import wait_until_async
 
-ITEMS, MANY = 40_000, 20_000
+ITEMS, MANY = 16_000, 10_000
 
 
 @pytest.fixture
 async def live(store: Store) -> LiveGeneration:
     ids = [b"%d" % row for row in range(ITEMS)]
     await store.items(1).register(ids)
-    return as_live(await publish(store, await lead(store), n_items=ITEMS))
+    items = np.tile(make_items(make_model(), 400), (ITEMS // 400, 1))
+    return as_live(await publish(store, await lead(store), items=items, n_items=ITEMS))
 
 
 async def rate(store: Store, items: np.ndarray, values: np.ndarray | None = None) -> None:
@@ -73,160 +70,32 @@ async def test_a_rating_of_a_user_with_very_many_costs_a_bounded_answer(
     (end,) = await store.users.parts(1, [b"u"], one_look=True)
     assert await sent(store) - before < ANSWER_ENTRIES * codecs.ENTRY_BYTES + 10_000
     assert end.item_row.tolist() == order[MANY - ANSWER_ENTRIES : MANY].tolist()
-    before = await sent(store)
-    np.testing.assert_allclose(await vector(store, live), await by_hand(store, live), atol=1e-5)
-    # Once, without a sample, all of it.
-    assert await sent(store) - before > MANY * codecs.ENTRY_BYTES
-    for step in range(5):
-        await rate(store, order[MANY + step : MANY + step + 1])
+    await vector(store, live)
+    # As many come as one sample spans, and more: a new one is taken from time to time. None is taken back, so
+    # that what is read gives the same as everything.
+    rated = MANY
+    for more in (1, 1, 700, 1_500, 1, 3_000, 1):
+        await rate(store, order[rated : rated + more])
+        rated += more
         before = await sent(store)
         folded = await store.users.current(live, [b"u"])
         profile = await store.users.profile(live, b"u")
         assert folded.folded[0]
-        # Each of the two: the sample and the latest entries, not 400 KB.
-        most = 2 * (2 * SAMPLED + ANSWER_ENTRIES) * codecs.ENTRY_BYTES
-        assert await sent(store) - before < most + 10_000
-        assert not profile.whole
-        assert len(profile.history) <= 2 * SAMPLED + ANSWER_ENTRIES
-        (part,) = await store.users.parts(1, [b"u"], one_look=True)
-        assert part.item_row.tolist() == profile.history.item_row.tolist()
+        if more == 1:
+            # Each of the two: the sample and the latest entries, not 200 KB.
+            most = 2 * (2 * SAMPLED + ANSWER_ENTRIES) * codecs.ENTRY_BYTES
+            assert await sent(store) - before < most + 10_000
+            assert not profile.whole
+            assert len(profile.history) <= 2 * SAMPLED + ANSWER_ENTRIES
+            (part,) = await store.users.parts(1, [b"u"], one_look=True)
+            assert part.item_row.tolist() == profile.history.item_row.tolist()
         np.testing.assert_allclose(folded.vectors[0], await by_hand(store, live), atol=1e-5)
-    assert profile.n == MANY + 5
-
-
-async def test_what_is_read_of_a_growing_history_has_all_that_counts(
-    store: Store, live: LiveGeneration
-) -> None:
-    order = np.random.default_rng(2).permutation(ITEMS)
-    await rate(store, order[:5_000])
-    await vector(store, live)
-    # As many as one sample spans, and more; a new one is taken from time to time. None is taken back, so that
-    # what is read gives the same as everything.
-    for start, stop in ((5_000, 5_700), (5_700, 6_900), (6_900, 9_000), (9_000, 9_001), (9_001, 14_000)):
-        await rate(store, order[start:stop])
-        np.testing.assert_allclose(await vector(store, live), await by_hand(store, live), atol=1e-5)
+        await vector(store, live)
+    assert profile.n == rated
     sample = await store.redis.hget(store.keys.user(1, b"u"), "sample")
     assert isinstance(sample, bytes)
-    assert int.from_bytes(sample[:8], "little") > 14_000 - RENEW_EVENTS
-
-
-async def test_a_rating_that_was_taken_back_long_ago_does_not_come_back(
-    store: Store, live: LiveGeneration
-) -> None:
-    order = np.random.default_rng(3).permutation(ITEMS)
-    await rate(store, order[:6_000])
-    await vector(store, live)
-    profile = await store.users.profile(live, b"u")
-    old = profile.history.item_row[:50].astype(np.int64)
-    assert not profile.whole
-    # A half is taken back, a half rated anew; then more come than any answer has.
-    await rate(store, old[:25], np.full(25, math.nan))
-    await rate(store, old[25:], np.full(25, 2.5))
-    for start in range(6_000, 6_000 + 2 * ANSWER_ENTRIES, 500):
-        profile = await store.users.profile(live, b"u")
-        of = dict(zip(profile.history.item_row.tolist(), profile.history.rating.tolist(), strict=True))
-        assert not set(old[:25].tolist()) & set(of)
-        assert {of[item] for item in old[25:].tolist() if item in of} <= {2.5}
-        await rate(store, order[start : start + 500])
-        await vector(store, live)
-
-
-async def test_a_long_history_is_compacted_when_most_of_it_was_taken_back(
-    store: Store, live: LiveGeneration
-) -> None:
-    order = np.random.default_rng(7).permutation(ITEMS)[:6_000]
-    await rate(store, order)
-    await vector(store, live)
-    for start in range(0, 2_500, 500):
-        await rate(store, order[start : start + 500], np.full(500, math.nan))
-        await vector(store, live)
-    # The last round had it rewritten, or was refused because the one before had.
-    size = int(await store.redis.strlen(store.keys.history(1, b"u")))
-    assert size < 5_000 * codecs.ENTRY_BYTES
-    await rate(store, order[:1], np.full(1, 2.0))
+    assert int.from_bytes(sample[:8], "little") > rated - RENEW_EVENTS
+    # A damaged one is as good as none.
+    await store.redis.hset(store.keys.user(1, b"u"), "sample", b"\xff" * 44)
+    await rate(store, order[:1])
     np.testing.assert_allclose(await vector(store, live), await by_hand(store, live), atol=1e-5)
-
-
-async def test_a_history_that_is_rewritten_while_it_is_read_is_read_again(
-    store: Store, live: LiveGeneration, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await rate(store, np.random.default_rng(4).permutation(ITEMS)[:6_000])
-    key = store.keys.history(1, b"u")
-    data = await store.redis.get(key)
-    assert isinstance(data, bytes)
-    reader, before = store.users._histories, histories.HistoryReader._before
-    times: list[int] = []
-
-    async def compacted(
-        self: histories.HistoryReader, epoch: int, user_id: bytes, look: Look
-    ) -> tuple[bytes, bytes] | None:
-        if not times:
-            # The last entry goes, as it would by a compaction: what lies before the tail is elsewhere now.
-            await store.redis.set(key, data[: -codecs.ENTRY_BYTES])
-        times.append(1)
-        return await before(self, epoch, user_id, look)
-
-    monkeypatch.setattr(histories.HistoryReader, "_before", compacted)
-    look = await reader.with_all(1, b"n", b"u", await reader.look(1, b"n", b"u"))
-    assert (look.tail, len(times)) == (data[: -codecs.ENTRY_BYTES], 2)
-
-
-async def test_a_damaged_sample_is_as_good_as_none(store: Store, live: LiveGeneration) -> None:
-    await rate(store, np.random.default_rng(5).permutation(ITEMS)[:6_000])
-    await vector(store, live)
-    for damaged in (b"", b"short", bytes(24) + b"\xff" * 41, b"\xff" * 44):
-        await store.redis.hset(store.keys.user(1, b"u"), "sample", damaged)
-        await rate(store, np.array([1]))
-        np.testing.assert_allclose(await vector(store, live), await by_hand(store, live), atol=1e-5)
-        assert await store.redis.hget(store.keys.user(1, b"u"), "sample") != damaged
-
-
-async def test_a_forgotten_user_leaves_no_sample(store: Store, live: LiveGeneration) -> None:
-    await rate(store, np.random.default_rng(6).permutation(ITEMS)[:6_000])
-    data = await store.redis.get(store.keys.history(1, b"u"))
-    assert isinstance(data, bytes)
-    await vector(store, live)
-    keys = store.keys
-    user, history = keys.user(1, b"u"), keys.history(1, b"u")
-    record = await store.redis.hget(user, f"g{live.generation}")
-    sample = await store.redis.hget(user, "sample")
-    assert isinstance(sample, bytes)
-    assert isinstance(record, bytes)
-    await store.ratings.forget(b"u")
-    assert not await store.redis.exists(user, history)
-    # A reader that had looked before is late.
-    await rate(store, np.array([7]))
-    names = [user, history, keys.forgotten(1, partition_of(b"u", keys.partitions))]
-    args = [b"g%d" % live.generation, record, digest_of(b"u"), b"0", b"", b"", b"", b"6001", b"", sample]
-    await store.redis.call("put_record", (names, args))
-    assert await store.redis.hget(user, "sample") is None
-    profile = await store.users.profile(live, b"u")
-    assert profile.history.item_row.tolist() == [7]
-
-
-async def test_views_push_no_rating_out(store: Store, live: LiveGeneration) -> None:
-    rated = np.arange(50)
-    await rate(store, rated)
-    before = await vector(store, live)
-    reads: list[int] = []
-    for start in range(0, 10_000, 500):
-        ids = [b"%d" % item for item in range(100 + start, 600 + start)]
-        views = np.full(len(ids), 1, dtype=np.uint8)
-        times = np.full(len(ids), 1e9)
-        await store.ratings.append_columns(Columns([b"u"] * len(ids), ids, np.ones(len(ids)), times, views))
-        # Each time from what is read of it, and its record from that.
-        np.testing.assert_array_equal(await vector(store, live), before)
-        profile = await store.users.profile(live, b"u")
-        assert profile.history.item_row.tolist() == rated.tolist()
-        reads.append(profile.history.entries)
-    # Of the events so many as count, not all of them.
-    assert reads[-1] < 10_000 / 2
-    # From nothing it is the same: all ratings are there.
-    await store.redis.hdel(store.keys.user(1, b"u"), f"g{live.generation}")
-    np.testing.assert_array_equal(await vector(store, live), before)
-    # A rating that is taken back is known to be, and all events stay.
-    await rate(store, rated[:1], np.array([math.nan]))
-    assert not np.array_equal(await vector(store, live), before)
-    np.testing.assert_allclose(await vector(store, live), await by_hand(store, live), rtol=1e-6)
-    _, history = await store.users.history(1, b"u")
-    assert (len(history), len(history.feedback)) == (49, 10_000)

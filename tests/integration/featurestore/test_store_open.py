@@ -1,25 +1,38 @@
-"""Opening a store: what is checked, what is fixed at creation, what a person is told."""
+"""Opening a store: what is checked, what is fixed at creation, what a person is told; its scale and items."""
 
+import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from redis._parsers.helpers import parse_info
 
-from featurestore.errors import StoreRefused, StoreUnavailable
+from factors import Scale
+from featurestore.errors import (
+    EpochGone,
+    RegistryFull,
+    StoreDamaged,
+    StoreRefused,
+    StoreUnavailable,
+)
 from featurestore.namespace import check_server
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from featurestore.wire.functions import LIBRARY, LIBRARY_TEXT
 from processes.probes import unused_port
 from tests.support.factories import rating
 from tests.support.servers import StoreServer
 
 
-async def test_a_new_namespace_is_created_and_found_again(store: Store) -> None:
+async def test_a_new_namespace_is_found_again_and_others_do_not_see_it(store: Store) -> None:
+    await store.ratings.append([rating("u", "i")])
     again = await Store.open(store.settings)
     pointer = await again.generations.live()
     assert (pointer.epoch, pointer.generation, pointer.pending) == (1, 0, 0)
+    assert (await again.users.history(1, b"u"))[0] == 1
     await again.close()
+    other = await Store.open(replace(store.settings, namespace=f"{store.settings.namespace}-b"))
+    assert (await other.users.history(1, b"u"))[0] == 0
+    await other.close()
 
 
 async def test_what_is_fixed_at_creation_is_refused_when_it_differs(store: Store) -> None:
@@ -28,68 +41,34 @@ async def test_what_is_fixed_at_creation_is_refused_when_it_differs(store: Store
             await Store.open(other)
 
 
-async def test_namespaces_do_not_see_each_other(store: Store) -> None:
-    other = await Store.open(replace(store.settings, namespace=f"{store.settings.namespace}-b"))
-    await store.ratings.append([rating("u", "i")])
-    assert (await other.users.history(1, b"u"))[0] == 0
-    await other.close()
-
-
-async def test_a_store_without_its_hot_connection_works(store_settings: StoreSettings) -> None:
-    store = await Store.open(store_settings, hot=False)
-    assert store.hot is None
-    await store.ratings.append([rating("u", "i")])
-    assert (await store.users.history(1, b"u"))[0] == 1
-    assert await store.redis.ping()
-    await store.close()
-
-
 async def test_no_store_is_unavailable() -> None:
     with pytest.raises(StoreUnavailable):
         await Store.open(StoreSettings(url=f"redis://127.0.0.1:{unused_port()}", timeout_s=0.5))
 
 
-async def test_a_scale_that_is_none_is_refused(store_settings: StoreSettings) -> None:
-    with pytest.raises(StoreRefused, match="scale"):
-        await Store.open(replace(store_settings, scale="5:1"))
+async def test_a_server_that_cannot_keep_the_promises_is_refused(own_server: StoreServer) -> None:
+    at = StoreSettings(url=own_server.url)
+    store = await Store.open(at)
 
+    async def refused(why: str, settings: StoreSettings) -> None:
+        with pytest.raises(StoreRefused, match=why):
+            await Store.open(settings)
 
-async def test_a_password_is_asked_for(own_server: StoreServer) -> None:
-    store = await Store.open(StoreSettings(url=own_server.url))
-    await store.redis.config_set("requirepass", "secret")
-    await store.close()
-    with pytest.raises(StoreRefused, match="NOAUTH"):
-        await Store.open(StoreSettings(url=own_server.url))
-    with pytest.raises(StoreRefused, match="WRONGPASS"):
-        await Store.open(StoreSettings(url=own_server.url.replace("//", "//:wrong@")))
-    opened = await Store.open(StoreSettings(url=own_server.url.replace("//", "//:secret@")))
-    await opened.close()
-
-
-async def test_a_user_who_may_not_write_is_refused(own_server: StoreServer) -> None:
-    store = await Store.open(StoreSettings(url=own_server.url))
-    rules = ["on", ">pw", "~*", "+@read", "+info", "+ping"]
-    await store.redis.execute_command("ACL", "SETUSER", "looker", *rules)
-    await store.close()
-    with pytest.raises(StoreRefused, match="NOPERM"):
-        await Store.open(StoreSettings(url=own_server.url.replace("//", "//looker:pw@")))
-
-
-async def test_a_store_that_evicts_is_refused(own_server: StoreServer) -> None:
-    store = await Store.open(StoreSettings(url=own_server.url))
+    await store.redis.config_set("appendonly", "no")
+    await refused("appendonly", replace(at, durability="fsync"))
     await store.redis.config_set("maxmemory-policy", "allkeys-lru")
     await store.redis.config_set("maxmemory", "1gb")
+    await refused("noeviction", at)
+    await store.redis.config_set("maxmemory-policy", "noeviction")
+    rules = ["on", ">pw", "~*", "+@read", "+info", "+ping"]
+    await store.redis.execute_command("ACL", "SETUSER", "looker", *rules)
+    await refused("NOPERM", replace(at, url=own_server.url.replace("//", "//looker:pw@")))
+    await store.redis.config_set("requirepass", "secret")
     await store.close()
-    with pytest.raises(StoreRefused, match="noeviction"):
-        await Store.open(StoreSettings(url=own_server.url))
-
-
-async def test_fsync_without_an_append_only_file_is_refused(own_server: StoreServer) -> None:
-    store = await Store.open(StoreSettings(url=own_server.url))
-    await store.redis.config_set("appendonly", "no")
-    await store.close()
-    with pytest.raises(StoreRefused, match="appendonly"):
-        await Store.open(StoreSettings(url=own_server.url, durability="fsync"))
+    await refused("NOAUTH", at)
+    await refused("WRONGPASS", replace(at, url=own_server.url.replace("//", "//:wrong@")))
+    opened = await Store.open(replace(at, url=own_server.url.replace("//", "//:secret@")))
+    await opened.close()
 
 
 @pytest.mark.parametrize(
@@ -106,15 +85,102 @@ def test_servers_that_will_not_do_are_refused(info: str, why: str) -> None:
         check_server(parse_info(info))  # type: ignore[no-untyped-call]  # redis-py
 
 
-@pytest.mark.parametrize(
-    "info", ["redis_version:7.2.0", "redis_version:8.2.1", "redis_version:7.2.4\nvalkey_version:8.0.1"]
-)
-def test_servers_that_will_do_are_taken(info: str) -> None:
-    check_server(parse_info(info))  # type: ignore[no-untyped-call]  # redis-py
+HALF_STARS = Scale(0.5, 5.0, 0.5)
 
 
-async def test_functions_carry_the_hash_of_their_text(store: Store) -> None:
-    assert LIBRARY in LIBRARY_TEXT
-    assert "@LIBRARY@" not in LIBRARY_TEXT
-    found = await store.redis.function_list()
-    assert LIBRARY in str(found)
+@pytest.fixture
+def undecided(store_settings: StoreSettings) -> StoreSettings:
+    return replace(store_settings, namespace=f"{store_settings.namespace}-scale", scale=None)
+
+
+async def opened(settings: StoreSettings, count: int) -> list[Store]:
+    return [await Store.open(settings) for _ in range(count)]
+
+
+async def closed(*stores: Store) -> None:
+    await asyncio.gather(*(each.close() for each in stores))
+
+
+async def test_of_several_who_decide_one_wins_and_all_follow(undecided: StoreSettings) -> None:
+    stores = await opened(undecided, 4)
+    assert not any(each.scale.decided for each in stores)
+    scales = [HALF_STARS, Scale(0, 100), Scale(-10, 10), Scale(1, 5)]
+    won = await asyncio.gather(
+        *(each.scale.decide(scale) for each, scale in zip(stores, scales, strict=True))
+    )
+    assert sum(won) == 1
+    assert {each.scale.value for each in stores} == {scales[won.index(True)]}
+    late = await Store.open(undecided)
+    assert (late.scale.decided, late.scale.value) == (True, stores[0].scale.value)
+    # Again with the same one is no other decision.
+    assert await late.scale.decide(stores[0].scale.value)
+    assert not await late.scale.decide(Scale(0, 3))
+    with pytest.raises(StoreRefused, match=r"has FOLDIN_SCALE [^ ]+, not 1:7: use that"):
+        await Store.open(replace(undecided, scale="1:7"))
+    await closed(late, *stores)
+
+
+async def test_the_scale_of_a_store_that_lost_its_configuration_stays(undecided: StoreSettings) -> None:
+    (store,) = await opened(undecided, 1)
+    await store.scale.decide(HALF_STARS)
+    await store.ratings.append([rating("ann", "tea", 0.5)])
+    await store.redis.delete(store.keys.config)
+    # Another process is first, and knows of none.
+    (other,) = await opened(undecided, 1)
+    await store.look_again()
+    found: Any = await other.redis.hgetall(store.keys.config)
+    assert (found[b"scale"], b"scale_open" in found) == (b"0.5:5:0.5", False)
+    await other.redis.hset(store.keys.config, "scale", "five")
+    with pytest.raises(StoreDamaged):
+        await Store.open(undecided)
+    await closed(store, other)
+
+
+async def test_rows_are_given_in_order_and_once(store: Store) -> None:
+    items = store.items(1)
+    assert await items.register([b"a", b"b", b"a"]) == [0, 1, 0]
+    assert await items.register([b"c", b"a"]) == [2, 0]
+    assert [items.id(row) for row in range(3)] == ["a", "b", "c"]
+    assert len(items) == 3
+    ids = ["\N{SNOWMAN}".encode(), b"a b\r\n", b"{x}", b"0" * 256]
+    assert await items.register(ids) == [3, 4, 5, 6]
+    with pytest.raises(EpochGone):
+        await store.items(9).register([b"a"])
+    assert not await store.redis.exists(store.keys.items(9), store.keys.order(9))
+
+
+async def test_two_processes_give_the_same_rows(store: Store) -> None:
+    other = await Store.open(store.settings)
+    ids = [b"%d" % i for i in range(300)]
+    many = await asyncio.gather(
+        *[s.items(1).register(ids[start:] + ids[:start]) for s in (store, other) for start in (0, 100, 200)]
+    )
+    by_id = [
+        dict(zip(ids[s:] + ids[:s], rows, strict=True))
+        for s, rows in zip((0, 100, 200) * 2, many, strict=True)
+    ]
+    assert all(rows == by_id[0] for rows in by_id)
+    assert sorted(by_id[0].values()) == list(range(300))
+    await other.close()
+
+
+async def test_lookups_do_not_register(store: Store) -> None:
+    other = await Store.open(store.settings)
+    await other.items(1).register([b"a", b"b"])
+    items = store.items(1)
+    assert items.row(b"b") is None
+    assert await items.rows([b"b", b"unknown", b"a", b""]) == [1, None, 0, None]
+    assert items.row(b"b") == 1
+    assert await store.redis.llen(store.keys.order(1)) == 2
+    await other.close()
+
+
+async def test_a_full_registry_takes_known_items_only(store: Store) -> None:
+    small = await Store.open(replace(store.settings, max_items=2))
+    items = small.items(1)
+    assert await items.register([b"a", b"b"]) == [0, 1]
+    with pytest.raises(RegistryFull):
+        await items.register([b"a", b"c"])
+    assert await items.rows([b"c"]) == [None]
+    assert await items.register([b"b"]) == [1]
+    await small.close()

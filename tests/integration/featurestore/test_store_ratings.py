@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from featurestore import codecs
-from featurestore.errors import EpochGone, StoreError, StreamFull
+from featurestore.errors import StoreError, StreamFull
 from featurestore.keys import digest_of, partition_of
 from featurestore.ratings.batches import Columns
 from featurestore.settings import StoreSettings
@@ -34,31 +34,10 @@ async def counter(store: Store, user: str, epoch: int = 1) -> int:
 async def test_the_last_rating_of_a_pair_wins_and_nan_takes_it_back(store: Store) -> None:
     await store.ratings.append([rating("u", "a", 4.0), rating("u", "b", 3.0), rating("u", "a", 2.0)])
     assert await held(store, "u") == {"a": 2.0, "b": 3.0}
+    assert await store.ratings.count_live(1) == 3
     await store.ratings.append([rating("u", "a", math.nan)])
     assert await held(store, "u") == {"b": 3.0}
     assert await counter(store, "u") == 4
-
-
-async def test_nothing_is_nothing(store: Store) -> None:
-    await store.ratings.append([])
-    assert await store.ratings.count_live(1) == 0
-
-
-async def test_repeating_a_call_is_harmless(store: Store) -> None:
-    for _ in range(3):
-        await store.ratings.append([rating("u", "a", 4.0), rating("v", "a", 1.0)])
-    assert await held(store, "u") == {"a": 4.0}
-    assert await held(store, "v") == {"a": 1.0}
-
-
-async def test_concurrent_raters_lose_nothing_and_n_counts_all(store: Store) -> None:
-    other = await Store.open(store.settings)
-    await asyncio.gather(
-        *[s.ratings.append([rating("u", f"i{n}", 3.0)]) for n in range(60) for s in (store, other)]
-    )
-    assert await counter(store, "u") == 120
-    assert len(await held(store, "u")) == 60
-    await other.close()
 
 
 async def test_every_rating_is_an_event_with_its_n(store: Store) -> None:
@@ -96,27 +75,6 @@ async def test_a_full_stream_refuses_before_the_first_write(store: Store) -> Non
 
 
 @pytest.mark.parametrize("which", ["user", "history", "ratings", "counts", "forgotten"])
-async def test_a_key_of_the_wrong_type_is_an_error_that_leaves_nothing_half_done(
-    store: Store, which: str
-) -> None:
-    keys, p = store.keys, partition_of(b"u", store.keys.partitions)
-    names = {
-        "user": keys.user(1, b"u"),
-        "history": keys.history(1, b"u"),
-        "ratings": keys.ratings(1, p),
-        "counts": keys.counts(1, p),
-        "forgotten": keys.forgotten(1, p),
-    }
-    # It says which store this is, from the beginning.
-    await store.redis.delete(names["counts"])
-    await store.redis.sadd(names[which], b"a set")
-    with pytest.raises(StoreError, match="WRONGTYPE"):
-        await store.ratings.append([rating("u", "a"), rating("u", "b")])
-    left = [name for key, name in names.items() if key != which and await store.redis.exists(name)]
-    assert left == []
-
-
-@pytest.mark.parametrize("which", ["user", "history"])
 async def test_what_was_written_before_a_key_of_the_wrong_type_is_taken_back(
     store: Store, which: str
 ) -> None:
@@ -124,19 +82,27 @@ async def test_what_was_written_before_a_key_of_the_wrong_type_is_taken_back(
     known, back, fresh, bad = users[:4]
     await store.ratings.append([rating(known, "a"), rating(back, "a"), rating(back, "b")])
     await store.ratings.forget(back.encode())
-    key = store.keys.user(1, bad.encode()) if which == "user" else store.keys.history(1, bad.encode())
+    keys = store.keys
+    key = {
+        "user": keys.user(1, bad.encode()),
+        "history": keys.history(1, bad.encode()),
+        "ratings": keys.ratings(1, 0),
+        "counts": keys.counts(1, 0),
+        "forgotten": keys.forgotten(1, 0),
+    }[which]
+    content = await store.redis.dump(key)
+    await store.redis.delete(key)
     await store.redis.sadd(key, b"a set")
-    lag = await store.stream.lag(1)
     call = [rating(user, item) for user in (known, back, fresh, bad) for item in ("b", "c")]
     with pytest.raises(StoreError, match="WRONGTYPE"):
         await store.ratings.append(call)
-    assert await held(store, known) == {"a": 3.0}
-    assert await counter(store, known) == 1
-    for user in (back, fresh):
-        names = store.keys.user(1, user.encode()), store.keys.history(1, user.encode())
-        assert not await store.redis.exists(*names)
-    assert await store.stream.lag(1) == lag
     await store.redis.delete(key)
+    if content is not None:
+        await store.redis.restore(key, 0, content)
+    assert (await held(store, known), await counter(store, known)) == ({"a": 3.0}, 1)
+    for user in (back, fresh, bad):
+        assert not await store.redis.exists(keys.user(1, user.encode()), keys.history(1, user.encode()))
+    assert sum((await store.stream.lag(1)).values()) == 4
     await store.ratings.append(call)
     assert [await counter(store, user) for user in (known, back, fresh, bad)] == [3, 4, 2, 2]
 
@@ -153,16 +119,10 @@ async def test_a_forgotten_user_is_gone_and_the_trainer_is_told(store: Store) ->
     assert events.item_row.tolist()[-1] == codecs.FORGOTTEN_ROW
     assert events.n.tolist()[-1] == 3
     assert await store.ratings.forgotten(1) == {digest_of(b"u"): 3}
-
-
-async def test_forgetting_twice_or_an_unknown_user_is_harmless(store: Store) -> None:
-    lease = await lead(store)
-    assert (await store.ratings.forget(b"unknown")).ratings == 0
-    await store.ratings.append([rating("u", "a")])
-    first = await store.ratings.forget(b"u")
-    second = await store.ratings.forget(b"u")
-    assert (first.ratings, second.ratings, second.n) == (1, 0, 1)
-    assert len(await store.stream.read(1, lease, 1000, 0)) == 2
+    # Again, or of a user who never was, it is harmless.
+    again, unknown = await store.ratings.forget(b"u"), await store.ratings.forget(b"unknown")
+    assert (again.ratings, again.n, unknown.ratings) == (0, 3, 0)
+    assert not await store.stream.read(1, lease, 1000, 0)
 
 
 async def test_of_users_who_were_forgotten_since_they_were_read_nothing_is_written(store: Store) -> None:
@@ -202,31 +162,6 @@ async def test_who_comes_back_counts_on_and_old_records_stay_out(store: Store) -
     assert await held(store, "u") == {"b": 3.0}
 
 
-async def test_a_reader_that_still_knew_a_user_cannot_bring_it_back(store: Store) -> None:
-    keys, p = store.keys, partition_of(b"u", store.keys.partitions)
-    await store.ratings.append([rating("u", "a")] * 3)
-    (record,) = codecs.pack_records(np.array([3]), np.ones((1, 4), dtype=np.float32))
-    names = [keys.user(1, b"u"), keys.history(1, b"u"), keys.forgotten(1, p)]
-    args = [b"g1", record, digest_of(b"u"), b"1", b"g1", b"", b"", b"3", b"compacted"]
-    await store.ratings.forget(b"u")
-    assert await store.redis.call("put_record", (names, args)) == [[b"OK", 0]]
-    assert not await store.redis.exists(*names[:2])
-    await store.ratings.append([rating("u", "b")])
-    assert await store.redis.call("put_record", (names, args)) == [[b"OK", 0]]
-    assert await held(store, "u") == {"b": 3.0}
-
-
-async def test_an_older_record_does_not_replace_a_newer_one(store: Store) -> None:
-    keys, p = store.keys, partition_of(b"u", store.keys.partitions)
-    await store.ratings.append([rating("u", "a")] * 3)
-    names = [keys.user(1, b"u"), keys.history(1, b"u"), keys.forgotten(1, p)]
-    old, new, future = codecs.pack_records(np.array([2, 3, 4]), np.ones((3, 4), dtype=np.float32))
-    for record, taken in ((new, 1), (old, 0), (future, 0), (new, 1)):
-        args = [b"g1", record, digest_of(b"u"), b"1", b"g1", b"", b""]
-        assert await store.redis.call("put_record", (names, args)) == [[b"OK", taken]]
-    assert await store.redis.hget(keys.user(1, b"u"), "g1") == new
-
-
 async def test_entries_of_forgotten_users_are_dropped_only_as_they_were_seen(store: Store) -> None:
     for user in ("u", "v"):
         await store.ratings.append([rating(user, "a")] * 2)
@@ -237,17 +172,6 @@ async def test_entries_of_forgotten_users_are_dropped_only_as_they_were_seen(sto
     assert await store.ratings.release_forgotten(1, settled) == 1
     assert await store.ratings.forgotten(1) == {digest_of(b"v"): 3}
     assert await store.ratings.release_forgotten(1, {}) == 0
-
-
-async def test_ratings_that_came_in_live_are_counted(store: Store) -> None:
-    await store.ratings.append([rating(f"u{n}", "a") for n in range(7)])
-    assert await store.ratings.count_live(1) == 7
-
-
-async def test_an_epoch_that_takes_no_ratings_is_told(store: Store) -> None:
-    with pytest.raises(EpochGone):
-        await store.ratings.append([rating("u", "a")], epoch=2)
-    assert await counter(store, "u") == 0
 
 
 async def test_fsync_acknowledges_together(store: Store) -> None:
@@ -286,25 +210,10 @@ async def test_a_write_that_was_decided_on_another_store_is_decided_again(
         assert await held(store, "v7") == {"b": 4.0}
         assert await store.redis.lrange(store.keys.order(1), 0, -1) == [b"b", b"c"]
         assert other.identity == store.identity
+        # What has lost its identity alone takes ratings.
+        await store.redis.delete(store.keys.config)
+        await store.look_again()
+        await store.ratings.append([rating("u", "d")])
+        assert set(await held(store, "u")) == {"b", "c", "d"}
     finally:
         await other.close()
-
-
-async def test_a_store_that_lost_its_identity_alone_takes_ratings(store: Store) -> None:
-    await store.ratings.append([rating("u", "a")])
-    await store.redis.delete(store.keys.config)
-    await store.look_again()
-    await store.ratings.append([rating("u", "b")])
-    assert set(await held(store, "u")) == {"a", "b"}
-
-
-async def test_a_flushed_store_is_set_up_again(store: Store) -> None:
-    """Everything of the namespace goes while the process runs: the next rating finds a new history, rows
-    included.
-    """
-    await store.ratings.append([rating("u", "a"), rating("u", "b")])
-    names = [key async for key in store.redis.scan_iter(match=f"*{store.settings.namespace}*", count=1000)]
-    await store.redis.delete(*names)
-    await store.ratings.append([rating("u", "b", 2.0)])
-    assert await held(store, "u") == {"b": 2.0}
-    assert await store.redis.lrange(store.keys.order(1), 0, -1) == [b"b"]

@@ -3,21 +3,18 @@ together.
 """
 
 import asyncio
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
 
 from factors import Float32s
+from factors.model.layout import user_layout
 from featurestore import codecs
-from featurestore.errors import StoreDamaged
 from featurestore.generations.live import LiveGeneration
-from featurestore.keys import digest_of
 from featurestore.leases import Lease
 from featurestore.store import Store
-from featurestore.users import counter_rule
 from featurestore.users import records as users_module
 from featurestore.users.fold_in import StaleUser, fold_in
 from tests.support.factories import SCALE, as_live, lead, publish, rating
@@ -63,20 +60,11 @@ async def settled(world: World, user: bytes, n: int) -> None:
     await wait_until_async(there, "the record is handed back")
 
 
-async def test_an_unknown_user_is_the_prior_and_leaves_nothing_behind(world: World) -> None:
-    current = await world.store.users.current(world.live, [b"unknown"])
-    assert current.n.tolist() == [0]
-    assert not current.folded.any()
-    np.testing.assert_array_equal(current.vectors[0], world.live.posterior.prior_user)
-    assert not await world.store.redis.exists(world.store.keys.user(1, b"unknown"))
-
-
-async def test_no_user_asked_is_no_user_answered(world: World) -> None:
-    current = await world.store.users.current(world.live, [])
-    assert current.vectors.shape == (0, world.live.model.user_width)
-
-
 async def test_a_rating_counts_at_once_and_the_record_is_handed_back(world: World) -> None:
+    unknown = await world.store.users.current(world.live, [b"u"])
+    assert (unknown.n.tolist(), unknown.folded.tolist()) == ([0], [False])
+    np.testing.assert_array_equal(unknown.vectors[0], world.live.posterior.prior_user)
+    assert not await world.store.redis.exists(world.store.keys.user(1, b"u"))
     await world.store.ratings.append([rating("u", "1", 5.0), rating("u", "2", 1.0)])
     first = await world.store.users.current(world.live, [b"u"])
     assert (first.n.tolist(), first.folded.tolist()) == ([2], [True])
@@ -85,73 +73,12 @@ async def test_a_rating_counts_at_once_and_the_record_is_handed_back(world: Worl
     second = await world.store.users.current(world.live, [b"u"])
     assert not second.folded.any()
     np.testing.assert_array_equal(second.vectors, first.vectors)
-    await world.store.ratings.append([rating("u", "1", 1.0)])
+    profile = await world.store.users.profile(world.live, b"u")
+    assert (profile.n, profile.folded, profile.history.item_row.tolist()) == (2, False, [1, 2])
+    await world.store.ratings.append([rating("u", "an item after the fit", 1.0), rating("u", "1", 1.0)])
     third = await world.store.users.current(world.live, [b"u"])
-    assert (third.n.tolist(), third.folded.tolist()) == ([3], [True])
+    assert (third.n.tolist(), third.folded.tolist()) == ([4], [True])
     assert not np.array_equal(third.vectors, second.vectors)
-
-
-async def test_what_was_read_before_is_not_read_again(world: World) -> None:
-    store, ids = world.store, [b"a", b"b", b"unknown", b"b"]
-    await store.ratings.append([rating("a", "1"), rating("b", "2", 5.0)])
-    await store.users.current(world.live, [b"a"])
-    await settled(world, b"a", 1)
-    found = await store.users.lookup(world.live, ids)
-    assert (found.behind, found.n.tolist()) == ([1, 3], [1, 0, 0, 0])
-    # A rating that came meanwhile counts for a user who is looked at once more.
-    await store.ratings.append([rating("b", "3", 1.0)])
-    current = await store.users.catch_up(world.live, found)
-    assert current.n.tolist() == [1, 2, 0, 2]
-    assert current.folded.tolist() == [False, True, False, True]
-    np.testing.assert_array_equal(current.vectors, (await store.users.current(world.live, ids)).vectors)
-
-
-async def test_the_history_of_a_user_who_has_just_rated_comes_with_the_record(world: World) -> None:
-    store = world.store
-    await store.ratings.append([rating("a", "1"), rating("b", "2", 5.0)])
-    store.users.raters.add([b"b", b"unknown"])
-    found = await store.users.lookup(world.live, [b"a", b"b", b"unknown", b"b"])
-    assert (found.behind, sorted(found.histories)) == ([0, 1, 3], [b"b", b"unknown"])
-    first = await expected(world, b"b")
-    # Nothing more is asked of a user whose history is there: what comes from now on is the next reader's.
-    await store.ratings.append([rating("a", "3"), rating("b", "3", 1.0)])
-    current = await store.users.catch_up(world.live, found)
-    assert (current.n.tolist(), current.folded.tolist()) == ([2, 1, 0, 1], [True, True, False, True])
-    np.testing.assert_array_equal(current.vectors[1], first)
-    later = await store.users.lookup(world.live, [b"b"])
-    assert (later.behind, len(later.histories)) == ([0], 0)
-    assert (await store.users.catch_up(world.live, later)).n.tolist() == [2]
-
-
-async def test_where_the_history_did_not_come_with_the_record_it_is_asked_for(world: World) -> None:
-    store = world.store
-    await store.ratings.append([rating("u", "1", 5.0)])
-    store.users.raters.add([b"u"])
-    await store.redis.function_flush()
-    current = await store.users.current(world.live, [b"u"])
-    assert (current.n.tolist(), current.folded.tolist()) == ([1], [True])
-    await store.redis.set(store.keys.history(1, b"u"), b"x")
-    await store.ratings.append([rating("v", "1", 5.0)])
-    store.users.raters.add([b"u", b"v"])
-    await store.redis.hdel(store.keys.user(1, b"u"), b"g%d" % world.live.generation)
-    with pytest.raises(StoreDamaged, match="history"):
-        await store.users.current(world.live, [b"u"])
-    assert (await store.users.current(world.live, [b"v"])).n.tolist() == [1]
-
-
-async def test_a_batch_mixes_known_behind_unknown_and_repeated_users(world: World) -> None:
-    store = world.store
-    await store.ratings.append([rating("a", "1"), rating("b", "2"), rating("c", "3")])
-    await store.users.current(world.live, [b"a"])
-    await settled(world, b"a", 1)
-    current = await store.users.current(world.live, [b"b", b"a", b"unknown", b"b", b"c"])
-    assert current.n.tolist() == [1, 1, 0, 1, 1]
-    assert current.folded.tolist() == [True, False, False, True, True]
-    for position, user in enumerate([b"b", b"a"]):
-        np.testing.assert_allclose(
-            current.vectors[position], await expected(world, user), rtol=1e-5, atol=1e-6
-        )
-    np.testing.assert_array_equal(current.vectors[0], current.vectors[3])
 
 
 async def test_a_large_batch_is_what_its_users_are_one_by_one(
@@ -160,17 +87,10 @@ async def test_a_large_batch_is_what_its_users_are_one_by_one(
     store, users = world.store, [b"u%d" % i for i in range(40)]
     await store.ratings.append([rating(user.decode(), str(k % 8)) for k, user in enumerate(users)])
     await store.ratings.append([rating("u7", str(k % 8)) for k in range(12)])
+    await store.users.current(world.live, users)
     for user in users:
-        await store.users.current(world.live, [user])
         await settled(world, user, 13 if user == b"u7" else 1)
     one_by_one = [await store.users.current(world.live, [user]) for user in users]
-    monkeypatch.setattr(users_module, "LOOKUPS_AT_ONCE", 16)
-    monkeypatch.setattr(users_module, "FEW_LOOKUPS", 8)
-    left: list[Any] = []
-    monkeypatch.setattr(counter_rule, "apply", lambda *args: left.append(args))
-    current = await store.users.current(world.live, users)
-    assert left == []
-    monkeypatch.undo()
     monkeypatch.setattr(users_module, "LOOKUPS_AT_ONCE", 16)
     monkeypatch.setattr(users_module, "FEW_LOOKUPS", 8)
     await store.ratings.append([rating("u3", "5")])
@@ -178,191 +98,78 @@ async def test_a_large_batch_is_what_its_users_are_one_by_one(
     assert mixed.n.tolist() == [0, *[{3: 2, 7: 13}.get(k, 1) for k in range(40)]]
     assert np.flatnonzero(mixed.folded).tolist() == [4]
     for position, alone in enumerate(one_by_one):
-        assert current.n[position] == alone.n[0]
-        np.testing.assert_array_equal(current.vectors[position], alone.vectors[0])
         if position != 3:
             np.testing.assert_array_equal(mixed.vectors[position + 1], alone.vectors[0])
 
 
-@pytest.mark.parametrize("damage", [b"", b"x", b"x" * 1000])
-async def test_a_record_of_the_wrong_length_is_folded_in_again(world: World, damage: bytes) -> None:
-    await world.store.ratings.append([rating("u", "1"), rating("v", "1")])
-    await world.store.redis.hset(
-        world.store.keys.user(1, b"u"), mapping={b"g%d" % world.live.generation: damage}
-    )
-    current = await world.store.users.current(world.live, [b"v", b"u"])
-    assert current.folded.tolist() == [True, True]
-    np.testing.assert_array_equal(current.vectors[0], current.vectors[1])
-    await settled(world, b"u", 1)
-
-
-async def put_record(world: World, user: bytes, record: bytes) -> None:
-    await world.store.redis.hset(
-        world.store.keys.user(1, user), mapping={b"g%d" % world.live.generation: record}
-    )
-
-
-def flipped(data: bytes, place: int) -> bytes:
-    return data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :]
-
-
-@pytest.mark.parametrize("how", ["one", "batch", "profile"])
-async def test_each_byte_of_a_record_that_was_flipped_is_told_and_harms_no_answer(
-    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, how: str
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda _: b"",
+        lambda record: record + b"x",
+        lambda record: record[:9] + bytes([record[9] ^ 2]) + record[10:],
+        # Of more ratings than there are.
+        lambda record: codecs.pack_records(np.array([9]), np.ones((1, len(record) // 4 - 3), np.float32))[0],
+    ],
+)
+async def test_an_answer_rests_on_no_record_that_is_not_sound(
+    world: World, damaged: Callable[[bytes], bytes]
 ) -> None:
-    """The answer is that of the undamaged record, the log names the key, and a sound record comes again."""
-    store, users = world.store, [b"a", b"u", b"z"]
-    if how == "batch":
-        monkeypatch.setattr(users_module, "LOOKUPS_AT_ONCE", 2)
-        monkeypatch.setattr(users_module, "FEW_LOOKUPS", 1)
-    await store.ratings.append([rating(user.decode(), str(k), 5.0) for k in range(3) for user in users])
-    await store.users.current(world.live, users)
-    for user in users:
-        await settled(world, user, 3)
-    sound = await store.users.current(world.live, users)
-    assert not sound.folded.any()
-    record = await stored(world, b"u")
-    assert record is not None
-    for place in range(len(record)):
-        caplog.clear()
-        damaged_before = store.users.corrupt_total
-        await put_record(world, b"u", flipped(record, place))
-        if how == "profile":
-            profile = await store.users.profile(world.live, b"u")
-            assert (profile.n, profile.folded) == (3, True)
-            vectors, wanted = profile.vector[None], sound.vectors[1:2]
-        else:
-            current = await store.users.current(world.live, users)
-            assert (current.n.tolist(), current.folded.tolist()) == ([3, 3, 3], [False, True, False])
-            vectors, wanted = current.vectors, sound.vectors
-        np.testing.assert_array_equal(vectors, wanted)
-        assert store.users.corrupt_total == damaged_before + 1
-        assert f":user:<blake2b {digest_of(b'u').hex()}> field=g{world.live.generation}" in caplog.text
-
-        async def sound_again() -> bool:
-            return await stored(world, b"u") == record
-
-        await wait_until_async(sound_again, "a sound record is there again")
-
-
-async def test_a_damaged_record_that_is_behind_is_not_gone_on_from(world: World) -> None:
-    """What a fold-in takes over from the record before would be wrong as well."""
-    store = world.store
+    """The vector is that of the history, and a sound record comes again; also where one more rating came."""
+    store, key, field = world.store, world.store.keys.user(1, b"u"), b"g%d" % world.live.generation
     await store.ratings.append([rating("u", "1", 5.0)])
     await store.users.current(world.live, [b"u"])
     await settled(world, b"u", 1)
-    record = await stored(world, b"u")
-    assert record is not None
-    await store.ratings.append([rating("u", "2", 1.0)])
-    for damaged in (flipped(record, 9), bytes(8) + flipped(record, 9)):
-        await put_record(world, b"u", damaged)
-        before = store.users.corrupt_total
-        current = await store.users.current(world.live, [b"u"])
-        np.testing.assert_array_equal(current.vectors[0], await expected(world, b"u"))
-        assert store.users.corrupt_total == before + 1
-        await settled(world, b"u", 2)
+    for n in (1, 2):
+        record = await stored(world, b"u")
+        assert record is not None
+        await store.redis.hset(key, mapping={field: damaged(record)})
+        if n == 2:
+            await store.ratings.append([rating("u", "2", 1.0)])
+        current = await store.users.current(world.live, [b"unknown", b"u"])
+        assert current.folded.tolist() == [False, True]
+        np.testing.assert_array_equal(current.vectors[1], await expected(world, b"u"))
+        profile = await store.users.profile(world.live, b"u")
+        np.testing.assert_array_equal(profile.vector, current.vectors[1])
+        await settled(world, b"u", n)
 
 
-async def test_a_record_from_the_future_is_folded_in_again(world: World) -> None:
-    await world.store.ratings.append([rating("u", "1")])
-    (record,) = codecs.pack_records(np.array([9]), np.ones((1, world.live.model.user_width), np.float32))
-    await world.store.redis.hset(
-        world.store.keys.user(1, b"u"), mapping={b"g%d" % world.live.generation: record}
-    )
-    current = await world.store.users.current(world.live, [b"u"])
-    assert current.folded.tolist() == [True]
-    np.testing.assert_array_equal(current.vectors[0], await expected(world, b"u"))
-    await settled(world, b"u", 1)
-
-
-async def test_what_is_damaged_of_a_user_is_told_with_its_key(world: World) -> None:
-    store, keys = world.store, world.store.keys
-    await store.ratings.append([rating("ok", "1"), rating("broken", "1"), rating("cut", "1")])
-    await store.redis.set(keys.user(1, b"bad"), b"a string")
-    await store.redis.delete(keys.history(1, b"broken"))
-    await store.redis.lpush(keys.history(1, b"broken"), b"a list")
-    await store.redis.setrange(keys.history(1, b"cut"), 20, b"torn")
-    await store.ratings.append([rating("number", "1")])
-    await store.redis.hset(keys.user(1, b"number"), "n", "many")
-    for user, kind in ((b"bad", "user"), (b"broken", "history"), (b"cut", "history"), (b"number", "user")):
-        for users in ([user], [b"ok", user]):
-            with pytest.raises(StoreDamaged, match=f":{kind}:<blake2b {digest_of(user).hex()}>") as caught:
-                await store.users.current(world.live, users)
-            assert f":{user.decode()}" not in str(caught.value)
-        with pytest.raises(StoreDamaged):
-            await store.users.profile(world.live, user)
-    current = await store.users.current(world.live, [b"ok"])
-    np.testing.assert_array_equal(current.vectors[0], await expected(world, b"ok"))
-
-
-async def test_many_behind_are_folded_in_together_off_the_loop(world: World) -> None:
-    users = [b"u%d" % i for i in range(600)]
-    await world.store.ratings.append(
-        [rating(user.decode(), str(item), 1.0 + item % 5) for user in users for item in range(8)]
-    )
-    current = await world.store.users.current(world.live, users)
-    assert current.folded.all()
-    assert (current.n == 8).all()
-    assert np.ptp(current.vectors, axis=0).max() < 1e-5
-
-
-async def test_a_long_history_is_compacted_only_while_nothing_came_in(world: World) -> None:
+async def test_who_rates_once_more_keeps_what_only_a_fit_knows(world: World) -> None:
+    """What was rated says something of a user, beside how: a fit learns it, and a fold-in takes it over."""
     store = world.store
-    for value in range(100):
-        await store.ratings.append([rating("u", "1", 1.0 + value % 5)])
+    effect = user_layout(world.live.model).implicit_effect
+    await store.ratings.append([rating("u", "1", 5.0)])
+    vectors = (await expected(world, b"u"))[None].copy()
+    vectors[0, effect] += 0.25
+    (record,) = codecs.pack_records(np.array([1]), vectors)
+    await store.redis.hset(store.keys.user(1, b"u"), mapping={b"g%d" % world.live.generation: record})
+    await store.ratings.append([rating("u", "2", 1.0)])
+    current = await store.users.current(world.live, [b"u"])
+    assert current.folded.all()
+    np.testing.assert_array_equal(current.vectors[0, effect], vectors[0, effect])
+    assert not np.array_equal(current.vectors[0], vectors[0])
+
+
+async def test_a_history_is_compacted_only_while_nothing_came_in(world: World) -> None:
+    store, key = world.store, world.store.keys.history(1, b"u")
+    await store.ratings.append([rating("u", "1", 1.0 + value % 5) for value in range(100)])
+    n, _ = await store.users.history(1, b"u")
+    data = await store.redis.get(key)
+    assert isinstance(data, bytes)
     await store.ratings.append([rating("u", "2", 4.0)])
-    size = await store.redis.strlen(store.keys.history(1, b"u"))
+    # One that is late is refused.
+    stale = [StaleUser(b"u", n, data)]
+    store.users.write_back(
+        world.live, stale, fold_in(world.live, stale, [codecs.unpack_history(data, SCALE)])
+    )
+    await settled(world, b"u", 100)
+    assert await store.redis.strlen(key) == 101 * codecs.ENTRY_BYTES
     await store.users.current(world.live, [b"u"])
     await settled(world, b"u", 101)
-    assert size == 101 * 20
-    assert await store.redis.strlen(store.keys.history(1, b"u")) == 2 * 20
+    assert await store.redis.strlen(key) == 2 * codecs.ENTRY_BYTES
     n, history = await store.users.history(1, b"u")
-    assert n == 101
-    assert dict(zip(history.item_row.tolist(), history.rating.tolist(), strict=True)) == {1: 5.0, 2: 4.0}
-
-
-async def test_a_compaction_that_is_late_is_refused(world: World) -> None:
-    store = world.store
-    await store.ratings.append([rating("u", "1", 1.0)] * 100)
-    n, _ = await store.users.history(1, b"u")
-    data = await store.redis.get(store.keys.history(1, b"u"))
-    assert isinstance(data, bytes)
-    await store.ratings.append([rating("u", "2", 2.0)])
-    stale = [StaleUser(b"u", n, data)]
-    histories = [codecs.unpack_history(data, SCALE)]
-    store.users.write_back(world.live, stale, fold_in(world.live, stale, histories))
-    await settled(world, b"u", 100)
-    _, now = await store.users.history(1, b"u")
-    assert now.item_row.tolist() == [1, 2]
-    current = await store.users.current(world.live, [b"u"])
-    assert (current.n.tolist(), current.folded.tolist()) == ([101], [True])
-
-
-async def test_a_profile_has_the_history_that_its_record_rests_on(world: World) -> None:
-    await world.store.ratings.append([rating("u", "3", 5.0), rating("u", "4", math.nan)])
-    first = await world.store.users.profile(world.live, b"u")
-    assert (first.n, first.folded, first.history.item_row.tolist()) == (2, True, [3])
-    np.testing.assert_array_equal(first.vector, await expected(world, b"u"))
-    await settled(world, b"u", 2)
-    second = await world.store.users.profile(world.live, b"u")
-    assert (second.n, second.folded, second.history.item_row.tolist()) == (2, False, [3])
-    unknown = await world.store.users.profile(world.live, b"unknown")
-    assert (unknown.n, len(unknown.history)) == (0, 0)
-
-
-async def test_fields_of_generations_that_are_gone_are_dropped(world: World) -> None:
-    store = world.store
-    await store.ratings.append([rating("u", "1")])
-    key = store.keys.user(1, b"u")
-    await store.redis.hset(
-        key, mapping={b"g0": b"old", b"g999": b"of a generation this reader has not heard of"}
-    )
-    from featurestore.generations.manifest import Kept
-
-    store.users.kept = Kept(frozenset({world.live.generation}))
-    await store.users.current(world.live, [b"u"])
-    await settled(world, b"u", 1)
-    assert set(await store.redis.hkeys(key)) == {b"n", b"g%d" % world.live.generation, b"g999"}
+    held = dict(zip(history.item_row.tolist(), history.rating.tolist(), strict=True))
+    assert (n, held) == (101, {1: 5.0, 2: 4.0})
 
 
 async def test_a_flushed_library_comes_back_in_mid_flight(world: World) -> None:
@@ -373,10 +180,3 @@ async def test_a_flushed_library_comes_back_in_mid_flight(world: World) -> None:
         await store.redis.function_flush()
         current = await store.users.current(world.live, [b"u"])
         assert current.n.tolist() == [5 * (round_ + 1)]
-
-
-async def test_item_rows_that_a_generation_does_not_know_count_as_unknown(world: World) -> None:
-    await world.store.ratings.append([rating("u", "brand-new", 5.0)])
-    current = await world.store.users.current(world.live, [b"u"])
-    assert np.isfinite(current.vectors).all()
-    assert current.folded.all()

@@ -1,8 +1,6 @@
 """What a migration takes along: everything, under another number of partitions; and what it refuses."""
 
-import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +17,6 @@ from featurestore.experiments.definition import Arm, Definition
 from featurestore.experiments.showings import Showings
 from featurestore.keys import digest_of, partition_of
 from featurestore.migration import shared
-from featurestore.migration.opening import on_disk
 from featurestore.ratings.context_schema import ContextField, ContextSchema
 from featurestore.ratings.event_types import NewType, replaced
 from featurestore.ratings.log import NewRating
@@ -27,16 +24,13 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.telemetry.points import Point
 from foldin.recovery.verifying import verify
-from tests.support.factories import low_rank_ratings, rating
+from tests.support.factories import lead, low_rank_ratings, publish, rating
 from tests.support.migrating import archive, migrated
 from tests.support.recovering import held, opened
 from tests.support.servers import KIND, StoreServer, running_server
 from tests.support.trainers import fitted, running_trainer, trainer_settings, until_drained, until_live
 from trainer.archive.identity import ArchiveState
 from trainer.consume.matching import difference
-
-pytestmark = pytest.mark.slow
-
 
 SECRET = new_secret()
 # By partition; the test of each is its own.
@@ -45,13 +39,13 @@ OF_PARTITIONS = {b"epochs", b"counts", b"forgotten", b"active", b"attributes", b
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StoreServer, StoreServer]]:
-    folders = [tmp_path_factory.mktemp(kind) for kind in ("redis", "valkey")]
-    with running_server(KIND, folders[0]) as redis, running_server(KIND, folders[1]) as valkey:
-        yield redis, valkey
+    folders = [tmp_path_factory.mktemp(kind) for kind in ("one", "two")]
+    with running_server(KIND, folders[0]) as one, running_server(KIND, folders[1]) as two:
+        yield one, two
 
 
-async def fill(store: Store, *, fits: bool) -> None:
-    """Store something of each kind; a trainer runs. `fits`: of generations, too, beside the prior."""
+async def fill(store: Store) -> None:
+    """Store something of each kind; a trainer runs."""
     await store.access.add(SECRET, "operator", "operate")
     await store.contexts.change(
         lambda before: before.merged(ContextSchema((ContextField("hour", "number"),)))
@@ -60,10 +54,9 @@ async def fill(store: Store, *, fits: bool) -> None:
     await store.ratings.append([rating("gone", "i1")])
     await store.ratings.append([NewRating(b"u1", b"i1", 4.0, 1e9, np.array([14], dtype=np.float32))])
     await until_live(store)
-    if fits:
-        await fitted(store)
+    await fitted(store)
     await store.ratings.forget(b"gone")
-    number = await fitted(store) if fits else 1
+    number = await fitted(store)
     await store.ratings.append([rating("new", "late", 2.0), rating("u2", "i3", 1.0)])
     await store.event_types.change(lambda before: replaced(before, [NewType("watch", "positive")]))
     await store.telemetry.add(Point("worker-1", "a", 1.0, 10.0))
@@ -105,18 +98,17 @@ def place_of(key: bytes) -> bytes:
     return key if not tag or not head.rpartition(b"{")[2].isdigit() else head.rpartition(b"{")[0] + rest
 
 
-@pytest.mark.parametrize(("to_valkey", "partitions"), [(True, 12), (False, 3)])
+@pytest.mark.slow
 async def test_everything_goes_along_under_any_number_of_partitions(
-    servers: tuple[StoreServer, StoreServer], tmp_path: Path, to_valkey: bool, partitions: int
+    servers: tuple[StoreServer, StoreServer], tmp_path: Path
 ) -> None:
-    name = f"t{partitions}"
-    at = StoreSettings(url=servers[0].url, namespace=name, partitions=4, timeout_s=5.0)
-    url = servers[to_valkey].url + ("" if to_valkey else "/1")
-    to = replace(at, url=url, partitions=partitions)
-    settings = trainer_settings(at, tmp_path / "archive", lease_ttl_s=2.0)
+    at = StoreSettings(url=servers[0].url, namespace="t", partitions=4, timeout_s=5.0)
+    to = replace(at, url=f"{servers[1].url}/1", partitions=12)
+    name, partitions = at.namespace, to.partitions
+    settings = trainer_settings(at, tmp_path / "archive", lease_ttl_s=20.0)
     async with opened(at) as store:
         async with running_trainer(settings):
-            await fill(store, fits=to_valkey)
+            await fill(store)
             await until_drained(store)
         ratings, ends = await held(store), await store.stream.progress(1)
         before = await content(at.url, name)
@@ -178,39 +170,7 @@ async def test_everything_goes_along_under_any_number_of_partitions(
         assert found.count == 0, found.differences
 
 
-async def waited(url: str) -> int:
-    """How often a server was asked to wait for its disk."""
-    redis: Any = Redis.from_url(url)
-    stats = (await redis.info("commandstats")).get("cmdstat_waitaof", {})
-    await redis.aclose()
-    return int(stats.get("calls", 0))
-
-
-async def test_what_a_store_says_to_the_command_is_on_its_disk(
-    servers: tuple[StoreServer, StoreServer], tmp_path: Path
-) -> None:
-    one, two = (StoreSettings(url=server.url, namespace="disk", timeout_s=5.0) for server in servers)
-    async with opened(one) as store:
-        await store.ratings.append([rating("u1", "i1")])
-        await archive(store)
-    before = [await waited(each.url) for each in (one, two)]
-    asked = dict[str, list[int]]()
-
-    def step(name: str) -> None:
-        with ThreadPoolExecutor() as threads:
-            asked[name] = [threads.submit(asyncio.run, waited(each.url)).result() for each in (one, two)]
-
-    assert await migrated(one, two, step=step) is not None
-    # Opening a store asks once.
-    assert asked["decide"][1] > before[1] + 1
-    assert asked["decided"][0] > asked["decide"][0] > before[0]
-    # One that leaves that to the kernel never says when, and one without a file has none.
-    for options in (("--appendfsync", "no"), ("--appendonly", "no")):
-        with running_server(KIND, tmp_path, *options) as server:
-            settings = replace(one, url=server.url)
-            assert await on_disk(settings) == settings
-
-
+@pytest.mark.slow
 async def test_the_archive_is_the_store_s_when_partitions_come_again(
     servers: tuple[StoreServer, StoreServer],
 ) -> None:
@@ -231,3 +191,34 @@ async def test_the_archive_is_the_store_s_when_partitions_come_again(
                 assert all(found[p][1] > end[1] for p, end in ends.items() if p in found)
                 ends |= found
     assert len(ends) == 4
+
+
+async def test_ratings_go_along_and_the_store_that_was_left_refuses_more(
+    servers: tuple[StoreServer, StoreServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So long it waits for processes that have not heard of it: here are none.
+    monkeypatch.setattr("featurestore.migration.migration.FOLLOWED_S", 0.0)
+    at = StoreSettings(url=servers[0].url, namespace="quick", partitions=4)
+    to = replace(at, url=servers[1].url, partitions=3)
+    async with opened(at) as store:
+        await store.items(1).register([b"i%d" % row for row in range(8)])
+        await store.ratings.append([rating(f"u{k}", f"i{k % 8}") for k in range(40)])
+        await store.ratings.forget(b"u1")
+        await store.attributes.change(b"u2", lambda _: {"age": 30.0})
+        await store.catalogue.change({b"i1": lambda _: CatalogueItem("i1", "One")})
+        await publish(store, await lead(store, "archives"), users=[b"u2"])
+        await archive(store)
+        ratings = await held(store)
+        made = await migrated(at, to)
+        assert made is not None
+        assert made.users == 39
+        with pytest.raises(StoreMigrating):
+            await store.ratings.append([rating("u1", "i1")])
+    assert await migrated(at, to) is None
+    async with opened(to) as store:
+        assert await held(store) == ratings
+        assert await store.attributes.get(b"u2") == {"age": 30.0}
+        assert await store.catalogue.get(b"i1") == CatalogueItem("i1", "One")
+        assert (await store.generations.live()).generation == 1
+        await store.ratings.append([rating("u1", "i1")])
+        assert (await store.users.history(1, b"u1"))[0] == 2

@@ -5,7 +5,6 @@ when the command is run again; and nothing of both.
 import asyncio
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,29 +17,18 @@ from featurestore.keys import digest_of
 from featurestore.migration import target as targets
 from featurestore.migration.errors import MigrationRefused, MigrationStopped
 from featurestore.migration.migration import Migration, Telling, give_up
-from featurestore.migration.stages import COPYING, Stages
 from featurestore.settings import StoreSettings
 from tests.support.factories import rating
 from tests.support.migrating import archive, go_on, migrated, standing_still
 from tests.support.recovering import Held, held, opened
 from tests.support.servers import KIND, StoreServer, running_server
+from tests.support.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.slow
 
 
 # Before all is decided.
-BEFORE = (
-    "begin",
-    "copying",
-    "target",
-    "users",
-    "compared",
-    "closed",
-    "archived",
-    "moved",
-    "copied",
-    "decide",
-)
+BEFORE = ("begin", "copying", "users", "closed", "moved", "decide")
 HOW = ("again", "given-up")
 
 
@@ -101,7 +89,7 @@ async def test_killed_before_it_is_decided(server: StoreServer, tmp_path: Path) 
                 assert await held(store) == before, step
         else:
             async with opened(at) as store:
-                late = step in {"moved", "copied", "decide"}
+                late = step in {"moved", "decide"}
                 if late:
                     with pytest.raises(MigrationRefused, match=f"give --to {to.url} as well"):
                         await give_up(store)
@@ -112,7 +100,7 @@ async def test_killed_before_it_is_decided(server: StoreServer, tmp_path: Path) 
                 assert await held(store) == before, step
                 assert await give_up(store) is False
                 # What was copied is removed where that is named, at any time.
-                begun = step in {"target", "users", "compared", "closed", "archived"}
+                begun = step in {"users", "closed"}
                 assert await give_up(store, to) is begun, step
                 assert not await give_up(store, to), step
         again = at.namespace.endswith("again")
@@ -159,7 +147,7 @@ async def test_killed_when_it_is_decided(server: StoreServer, tmp_path: Path) ->
 
 
 async def test_what_changes_while_it_copies_goes_along(server: StoreServer, tmp_path: Path) -> None:
-    moves = [(*settings_of(server, f"changes-{step}"), step) for step in ("users", "compared", "closing")]
+    moves = [(*settings_of(server, f"changes-{step}"), step) for step in ("users", "closing")]
     await filled(*[at for at, _, _ in moves])
     expected = dict[str, Held]()
     with standing_still(moves, tmp_path) as child:
@@ -175,12 +163,12 @@ async def test_what_changes_while_it_copies_goes_along(server: StoreServer, tmp_
                 await store.catalogue.change({b"i1": lambda _, item=item: item})  # type: ignore[misc]
                 await store.scenarios.put(b"home", b"{}")
                 await store.access.add(new_secret(), "late", "read")
-                # As a backup says it; also the scale may be decided only now.
+                # As a backup says it.
                 await store.redis.hset(store.keys.config, "backed_up", "late")
                 await archive(store)
                 expected[step] = await held(store)
         go_on(tmp_path)
-        assert await asyncio.to_thread(child.wait, 60) == 0
+        assert await asyncio.to_thread(child.wait, PATIENCE_S) == 0
         assert "ended:" not in child.text, child.text
     for _, to, step in moves:
         async with opened(to) as store:
@@ -196,99 +184,6 @@ async def test_what_changes_while_it_copies_goes_along(server: StoreServer, tmp_
             assert {key.name for key in (await store.access.load()).values() if key} == {"late"}
             assert await store.redis.hkeys(store.keys.catalogue_items) == [b"i1"]
         assert await takes(to, "other")
-
-
-async def test_one_that_was_frozen_leaves_to_the_next_what_it_has_begun(
-    server: StoreServer, tmp_path: Path
-) -> None:
-    moves = [(*settings_of(server, f"frozen-{step}"), step) for step in ("users", "moved", "decide")]
-    stores = [(at, to) for at, to, _ in moves]
-    before = await filled(*[at for at, _ in stores])
-    with standing_still(moves, tmp_path) as child:
-        async with opened(stores[0][0]) as store:
-            # What it said last may have run out by now.
-            await store.redis.set(store.keys.migrator, "stands still")
-        with pytest.raises(MigrationRefused, match="another `foldin migrate` runs"):
-            await migrated(*stores[0])
-
-        async def moved_after_all(at: StoreSettings, to: StoreSettings) -> None:
-            await forgotten_lock(at)
-            # Given up, it takes ratings; and then it moves after all.
-            async with opened(at) as store:
-                assert await give_up(store, to)
-                await store.ratings.append([rating("u1", "since")])
-                await archive(store)
-            assert await migrated(at, to) is not None
-
-        await asyncio.gather(*[moved_after_all(at, to) for at, to in stores])
-        go_on(tmp_path)
-        assert await asyncio.to_thread(child.wait, 60) == 0
-        assert child.text.count("ended: StoreMigrating") == len(stores), child.text
-    for at, to in stores:
-        async with opened(to) as store:
-            assert (await held(store)).keys() == {*before, ("u1", "since")}
-        assert await takes(to, "other")
-        assert not await takes(at, "other")
-
-
-async def test_one_that_was_frozen_ends_nothing_that_the_next_has_said(server: StoreServer) -> None:
-    at, to = settings_of(server, "taken-over")
-    await filled(at)
-
-    def step(name: str) -> None:
-        if name == "copying":
-            with ThreadPoolExecutor() as threads:
-                threads.submit(asyncio.run, take_over()).result()
-
-    async def take_over() -> None:
-        async with opened(at) as store:
-            await Stages(store, 1, "next", "").begin(COPYING)
-            await store.redis.set(store.keys.migrator, "next")
-
-    async with opened(at) as store:
-        stages, silent = Stages(store, 1, "next", ""), Stages(store, 1, "", "")
-        with pytest.raises(StoreMigrating):
-            await migrated(at, to, step=step)
-        assert set(await stages.read()) == {b"copying next"}
-        # Nor does its sign of life replace the other one's.
-        assert await store.redis.get(store.keys.migrator) == b"next"
-        telling = Telling(lambda _line: None, lambda _done, _total: None)
-        assert not await Migration(store, to, telling)._hold()
-        assert await store.redis.get(store.keys.migrator) == b"next"
-        await silent.end(own=True)
-        assert set(await stages.read()) == {b"copying next"}
-        # One that was given up before it said all: what it says since goes with it.
-        await store.redis.set(store.keys.migration(stages.slots[-1]), "copying other")
-        await silent.end(own=False)
-        assert set(await stages.read()) == {b""}
-
-
-async def test_a_history_that_is_begun_after_the_look_keeps_its_epochs(server: StoreServer) -> None:
-    at, to = settings_of(server, "raced")
-    await filled(at)
-
-    async def train() -> None:
-        async with opened(at) as store:
-            await store.epochs.begin()
-
-    def step(name: str) -> None:
-        if name == "begin":
-            with ThreadPoolExecutor() as threads:
-                threads.submit(asyncio.run, train()).result()
-
-    with pytest.raises(MigrationRefused, match="run this again when it is live"):
-        await migrated(at, to, step=step)
-    async with opened(at) as store:
-        key = store.keys.epochs(0)
-        epochs = await store.redis.get(key)
-        assert epochs == b"1,2"
-        assert not await store.redis.keys("*raced*:migration")
-        assert (await store.generations.live()).migration == ""
-        # Nor does a slot take a stage with other epochs than those that it has.
-        call = [store.keys.migration(key), key], [b"", b"copying 0a", b"1"]
-        assert await store.redis.call("set_stage", call) == [[b"CHANGED", b""]]
-        assert await store.redis.get(key) == epochs
-    assert await takes(at, "other")
 
 
 async def test_what_cannot_be_done_is_refused_before_anything_is_changed(server: StoreServer) -> None:

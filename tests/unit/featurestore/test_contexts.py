@@ -1,16 +1,101 @@
-"""Contexts of ratings as bytes: what is read is what was written, and damage counts as not given."""
+"""Contexts of ratings: their schema, and their bytes; damage counts as not given."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from factors import Float32s
 from featurestore.contexts import codec as contexts
+from featurestore.ratings.context_schema import (
+    ContextField,
+    ContextRefused,
+    ContextSchema,
+    Values,
+    schema_from_bytes,
+    schema_to_bytes,
+)
+
+
+def extended(schema: ContextSchema, given: Sequence[Values | None]) -> ContextSchema:
+    return schema.extended(schema.lacking(given))
+
+
+HOUR = ContextField("hour", "number")
+DEVICE = ContextField("device", "category", ("phone", "desk"))
+
+
+def test_fields_are_inferred_and_rows_come_back() -> None:
+    given: list[Values | None] = [{"hour": 14, "device": "phone"}, None, {"device": "desk", "new": True}, {}]
+    schema = extended(ContextSchema(), given)
+    assert schema.fields == (HOUR, DEVICE, ContextField("new", "number"))
+    assert schema.kinds == ("number", "category", "number")
+    rows = schema.rows(given)
+    assert rows is not None
+    assert rows.dtype == np.float32
+    nan = np.nan
+    expected = [[14, 0, nan], [nan] * 3, [nan, 1, 1], [nan] * 3]
+    np.testing.assert_array_equal(rows, np.array(expected, dtype=np.float32))
+    assert [schema.named(row) for row in rows] == [given[0], {}, {"device": "desk", "new": 1}, {}]
+    # An older row is shorter, and one of a store that knows more is longer.
+    assert schema.named(rows[0, :1]) == {"hour": 14}
+    assert ContextSchema((HOUR,)).named(rows[0]) == {"hour": 14}
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"hour": "noon"}, "'hour' must be a finite number, true or false, not a text"),
+        ({"hour": [1]}, "not a list"),
+        ({"hour": 1e39}, "finite"),
+        ({"hour": 10**400}, "finite"),
+        ({"hour": float("nan")}, "finite"),
+        ({"device": 3}, "'device' must be a text of at most 64 bytes, not a number"),
+        ({"new": {}}, "'new' must be a finite number, true or false, or a text"),
+        ({"": 1}, "1 to 64 bytes"),
+        ({"x" * 65: 1}, "1 to 64 bytes"),
+        ({"device": "x" * 65}, "at most 64 bytes"),
+    ],
+)
+def test_a_context_of_a_rating_is_refused(given: dict[str, Any], why: str) -> None:
+    with pytest.raises(ContextRefused, match=why) as refused:
+        extended(ContextSchema((HOUR, DEVICE)), [None, given])
+    assert refused.value.row == 1
+    assert refused.value.name == next(iter(given))[:64]
+
+
+def test_schemas_of_two_stores_become_one_and_rows_keep_their_meaning() -> None:
+    here = ContextSchema((DEVICE,))
+    there = ContextSchema((HOUR, ContextField("device", "category", ("tv", "desk"))))
+    both = here.merged(there)
+    assert both.fields == (ContextField("device", "category", ("phone", "desk", "tv")), HOUR)
+    given: list[Values | None] = [{"hour": 3, "device": "tv"}, {"device": "desk"}, {"hour": 5}]
+    rows = there.rows(given)
+    assert rows is not None
+    recoded = both.recoded(np.concatenate([rows, [[0, 7]]]).astype(np.float32), there)
+    assert [both.named(row) for row in recoded] == [*given, {"hour": 0}], "a code that there is not is none"
+    assert both.merged(there) is both
+    with pytest.raises(ContextRefused, match="'device' is a category here, and a number there"):
+        here.merged(ContextSchema((ContextField("device", "number"),)))
+    with pytest.raises(ContextRefused, match="no categories"):
+        here.merged(ContextSchema((ContextField("age", "number", ("old",)),)))
+
+
+def test_bytes_come_back_and_others_are_refused() -> None:
+    schema = ContextSchema((HOUR, DEVICE))
+    assert schema_from_bytes(schema_to_bytes(schema)) == schema
+    twice = schema_to_bytes(ContextSchema((HOUR, HOUR)))
+    many = schema_to_bytes(ContextSchema(tuple(ContextField(str(k), "number") for k in range(33))))
+    for data in (b"", b"{}", b"[1]", b'{"format":3,"fields":[]}', twice, many):
+        with pytest.raises(ValueError, match=r"schema of contexts|too many"):
+            schema_from_bytes(data)
+
 
 FLOATS = st.one_of(st.just(math.nan), st.floats(-1024.0, 1024.0, width=32))
 TABLES = npst.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=64).flatmap(
@@ -26,6 +111,7 @@ def same(found: Float32s | None, wanted: Float32s) -> None:
     assert np.isnan(wanted[:, width:]).all()
 
 
+@settings(max_examples=30)
 @given(TABLES)
 def test_what_is_read_is_what_was_written(table: Float32s) -> None:
     rows, times = np.arange(len(table)) * 3, np.arange(len(table)) / 7
@@ -40,63 +126,8 @@ def test_what_is_read_is_what_was_written(table: Float32s) -> None:
     same(contexts.unpack_cells(*contexts.pack_cells(table)), table)
 
 
-def test_the_last_of_a_rating_wins_and_others_are_of_no_rating() -> None:
-    rows, times = np.array([1, 2, 1, 1]), np.array([5.0, 5.0, 6.0, 5.0])
-    table = np.array([[1.0], [2.0], [3.0], [math.nan]], dtype=np.float32)
-    (data,) = contexts.pack_entries(rows, times, table, [0, 4])
-    found = contexts.match(np.array([1, 1, 2, 2]), np.array([5.0, 6.0, 5.0, 6.0]), contexts.unpack(data))
-    np.testing.assert_array_equal(found, np.array([[math.nan], [3.0], [2.0], [math.nan]], dtype=np.float32))
-    assert contexts.match(np.array([9]), np.array([5.0]), contexts.unpack(data)) is None
-
-
-def test_users_do_not_get_the_contexts_of_others() -> None:
-    one, other = (
-        contexts.pack_entries(np.array([1]), np.array([5.0]), np.array([[value]], dtype=np.float32), [0, 1])[
-            0
-        ]
-        for value in (1.0, 2.0)
-    )
-    every, owner = contexts.of_users([one, other], [0, 2])
-    rows, times = np.array([1, 1, 1]), np.full(3, 5.0)
-    found = contexts.match(rows, times, every, (np.arange(3), owner))
-    np.testing.assert_array_equal(found, np.array([[1.0], [math.nan], [2.0]], dtype=np.float32))
-
-
-def test_the_latest_are_read_from_the_end() -> None:
-    rng = np.random.default_rng(3)
-    table = rng.normal(size=(50, 9)).astype(np.float32)
-    table[rng.random(table.shape) < 0.5] = np.nan
-    (data,) = contexts.pack_entries(np.arange(50), np.arange(50) / 3, table, [0, 50])
-    for size in range(0, len(data), 4):
-        found = contexts.unpack(data[len(data) - size :], whole=False)
-        count = len(found.item_row)
-        assert found.sound
-        assert found.item_row.tolist() == list(range(50))[50 - count :]
-        if count:
-            same(found.value, table[-count:])
-
-
 @given(st.binary(max_size=300))
 def test_any_bytes_are_read_without_an_error(data: bytes) -> None:
     found = contexts.unpack(data)
     assert found.value.shape[0] == len(found.item_row) == len(found.time)
     assert not np.isinf(found.value).any()
-
-
-@pytest.mark.parametrize("ends", [[3], [4], [8, 20]])
-def test_cells_that_are_none_are_refused(ends: list[int]) -> None:
-    with pytest.raises(ValueError, match="context"):
-        contexts.unpack_cells(b"\xff" * ends[-1], np.array(ends))
-
-
-def test_a_wide_entry_that_is_cut_is_none() -> None:
-    table = np.full((2, 40), math.nan, dtype=np.float32)
-    table[:, 39] = 1.0, 2.0
-    (data,) = contexts.pack_entries(np.arange(2), np.arange(2.0), table, [0, 2])
-    assert len(data) == 2 * (contexts.LEAST_BYTES + 4 + 4)
-    for cut in range(4, len(data) // 2, 4):
-        found = contexts.unpack(data[cut:], whole=False)
-        assert found.item_row.tolist() == [1]
-        same(found.value, table[1:])
-    found = contexts.unpack(data[4:])
-    assert (found.item_row.tolist(), found.sound) == ([1], False)

@@ -1,6 +1,7 @@
-"""Codecs: sizes as documented, wrong lengths, and when a history is compacted."""
+"""Codecs: sizes as documented, damage, and the ratings of a call, split, packed and unpacked."""
 
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -8,7 +9,15 @@ import pytest
 from factors import Scale
 from featurestore import codecs
 from featurestore.codecs import History, RecordCorrupt
-from featurestore.ratings import batches
+from featurestore.ratings.batches import (
+    NUMBER_DTYPE,
+    STEP_RATINGS,
+    Columns,
+    pack_entries,
+    pack_ids,
+    shares_of,
+)
+from featurestore.ratings.stream import unpack
 from tests.support.factories import SCALE
 
 WIDE = Scale(-100.0, 100.0)
@@ -20,22 +29,6 @@ def history(rows: list[int]) -> History:
         np.arange(1.0, len(rows) + 1, dtype=np.float64),
         np.full(len(rows), 5.0),
     )
-
-
-def test_sizes_are_those_of_the_documentation() -> None:
-    assert codecs.ENTRY_BYTES == codecs.ENTRY_DTYPE.itemsize == 20
-    assert batches.NUMBER_DTYPE.itemsize == 12
-    assert codecs.record_dtype(14).itemsize == 8 + 4 * 14 + 4
-
-
-def test_a_record_of_the_wrong_length_is_corrupt() -> None:
-    (good,) = codecs.pack_records(np.array([3]), np.ones((1, 4), dtype=np.float32))
-    for bad in (b"", good[:-1], good + b"x"):
-        with pytest.raises(RecordCorrupt):
-            codecs.unpack_records([good, bad], 4)
-    # Two wrong lengths that add up to two right ones.
-    with pytest.raises(RecordCorrupt):
-        codecs.unpack_records([good[:-1], good + b"x"], 4)
 
 
 def flipped(data: bytes, place: int) -> bytes:
@@ -61,44 +54,6 @@ def test_each_byte_of_a_record_is_told() -> None:
     assert codecs.damaged_records(bytes(2 * size), size) == [0, 1]
 
 
-def test_records_and_such_that_are_to_be_behind_are_read() -> None:
-    rows = np.array([[1.5, -2.0, 0.0]], dtype=np.float32)
-    (record,) = codecs.pack_records(np.array([7]), rows)
-    (outdated,) = codecs.pack_records(np.array([0]), rows)
-    size = len(record)
-    for stored, read in (
-        *((record, record), (bytes(8) + record, outdated), (record[:-4], None)),
-        *((b"", None), (record + b"x", None), (record + bytes(8), None), (bytes(size), None)),
-    ):
-        assert codecs.read_record(stored, size) == read
-
-
-def test_no_records_are_no_rows() -> None:
-    n, vectors = codecs.unpack_records([], 4)
-    assert len(n) == 0
-    assert vectors.shape == (0, 4)
-
-
-def test_the_last_entry_wins_and_nan_deletes() -> None:
-    entries = [(1, 4.0, 10.0), (2, 3.0, 11.0), (1, 5.0, 12.0), (3, 1.0, 13.0), (2, float("nan"), 14.0)]
-    found = codecs.unpack_history(b"".join(codecs.pack_entry(*entry) for entry in entries), SCALE)
-    assert found.item_row.tolist() == [1, 3]
-    assert found.rating.tolist() == [5.0, 1.0]
-    assert found.time.tolist() == [12.0, 13.0]
-
-
-def test_an_item_that_comes_back_stands_where_it_came_back() -> None:
-    entries = [(1, 4.0, 0.0), (2, 3.0, 0.0), (1, float("nan"), 0.0), (1, 2.0, 0.0)]
-    found = codecs.unpack_history(b"".join(codecs.pack_entry(*entry) for entry in entries), SCALE)
-    assert found.item_row.tolist() == [2, 1]
-
-
-@pytest.mark.parametrize("tail", [b"torn", b"x", b"x" * 19])
-def test_a_history_of_another_length_is_corrupt(tail: bytes) -> None:
-    with pytest.raises(RecordCorrupt):
-        codecs.unpack_history(codecs.pack_history(history([1, 2])) + tail, SCALE)
-
-
 @pytest.mark.parametrize(
     "entry",
     [
@@ -119,14 +74,6 @@ def test_an_entry_that_no_rating_has_is_corrupt(entry: tuple[int, float, float])
         ]
 
 
-def test_histories_are_put_together_in_order() -> None:
-    packed = codecs.pack_histories([history([4, 5]), history([]), history([6])])
-    assert packed.offsets.tolist() == [0, 2, 2, 3]
-    assert packed.other_row.tolist() == [4, 5, 6]
-    assert packed.other_row.dtype == np.int32
-    assert codecs.pack_histories([]).offsets.tolist() == [0]
-
-
 @pytest.mark.parametrize(
     ("superseded", "kept", "worth"),
     [(63, 1, False), (64, 1, True), (64, 63, True), (64, 64, False), (0, 9, False)],
@@ -136,3 +83,70 @@ def test_a_history_is_compacted_when_more_than_half_is_superseded(
 ) -> None:
     data = codecs.pack_entry(0, 1.0, 0.0) * superseded + codecs.pack_history(history(list(range(kept))))
     assert codecs.worth_compacting(data, codecs.unpack_history(data, WIDE)) is worth
+
+
+PARTITIONS = 4
+
+
+def columns(count: int, users: int, seed: int = 0) -> Columns:
+    rng = np.random.default_rng(seed)
+    user_ids = [b"user-%d" % k for k in rng.integers(0, users, count)]
+    item_ids = [b"%d" % k for k in rng.integers(0, 50, count)]
+    return Columns(user_ids, item_ids, rng.normal(size=count), np.arange(count, dtype=np.float64))
+
+
+def entry(users: list[bytes], before: list[int], blobs: list[bytes]) -> list[bytes]:
+    """An entry's fields as the store writes them."""
+    numbers = np.empty(len(users), dtype=NUMBER_DTYPE)
+    numbers["before"], numbers["events"] = before, [len(blob) // codecs.ENTRY_BYTES for blob in blobs]
+    return [b"n", numbers.tobytes(), b"u", pack_ids(users), b"e", b"".join(blobs)]
+
+
+@pytest.mark.parametrize(("count", "users"), [(1, 1), (500, 40), (500, 10_000), (3_000, 9)])
+def test_every_rating_comes_back_with_its_user_in_order(count: int, users: int) -> None:
+    given = columns(count, users)
+    item_row = np.array([int(item) for item in given.item_id])
+    found = set()
+    seen: set[bytes] = set()
+    for share in shares_of(given.user_id, PARTITIONS):
+        assert {zlib.crc32(user) % PARTITIONS for user in share.users} == {share.partition}
+        # One step has all that a user gets, and keeps the store for no longer than it must.
+        assert seen.isdisjoint(share.users)
+        seen.update(share.users)
+        assert len(share.users) == 1 or share.ends[-2] < STEP_RATINGS
+        blobs = pack_entries(share, item_row, given)
+        before = list(range(10, 10 + len(blobs)))
+        events, damaged = unpack([entry(share.users, before, blobs)], np.array([1_000]))
+        assert damaged == []
+        assert events.number.tolist() == list(range(1_001 - len(share.rows), 1_001))
+        assert events.table["item_row"].tolist() == item_row[share.rows].tolist()
+        assert events.table["rating"].tolist() == given.rating[share.rows].tolist()
+        assert [events.users[k] for k in events.user] == [given.user_id[row] for row in share.rows]
+        for place, user in enumerate(share.users):
+            mine = [row for row in range(count) if given.user_id[row] == user]
+            rows = share.rows[share.ends[place] : share.ends[place + 1]].tolist()
+            assert rows == mine
+            n = events.n[events.user == place].tolist()
+            assert n == list(range(before[place] + 1, before[place] + 1 + len(mine)))
+        found.update(share.rows.tolist())
+    assert found == set(range(count))
+
+
+def test_damaged_entries_are_left_out() -> None:
+    blob = codecs.pack_entry(7, 4.0, 1.0)
+    good = entry([b"a", b"b"], [0, 0], [blob, blob])
+    bad = [
+        [b"only", b"one"],
+        [b"u", *good[1:]],
+        [*good[:1], good[1][:-1], *good[2:]],
+        [*good[:1], b"", *good[2:]],
+        [*good[:3], good[3][:-1], *good[4:]],
+        [*good[:3], b"\1", *good[4:]],
+        [*good[:5], good[5][:-1]],
+        [*good[:5], good[5] + blob],
+        [*entry([b"a"], [0], [blob])[:5], b""],
+    ]
+    events, damaged = unpack([*bad, good], np.arange(1, len(bad) + 2) * 10)
+    assert damaged == list(range(len(bad)))
+    assert events.number.tolist() == [99, 100]
+    assert events.entry.tolist() == [len(bad)] * 2

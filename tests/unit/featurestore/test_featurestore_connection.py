@@ -11,10 +11,11 @@ from featurestore.codecs import pack_records, record_dtype
 from featurestore.errors import StoreDamaged, StoreError, StoreFull, StoreRefused, StoreUnavailable
 from featurestore.users.batch_lookup import LookupReader
 from featurestore.wire import socket as socket_module
+from featurestore.wire.chunk_reader import ChunkReader
 from featurestore.wire.connection import ServerConnection
 from featurestore.wire.primary import Primary
-from featurestore.wire.resp import ReplyError, encode, end_of_replies, store_error
-from tests.support.waiting import wait_until_async
+from featurestore.wire.resp import ReplyError, UnusualReplies, encode, store_error
+from tests.support.waiting import PATIENCE_S, wait_until_async
 
 Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 GREETING = b"+PONG\r\n+OK\r\n*1\r\n$6\r\nmaster\r\n"
@@ -59,10 +60,18 @@ class Script:
 
 
 @contextlib.asynccontextmanager
-async def opened(script: Script, timeout_s: float = 2.0) -> AsyncIterator[ServerConnection]:
-    async with script.running():
+async def opened(script: Script, timeout_s: float = PATIENCE_S) -> AsyncIterator[ServerConnection]:
+    """A connection; opened once more where a busy machine was slower than a short time."""
+
+    async def connected() -> ServerConnection | None:
         connection = ServerConnection(Primary(script.url), timeout_s, "test")
-        await connection.open()
+        with contextlib.suppress(StoreUnavailable):
+            await connection.open()
+            return connection
+        return None
+
+    async with script.running():
+        connection: ServerConnection = await wait_until_async(connected, "the connection is open")
         try:
             yield connection
         finally:
@@ -73,22 +82,15 @@ async def nothing(_: bytes, __: asyncio.StreamWriter) -> None:
     """Never answers."""
 
 
-def test_encode_makes_resp() -> None:
-    assert encode(b"GET", b"a\r\nb") == b"*2\r\n$3\r\nGET\r\n$4\r\na\r\nb\r\n"
-
-
 @pytest.mark.parametrize(
     ("reply", "kind"),
     [
         ("LOADING Redis is loading", StoreUnavailable),
-        ("READONLY You can't write", StoreUnavailable),
         ("MISCONF disk", StoreFull),
         ("OOM command not allowed", StoreFull),
-        ("BUSY Redis is busy", StoreUnavailable),
         ("ERR max number of clients reached", StoreUnavailable),
         ("NOAUTH Authentication required.", StoreRefused),
         ("WRONGPASS invalid", StoreRefused),
-        ("NOPERM this user", StoreRefused),
         ("MOVED 1 127.0.0.1:1", StoreRefused),
         ("ERR whatever", StoreError),
         ("WRONGTYPE Operation", StoreDamaged),
@@ -125,14 +127,9 @@ async def test_replies_in_pieces_reach_whom_they_belong_to() -> None:
         assert (array, number) == ([b"a", None], 4)
 
 
-async def test_no_replies_are_answered_at_once() -> None:
-    async with opened(Script(nothing)) as connection:
-        assert await connection.execute(b"", 0) == []
-
-
 async def test_a_late_answer_fails_everything_in_flight_and_is_never_mixed_up() -> None:
     script = Script(nothing)
-    async with opened(script, timeout_s=0.2) as connection:
+    async with opened(script, timeout_s=0.1) as connection:
         calls = [connection.execute(b"x", 1) for _ in range(3)]
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(result, StoreUnavailable) for result in results)
@@ -141,35 +138,25 @@ async def test_a_late_answer_fails_everything_in_flight_and_is_never_mixed_up() 
             writer.write(b"+fresh\r\n")
 
         script.answer = fresh
-        await wait_until_async(lambda: connection.connected, "the connection comes back")
-        # Counted a turn of the event loop after it can be used.
-        await asyncio.sleep(0)
-        assert connection.reconnects_total == 1
-        assert await connection.execute(b"x", 1) == [b"fresh"]
+
+        async def answered() -> list[bytes] | None:
+            with contextlib.suppress(StoreUnavailable):
+                return await connection.execute(b"x", 1)
+            return None
+
+        assert await wait_until_async(answered, "the connection comes back") == [b"fresh"]
         assert script.accepted >= 2
-
-
-async def test_a_store_that_is_slow_but_answers_is_waited_for() -> None:
-    async def slow(_: bytes, writer: asyncio.StreamWriter) -> None:
-        for _part in range(8):
-            await asyncio.sleep(0.1)
-            writer.write(b"+part\r\n")
-
-    async with opened(Script(slow), timeout_s=0.4) as connection:
-        assert await connection.execute(b"x", 8) == [b"part"] * 8
 
 
 async def test_a_store_that_trickles_is_not_waited_for_without_end() -> None:
     async def trickle(_: bytes, writer: asyncio.StreamWriter) -> None:
-        for _part in range(100):
-            await asyncio.sleep(0.05)
-            if writer.is_closing():
-                return
+        while not writer.is_closing():
+            await asyncio.sleep(0.01)
             writer.write(b"+part\r\n")
 
-    async with opened(Script(trickle), timeout_s=0.15) as connection:
+    async with opened(Script(trickle), timeout_s=0.05) as connection:
         with pytest.raises(StoreUnavailable):
-            await connection.execute(b"x", 100)
+            await connection.execute(b"x", 1 << 30)
 
 
 async def test_calls_that_read_their_own_replies_go_between_others() -> None:
@@ -184,35 +171,14 @@ async def test_calls_that_read_their_own_replies_go_between_others() -> None:
         readers = [LookupReader(*each) for each in found]
         first, second = (connection.execute(b"l", 2, reader=reader) for reader in readers[:2])
         other = connection.execute(b"x", 1)
-        behind = connection.execute(b"l", 2, reader=readers[2])
-        assert (await first, await second, await other) == ([], [], [1])
-        assert await behind == []
         spare = LookupReader(np.zeros(2, dtype=np.int64), np.zeros(2, dtype=record_dtype(1)))
         cancelled = connection.execute(b"l", 2, reader=spare)
-        last = connection.execute(b"l", 2, reader=readers[3])
+        behind, last = (connection.execute(b"l", 2, reader=reader) for reader in readers[2:])
         cancelled.cancel()
-        assert await last == []
+        assert (await first, await second, await other) == ([], [], [1])
+        assert (await behind, await last) == ([], [])
         for n, records in found:
             assert (n.tolist(), [each.tobytes() for each in records]) == ([5, 5], [record, record])
-
-
-def test_replies_end_where_they_end() -> None:
-    replies = [
-        b":1\r\n",
-        b"-ERR no\r\n",
-        b"*2\r\n$1\r\na\r\n*1\r\n$-1\r\n",
-        b"*0\r\n",
-        b"*-1\r\n",
-        b"$2\r\n\r\n\r\n",
-    ]
-    data, end = b"".join(replies), 0
-    for count, reply in enumerate(replies, 1):
-        end += len(reply)
-        assert end_of_replies(data, count) == end
-        assert end_of_replies(data[: end - 1], count) == end - 1
-    assert end_of_replies(data, len(replies) + 1) == len(data)
-    assert end_of_replies(b"%0\r\n:1\r\n", 1) == 8
-    assert end_of_replies(b"$x\r\n:1\r\n", 1) == 8
 
 
 @pytest.mark.parametrize("stays", [True, False])
@@ -222,32 +188,10 @@ async def test_a_call_that_reads_its_own_replies_fails_with_the_connection(stays
         if not stays:
             writer.close()
 
-    async with opened(Script(half), timeout_s=0.2 if stays else 30.0) as connection:
+    async with opened(Script(half), timeout_s=0.1 if stays else PATIENCE_S) as connection:
         reader = LookupReader(np.zeros(2, dtype=np.int64), np.zeros(2, dtype=record_dtype(1)))
         with pytest.raises(StoreUnavailable, match="did not answer" if stays else "lost"):
             await connection.execute(b"l", 2, reader=reader)
-
-
-async def test_a_cancelled_call_does_not_shift_the_replies_of_others() -> None:
-    async def answer(data: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.write(b":1\r\n:2\r\n:3\r\n"[: 4 * len(data)])
-
-    async with opened(Script(answer)) as connection:
-        one, two, three = (connection.execute(b"x", 1) for _ in range(3))
-        two.cancel()
-        assert (await one, await three) == ([1], [3])
-
-
-async def test_a_store_that_hangs_up_fails_calls_at_once() -> None:
-    async def hang_up(_: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.close()
-
-    async with opened(Script(hang_up), timeout_s=30.0) as connection:
-        with pytest.raises(StoreUnavailable, match="lost"):
-            await connection.execute(b"x", 1)
-        assert not connection.connected
-        with pytest.raises(StoreUnavailable):
-            await connection.execute(b"x", 1)
 
 
 @pytest.mark.parametrize("noise", [b"nonsense\r\n", b":1\r\n:2\r\n"])
@@ -255,16 +199,10 @@ async def test_bytes_that_are_no_answer_end_the_socket(noise: bytes) -> None:
     async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(noise)
 
-    async with opened(Script(answer)) as connection:
+    script = Script(answer)
+    async with opened(script) as connection:
         await asyncio.gather(connection.execute(b"x", 1), return_exceptions=True)
-        await wait_until_async(
-            lambda: not connection.connected or script_restarted(connection), "the socket is given up"
-        )
-
-
-def script_restarted(connection: ServerConnection) -> bool:
-    """A connection that is back already had been away."""
-    return connection.connected
+        await wait_until_async(lambda: script.accepted > 1, "the socket is given up for another one")
 
 
 async def test_more_than_fits_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,20 +215,10 @@ async def test_more_than_fits_is_refused_at_once(monkeypatch: pytest.MonkeyPatch
         first.cancel()
 
 
-async def test_no_store_is_unavailable() -> None:
-    async with Script(nothing).running() as script:
-        url = script.url
-    with pytest.raises(StoreUnavailable, match="cannot reach"):
-        await ServerConnection(Primary(url), 0.5, "test").open()
-
-
 @pytest.mark.parametrize(
     ("greeting", "kind"),
     [
-        (
-            b"-LOADING Redis is loading the dataset in memory\r\n+OK\r\n*1\r\n$6\r\nmaster\r\n",
-            StoreUnavailable,
-        ),
+        (b"-LOADING Redis is loading\r\n+OK\r\n*1\r\n$6\r\nmaster\r\n", StoreUnavailable),
         (b"+PONG\r\n+OK\r\n*1\r\n$5\r\nslave\r\n", StoreUnavailable),
         (b"-NOAUTH Authentication required.\r\n-NOAUTH x\r\n-NOAUTH x\r\n", StoreRefused),
         (b"+PONG\r\n-NOPERM x\r\n-NOPERM x\r\n", None),
@@ -300,7 +228,7 @@ async def test_a_server_is_taken_only_when_it_is_ready(
     greeting: bytes, kind: type[StoreError] | None
 ) -> None:
     async with Script(nothing, greeting).running() as script:
-        connection = ServerConnection(Primary(script.url), 1.0, "test")
+        connection = ServerConnection(Primary(script.url), PATIENCE_S, "test")
         if kind is None:
             await connection.open()
             await connection.close()
@@ -309,12 +237,35 @@ async def test_a_server_is_taken_only_when_it_is_ready(
                 await connection.open()
 
 
-async def test_a_server_that_turned_into_a_replica_is_left() -> None:
-    async def readonly(_: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"-READONLY You can't write against a read only replica.\r\n")
+VALUES = [b"a" * 7, b"", b"\r\n$3\r\n" * 20, b"z"]
+REPLIES = b"".join(b"$%d\r\n%b\r\n" % (len(value), value) for value in VALUES)
 
-    script = Script(readonly)
-    async with opened(script) as connection:
-        (reply,) = await connection.execute(b"x", 1)
-        assert isinstance(connection.failure(reply), StoreUnavailable)
-        assert not connection.connected
+
+def feed(reader: ChunkReader, data: bytes, step: int) -> bytes | None:
+    """Give it all of `data`, `step` bytes at a time as far as there is room."""
+    rest: bytes | None = None
+    while data:
+        assert rest is None
+        room = reader.room
+        size = min(step, len(room), len(data))
+        room[:size] = data[:size]
+        rest, data = reader.took(size), data[size:]
+    return rest
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_any_cut_gives_the_pieces(step: int) -> None:
+    reader = ChunkReader([len(value) for value in VALUES])
+    assert feed(reader, REPLIES, step) == b""
+    assert [bytes(piece) for piece in reader.pieces] == VALUES
+
+
+@pytest.mark.parametrize("odd", [b"$-1\r\n", b"-ERR no\r\n", b"$8\r\n" + b"a" * 8 + b"\r\n", b"$70\r\n"])
+@pytest.mark.parametrize("before", [0, 2])
+def test_another_reply_is_handed_on_with_all_before_it(odd: bytes, before: int) -> None:
+    data = b"".join(b"$%d\r\n%b\r\n" % (len(value), value) for value in VALUES[:before]) + odd
+    reader = ChunkReader([len(value) for value in VALUES])
+    with pytest.raises(UnusualReplies) as raised:
+        feed(reader, data, 5)
+    assert data.startswith(raised.value.data)
+    assert len(raised.value.data) > len(data) - len(odd)

@@ -1,10 +1,20 @@
-"""Keys: the slots of a cluster, and that no two things share a name."""
+"""Keys, the slots of a cluster that they lie in, and payloads in pieces."""
 
 import binascii
 
 import pytest
 
-from featurestore.keys import Keys, digest_of, partition_of
+from featurestore.cluster.keys import ClusterKeys
+from featurestore.cluster.slots import (
+    SLOTS,
+    even_tags,
+    slot_of,
+    slot_of_tag,
+    split_commands,
+)
+from featurestore.keys import Keys, partition_of
+from featurestore.wire.functions import encode_call, encode_packed_call
+from featurestore.wire.resp import bulk, encode, keys_of
 
 KEYS = Keys("ns", 4)
 USERS = [b"u", b"{x}", b"}{", b"{}", "\N{SNOWMAN}".encode(), b"a:b"]
@@ -43,29 +53,42 @@ def test_keys_that_one_function_touches_lie_in_one_slot() -> None:
     assert slot(KEYS.items(3)) == slot(KEYS.order(3))
 
 
-def test_the_hot_path_names_the_same_key() -> None:
-    for user_id in USERS:
-        assert KEYS.user(7, user_id) == b"ns.7:{%d}:user:%b" % (partition_of(user_id, 4), user_id)
+def test_slot_is_that_of_the_specification() -> None:
+    # Its own example, and one of `CLUSTER KEYSLOT` of a server.
+    assert slot_of(b"123456789") == 0x31C3
+    assert slot_of(b"{user1000}.following") == slot_of(b"user1000") == 3443
 
 
-def test_epochs_do_not_share_a_prefix() -> None:
-    assert KEYS.epoch_pattern(1)[:-1] not in KEYS.user(11, b"u")
-    assert not KEYS.live.startswith(KEYS.epoch_pattern(1)[:-1])
+@pytest.mark.parametrize("parts", [1, 3, 16, 256, 2048])
+def test_tags_lie_one_a_range_and_stay_what_they_are(parts: int) -> None:
+    tags = even_tags(parts)
+    assert [slot_of_tag(tag) * parts // SLOTS for tag in tags] == list(range(parts))
+    assert all(tag.isdigit() for tag in tags)
 
 
-def test_no_two_names_are_equal() -> None:
-    names = [KEYS.user(1, b"a"), KEYS.history(1, b"a"), KEYS.items(1), KEYS.order(1), KEYS.meta(1, 2)]
-    names += [
-        KEYS.chunk(1, 2, 3),
-        KEYS.deltas(1, 2),
-        KEYS.ratings(1, 0),
-        KEYS.counts(1, 0),
-        KEYS.forgotten(1, 0),
+def test_some_tags_that_stored_keys_have() -> None:
+    """Keys depend on them for ever."""
+    assert even_tags(4) == (b"48576", b"1296", b"2821", b"16248")
+    keys = ClusterKeys("ns", 4)
+    assert keys.epochs(1) == b"ns:{1296}:epochs"
+    together = [keys.config, keys.items(1), keys.order(1), keys.deltas(1, 2)]
+    assert {slot_of(key) for key in together} == {slot_of(keys.live)}
+    assert len({*together, keys.items(2), keys.order(2), keys.deltas(1, 3), keys.deltas(2, 2)}) == 8
+
+
+def test_commands_are_taken_apart_and_their_keys_found() -> None:
+    calls = [
+        encode(b"HMGET", b"ns.1:{12}:user:a\r\n$3\r\n", b"n", b"g1"),
+        encode_call("look", [b"{7}:user", b"{7}:history"], [b"n"]),
+        encode_packed_call("rate", 1, [bulk(b"{5}:k")], 2, [bulk(b""), bulk(b"*2\r\n")]),
+        encode(b"PING"),
+        encode(b"GET", b"k"),
     ]
-    names += [KEYS.epochs(0), KEYS.live, KEYS.config, KEYS.lease, KEYS.stored, KEYS.synced]
-    assert len(set(names)) == len(names)
-
-
-def test_a_digest_has_16_bytes_and_tells_users_apart() -> None:
-    assert len(digest_of(b"a")) == 16
-    assert digest_of(b"a") != digest_of(b"b")
+    assert split_commands(b"".join(calls), len(calls)) == calls
+    assert split_commands(calls[0], 1) == [calls[0]]
+    assert [keys_of(call)[0] for call in (*calls[:3], calls[4])] == [
+        b"ns.1:{12}:user:a\r\n$3\r\n",
+        b"{7}:user",
+        b"{5}:k",
+        b"k",
+    ]

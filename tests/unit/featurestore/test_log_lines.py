@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from featurestore.telemetry.log_lines import TEXT, JsonLines
+from featurestore.telemetry.log_lines import JsonLines
 from trainer import log
 
 
@@ -34,18 +34,3 @@ def test_an_error_has_its_traceback_and_what_was_given_with_it(caplog: pytest.Lo
     assert line["request_id"] == "r"
     assert str(line["error"]).endswith("ValueError: a\nb")
     assert "trace_id" not in line
-
-
-def test_a_line_in_a_trace_names_it(caplog: pytest.LogCaptureFixture) -> None:
-    trace = pytest.importorskip("opentelemetry.sdk.trace")
-    with trace.TracerProvider().get_tracer("test").start_as_current_span("call") as span:
-        logging.getLogger("foldin.service").warning("here")
-        (line,) = lines(caplog)
-    context = span.get_span_context()
-    assert (line["trace_id"], line["span_id"]) == (f"{context.trace_id:032x}", f"{context.span_id:016x}")
-
-
-def test_text_is_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
-    log.warning("store_unavailable", doing="a b")
-    text = logging.Formatter(TEXT).format(caplog.records[0])
-    assert text.endswith(' WARNING trainer store_unavailable doing="a b"')

@@ -1,20 +1,13 @@
 """What a migration takes along of each key there may be, and what the stores say of it."""
 
-import pytest
-
-from featurestore import namespace
 from featurestore.cluster.keys import ClusterKeys
 from featurestore.cluster.slots import slot_of
-from featurestore.errors import StoreRefused
 from featurestore.generations.manifest import read_pointer
 from featurestore.keys import Keys
 from featurestore.migration.partitions import counts_of
 from featurestore.migration.shared import CATALOGUE, FEW, LEFT_BEHIND
 from featurestore.migration.stages import slots
-from featurestore.migration.target import config_of
-from featurestore.namespace import LAYOUT
 from featurestore.ratings.stream import Progress
-from featurestore.settings import StoreSettings
 
 # Copied otherwise than key by key: as users, by partition, by generation, by experiment; or made by the copy.
 BY_USER = {"user", "history", "user_contexts", "attributes", "attributes_list"}
@@ -53,15 +46,6 @@ def test_what_is_said_of_a_migration_lies_in_the_slot_of_what_it_keeps() -> None
         assert {keys.migration(key) for key in first} <= guarded
 
 
-def test_earlier_releases_refuse_a_store_that_is_being_filled() -> None:
-    has = {b"layout": LAYOUT, b"scale": b"1:5", b"identity": b"0" * 32, b"partitions": b"4"}
-    fields = config_of(StoreSettings(url="redis://two", partitions=3), has, "0a")
-    assert fields == has | {b"layout": b"0", b"partitions": b"3", b"arriving": b"0a"}
-    # As these look at it: not at what they do not know.
-    with pytest.raises(StoreRefused, match="has layout 0"):
-        namespace._require_readable("t", b"t:config", fields)
-
-
 def test_the_pointer_tells_where_the_namespace_has_moved() -> None:
     def moved_to(text: bytes) -> str | None:
         return read_pointer({b"epoch": b"1", b"migration": text}, b"t:live").moved_to
@@ -73,27 +57,6 @@ def test_the_pointer_tells_where_the_namespace_has_moved() -> None:
     # By another version, or damaged.
     assert moved_to(b"gone") == ""
     assert moved_to(b"\xff") is None
-
-
-def test_streams_go_on_where_those_of_the_source_end() -> None:
-    counts = [
-        {b"last": b"7-5", b"done": b"5", b"loose": b"4", b"identity": b"other"},
-        {b"last": b"9-2", b"done": b"2", b"loose": b"2", b"floor": b"8"},
-        {},
-    ]
-    progress = {0: Progress((7, 5), 5), 1: Progress((9, 2), 2), 2: Progress()}
-    more = counts_of(counts, progress, 4, "mine")
-    assert more[0] == {
-        b"floor": b"9",
-        b"identity": b"mine",
-        b"last": b"7-5",
-        b"done": b"5",
-        b"loose": b"4",
-    }
-    # No event that follows has a time before any that there was, whichever partition its user comes from.
-    assert more[3] == {b"floor": b"9", b"identity": b"mine"}
-    fewer = counts_of(counts, progress, 1, "mine")
-    assert fewer == [more[0] | {b"loose": b"6", b"ended:1": b"9-2"}]
 
 
 def test_a_partition_that_comes_again_goes_on_where_it_ended() -> None:

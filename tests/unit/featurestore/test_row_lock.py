@@ -6,30 +6,31 @@ import threading
 import pytest
 
 from featurestore.generations.row_lock import RowLock
+from tests.support.waiting import PATIENCE_S
 
 
 async def test_readers_and_a_writer_take_turns() -> None:
-    lock, rows, ended = RowLock(), [0, 0], threading.Event()
-    torn = []
+    lock, rows, began, go_on = RowLock(), [0], threading.Event(), threading.Event()
 
-    def read() -> None:
-        while not ended.is_set():
-            with lock.reading():
-                first = rows[0]
-                # Lets the others go on, as a long computation does.
-                ended.wait(0.0001)
-                torn.append(first != rows[1])
+    def read() -> tuple[int, int]:
+        with lock.reading():
+            first = rows[0]
+            began.set()
+            assert go_on.wait(PATIENCE_S)
+            return first, rows[0]
 
-    readers = [asyncio.create_task(asyncio.to_thread(read)) for _ in range(3)]
-    for value in range(1, 200):
+    async def write() -> None:
         async with lock.writing():
-            rows[0] = value
-            rows[1] = value
-        await asyncio.sleep(0.0005)
-    ended.set()
-    await asyncio.gather(*readers)
-    assert len(torn) > 100
-    assert not any(torn)
+            rows[0] = 1
+
+    reading = asyncio.create_task(asyncio.to_thread(read))
+    await asyncio.to_thread(began.wait, PATIENCE_S)
+    writing = asyncio.create_task(write())
+    await asyncio.sleep(0)
+    assert rows == [0]
+    go_on.set()
+    await writing
+    assert (await reading, rows) == ((0, 0), [1])
 
 
 async def test_a_writer_that_gives_up_keeps_no_reader_out() -> None:
@@ -38,20 +39,20 @@ async def test_a_writer_that_gives_up_keeps_no_reader_out() -> None:
     def read() -> None:
         with lock.reading():
             began.set()
-            assert go_on.wait(20)
+            assert go_on.wait(PATIENCE_S)
 
     async def write() -> None:
         async with lock.writing():
             raise AssertionError("a thread reads")
 
     reading = asyncio.create_task(asyncio.to_thread(read))
-    await asyncio.to_thread(began.wait, 20)
+    await asyncio.to_thread(began.wait, PATIENCE_S)
     writing = asyncio.create_task(write())
     await asyncio.sleep(0)
     writing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await writing
     late = asyncio.create_task(asyncio.to_thread(lock.reading().__enter__))
-    await asyncio.wait_for(late, 10)
+    await late
     go_on.set()
     await reading

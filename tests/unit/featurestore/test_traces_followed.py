@@ -44,10 +44,3 @@ def test_a_mark_leads_to_the_first_batch_that_has_all_of_a_partition() -> None:
         traces, told = following(*batches)
         assert traces._told(Mark("t", 1, ends))
         assert sorted(told.events) == events, ends
-
-
-def test_a_mark_waits_for_what_is_not_archived() -> None:
-    traces, told = following((1, {0: (5, 1)}), (2, {1: (9, 9)}))
-    for mark in (Mark("t", 1, {0: (5, 2)}), Mark("t", 1, {0: (5, 1), 1: (5, 1)}), Mark("t", 3, {0: (1, 1)})):
-        assert not traces._told(mark)
-    assert told.events == []

@@ -1,9 +1,44 @@
-"""Types of attributes: inferred, held, refused."""
+"""Attributes of the catalogue: types are inferred, held, refused; what is stored is read as written."""
 
 import pytest
 
-from featurestore.catalogue.item import AttributeType, Time, type_of
+from featurestore.catalogue.item import (
+    AttributeType,
+    AttributeValue,
+    CatalogueItem,
+    Time,
+    pack_item,
+    type_of,
+    unpack_item,
+)
 from featurestore.catalogue.schema import ValueRefused, parse_time, shown, typed
+from featurestore.errors import StoreDamaged
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (True, "boolean"),
+        (2.5, "number"),
+        (3, "number"),
+        ("red", "text"),
+        (["red"], "list"),
+        (Time(9.0), "time"),
+    ],
+)
+def test_a_value_comes_back_with_its_type(value: AttributeValue, expected: AttributeType) -> None:
+    item = CatalogueItem("dune", "Dune", ["sf"], {"it": value}, available_until=5.0)
+    read = unpack_item(pack_item(item), "key")
+    assert read == item
+    assert type_of(value) == type_of(read.attributes["it"]) == expected
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"\xff", b"[]", b'{"title": "no id"}', b'{"item_id": "a", "attributes": {"b": {}}}']
+)
+def test_other_bytes_name_the_key(data: bytes) -> None:
+    with pytest.raises(StoreDamaged, match="foldin:catalogue"):
+        unpack_item(data, "foldin:catalogue")
 
 
 @pytest.mark.parametrize(
@@ -52,26 +87,6 @@ def test_another_type_is_refused(held: AttributeType | None, value: object, why:
     assert str(caught.value).startswith("colour ")
 
 
-@pytest.mark.parametrize("name", ["", "x" * 65, "é" * 33])
-def test_a_name_has_bounds(name: str) -> None:
-    with pytest.raises(ValueRefused, match="1 to 64 bytes"):
-        typed(name, 1, None)
-
-
-@pytest.mark.parametrize(
-    "text", ["9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999", "9999-12-31T23:59:59Z"]
-)
-def test_the_end_of_time_can_be_shown(text: str) -> None:
-    assert shown(typed("until", text, "time")) == "9999-12-31T23:59:59Z"
-
-
 @pytest.mark.parametrize("text", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-00:01"])
 def test_a_zone_leads_to_no_year_that_cannot_be_shown(text: str) -> None:
     assert parse_time(text) is None
-
-
-def test_a_time_is_told_in_seconds_too() -> None:
-    assert typed("out", 0, "time") == Time(0.0)
-    assert parse_time("1970-01-01T01:00:00+01:00") == 0.0
-    assert parse_time("1970-01-02") == 86_400.0
-    assert shown(Time(86_400.5)) == "1970-01-02T00:00:00.500000Z"

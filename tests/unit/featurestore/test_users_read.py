@@ -1,4 +1,4 @@
-"""A record whose user has made only other events than ratings since keeps its vector."""
+"""Which users a reader asks for, and which records keep their vector."""
 
 from dataclasses import replace
 
