@@ -30,6 +30,10 @@ ROUNDS_S = {
     "trainer.erasure.unasked._WAITS_S": 0.2,
     "trainer.erasure.file_rewrites._TOGETHER_S": 0.05,
     "trainer.erasure.file_rewrites._LOOK_S": 0.02,
+    "trainer.erasure.older_copy._LOOK_S": 0.02,
+    "foldin.recovery.reaching._LOOK_S": 0.02,
+    # After a restore that was killed, and while another one goes on.
+    "foldin.recovery.restoring._SILENT_S": 0.2,
 }
 
 

@@ -1,5 +1,5 @@
-"""What an archive promises, in a folder and on an object store alike: after a kill at any step, beside a
-leader that comes late, after an erasure.
+"""What an archive promises of a folder holds on an object store: after a kill at any step, beside a leader
+that comes late, after an erasure.
 """
 
 import threading
@@ -51,20 +51,6 @@ def everywhere(place: Place) -> bytes:
 def killed_at(place: Place, step: str, work: Callable[[EpochArchive], Any], occurrence: int = 1) -> None:
     with pytest.raises(Crash):
         work(led(place, crash_at(step, occurrence)).epoch(1))
-
-
-@pytest.mark.parametrize("step", STEPS)
-def test_append_ended_at_any_step_leaves_all_or_nothing(place: Place, step: str) -> None:
-    filled(place, segments=2)
-    killed_at(place, step, lambda archive: archive.append(*events(21, 10)))
-    after = led(place).epoch(1)
-    committed = step == "segment:renamed"
-    assert contents(after) == list(range(1, 31 if committed else 21))
-    first = max(position[0] for position in after.snapshot().positions.values()) + 1
-    after.append(*events(first, 40 - first + 1))
-    again = led(place).epoch(1)
-    assert contents(again) == list(range(1, 41))
-    assert not again.has_holes()
 
 
 @pytest.mark.parametrize("step", REPLACE_STEPS)

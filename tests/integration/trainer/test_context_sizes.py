@@ -1,17 +1,12 @@
-"""What contexts of ratings take, as docs/sizing.md says: in the store, in its streams and in the archive."""
-
-from pathlib import Path
+"""What contexts of ratings take, as docs/sizing.md says: in the store, and in its streams."""
 
 import numpy as np
 import pytest
 
 from featurestore.ratings.batches import Columns
 from featurestore.store import Store
-from tests.support.event_tables import event_table, free
-from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import spans_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.parametrize("fields", [1, 5, 32])]
+pytestmark = [pytest.mark.parametrize("fields", [5])]
 USERS, EACH = 50, 60
 
 
@@ -48,16 +43,3 @@ async def test_the_store_takes_what_is_said(store: Store, fields: int) -> None:
     # A value that grows has as much again in reserve, and is rounded up to what the allocator has.
     assert entry <= told <= 2.5 * entry + 4
     assert entry <= waiting - plain <= 1.5 * (entry + 4)
-
-
-def test_the_archive_takes_what_is_said(tmp_path: Path, fields: int) -> None:
-    rng, count = np.random.default_rng(1), 20_000
-    sizes, ns = [], np.arange(count)
-    for name, context in (("plain", None), ("told", rng.normal(size=(count, fields)))):
-        archive = EpochArchive(tmp_path / name, 1, guard=free)
-        users = [f"u{k % 200}" for k in range(count)]
-        table = event_table(users, ns // 200 + 1, ns % 300, [3.0] * count, stream_ms=ns, context=context)
-        archive.append(table, spans_of(table))
-        sizes.append(sum(path.stat().st_size for path in (tmp_path / name).rglob("*.parquet")))
-    print(f"{fields} fields: {(sizes[1] - sizes[0]) / count:.1f} bytes a rating in the archive")
-    assert 3 * fields <= (sizes[1] - sizes[0]) / count <= 4 * fields + 1

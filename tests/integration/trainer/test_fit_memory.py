@@ -19,8 +19,8 @@ from trainer.fit_job.result_files import read_result, take_name
 pytestmark = pytest.mark.slow
 
 
-# From half a million on also the trial, which leaves some out, runs compiled loops.
-SIZES = 500_000, 750_000, 1_000_000
+# From so many on also the trial, which leaves some out, runs compiled loops.
+N_RATINGS = 500_000
 # A side of up to 1,000 rows has factors of its own, as many bytes as pairs of its rows.
 USERS, ITEMS = 4_000, 1_200
 FORMULA = re.compile(r"fit <= (\d+) N \+ (\d+) w \(U \+ I\) \+ (\d+) MB")
@@ -88,21 +88,9 @@ async def peak_and_width(n: int, folder: Path) -> tuple[int, int]:
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(find_spec("numba") is None, reason="the formula is that of compiled loops (extra `fast`)")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell the most memory")
-async def test_fits_of_three_sizes_take_the_memory_that_the_manual_says(tmp_path: Path) -> None:
+async def test_a_fit_takes_no_more_memory_than_the_manual_says(tmp_path: Path) -> None:
     of_rating, of_number, rest = formula()
-    peaks, widths = [], []
-    for n in SIZES:
-        (tmp_path / str(n)).mkdir()
-        peak, width = await peak_and_width(n, tmp_path / str(n))
-        peaks.append(peak)
-        widths.append(width)
-    said = [
-        of_rating * n + of_number * width * (USERS + ITEMS) + rest
-        for n, width in zip(SIZES, widths, strict=True)
-    ]
-    # Below it, so that it can be relied on, and not far below, so that it says something.
-    shares = [peak / most for peak, most in zip(peaks, said, strict=True)]
-    assert all(0.85 <= share <= 1.0 for share in shares), (peaks, said)
-    slope = (peaks[-1] - peaks[0]) / (SIZES[-1] - SIZES[0])
-    # How busy the machine is moves each by some megabytes, which is much of the difference of two.
-    assert 0.5 * of_rating <= slope <= 1.15 * of_rating, (peaks, said)
+    peak, width = await peak_and_width(N_RATINGS, tmp_path)
+    said = of_rating * N_RATINGS + of_number * width * (USERS + ITEMS) + rest
+    # And not far less, so that it says something.
+    assert 0.7 <= peak / said <= 1.0, (peak, said)
