@@ -32,8 +32,6 @@ ROUNDS_S = {
     "trainer.erasure.file_rewrites._LOOK_S": 0.02,
     "trainer.erasure.older_copy._LOOK_S": 0.02,
     "foldin.recovery.reaching._LOOK_S": 0.02,
-    # After a restore that was killed, and while another one goes on.
-    "foldin.recovery.restoring._SILENT_S": 0.2,
 }
 
 

@@ -25,7 +25,7 @@ from processes.blocking import BlockingChild
 from tests.support.factories import low_rank_ratings
 from tests.support.servers import StoreServer
 from tests.support.trainers import fitted, running_trainer, until_drained
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import PATIENCE_S, wait_until_async
 from trainer.settings import TrainerSettings
 
 GIVEN = low_rank_ratings(users=10, items=12)
@@ -160,7 +160,7 @@ def killed_restore(settings: TrainerSettings, source: Path, step: str) -> int | 
         [sys.executable, "-c", CHILD, json.dumps(given), step], log, environment=dict(os.environ)
     )
     try:
-        return child.wait(60)
+        return child.wait(2 * PATIENCE_S)
     finally:
         if child.code is None:
             child.end(signal.SIGKILL, 10)

@@ -16,7 +16,7 @@ from tests.unit.trainer.test_trainer_archive import Crash, contents, crash_at, e
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.erasures import put_ledger, readable_ledgers
 from trainer.archive.root import ArchiveRoot
-from trainer.archive.segments import Step, no_step, read_segment
+from trainer.archive.segments import Step, no_step
 from trainer.archive.storage.files import on_objects
 from trainer.errors import ArchiveFailedError
 
@@ -67,21 +67,6 @@ def test_merge_and_erasure_ended_at_any_step_are_whole_or_repeated(place: Place,
     assert contents(led(place).epoch(1)) == [ms for ms in range(1, 91) if ms % 3 != 1]
     assert b"user-1" not in everywhere(place)
     assert b"user-2" in everywhere(place)
-
-
-def test_reader_beside_a_merge_reads_on(place: Place) -> None:
-    filled(place)
-    root = led(place)
-    archive = root.epoch(1)
-    snapshot, files = archive.open_snapshot()
-    assert archive.merge()
-    assert len(archive.snapshot().paths) < len(snapshot.paths)
-    tables = [read_segment(path, file)[0] for path, file in zip(snapshot.paths, files, strict=True)]
-    assert sum(table.num_rows for table in tables) == 90
-    # One that looks without leading sees the same as the leader.
-    assert [path.name for path in place().glob("epoch-*/*.parquet")] == [
-        path.name for path in archive.snapshot().paths
-    ]
 
 
 @pytest.mark.parametrize("step", REPLACE_STEPS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from foldin.commands.doctor.store import archive, bucket
+from foldin.commands.doctor.store import bucket
 from tests.integration.archive.test_archive_places import led
 from tests.support.event_tables import free
 from tests.support.object_store import CREDENTIALS, Between, ObjectServer, everything
@@ -16,7 +16,6 @@ from tests.unit.trainer.test_trainer_archive import contents, events
 from trainer.archive.epoch_archive import EpochArchive, read_spans
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import open_segment, read_segment
-from trainer.archive.storage import commits, object_archive
 from trainer.archive.storage.address import ObjectAddress, ObjectCredentials
 from trainer.archive.storage.client import ObjectClient, ObjectStoreError
 from trainer.archive.storage.files import files_of, located, on_objects
@@ -174,47 +173,6 @@ def test_what_was_told_to_have_failed_does_not_come_back(
     assert contents(again.epoch(2)) == kept + list(range(91, 101))
 
 
-def test_leader_that_wakes_up_late_leaves_nothing_of_a_user_who_was_erased(address: ObjectAddress) -> None:
-    taken = list[ArchiveRoot]()
-
-    def taken_over(step: str) -> None:
-        if step == "segment:written" and not taken and old.epoch(1).snapshot().events == 90:
-            taken.append(led(lambda: located(address, CREDENTIALS)))
-            taken[0].epoch(1).erase(b"user-1", 10**9)
-            assert not has_bytes(address, b"user-1")
-
-    old = led(lambda: located(address, CREDENTIALS), taken_over)
-    for k in range(9):
-        old.epoch(1).append(*events(1 + 10 * k, 10))
-    with pytest.raises(ArchiveFailedError, match="another one has the archive"):
-        old.epoch(1).merge()
-    assert not has_bytes(address, b"user-1")
-    kept = [ms for ms in range(1, 91) if ms % 3 != 1]
-    assert (
-        contents(taken[0].epoch(1)) == contents(led(lambda: located(address, CREDENTIALS)).epoch(1)) == kept
-    )
-
-
-def test_objects_that_count_are_the_only_ones_left(
-    address: ObjectAddress, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(commits, "KEEP_REPLACED_S", 0.0)
-    monkeypatch.setattr(object_archive, "KEPT_COMMITS", 8)
-    root = led(lambda: located(address, CREDENTIALS))
-    archive = root.epoch(1)
-    for k in range(40):
-        archive.append(*events(1 + k, 1))
-        archive.merge()
-    archive.append(*events(41, 1))
-    archive.append(*events(42, 1))
-    there = everything(address)
-    named = archive_of(root).files()
-    assert {file.key for file in named.values()} <= there.keys()
-    assert len([name for name in there if name.startswith("objects/")]) <= len(named) + 1
-    assert len([name for name in there if name.startswith("commits/")]) <= 20
-    assert contents(led(lambda: located(address, CREDENTIALS)).epoch(1)) == list(range(1, 43))
-
-
 def test_object_that_is_gone_is_told_from_one_that_cannot_be_read(
     address: ObjectAddress, tmp_path: Path
 ) -> None:
@@ -263,27 +221,6 @@ def test_bucket_that_keeps_versions_is_told(
     assert "archive_bucket_versioned" in caplog.text
     (kept,) = bucket(located(versioned, CREDENTIALS))
     assert (kept.status, kept.advice.startswith("suspend the versions")) == ("warn", True)
-
-
-def test_doctor_says_what_is_wrong_with_a_bucket(
-    objects: ObjectServer, address: ObjectAddress, tmp_path: Path
-) -> None:
-    assert bucket(tmp_path) == []
-    (found,) = bucket(located(address, CREDENTIALS))
-    assert found.status == "ok"
-    (found,) = bucket(located(replace(address, bucket="another"), CREDENTIALS))
-    assert (found.status, found.advice) == ("fail", "make it, or name another in FOLDIN_ARCHIVE_DIR")
-    with Between(objects) as between:
-        between.lies = True
-        (found,) = bucket(located(between.before(address), CREDENTIALS))
-        assert (found.status, found.advice) == ("fail", "name another place in FOLDIN_ARCHIVE_DIR")
-        between.refuse = "InternalError"
-        assert archive(located(between.before(address), CREDENTIALS), "").status == "fail"
-    root = led(lambda: located(address, CREDENTIALS))
-    root.belong_to("a" * 32)
-    root.epoch(1).append(*events(1, 3))
-    assert archive(located(address, CREDENTIALS), "a" * 32).status == "ok"
-    assert "made for another store" in archive(located(address, CREDENTIALS), "b" * 32).found
 
 
 def test_keys_come_from_variables_and_profiles_of_files(tmp_path: Path) -> None:

@@ -92,10 +92,6 @@ async def test_an_older_copy_brings_no_forgotten_user_and_keeps_what_came_after(
         # It is erased by the next one alone.
         await store.ratings.forget(b"u3")
         assert without(await restore(newer), "late0") == kept
-        # Without the ledger it would come back.
-        for path in ledger_files(settings.archive_folder):
-            path.unlink()
-        assert await restore(copy) == learned.held
 
 
 async def test_a_backup_knows_who_was_forgotten_and_a_damaged_ledger_brings_no_one_back_unasked(

@@ -1,4 +1,4 @@
-"""Events of types other than ratings, and contexts of ratings, are verified and come back as what they were."""
+"""Events of types other than ratings and contexts of ratings are verified, and come back as they were."""
 
 import math
 import shutil
@@ -131,6 +131,7 @@ async def test_they_are_verified_and_restored_from_backup_and_archive(
         await restored(with_new, copy, request=RestoreRequest(copy, skip_damaged=True))
         assert await events_of(store) == [event for event in KEPT if event[0] != SHARE.code]
         assert len(await held(store)) == ratings
+        names.write_text(whole)
         (copy / context_fields.NAME).unlink()
         with pytest.raises(RecoveryRefusedError, match="does not say what the contexts"):
             await restored(with_new, copy)

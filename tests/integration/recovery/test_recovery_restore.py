@@ -30,7 +30,6 @@ from tests.support.recovering import (
 )
 from tests.support.trainers import fitted, refuses, running_trainer, until_drained
 from tests.support.waiting import wait_until_async
-from trainer.errors import FitFailedError
 from trainer.settings import TrainerSettings
 
 pytestmark = pytest.mark.usefixtures("quick_rounds")
@@ -94,7 +93,11 @@ async def test_a_folder_of_archives_will_do_and_rows_of_items_are_those_of_the_s
         assert list(store.items(2).ids) == ids
 
 
-async def test_nothing_to_do_and_a_dry_run_change_nothing(learned: Learned, tmp_path: Path) -> None:
+async def test_nothing_to_do_and_a_dry_run_change_nothing(
+    learned: Learned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # How long the history of a call is waited for.
+    monkeypatch.setattr("foldin.recovery.restoring._SILENT_S", 0.0)
     settings, copy = learned.settings, copy_of(learned, tmp_path)
     async with opened(settings.store) as store:
         async with running_trainer(settings):
@@ -219,6 +222,12 @@ async def test_a_user_who_is_forgotten_during_the_restore_stays_forgotten(
     assert now == without(learned.held, "u3", "u4") | {("u4", "i1"): (2.0, 1e9)}
 
 
+async def long_ago(store: Store) -> None:
+    """Move the moment when a restore last said that it goes on, as if it had been silent since."""
+    if (await store.generations.live()).pending:
+        await store.redis.hset(store.keys.live, "pending_since", "0")
+
+
 STEPS = ["begun", "written", "asked", "marked"]
 
 
@@ -230,6 +239,7 @@ async def test_killed_beside_a_trainer(learned: Learned, tmp_path: Path, step: s
         await replaced(settings, [NewRating(b"u1", b"i1", 1.0, math.nan)])
         await store.ratings.append([rating("u1", "i11", 5.0, 2e9)])
         assert await asyncio.to_thread(killed_restore, settings, copy, step) == -9
+        await long_ago(store)
         await store.ratings.append([rating("u2", "i11", 4.0, 2e9)])
         await restored(settings, copy, request=RestoreRequest(copy, live="timed"))
         now = await now_held(settings)
@@ -246,6 +256,7 @@ async def test_killed_with_an_emptied_store(learned: Learned, step: str) -> None
     assert await asyncio.to_thread(killed_restore, settings, settings.archive_folder, step) == -9
     async with opened(settings.store) as store:
         await store.redis.delete(store.keys.lease)
+        await long_ago(store)
     async with restored_and_led(settings, settings.archive_folder) as (store, _, _):
         assert await held(store) == learned.held
     assert len(trashed(settings)) == 1
@@ -276,70 +287,37 @@ async def test_damaged_and_missing_segments_are_named(learned: Learned, tmp_path
 
 
 @pytest.mark.parametrize("held_on", [True, False], ids=["held", "not held"])
-async def test_a_trainer_and_another_restore_leave_a_long_restore_alone(
+async def test_a_trainer_leaves_a_restore_alone_that_says_that_it_goes_on(
     learned: Learned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_on: bool
 ) -> None:
-    """It takes longer than a trainer leaves a history to a call; one that does not say that it goes on is
-    given up.
-    """
-    settings, copy = replace(learned.settings, abandon_s=1.0), copy_of(learned, tmp_path)
-    monkeypatch.setattr("foldin.recovery.restoring._HOLD_S", 0.1 if held_on else 1000.0)
-    monkeypatch.setattr("foldin.recovery.restoring._SILENT_S", 60.0)
-    request, load = RestoreRequest(copy, live="none"), Restore._load
-    loading, goes_on = asyncio.Event(), asyncio.Event()
+    settings, copy = replace(learned.settings, abandon_s=60.0 if held_on else 0.0), copy_of(learned, tmp_path)
+    monkeypatch.setattr("foldin.recovery.restoring._HOLD_S", 0.05 if held_on else 1000.0)
+    load, loading, goes_on = Restore._load, asyncio.Event(), asyncio.Event()
 
     async def late(self: Restore, epoch: int, plan: Plan) -> None:
         loading.set()
         await goes_on.wait()
         await load(self, epoch, plan)
 
-    async with running_trainer(settings), opened(settings.store) as store:
+    monkeypatch.setattr(Restore, "_load", late)
+    async with opened(settings.store) as store:
         await store.ratings.append(LATER)
-        monkeypatch.setattr(Restore, "_load", late)
-        restoring = asyncio.create_task(restored(settings, copy, request=request))
+        async with running_trainer(learned.settings):
+            await until_drained(store)
+        restoring = asyncio.create_task(restored(settings, copy, request=RestoreRequest(copy, live="none")))
         await loading.wait()
+        began = await store.generations.live()
 
-        async def pending() -> int:
-            return (await store.generations.live()).pending
+        async def told() -> bool:
+            now = await store.generations.live()
+            return now.pending_since > began.pending_since if held_on else not now.pending
 
-        began_at = await store.time()
-        if held_on:
-            with pytest.raises(RecoveryRefusedError, match="is being prepared"):
-                await restored(settings, copy)
-
-            async def longer() -> bool:
-                return await store.time() > began_at + 3 * settings.abandon_s
-
-            # Its passing is what is tested.
-            await wait_until_async(longer, "longer than a history is left to a call")
-            assert await pending()
+        async with running_trainer(settings):
+            await wait_until_async(told, "it says that it goes on, or is given up")
             goes_on.set()
-            assert (await restoring)[0] is not None
-        else:
-
-            async def given_up() -> bool:
-                return not await pending()
-
-            await wait_until_async(given_up, "the history is given up")
-            goes_on.set()
-            with pytest.raises(RecoveryStoppedError, match="given up meanwhile"):
-                await restoring
-        assert (await store.generations.live()).epoch == (2 if held_on else 1)
-
-
-async def test_refused_by_the_trainer(
-    learned: Learned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings, copy = learned.settings, copy_of(learned, tmp_path)
-
-    async def failing(*_args: object, **_kwargs: object) -> None:
-        raise FitFailedError("no fit today", permanent=True)
-
-    monkeypatch.setattr("trainer.refit.fit_in_process", failing)
-    async with running_trainer(settings), opened(settings.store) as store:
-        await store.ratings.append(LATER)
-        now = await held(store)
-        with pytest.raises(RecoveryStoppedError, match="no fit today"):
-            await restored(settings, copy, request=RestoreRequest(copy, live="none"))
-        assert await held(store) == now
-        assert (await store.generations.live()).pending == 0
+            if held_on:
+                assert (await restoring)[0] is not None
+            else:
+                with pytest.raises(RecoveryStoppedError, match="given up meanwhile"):
+                    await restoring
+            assert (await store.generations.live()).epoch == (2 if held_on else 1)

@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +17,9 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from featurestore import codecs
-from featurestore.codecs import History
 from featurestore.commands import Commands
-from featurestore.errors import EpochGone, StreamFull
-from featurestore.ratings.batches import Columns
 from featurestore.ratings.context_schema import ContextField, ContextSchema
-from featurestore.ratings.log import COUNTED_BYTES, NewRating, RatingsLog
+from featurestore.ratings.log import NewRating, RatingsLog
 from featurestore.store import Store
 from tests.integration.conftest import settings_in
 from tests.support.failing_reads import FAILURES, failing
@@ -35,7 +29,6 @@ from tests.support.serving import Client, serving
 from tests.support.traces import traces
 from tests.support.trainers import archived, crashed_at, fitted, running_trainer, until_drained
 from tests.support.waiting import wait_until_async
-from trainer.archive import epoch_archive, merging, segments
 from trainer.consume.consumer import EpochConsumer
 from trainer.erasure import waiting
 from trainer.fit_job.folder import FitFolder
@@ -266,25 +259,6 @@ async def test_a_trainer_that_ends_at_a_step(settings: TrainerSettings, tmp_path
         assert await keys_with_user(store) == []
 
 
-async def test_an_erasure_outlives_its_epoch(
-    settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It was on its way through an epoch that is replaced, or given up, just then."""
-    reached_now, gone = EpochConsumer.reached_now, [1, 1]
-
-    async def gone_twice(self: EpochConsumer) -> None:
-        if gone:
-            raise EpochGone(gone.pop())
-        await reached_now(self)
-
-    async with running_trainer(settings), stack(settings) as (store, client):
-        await store.ratings.append([*GIVEN, *RATED])
-        await until_drained(store)
-        monkeypatch.setattr(EpochConsumer, "reached_now", gone_twice)
-        await until_erased(client, await forgotten(client))
-        assert not gone
-
-
 async def test_a_store_that_may_not_be_asked(
     server: StoreServer, settings: TrainerSettings, tmp_path: Path
 ) -> None:
@@ -373,69 +347,3 @@ async def test_an_erasure_whose_command_cannot_be_read_is_done_and_others_are_ta
     assert "command_damaged" in caplog.text
     assert "secret-one" not in caplog.text
     assert not [row for row in archived(settings) if row[0] == USER]
-
-
-# A million, too: then it takes minutes.
-HEAVY = int(os.environ.get("FOLDIN_TEST_HEAVY_RATINGS", "40000"))
-HEAVY_ITEMS = min(HEAVY, 50_000)
-AT_ONCE = 10_000
-
-
-async def rate_much(store: Store, start: int) -> None:
-    """Ratings of the one user; beyond `HEAVY_ITEMS` they take the place of earlier ones."""
-    rows = np.arange(start, min(start + AT_ONCE, HEAVY))
-    items = [b"i%d" % (row % HEAVY_ITEMS) for row in rows.tolist()]
-    values, times = (1.0 + rows % 5).astype(np.float64), (1e9 + rows).astype(np.float64)
-
-    async def taken() -> bool:
-        try:
-            await store.ratings.append_columns(Columns([b"heavy"] * len(rows), items, values, times))
-        except StreamFull:
-            return False
-        return True
-
-    await wait_until_async(taken, "there is room in the stream")
-
-
-@pytest.mark.slow
-async def test_a_user_with_very_many_ratings_is_erased_to_the_end(
-    settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No more rows at a time than a segment may have, each file read some times, nothing long on the loop."""
-    # As if the user had five times as many ratings as a merged segment may; a batch has up to 25,600, and the
-    # rest of a call.
-    most = max(HEAVY // 5, 25_600 + AT_ONCE)
-    monkeypatch.setattr(merging, "MERGED_ROWS", most)
-    reads: list[int] = []
-    on_loop: list[int] = []
-    unpack = codecs.unpack_history
-
-    def counting(read: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **options: Any) -> Any:
-            rows = read(*args, **options)
-            reads.append(rows.count)
-            return rows
-
-        return counted
-
-    def unpacked(data: bytes, *args: Any) -> History:
-        if threading.current_thread() is threading.main_thread():
-            on_loop.append(len(data))
-        return unpack(data, *args)
-
-    async with running_trainer(settings), stack(settings) as (store, client):
-        await store.ratings.append(GIVEN)
-        for start in range(0, HEAVY, AT_ONCE):
-            await rate_much(store, start)
-        await until_drained(store)
-        monkeypatch.setattr(epoch_archive, "open_rows", counting(segments.open_rows))
-        monkeypatch.setattr(codecs, "unpack_history", unpacked)
-        reply = await client.ask("DELETE", "/users/heavy")
-        assert (reply.status, reply.json["ratings"]) == (200, HEAVY_ITEMS)
-        assert (await client.get("/users/heavy")).status == 404
-        await until_erased(client, reply.json["receipt"])
-    assert {user for user, *_ in archived(settings)} == {rating.user_id.decode() for rating in GIVEN}
-    # A merge that runs meanwhile reads some of them, too.
-    assert max(reads) <= most
-    assert sum(reads) <= 4 * (HEAVY + len(GIVEN))
-    assert max(on_loop, default=0) <= COUNTED_BYTES

@@ -15,7 +15,6 @@ from factors import item_statistics
 from featurestore.confirmation import Confirmation
 from featurestore.errors import StoreUnavailable
 from featurestore.generations.catalog import Generations
-from featurestore.generations.manifest import Pointer
 from featurestore.generations.served import wait_until_served
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
@@ -203,37 +202,6 @@ async def test_a_new_history_that_no_command_asks_for_is_given_up(
         await wait_until_async(given_up, "the new history given up")
         await store.ratings.append(GIVEN)
         await fitted(store)
-
-
-@pytest.mark.slow
-async def test_a_history_that_begins_while_the_trainer_tidies_up_keeps_its_reader_and_its_archive(
-    store: Store, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with running_trainer(settings) as trainer:
-        await until_live(store)
-        term = trainer.term
-        assert term is not None
-        # It follows once as it begins, and reads nothing before it has.
-        await wait_until_async(
-            lambda: term.switch.live is not None and term.switch.live.epoch == 1,
-            "the first generation is followed",
-        )
-        follow, began = term.switch.follow, asyncio.Queue[tuple[int, str]](1)
-
-        async def begin_after(pointer: Pointer) -> None:
-            await follow(pointer)
-            monkeypatch.setattr(term.switch, "follow", follow)
-            epoch = await store.epochs.begin()
-            await store.ratings.append(GIVEN, epoch=epoch)
-            command = await store.commands.ask("epoch", epoch=epoch)
-            await wait_until_async(lambda: epoch in term.epochs.numbers(), "the new history is read")
-            began.put_nowait((epoch, command))
-
-        monkeypatch.setattr(term.switch, "follow", begin_after)
-        epoch, command = await began.get()
-        assert (await outcome_of(store, command)).state == "done"
-        await until_drained(store, epoch)
-        assert len(archived(settings, epoch)) == len(GIVEN)
 
 
 async def test_a_fit_whose_history_goes_to_the_trash_meanwhile_says_so(

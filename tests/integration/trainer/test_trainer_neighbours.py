@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +11,6 @@ import pytest
 from factors import Float64s
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
-from featurestore.users import active
-from service.neighbours import nearest
 from tests.support.factories import rating
 from tests.support.recovering import opened
 from tests.support.servers import StoreServer
@@ -200,37 +197,3 @@ async def test_without_the_store_they_are_those_of_the_last_reading(
         assert first not in [each["user_id"] for each in (await client.get(path)).json["neighbours"]]
         own_server.kill()
         assert is_problem(await client.get(path), 503, "store_unavailable")
-
-
-async def test_a_table_is_shared_let_go_and_read_again(
-    settings: TrainerSettings, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reads = asked = 0
-    ids, look = active.ActiveUsers.ids, nearest.Nearest.near
-
-    async def near_counted(self: nearest.Nearest, *args: Any, **options: Any) -> Any:
-        nonlocal asked
-        asked += 1
-        return await look(self, *args, **options)
-
-    async def counted(self: active.ActiveUsers, epoch: int) -> list[bytes]:
-        nonlocal reads
-        reads += 1
-        # However long they take to come in.
-        await wait_until_async(lambda: asked >= 20, "all have asked")
-        return await ids(self, epoch)
-
-    async with stack(settings, world) as (store, client, _):
-        monkeypatch.setattr(active.ActiveUsers, "ids", counted)
-        monkeypatch.setattr(nearest.Nearest, "near", near_counted)
-        # Callers of one moment share one.
-        await asyncio.gather(*[near(client, f"u{user}") for user in range(20)])
-        assert reads == 1
-        monkeypatch.setattr(nearest, "_KEPT_S", 0.0)
-        await store.redis.delete(*[store.keys.active(1, p) for p in range(store.keys.partitions)])
-
-        async def none() -> bool:
-            reply = (await client.get("/neighbours/u0")).json
-            return (reply["neighbours"], reply["among"]) == ([], 0) and "next one" in reply["reason"]
-
-        await wait_until_async(none, "the table is read again")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from featurestore.codecs import unpack_records
-from featurestore.errors import EpochGone, GenerationBroken, StoreUnavailable
+from featurestore.errors import EpochGone, StoreUnavailable
 from featurestore.generations.catalog import GenerationMeta, GenerationWriter
 from featurestore.keys import record_field
 from featurestore.store import Store
@@ -108,17 +108,6 @@ async def test_a_process_writes_the_records_of_many_and_the_trainer_what_that_on
         with pytest.raises(ProcessLookupError):
             os.kill(started[0].pid, 0)
         assert set(policies) == {os.SCHED_IDLE}
-
-
-async def test_rows_that_are_not_finite_are_refused_there_too(
-    store: Store, started: list[record_process.RecordProcess]
-) -> None:
-    result = fitted()
-    result.users[USERS - 2, 0] = np.nan
-    with pytest.raises(GenerationBroken, match="finite"):
-        await published(store, result, lambda _: None)
-    assert await store.generations.list() == []
-    assert len(started) == 1
 
 
 @pytest.mark.parametrize("how", ["given up", "replaced"])

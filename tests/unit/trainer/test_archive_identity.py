@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from featurestore.ratings.stream import Progress
-from tests.support.event_tables import event_table, free
-from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import Position, spans_of
+from trainer.archive.events import Position
 from trainer.archive.identity import (
     UNREADABLE,
     ArchiveState,
@@ -20,7 +18,6 @@ from trainer.archive.identity import (
     read_identity,
     write_identity,
 )
-from trainer.archive.root import ArchiveRoot
 from trainer.errors import ArchiveRefusedError, CannotStartError
 
 OURS, OTHER = "a" * 32, "b" * 32
@@ -110,20 +107,3 @@ def test_identity_is_kept_and_a_newer_file_refused_untouched(tmp_path: Path) -> 
         read_identity(tmp_path)
     assert isinstance(caught.value, CannotStartError)
     assert file.read_text() == newer
-
-
-def test_state_of_an_archive_is_read_without_a_change(tmp_path: Path) -> None:
-    archived = EpochArchive(tmp_path / "epoch-000002", 2, guard=free)
-    table = event_table(["u", "v"], [1, 1], [0, 1], [3.0, 4.0], stream_ms=[7, 9], partition=3)
-    archived.append(table, spans_of(table))
-    archived.append(table, spans_of(table))
-    (torn,) = archived.snapshot().paths[1:]
-    torn.write_bytes(torn.read_bytes()[:100])
-    (tmp_path / "epoch-000002" / "0000000003-0000000003.r0.parquet.tmp").write_bytes(b"half")
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    root = ArchiveRoot(tmp_path, guard=free)
-    assert root.state() == ArchiveState(None, {2: {3: (9, 0)}})
-    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert {path: at for path, at in after.items() if path != tmp_path} == {
-        path: at for path, at in before.items() if path != tmp_path
-    }

@@ -7,7 +7,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from featurestore.keys import digest_of
 from tests.support.event_tables import event_table, free
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import spans_of
@@ -105,13 +104,6 @@ def test_forgotten_user_leaves_every_entry(tmp_path: Path, trash: Trash) -> None
     assert len(events_of(kept.directory)) == 4, "the files that a rebuild goes on with are its own"
 
 
-def test_users_are_erased_by_digest(tmp_path: Path) -> None:
-    archive = fill(tmp_path / "epoch-000001")
-    assert archive.erase_digests({digest_of(b"bob"), digest_of(b"unknown")}) == 2
-    assert {user for user, _ in events_of(archive.directory)} == {"ann"}
-    assert archive.erase_digests(set()) == 0
-
-
 def entry(at_days: float, size: int) -> TrashEntry:
     return TrashEntry(Path(f"e{at_days}"), 1, "x", "replaced", at_days * DAY_S, 1, 1, size)
 
@@ -156,19 +148,6 @@ def test_what_a_kill_left_half_made_is_gone_at_the_next_start(tmp_path: Path, tr
     ArchiveRoot(tmp_path, guard=free).take([])
     assert list((tmp_path / "trash").iterdir()) == [entry.path]
     assert len(events_of(kept.directory)) == 4
-
-
-def test_entry_of_a_newer_version_is_left_alone(tmp_path: Path, trash: Trash) -> None:
-    folder = tmp_path / "epoch-000001"
-    fill(folder)
-    entry = trash.move(folder, 1, "x" * 32, "replaced")
-    assert entry is not None
-    (entry.path / "trash.json").write_text('{"format": 2}')
-    assert trash.entries() == []
-    (entry.path / "trash.json").write_text("{")
-    (unknown,) = trash.entries()
-    assert (unknown.epoch, unknown.why, unknown.identity) == (1, "unknown", "")
-    assert unknown.at == pytest.approx(entry.path.stat().st_mtime)
 
 
 @pytest.mark.parametrize("number", [4, "another program"])

@@ -101,18 +101,6 @@ def test_a_damaged_record_is_found(tmp_path: Path) -> None:
     assert read(path, skip_damaged=True).erased_at([b"ann", b"bob", b"cid"]).tolist() == [1, 0, 3]
 
 
-def test_a_file_that_cannot_be_read_stays_and_another_is_begun(tmp_path: Path) -> None:
-    content = b"x" * 64
-    damaged = tmp_path / "erasures-00000000.log"
-    damaged.write_bytes(content)
-    with pytest.raises(LedgerDamagedError):
-        parse_ledger(damaged, content, skip_damaged=True)
-    Erasures(tmp_path, guard=free).add([(b"ann", 1)])
-    assert damaged.read_bytes() == content
-    (other,) = set(ledger_files(tmp_path)) - {damaged}
-    assert read(other).erased_at([b"ann"]).tolist() == [1]
-
-
 def test_a_newer_format_is_refused_untouched(tmp_path: Path) -> None:
     path = added(tmp_path, (b"ann", 1))
     content = bytearray(path.read_bytes())

@@ -6,16 +6,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from featurestore.keys import digest_of
 from tests.support import failing_reads
 from tests.support.event_tables import event_table, free
 from tests.support.failing_reads import FAILURES, Fails
 from trainer.archive import epoch_archive, unread
 from trainer.archive.epoch_archive import ALL_OF_A_USER, EpochArchive, read_spans
-from trainer.archive.events import SCHEMA, spans_of
+from trainer.archive.events import spans_of
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import read_segment, read_user_ids
-from trainer.archive.trash import Trash
 from trainer.archive.unread import UnreadFiles
 from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentUnreadError
 
@@ -92,40 +90,6 @@ def test_one_that_was_set_aside_and_fits_its_checksum_stays_without_the_user(arc
     assert archive.erase(b"ann", ALL_OF_A_USER) == 0
 
 
-def test_an_erasure_goes_on_past_what_cannot_be_read(
-    archive: EpochArchive, fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trash = Trash(tmp_path / "trash", guard=free)
-    entries = [trash.keep(archive.snapshot().paths, number, "x" * 32, "rebuilt") for number in (1, 2)]
-    victim, other = archive.snapshot().paths
-    with monkeypatch.context() as patched:
-        failing(patched, fails, victim)
-        with pytest.raises(ArchiveFailedError, match=victim.name):
-            archive.erase_digests({digest_of(b"ann")})
-        with pytest.raises(ArchiveFailedError, match=victim.name):
-            archive.erase(b"bob", ALL_OF_A_USER)
-        with pytest.raises(ArchiveFailedError, match=victim.name):
-            trash.erase(b"ann")
-    assert not other.exists()
-    assert not read_segment(archive.snapshot().paths[1])[0].num_rows
-    assert read_segment(victim)[0].num_rows == 2
-    assert all((entry.path / victim.name).exists() for entry in entries)
-
-
-def test_what_came_after_an_erasure_stays_in_the_trash(archive: EpochArchive, tmp_path: Path) -> None:
-    # As a rebuilt archive has it: when it was made in place of the number.
-    rebuilt = event_table(["ann"], [3], [0], [5.0], stream_ms=[0])
-    rebuilt = rebuilt.set_column(2, SCHEMA.field("stream_seq"), pa.array([2], pa.int64()))
-    archive.append(rebuilt, {})
-    trash = Trash(tmp_path / "trash", guard=free)
-    entry = trash.move(archive.directory, 1, "x" * 32, "replaced")
-    assert entry is not None
-    assert trash.erase(b"ann", 2) == 1
-    kept = pa.concat_tables([read_segment(path)[0] for path in sorted(entry.path.glob("*.parquet"))])
-    assert kept["user_id"].to_pylist().count("ann") == 2
-    assert trash.erase(b"ann") == 2
-
-
 def test_one_that_cannot_be_read_for_long_is_set_aside_and_others_are_merged_meanwhile(
     archive: EpochArchive, fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,22 +118,6 @@ def test_one_that_cannot_be_read_for_long_is_set_aside_and_others_are_merged_mea
     assert [damage.path for damage in archive.damaged] == [victim]
     assert read_segment(victim.with_name(victim.name + ".damaged"))[0].num_rows == 1
     assert archive.has_holes()
-
-
-def test_a_replaced_history_that_cannot_be_read_keeps_no_trainer_from_leading(
-    archive: EpochArchive, fails: Fails, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = ArchiveRoot(archive.directory.parent, guard=free)
-    later = event_table(["ann"], [1], [0], [3.0], stream_ms=[7])
-    root.epoch(2).append(later, spans_of(later))
-    victim = archive.snapshot().paths[0]
-    failing_reads.failing(monkeypatch, fails, lambda path: path == victim)
-    with pytest.raises(ArchiveFailedError, match=victim.name):
-        root.state()
-    state = root.state({1})
-    assert list(state.ends) == [1, 2]
-    assert state.ends[1], "it is not empty: the archive of another store is none of this one"
-    assert state.ends[2] == root.epoch(2).snapshot().positions
 
 
 def test_a_trainer_that_starts_waits_for_footers_for_as_long_as_one_that_leads(

@@ -6,23 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from factors import MANY_RATINGS, fit_code
+from factors import MANY_RATINGS
 from trainer.fit_job import compiling
-from trainer.fit_job.compiling import compile_ahead, compile_apart
+from trainer.fit_job.compiling import compile_ahead
 
 pytestmark = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed (extra `fast`)")
-
-
-def test_a_fit_whose_loops_cannot_be_compiled_apart_goes_on(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(fit_code, "is_missing", lambda: True)
-    monkeypatch.setattr(compiling, "python_command", lambda module: [sys.executable, "-c", "exit(7)"])
-    compile_apart(MANY_RATINGS)
-    assert caplog.text.count("loops_not_compiled_apart exit_code=7") == 1
-    monkeypatch.setattr(compiling, "python_command", lambda module: ["/nowhere"])
-    compile_apart(MANY_RATINGS)
-    assert caplog.text.count("loops_not_compiled_apart") == 2
 
 
 async def test_loops_are_compiled_once_so_many_events_are_archived_that_a_fit_may_need_them(

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from factors import Histories, RankingHead, head_from_bytes, posterior_of
+from factors import posterior_of
 from tests.support.event_tables import event_table, free, item_ids, opened
 from tests.support.trainers import started_fit
 from tests.support.waiting import wait_until_async
@@ -185,29 +185,6 @@ async def test_erased_user_leaves_no_trace_in_the_files(tmp_path: Path) -> None:
     assert user_hash(b"u7").to_bytes(8, "little") not in files, "nor is the user known by a hash"
     again = load_ratings(opened(archive), item_ids(16), result.user_id_array())
     assert again.user_ids.to_pylist()[-1] == "u7", "who comes back is a new user"
-
-
-@pytest.mark.slow
-async def test_fit_has_a_ranking_head_that_the_next_one_begins_from(tmp_path: Path) -> None:
-    # Of so many ratings choices are made.
-    archive = archived(tmp_path / "archive", world(n_users=100))
-    first = await fitted(request(archive, tmp_path / "first"))
-    head, vectors = head_of(first), first.ranking_users
-    assert vectors is not None
-    data = load_ratings(opened(archive), item_ids(16))
-    offsets = np.searchsorted(data.ratings.user_row, np.arange(data.n_users + 1))
-    histories = Histories(offsets, data.ratings.item_row, data.ratings.value, data.ratings.time)
-    users = head.fold_in_users(histories, recency=False)
-    np.testing.assert_allclose(vectors.astype(np.float64), users, rtol=1e-5, atol=1e-6)
-    archived(tmp_path / "archive", [("new", n, n, 4.0) for n in range(1, 5)], first_ms=1_000)
-    second = await fitted(request(archive, tmp_path / "second", live=str(first.path)))
-    assert head_of(second).parameters.decided == head.parameters.decided > 0
-    assert second.metrics["ranking_negatives"] == first.metrics["ranking_negatives"]
-
-
-def head_of(result: FitResult) -> RankingHead:
-    assert result.ranking is not None
-    return head_from_bytes(result.ranking.tobytes(), len(result.items))
 
 
 async def test_fit_of_nothing_is_the_prior(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from trainer import gate
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import spans_of, string_array
 from trainer.archive.item_list import write_items
-from trainer.engines.base import compared
 from trainer.fit_job import trial
 from trainer.fit_job.job import FitRequest, run_fit
 from trainer.fit_job.ratings import FitInput, load_ratings
@@ -113,15 +112,6 @@ def test_a_fit_that_is_worse_on_what_comes_is_refused(
 
 
 @pytest.mark.slow
-def test_held_to_a_part_of_its_own_ratings_it_would_look_better_and_go_live(
-    poisoned: tuple[FitResult, FitResult, FitResult],
-) -> None:
-    _, _, own = poisoned
-    assert own.metrics["live_ratio"] < 1.0
-    assert gate.refusal(own, N_ITEMS, Policy()) is None
-
-
-@pytest.mark.slow
 def test_a_fit_that_learned_more_of_the_same_goes_live(tmp_path: Path) -> None:
     first, more, few = (honest(f"u{k}-", users, 15, seed=k) for k, users in ((1, 150), (2, 60), (3, 6)))
     live = fit_of(archived(tmp_path / "archive", first), tmp_path / "live")
@@ -180,21 +170,6 @@ def test_a_live_fit_is_judged_as_it_answers_with_what_came_since(tmp_path: Path)
     np.testing.assert_array_equal(asked.users, served.users)
     np.testing.assert_array_equal(asked.items[3], served.items[3])
     np.testing.assert_array_equal(asked.items[:3], live.items[:3])
-
-
-def test_a_ratio_of_losses_is_known_as_well_as_its_spread_over_fresh_users_says() -> None:
-    rng = np.random.default_rng(1)
-    user = np.repeat(np.arange(100, dtype=np.int32), 5)
-    level = rng.gamma(2.0, 1.0, size=(2_000, 100))[:, user]
-    own, other = (level * rng.gamma(4.0, scale, (2_000, 100))[:, user] for scale in (0.2, 0.25))
-    found = [compared(*pair, user) for pair in zip(own, other, strict=True)]
-    ratios = np.log([each["live_ratio"] for each in found])
-    assert np.mean([each["live_ratio_error"] for each in found]) == pytest.approx(ratios.std(), rel=0.1)
-    nothing, users = np.zeros(5), np.arange(5, dtype=np.int32)
-    assert compared(nothing, nothing, users) == {
-        "live_ratio": 1.0,
-        "live_ratio_error": 0.0,
-    }
 
 
 def test_a_ranking_head_changes_nothing_of_the_ratings_fit(

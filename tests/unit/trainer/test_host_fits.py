@@ -47,23 +47,6 @@ def taken(folder: Path, own: str, before: str) -> HostFits:
     return fits
 
 
-def test_what_is_put_among_the_fits_stays(tmp_path: Path) -> None:
-    fits = taken(tmp_path / "ns.fits", "1.a", "")
-    put(fits.of_epoch("1.a", "epoch-000001") / "fits" / "new" / "fit.json")
-    put(fits.of_epoch("1.a", "epoch-000001") / "notes.txt")
-    outside = tmp_path / "elsewhere" / "fits"
-    put(outside / "fit.json")
-    (fits.folder / "term-1.a" / "epoch-000002").symlink_to(outside.parent)
-    (fits.folder / "term-1.b").symlink_to(outside)
-    put(fits.folder / "archive" / RATINGS)
-    fits.discard("1.a", "epoch-000001")
-    kept = {"foldin-fits", f"archive/{RATINGS}"}
-    assert left(fits.folder) == {*kept, "term-1.a/epoch-000001/notes.txt"}
-    taken(fits.folder, "9.z", "8.another")
-    assert left(fits.folder) == {*kept, "term-1.a.gone/epoch-000001/notes.txt"}
-    assert left(outside) == {"fit.json"}
-
-
 def test_trainer_that_was_replaced_reaches_no_fit_of_its_successor(tmp_path: Path) -> None:
     folder = tmp_path / "ns.fits"
     first = taken(folder, "1.a", "")

@@ -90,27 +90,6 @@ def test_fold_in_is_the_exact_solve_of_the_library() -> None:
         np.testing.assert_allclose(row[item_layout(fit.model).latent], expected, atol=2e-3)
 
 
-def test_rank_confidence_and_ridge_are_chosen_once_and_kept_by_the_fits_that_go_on() -> None:
-    ratings = choices(n_users=120, n_items=60)
-    engine = make_engine("implicit", FitSettings(SCALE))
-    first, second = (
-        engine.fit(FitTask(ratings, 120, 60, np.random.default_rng(seed), start))
-        for seed, start in ((1, None), (1, None))
-    )
-    np.testing.assert_array_equal(first.items, second.items)
-    more = choices(n_users=130, n_items=62)
-    grown = engine.fit(FitTask(more, 130, 62, np.random.default_rng(2), from_fit(first)))
-    assert grown.model.rank == first.model.rank
-    assert [grown.metrics[name] for name in ("alpha", "ridge", "power")] == [
-        first.metrics[name] for name in ("alpha", "ridge", "power")
-    ]
-
-
-def from_fit(fit: Fitted) -> Fitted:
-    """As it comes back from its files."""
-    return Fitted(from_bytes(to_bytes(fit.model)), fit.users, fit.items)
-
-
 @pytest.mark.parametrize("sizes", [(0, 0), (2, 3)])
 def test_nothing_chosen_is_finite(sizes: tuple[int, int]) -> None:
     empty = Ratings(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0), np.zeros(0))

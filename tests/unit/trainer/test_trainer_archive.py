@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from tests.support.event_tables import event_table, free
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import CONTEXT, SCHEMA, Span, contexts_of, spans_of, with_contexts
+from trainer.archive.events import CONTEXT, SCHEMA, Span, contexts_of, spans_of
 from trainer.archive.merging import MERGED_FILES, MERGED_ROWS, choose_merge
 from trainer.archive.segments import read_segment
 from trainer.errors import SegmentDamagedError
@@ -251,14 +250,3 @@ def test_contexts_are_in_the_log_and_only_where_there_are_any(tmp_path: Path) ->
     assert archive.erase(b"ann", 1_000) == 1
     (left,) = archive.snapshot().paths
     assert read_segment(left)[0].schema.equals(SCHEMA)
-
-
-def test_a_context_that_was_changed_is_damage(tmp_path: Path) -> None:
-    archive = reopened(tmp_path)
-    archive.append(*told(1, [[1234.5]], ["ann"]))
-    (path,) = archive.snapshot().paths
-    table = pq.read_table(path)
-    other = with_contexts(table.drop_columns(CONTEXT.name), np.array([[1234.75]], dtype=np.float32))
-    pq.write_table(other.replace_schema_metadata(table.schema.metadata), path)
-    with pytest.raises(SegmentDamagedError, match="checksum"):
-        read_segment(path)

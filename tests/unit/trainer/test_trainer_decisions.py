@@ -6,15 +6,13 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from featurestore.errors import LeaseLost
-from featurestore.leases import Lease
-from featurestore.ratings.stream import Events, Progress
+from featurestore.ratings.stream import Progress
 from processes.settings import SettingsError
 from trainer.archive.epoch_archive import Snapshot
-from trainer.archive.events import Span, after, make_table
+from trainer.archive.events import Span
 from trainer.consume.rebuild import is_incomplete
 from trainer.gate import Evidence, Policy, judge
 from trainer.leadership import Leadership
@@ -165,44 +163,6 @@ def test_leadership_ends_before_the_lease_does() -> None:
     now = 5.0
     with pytest.raises(LeaseLost):
         leadership.check()
-
-
-async def test_a_loss_is_counted_from_its_own_beginning_not_from_one_that_was_mended() -> None:
-    class Held(Lease):
-        def __init__(self) -> None:
-            self.fence = 1
-
-        async def renew(self) -> None:
-            pass
-
-    now = 0.0
-    leadership = Leadership(Held(), 5.0, 0.0, clock=lambda: now)
-    now = 6.0
-    assert leadership.lost_s == 0.0
-    now = 7.0
-    assert leadership.lost_s == 1.0
-    await leadership.renew()
-    assert leadership.lost_s == 0.0
-    now = 100.0
-    assert leadership.lost_s == 0.0
-    now = 102.0
-    assert leadership.lost_s == 2.0
-
-
-def test_only_what_lies_beyond_the_positions_is_new() -> None:
-    events = Events(
-        partition=np.array([0, 0, 1, 1, 2], dtype=np.int32),
-        stream_ms=np.array([5, 6, 5, 5, 1]),
-        stream_seq=np.array([0, 0, 1, 2, 0]),
-        users=[b"a"],
-        user=np.zeros(5, dtype=np.int64),
-        n=np.arange(5),
-        item_row=np.zeros(5, dtype=np.int64),
-        rating=np.zeros(5),
-        time=np.zeros(5),
-    )
-    new = after(make_table(events, [b"i"]), {0: (5, 0), 1: (5, 1)})
-    assert np.isin(events.n, new["n"]).tolist() == [False, True, False, True, True]
 
 
 def test_archive_that_missed_trimmed_events_is_incomplete() -> None:

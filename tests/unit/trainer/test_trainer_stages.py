@@ -1,10 +1,7 @@
 """The stages of a term one by one: fits that know who was erased meanwhile, retries, what has arrived."""
 
 import asyncio
-import errno
-import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +17,6 @@ from trainer.fit_job.ratings import FitInput, load_ratings
 from trainer.fit_job.result_files import read_result, write_result
 from trainer.refit import Failure, RefitRequests
 from trainer.retry import with_retries
-from trainer.schedule import Rules, Schedule
 
 
 @pytest.fixture
@@ -74,37 +70,6 @@ def test_a_fit_that_cannot_be_searched_for_a_user_goes(tmp_path: Path, data: Fit
     assert result.rows_of([b"u2"]).tolist() == [2]
 
 
-def test_a_fit_that_cannot_be_read_for_a_moment_stays_and_others_are_searched(
-    tmp_path: Path, data: FitInput, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, results = FitFolder(tmp_path), []
-    for generation in (7, 8):
-        folder.begin_fit()
-        leave_fit(folder, data)
-        results.append(folder.adopt(read_result(folder.new), generation))
-    whole, load = folder.erase(b"u0"), np.load
-    assert whole
-
-    for number in (errno.EMFILE, errno.EIO):
-
-        def failing(path: Path, *args: Any, refused: int = number, **options: Any) -> Any:
-            if path.parent == results[0].path:
-                raise OSError(refused, os.strerror(refused))
-            return load(path, *args, **options)
-
-        with monkeypatch.context() as patched:
-            patched.setattr("numpy.load", failing)
-            with pytest.raises(ArchiveFailedError, match="generation-000007"):
-                folder.erase(b"u1")
-            assert folder.read(7) is None
-        assert results[0].rows_of([b"u1"]).tolist() == [1]
-        assert results[1].rows_of([b"u1"]).tolist() == [-1]
-    # Of the other fit it is no longer known what the user had: it is told all the same.
-    items = folder.erase(b"u1")
-    assert items == [0, 1, 2, 3]
-    assert results[0].rows_of([b"u1"]).tolist() == [-1]
-
-
 async def test_a_call_is_repeated_until_store_and_disk_let_it(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = [StoreUnavailable("lost"), ArchiveFailedError("full")]
 
@@ -142,18 +107,3 @@ async def test_all_who_ask_for_a_fit_before_it_begins_share_it() -> None:
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(requests.wait(), 0.01)
     late.cancel()
-
-
-def test_arrivals_are_those_of_one_epoch_since_its_fit() -> None:
-    schedule = Schedule(Rules())
-    schedule.look(10.0, 1, 100, 100)
-    assert (schedule.lately, schedule.first_new_at) == (0, None)
-    schedule.look(11.0, 1, 150, 100)
-    assert (schedule.lately, schedule.first_new_at) == (50, 11.0)
-    schedule.look(12.5, 1, 160, 100)
-    assert (schedule.lately, schedule.first_new_at) == (10, 11.0)
-    schedule.fitted(live=True)
-    schedule.look(12.6, 1, 160, 160)
-    assert (schedule.lately, schedule.first_new_at) == (10, None)
-    schedule.look(12.7, 2, 30, 0)
-    assert (schedule.lately, schedule.first_new_at) == (0, 12.7)
