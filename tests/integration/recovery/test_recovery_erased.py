@@ -62,6 +62,7 @@ async def rated_by(store: Store, user_id: bytes) -> set[bytes]:
 
 async def test_an_older_copy_brings_no_forgotten_user_and_keeps_what_came_after(learned: Learned) -> None:
     settings, copy = learned.settings, copy_of(learned.settings, "copy")
+    lines: list[str] = []
     async with running_trainer(settings), opened(settings.store) as store:
 
         async def restore(source: Path) -> Held:
@@ -69,7 +70,6 @@ async def test_an_older_copy_brings_no_forgotten_user_and_keeps_what_came_after(
             _, lines = await restored(settings, source, request=RestoreRequest(source, live="none"))
             return await held(store)
 
-        lines: list[str] = []
         await store.ratings.forget(b"u3")
         await store.ratings.append([*LATER[:5], rating("u3", "i1", 2.0, 3e9)])
         # No generation that is kept has seen the user: the store does not remember who was forgotten.
@@ -334,27 +334,3 @@ async def test_a_copy_that_lacks_no_event_is_looked_through_for_erased_attribute
             server.start()
             await wait_until_async(gone, "the attributes are gone once more")
         assert await store.redis.get(damaged) == b"\xff"
-
-
-async def test_a_rebuilt_archive_tells_before_from_after(learned: Learned) -> None:
-    settings = learned.settings
-    archive = settings.archive_folder / "epoch-000001"
-    shutil.rmtree(archive)
-    async with running_trainer(settings), opened(settings.store) as store:
-        await store.ratings.append([rating("u1", "i11", 1.0, 3e9)])
-        await until_drained(store)
-        # u3 was in it when it was rebuilt, and is erased since; the next one is rebuilt after that.
-        first = copy_of(settings, "first")
-        await store.ratings.forget(b"u3")
-        await store.ratings.append([rating("u3", "i1", 2.0, 3e9)])
-        await until_drained(store)
-    assert archived(settings)
-    shutil.rmtree(archive)
-    async with running_trainer(settings), opened(settings.store) as store:
-        await store.ratings.append([rating("u1", "i10", 1.0, 3e9)])
-        await until_drained(store)
-        second = copy_of(settings, "second")
-        for source, back in ((first, {}), (second, BACK)):
-            await restored(settings, source, request=RestoreRequest(source, live="none"))
-            now = await now_held(settings)
-            assert without(now, "u1") == without(learned.held, "u1", "u3") | back

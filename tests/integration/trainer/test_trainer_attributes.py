@@ -6,13 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from factors import BASIS
 from featurestore.catalogue.attributes import Values
 from featurestore.catalogue.item import CatalogueItem
 from featurestore.generations.manifest import ATTRIBUTES, USER_ATTRIBUTES
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
-from tests.support.following import following
 from tests.support.serving import serves, serving
 from tests.support.trainers import fitted, running_trainer, trainer_settings
 from tests.support.waiting import wait_until_async
@@ -86,10 +84,10 @@ async def test_items_and_users_without_ratings_are_served_by_their_attributes(
 
         drama, horror = [await told("stranger", f"unrated-{genre}") for genre in ("drama", "horror")]
         assert (drama[1], horror[1], drama[0] > horror[0] + 0.5) == ("attributes", "attributes", True)
-        for user, rests_on in (("stranger", "attributes"), ("u1", "user+attributes")):
-            reply = await client.get(f"/recommend/{user}?n=1000&order=rating")
+        for who, rests_on in (("stranger", "attributes"), ("u1", "user+attributes")):
+            reply = await client.get(f"/recommend/{who}?n=1000&order=rating")
             listed = {each["item_id"]: each["basis"] for each in reply.json["items"]}
-            assert listed["unrated-drama"] == (await told(user, "unrated-drama"))[1] == rests_on
+            assert listed["unrated-drama"] == (await told(who, "unrated-drama"))[1] == rests_on
         # One that comes after the fit, one that changes, one that is rated, and one without attributes.
         await put(store, [item("new-drama", "drama"), item("unrated-horror", "drama")])
         assert await until_served("new-drama", "attributes") == pytest.approx(drama[0], abs=0.3)
@@ -124,52 +122,14 @@ async def test_items_and_users_without_ratings_are_served_by_their_attributes(
         await store.ratings.forget(b"new")
         assert not await store.redis.exists(store.keys.user(1, b"new"))
         await say(store, b"new", {"taste": "sour"})
-        assert await told("new", "i0") == (pytest.approx(ratings["sour"], abs=1e-4), "attributes+item")
+        again, basis = await told("new", "i0")
+        assert again == pytest.approx(ratings["sour"], abs=1e-4)
+        assert basis == "attributes+item"
         # A new history knows who was described before.
         epoch = await store.epochs.begin()
         await store.ratings.append(given(), epoch=epoch)
         await serves(client, await fitted(store, "epoch", epoch))
         assert (await told("new", "i0"))[1] == "attributes+item"
-
-
-async def test_a_fold_in_with_attributes_gives_the_row_of_the_fit(
-    store: Store, settings: TrainerSettings, tmp_path: Path
-) -> None:
-    users = [b"u%d" % user for user in range(USERS)]
-    await store.catalogue.schema.hold("users", {"taste": "text"})
-    for user in range(USERS):
-        await say(store, users[user], {"taste": ("sweet", "sour")[user % 2]})
-    await store.ratings.append(given())
-    async with following(store, tmp_path / "cache") as follower, running_trainer(settings):
-        generation = await fitted(store)
-
-        def is_live() -> bool:
-            return follower.live is not None and follower.live.generation == generation
-
-        await wait_until_async(is_live, "the fit is served")
-        live = follower.live
-        assert live is not None
-        fit = await store.users.lookup(live, users)
-        assert not fit.behind
-        for user in range(USERS):
-            await say(store, users[user], {"taste": ("sweet", "sour")[user % 2]})
-        looked = await store.users.lookup(live, users)
-        assert len(looked.behind) == USERS
-        folded = await store.users.catch_up(live, looked)
-        np.testing.assert_allclose(folded.vectors, fit.vectors, rtol=1e-4, atol=1e-4)
-        # Other attributes move the answers, and what was made of them is kept.
-        await say(store, b"u1", {"taste": "sweet"})
-        moved = await store.users.profile(live, b"u1")
-        one = np.zeros(1, dtype=np.int64)
-        scores = live.scorer.score(moved.vector[None], one, one)
-        assert scores.rating[0] < live.scorer.score(fit.vectors[1:2], one, one).rating[0]
-        assert BASIS[scores.basis[0]] == "user+item"
-
-        async def kept() -> bool:
-            again = await store.users.lookup(live, [b"u1"])
-            return not again.behind and bool((again.vectors[0] == moved.vector).all())
-
-        await wait_until_async(kept, "what was folded in written back")
 
 
 async def test_ratings_are_fitted_without_a_catalogue_that_cannot_be_read(

@@ -126,25 +126,3 @@ async def test_who_rates_just_then_keeps_what_is_new(
         assert not meanwhile
         assert await raters(store) == {first, second}
         await is_clean(store, settings)
-
-
-async def test_a_new_history_is_not_touched(learned: Learned) -> None:
-    """Its ratings came after the call. Where it is given up, the old history is dealt with."""
-    settings = learned.settings
-    async with (
-        running_trainer(settings),
-        opened(settings.store) as store,
-        serving(settings.store) as (client, _),
-    ):
-        epoch = await store.epochs.begin()
-        receipt = await asked(client)
-        await store.epochs.abandon(epoch)
-        await until(client, receipt)
-        assert await raters(store) == set()
-        epoch = await store.epochs.begin()
-        await store.ratings.append(GIVEN, epoch=epoch)
-        receipt = await asked(client)
-        await fitted(store, "epoch", epoch)
-        await until(client, receipt, "failed")
-        assert "replaced" in (await client.get(f"/receipts/{receipt}")).json["detail"]
-        assert await raters(store) == {each.decode() for each in RATERS}

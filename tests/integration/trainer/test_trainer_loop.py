@@ -12,9 +12,6 @@ from typing import Any
 import pytest
 
 from factors import item_statistics
-from featurestore.confirmation import Confirmation
-from featurestore.errors import StoreUnavailable
-from featurestore.generations.catalog import Generations
 from featurestore.generations.served import wait_until_served
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
@@ -265,26 +262,6 @@ async def test_a_rating_off_the_scale_is_not_archived(learned: Learned) -> None:
         assert "is not what was written" in await refuses(learned.settings)
         assert (await store.generations.live()).generation == before.generation
     assert len(archived(learned.settings)) == len(GIVEN)
-
-
-async def test_items_that_no_replica_confirmed_are_pushed_again(
-    learned: Learned, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pushes, push = [0], Generations.push_delta
-
-    async def pushed(*args: Any, **more: Any) -> None:
-        await push(*args, **more)
-        pushes[0] += 1
-
-    async def wait(_: Confirmation, __: object) -> None:
-        if pushes == [1]:
-            raise StoreUnavailable("the store's replicas did not confirm the write in time")
-
-    async with opened(learned.settings.store) as store, running_trainer(learned.settings):
-        monkeypatch.setattr(Generations, "push_delta", pushed)
-        monkeypatch.setattr(Confirmation, "wait", wait)
-        await store.ratings.append([NewRating(b"u1", b"fresh", 5.0, 1e9)])
-        await wait_until_async(lambda: pushes[0] > 1, "the item is pushed again")
 
 
 @pytest.mark.fit_process

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from featurestore.codecs import unpack_records
-from featurestore.errors import EpochGone, StoreUnavailable
-from featurestore.generations.catalog import GenerationMeta, GenerationWriter
+from featurestore.errors import StoreUnavailable
 from featurestore.keys import record_field
 from featurestore.store import Store
 from tests.support.factories import lead, make_items, make_model, rating
@@ -108,27 +107,6 @@ async def test_a_process_writes_the_records_of_many_and_the_trainer_what_that_on
         with pytest.raises(ProcessLookupError):
             os.kill(started[0].pid, 0)
         assert set(policies) == {os.SCHED_IDLE}
-
-
-@pytest.mark.parametrize("how", ["given up", "replaced"])
-async def test_a_history_that_leaves_meanwhile_is_not_damaged(
-    store: Store, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    """Its removal takes the table away that is being read back."""
-    epoch = await store.epochs.begin() if how == "given up" else 1
-    finish = GenerationWriter.finish
-
-    async def leave_and_finish(self: GenerationWriter) -> GenerationMeta:
-        if how == "given up":
-            await store.epochs.abandon(epoch)
-        else:
-            await store.redis.hset(store.keys.live, mapping={"epoch": "2", "generation": "0"})
-            await store.generations.remove_epoch(1)
-        return await finish(self)
-
-    monkeypatch.setattr(GenerationWriter, "finish", leave_and_finish)
-    with pytest.raises(EpochGone, match=f"history of epoch {epoch} was replaced or given up"):
-        await published(store, fitted(10), lambda _: None, epoch)
 
 
 async def test_nothing_is_written_under_a_number_that_was_not_confirmed(

@@ -170,15 +170,3 @@ def test_a_live_fit_is_judged_as_it_answers_with_what_came_since(tmp_path: Path)
     np.testing.assert_array_equal(asked.users, served.users)
     np.testing.assert_array_equal(asked.items[3], served.items[3])
     np.testing.assert_array_equal(asked.items[:3], live.items[:3])
-
-
-def test_a_ranking_head_changes_nothing_of_the_ratings_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    archive = archived(tmp_path / "archive", honest("u", 40, 30, seed=1))
-    assert fit_of(archive, tmp_path / "with").ranking is not None
-    monkeypatch.setattr("trainer.fit_job.job.engine_has_head", lambda *_, **__: False)
-    assert fit_of(archive, tmp_path / "without").ranking is None
-    # So no rating and no interval is another.
-    for name in ("model.bin", "items.npy", "users.npy"):
-        assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
