@@ -145,7 +145,7 @@ def test_a_trainer_that_starts_waits_for_footers_for_as_long_as_one_that_leads(
         assert sorted(archive.directory.iterdir()) == before, "a look changes nothing"
         opened = root.epoch(1)
     assert [damage.path for damage in opened.damaged] == list(victims)
-    assert "could not be read for 0 s" in opened.damaged[0].why
+    assert "could not be read for" in opened.damaged[0].why
     assert opened.has_holes()
     assert not root.unread_s()
     assert [victim.with_name(victim.name + ".damaged").read_bytes() for victim in victims] == contents
