@@ -63,6 +63,14 @@ class Learned:
     held: Held
 
 
+async def learn(settings: TrainerSettings) -> Held:
+    """Let a trainer learn `GIVEN`, and let connections that were closed be gone before the loop is."""
+    held = await archive_ratings(settings)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    return held
+
+
 @pytest.fixture(scope="session")
 def learned_files() -> Iterator[Callable[[ServerKind], tuple[Path, Held]]]:
     """The files of such a store with its archive, made once, and what it holds."""
@@ -74,7 +82,7 @@ def learned_files() -> Iterator[Callable[[ServerKind], tuple[Path, Held]]]:
             folder.mkdir()
             with pytest.MonkeyPatch.context() as patch, running_server(kind, folder) as server:
                 patch.setattr("trainer.fit_job.process.helper", fit_in_thread)
-                held = asyncio.run(archive_ratings(settings_in(folder, server)))
+                held = asyncio.run(learn(settings_in(folder, server)))
                 server.stop()
             return held
 

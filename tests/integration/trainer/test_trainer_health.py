@@ -24,6 +24,7 @@ from trainer.archive.segments import Step, no_step
 from trainer.errors import CannotStartError
 from trainer.health import listener, reporter
 from trainer.health.listener import serving_health
+from trainer.retry import with_retries
 from trainer.settings import Address, TrainerSettings
 
 pytestmark = pytest.mark.usefixtures("quick_rounds")
@@ -94,6 +95,9 @@ async def test_a_leader_one_who_waits_and_one_without_its_store(learned: Learned
 
         await wait_until_async(other, "another server is the store")
         assert (await metrics(leader))[START] == found[START]
+        # It goes on, so that no connection is being made when all of this ends.
+        await with_retries(fitted, store)
+        await until_drained(store)
 
 
 async def test_a_term_that_does_not_end_without_its_lease(learned: Learned) -> None:
