@@ -135,7 +135,7 @@ def test_trash_and_ledger_are_kept_and_lose_who_was_forgotten(address: ObjectAdd
     assert again.trash.erase(b"user-1") == 62
     assert not has_bytes(address, b"user-1")
     again.trash.remove(entries[0])
-    assert [entry.path.name for entry in led(address).trash.entries()] == [entries[1].path.name]
+    assert [entry.path.name for entry in opened(address).trash.entries()] == [entries[1].path.name]
     # A restore beside the trainer puts a ledger there, too.
     (ledger,) = readable_ledgers(located(address, CREDENTIALS))
     put_ledger(located(address, CREDENTIALS), ledger.content)

@@ -185,14 +185,14 @@ async def test_a_store_that_was_put_back_from_an_older_copy(
         await store.ratings.append([rating(*pair, *entry) for pair, entry in since.items()])
         await store.attributes.change(b"again", lambda _: {"city": "New"})
     wanted = without(before, "u3", "u4") | since
+
+    async def ended(store: Store) -> bool:
+        return not await store.redis.hlen(store.keys.erasing)
+
     if way == "adopt":
         async with running_trainer(replace(settings, adopt=True)), opened(settings.store) as store:
-
-            async def ended() -> bool:
-                return not await store.redis.hlen(store.keys.erasing)
-
             await until_drained(store)
-            await wait_until_async(ended, "the erasures have ended")
+            await wait_until_async(lambda: ended(store), "the erasures have ended")
             assert not {b"u3", b"u4"} & {*await store.active.ids(1)}
             assert await held(store) == wanted
             assert {user for user, *_ in archived(settings)} == {user for user, _ in wanted}
@@ -204,6 +204,7 @@ async def test_a_store_that_was_put_back_from_an_older_copy(
     else:
         async with restored_and_led(settings, settings.archive_folder) as (store, _, _):
             assert await held(store) == wanted | BACK | {("u1", "i3"): (3.0, 3e9)}
+            await wait_until_async(lambda: ended(store), "the erasures have ended")
     if way != "emptied":
         async with opened(settings.store) as store:
             now = {user: await store.attributes.get(user) for user in (b"silent", b"again", b"other")}

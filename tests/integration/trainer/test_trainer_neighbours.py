@@ -193,7 +193,12 @@ async def test_without_the_store_they_are_those_of_the_last_reading(
 
         await wait_until_async(whole, "answers are whole again")
         first = before["neighbours"][0]["user_id"]
-        assert (await client.ask("DELETE", f"/users/{first}")).status == 200
+
+        async def forgotten() -> bool:
+            # Each connection finds out by itself that the store is back.
+            return (await client.ask("DELETE", f"/users/{first}")).status == 200
+
+        await wait_until_async(forgotten, "the user is forgotten")
         assert first not in [each["user_id"] for each in (await client.get(path)).json["neighbours"]]
         own_server.kill()
         assert is_problem(await client.get(path), 503, "store_unavailable")
