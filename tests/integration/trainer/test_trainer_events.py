@@ -188,39 +188,6 @@ async def test_lists_similar_items_and_neighbours_follow_the_events(
         await wait_until_async(erased, "the events are gone from the fit")
 
 
-async def test_where_there_are_ratings_they_say_it_unless_events_are_asked_for(
-    store: Store, settings: TrainerSettings
-) -> None:
-    async with stack(store, settings, world()) as client:
-        # One that someone tried out changes nothing.
-        await client.post("/ratings", [{"user_id": "u0", "item_id": "i0", "rating": 4}])
-        await serves(client, await fitted(store))
-        assert (await ask(client, "/popular"))["by"] == "events"
-        rng = np.random.default_rng(1)
-        rows = [
-            {"user_id": f"u{user}", "item_id": f"i{item}", "rating": int(rng.integers(1, 6))}
-            for user in range(USERS)
-            for item in range(5)
-        ]
-        assert (await client.post("/ratings", rows)).status == 200
-        await serves(client, await fitted(store))
-        found = await ask(client, "/popular?n=100")
-        assert "by" not in found
-        assert {each["item_id"] for each in found["items"]} == {f"i{item}" for item in range(5)}
-        by_events = (await ask(client, "/popular?n=100&by=events"))["items"]
-        assert len(by_events) == GROUPS * PER_GROUP + 1
-        # Of an item that has ratings these tell, of another its events.
-        assert {*await names(client, "/similar/i0?n=100")} == {f"i{item}" for item in range(1, 5)}
-        near = [each for each in await names(client, "/similar/i39?n=6") if each != "seen"]
-        assert {group(each) for each in near} == {3}
-        # Ratings are learned from ratings alone.
-        before = await ask(client, "/items/i0")
-        await store.ratings.append_columns(columns([(f"u{user}", "i0", DISLIKE) for user in range(USERS)]))
-        await serves(client, await fitted(store))
-        after = await ask(client, "/items/i0")
-        assert (after["ratings"], after["mean"]) == (before["ratings"], before["mean"])
-
-
 async def test_the_engine_implicit_recommends_by_events_alone(
     store: Store, store_settings: StoreSettings, tmp_path: Path
 ) -> None:

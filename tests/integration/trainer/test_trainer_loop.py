@@ -201,31 +201,6 @@ async def test_a_new_history_that_no_command_asks_for_is_given_up(
         await fitted(store)
 
 
-async def test_a_fit_whose_history_goes_to_the_trash_meanwhile_says_so(
-    store: Store,
-    settings: TrainerSettings,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    fit = fit_in_process
-    async with running_trainer(settings):
-        await until_live(store)
-        epoch = await store.epochs.begin()
-        folder = settings.archive_folder / f"epoch-{epoch:06d}"
-
-        async def leave_and_fit(request: FitRequest, *files: Any, **how: Any) -> FitResult:
-            await store.epochs.abandon(epoch)
-            await wait_until_async(lambda: not folder.exists(), "the history in the trash")
-            return await fit(request, *files, **how)
-
-        monkeypatch.setattr(refit, "fit_in_process", leave_and_fit)
-        await store.ratings.append(GIVEN, epoch=epoch)
-        outcome = await outcome_of(store, await store.commands.ask("epoch", epoch=epoch))
-        assert (outcome.state, outcome.code) == ("failed", "epoch_gone"), outcome
-        # No alert comes of it.
-        assert "fit_failed" not in caplog.text
-
-
 @pytest.mark.parametrize("what", ["lost", "flipped", "older"])
 async def test_an_archive_that_lacks_something_is_made_anew_from_the_histories(
     learned: Learned, tmp_path: Path, what: str

@@ -101,6 +101,7 @@ async def rate_as(store: Store, user: str, world: World, like: int, items: range
     )
 
 
+@pytest.mark.slow
 async def test_they_have_the_same_taste_as_of_the_latest_rating_without_who_was_forgotten(
     settings: TrainerSettings, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

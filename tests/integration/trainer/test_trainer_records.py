@@ -81,7 +81,9 @@ async def check_records(store: Store, result: FitResult, number: int) -> None:
     np.testing.assert_array_equal(vectors, result.users[:-1])
 
 
-@pytest.mark.parametrize("how", ["lives", "is killed", "does not start"])
+@pytest.mark.parametrize(
+    "how", ["lives", pytest.param("is killed", marks=pytest.mark.slow), "does not start"]
+)
 async def test_a_process_writes_the_records_of_many_and_the_trainer_what_that_one_does_not(
     store: Store,
     started: list[record_process.RecordProcess],

@@ -16,7 +16,6 @@ import pytest
 from factors import posterior_of
 from tests.support.event_tables import event_table, free, item_ids, opened
 from tests.support.trainers import started_fit
-from tests.support.waiting import wait_until_async
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import in_registry, spans_of, string_array
 from trainer.archive.item_list import write_items
@@ -212,22 +211,10 @@ async def test_refused_input_is_permanent(tmp_path: Path) -> None:
 
 
 @pytest.mark.fit_process
+@pytest.mark.slow
 async def test_killed_fit_leaves_nothing(tmp_path: Path) -> None:
     archive = archived(tmp_path / "archive", world())
     asked = request(archive, tmp_path / "fit")
     with pytest.raises(FitFailedError, match="signal 9"):
         await fitted(asked, lambda pid: os.kill(pid, signal.SIGKILL))
     assert not (tmp_path / "fit").exists()
-
-
-@pytest.mark.fit_process
-async def test_cancelled_fit_ends_its_process(tmp_path: Path) -> None:
-    archive = archived(tmp_path / "archive", world())
-    pids: list[int] = []
-    task = asyncio.create_task(fitted(request(archive, tmp_path / "fit"), pids.append))
-    await wait_until_async(lambda: bool(pids), "the process of the fit")
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    with pytest.raises(ProcessLookupError):
-        os.kill(pids[0], 0)

@@ -90,14 +90,6 @@ def test_fold_in_is_the_exact_solve_of_the_library() -> None:
         np.testing.assert_allclose(row[item_layout(fit.model).latent], expected, atol=2e-3)
 
 
-@pytest.mark.parametrize("sizes", [(0, 0), (2, 3)])
-def test_nothing_chosen_is_finite(sizes: tuple[int, int]) -> None:
-    empty = Ratings(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0), np.zeros(0))
-    fit = fitted(empty, *sizes)
-    assert (len(fit.users), len(fit.items)) == sizes
-    assert np.isfinite(fit.users).all()
-
-
 def test_model_survives_its_bytes_and_explains_its_scores() -> None:
     ratings, fit = choices(), fitted(choices())
     model = from_bytes(to_bytes(fit.model))

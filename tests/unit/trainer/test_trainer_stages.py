@@ -1,6 +1,5 @@
 """The stages of a term one by one: fits that know who was erased meanwhile, retries, what has arrived."""
 
-import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from trainer.errors import ArchiveFailedError
 from trainer.fit_job.folder import FitFolder
 from trainer.fit_job.ratings import FitInput, load_ratings
 from trainer.fit_job.result_files import read_result, write_result
-from trainer.refit import Failure, RefitRequests
 from trainer.retry import with_retries
 
 
@@ -85,25 +83,3 @@ async def test_a_call_is_repeated_until_store_and_disk_let_it(monkeypatch: pytes
 
     with pytest.raises(LeaseLost):
         await with_retries(lost)
-
-
-async def test_all_who_ask_for_a_fit_before_it_begins_share_it() -> None:
-    requests = RefitRequests()
-    asking = [asyncio.create_task(requests.ask(epoch)) for epoch in (1, 2) for _ in range(5_000)]
-    await requests.wait()
-    await asyncio.sleep(0)
-    assert len(requests) == 2
-    taken = requests.take()
-    late = asyncio.create_task(requests.ask(1))
-    await asyncio.sleep(0)
-    asking.pop(0).cancel()
-    taken[1].set_result(7)
-    taken[2].set_result(Failure("gave_way", "why"))
-    endings = await asyncio.gather(*asking)
-    assert endings == [7] * 4_999 + [Failure("gave_way", "why")] * 5_000
-    # It came after the fit had begun, which may not have learned what this one wants: one of its own.
-    assert not late.done()
-    assert list(requests.take()) == [1]
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(requests.wait(), 0.01)
-    late.cancel()
