@@ -95,8 +95,7 @@ async def test_a_leader_one_who_waits_and_one_without_its_store(learned: Learned
 
 
 async def test_a_term_that_does_not_end_without_its_lease(learned: Learned) -> None:
-    # What a term may take to end is over at once.
-    settings = replace(learned.settings, grace_s=0.0)
+    settings = learned.settings
     hangs, goes_on = threading.Event(), threading.Event()
 
     def step(name: str) -> None:
@@ -106,6 +105,8 @@ async def test_a_term_that_does_not_end_without_its_lease(learned: Learned) -> N
             goes_on.wait()
 
     async with answering(settings, step) as (client, trainer), opened(settings.store) as store:
+        # What a term may take to end is over at once.
+        trainer.term_ends_within_s = 0.0
         try:
             await store.ratings.append(LATER)
             await wait_until_async(hangs.is_set, "a thread hangs")
