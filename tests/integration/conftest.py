@@ -15,6 +15,7 @@ from tests.support.fits import fit_in_thread
 from tests.support.recovering import Held, archive_ratings
 from tests.support.servers import KIND, ServerKind, StoreServer, running_server
 from tests.support.trainers import trainer_settings
+from tests.support.waiting import PATIENCE_S
 from trainer.settings import TrainerSettings
 
 # How often a trainer looks whether there is something to do: what takes a second or more in production.
@@ -45,7 +46,7 @@ def quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 def settings_in(folder: Path, server: StoreServer) -> TrainerSettings:
     """Settings whose lease and calls end by no wait: after a kill its key has to be deleted."""
     at = StoreSettings(url=server.url, namespace="t", partitions=4, timeout_s=10.0)
-    return trainer_settings(at, folder / "archive", lease_ttl_s=30.0)
+    return trainer_settings(at, folder / "archive", lease_ttl_s=30.0, grace_s=PATIENCE_S)
 
 
 @pytest.fixture
