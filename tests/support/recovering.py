@@ -1,5 +1,6 @@
 """What a store holds, and restores to be killed, for tests of recovery."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from processes.blocking import BlockingChild
 from tests.support.factories import low_rank_ratings
 from tests.support.servers import StoreServer
 from tests.support.trainers import fitted, running_trainer, until_drained
+from tests.support.waiting import PATIENCE_S, wait_until_async
 from trainer.settings import TrainerSettings
 
 GIVEN = low_rank_ratings(users=10, items=12)
@@ -91,6 +93,41 @@ async def restored(
     return generation, lines
 
 
+def put_back(server: StoreServer, files: Path) -> None:
+    """Let the store have the files of an older copy."""
+    server.stop()
+    shutil.rmtree(server.folder / "appendonlydir")
+    shutil.copytree(files, server.folder / "appendonlydir")
+    server.start()
+
+
+def copied_files(server: StoreServer, folder: Path) -> Path:
+    """A copy of the files of a store, which goes on."""
+    server.stop()
+    shutil.copytree(server.folder / "appendonlydir", folder)
+    server.start()
+    return folder
+
+
+def trashed(settings: TrainerSettings) -> list[Path]:
+    """The entries in the trash of an archive."""
+    return sorted((settings.archive_folder / "trash").glob("epoch-*Z"))
+
+
+@asynccontextmanager
+async def restored_and_led(
+    settings: TrainerSettings, source: Path
+) -> AsyncIterator[tuple[Store, int | None, list[str]]]:
+    """Restore into a store that is not the archive's, and lead it; what `restored` gives. All ratings are in
+    the store before anything of the archive is moved, and only then a trainer may lead.
+    """
+    restoring = asyncio.create_task(restored(settings, source))
+    await wait_until_async(lambda: trashed(settings) or restoring.done(), "the archive is adopted")
+    async with running_trainer(settings), opened(settings.store) as store:
+        generation, lines = await restoring
+        yield store, generation, lines
+
+
 CHILD = """
 import asyncio, json, os, signal, sys
 from pathlib import Path
@@ -106,7 +143,7 @@ def step(name):
         os.kill(os.getpid(), signal.SIGKILL)
 
 store = StoreSettings(**given["store"])
-settings = trainer_settings(store, Path(given["archive"]), lease_ttl_s=2.0)
+settings = trainer_settings(store, Path(given["archive"]))
 asyncio.run(restored(settings, Path(given["source"]), step=step))
 """
 
@@ -123,7 +160,7 @@ def killed_restore(settings: TrainerSettings, source: Path, step: str) -> int | 
         [sys.executable, "-c", CHILD, json.dumps(given), step], log, environment=dict(os.environ)
     )
     try:
-        return child.wait(60)
+        return child.wait(2 * PATIENCE_S)
     finally:
         if child.code is None:
             child.end(signal.SIGKILL, 10)

@@ -11,16 +11,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from featurestore.commands import CommandKind
+import pytest
+
+from featurestore.commands import CommandKind, Outcome
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from processes.blocking import BlockingChild
 from tests.support.event_tables import free
-from tests.support.waiting import wait_until, wait_until_async
+from tests.support.waiting import PATIENCE_S, wait_until, wait_until_async
 from trainer.app import Trainer
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.segments import Step, no_step, read_segment
 from trainer.archive.storage.address import ObjectAddress
+from trainer.errors import CannotStartError
 from trainer.schedule import Rules
 from trainer.settings import TrainerSettings
 
@@ -49,7 +52,29 @@ async def running_trainer(settings: TrainerSettings, *, step: Step = no_step) ->
         yield trainer
     finally:
         stop.set()
-        await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(task, PATIENCE_S)
+
+
+class Crash(BaseException):
+    """Stands for the end of a process: nothing after it is done."""
+
+
+async def crashed_at(settings: TrainerSettings, step: str) -> None:
+    """Run a trainer in this process until it reaches a step, and end it there."""
+
+    def crash(name: str) -> None:
+        if name == step:
+            raise Crash
+
+    with pytest.raises(Crash):
+        await Trainer(settings, step=crash).run(asyncio.Event())
+
+
+async def refuses(settings: TrainerSettings) -> str:
+    """The line with which a trainer in this process ends because a person must do something first."""
+    with pytest.raises(CannotStartError) as caught:
+        await Trainer(settings).run(asyncio.Event())
+    return str(caught.value)
 
 
 def running_fits(parent: int, module: str = "trainer.fit_job.job") -> list[int]:
@@ -93,26 +118,40 @@ async def until_drained(store: Store, epoch: int = 1) -> None:
 
 async def fitted(store: Store, kind: CommandKind = "refit", epoch: int = 1) -> int:
     """Ask for a fit; return the number of the generation that it published."""
-    command = await store.commands.ask(kind, epoch=epoch)
-    # A fit takes seconds, and a minute and more of a machine that is busy.
-    outcome = await store.commands.wait(command, 100)
-    assert outcome is not None
+    outcome = await outcome_of(store, await store.commands.ask(kind, epoch=epoch))
     assert outcome.state == "done", outcome
     assert outcome.generation is not None
     return outcome.generation
 
 
-def archived(settings: TrainerSettings, epoch: int = 1) -> list[Archived]:
-    """(user, n, item, rating) of every archived event of an epoch, in the order of the log.
+async def outcome_of(store: Store, command: str) -> Outcome:
+    """What came of a command."""
+    # A fit takes seconds, and a minute and more of a machine that is busy.
+    outcome = await store.commands.wait(command, 100)
+    assert outcome is not None
+    return outcome
+
+
+async def erased(store: Store, user_id: bytes, epoch: int = 1) -> None:
+    """Forget a user as a service does, and wait until nothing has the user any more."""
+    at_ms = (await store.ratings.forget(user_id)).at_ms
+    outcome = await outcome_of(
+        store, await store.commands.ask("erase", epoch=epoch, user=user_id, at_ms=at_ms)
+    )
+    assert outcome.state == "done", outcome
+
+
+def archived(settings: TrainerSettings, epoch: int = 1, *, path: Path | None = None) -> list[Archived]:
+    """(user, n, item, rating) of every archived event of an epoch, or of a folder, in the order of the log.
 
     Reads the files, even if a trainer holds the archive; leaves them as they are.
     """
-    folder = settings.archive_folder / f"epoch-{epoch:06d}"
+    folder = path or settings.archive_folder / f"epoch-{epoch:06d}"
     names = _uncovered(folder)
     found: list[Archived] = []
-    for path in names:
-        table, _ = read_segment(path)
-        columns = [table[name].to_pylist() for name in ("user_id", "n", "item_id", "rating")]
+    for name in names:
+        table, _ = read_segment(name)
+        columns = [table[each].to_pylist() for each in ("user_id", "n", "item_id", "rating")]
         found.extend(zip(*columns, strict=True))
     return found
 
@@ -191,7 +230,7 @@ async def refused(settings: TrainerSettings, *flags: str) -> str:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(PATIENCE_S):
             _, output = await process.communicate()
     finally:
         if process.returncode is None:

@@ -1,6 +1,6 @@
-"""Events of types other than ratings come back, each as what it was."""
+"""Events of types other than ratings and contexts of ratings are verified, and come back as they were."""
 
-import asyncio
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,22 +9,30 @@ import numpy as np
 import pytest
 
 from featurestore.ratings.batches import Columns
+from featurestore.ratings.context_schema import ContextField, ContextSchema
 from featurestore.ratings.event_types import DEFAULT_TYPES, EventType, NewType, replaced
+from featurestore.ratings.log import NewRating
 from featurestore.store import Store
 from foldin.recovery.backing_up import back_up
 from foldin.recovery.errors import RecoveryRefusedError
 from foldin.recovery.restoring import RestoreRequest
 from foldin.recovery.verifying import verify
-from tests.support.recovering import GIVEN, empty, live_history, opened, restored
-from tests.support.servers import StoreServer
+from tests.integration.conftest import Learned
+from tests.support.recovering import empty, held, live_history, opened, restored
 from tests.support.trainers import fitted, running_trainer, until_drained
-from trainer.archive.type_names import NAME, read_types
-from trainer.settings import TrainerSettings
+from trainer.archive import context_fields, type_names
 
-SHARE = 8
+SHARE = EventType("share", 8, "positive")
 # Views beyond the scale, one of an item that was rated, one of an item that has no rating; one taken back.
-EVENTS = [(1, "i1", 30.0), (SHARE, "i1", 1.0), (1, "seen-only", -4.0), (4, "i2", 1.0), (4, "i2", np.nan)]
-KEPT = [(1, "i1", 30.0), (SHARE, "i1", 1.0), (1, "seen-only", -4.0)]
+EVENTS = [(1, "i1", 30.0), (8, "i1", 1.0), (1, "seen-only", -4.0), (4, "i2", 1.0), (4, "i2", np.nan)]
+KEPT = [(1, "i1", 30.0), (8, "i1", 1.0), (1, "seen-only", -4.0)]
+FIELDS = ContextSchema((ContextField("hour", "number"), ContextField("device", "category", ("phone", "tv"))))
+WANTED = {"told-a": {"hour": 14, "device": "tv"}, "told-b": {"device": "phone"}, "told-c": {}}
+pytestmark = pytest.mark.usefixtures("quick_rounds")
+
+
+def told(item: str, *context: float) -> NewRating:
+    return NewRating(b"u1", item.encode(), 3.0, 5.0, np.array(context, dtype=np.float32))
 
 
 async def send(store: Store) -> None:
@@ -39,72 +47,91 @@ async def send(store: Store) -> None:
     await store.ratings.append_columns(columns)
     wanted = [NewType(each.name, each.meaning) for each in DEFAULT_TYPES]
     await store.event_types.change(lambda before: replaced(before, [*wanted, NewType("share", "positive")]))
+    await store.contexts.change(lambda before: before.merged(FIELDS))
+    await store.ratings.append([told("told-a", 14, 1), told("told-b", math.nan, 0), told("told-c", 3)])
+    await store.ratings.append([NewRating(b"u1", b"told-c", 3.0, 5.0)])
 
 
-async def events_of(store: Store) -> tuple[list[tuple[int, str, float]], int]:
-    """The events of the user in the live history, and how many ratings there are beside them."""
+async def events_of(store: Store) -> list[tuple[int, str, float]]:
+    """The events of the user in the live history."""
     history, registry = await live_history(store, b"u1")
     feedback = history.feedback
     names = [registry.id(row) for row in feedback.item_row.tolist()]
-    return list(zip(feedback.type_code.tolist(), names, feedback.value.tolist(), strict=True)), len(history)
+    return list(zip(feedback.type_code.tolist(), names, feedback.value.tolist(), strict=True))
 
 
-@pytest.mark.parametrize("kept", ["backup", "archive"])
-async def test_events_are_verified_and_restored(
-    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path, kept: str
+async def contexts_of(store: Store) -> dict[str, dict[str, float | str]]:
+    """What was told with the ratings of the user, by item."""
+    history, registry = await live_history(store, b"u1")
+    schema, names = await store.contexts.fresh(), [registry.id(row) for row in history.item_row.tolist()]
+    assert history.context is not None
+    found = dict(zip(names, map(schema.named, history.context), strict=True))
+    return {item: context for item, context in found.items() if item in WANTED or context}
+
+
+async def test_they_are_verified_and_restored_from_backup_and_archive(
+    learned: Learned, tmp_path: Path
 ) -> None:
-    backup = tmp_path / "backup"
-    async with opened(settings.store) as store, running_trainer(settings):
-        await store.ratings.append(GIVEN)
-        await send(store)
-        await fitted(store)
-        await until_drained(store)
-        before = await events_of(store)
-        assert before[0] == KEPT
-        assert (await verify(store, settings, print)).differences == ()
-        await back_up(store, settings, backup, print)
-        archive = settings.archive_folder / "epoch-000001"
-        assert read_types(archive)[-1] == EventType("share", SHARE, "positive")
-        # As one that has lost all but its segments and lists.
-        shutil.copytree(archive, tmp_path / "copy")
-    source = {"backup": backup, "archive": tmp_path / "copy"}[kept]
-    empty(own_server)
-    async with running_trainer(replace(settings, archive_dir=tmp_path / "new")):
-        generation, _ = await asyncio.wait_for(restored(settings, source), 60)
-        assert generation
-        async with opened(settings.store) as store:
-            assert await events_of(store) == before
-            assert (await store.event_types.current())[-1] == EventType("share", SHARE, "positive")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("damage", ["torn", "missing"])
-async def test_events_that_nothing_names_are_not_restored(
-    own_server: StoreServer, settings: TrainerSettings, tmp_path: Path, damage: str
-) -> None:
+    settings, backup, copy = learned.settings, tmp_path / "backup", tmp_path / "copy"
+    archive = settings.archive_folder / "epoch-000001"
     async with opened(settings.store) as store:
         async with running_trainer(settings):
-            await store.ratings.append(GIVEN)
             await send(store)
             await fitted(store)
             await until_drained(store)
-            ratings = (await events_of(store))[1]
-        folder = settings.archive_folder / "epoch-000001"
-        source = tmp_path / "copy"
-        shutil.copytree(folder, source)
-        for file in (folder / NAME, source / NAME):
-            file.unlink() if damage == "missing" else file.write_text(file.read_text()[:40])
-        # The store knows them still, and the next trainer writes them again.
+            assert await events_of(store) == KEPT
+            assert await contexts_of(store) == WANTED
+            assert (await verify(store, settings, print)).differences == ()
+            await back_up(store, settings, backup, print)
+            # Other bytes than were archived.
+            key = store.keys.user_contexts(1, b"u1")
+            data = await store.redis.get(key)
+            assert isinstance(data, bytes)
+            await store.redis.set(key, data.replace(np.float32(14).tobytes(), np.float32(15).tobytes()))
+            (line,) = (await verify(store, settings, print)).differences
+            assert line == "user u1, item told-a: has another rating, time or context in the archive"
+            await store.redis.set(key, data)
+        # As one that has lost all but its segments and lists.
+        shutil.copytree(archive, copy)
+        # An archive that was lost is rebuilt with all of it, and with the names.
+        shutil.rmtree(archive)
         async with running_trainer(settings):
             await fitted(store)
-        assert read_types(folder)[-1] == EventType("share", SHARE, "positive")
-    empty(own_server)
-    async with running_trainer(replace(settings, archive_dir=tmp_path / "new")):
-        with pytest.raises(RecoveryRefusedError, match=NAME if damage == "torn" else f"types {SHARE} are"):
-            await restored(settings, source)
-        request = RestoreRequest(source, skip_damaged=True)
-        await asyncio.wait_for(restored(settings, source, request=request), 60)
-        async with opened(settings.store) as store:
-            named = [event for event in KEPT if event[0] != SHARE]
-            assert await events_of(store) == (named, ratings)
-            assert await store.event_types.current() == DEFAULT_TYPES
+            assert (await verify(store, settings, print)).differences == ()
+        assert type_names.read_types(archive)[-1] == SHARE
+        assert context_fields.read_fields(archive) == FIELDS
+    for source in (backup, copy):
+        empty(learned.server)
+        with_new = replace(settings, archive_dir=tmp_path / f"new-{source.name}")
+        async with running_trainer(with_new), opened(settings.store) as store:
+            # This store has given places and codes to others already.
+            other = ContextField("device", "category", ("tv",))
+            await store.contexts.change(lambda _: ContextSchema((ContextField("mood", "number"), other)))  # noqa: B023
+            await restored(with_new, source)
+            assert await events_of(store) == KEPT
+            assert (await store.event_types.current())[-1] == SHARE
+            assert await contexts_of(store) == WANTED
+            ratings = len(await held(store))
+    # What nothing names, or means something else here, is refused.
+    empty(learned.server)
+    with_new = replace(settings, archive_dir=tmp_path / "new")
+    async with running_trainer(with_new), opened(settings.store) as store:
+        await store.contexts.change(lambda _: ContextSchema((ContextField("hour", "category"),)))
+        with pytest.raises(RecoveryRefusedError, match="hour"):
+            await restored(with_new, copy)
+        await store.contexts.change(lambda _: FIELDS)
+        names = copy / type_names.NAME
+        whole = names.read_text()
+        names.write_text(whole[:40])
+        with pytest.raises(RecoveryRefusedError, match=names.name):
+            await restored(with_new, copy)
+        names.unlink()
+        with pytest.raises(RecoveryRefusedError, match="types 8 are"):
+            await restored(with_new, copy)
+        await restored(with_new, copy, request=RestoreRequest(copy, skip_damaged=True))
+        assert await events_of(store) == [event for event in KEPT if event[0] != SHARE.code]
+        assert len(await held(store)) == ratings
+        names.write_text(whole)
+        (copy / context_fields.NAME).unlink()
+        with pytest.raises(RecoveryRefusedError, match="does not say what the contexts"):
+            await restored(with_new, copy)

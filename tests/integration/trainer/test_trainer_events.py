@@ -1,7 +1,11 @@
-"""Events of types other than ratings in a running stack: learned by the ranking head, and by nothing else."""
+"""A running stack that knows events alone, and no rating: each list answers by the events. The ranking head
+learns them, and nothing else does.
+"""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,155 +13,204 @@ import pytest
 from featurestore.ratings.batches import Columns
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.serving import Client, serves, serving
+from tests.support.serving import Client, is_problem, serves, serving
 from tests.support.trainers import fitted, running_trainer, trainer_settings
 from tests.support.waiting import wait_until_async
 from trainer.settings import TrainerSettings
 
-PURCHASE, DISLIKE = 4, 6
-GROUPS, PER_GROUP, USERS = 4, 10, 60
+VIEW, PURCHASE, DISLIKE, IMPRESSION = 1, 4, 6, 7
+GROUPS, PER_GROUP, USERS, EACH = 4, 10, 60, 7
+NOW = 1.7e9
+TYPES = (
+    *(("view", "positive", 0.25), ("purchase", "positive", 1.0)),
+    *(("dislike", "negative", 1.0), ("impression", "shown", 1.0)),
+)
+pytestmark = pytest.mark.usefixtures("quick_rounds")
 
 
 @pytest.fixture
 def settings(store_settings: StoreSettings, tmp_path: Path) -> TrainerSettings:
-    return trainer_settings(store_settings, tmp_path / "archive")
+    return trainer_settings(store_settings, tmp_path / "archive", lease_ttl_s=30.0)
 
 
-@pytest.fixture
-async def client(store_settings: StoreSettings) -> AsyncIterator[Client]:
-    async with serving(store_settings) as (client, _):
+def bought() -> list[tuple[int, int]]:
+    """User and item: each buys seven of one of four groups."""
+    rng = np.random.default_rng(4)
+    return [
+        (user, user % GROUPS * PER_GROUP + item)
+        for user in range(USERS)
+        for item in rng.permutation(PER_GROUP)[:EACH].tolist()
+    ]
+
+
+def columns(events: list[tuple[str, str, int]]) -> Columns:
+    users, items, codes = zip(*events, strict=True)
+    times = NOW + np.arange(len(events), dtype=np.float64)
+    return Columns(
+        [user.encode() for user in users],
+        [item.encode() for item in items],
+        *(np.ones(len(events)), times, np.array(codes, dtype=np.uint8)),
+    )
+
+
+def purchases() -> list[tuple[str, str, int]]:
+    return [(f"u{user}", f"i{item}", PURCHASE) for user, item in bought()]
+
+
+def world() -> Columns:
+    """Purchases; an item that all dislike, one that was shown to all, and one that half of them looked at."""
+    events = purchases()
+    for user in range(USERS):
+        events += [(f"u{user}", "bad", DISLIKE), (f"u{user}", "shown", IMPRESSION)]
+        events += [(f"u{user}", "seen", VIEW)] * (user < USERS // 2)
+    return columns(events)
+
+
+@asynccontextmanager
+async def stack(store: Store, settings: TrainerSettings, given: Columns) -> AsyncIterator[Client]:
+    await store.ratings.append_columns(given)
+    async with running_trainer(settings), serving(settings.store, erase_wait_s=0.0) as (client, _):
+        await serves(client, await fitted(store))
         yield client
 
 
-def purchases(users: range, code: int = PURCHASE) -> Columns:
-    """Users who purchase most of one group of items."""
-    rng = np.random.default_rng(4)
-    pairs = [
-        (b"u%d" % user, b"i%d" % (user % GROUPS * PER_GROUP + item))
-        for user in users
-        for item in rng.permutation(PER_GROUP)[:7].tolist()
-    ]
-    size = len(pairs)
-    times, codes = 1e9 + np.arange(size, dtype=np.float64), np.full(size, code, dtype=np.uint8)
-    return Columns([user for user, _ in pairs], [item for _, item in pairs], np.ones(size), times, codes)
+async def ask(client: Client, path: str) -> dict[str, Any]:
+    reply = await client.get(path)
+    assert reply.status == 200, reply.text
+    found: dict[str, Any] = reply.json
+    return found
 
 
-async def best(client: Client, user: str) -> list[str]:
-    return [each["item_id"] for each in (await client.get(f"/recommend/{user}?n=3")).json["items"]]
+async def names(client: Client, path: str) -> list[str]:
+    return [each["item_id"] for each in (await ask(client, path))["items"]]
 
 
-async def test_a_store_of_events_alone_recommends(
-    store: Store, settings: TrainerSettings, client: Client
+async def buy(client: Client, users: list[str], items: list[str]) -> None:
+    events = [{"user_id": user, "item_id": item, "type": "purchase"} for user in users for item in items]
+    assert (await client.post("/events", events)).status == 200
+
+
+def group(item_id: str) -> int:
+    return int(item_id[1:]) // PER_GROUP
+
+
+async def test_the_most_popular_have_the_most_positive_events_by_weight(
+    store: Store, settings: TrainerSettings
 ) -> None:
-    await store.ratings.append_columns(purchases(range(USERS)))
-    async with running_trainer(settings):
+    types = [{"name": name, "meaning": meaning, "weight": weight} for name, meaning, weight in TYPES]
+    await store.event_types.known()
+    async with serving(settings.store) as (client, _):
+        assert (await client.ask("PUT", "/event-types", json={"types": types})).status == 200
+    async with stack(store, settings, world()) as client:
+        buyers = {item: sum(other == item for _, other in bought()) for _, item in bought()}
+        found = await ask(client, "/popular?n=100")
+        listed = {each["item_id"]: each for each in found["items"]}
+        assert found["by"] == "events"
+        expected = {f"i{item}": (float(count), count) for item, count in buyers.items()}
+        expected["seen"] = (0.25 * (USERS // 2), USERS // 2)
+        assert {name: (each["score"], each["positives"]) for name, each in listed.items()} == expected
+        assert all((each["ratings"], each["mean"]) == (0, None) for each in listed.values())
+        # By rating there is nothing, as was asked.
+        assert await names(client, "/popular?by=rating") == []
+        assert is_problem(await client.get("/popular?by=clicks"), 400, "invalid_parameter")
+        # What comes in counts soon, once for each user; what is taken back does not.
+        for _ in range(2):
+            await buy(client, [f"n{user}" for user in range(40)], ["fresh"])
+
+        async def fresh(score: int) -> bool:
+            best, rising = [
+                (await ask(client, f"/{path}?n=1"))["items"][0] for path in ("popular", "trending")
+            ]
+            return (best["item_id"], best["score"], rising["item_id"]) == ("fresh", float(score), "fresh")
+
+        await wait_until_async(lambda: fresh(40), "what is bought now is the most popular, and trending")
+        assert (await client.ask("DELETE", "/events/n0/fresh/purchase")).status == 200
+        assert (await client.ask("DELETE", "/users/n1")).status == 200
+        await wait_until_async(
+            lambda: fresh(38), "what was taken back, and who was forgotten, counts no more"
+        )
+        # A refit says the same.
         await serves(client, await fitted(store))
+        assert (await ask(client, "/popular?n=1"))["items"][0]["score"] == 38.0
+
+
+async def test_lists_similar_items_and_neighbours_follow_the_events(
+    store: Store, settings: TrainerSettings
+) -> None:
+    async with stack(store, settings, columns(purchases())) as client:
         # Of one who purchased seven of a group the other three are what comes next.
         for user in range(GROUPS):
-            shown = await best(client, f"u{user}")
-            assert {int(item[1:]) // PER_GROUP for item in shown} == {user}
-        # One who came after the fit, from the next answer on.
-        new = purchases(range(USERS, USERS + 1))
-        events = [
-            {"user_id": "new", "item_id": item.decode(), "type": "purchase"} for item in new.item_id[:4]
-        ]
-        assert (await client.post("/events", events)).status == 200
-        shown = await best(client, "new")
-        assert {int(item[1:]) // PER_GROUP for item in shown} == {USERS % GROUPS}
-        found = (await client.get(f"/explain/new/{shown[0]}")).json
-        relevance = found["relevance"]
-        assert {part["item_id"] for part in relevance["parts"]} == {each["item_id"] for each in events}
+            assert {group(item) for item in await names(client, f"/recommend/u{user}?n=3")} == {user}
+        for item in range(0, GROUPS * PER_GROUP, PER_GROUP - 1):
+            found = (await ask(client, f"/similar/i{item}?n={PER_GROUP - 1}"))["items"]
+            assert {group(each["item_id"]) for each in found} == {item // PER_GROUP}
+            scores = [each["score"] for each in found]
+            assert scores == sorted(scores, reverse=True)
+        near = (await ask(client, "/neighbours/u1?n=14"))["neighbours"]
+        assert {int(each["user_id"][1:]) % GROUPS for each in near} == {1}
+        assert {(each["ratings"], each["events"]) for each in near} == {(0, EACH)}
+        # One who came after the fit, from the next answer on: half of group 0, and two of group 1.
+        bought_now = [f"i{item}" for item in (0, 1, 2, 3, 4, 10, 11)]
+        await buy(client, ["both"], bought_now)
+        lists = {}
+        for trade_off in (1.0, 0.3):
+            reply = await client.post("/recommend/both", {"n": 4, "diversity": {"lambda": trade_off}})
+            lists[trade_off] = [group(each["item_id"]) for each in reply.json["items"]]
+        assert lists[1.0] == [0, 0, 0, 0]
+        # The second item is of the other group.
+        assert lists[0.3][:2] == [0, 1]
+        relevance = (await ask(client, "/explain/both/i5"))["relevance"]
+        assert {part["item_id"] for part in relevance["parts"]} == {*bought_now}
         total = relevance["base"] + sum(part["contribution"] for part in relevance["parts"])
         assert total == pytest.approx(relevance["value"], rel=1e-5)
-        assert found["parts"] == []
-        rated = (await client.get("/predict?user_id=new&item_id=i0")).json
-        assert rated["rating"] == 3.0
+        assert (await ask(client, "/predict?user_id=both&item_id=i0"))["rating"] == 3.0
+        gone = (await ask(client, "/neighbours/both?n=5"))["neighbours"][0]["user_id"]
+        assert (await client.ask("DELETE", f"/users/{gone}")).status == 200
+        left = (await ask(client, "/neighbours/both?n=100"))["neighbours"]
+        assert gone not in {each["user_id"] for each in left}
+        # An item that came after the fit is like those that are bought with it, and in lists of its group.
+        await buy(client, [f"u{user}" for user in range(4, USERS - 8, GROUPS)], ["fresh"])
+
+        async def has_joined() -> bool:
+            reply = await client.get("/similar/fresh?n=5")
+            near = [each["item_id"] for each in reply.json.get("items", [])]
+            # The three that the user has not bought, and this one.
+            shown = await names(client, f"/recommend/u{USERS - 4}?n=4")
+            return len(near) == 5 and {group(each) for each in near} == {0} and "fresh" in shown
+
+        await wait_until_async(has_joined, "the new item is like those of its group")
+
+        # Who is erased leaves no event in the files of the fit.
+        def erased() -> bool:
+            found = [np.load(path) for path in settings.archive_folder.glob("*/fits/*/event_values.npy")]
+            return bool(found) and all(np.isnan(each).sum() == EACH for each in found)
+
+        await wait_until_async(erased, "the events are gone from the fit")
 
 
 async def test_the_engine_implicit_recommends_by_events_alone(
-    store: Store, store_settings: StoreSettings, tmp_path: Path, client: Client
+    store: Store, store_settings: StoreSettings, tmp_path: Path
 ) -> None:
-    settings = trainer_settings(store_settings, tmp_path / "archive", engine="implicit")
-    await store.ratings.append_columns(purchases(range(USERS)))
-    async with running_trainer(settings):
-        await serves(client, await fitted(store))
+    settings = trainer_settings(store_settings, tmp_path / "archive", engine="implicit", lease_ttl_s=30.0)
+    async with stack(store, settings, columns(purchases())) as client:
         for user in range(GROUPS):
-            assert {int(item[1:]) // PER_GROUP for item in await best(client, f"u{user}")} == {user}
+            assert {group(item) for item in await names(client, f"/recommend/u{user}?n=3")} == {user}
         # Each way of asking: a draw, and by rating, of which there is none.
         for more in ("explore=thompson&seed=1", "order=rating"):
-            reply = await client.get(f"/recommend/u0?n=3&{more}")
-            assert (reply.status, len(reply.json["items"])) == (200, 3)
-        events = [{"user_id": "new", "item_id": f"i{row}", "type": "purchase"} for row in range(4)]
-        buyers = ["new", *(f"u{user}" for user in range(0, USERS - 8, GROUPS))]
-        events += [{"user_id": user, "item_id": "fresh", "type": "purchase"} for user in buyers]
-        assert (await client.post("/events", events)).status == 200
-        shown = await best(client, "new")
-        assert {int(item[1:]) // PER_GROUP for item in shown} == {0}
-
-        async def is_shown() -> bool:
-            return "fresh" in await best(client, f"u{USERS - 4}")
-
-        await wait_until_async(is_shown, "the new item is in lists of its group")
-        why = (await client.get(f"/explain/new/{shown[0]}")).json
-        total = why["relevance"]["base"] + sum(part["contribution"] for part in why["relevance"]["parts"])
-        assert total == pytest.approx(why["relevance"]["value"], rel=1e-5)
-        # A refit, from the head before.
-        await serves(client, await fitted(store))
-        assert {int(item[1:]) // PER_GROUP for item in await best(client, "u1")} == {1}
-
-
-async def test_an_item_that_came_after_the_fit_joins_by_its_events(
-    store: Store, settings: TrainerSettings, client: Client
-) -> None:
-    await store.ratings.append_columns(purchases(range(USERS)))
-    async with running_trainer(settings):
-        await serves(client, await fitted(store))
+            assert len(await names(client, f"/recommend/u0?n=3&{more}")) == 3
         buyers = [f"u{user}" for user in range(0, USERS - 8, GROUPS)]
-        events = [{"user_id": user, "item_id": "fresh", "type": "purchase"} for user in buyers]
-        assert (await client.post("/events", events)).status == 200
+        await buy(client, ["new"], [f"i{row}" for row in range(4)])
+        await buy(client, ["new", *buyers], ["fresh"])
+        assert {group(item) for item in await names(client, "/recommend/new?n=3")} == {0}
 
         async def is_shown() -> bool:
-            # To one who purchased of the same group, and not this item.
-            return "fresh" in await best(client, f"u{USERS - 4}")
+            return "fresh" in await names(client, f"/recommend/u{USERS - 4}?n=4")
 
         await wait_until_async(is_shown, "the new item is in lists of its group")
-        assert "fresh" not in await best(client, f"u{USERS - 3}")
-
-
-async def test_a_user_who_is_erased_leaves_no_event(
-    store: Store, settings: TrainerSettings, client: Client
-) -> None:
-    await store.ratings.append_columns(purchases(range(USERS)))
-    async with running_trainer(settings):
-        outcome = await fitted(store)
-        await serves(client, outcome)
-        assert (await client.ask("DELETE", "/users/u0")).status == 200
-        files = settings.archive_folder / "epoch-000001" / "fits"
-
-        def erased() -> bool:
-            found = sorted(files.glob("*/event_values.npy"))
-            return bool(found) and all(np.isnan(np.load(path)).sum() == 7 for path in found)
-
-        await wait_until_async(erased, "the events are gone from the fit")
-        assert (await client.get("/users/u0/events")).status == 404
-        again = await fitted(store)
-        assert again > outcome
-
-
-@pytest.mark.slow
-async def test_ratings_are_learned_from_ratings_alone(
-    store: Store, settings: TrainerSettings, client: Client
-) -> None:
-    columns = purchases(range(USERS), code=0)
-    rng = np.random.default_rng(1)
-    ratings = Columns(
-        columns.user_id, columns.item_id, rng.integers(1, 6, len(columns)).astype(np.float64), columns.time
-    )
-    await store.ratings.append_columns(ratings)
-    async with running_trainer(settings):
-        await fitted(store)
-        before = (await client.get("/items/i0")).json
-        await store.ratings.append_columns(purchases(range(USERS), code=DISLIKE))
-        await serves(client, await fitted(store))
-        after = (await client.get("/items/i0")).json
-        assert (after["ratings"], after["mean"]) == (before["ratings"], before["mean"])
+        # A refit, from the head before, and with ratings.
+        rows = [{"user_id": user, "item_id": "i0", "rating": 5} for user in buyers]
+        assert (await client.post("/ratings", rows)).status == 200
+        generation = await fitted(store)
+        await serves(client, generation)
+        assert (await store.generations.meta(1, generation)).summary.engine == "implicit"
+        assert {group(item) for item in await names(client, "/recommend/u1?n=3")} == {1}

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +11,16 @@ import pytest
 from factors import Float64s
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
-from featurestore.users import active
-from service.neighbours import nearest
 from tests.support.factories import rating
 from tests.support.recovering import opened
 from tests.support.servers import StoreServer
-from tests.support.serving import Client, is_problem, serves, serving
+from tests.support.serving import Client, Reply, is_problem, serves, serving
 from tests.support.trainers import fitted, running_trainer
 from tests.support.waiting import wait_until_async
 from trainer.settings import TrainerSettings
 
 USERS, ITEMS, RATED = 60, 100, 50
+pytestmark = pytest.mark.usefixtures("quick_rounds")
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,8 @@ async def stack(settings: TrainerSettings, world: World) -> AsyncIterator[tuple[
     async with (
         running_trainer(settings),
         opened(settings.store) as store,
-        serving(settings.store) as (client, _),
-        serving(settings.store) as (other, _),
+        serving(settings.store, erase_wait_s=0.0) as (client, _),
+        serving(settings.store, erase_wait_s=0.0) as (other, _),
     ):
         await store.ratings.append(world.ratings)
         generation = await fitted(store)
@@ -75,11 +73,13 @@ async def stack(settings: TrainerSettings, world: World) -> AsyncIterator[tuple[
 
 async def near(client: Client, user: str, more: str = "") -> list[int]:
     """The numbers of a user's neighbours, with all that was rated."""
-    reply = await client.get(f"/neighbours/{user}{more}")
-    while reply.status == 200 and reply.json.get("degraded"):
+
+    async def whole() -> Reply | None:
+        found = await client.get(f"/neighbours/{user}{more}")
         # A worker on busy cores, that has not heard of the store for seconds, says so.
-        await asyncio.sleep(0.2)
-        reply = await client.get(f"/neighbours/{user}{more}")
+        return None if found.status == 200 and found.json.get("degraded") else found
+
+    reply = await wait_until_async(whole, "an answer that is whole")
     assert reply.status == 200, reply.text
     similarity = [each["similarity"] for each in reply.json["neighbours"]]
     assert similarity == sorted(similarity, reverse=True)
@@ -89,35 +89,7 @@ async def near(client: Client, user: str, more: str = "") -> list[int]:
 
 @pytest.fixture
 def settings(settings: TrainerSettings) -> TrainerSettings:
-    return replace(settings, store=replace(settings.store, scale="0.5:5:0.5", timeout_s=5.0))
-
-
-@pytest.mark.slow
-async def test_they_have_the_same_true_taste(settings: TrainerSettings, world: World) -> None:
-    async with stack(settings, world) as (_, client, _other):
-        found, best, others = [], [], []
-        for user in range(USERS):
-            rows = await near(client, f"u{user}", "?n=5")
-            assert user not in rows
-            assert len(rows) == 5
-            others_of = np.delete(world.like[user], user)
-            found.append(world.like[user, rows].mean())
-            best.append(np.sort(others_of)[-5:].mean())
-            others.append(others_of.mean())
-        # The five that are found are nearly as alike as the five that are most alike in truth.
-        assert np.mean(found) > np.mean(others) + 0.95 * (np.mean(best) - np.mean(others))
-        # Tastes along the weak axis are hard to tell; strangers are found for none.
-        assert np.min(found) > 0.5
-        reply = (await client.get("/neighbours/u0?n=100")).json
-        assert reply["among"] == USERS - 1
-        assert {each["ratings"] for each in reply["neighbours"]} == {RATED}
-        # Of those that are not near there is none in a list, however long.
-        assert 0 < len(reply["neighbours"]) < USERS - 1
-        strict = [
-            each["similarity"]
-            for each in (await client.get("/neighbours/u0?n=100&least=0.9")).json["neighbours"]
-        ]
-        assert strict == [each["similarity"] for each in reply["neighbours"] if each["similarity"] >= 0.9]
+    return replace(settings, store=replace(settings.store, scale="0.5:5:0.5"))
 
 
 async def rate_as(store: Store, user: str, world: World, like: int, items: range) -> None:
@@ -130,32 +102,55 @@ async def rate_as(store: Store, user: str, world: World, like: int, items: range
 
 
 @pytest.mark.slow
-async def test_a_rating_counts_in_the_next_answer(settings: TrainerSettings, world: World) -> None:
-    """Of the user who asks, and of those who are found; on another worker; of a user who is new."""
-    one, opposite = 0, int(np.argmin(world.like[0]))
+async def test_they_have_the_same_taste_as_of_the_latest_rating_without_who_was_forgotten(
+    settings: TrainerSettings, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with stack(settings, world) as (store, client, other):
+        found, best, others = [], [], []
+        for user in range(0, USERS, 4):
+            rows = await near(client, f"u{user}", "?n=5")
+            assert user not in rows
+            assert len(rows) == 5
+            others_of = np.delete(world.like[user], user)
+            found.append(world.like[user, rows].mean())
+            best.append(np.sort(others_of)[-5:].mean())
+            others.append(others_of.mean())
+        # The five that are found are nearly as alike as the five that are most alike in truth.
+        assert np.mean(found) > np.mean(others) + 0.95 * (np.mean(best) - np.mean(others))
+        assert np.min(found) > 0.5
+        reply = (await client.get("/neighbours/u0?n=100")).json
+        assert reply["among"] == USERS - 1
+        assert {each["ratings"] for each in reply["neighbours"]} == {RATED}
+        # Of those that are not near there is none in a list, however long.
+        similarity = [each["similarity"] for each in reply["neighbours"]]
+        assert 0 < len(similarity) < USERS - 1
+        strict = (await client.get("/neighbours/u0?n=100&least=0.9")).json["neighbours"]
+        assert [each["similarity"] for each in strict] == [each for each in similarity if each >= 0.9]
+        for wrong in ("n=0", "n=101", "least=-0.1", "least=nan"):
+            assert is_problem(await client.get(f"/neighbours/u0?{wrong}"), 400, "invalid_parameter")
+        # A rating counts in the next answer, on each worker: of a user who is new, or changes.
         assert is_problem(await client.get("/neighbours/new"), 404, "unknown_user")
-        await near(other, "u1")
-        await rate_as(store, "new", world, one, range(30))
-        for each in (client, other):
-            assert world.like[one, await near(each, "new", "?n=5")].mean() > 0.9
-        await rate_as(store, "new", world, opposite, range(60))
-        for each in (client, other):
-            assert world.like[opposite, await near(each, "new", "?n=5")].mean() > 0.9
+        opposite = int(np.argmin(world.like[0]))
+        for like, items in ((0, range(30)), (opposite, range(60))):
+            await rate_as(store, "new", world, like, items)
+            for each in (client, other):
+                assert world.like[like, await near(each, "new", "?n=5")].mean() > 0.9
         # One who was near turns away.
         first = (await near(other, "new", "?n=1"))[0]
         await rate_as(store, f"u{first}", world, int(np.argmin(world.like[first])), range(ITEMS))
         for each in (client, other):
             assert first not in await near(each, "new", "?n=20")
-
-
-@pytest.mark.slow
-async def test_who_was_forgotten_is_gone_at_once(settings: TrainerSettings, world: World) -> None:
-    async with stack(settings, world) as (store, client, other):
+        # One whose history is damaged keeps no other from an answer.
         first = (await near(client, "u0", "?n=1"))[0]
-        assert (await near(other, "u0", "?n=1"))[0] == first
+        await store.redis.hincrby(store.keys.user(1, b"u%d" % first), "n", 1)
+        await store.redis.set(store.keys.history(1, b"u%d" % first), b"x" * 20)
+        for each in (client, other):
+            rows = await near(each, "u0", "?n=100")
+            assert first not in rows
+            assert len(rows) > 5
+        # Who was forgotten is gone at once, and no one brings the id back who had read it before.
+        first = rows[0]
         name = b"u%d" % first
-        assert name in await store.active.ids(1)
         receipt = (await client.ask("DELETE", f"/users/u{first}")).json["receipt"]
         for each in (client, other):
             assert first not in await near(each, "u0", "?n=100")
@@ -165,92 +160,22 @@ async def test_who_was_forgotten_is_gone_at_once(settings: TrainerSettings, worl
             return bool((await client.get(f"/receipts/{receipt}")).json["archive"] == "erased")
 
         await wait_until_async(erased, "the receipt says erased")
-        assert name not in await store.active.ids(1)
-        # No one brings the id back who had read it before.
         await store.active.replace(1, [name, b"u0", b"u1"])
-        assert sorted(await store.active.ids(1)) == sorted({b"u0", b"u1"})
-        # One who comes back has no history of before.
-        await store.ratings.append([rating(f"u{first}", "i0", 5.0)])
-        assert (await client.get(f"/neighbours/u{first}")).status == 200
-
-
-@pytest.mark.slow
-async def test_the_most_active_are_looked_among(
-    settings: TrainerSettings, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trainer.publication.publish.MOST_ACTIVE", 10)
-    busy = [rating(f"u{user}", f"j{item}", 3.0) for user in range(10, 20) for item in range(3)]
-    more = World([*world.ratings, *busy], world.like, world.scores)
-    async with stack(settings, more) as (store, client, _):
-        assert sorted(await store.active.ids(1)) == [b"u%d" % user for user in range(10, 20)]
-        reply = (await client.get("/neighbours/u0?n=100")).json
-        assert reply["among"] == 10
-        assert {int(each["user_id"][1:]) for each in reply["neighbours"]} <= set(range(10, 20))
-        assert (await client.get("/neighbours/u10")).json["among"] == 9
-
-
-@pytest.mark.slow
-async def test_one_damaged_user_keeps_no_other_from_an_answer(
-    settings: TrainerSettings, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with stack(settings, world) as (store, client, other):
-        first = (await near(client, "u0", "?n=1"))[0]
-        user = b"u%d" % first
-        # Behind, with a history that is none.
-        await store.redis.hincrby(store.keys.user(1, user), "n", 1)
-        await store.redis.set(store.keys.history(1, user), b"x" * 20)
-        for each in (client, other):
-            rows = await near(each, "u0", "?n=100")
-            assert first not in rows
-            assert len(rows) > 5
-
-
-@pytest.mark.slow
-async def test_a_table_is_let_go_and_read_again(
-    settings: TrainerSettings, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(nearest, "_KEPT_S", 0.2)
-    reads = asked = 0
-    ids, look = active.ActiveUsers.ids, nearest.Nearest.near
-
-    async def near_counted(self: nearest.Nearest, *args: Any, **options: Any) -> Any:
-        nonlocal asked
-        asked += 1
-        return await look(self, *args, **options)
-
-    async def counted(self: active.ActiveUsers, epoch: int) -> list[bytes]:
-        nonlocal reads
-        reads += 1
-        # However long they take to come in.
-        await wait_until_async(lambda: asked >= 20, "all have asked")
-        return await ids(self, epoch)
-
-    async with stack(settings, world) as (store, client, _):
-        monkeypatch.setattr(active.ActiveUsers, "ids", counted)
-        monkeypatch.setattr(nearest.Nearest, "near", near_counted)
-        # Callers of one moment share one.
-        await asyncio.gather(*[near(client, f"u{user}") for user in range(20)])
-        assert reads == 1
-        await asyncio.sleep(0.4)
-        await near(client, "u0")
-        assert reads == 2
-        for value in ("0", "101", "x"):
-            assert is_problem(await client.get(f"/neighbours/u0?n={value}"), 400, "invalid_parameter")
-        for value in ("-0.1", "1.1", "nan"):
-            assert is_problem(await client.get(f"/neighbours/u0?least={value}"), 400, "invalid_parameter")
-        await store.redis.delete(*[store.keys.active(1, p) for p in range(store.keys.partitions)])
-        await asyncio.sleep(0.4)
-        reply = (await client.get("/neighbours/u0")).json
-        assert (reply["neighbours"], reply["among"]) == ([], 0)
-        assert "next one" in reply["reason"]
+        assert sorted(await store.active.ids(1)) == [b"u0", b"u1"]
+        # Among the most active alone, where there are more.
+        monkeypatch.setattr("trainer.publication.publish.MOST_ACTIVE", 10)
+        busy = [rating(f"u{user}", f"j{item}", 3.0) for user in range(40, 50) for item in range(3)]
+        await store.ratings.append(busy)
+        generation = await fitted(store)
+        await serves(client, generation)
+        assert len(await store.active.ids(1)) == 10
+        assert (await client.get("/neighbours/u0?n=100")).json["among"] == 10
 
 
 async def test_without_the_store_they_are_those_of_the_last_reading(
-    own_server: StoreServer, settings: TrainerSettings, world: World, monkeypatch: pytest.MonkeyPatch
+    own_server: StoreServer, settings: TrainerSettings, world: World
 ) -> None:
     """For users of whom there is a copy; not once a user was forgotten, who may be among them."""
-    # A table is let go while the store answers, and held while it is away.
-    monkeypatch.setattr(nearest, "_KEPT_S", 1.0)
     path = "/neighbours/u0?n=5"
     async with stack(settings, world) as (_, client, other):
         before = (await client.get(path)).json
@@ -260,8 +185,6 @@ async def test_without_the_store_they_are_those_of_the_last_reading(
         assert (degraded.status, degraded.json) == (200, {**before, "degraded": True})
         # Once for each answer.
         assert "\nfoldin_degraded_total 1.0\n" in (await client.get("/metrics")).text
-        await asyncio.sleep(1.1)
-        assert (await client.get(path)).json == degraded.json
         assert is_problem(await client.get("/neighbours/stranger"), 503, "store_unavailable")
         assert is_problem(await other.get(path), 503, "store_unavailable")
         await asyncio.to_thread(own_server.start)
@@ -271,7 +194,12 @@ async def test_without_the_store_they_are_those_of_the_last_reading(
 
         await wait_until_async(whole, "answers are whole again")
         first = before["neighbours"][0]["user_id"]
-        assert (await client.ask("DELETE", f"/users/{first}")).status == 200
+
+        async def forgotten() -> bool:
+            # Each connection finds out by itself that the store is back.
+            return (await client.ask("DELETE", f"/users/{first}")).status == 200
+
+        await wait_until_async(forgotten, "the user is forgotten")
         assert first not in [each["user_id"] for each in (await client.get(path)).json["neighbours"]]
         own_server.kill()
         assert is_problem(await client.get(path), 503, "store_unavailable")

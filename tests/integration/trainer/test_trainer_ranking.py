@@ -1,14 +1,17 @@
-"""The ranking head in a running stack: published with a fit, loaded by services, kept up to date."""
+"""The ranking head and the indices of a running stack: published with a fit, loaded by services, kept up to
+date.
+"""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from factors import Float32s, Index, RankingHead
+from factors import Float32s, Index, Model, RankingHead
+from factors.model.layout import item_layout
 from featurestore.codecs import pack_histories
 from featurestore.generations.follower import Follower
-from featurestore.generations.served import wait_until_served
+from featurestore.generations.live import LiveGeneration
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -18,12 +21,13 @@ from tests.support.waiting import wait_until_async
 from trainer.publication import publish as publisher
 from trainer.settings import TrainerSettings
 
-GROUPS, PER_GROUP, USERS = 4, 10, 60
+GROUPS, PER_GROUP, USERS, LISTS = 4, 10, 60, 8
+pytestmark = pytest.mark.usefixtures("quick_rounds")
 
 
 @pytest.fixture
 def settings(store_settings: StoreSettings, tmp_path: Path) -> TrainerSettings:
-    return trainer_settings(store_settings, tmp_path / "archive")
+    return trainer_settings(store_settings, tmp_path / "archive", lease_ttl_s=30.0)
 
 
 def given() -> list[NewRating]:
@@ -38,6 +42,15 @@ def given() -> list[NewRating]:
     ]
 
 
+async def served(follower: Follower, generation: int) -> LiveGeneration:
+    def is_live() -> bool:
+        return follower.live is not None and follower.live.generation == generation
+
+    await wait_until_async(is_live, "the fit is served")
+    assert follower.live is not None
+    return follower.live
+
+
 def head_of(follower: Follower) -> RankingHead:
     assert follower.live is not None
     assert follower.live.ranking is not None
@@ -47,28 +60,28 @@ def head_of(follower: Follower) -> RankingHead:
 async def test_a_fit_is_published_with_a_head_that_new_items_join(
     store: Store, settings: TrainerSettings, tmp_path: Path
 ) -> None:
+    async def joined(item: bytes) -> int:
+        async def known() -> bool:
+            row = store.items(1).row(item)
+            items = head_of(follower).items
+            return row is not None and row < len(items) and bool(items[row].any())
+
+        await wait_until_async(known, f"{item!r} in the head of the service")
+        row = store.items(1).row(item)
+        assert row is not None
+        return row
+
     async with following(store, tmp_path / "cache") as follower:
         async with running_trainer(settings):
             await store.ratings.append(given())
             generation = await fitted(store)
-            assert await wait_until_served(store.generations, 1, generation, 30, here=follower)
-            rank = head_of(follower).parameters.rank
+            await served(follower, generation)
             # Chosen by users of group 0: two who were in the fit, and two who were not.
             raters = [b"u0", b"u4", b"x1", b"x2"]
             others = [NewRating(user, b"i%d" % row, 4.0, 2e9) for user in raters[2:] for row in range(4)]
             await store.ratings.append(others)
             await store.ratings.append([NewRating(user, b"fresh", 4.0, 2e9 + 9) for user in raters])
-
-            async def known() -> bool:
-                row = store.items(1).row(b"fresh")
-                items = head_of(follower).items
-                return row is not None and row < len(items) and bool(items[row].any())
-
-            await wait_until_async(known, "the new item in the head of the service")
-            row = store.items(1).row(b"fresh")
-            assert row is not None
-            factors = head_of(follower).items[row]
-            assert factors.shape == (rank,)
+            row = await joined(b"fresh")
             # Relevant to those of its group who have not chosen it, not to those of another.
             relevance = {}
             for user in (b"u8", b"u1"):
@@ -78,45 +91,34 @@ async def test_a_fit_is_published_with_a_head_that_new_items_join(
             assert relevance[b"u8"] > relevance[b"u1"] + 0.1
         # A trainer that starts folds in again what came after the fit, from the archive.
         async with running_trainer(settings):
-            later = [NewRating(user, b"later", 4.0, 2e9 + 20) for user in (b"u0", b"x1")]
-            await store.ratings.append(later)
-
-            async def known_later() -> bool:
-                row = store.items(1).row(b"later")
-                items = head_of(follower).items
-                return row is not None and row < len(items) and bool(items[row].any())
-
-            await wait_until_async(known_later, "the next item in the head of the service")
+            await store.ratings.append([NewRating(user, b"later", 4.0, 2e9 + 20) for user in (b"u0", b"x1")])
+            await joined(b"later")
             assert follower.live is not None
             assert follower.live.generation == generation
 
 
-def small_index(points: Float32s, users: Float32s, rng: np.random.Generator) -> Index:
+def small_index(model: Model, items: Float32s, users: Float32s, rng: np.random.Generator) -> Index:
     """An index of any catalogue, however small."""
-    return Index(points[:4].copy(), (np.arange(len(points)) % 4).astype(np.uint16), 4, 0.98)
+    centres = np.ascontiguousarray(items[:LISTS, item_layout(model).mean])
+    return Index(centres, (np.arange(len(items)) % LISTS).astype(np.uint16), 1, 0.97)
 
 
-async def test_the_index_of_a_head_is_published_with_its_recall(
+async def test_an_index_is_published_with_its_recall_and_used(
     store: Store, settings: TrainerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publisher, "index_of", small_index)
+    monkeypatch.setattr(publisher, "build_index", small_index)
+    rated = [
+        NewRating(b"u%d" % user, b"i%d" % item, float(1 + (user * item) % 5), 1e9)
+        for user in range(12)
+        for item in range(20)
+    ]
     async with following(store, tmp_path / "cache") as follower, running_trainer(settings):
-        await store.ratings.append(given())
-        generation = await fitted(store)
-        assert await wait_until_served(store.generations, 1, generation, 30, here=follower)
-        assert follower.live is not None
-        assert follower.live.meta.summary.metrics["ranking_index_recall_at_10"] == 0.98
-        assert set(follower.live.meta.blobs) >= {"ranking", "ranking_index"}
-
-
-async def test_an_engine_without_a_head_publishes_none(
-    store: Store, store_settings: StoreSettings, tmp_path: Path
-) -> None:
-    settings = trainer_settings(store_settings, tmp_path / "archive", engine="implicit")
-    async with following(store, tmp_path / "cache") as follower, running_trainer(settings):
-        await store.ratings.append(given())
-        generation = await fitted(store)
-        assert await wait_until_served(store.generations, 1, generation, 30, here=follower)
-        assert follower.live is not None
-        assert follower.live.ranking is None
-        assert not {"ranking", "ranking_index"} & set(follower.live.meta.blobs)
+        await store.ratings.append(rated)
+        live = await served(follower, await fitted(store))
+        assert live.meta.summary.metrics["index_recall_at_10"] == 0.97
+        assert live.ranker.multiplications(1) == pytest.approx(2 / LISTS * live.ranker.multiplications())
+        profile = await store.users.profile(live, b"u3")
+        known = profile.history.item_row[:5]
+        (found,) = live.ranker.top(profile.vector[None], 2, [known])
+        assert len(found.item_rows) == 2
+        assert not np.intersect1d(found.item_rows, known).size

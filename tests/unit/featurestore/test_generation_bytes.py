@@ -57,7 +57,7 @@ def test_a_generation_of_a_newer_format_is_refused() -> None:
         lambda: decode_summary(msgspec.json.encode(summary), b"generations"),
         lambda: decode_meta(newer, b"meta"),
     ):
-        with pytest.raises(GenerationBroken, match="format 2, this version reads up to 1: use the version"):
+        with pytest.raises(GenerationBroken, match="format 2, this version reads 1: use the version"):
             read()
 
 

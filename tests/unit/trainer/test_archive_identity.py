@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from featurestore.ratings.stream import Progress
-from tests.support.event_tables import event_table, free
-from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import Position, spans_of
+from trainer.archive.events import Position
 from trainer.archive.identity import (
     UNREADABLE,
     ArchiveState,
@@ -18,10 +16,8 @@ from trainer.archive.identity import (
     StreamState,
     compare,
     read_identity,
-    to_look_up,
     write_identity,
 )
-from trainer.archive.root import ArchiveRoot
 from trainer.errors import ArchiveRefusedError, CannotStartError
 
 OURS, OTHER = "a" * 32, "b" * 32
@@ -57,11 +53,9 @@ def emptied(identity: str = OURS) -> StoreState:
     ("name", "archived", "stored"),
     [
         ("level", archive(), store()),
-        ("not acknowledged yet", archive(), store(done=200, found=END)),
         ("events wait", archive(), store((6_000, 400), found=(6_000, 320))),
         ("behind: another trainer led", archive((4_000, 200)), store(done=300)),
         ("nothing archived, new store", ArchiveState(OURS, {1: {}}), emptied()),
-        ("no rating was ever archived, other store", ArchiveState(OTHER, {1: {}}), emptied()),
         ("new folder", ArchiveState(None, {}), store()),
         ("replaced epoch on its way to the trash", archive(), store(epoch=2, last_epoch=2)),
         ("without an identity", archive(identity=None), store((6_000, 310), 300)),
@@ -80,18 +74,10 @@ def test_archive_of_the_store(name: str, archived: ArchiveState, stored: StoreSt
         (archive(), store(identity=OTHER), "another store"),
         (archive(epoch=3), store(last_epoch=2), "epoch 3, and the store has begun no more than 2"),
         (archive(), emptied(), "goes on to event 300, the store ends at 0"),
-        (
-            archive(partition=1),
-            replace(store(), partitions=4),
-            "partition 1 of epoch 1: the archive goes on to event 300",
-        ),
         (archive(), store((4_900, 290), 290), "goes on to event 300, the store ends at 290"),
         # It lost its tail and gave the same numbers again, later.
         (archive(), store((7_000, 300), 290), "event 300 of the archive"),
         (archive(), store((7_000, 310), 290, found=(6_000, 305)), "event 300 of the archive"),
-        (archive(), store((7_000, 310), 290), "event 300 of the archive"),
-        (archive(), store((4_000, 310), 305), "event 300 of the archive"),
-        (archive(identity=None), emptied(), "goes on to event 300"),
         (archive(identity=None), store(done=900, last=(9_000, 900)), "has archived 900 events elsewhere"),
         (archive(identity=None, epoch=2), store(epoch=4, last_epoch=4), "uses none of its epochs"),
     ],
@@ -103,13 +89,6 @@ def test_archive_that_is_not_the_stores_says_why(
     assert found is not None
     assert why in found
     assert "\n" not in found
-
-
-def test_only_entries_that_may_still_be_there_are_asked_for() -> None:
-    ends = {0: END, 1: (10, 5), 2: (0, 0)}
-    progress = {0: Progress(END, 300), 1: Progress((10, 5), 4)}
-    assert to_look_up(ends, progress) == {1: (10, 5)}
-    assert to_look_up({7: (3, 1)}, {}) == {7: (3, 1)}
 
 
 def test_identity_is_kept_and_a_newer_file_refused_untouched(tmp_path: Path) -> None:
@@ -128,20 +107,3 @@ def test_identity_is_kept_and_a_newer_file_refused_untouched(tmp_path: Path) -> 
         read_identity(tmp_path)
     assert isinstance(caught.value, CannotStartError)
     assert file.read_text() == newer
-
-
-def test_state_of_an_archive_is_read_without_a_change(tmp_path: Path) -> None:
-    archived = EpochArchive(tmp_path / "epoch-000002", 2, guard=free)
-    table = event_table(["u", "v"], [1, 1], [0, 1], [3.0, 4.0], stream_ms=[7, 9], partition=3)
-    archived.append(table, spans_of(table))
-    archived.append(table, spans_of(table))
-    (torn,) = archived.snapshot().paths[1:]
-    torn.write_bytes(torn.read_bytes()[:100])
-    (tmp_path / "epoch-000002" / "0000000003-0000000003.r0.parquet.tmp").write_bytes(b"half")
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    root = ArchiveRoot(tmp_path, guard=free)
-    assert root.state() == ArchiveState(None, {2: {3: (9, 0)}})
-    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert {path: at for path, at in after.items() if path != tmp_path} == {
-        path: at for path, at in before.items() if path != tmp_path
-    }

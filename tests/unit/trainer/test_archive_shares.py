@@ -29,12 +29,3 @@ def test_mounts(mounts: str, told: str | None) -> None:
     assert (found is None) == (told is None)
     assert told is None or told in str(found)
     assert problem_in(mounts, "/mnt/shared") is None
-
-
-def test_the_mount_that_is_nearest_counts() -> None:
-    inner = "91 90 0:51 / /mnt/share/fast rw - ext4 /dev/sdb1 rw"
-    mounts = mounted("nfs4", "hard") + inner
-    assert problem_in(mounts, "/mnt/share/fast/archive") is None
-    assert problem_in(mounts, "/mnt/share/archive") is not None
-    spaced = mounted("nfs4", "hard", r"/mnt/my\040share")
-    assert "/mnt/my share is mounted" in str(problem_in(spaced, "/mnt/my share/archive"))

@@ -5,20 +5,17 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from factors import FitDiverged, Int64s, Ratings, item_statistics, posterior_of
-from factors.inference.compiled.backend import LoopBackend
+from factors import Int64s, Ratings, item_statistics, posterior_of
 from tests.support.event_tables import event_table, free, item_ids, opened
 from trainer import gate
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import spans_of, string_array
 from trainer.archive.item_list import write_items
-from trainer.engines.base import compared
 from trainer.fit_job import trial
 from trainer.fit_job.job import FitRequest, run_fit
 from trainer.fit_job.ratings import FitInput, load_ratings
@@ -115,15 +112,6 @@ def test_a_fit_that_is_worse_on_what_comes_is_refused(
 
 
 @pytest.mark.slow
-def test_held_to_a_part_of_its_own_ratings_it_would_look_better_and_go_live(
-    poisoned: tuple[FitResult, FitResult, FitResult],
-) -> None:
-    _, _, own = poisoned
-    assert own.metrics["live_ratio"] < 1.0
-    assert gate.refusal(own, N_ITEMS, Policy()) is None
-
-
-@pytest.mark.slow
 def test_a_fit_that_learned_more_of_the_same_goes_live(tmp_path: Path) -> None:
     first, more, few = (honest(f"u{k}-", users, 15, seed=k) for k, users in ((1, 150), (2, 60), (3, 6)))
     live = fit_of(archived(tmp_path / "archive", first), tmp_path / "live")
@@ -136,34 +124,6 @@ def test_a_fit_that_learned_more_of_the_same_goes_live(tmp_path: Path) -> None:
     again = fit_of(archive, tmp_path / "again", fit.path)
     assert again.metrics["newest"] == 0.0, "45 of 90 are too few"
     assert again.metrics["unseen"] == 162.0
-
-
-@pytest.mark.parametrize(("more", "goes_on"), [(2, True), (40, False)])
-def test_after_a_few_new_ratings_a_fit_of_many_only_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: int, goes_on: bool
-) -> None:
-    monkeypatch.setattr("factors.training.fit._MANY_TO_SETTLE", 1_000)
-    first, new = honest("u", 150, 15, seed=1), honest("new", more, 15, seed=2)
-    live = fit_of(archived(tmp_path / "archive", first), tmp_path / "live")
-    fit = fit_of(archived(tmp_path / "archive", new, before=first), tmp_path / "fit", live.path)
-    assert live.metrics["sweeps"] > 1
-    assert (fit.metrics["sweeps"] == 1) is goes_on
-    assert gate.refusal(fit, N_ITEMS, Policy()) is None
-    # It has learned all of them.
-    assert item_statistics(fit.items).count.sum() == len(first) + len(new)
-
-
-def test_after_many_were_taken_back_a_fit_settles_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("factors.training.fit._MANY_TO_SETTLE", 1_000)
-    first = honest("u", 150, 15, seed=1)
-    live = fit_of(archived(tmp_path / "archive", first), tmp_path / "live")
-    taken_back = [(user, item, math.nan) for user, item, _ in first[1_800:]]
-    archive = archived(tmp_path / "archive", taken_back, before=first)
-    fit = fit_of(archive, tmp_path / "fit", live.path)
-    assert fit.n_ratings == 1_800
-    assert fit.metrics["sweeps"] > 2
 
 
 def test_the_newest_are_not_learned_yet_and_of_no_account_more_than_its_share() -> None:
@@ -210,66 +170,3 @@ def test_a_live_fit_is_judged_as_it_answers_with_what_came_since(tmp_path: Path)
     np.testing.assert_array_equal(asked.users, served.users)
     np.testing.assert_array_equal(asked.items[3], served.items[3])
     np.testing.assert_array_equal(asked.items[:3], live.items[:3])
-
-
-@pytest.mark.timeout(600)  # compiling takes 20 s, and several times that on a machine that does other things
-@pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed (extra `fast`)")
-def test_a_live_fit_of_many_ratings_is_folded_in_by_loops_as_by_numpy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rated = honest("u", 60, 15, seed=1)
-    early = [each for each in rated if each[1] != 7 and each[0] != "u3"]
-    live = fit_of(archived(tmp_path, early), tmp_path / "live")
-    late = [each for each in rated if each[1] == 7 or each[0] == "u3"]
-    segments = opened(archived(tmp_path, late, before=early))
-    data = load_ratings(segments, item_ids(N_ITEMS), live.user_id_array(), np.asarray(live.user_n))
-    is_new = np.isin(np.arange(len(rated)), data.unlearned)
-    by_numpy = as_served(live, data, data.ratings, is_new)
-    monkeypatch.setattr("factors.inference.compiled.backend.MANY_RATINGS", 1)
-    # Several parts, in which rows of the fit and new ones meet.
-    monkeypatch.setattr(LoopBackend, "at_once", 200)
-    by_loops = as_served(live, data, data.ratings, is_new, threads=2)
-    np.testing.assert_allclose(by_loops.users, by_numpy.users, rtol=1e-3, atol=1e-4)
-    posterior = posterior_of(live.model)
-    found, expected = (posterior.item_codec.decode(each.items) for each in (by_loops, by_numpy))
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-
-
-def test_a_ratio_of_losses_is_known_as_well_as_its_spread_over_fresh_users_says() -> None:
-    rng = np.random.default_rng(1)
-    user = np.repeat(np.arange(100, dtype=np.int32), 5)
-    level = rng.gamma(2.0, 1.0, size=(2_000, 100))[:, user]
-    own, other = (level * rng.gamma(4.0, scale, (2_000, 100))[:, user] for scale in (0.2, 0.25))
-    found = [compared(*pair, user) for pair in zip(own, other, strict=True)]
-    ratios = np.log([each["live_ratio"] for each in found])
-    assert np.mean([each["live_ratio_error"] for each in found]) == pytest.approx(ratios.std(), rel=0.1)
-    nothing, users = np.zeros(5), np.arange(5, dtype=np.int32)
-    assert compared(nothing, nothing, users) == {
-        "live_ratio": 1.0,
-        "live_ratio_error": 0.0,
-    }
-
-
-def test_ratings_are_fitted_though_the_ranking_head_cannot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def failing(*_: object, **__: object) -> None:
-        raise FitDiverged("a ranking head that is not finite")
-
-    monkeypatch.setattr("trainer.fit_job.ranking.fit_ranking", failing)
-    result = fit_of(archived(tmp_path / "archive", honest("u", 20, 12, seed=1)), tmp_path / "fit")
-    assert len(result.users) == 20
-    assert result.ranking is None
-    assert "ranking_fit_failed" in caplog.text
-
-
-def test_a_ranking_head_changes_nothing_of_the_ratings_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    archive = archived(tmp_path / "archive", honest("u", 40, 30, seed=1))
-    assert fit_of(archive, tmp_path / "with").ranking is not None
-    monkeypatch.setattr("trainer.fit_job.job.engine_has_head", lambda *_, **__: False)
-    assert fit_of(archive, tmp_path / "without").ranking is None
-    # So no rating and no interval is another.
-    for name in ("model.bin", "items.npy", "users.npy"):
-        assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()

@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer.archive.identity import IDENTITY_FILE
 from trainer.archive.storage.host_fits import HostFits
 from trainer.errors import CannotStartError
 from trainer.fit_job.folder import FitFolder
-from trainer.settings import TrainerSettings
 
 RATINGS = Path("epoch-000001") / "0000000001-0000000001.r0.parquet"
 
@@ -27,11 +25,8 @@ def left(folder: Path) -> set[str]:
     [
         # The folder that it had before the archive went to an object store.
         (["archive/ns/identity.json", f"archive/ns/{RATINGS}"], "archive/ns"),
-        ([f"archive/ns/{RATINGS}"], "archive/ns"),
-        (["archive/ns/identity.json"], "archive/ns.fits"),
         (["archive/ns/identity.json"], "ns.fits"),
         ([f"backup/{RATINGS}"], "backup/more/ns.fits"),
-        (["x/ns.fits/notes.txt"], "x/ns.fits"),
         (["x/ns.fits/epoch-000001/fits/generation-000001/fit.json"], "x/ns.fits"),
         (["x/ns.fits/foldin-fits", "x/ns.fits/export.parquet"], "x/ns.fits"),
     ],
@@ -50,23 +45,6 @@ def taken(folder: Path, own: str, before: str) -> HostFits:
     fits.look()
     fits.take(own, before, ["epoch-000001"])
     return fits
-
-
-def test_what_is_put_among_the_fits_stays(tmp_path: Path) -> None:
-    fits = taken(tmp_path / "ns.fits", "1.a", "")
-    put(fits.of_epoch("1.a", "epoch-000001") / "fits" / "new" / "fit.json")
-    put(fits.of_epoch("1.a", "epoch-000001") / "notes.txt")
-    outside = tmp_path / "elsewhere" / "fits"
-    put(outside / "fit.json")
-    (fits.folder / "term-1.a" / "epoch-000002").symlink_to(outside.parent)
-    (fits.folder / "term-1.b").symlink_to(outside)
-    put(fits.folder / "archive" / RATINGS)
-    fits.discard("1.a", "epoch-000001")
-    kept = {"foldin-fits", f"archive/{RATINGS}"}
-    assert left(fits.folder) == {*kept, "term-1.a/epoch-000001/notes.txt"}
-    taken(fits.folder, "9.z", "8.another")
-    assert left(fits.folder) == {*kept, "term-1.a.gone/epoch-000001/notes.txt"}
-    assert left(outside) == {"fit.json"}
 
 
 def test_trainer_that_was_replaced_reaches_no_fit_of_its_successor(tmp_path: Path) -> None:
@@ -98,22 +76,3 @@ def test_trainer_frozen_as_it_takes_the_fits_leaves_those_of_its_successor(tmp_p
     put(taken(folder, "3.c", "2.b").of_epoch("3.c", "epoch-000001") / "fits" / "fit.json")
     frozen.take("2.b", "1.a", [])
     assert left(folder) == {"foldin-fits", "term-3.c/epoch-000001/fits/fit.json"}
-
-
-def test_fits_may_be_on_the_volume_of_archives(tmp_path: Path) -> None:
-    put(tmp_path / "archive" / "ns" / RATINGS)
-    put(tmp_path / "archive" / "ns" / IDENTITY_FILE)
-    HostFits(tmp_path / "archive" / "fits" / "ns.fits").probe()
-    assert left(tmp_path / "archive" / "fits") == {"ns.fits/foldin-fits"}
-
-
-def test_no_archive_has_the_name_of_the_fits(tmp_path: Path) -> None:
-    settings = TrainerSettings.load((), {"FOLDIN_FITS_DIR": "data/archive"})
-    assert settings.fits_folder != settings.archive_folder
-    assert settings.fits_folder.name == "foldin.fits"
-
-
-def test_place_of_the_archive_is_named(tmp_path: Path) -> None:
-    put(tmp_path / IDENTITY_FILE)
-    with pytest.raises(CannotStartError, match=str(tmp_path)):
-        HostFits(tmp_path / "fits").prepare()

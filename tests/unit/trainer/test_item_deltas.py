@@ -1,11 +1,8 @@
 """Items folded in since a fit are what a fold-in over all of their ratings gives, whatever came when."""
 
-import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from factors import (
@@ -17,16 +14,12 @@ from factors import (
     fit,
     posterior_of,
 )
-from factors.model.layout import item_layout
 from tests.support.event_tables import event_table, item_ids, opened
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import Rows, after, spans_of
-from trainer.archive.segments import open_rows
-from trainer.fit_job import results
+from trainer.archive.events import spans_of
 from trainer.fit_job.ratings import load_ratings
 from trainer.fit_job.result_files import erase_user, read_result, write_result
 from trainer.fit_job.results import FitResult
-from trainer.item_updates import since_fit, updater
 from trainer.item_updates.since_fit import RatingsSinceFit
 
 NAN = float("nan")
@@ -54,91 +47,6 @@ def base(tmp_path: Path) -> FitResult:
     fitted: Fitted = fit(given.ratings, 20, 8, settings=SETTINGS, rng=rng)
     write_result(tmp_path / "fit", given, fitted, {})
     return read_result(tmp_path / "fit")
-
-
-def test_events_that_are_left_to_the_next_fit_are_told_of_once(
-    base: FitResult, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(since_fit, "MAX_EVENTS", 2)
-    caplog.set_level("INFO")
-    found = RatingsSinceFit(base.model, base)
-    for row in range(4):
-        assert caplog.text.count("events_left_to_fit held=2") == (row == 3)
-        found.add(table_of([("new", row + 1, row, 4.0)]))
-    assert caplog.text.count("events_left_to_fit held=2") == 1
-    assert found.waiting_items == 2
-
-
-@pytest.mark.parametrize("at_once", [7, 1 << 20])
-def test_the_most_active_are_those_with_most_ratings(
-    base: FitResult, monkeypatch: pytest.MonkeyPatch, at_once: int
-) -> None:
-    monkeypatch.setattr(results, "_AT_ONCE", at_once)
-    # As if taken back: of the first user all ratings, of the third one.
-    values = np.array(base.item_values)
-    values[base.item_users == 0] = NAN
-    values[np.flatnonzero(base.item_users == 2)[0]] = NAN
-    left = replace(base, item_values=values)
-    ids = base.user_ids(0, base.n_users)
-    assert left.most_active(18) == [ids[1], *ids[3:]]
-    assert left.most_active(19) == ids[1:]
-
-
-@pytest.mark.parametrize("at_once", [3, 1 << 20])
-def test_events_of_one_kind_and_of_one_user_are_looked_up_some_at_a_time(
-    base: FitResult, monkeypatch: pytest.MonkeyPatch, at_once: int
-) -> None:
-    monkeypatch.setattr(results, "_AT_ONCE", at_once)
-    assert np.array_equal(
-        results.entries_of(base.item_users, 4), np.flatnonzero(np.asarray(base.item_users) == 4)
-    )
-    assert len(results.entries_of(base.item_users[:0], 4)) == 0
-    codes, values = np.array([1, 2, 1, 3], dtype=np.uint8), np.array([1.0, 1.0, NAN, 1.0])
-    told = replace(base, event_codes=codes, event_values=values, event_times=np.arange(4.0))
-    times = results.WantedTimes(told, np.array([1, 3], dtype=np.uint8))
-    assert len(times) == 4
-    np.testing.assert_array_equal(times[0:3], [0.0, NAN, NAN])
-    np.testing.assert_array_equal(times[3:9], [3.0])
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell of mappings")
-def test_files_of_a_fit_are_let_go_of(base: FitResult) -> None:
-    def resident_kb() -> int:
-        found = re.findall(
-            rf"{base.path}/\S+\n(?:Size|KernelPageSize|MMUPageSize).*?\nRss: +(\d+)", told(), re.S
-        )
-        return sum(map(int, found))
-
-    def told() -> str:
-        return Path("/proc/self/smaps").read_text("ascii")
-
-    users, values = np.array(base.users), np.array(base.item_values)
-    assert resident_kb() > 0
-    base.let_go()
-    assert resident_kb() == 0
-    # They are read again, as they were.
-    assert np.array_equal(base.users, users)
-    assert np.array_equal(base.item_values, values)
-
-
-def test_segments_of_which_all_is_learned_are_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    archive, read = EpochArchive(tmp_path, 1, guard=lambda: None), []
-    for first_ms in (1, 11, 21):
-        table = table_of([("u", 1, 0, 3.0), ("v", 1, 1, 4.0)], first_ms)
-        archive.append(table, spans_of(table))
-
-    def noting(path: Path, file: pa.NativeFile) -> Rows:
-        read.append(path)
-        return open_rows(path, file)
-
-    monkeypatch.setattr(updater, "open_rows", noting)
-    snapshot, files = archive.open_snapshot()
-    tables = list(updater.events_since(snapshot, files, {0: (11, 0)}))
-    assert [table["stream_ms"].to_pylist() for table in tables] == [[12], [21, 22]]
-    assert read == list(snapshot.paths[1:])
-    assert all(file.closed for file in files)
 
 
 def current(base: FitResult, since: RatingsSinceFit, users: list[bytes]) -> tuple[np.ndarray, Float32s]:
@@ -187,17 +95,6 @@ def known(base: FitResult, item: int) -> dict[bytes, float]:
     return {base.user_ids(int(u), int(u) + 1)[0]: float(v) for u, v in zip(users, values, strict=True)}
 
 
-def test_a_touched_item_keeps_what_only_the_fit_knows(base: FitResult) -> None:
-    effect = item_layout(base.model).implicit_effect
-    items = np.array(base.items)
-    items[:, effect] = 0.25
-    since = RatingsSinceFit(base.model, replace(base, items=items))
-    since.add(table_of([("new", 1, 3, 5.0), ("new", 2, 11, 5.0)]))
-    rows = folded(base, since)
-    assert (rows[3][effect] == 0.25).all()
-    assert (rows[11][effect] == 0.0).all()
-
-
 def test_touched_items_are_what_all_of_their_ratings_say(base: FitResult) -> None:
     since = RatingsSinceFit(base.model, base)
     rater = next(iter(known(base, 0))).decode()
@@ -231,24 +128,6 @@ def test_forgotten_user_counts_no_more(base: FitResult) -> None:
     np.testing.assert_allclose(rows[7], expected(base, 7, left, {b"other"}), rtol=2e-4, atol=1e-5)
 
 
-def test_items_of_a_forgotten_user_who_has_not_rated_since_are_folded_in(base: FitResult) -> None:
-    since = RatingsSinceFit(base.model, base)
-    rated = {item for item in range(8) if b"u3" in known(base, item)}
-    since.forget(b"u3", erase_user(base.path, b"u3"))
-    assert set(folded(base, since)) == rated
-
-
-def test_before_any_fit_items_rest_on_the_events_alone(base: FitResult) -> None:
-    since = RatingsSinceFit(base.model, None)
-    since.add(table_of([("a", 1, 3, 5.0), ("b", 1, 3, 4.0)]))
-    row = folded(base, since)[3]
-    np.testing.assert_allclose(
-        row, expected(base, 9, {b"a": 5.0, b"b": 4.0}, {b"a", b"b"}), rtol=2e-4, atol=1e-5
-    )
-    assert row.shape == (base.model.item_width,)
-    assert posterior_of(base.model).prior_user.shape == (base.model.user_width,)
-
-
 def test_rounds_are_bounded_and_the_oldest_come_first(
     base: FitResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,14 +147,6 @@ def test_rounds_are_bounded_and_the_oldest_come_first(
     assert seen == [15, 16, 17, 18, 19, 20, 30]
 
 
-def test_users_are_read_again_only_after_newer_events(base: FitResult) -> None:
-    since = RatingsSinceFit(base.model, base)
-    since.add(table_of([("a", 1, 1, 3.0)]))
-    folded(base, since)
-    since.add(table_of([("b", 1, 1, 3.0)]))
-    assert since.next_round().users == [b"b"]
-
-
 def test_round_that_was_not_published_comes_again(base: FitResult) -> None:
     since = RatingsSinceFit(base.model, base)
     since.add(table_of([("a", 1, 1, 3.0)]))
@@ -285,9 +156,3 @@ def test_round_that_was_not_published_comes_again(base: FitResult) -> None:
     assert since.waiting_items == 0
     since.put_back(chosen)
     assert since.waiting_items == 1
-
-
-def test_events_that_a_fit_has_seen_are_left_out() -> None:
-    table = table_of([("a", 1, 1, 3.0), ("a", 2, 2, 3.0), ("a", 3, 3, 3.0)], first_ms=10)
-    assert after(table, {0: (11, 0)})["n"].to_pylist() == [3]
-    assert after(table, {}).num_rows == 3

@@ -2,21 +2,17 @@
 new.
 """
 
-import logging
 import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from featurestore.errors import LeaseLost
-from featurestore.leases import Lease
-from featurestore.ratings.stream import Events, Progress
+from featurestore.ratings.stream import Progress
 from processes.settings import SettingsError
-from trainer import log
 from trainer.archive.epoch_archive import Snapshot
-from trainer.archive.events import Span, after, format_position, join_spans, make_table, parse_position
+from trainer.archive.events import Span
 from trainer.consume.rebuild import is_incomplete
 from trainer.gate import Evidence, Policy, judge
 from trainer.leadership import Leadership
@@ -59,13 +55,10 @@ GOOD = Evidence(
         ({"new_events": 99, "first_new_at": 95.0}, Decision(None, 55.0)),
         ({"new_events": 1, "first_new_at": 40.0}, Decision("seconds")),
         ({"new_events": 1}, Decision(None, 60.0)),
-        ({"new_events": 1000, "lately": 99}, Decision("events")),
         ({"new_events": 1000, "lately": 100, "first_new_at": 95.0}, Decision(None, 55.0)),
-        ({"new_events": 1000, "lately": 100, "first_new_at": 40.0}, Decision("seconds")),
         ({"new_events": 1000, "held": True}, Decision(None)),
         ({"new_events": 1000, "not_before": 130.0}, Decision(None, 30.0)),
         ({"files_missing": True}, Decision("files")),
-        ({"new_events": -5}, Decision(None)),
     ],
 )
 def test_when_to_fit(changes: dict[str, float], expected: Decision) -> None:
@@ -76,7 +69,6 @@ def test_when_to_fit(changes: dict[str, float], expected: Decision) -> None:
     ("changed", "growth", "expected"),
     [
         (CatalogueChanges(), 0.2, Decision(None)),
-        (CatalogueChanges(99, 99, 90.0, 95.0), 0.2, Decision(None)),
         (CatalogueChanges(199, 1_000, 90.0, 95.0), 0.2, Decision(None)),
         (CatalogueChanges(200, 1_000, 90.0, 95.0), 0.2, Decision("catalogue")),
         (CatalogueChanges(200, 1_000, 90.0, 95.0), 0.0, Decision(None)),
@@ -101,11 +93,8 @@ def test_items_that_have_changed_are_fitted_again(
     [
         (1_000, 199, 0.2, False),
         (1_000, 200, 0.2, True),
-        (100, 99, 0.2, False),
-        (100, 100, 0.2, True),
         (0, 99, 0.2, False),
         (0, 100, 0.2, True),
-        (0, 4_999, 0.0, False),
         (1_000, 4_999, 0.0, False),
         (10**6, 5_000, 0.2, True),
     ],
@@ -122,7 +111,6 @@ def test_ratings_that_have_grown_are_fitted_again(fitted: int, new: int, growth:
         ({"new_events": 1, "first_new_at": 0.0}, Decision(None, 50.0)),
         ({"new_events": 1, "first_new_at": 99.0}, Decision(None, 59.0)),
         ({"new_events": 5_000, "paced_until": 100.0}, Decision("events")),
-        ({"new_events": 5_000, "not_before": 170.0}, Decision(None, 70.0)),
         ({"new_events": 5_000, "requested": True}, Decision("requested")),
         ({"new_events": 5_000, "files_missing": True}, Decision("files")),
         ({"new_events": 5_000, "fitted_events": 0}, Decision("events")),
@@ -151,7 +139,6 @@ def test_the_next_refit_comes_after_what_the_last_one_took(share: float, due_at:
         ({"finite": False}, "not finite"),
         ({"n_users": 9}, "9 users"),
         ({"n_items": 4}, "4 items"),
-        ({"n_items": 6}, None),
         ({"loss": 1.06}, "baseline"),
         ({"loss": math.nan}, "baseline"),
         ({"loss": 1.06, "n_held_out": 99}, None),
@@ -161,8 +148,6 @@ def test_the_next_refit_comes_after_what_the_last_one_took(share: float, due_at:
         ({"live_ratio": 1.05, "live_ratio_error": 0.017}, None),
         ({"live_ratio": 1.05, "n_newest": 99}, None),
         ({"live_ratio": 1.019, "live_ratio_error": 0.0}, None),
-        ({"loss": 1.06, "live_ratio": 0.5}, "baseline"),
-        ({"loss": 0.0, "baseline_loss": 0.0}, None),
     ],
 )
 def test_what_may_go_live(changes: dict[str, float], reason: str | None) -> None:
@@ -180,87 +165,12 @@ def test_leadership_ends_before_the_lease_does() -> None:
         leadership.check()
 
 
-def test_ended_leadership_never_acts_again() -> None:
-    leadership = Leadership(None, 5.0, 0.0, clock=lambda: 0.0)  # type: ignore[arg-type]
-    leadership.end()
-    with pytest.raises(LeaseLost):
-        leadership.check()
-
-
-async def test_a_loss_is_counted_from_its_own_beginning_not_from_one_that_was_mended() -> None:
-    class Held(Lease):
-        def __init__(self) -> None:
-            self.fence = 1
-
-        async def renew(self) -> None:
-            pass
-
-    now = 0.0
-    leadership = Leadership(Held(), 5.0, 0.0, clock=lambda: now)
-    now = 6.0
-    assert leadership.lost_s == 0.0
-    now = 7.0
-    assert leadership.lost_s == 1.0
-    await leadership.renew()
-    assert leadership.lost_s == 0.0
-    now = 100.0
-    assert leadership.lost_s == 0.0
-    now = 102.0
-    assert leadership.lost_s == 2.0
-
-
-async def test_lease_that_cannot_be_renewed_is_given_up() -> None:
-    class Gone(Lease):
-        def __init__(self) -> None:
-            self.fence = 1
-
-        async def renew(self) -> None:
-            raise LeaseLost("another trainer leads")
-
-    with pytest.raises(LeaseLost):
-        await Leadership(Gone(), 0.01, 0.0).keep()
-
-
-def test_only_what_lies_beyond_the_positions_is_new() -> None:
-    events = Events(
-        partition=np.array([0, 0, 1, 1, 2], dtype=np.int32),
-        stream_ms=np.array([5, 6, 5, 5, 1]),
-        stream_seq=np.array([0, 0, 1, 2, 0]),
-        users=[b"a"],
-        user=np.zeros(5, dtype=np.int64),
-        n=np.arange(5),
-        item_row=np.zeros(5, dtype=np.int64),
-        rating=np.zeros(5),
-        time=np.zeros(5),
-    )
-    new = after(make_table(events, [b"i"]), {0: (5, 0), 1: (5, 1)})
-    assert np.isin(events.n, new["n"]).tolist() == [False, True, False, True, True]
-
-
 def test_archive_that_missed_trimmed_events_is_incomplete() -> None:
     snapshot = Snapshot(1, (), {0: Span((1, 0), (9, 0), 10)}, 10)
     assert not is_incomplete(snapshot, {0: Progress((9, 12), 10)}, holes=False)
     assert is_incomplete(snapshot, {0: Progress((9, 12), 11)}, holes=False)
     assert is_incomplete(snapshot, {1: Progress((9, 1), 1)}, holes=False)
     assert is_incomplete(snapshot, {}, holes=True)
-
-
-def test_spans_of_neighbours_join() -> None:
-    joined = join_spans(
-        [{0: Span((1, 0), (2, 0), 3)}, {0: Span((3, 0), (3, 5), 2), 1: Span((1, 0), (1, 0), 1)}]
-    )
-    assert joined == {0: Span((1, 0), (3, 5), 5), 1: Span((1, 0), (1, 0), 1)}
-
-
-def test_positions_as_text() -> None:
-    assert parse_position(format_position((17, 3))) == (17, 3)
-    assert parse_position(b"17") == (17, 0)
-
-
-def test_log_lines_have_stable_keys(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "trainer"):
-        log.event("fit_published", epoch=1, seconds=1.25, why='not "so"', nothing=None)
-    assert caplog.messages == ['fit_published epoch=1 seconds=1.25 why="not \\"so\\""']
 
 
 def test_settings_are_read_and_every_error_told() -> None:
@@ -275,11 +185,3 @@ def test_settings_are_read_and_every_error_told() -> None:
     with pytest.raises(SettingsError) as caught:
         TrainerSettings.load([], {"FOLDIN_ENGINE": "x", "FOLDIN_FIT_THREADS": "0"})
     assert len(caught.value.problems) == 2
-
-
-def test_neural_engine_without_torch_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.settings.find_spec", lambda _: None)
-    with pytest.raises(SettingsError, match=r"FOLDIN_ENGINE .* pip install foldin\[neural\]"):
-        TrainerSettings.load([], {"FOLDIN_ENGINE": "neural"})
-    monkeypatch.setattr("trainer.settings.find_spec", lambda name: name)
-    assert TrainerSettings.load([], {"FOLDIN_ENGINE": "neural"}).engine == "neural"

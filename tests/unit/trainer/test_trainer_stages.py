@@ -1,11 +1,6 @@
 """The stages of a term one by one: fits that know who was erased meanwhile, retries, what has arrived."""
 
-import asyncio
-import errno
-import os
-import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +8,13 @@ import pytest
 from factors import FitSettings, Scale, fit
 from featurestore.errors import LeaseLost, StoreUnavailable
 from tests.support.event_tables import event_table, item_ids, opened
-from trainer import retry
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import spans_of
 from trainer.errors import ArchiveFailedError
 from trainer.fit_job.folder import FitFolder
 from trainer.fit_job.ratings import FitInput, load_ratings
 from trainer.fit_job.result_files import read_result, write_result
-from trainer.refit import Failure, RefitRequests
 from trainer.retry import with_retries
-from trainer.schedule import Rules, Schedule
 
 
 @pytest.fixture
@@ -57,7 +49,7 @@ def test_a_user_erased_while_a_fit_runs_is_not_in_it(tmp_path: Path, data: FitIn
     assert result.rows_of([b"u2"]).tolist() == [-1]
 
 
-@pytest.mark.parametrize("name", ["fit.json", "id_offsets.npy", "users.npy", "model.bin"])
+@pytest.mark.parametrize("name", ["fit.json", "id_offsets.npy"])
 def test_a_fit_that_cannot_be_searched_for_a_user_goes(tmp_path: Path, data: FitInput, name: str) -> None:
     """It can be made again; with the id in it the receipt would say `erased`, and it would not be true."""
     folder = FitFolder(tmp_path)
@@ -76,87 +68,6 @@ def test_a_fit_that_cannot_be_searched_for_a_user_goes(tmp_path: Path, data: Fit
     assert result.rows_of([b"u2"]).tolist() == [2]
 
 
-def test_a_fit_that_cannot_be_read_for_a_moment_stays_and_others_are_searched(
-    tmp_path: Path, data: FitInput, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, results = FitFolder(tmp_path), []
-    for generation in (7, 8):
-        folder.begin_fit()
-        leave_fit(folder, data)
-        results.append(folder.adopt(read_result(folder.new), generation))
-    whole, load = folder.erase(b"u0"), np.load
-    assert whole
-
-    for number in (errno.EMFILE, errno.ENOMEM, errno.EIO):
-
-        def failing(path: Path, *args: Any, refused: int = number, **options: Any) -> Any:
-            if path.parent == results[0].path:
-                raise OSError(refused, os.strerror(refused))
-            return load(path, *args, **options)
-
-        with monkeypatch.context() as patched:
-            patched.setattr("numpy.load", failing)
-            with pytest.raises(ArchiveFailedError, match="generation-000007"):
-                folder.erase(b"u1")
-            assert folder.read(7) is None
-        assert results[0].rows_of([b"u1"]).tolist() == [1]
-        assert results[1].rows_of([b"u1"]).tolist() == [-1]
-    # Of the other fit it is no longer known what the user had: it is told all the same.
-    items = folder.erase(b"u1")
-    assert items == [0, 1, 2, 3]
-    assert results[0].rows_of([b"u1"]).tolist() == [-1]
-
-
-def test_a_new_fit_that_goes_while_it_is_published_ends_no_term(tmp_path: Path, data: FitInput) -> None:
-    folder = FitFolder(tmp_path)
-    folder.begin_fit()
-    leave_fit(folder, data)
-    result = read_result(folder.new)
-    (folder.new / "fit.json").write_bytes(b"")
-    assert folder.erase(b"u1") == []
-    with pytest.raises(ArchiveFailedError, match="No such file"):
-        folder.adopt(result, 7)
-
-
-def test_a_fit_of_another_format_goes_with_an_erasure(tmp_path: Path, data: FitInput) -> None:
-    folder = FitFolder(tmp_path)
-    folder.begin_fit()
-    leave_fit(folder, data)
-    result = folder.adopt(read_result(folder.new), 7)
-    (result.path / "fit.json").write_text('{"format": 99}')
-    assert folder.erase(b"u1") == []
-    assert not result.path.exists()
-    assert folder.erase(b"u1") == []
-
-
-def test_a_user_erased_before_a_fit_began_may_be_in_it_again(tmp_path: Path, data: FitInput) -> None:
-    folder = FitFolder(tmp_path)
-    folder.begin_fit()
-    folder.erase(b"u1")
-    folder.end_fit()
-    folder.begin_fit()
-    leave_fit(folder, data)
-    folder.erase_from_new()
-    assert read_result(folder.new).rows_of([b"u1"]).tolist() == [1]
-
-
-def test_a_user_is_erased_whose_epoch_has_gone_to_the_trash(tmp_path: Path) -> None:
-    folder = FitFolder(tmp_path)
-    shutil.rmtree(tmp_path / "fits")
-    folder.erase(b"u1")
-
-
-def test_the_newest_fit_stays_before_it_is_known_to_be_live(tmp_path: Path, data: FitInput) -> None:
-    folder = FitFolder(tmp_path)
-    for generation in (1, 2, 3):
-        folder.begin_fit()
-        leave_fit(folder, data)
-        folder.adopt(read_result(folder.new), generation)
-        folder.end_fit()
-    folder.keep({2})
-    assert [folder.read(generation) is not None for generation in (1, 2, 3)] == [False, True, True]
-
-
 async def test_a_call_is_repeated_until_store_and_disk_let_it(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = [StoreUnavailable("lost"), ArchiveFailedError("full")]
 
@@ -172,55 +83,3 @@ async def test_a_call_is_repeated_until_store_and_disk_let_it(monkeypatch: pytes
 
     with pytest.raises(LeaseLost):
         await with_retries(lost)
-
-
-async def test_a_wait_that_lasts_is_told_of_again(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The alert goes by a line of the last five minutes."""
-    monkeypatch.setattr(retry, "_SAY_S", 0.0)
-    errors = [ArchiveFailedError("read-only")] * 4
-
-    async def call() -> None:
-        if errors:
-            raise errors.pop()
-
-    await with_retries(call)
-    assert caplog.text.count("archive_waits") == 4
-
-
-async def test_all_who_ask_for_a_fit_before_it_begins_share_it() -> None:
-    requests = RefitRequests()
-    asking = [asyncio.create_task(requests.ask(epoch)) for epoch in (1, 2) for _ in range(5_000)]
-    await requests.wait()
-    await asyncio.sleep(0)
-    assert len(requests) == 2
-    taken = requests.take()
-    late = asyncio.create_task(requests.ask(1))
-    await asyncio.sleep(0)
-    asking.pop(0).cancel()
-    taken[1].set_result(7)
-    taken[2].set_result(Failure("gave_way", "why"))
-    endings = await asyncio.gather(*asking)
-    assert endings == [7] * 4_999 + [Failure("gave_way", "why")] * 5_000
-    # It came after the fit had begun, which may not have learned what this one wants: one of its own.
-    assert not late.done()
-    assert list(requests.take()) == [1]
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(requests.wait(), 0.01)
-    late.cancel()
-
-
-def test_arrivals_are_those_of_one_epoch_since_its_fit() -> None:
-    schedule = Schedule(Rules())
-    schedule.look(10.0, 1, 100, 100)
-    assert (schedule.lately, schedule.first_new_at) == (0, None)
-    schedule.look(11.0, 1, 150, 100)
-    assert (schedule.lately, schedule.first_new_at) == (50, 11.0)
-    schedule.look(12.5, 1, 160, 100)
-    assert (schedule.lately, schedule.first_new_at) == (10, 11.0)
-    schedule.fitted(live=True)
-    schedule.look(12.6, 1, 160, 160)
-    assert (schedule.lately, schedule.first_new_at) == (10, None)
-    schedule.look(12.7, 2, 30, 0)
-    assert (schedule.lately, schedule.first_new_at) == (0, 12.7)

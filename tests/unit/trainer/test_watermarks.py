@@ -40,11 +40,6 @@ def test_what_is_refused_is_taken_again_only_with_clearly_more_room() -> None:
     assert fullest([space(111)], "store_disk") is None
 
 
-def test_the_fullest_is_named() -> None:
-    little, less = Space("store_disk", 50, 1000, 100), Space("archive_disk", 5, 1000, 100)
-    assert fullest([little, less], "store_disk") == less
-
-
 @pytest.mark.parametrize(
     ("text", "at_9", "at_10"),
     [
