@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evaluation.offline.ranking.metrics import Wanted, graded_gain, ndcg, ranking_figures, recall
-from evaluation.offline.ranking.table import compare, comparison_table, ranking_table
+from evaluation.offline.ranking.table import compare, comparison_table
 from evaluation.results.lines import Line
 from factors import Scale
 
@@ -33,11 +33,6 @@ def test_by_hand() -> None:
     assert found.coverage_10 == pytest.approx(6 / 10)
     # Of 8 users as many as 8, 2, 1, none, 4 and 1 have the items of the lists; none counts as one.
     assert found.novelty_10 == pytest.approx((0 + 2 + 3 + 3 + 1 + 3) / 6)
-
-
-def test_gains_are_by_the_place_on_the_scale() -> None:
-    assert graded_gain(np.array([1.0, 2, 3, 4, 5]), FIVE).tolist() == [0, 1, 3, 7, 15]
-    assert graded_gain(np.array([0.0, 5, 10]), Scale(0, 10)).tolist() == [0, 3, 15]
 
 
 def test_users_without_anything_to_find_are_left_out() -> None:
@@ -115,12 +110,3 @@ def test_foldin_is_set_against_the_best_tuned_rival_of_each_figure() -> None:
     assert not list(compare(lines_of("auto", "Foldin", 0.5)))
     cells = [list(column.cells) for column in comparison_table(list(found.values())).columns]
     assert "1.020" in cells[5]
-
-
-def test_the_table_has_means_with_standard_errors() -> None:
-    skipped = Line("d", "random 1", "edlae", "EDLAE, tuned", skipped="dense")
-    table = ranking_table([*lines_of("auto", "Foldin", 0.50, 0.52), skipped], "title")
-    cells = [cell for column in table.columns for cell in column.cells]
-    assert "0.5100 ± 0.0100" in cells
-    assert "random x 2" in cells
-    assert "skipped: dense" in cells

@@ -139,7 +139,9 @@ def test_the_search_finds_the_top_of_a_hill_within_its_budget() -> None:
     assert search((100, 100, 100), lambda _: float(next(steps)))[1] == BUDGET
 
 
-@pytest.mark.parametrize("engine", ["popularity", "item-knn", "implicit-als", "ials", "edlae"])
+@pytest.mark.parametrize(
+    "engine", ["popularity", "item-knn", pytest.param("ials", marks=pytest.mark.slow), "edlae"]
+)
 def test_each_rival_gives_lists_of_unseen_items(engine: str, question: Question) -> None:
     predicted = find(engine).predict(question, 1)
     users = question.ranked_users()
