@@ -77,25 +77,15 @@ def test_a_store_that_fits_one_server_is_one_and_a_larger_one_a_cluster() -> Non
     assert replace(large, server_bytes=8e9).primaries == 9
 
 
-@pytest.mark.parametrize(
-    ("text", "number"), [("943", 943), ("10M", 1e7), ("1.5B", 1.5e9), ("2k", 2000), ("32G", 32e9)]
-)
-def test_numbers_may_have_a_unit(text: str, number: float) -> None:
-    assert amount(1, 1e12)(text) == number
-
-
-@pytest.mark.parametrize("text", ["", "M", "-1", "0", "1e3", "1_000", "10 M", "10m", "²", "nan", "9" * 16])
-def test_what_is_no_number_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["size", "--users", text, "--items", "1", "--ratings", "1"]) == 2
-    assert re.fullmatch(r"foldin: --users [^\n]+\n", capsys.readouterr().err)
+def test_numbers_may_have_a_unit() -> None:
+    for text, number in (("943", 943), ("10M", 1e7), ("1.5B", 1.5e9), ("2k", 2000), ("32G", 32e9)):
+        assert amount(1, 1e12)(text) == number
+    for text in ("", "M", "-1", "0", "1e3", "1_000", "10 M", "10m", "²", "nan", "9" * 16):
+        with pytest.raises(ValueError, match="must be"):
+            amount(1, 1e12)(text)
 
 
 def test_each_figure_says_what_it_rests_on(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["size", "--users", "10M", "--items", "1M", "--ratings", "1B"]
-    assert command.main([*arguments, "--json"]) == 0
+    assert command.main(["size", "--users", "10M", "--items", "1M", "--ratings", "1B", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)["figures"]
     assert all(each["rests_on"] and each["value"] > 0 for each in figures)
-    assert command.main(arguments) == 0
-    shown = capsys.readouterr().out
-    assert "cluster" in shown
-    assert "beyond in" in shown
