@@ -142,17 +142,3 @@ def test_it_comes_up_learns_predicts_and_goes(installed: Path, elsewhere: Path) 
         assert call(f"{url}/openapi.json")["paths"]
         stack.send_signal(signal.SIGINT)
         assert stack.wait(60) == 0, stack.text
-
-
-def test_the_parts_start_by_their_names_in_the_wheel(installed: Path, elsewhere: Path) -> None:
-    for name in ("service", "trainer", "environment", "evaluation.course.play"):
-        module = f"foldin.{name}"
-        done = subprocess.run(
-            [str(installed / "python"), "-P", "-m", module, "--help"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert f"python -m {module}" in done.stdout

@@ -214,7 +214,7 @@ async def test_a_history_that_lacks_a_field_is_no_refit() -> None:
     async with scripted(refusal(422, "invalid_body")) as script, AsyncClient(script.url) as foldin:
         for some in ({"user_history": [0], "item_history": [0]}, {"replace": True}, {"wait": 3}):
             with pytest.raises(problems.InvalidBodyError):
-                await foldin.train(**some)  # type: ignore[arg-type]
+                await foldin.train(**some)
     assert [bool(body) for _, body in script.asked] == [True, True, False]
 
 

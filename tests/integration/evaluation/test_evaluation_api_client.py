@@ -69,7 +69,8 @@ async def test_a_training_that_takes_longer_than_a_call_is_waited_for() -> None:
 
 async def test_another_server_and_a_silent_one_are_told_apart() -> None:
     async def silent(_request: web.Request) -> web.Response:
-        return await asyncio.get_running_loop().create_future()
+        await asyncio.get_running_loop().create_future()
+        return web.Response()
 
     async def hello(_request: web.Request) -> web.Response:
         return web.Response(text="hello")

@@ -67,24 +67,6 @@ async def test_a_play_ends_with_the_world_and_players_can_be_shown_less(environm
     assert reports[0].known == 30
 
 
-async def test_an_environment_without_seeds_is_told_apart() -> None:
-    async def reset(_request: web.Request) -> web.Response:
-        resets.append(len(resets))
-        history = {"user_history": [0], "item_history": [resets[-1]], "rating_history": [3]}
-        return web.json_response({"nb_users": 2, "nb_items": 9, **history, "next_user": 1, "next_item": 0})
-
-    async def predict(_request: web.Request) -> web.Response:
-        return web.json_response({"next_item": 1, "next_user": 1, "rating": 1})
-
-    resets: list[int] = []
-    app = web.Application()
-    app.router.add_get("/reset", reset)
-    app.router.add_get("/predict", predict)
-    async with serving(app) as address:
-        reports = await played(PlaySettings(environment=address, players=("constant", "bias"), steps=2))
-    assert not reports[-1].same_world
-
-
 async def test_a_fresh_api_is_trained_as_in_the_lecture_and_then_learns(
     environment: str, api: tuple[FakeApi, str]
 ) -> None:

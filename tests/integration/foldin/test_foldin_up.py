@@ -83,23 +83,6 @@ def test_where_others_can_reach_it_a_key_is_made_and_asked_for(tmp_path: Path) -
         assert not (open_data / "operator.key").exists()
 
 
-def test_a_store_that_was_emptied_asks_for_keys_all_the_same(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    with stack(data, "--no-play") as running:
-        assert status_of(running, "GET", "/generations") == 200
-        assert foldin("keys", "add", "shop", "--role", "rate", "--data", data).returncode == 0
-        wait_until(lambda: status_of(running, "GET", "/generations") == 401, "the key is asked for")
-        assert running.interrupt() == 0
-    # Other users of this machine read no ratings, ids or digests of keys past the API.
-    assert stat.S_IMODE(data.stat().st_mode) == 0o700
-    shutil.rmtree(data / "store")
-    with stack(data, "--no-play") as again:
-        assert status_of(again, "GET", "/generations") == 401
-        key = (data / "operator.key").read_text().strip()
-        assert again.call("GET", "/generations", key=key)
-        assert again.interrupt() == 0
-
-
 def test_a_stack_with_workers_survives_its_parts_and_dies_with_its_supervisor(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with stack(data, "--no-play", "--workers", "2") as running:
@@ -221,25 +204,6 @@ def test_a_store_that_was_emptied_is_said_and_everything_else_goes_on(tmp_path: 
         assert running.interrupt() == 0
     (kept,) = data.glob(trash)
     assert kept.read_bytes() in archived.values()
-
-
-def test_a_restore_brings_the_trainer_back(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    with stack(data, "--no-play") as running:
-        running.call("POST", "/ratings", {"user_id": "ann", "item_id": "12", "rating": 5})
-        wait_until(lambda: any(data.glob("archive/foldin/epoch-000001/*.parquet")), "the rating archived")
-        assert running.interrupt() == 0
-    shutil.rmtree(data / "store")
-    without = Stack(data, "--no-play")
-    try:
-        without.says("Everything but the trainer runs")
-        done = foldin("restore", data / "archive", "--data", data)
-        assert done.returncode == 0, done.stderr
-        without.says("trainer is back")
-        assert known_ratings(without, "ann") == 1
-        assert without.interrupt() == 0
-    finally:
-        without.process.end(grace_s=DOWN_S)
 
 
 def test_a_redis_that_is_already_there_is_used_and_left_running(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import pytest
 from processes import backoff
 from processes.child import ChildSpec
 from processes.errors import CannotStartError, StackFailedError
-from processes.priority import FORK_GIVES_WAY_S, Forks
 from processes.supervisor import Supervisor
 from tests.support.waiting import wait_until, wait_until_async
 
@@ -259,26 +258,3 @@ asyncio.run(main())
     finally:
         process.kill()
         process.wait()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the policy")
-async def test_what_a_server_forks_gives_way_for_a_minute(keeper: Supervisor, tmp_path: Path) -> None:
-    mark = tmp_path / "mark"
-    await keeper.start(spec("server", WITH_CHILD, mark, mark=mark, forks_give_way=True))
-    server, fork = keeper.running()["server"], int(mark.read_text())
-    await wait_until_async(lambda: os.sched_getscheduler(fork) == os.SCHED_IDLE, "it gives way")
-    assert os.sched_getscheduler(server) == os.SCHED_OTHER
-    # Priorities count within a session alone.
-    assert os.getsid(server) == os.getsid(0)
-    assert os.getpgid(server) == server
-
-    forks = Forks(server)
-    forks.look(0.0)
-    forks.look(FORK_GIVES_WAY_S)
-    assert os.sched_getscheduler(fork) == os.SCHED_IDLE
-    forks.look(FORK_GIVES_WAY_S + 1)
-    await wait_until_async(
-        lambda: not alive(fork) or os.sched_getscheduler(fork) == os.SCHED_OTHER,
-        "it is hurried, or may try again",
-    )

@@ -70,7 +70,7 @@ def test_coming_late_changes_the_order_and_nothing_else() -> None:
     for options in (LECTURE, replace(LECTURE, late_users=0.5, late_items=0.5)):
         world = make_world(4, options)
         tables.append(world.rating[np.argsort(pairs_of(world, options))])
-    assert np.array_equal(*tables)
+    assert np.array_equal(tables[0], tables[1])
 
 
 def test_variables_shift_and_turn_the_taste() -> None:
@@ -99,7 +99,8 @@ def test_no_one_is_rated_before_they_exist_and_half_of_the_late_ones_come_in_pla
     time = np.arange(world.user.size)
     assert np.all(time >= world.user_arrival[world.user])
     assert np.all(time >= world.item_arrival[world.item])
-    assert (np.count_nonzero(world.user_arrival), np.count_nonzero(world.item_arrival)) == (40, 90)
+    assert np.count_nonzero(world.user_arrival) == 40
+    assert np.count_nonzero(world.item_arrival) == 90
     for arrival, column in ((world.user_arrival, world.user), (world.item_arrival, world.item)):
         late = arrival[arrival > 0]
         assert 0.3 < np.mean(late >= options.n_known - 200) < 0.7

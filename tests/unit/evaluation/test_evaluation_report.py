@@ -8,13 +8,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from evaluation.course.playboard import (
-    Progress,
-    Standing,
-    closing_lines,
-    progress_line,
-    progress_table,
-)
 from evaluation.course.protocol import write_files
 from evaluation.course.seat import MISSING_ERROR
 from evaluation.results.course import EvaluationReport, Result, Tally
@@ -75,21 +68,3 @@ def test_the_figure_is_the_mean_of_the_runs(tmp_path: Path, monkeypatch: pytest.
         rows = list(csv.DictReader(file))
     assert (len(rows), rows[5]["squared_error"], rows[5]["answer_ms"]) == (10, "1000.000000", "")
     assert rows[1]["running_mse"] == "2.000000"
-
-
-def test_the_board_of_a_play() -> None:
-    standings = (
-        Standing("deployed", tally(*[0.1] * 40), 1.5, "a note"),
-        Standing("random", tally(*[4.0] * 40), 0.0, ""),
-    )
-    start = Progress(0, 80, 500, same_world=True, standings=(Standing("bias", tally(), 0.2, ""),))
-    assert "500 ratings known" in progress_line(start)
-    assert "bias" in text_of(progress_table(start))
-    now = Progress(40, 80, 500, same_world=False, standings=standings)
-    assert now.mse == pytest.approx({"deployed": 0.1, "random": 4.0})
-    assert progress_line(now).startswith("step 40 of 80")
-    assert "0.100" in text_of(progress_table(now))
-    closing = closing_lines(now)
-    assert "deployed" in closing[1]
-    assert "a note" in closing[1]
-    assert "a world of its own" in closing[-1]

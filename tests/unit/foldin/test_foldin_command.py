@@ -43,7 +43,12 @@ def test_every_command_names_a_function_its_options_and_what_it_prints() -> None
 
 def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[StackOptions] = []
-    monkeypatch.setattr("foldin.up.up", lambda options, _: read.append(options) or 0)
+
+    def keep(options: StackOptions, _: object) -> int:
+        read.append(options)
+        return 0
+
+    monkeypatch.setattr("foldin.up.up", keep)
     monkeypatch.setenv("FOLDIN_PORT", "9000")
     monkeypatch.setenv("FOLDIN_WORKERS", "3")
     for flags in (["--port", "9001"], ["--no-play"], ["--play"]):

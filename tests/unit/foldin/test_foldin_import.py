@@ -191,7 +191,8 @@ def test_a_store_without_a_scale_gets_that_of_the_file(
     run.file.write_text("userId,movieId,rating\n1,2,0.5\n1,3,many\n")
     with pytest.raises(CannotStartError, match="1 bad rows"):
         run(sink=undecided())
-    assert (run.sink.decides, run.sink.rows) == (None, [])
+    assert run.sink.decides is None
+    assert run.sink.rows == []
     assert run(sink=undecided(), on_bad="skip") == 0
     assert run.sink.decides == Scale(0.5, 5.0)
 
@@ -260,7 +261,7 @@ def test_a_row_that_only_the_target_refuses(run: Importing) -> None:
 def test_ctrl_c_says_how_to_go_on(run: Importing, capsys: pytest.CaptureFixture[str]) -> None:
     # What leads to the same target, and lets in there; the key itself is not shown.
     run.settings = replace(run.settings, inherited={"FOLDIN_CONFIG": "/f.toml"})
-    told = {"url": "http://h", "key": "fk_secret", "key_file": Path("my key")}
+    told: dict[str, Any] = {"url": "http://h", "key": "fk_secret", "key_file": Path("my key")}
     assert run(after(100, KeyboardInterrupt()), **told) == 130
     said = capsys.readouterr().out
     words = f"go on with: foldin import {run.file} --url http://h --key-file 'my key' --config /f.toml"

@@ -11,7 +11,7 @@ from factors import Layout
 from featurestore.settings import CLUSTER_PARTITIONS
 from foldin import __main__ as command
 from foldin.sizing import model
-from foldin.sizing.model import POINTS, Deployment, along
+from foldin.sizing.model import Deployment
 from foldin.sizing.run import amount
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -49,20 +49,6 @@ def test_a_fit_takes_what_the_formula_of_the_manual_says() -> None:
     assert f"{model.FIT_SESSIONS} N more with sessions" in text
     more = replace(SHOP, sessions=16).fit_bytes - SHOP.fit_bytes
     assert more == pytest.approx(56 * SHOP.ratings + 32 * 48 * (SHOP.users + SHOP.items))
-
-
-def test_seconds_are_those_that_were_measured() -> None:
-    table = (DOCS / "performance.md").read_text("utf-8")
-    for point in POINTS:
-        (row,) = re.findall(rf"\| {point.ratings:,} ratings: POST /train until live \| ([\d.]+) s", table)
-        assert float(row) == point.cold_s
-    rows = re.findall(r"\| the same after [\d,]+ more \| ([\d.]+) s", table)
-    assert [float(row) for row in rows] == [point.again_s for point in POINTS]
-
-
-def test_between_measured_points_seconds_lie_on_a_line_and_beyond_they_grow_in_proportion() -> None:
-    points = [(1.0, 10.0), (5.0, 30.0)]
-    assert [along(at, points) for at in (0.1, 1, 3, 5, 50)] == [10, 10, 20, 30, 300]
 
 
 def test_a_store_that_fits_one_server_is_one_and_a_larger_one_a_cluster() -> None:
