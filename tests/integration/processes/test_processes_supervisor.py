@@ -19,11 +19,6 @@ from tests.support.waiting import wait_until, wait_until_async
 READY = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text('x'); time.sleep(60)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + READY
 CRASHES = "import sys; print('it is broken'); sys.exit(int(sys.argv[1]))"
-WITH_CHILD = (
-    "import pathlib, subprocess, sys, time; "
-    "child = subprocess.Popen(['sleep', '60']); "
-    "pathlib.Path(sys.argv[1]).write_text(str(child.pid)); time.sleep(60)"
-)
 
 
 def spec(name: str, code: str, *arguments: object, mark: Path | None = None, **more: object) -> ChildSpec:

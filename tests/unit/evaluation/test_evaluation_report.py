@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from evaluation.course.protocol import write_files
 from evaluation.course.seat import MISSING_ERROR
@@ -16,13 +15,6 @@ from evaluation.results.course import EvaluationReport, Result, Tally
 def tally(*errors: float, missing: int = 0) -> Tally:
     squared = [*errors, *[MISSING_ERROR] * missing]
     return Tally(np.array(squared), np.array([0.002] * len(errors) + [np.nan] * missing))
-
-
-def text_of(renderable: object, width: int = 120) -> str:
-    console = Console(width=width, record=True, file=None, quiet=False, force_terminal=False)
-    with console.capture() as captured:
-        console.print(renderable)
-    return captured.get()
 
 
 REPORT = EvaluationReport(

@@ -189,10 +189,10 @@ def test_a_store_without_a_scale_gets_that_of_the_file(
         run()
     # A bad row decides none.
     run.file.write_text("userId,movieId,rating\n1,2,0.5\n1,3,many\n")
+    bad = undecided()
     with pytest.raises(CannotStartError, match="1 bad rows"):
-        run(sink=undecided())
-    assert run.sink.decides is None
-    assert run.sink.rows == []
+        run(sink=bad)
+    assert (bad.decides, bad.rows) == (None, [])
     assert run(sink=undecided(), on_bad="skip") == 0
     assert run.sink.decides == Scale(0.5, 5.0)
 
