@@ -19,7 +19,6 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from featurestore.access import new_secret
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.wire.socket import StoreSocket
@@ -176,33 +175,6 @@ async def test_a_rating_is_one_trace_over_service_store_and_trainer(
     assert all(span.status.code == Status.STATUS_CODE_UNSET for span in others)
     # No user, no item, and no address, which has both.
     assert not [body for body in collector.bodies if USER.encode() in body or ITEM.encode() in body]
-
-
-@pytest.mark.slow
-async def test_a_caller_whose_key_is_not_known_does_not_say_what_is_traced(
-    store_settings: StoreSettings, store: Store, collector: Collector, tmp_path: Path
-) -> None:
-    secret = new_secret()
-    await store.access.add(secret, "boss", "operate")
-    told = {
-        "FOLDIN_TRACES_URL": collector.url,
-        "OTEL_BSP_SCHEDULE_DELAY": "100",
-        # What nothing else asks for is not traced.
-        "OTEL_TRACES_SAMPLER": "parentbased_always_off",
-    }
-    service, other = Service(store_settings, tmp_path, environment=told), TRACE.replace("0", "1")
-    try:
-        await asyncio.to_thread(service.wait_for, "/livez")
-        for key in (None, new_secret()):
-            assert await asyncio.to_thread(call, f"{service.url}/keys", None, other, key) == 401
-            assert await asyncio.to_thread(call, f"{service.url}/livez", None, other, key) == 200
-        assert await asyncio.to_thread(call, f"{service.url}/keys", None, TRACE, secret) == 200
-        await asyncio.to_thread(wait_until, collector.spans, "the known caller's span")
-    finally:
-        # Sends all that is left.
-        service.end()
-    assert {span.name for _, span in collector.spans() if span.kind == Span.SPAN_KIND_SERVER} == {"GET /keys"}
-    assert collector.spans(other) == []
 
 
 async def test_without_a_collector_there_is_no_step_more(store: Store) -> None:
