@@ -35,7 +35,6 @@ WHOLE_STACKS = (
     "tests/fault/test_torture.py",
     "tests/fault/test_failover.py",
     "tests/integration/foldin/test_foldin_up.py",
-    "tests/integration/foldin/test_progress_bars.py",
     "tests/integration/test_readme_examples.py",
 )
 

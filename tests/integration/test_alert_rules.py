@@ -13,9 +13,6 @@ import yaml
 
 from tests.support.servers import missing
 
-pytestmark = pytest.mark.slow
-
-
 ROOT = Path(__file__).resolve().parents[2]
 ALERTS = ROOT / "deploy/prometheus/alerts.yml"
 # As deploy/prometheus/prometheus.yml has it: a sample, and a look at the rules.
@@ -184,6 +181,7 @@ def program() -> str:
     return str(found)
 
 
+@pytest.mark.slow
 def test_promtool_takes_the_rules_and_what_the_boards_ask(tmp_path: Path) -> None:
     asked = [
         {"record": f"board:{path.stem}:{number}:{target['refId']}", "expr": target["expr"]}
@@ -195,7 +193,7 @@ def test_promtool_takes_the_rules_and_what_the_boards_ask(tmp_path: Path) -> Non
     boards.write_text(yaml.safe_dump({"groups": [{"name": "boards", "rules": asked}]}))
     for rules in (ALERTS, boards):
         command = [program(), "check", "rules", "--lint-fatal", str(rules)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(asked)} rules found" in done.stdout
     # Of the container's, where rules and key lie.
@@ -205,7 +203,7 @@ def test_promtool_takes_the_rules_and_what_the_boards_ask(tmp_path: Path) -> Non
     (tmp_path / "key").touch()
     (tmp_path / "prometheus.yml").write_text(re.sub(r"/run/scrape-key/\S+", f"{tmp_path}/key", here))
     command = [program(), "check", "config", str(tmp_path / "prometheus.yml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -243,7 +241,7 @@ def check(folder: Path, tests: Sequence[Mapping[str, object]], every_s: int) -> 
     content = {"rule_files": [str(ALERTS)], "evaluation_interval": f"{every_s}s", "tests": list(tests)}
     (folder / "rules.yml").write_text(yaml.safe_dump(content))
     command = [program(), "test", "rules", str(folder / "rules.yml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -257,6 +255,7 @@ def firing(at_s: int, *alerts: str) -> dict[str, object]:
 
 
 # promtool looks at hours of all rules: 20 s of a core.
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_each_fault_raises_its_alert_in_time_and_no_other(tmp_path: Path) -> None:
     tests = []
@@ -275,38 +274,7 @@ def test_each_fault_raises_its_alert_in_time_and_no_other(tmp_path: Path) -> Non
     check(tmp_path, tests, STEP_S)
 
 
-def test_an_alert_leads_to_the_manual_that_prometheus_knows_or_to_that_of_a_service(tmp_path: Path) -> None:
-    """As Prometheus puts its label in."""
-    groups = yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]
-    rule = next(rule for rule in groups[0]["rules"] if rule["alert"] == "FoldinNoReplica")
-    tests = []
-    for manual, labels in (
-        ("https://foldin.example/manual", {"manual": "https://foldin.example/manual"}),
-        ("/manual", {}),
-        # Prometheus 2 does not put a variable in.
-        ("/manual", {"manual": "${FOLDIN_MANUAL_URL}"}),
-        ("/manual", {"manual": "$FOLDIN_MANUAL_URL"}),
-        ("https://foldin.example/$a", {"manual": "https://foldin.example/$a"}),
-        ("/manual", {"manual": ""}),
-    ):
-        told = {
-            "summary": rule["annotations"]["summary"],
-            "runbook_url": f"{manual}/alerts.html#foldinnoreplica",
-        }
-        alert = {"exp_labels": {"severity": "page"}, "exp_annotations": told}
-        tests.append(
-            {
-                "interval": f"{STEP_S}s",
-                "external_labels": labels,
-                "input_series": [{"series": "another", "values": "0x100"}],
-                "alert_rule_test": [
-                    {"eval_time": "2m", "alertname": "FoldinNoReplica", "exp_alerts": [alert]}
-                ],
-            }
-        )
-    check(tmp_path, tests, STEP_S)
-
-
+@pytest.mark.slow
 def test_a_day_on_which_ratings_are_predicted_worse_than_on_the_one_before(tmp_path: Path) -> None:
     """FoldinWorse compares an hour with the same one of yesterday, and waits half an hour."""
     fault = Fault("FoldinWorse", {'foldin_rating_squared_error_sum{instance="a"}': (0, 12)})
@@ -321,16 +289,6 @@ def test_a_day_on_which_ratings_are_predicted_worse_than_on_the_one_before(tmp_p
     given = series(fault, well_s, end, step_s, only)
     # Every five seconds of a day would be 20,000 looks at each rule.
     check(tmp_path, [{"interval": "60s", "input_series": given, "promql_expr_test": checks}], step_s)
-
-
-def test_a_cluster_without_replicas_on_purpose_raises_none(tmp_path: Path) -> None:
-    none = {name: (0.0, 0.0) if "store_replicas" in name else value for name, value in WELL.items()}
-    given = series(Fault("", {}), WELL_S, WELL_S + WITHIN_S, well=none)
-    check(
-        tmp_path,
-        [{"interval": f"{STEP_S}s", "input_series": given, "promql_expr_test": [firing(WELL_S)]}],
-        STEP_S,
-    )
 
 
 def test_every_alert_is_raised_here_and_watches_what_is_there() -> None:

@@ -12,16 +12,13 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from featurestore.access import new_secret
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.wire.socket import StoreSocket
@@ -104,6 +101,7 @@ def call(url: str, body: object = None, trace: str = TRACE, key: str | None = No
         return error.code
 
 
+@pytest.mark.slow
 async def test_a_rating_is_one_trace_over_service_store_and_trainer(
     store_server: StoreServer, store_settings: StoreSettings, collector: Collector, tmp_path: Path
 ) -> None:
@@ -179,66 +177,6 @@ async def test_a_rating_is_one_trace_over_service_store_and_trainer(
     assert not [body for body in collector.bodies if USER.encode() in body or ITEM.encode() in body]
 
 
-async def test_a_caller_whose_key_is_not_known_does_not_say_what_is_traced(
-    store_settings: StoreSettings, store: Store, collector: Collector, tmp_path: Path
-) -> None:
-    secret = new_secret()
-    await store.access.add(secret, "boss", "operate")
-    told = {
-        "FOLDIN_TRACES_URL": collector.url,
-        "OTEL_BSP_SCHEDULE_DELAY": "100",
-        # What nothing else asks for is not traced.
-        "OTEL_TRACES_SAMPLER": "parentbased_always_off",
-    }
-    service, other = Service(store_settings, tmp_path, environment=told), TRACE.replace("0", "1")
-    try:
-        await asyncio.to_thread(service.wait_for, "/livez")
-        for key in (None, new_secret()):
-            assert await asyncio.to_thread(call, f"{service.url}/keys", None, other, key) == 401
-            assert await asyncio.to_thread(call, f"{service.url}/livez", None, other, key) == 200
-        assert await asyncio.to_thread(call, f"{service.url}/keys", None, TRACE, secret) == 200
-        await asyncio.to_thread(wait_until, collector.spans, "the known caller's span")
-    finally:
-        # Sends all that is left.
-        service.end()
-    assert {span.name for _, span in collector.spans() if span.kind == Span.SPAN_KIND_SERVER} == {"GET /keys"}
-    assert collector.spans(other) == []
-
-
-async def test_a_mark_that_cannot_be_made_costs_no_rating(
-    store_settings: StoreSettings, store: Store, collector: Collector
-) -> None:
-    told = replace(store_settings, traces_url=collector.url)
-    traced = await Store.open(told, hot=False, traced_as="test")
-    assert traced.tracing is not None
-    assert traced.traces is not None
-    waits = traced.confirmation.wait
-    headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
-
-    async def forgetting(since: Any) -> None:
-        await waits(since)
-        # As where another call looks while the store is emptied.
-        traced.ratings._epochs.expected = {}
-
-    traced.ratings._confirmation.wait = forgetting  # type: ignore[method-assign]
-    with traced.tracing.request("POST", headers):
-        await traced.traces.mark(1, [store_settings.partitions])
-        await traced.ratings.append([rating(USER, ITEM, 4.0)])
-    await traced.close()
-    assert (await store.users.history(1, USER.encode()))[1].item_row.size == 1
-
-
-async def test_a_collector_that_is_away_harms_nothing(store_settings: StoreSettings, tmp_path: Path) -> None:
-    service = Service(store_settings, tmp_path, environment={"FOLDIN_TRACES_URL": "http://127.0.0.1:9"})
-    try:
-        await asyncio.to_thread(service.wait_for, "/livez")
-        rated = {"user_id": USER, "item_id": ITEM, "rating": 4}
-        assert await asyncio.to_thread(call, f"{service.url}/ratings", rated) == 200
-    finally:
-        # Within the grace period: it does not wait for the collector.
-        assert service.end(timeout_s=20) == 0
-
-
 async def test_without_a_collector_there_is_no_step_more(store: Store) -> None:
     assert store.tracing is None
     assert store.traces is None
@@ -250,6 +188,7 @@ async def test_without_a_collector_there_is_no_step_more(store: Store) -> None:
     assert await store.redis.exists(store.keys.traces) == 0
 
 
+@pytest.mark.slow
 def test_without_a_collector_the_library_is_not_imported() -> None:
     # redis-py imports what it finds of the library for itself; ours are what makes spans and what sends them.
     ours = ("featurestore.telemetry.trac", "opentelemetry.exporter", "google.protobuf")
@@ -257,7 +196,5 @@ def test_without_a_collector_the_library_is_not_imported() -> None:
         "import service.server.worker, trainer.app, sys\n"
         f"print([name for name in sys.modules if name.startswith({ours})])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -12,9 +12,9 @@ from processes.probes import unused_port
 from processes.settings import SettingsError, declarations, load
 from tests.unit.test_docs_settings import settings_classes
 
-NUMBERS = ("-1", "1.5.5", "1_0", "\uff19", "nan", "1e309", "0x10", "many", "9" * 30)
-PATHS = ("/dev/null/below", "/proc/none")
-HOSTS = ("a..b", "no host", "203.0.113.1", "\udcff", "[::1")
+NUMBERS = ("-1", "1_0", "\uff19", "nan", "many", "9" * 30)
+PATHS = ("/dev/null/below",)
+HOSTS = ("a..b", "203.0.113.1")
 
 # What is refused when it is read.
 READ: dict[str, tuple[str, ...]] = {
@@ -83,17 +83,16 @@ def test_every_setting_is_tried() -> None:
     assert READ.keys() | STARTED.keys() | FREE == declared
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"), [(variable, value) for variable, values in READ.items() for value in values]
-)
-def test_a_value_that_is_read_wrong_is_one_line(variable: str, value: str) -> None:
+@pytest.mark.parametrize("variable", READ)
+def test_a_value_that_is_read_wrong_is_one_line(variable: str) -> None:
     for cls in readers(variable):
-        with pytest.raises(SettingsError) as caught:
-            load(cls, (), {variable: value})
-        told = [problem for problem in caught.value.problems if problem.startswith(f"{variable} ")]
-        assert len(told) == 1, caught.value.problems
-        assert told[0].isprintable()
-        assert "must" in told[0]
+        for value in READ[variable]:
+            with pytest.raises(SettingsError) as caught:
+                load(cls, (), {variable: value})
+            told = [problem for problem in caught.value.problems if problem.startswith(f"{variable} ")]
+            assert len(told) == 1, caught.value.problems
+            assert told[0].isprintable()
+            assert "must" in told[0]
 
 
 def test_a_limit_that_is_no_setting_any_more_is_one_line() -> None:
@@ -101,6 +100,7 @@ def test_a_limit_that_is_no_setting_any_more_is_one_line() -> None:
         load(StoreSettings, (), {"FOLDIN_QUOTAS": "off"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variable", "value"),
     [(variable, value) for variable, (_, values, _) in STARTED.items() for value in values],
@@ -126,7 +126,6 @@ def test_a_value_that_the_start_finds_wrong_is_one_line(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     lines = [line for line in done.stderr.splitlines() if " INFO " not in line]

@@ -160,19 +160,3 @@ def test_what_is_not_ready_is_refused_and_nothing_is_changed(checkout: Checkout)
 
 def test_the_changelog_is_one_that_can_be_released() -> None:
     assert script().wrong_changes((house.ROOT / "CHANGELOG.md").read_text("utf-8")) == []
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "why"),
-    [
-        ("## Unreleased\n", "## New\n", "the first heading is not Unreleased"),
-        ("1.0.0 - 2026-01-31", "1.0.0 (January)", "1.0.0 (January): neither Unreleased nor VERSION - DATE"),
-        ("### Added", "### News", "Unreleased: News is not of Added"),
-        ("- One thing.\n", "", "Unreleased: Added is empty"),
-        ("- One thing.\n", "- One.\n\n### Added\n\n- Two.\n", "Unreleased: Added stands twice"),
-        ("- Another.\n", "- Another.\n\n## 1.2.0 - 2026-02-01\n", "the versions are not in order"),
-    ],
-)
-def test_a_changelog_that_cannot_be_read_by_its_headings_is_told(old: str, new: str, why: str) -> None:
-    (found,) = script().wrong_changes(CHANGES.replace(old, new))
-    assert found.startswith(why)

@@ -9,7 +9,6 @@ import io
 import re
 import sys
 import tokenize
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -23,11 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CLIENT = "clients/python"
 # Of a checkout alone: neither in the wheel nor imported by what is.
 BESIDE = {"benchmarks", "torture"}
-FOLDER_MODULES = 14
 MODULE_LINES = 500
 FUNCTION_LINES = 60
 SETTING_VARIABLES = 45
-COMMENTS_IN_100 = 4
 # Loop nests that numba compiles whole: what is read of a row stays in registers for all that is done with it.
 LOOP_NESTS = {
     "factors/inference/compiled/solve_kernels.py:solve_rows",
@@ -115,6 +112,7 @@ def all_modules(root: Path) -> list[Module]:
     return [module for package in packages(root) for module in modules(root, package)]
 
 
+@cache
 def comment_lines(module: Module) -> set[int]:
     """Lines with a comment for people."""
     tokens = tokenize.generate_tokens(io.StringIO(module.text).readline)
@@ -190,8 +188,13 @@ class Import:
     when: Literal["load", "call", "typing"]
 
 
-def imported(module: Module) -> Iterator[Import]:
+@cache
+def imported(module: Module) -> tuple[Import, ...]:
     """All that a module imports, anywhere in it; a relative import keeps its dots."""
+    return tuple(_imported(module))
+
+
+def _imported(module: Module) -> Iterator[Import]:
     found: list[tuple[ast.AST, Literal["load", "call", "typing"]]] = [(module.tree, "load")]
     while found:
         node, when = found.pop()
@@ -261,14 +264,6 @@ def room_cycles(root: Path) -> list[str]:
     return cycle_of(by_room(imports(all_modules(root))))
 
 
-def crowded_folders(root: Path) -> list[str]:
-    """Folders of product code with more than `FOLDER_MODULES` modules."""
-    sizes = Counter(
-        str(module.path.parent) for module in all_modules(root) if module.path.name != "__init__.py"
-    )
-    return [f"{folder}: {size} modules" for folder, size in sizes.items() if size > FOLDER_MODULES]
-
-
 def long_modules(root: Path) -> list[str]:
     """Modules with more than `MODULE_LINES` lines."""
     found = all_modules(root)
@@ -312,18 +307,6 @@ def too_many_variables(root: Path) -> list[str]:
     return [f"{len(found)} variables"] if len(found) > SETTING_VARIABLES else []
 
 
-def uncommented_packages(root: Path) -> list[str]:
-    """Packages with fewer than `COMMENTS_IN_100` comment lines in 100."""
-    found = []
-    for name in packages(root):
-        written = [module for module in modules(root, name) if not module.is_made]
-        lines = sum(module.lines for module in written)
-        comments = sum(len(comment_lines(module)) for module in written)
-        if 100 * comments < COMMENTS_IN_100 * lines:
-            found.append(f"{name}: {comments} comments in {lines} lines")
-    return found
-
-
 def private_words(root: Path) -> list[str]:
     """Words that only this project has: in code of any language, tests, and documents for people of today."""
     folders = [*packages(root), "clients", "tests", "docs", "deploy"]
@@ -363,8 +346,7 @@ def main() -> None:
         row = f"{name or 'all':14}{len(found):9}{lines:8}{code:8}{largest:9}{100 * comments / lines:14.1f}"
         print(f"{row}{len(constants):11}{constants.count(False):6}{long:6}")
     lua = sum(len(path.read_text("utf-8").splitlines()) for path in root.glob("featurestore/**/*.lua"))
-    crowded = ", ".join(crowded_folders(root)) or "none"
-    print(f"Lua {lua} lines; folders over {FOLDER_MODULES} modules: {crowded}")
+    print(f"Lua {lua} lines")
 
 
 if __name__ == "__main__":

@@ -211,25 +211,16 @@ def test_the_rule_finds_what_breaks_it(rule: Rule, tmp_path: Path) -> None:
     assert sorted(rule(tmp_path)) == sorted(expected)
 
 
-@pytest.mark.slow
-def test_every_room_that_has_a_wall_is_there() -> None:
-    names = {module.name for module in house.all_modules(ROOT)}
-    assert {*LIGHT, *DOORS, *FLOORS_BELOW, *DOORS["factors"]} <= names
-
-
 def test_service_and_trainer_do_not_know_each_other() -> None:
-    assert "trainer" not in table(ROOT)["service"]
-    assert "service" not in table(ROOT)["trainer"]
+    """And of our packages the store imports `factors` alone, besides `processes`, which any may import."""
+    allowed, packages = table(ROOT), set(house.packages(ROOT))
+    assert "trainer" not in allowed["service"]
+    assert "service" not in allowed["trainer"]
+    assert allowed["factors"].isdisjoint(packages)
+    assert allowed["featurestore"] & packages == {"factors", "processes"}
+    assert allowed["processes"].isdisjoint(packages)
 
 
 def test_what_stands_beside_the_product_is_not_imported_by_it() -> None:
     for package, imports in table(ROOT).items():
         assert package in house.BESIDE or imports.isdisjoint(house.BESIDE), package
-
-
-def test_only_factors_is_imported_by_the_store_and_nothing_by_factors() -> None:
-    """Besides `processes`, which is a leaf that any package may import, such as for its settings."""
-    allowed, packages = table(ROOT), set(house.packages(ROOT))
-    assert allowed["factors"].isdisjoint(packages)
-    assert allowed["featurestore"] & packages == {"factors", "processes"}
-    assert allowed["processes"].isdisjoint(packages)

@@ -2,16 +2,12 @@
 
 import importlib.util
 import re
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from tests.support import house
 
 ROOT_FILES = ("docker-compose.yml", "Dockerfile", "Makefile", "pyproject.toml")
 FILES = (*ROOT_FILES, ".ci/*", ".github/**/*", "deploy/**/*")
-LATEST = re.compile(r"[:@]latest\b")
 
 
 def supply() -> Any:
@@ -64,19 +60,3 @@ def test_a_bill_that_lacks_a_package_or_a_hash_is_told() -> None:
     first = whole["components"][0]
     expected = {f"{part['name']}=={part['version']}" for part in (first, lost)}
     assert set(module.missing_in(whole, module.RUN)) == expected
-
-
-def test_the_bill_has_what_the_pages_are_bundled_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = supply()
-    found = {each["name"]: each for each in module.bundled()}
-    assert {"preact", "@preact/signals", "htm", "uplot", "swagger-ui-dist"} <= found.keys()
-    assert found["@preact/signals"]["purl"].startswith("pkg:npm/%40preact/signals@")
-    assert all(len(each["hashes"][0]["content"]) == 128 for each in found.values())
-    # Of another version than what is locked.
-    other = tmp_path / "LICENSES.txt"
-    other.write_text(module.BUNDLED.read_text("utf-8").replace(f"htm {found['htm']['version']}", "htm 0.0.1"))
-    monkeypatch.setattr(module, "BUNDLED", other)
-    with pytest.raises(LookupError, match=r"htm 0\.0\.1 is bundled and not locked"):
-        module.bundled()

@@ -55,10 +55,6 @@ async def each(rows: Iterator[Any]) -> AsyncIterator[Any]:
         yield row
 
 
-async def all_of(rows: AsyncIterator[Any]) -> list[Any]:
-    return [row async for row in rows]
-
-
 async def tour(foldin: Any) -> str:
     """Make every call once at least, and look at what came; return the key that is asked for from then on."""
     await ratings(foldin)
@@ -246,7 +242,9 @@ def operation_of(method: str, path: str, known: dict[tuple[str, str], str]) -> s
     return known[method, min(found, key=lambda template: template.count("{"))]
 
 
-@pytest.mark.parametrize("blocks", [False, True], ids=["awaits", "blocks"])
+@pytest.mark.parametrize(
+    "blocks", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["awaits", "blocks"]
+)
 async def test_every_call_of_the_description_is_made(served: Client, blocks: bool) -> None:
     described = (await served.get("/openapi.json")).json
     known = templates(described)

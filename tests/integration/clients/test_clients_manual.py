@@ -3,12 +3,15 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.examples import ran
 from tests.support.factories import rating
 from tests.support.small_trainer import serving_with_trainer
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[3]
 README = ROOT / "clients/python/README.md"
 EXAMPLE = re.compile(r"```python\n(.*?)```", re.DOTALL)

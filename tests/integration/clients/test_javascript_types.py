@@ -2,7 +2,6 @@
 installs as `.ci/types` locks it. Every call of the contract test is held against them, too.
 """
 
-import json
 import re
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 from tests.support import house
 from tests.support.servers import missing
 
+pytestmark = pytest.mark.slow
 CLIENT = house.ROOT / "clients/javascript"
 # What Node has besides, of which the client's declarations say nothing.
 NODE = """\
@@ -72,12 +72,6 @@ def compiled(folder: Path, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_a_program_of_every_kind_of_call_compiles(folder: Path) -> None:
-    shutil.copy(CLIENT / "test/calls.mts", folder / "right.mts")
-    # Its own declarations are looked at, too: without `--skipLibCheck`.
-    assert compiled(folder, "--strict", "--exactOptionalPropertyTypes", "right.mts") == (0, "")
-
-
 def test_what_the_service_would_refuse_does_not_compile(folder: Path) -> None:
     lines = HEAD.splitlines()
     for about, line in WRONG.items():
@@ -97,12 +91,3 @@ def test_every_call_of_the_description_is_declared_as_it_is_made(folder: Path) -
         0,
         "",
     )
-
-
-def test_the_lock_has_a_hash_and_no_address() -> None:
-    lock = json.loads((house.ROOT / ".ci/types/package-lock.json").read_text("utf-8"))
-    packages = {name: each for name, each in lock["packages"].items() if name}
-    assert packages
-    for each in packages.values():
-        assert each["integrity"].startswith("sha512-")
-        assert "resolved" not in each

@@ -17,7 +17,7 @@ from tests.support import house
 from tests.support.examples import ran
 from tests.support.stacks import local_stack
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 ENVIRONMENT, API = "http://127.0.0.1:8081", "http://127.0.0.1:8080"
 STEPS = 150
 # Told to both in place of the course's own sizes: three runs of 1,000 steps are minutes.

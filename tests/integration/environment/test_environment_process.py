@@ -1,6 +1,5 @@
 """`python -m environment` as a process: says where it is, leaves with 0 on a signal and 2 on a mistake."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-WAIT_S = 30
+from tests.support.waiting import PATIENCE_S
 
 
 @contextmanager
@@ -26,107 +25,52 @@ def environment(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         yield process, line.split()[-1]
     finally:
         process.kill()
-        process.communicate(timeout=WAIT_S)
+        process.communicate(timeout=PATIENCE_S)
+
+
+def done(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A program, run to its end."""
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_code_0(number: signal.Signals) -> None:
+def test_a_signal_ends_it_with_code_0_though_clients_are_connected(number: signal.Signals) -> None:
     with environment() as (process, address):
-        with urllib.request.urlopen(f"{address}/", timeout=WAIT_S) as response:
+        with urllib.request.urlopen(f"{address}/") as response:
             assert response.read() == b"Hello World!"
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=WAIT_S)
-        assert process.returncode == 0
-        assert errors == ""
-
-
-def test_a_signal_ends_it_though_clients_are_connected() -> None:
-    with environment() as (process, address):
         host, port = address.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=WAIT_S) as client:
-            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert b"Hello World!" in client.recv(1_000)
+        with socket.create_connection((host, int(port))) as client:
             client.sendall(b"GET /reset?user_id=a HT")
-            process.terminate()
-            process.communicate(timeout=WAIT_S)
-        assert process.returncode == 0
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=PATIENCE_S)
+        assert (process.returncode, errors) == (0, "")
 
 
 def test_a_port_in_use_is_one_line_and_code_2() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = taken.getsockname()[1]
-        command = [sys.executable, "-m", "environment", "--port", str(port)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
-    assert done.returncode == 2
-    assert str(port) in done.stderr
-    assert done.stderr.count("\n") == 1
+        port = str(taken.getsockname()[1])
+        refused = done("environment", "--port", port)
+    assert refused.returncode == 2
+    assert port in refused.stderr
+    assert refused.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", ["environment", "evaluation.course.play", "evaluation.course.protocol"])
-def test_a_wrong_argument_is_code_2_without_a_traceback(module: str) -> None:
-    command = [sys.executable, "-m", module, "--known", "many", "--seed", "x"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
-    assert done.returncode == 2
-    assert "--known" in done.stderr
-    assert "--seed" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
+@pytest.mark.slow
 def test_a_play_prints_plain_lines_where_there_is_no_terminal() -> None:
     with environment("--users", "20", "--items", "30", "--known", "100") as (_, address):
-        arguments = [
-            "--environment",
-            address,
-            "--players",
-            "constant",
-            "als",
-            "--steps",
-            "40",
-            "--report-every",
-            "20",
-        ]
-        command = [sys.executable, "-m", "evaluation.course.play", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "step 20 of 40" in done.stdout
-    assert "step 40 of 40" in done.stdout
-    assert "\x1b" not in done.stdout
-
-
-def test_a_play_without_an_environment_says_so_with_code_1() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-        command = [sys.executable, "-m", "evaluation.course.play", "--environment", address]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
-    assert done.returncode == 1
-    assert address in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_play_with_code_0(number: signal.Signals) -> None:
-    with environment() as (_, address):
-        arguments = ["--environment", address, "--players", "constant", "--delay-ms", "100"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "evaluation.course.play", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            # What a shell starts in the background ignores Ctrl-C, and so does what that starts.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # no threads
-        )
-        try:
-            assert process.stdout is not None
-            while "ratings known" not in process.stdout.readline():
-                assert process.poll() is None
-            process.send_signal(number)
-            _, errors = process.communicate(timeout=WAIT_S)
-        finally:
-            process.kill()
-            process.communicate(timeout=WAIT_S)
-        assert process.returncode == 0, errors
-        assert "Traceback" not in errors
+        flags = ("--players", "constant", "als", "--steps", "40", "--report-every", "20")
+        played = done("evaluation.course.play", "--environment", address, *flags)
+    assert played.returncode == 0, played.stderr
+    assert "step 20 of 40" in played.stdout
+    assert "step 40 of 40" in played.stdout
+    assert "\x1b" not in played.stdout
+    # The environment is gone.
+    without = done("evaluation.course.play", "--environment", address)
+    assert without.returncode == 1
+    assert address in without.stderr
+    assert "Traceback" not in without.stderr
+    wrong = done("evaluation.course.play", "--known", "many")
+    assert (wrong.returncode, "--known" in wrong.stderr) == (2, True)

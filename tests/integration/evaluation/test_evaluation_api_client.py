@@ -69,7 +69,7 @@ async def test_a_training_that_takes_longer_than_a_call_is_waited_for() -> None:
 
 async def test_another_server_and_a_silent_one_are_told_apart() -> None:
     async def silent(_request: web.Request) -> web.Response:
-        await asyncio.sleep(30)
+        await asyncio.get_running_loop().create_future()
         return web.Response()
 
     async def hello(_request: web.Request) -> web.Response:
@@ -79,8 +79,7 @@ async def test_another_server_and_a_silent_one_are_told_apart() -> None:
     app.router.add_get("/predict", silent)
     app.router.add_get("/status", hello)
     async with serving(app) as address, aiohttp.ClientSession() as session:
-        client = ApiClient(session, address, timeout_s=0.1)
         with pytest.raises(ApiUnreadableError, match="unexpected"):
-            await client.status()
+            await ApiClient(session, address).status()
         with pytest.raises(ApiBusyError, match="in time"):
-            await client.predict("ann", "tea")
+            await ApiClient(session, address, timeout_s=0.1).predict("ann", "tea")

@@ -5,7 +5,7 @@ import pytest
 
 from environment.client import KnownRatings, Pair
 from environment.world import WorldOptions
-from evaluation.course.protocol import evaluate, main
+from evaluation.course.protocol import evaluate
 from evaluation.course.settings import EvaluationSettings
 from evaluation.players.model import model_players
 from processes.settings import SettingsError
@@ -13,6 +13,7 @@ from processes.settings import SettingsError
 WORLD = WorldOptions(n_users=15, n_items=20)
 
 
+@pytest.mark.slow
 async def test_model_players_play_beside_the_others_and_say_how_sure_they_are() -> None:
     settings = EvaluationSettings(
         players=("constant", "variational", "ordinal"), steps=20, runs=1, known=(150,), seed=3, world=WORLD
@@ -42,16 +43,7 @@ async def test_a_rating_counts_at_once_also_of_a_new_user() -> None:
     await player.close()
 
 
-async def test_a_player_that_is_not_there_is_refused_with_what_to_do(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+async def test_a_player_that_is_not_there_is_refused_with_what_to_do() -> None:
     settings = EvaluationSettings(players=("ordinal",), steps=5, runs=1, known=(50,), world=WORLD)
     with pytest.raises(SettingsError, match="foldin evaluate"):
         await evaluate(settings)
-
-
-def test_the_command_without_players_to_bring_plays_the_local_ones(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert main(["--players", "ordinal"]) == 2
-    assert "leave it out of --players" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Plays and evaluations over HTTP, the deployed player against a stand-in for the API."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -21,6 +20,7 @@ from evaluation.course.protocol import Moment, evaluate, main
 from evaluation.course.seat import MISSING_ERROR
 from evaluation.course.settings import EvaluationSettings, PlaySettings
 from evaluation.players import PlayerFailedError
+from processes.probes import unused_port
 from tests.integration.evaluation.api_fake import FakeApi, problem, serving
 
 SMALL = WorldOptions(n_users=15, n_items=20, n_known=120)
@@ -59,33 +59,12 @@ async def test_all_players_face_the_same_pairs_and_progress_is_reported(environm
     assert again.mse == last.mse
 
 
-async def test_a_play_ends_with_the_world(environment: str) -> None:
-    reports = await played(PlaySettings(environment=environment, players=("constant",), steps=1_000))
-    assert reports[-1].step == 180
-    assert reports[-1].standings[0].tally.steps == 180
-
-
-async def test_players_can_be_shown_less(environment: str) -> None:
-    reports = await played(PlaySettings(environment=environment, players=("als",), steps=5, known=30))
+async def test_a_play_ends_with_the_world_and_players_can_be_shown_less(environment: str) -> None:
+    settings = PlaySettings(environment=environment, players=("constant",), steps=1_000)
+    reports = await played(settings)
+    assert reports[-1].step == reports[-1].standings[0].tally.steps == 180
+    reports = await played(replace(settings, players=("als",), steps=5, known=30))
     assert reports[0].known == 30
-
-
-async def test_an_environment_without_seeds_is_told_apart() -> None:
-    async def reset(_request: web.Request) -> web.Response:
-        resets.append(len(resets))
-        history = {"user_history": [0], "item_history": [resets[-1]], "rating_history": [3]}
-        return web.json_response({"nb_users": 2, "nb_items": 9, **history, "next_user": 1, "next_item": 0})
-
-    async def predict(_request: web.Request) -> web.Response:
-        return web.json_response({"next_item": 1, "next_user": 1, "rating": 1})
-
-    resets: list[int] = []
-    app = web.Application()
-    app.router.add_get("/reset", reset)
-    app.router.add_get("/predict", predict)
-    async with serving(app) as address:
-        reports = await played(PlaySettings(environment=address, players=("constant", "bias"), steps=2))
-    assert not reports[-1].same_world
 
 
 async def test_a_fresh_api_is_trained_as_in_the_lecture_and_then_learns(
@@ -123,34 +102,19 @@ async def test_a_second_play_keeps_what_is_there(environment: str, api: tuple[Fa
 
 
 @pytest.mark.parametrize("live", [False, True])
-async def test_ratings_of_others_are_kept(environment: str, api: tuple[FakeApi, str], live: bool) -> None:
+async def test_ratings_of_others_are_kept_unless_told(
+    environment: str, api: tuple[FakeApi, str], live: bool
+) -> None:
     """Also those that came by a `POST /train`, which another one would replace without asking."""
     fake, address = api
     fake.ratings, fake.live_ratings, fake.generation, fake.fitted = {("ann", "film"): 4.0}, live, 1, 1
-    await played(PlaySettings(environment=environment, api=address, players=("deployed",), steps=3))
+    settings = PlaySettings(environment=environment, api=address, players=("deployed",), steps=3)
+    await played(settings)
     assert fake.ratings["ann", "film"] == 4.0
     assert len(fake.ratings) == 1 + 123
-
-
-async def test_with_replace_the_api_forgets(environment: str, api: tuple[FakeApi, str]) -> None:
-    fake, address = api
-    fake.ratings, fake.live_ratings, fake.generation, fake.fitted = {("ann", "film"): 4.0}, True, 1, 1
-    await played(
-        PlaySettings(environment=environment, api=address, players=("deployed",), steps=3, replace=True)
-    )
+    await played(replace(settings, replace=True))
     assert ("ann", "film") not in fake.ratings
     assert len(fake.ratings) == 123
-
-
-async def test_two_deployed_players_do_not_see_each_other(environment: str, api: tuple[FakeApi, str]) -> None:
-    fake, address = api
-    settings = PlaySettings(
-        environment=environment, api=address, players=("deployed", "deployed-frozen"), steps=10
-    )
-    last = (await played(settings))[-1]
-    own = [user for user, _ in fake.ratings if user.startswith("world-")]
-    assert (len(own), len(fake.ratings)) == (120, 250)
-    assert last.standings[1].note
 
 
 @pytest.mark.parametrize("beside", [False, True])
@@ -174,23 +138,19 @@ async def test_variables_are_the_contexts_of_ratings(api: tuple[FakeApi, str], b
     assert not any(fake.contexts[3 + 120 * beside :])
 
 
-async def test_a_busy_api_is_waited_for(environment: str, api: tuple[FakeApi, str]) -> None:
+async def test_a_busy_api_is_waited_for_and_a_refusal_ends_the_play(
+    environment: str, api: tuple[FakeApi, str]
+) -> None:
     fake, address = api
     for status in (503, 429, 502):
         fake.refuse(status, Retry_After="0")
     fake.refusals.append(problem(409, "train_in_progress"))
-    reports = await played(PlaySettings(environment=environment, api=address, players=("deployed",), steps=1))
-    assert reports[-1].standings[0].tally.missing == 0
+    settings = PlaySettings(environment=environment, api=address, players=("deployed",), steps=1)
+    assert (await played(settings))[-1].standings[0].tally.missing == 0
     assert len(fake.trains) == 1
-
-
-async def test_an_api_that_refuses_ends_the_play_with_its_words(
-    environment: str, api: tuple[FakeApi, str]
-) -> None:
-    fake, address = api
     fake.refuse(422)
     with pytest.raises(PlayerFailedError, match="422"):
-        await played(PlaySettings(environment=environment, api=address, players=("deployed",), steps=1))
+        await played(settings)
 
 
 async def test_a_missing_answer_counts_a_thousand_and_the_game_goes_on(
@@ -211,27 +171,6 @@ async def test_a_missing_answer_counts_a_thousand_and_the_game_goes_on(
     assert tally.missing == 4
     assert tally.squared_error[4:].max() < 25
     assert last.standings[0].note.startswith("last missing answer")
-
-
-async def test_a_late_answer_is_a_missing_one(environment: str) -> None:
-    fake = FakeApi()
-
-    async def late(_request: web.Request) -> web.Response:
-        await asyncio.sleep(30)
-        return web.Response()
-
-    app = fake.app()
-    slow = web.Application()
-    slow.router.add_get("/predict", late)
-    for route in app.router.routes():
-        if route.resource is not None and route.resource.canonical != "/predict":
-            slow.router.add_route(route.method, route.resource.canonical, route.handler)
-    async with serving(slow) as address:
-        settings = PlaySettings(
-            environment=environment, api=address, players=("deployed-frozen",), steps=2, answer_timeout_s=0.05
-        )
-        last = (await played(settings))[-1]
-    assert last.standings[0].tally.squared_error.tolist() == [MISSING_ERROR] * 2
 
 
 async def test_an_evaluation_starts_its_own_environment_and_repeats_by_seed() -> None:
@@ -258,43 +197,20 @@ async def test_an_evaluation_starts_its_own_environment_and_repeats_by_seed() ->
 
 async def test_an_evaluation_with_the_api_plays_both_deployed_players(api: tuple[FakeApi, str]) -> None:
     fake, address = api
-    settings = EvaluationSettings(
-        api=address, steps=20, runs=2, known=(120,), replace=True, world=WorldOptions(15, 20, late_users=0.3)
-    )
+    world = WorldOptions(15, 20, late_users=0.3)
+    settings = EvaluationSettings(api=address, steps=20, runs=2, known=(120,), replace=True, world=world)
     report = await evaluate(settings)
     assert [summary.player for summary in report.summaries()][-2:] == ["deployed-frozen", "deployed"]
-    assert len(fake.trains) == 4
-    assert len(fake.ratings) == 140
+    assert (len(fake.trains), len(fake.ratings)) == (4, 140)
     assert all(summary.missing == 0 for summary in report.summaries())
-
-
-async def test_an_api_that_is_not_there_is_counted_and_explained(unused_port: int) -> None:
-    settings = EvaluationSettings(
-        api=f"http://127.0.0.1:{unused_port}",
-        players=("deployed",),
-        steps=5,
-        runs=1,
-        known=(20,),
-        prepare_timeout_s=0.5,
-        world=WorldOptions(5, 10),
-    )
-    (summary,) = (await evaluate(settings)).summaries()
-    assert summary.mse == MISSING_ERROR
-    assert summary.missing == 5
+    # One that is not there is counted, and explained.
+    away = replace(settings, api=f"http://127.0.0.1:{unused_port()}", players=("deployed",), runs=1)
+    (summary,) = (await evaluate(replace(away, prepare_timeout_s=0.1))).summaries()
+    assert (summary.mse, summary.missing) == (MISSING_ERROR, 20)
     assert "had not learned" in summary.note
 
 
-@pytest.fixture
-async def unused_port() -> AsyncIterator[int]:
-    """A port that is bound but not listened on."""
-    import socket
-
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield bound.getsockname()[1]
-
-
-async def test_an_environment_that_breaks_the_contract_is_named(unused_port: int) -> None:
+async def test_an_environment_that_breaks_the_contract_is_named() -> None:
     app = web.Application()
 
     async def reset(request: web.Request) -> web.Response:
@@ -312,11 +228,12 @@ async def test_an_environment_that_breaks_the_contract_is_named(unused_port: int
                 await EnvironmentClient(session, address, token).reset()
         with pytest.raises(EnvironmentFailedError, match="404"):
             await EnvironmentClient(session, address, "a").rate(3.0)
-        gone = EnvironmentClient(session, f"http://127.0.0.1:{unused_port}", "a")
+        gone = EnvironmentClient(session, f"http://127.0.0.1:{unused_port()}", "a")
         with pytest.raises(EnvironmentFailedError, match="cannot be asked"):
             await gone.reset()
 
 
+@pytest.mark.slow
 def test_the_command_writes_table_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--users", "10", "--items", "10", "--known", "50", "--steps", "10", "--runs", "2"]
     assert main([*sizes, "--players", "bias", "--output", str(tmp_path)]) == 0

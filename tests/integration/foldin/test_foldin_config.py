@@ -17,24 +17,13 @@ from tests.support.servers import missing
 from tests.support.waiting import wait_until
 
 # A whole stack.
-pytestmark = pytest.mark.timeout(240)
-ROOT = Path(__file__).parents[3]
-
-
-def environ(**more: str) -> dict[str, str]:
-    return plain_environment(os.environ, {"PYTHONPATH": str(ROOT), **more})
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+ENVIRON = plain_environment(os.environ, {"PYTHONPATH": str(Path(__file__).parents[3])})
 
 
 def foldin(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "foldin", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=folder,
-        env=environ(),
-        check=False,
-    )
+    command = python_command("foldin", *map(str, arguments))
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=ENVIRON, check=False)
 
 
 def ask(url: str) -> Any:
@@ -44,12 +33,11 @@ def ask(url: str) -> Any:
 
 def test_a_wrong_file_keeps_every_role_from_starting(tmp_path: Path) -> None:
     (tmp_path / "foldin.toml").write_text("[service]\nprot = 1\n")
-    for module in ("service", "trainer", "environment", "foldin"):
-        command = [sys.executable, "-m", module, *(("up",) if module == "foldin" else ())]
+    for words in (("service",), ("trainer",), ("environment",), ("foldin", "up")):
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environ(), check=False
+            python_command(*words), capture_output=True, text=True, cwd=tmp_path, env=ENVIRON, check=False
         )
-        assert done.returncode == 2, module
+        assert done.returncode == 2, words
         assert done.stderr.endswith("[service] prot is no setting: did you mean [service] port?\n")
         assert done.stderr.count("\n") == 1
 
@@ -80,10 +68,10 @@ no_play = true
     up = BlockingChild(
         python_command("foldin", "up", "--json", "--config", str(config)),
         tmp_path / "up.log",
-        environment=environ(),
+        environment=ENVIRON,
     )
     try:
-        wait_until(lambda: '"event": "ready"' in up.text or up.code is not None, "the stack", timeout_s=90.0)
+        wait_until(lambda: '"event": "ready"' in up.text or up.code is not None, "the stack")
         assert up.code is None, up.text
         told = next(json.loads(line) for line in up.text.splitlines() if line.startswith("{"))
         url = f"http://127.0.0.1:{port}"

@@ -1,10 +1,8 @@
 """An import of events of types, and of contexts, straight to the store and through the API."""
 
-from typing import Any
-
 import pytest
 
-from featurestore.ratings.context_schema import ContextField, ContextSchema
+from featurestore.ratings.context_schema import ContextSchema
 from featurestore.ratings.event_types import DEFAULT_TYPES, NewType, replaced
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -71,23 +69,3 @@ async def test_contexts_arrive_with_their_ratings(
         assert (await store.users.history(1, b"bob"))[0] == 0
         if target == "api":
             await sink.close()
-
-
-async def test_a_limit_that_others_reach_meanwhile_names_the_row(
-    store: Store, store_settings: StoreSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Lanes write side by side: what one has told after the other looked refuses a row, not the import."""
-    admit = store.ratings.admit
-    other = await Store.open(store_settings, hot=False)
-
-    async def late(*told: Any) -> None:
-        await admit(*told)
-        texts = tuple(f"d{k}" for k in range(255))
-        await other.contexts.tell([ContextField("device", "category", texts)])
-
-    monkeypatch.setattr(store.ratings, "admit", late)
-    rows: list[Row] = [(b"u", b"%d" % k, 3.0, 5.0, None, {"device": f"new {k}"}) for k in range(3)]
-    with pytest.raises(RowRefusedError, match="'device' has 256 categories") as refused:
-        await StoreSink(store, "the store", 1).write(rows)
-    assert refused.value.position == 1
-    await other.close()

@@ -1,7 +1,6 @@
 """`foldin import --items` into a running service."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,9 +9,6 @@ import pytest
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.__main__ import main
-
-# Before any test changes what it takes from the client.
-from foldin.files import item_import
 from tests.support.serving import Client, serving
 
 
@@ -110,40 +106,6 @@ async def test_users_of_a_file_have_their_attributes(
     assert await run(*told) != 0
     assert "row 2" in capsys.readouterr().err
     assert (await client.get("/users/4/attributes")).status == 404
-
-
-async def test_a_bar_shows_how_far_it_is_and_json_what_was_left_out(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(item_import, "MAX_ROWS", 3)
-    # As on a terminal.
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    path = tmp_path / "users.csv"
-    path.write_text("user_id,age\n" + "".join(f"u{n},{n if n != 4 else 'old'}\n" for n in range(7)))
-    told = str(path), "--users", "--url", client.url, "--columns", "age=number", "--on-bad", "skip", "--json"
-    for more, written in ((("--dry-run",), 0), ((), 7)):
-        assert await run(*told, *more) == 0
-        said = capsys.readouterr()
-        answer = json.loads(said.out)
-        assert answer.keys() == {"file", "target", "written", "still_deleted", "left_out", "seconds"}
-        assert (answer["written"], answer["left_out"]) == (written, 1)
-    assert "Importing users" in said.err
-    assert "7/7" in said.err
-    # A row of a later call is named by its place in the file, and the calls before it are counted.
-    rows = [{"item_id": f"i{n}"} for n in range(7)]
-    path.write_text("\n".join(map(json.dumps, [*rows[:5], {"item_id": ""}, *rows[6:]])))
-    assert await run(str(path), "--items", "--url", client.url) == 1
-    err = " ".join(capsys.readouterr().err.split())
-    assert f"row 6 of {path}: " in err
-    assert "3 items are written" in err
-
-
-async def test_items_as_large_as_they_may_be_fit_into_calls(client: Client, tmp_path: Path) -> None:
-    path = tmp_path / "books.csv"
-    path.write_text("id,text\n" + "".join(f"b{n},{'x' * 16_300}\n" for n in range(700)))
-    assert await run(str(path), "--items", "--url", client.url) == 0
-    assert (await client.get("/items?n=1")).json["total"] == 700
 
 
 async def test_what_is_not_told_where_goes_to_the_port_of_the_settings(

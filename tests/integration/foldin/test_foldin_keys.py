@@ -15,52 +15,62 @@ import pytest
 from featurestore.access import count_of, digest_of_secret, is_secret
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from foldin.__main__ import main
 from processes.blocking import plain_environment
 from tests.support.serving import serving
 
 
 class Keys:
-    """The command, in a folder where no stack runs."""
+    """The command, in a folder where no stack runs, by the environment of this process."""
 
-    def __init__(self, store: StoreSettings, folder: Path) -> None:
-        self._folder = folder
-        self._environment = plain_environment(
-            os.environ,
-            {
-                "FOLDIN_REDIS_URL": store.url,
-                "FOLDIN_NAMESPACE": store.namespace,
-                "FOLDIN_PARTITIONS": str(store.partitions),
-                "PYTHONPATH": str(Path(__file__).parents[3]),
-            },
-        )
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
 
-    def __call__(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "foldin", "keys", *map(str, arguments)]
-        return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=self._environment,
-            cwd=self._folder,
-            check=False,
-        )
+    async def __call__(self, *arguments: object, code: int = 0) -> str:
+        """Run a command of `foldin keys` to its exit code, and return what it said on both sides."""
+        return await self.run("keys", *map(str, arguments), code=code)
 
-    def refuses(self, *arguments: object) -> str:
-        """The one line with which it ends with code 2."""
-        done = self(*arguments)
-        assert (done.returncode, done.stdout) == (2, ""), done
-        return done.stderr.strip().splitlines()[-1]
+    async def run(self, *arguments: str, code: int) -> str:
+        """Run any command so."""
+        try:
+            ended = await asyncio.to_thread(main, list(arguments))
+        except SystemExit as exc:
+            ended = int(exc.code or 0)
+        said = "".join(self._capfd.readouterr())
+        assert ended == code, said
+        return said
+
+    async def refuses(self, *arguments: object) -> str:
+        """Return the one line with which it ends with code 2."""
+        said = await self(*arguments, code=2)
+        return said.strip().splitlines()[-1]
 
 
 @pytest.fixture
-def keys(store_settings: StoreSettings, tmp_path: Path) -> Keys:
-    return Keys(store_settings, tmp_path)
+def keys(
+    store_settings: StoreSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Keys:
+    monkeypatch.chdir(tmp_path)
+    for name, value in environment_of(store_settings).items():
+        monkeypatch.setenv(name, value)
+    return Keys(capfd)
 
 
-@pytest.mark.slow
-async def test_a_key_is_shown_once_and_only_its_digest_is_stored(keys: Keys, store: Store) -> None:
-    secret = keys("add", "shop", "--role", "rate").stdout.strip()
+def environment_of(store: StoreSettings) -> dict[str, str]:
+    return {
+        "FOLDIN_REDIS_URL": store.url,
+        "FOLDIN_NAMESPACE": store.namespace,
+        "FOLDIN_PARTITIONS": str(store.partitions),
+    }
+
+
+async def test_a_key_is_shown_once_and_only_its_digest_is_stored(
+    keys: Keys, store: Store, tmp_path: Path
+) -> None:
+    secret = (await keys("add", "shop", "--role", "rate")).strip().splitlines()[-1]
     assert is_secret(secret)
     stored = await store.access.load()
     assert set(stored) == {"", digest_of_secret(secret)}
@@ -68,118 +78,98 @@ async def test_a_key_is_shown_once_and_only_its_digest_is_stored(keys: Keys, sto
     assert key is not None
     assert (key.name, key.role) == ("shop", "rate")
     assert secret.encode() not in b"".join((await store.redis.hgetall(store.keys.access)).values())  # type: ignore[arg-type]  # bytes, as asked
-    listed = keys("list").stdout
+    listed = await keys("list")
     assert re.fullmatch(r"shop +rate +\d{4}-\d\d-\d\d \d\d:\d\d\n", listed)
-    assert secret not in listed
-    assert "already" in keys.refuses("add", "shop", "--role", "read")
-    assert "removed" in keys("remove", "shop").stdout
+    assert "already" in await keys.refuses("add", "shop", "--role", "read")
+    for wrong in (("add", "a b", "--role", "read"), ("add", "x", "--role", "all"), ("add", "x"), ()):
+        await keys.refuses(*wrong)
+    assert "no stack runs on" in await keys.refuses("list", "--data", tmp_path)
+    await keys("remove", "shop")
     assert count_of(await store.access.load()) == 0
-    assert "no key is called 'shop'" in keys.refuses("remove", "shop")
+    assert "no key is called 'shop'" in await keys.refuses("remove", "shop")
 
 
 async def test_the_last_key_that_may_operate_goes_by_a_flag_of_its_own(keys: Keys, store: Store) -> None:
-    keys("add", "boss", "--role", "operate")
-    keys("add", "shop", "--role", "rate")
-    refused = keys.refuses("remove", "boss")
+    await keys("add", "boss", "--role", "operate")
+    await keys("add", "shop", "--role", "rate")
+    refused = await keys.refuses("remove", "boss")
     assert "only 'boss' may operate" in refused
     assert "--last" in refused
     assert count_of(await store.access.load()) == 2
-    # With another one it may go, and so may any that does not operate.
-    keys("add", "next", "--role", "operate")
-    assert "removed" in keys("remove", "next").stdout
-    keys("add", "reader", "--role", "read")
-    assert "removed" in keys("remove", "reader").stdout
-    done = keys("remove", "boss", "--last")
-    assert "removed" in done.stdout
-    assert "no key that is left may operate" in done.stderr
+    # With another one it may go.
+    await keys("add", "next", "--role", "operate")
+    await keys("remove", "next")
+    assert "no key that is left may operate" in await keys("remove", "boss", "--last")
     # The very last one closes the door, as over HTTP, and says so.
-    assert "It was the last one" in keys("remove", "shop").stderr
+    assert "It was the last one" in await keys("remove", "shop")
 
 
-@pytest.mark.slow
 async def test_a_file_holds_its_key_for_its_owner_alone(keys: Keys, store: Store, tmp_path: Path) -> None:
     file = tmp_path / "shop.key"
-    done = keys("add", "shop", "--role", "read", "--file", file)
+    said = await keys("add", "shop", "--role", "read", "--file", file)
     secret = file.read_text().strip()
     assert is_secret(secret)
-    assert secret not in done.stdout + done.stderr
+    assert secret not in said
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert digest_of_secret(secret) in await store.access.load()
-    assert "is there already" in keys.refuses("add", "other", "--role", "read", "--file", file)
+    assert "is there already" in await keys.refuses("add", "other", "--role", "read", "--file", file)
+    assert "cannot be written" in await keys.refuses("add", "x", "--role", "read", "--file", "no/such")
     assert count_of(await store.access.load()) == 1
-    assert "cannot be written" in keys.refuses("add", "x", "--role", "read", "--file", tmp_path / "no/such")
-    assert [name for name in os.listdir(tmp_path) if "key" in name] == ["shop.key"]  # noqa: PTH208 - quick
 
 
-@pytest.mark.slow
 async def test_ensure_makes_a_key_once_and_brings_it_back(keys: Keys, store: Store, tmp_path: Path) -> None:
     file = tmp_path / "operator.key"
+    ensure = ("ensure", "operator", "--role", "operate", "--file", file)
     for _ in range(2):
-        assert keys("ensure", "operator", "--role", "operate", "--file", file).returncode == 0
+        await keys(*ensure)
         assert count_of(await store.access.load()) == 1
     secret = file.read_text()
     # A store that was wiped: the key that people hold is let in again.
     await store.redis.delete(store.keys.access)
-    assert keys("ensure", "operator", "--role", "operate", "--file", file).returncode == 0
+    await keys(*ensure)
     assert digest_of_secret(secret.strip()) in await store.access.load()
     assert file.read_text() == secret
     # One that was removed stays removed, and the file gets another.
-    keys("remove", "operator")
-    assert keys("ensure", "operator", "--role", "operate", "--file", file).returncode == 0
+    await keys("remove", "operator", "--last")
+    await keys(*ensure)
     assert file.read_text() != secret
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     stored = await store.access.load()
     assert digest_of_secret(secret.strip()) not in stored
     assert digest_of_secret(file.read_text().strip()) in stored
-    assert "role operate, not read" in keys.refuses("ensure", "operator", "--role", "read", "--file", file)
+    assert "role operate, not read" in await keys.refuses(*ensure[:2], "--role", "read", "--file", file)
     file.write_text("not a key\n")
-    assert "holds no key" in keys.refuses("ensure", "operator", "--role", "operate", "--file", file)
+    assert "holds no key" in await keys.refuses(*ensure)
 
 
-@pytest.mark.slow
-async def test_wrong_words_are_refused_in_one_line(keys: Keys, tmp_path: Path) -> None:
-    for arguments in (("add", "a b", "--role", "read"), ("add", "x", "--role", "all"), ("add", "x"), ()):
-        done = keys(*arguments)
-        assert done.returncode == 2
-        assert "Traceback" not in done.stderr
-    assert "no stack runs on" in keys.refuses("list", "--data", tmp_path)
-
-
-@pytest.mark.slow
 async def test_clients_bring_their_key(
-    keys: Keys, store_settings: StoreSettings, store: Store, tmp_path: Path
+    keys: Keys, store_settings: StoreSettings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`foldin import --url`: told what is missing, then taken, by a file."""
     ratings = tmp_path / "ratings.csv"
     ratings.write_text("user,item,rating\nann,dune,5\nbob,dune,3\n")
-    file = tmp_path / "rate.key"
-    keys("add", "importer", "--role", "rate", "--file", file)
-    keys("add", "reader", "--role", "read", "--file", tmp_path / "read.key")
-
-    def imported(url: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "foldin", "import", str(ratings), "--url", url]
-        settings["HOME"] = str(tmp_path)
-        environment = plain_environment(os.environ, settings)
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=60, env=environment, check=False
-        )
-
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for role in ("rate", "read"):
+        await keys("add", role, "--role", role, "--file", tmp_path / f"{role}.key")
+    secret = (tmp_path / "rate.key").read_text().strip()
     async with serving(store_settings) as (client, _):
-        done = await asyncio.to_thread(imported, client.url)
-        assert done.returncode == 2
-        assert "asks for a key" in done.stderr
-        done = await asyncio.to_thread(imported, client.url, FOLDIN_API_KEY_FILE=str(tmp_path / "read.key"))
-        assert done.returncode == 1
-        assert "needs a key with the role rate" in done.stderr
-        done = await asyncio.to_thread(imported, client.url, FOLDIN_API_KEY_FILE=str(tmp_path / "none"))
-        assert (done.returncode, "cannot be read" in done.stderr) == (2, True)
-        for settings in ({"FOLDIN_API_KEY_FILE": str(file)}, {"FOLDIN_API_KEY": file.read_text().strip()}):
-            done = await asyncio.to_thread(imported, client.url, **settings)
-            assert done.returncode == 0, done.stderr
-            assert "2 ratings written" in done.stdout
+        for variable, value, code, words in (
+            ("FOLDIN_API_KEY", "", 2, "asks for a key"),
+            ("FOLDIN_API_KEY_FILE", str(tmp_path / "read.key"), 1, "needs a key with the role rate"),
+            ("FOLDIN_API_KEY_FILE", str(tmp_path / "none"), 2, "cannot be read"),
+            ("FOLDIN_API_KEY_FILE", str(tmp_path / "rate.key"), 0, "2 ratings written"),
+            ("FOLDIN_API_KEY", secret, 0, "2 ratings written"),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setenv(variable, value)
+                said = await keys.run("import", str(ratings), "--url", client.url, code=code)
+            assert words in said
     assert sum((await store.stream.lag(1)).values()) == 4
 
 
+# Some twenty processes, one after the other.
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 async def test_the_first_keys_of_the_compose_file(
     store_settings: StoreSettings, store: Store, tmp_path: Path
 ) -> None:
@@ -189,17 +179,10 @@ async def test_the_first_keys_of_the_compose_file(
     source = (Path(__file__).parents[3] / "deploy/keys/first-keys.sh").read_text("utf-8")
     script = source.replace("/data/", f"{data}/").replace("python ", f"{sys.executable} ")
 
-    def start(*arguments: str) -> None:
-        environment = plain_environment(
-            os.environ,
-            {
-                "FOLDIN_REDIS_URL": store_settings.url,
-                "FOLDIN_NAMESPACE": store_settings.namespace,
-                "FOLDIN_PARTITIONS": str(store_settings.partitions),
-            },
-        )
+    def start(*arguments: str, script: str = script) -> None:
+        environment = plain_environment(os.environ, environment_of(store_settings))
         command = ["/bin/sh", "-c", script, "first-keys.sh", *arguments]
-        subprocess.run(command, env=environment, cwd=tmp_path, timeout=120, check=True)
+        subprocess.run(command, env=environment, cwd=tmp_path, check=True)
 
     async def made() -> dict[str, str]:
         return {key.name: key.role for key in (await store.access.load()).values() if key is not None}

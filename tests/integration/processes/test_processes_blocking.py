@@ -9,7 +9,7 @@ import pytest
 from processes.blocking import BlockingChild, plain_environment
 from processes.errors import ChildEndedError
 from processes.probes import http_ok, redis_pong, unused_port
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 WITH_CHILD = (
     "import pathlib, subprocess, sys, time; "
@@ -26,7 +26,7 @@ def python(code: str, *arguments: object) -> list[str]:
 def test_what_a_child_started_ends_with_it(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     with BlockingChild(python(WITH_CHILD, mark), tmp_path / "log") as child:
-        child.wait_ready(lambda: mark.exists() and mark.read_text() != "", 20.0)
+        child.wait_ready(lambda: mark.exists() and mark.read_text() != "", PATIENCE_S)
     assert child.code == -signal.SIGTERM
     stat = Path(f"/proc/{int(mark.read_text())}/stat")
     wait_until(lambda: not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z", "its end")
@@ -36,7 +36,7 @@ def test_a_child_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) 
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     code += "print('up', flush=True); time.sleep(60)"
     child = BlockingChild(python(code), tmp_path / "log")
-    child.wait_ready(lambda: "up" in child.text, 20.0)
+    child.wait_ready(lambda: "up" in child.text, PATIENCE_S)
     with pytest.raises(TimeoutError, match="runs after 0 s"):
         child.wait(0.1)
     assert child.end(grace_s=0.2) == -signal.SIGKILL
@@ -50,7 +50,7 @@ def test_a_child_that_is_not_ready_says_its_last_line(tmp_path: Path) -> None:
         ) as child,
         pytest.raises(ChildEndedError, match="ended with code 3: broken") as found,
     ):
-        child.wait_ready(lambda: False, 20.0)
+        child.wait_ready(lambda: False, PATIENCE_S)
     assert found.value.code == 3
     with (
         BlockingChild(python("import time; time.sleep(60)"), tmp_path / "other") as child,
@@ -60,12 +60,9 @@ def test_a_child_that_is_not_ready_says_its_last_line(tmp_path: Path) -> None:
     assert found.value.code is None
 
 
-def test_an_environment_keeps_no_setting_but_those_given() -> None:
+def test_an_environment_keeps_no_setting_but_those_given(tmp_path: Path) -> None:
     inherited = {"PATH": "/bin", "FOLDIN_PORT": "1"}
     assert plain_environment(inherited, {"FOLDIN_SCALE": "1:5"}) == {"PATH": "/bin", "FOLDIN_SCALE": "1:5"}
-
-
-def test_nothing_answers_where_nothing_listens(tmp_path: Path) -> None:
     port = unused_port()
     assert not http_ok("127.0.0.1", port, "/")
     assert not redis_pong(("127.0.0.1", port))

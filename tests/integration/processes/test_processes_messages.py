@@ -11,7 +11,7 @@ import pytest
 
 from processes.blocking import BlockingChild
 from processes.messages import HelperEndedError, helper
-from tests.support.waiting import wait_until, wait_until_async
+from tests.support.waiting import PATIENCE_S, wait_until, wait_until_async
 
 ECHO = """
     import os, sys
@@ -60,35 +60,32 @@ def gone(pid: int) -> bool:
 async def test_messages_come_back_whole_whatever_a_helper_prints() -> None:
     async with helper("helper_echo") as running:
         for message in (b"", b"one", os.urandom(3_000_000)):
-            assert await running.ask(message, 20.0) == message
+            assert await running.ask(message, PATIENCE_S) == message
         pid = running.pid
         assert not gone(pid)
     assert gone(pid)
 
 
-async def test_a_helper_that_ends_is_told_from_one_that_answers() -> None:
+async def test_a_helper_that_ends_is_told_from_one_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     async with helper("helper_echo") as running:
         with pytest.raises(HelperEndedError, match="ended without a word, with code 7"):
-            await running.ask(b"end", 20.0)
+            await running.ask(b"end", PATIENCE_S)
     async with helper("helper_of_no_name") as running:
         with pytest.raises(HelperEndedError):
             await running.receive()
-
-
-async def test_a_helper_that_is_too_slow_is_given_up() -> None:
-    async with helper("helper_echo") as running:
-        await running.ask(b"warm", 20.0)
-        with pytest.raises(HelperEndedError, match=r"no answer within 0.1 s"):
-            await running.ask(b"be silent", 0.1)
-        pid = running.pid
-    assert gone(pid)
-
-
-async def test_a_program_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     with pytest.raises(HelperEndedError, match="cannot be started"):
         async with helper("helper_echo"):
             pass
+
+
+async def test_a_helper_that_is_too_slow_is_given_up() -> None:
+    async with helper("helper_echo") as running:
+        await running.ask(b"warm", PATIENCE_S)
+        with pytest.raises(HelperEndedError, match=r"no answer within 0.1 s"):
+            await running.ask(b"be silent", 0.1)
+        pid = running.pid
+    assert gone(pid)
 
 
 async def test_a_cancelled_block_leaves_no_helper() -> None:
@@ -96,7 +93,7 @@ async def test_a_cancelled_block_leaves_no_helper() -> None:
 
     async def forever() -> None:
         async with helper("helper_echo") as running:
-            await running.ask(b"ready?", 20.0)
+            await running.ask(b"ready?", PATIENCE_S)
             pids.append(running.pid)
             await running.receive()
 
@@ -120,7 +117,7 @@ def test_a_busy_helper_ends_with_its_parent(tmp_path: Path) -> None:
     """
     parent = BlockingChild([sys.executable, "-c", textwrap.dedent(code)], tmp_path / "log")
     try:
-        parent.wait_ready(lambda: mark.exists() and mark.read_text() != "", 20.0)
+        parent.wait_ready(lambda: mark.exists() and mark.read_text() != "", PATIENCE_S)
         parent.send_signal(signal.SIGKILL)
         wait_until(lambda: gone(int(mark.read_text())), "the helper gone with its parent")
     finally:

@@ -1,36 +1,19 @@
 """What the clients have of the description of the API is what it says now, and no call of it is left out."""
 
 import inspect
+import json
 import re
-from pathlib import Path
-
-import msgspec
-import pytest
+import tomllib
 
 import foldin.client
 import foldin_client
 from clients.generator import __main__ as generator
-from clients.generator import document, unasync
+from clients.generator import document
 from tests.support import house
 
 
 def test_what_is_made_of_the_description_is_made_of_the_one_of_now() -> None:
     assert generator.old() == [], "run `make clients`"
-
-
-def test_a_file_that_was_changed_by_hand_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = generator.made()
-    for path, text in made.items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text, "utf-8")
-    changed = generator.PYTHON / "synchronous/client.py"
-    (tmp_path / changed).write_text(made[changed].replace("LOOK_S = 1.0", "LOOK_S = 2.0"), "utf-8")
-    monkeypatch.setattr(generator, "made", lambda: made)
-    monkeypatch.setattr(generator, "FOLDER", tmp_path)
-    assert generator.old() == [changed]
-    assert generator.main(["--check"]) == 1
-    assert generator.main([]) == 0
-    assert generator.main(["--check"]) == 0
 
 
 def test_every_call_of_the_description_is_a_method_of_both_clients() -> None:
@@ -53,17 +36,6 @@ def test_every_code_of_the_service_has_an_exception() -> None:
         assert isinstance(raised, foldin_client.BusyError) == is_busy, code
 
 
-def test_a_service_that_does_not_say_by_what_the_most_loved_are_listed_lists_them_by_rating() -> None:
-    old = b'{"generation":1,"items":[{"item_id":"a","score":4.0,"ratings":2,"mean":4.5}]}'
-    read = msgspec.json.decode(old, type=foldin_client.models.Popular)
-    assert (read.by, read.items[0].positives) == ("rating", None)
-
-
-def test_blocking_code_is_the_same_text_without_waiting() -> None:
-    text = "async def aclose(self) -> None:\n    await asyncio.sleep(1)\n    # an awaited thing\n"
-    assert unasync.blocking(text) == "def close(self) -> None:\n    time.sleep(1)\n    # an awaited thing\n"
-
-
 def test_the_client_of_the_package_is_the_client() -> None:
     assert foldin.client.__all__ == foldin_client.__all__
     for name in foldin_client.__all__:
@@ -79,3 +51,23 @@ def test_what_the_page_gives_to_be_copied_is_what_the_client_takes() -> None:
         given = [each.partition("=") for each in re.sub(r"\$\{.*?\)\}", "x", arguments).split(", ")]
         named = {key: value for key, equals, value in given if equals}
         takes.bind(None, *(key for key, equals, _ in given if not equals), **named)
+
+
+def test_the_clients_are_of_the_version_of_foldin_and_need_a_part_of_what_that_needs() -> None:
+    client, whole = (
+        tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
+        for folder in (house.ROOT / "clients/python", house.ROOT)
+    )
+    javascript = house.ROOT / "clients/javascript"
+    packed = json.loads((javascript / "package.json").read_text("utf-8"))
+    assert client["version"] == whole["version"]
+    assert packed["version"] == whole["version"].replace(".dev", "-dev.")
+    assert client["requires-python"] == whole["requires-python"]
+    assert set(client["dependencies"]) <= set(whole["dependencies"])
+    assert (house.ROOT / "clients/python/LICENSE").read_text() == (house.ROOT / "LICENSE").read_text()
+    # Whole, without dependencies, and with a declaration of every call.
+    assert set(packed["files"]) == {"foldin.js", "foldin.d.ts", "operations.js"}
+    assert "dependencies" not in packed
+    declared = (javascript / "foldin.d.ts").read_text("utf-8")
+    for each in document.read().operations:
+        assert re.search(rf"^  {each.name}\(", declared, re.M), each.name

@@ -15,7 +15,6 @@ from environment.games import (
     WINDOWS_BYTES,
     Games,
     NoPairLeftError,
-    Rated,
     UnknownTokenError,
     open_game,
     window_steps,
@@ -56,39 +55,20 @@ async def test_a_game_is_the_world_event_by_event_across_windows(executor: Execu
         await games.rate("a")
 
 
-async def test_tokens_are_independent(executor: Executor) -> None:
-    games = make_games(executor)
+async def test_tokens_are_independent_and_seeds_repeat(executor: Executor) -> None:
+    games, alone = make_games(executor), make_games(executor)
     a, b = await games.reset("a"), await games.reset("b")
     assert a != b
-    alone = make_games(executor)
     assert await alone.reset("b") == b
     expected = [await alone.rate("b") for _ in range(5)]
-    played = []
-    for _ in range(5):
+    for each in expected:
         await games.rate("a")
-        played.append(await games.rate("b"))
-    assert played == expected
-
-
-async def test_each_reset_draws_new_values_and_a_seed_repeats_the_sequence(executor: Executor) -> None:
-    first = [await make_games(executor).reset("a") for _ in range(2)]
-    assert first[0] == first[1]
-    games = make_games(executor)
-    resets = [await games.reset("a") for _ in range(3)]
-    assert resets[0] == first[0]
-    assert len(set(resets)) == 3
-
-
-async def test_without_a_seed_worlds_are_new(executor: Executor) -> None:
-    assert await make_games(executor, seed=None).reset("a") != await make_games(executor, seed=None).reset(
-        "a"
-    )
-
-
-async def test_two_tokens_can_ask_for_the_same_world(executor: Executor) -> None:
-    games = make_games(executor)
-    assert await games.reset("a", 5) == await games.reset("b", 5)
-    assert await games.rate("a") == await games.rate("b")
+        assert await games.rate("b") == each
+    # Another reset is another world; a seed that is asked for gives two tokens the same one.
+    assert await games.reset("a") != a
+    assert await games.reset("a", 5) == await games.reset("c", 5)
+    unseeded = [await make_games(executor, seed=None).reset("a") for _ in range(2)]
+    assert unseeded[0] != unseeded[1]
 
 
 async def test_the_longest_silent_token_makes_room(executor: Executor) -> None:
@@ -104,22 +84,22 @@ async def test_the_longest_silent_token_makes_room(executor: Executor) -> None:
         await games.rate(token)
 
 
-@pytest.mark.parametrize("pairs", [1, 30_000, MAX_PAIRS])
-@pytest.mark.parametrize("tokens", [1, 10_000, 1_000_000])
-def test_the_windows_of_all_tokens_are_bounded(pairs: int, tokens: int) -> None:
-    steps = window_steps(pairs, tokens)
-    assert steps >= LEAST_STEPS
-    assert steps == LEAST_STEPS or steps * STEP_BYTES * tokens <= WINDOWS_BYTES
-
-
-def test_variables_make_windows_shorter() -> None:
+def test_the_windows_of_all_tokens_are_bounded() -> None:
+    for pairs in (1, 30_000, MAX_PAIRS):
+        for tokens in (1, 10_000, 1_000_000):
+            steps = window_steps(pairs, tokens)
+            assert steps >= LEAST_STEPS
+            assert steps == LEAST_STEPS or steps * STEP_BYTES * tokens <= WINDOWS_BYTES
     assert window_steps(MAX_PAIRS, 1_000, 5) * (STEP_BYTES + 5 * 8) * 1_000 <= WINDOWS_BYTES
+    _, window = open_game(1, WorldOptions(), WINDOW_STEPS)
+    # A copy of its own, not a view of the whole world.
+    assert window.user.base is None
+    assert window.rating.dtype == np.uint8
 
 
 async def test_small_windows_give_the_same_events(
     executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The options of many tokens change how often a world is drawn, and nothing else."""
     few, many = make_games(executor), make_games(executor)
     monkeypatch.setattr(many, "_steps", 3)
     assert await few.reset("a") == await many.reset("a")
@@ -127,23 +107,13 @@ async def test_small_windows_give_the_same_events(
         assert await few.rate("a") == await many.rate("a")
 
 
-async def test_a_prediction_waits_for_the_reset_before_it(executor: Executor) -> None:
+async def test_calls_of_one_token_wait_for_each_other(executor: Executor) -> None:
     games = make_games(executor)
     reset = asyncio.create_task(games.reset("a"))
     await asyncio.sleep(0)
-    rated = await games.rate("a")
-    assert isinstance(rated, Rated)
-    world = msgspec.json.decode(await reset)
-    assert rated.next_user is not None
-    assert world["next_user"] < 5
-
-
-async def test_requests_of_one_token_at_once_get_one_pair_each(executor: Executor) -> None:
-    games = make_games(executor)
-    await games.reset("a")
     answers = await asyncio.gather(*(games.rate("a") for _ in range(29)))
-    pairs = {(rated.next_user, rated.next_item) for rated in answers}
-    assert len(pairs) == 29
+    assert len({(rated.next_user, rated.next_item) for rated in answers}) == 29
+    assert msgspec.json.decode(await reset)["next_user"] < 5
 
 
 async def test_a_world_that_cannot_be_drawn_leaves_no_game(
@@ -160,10 +130,3 @@ async def test_a_world_that_cannot_be_drawn_leaves_no_game(
     assert len(games) == 0
     with pytest.raises(UnknownTokenError):
         await games.rate("a")
-
-
-def test_a_window_holds_its_own_copy() -> None:
-    _, window = open_game(1, WorldOptions(), WINDOW_STEPS)
-    assert window.user.base is None
-    assert window.user.nbytes + window.item.nbytes + window.rating.nbytes <= 9 * WINDOW_STEPS
-    assert window.rating.dtype == np.uint8

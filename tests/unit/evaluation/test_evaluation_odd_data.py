@@ -16,13 +16,13 @@ RATE = ("global-mean", "user-mean", "item-mean", "bias")
 RANK = ("popularity",)
 
 
-# A data set has no pair twice; the heavy user's 10,000 items are a matrix too large for a test.
-@pytest.mark.parametrize("name", sorted(set(ODD_DATA) - {"duplicates", "one heavy user"}))
+# A data set has no pair twice.
+@pytest.mark.parametrize("name", sorted(set(ODD_DATA) - {"duplicates"}))
 def test_every_engine_has_a_line(name: str) -> None:
     odd = ODD_DATA[name]()
     data = DataSet(name, odd.ratings, odd.n_users, odd.n_items, odd.scale)
     (split,) = random_splits(data, 1, 1)
-    for engine, top in [*((each, 0) for each in RATE), *((each, 20) for each in RANK)]:
+    for engine, top in [*((each, 0) for each in RATE), ("popularity", 20)]:
         question = split.question(top)
         answer = Answer(find(engine).predict(question, 1), 0.0, 0.0)
         if top and not len(question.ranked_users()):

@@ -6,8 +6,7 @@ import pytest
 from environment.client import KnownRatings, Pair
 from environment.world import WorldOptions, make_world
 from evaluation.players import LOCAL_PLAYERS, Player, PlayerFailedError, make_player, player_name
-from evaluation.players.als import RANK, AlsPlayer, initial, solve
-from evaluation.players.baselines import BiasPlayer
+from evaluation.players.als import RANK, initial, solve
 from evaluation.players.neighbours import similarities
 from evaluation.players.table import RatingTable
 
@@ -19,23 +18,17 @@ def local(name: str) -> Player:
     return make_player(name, seed=0, api=None, tag="t")
 
 
-async def error_of(name: str, seed: int, steps: int = 600) -> float:
+async def error_of(name: str, seed: int, steps: int = 300) -> float:
     world = make_world(seed, WorldOptions())
     known = slice(0, 10_000)
-    history = KnownRatings(
-        100,
-        300,
-        world.user[known].astype(np.int64),
-        world.item[known].astype(np.int64),
-        world.rating[known].astype(float),
-    )
+    columns = world.user[known].astype(np.int64), world.item[known].astype(np.int64)
     player = local(name)
-    await player.prepare(history)
+    await player.prepare(KnownRatings(100, 300, *columns, world.rating[known].astype(float)))
     squared = []
     for event in range(10_000, 10_000 + steps):
-        user, item, rating = int(world.user[event]), int(world.item[event]), float(world.rating[event])
-        squared.append((await player.predict(Pair(user, item)) - rating) ** 2)
-        await player.learn(Pair(user, item), rating)
+        pair, rating = Pair(int(world.user[event]), int(world.item[event])), float(world.rating[event])
+        squared.append((await player.predict(pair) - rating) ** 2)
+        await player.learn(pair, rating)
     await player.close()
     return float(np.mean(squared))
 
@@ -48,48 +41,23 @@ async def test_each_player_beats_the_simpler_one() -> None:
 
 
 @pytest.mark.parametrize("name", LOCAL_PLAYERS)
-async def test_a_player_without_any_history_answers_on_the_scale_and_grows(name: str) -> None:
+async def test_a_player_without_any_history_answers_on_the_scale_and_learns(name: str) -> None:
     player = local(name)
     await player.prepare(EMPTY)
     for user, item in ((0, 0), (3, 5), (9, 2), (2, 40), (50, 50)):
         assert 1 <= await player.predict(Pair(user, item)) <= 5
         await player.learn(Pair(user, item), 5.0)
         assert 1 <= await player.predict(Pair(user, item)) <= 5
-    assert player.note == ""
-
-
-@pytest.mark.parametrize("name", ["bias", "neighbours", "als"])
-async def test_a_rating_counts_in_the_next_answer(name: str) -> None:
+    if name in {"random", "constant"}:
+        return
     random = np.random.default_rng(1)
     users, items = np.divmod(random.permutation(400)[:200], 20)
-    history = KnownRatings(20, 20, users, items, random.integers(1, 6, 200).astype(float))
     player = local(name)
-    await player.prepare(history)
-    seen = set(zip(users.tolist(), items.tolist(), strict=True))
+    await player.prepare(KnownRatings(20, 20, users, items, random.integers(1, 6, 200).astype(float)))
     before = await player.predict(Pair(0, 0))
-    for item in range(1, 20):
-        if (0, item) not in seen:
-            await player.learn(Pair(0, item), 5.0)
-    after = await player.predict(Pair(0, 0))
-    assert after != before
-
-
-async def test_the_online_biases_are_those_of_a_fit_when_they_have_settled() -> None:
-    world = make_world(2, WorldOptions(n_users=12, n_items=15, n_known=100))
-    history = KnownRatings(
-        12, 15, world.user.astype(np.int64), world.item.astype(np.int64), world.rating.astype(float)
-    )
-    batch, online = BiasPlayer(), BiasPlayer()
-    await batch.prepare(history)
-    await online.prepare(history.latest(120))
-    online.mean = batch.mean
-    for _ in range(30):
-        for user, item, rating in zip(history.user, history.item, history.rating, strict=True):
-            await online.learn(Pair(int(user), int(item)), float(rating))
-    for user, item in ((0, 0), (5, 7), (11, 14)):
-        assert await online.predict(Pair(user, item)) == pytest.approx(
-            await batch.predict(Pair(user, item)), abs=0.01
-        )
+    for item in set(range(1, 20)) - set(items[users == 0].tolist()):
+        await player.learn(Pair(0, item), 5.0)
+    assert await player.predict(Pair(0, 0)) != before
 
 
 def test_the_ridge_step_is_the_normal_equations_of_each_row() -> None:
@@ -113,48 +81,20 @@ def test_similarity_is_the_shrunk_correlation_over_common_raters() -> None:
     values = random.integers(1, 6, (30, 5)) * seen
     found = similarities(values, seen)
     means = (values.sum(0) + values.sum() / seen.sum()) / (seen.sum(0) + 1)
-    for one in range(5):
-        for other in range(5):
-            if one == other:
-                assert found[one, other] == 0
-                continue
-            both = np.flatnonzero(seen[:, one] * seen[:, other])
-            x, y = values[both, one] - means[one], values[both, other] - means[other]
-            correlation = (x @ y) / np.sqrt((x @ x) * (y @ y))
-            assert found[one, other] == pytest.approx(correlation * both.size / (both.size + 10))
+    assert np.diag(found) == pytest.approx(np.zeros(5))
+    for one, other in ((0, 1), (1, 4), (3, 2)):
+        both = np.flatnonzero(seen[:, one] * seen[:, other])
+        x, y = values[both, one] - means[one], values[both, other] - means[other]
+        correlation = (x @ y) / np.sqrt((x @ x) * (y @ y))
+        assert found[one, other] == pytest.approx(correlation * both.size / (both.size + 10))
 
 
-async def test_als_chooses_a_strong_ridge_for_few_ratings_and_a_weak_one_for_many() -> None:
-    ridges = []
-    for n_known in (150, 10_000):
-        world = make_world(5, WorldOptions())
-        columns = world.user[:n_known].astype(np.int64), world.item[:n_known].astype(np.int64)
-        player = AlsPlayer(0)
-        await player.prepare(KnownRatings(100, 300, *columns, world.rating[:n_known].astype(float)))
-        ridges.append(player.ridge)
-    assert ridges[0] > ridges[1]
-
-
-async def test_a_world_that_is_too_large_is_refused() -> None:
+def test_a_world_or_a_player_that_cannot_be_is_refused() -> None:
     with pytest.raises(PlayerFailedError):
         RatingTable(KnownRatings(10_000, 10_000, EMPTY.user, EMPTY.item, EMPTY.rating))
-    table = RatingTable(EMPTY)
     with pytest.raises(PlayerFailedError):
-        table.add(10**9, 10**9, 3.0)
-
-
-def test_an_unknown_player_is_refused_with_the_known_ones() -> None:
+        RatingTable(EMPTY).add(10**9, 10**9, 3.0)
     with pytest.raises(ValueError, match="neighbours"):
         player_name("unknown")
-    with pytest.raises(PlayerFailedError):
-        local("unknown")
     with pytest.raises(PlayerFailedError, match="API"):
         local("deployed")
-
-
-def test_the_latest_part_of_a_history() -> None:
-    history = KnownRatings(9, 9, np.arange(5), np.arange(5), np.arange(5.0))
-    assert history.latest(2).rating.tolist() == [3.0, 4.0]
-    assert history.latest(0).rating.size == 0
-    assert history.latest(99).digest() == history.digest()
-    assert history.latest(2).digest() != history.digest()

@@ -40,16 +40,7 @@ def test_evaluation_draws_worlds_with_enough_history() -> None:
     assert settings.output == Path("x")
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--environment", "http://127.0.0.1:8081", "--drift", "1"],
-        ["--players", "deployed"],
-        ["--known", "30000"],
-        ["--known", "29500"],
-        ["--known", ","],
-    ],
-)
-def test_contradictions_of_an_evaluation_are_refused(argv: list[str]) -> None:
-    with pytest.raises(SettingsError):
-        EvaluationSettings.load(argv, {})
+def test_contradictions_of_an_evaluation_are_refused() -> None:
+    for argv in ("--environment http://h:1 --drift 1", "--players deployed", "--known 29500", "--known ,"):
+        with pytest.raises(SettingsError):
+            EvaluationSettings.load(argv.split(), {})

@@ -50,12 +50,6 @@ def test_splits_do_not_look_at_the_ratings() -> None:
     assert data.digest() != other.digest()
 
 
-def test_given_folds_ask_for_each_rating_once_in_the_order_of_the_file() -> None:
-    folds = splits.given_folds(made(), [1, 2, 3, 4, 5])
-    assert np.sum([split.test for split in folds], axis=0).tolist() == [1] * 300
-    assert folds[1].test.nonzero()[0].tolist() == list(range(60, 120))
-
-
 def test_leave_out_takes_k_of_each_user_who_has_more() -> None:
     data = made()
     split = splits.leave_out(data, 8, seed=1)
@@ -105,19 +99,6 @@ def test_settings_are_chosen_on_training_ratings_held_out_in_the_manner_of_the_t
     last = splits.leave_last(data, 2).question(top=5)
     counts = np.bincount(last.train_user, minlength=30)
     assert np.bincount(last.train_user[last.tuning], minlength=30).tolist() == [2 * (n > 2) for n in counts]
-
-
-def test_a_part_that_cannot_be_split_in_the_manner_of_the_test_is_split_by_chance() -> None:
-    data = made(40)
-    counts = np.bincount(data.ratings.user_row)
-    question = splits.leave_last(data, int(counts.max()) - 1).question(top=5)
-    assert int(question.tuning.sum()) == int(0.1 * len(question.train_value))
-
-
-def test_lists_are_compared_by_time_only_where_there_is_one() -> None:
-    named = [split.name for split in splits.list_protocols(made(), 2, 0.1, 5, seed=1)]
-    assert named == ["random 1", "random 2", "latest", "last 5"]
-    assert len(splits.list_protocols(made(times=False), 2, 0.1, 5, seed=1)) == 2
 
 
 def test_in_time_order_counts_what_came_before() -> None:

@@ -40,11 +40,6 @@ def test_by_hand() -> None:
     assert found.novelty_10 == pytest.approx((0 + 2 + 3 + 3 + 1 + 3) / 6)
 
 
-def test_gains_are_by_the_place_on_the_scale() -> None:
-    assert graded_gain(np.array([1.0, 2, 3, 4, 5]), FIVE).tolist() == [0, 1, 3, 7, 15]
-    assert graded_gain(np.array([0.0, 5, 10]), Scale(0, 10)).tolist() == [0, 3, 15]
-
-
 def test_users_without_anything_to_find_are_left_out() -> None:
     top, wanted = np.array([[1], [2]], dtype=np.int32), wanted_of((0, 1, 5), (1, 7, 1))
     gain = graded_gain(wanted.value, FIVE)

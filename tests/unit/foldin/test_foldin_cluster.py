@@ -3,16 +3,11 @@
 import socket
 import stat
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 
-from featurestore.settings import StoreSettings
-from foldin.cluster import forming
-from foldin.cluster.__main__ import servers_of
 from foldin.cluster.embedded import EmbeddedCluster, refuse_other
 from processes.errors import CannotStartError
-from processes.probes import unused_cluster_port
 
 
 def started(directory: Path) -> list[int]:
@@ -76,17 +71,3 @@ def test_the_password_stays_and_only_this_user_reads_it(tmp_path: Path) -> None:
     assert f"requirepass {password}\n" in config.read_text()
     for path in (tmp_path / "password", config):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-
-def test_a_port_for_a_cluster_leaves_room_for_the_second_one() -> None:
-    port = unused_cluster_port()
-    assert 11_000 <= port < 21_000
-
-
-def test_servers_are_introduced_at_the_usual_port_where_the_address_names_none() -> None:
-    servers = servers_of(StoreSettings(url="redis+cluster://localhost,localhost:7000"))
-    introduced: list[tuple[object, ...]] = []
-    for other in servers:
-        with patch.object(forming, "command", lambda _server, *words: introduced.append(words)):
-            forming.meet(servers[0], other)
-    assert [words[-1] for words in introduced] == [6379, 7000]

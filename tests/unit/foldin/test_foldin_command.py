@@ -1,34 +1,44 @@
-"""The command line: what it takes, what it refuses, and what it says when it cannot go on."""
+"""The command line: what it takes and refuses, how it ends, and that `--json` prints JSON alone."""
 
+import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from foldin import __main__ as command
+from foldin.__main__ import main
 from foldin.commands.bench import bench
-from foldin.commands.table import COMMANDS
+from foldin.commands.reference import commands_reference
+from foldin.commands.table import COMMANDS, loaded
 from foldin.errors import ImportStoppedError
+from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
+from foldin.reference import PROCESSES
 from foldin.settings import StackOptions
 from processes.errors import CannotStartError, StackFailedError
+from processes.settings import declarations
+
+ROOT = Path(__file__).parents[3]
 
 
-def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        command.main(["--help"])
-    text = capsys.readouterr().out
-    for name in COMMANDS:
-        assert f"\n  {name} " in text
+def python(code: str, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False, **more)
 
 
-def test_help_of_every_command_fits_in_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    # Of the benchmarks each is in one line, however long; the torture is a process of its own.
-    for name in COMMANDS.keys() - {"bench", "torture"}:
-        with pytest.raises(SystemExit, match="0"):
-            command.main([name, "--help"])
-        assert not [line for line in capsys.readouterr().out.splitlines() if len(line) > 80]
+def test_every_command_names_a_function_its_options_and_what_it_prints() -> None:
+    """And docs/cli.md is what they declare: `python -m foldin.commands.reference > docs/cli.md`."""
+    every = [each for command in COMMANDS.values() for each in (command.commands or (command,))]
+    for command in every:
+        assert callable(loaded(command.run)), command.name
+        assert command.prints, command.name
+        options = loaded(command.options) if command.options else None
+        if options and any(True for _ in declarations(options)):
+            assert options in {cls for _, cls, _ in PROCESSES}, command.name
+    assert commands_reference() == (ROOT / "docs/cli.md").read_text("utf-8")
 
 
 def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,63 +52,70 @@ def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("FOLDIN_PORT", "9000")
     monkeypatch.setenv("FOLDIN_WORKERS", "3")
     for flags in (["--port", "9001"], ["--no-play"], ["--play"]):
-        assert command.main(["up", *flags]) == 0
+        assert main(["up", *flags]) == 0
     args = read[0]
     assert (args.port, args.workers, args.environment_port, args.host) == (9001, 3, 8081, "127.0.0.1")
     assert [(each.play, each.no_play) for each in read] == [(False, False), (False, True), (True, False)]
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("line", "said"),
     [
-        ["up", "--port", "0"],
-        ["up", "--port", "65536"],
-        ["up", "--port", "8080.0"],
-        ["up", "--workers", "-1"],
-        ["up", "--play", "--no-play"],
-        ["import"],
-        ["import", "f", "--columns", "user=a"],
-        ["import", "f", "--columns", "user=a,item=b,rating=c,rating=d"],
-        ["import", "f", "--columns", "user=a,item=b,rating=c,name=d"],
-        ["import", "f", "--format", "xml"],
-        ["import", "f", "--url", "http://x", "--data", "d"],
+        ("up --port 0", "--port must"),
+        ("up --port 65536", "--port must"),
+        ("up --workers -1", "--workers must"),
+        ("up --play --no-play", "--play and --no-play"),
+        ("up --port 9000 --environment-port 9000", "cannot both have port 9000"),
+        ("import", "FILE needs"),
+        ("import f --columns user=a", "--columns"),
+        ("import f --columns user=a,item=b,rating=c,name=d", "--columns"),
+        ("import f --format xml", "--format must"),
+        ("import f --url http://x --data d", "--url and --data"),
+        ("import nowhere.csv", "nowhere.csv"),
+        ("import nowhere.csv --items --undelete --users", "--items and --users"),
+        ("export ratings --data nowhere", "nowhere"),
+        ("evaluate nowhere.csv --ranking", "nowhere.csv"),
+        ("evaluate --share 0.1 --out there nowhere.csv", "nowhere.csv"),
+        ("evaluate --engines auto bias", "FILE"),
+        ("backup", "DIR needs"),
+        ("backup a b", "unknown argument b"),
+        ("backup there --data nowhere", "nowhere"),
+        ("restore --to yesterday", "--to must be a time"),
+        ("undo --to 2026-01-02", "--to"),
+        ("verify --data nowhere", "nowhere"),
+        ("keys list --data nowhere", "nowhere"),
+        ("keys add shop", "--role"),
+        ("bench nothing", "choose one of"),
+        ("client-example perl", "perl"),
+        ("size --users 1e3 --items 1 --ratings 1", "--users must"),
+        ("version --config nowhere.toml", "nowhere.toml"),
+        ("nosuch", "No such command 'nosuch'."),
+        ("keys", "Missing command."),
+        ("keys lend", "No such command 'lend'."),
     ],
 )
-def test_a_wrong_command_line_ends_with_code_2(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
+def test_a_wrong_command_line_is_one_document_and_code_2(
+    line: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.main(arguments) == 2
-    assert re.fullmatch(r"foldin: (--|FILE )[^\n]+\n", capsys.readouterr().err)
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main([*line.split(), "--json"])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    out, error = capfd.readouterr()
+    told = json.loads(out)
+    assert (code, told["exit_code"]) == (2, 2)
+    assert said in told["error"]
+    assert "\n" not in told["error"]
+    assert told["error"] in error
+    assert "Traceback" not in error
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["nowhere.csv", "--ranking"], "nowhere.csv"),
-        (["--ranking", "nowhere.csv"], "nowhere.csv"),
-        (["--seed", "3", "nowhere.csv"], "nowhere.csv"),
-        (["--share", "0.1", "--out", "there", "nowhere.csv"], "nowhere.csv"),
-        (["--engines", "auto", "bias"], "FILE"),
-        (["--steps", "0"], "--steps must"),
-        (["--seed", "x", "--players", "bias"], "--seed must"),
-    ],
-)
-def test_evaluate_finds_its_file_wherever_it_stands(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command.main(["evaluate", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert "unknown argument" not in error
-
-
-@pytest.mark.parametrize("arguments", [[], ["fly"]])
-def test_a_command_that_does_not_exist_ends_with_code_2(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        command.main(arguments)
-    assert "Error:" in capsys.readouterr().err
+def test_an_empty_path_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """A variable of a script that was not set: as a path it would be this folder."""
+    for arguments in (["backup", ""], ["backup", "d", "--data", ""], ["restore", " "], ["undo", ""]):
+        assert main(arguments) == 2
+        assert "no stack runs" not in capsys.readouterr().err
 
 
 def test_wrong_flags_and_wrong_variables_are_refused_together(
@@ -106,35 +123,37 @@ def test_wrong_flags_and_wrong_variables_are_refused_together(
 ) -> None:
     monkeypatch.setenv("FOLDIN_PORT", "http")
     monkeypatch.setenv("FOLDIN_ENVIRONMENT_PORT", "0")
-    assert command.main(["up", "--workers", "many", "--fly"]) == 2
+    assert main(["up", "--workers", "many", "--fly"]) == 2
     error = capsys.readouterr().err
     for wrong in ("FOLDIN_PORT must", "FOLDIN_ENVIRONMENT_PORT must", "--workers must", "argument --fly"):
         assert wrong in error
 
 
-def test_both_servers_on_one_port_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["up", "--port", "9000", "--environment-port", "9000"]) == 2
-    assert "cannot both have port 9000" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(CannotStartError("do this"), 2), (StackFailedError("do that"), 1), (ImportStoppedError("go on"), 1)],
+    [
+        *(
+            (CannotStartError("do this"), 2),
+            (StackFailedError("do that"), 1),
+            (ImportStoppedError("go on"), 1),
+        ),
+        *((RecoveryRefusedError("first this"), 2), (RecoveryStoppedError("again"), 1)),
+        (ZeroDivisionError("by chance"), 1),
+    ],
 )
 def test_each_failure_is_one_line_and_its_code(
-    error: Exception, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    error: Exception, code: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> int:
         raise error
 
     monkeypatch.setattr("foldin.commands.bench.bench", fail)
-    assert command.main(["bench"]) == code
-    assert capsys.readouterr().err == f"foldin: {error}\n"
-
-
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["version"]) == 0
-    assert capsys.readouterr().out.startswith("foldin ")
+    assert main(["bench", "--json"]) == code
+    said = capfd.readouterr()
+    told = json.loads(said.out)["error"]
+    ours = isinstance(error, ZeroDivisionError)
+    assert told == ("a mistake of Foldin's: ZeroDivisionError: by chance" if ours else str(error))
+    assert ("Traceback" in said.err) == ours
 
 
 def test_bench_lists_runs_and_refuses(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -145,13 +164,9 @@ def test_bench_lists_runs_and_refuses(tmp_path: Path, capfd: pytest.CaptureFixtu
     (folder / "helper.py").write_text('"""No benchmark."""\n')
     (folder / "__main__.py").write_text("import sys\ndef main(): pass\nprint(sys.argv[1:])\nsys.exit(3)\n")
     assert bench(["--list"], tmp_path) == 0
-    listed = capfd.readouterr().out
-    assert re.search(r"\n  one +Measures one thing\.\n", listed)
-    assert "helper" not in listed
-    assert "__main__" not in listed
+    assert re.search(r"\n  one +Measures one thing\.\n", capfd.readouterr().out)
     assert bench(["one", "--quick"], tmp_path) == 3
     assert capfd.readouterr().out == "['one', '--quick']\n"
-    assert bench([], tmp_path) == 3
     with pytest.raises(CannotStartError, match="choose one of one"):
         bench(["two"], tmp_path)
     with pytest.raises(CannotStartError, match="checkout"):
@@ -162,15 +177,75 @@ def test_the_torture_needs_a_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("foldin.commands.torture.ROOT", tmp_path)
-    assert command.main(["torture", "--minutes", "1"]) == 2
+    assert main(["torture", "--minutes", "1"]) == 2
     assert "comes with a checkout" in capsys.readouterr().err
 
 
-def test_the_supervisor_loads_no_heavy_library() -> None:
-    """What `foldin up` keeps loaded for as long as it runs."""
-    heavy = ["numpy", "pyarrow", "scipy", "redis", "aiohttp", "rich", "msgspec", "uvloop", "multiprocessing"]
-    code = f"import sys, foldin.__main__, foldin.up; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout == "[]\n"
+def test_what_children_and_libraries_print_is_said_elsewhere() -> None:
+    code = """
+import os, subprocess, sys
+from foldin.commands.output import json_output
+with json_output() as emit:
+    print("said")
+    os.write(1, b"written\\n")
+    subprocess.run([sys.executable, "-c", "print('by a child')"], check=True)
+    emit({"name": "\\udcff", "nan": float("nan"), "inside": [(float("inf"), 1.5)]})
+print("afterwards")
+"""
+    done = python(code, stdout=subprocess.PIPE)
+    document, after = done.stdout.splitlines()
+    assert json.loads(document) == {"name": "\udcff", "nan": None, "inside": [[None, 1.5]]}
+    assert after == "afterwards"
+    assert sorted(done.stderr.split()) == ["a", "by", "child", "said", "written"]
+
+
+RUN = "import sys; from foldin.__main__ import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_as_is_a_reader_that_goes_away() -> None:
+    # Buffered, as at a terminal's pipe.
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    with Path("/dev/full").open("wb") as full:
+        done = python(RUN, "version", stdout=full, env=buffered)
+    assert (done.returncode, done.stderr) == (1, "foldin: stopped: No space left on device\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    # Cut off while it prints.
+    done = python(RUN, "settings", stdout=writer, env=buffered)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "foldin: stopped: nothing reads what it prints\n")
+
+
+@pytest.mark.slow
+def test_bash_completes_commands_flags_and_values() -> None:
+    for line, offered in (
+        ("foldin im", ["import"]),
+        ("foldin keys ", ["add", "ensure", "list", "remove"]),
+        ("foldin import f.csv --on-bad ", ["refuse", "skip"]),
+    ):
+        words = {"_FOLDIN_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+        done = python(
+            "from foldin.__main__ import main; main()", stdout=subprocess.PIPE, env=os.environ | words
+        )
+        assert done.stdout.split() == offered
+
+
+def test_the_supervisor_and_help_load_no_heavy_library() -> None:
+    """What `foldin up` keeps loaded for as long as it runs, and what each command waits for."""
+    code = "import sys, foldin.up; from foldin.__main__ import main; main(['version'])\nprint(*sys.modules)"
+    loaded_there = set(python(code, stdout=subprocess.PIPE).stdout.split())
+    heavy = {
+        "numpy",
+        "pyarrow",
+        "scipy",
+        "redis",
+        "aiohttp",
+        "rich",
+        "msgspec",
+        "uvloop",
+        "typer",
+        "pydantic",
+    }
+    assert "foldin.up" in loaded_there
+    assert not loaded_there & heavy

