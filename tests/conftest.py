@@ -143,7 +143,7 @@ def store_settings(store_server: StoreServer | ClusterSet) -> StoreSettings:
         partitions=4,
         # Decided, as that of a store that has been in use.
         scale="1:5",
-        timeout_s=5.0,
+        timeout_s=30.0,
     )
 
 

@@ -1,6 +1,4 @@
-"""Predictions of a time: a burst of ratings that the user's record no longer has room for still counts, and a
-user who moves is where he was.
-"""
+"""Predictions of a time: a user who moves is where he was."""
 
 import numpy as np
 import pytest
@@ -15,50 +13,8 @@ from tests.support.factories import (
     publish,
     rating,
     with_moving_users,
-    with_user_sessions,
 )
 from tests.support.serving import BOTH_WAYS, serves, serving
-
-PERIOD_S = 100.0
-# More bursts than a record keeps.
-BURSTS = 40
-
-
-@BOTH_WAYS
-async def test_a_burst_that_the_record_dropped_is_folded_in_again(
-    store: Store, store_settings: StoreSettings
-) -> None:
-    model = with_user_sessions(make_model(), PERIOD_S, 0.5)
-    await store.items(1).register([b"item-%d" % row for row in range(BURSTS + 1)])
-    rng = np.random.default_rng(1)
-    # The first burst is a small one: later ones of larger effect take its place.
-    values = np.append(3.2, rng.choice([1.0, 5.0], BURSTS - 1))
-    times = 1e9 + 1e4 * np.arange(BURSTS)
-    rated = [
-        rating("ann", f"item-{burst}", float(value), float(time))
-        for burst, (value, time) in enumerate(zip(values, times, strict=True))
-    ]
-    await store.ratings.append(rated)
-    written = await publish(store, await lead(store), n_items=BURSTS + 1, users=[b"ann"], model=model)
-    _, history = await store.users.history(1, b"ann")
-    packed = pack_histories([history])
-    row = posterior_of(model).fold_in_users(written.items, packed)
-    assert not posterior_of(model).keeps_time(row[0], times[0])
-    scorer = Scorer(posterior_of(model), written.items)
-    place = np.zeros(1, dtype=np.int64), np.array([BURSTS])
-
-    async with serving(store_settings) as (client, _):
-        await serves(client, written.writer.number)
-        ask = f"/predict?user_id=ann&item_id=item-{BURSTS}"
-        for time in (times[0], times[-1], times[-1] + 1e6):
-            exact = posterior_of(model).fold_in_users(written.items, packed, at=float(time))
-            wanted = scorer.score(exact, *place, np.array([time]))
-            reply = (await client.get(f"{ask}&timestamp={time}")).json
-            assert reply["rating"] == pytest.approx(float(wanted.rating[0]), abs=1e-5)
-            assert reply["std"] == pytest.approx(float(wanted.std[0]), abs=1e-5)
-        plain = (await client.get(ask)).json["rating"]
-        at_first = (await client.get(f"{ask}&timestamp={times[0]}")).json["rating"]
-        assert abs(plain - at_first) > 1e-4
 
 
 @BOTH_WAYS

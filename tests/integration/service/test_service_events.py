@@ -2,10 +2,8 @@
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
-import pytest
 
 from featurestore import codecs
 from featurestore.settings import StoreSettings
@@ -27,7 +25,6 @@ async def events_of(client: Client, user: str) -> list[tuple[str, str, float]]:
     return [(each["item_id"], each["type"], each["value"]) for each in found["events"]]
 
 
-@pytest.mark.slow
 async def test_events_are_beside_the_ratings(
     published: Written, store: Store, store_settings: StoreSettings
 ) -> None:
@@ -86,18 +83,6 @@ async def test_the_stream_and_the_archive_have_the_types(store: Store) -> None:
     assert (n, len(history), history.feedback.type_code.tolist()) == (4, 2, [VIEW, PURCHASE])
 
 
-async def test_what_was_consumed_is_not_recommended_again(
-    published: Written, store_settings: StoreSettings
-) -> None:
-    async with serving(store_settings) as (client, _):
-        shown = [each["item_id"] for each in (await client.get("/recommend/ann")).json["items"]]
-        await client.post("/events", [event("ann", shown[0], "purchase"), event("ann", shown[1], "view")])
-        again = [each["item_id"] for each in (await client.get("/recommend/ann")).json["items"]]
-        assert sorted(again) == sorted(shown[1:])
-        every = (await client.get("/recommend/ann?exclude_seen=false")).json["items"]
-        assert {each["item_id"] for each in every} == {*shown, "item-0"}
-
-
 async def test_one_bad_event_refuses_all(published: Written, store_settings: StoreSettings) -> None:
     good = event("zoe", "item-0", "view")
     cases = [
@@ -154,13 +139,6 @@ async def test_types_are_put_and_retired(published: Written, store_settings: Sto
         ):
             assert (await client.ask("PUT", "/event-types", json={"types": types})).status == 422
         assert (await client.get("/event-types")).json["types"] == put.json["types"]
-
-
-async def test_events_are_limited_as_ratings_are(published: Written, store_settings: StoreSettings) -> None:
-    async with serving(replace(store_settings, stream_limit=4)) as (client, _):
-        full = await client.post("/events", [event(f"u{k}", "item-0", "view") for k in range(200)])
-        assert (full.status, full.json["code"]) == (429, "stream_full")
-        assert (await client.get("/users/u0/events")).status == 404
 
 
 async def test_what_was_stored_can_be_read(published: Written, store: Store) -> None:

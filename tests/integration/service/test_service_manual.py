@@ -1,15 +1,10 @@
 """The manual of a service: what was built, to all who ask, and nothing else of the disk."""
 
-import importlib.util
 import os
-import re
 from pathlib import Path
 
-from featurestore.access import new_secret
 from featurestore.settings import StoreSettings
-from featurestore.store import Store
 from tests.support.serving import serving
-from tests.support.waiting import wait_until_async
 
 ROOT = Path(__file__).resolve().parents[3]
 # What is served does not depend on the kind of store.
@@ -59,29 +54,6 @@ async def test_pages_are_served_as_they_were_built(store_settings: StoreSettings
         assert (await client.get("/manual/")).text == "second"
 
 
-async def test_pages_that_were_read_before_they_were_finished_are_read_again(
-    store_settings: StoreSettings, tmp_path: Path
-) -> None:
-    spec = importlib.util.spec_from_file_location("finished", ROOT / "docs/reference/finished_pages.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    build(tmp_path, "<script>let a</script><script type='application/json'>{}</script>")
-    (tmp_path / "_static").mkdir()
-    for name in ("webpack-macros.html", "theme.js.map"):
-        (tmp_path / "_static" / name).touch()
-    async with serving(store_settings, manual_dir=tmp_path) as (client, _):
-        # As Sphinx leaves them, for a moment.
-        assert "<script>let a" in (await client.get("/manual/")).text
-        module.finish(tmp_path)
-        text = (await client.get("/manual/")).text
-        assert text.endswith("<script type='application/json'>{}</script>")
-        (source,) = re.findall('<script src="([^"]+)"></script>', text)
-        assert (await client.get(f"/manual/{source}")).text == "let a"
-        assert (await client.get("/manual/_static/webpack-macros.html")).status == 404
-
-
 async def test_a_service_without_a_manual_says_how_to_build_it(
     store_settings: StoreSettings, tmp_path: Path
 ) -> None:
@@ -95,15 +67,3 @@ async def test_a_service_without_a_manual_says_how_to_build_it(
         file = await client.get("/manual/_static/theme.css")
         assert (file.status, file.json["code"]) == (404, "not_found")
         assert "make docs" in file.json["detail"]
-
-
-async def test_it_needs_no_key(store_settings: StoreSettings, store: Store, tmp_path: Path) -> None:
-    build(tmp_path, "open")
-    await store.access.add(new_secret(), "viewer", "read")
-    async with serving(store_settings, manual_dir=tmp_path) as (client, _):
-
-        async def asks() -> bool:
-            return (await client.get("/generations")).status == 401
-
-        await wait_until_async(asks, "the service asks for keys")
-        assert (await client.get("/manual/")).text == "open"

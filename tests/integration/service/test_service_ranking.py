@@ -14,7 +14,7 @@ from featurestore.codecs import pack_histories
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import Written, lead, make_head, publish, rating
-from tests.support.serving import Client, is_problem, serves, serving
+from tests.support.serving import Client, serves, serving
 
 ITEMS = 40
 RATED = {"item-0": 5.0, "item-1": 1.0, "item-7": 4.0}
@@ -106,14 +106,6 @@ async def test_the_order_by_rating_is_that_of_predictions(clients: list[Client])
     asked = (await client.post("/predict", {"user_id": "ann", "item_ids": item_ids})).json["predictions"]
     ratings = sorted((each["rating"] for each in asked), reverse=True)
     assert [item["rating"] for item in reply["items"]] == pytest.approx(ratings, abs=1e-5)
-    body = {"ratings": [], "order": "rating"}
-    assert (await client.post("/recommend", body)).json["order"] == "rating"
-    wrong = await client.get("/recommend/ann?order=best")
-    is_problem(wrong, 400, "invalid_parameter")
-    assert wrong.json["field"] == "order"
-    wrong = await client.post("/recommend", {**body, "order": "best"})
-    is_problem(wrong, 422, "invalid_rule")
-    assert wrong.json["field"] == "/order"
 
 
 async def test_an_explanation_adds_up_to_what_is_served(clients: list[Client]) -> None:
@@ -148,28 +140,6 @@ async def test_a_draw_is_repeatable_and_tells_the_expected_numbers(
         assert item["item_id"] not in RATED
         parts = (item["score"], item["relevance"], item["rating"])
         assert parts == pytest.approx(expected[item["item_id"]], rel=1e-4, abs=1e-6)
-
-
-async def test_someone_without_ratings_gets_what_the_priors_say(clients: list[Client]) -> None:
-    client, _ = clients
-    stored, anonymous = await client.get("/recommend/who"), await client.post("/recommend", {"ratings": []})
-    assert stored.json["items"] == anonymous.json["items"]
-    assert len(stored.json["items"]) == 10
-    assert stored.json["order"] == "score"
-
-
-async def test_an_item_that_came_after_the_fit_disturbs_no_list(
-    clients: list[Client], store: Store, written: Written
-) -> None:
-    client, _ = clients
-    await store.items(1).register([b"newest"])
-    # Nothing is known of it before a trainer folds it in; workers hear of it within a second.
-    reply = (await client.get("/recommend/ann?n=1000")).json["items"]
-    known = {f"item-{row}" for row in range(ITEMS)} - set(RATED)
-    assert {item["item_id"] for item in reply} - {"newest"} == known
-    await client.post("/ratings", {"user_id": "ann", "item_id": "newest", "rating": 4})
-    again = (await client.get("/recommend/ann?n=1000")).json["items"]
-    assert {item["item_id"] for item in again} == known
 
 
 async def test_without_a_head_lists_are_by_rating(

@@ -1,6 +1,5 @@
 """Lists under rules over HTTP: filters, boosts, caps, pinned places, scenarios, by whichever worker."""
 
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -13,7 +12,6 @@ from featurestore.catalogue.item import AttributeValue, CatalogueItem
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service import call_rules
-from service.rules.request import parse_rules
 from service.rules.rerank import unit
 from tests.support.factories import (
     Written,
@@ -130,34 +128,6 @@ async def test_an_empty_list_says_why(client: Client, store: Store) -> None:
     assert await why(f"/similar/{ids[0]}") == call_rules.NONE_SHOWN
 
 
-async def test_the_basis_in_a_list_is_that_of_the_pair(client: Client, store: Store) -> None:
-    await store.items(1).register([b"unrated"])
-    assert (await client.ask("PUT", "/items/unrated", json={"title": "New"})).status == 200
-    for user in ("ann", "new"):
-        items = (await client.get(f"/recommend/{user}?n=1000&order=rating&exclude_seen=false")).json["items"]
-        for item in items:
-            pair = (await client.get(f"/predict?user_id={user}&item_id={item['item_id']}")).json
-            assert (item["basis"], item["rating"]) == (pair["basis"], pair["rating"])
-        assert {item["basis"] for item in items} <= {"user+item", "user", "item", "prior"}
-
-
-async def test_boosts_multiply_and_pages_go_on(client: Client) -> None:
-    best = (await client.post("/recommend/ann", {"n": 100})).json["items"]
-    french = {"must": [{"key": "country", "match": {"value": "fr"}}]}
-    boosts = [{"filter": french, "multiply": 0.5}]
-    reply = (await client.post("/recommend/ann", {"n": 100, "boosts": boosts})).json["items"]
-    # The scale begins at 1: what is above it is multiplied.
-    expected = {
-        item["item_id"]: 1 + (item["score"] - 1) * (0.5 if int(item["item_id"][5:]) % 2 else 1.0)
-        for item in best
-    }
-    # Both are shown to a millionth.
-    assert {item["item_id"]: item["score"] for item in reply} == pytest.approx(expected, abs=2e-6)
-    assert [item["score"] for item in reply] == sorted((item["score"] for item in reply), reverse=True)
-    page = (await client.post("/recommend/ann", {"n": 2, "offset": 3, "boosts": boosts})).json["items"]
-    assert page == reply[3:5]
-
-
 async def test_caps_pinned_places_and_diversity(client: Client) -> None:
     best = await listed(client, "/recommend/ann?n=100")
     capped = await listed(client, per_category=1)
@@ -222,50 +192,24 @@ async def test_what_is_hidden_is_in_no_list_whatever_the_rules_say(
             assert await listed(worker, filter=condition) == [7]
 
 
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        ({"filter": {"must": [{"key": "price", "range": {"lt": 3}}]}}, "/filter/must/0/key"),
-        ({"filter": {"must": [{"key": "year", "match": {"value": "1905"}}]}}, "/filter/must/0/match/value"),
-        ({"filter": {"must": [{"key": "year", "near": 3}]}}, "/filter/must/0/near"),
-        ({"filter": [1]}, "/filter"),
-        ({"boosts": [{"filter": {}, "multiply": 100}]}, "/boosts/0/multiply"),
-        ({"diversity": {"lambda": 2}}, "/diversity/lambda"),
-        ({"per_category": 0}, "/per_category"),
-        ({"per_category": 1, "n": 1000, "offset": 1}, "/n"),
-        ({"per_category": 1, "explore": "thompson"}, "/explore"),
-        ({"pinned": [{"item_id": "a", "position": 0}]}, "/pinned/0/position"),
-        ({"order": "worst"}, "/order"),
-    ],
-)
-async def test_rules_that_are_wrong_are_named(client: Client, body: dict[str, Any], field: str) -> None:
-    reply = await client.post("/recommend/ann", body)
-    assert is_problem(reply, 422, "invalid_rule")
-    assert reply.json["field"] == field
-    assert is_problem(await client.post("/recommend", {"ratings": [], **body}), 422, "invalid_rule")
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"filter": {"must": [{"key": "price", "range": {"lt": 3}}]}}, "/filter/must/0/key"),
+    ({"filter": [1]}, "/filter"),
+    ({"boosts": [{"filter": {}, "multiply": 100}]}, "/boosts/0/multiply"),
+    ({"diversity": {"lambda": 2}}, "/diversity/lambda"),
+    ({"per_category": 0}, "/per_category"),
+    ({"per_category": 1, "n": 1000, "offset": 1}, "/n"),
+    ({"per_category": 1, "explore": "thompson"}, "/explore"),
+    ({"pinned": [{"item_id": "a", "position": 0}]}, "/pinned/0/position"),
+]
 
 
-async def test_a_filter_may_name_what_any_worker_was_told(client: Client, store: Store) -> None:
-    cheap = {"must": [{"key": "price", "range": {"lt": 3}}]}
-    assert is_problem(await client.post("/recommend/ann", {"filter": cheap}), 422, "invalid_rule")
-    # By another worker, and before any item has it.
-    await store.catalogue.schema.hold("items", {"price": "number"})
-    assert await listed(client, filter=cheap) == []
-    wrong = {"filter": {"must": [{"key": "price", "match": {"value": "low"}}]}}
-    assert (await client.post("/recommend/ann", wrong)).json["field"] == "/filter/must/0/match/value"
-    assert await listed(client, filter={"must": [{"is_empty": {"key": "price"}}]}) == await listed(client)
-
-
-async def test_what_is_no_rule_at_all_is_refused(client: Client) -> None:
-    for body, code, status in (
-        ({"boosts": {}}, "invalid_body", 422),
-        ({"diversity": {}}, "invalid_body", 422),
-        ({"n": 0}, "invalid_body", 422),
-        ({"scenario": "gone"}, "unknown_scenario", 404),
-        (b"{", "malformed_json", 400),
-        (b'{"filter":' * 5_000, "malformed_json", 400),
-    ):
-        assert is_problem(await client.post("/recommend/ann", body), status, code)
+async def test_rules_that_are_wrong_are_named(client: Client) -> None:
+    for body, field in WRONG:
+        reply = await client.post("/recommend/ann", body)
+        assert is_problem(reply, 422, "invalid_rule")
+        assert reply.json["field"] == field
+        assert is_problem(await client.post("/recommend", {"ratings": [], **body}), 422, "invalid_rule")
 
 
 async def test_a_scenario_is_the_one_that_was_put_last(
@@ -287,15 +231,6 @@ async def test_a_scenario_is_the_one_that_was_put_last(
                 drama = "/recommend/ann?n=100&scenario=home&category=drama"
                 assert await listed(worker, drama) == [row for row in later if row % 3 == 0]
         assert (await other.get("/scenarios")).json == {"scenarios": ["home"]}
-        # Beside each there is its version, which is no scenario.
-        for hidden in (":home", "::home"):
-            reply = await client.get(f"/recommend/ann?scenario={hidden}")
-            assert is_problem(reply, 404, "unknown_scenario")
-            await client.ask("DELETE", f"/scenarios/{hidden}")
-        arms = [{"name": name, "share": 0.5, "scenario": name} for name in ("home", ":home")]
-        arms[1]["name"] = "other"
-        reply = await client.ask("PUT", "/experiments/one", json={"arms": arms})
-        assert is_problem(reply, 404, "unknown_scenario")
         assert (await client.get("/recommend/ann?scenario=home")).status == 200
         assert (await other.ask("DELETE", "/scenarios/home")).json == {"deleted": 1}
         for worker in (client, other):
@@ -321,33 +256,6 @@ async def test_a_scenario_is_checked_when_it_is_put(
         assert is_problem(await client.get(path), 503, "data_damaged")
     assert (await client.ask("PUT", "/scenarios/home", json={})).status == 200
     assert (await client.get("/recommend/ann?scenario=home")).status == 200
-
-
-async def test_a_scenario_is_parsed_once_a_version_and_off_the_event_loop(
-    client: Client, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parsed: list[tuple[int, bool]] = []
-    main = threading.current_thread()
-
-    def parse(fields: Any, types: Any) -> Any:
-        parsed.append((len(fields.exclude_items or ()), threading.current_thread() is main))
-        return parse_rules(fields, types)
-
-    monkeypatch.setattr("service.rules.scenarios.parse_rules", parse)
-    many = [f"gone-{n}" for n in range(9_000)]
-    for excluded in (["item-3"], ["item-4", *many], ["item-4", *many], ["item-5"]):
-        assert (await client.ask("PUT", "/scenarios/home", json={"exclude_items": excluded})).status == 200
-        for _ in range(3):
-            assert set(await listed(client, "/recommend/ann?n=100&scenario=home")) == {
-                *range(3, ITEMS),
-            } - {int(excluded[0][5:])}
-    # Of equal texts the version is the same.
-    assert parsed == [(1, True), (9_001, False), (1, True)]
-    # One that was stored without a version is read all the same.
-    await store.redis.hdel(store.keys.scenarios, ":home")
-    assert 5 not in await listed(client, "/recommend/ann?n=100&scenario=home")
-    await store.redis.hset(store.keys.scenarios, "home", b"{}")
-    assert 5 in await listed(client, "/recommend/ann?n=100&scenario=home")
 
 
 async def test_rules_are_about_the_score_of_the_ranking_head(

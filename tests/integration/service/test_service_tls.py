@@ -13,18 +13,16 @@ from featurestore.store import Store
 from tests.support.certificates import certificate
 from tests.support.factories import lead, publish
 from tests.support.serving import Service
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-async def test_every_call_goes_over_tls(
-    store_settings: StoreSettings, store: Store, tmp_path: Path, workers: int
-) -> None:
+@pytest.mark.slow
+async def test_every_call_goes_over_tls(store_settings: StoreSettings, store: Store, tmp_path: Path) -> None:
     await store.items(1).register([b"dune"])
     await publish(store, await lead(store), n_items=1, users=[b"ann"])
     known = certificate(tmp_path, "known")
     said = {"FOLDIN_TLS_CERT": str(known), "FOLDIN_TLS_KEY": str(known.with_suffix(".key"))}
-    service = Service(store_settings, tmp_path, environment=said, workers=workers)
+    service = Service(store_settings, tmp_path, environment=said, workers=2)
     try:
         wait_until(lambda: f"listens on https://127.0.0.1:{service.port}" in service.process.text, "it")
         url = f"https://127.0.0.1:{service.port}"
@@ -46,6 +44,7 @@ async def test_every_call_goes_over_tls(
         service.end()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["none", "no certificate", "another key", "key alone"])
 def test_a_certificate_that_cannot_be_used_ends_the_start(
     store_settings: StoreSettings, tmp_path: Path, wrong: str
@@ -63,7 +62,7 @@ def test_a_certificate_that_cannot_be_used_ends_the_start(
             del said["FOLDIN_TLS_CERT"]
     service = Service(store_settings, tmp_path, environment=said, workers=2)
     try:
-        assert service.process.wait(60.0) == 2
+        assert service.process.wait(PATIENCE_S) == 2
         lines = service.process.text.strip().splitlines()
         assert "FOLDIN_TLS_CERT" in lines[-1]
         assert "Traceback" not in service.process.text

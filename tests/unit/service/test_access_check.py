@@ -36,17 +36,6 @@ def bearer(role: str) -> dict[str, str]:
     return {**OWN, "Authorization": f"Bearer {SECRETS[role]}"}
 
 
-@pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("needed", LEVELS)
-def test_a_role_includes_the_smaller_ones(role: str, needed: str) -> None:
-    allowed = needed == "public" or LEVELS[role] >= LEVELS[needed]  # type: ignore[index]  # a role
-    for headers in (bearer(role), {**OWN, "x-api-key": SECRETS[role]}):
-        access = with_keys()
-        # The second time it is known by the text of the header.
-        for _ in range(2):
-            assert outcome(access, headers, LEVELS[needed]) == ("ok" if allowed else "forbidden")  # type: ignore[index]  # a role
-
-
 def test_what_is_no_key_is_refused_and_what_is_public_needs_none() -> None:
     access = with_keys()
     good = SECRETS["read"]
@@ -81,14 +70,6 @@ def test_a_removed_key_is_forgotten_and_the_last_one_leaves_the_door_shut() -> N
     access.update({})
     assert outcome(access, bearer("read")) == "unauthorized"
     assert outcome(access, OWN) == "unauthorized"
-
-
-def test_what_was_verified_is_bounded() -> None:
-    access = with_keys()
-    for spaces in range(1, 3_000):
-        headers = {"Authorization": f"Bearer{' ' * spaces}{SECRETS['read']}"}
-        assert outcome(access, headers) == "ok"
-    assert len(access._verified) <= 1_024
 
 
 def test_on_loopback_a_first_key_closes_an_open_service() -> None:
@@ -156,16 +137,6 @@ def test_open_on_loopback_it_answers_to_names_of_this_machine_alone() -> None:
         for host in (*FOREIGN, *ADDRESSES, "here:82", "here"):
             assert outcome(access, {"Host": host}) == "cross_site", host
             assert outcome(access, {"Host": host}, PUBLIC) == "cross_site", host
-
-
-def test_open_to_others_any_name_passes_unless_there_is_a_list() -> None:
-    for host in (*LOCAL, *FOREIGN, *ADDRESSES):
-        assert outcome(Access(asks=False, loopback=False), {"Host": host}) == "ok"
-    listed = Access(asks=False, loopback=False, hosts=["foldin.test"])
-    for host in (*LOCAL, *ADDRESSES, "foldin.test"):
-        assert outcome(listed, {"Host": host}) == "ok", host
-    for host in FOREIGN:
-        assert outcome(listed, {"Host": host}) == "cross_site", host
 
 
 def test_with_keys_any_name_passes_unless_there_is_a_list() -> None:
@@ -236,8 +207,3 @@ def test_only_a_trusted_proxy_is_believed(peer: str, forwarded: str, client: str
     audit = Audit((), [ipaddress.ip_network("10.0.0.0/8")])
     assert audit.client_of(peer, [forwarded]) == client
     assert Audit(()).client_of(peer, [forwarded]) == peer
-
-
-def test_the_line_that_a_proxy_added_counts_not_that_of_the_client() -> None:
-    audit = Audit((), [ipaddress.ip_network("10.0.0.0/8")])
-    assert audit.client_of("10.0.0.2", ["6.6.6.6", "203.0.113.9"]) == "203.0.113.9"

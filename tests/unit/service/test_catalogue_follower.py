@@ -1,7 +1,6 @@
 """A load of the catalogue goes on without the answer that began it, and holds up no other epoch."""
 
 import asyncio
-import threading
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,7 +12,6 @@ from featurestore.catalogue.item import CatalogueItem, pack_item, unpack_item
 from featurestore.errors import StoreDamaged, StoreUnavailable
 from service.catalogue import follower as catalogue_follower
 from service.catalogue.follower import CatalogueFollower
-from service.catalogue.view import CatalogueView
 
 ITEM = b"dune"
 
@@ -119,22 +117,6 @@ async def test_a_load_that_outlasts_an_answer_serves_the_next(monkeypatch: pytes
     assert not await shown(follower, 1)
     assert store.catalogue.loads == 2
     assert not loads()
-
-
-async def test_a_catalogue_is_loaded_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    filled: list[threading.Thread] = []
-    fill = CatalogueView.fill
-
-    def watched(view: CatalogueView, *args: Any) -> None:
-        filled.append(threading.current_thread())
-        fill(view, *args)
-
-    monkeypatch.setattr(CatalogueView, "fill", watched)
-    store = _Store()
-    store.registries[1].goes_on.set()
-    assert await shown(CatalogueFollower(cast("Any", store)), 1)
-    assert filled
-    assert threading.current_thread() not in filled
 
 
 async def test_a_load_of_the_next_epoch_holds_up_no_answer_of_this_one(

@@ -2,8 +2,6 @@
 
 from typing import Any, cast
 
-import numpy as np
-
 from featurestore.catalogue.catalogue import ItemState
 from featurestore.catalogue.item import CatalogueItem, pack_item, unpack_item
 from service.catalogue.view import CatalogueView
@@ -60,40 +58,6 @@ async def test_an_item_that_gets_its_row_later_is_in_the_next_mask() -> None:
     assert allowed is not None
     assert allowed.tolist() == [True, False]
     assert (await view.mask(CRIME, 2, {})).tolist() == [False, True]
-
-
-async def test_rows_that_were_known_before_an_item_without_one_are_not_looked_through() -> None:
-    class Read(list[bytes]):
-        reads = 0
-
-        def __getitem__(self, place: Any) -> Any:
-            self.reads += 1
-            return super().__getitem__(place)
-
-    registry = _Registry()
-    registry.ids = ids = Read(b"%d" % row for row in range(500))
-    view = CatalogueView(cast("Any", _Catalogue()), cast("Any", registry))
-    # As a load ends: most have a row, one that was deleted before it got one has none.
-    view.fill([state("0", hidden=True), ItemState(b"late", None, deleted=True)], [0, None])
-    assert view.allowed(0.0, 500) is not None
-    assert ids.reads == 0
-    ids.append(b"late")
-    allowed = view.allowed(0.0, 501)
-    assert allowed is not None
-    assert np.flatnonzero(~allowed).tolist() == [0, 500]
-    assert ids.reads == 1
-
-
-async def test_an_item_that_gets_its_row_just_before_it_is_put_is_placed() -> None:
-    registry = _Registry()
-    view = CatalogueView(cast("Any", _Catalogue()), cast("Any", registry))
-    registry.ids.append(b"late")
-    assert view.allowed(0.0, 1) is None
-    # The row was asked for before the item got it.
-    view.put([state("late", hidden=True)], [None])
-    allowed = view.allowed(0.0, 1)
-    assert allowed is not None
-    assert allowed.tolist() == [False]
 
 
 async def test_what_was_known_before_an_item_had_a_row_does_not_replace_what_came_later() -> None:

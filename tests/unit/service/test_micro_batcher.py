@@ -150,13 +150,6 @@ async def test_what_arrives_in_one_turn_is_asked_in_one_read() -> None:
     assert store.registry.asked == [[b"new", b"none"] * 3]
 
 
-async def test_later_turns_are_asked_later() -> None:
-    batcher, store, _ = make_batcher(live_generation())
-    await batcher.submit(b"0", b"1")
-    await batcher.submit(b"0", b"1")
-    assert len(store.users.lookups) == 2
-
-
 async def test_a_turn_is_answered_by_the_generation_of_its_end() -> None:
     batcher, _, follower = make_batcher(live_generation(1))
     future = batcher.submit(b"0", b"1")
@@ -196,15 +189,6 @@ async def test_while_the_store_is_away_copies_answer_and_say_so() -> None:
     assert b'"degraded":true' in msgspec.json.encode(known)
 
 
-async def test_answers_of_a_store_that_has_moved_say_so() -> None:
-    batcher, store, _ = make_batcher(live_generation())
-    before = await batcher.submit(b"0", b"1")
-    store.users.moved = True
-    after = await batcher.submit(b"0", b"1")
-    assert (after.rating, after.std) == (before.rating, before.std)
-    assert (before.degraded, after.degraded) == (False, True)
-
-
 async def test_a_fold_in_that_the_store_cuts_off_is_answered_by_copies() -> None:
     live = live_generation()
     batcher, store, _ = make_batcher(live)
@@ -219,13 +203,6 @@ async def test_a_fold_in_that_the_store_cuts_off_is_answered_by_copies() -> None
     assert not current.degraded
 
 
-async def test_before_the_first_generation_there_is_a_problem() -> None:
-    batcher, _, _ = make_batcher()
-    with pytest.raises(Problem) as caught:
-        await batcher.submit(b"0", b"1")
-    assert caught.value.code == "no_generation"
-
-
 async def test_the_end_fails_what_waits() -> None:
     batcher, _, _ = make_batcher(live_generation())
     looked_up = batcher.submit(b"0", b"1")
@@ -235,32 +212,6 @@ async def test_the_end_fails_what_waits() -> None:
     for each in (looked_up, comes_meanwhile):
         with pytest.raises(Problem, match="the service ends"):
             await each
-
-
-async def test_one_that_gave_up_does_not_harm_the_others() -> None:
-    batcher, _, _ = make_batcher(live_generation())
-    gone, stays = batcher.submit(b"0", b"1"), batcher.submit(b"0", b"2")
-    gone.cancel()
-    assert (await stays).rating == pytest.approx(expected(0, 2))
-
-
-async def test_many_pairs_equal_single_ones() -> None:
-    live = live_generation()
-    batcher, store, _ = make_batcher(live)
-    scorer = PairScorer(cast("Store", store), Counts(0, 0.0, error_bounds(1, 5)))
-    body = await scorer.predict_batch(
-        live, Ids.of([b"0", b"1", b"1", b"0"]), Ids.of([b"3", b"3", b"none", b"3"])
-    )
-    answer = msgspec.json.decode(body)
-    ratings = [each["rating"] for each in answer["predictions"]]
-    assert ratings[0] == (await batcher.submit(b"0", b"3")).rating
-    assert ratings[:2] == pytest.approx([expected(0, 3), expected(1, 3)])
-    assert ratings[0] == ratings[3]
-    assert answer["predictions"][2]["basis"] == "user"
-    none = Ids.of([])
-    assert msgspec.json.decode(await scorer.predict_batch(live, none, none))["predictions"] == []
-    one = msgspec.json.decode(await scorer.predict_batch(live, Ids.of([b"1"]), Ids.of([b"3", b"3"])))
-    assert [each["rating"] for each in one["predictions"]] == ratings[1:2] * 2
 
 
 async def test_slices_of_a_large_call_are_one_array() -> None:

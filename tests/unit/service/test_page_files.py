@@ -20,23 +20,6 @@ def test_vendored_files_are_those_that_were_summed() -> None:
     assert found == sums
 
 
-def test_each_library_comes_with_its_licence() -> None:
-    text = (VENDOR / "LICENSES.txt").read_text("utf-8")
-    for name in (
-        "preact ",
-        "@preact/signals ",
-        "@preact/signals-core ",
-        "htm ",
-        "uplot ",
-        "swagger-ui-dist ",
-    ):
-        assert re.search(rf"^{re.escape(name)}\d+\.\d+", text, re.M), name
-
-
-def test_the_libraries_of_the_dashboard_take_32_kilobytes() -> None:
-    assert sum(len(FILES[name].packed) for name in LIBRARIES) <= 32 * 1024
-
-
 def test_what_is_sent_in_gzip_is_the_file() -> None:
     for name, file in FILES.items():
         assert gzip.decompress(file.packed) == (STATIC / name).read_bytes()

@@ -8,12 +8,10 @@ import pytest
 
 from factors import Scale
 from featurestore.ratings.context_schema import MOST_FIELDS
-from featurestore.ratings.event_types import DEFAULT_TYPES
 from service.http.parsing import Query
 from service.http.problems import Problem
 from service.http.rating_contexts import Given, query_context
-from service.routes.events.events import Known, parse_events
-from service.routes.predict import PredictBody, checked_contexts, parse_pair_query
+from service.routes.predict import PredictBody, checked_contexts
 from service.routes.ratings import Rated, parse_ratings
 from service.routes.train import checked_variables
 
@@ -25,16 +23,6 @@ def parsed(context: str) -> Rated:
     row = json.dumps({**PAIR, "rating": 3})
     body = f'[{row}, {row[:-1]}, "context": {context}}}]'
     return parse_ratings(body.encode(), SCALE, 1e9, lines=False)
-
-
-def test_contexts_of_ratings_stand_by_row() -> None:
-    assert parsed('{"hour": 14, "device": "phone"}').contexts == Given(
-        [None, {"hour": 14, "device": "phone"}]
-    )
-    for nothing in ("null", "{}"):
-        assert parsed(nothing).contexts is None
-    alone = json.dumps({**PAIR, "rating": 3, "context": {"hour": 1}}).encode()
-    assert parse_ratings(alone, SCALE, 1e9, lines=False).contexts == Given([{"hour": 1}], numbered=False)
 
 
 @pytest.mark.parametrize(
@@ -53,28 +41,6 @@ def test_what_is_no_context_is_named_by_field_and_row(context: str, field: str) 
     with pytest.raises(Problem) as caught:
         parsed(context)
     assert (caught.value.status, caught.value.field, caught.value.row) == (422, field, 1), caught.value.detail
-
-
-def test_an_event_that_is_no_rating_has_no_context() -> None:
-    known = Known({each.name: each for each in DEFAULT_TYPES}, 1, SCALE, decided=True, now=1e9)
-    rows: list[dict[str, Any]] = [
-        {**PAIR, "type": "rating", "value": 3, "context": {"hour": 1}},
-        {**PAIR, "type": "view", "context": {}},
-    ]
-    assert parse_events(json.dumps(rows).encode(), known, lines=False).contexts == Given([{"hour": 1}, {}])
-    rows[1]["context"] = {"hour": 2}
-    with pytest.raises(Problem) as caught:
-        parse_events(json.dumps(rows).encode(), known, lines=False)
-    problem = caught.value
-    assert (problem.code, problem.field, problem.row) == ("invalid_context", "context", 1)
-
-
-def test_a_query_has_a_context_in_json() -> None:
-    query = parse_pair_query("/predict?user=u&item=i&context=%7B%22hour%22:14%7D")
-    assert query.context == Given([{"hour": 14}], numbered=False)
-    assert not query.plain
-    # Of nothing the answer is that of a plain question, and as fast.
-    assert parse_pair_query("/predict?user=u&item=i&context=%7B%7D").plain
 
 
 @pytest.mark.parametrize(

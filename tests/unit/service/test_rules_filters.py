@@ -10,7 +10,6 @@ import pytest
 from featurestore.catalogue.item import CatalogueItem
 from service.http.problems import Problem
 from service.rules import masks
-from service.rules.columns import Columns
 from service.rules.filter_parsing import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, parse_filter
 from service.rules.filters import Filter, mask_of
 from service.rules.masks import Masks
@@ -132,14 +131,6 @@ async def test_a_mask_is_kept_until_its_column_changes() -> None:
         first[0] = False
 
 
-async def test_masks_by_id_follow_the_rows_that_are_given() -> None:
-    columns = columns_of(FILMS)
-    kept = Masks(columns)
-    wanted = parse_filter({"must": [{"has_id": ["new"]}]}, TYPES, "/filter")
-    assert not (await kept.mask(wanted, 6, {})).any()
-    assert np.flatnonzero(await kept.mask(wanted, 6, {b"new": 5})).tolist() == [5]
-
-
 async def test_masks_that_are_kept_are_bounded() -> None:
     columns = columns_of(FILMS)
     kept = Masks(columns, kept_bytes=10)
@@ -181,17 +172,3 @@ async def test_long_masks_are_made_in_a_thread_while_nothing_is_written(
     assert (await asked).tolist() == [True, True, False, False, False]
     await written
     assert (await Masks(columns).mask(Filter(), 5, {})).all()
-
-
-def test_two_masks_together_are_one_object_while_they_are_the_same() -> None:
-    kept = Masks(Columns())
-    first, second = np.array([True, True, False]), np.array([True, False, True])
-    # Made for one call: not kept.
-    assert kept.both(first, second).flags.writeable
-    first.flags.writeable = False
-    both = kept.both(first, second)
-    assert both.tolist() == [True, False, False]
-    assert kept.both(first, second) is both
-    for _ in range(100):
-        assert kept.both(first, np.ones(3, dtype=np.bool_)).tolist() == first.tolist()
-    assert kept.both(first, second).tolist() == [True, False, False]

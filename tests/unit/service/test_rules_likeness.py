@@ -1,11 +1,10 @@
 """Likeness by content is the Jaccard index of the texts of two items."""
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.catalogue.item import CatalogueItem
-from service.rules.likeness import best_rows, likeness
+from service.rules.likeness import likeness
 from tests.unit.service.rules_world import columns_of
 
 TEXTS = st.lists(st.sampled_from("abcd"), max_size=3)
@@ -41,10 +40,3 @@ def test_likeness_is_the_share_of_texts_of_both(items: list[CatalogueItem], row:
         len(texts & known[row]) / len(texts | known[row]) if texts | known[row] else 0.0 for texts in known
     ]
     assert likeness(columns, row, len(known)).tolist() == expected
-
-
-@given(st.lists(st.sampled_from([-np.inf, 0.0, 1.0, 2.0]), max_size=20), st.integers(0, 22))
-def test_the_best_rows_are_the_first_of_a_sort(scores: list[float], n: int) -> None:
-    rows = [row for row in range(len(scores)) if scores[row] > -np.inf]
-    expected = sorted(rows, key=lambda row: (-scores[row], row))[:n]
-    assert best_rows(np.array(scores), n).tolist() == expected

@@ -132,19 +132,6 @@ async def test_a_list_is_that_of_a_search_through_all_items(data: st.DataObject)
     assert found.rows.tolist()[: len(expected)] == expected
 
 
-async def test_a_full_category_is_left_out_of_the_next_ranking() -> None:
-    # A thousand of one category before the first of another one.
-    items = [CatalogueItem("", categories=["a"])] * 1000 + [CatalogueItem("", categories=["b"])] * 3
-    world = World([float(2000 - row) for row in range(1003)], columns_of(items))
-    assert await world.list(4, cap=2) == [0, 1, 1000, 1001]
-    assert world.asked == 2
-    # Where all are full the list ends.
-    assert await world.list(9, cap=2) == [0, 1, 1000, 1001]
-    assert (
-        await world.list(2, allowed=np.zeros(1003, dtype=np.bool_), boosts=[(2.0, np.ones(1003, bool))]) == []
-    )
-
-
 async def test_few_rankings_fill_a_list_however_categories_lie() -> None:
     # Each category has three hundred items side by side, so that each ranking of so many opens one more.
     items = [CatalogueItem("", categories=[str(row // 300)]) for row in range(30_000)]
@@ -187,15 +174,6 @@ async def test_a_boost_brings_up_what_no_list_of_candidates_has() -> None:
     assert (found.scores.tolist(), found.rating.tolist()) == ([2994.0, 2000.0], [998.0, 2000.0])
 
 
-async def test_diversity_chooses_among_the_best() -> None:
-    world = World([3.0, 2.9, 2.8, 2.7], Columns())
-    assert await world.list(3) == [0, 1, 2]
-    # Rows 0 and 3 differ least of all pairs that are not the same: 1 is the most unlike 0.
-    assert (await world.list(2, trade_off=0.1))[0] == 0
-    assert await world.list(4, trade_off=0.1) != [0, 1, 2, 3]
-    assert sorted(await world.list(9, trade_off=0.0)) == [0, 1, 2, 3]
-
-
 @given(st.data())
 @settings(max_examples=30, deadline=None)
 async def test_pages_of_a_diverse_list_join(data: st.DataObject) -> None:
@@ -215,25 +193,6 @@ async def test_pages_of_a_diverse_list_join(data: st.DataObject) -> None:
         # Behind the end of a list stands what is pinned farther on.
         if wanted <= len(longest) and max(rules["pinned"], default=0) <= len(longest):
             assert await world.list(wanted, **rules) == longest[:wanted]
-
-
-@pytest.mark.parametrize("barred", [0, 7])
-async def test_a_long_diverse_list_makes_the_groups_of_its_boosts_once(barred: int) -> None:
-    rng = np.random.default_rng(3)
-    world = World(rng.uniform(0.0, 9.0, 800).tolist(), Columns())
-    boosts = [(factor, rng.random(800) < 0.5) for factor in (0.3, 1.7, 2.9, 5.3)]
-    allowed = None if not barred else np.arange(800) >= barred
-    options: dict[str, Any] = {"allowed": allowed, "boosts": boosts, "trade_off": 0.4}
-    short = await world.list(50, **options)
-    # Most lists end here, and have no mask remembered.
-    assert len(world.masks) == 16
-    assert all(mask.flags.writeable for mask in world.masks)
-    world.masks.clear()
-    longest = await world.list(500, **options)
-    assert (len(set(longest)), longest[:50]) == (500, short)
-    assert len(world.masks) == 160
-    assert len({id(mask) for mask in world.masks}) == 16
-    assert not any(mask.flags.writeable for mask in world.masks)
 
 
 async def test_what_is_pinned_counts_for_caps_and_diversity() -> None:
@@ -289,33 +248,6 @@ async def test_rules_become_rows() -> None:
     # Not what is hidden, excluded or unknown.
     assert applied.pinned == {1: 0}
     assert not applied.empty
-
-
-async def test_a_filter_that_passes_nothing_is_told_from_no_filter() -> None:
-    columns = columns_of(FILMS)
-
-    async def mask(wanted: Filter) -> Bools:
-        return mask_of(wanted, columns, len(FILMS), ROWS)
-
-    for category, empty in ((None, False), ("opera", True)):
-        rules = narrowed(parse_rules(RuleFields(), {}), category)
-        options: dict[str, Any] = {"n_items": 5, "shown": None, "exclude": np.zeros(0, dtype=np.int64)}
-        assert (await apply(rules, ROWS, mask, np.logical_and, **options)).empty is empty
-
-
-def test_what_the_call_says_takes_the_place_of_the_scenario() -> None:
-    scenario = parse_rules(
-        RuleFields(per_category=2, order="rating", exclude_items=["a"], diversity=Diversity(0.5)), {}
-    )
-    fields = RuleFields(per_category=5, exclude_items=[], diversity=Diversity(1.0))
-    call = parse_rules(fields, {})
-    both = merged(call, fields, scenario)
-    assert (both.cap, both.order, both.exclude, both.trade_off) == (5, "rating", (b"a",), None)
-    # What an operator has barred stays so, whatever the call bars besides.
-    more = RuleFields(exclude_items=["b", "a"])
-    assert merged(parse_rules(more, {}), more, scenario).exclude == (b"a", b"b")
-    assert merged(call, fields, None) is call
-    assert merged(parse_rules(RuleFields(), {}), RuleFields(), scenario) == scenario
 
 
 def test_every_field_of_a_call_takes_the_place_of_its_part() -> None:

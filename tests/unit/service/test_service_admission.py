@@ -65,19 +65,6 @@ async def test_two_work_however_large_and_one_may_wait_and_is_not_overtaken() ->
     await waiting
 
 
-async def test_small_bodies_are_worked_on_together() -> None:
-    desk, counts = admission(5, 0)
-    end = asyncio.Event()
-    tasks = [asyncio.create_task(holds(desk, end)) for _ in range(6)]
-    await settled()
-    # Five have their turn, one may always wait.
-    assert counts.overloads == 0
-    with pytest.raises(Problem):
-        await holds(desk, end)
-    end.set()
-    await asyncio.gather(*tasks)
-
-
 async def test_who_gives_up_leaves_no_trace() -> None:
     rng = random.Random(1)
     desk, _ = admission(3, 5)

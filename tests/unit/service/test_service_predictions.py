@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from factors import BASIS, Scale, Scores
-from service.prediction_json import Prediction, PredictionWriter, rounded, shown
+from service.prediction_json import Prediction, PredictionWriter, rounded
 
 
 def some_scores(low: float, high: float, count: int = 400) -> Scores:
@@ -50,14 +50,3 @@ def test_rounding_is_to_a_millionth_and_leaves_some_uncertainty() -> None:
     assert found.std.min() == 1e-6
     fine = some_scores(0, 0.01)
     assert rounded(fine, Scale(0, 0.01)) is fine
-
-
-def test_no_scores_are_no_text() -> None:
-    nothing = Scores(np.zeros(0), np.zeros(0), np.zeros(0, np.uint8))
-    assert PredictionWriter(Scale(1, 5)).elements(rounded(nothing, Scale(1, 5))) == b""
-
-
-def test_what_stands_beside_ratings_has_as_many_digits_as_they_have() -> None:
-    values = np.array([1 / 3, -1e-9, 2.0])
-    assert msgspec.json.encode(shown(values, Scale(1.0, 5.0))) == b"[0.333333,0.0,2.0]"
-    assert shown(values, Scale(0.0, 0.5)) == [1 / 3, -1e-9, 2.0]

@@ -5,7 +5,6 @@ import math
 import pytest
 
 from featurestore.telemetry.points import Point
-from featurestore.telemetry.servers import StoreServer
 from service.metrics import LATENCY_BOUNDS
 from service.telemetry.history import MOST_INTERVALS, history_of
 
@@ -21,22 +20,6 @@ def answers(**by_bound: int) -> list[int]:
     for name, n in by_bound.items():
         counts[int(name[1:])] = n
     return counts
-
-
-def test_nothing_told_is_null_everywhere() -> None:
-    found = history_of([], NOW, 60)
-    assert len(found.at) == 6
-    assert found.at[-1] == NOW
-    for line in (
-        found.rmse,
-        found.requests_per_s,
-        found.p99_s,
-        found.lag,
-        found.store_bytes,
-        found.generation,
-    ):
-        assert line == [None] * 6
-    assert found.replicas == []
 
 
 def test_replicas_add_up_and_gaps_stay_gaps() -> None:
@@ -56,14 +39,6 @@ def test_replicas_add_up_and_gaps_stay_gaps() -> None:
     assert (found.lag[1], found.lag[5], found.store_bytes[5]) == (None, 7.0, 1000.0)
     # Who told something of late is at work; the others are not.
     assert [(each.host, each.process) for each in found.replicas] == [("a", "worker 0")]
-
-
-def test_the_servers_of_the_store_are_those_that_a_trainer_has_found_last() -> None:
-    before, now = StoreServer("a:1", 16_384), StoreServer("a:1", 8_192)
-    points = [point(-15, "trainer", servers=[before]), point(-5, "trainer", servers=[now]), point(-1)]
-    assert history_of(points, NOW, 60).servers == [now]
-    # One that has told nothing for long may be wrong by now.
-    assert history_of([point(-45, "trainer", servers=[before])], NOW, 60).servers == []
 
 
 def test_memory_is_the_sum_over_processes_of_each_ones_mean() -> None:
@@ -88,12 +63,6 @@ def test_quantiles_are_those_of_all_answers_together() -> None:
     found = history_of(points, NOW, 10)
     assert LATENCY_BOUNDS[0] <= (found.p50_s[0] or 0) <= LATENCY_BOUNDS[1]
     assert LATENCY_BOUNDS[3] <= (found.p99_s[0] or 0) <= LATENCY_BOUNDS[4]
-
-
-def test_answers_beyond_the_last_bound_and_of_other_bounds_do_no_harm() -> None:
-    last = len(LATENCY_BOUNDS)
-    found = history_of([point(-1, latency=answers(**{f"b{last}": 3})), point(-1, latency=[5, 5])], NOW, 10)
-    assert found.p50_s == [LATENCY_BOUNDS[-1]]
 
 
 @pytest.mark.parametrize("seconds", [10, 900, 10_800, 86_400, 604_800])
