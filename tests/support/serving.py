@@ -19,6 +19,7 @@ from featurestore.settings import StoreSettings
 from processes.blocking import BlockingChild, python_command
 from processes.probes import http_ok, unused_port
 from service.app import build_app
+from service.context import CONTEXT
 from service.server.supervisor import bind
 from service.server.worker import ServiceRunner, is_loopback
 from service.settings import ServiceSettings, WorkerSlot
@@ -95,6 +96,19 @@ async def serving(store: StoreSettings, **changes: Any) -> AsyncIterator[tuple[C
         finally:
             await runner.cleanup()
             sock.close()
+
+
+def hold(app: web.Application, part: str, name: str, patch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Hold a method of a part of the store until the event is set: what asks it cannot end before."""
+    held_part, may_go_on = getattr(app[CONTEXT].store, part), asyncio.Event()
+    real = getattr(held_part, name)
+
+    async def held(*args: Any, **more: Any) -> Any:
+        await may_go_on.wait()
+        return await real(*args, **more)
+
+    patch.setattr(held_part, name, held)
+    return may_go_on
 
 
 class Service:

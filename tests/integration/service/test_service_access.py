@@ -4,8 +4,6 @@ record of who operated, and that no key is ever in a log.
 
 import asyncio
 import logging
-import os
-import signal
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 from pathlib import Path
@@ -14,31 +12,22 @@ from typing import Any
 import pytest
 import yaml
 
-from featurestore.access import ROLES, StoredKeys, digest_of_secret, is_secret, new_secret
-from featurestore.errors import LastOperateKey, StoreUnavailable
+from featurestore.access import ROLES, StoredKeys, is_secret, new_secret
+from featurestore.errors import StoreUnavailable
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service.context import CONTEXT
 from service.http.access import LEVELS
 from service.openapi import Route
 from service.routes import ROUTES
-from service.routes.operations.administration import in_force
-from service.settings import ServiceSettings
 from tests.support.factories import lead, publish, rating
-from tests.support.servers import StoreServer
-from tests.support.serving import BOTH_WAYS, JSON, Client, Service, client_of, is_problem, serves, serving
+from tests.support.serving import BOTH_WAYS, Client, Service, client_of, is_problem, serves, serving
 from tests.support.small_trainer import Trainer, running
 from tests.support.waiting import wait_until_async
 
 PAIR = "/predict?user_id=ann&item_id=dune"
-NAMES = {
-    "type": "view",
-    "user_id": "ann",
-    "item_id": "dune",
-    "receipt": "none",
-    "generation": "1",
-    "name": "style.css",
-}
+NAMES = {"type": "view", "user_id": "ann", "item_id": "dune", "receipt": "none", "name": "style.css"}
+NAMES["generation"] = "1"
 
 
 @pytest.fixture
@@ -209,31 +198,6 @@ async def test_keys_are_made_listed_shown_once_and_removed(
     assert secret not in caplog.text
 
 
-async def test_two_removals_at_a_time_leave_a_key_that_operates(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("one", "two", "reader"):
-        await store.access.add(new_secret(), name, "read" if name == "reader" else "operate")
-    load, both, looked = store.access.load, asyncio.Event(), list[int]()
-
-    async def load_at_once() -> StoredKeys:
-        found = await load()
-        looked.append(1)
-        if len(looked) == 2:
-            both.set()
-        # Neither goes on before the other has looked, too.
-        await both.wait()
-        return found
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store.access, "load", load_at_once)
-        removals = (store.access.remove(name, operable=True) for name in ("one", "two"))
-        done = await asyncio.gather(*removals, return_exceptions=True)
-    assert sum(each == 1 for each in done) == sum(isinstance(each, LastOperateKey) for each in done) == 1
-    left = [key.role for key in (await store.access.load()).values() if key is not None]
-    assert sorted(left) == ["operate", "read"]
-
-
 async def test_the_keys_are_followed_whatever_a_poll_ends_with_and_the_last_copy_holds(
     store_settings: StoreSettings, store: Store, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,39 +240,6 @@ async def test_beyond_loopback_nothing_starts_without_keys_unless_told_so(
         service.end()
 
 
-@pytest.mark.slow
-async def test_a_worker_that_starts_on_an_emptied_store_is_as_closed_as_its_siblings(
-    own_server: StoreServer, tmp_path: Path
-) -> None:
-    settings = StoreSettings(url=own_server.url)
-    store = await Store.open(settings, hot=False)
-    await store.access.add(new_secret(), "first", "operate")
-    service = Service(settings, tmp_path, workers=2)
-    try:
-        service.wait_for("/livez")
-        await wait_until_async(lambda: len(service.worker_pids()) == 2, "both workers run")
-        await store.redis.execute_command("FLUSHALL")
-        before = service.worker_pids()
-        for pid in before:
-            os.kill(pid, signal.SIGKILL)
-            await wait_until_async(
-                lambda pid=pid: len(service.worker_pids()) == 2 and pid not in service.worker_pids(),  # type: ignore[misc]  # its default
-                "a worker in its place",
-            )
-        await wait_until_async(lambda: service.answers("/livez"), "they answer")
-        for _ in range(20):
-            # Each on a connection of its own, and so to either worker.
-            async with client_of(service.url) as client:
-                is_problem(await client.get("/generations"), 401, "unauthorized")
-        secret = new_secret()
-        await store.access.add(secret, "second", "read")
-        async with client_of(service.url) as client:
-            await until_status(client, 200, secret)
-    finally:
-        service.end()
-        await store.close()
-
-
 async def test_what_operates_is_recorded_and_nothing_else(
     client: Client, keys: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -345,34 +276,3 @@ async def test_what_operates_is_recorded_and_nothing_else(
     ]
     assert [trained.status, refused.status, forbidden.status, foreign.status] == [200, 401, 403, 403]
     assert erased.headers["X-Request-ID"] == "my-own"
-
-
-@pytest.mark.slow
-async def test_no_key_is_ever_in_a_log(
-    store_settings: StoreSettings, keys: dict[str, str], trainer: Trainer, tmp_path: Path
-) -> None:
-    secrets = (*keys.values(), new_secret())
-    service = Service(store_settings, tmp_path, environment={"FOLDIN_LOG_LEVEL": "DEBUG"})
-    try:
-        service.wait_for()
-        async with client_of(service.url) as client:
-            for secret in secrets:
-                for headers in (bearer(secret), {"X-API-Key": secret}, {"Authorization": f"Basic {secret}"}):
-                    await client.ask("POST", "/train", headers=headers)
-                    await client.post("/ratings", b"{", headers={**JSON, **headers})
-                await client.get(f"{PAIR}&key={secret}")
-                await client.get("/livez", headers={"X-Request-ID": "fine", **bearer(f"{secret}\t")})
-    finally:
-        service.end()
-    text = service.log.read_text("utf-8")
-    assert "the-operate" in text
-    assert "fk_" not in text
-    for secret in secrets:
-        assert secret[3:] not in text
-        assert digest_of_secret(secret) not in text
-
-
-def test_settings_are_told_without_secrets() -> None:
-    hidden = in_force(ServiceSettings(store=StoreSettings(url="redis://me:hush@store:6379")))
-    assert "hush" not in str(hidden)
-    assert {each.name: each.value for each in hidden}["FOLDIN_REDIS_URL"] == "redis://me:***@store:6379"

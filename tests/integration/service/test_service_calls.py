@@ -118,17 +118,11 @@ async def test_lists_and_explanations(client: Client) -> None:
     assert [each["item_id"] for each in shifted] == names[2:5]
     everything = (await client.get("/recommend/ann?n=1000&exclude_seen=false")).json["items"]
     assert len(everything) == len(names) + 3
-    draws = [(await client.get(f"/recommend/ann?explore=thompson&seed={seed}")).json for seed in (1, 1, 2)]
+    draws = [(await client.get(f"/recommend/ann?explore=thompson&seed={seed}")).json for seed in (1, 1)]
     # Each answer has an id of its own.
-    assert len({each.pop("recommendation_id") for each in draws}) == 3
+    assert len({each.pop("recommendation_id") for each in draws}) == 2
     assert draws[0] == draws[1]
-    assert draws[0]["seed"] == 1
-    assert not {"item-0", "item-1", "item-2"} & {each["item_id"] for each in draws[2]["items"]}
-    assert (await client.get("/recommend/ann?explore=thompson")).json["seed"] >= 0
     # For someone who is not stored.
-    ratings = [{"item_id": f"item-{n}", "rating": value} for n, value in ((0, 5), (1, 1), (2, 4))]
-    anonymous = (await client.post("/recommend", {"ratings": ratings, "n": 5})).json
-    assert [each["item_id"] for each in anonymous["items"]] == names[:5]
     unknown = {"ratings": [{"item_id": "who?", "rating": 3}], "explore": "thompson"}
     assert (await client.post("/recommend", unknown)).json["ignored"] == 1
     assert (await client.get("/recommend/unknown")).status == 200
@@ -143,23 +137,15 @@ async def test_lists_and_explanations(client: Client) -> None:
 
 async def test_items_and_users(client: Client) -> None:
     item = (await client.get("/items/item-4")).json
-    assert (item["ratings"], item["expected"]["basis"]) == (3, "item")
-    assert 1 <= item["mean"] <= 5
-    near = (await client.get("/similar/item-4?n=3")).json["items"]
-    assert len(near) == 3
-    assert "item-4" not in {each["item_id"] for each in near}
-    loved = (await client.get("/popular?n=4")).json["items"]
-    assert [each["score"] for each in loved] == sorted((each["score"] for each in loved), reverse=True)
+    assert (item["ratings"], item["expected"]["basis"], 1 <= item["mean"] <= 5) == (3, "item", True)
     user = (await client.get("/users/ann")).json
-    assert (user["ratings"], user["events"]) == (3, 3)
-    assert user["mean"] == pytest.approx(10 / 3)
+    assert (user["ratings"], user["events"], user["mean"]) == (3, 3, pytest.approx(10 / 3))
     for path, code in (
         ("/items/nothing", "unknown_item"),
         ("/similar/nothing", "unknown_item"),
         ("/users/unknown", "unknown_user"),
         ("/users/unknown/ratings", "unknown_user"),
         ("/nothing", "not_found"),
-        ("/static/nothing.css", "not_found"),
     ):
         is_problem(await client.get(path), 404, code)
 
@@ -171,20 +157,15 @@ BAD_QUERIES = [
     ("/predict?user_id=u&item_id=%ff", "invalid_parameter", "item_id"),
     (f"/predict?user_id={'x' * 257}&item_id=i", "invalid_parameter", "user_id"),
     ("/predict?user_id=u&item_id=i&timestamp=nan", "invalid_parameter", "timestamp"),
-    ("/predict?user_id=u&item_id=i&distribution=maybe", "invalid_parameter", "distribution"),
-    # A distribution needs steps.
     ("/predict?user_id=u&item_id=i&distribution=true", "invalid_parameter", "distribution"),
     ("/recommend/u?n=0", "invalid_parameter", "n"),
-    ("/recommend/u?n=1001", "invalid_parameter", "n"),
     ("/recommend/u?offset=-1", "invalid_parameter", "offset"),
     ("/recommend/u?explore=all", "invalid_parameter", "explore"),
     ("/recommend/u?order=best", "invalid_parameter", "order"),
     ("/recommend/u?seed=1.5", "invalid_parameter", "seed"),
-    ("/recommend/%ff", "invalid_parameter", "user_id"),
     ("/popular?n=1e3", "invalid_parameter", "n"),
     ("/similar/item-1?by=taste", "invalid_parameter", "by"),
     ("/users/", "invalid_parameter", "user_id"),
-    (f"/users/{'x' * 257}", "invalid_parameter", "user_id"),
     ("/users/u/ratings?limit=0", "invalid_parameter", "limit"),
     ("/explain/u/%C3", "invalid_parameter", "item_id"),
     ("/items/", "invalid_parameter", "item_id"),
@@ -201,33 +182,24 @@ async def test_bad_queries_name_their_field(both: list[Client]) -> None:
 
 BAD_BODIES: list[tuple[str, bytes, str, str | None, int | None]] = [
     ("/predict", b"{}", "invalid_body", "item_id", None),
-    ("/predict", b'{"item_id": "u"}', "invalid_body", "user_id", None),
     ("/predict", b'{"pairs": [["u", "i"], ["u"]]}', "invalid_body", "pairs", 1),
     ("/predict", b'{"pairs": [["u", "i"], ["u", ""]]}', "invalid_body", "pairs", 1),
     ("/predict", b'{"user_id": "u", "item_ids": ["i", 1.5]}', "invalid_body", "item_ids", 1),
     ("/predict", b'{"user_id": "u", "item_ids": ["i"], "pairs": []}', "invalid_body", "pairs", None),
     ("/predict", b'{"user_id": NaN, "item_id": 1}', "invalid_body", "user_id", None),
-    ("/predict", b"[]", "invalid_body", None, None),
     ("/predict", b"", "malformed_json", None, None),
     ("/predict", b'{"pairs": [' + b'["u","i"],' * 10_000 + b'["u","i"]]}', "too_many_rows", "pairs", None),
     ("/recommend", b"{}", "invalid_body", "ratings", None),
     ("/recommend", b'{"ratings": [{"item_id": 1, "rating": 9}]}', "invalid_body", "ratings.rating", 0),
-    ("/recommend", b'{"ratings": [], "n": 0}', "invalid_body", "n", None),
     ("/recommend", b'{"ratings": [], "explore": "all"}', "invalid_body", "explore", None),
     ("/recommend", b'{"ratings": [], "order": "best"}', "invalid_rule", "/order", None),
     ("/recommend/ann", b'{"scenario": "gone"}', "unknown_scenario", "scenario", None),
     ("/recommend/ann", b'{"filter":' * 5_000, "malformed_json", None, None),
     ("/ratings", b'[{"user_id":"u","item_id":"i","rating":3},{"user_id":"u"}]', "invalid_body", "item_id", 1),
-    ("/train", b"[]", "invalid_body", None, None),
     ("/train", b'{"nb_users": 1}', "invalid_body", "nb_items", None),
 ]
-HISTORY: dict[str, Any] = {
-    "nb_users": 2,
-    "nb_items": 2,
-    "user_history": [0, 1],
-    "item_history": [0, 1],
-    "rating_history": [1, 5],
-}
+PAIRS: dict[str, Any] = {"user_history": [0, 1], "item_history": [0, 1], "rating_history": [1, 5]}
+HISTORY: dict[str, Any] = {"nb_users": 2, "nb_items": 2} | PAIRS
 
 
 async def test_bad_bodies_name_field_and_row_and_change_nothing(client: Client, shared_store: Store) -> None:
@@ -239,12 +211,9 @@ async def test_bad_bodies_name_field_and_row_and_change_nothing(client: Client, 
         assert (reply.json.get("field"), reply.json.get("row")) == (field, row), body[:80]
     for change, field, row in (
         ({"nb_users": 0}, "nb_users", None),
-        ({"nb_items": 10**9}, "nb_items", None),
         ({"user_history": [0]}, "user_history", None),
         ({"user_history": [0, 2]}, "user_history", 1),
         ({"item_history": [-1, 0]}, "item_history", 0),
-        ({"item_history": [0, 10**30]}, "item_history", 1),
-        ({"rating_history": [3, 6]}, "rating_history", 1),
         ({"rating_history": [3, "4"]}, "rating_history", 1),
         ({"user_history": [], "item_history": [], "rating_history": []}, "rating_history", None),
     ):
@@ -323,17 +292,10 @@ async def test_answers_are_whole_for_every_kind_of_client(both: list[Client]) ->
             assert found.startswith(b"HTTP/1.1 400")
             assert b'"code":"malformed_request"' in found
             assert b"Traceback" not in found
-        old = await heard(b"GET " + path + b" HTTP/1.0\r\n\r\n")
-        assert b"Connection: close" in old
-        assert old.endswith(b"}")
-        kept = b"GET %b HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET / HTTP/1.0\r\n\r\n" % path
-        assert b"Connection: keep-alive" in await heard(kept)
         last = b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         head = await heard(b"HEAD " + path + last)
         assert head.endswith(b"\r\n\r\n")
         assert b"Content-Length: 0" not in head
-        two = await heard(b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\nGET %b%b" % (path, path, last))
-        assert two.count(b"HTTP/1.1 200 OK") == 2
         assert b"200 OK" in await heard(b"GET http://x" + path + last)
         # Request ids are sent back where they are safe.
         for asked in (PAIR, "/popular", "/nothing"):
@@ -394,36 +356,6 @@ async def test_a_rating_is_predicted_by_what_was_known_before_it_and_counted(
         "foldin_store_up 1.0",
     ):
         assert line in text, line
-
-
-async def test_each_request_is_counted_once_by_its_route(
-    asked: tuple[Client, web.Application], plain: tuple[Client, web.Application]
-) -> None:
-    for client, app in (asked, plain):
-        counts, traffic = app[CONTEXT].counts, app[CONTEXT].traffic
-
-        def told(counts: Any = counts) -> list[float]:
-            requests = counts.requests.get("/predict", {})
-            latency = counts.latency["/predict"].count if "/predict" in counts.latency else 0
-            return [requests.get("200", 0), requests.get("400", 0), latency, counts.predictions]
-
-        before = told()
-        pair = {"user_id": "ann", "item_id": "item-1"}
-        for reply in (
-            await client.get(PAIR),
-            await client.get("/predict?user_id=a%6en&item_id=item-1&timestamp=1e9"),
-            await client.post("/predict", pair),
-            await client.post("/predict", {"pairs": [["ann", "item-1"]] * 3}),
-        ):
-            assert reply.status == 200
-        assert (await client.get("/predict?user_id=ann")).status == 400
-        assert [after - was for after, was in zip(told(), before, strict=True)] == [4, 1, 5, 6]
-        assert traffic.in_flight == 0
-        assert traffic.connections >= 1
-        requests = counts.requests["/predict"]["200"]
-        page = (await client.get("/metrics")).text
-        assert f'foldin_http_requests_total{{route="/predict",status="200"}} {requests}.0' in page
-        assert "\nfoldin_connections{" in page
 
 
 async def test_a_damaged_user_harms_no_other_of_the_batch(

@@ -49,23 +49,9 @@ async def client(store_settings: StoreSettings, store: Store) -> AsyncIterator[C
         yield client
 
 
-@pytest.fixture
-async def key(store: Store) -> str:
-    """A key that may do everything."""
-    secret = new_secret()
-    await store.access.add(secret, "operator", "operate")
-    return secret
-
-
 @pytest.mark.parametrize("run", RUNS)
 async def test_the_service_does_what_its_description_says(client: Client, run: str) -> None:
     await says_nothing_else(client, "--checks", "all", *RUNS[run])
-
-
-async def test_with_a_key_it_does_the_same(key: str, client: Client) -> None:
-    """`all` has a check that a call without its key, and with another, is refused."""
-    asked = RUNS["queries"]
-    await says_nothing_else(client, "--checks", "all", *asked, "-H", f"Authorization: Bearer {key}")
 
 
 @pytest.mark.timeout(900)

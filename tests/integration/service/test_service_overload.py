@@ -6,19 +6,14 @@ import asyncio
 import contextlib
 import json
 import socket
-from typing import Any
 
 import pytest
-from aiohttp import web
 
 from featurestore.settings import StoreSettings
-from service import ranking_queue
 from service.context import CONTEXT
 from service.http import response as answers
-from service.routes import lists
-from service.rules import masks
 from tests.support.factories import Written
-from tests.support.serving import BOTH_WAYS, Client, Reply, is_problem, serves, serving
+from tests.support.serving import BOTH_WAYS, Client, Reply, hold, is_problem, serves, serving
 from tests.support.waiting import wait_until_async
 
 ONE = "/predict?user_id=ann&item_id=item-1"
@@ -30,19 +25,6 @@ def port_of(client: Client) -> int:
 
 async def opened(client: Client) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     return await asyncio.open_connection("127.0.0.1", port_of(client))
-
-
-def hold(app: web.Application, part: str, name: str, patch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Hold a method of a part of the store until the event is set: what was taken cannot end."""
-    held_part, may_go_on = getattr(app[CONTEXT].store, part), asyncio.Event()
-    real = getattr(held_part, name)
-
-    async def held(*args: Any, **more: Any) -> Any:
-        await may_go_on.wait()
-        return await real(*args, **more)
-
-    patch.setattr(held_part, name, held)
-    return may_go_on
 
 
 async def refusals(calls: list[asyncio.Task[Reply]], count: int) -> None:
@@ -106,45 +88,6 @@ async def test_large_calls_that_are_too_many_are_refused_at_once_and_others_are_
         assert (await client.post(path, body)).status == 200
 
 
-async def test_lists_without_a_user_wait_among_the_rankings(
-    store_settings: StoreSettings, published: Written, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Whatever a list does takes long.
-    for module, limit in ((ranking_queue, "_QUICK"), (lists, "_QUICK_ROWS"), (masks, "_QUICK")):
-        monkeypatch.setattr(module, limit, -1)
-    paths = ["/popular", "/similar/item-1", "/similar/item-1?by=content", "/latest", "/popular?category=a"]
-    async with serving(store_settings, rankings_waiting=2) as (client, app):
-        await serves(client, published.writer.number)
-        live = app[CONTEXT].live()
-        for path in paths:
-            assert (await client.get(path)).status == 200
-            # None may read the rows or the columns while one is written.
-            columns = (await app[CONTEXT].catalogue.current(app[CONTEXT].catalogue.ask(), 1)).view.columns
-            async with live.row_lock.writing(), columns.lock.writing():
-                calls = [asyncio.create_task(client.get(path)) for _ in range(6)]
-                waiting = set(calls)
-                while len(waiting) > 2:
-                    _, waiting = await asyncio.wait(waiting, return_when="FIRST_COMPLETED")
-            replies = await asyncio.gather(*calls)
-            assert sorted(reply.status for reply in replies) == [200, 200, 503, 503, 503, 503]
-            assert all(is_problem(reply, 503, "overloaded") for reply in replies if reply.status == 503)
-
-
-async def test_a_large_body_that_comes_slowly_keeps_no_turn_from_others(
-    store_settings: StoreSettings, published: Written
-) -> None:
-    async with serving(store_settings, batch_waiting_bytes=1) as (client, _):
-        await serves(client, published.writer.number)
-        slow = [await opened(client) for _ in range(8)]
-        for _, writer in slow:
-            writer.write(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
-            writer.write(b"Content-Length: %d\r\n\r\n%b" % (len(PAIRS), PAIRS[:-1]))
-            await writer.drain()
-        assert (await client.post("/predict", PAIRS)).status == 200
-        for _, writer in slow:
-            writer.close()
-
-
 @BOTH_WAYS
 async def test_connections_beyond_the_limit_are_told_and_idle_ones_harm_no_other(
     store_settings: StoreSettings, published: Written
@@ -167,17 +110,6 @@ async def test_connections_beyond_the_limit_are_told_and_idle_ones_harm_no_other
         reader, writer = await opened(client)
         writer.write(b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % ONE.encode())
         assert b" 200 OK" in await reader.read()
-        writer.close()
-
-
-@BOTH_WAYS
-async def test_a_connection_that_never_asks_is_closed(
-    store_settings: StoreSettings, published: Written
-) -> None:
-    async with serving(store_settings, keepalive_s=0.2) as (client, _):
-        await serves(client, published.writer.number)
-        reader, writer = await opened(client)
-        assert await reader.read() == b""
         writer.close()
 
 

@@ -1,18 +1,27 @@
-"""A service in each of its states: before the first generation, between two, and where there is no room."""
+"""A service in each of its states: before the first generation, between two, and where there is no room.
+Read-your-writes and whole generations, while generations go live one after the other.
+"""
 
 import asyncio
+import random
 import time
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from factors import Histories
 from featurestore.quotas.limits import parse_quotas
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service.context import CONTEXT
-from tests.support.factories import Written, lead, publish
-from tests.support.serving import BOTH_WAYS, is_problem, send_raw, serves, serving
+from tests.support.factories import Written, lead, publish, publish_for_ann, write_generation
+from tests.support.serving import BOTH_WAYS, Client, is_problem, send_raw, serves, serving
+from tests.support.waiting import wait_until_async
+
+RATERS, FLIPS = 4, 3
 
 
 def rows(n: int, item: str = "item-{}", user: str = "ann") -> list[dict[str, Any]]:
@@ -100,52 +109,48 @@ async def test_ratings_items_and_history_are_bounded_and_a_refused_call_changes_
     async def stored() -> tuple[int, object]:
         return await store.redis.llen(store.keys.order(1)), await store.stream.lag(1)
 
-    async with serving(store_settings, quotas=parse_quotas("off,ratings=100/d,items=10/d,history=90")) as (
-        client,
-        _,
-    ):
-        assert (await client.post("/ratings", rows(40))).status == 200
+    quotas = parse_quotas("off,ratings=100/d,items=10/d,history=90")
+    async with serving(store_settings, quotas=quotas) as (client, _):
+        # A call of more than a bucket holds takes a full one: eleven new items, and 51 ratings.
         new = [dict(row, item_id=f"n{at}") for at, row in enumerate(rows(11))]
-        for body, quota in ((rows(61), "ratings"), (None, ""), (rows(1, "another"), "items")):
-            if body is None:
-                assert (await client.post("/ratings", new)).status == 200, (
-                    "more than it holds takes a full one"
-                )
-                continue
-            before = await stored()
+        assert (await client.post("/ratings", [*rows(40), *new])).status == 200
+        before = await stored()
+        # With the one before there are 52 entries of ann.
+        for body, status, code, told in (
+            (rows(61), 429, "quota_exceeded", {"quota": "ratings"}),
+            (rows(1, "another"), 429, "quota_exceeded", {"quota": "items"}),
+            ([*rows(1, user="bob"), *rows(39)], 422, "too_many_ratings", {"field": "user_id", "row": 1}),
+        ):
             reply = await client.post("/ratings", body)
-            assert is_problem(reply, 429, "quota_exceeded")
-            assert reply.json["quota"] == quota
+            assert is_problem(reply, status, code)
+            assert {name: reply.json[name] for name in told} == told
             assert await stored() == before
-        # 1 + 40 + 11 entries are there.
-        reply = await client.post("/ratings", [*rows(1, user="bob"), *rows(39)])
-        assert is_problem(reply, 422, "too_many_ratings")
-        assert (reply.json["field"], reply.json["row"]) == ("user_id", 1)
-        assert await stored() == before
         # Of one who has too many, a rating can still be taken back.
         assert (await client.ask("DELETE", "/ratings/ann/item-1")).status == 200
 
 
 async def test_a_body_that_does_not_come_is_given_up(store_settings: StoreSettings) -> None:
+    head = b"POST /ratings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += b"Content-Length: 9\r\n\r\n[{"
     async with serving(store_settings, body_timeout_s=0.05) as (client, _):
-        head = b"POST /ratings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        head += b"Content-Length: 9\r\n\r\n[{"
         port = int(client.url.rpartition(":")[2])
         assert b"HTTP/1.1 408" in await asyncio.to_thread(send_raw, port, head)
+    async with serving(store_settings) as (client, app):
+        _, writer = await asyncio.open_connection("127.0.0.1", int(client.url.rpartition(":")[2]))
+        writer.write(head)
+        context = app[CONTEXT]
+        await wait_until_async(lambda: context.traffic.receiving == 1, "it is read")
+        writer.transport.abort()
+        await wait_until_async(lambda: context.traffic.in_flight == 0, "it is given up")
+        # A client that leaves is no mistake of the service.
+        assert (context.counts.exceptions, context.counts.requests["/ratings"]) == (0, {"400": 1})
 
 
-@pytest.mark.parametrize("path", ["/ratings/eve/item-1", "/events/eve/item-1/view"])
-async def test_who_is_forgotten_while_a_rating_is_taken_back_is_not_brought_back(
-    store: Store,
-    store_settings: StoreSettings,
-    published: Written,
-    monkeypatch: pytest.MonkeyPatch,
-    path: str,
+async def test_who_is_forgotten_while_something_is_taken_back_is_not_brought_back(
+    store: Store, store_settings: StoreSettings, published: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(store_settings) as (client, app):
         await serves(client, published.writer.number)
-        await client.post("/events", [{"user_id": "eve", "item_id": "item-1", "type": "view"}])
-        await client.post("/ratings", {"user_id": "eve", "item_id": "item-1", "rating": 3})
         users = app[CONTEXT].store.users
         read = users.history
 
@@ -156,8 +161,74 @@ async def test_who_is_forgotten_while_a_rating_is_taken_back_is_not_brought_back
             return found
 
         monkeypatch.setattr(users, "history", then_forgotten)
-        reply = await client.ask("DELETE", path)
-        assert is_problem(reply, 404, f"unknown_{path.split('/')[1].removesuffix('s')}")
-        monkeypatch.undo()
-        assert (await store.users.history(1, b"eve"))[1].entries == 0
-        assert (await client.get("/users/eve")).status == 404
+        for path, code in (
+            ("ratings/eve/item-1", "unknown_rating"),
+            ("events/eve/item-1/view", "unknown_event"),
+        ):
+            event = {"user_id": "eve", "item_id": "item-1"}
+            both = [{**event, "type": "view"}, {**event, "type": "rating", "value": 3}]
+            assert (await client.post("/events", both)).status == 200
+            assert is_problem(await client.ask("DELETE", f"/{path}"), 404, code)
+            assert (await store.users.history(1, b"eve"))[1].entries == 0
+
+
+def by_hand(written: Written, history: dict[int, float], row: int) -> float:
+    """What a generation gives a user with this history."""
+    rows = np.array(list(history), dtype=np.int32)
+    values = np.array(list(history.values()), dtype=np.float64)
+    packed = Histories(np.array([0, len(history)]), rows, values, np.full(len(history), np.nan))
+    return written.rating_of(packed, row)
+
+
+async def test_raters_read_their_writes_while_generations_flip(
+    store_settings: StoreSettings, store: Store
+) -> None:
+    """Each answer is what its own generation gives for exactly the history that was acknowledged."""
+    published = await publish_for_ann(store, {"item-0": 5.0}, 8)
+    lease, stop = await lead(store), asyncio.Event()
+    generations, counts = {published.writer.number: published}, [0] * RATERS
+
+    async def rate_and_ask(number: int, one: Client, other: Client) -> None:
+        rng, history, user = random.Random(number), dict[int, float](), f"user-{number}"
+        while not stop.is_set():
+            row, value = rng.randrange(8), float(rng.randint(1, 5))
+            body = {"user_id": user, "item_id": f"item-{row}", "rating": value}
+            assert (await one.post("/ratings", body)).status == 200
+            history.pop(row, None)
+            history[row] = value
+            rows = [rng.randrange(8) for _ in range(3)]
+            answer = (await other.get(f"/predict?user_id={user}&item_id=item-{rows[0]}")).json
+            wanted = by_hand(generations[answer["generation"]], history, rows[0])
+            assert abs(answer["rating"] - wanted) < 1e-4, (user, answer, wanted)
+            # An answer about many pairs is of one generation.
+            body = {"user_id": user, "item_ids": [f"item-{each}" for each in rows]}
+            many = (await one.post("/predict", body)).json
+            for each, asked in zip(many["predictions"], rows, strict=True):
+                wanted = by_hand(generations[many["generation"]], history, asked)
+                assert abs(each["rating"] - wanted) < 1e-4, (user, many, wanted)
+            counts[number] += 1
+
+    async with AsyncExitStack() as ends:
+        workers = [(await ends.enter_async_context(serving(store_settings)))[0] for _ in range(2)]
+        for worker in workers:
+            await serves(worker, published.writer.number)
+        raters = [
+            asyncio.create_task(rate_and_ask(number, workers[number % 2], workers[1 - number % 2]))
+            for number in range(RATERS)
+        ]
+        try:
+            for seed in range(1, FLIPS + 1):
+                users = [b"user-%d" % number for number in range(0, RATERS, 2)]
+                written = await write_generation(store, lease, users=users, seed=seed)
+                generations[written.writer.number] = written
+                assert await written.writer.flip(automatic=False)
+                for worker in workers:
+                    await serves(worker, written.writer.number)
+                least = min(counts)
+                await wait_until_async(
+                    lambda least=least: min(counts) > least or any(rater.done() for rater in raters),  # type: ignore[misc]  # its default
+                    "each goes on",
+                )
+        finally:
+            stop.set()
+            await asyncio.gather(*raters)

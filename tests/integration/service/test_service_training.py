@@ -40,8 +40,14 @@ async def client(store_settings: StoreSettings, trainer: Trainer) -> AsyncIterat
         yield client
 
 
-async def test_a_new_history_replaces_the_old_one(client: Client, store: Store, trainer: Trainer) -> None:
-    reply = await client.post("/train", {**HISTORY, "next_user": 1, "next_item": 2})
+async def test_a_new_history_replaces_the_old_one_and_nothing_unasked(client: Client) -> None:
+    # Ratings that came by other ways are not lost unasked.
+    await client.post("/ratings", {"user_id": "u", "item_id": "old", "rating": 3})
+    reply = await client.post("/train", HISTORY)
+    is_problem(reply, 409, "ratings_would_be_lost")
+    assert reply.json["ratings"] == 1
+    assert (await client.get("/users/u")).status == 200
+    reply = await client.post("/train", {**HISTORY, "next_user": 1, "next_item": 2, "replace": True})
     assert reply.status == 200, reply.text
     assert (reply.json["generation"], reply.json["epoch"], reply.json["served"]) == (2, 2, True)
     answer = (await client.get("/predict?user_id=0&item_id=1")).json
@@ -53,22 +59,11 @@ async def test_a_new_history_replaces_the_old_one(client: Client, store: Store, 
     known = (await client.get("/recommend/new?n=100")).json["items"]
     assert {each["item_id"] for each in known} == {"0", "1", "2", "3"}
     is_problem(await client.get("/items/old"), 404, "unknown_item")
-    # Ratings that came with the call are not live ones: the next history may replace them unasked.
-    assert (await client.post("/train", HISTORY)).status in (200, 409)
-
-
-async def test_ratings_that_came_by_other_ways_are_not_lost_unasked(client: Client) -> None:
-    await client.post("/ratings", {"user_id": "u", "item_id": "old", "rating": 3})
-    reply = await client.post("/train", HISTORY)
-    is_problem(reply, 409, "ratings_would_be_lost")
-    assert reply.json["ratings"] == 1
-    assert (await client.get("/users/u")).status == 200
-    assert (await client.post("/train", {**HISTORY, "replace": True})).status == 200
     is_problem(await client.get("/users/u"), 404, "unknown_user")
 
 
 async def test_a_rating_acknowledged_after_the_count_is_not_lost_unasked(
-    store_settings: StoreSettings, trainer: Trainer
+    store_settings: StoreSettings, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(store_settings, train_wait_s=60.0) as (client, app):
         await serves(client, 1)
@@ -77,29 +72,27 @@ async def test_a_rating_acknowledged_after_the_count_is_not_lost_unasked(
 
         async def counted(epoch: int) -> int:
             found = await count(epoch)
-            reply = await client.post("/ratings", {"user_id": "u", "item_id": "old", "rating": 3})
-            assert reply.status == 200, reply.text
+            rated = {"user_id": "u", "item_id": "old", "rating": 3}
+            assert (await client.post("/ratings", rated)).status == 200
             return found
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(log, "count_live", counted)
-            reply = await client.post("/train", HISTORY)
+        monkeypatch.setattr(log, "count_live", counted)
+        reply = await client.post("/train", HISTORY)
         is_problem(reply, 409, "ratings_would_be_lost")
         assert reply.json["ratings"] == 1
         assert (await client.get("/users/u")).status == 200
-        assert (await client.post("/train", {**HISTORY, "replace": True})).status == 200
 
 
 async def test_what_was_live_answers_until_the_new_one_is(
-    client: Client, store: Store, trainer: Trainer
+    client: Client, store_settings: StoreSettings, trainer: Trainer
 ) -> None:
     trainer.hold.clear()
     asked = asyncio.create_task(client.post("/train", HISTORY))
     await wait_until_async(lambda: bool(trainer.taken), "the command is taken")
     assert (await client.get("/predict?user_id=0&item_id=1")).json["generation"] == 1
-    busy = await client.post("/train", HISTORY)
-    is_problem(busy, 409, "train_in_progress")
-    assert int(busy.headers["Retry-After"]) >= 1
+    async with serving(store_settings) as (other, _):
+        for worker in (client, other):
+            is_problem(await worker.post("/train", HISTORY), 409, "train_in_progress")
     # A rating of now belongs to both, the live history and the new one.
     await client.post("/ratings", {"user_id": "u", "item_id": "1", "rating": 4})
     assert (await client.get("/users/u")).json["ratings"] == 1
@@ -108,86 +101,59 @@ async def test_what_was_live_answers_until_the_new_one_is(
     assert (await client.get("/users/u")).json["ratings"] == 1
 
 
-@pytest.mark.parametrize(
-    ("outcome", "answer"),
-    [
-        (Outcome("failed", code="fit_refused", detail="one rating is not enough"), (422, "training_refused")),
-        (Outcome("failed", code="gate_refused", detail="no better than means"), (422, "training_refused")),
+async def test_a_failure_leaves_what_was(client: Client, store: Store, trainer: Trainer) -> None:
+    for cause, detail, status, code in (
+        ("fit_refused", "one rating is not enough", 422, "training_refused"),
+        ("gate_refused", "no better than means", 422, "training_refused"),
         # 503 says when to try again: nothing is wrong with the ratings.
-        (Outcome("failed", code="fit_failed", detail="the fit ended"), (503, "training_failed")),
-        (Outcome("failed", code="store", detail="a key is damaged"), (503, "training_failed")),
-    ],
-)
-async def test_a_failure_leaves_what_was(
-    client: Client, store: Store, trainer: Trainer, outcome: Outcome, answer: tuple[int, str]
-) -> None:
-    status, code = answer
-    trainer.decide = lambda command: outcome
-    reply = await client.post("/train", HISTORY)
-    is_problem(reply, status, code)
-    assert (reply.json["detail"], reply.json["cause"]) == (outcome.detail, outcome.code)
-    assert (await store.generations.live()).pending == 0
-    assert (await client.get("/predict?user_id=0&item_id=1")).json["generation"] == 1
+        ("fit_failed", "the fit ended", 503, "training_failed"),
+        ("store", "a key is damaged", 503, "training_failed"),
+    ):
+        outcome = Outcome("failed", code=cause, detail=detail)
+        trainer.decide = lambda command, outcome=outcome: outcome  # type: ignore[misc]  # its default
+        reply = await client.post("/train", HISTORY)
+        is_problem(reply, status, code)
+        assert (reply.json["detail"], reply.json["cause"]) == (detail, cause)
+        assert (await store.generations.live()).pending == 0
+        assert (await client.get("/predict?user_id=0&item_id=1")).json["generation"] == 1
     trainer.decide = lambda command: None
     assert (await client.post("/train", HISTORY)).status == 200
 
 
-async def test_a_training_that_takes_longer_has_a_receipt_and_goes_on(
-    store_settings: StoreSettings, trainer: Trainer
+async def test_a_call_waits_as_long_as_it_says_and_its_receipt_tells_the_rest(
+    client: Client, store_settings: StoreSettings, trainer: Trainer
 ) -> None:
     trainer.hold.clear()
-    # As long as a service by itself waits, and as long as a call says.
-    async with serving(store_settings, train_wait_s=60.0) as (client, _):
-        await serves(client, 1)
-        patient = asyncio.create_task(client.ask("POST", "/train"))
-        await wait_until_async(lambda: bool(trainer.taken), "the refit is taken")
-        assert [command.kind for command in trainer.taken] == ["refit"]
-        reply = await client.ask("POST", "/train?wait=0")
-        assert (reply.status, patient.done()) == (202, False)
+    patient = asyncio.create_task(client.ask("POST", "/train?wait=600"))
+    await wait_until_async(lambda: bool(trainer.taken), "the refit is taken")
+    assert [command.kind for command in trainer.taken] == ["refit"]
+    async with serving(store_settings, train_wait_s=60.0) as (other, _):
+        assert not patient.done()
         trainer.hold.set()
         refitted = await patient
         assert (refitted.status, refitted.json["epoch"]) == (200, 1)
-        await wait_until_async(lambda: len(trainer.taken) == 2, "the second one is taken")
-        for wait in ("-1", "3601", "1.5"):
-            is_problem(await client.ask("POST", f"/train?wait={wait}"), 400, "invalid_parameter")
-    trainer.hold.clear()
-    async with serving(store_settings, train_wait_s=0.1) as (client, _):
-        live = (await client.get("/readyz")).json["generation"]
-        reply = await client.post("/train", HISTORY)
-        assert (reply.status, reply.json["state"]) == (202, "running")
+        trainer.hold.clear()
+        trainer.taken.clear()
+        reply = await other.ask("POST", "/train?wait=0")
+        assert reply.status == 202
         progress = f"/train/{reply.json['receipt']}"
-        asked = (await client.get(progress)).json
-        assert (asked["state"], asked["since"]) == ("running", reply.json["since"])
+        await wait_until_async(lambda: bool(trainer.taken), "it is taken")
+        told = (await other.get(progress)).json
+        assert (told["state"], told["since"]) == ("running", reply.json["since"])
+        trainer.decide = lambda command: Outcome(
+            "failed", code="fit_failed", detail="it ended", phase="trial"
+        )
         trainer.hold.set()
 
-        async def done() -> bool:
-            return bool((await client.get(progress)).json["state"] == "done")
+        async def failed() -> bool:
+            return bool((await other.get(progress)).json["state"] == "failed")
 
-        await wait_until_async(done, "the training is done")
-        assert (await client.get(progress)).json["generation"] > live
-
-
-async def test_a_history_that_is_not_waited_for_is_not_given_up(
-    store_settings: StoreSettings, store: Store
-) -> None:
-    lease = await lead(store)
-    await publish(store, lease, n_items=1)
-    async with serving(store_settings, train_wait_s=60.0) as (client, _):
-        await serves(client, 1)
-        asking = asyncio.create_task(client.post("/train?wait=0", HISTORY))
-
-        async def asked() -> bool:
-            return await store.redis.xlen(store.keys.commands) == 1
-
-        await wait_until_async(asked, "the command is there, and no trainer yet")
-        async with running(Trainer(store, lease)):
-            assert (await asking).status in (200, 202)
-            await serves(client, 2)
-
-
-async def test_a_receipt_that_is_none(client: Client) -> None:
-    old = f"{'0' * 32}-{1:x}"
-    for receipt in ("nothing", "0" * 32, old):
+        await wait_until_async(failed, "the training has failed")
+        told = (await other.get(progress)).json
+        assert [told[name] for name in ("cause", "detail", "phase")] == ["fit_failed", "it ended", "trial"]
+    for wait in ("-1", "3601", "1.5"):
+        is_problem(await client.ask("POST", f"/train?wait={wait}"), 400, "invalid_parameter")
+    for receipt in ("nothing", "0" * 32, f"{'0' * 32}-{1:x}"):
         is_problem(await client.get(f"/train/{receipt}"), 404, "unknown_receipt")
     # The other one is of a replica whose clock is ahead.
     for since_s in (int(time.time()), int(time.time()) + 30):

@@ -1,7 +1,6 @@
 """The files of the pages: what is vendored is what `make vendor` made, and stays small."""
 
 import gzip
-import re
 from hashlib import sha256
 from pathlib import Path
 
@@ -23,12 +22,3 @@ def test_vendored_files_are_those_that_were_summed() -> None:
 def test_what_is_sent_in_gzip_is_the_file() -> None:
     for name, file in FILES.items():
         assert gzip.decompress(file.packed) == (STATIC / name).read_bytes()
-
-
-def test_modules_import_files_that_there_are() -> None:
-    for path in (STATIC / "app").glob("*.js"):
-        for target in re.findall(r"(?:from|import\() ?\"(\.[^\"]+)\"", path.read_text("utf-8")):
-            assert (path.parent / target).resolve().relative_to(STATIC).as_posix() in FILES, (
-                path.name,
-                target,
-            )

@@ -1,6 +1,5 @@
 """Counts: nothing is lost when workers are restarted, and the text is what Prometheus reads."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -27,29 +26,6 @@ def test_a_worker_goes_on_from_the_one_whose_place_it_takes(tmp_path: Path) -> N
     assert second.requests["/predict"]["200"] == 6
     assert second.squared_error.count == 2
     assert second.baseline_squared_error == 3.0
-
-
-def test_a_replica_was_started_with_its_first_worker_whichever_was_started_anew(tmp_path: Path) -> None:
-    def since(*snapshots: Counts) -> float:
-        text = expose(list(snapshots), None, store_up=True).decode()
-        (found,) = re.findall(r"^foldin_service_start_timestamp_seconds (\S+)$", text, re.M)
-        return float(found)
-
-    first, second = snapshot(0), snapshot(1)
-    first.since, second.since = 100.5, 101.0
-    assert since(first, second) == since(second, first) == 100.5
-    SnapshotFiles(tmp_path, 0).write(first)
-    anew = snapshot(0)
-    anew.since = 500.0
-    earlier = SnapshotFiles(tmp_path, 0).earlier()
-    assert earlier is not None
-    anew.carry(earlier)
-    assert since(second, anew) == 100.5
-    # One of an older version did not say when: it was not started in 1970.
-    later, old = snapshot(0), snapshot(1)
-    later.since = 600.0
-    later.carry(snapshot(0))
-    assert since(later) == since(later, old) == since(old, later) == 600.0
 
 
 def test_a_scrape_sums_the_workers(tmp_path: Path) -> None:

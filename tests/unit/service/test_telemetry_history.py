@@ -41,38 +41,9 @@ def test_replicas_add_up_and_gaps_stay_gaps() -> None:
     assert [(each.host, each.process) for each in found.replicas] == [("a", "worker 0")]
 
 
-def test_memory_is_the_sum_over_processes_of_each_ones_mean() -> None:
-    points = [
-        point(-8, resident_bytes=100),
-        point(-2, resident_bytes=300),
-        point(-4, process="worker 1", resident_bytes=50),
-        point(-3, process="trainer", resident_bytes=7, busy="fit: trial"),
-    ]
-    found = history_of(points, NOW, 10)
-    assert found.workers_bytes == [250.0]
-    assert found.trainer_bytes == [7.0]
-    assert [(each.process, each.busy) for each in found.replicas] == [
-        ("trainer", "fit: trial"),
-        ("worker 0", ""),
-        ("worker 1", ""),
-    ]
-
-
-def test_quantiles_are_those_of_all_answers_together() -> None:
-    points = [point(-1, latency=answers(b1=90)), point(-1, host="b", latency=answers(b4=10)), point(-1)]
-    found = history_of(points, NOW, 10)
-    assert LATENCY_BOUNDS[0] <= (found.p50_s[0] or 0) <= LATENCY_BOUNDS[1]
-    assert LATENCY_BOUNDS[3] <= (found.p99_s[0] or 0) <= LATENCY_BOUNDS[4]
-
-
 @pytest.mark.parametrize("seconds", [10, 900, 10_800, 86_400, 604_800])
 def test_a_picture_of_any_length_has_few_intervals_of_whole_points(seconds: float) -> None:
     found = history_of([point(-1, requests=10)], NOW, seconds)
     assert 1 <= len(found.at) <= MOST_INTERVALS * 1.5
     assert math.isclose(found.step_s % 10, 0)
     assert found.requests_per_s[-1] == 10 / found.step_s
-
-
-def test_a_clock_that_is_ahead_counts_for_the_last_interval() -> None:
-    found = history_of([point(+25, requests=30), point(-700, requests=5)], NOW, 60)
-    assert found.requests_per_s == [None] * 5 + [3.0]
