@@ -92,7 +92,7 @@ async def test_large_calls_that_are_too_many_are_refused_at_once_and_others_are_
 async def test_connections_beyond_the_limit_are_told_and_idle_ones_harm_no_other(
     store_settings: StoreSettings, published: Written
 ) -> None:
-    async with serving(store_settings, connections=40) as (client, app):
+    async with serving(store_settings, connections=40, keepalive_s=600.0) as (client, app):
         await serves(client, published.writer.number)
         traffic = app[CONTEXT].traffic
         idle = [await opened(client) for _ in range(40 - traffic.connections)]

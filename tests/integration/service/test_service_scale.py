@@ -43,6 +43,8 @@ async def test_a_scale_that_is_put_is_that_of_every_answer(
         refused = await one.post("/ratings", {"user_id": "ann", "item_id": "tea", "rating": 200})
         assert is_problem(refused, 422, "invalid_body")
         assert "PUT /scale before the first rating" in refused.json["detail"]
+        for wrong in ({"low": 5, "high": 1}, {"low": 1, "high": 5, "step": 3}, {"low": 0, "high": 1e-200}):
+            assert is_problem(await one.ask("PUT", "/scale", json=wrong), 422, "invalid_body")
         answers = await asyncio.gather(*(each.ask("PUT", "/scale", json=scale) for each in (one, other)))
         told = {**scale, "served": True}
         assert [each.json for each in answers] == [told, told]
@@ -84,19 +86,6 @@ async def test_the_first_rating_makes_it_one_to_five(
         assert is_problem(refused, 409, "scale_decided")
         # The prior that is live is of this scale: it goes on.
         assert (await client.get("/predict?user_id=bob&item_id=tea")).json["generation"] == 1
-
-
-async def test_what_is_no_scale_is_refused(undecided: StoreSettings) -> None:
-    async with serving(undecided) as (client, _):
-        for body in (
-            {"low": 5, "high": 1},
-            {"low": 0, "high": 1e12},
-            {"low": 1, "high": 5, "step": 3},
-            # No fit can tell their ends apart, and their priors are singular.
-            {"low": 0, "high": 1e-200},
-        ):
-            assert is_problem(await client.ask("PUT", "/scale", json=body), 422, "invalid_body")
-        assert not (await client.get("/status")).json["scale_decided"]
 
 
 async def test_a_worker_that_has_not_heard_of_the_scale_yet_asks_before_it_refuses(

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from factors import Histories
-from featurestore.quotas.limits import parse_quotas
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service.context import CONTEXT
@@ -99,34 +98,6 @@ async def test_what_has_no_room_is_refused_whole(
         assert (await client.ask("PUT", "/items/item-0", json={})).status == 200
         is_problem(await client.get("/users/u"), 404, "unknown_user")
     assert (await store.stream.lag(1), await store.redis.llen(store.keys.order(1))) == before
-
-
-async def test_ratings_items_and_history_are_bounded_and_a_refused_call_changes_nothing(
-    store: Store, store_settings: StoreSettings, published: Written
-) -> None:
-    """A day's share comes back too slowly to count here."""
-
-    async def stored() -> tuple[int, object]:
-        return await store.redis.llen(store.keys.order(1)), await store.stream.lag(1)
-
-    quotas = parse_quotas("off,ratings=100/d,items=10/d,history=90")
-    async with serving(store_settings, quotas=quotas) as (client, _):
-        # A call of more than a bucket holds takes a full one: eleven new items, and 51 ratings.
-        new = [dict(row, item_id=f"n{at}") for at, row in enumerate(rows(11))]
-        assert (await client.post("/ratings", [*rows(40), *new])).status == 200
-        before = await stored()
-        # With the one before there are 52 entries of ann.
-        for body, status, code, told in (
-            (rows(61), 429, "quota_exceeded", {"quota": "ratings"}),
-            (rows(1, "another"), 429, "quota_exceeded", {"quota": "items"}),
-            ([*rows(1, user="bob"), *rows(39)], 422, "too_many_ratings", {"field": "user_id", "row": 1}),
-        ):
-            reply = await client.post("/ratings", body)
-            assert is_problem(reply, status, code)
-            assert {name: reply.json[name] for name in told} == told
-            assert await stored() == before
-        # Of one who has too many, a rating can still be taken back.
-        assert (await client.ask("DELETE", "/ratings/ann/item-1")).status == 200
 
 
 async def test_a_body_that_does_not_come_is_given_up(store_settings: StoreSettings) -> None:
