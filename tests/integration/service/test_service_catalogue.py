@@ -20,7 +20,6 @@ DUNE = {
     "categories": ["sf"],
     "attributes": {"year": 1965, "out": "1965-08-01", "tags": ["a"]},
 }
-ITEMS = 8
 
 
 @pytest.fixture

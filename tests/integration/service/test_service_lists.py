@@ -222,7 +222,8 @@ async def test_rules_that_are_wrong_are_named_in_calls_and_scenarios(
 async def test_what_is_hidden_is_in_no_list_whatever_the_rules_say(
     client: Client, other: Client, store: Store
 ) -> None:
-    body = {"pinned": [{"item_id": "item-5", "position": 1}], "candidate_items": ["item-5", "item-6"]}
+    pinned = [{"item_id": "item-5", "position": 1}]
+    body: dict[str, Any] = {"pinned": pinned, "candidate_items": ["item-5", "item-6"]}
     assert await listed(other, **body) == [5, 6]
     await put(store, film(5, hidden=True), film(6, available_from=time.time() + 3600))
     # A new attribute, and a category, are there for the next answer of each.

@@ -1,14 +1,10 @@
 """Which items may be shown when."""
 
-import math
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.catalogue.availability import Availability
-
-INF = math.inf
 
 
 def put(found: Availability, row: int, start: float, end: float) -> None:

@@ -8,7 +8,6 @@ from service.feedback.attribution import WINDOW_S, Positive, positives
 from service.feedback.tokens import MAX_TOKEN, Token, new_token, parse_token
 
 SHOWN, LIKE, BUY = 7, 3, 4
-DAY_S = 86_400.0
 
 
 def events(*some: tuple[int, int, float, float]) -> Feedback:

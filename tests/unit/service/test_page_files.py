@@ -8,8 +8,6 @@ from service.routes.operations.page import FILES
 
 STATIC = Path(__file__).resolve().parents[3] / "service/static"
 VENDOR = STATIC / "vendor"
-# What a first visit of the dashboard loads of libraries.
-LIBRARIES = ("vendor/preact.js", "vendor/uplot.js", "vendor/uplot.css")
 
 
 def test_vendored_files_are_those_that_were_summed() -> None:

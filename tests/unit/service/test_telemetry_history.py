@@ -5,7 +5,6 @@ import math
 import pytest
 
 from featurestore.telemetry.points import Point
-from service.metrics import LATENCY_BOUNDS
 from service.telemetry.history import MOST_INTERVALS, history_of
 
 NOW = 1_000_000.0
@@ -13,13 +12,6 @@ NOW = 1_000_000.0
 
 def point(at: float, process: str = "worker 0", host: str = "a", **told: object) -> Point:
     return Point(process, host, NOW + at, 10.0, **told)  # type: ignore[arg-type]
-
-
-def answers(**by_bound: int) -> list[int]:
-    counts = [0] * (len(LATENCY_BOUNDS) + 1)
-    for name, n in by_bound.items():
-        counts[int(name[1:])] = n
-    return counts
 
 
 def test_replicas_add_up_and_gaps_stay_gaps() -> None:
