@@ -20,7 +20,7 @@ from tests.support.factories import Written, lead, publish, publish_for_ann, wri
 from tests.support.serving import BOTH_WAYS, Client, is_problem, send_raw, serves, serving
 from tests.support.waiting import wait_until_async
 
-RATERS, FLIPS = 4, 3
+RATERS, FLIPS = 3, 2
 
 
 def rows(n: int, item: str = "item-{}", user: str = "ann") -> list[dict[str, Any]]:

@@ -205,6 +205,7 @@ async def status(client: Client) -> tuple[list[float | None], bool]:
     return found["scale"], found["scale_decided"]
 
 
+@pytest.mark.slow
 async def test_a_scale_that_is_put_is_that_of_every_answer(
     undecided: StoreSettings, settings: TrainerSettings
 ) -> None:
