@@ -125,7 +125,18 @@ async def test_refusals_say_what_is_needed(client: Client, keys: dict[str, str])
         assert is_problem(await client.get(path, headers=headers), 403, "forbidden")
         assert is_problem(await client.post("/recommend/ann", body, headers=headers), 403, "forbidden")
     assert (await client.get(path, headers=bearer(keys["rate"]))).status == 200
-    # A body is not read before the key.
+    # The description tells of keys where they are asked for, in both of its forms.
+    described, asked = (await client.get("/openapi.json")).json, await client.get("/openapi.yaml")
+    assert set(described["components"]["securitySchemes"]) == {"bearer", "apiKey"}
+    assert described["paths"]["/train"]["post"]["security"] == [{"bearer": []}, {"apiKey": []}]
+    assert described["paths"]["/livez"]["get"]["security"] == []
+    assert asked.headers["Content-Type"] == "application/yaml; charset=utf-8"
+    assert yaml.safe_load(asked.text) == described
+    assert described["info"]["version"] == version("foldin")
+
+
+@pytest.mark.slow
+async def test_a_body_is_not_read_before_the_key(client: Client, keys: dict[str, str]) -> None:
     host, port = client.url.removeprefix("http://").split(":")
     head = f"POST /ratings HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
     for more, answer in (("", b"401"), (f"X-API-Key: {keys['rate']}\r\n", b"100")):
@@ -136,14 +147,6 @@ async def test_refusals_say_what_is_needed(client: Client, keys: dict[str, str])
             # Neither this body nor a request can follow.
             assert b"Connection: close" in await reader.readuntil(b"\r\n\r\n")
         writer.close()
-    # The description tells of keys where they are asked for, in both of its forms.
-    described, asked = (await client.get("/openapi.json")).json, await client.get("/openapi.yaml")
-    assert set(described["components"]["securitySchemes"]) == {"bearer", "apiKey"}
-    assert described["paths"]["/train"]["post"]["security"] == [{"bearer": []}, {"apiKey": []}]
-    assert described["paths"]["/livez"]["get"]["security"] == []
-    assert asked.headers["Content-Type"] == "application/yaml; charset=utf-8"
-    assert yaml.safe_load(asked.text) == described
-    assert described["info"]["version"] == version("foldin")
 
 
 async def test_keys_are_made_listed_shown_once_and_removed(

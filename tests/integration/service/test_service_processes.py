@@ -94,7 +94,7 @@ def test_two_workers_end_in_order_with_their_supervisor(
     ("wrong", "named"),
     [
         ("port", "{port}"),
-        ("scale", "scale"),
+        ("scale", "FOLDIN_SCALE"),
         ("settings", "FOLDIN_SCALE"),
         ("certificate", "FOLDIN_TLS_CERT"),
     ],
