@@ -158,7 +158,7 @@ class BodyReader:
                         self._held_bytes += len(chunk)
             except TimeoutError:
                 raise Problem("request_timeout", f"no whole body in {self._timeout_s:g} s") from None
-            except web.RequestPayloadError as exc:
+            except (web.RequestPayloadError, ConnectionError) as exc:  # the second: the client has left
                 raise Problem("malformed_request", f"the body cannot be read: {exc}") from exc
             finally:
                 self._traffic.receiving -= 1

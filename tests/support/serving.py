@@ -19,15 +19,18 @@ from featurestore.settings import StoreSettings
 from processes.blocking import BlockingChild, python_command
 from processes.probes import http_ok, unused_port
 from service.app import build_app
+from service.context import CONTEXT
 from service.server.supervisor import bind
 from service.server.worker import ServiceRunner, is_loopback
 from service.settings import ServiceSettings, WorkerSlot
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import PATIENCE_S, wait_until_async
 
 JSON = {"Content-Type": "application/json"}
 LINES = {"Content-Type": "application/x-ndjson"}
 JSON_TYPES = ("application/json", "application/problem+json")
 
+# What the tests of a module share runs on one event loop.
+SHARED = pytest.mark.asyncio(loop_scope="module")
 # For tests of GET /predict: with its fast path, and with that taken out.
 BOTH_WAYS = pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"], indirect=True)
 
@@ -95,6 +98,19 @@ async def serving(store: StoreSettings, **changes: Any) -> AsyncIterator[tuple[C
             sock.close()
 
 
+def hold(app: web.Application, part: str, name: str, patch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Hold a method of a part of the store until the event is set: what asks it cannot end before."""
+    held_part, may_go_on = getattr(app[CONTEXT].store, part), asyncio.Event()
+    real = getattr(held_part, name)
+
+    async def held(*args: Any, **more: Any) -> Any:
+        await may_go_on.wait()
+        return await real(*args, **more)
+
+    patch.setattr(held_part, name, held)
+    return may_go_on
+
+
 class Service:
     """A service of real processes: `python -m service`."""
 
@@ -138,7 +154,7 @@ class Service:
     def wait_for(self, path: str = "/readyz") -> None:
         self.process.wait_ready(lambda: self.answers(path), 60.0)
 
-    def end(self, how: signal.Signals = signal.SIGTERM, timeout_s: float = 20.0) -> int:
+    def end(self, how: signal.Signals = signal.SIGTERM, timeout_s: float = PATIENCE_S) -> int:
         """End it; its exit code. Raises AssertionError where it had to be killed."""
         code = self.process.end(how, timeout_s)
         assert how == signal.SIGKILL or code != -signal.SIGKILL, f"not ended within {timeout_s:g} s"
@@ -161,7 +177,7 @@ def processes(store: StoreSettings, folder: Path, *, workers: int = 1) -> Iterat
         service.end()
 
 
-async def serves(client: Client, generation: int, timeout_s: float = 10.0) -> None:
+async def serves(client: Client, generation: int, timeout_s: float = PATIENCE_S) -> None:
     """Wait until the service answers from `generation`."""
 
     async def does() -> bool:
@@ -172,7 +188,7 @@ async def serves(client: Client, generation: int, timeout_s: float = 10.0) -> No
     await wait_until_async(does, f"generation {generation} is served", timeout_s=timeout_s)
 
 
-def send_raw(port: int, data: bytes, timeout_s: float = 5.0) -> bytes:
+def send_raw(port: int, data: bytes, timeout_s: float = PATIENCE_S) -> bytes:
     """What a server says to `data`, until it closes the connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
         connection.sendall(data)

@@ -1,11 +1,26 @@
-"""Fixtures of the tests of a service."""
+"""Fixtures of the tests of a service: one of its own for a test, or one that all tests of a module ask.
+
+A module that shares has `pytestmark = SHARED` and takes no fixture of a test's own event loop; its tests
+write under names of their own.
+"""
+
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
+import pytest_asyncio
+from aiohttp import web
 
+from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service.http.dispatch import Connection
 from service.server import connections
 from tests.support.factories import Written, publish_for_ann
+from tests.support.servers import KIND
+from tests.support.serving import Client, serves, serving
+
+SHARED_ITEMS = 12
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +32,74 @@ def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> boo
     return is_fast
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _heard_of_late() -> Iterator[None]:
+    """Let no answer be marked for a poll that a busy machine keeps waiting, in services of this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("featurestore.users.records", "service.neighbours.nearest"):
+            patch.setattr(f"{module}.FOLLOWED_S", 600.0)
+        yield
+
+
 @pytest.fixture
 async def published(store: Store) -> Written:
     """A generation of eight items that knows user `ann`."""
     return await publish_for_ann(store, {"item-0": 5.0})
+
+
+@pytest.fixture(scope="module")
+def shared_settings(request: pytest.FixtureRequest, _servers: Any) -> StoreSettings:
+    """A namespace of all tests of a module."""
+    kind = request.config.getoption("store")
+    url = _servers.get(KIND if kind == "both" else kind).url
+    return StoreSettings(
+        url=url, namespace=f"t-{uuid.uuid4().hex[:12]}", partitions=4, scale="1:5", timeout_s=30.0
+    )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_store(shared_settings: StoreSettings) -> AsyncIterator[Store]:
+    """The store of all tests of a module."""
+    opened = await Store.open(shared_settings)
+    yield opened
+    await opened.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(shared_store: Store) -> Written:
+    """The generation of all tests of a module: it knows user `ann`, who rated three of twelve items."""
+    return await publish_for_ann(shared_store, {"item-0": 5.0, "item-1": 1.0, "item-2": 4.0}, SHARED_ITEMS)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def asked(
+    shared_settings: StoreSettings, shared: Written
+) -> AsyncIterator[tuple[Client, web.Application]]:
+    """The service of all tests of a module, with its fast path."""
+    async with serving(shared_settings, erase_wait_s=0.1) as (client, app):
+        await serves(client, shared.writer.number)
+        yield client, app
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def plain(
+    shared_settings: StoreSettings, shared: Written
+) -> AsyncIterator[tuple[Client, web.Application]]:
+    """The same without its fast path: another worker on the same store."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connections, "fast_connections", lambda context: Connection)
+        async with serving(shared_settings, erase_wait_s=0.1) as (client, app):
+            await serves(client, shared.writer.number)
+            yield client, app
+
+
+@pytest.fixture(scope="module")
+def client(asked: tuple[Client, web.Application]) -> Client:
+    """A client of the service that the tests of a module share."""
+    return asked[0]
+
+
+@pytest.fixture(scope="module")
+def both(asked: tuple[Client, web.Application], plain: tuple[Client, web.Application]) -> list[Client]:
+    """Clients of two workers on one store: with the fast path and without it."""
+    return [asked[0], plain[0]]

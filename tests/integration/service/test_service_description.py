@@ -49,29 +49,9 @@ async def client(store_settings: StoreSettings, store: Store) -> AsyncIterator[C
         yield client
 
 
-@pytest.fixture
-async def key(store: Store) -> str:
-    """A key that may do everything."""
-    secret = new_secret()
-    await store.access.add(secret, "operator", "operate")
-    return secret
-
-
-# What is asked does not depend on the kind of store.
 @pytest.mark.parametrize("run", RUNS)
 async def test_the_service_does_what_its_description_says(client: Client, run: str) -> None:
     await says_nothing_else(client, "--checks", "all", *RUNS[run])
-
-
-@pytest.mark.parametrize("run", RUNS)
-async def test_with_a_key_it_does_the_same(key: str, client: Client, run: str) -> None:
-    """`all` has a check that a call without its key, and with another, is refused."""
-    await says_nothing_else(client, "--checks", "all", *RUNS[run], "-H", f"Authorization: Bearer {key}")
-
-
-async def test_without_the_key_that_it_asks_for_nothing_breaks_it(key: str, client: Client) -> None:
-    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-    await says_nothing_else(client, "--checks", checks)
 
 
 @pytest.mark.timeout(900)

@@ -1,5 +1,5 @@
 """Lists by the ranking head, asked of workers over one store: read-your-writes, the parts of a score, and
-what is answered without a head.
+what is answered without a head. Predictions of a time.
 """
 
 from collections.abc import AsyncIterator
@@ -13,8 +13,8 @@ from factors.ranking.blending import blended
 from featurestore.codecs import pack_histories
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import Written, lead, make_head, publish, rating
-from tests.support.serving import Client, is_problem, serves, serving
+from tests.support.factories import Written, lead, make_head, make_model, publish, rating, with_moving_users
+from tests.support.serving import BOTH_WAYS, Client, serves, serving
 
 ITEMS = 40
 RATED = {"item-0": 5.0, "item-1": 1.0, "item-7": 4.0}
@@ -36,11 +36,9 @@ async def written(store: Store, head: RankingHead) -> Written:
 async def clients(store_settings: StoreSettings, written: Written) -> AsyncIterator[list[Client]]:
     """Two workers over one store."""
     async with AsyncExitStack() as ends:
-        found = []
-        for _ in range(2):
-            client, _ = await ends.enter_async_context(serving(store_settings))
+        found = [(await ends.enter_async_context(serving(store_settings)))[0] for _ in range(2)]
+        for client in found:
             await serves(client, written.writer.number)
-            found.append(client)
         yield found
 
 
@@ -63,11 +61,9 @@ async def test_a_rating_counts_in_the_next_list_of_every_worker(
     one, other = clients
     before = (await other.get("/recommend/ann?n=5")).json
     best = before["items"][0]["item_id"]
-    reply = await one.post("/ratings", {"user_id": "ann", "item_id": best, "rating": 5})
-    assert reply.status == 200
+    assert (await one.post("/ratings", {"user_id": "ann", "item_id": best, "rating": 5})).status == 200
     after = (await other.get("/recommend/ann?n=5")).json
     assert best not in {item["item_id"] for item in after["items"]}
-    assert [item["score"] for item in after["items"]] != [item["score"] for item in before["items"][1:]]
     # As folding the history in by hand has it, not as some worker may still remember.
     expected = await by_hand(store, written, head)
     for item in after["items"]:
@@ -79,47 +75,39 @@ async def test_a_rating_counts_in_the_next_list_of_every_worker(
     assert (await one.get("/recommend/ann?n=5")).json["items"] == before["items"]
 
 
-async def test_a_list_is_every_item_in_the_order_of_its_score(
+async def test_a_list_is_every_item_in_the_order_of_its_score_which_its_parts_explain(
     clients: list[Client], store: Store, written: Written, head: RankingHead
 ) -> None:
-    client, _ = clients
+    client, other = clients
     expected = await by_hand(store, written, head)
     reply = (await client.get("/recommend/ann?n=1000")).json
     assert (reply["order"], len(reply["items"])) == ("score", ITEMS - len(RATED))
     order = sorted(set(expected) - set(RATED), key=lambda item: expected[item], reverse=True)
     scores = [item["score"] for item in reply["items"]]
     assert scores == pytest.approx([expected[item][0] for item in order], rel=1e-4, abs=1e-6)
-    shifted = (await client.get("/recommend/ann?n=3&offset=2")).json["items"]
-    assert shifted == reply["items"][2:5]
-    assert len((await client.get("/recommend/ann?n=1000&exclude_seen=false")).json["items"]) == ITEMS
+    assert (await client.get("/recommend/ann?n=3&offset=2")).json["items"] == reply["items"][2:5]
     body = {"ratings": [{"item_id": item, "rating": value} for item, value in RATED.items()], "n": 1000}
     anonymous = (await client.post("/recommend", body)).json
     assert [item["item_id"] for item in anonymous["items"]] == [item["item_id"] for item in reply["items"]]
-
-
-async def test_the_order_by_rating_is_that_of_predictions(clients: list[Client]) -> None:
-    client, _ = clients
-    reply = (await client.get("/recommend/ann?n=1000&order=rating")).json
-    assert reply["order"] == "rating"
-    assert all(item["score"] == item["rating"] and "relevance" not in item for item in reply["items"])
-    item_ids = [f"item-{row}" for row in range(ITEMS) if f"item-{row}" not in RATED]
-    asked = (await client.post("/predict", {"user_id": "ann", "item_ids": item_ids})).json["predictions"]
-    ratings = sorted((each["rating"] for each in asked), reverse=True)
-    assert [item["rating"] for item in reply["items"]] == pytest.approx(ratings, abs=1e-5)
-    body = {"ratings": [], "order": "rating"}
-    assert (await client.post("/recommend", body)).json["order"] == "rating"
-    wrong = await client.get("/recommend/ann?order=best")
-    is_problem(wrong, 400, "invalid_parameter")
-    assert wrong.json["field"] == "order"
-    wrong = await client.post("/recommend", {**body, "order": "best"})
-    is_problem(wrong, 422, "invalid_rule")
-    assert wrong.json["field"] == "/order"
-
-
-async def test_an_explanation_adds_up_to_what_is_served(clients: list[Client]) -> None:
-    client, _ = clients
-    for item in (await client.get("/recommend/ann?n=1000")).json["items"]:
-        why = (await client.get(f"/explain/ann/{item['item_id']}")).json
+    by_rating = (await client.get("/recommend/ann?n=1000&order=rating")).json
+    assert by_rating["order"] == "rating"
+    assert all(item["score"] == item["rating"] and "relevance" not in item for item in by_rating["items"])
+    ratings = [item["rating"] for item in by_rating["items"]]
+    assert ratings == pytest.approx(sorted((expected[item][2] for item in order), reverse=True), abs=1e-5)
+    # Caps and boosts are about the score of the head.
+    boosts = [{"filter": {"must": [{"has_id": [order[-1]]}]}, "multiply": 10.0}]
+    (last,) = (await client.post("/recommend/ann", {"candidate_items": order[-1:], "boosts": boosts})).json[
+        "items"
+    ]
+    assert last["score"] == pytest.approx(10.0 * scores[-1], abs=1e-5)
+    # A draw is repeatable, and tells the expected numbers.
+    draws = [(await each.get("/recommend/ann?n=10&explore=thompson&seed=1")).json for each in clients]
+    assert draws[0]["items"] == draws[1]["items"]
+    for item in draws[0]["items"]:
+        parts = (item["score"], item["relevance"], item["rating"])
+        assert parts == pytest.approx(expected[item["item_id"]], rel=1e-4, abs=1e-6)
+    for item in reply["items"][::6]:
+        why = (await other.get(f"/explain/ann/{item['item_id']}")).json
         parts = why["relevance"]["parts"]
         total = why["relevance"]["base"] + sum(part["contribution"] for part in parts)
         assert round(total, 6) == why["relevance"]["value"] == round(why["relevance"]["value"], 6)
@@ -128,48 +116,6 @@ async def test_an_explanation_adds_up_to_what_is_served(clients: list[Client]) -
         assert {part["item_id"] for part in parts} == set(RATED)
         rated = why["base"] + sum(part["contribution"] for part in why["parts"])
         assert round(rated, 6) == why["rating"] == pytest.approx(item["rating"], abs=1e-5)
-    unknown = (await client.get("/explain/ann/unheard-of")).json
-    assert (unknown["score"], unknown["relevance"]["value"], unknown["relevance"]["parts"]) == (0.0, 0.0, [])
-
-
-async def test_a_draw_is_repeatable_and_tells_the_expected_numbers(
-    clients: list[Client], store: Store, written: Written, head: RankingHead
-) -> None:
-    client, other = clients
-    path = "/recommend/ann?n=10&explore=thompson&seed="
-    first = (await client.get(f"{path}1")).json
-    assert (await other.get(f"{path}1")).json["items"] == first["items"]
-    orders = {
-        tuple(item["item_id"] for item in (await client.get(f"{path}{k}")).json["items"]) for k in range(9)
-    }
-    assert len(orders) > 1
-    expected = await by_hand(store, written, head)
-    for item in first["items"]:
-        assert item["item_id"] not in RATED
-        parts = (item["score"], item["relevance"], item["rating"])
-        assert parts == pytest.approx(expected[item["item_id"]], rel=1e-4, abs=1e-6)
-
-
-async def test_someone_without_ratings_gets_what_the_priors_say(clients: list[Client]) -> None:
-    client, _ = clients
-    stored, anonymous = await client.get("/recommend/who"), await client.post("/recommend", {"ratings": []})
-    assert stored.json["items"] == anonymous.json["items"]
-    assert len(stored.json["items"]) == 10
-    assert stored.json["order"] == "score"
-
-
-async def test_an_item_that_came_after_the_fit_disturbs_no_list(
-    clients: list[Client], store: Store, written: Written
-) -> None:
-    client, _ = clients
-    await store.items(1).register([b"newest"])
-    # Nothing is known of it before a trainer folds it in; workers hear of it within a second.
-    reply = (await client.get("/recommend/ann?n=1000")).json["items"]
-    known = {f"item-{row}" for row in range(ITEMS)} - set(RATED)
-    assert {item["item_id"] for item in reply} - {"newest"} == known
-    await client.post("/ratings", {"user_id": "ann", "item_id": "newest", "rating": 4})
-    again = (await client.get("/recommend/ann?n=1000")).json["items"]
-    assert {item["item_id"] for item in again} == known
 
 
 async def test_without_a_head_lists_are_by_rating(
@@ -184,5 +130,36 @@ async def test_without_a_head_lists_are_by_rating(
         assert reply["order"] == "rating"
         assert reply["items"] == (await client.get("/recommend/ann?n=5&order=rating")).json["items"]
         assert "relevance" not in (await client.get("/explain/ann/item-9")).json
-        metrics = (await client.get("/metrics")).text
-        assert 'foldin_ranking_head{worker="0"} 0.0' in metrics
+        assert 'foldin_ranking_head{worker="0"} 0.0' in (await client.get("/metrics")).text
+
+
+@BOTH_WAYS
+async def test_a_user_who_moves_is_where_he_was_and_where_the_next_rating_takes_him(
+    store: Store, store_settings: StoreSettings
+) -> None:
+    span_s, n_items = 1e7, 12
+    model = with_moving_users(make_model(), 1e9, span_s)
+    await store.items(1).register([b"item-%d" % row for row in range(n_items + 1)])
+    # From loving everything to hating it.
+    times = np.linspace(1e9, 1e9 + span_s, n_items)
+    values = 5.0 - 4.0 * np.arange(n_items) / (n_items - 1)
+    rated = [rating("ann", f"item-{row}", float(values[row]), float(times[row])) for row in range(n_items)]
+    await store.ratings.append(rated[:-1])
+    written = await publish(store, await lead(store), n_items=n_items + 1, users=[b"ann"], model=model)
+    scorer = Scorer(posterior_of(model), written.items)
+    ask = f"/predict?user_id=ann&item_id=item-{n_items}"
+    async with serving(store_settings) as (client, _):
+        await serves(client, written.writer.number)
+        for more in ([], rated[-1:]):
+            await store.ratings.append(more)
+            _, history = await store.users.history(1, b"ann")
+            row = posterior_of(model).fold_in_users(written.items, pack_histories([history]))
+            found = {}
+            for time in (None, times[0], times[5], times[-1] + span_s):
+                when = None if time is None else np.array([time])
+                wanted = scorer.score(row, np.zeros(1, dtype=np.int64), np.array([n_items]), when)
+                reply = (await client.get(ask if time is None else f"{ask}&timestamp={time}")).json
+                assert reply["rating"] == pytest.approx(float(wanted.rating[0]), abs=1e-5)
+                assert reply["std"] == pytest.approx(float(wanted.std[0]), abs=1e-5)
+                found[time] = reply["rating"]
+            assert found[times[0]] > found[times[5]] > found[None] + 0.2

@@ -1,21 +1,26 @@
-"""POST /train and forgetting, with a small trainer of the test in place of the real one."""
+"""POST /train and forgetting, with a small trainer of the test in place of the real one; and a scale that is
+decided while service and trainer run: both take it over, and no answer is by another.
+"""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
 import pytest
 
 from featurestore.commands import Outcome
-from featurestore.ratings.batches import Columns
-from featurestore.settings import StoreSettings
+from featurestore.settings import DEFAULT_SCALE, StoreSettings
 from featurestore.store import Store
 from service.context import CONTEXT
 from tests.support.factories import lead, publish, rating
 from tests.support.serving import Client, is_problem, serves, serving
 from tests.support.small_trainer import Trainer, running
+from tests.support.trainers import running_trainer, trainer_settings
 from tests.support.waiting import wait_until_async
+from trainer.schedule import Rules
+from trainer.settings import TrainerSettings
 
 HISTORY = {
     "nb_users": 3,
@@ -37,13 +42,19 @@ async def trainer(store: Store) -> AsyncIterator[Trainer]:
 
 @pytest.fixture
 async def client(store_settings: StoreSettings, trainer: Trainer) -> AsyncIterator[Client]:
-    async with serving(store_settings, train_wait_s=3.0, erase_wait_s=3.0) as (client, _):
+    async with serving(store_settings, train_wait_s=60.0, erase_wait_s=60.0) as (client, _):
         await serves(client, 1)
         yield client
 
 
-async def test_a_new_history_replaces_the_old_one(client: Client, store: Store, trainer: Trainer) -> None:
-    reply = await client.post("/train", {**HISTORY, "next_user": 1, "next_item": 2})
+async def test_a_new_history_replaces_the_old_one_and_nothing_unasked(client: Client) -> None:
+    # Ratings that came by other ways are not lost unasked.
+    await client.post("/ratings", {"user_id": "u", "item_id": "old", "rating": 3})
+    reply = await client.post("/train", HISTORY)
+    is_problem(reply, 409, "ratings_would_be_lost")
+    assert reply.json["ratings"] == 1
+    assert (await client.get("/users/u")).status == 200
+    reply = await client.post("/train", {**HISTORY, "next_user": 1, "next_item": 2, "replace": True})
     assert reply.status == 200, reply.text
     assert (reply.json["generation"], reply.json["epoch"], reply.json["served"]) == (2, 2, True)
     answer = (await client.get("/predict?user_id=0&item_id=1")).json
@@ -55,59 +66,40 @@ async def test_a_new_history_replaces_the_old_one(client: Client, store: Store, 
     known = (await client.get("/recommend/new?n=100")).json["items"]
     assert {each["item_id"] for each in known} == {"0", "1", "2", "3"}
     is_problem(await client.get("/items/old"), 404, "unknown_item")
-    # Ratings that came with the call are not live ones: the next history may replace them unasked.
-    assert (await client.post("/train", HISTORY)).status in (200, 409)
-
-
-async def test_ratings_that_came_by_other_ways_are_not_lost_unasked(client: Client) -> None:
-    await client.post("/ratings", {"user_id": "u", "item_id": "old", "rating": 3})
-    reply = await client.post("/train", HISTORY)
-    is_problem(reply, 409, "ratings_would_be_lost")
-    assert reply.json["ratings"] == 1
-    assert (await client.get("/users/u")).status == 200
-    assert (await client.post("/train", {**HISTORY, "replace": True})).status == 200
     is_problem(await client.get("/users/u"), 404, "unknown_user")
 
 
 async def test_a_rating_acknowledged_after_the_count_is_not_lost_unasked(
-    store_settings: StoreSettings, trainer: Trainer
+    store_settings: StoreSettings, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with serving(store_settings, train_wait_s=3.0) as (client, app):
+    async with serving(store_settings, train_wait_s=60.0) as (client, app):
         await serves(client, 1)
         log = app[CONTEXT].store.ratings
         count = log.count_live
 
         async def counted(epoch: int) -> int:
             found = await count(epoch)
-            reply = await client.post("/ratings", {"user_id": "u", "item_id": "old", "rating": 3})
-            assert reply.status == 200, reply.text
+            rated = {"user_id": "u", "item_id": "old", "rating": 3}
+            assert (await client.post("/ratings", rated)).status == 200
             return found
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(log, "count_live", counted)
-            reply = await client.post("/train", HISTORY)
+        monkeypatch.setattr(log, "count_live", counted)
+        reply = await client.post("/train", HISTORY)
         is_problem(reply, 409, "ratings_would_be_lost")
         assert reply.json["ratings"] == 1
         assert (await client.get("/users/u")).status == 200
-        assert (await client.post("/train", {**HISTORY, "replace": True})).status == 200
-
-
-async def test_without_a_body_it_is_a_refit(client: Client, trainer: Trainer) -> None:
-    reply = await client.ask("POST", "/train")
-    assert (reply.status, reply.json["epoch"]) == (200, 1)
-    assert [command.kind for command in trainer.taken] == ["refit"]
 
 
 async def test_what_was_live_answers_until_the_new_one_is(
-    client: Client, store: Store, trainer: Trainer
+    client: Client, store_settings: StoreSettings, trainer: Trainer
 ) -> None:
     trainer.hold.clear()
     asked = asyncio.create_task(client.post("/train", HISTORY))
     await wait_until_async(lambda: bool(trainer.taken), "the command is taken")
     assert (await client.get("/predict?user_id=0&item_id=1")).json["generation"] == 1
-    busy = await client.post("/train", HISTORY)
-    is_problem(busy, 409, "train_in_progress")
-    assert int(busy.headers["Retry-After"]) >= 1
+    async with serving(store_settings) as (other, _):
+        for worker in (client, other):
+            is_problem(await worker.post("/train", HISTORY), 409, "train_in_progress")
     # A rating of now belongs to both, the live history and the new one.
     await client.post("/ratings", {"user_id": "u", "item_id": "1", "rating": 4})
     assert (await client.get("/users/u")).json["ratings"] == 1
@@ -116,143 +108,59 @@ async def test_what_was_live_answers_until_the_new_one_is(
     assert (await client.get("/users/u")).json["ratings"] == 1
 
 
-async def test_another_service_is_told_that_one_is_under_way(
-    client: Client, store_settings: StoreSettings, trainer: Trainer
-) -> None:
-    trainer.hold.clear()
-    asked = asyncio.create_task(client.post("/train", HISTORY))
-    await wait_until_async(lambda: bool(trainer.taken), "the command is taken")
-    async with serving(store_settings) as (other, _):
-        is_problem(await other.post("/train", HISTORY), 409, "train_in_progress")
-    trainer.hold.set()
-    assert (await asked).status == 200
-
-
-@pytest.mark.parametrize(
-    ("outcome", "answer"),
-    [
-        (Outcome("failed", code="fit_refused", detail="one rating is not enough"), (422, "training_refused")),
-        (Outcome("failed", code="gate_refused", detail="no better than means"), (422, "training_refused")),
+async def test_a_failure_leaves_what_was(client: Client, store: Store, trainer: Trainer) -> None:
+    for cause, detail, status, code in (
+        ("fit_refused", "one rating is not enough", 422, "training_refused"),
+        ("gate_refused", "no better than means", 422, "training_refused"),
         # 503 says when to try again: nothing is wrong with the ratings.
-        (Outcome("failed", code="fit_failed", detail="the fit ended"), (503, "training_failed")),
-        (Outcome("failed", code="store", detail="a key is damaged"), (503, "training_failed")),
-    ],
-)
-async def test_a_failure_leaves_what_was(
-    client: Client, store: Store, trainer: Trainer, outcome: Outcome, answer: tuple[int, str]
-) -> None:
-    status, code = answer
-    trainer.decide = lambda command: outcome
-    reply = await client.post("/train", HISTORY)
-    is_problem(reply, status, code)
-    assert (reply.json["detail"], reply.json["cause"]) == (outcome.detail, outcome.code)
-    assert (await store.generations.live()).pending == 0
-    assert (await client.get("/predict?user_id=0&item_id=1")).json["generation"] == 1
+        ("fit_failed", "the fit ended", 503, "training_failed"),
+        ("store", "a key is damaged", 503, "training_failed"),
+    ):
+        outcome = Outcome("failed", code=cause, detail=detail)
+        trainer.decide = lambda command, outcome=outcome: outcome  # type: ignore[misc]  # its default
+        reply = await client.post("/train", HISTORY)
+        is_problem(reply, status, code)
+        assert (reply.json["detail"], reply.json["cause"]) == (detail, cause)
+        assert (await store.generations.live()).pending == 0
+        assert (await client.get("/predict?user_id=0&item_id=1")).json["generation"] == 1
     trainer.decide = lambda command: None
     assert (await client.post("/train", HISTORY)).status == 200
 
 
-async def test_a_training_that_takes_longer_has_a_receipt_and_goes_on(
-    store_settings: StoreSettings, trainer: Trainer
+async def test_a_call_waits_as_long_as_it_says_and_its_receipt_tells_the_rest(
+    client: Client, store_settings: StoreSettings, trainer: Trainer
 ) -> None:
     trainer.hold.clear()
-    async with serving(store_settings, train_wait_s=0.5) as (client, _):
-        await serves(client, 1)
-        reply = await client.post("/train", HISTORY)
-        assert (reply.status, reply.json["state"]) == (202, "running")
+    patient = asyncio.create_task(client.ask("POST", "/train?wait=600"))
+    await wait_until_async(lambda: bool(trainer.taken), "the refit is taken")
+    assert [command.kind for command in trainer.taken] == ["refit"]
+    async with serving(store_settings, train_wait_s=60.0) as (other, _):
+        assert not patient.done()
+        trainer.hold.set()
+        refitted = await patient
+        assert (refitted.status, refitted.json["epoch"]) == (200, 1)
+        trainer.hold.clear()
+        trainer.taken.clear()
+        reply = await other.ask("POST", "/train?wait=0")
+        assert reply.status == 202
         progress = f"/train/{reply.json['receipt']}"
-        asked = (await client.get(progress)).json
-        assert (asked["state"], asked["since"]) == ("running", reply.json["since"])
-        trainer.hold.set()
-        await serves(client, 2)
-
-        async def done() -> bool:
-            return bool((await client.get(progress)).json["state"] == "done")
-
-        await wait_until_async(done, "the training is done")
-        assert (await client.get(progress)).json["generation"] == 2
-
-
-async def test_a_call_says_how_long_it_waits(client: Client, trainer: Trainer) -> None:
-    trainer.hold.clear()
-    # A trainer that is there takes it in this time; the service by itself waits longer.
-    reply = await client.ask("POST", "/train?wait=1")
-    assert (reply.status, reply.json["state"]) == (202, "running")
-    asked = asyncio.create_task(client.ask("POST", "/train?wait=60"))
-    # Past the three seconds of this service.
-    await asyncio.sleep(3.5)
-    assert not asked.done()
-    trainer.hold.set()
-    assert (await asked).status == 200
-
-
-async def test_a_history_that_is_not_waited_for_is_not_given_up(
-    store_settings: StoreSettings, store: Store
-) -> None:
-    lease = await lead(store)
-    await publish(store, lease, n_items=1)
-    async with serving(store_settings, train_wait_s=5.0) as (client, _):
-        await serves(client, 1)
-        asking = asyncio.create_task(client.post("/train?wait=0", HISTORY))
-
-        async def asked() -> bool:
-            return await store.redis.xlen(store.keys.commands) == 1
-
-        await wait_until_async(asked, "the command is there, and no trainer yet")
-        async with running(Trainer(store, lease)):
-            assert (await asking).status in (200, 202)
-            await serves(client, 2)
-
-
-async def test_a_history_that_the_trainer_has_is_its_own(
-    store_settings: StoreSettings, store: Store, trainer: Trainer
-) -> None:
-    trainer.hold.clear()
-    async with serving(store_settings, train_wait_s=5.0) as (client, app):
-        await serves(client, 1)
-        training = app[CONTEXT].training
-        asking = asyncio.create_task(
-            training.begin_history(
-                Columns([b"ann"], [b"new"], np.array([4.0]), np.array([np.nan])), [], replace=True
-            )
+        await wait_until_async(lambda: bool(trainer.taken), "it is taken")
+        told = (await other.get(progress)).json
+        assert (told["state"], told["since"]) == ("running", reply.json["since"])
+        trainer.decide = lambda command: Outcome(
+            "failed", code="fit_failed", detail="it ended", phase="trial"
         )
-
-        async def taken() -> bool:
-            return len(trainer.taken) == 1
-
-        await wait_until_async(taken, "the trainer has it")
-        # As by the end of this service.
-        asking.cancel()
-        await asyncio.wait([asking])
         trainer.hold.set()
-        await serves(client, 2)
-    assert (await store.generations.live()).epoch == 2
 
+        async def failed() -> bool:
+            return bool((await other.get(progress)).json["state"] == "failed")
 
-async def test_progress_is_that_of_the_fit(client: Client, store: Store, trainer: Trainer) -> None:
-    trainer.decide = lambda command: Outcome("failed", code="fit_failed", detail="it ended", phase="trial")
-    reply = await client.ask("POST", "/train?wait=0")
-    command = reply.json["receipt"].partition("-")[0]
-
-    async def failed() -> bool:
-        outcome = await store.commands.outcome(command)
-        return outcome is not None and outcome.state == "failed"
-
-    await wait_until_async(failed, "the training has failed")
-    told = (await client.get(f"/train/{reply.json['receipt']}")).json
-    assert (told["state"], told["cause"], told["detail"], told["phase"]) == (
-        *("failed", "fit_failed", "it ended", "trial"),
-    )
-
-
-@pytest.mark.parametrize("wait", ["-1", "3601", "1.5", "long"])
-async def test_a_wait_is_whole_seconds_of_an_hour_at_most(client: Client, wait: str) -> None:
-    is_problem(await client.ask("POST", f"/train?wait={wait}"), 400, "invalid_parameter")
-
-
-async def test_a_receipt_that_is_none(client: Client) -> None:
-    old = f"{'0' * 32}-{1:x}"
-    for receipt in ("nothing", "0" * 32, old):
+        await wait_until_async(failed, "the training has failed")
+        told = (await other.get(progress)).json
+        assert [told[name] for name in ("cause", "detail", "phase")] == ["fit_failed", "it ended", "trial"]
+    for wait in ("-1", "3601", "1.5"):
+        is_problem(await client.ask("POST", f"/train?wait={wait}"), 400, "invalid_parameter")
+    for receipt in ("nothing", "0" * 32, f"{'0' * 32}-{1:x}"):
         is_problem(await client.get(f"/train/{receipt}"), 404, "unknown_receipt")
     # The other one is of a replica whose clock is ahead.
     for since_s in (int(time.time()), int(time.time()) + 30):
@@ -282,16 +190,95 @@ async def test_forgetting_reaches_the_archive(client: Client, store: Store, trai
     assert (await client.ask("DELETE", "/users/ann")).json["ratings"] == 0
 
 
-async def test_a_long_history_goes_in_whole(client: Client, store: Store) -> None:
-    rng = np.random.default_rng(0)
-    pairs = rng.permutation(100 * 300)[:10_000]
-    history = {
-        "nb_users": 100,
-        "nb_items": 300,
-        "user_history": (pairs // 300).tolist(),
-        "item_history": (pairs % 300).tolist(),
-        "rating_history": rng.integers(1, 6, 10_000).tolist(),
-    }
-    assert (await client.post("/train", history)).status == 200
-    totals = [(await client.get(f"/users/{user}/ratings?limit=1")).json["total"] for user in range(100)]
-    assert sum(totals) == 10_000
+@pytest.fixture
+def undecided(store_settings: StoreSettings) -> StoreSettings:
+    return replace(store_settings, namespace=f"{store_settings.namespace}-scale", scale=None)
+
+
+@pytest.fixture
+def settings(undecided: StoreSettings, tmp_path: Path) -> TrainerSettings:
+    return trainer_settings(undecided, tmp_path / "archive", rules=Rules(seconds=3_600.0))
+
+
+async def status(client: Client) -> tuple[list[float | None], bool]:
+    found = (await client.get("/status")).json
+    return found["scale"], found["scale_decided"]
+
+
+@pytest.mark.slow
+async def test_a_scale_that_is_put_is_that_of_every_answer(
+    undecided: StoreSettings, settings: TrainerSettings
+) -> None:
+    scale = {"low": -10.0, "high": 10.0, "step": 0.5}
+    given = [-10.0 + 0.5 * (k * 13 % 41) for k in range(120)]
+    async with running_trainer(settings), serving(undecided) as (one, _), serving(undecided) as (other, _):
+        await serves(one, 1)
+        await serves(other, 1)
+        assert await status(one) == ([1, 5, None], False)
+        # Off the scale that a first rating would make it: it says what to do, and decides nothing.
+        refused = await one.post("/ratings", {"user_id": "ann", "item_id": "tea", "rating": 200})
+        assert is_problem(refused, 422, "invalid_body")
+        assert "PUT /scale before the first rating" in refused.json["detail"]
+        for wrong in ({"low": 5, "high": 1}, {"low": 1, "high": 5, "step": 3}, {"low": 0, "high": 1e-200}):
+            assert is_problem(await one.ask("PUT", "/scale", json=wrong), 422, "invalid_body")
+        answers = await asyncio.gather(*(each.ask("PUT", "/scale", json=scale) for each in (one, other)))
+        told = {**scale, "served": True}
+        assert [each.json for each in answers] == [told, told]
+        for each in (one, other):
+            assert await status(each) == ([-10, 10, 0.5], True)
+            predicted = (await each.get("/predict?user_id=ann&item_id=tea")).json
+            assert predicted["generation"] == 2
+            assert predicted["rating"] == pytest.approx(0.0, abs=4.0)
+        refused = await other.ask("PUT", "/scale", json={"low": 1, "high": 7})
+        assert is_problem(refused, 409, "scale_decided")
+        assert "FOLDIN_NAMESPACE" in refused.json["detail"]
+        rated = [{"user_id": f"u{k % 12}", "item_id": f"i{k // 12}", "rating": given[k]} for k in range(120)]
+        # The first hundred ratings are fitted at once, though no other rule asks for it.
+        assert (await one.post("/ratings", rated)).status == 200
+        await serves(other, 3)
+        found = (await other.get("/generations")).json["generations"][0]
+        assert (found["generation"], found["n_ratings"]) == (3, 120)
+        for k in range(9):
+            answer = (await other.get(f"/predict?user_id=u{k}&item_id=i{k}")).json["rating"]
+            assert min(given) <= answer <= max(given)
+        # Going back to what was before the decision is not possible.
+        assert is_problem(await one.post("/generations/1/activate"), 404, "unknown_generation")
+
+
+async def test_the_first_rating_makes_it_one_to_five(
+    undecided: StoreSettings, settings: TrainerSettings
+) -> None:
+    async with running_trainer(settings), serving(undecided) as (client, _), serving(undecided) as (other, _):
+        await serves(client, 1)
+        await serves(other, 1)
+        body = {"user_id": "ann", "item_id": "tea", "rating": 4}
+        assert (await client.post("/ratings", body)).status == 200
+
+        async def is_known() -> bool:
+            return await status(other) == ([1, 5, None], True)
+
+        await wait_until_async(is_known, "the other service knows it")
+        refused = await other.ask("PUT", "/scale", json={"low": 0, "high": 100})
+        assert is_problem(refused, 409, "scale_decided")
+        # The prior that is live is of this scale: it goes on.
+        assert (await client.get("/predict?user_id=bob&item_id=tea")).json["generation"] == 1
+
+
+async def test_a_worker_that_has_not_heard_of_the_scale_yet_asks_before_it_refuses(
+    undecided: StoreSettings,
+) -> None:
+    async with serving(undecided) as (one, _), serving(undecided) as (other, app):
+        assert (await one.ask("PUT", "/scale", json={"low": 0, "high": 10})).status == 200
+        scale, who = app[CONTEXT].store.scale, {"user_id": "ann", "item_id": "tea"}
+        for path, body in (
+            ("/ratings", {**who, "rating": 0.5}),
+            ("/events", {**who, "type": "rating", "value": 0.5}),
+        ):
+            # As it was before it followed, which it does ten times a second.
+            scale.value, scale.decided = DEFAULT_SCALE, False
+            answer = await other.post(path, body)
+            assert (answer.status, answer.json["accepted"]) == (200, 1)
+        scale.value, scale.decided = DEFAULT_SCALE, False
+        refused = await other.post("/ratings", {**who, "rating": 11})
+        assert is_problem(refused, 422, "invalid_body")
+        assert "from 0 to 10" in refused.json["detail"]

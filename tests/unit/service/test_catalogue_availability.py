@@ -1,113 +1,14 @@
 """Which items may be shown when."""
 
-import math
-import tracemalloc
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.catalogue.availability import Availability
 
-INF = math.inf
-
 
 def put(found: Availability, row: int, start: float, end: float) -> None:
     found.put(np.array([row], dtype=np.int64), np.array([float(start)]), np.array([float(end)]))
-
-
-def test_nothing_said_bars_nothing() -> None:
-    found = Availability()
-    assert found.mask(0.0, 5) is None
-    put(found, 2, -INF, INF)
-    assert found.mask(0.0, 5) is None
-
-
-def test_a_row_is_shown_in_its_span() -> None:
-    found = Availability()
-    put(found, 1, 10.0, 20.0)
-    for now, shown in ((5.0, False), (10.0, True), (19.9, True), (20.0, False)):
-        mask = found.mask(now, 3)
-        assert (mask is None) == shown
-        assert mask is None or mask.tolist() == [True, shown, True]
-
-
-def test_a_mask_that_was_given_never_changes() -> None:
-    found = Availability(0.0)
-    put(found, 1, 10.0, 20.0)
-    first = found.mask(5.0, 3)
-    assert first is not None
-    # A ranking remembers what only such a mask allows.
-    assert not first.flags.writeable
-    assert found.mask(6.0, 3) is first
-    put(found, 2, 10.0, 20.0)
-    second = found.mask(7.0, 3)
-    assert second is not None
-    assert first.tolist() == [True, False, True]
-    assert second.tolist() == [True, False, False]
-    assert not second.flags.writeable
-
-
-def test_what_is_put_again_takes_no_room() -> None:
-    found = Availability()
-    put(found, 0, 10.0, 20.0)
-    tracemalloc.start()
-    try:
-        for _ in range(5_000):
-            put(found, 0, 10.0, 20.0)
-        held, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    # An entry takes some 100 bytes.
-    assert held < 50_000
-    assert found.mask(15.0, 1) is None
-
-
-def test_what_is_put_later_and_later_takes_no_room() -> None:
-    # As a feed does that says every hour that an item is there for another day.
-    found = Availability(0.0)
-    put(found, 0, 1.0, 10.0)
-    tracemalloc.start()
-    try:
-        for moment in range(11, 5_000):
-            put(found, 0, 1.0, moment)
-        held, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert held < 50_000
-    for now, shown in ((0.5, False), (10.0, True), (4_998.5, True), (4_999.0, False)):
-        mask = found.mask(now, 1)
-        assert (mask is None) == shown
-
-
-def test_a_mask_that_was_handed_out_never_changes() -> None:
-    found = Availability()
-    put(found, 0, INF, INF)
-    first = found.mask(0.0, 2)
-    assert first is found.mask(1.0, 2), "the same while nothing changes, so that rankings share a product"
-    put(found, 1, INF, INF)
-    second = found.mask(1.0, 2)
-    assert first is not None
-    assert second is not None
-    assert (first.tolist(), second.tolist()) == ([False, True], [False, False])
-
-
-def test_many_change_at_one_moment() -> None:
-    found, n = Availability(0.0), 5_000
-    rows = np.arange(n)
-    found.put(rows, np.full(n, 10.0), np.where(rows % 2, 20.0, INF))
-    for now, shown in ((9.0, 0), (10.0, n), (20.0, n // 2), (30.0, n // 2)):
-        mask = found.mask(now, n)
-        assert (n if mask is None else int(mask.sum())) == shown
-
-
-def test_a_longer_table_is_covered() -> None:
-    found = Availability()
-    put(found, 0, INF, INF)
-    mask = found.mask(0.0, 10_000)
-    assert mask is not None
-    assert len(mask) == 10_000
-    assert mask.sum() == 9_999
 
 
 @given(

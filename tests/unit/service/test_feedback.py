@@ -8,7 +8,6 @@ from service.feedback.attribution import WINDOW_S, Positive, positives
 from service.feedback.tokens import MAX_TOKEN, Token, new_token, parse_token
 
 SHOWN, LIKE, BUY = 7, 3, 4
-DAY_S = 86_400.0
 
 
 def events(*some: tuple[int, int, float, float]) -> Feedback:
@@ -40,16 +39,6 @@ def test_of_each_showing_one_event_counts_within_seven_days() -> None:
     assert follow(before, (1, 99.0)) == []
     assert follow(NO_FEEDBACK, (1, 150.0)) == []
     assert isinstance(positives(before, [1], [150.0], [SHOWN], [LIKE])[0], Positive)
-
-
-def test_what_was_answered_counts_again_only_when_it_is_shown_again() -> None:
-    shown_and_liked = events((1, SHOWN, 41.0, 100.0), (1, LIKE, 1.0, 120.0))
-    assert follow(shown_and_liked, (1, 150.0)) == []
-    again = events((1, LIKE, 1.0, 120.0), (1, SHOWN, 42.0, 130.0))
-    assert follow(again, (1, 150.0)) == [(0, 42)]
-    # Events of other items, and negative ones, are no answer.
-    others = events((1, SHOWN, 41.0, 100.0), (2, LIKE, 1.0, 120.0), (1, 6, 1.0, 120.0))
-    assert follow(others, (1, 150.0)) == [(0, 41)]
 
 
 @pytest.mark.parametrize("scenario", [None, "home", "a" * 64])

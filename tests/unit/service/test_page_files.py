@@ -1,7 +1,6 @@
 """The files of the pages: what is vendored is what `make vendor` made, and stays small."""
 
 import gzip
-import re
 from hashlib import sha256
 from pathlib import Path
 
@@ -9,8 +8,6 @@ from service.routes.operations.page import FILES
 
 STATIC = Path(__file__).resolve().parents[3] / "service/static"
 VENDOR = STATIC / "vendor"
-# What a first visit of the dashboard loads of libraries.
-LIBRARIES = ("vendor/preact.js", "vendor/uplot.js", "vendor/uplot.css")
 
 
 def test_vendored_files_are_those_that_were_summed() -> None:
@@ -20,32 +17,6 @@ def test_vendored_files_are_those_that_were_summed() -> None:
     assert found == sums
 
 
-def test_each_library_comes_with_its_licence() -> None:
-    text = (VENDOR / "LICENSES.txt").read_text("utf-8")
-    for name in (
-        "preact ",
-        "@preact/signals ",
-        "@preact/signals-core ",
-        "htm ",
-        "uplot ",
-        "swagger-ui-dist ",
-    ):
-        assert re.search(rf"^{re.escape(name)}\d+\.\d+", text, re.M), name
-
-
-def test_the_libraries_of_the_dashboard_take_32_kilobytes() -> None:
-    assert sum(len(FILES[name].packed) for name in LIBRARIES) <= 32 * 1024
-
-
 def test_what_is_sent_in_gzip_is_the_file() -> None:
     for name, file in FILES.items():
         assert gzip.decompress(file.packed) == (STATIC / name).read_bytes()
-
-
-def test_modules_import_files_that_there_are() -> None:
-    for path in (STATIC / "app").glob("*.js"):
-        for target in re.findall(r"(?:from|import\() ?\"(\.[^\"]+)\"", path.read_text("utf-8")):
-            assert (path.parent / target).resolve().relative_to(STATIC).as_posix() in FILES, (
-                path.name,
-                target,
-            )

@@ -1,20 +1,14 @@
 """Filters pass the items that they say; what is wrong in one is named by its place."""
 
-import asyncio
-import threading
 from typing import Any
 
 import numpy as np
 import pytest
 
-from featurestore.catalogue.item import CatalogueItem
 from service.http.problems import Problem
-from service.rules import masks
-from service.rules.columns import Columns
 from service.rules.filter_parsing import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, parse_filter
-from service.rules.filters import Filter, mask_of
-from service.rules.masks import Masks
-from tests.unit.service.rules_world import FILMS, TYPES, columns_of, passes
+from service.rules.filters import mask_of
+from tests.unit.service.rules_world import FILMS, TYPES, columns_of
 
 ROWS = {film.item_id.encode(): row for row, film in enumerate(FILMS)}
 SCIFI = {"key": "categories", "match": {"value": "science fiction"}}
@@ -25,36 +19,6 @@ def passing(condition: dict[str, Any], *, n: int = len(FILMS)) -> list[str]:
     mask = mask_of(parse_filter(condition, TYPES, "/filter"), columns, n, ROWS)
     assert mask.shape == (n,)
     return [FILMS[row].item_id if row < len(FILMS) else "newer" for row in np.flatnonzero(mask).tolist()]
-
-
-@pytest.mark.parametrize(
-    ("condition", "expected"),
-    [
-        ({}, ["solaris", "alien", "metropolis", "nothing", "heat"]),
-        ({"must": [SCIFI]}, ["solaris", "alien"]),
-        # One condition may stand without its list.
-        ({"must": SCIFI}, ["solaris", "alien"]),
-        ({"must_not": [SCIFI]}, ["metropolis", "nothing", "heat"]),
-        ({"should": []}, ["solaris", "alien", "metropolis", "nothing", "heat"]),
-        ({"should": [SCIFI, {"key": "title", "match": {"value": "Heat"}}]}, ["solaris", "alien", "heat"]),
-        ({"must": [SCIFI, {"key": "year", "range": {"gt": 1972}}]}, ["alien"]),
-        ({"must": [{"key": "year", "range": {"gte": 1927, "lt": 1979}}]}, ["solaris", "metropolis"]),
-        ({"must": [{"key": "year", "match": {"any": [1979, 1927.0]}}]}, ["alien", "metropolis"]),
-        ({"must": [{"key": "colour", "match": {"value": False}}]}, ["metropolis"]),
-        ({"must": [{"key": "country", "match": {"except": ["us", "fr"]}}]}, ["solaris", "metropolis"]),
-        ({"must": [{"key": "tags", "match": {"except": ["slow"]}}]}, ["solaris"]),
-        ({"must": [{"key": "added", "range": {"gte": "2001-09-09T01:46:40Z"}}]}, ["solaris"]),
-        ({"must": [{"key": "added", "range": {"gt": "2001-09-09T01:46:40"}}]}, []),
-        ({"must": [{"key": "available_from", "range": {"gt": 1e9}}]}, ["heat"]),
-        ({"must": [{"is_empty": {"key": "categories"}}]}, ["metropolis", "nothing"]),
-        ({"must": [{"has_id": ["alien", "gone", "heat"]}]}, ["alien", "heat"]),
-        ({"must": [{"should": [SCIFI], "must_not": [{"has_id": ["alien"]}]}]}, ["solaris"]),
-    ],
-)
-def test_a_filter_passes_what_it_says(condition: dict[str, Any], expected: list[str]) -> None:
-    assert passing(condition) == expected
-    if condition != {"must": SCIFI} and "2001" not in str(condition):
-        assert [film.item_id for film in FILMS if passes(film, condition)] == expected
 
 
 def test_items_that_the_catalogue_lacks_have_no_attributes() -> None:
@@ -113,85 +77,3 @@ def test_filters_may_not_stand_too_deep() -> None:
         parse_filter(nested(MAX_DEPTH + 1), {}, "/filter")
     with pytest.raises(Problem, match="deep"):
         parse_filter(nested(500), {}, "/filter")
-
-
-async def test_a_mask_is_kept_until_its_column_changes() -> None:
-    columns = columns_of(FILMS)
-    kept = Masks(columns)
-    wanted = parse_filter({"must": [SCIFI]}, TYPES, "/filter")
-    first = await kept.mask(wanted, 5, {})
-    assert await kept.mask(wanted, 5, {}) is first
-    # Another column, and the same texts again.
-    columns.put([0], [CatalogueItem("solaris", "Solyaris", list(FILMS[0].categories))])
-    assert await kept.mask(wanted, 5, {}) is first
-    columns.put([4], [CatalogueItem("heat", "Heat", ["science fiction"])])
-    assert (await kept.mask(wanted, 5, {})).tolist() == [True, True, False, False, True]
-    columns.put([1], [CatalogueItem("")])
-    assert (await kept.mask(wanted, 5, {})).tolist() == [True, False, False, False, True]
-    with pytest.raises(ValueError, match="read-only"):
-        first[0] = False
-
-
-async def test_masks_by_id_follow_the_rows_that_are_given() -> None:
-    columns = columns_of(FILMS)
-    kept = Masks(columns)
-    wanted = parse_filter({"must": [{"has_id": ["new"]}]}, TYPES, "/filter")
-    assert not (await kept.mask(wanted, 6, {})).any()
-    assert np.flatnonzero(await kept.mask(wanted, 6, {b"new": 5})).tolist() == [5]
-
-
-async def test_masks_that_are_kept_are_bounded() -> None:
-    columns = columns_of(FILMS)
-    kept = Masks(columns, kept_bytes=10)
-    first, second, third = (
-        parse_filter({"must": [{"key": "year", "range": {"gt": year}}]}, TYPES, "/filter")
-        for year in (1, 2, 3)
-    )
-    one = await kept.mask(first, 5, {})
-    two = await kept.mask(second, 5, {})
-    assert await kept.mask(first, 5, {}) is one
-    await kept.mask(third, 5, {})
-    assert await kept.mask(first, 5, {}) is one
-    assert await kept.mask(second, 5, {}) is not two
-
-
-async def test_long_masks_are_made_in_a_thread_while_nothing_is_written(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(masks, "_QUICK", 0)
-    columns, began, go_on = columns_of(FILMS), threading.Event(), threading.Event()
-
-    def slow(*args: Any) -> Any:
-        began.set()
-        assert go_on.wait(10)
-        return mask_of(*args)
-
-    monkeypatch.setattr(masks, "mask_of", slow)
-
-    async def write() -> None:
-        async with columns.lock.writing():
-            columns.put([3], [CatalogueItem("nothing", "Something", ["science fiction"])])
-
-    asked = asyncio.create_task(Masks(columns).mask(parse_filter({"must": SCIFI}, TYPES, ""), 5, {}))
-    await asyncio.to_thread(began.wait)
-    written = asyncio.create_task(write())
-    await asyncio.sleep(0)
-    assert not written.done()
-    go_on.set()
-    assert (await asked).tolist() == [True, True, False, False, False]
-    await written
-    assert (await Masks(columns).mask(Filter(), 5, {})).all()
-
-
-def test_two_masks_together_are_one_object_while_they_are_the_same() -> None:
-    kept = Masks(Columns())
-    first, second = np.array([True, True, False]), np.array([True, False, True])
-    # Made for one call: not kept.
-    assert kept.both(first, second).flags.writeable
-    first.flags.writeable = False
-    both = kept.both(first, second)
-    assert both.tolist() == [True, False, False]
-    assert kept.both(first, second) is both
-    for _ in range(100):
-        assert kept.both(first, np.ones(3, dtype=np.bool_)).tolist() == first.tolist()
-    assert kept.both(first, second).tolist() == [True, False, False]

@@ -6,8 +6,6 @@ import asyncio
 import random
 import time
 
-import pytest
-
 from service.http.bodies import SMALL_BYTES, Admission
 from service.http.problems import Problem
 from service.metrics import Counts
@@ -28,54 +26,6 @@ async def holds(desk: Admission, until: asyncio.Event, size: int = CALL) -> None
 async def settled() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
-
-
-async def test_so_many_work_so_many_wait_and_one_more_is_refused() -> None:
-    desk, counts = admission(2, 3)
-    end = asyncio.Event()
-    tasks = [asyncio.create_task(holds(desk, end)) for _ in range(7)]
-    await settled()
-    refused = [task for task in tasks if task.done()]
-    assert tasks.index(refused[0]) == 5
-    assert len(refused) == counts.overloads == 2
-    for task in refused:
-        with pytest.raises(Problem, match="wait already"):
-            task.result()
-    async with desk.admit(SMALL_BYTES):
-        end.set()
-    await asyncio.gather(*tasks[:5])
-    async with desk.admit(2 * CALL):
-        pass
-
-
-async def test_two_work_however_large_and_one_may_wait_and_is_not_overtaken() -> None:
-    desk, _ = admission(2, 1)
-    first, second = asyncio.Event(), asyncio.Event()
-    working = [asyncio.create_task(holds(desk, first, 100 * CALL)) for _ in range(2)]
-    await settled()
-    waiting = asyncio.create_task(holds(desk, second, 100 * CALL))
-    await settled()
-    with pytest.raises(Problem):
-        await holds(desk, second)
-    first.set()
-    await asyncio.gather(*working)
-    await settled()
-    assert not waiting.done()
-    second.set()
-    await waiting
-
-
-async def test_small_bodies_are_worked_on_together() -> None:
-    desk, counts = admission(5, 0)
-    end = asyncio.Event()
-    tasks = [asyncio.create_task(holds(desk, end)) for _ in range(6)]
-    await settled()
-    # Five have their turn, one may always wait.
-    assert counts.overloads == 0
-    with pytest.raises(Problem):
-        await holds(desk, end)
-    end.set()
-    await asyncio.gather(*tasks)
 
 
 async def test_who_gives_up_leaves_no_trace() -> None:

@@ -1,27 +1,15 @@
 """Counts: nothing is lost when workers are restarted, and the text is what Prometheus reads."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import Counts, Histogram, SnapshotFiles, error_bounds, expose, together
+from service.metrics import Counts, SnapshotFiles, error_bounds, expose, together
 
 
 def snapshot(worker: int = 0) -> Counts:
     return Counts(worker, 1.0, error_bounds(1.0, 5.0))
-
-
-def test_histograms_count_at_their_upper_bounds() -> None:
-    one, all_at_once = Histogram.empty((1.0, 2.0)), Histogram.empty((1.0, 2.0))
-    values = np.array([0.5, 1.0, 1.5, 2.0, 9.0])
-    for value in values:
-        one.observe(float(value))
-    all_at_once.observe_all(values)
-    assert one == all_at_once
-    assert one.counts == [2, 2, 1]
-    assert one.count == 5
 
 
 def test_a_worker_goes_on_from_the_one_whose_place_it_takes(tmp_path: Path) -> None:
@@ -38,29 +26,6 @@ def test_a_worker_goes_on_from_the_one_whose_place_it_takes(tmp_path: Path) -> N
     assert second.requests["/predict"]["200"] == 6
     assert second.squared_error.count == 2
     assert second.baseline_squared_error == 3.0
-
-
-def test_a_replica_was_started_with_its_first_worker_whichever_was_started_anew(tmp_path: Path) -> None:
-    def since(*snapshots: Counts) -> float:
-        text = expose(list(snapshots), None, store_up=True).decode()
-        (found,) = re.findall(r"^foldin_service_start_timestamp_seconds (\S+)$", text, re.M)
-        return float(found)
-
-    first, second = snapshot(0), snapshot(1)
-    first.since, second.since = 100.5, 101.0
-    assert since(first, second) == since(second, first) == 100.5
-    SnapshotFiles(tmp_path, 0).write(first)
-    anew = snapshot(0)
-    anew.since = 500.0
-    earlier = SnapshotFiles(tmp_path, 0).earlier()
-    assert earlier is not None
-    anew.carry(earlier)
-    assert since(second, anew) == 100.5
-    # One of an older version did not say when: it was not started in 1970.
-    later, old = snapshot(0), snapshot(1)
-    later.since = 600.0
-    later.carry(snapshot(0))
-    assert since(later) == since(later, old) == since(old, later) == 600.0
 
 
 def test_a_scrape_sums_the_workers(tmp_path: Path) -> None:
@@ -88,8 +53,3 @@ def test_a_scrape_sums_the_workers(tmp_path: Path) -> None:
 def test_a_torn_snapshot_costs_nothing_but_its_worker(tmp_path: Path) -> None:
     (tmp_path / "worker-1.metrics").write_bytes(b'{"worker": 1')
     assert [each.worker for each in SnapshotFiles(tmp_path, 0).all(snapshot())] == [0]
-
-
-def test_a_snapshot_that_cannot_be_left_is_no_error(tmp_path: Path) -> None:
-    SnapshotFiles(tmp_path / "gone", 0).write(snapshot())
-    assert SnapshotFiles(None, 0).all(snapshot())

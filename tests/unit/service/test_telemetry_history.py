@@ -5,8 +5,6 @@ import math
 import pytest
 
 from featurestore.telemetry.points import Point
-from featurestore.telemetry.servers import StoreServer
-from service.metrics import LATENCY_BOUNDS
 from service.telemetry.history import MOST_INTERVALS, history_of
 
 NOW = 1_000_000.0
@@ -14,29 +12,6 @@ NOW = 1_000_000.0
 
 def point(at: float, process: str = "worker 0", host: str = "a", **told: object) -> Point:
     return Point(process, host, NOW + at, 10.0, **told)  # type: ignore[arg-type]
-
-
-def answers(**by_bound: int) -> list[int]:
-    counts = [0] * (len(LATENCY_BOUNDS) + 1)
-    for name, n in by_bound.items():
-        counts[int(name[1:])] = n
-    return counts
-
-
-def test_nothing_told_is_null_everywhere() -> None:
-    found = history_of([], NOW, 60)
-    assert len(found.at) == 6
-    assert found.at[-1] == NOW
-    for line in (
-        found.rmse,
-        found.requests_per_s,
-        found.p99_s,
-        found.lag,
-        found.store_bytes,
-        found.generation,
-    ):
-        assert line == [None] * 6
-    assert found.replicas == []
 
 
 def test_replicas_add_up_and_gaps_stay_gaps() -> None:
@@ -58,52 +33,9 @@ def test_replicas_add_up_and_gaps_stay_gaps() -> None:
     assert [(each.host, each.process) for each in found.replicas] == [("a", "worker 0")]
 
 
-def test_the_servers_of_the_store_are_those_that_a_trainer_has_found_last() -> None:
-    before, now = StoreServer("a:1", 16_384), StoreServer("a:1", 8_192)
-    points = [point(-15, "trainer", servers=[before]), point(-5, "trainer", servers=[now]), point(-1)]
-    assert history_of(points, NOW, 60).servers == [now]
-    # One that has told nothing for long may be wrong by now.
-    assert history_of([point(-45, "trainer", servers=[before])], NOW, 60).servers == []
-
-
-def test_memory_is_the_sum_over_processes_of_each_ones_mean() -> None:
-    points = [
-        point(-8, resident_bytes=100),
-        point(-2, resident_bytes=300),
-        point(-4, process="worker 1", resident_bytes=50),
-        point(-3, process="trainer", resident_bytes=7, busy="fit: trial"),
-    ]
-    found = history_of(points, NOW, 10)
-    assert found.workers_bytes == [250.0]
-    assert found.trainer_bytes == [7.0]
-    assert [(each.process, each.busy) for each in found.replicas] == [
-        ("trainer", "fit: trial"),
-        ("worker 0", ""),
-        ("worker 1", ""),
-    ]
-
-
-def test_quantiles_are_those_of_all_answers_together() -> None:
-    points = [point(-1, latency=answers(b1=90)), point(-1, host="b", latency=answers(b4=10)), point(-1)]
-    found = history_of(points, NOW, 10)
-    assert LATENCY_BOUNDS[0] <= (found.p50_s[0] or 0) <= LATENCY_BOUNDS[1]
-    assert LATENCY_BOUNDS[3] <= (found.p99_s[0] or 0) <= LATENCY_BOUNDS[4]
-
-
-def test_answers_beyond_the_last_bound_and_of_other_bounds_do_no_harm() -> None:
-    last = len(LATENCY_BOUNDS)
-    found = history_of([point(-1, latency=answers(**{f"b{last}": 3})), point(-1, latency=[5, 5])], NOW, 10)
-    assert found.p50_s == [LATENCY_BOUNDS[-1]]
-
-
 @pytest.mark.parametrize("seconds", [10, 900, 10_800, 86_400, 604_800])
 def test_a_picture_of_any_length_has_few_intervals_of_whole_points(seconds: float) -> None:
     found = history_of([point(-1, requests=10)], NOW, seconds)
     assert 1 <= len(found.at) <= MOST_INTERVALS * 1.5
     assert math.isclose(found.step_s % 10, 0)
     assert found.requests_per_s[-1] == 10 / found.step_s
-
-
-def test_a_clock_that_is_ahead_counts_for_the_last_interval() -> None:
-    found = history_of([point(+25, requests=30), point(-700, requests=5)], NOW, 60)
-    assert found.requests_per_s == [None] * 5 + [3.0]

@@ -1,0 +1,140 @@
+"""What operators see and change beside the model: users found, ratings exported, reports, the manual, and
+what each worker tells.
+"""
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from featurestore.store import Store
+from featurestore.telemetry.reports import MOST_REPORTS
+from service.context import CONTEXT
+from service.telemetry.reporter import Reporter
+from tests.support.serving import LINES, SHARED, Client, is_problem, serving
+
+pytestmark = SHARED
+ROW = {"data": "a.csv", "split": "random 1", "engine": "auto", "rmse": 0.9}
+
+
+async def all_users(client: Client, query: str) -> set[str]:
+    """Go from page to page: a store with the users of others, too, has some on each."""
+    seen: set[str] = set()
+    path = f"/users?{query}"
+    while path:
+        page = (await client.get(path)).json
+        seen.update(page["users"])
+        path = f"/users?{query}&cursor={page['next']}" if page["next"] else ""
+    return seen
+
+
+async def test_users_are_found_by_how_ids_begin_and_ratings_are_exported(client: Client) -> None:
+    ids = [*(f"u*{n}" for n in range(30)), "anna", "an\0na", "änn"]
+    rows = [
+        {"user_id": user_id, "item_id": f"item-{n % 7}", "rating": 1 + n % 5, "timestamp": 1e9 + n}
+        for n, user_id in enumerate(ids)
+    ]
+    assert (await client.post("/ratings", rows)).status == 200
+    assert await all_users(client, "prefix=an") == {"an\0na", "ann", "anna"}
+    # The very id comes first; what would be a pattern is a text.
+    assert (await client.get("/users?prefix=ann")).json["users"][0] == "ann"
+    assert await all_users(client, "prefix=u*&n=1000") == {f"u*{n}" for n in range(30)}
+    assert await all_users(client, "prefix=%3F") == set()
+    assert await all_users(client, "prefix=%C3%A4") == {"änn"}
+    is_problem(await client.get("/users?cursor=x"), 400, "invalid_parameter")
+    assert set(ids) <= await all_users(client, "n=1")
+    # What is exported can be stored again.
+    reply = await client.get("/export/ratings")
+    lines = {line["user_id"]: line for line in map(json.loads, reply.text.splitlines())}
+    assert [lines[row["user_id"]] for row in rows] == rows
+    assert (await client.ask("POST", "/ratings", data=reply.text.encode(), headers=LINES)).status == 200
+    again = await client.get("/export/ratings")
+    assert sorted(again.text.splitlines()) == sorted(reply.text.splitlines())
+
+
+async def test_a_worker_tells_what_it_did_since_it_told_before(
+    asked: tuple[Client, web.Application], shared_store: Store
+) -> None:
+    client, app = asked
+    reporter = Reporter(app[CONTEXT], "here")
+    # What other tests did.
+    await reporter.tell()
+    for n in range(5):
+        await client.post("/ratings", {"user_id": "told", "item_id": f"item-{n}", "rating": 1 + n})
+    await reporter.tell()
+    await client.get("/predict?user_id=told&item_id=item-1")
+    await reporter.tell()
+    own = [point for point in await shared_store.telemetry.read(600) if point.host == "here"]
+    first, second = own[-2:]
+    assert (first.requests, first.ratings, first.errors, second.requests) == (5, 5, 5, 1)
+    # The first rating finds the user unknown: both are told the same.
+    assert min(first.squared_error, first.baseline, first.store_bytes) > 0
+    assert sum(first.latency) == 5
+    assert first.lag >= 0
+    history = (await client.get("/history?seconds=600")).json
+    assert any(history["requests_per_s"])
+    assert "here" in [each["host"] for each in history["replicas"]]
+    is_problem(await client.get("/history?seconds=1"), 400, "invalid_parameter")
+
+
+async def test_reports_are_kept_as_far_as_there_is_room(client: Client, shared_store: Store) -> None:
+    async def put(name: str, rows: list[dict[str, Any]]) -> Any:
+        return await client.ask("PUT", f"/reports/{name}", json={"rows": rows})
+
+    assert is_problem(await put("none", []), 422, "invalid_body")
+    long = [{**ROW, "note": "x" * 320}] * 200
+    refused = await put("long", long)
+    assert is_problem(refused, 413, "body_too_large")
+    assert "64000" in refused.json["detail"]
+    # What is not kept may be longer than that.
+    stored = await put("curves", [{**ROW, "curve": "x" * 1_000}] * 200)
+    assert {name: stored.json["rows"][0][name] for name in ROW} == ROW
+    # One that cannot be read hides no other.
+    await shared_store.redis.hset(shared_store.keys.reports, mapping={b"damaged": b"{"})
+    assert (await client.get("/reports")).json["reports"] == [stored.json]
+    answers = await asyncio.gather(*(put(f"r{k}", [ROW]) for k in range(MOST_REPORTS + 10)))
+    assert {each.status for each in answers} == {200, 422}
+    assert all(each.status == 200 or is_problem(each, 422, "too_many_reports") for each in answers)
+    names = [each["name"] for each in (await client.get("/reports")).json["reports"]]
+    # One that is there may be replaced, and one that goes makes room.
+    assert (await put(names[0], [ROW])).status == 200
+    assert is_problem(await put("new", [ROW]), 422, "too_many_reports")
+    assert (await client.ask("DELETE", f"/reports/{names[0]}")).json == {"deleted": 1}
+    assert is_problem(await client.ask("DELETE", f"/reports/{names[0]}"), 404, "unknown_report")
+    assert (await put("new", [ROW])).status == 200
+
+
+async def test_the_manual_is_served_as_it_was_built_and_nothing_else_of_the_disk(
+    shared_settings: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "manual"
+    (tmp_path / "secret.html").write_text("secret")
+    async with serving(shared_settings, manual_dir=folder) as (client, _):
+        # Without one it says how to build it; links of the dashboard lead to its pages.
+        for name in ("", "/", "/alerts.html", "/how-to/"):
+            found = await client.get(f"/manual{name}")
+            assert (found.status, "make docs" in found.text) == (200, True)
+        file = await client.get("/manual/_static/theme.css")
+        assert (file.status, file.json["code"]) == (404, "not_found")
+        (folder / "how-to").mkdir(parents=True)
+        (folder / "searchindex.js").write_text("Search.setIndex({})")
+        (folder / "how-to/index.html").write_text("how to")
+        (folder / "objects.inv").write_bytes(b"of no use to a browser")
+        for built, text in enumerate(("first", "second")):
+            # A new build is there without a restart.
+            (folder / "index.html").write_text(text)
+            os.utime(folder / "searchindex.js", ns=(0, 1 + built))
+            page = await client.get("/manual/")
+            assert (page.text, page.headers["Content-Type"]) == (text, "text/html; charset=utf-8")
+        policy = page.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        again = await client.get("/manual/", headers={"If-None-Match": page.headers["ETag"]})
+        assert (again.status, again.text) == (304, "")
+        for name in ("how-to/", "how-to/index.html"):
+            assert (await client.get(f"/manual/{name}")).text == "how to"
+        for name in ("objects.inv", "nothing.html", "how-to", "../secret.html", "..%2fsecret.html", "%00"):
+            assert (await client.get(f"/manual/{name}")).status == 404, name
