@@ -199,7 +199,7 @@ export interface Foldin {
   /** Retire a category of a field of contexts: it is not given, shown or learned any more. `DELETE /schema/context/{field}/{category}`; role `operate`. */
   retireContextCategory(field: string, category: string): Promise<SchemaBody>;
   /** Begin a new history with these ratings; without a body, fit again on all that is known. `POST /train`; role `operate`. */
-  train(options?: { nb_users?: number; nb_items?: number; user_history?: Array<string | number>; item_history?: Array<string | number>; rating_history?: Array<number>; variables_history?: Array<Array<number>> | null; replace?: boolean; wait?: number; }): Promise<TrainedOut | TrainingOut>;
+  train(options?: { nb_users?: number; nb_items?: number; user_history?: Array<string | number>; item_history?: Array<string | number>; rating_history?: Array<number>; variables_history?: Array<Array<number>> | null; replace?: boolean; next_user?: string | number | null; next_item?: string | number | null; wait?: number; }): Promise<TrainedOut | TrainingOut>;
   /** How far a training has come. `GET /train/{receipt}`; role `read`. */
   getTraining(receipt: string): Promise<TrainingOut>;
   /** The generations that are kept. `GET /generations`; role `read`. */
@@ -1090,6 +1090,8 @@ export interface TrainBody {
   rating_history: Array<number>;
   variables_history?: Array<Array<number>> | null;
   replace?: boolean;
+  next_user?: string | number | null;
+  next_item?: string | number | null;
 }
 
 /** What is live now. `served`: whether every worker answers from it already. */

@@ -62,6 +62,9 @@ class TrainBody(msgspec.Struct, forbid_unknown_fields=True):
     # Numbers beside each event, as many in each row: the fields `v1`, `v2`, ... of its context.
     variables_history: Annotated[list[list[float]] | None, Meta(extra_json_schema=_EVENTS)] = None
     replace: bool = False
+    # The pair that the environment asks about first: its answer may be sent on as it is.
+    next_user: Id | None = None
+    next_item: Id | None = None
 
 
 class TrainedOut(msgspec.Struct):

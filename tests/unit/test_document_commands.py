@@ -28,7 +28,6 @@ RUN = {
 }
 # What programs print, pictures and formulas: each by the beginning of its first line, and what else holds it.
 NO_COMMAND = {
-    "CONTRIBUTING.md": {"no Python 3.14 with venv: not checked": "Makefile"},
     "docs/api.md": {'{"type":"/docs#invalid_body"': "tests/unit/service/test_service_api_documents.py"},
     "docs/model.md": {"similarity(u, v) = ": "", "similarity(i, j) = ": ""},
     "docs/operations.md": {"2026-01-31 12:00:00,000 INFO foldin.audit ": "tests/integration/service"},

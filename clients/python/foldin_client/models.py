@@ -599,6 +599,8 @@ class TrainBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     rating_history: list[float]
     variables_history: list[list[float]] | None = None
     replace: bool = False
+    next_user: str | int | None = None
+    next_item: str | int | None = None
 
 
 class TrainedOut(Struct, frozen=True, kw_only=True, omit_defaults=True):

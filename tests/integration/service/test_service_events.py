@@ -200,14 +200,14 @@ async def test_what_a_list_shows_is_recorded_and_what_comes_of_it_is_counted(
     again = (await client.get("/recommend/ann?n=4")).json
     assert [each["item_id"] for each in again["items"]] == items
     assert again["recommendation_id"].startswith(f"{number}~")
-    # Of one item once; of one that was not shown, and a negative one, never; nor after a week.
-    late = {"timestamp": time.time() + 8 * 86_400}
+    # Of one item once; of one that was not shown, and a negative one, never; nor before it was shown.
+    early = {"timestamp": time.time() - 86_400}
     for user, item, kind, more in (
         ("ann", items[0], "click", {}),
         ("ann", items[0], "purchase", {}),
         ("ann", items[1], "dislike", {}),
         ("bob", items[1], "like", {}),
-        ("ann", items[2], "like", late),
+        ("ann", items[2], "like", early),
         # The last one counts: what was to count before it has been counted by then.
         ("ann", items[3], "like", {}),
     ):
@@ -307,7 +307,7 @@ async def test_what_is_no_experiment_is_refused_by_name(client: Client, store: S
         ([one], 422, "invalid_body", "arms"),
         ([one, {**other, "share": 0.7}], 422, "invalid_body", "arms.share"),
         ([one, {**other, "name": "s"}], 422, "invalid_body", "arms.name"),
-        ([one, {"name": "b", "share": 0.5}], 422, "invalid_body", "arms"),
+        ([one, {"name": "b", "share": 0.5}], 422, "invalid_body", "arms.scenario"),
         ([one, {**other, "scenario": "gone"}], 404, "unknown_scenario", "arms.scenario"),
     ):
         reply = await client.ask("PUT", "/experiments/x", json={"arms": arms})

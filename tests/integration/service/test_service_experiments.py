@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 
-from featurestore.errors import StoreRefused
 from featurestore.experiments.definition import Arm, Definition
-from featurestore.experiments.stored import MOST_EXPERIMENTS
 from featurestore.experiments.tallies import new_tally
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import lead, rating, write_generation
-from tests.support.serving import BOTH_WAYS, Client, client_of, is_problem, processes, serves, serving
+from tests.support.serving import Client, client_of, is_problem, processes, serves, serving
 from tests.support.waiting import wait_until_async
 
 ITEMS = 8
@@ -68,82 +66,6 @@ async def until_figures(client: Client, name: str, **least: int) -> list[dict[st
     return found
 
 
-@BOTH_WAYS
-async def test_scenarios_take_the_place_of_the_one_that_is_asked_for(client: Client, store: Store) -> None:
-    await begun(client, "lists", LISTS)
-    counts = {"a": 0, "b": 0}
-    for user in USERS:
-        found, shown = await items(client, user, "&scenario=home")
-        assert found == ({"item-5"} if shown["lists"] == "b" else {"item-0", "item-1", "item-2"})
-        counts[shown["lists"]] += 1
-    assert min(counts.values()) > 5
-    assert await items(client, "user-0", "&scenario=other") == ({"item-6"}, None)
-    assert len((await items(client, "user-0"))[0]) == ITEMS
-    figures = await until_figures(client, "lists", lists=len(USERS), users=len(USERS))
-    assert {arm["name"]: (arm["lists"], arm["users"]) for arm in figures} == {
-        name: (count, count) for name, count in counts.items()
-    }
-    # An arm whose scenario was deleted is no arm: the call gets what it asks for.
-    assert (await client.ask("DELETE", "/scenarios/fewer")).status == 200
-    for user in USERS[:10]:
-        found_items, shown = await items(client, user, "&scenario=home")
-        assert found_items == {"item-0", "item-1", "item-2"}
-        assert shown in (None, {"lists": "a"})
-    assert (await client.ask("PUT", "/scenarios/fewer", json={"candidate_items": ["item-7"]})).status == 200
-    assert is_problem(await client.ask("DELETE", "/experiments/lists?keep=c"), 400, "invalid_parameter")
-    assert (await client.ask("DELETE", "/experiments/lists?keep=b")).status == 200
-    assert await items(client, "user-0", "&scenario=home") == ({"item-7"}, None)
-    # What was counted goes with it.
-    assert not any(b"experiment" in key for key in await store.redis.keys(f"*{store.settings.namespace}*"))
-    assert is_problem(await client.ask("DELETE", "/experiments/lists"), 404, "unknown_experiment")
-    # Of calls that ask for none.
-    await begun(client, "default", {"arms": ARMS})
-    assert (await items(client, "user-0"))[1] is not None
-    ended = (await client.ask("DELETE", "/experiments/default?keep=a")).json
-    assert ended == {"ended": "default", "followed": True, "scenario": "home"}
-    assert (await items(client, "user-0"))[0] == {"item-7"}
-    assert (await client.get("/experiments")).json == {"experiments": [], "default_scenario": "home"}
-    # What is not there does nothing.
-    assert (await client.ask("DELETE", "/scenarios/home")).status == 200
-    assert len((await items(client, "user-0"))[0]) == ITEMS
-
-
-async def test_what_is_no_experiment_is_refused_by_name(client: Client) -> None:
-    one, other = ARMS
-
-    async def refused(body: Any, status: int, code: str, field: str, name: str = "x") -> str:
-        reply = await client.ask("PUT", f"/experiments/{name}", json=body)
-        assert is_problem(reply, status, code)
-        assert reply.json.get("field") == field
-        return str(reply.json["detail"])
-
-    await refused({"arms": [one]}, 422, "invalid_body", "arms")
-    await refused({"arms": [one, {**other, "share": 0.7}]}, 422, "invalid_body", "arms.share")
-    await refused({"arms": [one, {**other, "share": 0}]}, 422, "invalid_body", "arms.share")
-    await refused({"arms": [one, {**other, "name": "a"}]}, 422, "invalid_body", "arms.name")
-    await refused({"arms": [one, {**other, "name": "a b"}]}, 422, "invalid_body", "arms.name")
-    await refused({"arms": [one, {"name": "b", "share": 0.5}]}, 422, "invalid_body", "arms.scenario")
-    generation = {"name": "b", "share": 0.5, "generation": 1}
-    assert "'generation'" in await refused(
-        {"arms": [one, generation]}, 422, "invalid_body", "arms.generation"
-    )
-    missing = {**other, "scenario": "missing"}
-    await refused({"arms": [one, missing]}, 404, "unknown_scenario", "arms.scenario")
-    await begun(client, "lists", LISTS)
-    assert (await begun(client, "lists", LISTS))["name"] == "lists"
-    changed = {**LISTS, "arms": [other, one]}
-    await refused(changed, 409, "experiment_exists", "name", "lists")
-    await refused(changed, 409, "experiment_exists", "name", "others")
-    assert is_problem(await client.get("/experiments/none"), 404, "unknown_experiment")
-
-
-async def test_there_is_room_for_so_many(store: Store) -> None:
-    for k in range(MOST_EXPERIMENTS):
-        await store.experiments.begin(f"e{k}", Definition(DEFINED.arms, 1e9, scenario=f"s{k}"))
-    with pytest.raises(StoreRefused):
-        await store.experiments.begin("more", Definition(DEFINED.arms, 1e9, scenario="more"))
-
-
 @pytest.mark.parametrize("torn", [b'{"arms":[', b'{"arms":5}', b'{"arms":[{"generation":NaN}],"began":1}'])
 async def test_one_that_cannot_be_read_does_nothing_and_can_be_ended(
     client: Client, store: Store, torn: bytes
@@ -169,32 +91,6 @@ async def test_what_one_has_counted_late_is_none_of_another_of_its_name(store: S
     await store.tallies.add(new, 0, new_tally() + 1.0, [4])
     ((tally, users), _) = await store.tallies.read(new)
     assert (float(tally.min()), users) == (1.0, 1)
-
-
-async def test_a_worker_goes_on_where_experiments_are_of_another_type(client: Client, store: Store) -> None:
-    await begun(client, "lists", LISTS)
-    await store.redis.set(store.keys.experiments, b"x")
-
-    async def plain() -> bool:
-        answers = [await items(client, user, "&scenario=home") for user in USERS[:10]]
-        return answers == [({"item-0", "item-1", "item-2"}, None)] * 10
-
-    await wait_until_async(plain, "there is no experiment")
-    assert is_problem(await client.get("/experiments"), 503, "data_damaged")
-    assert is_problem(await client.ask("PUT", "/experiments/lists", json=LISTS), 503, "data_damaged")
-    # What a person does about it.
-    await store.redis.delete(store.keys.experiments)
-    await begun(client, "lists", LISTS)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -96.0])
-async def test_a_sum_that_counts_nothing_is_damage(client: Client, store: Store, value: float) -> None:
-    await begun(client, "lists", LISTS)
-    tally = new_tally()
-    tally[0, 0] = value
-    await store.redis.hset(store.keys.experiment_sums("lists"), "0", tally.astype("<f8").tobytes())
-    assert is_problem(await client.get("/experiments/lists"), 503, "data_damaged")
-    assert (await client.get("/metrics")).status == 200
 
 
 @pytest.mark.slow

@@ -186,8 +186,10 @@ async def test_a_scenario_is_the_one_that_was_put_last(client: Client, other: Cl
         for worker in (client, other):
             assert (await worker.get("/scenarios/home")).json == {"name": "home", **rules}
             assert await listed(worker, "/recommend/ann?n=100&scenario=home") == later
-            # What the call says takes the place of what the scenario says; a category narrows it.
-            assert await listed(worker, scenario="home", filter=OLD) == [row for row in best if row < 6]
+            # An item must pass the filter of the call too; a category narrows it further.
+            even = {"must_not": [{"has_id": ["item-10"]}]}
+            assert await listed(worker, scenario="home", filter=even) == [row for row in later if row != 10]
+            assert await listed(worker, scenario="home", filter=OLD) == []
             drama = "/recommend/ann?n=100&scenario=home&category=drama"
             assert await listed(worker, drama) == [row for row in later if row % 3 == 0]
     assert (await other.get("/scenarios")).json == {"scenarios": ["home"]}

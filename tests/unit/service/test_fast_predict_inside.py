@@ -25,7 +25,7 @@ def test_only_the_place_where_connections_are_made_refers_to_it() -> None:
         if names.search(path.read_text("utf-8")) and path != Path(fast_predict.__file__)
     ]
     assert users == ["service/server/connections.py"]
-    # Whoever deletes the file changes these two lines, and has the service without it.
+    # The file can be deleted with these two lines; then the service is without it.
     lines = (ROOT / users[0]).read_text("utf-8").splitlines()
     assert [line.strip() for line in lines if names.search(line)] == [
         "from service.server.fast_predict import fast_connections",

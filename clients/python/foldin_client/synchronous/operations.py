@@ -800,6 +800,8 @@ class Operations(Transport):
         rating_history: Sequence[float] | UnsetType = UNSET,
         variables_history: Sequence[Sequence[float]] | UnsetType | None = UNSET,
         replace: bool | UnsetType = UNSET,
+        next_user: str | int | UnsetType | None = UNSET,
+        next_item: str | int | UnsetType | None = UNSET,
         wait: int | None = None,
     ) -> models.TrainedOut | models.TrainingOut:
         """Begin a new history with these ratings; without a body, fit again on all that is known.
@@ -819,6 +821,8 @@ class Operations(Transport):
                     rating_history=rating_history,
                     variables_history=variables_history,
                     replace=replace,
+                    next_user=next_user,
+                    next_item=next_item,
                 ),
                 longer_s=60.0 if wait is None else float(wait),
             ),
