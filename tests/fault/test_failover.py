@@ -18,7 +18,7 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import rating
 from tests.support.secrets import make_secrets
-from tests.support.servers import KINDS, ServerKind, missing, server_binary
+from tests.support.servers import ServerKind, missing, server_binary
 from tests.support.waiting import wait_until_async
 from torture.replica_set import ReplicaSet, Users, replica_set
 
@@ -27,13 +27,12 @@ OPERATIONS = Path(__file__).resolve().parents[2] / "docs/operations.md"
 pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(240)]
 
 
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> ServerKind:
-    """Each kind of server that is installed."""
-    if server_binary(request.param) is None:
-        missing(f"{request.param}-server")
-    found: ServerKind = request.param
-    return found
+@pytest.fixture
+def kind(store_kind: ServerKind) -> ServerKind:
+    """A kind of server that is installed."""
+    if server_binary(store_kind) is None:
+        missing(f"{store_kind}-server")
+    return store_kind
 
 
 @pytest.fixture

@@ -73,6 +73,7 @@ def test_what_a_page_should_not_have_is_found() -> None:
     assert list(outside_addresses(style)) == ["https://one.example/a.css", "//two.example/b.png"]
 
 
+@pytest.mark.slow
 @IS_BUILT
 def test_no_page_asks_another_address_or_has_a_script_inside() -> None:
     pages = sorted(MANUAL.rglob("*.html"))
@@ -83,6 +84,7 @@ def test_no_page_asks_another_address_or_has_a_script_inside() -> None:
     assert styles
 
 
+@pytest.mark.slow
 @IS_BUILT
 def test_every_document_is_in_it() -> None:
     documents = {path.relative_to(house.ROOT / "docs") for path in (house.ROOT / "docs").rglob("*.md")}
@@ -101,6 +103,7 @@ def test_every_document_has_a_place() -> None:
     assert sorted(map(str, set(docs.rglob("*.md")) ^ named)) == []
 
 
+@pytest.mark.slow
 @IS_BUILT
 def test_it_has_every_call_and_every_metric() -> None:
     calls = (MANUAL / "reference/calls.html").read_text("utf-8")

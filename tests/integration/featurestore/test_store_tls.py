@@ -23,8 +23,11 @@ from processes.errors import ChildEndedError
 from processes.probes import unused_cluster_port, unused_port
 from tests.support.certificates import certificate
 from tests.support.factories import rating
-from tests.support.servers import KIND, missing, running_server, server_binary
+from tests.support.servers import missing, running_server, server_binary
 from tests.support.waiting import wait_until_async
+
+# The Valkey of the lock was built without TLS.
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def settings(tmp_path: Path) -> Iterator[StoreSettings]:
     options = ["--tls-port", str(port), "--tls-auth-clients", "no", "--tls-ca-cert-file", str(known)]
     options += ["--tls-cert-file", str(known), "--tls-key-file", str(known.with_suffix(".key"))]
     try:
-        with running_server(KIND, tmp_path, *options):
+        with running_server("redis", tmp_path, *options):
             url = f"rediss://localhost:{port}?ssl_ca_certs={known}"
             yield StoreSettings(url=url, partitions=2, timeout_s=5.0)
     except ChildEndedError:
@@ -76,7 +79,7 @@ async def test_sentinels_are_asked_over_tls_by_name_and_password(tmp_path: Path)
     )
     tls += ["--requirepass", "hunter2"]
     try:
-        with running_server(KIND, tmp_path, "--tls-port", str(ports[0]), *tls):
+        with running_server("redis", tmp_path, "--tls-port", str(ports[0]), *tls):
             command = [str(server_binary("redis")), str(config), "--sentinel", "--port", "0"]
             command += ["--tls-port", str(ports[1]), "--dir", str(tmp_path), *tls]
             with BlockingChild(command, tmp_path / "sentinel.log", dies_by=signal.SIGKILL):
@@ -106,7 +109,7 @@ async def test_a_cluster_is_formed_and_used_over_tls(tmp_path: Path) -> None:
     options += ["--tls-cluster", "yes", "--cluster-enabled", "yes", "--requirepass", "hunter2"]
     options += ["--cluster-announce-hostname", "localhost", "--cluster-preferred-endpoint-type", "hostname"]
     try:
-        with running_server(KIND, tmp_path, *options):
+        with running_server("redis", tmp_path, *options):
             url = f"rediss+cluster://:hunter2@localhost:{port}?ssl_ca_certs={known}"
             settings = StoreSettings(url=url, partitions=8, timeout_s=5.0)
             await asyncio.to_thread(form, servers_of(settings), 1)

@@ -9,6 +9,7 @@ import pytest
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.__main__ import main
+from foldin.files import item_import  # noqa: F401 - it takes its number of rows before a test patches that
 from tests.support.serving import Client, serving
 
 

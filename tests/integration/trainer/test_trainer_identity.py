@@ -112,7 +112,7 @@ async def test_an_archive_that_is_not_the_stores_is_refused_and_left_as_it_is(
         (settings.archive_folder / "epoch-000001").rename(settings.archive_folder / "epoch-000009")
     elif accident == "newer format":
         identity.write_text('{"format": 2}')
-        why = "has format 2, this version reads up to 1"
+        why = "has format 2, this version reads 1"
     before = files(settings)
     if accident == "another store":
         (tmp_path / "other").mkdir()
