@@ -94,7 +94,8 @@ class Child:
             stdin=pipe,
             stdout=None if self.spec.captured == "stderr" else pipe,
             stderr=errors,
-            process_group=0,
+            # A group of its own, which uvloop makes in no other way.
+            start_new_session=True,
             pass_fds=self._inherit,
             preexec_fn=die_with_parent(),
         )

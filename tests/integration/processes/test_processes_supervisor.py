@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from processes import backoff
-from processes.child import ChildSpec
+from processes.child import Child, ChildSpec
 from processes.errors import CannotStartError, StackFailedError
 from processes.supervisor import Supervisor
 from tests.support.waiting import wait_until, wait_until_async
@@ -253,3 +254,15 @@ asyncio.run(main())
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_child_starts_on_the_loop_of_services_in_a_group_of_its_own() -> None:
+    async def started() -> tuple[int, str]:
+        child = Child(ChildSpec("group", (sys.executable, "-c", "import os; print(os.getpgid(0))")), None)
+        await child.start()
+        return await child.wait(), child.last_line
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        code, group = runner.run(started())
+    assert code == 0
+    assert int(group) != os.getpgid(0)
