@@ -82,7 +82,6 @@ def lose_tail(server: StoreServer, mark: int) -> None:
     server.start()
 
 
-@pytest.mark.slow
 async def test_emptied_store(learned: Learned) -> None:
     """As a process says it, whatever comes in meanwhile."""
     before = files(learned.settings)
