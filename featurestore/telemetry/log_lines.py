@@ -32,6 +32,24 @@ class JsonLines(logging.Formatter):
         return json.dumps(told | _trace(), ensure_ascii=False, default=str)
 
 
+class TextLines(logging.Formatter):
+    """Formats a record as a line of text: the message, and behind it as `name=value` what was given with it
+    and is not in the message. A trainer's messages have theirs (`event`, `fields`).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(TEXT)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - as logging has it
+        """Return the line without a traceback."""
+        given = [
+            f"{name}={json.dumps(value, ensure_ascii=False, default=str)}"
+            for name, value in vars(record).items()
+            if name not in _OF_EACH and name not in {"event", "fields"} and f"{name}=" not in record.message
+        ]
+        return " ".join([super().formatMessage(record), *given])
+
+
 def _trace() -> dict[str, str]:
     # Where it was not imported there is no trace.
     library = sys.modules.get("opentelemetry.trace")
@@ -44,5 +62,5 @@ def _trace() -> dict[str, str]:
 def configure(level: str, form: str) -> None:
     """Send the log lines of this process to standard error, in one of `FORMS`."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if form == "json" else logging.Formatter(TEXT))
+    handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(level=level, handlers=[handler])

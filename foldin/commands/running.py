@@ -43,6 +43,9 @@ def find(arguments: Sequence[str], environ: Mapping[str, str]) -> Call | None:
     """Return which command is called; None where there is none to run: for help, completion, or a wrong
     name.
     """
+    if list(arguments) == ["--version"]:
+        # As every program is asked.
+        arguments = ["version"]
     if environ.get(COMPLETE) or not arguments or arguments[0] not in COMMANDS:
         return None
     command, rest = COMMANDS[arguments[0]], list(arguments[1:])

@@ -82,7 +82,9 @@ class AttributeEffects:
         rows: Int64s = np.flatnonzero(self._rated & self.columns.described)
         if len(rows) <= self.columns.width // len(precision) or len(rows) < 2:
             return False
-        rows = rows[:: max(1, len(rows) // _LEFT_OUT)]
+        if len(rows) > _LEFT_OUT:
+            # At random, the same each time: rows may follow an order of their own.
+            rows = np.sort(np.random.default_rng(len(rows)).choice(rows, _LEFT_OUT, replace=False))
         axes = self.columns.take(rows).times(self._vectors)
         shrunk = 1.0 / (self._values + ridge)
         # A row that is left out is off by more, as it has drawn the others towards it (PRESS; Allen, 1974).

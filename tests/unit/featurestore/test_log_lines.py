@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from featurestore.telemetry.log_lines import JsonLines
+from featurestore.telemetry.log_lines import JsonLines, TextLines
 from trainer import log
 
 
@@ -34,3 +34,14 @@ def test_an_error_has_its_traceback_and_what_was_given_with_it(caplog: pytest.Lo
     assert line["request_id"] == "r"
     assert str(line["error"]).endswith("ValueError: a\nb")
     assert "trace_id" not in line
+
+
+def test_people_read_what_was_given_with_a_line_too(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        logging.getLogger("foldin.store").warning("store connection lost", extra={"why": "reset\nby peer"})
+        logging.getLogger("foldin").info("request_id=%s", "r", extra={"request_id": "r"})
+        log.event("fit_published", generation=7)
+    texts = [TextLines().format(record) for record in caplog.records]
+    assert texts[0].endswith('WARNING foldin.store store connection lost why="reset\\nby peer"')
+    assert texts[1].endswith("INFO foldin request_id=r")
+    assert texts[2].endswith("INFO trainer fit_published generation=7")
