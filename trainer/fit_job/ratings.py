@@ -32,7 +32,8 @@ class FitInput:
     `choices`: the same with the events of other types among them, None where there are none of these. `kept`
     int64 (k,): user row in the earlier fit of each of the first k users. `unknown`: events of items that the
     registry does not have, which are left out. `unlearned` int32: positions of the ratings that the earlier
-    fit has not learned, in the order in which they arrived; none where there was no such fit.
+    fit has not learned, in the order in which they arrived, without those that say again what it has learned;
+    none where there was no such fit.
     """
 
     user_ids: pa.StringArray
@@ -76,13 +77,15 @@ def load_ratings(
     last_of_user = np.flatnonzero(np.diff(user_row, append=-1))
     user_n[user_row[last_of_user]] = np.maximum(n[last_of_user], 0)
     item_row, type_code = item_row[by_n], events.type_code[by_n]
-    given = _last_in_order(user_row, typed_rows(type_code, item_row))
+    item = typed_rows(type_code, item_row)
+    given = _last_in_order(user_row, item)
     given &= (item_row >= 0) & ~np.isnan(events.rating[by_n])
     is_new = np.zeros(int(given.sum()), dtype=bool)
     if learned is not None:
         learned_n = np.zeros(len(user_ids), dtype=np.int64)
         learned_n[: len(kept)] = learned[kept]
-        is_new = n[given] > learned_n[user_row[given]]
+        later = n > learned_n[user_row]
+        is_new = (later & ~_repeated(user_row, item, events.rating[by_n], later))[given]
     user_row, item_row, type_code, by_n = user_row[given], item_row[given], type_code[given], by_n[given]
     del n, given
     value, time = events.rating[by_n], events.time[by_n]
@@ -164,6 +167,32 @@ def _last_in_order(user_row: npt.NDArray[np.int32], item: npt.NDArray[np.int64])
     last = np.zeros(len(pair), dtype=bool)
     last[order[np.flatnonzero(np.diff(pair, append=-1))]] = True
     return last
+
+
+def _repeated(
+    user_row: npt.NDArray[np.int32],
+    item: npt.NDArray[np.int64],
+    rating: npt.NDArray[np.float64],
+    later: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.bool_]:
+    """Return which events (m,), ordered by user and `n`, say what the last event of their pair that is not
+    `later` said, as those of a file that is imported again do.
+    """
+    found = np.zeros(len(later), dtype=bool)
+    has_later = np.zeros(int(user_row.max(initial=-1)) + 1, dtype=bool)
+    has_later[user_row[later]] = True
+    # Those of other users, which are nearly all of a refit, need no sort.
+    among = np.flatnonzero(has_later[user_row])
+    pair = user_row[among].astype(np.int64) << 33 | (item[among] + 1)
+    order = np.argsort(pair, kind="stable")
+    among, pair = among[order], pair[order]
+    place = np.arange(len(pair))
+    begins = np.append(True, pair[1:] != pair[:-1])[: len(pair)]
+    first = np.maximum.accumulate(np.where(begins, place, 0))
+    known = np.maximum.accumulate(np.where(later[among], -1, place))
+    said = rating[among]
+    found[among] = (known >= first) & (said[known] == said)
+    return found
 
 
 def _in_order(
