@@ -39,6 +39,8 @@ _BACKLOG = 1024
 _MOST_HEADERS = 64
 # What a client still sends of a body after its answer is read for so long, then the connection is closed.
 _LINGERING_S = 2.0
+# A handshake takes two round trips; what stays silent is no connection yet, and no limit counts it.
+_HANDSHAKE_S = 10.0
 # Files of a worker that are no connections: the store, tables, logs, the libraries.
 _OTHER_FILES = 128
 # New containers between two looks of the collector: a request leaves few cycles; a batch of 10,000 pairs is
@@ -72,6 +74,36 @@ class ServiceRunner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         template = await super()._make_server()
         return Server(self.app, template, self._limits, most=self._connections)
+
+
+class Site(web.SockSite):
+    """Listens on a socket; with TLS, gives up connections whose handshake takes longer than `handshake_s`."""
+
+    __slots__ = ("_handshake_s",)
+
+    def __init__(
+        self,
+        runner: web.BaseRunner,
+        sock: socket.socket,
+        tls: ssl.SSLContext | None,
+        *,
+        handshake_s: float = _HANDSHAKE_S,
+    ) -> None:
+        super().__init__(runner, sock, backlog=_BACKLOG, ssl_context=tls)
+        self._handshake_s = handshake_s
+
+    async def start(self) -> None:
+        """Begin to accept. As aiohttp's, which names no time for the handshake: asyncio takes 60 s then."""
+        await web.BaseSite.start(self)
+        server = self._runner.server
+        assert server is not None
+        self._server = await asyncio.get_running_loop().create_server(
+            server,
+            sock=self._sock,
+            ssl=self._ssl_context,
+            backlog=self._backlog,
+            ssl_handshake_timeout=None if self._ssl_context is None else self._handshake_s,
+        )
 
 
 def connections_within(wanted: int) -> int:
@@ -128,7 +160,7 @@ async def serve(settings: ServiceSettings, slot: WorkerSlot, sock: socket.socket
         try:
             tls = tls_context(settings.tls_cert, settings.tls_key)
             await starting
-            await web.SockSite(runner, sock, backlog=_BACKLOG, ssl_context=tls).start()
+            await Site(runner, sock, tls).start()
         except (StoreRefused, StoreUnavailable, CannotStartError) as exc:
             _say(str(exc))
             return CANNOT_START
