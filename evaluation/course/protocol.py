@@ -21,7 +21,7 @@ from rich.console import Console
 from environment.client import EnvironmentClient, EnvironmentFailedError
 from environment.server import running_server
 from environment.settings import MAX_SEED
-from evaluation.api_client import ApiClient
+from evaluation.api_client import ApiClient, ApiError
 from evaluation.course.command import run_command
 from evaluation.course.seat import GameOverError, Seat
 from evaluation.course.settings import EvaluationSettings
@@ -67,7 +67,7 @@ async def evaluate(
     """Play all runs. A failing player counts as missing.
 
     `brought`: players by name that the caller adds. Raises SettingsError for a player of the settings that
-    cannot be made, EnvironmentFailedError when the environment does not answer.
+    cannot be made and for an API that does not answer, EnvironmentFailedError when the environment does not.
     """
     lineup = settings.lineup(brought)
     _check(lineup, brought)
@@ -82,6 +82,13 @@ async def evaluate(
             client = ApiClient(
                 session, settings.api, key=settings.api_key(), timeout_s=settings.prepare_timeout_s
             )
+            try:
+                # Before a game: a run takes minutes, and one that is not asked scores as one that fails.
+                await client.status()
+            except ApiError as error:
+                raise SettingsError(
+                    f"{error}: start one with `foldin up`, name another with --api, or leave that out"
+                ) from error
             api = SharedApi(client)
         tag = secrets.token_hex(4)
         evaluation = _Evaluation(settings, session, address, api, tag, on_progress, brought)

@@ -21,6 +21,7 @@ from foldin.settings import CONTEXT_PREFIX
 from processes.errors import CannotStartError
 
 GZIP_MAGIC = b"\x1f\x8b"
+ZIP_MAGIC = b"PK\x03\x04"  # of sheets of Excel, too
 PARQUET_MAGIC = b"PAR1"
 BOM = b"\xef\xbb\xbf"
 HEAD_BYTES = 64 * 1024  # the first line of the widest table fits
@@ -115,6 +116,7 @@ def find_layout(path: Path, kind: str, columns: Mapping[str, str] | None) -> Lay
         return _clear(
             path, _parquet_layout(path, kind, columns, compressed=compressed, is_parquet=is_parquet)
         )
+    _check_text(path, head)
     first = head.removeprefix(BOM).decode("utf-8", "replace").partition("\n")[0].removesuffix("\r")
     if not first.strip():
         raise CannotStartError(
@@ -124,6 +126,16 @@ def find_layout(path: Path, kind: str, columns: Mapping[str, str] | None) -> Lay
         # All of it would be its first line.
         raise CannotStartError(f"lines of {path} end with a carriage return alone: give them newlines")
     return _clear(path, _text_layout(path, first, kind, columns, compressed=compressed))
+
+
+def _check_text(path: Path, head: bytes) -> None:
+    """Raise CannotStartError for a file that begins as no text does."""
+    if head.startswith(ZIP_MAGIC):
+        raise CannotStartError(
+            f"{path} is an Excel or ZIP file: save its sheet as CSV (UTF-8), or unpack it first"
+        )
+    if b"\0" in head.partition(b"\n")[0]:
+        raise CannotStartError(f"{path} is no text in UTF-8: save it as CSV (UTF-8), or as Parquet")
 
 
 def _clear(path: Path, layout: Layout) -> Layout:
@@ -239,7 +251,15 @@ def _by_synonyms(names: Sequence[str]) -> dict[str, int] | None:
 
 def _unclear(path: Path, names: Sequence[str]) -> str:
     shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    if any(NUMBER.fullmatch(name) for name in names):
+        return (
+            f"the first line of {path} ({shown}) looks like a rating, not like names of columns: say by "
+            "their places what they are, as with --columns user=1,item=2,rating=3"
+        )
+    rest = ""
+    if not any("rat" in name.lower() for name in names):
+        rest = "; a file of items is read with --items, one of users with --users"
     return (
         f"cannot tell user, item and rating of {path} apart: say which of its columns ({shown}) they are "
-        "with --columns user=NAME,item=NAME,rating=NAME"
+        f"with --columns user=NAME,item=NAME,rating=NAME{rest}"
     )

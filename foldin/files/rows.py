@@ -246,7 +246,7 @@ def _ids(column: pa.Array, role: str, refuse: Refuse) -> pa.Array:
         raw.cast(pa.string())  # fails for the whole column at once
     except pa.ArrowInvalid:
         broken = np.array([not _is_utf8(value) for value in raw.to_pylist()], bool)
-        refuse(broken, lambda _: f"{role} is not UTF-8")
+        refuse(broken, lambda _: f"{role} is not UTF-8: convert the file, as by iconv -f latin1 -t utf-8")
     return raw
 
 
@@ -273,7 +273,7 @@ def _numbers(column: pa.Array, role: str, parse: Callable[[str], float], refuse:
             values = np.array([parse(text) for text in texts], np.float64)
             refuse(
                 np.isnan(values),
-                lambda position: f"{role} is not a number: {texts[position][:SHOWN_CHARACTERS]!r}",
+                lambda position: f"{role} is not a number: {_shown(texts[position])}",
             )
     else:
         values = _plain(column.cast(pa.float64(), safe=False))
@@ -290,6 +290,13 @@ def _plain(column: pa.Array) -> Values:
 
 def _text(value: bytes | str | None) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
+
+
+def _shown(text: str) -> str:
+    """Return a text that is no number, with what helps where it has a decimal comma."""
+    with_point = text.strip().replace(",", ".")
+    hint = f" (write {with_point})" if text.count(",") == 1 and NUMBER.fullmatch(with_point) else ""
+    return f"{text[:SHOWN_CHARACTERS]!r}{hint}"
 
 
 def _number(text: str) -> float:

@@ -200,6 +200,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 BAD = [
     ("1,2,x", "rating is not a number: 'x'"),
     ("1,2,", "rating is not a number: ''"),
+    ('1,2,"4,5"', "rating is not a number: '4,5' (write 4.5)"),
     ("1,2,nan", "rating is not a"),
     ("1,2,1e999", "rating is not a finite number"),
     ("1,2,1_0", "rating is not a number"),
@@ -239,12 +240,12 @@ def test_times_are_seconds_or_iso_8601(tmp_path: Path) -> None:
         "1997-12-04 15:55:49": 881250949.0,
         "1997-12-04T16:55:49+01:00": 881250949.0,
         "1997-12-04": 881193600.0,
-        **dict.fromkeys(("yesterday", "1997-13-04", "1e17", "inf", "")),
+        **dict.fromkeys(("yesterday", "1997-13-04", "1e17", "1e13", "inf", "")),
     }
     path.write_text("user,item,rating,timestamp\n" + "".join(f"1,2,3,{text}\n" for text in times))
     rows, _, bad = read(path)
     assert [row[3] for row in rows] == [seconds for seconds in times.values() if seconds is not None]
-    assert [row.reason.split()[0] for row in bad] == ["timestamp"] * 5
+    assert [row.reason.split()[0] for row in bad] == ["timestamp"] * 6
 
 
 FIELD = st.text(st.sampled_from('ab ,;"\n\t:é'), min_size=1, max_size=8)
