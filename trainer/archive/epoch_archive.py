@@ -86,7 +86,7 @@ class Snapshot:
 
 class EpochArchive:
     """The log of one epoch. Appends come from one task; merges and erasures may run beside them in other
-    threads.
+    threads. `replaceable`: whether a damaged file can be made anew from the store; those of the trash cannot.
     """
 
     def __init__(
@@ -97,9 +97,11 @@ class EpochArchive:
         guard: Guard,
         step: Step = no_step,
         unread: UnreadFiles | None = None,
+        replaceable: bool = True,
     ) -> None:
         self.directory = directory
         self.epoch = epoch
+        self._replaceable = replaceable
         self._guard = guard
         self._step = step
         # Held for moments, over the list of segments; the two below for as long as files are written.
@@ -245,9 +247,10 @@ class EpochArchive:
         """Take a user's events up to `up_to_n`, of those that came before a time of the store, out of every
         segment; return how many there were.
 
-        Repeating is safe. Damaged files that were set aside cannot be searched, so they are removed; one that
-        fits its checksum after all stays, without the user. Raises `ArchiveFailedError` when it has been
-        through all the others: no file is removed that could not be read.
+        Repeating is safe. Damaged files that were set aside cannot be searched: where they can be made anew
+        they are removed, elsewhere they stay, and the erasure waits for a person to decide. One that fits its
+        checksum after all stays, without the user. Raises `ArchiveFailedError` when it has been through all
+        the others: no file is removed that could not be read.
         """
         erased, failures = 0, Failures()
         with self._maintenance:
@@ -289,7 +292,13 @@ class EpochArchive:
                 kept, erased = _without_user(rows, user_id, up_to_n, before_ms)
                 if erased:
                     write_file(path, kept, spans, step=self._step, guard=self._guard)
-        except (SegmentDamagedError, SegmentGoneError):
+        except SegmentGoneError:
+            return 0
+        except SegmentDamagedError as exc:
+            if not self._replaceable:
+                raise ArchiveFailedError(
+                    f"{path} is damaged and cannot be searched for who is forgotten: restore it, or remove it"
+                ) from exc
             # The rebuild that follows does not need it, and nothing else reads it.
             self._guard()
             with self._writing():
@@ -411,20 +420,38 @@ class EpochArchive:
         files, failures = _segment_files(self.directory), Failures()
         files_of(self.directory).read_ahead([path for _, path in files])
         self._unread.keep({path.name for _, path in files})
-        for name, path in files:
-            if any(other.covers(name) for other, _ in files):
-                self._step("recover:unlink")
-                path.unlink()
-                continue
-            # Past one that cannot be read: all of them are waited for at once, not one after the other.
-            with failures:
-                try:
-                    self._segments.append(_inspect(path, name, self._unread))
-                except (SegmentDamagedError, SegmentGoneError) as exc:
-                    gone = SegmentDamagedError(path, "is missing")
-                    self.damaged.append(exc if isinstance(exc, SegmentDamagedError) else gone)
-                    self._unread.was_read(path)
-                    path.rename(path.with_name(path.name + DAMAGED))
+        sound: list[SegmentName] = []
+        # Largest first: what another one covers goes only where that one was looked at, and is whole.
+        while files:
+            largest = [(name, path) for name, path in files if not any(it.covers(name) for it, _ in files)]
+            unknown = []
+            for name, path in largest:
+                # Past one that cannot be read: all of them are waited for at once, not one after the other.
+                unknown.append(name)
+                with failures:
+                    try:
+                        self._segments.append(_inspect(path, name, self._unread))
+                        if any(name.covers(other) for other, _ in files):
+                            # A footer says nothing of the rows before it.
+                            with open_segment(path) as file:
+                                open_rows(path, file)
+                        sound.append(name)
+                    except (SegmentDamagedError, SegmentGoneError) as exc:
+                        gone = SegmentDamagedError(path, "is missing")
+                        self.damaged.append(exc if isinstance(exc, SegmentDamagedError) else gone)
+                        self._unread.was_read(path)
+                        self._segments = [each for each in self._segments if each.name != name]
+                        path.rename(path.with_name(path.name + DAMAGED))
+                    unknown.pop()
+            rest = []
+            for name, path in files:
+                if any(each.covers(name) for each in sound):
+                    self._step("recover:unlink")
+                    path.unlink()
+                elif (name, path) not in largest and not any(each.covers(name) for each in unknown):
+                    rest.append((name, path))
+            files = rest
+        self._segments.sort(key=lambda segment: segment.name)
         failures.throw()
         sync_directory(self.directory)
 

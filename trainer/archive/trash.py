@@ -188,14 +188,14 @@ class Trash:
         """Take what a user did before a time of the store out of every entry; return how many events there
         were. Repeating is safe.
 
-        Damaged files, which cannot be searched, are removed. What could not be read is there: it raises when
-        it has been through all other entries, and the erasure has not ended then.
+        Damaged files, which cannot be searched, and those that could not be read stay: it raises when it has
+        been through all other entries, and the erasure has not ended then.
         """
         erased, failures = 0, Failures()
         for path in self._folders():
             with failures:
                 if _may_have(path, user_id):
-                    archive = EpochArchive(path, 0, guard=self._guard)
+                    archive = EpochArchive(path, 0, guard=self._guard, replaceable=False)
                     erased += archive.erase(user_id, ALL_OF_A_USER, before_ms)
         failures.throw()
         return erased

@@ -89,9 +89,6 @@ def test_forgotten_user_leaves_every_entry(tmp_path: Path, trash: Trash) -> None
     for epoch in (1, 2):
         folder = tmp_path / f"epoch-{epoch:06d}"
         fill(folder)
-        if epoch == 2:
-            damaged = folder / "0000000009-0000000009.r0.parquet.damaged"
-            damaged.write_bytes(b"ann is in here")
         Trash(tmp_path / "trash", guard=free).move(folder, epoch, "x" * 32, "replaced")
     kept = fill(tmp_path / "epoch-000003")
     trash.keep(kept.snapshot().paths, 3, "x" * 32, "rebuilt")
