@@ -88,7 +88,8 @@ def add_key(options: AddOptions, settings: FrontDoorSettings) -> int:
 
     async def add(store: Store) -> None:
         name, role, file = options.name, options.role, options.file
-        if any(key is not None and key.name == name for key in (await store.access.load()).values()):
+        known = await store.access.load()
+        if any(key is not None and key.name == name for key in known.values()):
             raise CannotStartError(
                 f"a key is called {name!r} already: remove it first, or choose another name"
             )
@@ -102,6 +103,11 @@ def add_key(options: AddOptions, settings: FrontDoorSettings) -> int:
         # With `--json` it was printed there, once; the other output may be a log.
         if not settings.json or file is not None:
             print(secret if file is None else f"The key {name} ({role}) is in {file}")
+        if not known:
+            print(
+                "This is the first key: from now on every call of the API needs one, for good.",
+                file=sys.stderr,
+            )
 
     return _in_store(options.where, settings, add, asks=True)
 

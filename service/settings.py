@@ -133,7 +133,8 @@ class ServiceSettings:
     keepalive_s: float = 75.0
     start_wait_s: float = 30.0
     grace_s: float = 5.0
-    train_wait_s: float = 60.0
+    # Proxies and clients give up after 60 s by default.
+    train_wait_s: float = 50.0
     erase_wait_s: float = 5.0
     # Where a Python environment keeps the documents of what is installed in it; `make docs` puts it there.
     manual_dir: Path = Path(sys.prefix) / "share/doc/foldin"

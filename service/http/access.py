@@ -24,6 +24,8 @@ LEVELS: Mapping[Need, int] = {"public": 0, **{role: level for level, role in enu
 PUBLIC, READ = LEVELS["public"], LEVELS["read"]
 
 _API_KEY, _FETCH_SITE, _FETCH_MODE = "X-API-Key", "Sec-Fetch-Site", "Sec-Fetch-Mode"
+# What proxies add by default, one of these at least.
+_FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP")
 _BEARER = re.compile(r"bearer +(\S+)", re.I)
 # Texts of headers that passed and are not checked again: more than any fleet of clients has.
 _PASSED_KEPT = 1_024
@@ -92,7 +94,17 @@ class Access:
             host = headers.get(hdrs.HOST)
             if host not in self._hosts_passed:
                 self._check_host(host)
-        if level == PUBLIC or not self.asks:
+        if level == PUBLIC:
+            return None
+        if not self.asks:
+            if self._may_ask and any(name in headers for name in _FORWARDED):
+                # Only this machine reaches the service, and a proxy on it lets all others do so.
+                raise Problem(
+                    "unauthorized",
+                    "this came through a proxy, and the service asks for no key: make one by `foldin keys "
+                    "add NAME --role ROLE`, or say FOLDIN_ACCESS=open",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
             return None
         key = self._verified.get(headers.get(hdrs.AUTHORIZATION, "")) or self.key_of(headers)
         if key is None:

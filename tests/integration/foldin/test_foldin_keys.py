@@ -70,7 +70,8 @@ def environment_of(store: StoreSettings) -> dict[str, str]:
 async def test_a_key_is_shown_once_and_only_its_digest_is_stored(
     keys: Keys, store: Store, tmp_path: Path
 ) -> None:
-    secret = (await keys("add", "shop", "--role", "rate")).strip().splitlines()[-1]
+    secret, told = (await keys("add", "shop", "--role", "rate")).strip().splitlines()
+    assert "from now on every call" in told
     assert is_secret(secret)
     stored = await store.access.load()
     assert set(stored) == {"", digest_of_secret(secret)}
