@@ -201,3 +201,28 @@ def head_of(follower: Follower) -> RankingHead:
     assert follower.live is not None
     assert follower.live.ranking is not None
     return follower.live.ranking.head
+
+
+async def test_merged_deltas_keep_the_factors(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featurestore.generations.catalog.DELTAS_MERGED", 3)
+    lease = await lead(store)
+    head = make_head(N_ITEMS)
+    written = await publish(store, lease, head=head)
+    number, rank = written.writer.number, head.parameters.rank
+    await store.generations.claim_deltas(lease, 1, number)
+    for row in range(6):
+        factors = np.full((1, rank), float(row), np.float32)
+        rows, vectors = np.array([row], np.int32), written.items[:1]
+        positives = np.array([[0.5, row]], np.float32) if row % 2 else None
+        more = {"factors": factors, "positives": positives}
+        await store.generations.push_delta(lease, 1, number, rows, vectors, **more)
+    assert await store.redis.xlen(store.keys.deltas(1, number)) < 6
+    found = await store.generations.read_deltas(1, number, written.model.item_width, rank=rank)
+    assert (found.ranked.tolist(), found.factors[:, 0].tolist()) == ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5])
+    # And what is said of positive events, of those of which anything is.
+    assert (found.counted.tolist(), found.positives.tolist()) == (
+        [1, 3, 5],
+        [[0.5, row] for row in (1, 3, 5)],
+    )

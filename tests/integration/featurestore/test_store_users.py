@@ -14,6 +14,7 @@ from featurestore import codecs
 from featurestore.generations.live import LiveGeneration
 from featurestore.leases import Lease
 from featurestore.store import Store
+from featurestore.users import records as users_module
 from featurestore.users.fold_in import StaleUser, fold_in
 from tests.support.factories import SCALE, as_live, lead, publish, rating
 from tests.support.waiting import wait_until_async
@@ -141,3 +142,24 @@ async def test_a_flushed_library_comes_back_in_mid_flight(world: World) -> None:
         await store.redis.function_flush()
         current = await store.users.current(world.live, [b"u"])
         assert current.n.tolist() == [5 * (round_ + 1)]
+
+
+async def test_a_large_batch_is_what_its_users_are_one_by_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, users = world.store, [b"u%d" % i for i in range(40)]
+    await store.ratings.append([rating(user.decode(), str(k % 8)) for k, user in enumerate(users)])
+    await store.ratings.append([rating("u7", str(k % 8)) for k in range(12)])
+    await store.users.current(world.live, users)
+    for user in users:
+        await settled(world, user, 13 if user == b"u7" else 1)
+    one_by_one = [await store.users.current(world.live, [user]) for user in users]
+    monkeypatch.setattr(users_module, "LOOKUPS_AT_ONCE", 16)
+    monkeypatch.setattr(users_module, "FEW_LOOKUPS", 8)
+    await store.ratings.append([rating("u3", "5")])
+    mixed = await store.users.current(world.live, [b"unknown", *users])
+    assert mixed.n.tolist() == [0, *[{3: 2, 7: 13}.get(k, 1) for k in range(40)]]
+    assert np.flatnonzero(mixed.folded).tolist() == [4]
+    for position, alone in enumerate(one_by_one):
+        if position != 3:
+            np.testing.assert_array_equal(mixed.vectors[position + 1], alone.vectors[0])

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from featurestore.confirmation import SILENT_S, online
+from featurestore.errors import StoreRefused, StoreUnavailable
 from featurestore.wire.primary import Primary
 from featurestore.wire.resp import encode
 from tests.support.waiting import PATIENCE_S
@@ -121,3 +123,29 @@ async def test_a_sentinel_that_asks_for_a_password_gets_that_of_the_store() -> N
     async with asked(sentinel, login="foldin:hunter2@") as primary:
         await primary.find()
         assert not any(b"hunter2" in data for data in sentinel.seen)
+
+
+async def test_what_a_person_must_change_is_told() -> None:
+    async with asked(Sentinel(b"-ERR No such master with that name\r\n")) as primary:
+        with pytest.raises(StoreRefused, match="knows no primary 'main'"):
+            await primary.find()
+    async with asked(Sentinel(says(1, 1), password=b"x"), login="u:y@") as primary:
+        with pytest.raises(StoreRefused, match="WRONGPASS"):
+            await primary.find()
+    async with asked(Sentinel(None)) as primary:
+        with pytest.raises(StoreUnavailable, match="no sentinel of 127"):
+            await primary.find()
+
+
+def test_replicas_that_follow_are_counted() -> None:
+    lines = [
+        "role:master",
+        "connected_slaves:4",
+        "slave0:ip=10.0.0.2,port=6379,state=online,offset=9,lag=0",
+        f"slave1:ip=10.0.0.3,port=6379,state=online,offset=9,lag={SILENT_S},type=replica",
+        f"slave2:ip=10.0.0.4,port=6379,state=online,offset=2,lag={SILENT_S + 1}",
+        "slave3:ip=10.0.0.5,port=6379,state=wait_bgsave,offset=0,lag=0",
+        "master_failover_state:no-failover",
+    ]
+    assert online("\r\n".join(lines).encode()) == 2
+    assert online(b"role:master\r\nconnected_slaves:0\r\n") == 0
