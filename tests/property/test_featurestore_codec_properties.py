@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,23 +51,6 @@ def test_a_history_is_what_the_rule_says(entries: list[tuple[int, float, float]]
     assert (codes * 2 if events else None) == (
         None if merged.type_code is None else merged.type_code.tolist()
     )
-
-
-@given(ENTRIES)
-def test_compacting_changes_nothing(entries: list[tuple[int, float, float]]) -> None:
-    once = codecs.unpack_history(b"".join([codecs.pack_entry(*entry) for entry in entries]), WIDE)
-    again = codecs.unpack_history(codecs.pack_history(once), WIDE)
-    assert again.item_row.tolist() == once.item_row.tolist()
-    np.testing.assert_array_equal(again.rating, once.rating)
-    np.testing.assert_array_equal(again.time, once.time)
-    assert codecs.pack_history(again) == codecs.pack_history(once)
-
-
-@given(ENTRIES, st.integers(1, 19))
-def test_a_torn_tail_is_told(entries: list[tuple[int, float, float]], extra: int) -> None:
-    data = b"".join([codecs.pack_entry(*entry) for entry in entries])
-    with pytest.raises(codecs.RecordCorrupt):
-        codecs.unpack_history(data + b"\xff" * extra, WIDE)
 
 
 @given(st.lists(st.integers(0, 2**63 - 1), max_size=8), st.integers(1, 9))

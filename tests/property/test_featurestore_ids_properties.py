@@ -1,13 +1,10 @@
 """Ids as columns: what is found out about them at once is what each of them says."""
 
-import zlib
-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore.id_columns import Ids, checksums, distinct
+from featurestore.id_columns import Ids
 from featurestore.keys import Keys, partition_of, partitions_of
-from featurestore.row_table import RowTable
 from featurestore.users.batch_lookup import write_lookups
 from featurestore.wire.resp import encode
 
@@ -21,39 +18,11 @@ SHORT = ID.filter(lambda each: len(each) <= 40)
 IDS = st.one_of(st.lists(ID, max_size=40), st.lists(SHORT, max_size=40))
 
 
-@given(IDS)
-def test_an_id_is_its_bytes(ids: list[bytes]) -> None:
-    columns = Ids.of(ids)
-    assert (len(columns), list(columns)) == (len(ids), ids)
-    assert checksums(columns).tolist() == list(map(zlib.crc32, ids))
-    words = columns.words().T.tolist()
-    for one, words_of_one in zip(ids, words, strict=True):
-        for other, words_of_other in zip(ids, words, strict=True):
-            assert (one == other) == (words_of_one == words_of_other)
-
-
 @given(IDS, st.sampled_from([1, 16, 200]))
 def test_the_partition_of_one_user_and_of_many_is_the_same(ids: list[bytes], partitions: int) -> None:
     one_by_one = [partition_of(user_id, partitions) for user_id in ids]
     assert partitions_of(Ids.of(ids), partitions).tolist() == one_by_one
     assert partitions_of(ids, partitions).tolist() == one_by_one
-
-
-@given(IDS)
-def test_distinct_ids_stand_for_all(ids: list[bytes]) -> None:
-    some, places = distinct(Ids.of(ids))
-    users = list(some)
-    assert (users if places is None else [users[place] for place in places]) == ids
-    # Two that meet three times by chance do not matter: of so few none does.
-    assert len(users) == len(set(ids))
-
-
-@given(st.lists(ID, unique=True, max_size=60), IDS)
-def test_a_row_that_is_found_is_that_of_the_id(known: list[bytes], asked: list[bytes]) -> None:
-    table = RowTable(known)
-    for ids in (known, asked):
-        for item_id, row in zip(ids, table.find(Ids.of(ids)).tolist(), strict=True):
-            assert row == -1 or known[row] == item_id
 
 
 @given(IDS, st.sampled_from([1, 16, 200]), st.integers(1, 50))

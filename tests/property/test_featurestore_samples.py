@@ -49,13 +49,3 @@ def test_a_sample_and_what_came_since_say_what_holds(batches: list[tuple[Events,
 def _ratings(history: History) -> dict[int, float]:
     entries = np.frombuffer(codecs.pack_history(history), codecs.ENTRY_DTYPE)
     return dict(zip(entries["item_row"].tolist(), entries["rating"].tolist(), strict=True))
-
-
-def test_a_history_is_read_whole_as_soon_as_it_may_be_worth_compacting() -> None:
-    ratings = b"".join([codecs.pack_entry(item, 3.0, 0.0) for item in range(3_000)])
-    due = due_after(3_000, 3_000)
-    for entries, worth in ((due, False), (due + 1, True)):
-        taken_back = b"".join([codecs.pack_entry(item, math.nan, 0.0) for item in range(entries - 3_000)])
-        data = ratings + taken_back
-        assert codecs.worth_compacting(data, codecs.unpack_history(data, SCALE)) is worth
-    assert due_after(3_000, 1_501) == 3_375

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foldin.recovery.events import RatingEvents, with_codes_of
-from foldin.recovery.merging import change, differences, holding, merge
+from foldin.recovery.merging import merge
 from trainer.archive.events import string_array
 
 Event = tuple[
@@ -88,16 +88,3 @@ def merged(source: list[Event], live: list[Event]) -> dict[Pair, tuple[float | N
 @given(events_, events_)
 def test_merge_is_what_a_dictionary_says(source: list[Event], live: list[Event]) -> None:
     assert merged(source, live) == slow_merge(source, live)
-
-
-@given(events_, events_)
-def test_differences_are_those_of_dictionaries(one: list[Event], two: list[Event]) -> None:
-    before = columns(one)
-    after = with_codes_of(columns(two), before)
-    was, now = before.take(holding(before)), after.take(holding(after))
-    old, fresh = as_dict(was), as_dict(now)
-    new, gone, other = differences(was, now)
-    assert as_dict(now.take(new)).keys() == fresh.keys() - old.keys()
-    assert as_dict(was.take(gone)).keys() == old.keys() - fresh.keys()
-    assert as_dict(now.take(other)).keys() == {p for p in old.keys() & fresh.keys() if old[p] != fresh[p]}
-    assert bool(change(was, now)) == (old != fresh)

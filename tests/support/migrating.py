@@ -65,7 +65,7 @@ Move = tuple[StoreSettings, StoreSettings, str]
 
 @contextmanager
 def standing_still(moves: Sequence[Move], folder: Path) -> Iterator[BlockingChild]:
-    """Migrations in one process, each of which has come to its step and no further; `go_on` lets them."""
+    """Migrations in one process, each of which has come to its step and no further."""
     given = json.dumps([(asdict(source), asdict(target), step) for source, target, step in moves])
     command = [sys.executable, "-c", CHILD, given, str(folder)]
     with BlockingChild(command, folder / "child.log", environment=dict(os.environ)) as child:
@@ -73,8 +73,3 @@ def standing_still(moves: Sequence[Move], folder: Path) -> Iterator[BlockingChil
         wait_until(lambda: all(mark.exists() for mark in marks) or child.code is not None, "all are there")
         assert child.code is None, child.text
         yield child
-
-
-def go_on(folder: Path) -> None:
-    """Let them go on from where they stand still."""
-    (folder / "go").touch()

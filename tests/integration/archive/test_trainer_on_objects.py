@@ -116,25 +116,3 @@ async def test_ratings_wait_while_the_object_store_is_away(
 
             monkeypatch.setattr(upkeep, "_LEFT_S", 0.0)
             await wait_until_async(lambda: asyncio.to_thread(gone), "it is gone")
-
-
-async def test_what_keeps_a_trainer_from_starting_is_one_line(
-    on_objects: TrainerSettings, objects: ObjectServer, tmp_path: Path
-) -> None:
-    """Before it leads: no other trainer is kept from it."""
-    assert isinstance(on_objects.archive_dir, ObjectAddress)
-    wrong = replace(on_objects, archive_dir=replace(on_objects.archive_dir, bucket="another"))
-    (tmp_path / "file").touch()
-    no_folder = replace(on_objects, fits_dir=tmp_path / "file")
-    with Between(objects) as between:
-        between.lies = True
-        lies = replace(on_objects, archive_dir=between.before(on_objects.archive_dir))
-        for settings, why in (
-            (wrong, "there is no such bucket: make it, or name another in FOLDIN_ARCHIVE_DIR"),
-            (no_folder, "name another folder in FOLDIN_FITS_DIR"),
-            (lies, "does not honour create-only writes"),
-        ):
-            line = await refuses(settings)
-            assert why in line
-            assert "\n" not in line
-            assert "secret-of-tests" not in line

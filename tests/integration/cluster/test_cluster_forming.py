@@ -1,26 +1,18 @@
 """Forming a cluster of real servers, from whatever an attempt before has left, or a loss."""
 
-import asyncio
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from redis import Redis
-from redis.exceptions import NoPermissionError
 
 from featurestore.cluster.slots import slot_of
 from featurestore.settings import StoreSettings
-from featurestore.store import Store
 from foldin.cluster.__main__ import servers_of
-from foldin.cluster.forming import command, form, meet, myself, share, until
+from foldin.cluster.forming import command, form, meet, myself, share
 from processes.errors import CannotStartError
-from processes.probes import unused_cluster_port
-from tests.support.factories import publish_for_ann
-from tests.support.secrets import make_secrets
-from tests.support.servers import KIND, ServerKind, StoreServer
+from tests.support.servers import ServerKind
 from torture.cluster_set import ClusterSet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -96,57 +88,3 @@ def test_a_cluster_is_formed_from_a_half_formed_one_and_survives_what_can_be_sur
         servers.lose(server)
     with pytest.raises(CannotStartError, match=r"slots [\d, -]+ of the cluster have no server.*restore"):
         form_again(servers)
-
-
-def test_two_clusters_are_not_made_one(servers: ClusterSet) -> None:
-    clients = [server.client for server in servers.servers]
-    for part in (clients[:3], clients[3:]):
-        form(part, PRIMARIES)
-    with pytest.raises(CannotStartError, match="servers of two clusters"):
-        form(clients, PRIMARIES)
-
-
-async def test_users_of_least_rights_are_enough_and_the_one_that_forms_reads_nothing(tmp_path: Path) -> None:
-    acl, password = make_secrets(tmp_path, "acl", cluster=True)
-    assert (acl / "replica").read_text() in (acl / "replication.conf").read_text()
-    options = (
-        *("--cluster-enabled", "yes", "--aclfile", str(acl / "users.acl")),
-        *("--include", str(acl / "replication.conf"), "--repl-diskless-sync-delay", "0"),
-    )
-
-    def logged_in(port: int, user: str, file: Path) -> Any:
-        return Redis(port=port, username=user, password=file.read_text(), protocol=2)
-
-    with ExitStack() as running:
-        ports = []
-        for number in range(4):
-            (folder := tmp_path / f"s{number}").mkdir()
-            server = StoreServer(KIND, folder, *options)
-            server.port = unused_cluster_port()
-            running.callback(server.kill)
-            server.start()
-            ports.append(server.port)
-        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
-        at = StoreSettings(url=f"redis+cluster://cluster@{hosts}", password_file=tmp_path / "cluster/redis")
-        await asyncio.to_thread(form, servers_of(at), PRIMARIES)
-        admins = [logged_in(port, "admin", acl / "admin") for port in ports]
-        # As node.sh does where a server has data; none gets in before.
-        assert all(admin.info("replication")["connected_slaves"] == 0 for admin in admins)
-        for admin in admins:
-            admin.execute_command("ACL", "SETUSER", "replica", "on")
-        follows = lambda: any(admin.info("replication")["connected_slaves"] for admin in admins)  # noqa: E731
-        await asyncio.to_thread(until, follows, "the replica has logged in")
-        for admin in admins:
-            admin.acl_log_reset()
-        url = f"redis+cluster://foldin@{hosts}"
-        settings = StoreSettings(url=url, password_file=password / "redis", namespace="acl", partitions=8)
-        store = await Store.open(settings)
-        await publish_for_ann(store, {"item-0": 5.0})
-        await store.epochs.begin()
-        assert (await store.ratings.forget(b"ann")).ratings == 1
-        await store.close()
-        assert [admin.acl_log() for admin in admins] == [[]] * 4
-        forming = logged_in(ports[0], "cluster", tmp_path / "cluster/redis")
-        for command in ("GET acl:config", "ACL LIST", "CONFIG GET *", "CLUSTER RESET", "FLUSHALL"):
-            with pytest.raises(NoPermissionError):
-                forming.execute_command(*command.split())

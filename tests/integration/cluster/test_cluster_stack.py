@@ -9,10 +9,10 @@ import pytest
 
 from featurestore.settings import StoreSettings
 from foldin.recovery.verifying import verify
-from tests.support.recovering import archive_ratings, now_held, opened, restored
-from tests.support.servers import ServerKind, StoreServer
+from tests.support.recovering import opened
+from tests.support.servers import ServerKind
 from tests.support.serving import serving
-from tests.support.trainers import fitted, running_trainer, trainer_settings, until_drained
+from tests.support.trainers import running_trainer, trainer_settings, until_drained
 from tests.support.waiting import wait_until_async
 from torture.cluster_set import ClusterSet, cluster_set
 from trainer.settings import TrainerSettings
@@ -86,30 +86,6 @@ async def test_everything_that_a_stack_does(
                 if path.is_file() and path.name != "server.log":
                     assert SECRET.encode() not in path.read_bytes(), path
 
-        # A new history, with what comes in meanwhile; then back, and forward again.
-        history = {
-            "nb_users": 30,
-            "nb_items": 10,
-            "user_history": [k % 30 for k in range(240)],
-            "item_history": [(k * 7) % 10 for k in range(240)],
-            "rating_history": [1 + k % 5 for k in range(240)],
-            "replace": True,
-        }
-        replaced = await client.post("/train", history)
-        assert replaced.status == 200, replaced.json
-        assert (await client.get("/predict?user_id=1&item_id=3")).json["basis"] == "user+item"
-        await fitted(store, epoch=replaced.json["epoch"])
-        assert (await client.post(f"/generations/{replaced.json['generation']}/activate")).status == 200
-        await until_drained(store, replaced.json["epoch"])
+        await until_drained(store)
         found = await verify(store, on_cluster, lambda _line: None)
         assert found.count == 0, found.differences
-
-
-async def test_the_archive_of_one_server_is_restored_to_a_cluster(
-    cluster: ClusterSet, on_cluster: TrainerSettings, own_server: StoreServer, tmp_path: Path
-) -> None:
-    at = StoreSettings(url=own_server.url, namespace="t", partitions=4, timeout_s=5.0)
-    before = await archive_ratings(trainer_settings(at, tmp_path / "old", lease_ttl_s=2.0))
-    async with running_trainer(on_cluster):
-        await restored(on_cluster, tmp_path / "old")
-    assert await now_held(on_cluster) == before

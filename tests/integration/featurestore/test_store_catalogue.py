@@ -3,13 +3,8 @@
 import asyncio
 from typing import Any
 
-import pytest
-
-from featurestore.catalogue import catalogue as catalogue_module
 from featurestore.catalogue.catalogue import NO_VERSION
-from featurestore.catalogue.item import CatalogueItem, Time, pack_item
-from featurestore.errors import StoreDamaged
-from featurestore.keys import partition_of
+from featurestore.catalogue.item import CatalogueItem
 from featurestore.store import Store
 
 
@@ -19,25 +14,6 @@ def becomes(item: Any) -> Any:
 
 async def put(store: Store, *items: CatalogueItem) -> None:
     await store.catalogue.change({item.item_id.encode(): becomes(item) for item in items})
-
-
-async def test_an_item_comes_back_and_goes(store: Store) -> None:
-    dune = CatalogueItem("dune", "Dune", ["sf"], {"year": 1965.0, "out": Time(-1.5e8)}, hidden=True)
-    assert await store.catalogue.version() == NO_VERSION
-    await put(store, dune)
-    first = await store.catalogue.version()
-    assert await store.catalogue.get(b"dune") == dune
-    await put(store, dune)
-    assert await store.catalogue.version() == first, "nothing has changed"
-    await store.catalogue.change({b"dune": becomes(None), b"never": becomes(None)})
-    states = await store.catalogue.states([b"dune", b"never", b"other"])
-    assert [(each.data, each.deleted) for each in states] == [(None, True), (None, True), (None, False)]
-    await put(store, dune)
-    assert not (await store.catalogue.states([b"dune"]))[0].deleted
-    assert await store.catalogue.require_whole() == 1
-    await store.redis.zrem(store.keys.catalogue_ids, "dune")
-    with pytest.raises(StoreDamaged, match="catalogue}:ids: it lists 0 items of 1"):
-        await store.catalogue.require_whole()
 
 
 async def test_changes_since_a_version_are_told(store: Store) -> None:
@@ -64,34 +40,6 @@ async def test_changes_of_one_item_at_a_time_lose_nothing(store: Store) -> None:
     item = await store.catalogue.get(b"a")
     assert item is not None
     assert item.attributes == {"count": 5.0}
-
-
-async def paged(store: Store, **asked: Any) -> list[str]:
-    """All items, six a page."""
-    found, after = list[str](), b""
-    while True:
-        page = await store.catalogue.page(6, after=after, **asked)
-        found += [item.item_id for item in page.items]
-        if page.after is None:
-            return found
-        after = page.after
-
-
-async def test_pages_have_each_item_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue_module, "CHANGED_AT_ONCE", 7)
-    items = [CatalogueItem(f"i{n:02}", f"{'Star' if n % 2 else 'sTAR'} {n}") for n in range(20)]
-    ids = [item.item_id for item in items]
-    await put(store, *items, CatalogueItem("other", "Ärger"), CatalogueItem("untitled"))
-    assert await paged(store, prefix=b"i") == ids
-    assert sorted(await paged(store, prefix=catalogue_module.title_key("STAR"), by_title=True)) == ids
-    assert await paged(store, prefix=catalogue_module.title_key("är"), by_title=True) == ["other"]
-    # Every item is in a list by title, those without one before all others.
-    assert sorted(await paged(store, by_title=True)) == [*ids, "other", "untitled"]
-    assert (await paged(store, by_title=True))[0] == "untitled"
-    # Of items as large as those two a page has two, and goes on behind them.
-    monkeypatch.setattr(catalogue_module, "PAGE_BYTES", len(pack_item(items[0])) + 1)
-    page = await store.catalogue.page(6, prefix=b"i")
-    assert (page.items, page.after) == (items[:2], b"i01")
 
 
 async def listed(store: Store) -> dict[bytes, bytes]:
@@ -129,21 +77,3 @@ async def test_the_attributes_of_a_user_are_listed_and_go_with_it(store: Store) 
     assert b"31" in found[b"u4"]
     assert await store.attributes.get(b"u3") is None
     assert await scans(store) == before
-
-
-@pytest.mark.parametrize("damage", ["gone", "text"])
-async def test_a_damaged_list_of_who_has_attributes_is_made_anew(store: Store, damage: str) -> None:
-    users = [b"x}:attributes:y", b"{0}:attributes:z", *(b"u%d" % n for n in range(20))]
-    for user in users:
-        await store.attributes.change(user, becomes({"age": 30.0}))
-    await store.redis.delete(key := store.keys.attributes_list(3))
-    if damage == "text":
-        await store.redis.set(key, "bytes of another program")
-    assert set(await listed(store)) == set(users)
-    before = await scans(store)
-    assert set(await listed(store)) == set(users)
-    assert await scans(store) == before
-    # A write finds the key of another type, too.
-    await store.redis.set(store.keys.attributes_list(partition_of(b"u1", 4)), "text")
-    await store.attributes.change(b"u1", becomes({"age": 40.0}))
-    assert set(await listed(store)) == set(users)

@@ -2,21 +2,16 @@
 followed by all.
 """
 
-import asyncio
 import math
 
 import numpy as np
 import pytest
 
-from featurestore import codecs
-from featurestore.contexts import codec as contexts
 from featurestore.ratings.batches import Columns
 from featurestore.ratings.log import NewRating
-from featurestore.ratings.stored_context_schema import StoredContextSchema
 from featurestore.ratings.stream import Events
 from featurestore.store import Store
-from tests.support.factories import as_live, lead, publish, rating
-from tests.support.waiting import wait_until_async
+from tests.support.factories import lead, rating
 
 NAN = math.nan
 
@@ -76,41 +71,5 @@ async def test_both_epochs_get_them_and_what_came_in_live_keeps_its_own(store: S
         assert await held(store, epoch=each) == {"a": [1.0]}
 
 
-async def test_contexts_are_compacted_with_their_history(store: Store) -> None:
-    live = as_live(await publish(store, await lead(store), n_items=200))
-    await store.items(1).register([b"%d" % row for row in range(200)])
-    for step in range(80):
-        await store.ratings.append([told("u", "1", float(step), at=1e9 + step), told("u", "2", 0.5)])
-    size = await store.redis.strlen(store.keys.user_contexts(1, b"u"))
-    assert size == 160 * (contexts.LEAST_BYTES + 4)
-    await store.users.current(live, [b"u"])
-
-    async def compacted() -> bool:
-        return await store.redis.strlen(store.keys.history(1, b"u")) == 2 * codecs.ENTRY_BYTES
-
-    await wait_until_async(compacted, "the history is compacted")
-    assert await store.redis.strlen(store.keys.user_contexts(1, b"u")) == 2 * (contexts.LEAST_BYTES + 4)
-    assert await held(store) == {"1": [79.0], "2": [0.5]}
-
-
 async def allowed() -> None:
     """Nothing else about the call is wrong."""
-
-
-def another(store: Store) -> StoredContextSchema:
-    """As another process has it."""
-    return StoredContextSchema(store.keys, store.redis, store.confirmation)
-
-
-async def test_fields_that_come_at_once_get_places_of_their_own(store: Store) -> None:
-    writers = [another(store) for _ in range(6)]
-    given = [[{f"v{k}": k, "device": f"d{k}"}] for k in range(6)]
-    await asyncio.gather(
-        *(each.rows(rows, extend=allowed) for each, rows in zip(writers, given, strict=True))
-    )
-    schema = await store.contexts.fresh()
-    assert {each.name for each in schema.fields} == {"device", *(f"v{k}" for k in range(6))}
-    for writer, rows in zip(writers, given, strict=True):
-        found = await writer.rows(rows, extend=allowed)
-        assert found is not None
-        assert schema.named(found[0]) == rows[0]

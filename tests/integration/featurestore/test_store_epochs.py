@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from featurestore.errors import EpochBusy, EpochGone, GenerationUnknown, RatingsLeftOut, StoreError
-from featurestore.generations.manifest import Pointer
+from featurestore.errors import EpochBusy, EpochGone, GenerationUnknown
 from featurestore.keys import digest_of, partition_of
 from featurestore.store import Store
 from tests.support.factories import lead, publish, rating, write_generation
@@ -88,33 +87,6 @@ async def test_an_abandoned_epoch_leaves_nothing(store: Store) -> None:
     assert await store.epochs.begin() == epoch + 1
 
 
-async def test_a_rating_that_comes_in_before_the_switch_is_counted_in_the_step_that_switches(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is acknowledged, and would not be in the new history: neither in it, nor told, before."""
-    live = store.generations.live
-
-    async def rated_before_the_switch() -> Pointer:
-        monkeypatch.undo()
-        await store.ratings.append([rating("late", "a")])
-        return await live()
-
-    assert await store.ratings.count_live(1) == 0
-    monkeypatch.setattr(store.generations, "live", rated_before_the_switch)
-    with pytest.raises(RatingsLeftOut) as caught:
-        await store.epochs.begin(0)
-    assert caught.value.ratings == 1
-    pointer = await store.generations.live()
-    assert (pointer.epoch, pointer.pending) == (1, 0)
-    assert await store.generations.epochs() == {1}
-    assert (await store.users.history(1, b"late"))[0] == 1
-    epoch = await store.epochs.begin()
-    await store.ratings.append([rating("both", "a")])
-    assert (await store.users.history(epoch, b"both"))[0] == 1
-    await store.epochs.abandon(epoch)
-    assert await store.epochs.begin(2) == epoch + 1
-
-
 async def test_a_service_that_dies_half_way_is_cleaned_up_by_others(store: Store) -> None:
     """The epoch was allotted, one partition was switched, then nothing came."""
     keys, raters = store.keys, [rating(f"u{n}", "a") for n in range(20)]
@@ -127,20 +99,6 @@ async def test_a_service_that_dies_half_way_is_cleaned_up_by_others(store: Store
     await store.ratings.append(raters)
     assert [(await store.users.history(1, b"u%d" % n))[0] for n in range(20)] == [2] * 20
     assert (await store.generations.live()).pending == 0
-
-
-async def test_the_live_epoch_cannot_be_abandoned_or_removed(store: Store) -> None:
-    epoch = await store.epochs.begin()
-    with pytest.raises(StoreError, match="not live"):
-        await store.epochs.finish(epoch)
-    with pytest.raises(StoreError, match="in use"):
-        await store.generations.remove_epoch(epoch)
-    await publish(store, await lead(store), epoch=epoch)
-    with pytest.raises(StoreError, match="live"):
-        await store.epochs.abandon(epoch)
-    for _ in range(2):
-        await store.epochs.finish(epoch)
-    assert await store.redis.get(store.keys.epochs(0)) == b"2"
 
 
 async def test_ratings_keep_coming_through_a_whole_change(store: Store) -> None:

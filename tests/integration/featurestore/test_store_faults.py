@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from redis.asyncio import Redis
-from redis.exceptions import TimeoutError as LateReply
 
 from featurestore.commands import Outcome
-from featurestore.errors import StoreDamaged, StoreError, StoreFull, StoreUnavailable
+from featurestore.errors import StoreFull, StoreUnavailable
 from featurestore.generations.follower import Follower
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -129,18 +128,6 @@ async def test_a_store_that_hangs_is_unavailable_and_nothing_is_sent_to_it_again
         assert await other.get("counted") in (None, b"1")
 
 
-async def test_a_read_only_replica_is_left_until_it_is_a_master(own_server: StoreServer) -> None:
-    async with opened(own_server) as store, Redis.from_url(own_server.url) as administrator:
-        await administrator.replicaof("127.0.0.1", 1)
-
-        async def away() -> bool:
-            return not await takes_ratings(store) and not store.bulk.connected
-
-        await wait_until_async(away, "the replica is left")
-        await administrator.replicaof("NO", "ONE")
-        await wait_until_async(lambda: takes_ratings(store), "the master is found again")
-
-
 @asynccontextmanager
 async def full(store: Store) -> AsyncIterator[None]:
     """The store has no memory left for the length of a `with`."""
@@ -218,30 +205,3 @@ async def test_what_leads_and_what_frees_a_full_store_goes_on(
             assert ready.writer.number not in await store.generations.prune(second)
             await store.epochs.abandon(epoch)
             assert (await store.generations.live()).pending == 0
-
-
-async def test_an_error_reply_names_the_key(store: Store) -> None:
-    await store.redis.set("text", "x")
-    with pytest.raises(StoreDamaged, match="WRONGTYPE") as caught:
-        await store.redis.hgetall("text")
-    assert caught.value.key == "text"
-
-
-@pytest.mark.parametrize("ends", [None, LateReply("no reply")])
-async def test_a_cancellation_that_redis_py_drops_is_raised_all_the_same(
-    store: Store, ends: Exception | None
-) -> None:
-    """However the call ends that it came in: a loop that goes on after a failure would go on for ever."""
-
-    async def drop() -> None:
-        with contextlib.suppress(StoreError), store.redis.errors():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.Event().wait()
-            if ends is not None:
-                raise ends
-
-    task = asyncio.create_task(drop())
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task

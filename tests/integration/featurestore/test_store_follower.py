@@ -3,30 +3,24 @@ within a poll.
 """
 
 import asyncio
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from factors import RankingHead, head_to_bytes, posterior_of
-from featurestore.client import StorePipeline
 from featurestore.errors import StoreRefused, StoreUnavailable
 from featurestore.generations import item_table_file as itemtable
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.loader import GenerationLoader
 from featurestore.generations.served import FOLLOWED_S, wait_until_served
-from featurestore.id_columns import Ids
 from featurestore.ratings.epochs import Epochs
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import Written, as_live, lead, make_head, publish, rating
+from tests.support.factories import Written, lead, make_head, publish, rating
 from tests.support.following import following
-from tests.support.servers import StoreServer
 from tests.support.waiting import PATIENCE_S, wait_until_async
 
 
@@ -126,29 +120,6 @@ async def test_deltas_arrive_in_place_and_new_items_grow_the_tables(store: Store
     assert contents(ranking) == head_to_bytes(head)
 
 
-async def test_a_worker_that_may_have_missed_the_end_of_its_history_reads_nothing_of_it(
-    store: Store, tmp_path: Path
-) -> None:
-    live = as_live(await publish(store, await lead(store)))
-    await store.ratings.append([rating("ann", "item-0")])
-    async with following(store, tmp_path) as follower:
-        await until(lambda: follower.live is not None, "it serves")
-    assert (await store.users.history(1, b"ann"))[0] == 1
-    # It is not waited for any more by a change of histories: what it would answer may lack ratings.
-    store.users.followed_at -= FOLLOWED_S
-    for read in (
-        store.users.history(1, b"ann"),
-        store.users.lookup(live, [b"ann"]),
-        store.users.current_distinct(live, Ids.of([b"%d" % user for user in range(1_000)])),
-        store.users.profile(live, b"ann"),
-    ):
-        with pytest.raises(StoreUnavailable, match="not heard"):
-            await read
-    async with following(store, tmp_path) as follower:
-        await until(lambda: follower.live is not None, "it polls again")
-        assert (await store.users.history(1, b"ann"))[0] == 1
-
-
 async def test_a_worker_that_is_late_reads_nothing_that_lacks_what_others_wrote(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,49 +174,6 @@ async def test_a_worker_that_is_late_reads_nothing_that_lacks_what_others_wrote(
     await worker.close()
 
 
-async def test_what_a_late_reply_tells_is_as_old_as_its_question(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await publish(store, await lead(store))
-    async with following(store, tmp_path) as follower:
-        await until(lambda: follower.live is not None, "it serves")
-        execute = StorePipeline.execute
-
-        async def late(pipe: StorePipeline, spared: int | None = None) -> list[Any]:
-            replies = await execute(pipe, spared=spared)
-            await asyncio.sleep(0.1)
-            return replies
-
-        monkeypatch.setattr(StorePipeline, "execute", late)
-        before = store.users.followed_at
-        await until(lambda: store.users.followed_at != before, "a poll under way ends")
-        before = store.users.followed_at
-        await until(lambda: store.users.followed_at != before, "one more ends")
-        assert time.monotonic() - store.users.followed_at >= 0.1
-
-
-async def test_workers_of_a_host_write_the_file_once(store: Store, tmp_path: Path) -> None:
-    other = await Store.open(store.settings)
-    written = await publish(store, await lead(store), n_items=3_000)
-    async with following(store, tmp_path, "a") as a, following(other, tmp_path, "b") as b:
-        await until_served(store, written, a)
-        await until_served(store, written, b)
-        (path,) = files(tmp_path)
-        assert len(contents(path)) == 4 * capacity_of(3_000) * written.model.item_width
-        assert {worker.id for worker in await store.generations.workers()} >= {"a", "b"}
-        assert not files(tmp_path, ".*.part")
-    # Who stops in order is not waited for.
-    assert await store.generations.workers() == []
-    await other.close()
-    # One that was damaged is written again.
-    data = bytearray(contents(path))
-    data[5] ^= 1
-    replace_contents(path, bytes(data))
-    async with following(store, tmp_path) as follower:
-        await until_served(store, written, follower)
-        np.testing.assert_array_equal(live_of(follower).items[:3_000], written.items)
-
-
 async def test_a_generation_that_is_broken_is_not_served(store: Store, tmp_path: Path) -> None:
     lease = await lead(store)
     good = await publish(store, lease)
@@ -264,23 +192,6 @@ async def test_a_generation_that_is_broken_is_not_served(store: Store, tmp_path:
         await until(lambda: follower.failures_total > failures, "the checksum is noticed")
         assert live_of(follower).generation == good.writer.number
         assert not files(tmp_path, f"*.g{bad.writer.number}.*")
-
-
-async def test_while_the_store_is_away_the_old_one_serves(own_server: StoreServer, tmp_path: Path) -> None:
-    store = await Store.open(StoreSettings(url=own_server.url, timeout_s=5.0))
-    lease = await lead(store)
-    first = await publish(store, lease)
-    async with following(store, tmp_path / "cache") as follower:
-        await until_served(store, first, follower)
-        own_server.kill()
-        failures = follower.failures_total
-        await until(lambda: follower.failures_total > failures, "the outage is noticed")
-        np.testing.assert_array_equal(live_of(follower).items[:8], first.items)
-        own_server.start()
-        await wait_until_async(lambda: store.bulk.connected, "the connection is back")
-        second = await publish(store, lease, seed=1)
-        await until_served(store, second, follower)
-    await store.close()
 
 
 N_ITEMS = 8
@@ -315,20 +226,3 @@ async def test_merged_deltas_keep_the_factors(
         [1, 3, 5],
         [[0.5, row] for row in (1, 3, 5)],
     )
-
-
-async def test_a_damaged_head_is_no_head(
-    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    written = await publish(store, await lead(store), head=make_head(N_ITEMS))
-    number = written.writer.number
-    await store.redis.setrange(store.keys.index_chunk(1, number, 0), 100, b"other bytes")
-    # It is damaged, and then it is gone.
-    for _ in range(2):
-        async with following(store, tmp_path) as follower:
-            await until(lambda follower=follower: follower.live is not None, "it serves")  # type: ignore[misc]
-            assert follower.live is not None
-            assert follower.live.ranking is None
-        assert "cannot be used" in caplog.text
-        assert files(tmp_path, "*ranking*") == []
-        await store.redis.delete(store.keys.index_chunk(1, number, 0))

@@ -1,8 +1,5 @@
 """Generations: written beside, verified, flipped, held, rolled back, removed in small steps."""
 
-import asyncio
-import json
-
 import numpy as np
 import pytest
 
@@ -10,7 +7,6 @@ from featurestore.codecs import pack_records, unpack_records
 from featurestore.errors import GenerationBroken, GenerationUnknown, StoreError
 from featurestore.generations.manifest import CHUNK_BYTES
 from featurestore.generations.record_writer import RecordWriter
-from featurestore.generations.served import wait_until_served
 from featurestore.store import Store
 from tests.support.factories import (
     lead,
@@ -21,7 +17,6 @@ from tests.support.factories import (
     rating,
     write_generation,
 )
-from tests.support.waiting import PATIENCE_S
 
 
 async def numbers(store: Store) -> list[int]:
@@ -87,25 +82,6 @@ async def test_what_is_not_whole_does_not_fit_or_is_not_finite_cannot_go_live(st
             await attempt
 
 
-@pytest.mark.parametrize("damage", ["flipped", "short", "gone", "blob"])
-async def test_what_was_damaged_since_it_was_written_is_not_finished(store: Store, damage: str) -> None:
-    model = make_model()
-    writer = await store.generations.begin(await lead(store), make_draft(model), {0: "1-1"})
-    await writer.write_items(make_items(model, 2_000), model)
-    await writer.write_blob("ranking", b"as it was written")
-    name = store.keys.chunk(1, writer.number, 1)
-    if damage == "blob":
-        name = store.keys.index_chunk(1, writer.number, 0)
-    data = await store.redis.get(name)
-    assert isinstance(data, bytes)
-    if damage == "gone":
-        await store.redis.delete(name)
-    else:
-        await store.redis.set(name, data[:-4] if damage == "short" else bytes([data[0] ^ 1]) + data[1:])
-    with pytest.raises(GenerationBroken):
-        await writer.finish()
-
-
 async def test_the_one_before_stays_and_older_ones_go(store: Store) -> None:
     lease = await lead(store)
     first = await publish(store, lease)
@@ -169,68 +145,6 @@ async def test_a_publish_that_stops_is_removed_by_the_next_leader(store: Store, 
     pointer = await store.generations.live()
     assert pointer.generation == live
     assert await numbers(store) == [live]
-    assert await keys_of(store, writer.number) == []
-
-
-async def test_deltas_reach_readers_and_the_later_wins(store: Store) -> None:
-    lease = await lead(store)
-    written = await publish(store, lease)
-    number, width = written.writer.number, written.model.item_width
-    rows = np.array([3, 1], dtype=np.int32)
-    await store.generations.claim_deltas(lease, 1, number)
-    await store.generations.push_delta(lease, 1, number, rows, np.ones((2, width), np.float32))
-    await store.generations.push_delta(lease, 1, number, rows[:1], np.full((1, width), 2.0, np.float32))
-    deltas = await store.generations.read_deltas(1, number, width)
-    assert deltas.rows.tolist() == [1, 3]
-    assert deltas.vectors[:, 0].tolist() == [1.0, 2.0]
-    assert len((await store.generations.read_deltas(1, number, width, deltas.after)).rows) == 0
-    with pytest.raises(GenerationUnknown):
-        await store.generations.push_delta(lease, 1, 99, rows, np.ones((2, width), np.float32))
-    with pytest.raises(GenerationUnknown):
-        await store.generations.claim_deltas(lease, 1, 99)
-    assert not await store.redis.exists(store.keys.deltas(1, 99))
-
-
-def beat(at: int, generation: int = 1) -> str:
-    return json.dumps({"generation": generation, "epoch": 1, "at": at, "pid": 1})
-
-
-async def test_workers_that_beat_are_waited_for(store: Store) -> None:
-    seconds, _ = await store.redis.time()
-    now = int(seconds)
-    for name, at in (("fresh", 30), ("late", -60), ("dead", -9_999)):
-        await store.redis.hset(store.keys.workers, name, beat(now + at))
-    await store.redis.hset(store.keys.workers, "odd", "nonsense")
-    assert {worker.id for worker in await store.generations.workers()} == {"fresh", "late"}
-    assert set(await store.redis.hkeys(store.keys.workers)) == {b"fresh", b"late"}
-    assert await wait_until_served(store.generations, 1, 1, 0.0)
-    assert not await wait_until_served(store.generations, 1, 2, 0.0)
-    waiting = asyncio.create_task(wait_until_served(store.generations, 1, 2, PATIENCE_S))
-    await store.redis.hset(store.keys.workers, "fresh", beat(now + 30, 2))
-    assert await waiting
-
-
-async def test_an_index_and_blobs_are_read_as_written_or_refused(store: Store) -> None:
-    model = make_model()
-    writer = await store.generations.begin(await lead(store), make_draft(model, 0, 50), {0: "1-1"})
-    await writer.write_items(make_items(model, 50), model)
-    index, ranking, other = (np.random.default_rng(k).bytes(n) for k, n in enumerate((70_000, 65_536, 3)))
-    await writer.write_index(index)
-    await writer.write_blob("ranking", ranking)
-    await writer.write_blob("other", other)
-    meta = await writer.finish()
-    assert meta.blobs == (await store.generations.meta(1, writer.number)).blobs
-
-    async def blob(name: str) -> bytes:
-        pieces = store.generations.load_blob(meta, meta.blobs[name])
-        return b"".join([bytes(piece) async for piece in pieces])
-
-    assert await store.generations.load_index(meta) == index
-    assert [await blob(name) for name in ("ranking", "other")] == [ranking, other]
-    await store.redis.delete(store.keys.index_chunk(1, writer.number, 2))
-    with pytest.raises(GenerationBroken):
-        await blob("ranking")
-    await store.generations.remove(1, writer.number)
     assert await keys_of(store, writer.number) == []
 
 

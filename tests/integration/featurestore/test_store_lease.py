@@ -1,13 +1,12 @@
 """The lease, the stream and the commands: what the trainers of a namespace share."""
 
 import asyncio
-import re
 
 import numpy as np
 import pytest
 
 from featurestore.commands import Outcome
-from featurestore.errors import EpochGone, LeaseLost, StoreDamaged
+from featurestore.errors import LeaseLost
 from featurestore.keys import partition_of
 from featurestore.store import Store
 from tests.support.factories import (
@@ -121,46 +120,6 @@ async def test_events_come_once_to_each_leader_until_they_are_done(store: Store)
     assert await store.redis.xlen(stream) == 0
     await store.ratings.append([rating("u", "a"), rating("u", "b")])
     assert (await store.stream.read(1, lease, 3, 0)).stream_seq.tolist() == [8, 9]
-
-
-async def test_a_read_waits_for_the_first_event_and_loses_nothing_where_it_is_cut_off(store: Store) -> None:
-    lease = await lead(store)
-
-    async def blocked() -> bool:
-        return int((await store.redis.info("clients"))["blocked_clients"]) > 0
-
-    assert len(await store.stream.read(1, lease, 10, 20)) == 0
-    waiting = asyncio.create_task(store.stream.read(1, lease, 10, 60_000))
-    await wait_until_async(blocked, "the read blocks")
-    await store.ratings.append([rating("u", "a")])
-    assert (await waiting).user_id == [b"u"]
-    waiting = asyncio.create_task(store.stream.read(1, lease, 10, 60_000))
-    await wait_until_async(blocked, "the read blocks again")
-    waiting.cancel()
-    await asyncio.gather(waiting, return_exceptions=True)
-    # Delivered to a reader that is not there any more.
-    await store.ratings.append([rating("u", "b"), rating("u", "c")])
-    assert (await store.stream.read(1, lease, 10, 0)).n.tolist() == [2, 3]
-
-
-async def test_a_damaged_event_is_told_and_stays(store: Store) -> None:
-    """Left out it would be trimmed with those behind it."""
-    lease = await lead(store)
-    await store.ratings.append([rating("u", "a")])
-    key = store.keys.ratings(1, 0)
-    entry = await store.redis.xadd(key, {b"u": b"x", b"e": b"short"})
-    assert isinstance(entry, bytes)
-    for _ in range(2):
-        with pytest.raises(StoreDamaged, match=re.escape(f"{key.decode()}: entry {entry.decode()} ")):
-            await store.stream.read(1, lease, 10, 0)
-    await store.redis.xdel(key, entry)
-    assert len(await store.stream.read(1, lease, 10, 0)) == 1
-    # A store that lost its groups makes the leader step down.
-    await store.redis.xgroup_destroy(key, f"trainer-{lease.fence}")
-    with pytest.raises(LeaseLost):
-        await store.stream.read(1, lease, 10, 0)
-    with pytest.raises(EpochGone):
-        await store.stream.read(7, lease, 10, 0)
 
 
 SECRET = b"a user with a long id, erased"

@@ -2,48 +2,25 @@
 
 import asyncio
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from redis._parsers.helpers import parse_info
 
 from factors import Scale
 from featurestore.errors import (
-    EpochGone,
     RegistryFull,
-    StoreDamaged,
     StoreRefused,
-    StoreUnavailable,
 )
 from featurestore.namespace import check_server
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from processes.probes import unused_port
-from tests.support.factories import rating
 from tests.support.servers import StoreServer
-
-
-async def test_a_new_namespace_is_found_again_and_others_do_not_see_it(store: Store) -> None:
-    await store.ratings.append([rating("u", "i")])
-    again = await Store.open(store.settings)
-    pointer = await again.generations.live()
-    assert (pointer.epoch, pointer.generation, pointer.pending) == (1, 0, 0)
-    assert (await again.users.history(1, b"u"))[0] == 1
-    await again.close()
-    other = await Store.open(replace(store.settings, namespace=f"{store.settings.namespace}-b"))
-    assert (await other.users.history(1, b"u"))[0] == 0
-    await other.close()
 
 
 async def test_what_is_fixed_at_creation_is_refused_when_it_differs(store: Store) -> None:
     for other in (replace(store.settings, partitions=8), replace(store.settings, scale="1:10")):
         with pytest.raises(StoreRefused, match=r"has FOLDIN_\w+ [^ ]+, not"):
             await Store.open(other)
-
-
-async def test_no_store_is_unavailable() -> None:
-    with pytest.raises(StoreUnavailable):
-        await Store.open(StoreSettings(url=f"redis://127.0.0.1:{unused_port()}", timeout_s=0.5))
 
 
 async def test_a_server_that_cannot_keep_the_promises_is_refused(own_server: StoreServer) -> None:
@@ -120,35 +97,6 @@ async def test_of_several_who_decide_one_wins_and_all_follow(undecided: StoreSet
     await closed(late, *stores)
 
 
-async def test_the_scale_of_a_store_that_lost_its_configuration_stays(undecided: StoreSettings) -> None:
-    (store,) = await opened(undecided, 1)
-    await store.scale.decide(HALF_STARS)
-    await store.ratings.append([rating("ann", "tea", 0.5)])
-    await store.redis.delete(store.keys.config)
-    # Another process is first, and knows of none.
-    (other,) = await opened(undecided, 1)
-    await store.look_again()
-    found: Any = await other.redis.hgetall(store.keys.config)
-    assert (found[b"scale"], b"scale_open" in found) == (b"0.5:5:0.5", False)
-    await other.redis.hset(store.keys.config, "scale", "five")
-    with pytest.raises(StoreDamaged):
-        await Store.open(undecided)
-    await closed(store, other)
-
-
-async def test_rows_are_given_in_order_and_once(store: Store) -> None:
-    items = store.items(1)
-    assert await items.register([b"a", b"b", b"a"]) == [0, 1, 0]
-    assert await items.register([b"c", b"a"]) == [2, 0]
-    assert [items.id(row) for row in range(3)] == ["a", "b", "c"]
-    assert len(items) == 3
-    ids = ["\N{SNOWMAN}".encode(), b"a b\r\n", b"{x}", b"0" * 256]
-    assert await items.register(ids) == [3, 4, 5, 6]
-    with pytest.raises(EpochGone):
-        await store.items(9).register([b"a"])
-    assert not await store.redis.exists(store.keys.items(9), store.keys.order(9))
-
-
 async def test_two_processes_give_the_same_rows(store: Store) -> None:
     other = await Store.open(store.settings)
     ids = [b"%d" % i for i in range(300)]
@@ -161,17 +109,6 @@ async def test_two_processes_give_the_same_rows(store: Store) -> None:
     ]
     assert all(rows == by_id[0] for rows in by_id)
     assert sorted(by_id[0].values()) == list(range(300))
-    await other.close()
-
-
-async def test_lookups_do_not_register(store: Store) -> None:
-    other = await Store.open(store.settings)
-    await other.items(1).register([b"a", b"b"])
-    items = store.items(1)
-    assert items.row(b"b") is None
-    assert await items.rows([b"b", b"unknown", b"a", b""]) == [1, None, 0, None]
-    assert items.row(b"b") == 1
-    assert await store.redis.llen(store.keys.order(1)) == 2
     await other.close()
 
 

@@ -2,18 +2,15 @@
 forgotten.
 """
 
-import asyncio
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from featurestore import codecs
-from featurestore.errors import StoreError, StreamFull
-from featurestore.keys import digest_of, partition_of
-from featurestore.ratings.batches import Columns
+from featurestore.errors import StreamFull
+from featurestore.keys import digest_of
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import lead, make_draft, make_items, make_model, rating
@@ -29,15 +26,6 @@ async def held(store: Store, user: str, epoch: int = 1) -> dict[str, float]:
 
 async def counter(store: Store, user: str, epoch: int = 1) -> int:
     return (await store.users.history(epoch, user.encode()))[0]
-
-
-async def test_the_last_rating_of_a_pair_wins_and_nan_takes_it_back(store: Store) -> None:
-    await store.ratings.append([rating("u", "a", 4.0), rating("u", "b", 3.0), rating("u", "a", 2.0)])
-    assert await held(store, "u") == {"a": 2.0, "b": 3.0}
-    assert await store.ratings.count_live(1) == 3
-    await store.ratings.append([rating("u", "a", math.nan)])
-    assert await held(store, "u") == {"b": 3.0}
-    assert await counter(store, "u") == 4
 
 
 async def test_every_rating_is_an_event_with_its_n(store: Store) -> None:
@@ -74,39 +62,6 @@ async def test_a_full_stream_refuses_before_the_first_write(store: Store) -> Non
     await small.close()
 
 
-@pytest.mark.parametrize("which", ["user", "history", "ratings", "counts", "forgotten"])
-async def test_what_was_written_before_a_key_of_the_wrong_type_is_taken_back(
-    store: Store, which: str
-) -> None:
-    users = [name for name in map(str, range(200)) if partition_of(name.encode(), store.keys.partitions) == 0]
-    known, back, fresh, bad = users[:4]
-    await store.ratings.append([rating(known, "a"), rating(back, "a"), rating(back, "b")])
-    await store.ratings.forget(back.encode())
-    keys = store.keys
-    key = {
-        "user": keys.user(1, bad.encode()),
-        "history": keys.history(1, bad.encode()),
-        "ratings": keys.ratings(1, 0),
-        "counts": keys.counts(1, 0),
-        "forgotten": keys.forgotten(1, 0),
-    }[which]
-    content = await store.redis.dump(key)
-    await store.redis.delete(key)
-    await store.redis.sadd(key, b"a set")
-    call = [rating(user, item) for user in (known, back, fresh, bad) for item in ("b", "c")]
-    with pytest.raises(StoreError, match="WRONGTYPE"):
-        await store.ratings.append(call)
-    await store.redis.delete(key)
-    if content is not None:
-        await store.redis.restore(key, 0, content)
-    assert (await held(store, known), await counter(store, known)) == ({"a": 3.0}, 1)
-    for user in (back, fresh, bad):
-        assert not await store.redis.exists(keys.user(1, user.encode()), keys.history(1, user.encode()))
-    assert sum((await store.stream.lag(1)).values()) == 4
-    await store.ratings.append(call)
-    assert [await counter(store, user) for user in (known, back, fresh, bad)] == [3, 4, 2, 2]
-
-
 async def test_a_forgotten_user_is_gone_and_the_trainer_is_told(store: Store) -> None:
     lease = await lead(store)
     await store.ratings.append([rating("u", "a"), rating("u", "b"), rating("u", "a", math.nan)])
@@ -125,26 +80,6 @@ async def test_a_forgotten_user_is_gone_and_the_trainer_is_told(store: Store) ->
     assert not await store.stream.read(1, lease, 1000, 0)
 
 
-async def test_of_users_who_were_forgotten_since_they_were_read_nothing_is_written(store: Store) -> None:
-    # More than one step has: each leaves out its own.
-    users = [b"u%d" % k for k in range(40 * store.keys.partitions)]
-    known = dict.fromkeys(users[1:], 0) | {b"u0": 1}
-    await store.ratings.append([rating("u0", "a"), rating("u2", "a")])
-    known[b"u2"] = 1
-    for user in (b"u0", b"u1", b"u2"):
-        await store.ratings.forget(user)
-    # Who has come back counts on; what was read before that is still of before.
-    await store.ratings.append([rating("u2", "b")])
-    ones = np.ones(len(users))
-    shown = Columns(users, [b"a"] * len(users), ones, ones, ones.astype(np.uint8), known)
-    assert await store.ratings.append_columns(shown) == 3
-    assert [(await store.users.history(1, user))[0] for user in users[:4]] == [0, 0, 2, 1]
-    known[b"u2"] = 2
-    last = Columns([b"u2"], [b"a"], ones[:1], ones[:1], ones[:1].astype(np.uint8), known)
-    assert await store.ratings.append_columns(last) == 0
-    assert (await store.users.history(1, b"u2"))[0] == 3
-
-
 async def test_who_comes_back_counts_on_and_old_records_stay_out(store: Store) -> None:
     lease = await lead(store)
     model = make_model()
@@ -160,32 +95,6 @@ async def test_who_comes_back_counts_on_and_old_records_stay_out(store: Store) -
     assert await writer.write_users([b"u"], np.array([5]), vectors) == 0
     assert await writer.write_users([b"u"], np.array([6]), vectors) == 1
     assert await held(store, "u") == {"b": 3.0}
-
-
-async def test_entries_of_forgotten_users_are_dropped_only_as_they_were_seen(store: Store) -> None:
-    for user in ("u", "v"):
-        await store.ratings.append([rating(user, "a")] * 2)
-        await store.ratings.forget(user.encode())
-    settled = await store.ratings.forgotten(1)
-    await store.ratings.append([rating("v", "a")])
-    await store.ratings.forget(b"v")
-    assert await store.ratings.release_forgotten(1, settled) == 1
-    assert await store.ratings.forgotten(1) == {digest_of(b"v"): 3}
-    assert await store.ratings.release_forgotten(1, {}) == 0
-
-
-async def test_fsync_acknowledges_together(store: Store) -> None:
-    synced = await Store.open(replace(store.settings, durability="fsync"))
-
-    async def waits() -> int:
-        stats: Any = await store.redis.info("commandstats")
-        return int(stats["cmdstat_waitaof"]["calls"])
-
-    before = await waits()
-    await asyncio.gather(*[synced.ratings.append([rating(f"u{n}", "a")]) for n in range(50)])
-    assert 1 <= await waits() - before < 50
-    assert [await counter(synced, f"u{n}") for n in range(50)] == [1] * 50
-    await synced.close()
 
 
 async def test_a_write_that_was_decided_on_another_store_is_decided_again(

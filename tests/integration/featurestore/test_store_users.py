@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from factors import Float32s
-from factors.model.layout import user_layout
 from featurestore import codecs
 from featurestore.generations.live import LiveGeneration
 from featurestore.leases import Lease
@@ -81,27 +80,6 @@ async def test_a_rating_counts_at_once_and_the_record_is_handed_back(world: Worl
     assert not np.array_equal(third.vectors, second.vectors)
 
 
-async def test_a_large_batch_is_what_its_users_are_one_by_one(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, users = world.store, [b"u%d" % i for i in range(40)]
-    await store.ratings.append([rating(user.decode(), str(k % 8)) for k, user in enumerate(users)])
-    await store.ratings.append([rating("u7", str(k % 8)) for k in range(12)])
-    await store.users.current(world.live, users)
-    for user in users:
-        await settled(world, user, 13 if user == b"u7" else 1)
-    one_by_one = [await store.users.current(world.live, [user]) for user in users]
-    monkeypatch.setattr(users_module, "LOOKUPS_AT_ONCE", 16)
-    monkeypatch.setattr(users_module, "FEW_LOOKUPS", 8)
-    await store.ratings.append([rating("u3", "5")])
-    mixed = await store.users.current(world.live, [b"unknown", *users])
-    assert mixed.n.tolist() == [0, *[{3: 2, 7: 13}.get(k, 1) for k in range(40)]]
-    assert np.flatnonzero(mixed.folded).tolist() == [4]
-    for position, alone in enumerate(one_by_one):
-        if position != 3:
-            np.testing.assert_array_equal(mixed.vectors[position + 1], alone.vectors[0])
-
-
 @pytest.mark.parametrize(
     "damaged",
     [
@@ -134,22 +112,6 @@ async def test_an_answer_rests_on_no_record_that_is_not_sound(
         await settled(world, b"u", n)
 
 
-async def test_who_rates_once_more_keeps_what_only_a_fit_knows(world: World) -> None:
-    """What was rated says something of a user, beside how: a fit learns it, and a fold-in takes it over."""
-    store = world.store
-    effect = user_layout(world.live.model).implicit_effect
-    await store.ratings.append([rating("u", "1", 5.0)])
-    vectors = (await expected(world, b"u"))[None].copy()
-    vectors[0, effect] += 0.25
-    (record,) = codecs.pack_records(np.array([1]), vectors)
-    await store.redis.hset(store.keys.user(1, b"u"), mapping={b"g%d" % world.live.generation: record})
-    await store.ratings.append([rating("u", "2", 1.0)])
-    current = await store.users.current(world.live, [b"u"])
-    assert current.folded.all()
-    np.testing.assert_array_equal(current.vectors[0, effect], vectors[0, effect])
-    assert not np.array_equal(current.vectors[0], vectors[0])
-
-
 async def test_a_history_is_compacted_only_while_nothing_came_in(world: World) -> None:
     store, key = world.store, world.store.keys.history(1, b"u")
     await store.ratings.append([rating("u", "1", 1.0 + value % 5) for value in range(100)])
@@ -180,3 +142,24 @@ async def test_a_flushed_library_comes_back_in_mid_flight(world: World) -> None:
         await store.redis.function_flush()
         current = await store.users.current(world.live, [b"u"])
         assert current.n.tolist() == [5 * (round_ + 1)]
+
+
+async def test_a_large_batch_is_what_its_users_are_one_by_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, users = world.store, [b"u%d" % i for i in range(40)]
+    await store.ratings.append([rating(user.decode(), str(k % 8)) for k, user in enumerate(users)])
+    await store.ratings.append([rating("u7", str(k % 8)) for k in range(12)])
+    await store.users.current(world.live, users)
+    for user in users:
+        await settled(world, user, 13 if user == b"u7" else 1)
+    one_by_one = [await store.users.current(world.live, [user]) for user in users]
+    monkeypatch.setattr(users_module, "LOOKUPS_AT_ONCE", 16)
+    monkeypatch.setattr(users_module, "FEW_LOOKUPS", 8)
+    await store.ratings.append([rating("u3", "5")])
+    mixed = await store.users.current(world.live, [b"unknown", *users])
+    assert mixed.n.tolist() == [0, *[{3: 2, 7: 13}.get(k, 1) for k in range(40)]]
+    assert np.flatnonzero(mixed.folded).tolist() == [4]
+    for position, alone in enumerate(one_by_one):
+        if position != 3:
+            np.testing.assert_array_equal(mixed.vectors[position + 1], alone.vectors[0])

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,6 @@ from tests.support.migrating import archive, migrated
 from tests.support.recovering import held, opened
 from tests.support.servers import KIND, StoreServer, running_server
 from tests.support.trainers import fitted, running_trainer, trainer_settings, until_drained, until_live
-from trainer.archive.identity import ArchiveState
-from trainer.consume.matching import difference
 
 SECRET = new_secret()
 # By partition; the test of each is its own.
@@ -168,29 +165,6 @@ async def test_everything_goes_along_under_any_number_of_partitions(
         await until_drained(store)
         found = await verify(store, moved, lambda _line: None)
         assert found.count == 0, found.differences
-
-
-@pytest.mark.slow
-async def test_the_archive_is_the_store_s_when_partitions_come_again(
-    servers: tuple[StoreServer, StoreServer],
-) -> None:
-    one, two = (server.url for server in servers)
-    at = StoreSettings(url=one, namespace="again", partitions=4, timeout_s=5.0)
-    stores = [at, replace(at, url=two, partitions=3), replace(at, url=f"{one}/1")]
-    ends: dict[int, tuple[int, int]] = {}
-    for before, to in pairwise([None, *stores]):
-        assert to is not None
-        assert before is None or await migrated(before, to) is not None
-        async with opened(to) as store:
-            # Before anything else comes it ends where the archive does, and then goes on from there.
-            for _ in range(2):
-                assert await difference(store, ArchiveState(store.identity, {1: ends})) is None
-                await store.ratings.append([rating(f"u{k}", "i1") for k in range(20)])
-                await archive(store)
-                found = {p: each.last for p, each in (await store.stream.progress(1)).items()}
-                assert all(found[p][1] > end[1] for p, end in ends.items() if p in found)
-                ends |= found
-    assert len(ends) == 4
 
 
 async def test_ratings_go_along_and_the_store_that_was_left_refuses_more(

@@ -10,19 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.access import new_secret
-from featurestore.catalogue.item import CatalogueItem
 from featurestore.errors import StoreMigrating
-from featurestore.keys import digest_of
-from featurestore.migration import target as targets
-from featurestore.migration.errors import MigrationRefused, MigrationStopped
-from featurestore.migration.migration import Migration, Telling, give_up
+from featurestore.migration.errors import MigrationRefused
+from featurestore.migration.migration import give_up
 from featurestore.settings import StoreSettings
 from tests.support.factories import rating
-from tests.support.migrating import archive, go_on, migrated, standing_still
+from tests.support.migrating import archive, migrated, standing_still
 from tests.support.recovering import Held, held, opened
 from tests.support.servers import KIND, StoreServer, running_server
-from tests.support.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.slow
 
@@ -144,74 +139,3 @@ async def test_killed_when_it_is_decided(server: StoreServer, tmp_path: Path) ->
         assert (await store.generations.live()).migration == pointer.replace("moved", "gone")
     assert await takes(to, "another")
     assert not await takes(at, "other")
-
-
-async def test_what_changes_while_it_copies_goes_along(server: StoreServer, tmp_path: Path) -> None:
-    moves = [(*settings_of(server, f"changes-{step}"), step) for step in ("users", "closing")]
-    await filled(*[at for at, _, _ in moves])
-    expected = dict[str, Held]()
-    with standing_still(moves, tmp_path) as child:
-        for at, _, step in moves:
-            async with opened(at) as store:
-                await store.ratings.append([rating("u1", "i1", 2.0), rating("came", "new", 5.0)])
-                await store.ratings.forget(b"u3")
-                await store.ratings.append([rating("left", "i1")])
-                await store.ratings.forget(b"left")
-                await store.attributes.change(b"u4", lambda _: {"age": 30.0})
-                await store.attributes.change(b"told", lambda _: {"age": 31.0})
-                item = CatalogueItem("i1", "One")
-                await store.catalogue.change({b"i1": lambda _, item=item: item})  # type: ignore[misc]
-                await store.scenarios.put(b"home", b"{}")
-                await store.access.add(new_secret(), "late", "read")
-                # As a backup says it.
-                await store.redis.hset(store.keys.config, "backed_up", "late")
-                await archive(store)
-                expected[step] = await held(store)
-        go_on(tmp_path)
-        assert await asyncio.to_thread(child.wait, PATIENCE_S) == 0
-        assert "ended:" not in child.text, child.text
-    for _, to, step in moves:
-        async with opened(to) as store:
-            assert await held(store) == expected[step]
-            assert ("came", "new") in expected[step]
-            assert set(await store.ratings.forgotten(1)) == {digest_of(b"u3"), digest_of(b"left")}
-            assert [await store.attributes.get(user) for user in (b"u4", b"told")] == [
-                {"age": 30.0},
-                {"age": 31.0},
-            ]
-            assert await store.scenarios.get(b"home") == b"{}"
-            assert await store.redis.hget(store.keys.config, "backed_up") == b"late"
-            assert {key.name for key in (await store.access.load()).values() if key} == {"late"}
-            assert await store.redis.hkeys(store.keys.catalogue_items) == [b"i1"]
-        assert await takes(to, "other")
-
-
-async def test_what_cannot_be_done_is_refused_before_anything_is_changed(server: StoreServer) -> None:
-    at, to = settings_of(server, "refused")
-    await filled(at)
-    async with opened(to) as store:
-        await store.ratings.append([rating("u1", "i1")])
-    with pytest.raises(MigrationRefused, match="has keys of a namespace 'refused' already"):
-        await migrated(at, to)
-    # By a process that came between the look and the first step.
-    with pytest.raises(MigrationRefused, match="has begun a namespace in the target just now"):
-        await targets.begin(to, {b"identity": b"0" * 32}, 1, "token")
-    with pytest.raises(MigrationRefused, match="this very store"):
-        await migrated(at, at)
-    elsewhere = replace(to, url=f"{server.url}/2")
-    async with opened(at) as store:
-        await store.ratings.append([rating("u1", "waits")])
-        with pytest.raises(MigrationRefused, match="no trainer leads: start it first"):
-            await migrated(at, elsewhere)
-        await archive(store)
-        epoch = await store.epochs.begin()
-        with pytest.raises(MigrationRefused, match="run this again when it is live"):
-            await migrated(at, elsewhere)
-        await store.epochs.abandon(epoch)
-        # One that leads, and archives nothing: ratings are taken again.
-        assert await store.leases.acquire("leads", 60_000) is not None
-        await store.ratings.append([rating("u1", "waits")])
-        telling = Telling(lambda _line: None, lambda _done, _total: None)
-        with pytest.raises(MigrationStopped, match="1 events wait in the streams"):
-            await Migration(store, elsewhere, telling, archived_s=0.1).run()
-        await store.ratings.append([rating("u1", "goes on")])

@@ -3,23 +3,22 @@
 import asyncio
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from featurestore.catalogue.catalogue import Change
 from featurestore.catalogue.item import CatalogueItem
-from featurestore.codecs import ENTRY_BYTES, pack_entry
+from featurestore.codecs import pack_entry
 from featurestore.ratings.log import NewRating
 from foldin.recovery.backing_up import back_up
-from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
-from foldin.recovery.manifest import Manifest, read_manifest
+from foldin.recovery.errors import RecoveryRefusedError
+from foldin.recovery.manifest import Manifest
 from foldin.recovery.verifying import Verified, verify
 from tests.integration.conftest import Learned
 from tests.support.factories import rating
 from tests.support.recovering import GIVEN, LATER, Held, empty, held, opened, restored
-from tests.support.trainers import Crash, archived, fitted, running_trainer, until_drained
+from tests.support.trainers import archived, fitted, running_trainer, until_drained
 from trainer.archive.json_files import FORMAT
 from trainer.settings import TrainerSettings
 
@@ -87,22 +86,6 @@ async def test_the_catalogue_comes_back_from_a_backup(learned: Learned, tmp_path
         assert await store.attributes.get(b"u2") is None
         await store.redis.hset(store.keys.catalogue_items, "a", b"{")
         assert "catalogue}:items" in (await verified(settings)).differences[0]
-
-
-async def test_any_byte_of_a_history_that_was_changed_is_found(learned: Learned) -> None:
-    """Where it makes another number that a rating can have, no reader of the history notices."""
-    settings = learned.settings
-    async with running_trainer(settings), opened(settings.store) as store:
-        key = store.keys.history(1, GIVEN[0].user_id)
-        good = await store.redis.get(key)
-        assert isinstance(good, bytes)
-        for place in range(ENTRY_BYTES):
-            await store.redis.set(key, good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
-            found = await verify(store, settings, lambda _line: None)
-            assert found.count > 0, place
-            assert GIVEN[0].user_id.decode() in found.differences[0]
-        await store.redis.set(key, good)
-        assert (await verify(store, settings, lambda _line: None)).count == 0
 
 
 async def test_all_that_was_acknowledged_comes_back_from_the_backup_alone(
@@ -184,42 +167,6 @@ async def test_again_only_what_is_new_is_copied_and_the_forgotten_leave(
     assert "u3" not in {user for user, *_ in archived(settings, path=folder)}
 
 
-async def test_where_no_backup_goes_and_when_none_is_made(
-    learned: Learned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = replace(learned.settings, store_dir=learned.server.folder / "appendonlydir")
-    assert settings.store_dir is not None
-    target = tmp_path / "backup"
-    (tmp_path / "file").touch()
-    async with opened(settings.store) as store:
-        async with running_trainer(settings):
-            for folder, why in (
-                (settings.archive_folder / "backup", "is where the archive is"),
-                (tmp_path, "is where the archive is"),
-                (settings.store_dir / "backup", "is where the store is"),
-                (tmp_path / "file", "is not a folder"),
-                (tmp_path / ("x" * 300), "cannot be read: File name too long"),
-            ):
-                with pytest.raises(RecoveryRefusedError, match=why):
-                    await backed_up(settings, folder)
-            await backed_up(settings, target)
-        await store.ratings.append(LATER)
-        monkeypatch.setattr("foldin.recovery.reaching._PATIENCE_S", 0.0)
-        with pytest.raises(RecoveryStoppedError, match="no trainer leads"):
-            await backed_up(settings, tmp_path / "late")
-        assert not (tmp_path / "late").exists()
-        await store.redis.flushall()
-    for work in (verified(settings), backed_up(settings, target)):
-        with pytest.raises(RecoveryRefusedError, match=r"made for another store.*`foldin restore`"):
-            await work
-    before = files(target)
-    wipe(learned)
-    async with running_trainer(settings):
-        with pytest.raises(RecoveryRefusedError, match="another store"):
-            await backed_up(settings, target)
-    assert files(target) == before
-
-
 async def test_what_is_missing_damaged_or_newer_is_refused(learned: Learned, tmp_path: Path) -> None:
     settings, target = learned.settings, tmp_path / "backup"
     async with running_trainer(settings):
@@ -250,43 +197,6 @@ async def test_what_is_missing_damaged_or_newer_is_refused(learned: Learned, tmp
     assert manifest.read_text() == newer
     async with opened(settings.store) as store:
         assert (await store.generations.live()).last_epoch == 1
-
-
-async def test_killed_and_overlapping_backups_leave_one_that_is_whole(
-    learned: Learned, tmp_path: Path
-) -> None:
-    settings, target = learned.settings, tmp_path / "backup"
-    loop, refusals = asyncio.get_running_loop(), list[BaseException | None]()
-
-    async with running_trainer(settings), opened(settings.store) as store:
-        await backed_up(settings, target)
-        await store.ratings.append([*LATER, rating("u1", "an item of its own")])
-        for victim in ("reached", "copied", "listed", "manifest"):
-
-            def step(name: str, victim: str = victim) -> None:
-                if name == victim:
-                    raise Crash
-
-            with pytest.raises(Crash):
-                await back_up(store, settings, target, lambda _line: None, step=step)
-            _, lines = await restored(settings, target)
-            assert any("nothing to do" in line for line in lines), victim
-
-        def another(name: str) -> None:
-            # In its thread, before it tidies up.
-            if name == "manifest":
-                other = asyncio.run_coroutine_threadsafe(backed_up(settings, target), loop)
-                refusals.append(other.exception())
-
-        await store.ratings.append([rating("late", "i1")])
-        await back_up(store, settings, target, lambda _line: None, step=another)
-        assert "another backup" in str(refusals)
-        (folder,) = target.iterdir()
-        manifest = read_manifest(folder)
-        assert manifest is not None
-        assert {path.name for path in folder.iterdir()} >= manifest.files.keys()
-        # It is over.
-        await backed_up(settings, target)
 
 
 async def test_verify_names_what_differs(learned: Learned) -> None:

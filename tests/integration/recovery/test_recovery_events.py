@@ -14,11 +14,9 @@ from featurestore.ratings.event_types import DEFAULT_TYPES, EventType, NewType, 
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
 from foldin.recovery.backing_up import back_up
-from foldin.recovery.errors import RecoveryRefusedError
-from foldin.recovery.restoring import RestoreRequest
 from foldin.recovery.verifying import verify
 from tests.integration.conftest import Learned
-from tests.support.recovering import empty, held, live_history, opened, restored
+from tests.support.recovering import empty, live_history, opened, restored
 from tests.support.trainers import fitted, running_trainer, until_drained
 from trainer.archive import context_fields, type_names
 
@@ -111,27 +109,3 @@ async def test_they_are_verified_and_restored_from_backup_and_archive(
             assert await events_of(store) == KEPT
             assert (await store.event_types.current())[-1] == SHARE
             assert await contexts_of(store) == WANTED
-            ratings = len(await held(store))
-    # What nothing names, or means something else here, is refused.
-    empty(learned.server)
-    with_new = replace(settings, archive_dir=tmp_path / "new")
-    async with running_trainer(with_new), opened(settings.store) as store:
-        await store.contexts.change(lambda _: ContextSchema((ContextField("hour", "category"),)))
-        with pytest.raises(RecoveryRefusedError, match="hour"):
-            await restored(with_new, copy)
-        await store.contexts.change(lambda _: FIELDS)
-        names = copy / type_names.NAME
-        whole = names.read_text()
-        names.write_text(whole[:40])
-        with pytest.raises(RecoveryRefusedError, match=names.name):
-            await restored(with_new, copy)
-        names.unlink()
-        with pytest.raises(RecoveryRefusedError, match="types 8 are"):
-            await restored(with_new, copy)
-        await restored(with_new, copy, request=RestoreRequest(copy, skip_damaged=True))
-        assert await events_of(store) == [event for event in KEPT if event[0] != SHARE.code]
-        assert len(await held(store)) == ratings
-        names.write_text(whole)
-        (copy / context_fields.NAME).unlink()
-        with pytest.raises(RecoveryRefusedError, match="does not say what the contexts"):
-            await restored(with_new, copy)

@@ -14,8 +14,6 @@ from featurestore.store import Store
 from tests.support.serving import serves, serving
 from tests.support.trainers import fitted, running_trainer, trainer_settings
 from tests.support.waiting import wait_until_async
-from trainer.catalogue import reading
-from trainer.errors import ArchiveFailedError
 from trainer.settings import TrainerSettings
 
 GENRES = ("drama", "comedy", "war", "horror")
@@ -130,19 +128,3 @@ async def test_items_and_users_without_ratings_are_served_by_their_attributes(
         await store.ratings.append(given(), epoch=epoch)
         await serves(client, await fitted(store, "epoch", epoch))
         assert (await told("new", "i0"))[1] == "attributes+item"
-
-
-async def test_ratings_are_fitted_without_a_catalogue_that_cannot_be_read(
-    settings: TrainerSettings, store: Store, tmp_path: Path
-) -> None:
-    await put(store, [item("i0", "drama")])
-    (tmp_path / "items.ndjson").mkdir()
-    with pytest.raises(ArchiveFailedError, match="cannot write"):
-        await reading.write_catalogue(store.catalogue, store.items(1), tmp_path)
-    await store.ratings.append(given())
-    await store.redis.set(store.keys.catalogue, b"zz")
-    await store.redis.set(store.keys.event_types, b"{")
-    async with running_trainer(settings):
-        meta = await store.generations.meta(1, await fitted(store))
-    assert not {ATTRIBUTES, USER_ATTRIBUTES} & set(meta.blobs)
-    await store.redis.delete(store.keys.event_types)

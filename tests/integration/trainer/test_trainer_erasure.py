@@ -10,28 +10,21 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import pytest
-from redis import Redis
 
-from featurestore.commands import Commands
 from featurestore.ratings.context_schema import ContextField, ContextSchema
-from featurestore.ratings.log import NewRating, RatingsLog
+from featurestore.ratings.log import NewRating
 from featurestore.store import Store
 from tests.integration.conftest import settings_in
-from tests.support.failing_reads import FAILURES, failing
 from tests.support.recovering import GIVEN, opened
 from tests.support.servers import ServerKind, StoreServer, running_server
 from tests.support.serving import Client, serving
 from tests.support.traces import traces
-from tests.support.trainers import archived, crashed_at, fitted, running_trainer, until_drained
+from tests.support.trainers import crashed_at, fitted, running_trainer, until_drained
 from tests.support.waiting import wait_until_async
-from trainer.consume.consumer import EpochConsumer
-from trainer.erasure import waiting
-from trainer.fit_job.folder import FitFolder
 from trainer.settings import TrainerSettings
 
 pytestmark = pytest.mark.usefixtures("quick_rounds")
@@ -183,58 +176,6 @@ async def test_no_byte_is_left(server: StoreServer, settings: TrainerSettings, t
         assert (await client.get(PATH)).status == 404
 
 
-@pytest.mark.parametrize("stops_at", ["forget", "ask"])
-async def test_a_service_that_ends_between_its_steps(
-    settings: TrainerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_at: str
-) -> None:
-    """Before the first step nothing is gone, after it all goes, without another call."""
-    async with running_trainer(settings), opened(settings.store) as store:
-        await store.ratings.append([*GIVEN, *RATED])
-        await store.attributes.change(ID, lambda _: {"born": "in Arrakeen"})
-        reached = asyncio.Event()
-
-        owner = RatingsLog if stops_at == "forget" else Commands
-        step = getattr(owner, stops_at)
-
-        async def stands(*args: Any, **options: Any) -> Any:
-            # That of the service; a trainer may ask as soon as the mark is archived.
-            if reached.is_set():
-                return await step(*args, **options)
-            reached.set()
-            return await asyncio.Event().wait()
-
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, stops_at, stands)
-            async with serving(settings.store) as (client, _):
-                asking = asyncio.create_task(client.ask("DELETE", PATH))
-                await reached.wait()
-                asking.cancel()
-                await asyncio.wait({asking})
-        if stops_at == "forget":
-            n, history = await store.users.history(1, ID)
-            assert (n, len(history)) == (6, 6)
-            return
-
-        async def nothing_left() -> bool:
-            return not await asyncio.to_thread(traces, tmp_path, ID, RATED)
-
-        await wait_until_async(nothing_left, "no byte is left")
-        assert await keys_with_user(store) == []
-
-
-async def test_many_erasures_share_a_rewrite(settings: TrainerSettings) -> None:
-    async with running_trainer(settings), stack(settings) as (store, client):
-        await store.ratings.append([NewRating(b"g%d" % k, b"i1", 2.0, 1e9) for k in range(40)])
-        before = (await store.files.states())[0].rewrites
-        # And one who is unknown.
-        paths = [*(f"/users/g{k}" for k in range(40)), "/users/ghost"]
-        for receipt in await asyncio.gather(*[forgotten(client, path) for path in paths]):
-            await until_erased(client, receipt)
-        assert (await store.files.states())[0].rewrites - before < len(paths)
-        assert await store.redis.exists(store.keys.erasing, store.keys.commands) <= 1
-        assert await store.redis.xlen(store.keys.commands) == 0
-
-
 @pytest.mark.parametrize(
     "step",
     [
@@ -257,93 +198,3 @@ async def test_a_trainer_that_ends_at_a_step(settings: TrainerSettings, tmp_path
             await until_erased(client, receipt)
             assert traces(tmp_path, ID, RATED) == {}
         assert await keys_with_user(store) == []
-
-
-async def test_a_store_that_may_not_be_asked(
-    server: StoreServer, settings: TrainerSettings, tmp_path: Path
-) -> None:
-    """As of a hosted Redis: the next rewrite ends it, by hand or of the store itself."""
-    admin = Redis.from_url(server.url)
-    admin.acl_setuser(
-        "app", enabled=True, nopass=True, keys="*", channels="*", commands=["+@all", "-bgrewriteaof"]
-    )
-    theirs = replace(settings, store=replace(settings.store, url=server.url.replace("//", "//app:x@")))
-    async with running_trainer(theirs), stack(theirs) as (store, client):
-        await store.ratings.append([*GIVEN, *RATED])
-        receipt = await forgotten(client)
-        await until_it_waits(client, receipt, "which the store refuses: the operator has to start it")
-        admin.bgrewriteaof()
-        await until_erased(client, receipt)
-        assert traces(tmp_path, ID, RATED) == {}
-    admin.close()
-
-
-async def test_a_receipt_says_that_it_waits_for_a_trainer_a_file_the_archive_or_a_fit(
-    settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with stack(settings) as (store, client):
-        async with running_trainer(settings):
-            await store.ratings.append([*GIVEN, *RATED])
-            await fitted(store)
-            await until_drained(store)
-        folder = settings.archive_folder / "epoch-000001"
-        (victim,) = [path for path in folder.glob("*.parquet") if ID in path.read_bytes()]
-        receipt = await forgotten(client)
-        await until_it_waits(client, receipt, "a trainer has to begin with it")
-        reached, over = asyncio.Event(), asyncio.Event()
-        with monkeypatch.context() as patched:
-            # Its footer can be read, its rows cannot.
-            failing(patched, FAILURES["EIO"], lambda path: path.name == victim.name, rows_alone=True)
-            async with running_trainer(settings):
-                await until_it_waits(client, receipt, waiting.FILE)
-            # What that one said last is still there. Of an outcome that is damaged the receipt stays good.
-            await store.redis.set(store.keys.command(receipt.partition("-")[0]), b"{")
-            await until_it_waits(client, receipt, "a trainer has to begin with it")
-        with monkeypatch.context() as held:
-            held.setattr(EpochConsumer, "reached_now", lambda _self: reached.wait())
-            async with running_trainer(settings):
-                await until_it_waits(client, receipt, waiting.ARCHIVED)
-                held.setattr(
-                    FitFolder, "may_know", lambda _self, user_id: user_id == ID and not over.is_set()
-                )
-                reached.set()
-                await until_it_waits(client, receipt, waiting.FIT)
-                over.set()
-                await until_erased(client, receipt)
-
-
-async def damage(store: Store, name: bytes, value: bytes | None) -> None:
-    """Let the one command that waits have another field, or lack it."""
-    redis: Any = store.redis
-    ((entry, fields),) = await redis.xrange(store.keys.commands)
-    await redis.delete(store.keys.commands)
-    await redis.xadd(
-        store.keys.commands,
-        {**{key: kept for key, kept in fields.items() if key != name}, **({name: value} if value else {})},
-        id=entry,
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [(b"id", b"\xc3\xa9" * 16), (b"kind", b"\xe5rase"), (b"user", None)]
-)
-async def test_an_erasure_whose_command_cannot_be_read_is_done_and_others_are_taken(
-    settings: TrainerSettings, caplog: pytest.LogCaptureFixture, name: bytes, value: bytes | None
-) -> None:
-    async with stack(settings) as (store, client):
-        await store.ratings.append([*GIVEN, *RATED])
-        receipt = await forgotten(client)
-        await damage(store, name, value)
-        # A line of which nothing can be made stays for a person.
-        await store.redis.hset(store.keys.erasing, "0" * 32, b"bsked 17 secret-one")
-        async with running_trainer(settings):
-            # Behind it in the stream.
-            await fitted(store)
-            await until_erased(client, receipt)
-            assert await store.redis.xlen(store.keys.commands) == 0, "it names the user"
-            await until_drained(store)
-        assert await store.redis.hlen(store.keys.erasing) == 1
-    assert "term_ended" not in caplog.text
-    assert "command_damaged" in caplog.text
-    assert "secret-one" not in caplog.text
-    assert not [row for row in archived(settings) if row[0] == USER]

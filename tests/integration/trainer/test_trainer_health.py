@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -11,9 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from featurestore.store import Store
 from processes.probes import unused_port
-from processes.settings import SettingsError
 from tests.integration.conftest import Learned
 from tests.support.recovering import GIVEN, LATER, opened
 from tests.support.serving import Client, client_of
@@ -21,8 +18,6 @@ from tests.support.trainers import fitted, until_drained
 from tests.support.waiting import wait_until_async
 from trainer.app import Trainer
 from trainer.archive.segments import Step, no_step
-from trainer.errors import CannotStartError
-from trainer.health import listener, reporter
 from trainer.health.listener import serving_health
 from trainer.settings import Address, TrainerSettings
 
@@ -80,7 +75,8 @@ async def test_a_leader_one_who_waits_and_one_without_its_store(learned: Learned
         assert found["foldin_trainer_events_total", "fit_published"] >= 1
         positions = [value for (name, _), value in found.items() if name.endswith("archive_position_seconds")]
         assert len(positions) == settings.store.partitions
-        assert max(positions) <= await store.time()
+        # The store tells whole seconds.
+        assert max(positions) < await store.time() + 1
         async with answering(replace(settings, archive_dir=tmp_path / "other")) as (waiting, _):
             assert (await waiting.get("/livez")).json == {"status": "ok", "role": "waiting", "fence": None}
             assert (await metrics(waiting))["foldin_trainer_leading", ""] == 0
@@ -130,65 +126,3 @@ async def test_a_term_that_does_not_end_without_its_lease(learned: Learned) -> N
             return bool(answer == {"status": "ok", "role": "waiting", "fence": None})
 
         await wait_until_async(well, "the term has ended")
-
-
-@pytest.mark.parametrize("text", ["9108", "host:65536", "host:x"])
-def test_an_address_that_is_none(text: str) -> None:
-    with pytest.raises(SettingsError, match="FOLDIN_TRAINER_ADDRESS must be an address and a port"):
-        TrainerSettings.load([], {"FOLDIN_TRAINER_ADDRESS": text})
-
-
-def answer_to(port: int, sent: bytes) -> bytes:
-    """Send bytes, and read until the other end closes."""
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(sent)
-        return b"".join(iter(lambda: connection.recv(4096), b""))
-
-
-async def test_hostile_connections_take_nothing_from_it(
-    learned: Learned, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Silent ones and heads without end are few at a time and soon over; what is no HTTP is not logged."""
-    monkeypatch.setattr(listener, "_LASTS_S", 0.2)
-    trainer = Trainer(learned.settings)
-    address = Address("127.0.0.1", unused_port())
-    beginnings = (b"", b"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 7000, b"POST /livez HTTP/1.1\r\n")
-
-    def open_files() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
-
-    async with serving_health(trainer, address), client_of(f"http://{address}") as client:
-        with pytest.raises(CannotStartError, match="FOLDIN_TRAINER_ADDRESS"):
-            async with serving_health(trainer, address):
-                pass
-        with contextlib.ExitStack() as ends:
-            before = open_files()
-            for number in range(300):
-                given = socket.create_connection((address.host, address.port))
-                ends.enter_context(given).sendall(beginnings[number % 3])
-                # The trainer is in this process: it accepts in between.
-                await asyncio.sleep(0)
-            # Of the 600 ends only those of the clients stay.
-            await wait_until_async(lambda: open_files() <= before + 310, "the others are closed")
-        for wrong in (b"\x16\x03\x01" * 50 + b"\r\n\r\n", b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n"):
-            assert (await asyncio.to_thread(answer_to, address.port, wrong)).startswith(b"HTTP/1.0 400 ")
-        assert (await client.get("/livez")).status == 200
-        assert "Traceback" not in caplog.text
-
-
-async def test_a_trainer_that_waits_says_so_in_the_store_and_one_without_a_store_is_silent(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reporter, "EVERY_S", 0.01)
-    trainer = Trainer(TrainerSettings(store=store.settings))
-    async with reporter.reporting(trainer):
-        assert await store.telemetry.read(60) == []
-        trainer.store = store
-
-        async def told() -> bool:
-            return bool(await store.telemetry.read(60))
-
-        await wait_until_async(told, "a point")
-    point = (await store.telemetry.read(60))[0]
-    assert (point.process, point.busy, point.generation) == ("trainer", "waits for the lease", 0)
-    assert point.resident_bytes > 10**7

@@ -3,35 +3,25 @@ and no rating is lost. Case by case: tests/unit/trainer/test_archive_identity.py
 """
 
 import asyncio
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from featurestore.errors import StoreChanged
 from featurestore.ratings.log import NewRating
-from featurestore.store import Store
 from tests.integration.conftest import Learned
 from tests.support.factories import rating
-from tests.support.following import following
 from tests.support.recovering import GIVEN, LATER, archive_ratings, empty, opened
 from tests.support.servers import KIND, StoreServer, running_server
 from tests.support.trainers import (
     archived,
-    erased,
-    fitted,
-    outcome_of,
     refused,
     refuses,
-    running_trainer,
     until_drained,
 )
 from tests.support.waiting import wait_until_async
 from trainer.app import Trainer
-from trainer.archive.root import ArchiveRoot
-from trainer.archive.trash import TrashEntry
 from trainer.errors import CannotStartError
 from trainer.settings import TrainerSettings
 
@@ -51,10 +41,6 @@ def pairs(of: list[NewRating]) -> set[tuple[str, str, float]]:
 
 def found(settings: TrainerSettings, epoch: int = 1, path: Path | None = None) -> set[tuple[str, str, float]]:
     return {(user, item, value) for user, _, item, value in archived(settings, epoch, path=path)}
-
-
-def in_trash(settings: TrainerSettings) -> list[TrashEntry]:
-    return ArchiveRoot(settings.archive_folder, guard=lambda: None).trash.entries()
 
 
 def moved(settings: TrainerSettings) -> bool:
@@ -180,92 +166,3 @@ async def test_tail_lost_under_a_trainer_that_runs(learned: Learned, lost: str) 
     assert ("the archive goes on to event" if lost == "tail" else "another store") in str(caught.value)
     assert found(settings) == pairs([*GIVEN, *LATER])
     assert not moved(settings)
-
-
-async def test_adopt_goes_on_and_keeps_the_archive_in_the_trash(learned: Learned) -> None:
-    settings, identity = learned.settings, learned.settings.archive_folder / "identity.json"
-    was = json.loads(identity.read_text())["identity"]
-    empty(learned.server)
-    async with opened(settings.store) as store:
-        await store.ratings.append(LATER)
-        async with running_trainer(replace(settings, adopt=True)):
-            await fitted(store)
-            await until_drained(store)
-        assert json.loads(identity.read_text())["identity"] == store.identity
-        (entry,) = in_trash(settings)
-        assert (entry.why, entry.epoch, entry.identity, entry.ratings) == ("adopted", 1, was, len(GIVEN))
-        assert found(settings, path=entry.path) == pairs(GIVEN)
-        assert found(settings) == pairs(LATER)
-        # The next one leads without being told.
-        async with running_trainer(settings):
-            await fitted(store)
-
-
-async def test_forgotten_users_are_in_no_entry_of_the_trash_and_keep_what_came_after(
-    learned: Learned,
-) -> None:
-    """`on-its-way` while the old history goes to the trash; the others when it is there, before a trainer
-    leads. The live history never knew them, so that only the command tells of them.
-    """
-    settings, users = learned.settings, ("secret-one", "secret-two", "on-its-way")
-    async with opened(settings.store) as store:
-        async with running_trainer(settings) as trainer:
-            await store.ratings.append([rating(user, "i1") for user in users])
-            await until_drained(store)
-            assert trainer.term is not None
-            finish, commands = trainer.term.epochs.finish, []
-
-            async def ask(user: str) -> None:
-                at_ms = (await store.ratings.forget(user.encode())).at_ms
-                commands.append(
-                    await store.commands.ask("erase", epoch=epoch, user=user.encode(), at_ms=at_ms)
-                )
-
-            async def finish_then_forget(number: int) -> None:
-                await finish(number)
-                await ask("on-its-way")
-
-            trainer.term.epochs.finish = finish_then_forget  # type: ignore[method-assign]  # and more
-            epoch = await store.epochs.begin()
-            await store.ratings.append(LATER, epoch=epoch)
-            await fitted(store, "epoch", epoch)
-            await wait_until_async(lambda: moved(settings), "the first epoch in the trash")
-        await ask("secret-one")
-        await ask("secret-two")
-        await store.ratings.append([rating("secret-two", "i3", 2.0)])
-        async with running_trainer(settings):
-            for command in commands:
-                assert (await outcome_of(store, command)).state == "done"
-            assert (await store.users.history(epoch, b"secret-two"))[0] == 1
-            await until_drained(store, epoch)
-            # Once more, though it was searched for a moment ago.
-            await store.ratings.append([rating("secret-one", "i3", 2.0)])
-            await erased(store, b"secret-one", epoch)
-    (entry,) = in_trash(settings)
-    assert found(settings, path=entry.path) == pairs(GIVEN)
-    held = [name for name, data in files(settings).items() if b"secret-one" in data or b"on-its" in data]
-    assert held == []
-    assert ("secret-two", 1, "i3", 2.0) in archived(settings, epoch)
-
-
-async def test_worker_drops_what_it_holds_of_a_store_that_was_emptied(
-    learned: Learned, tmp_path: Path
-) -> None:
-    async with opened(learned.settings.store) as store, following(store, tmp_path / "cache") as follower:
-        was = store.identity
-        await wait_until_async(lambda: follower.live is not None, "a generation is served")
-        assert store.items(1).row(b"i3") is not None
-        other = await Store.open(learned.settings.store)
-        await other.redis.flushall()
-        await wait_until_async(lambda: follower.live is None, "the old generation dropped")
-        assert store.identity != was
-        assert store.items(1).row(b"i3") is None
-        with pytest.raises(StoreChanged):
-            await other.require_same()
-        # The rows are given anew, to other items.
-        await other.look_again()
-        await other.ratings.append([rating("u", "first")])
-        await store.ratings.append([rating("u", "second")])
-        assert await store.items(1).rows([b"first", b"second"]) == [0, 1]
-        assert store.identity == other.identity
-        await other.close()

@@ -3,12 +3,10 @@ and nothing that came after it, whatever ends in between.
 """
 
 import math
-from collections.abc import Sequence
 
 import pytest
 
 from featurestore.store import Store
-from featurestore.users.records import StoredUser, UserRecords
 from foldin.recovery.verifying import verify
 from tests.integration.conftest import Learned
 from tests.support.factories import rating
@@ -94,35 +92,3 @@ async def test_a_trainer_that_ends_at_a_step(learned: Learned, step: str) -> Non
             assert [user.n for user in await store.users.stored(1, users)] == [n + 1 for n in before]
             await until_drained(store)
             await is_clean(store, settings)
-
-
-async def test_who_rates_just_then_keeps_what_is_new(
-    learned: Learned, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between the archive and the store, and between the store's answer and the write."""
-    settings, stored = learned.settings, UserRecords.stored
-    first, second, third, fourth = (user.decode() for user in sorted(RATERS)[:4])
-    meanwhile = {
-        "before": [rating(first, "i3", 5.0), rating(third, "x")],
-        "after": [rating(second, "i3", 4.0), rating(fourth, "y")],
-    }
-    async with (
-        opened(settings.store) as store,
-        serving(settings.store) as (client, _),
-        running_trainer(settings),
-    ):
-
-        async def rates_meanwhile(
-            self: UserRecords, epoch: int, user_ids: Sequence[bytes]
-        ) -> list[StoredUser]:
-            await store.ratings.append(meanwhile.pop("before", []))
-            found = await stored(self, epoch, user_ids)
-            await store.ratings.append(meanwhile.pop("after", []))
-            return found
-
-        monkeypatch.setattr(UserRecords, "stored", rates_meanwhile)
-        await until(client, await asked(client))
-        monkeypatch.setattr(UserRecords, "stored", stored)
-        assert not meanwhile
-        assert await raters(store) == {first, second}
-        await is_clean(store, settings)

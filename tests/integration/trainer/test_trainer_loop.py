@@ -24,7 +24,6 @@ from tests.support.trainers import (
     archived,
     fitted,
     outcome_of,
-    refuses,
     reopened,
     running_fits,
     running_trainer,
@@ -185,22 +184,6 @@ async def test_a_history_is_replaced_as_a_whole_and_the_one_before_is_whole_in_t
         await wait_until_async(lambda: not entries(), "the trash emptied")
 
 
-async def test_a_new_history_that_no_command_asks_for_is_given_up(
-    store: Store, settings: TrainerSettings
-) -> None:
-    async with running_trainer(settings):
-        await until_live(store)
-        await store.epochs.begin()
-    async with running_trainer(replace(settings, abandon_s=0.0)):
-
-        async def given_up() -> bool:
-            return (await store.generations.live()).pending == 0
-
-        await wait_until_async(given_up, "the new history given up")
-        await store.ratings.append(GIVEN)
-        await fitted(store)
-
-
 @pytest.mark.parametrize("what", ["lost", "flipped", "older"])
 async def test_an_archive_that_lacks_something_is_made_anew_from_the_histories(
     learned: Learned, tmp_path: Path, what: str
@@ -227,16 +210,6 @@ async def test_an_archive_that_lacks_something_is_made_anew_from_the_histories(
     assert (held == learned.held) is (what != "older")
     assert {(user, item) for user, _, item, value in archived(settings) if value == value} >= held.keys()  # noqa: PLR0124
     assert victim.with_name(victim.name + ".damaged").exists() is (what == "flipped")
-
-
-async def test_a_rating_off_the_scale_is_not_archived(learned: Learned) -> None:
-    """No call can have written it. In the archive it would let every fit fail."""
-    async with opened(learned.settings.store) as store:
-        before = await store.generations.live()
-        await store.ratings.append([NewRating(b"u1", b"i1", 77.0, 1e9)])
-        assert "is not what was written" in await refuses(learned.settings)
-        assert (await store.generations.live()).generation == before.generation
-    assert len(archived(learned.settings)) == len(GIVEN)
 
 
 @pytest.mark.fit_process

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from featurestore.codecs import unpack_records
-from featurestore.errors import StoreUnavailable
 from featurestore.keys import record_field
 from featurestore.store import Store
 from tests.support.factories import lead, make_items, make_model, rating
@@ -109,24 +108,3 @@ async def test_a_process_writes_the_records_of_many_and_the_trainer_what_that_on
         with pytest.raises(ProcessLookupError):
             os.kill(started[0].pid, 0)
         assert set(policies) == {os.SCHED_IDLE}
-
-
-async def test_nothing_is_written_under_a_number_that_was_not_confirmed(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A replica that is promoted without it would give it again."""
-    steps: list[str] = []
-
-    async def unconfirmed(_since: object) -> None:
-        raise StoreUnavailable("the store's replicas did not confirm the write in time")
-
-    publishing = Publisher(store, await lead(store), Threads(), step=steps.append)
-    with monkeypatch.context() as patch:
-        patch.setattr(store.confirmation, "wait", unconfirmed)
-        with pytest.raises(StoreUnavailable):
-            await publishing.publish(
-                1, fitted(), engine="variational", positions={}, folder=None, automatic=True
-            )
-    assert steps == ["publish:begin"]
-    (begun,) = await store.generations.list()
-    assert not await store.redis.exists(store.keys.meta(1, begun.generation))

@@ -3,7 +3,6 @@ all.
 """
 
 from dataclasses import replace
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -165,27 +164,3 @@ def test_histories_are_folded_in_by_loops_as_by_numpy(
 def test_a_fit_without_numba_is_done_by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("factors.inference.compiled.backend.load_loops", dict[str, object])
     assert isinstance(choose_backend(MANY_RATINGS, threads=2, block_rows=8192), NumpyBackend)
-
-
-@pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed (extra `fast`)")
-@pytest.mark.parametrize("fails", ["nowhere to keep it", "no space to keep it"])
-def test_compiled_code_that_cannot_be_kept_is_used_all_the_same(
-    fails: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    caching = import_module("numba.core.caching")
-
-    def no_locator(*_: object, **__: object) -> None:
-        raise RuntimeError("no locator available")
-
-    def no_space(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    if fails == "nowhere to keep it":
-        monkeypatch.setattr(caching.FunctionCache, "__init__", no_locator)
-    else:
-        monkeypatch.setattr(caching.FunctionCache, "load_overload", lambda *_: None)
-        monkeypatch.setattr(caching.FunctionCache, "save_overload", no_space)
-    loops = load_loops.__wrapped__()
-    indptr, table = np.array([0, 2, 3]), np.array([[1.0], [2.0]])
-    sums = LoopBackend(loops).sum_rows(indptr, np.array([0, 1, 1]), table, np.ones(2))
-    np.testing.assert_array_equal(sums, [[3.0], [2.0]])

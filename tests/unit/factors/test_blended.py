@@ -22,7 +22,6 @@ from factors import (
     posterior_of,
 )
 from factors.inference.histories import compress_pairs
-from factors.ranking.blending import blended, highest_scores
 from factors.ranking.choices import RankingChoices
 from factors.ranking.head import RankingHead
 from factors.ranking.training import fit_with
@@ -142,21 +141,6 @@ def test_a_list_is_what_ranking_every_item_gives(world: World, gamma: float, lin
     assert bounds.highest(other.users[0], np.array([ITEMS]))[0] == 5.0
 
 
-def test_users_of_a_block_are_ranked_as_alone(world: World) -> None:
-    ranker = BlendedRanker(world.head, world.posterior)
-    exclude = [world.history(user).other_row for user in range(USERS)]
-    together = ranker.top(world.scorer, world.users, world.histories, 10, exclude)
-    for user in range(0, USERS, 7):
-        unseen = np.ones(ITEMS, dtype=np.bool_)
-        unseen[exclude[user]] = False
-        world.assert_best(user, together[user], 10, unseen)
-        found = together[user]
-        relevance, rating = world.parts(user)
-        np.testing.assert_allclose(found.relevance, relevance[found.item_rows], rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(found.rating, rating[found.item_rows], rtol=1e-5)
-        assert found.behind(4).item_rows.tolist() == found.item_rows[4:].tolist()
-
-
 @pytest.mark.parametrize("kind", ["python", "compiled"])
 @pytest.mark.parametrize(("gamma", "link"), [(0.0, "gaussian"), (0.25, "ordinal"), (3.0, "gaussian")])
 def test_loops_find_the_lists_of_numpy(
@@ -205,25 +189,6 @@ def test_loops_find_the_lists_of_numpy(
     assert by_numpy.count(True) < 2 * len(some)
 
 
-def test_the_index_finds_what_all_items_give(
-    world: World, index: Index, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("factors.serving.mean_table.FEW_ALLOWED", 0)
-    ranker = BlendedRanker(world.head, world.posterior, index)
-    # Kinds that some users like and others do not: their best are far from where the index looks first.
-    kinds = [np.isin(world.group, some) for some in ([3, 4], [7])]
-    for allowed in (None, np.random.default_rng(2).random(ITEMS) < 0.1, *kinds):
-        hits = []
-        for user in range(0, USERS, 2):
-            seen = world.history(user).other_row.astype(np.int64)
-            exact, found = (
-                ask(world, ranker, user, 10, seen, allowed=allowed, exact=each).item_rows
-                for each in (True, False)
-            )
-            hits.append(len(np.intersect1d(exact, found)) / 10)
-        assert np.mean(hits) >= 0.9
-
-
 @pytest.mark.parametrize("gamma", [0.5, 6.0])
 def test_a_draw_changes_the_order_and_its_pages_join(world: World, gamma: float) -> None:
     other = world.having(gamma)
@@ -262,29 +227,3 @@ def test_new_and_changed_items_are_followed(world: World, index: Index, indexed:
     every = ranker.top(scorer, world.users[4:5], more, ITEMS + 3, [NOTHING])[0]
     assert len(every.item_rows) == ITEMS + 3
     assert every.relevance[every.item_rows == ITEMS] == 0.0
-
-
-def test_nothing_is_asked_and_nothing_is_there(world: World) -> None:
-    ranker = BlendedRanker(world.head, world.posterior)
-    none = np.zeros(ITEMS, dtype=np.bool_)
-    assert ranker.top(world.scorer, world.users[:0], Histories(*no_history(0)), 5, []) == []
-    assert len(ask(world, ranker, 1, 0).item_rows) == 0
-    found = ranker.top(world.scorer, world.users[:1], world.history(0), 5, [NOTHING], allowed=none)[0]
-    assert len(found.item_rows) == 0
-    # Without a history the prior of the users ranks.
-    prior = world.posterior.prior_user[None]
-    assert len(ranker.top(world.scorer, prior, Histories(*no_history(1)), 5, [NOTHING])[0].item_rows) == 5
-
-
-def no_history(users: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    return np.zeros(users + 1, np.int64), np.zeros(0, np.int32), np.zeros(0), np.zeros(0)
-
-
-@pytest.mark.parametrize("scale", [Scale(1, 5, 1), Scale(0, 10), Scale(-10, 10), Scale(0.5, 5, 0.5)])
-def test_scores_rise_with_relevance_and_rating_on_every_scale(scale: Scale) -> None:
-    rating = np.linspace(scale.low, scale.high, 7)
-    scores = blended(np.full(7, 0.3), rating, 0.5, scale)
-    assert (np.diff(scores) > 0).all()
-    assert scores[0] > 0
-    assert scores[-1] == pytest.approx(highest_scores(np.array([0.3]), 0.5, scale)[0])
-    assert (blended(np.full(7, -0.1), rating, 0.5, scale) == 0).all()

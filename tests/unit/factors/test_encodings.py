@@ -4,25 +4,15 @@ import numpy as np
 import pytest
 
 from factors import (
-    BASIS,
     Attribute,
     Columns,
     Labels,
-    ModelUnreadable,
     Numbers,
     Ratings,
     fit_ranking,
     learn_encoding,
-    mark_described,
-    relevance_basis,
 )
-from factors.model.attributes import MOST_COLUMNS, encoding_from_bytes, encoding_to_bytes
-from factors.model.context import MOST_CONTEXT_COLUMNS, learn_context_encoding
-from factors.ranking.side_attributes import (
-    SideAttributes,
-    side_attributes_from_bytes,
-    side_attributes_to_bytes,
-)
+from factors.model.attributes import MOST_COLUMNS
 from tests.unit.factors.factors_world import history
 
 N_USERS, N_ITEMS = 60, 80
@@ -74,22 +64,6 @@ def test_labels_have_columns_where_they_are_frequent() -> None:
     assert learn_encoding(both, 10).width == 3
 
 
-def test_an_encoding_is_read_as_it_was_written_and_nothing_else_is() -> None:
-    given: list[Attribute] = [numbers("year", [1.0, 2.0] * 5), labels("genre", [["a"]] * 10)]
-    attributes = SideAttributes(learn_encoding(given, 10), np.ones((3, 4)))
-    data = side_attributes_to_bytes(attributes)
-    read = side_attributes_from_bytes(memoryview(data))
-    assert read.encoding == attributes.encoding
-    np.testing.assert_array_equal(read.relevance, attributes.relevance)
-    encoding = encoding_to_bytes(attributes.encoding)
-    for bad in (b"", data[:-1], data.replace(b"-1", b"-9"), encoding):
-        with pytest.raises(ModelUnreadable):
-            side_attributes_from_bytes(bad)
-    for bad in (b"", encoding[:-3], data):
-        with pytest.raises(ModelUnreadable):
-            encoding_from_bytes(bad)
-
-
 def test_items_without_events_are_relevant_by_their_attributes() -> None:
     rng = np.random.default_rng(5)
     # Each user chooses items of one genre.
@@ -112,42 +86,3 @@ def test_items_without_events_are_relevant_by_their_attributes() -> None:
     assert found.relevance is not None
     np.testing.assert_array_equal(found.described, np.arange(60, N_ITEMS))
     assert not len(plain.described)
-
-
-def test_relevance_rests_on_events_or_attributes_whatever_the_rating_does() -> None:
-    # Count and mean of: rated, twice relevant by attributes, purchased and rated by attributes, unknown.
-    items = np.array([[3, 2.5], [0, 1], [0, 0], [0, 1], [0, 0]], dtype=np.float32)
-    factors = np.array([[1.0], [2.0], [3.0], [4.0], [0.0]], dtype=np.float32)
-    for _ in range(2):  # Twice is as once.
-        mark_described(items, np.array([0, 1, 2]))
-        np.testing.assert_array_equal(items[:, 1], [2.5, 2, -1, 1, 0])
-    rows = np.array([0, 1, 2, 3, 4, -1, 5])
-    for has_events, user, nothing in ((True, "user+", "user"), (False, "", "prior")):
-        found = relevance_basis(items, factors, rows, has_events=has_events)
-        known = [f"{user}{basis}" for basis in ("item", "attributes", "attributes", "item")]
-        assert [BASIS[code] for code in found] == [*known, nothing, nothing, nothing]
-
-
-def test_contexts_become_columns() -> None:
-    nan = np.nan
-    context = np.array([[1.0, 0.0]] * 6 + [[3.0, 1.0]] * 6 + [[nan, 2.0], [nan, nan]], dtype=np.float32)
-    encoding = learn_context_encoding(context, ("number", "category"))
-    assert encoding is not None
-    # The third category has one rating: it has no column.
-    assert encoding.width == 3
-    columns = encoding.encode(context)
-    np.testing.assert_allclose(columns[0], [-1.0, 0.5, -0.5])
-    np.testing.assert_allclose(columns[6], [1.0, -0.5, 0.5])
-    # What is not given, or was not known to the fit, does nothing; a number that is far off is cut.
-    np.testing.assert_array_equal(columns[12:], 0.0)
-    np.testing.assert_allclose(encoding.encode(np.array([[1e30, 77.0]], np.float32)), [[4.0, 0.0, 0.0]])
-    # Fields that came later say nothing, those that a row does not have neither.
-    np.testing.assert_array_equal(encoding.encode(np.ones((1, 1), np.float32)), [[-1.0, 0.0, 0.0]])
-    wider = np.array([[1.0, 0.0, 5.0]], np.float32)
-    np.testing.assert_allclose(encoding.encode(wider), columns[:1])
-    rng = np.random.default_rng(0)
-    many = np.column_stack([rng.standard_normal((4_000, 20)), rng.integers(0, 200, (4_000, 3))])
-    kinds = ("number",) * 20 + ("category",) * 3
-    encoding = learn_context_encoding(many.astype(np.float32), kinds)  # type: ignore[arg-type]
-    assert encoding is not None
-    assert encoding.width == MOST_CONTEXT_COLUMNS

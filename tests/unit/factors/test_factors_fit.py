@@ -80,23 +80,6 @@ def test_no_ratings_give_the_prior_which_learns_from_the_first() -> None:
     assert 3.5 < scores.rating[0] <= 5.0
 
 
-@pytest.mark.parametrize("link", ["auto", "gaussian", "ordinal"])
-def test_one_rating(link: str) -> None:
-    found = fitted(ratings([0], [0], [5.0], 1e9), 2, 2, link=link)
-    sensible(found, 2, 2)
-    asked = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
-    scores = Scorer(found.posterior, found.items).score(found.users, *asked)
-    assert 3.0 < scores.rating[0] <= 5.0
-    assert scores.basis.tolist() == [3, 2, 1, 0]
-
-
-@pytest.mark.parametrize("scale", [Scale(3, 3), Scale(3, 3, 1), Scale(0, 0), Scale(-7, -7, 0.5)], ids=repr)
-def test_a_scale_with_a_single_value(scale: Scale) -> None:
-    user, item = np.divmod(np.arange(120), 12)
-    found = fitted(ratings(user, item, np.full(120, scale.low)), 12, 12, scale)
-    np.testing.assert_array_equal(sensible(found, 12, 12), scale.low)
-
-
 @pytest.mark.parametrize(
     ("scale", "values", "step"),
     [
@@ -118,15 +101,6 @@ def test_the_step_of_a_scale_is_named_or_found_in_the_ratings(
     found = fitted(ratings(user, item, np.resize(values, 150)), 10, 15, scale, rank=1, sweeps=2)
     sensible(found, 10, 15)
     assert found.model.scale.step == (None if step is None else pytest.approx(step))
-
-
-@pytest.mark.parametrize(
-    "time",
-    [0.0, -1e9, 1.7e12, 4e18, 1e300, math.inf, -math.inf],
-    ids=["zero", "before 1970", "ms", "ns", "far future", "inf", "-inf"],
-)
-def test_any_constant_time(time: float) -> None:
-    sensible(fitted(pairs(4, time=time), 25, 25, rank=2), 25, 25, time)
 
 
 def test_times_in_any_unit_and_of_which_some_are_nonsense() -> None:
@@ -180,33 +154,6 @@ def test_a_fit_goes_on_from_an_earlier_one_with_more_users_and_items() -> None:
     assert other.model.rank == 2
 
 
-def test_many_ratings_go_on_without_choosing_again() -> None:
-    given = pairs(3, 150, 100, 6_200)
-    first, grown = fitted(given.take(np.arange(6_000)), 150, 100, rank=2), None
-    settings = FitSettings(scale=STARS, rank=2, sweeps=5)
-    grown = fit(given, 150, 100, settings=settings, rng=np.random.default_rng(0), start=first)
-    assert "held_out_log_likelihood" in first.metrics
-    assert "held_out_log_likelihood" not in grown.metrics
-
-
-def test_progress_is_told_and_may_end_the_fit() -> None:
-    class Stop(Exception):  # noqa: N818 - a signal, no error
-        pass
-
-    seen: list[int] = []
-
-    def progress(sweep: int, metrics: dict[str, float]) -> None:
-        assert "noise" in metrics
-        seen.append(sweep)
-        if sweep == 2:
-            raise Stop
-
-    settings = FitSettings(scale=STARS, tolerance=0.0, rank=1)
-    with pytest.raises(Stop):
-        fit(ratings_of(1), 40, 30, settings=settings, rng=np.random.default_rng(0), progress=progress)
-    assert seen == [1, 2]
-
-
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
@@ -220,41 +167,3 @@ def test_progress_is_told_and_may_end_the_fit() -> None:
 def test_what_cannot_be_fitted_is_refused(given: Ratings, reason: str) -> None:
     with pytest.raises(FitRefused, match=reason):
         fitted(given, 2, 2)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"rank": 0},
-        {"rank": True},
-        {"link": "logit"},
-        {"sweeps": 0},
-        {"tolerance": float("nan")},
-        {"threads": 0},
-        {"scale": Scale(5, 1)},
-        {"scale": Scale(1, 5, 0.3)},
-        {"scale": Scale(1, 5, 0)},
-        {"scale": Scale(float("nan"), 5)},
-        {"scale": Scale(0, 1e12)},
-        {"scale": Scale(1, 5), "link": "ordinal"},
-    ],
-)
-def test_settings_that_cannot_be_are_refused(settings: dict[str, object]) -> None:
-    with pytest.raises(FitRefused):
-        FitSettings(**{"scale": STARS, **settings})  # type: ignore[arg-type]
-
-
-def test_metrics_of_ratings_held_out() -> None:
-    given = ratings_of(11, n_users=60, n_items=50, n=1_700)
-    known, asked = given.take(np.arange(1_400)), given.take(np.arange(1_400, 1_700))
-    found = fitted(known, 60, 50, sweeps=20)
-    metrics = held_out_metrics(found, asked)
-    means = np.bincount(known.item_row, known.value, 50) / np.bincount(known.item_row, minlength=50)
-    assert metrics["rmse"] < 0.95 * np.sqrt(np.mean((asked.value - means[asked.item_row]) ** 2))
-    assert 0.8 < metrics["coverage"] < 0.98
-    tenths = [metrics[f"coverage_tenth_{n}"] for n in range(1, 11)]
-    np.testing.assert_allclose(np.mean(tenths), metrics["coverage"])
-    assert "coverage_tenth_1" not in held_out_metrics(found, asked.take(np.arange(199)))
-    nothing = held_out_metrics(found, ratings([], [], []))
-    assert np.isnan(nothing["rmse"])
-    assert nothing["count"] == 0

@@ -86,17 +86,6 @@ def test_scores_are_the_moments_of_the_product(fitted: Fitted) -> None:
         assert variance[j] == pytest.approx(spread, rel=1e-3)
 
 
-@pytest.mark.parametrize("link", LINKS)
-def test_a_user_is_folded_in_alone_as_among_all(link: str) -> None:
-    given = ratings_of(5)
-    found = fitted_of(given, link=link)
-    for user in (0, 13, 39):
-        mine = given.take(given.user_row == user)
-        own = history(mine.item_row.tolist(), mine.value.tolist(), mine.time.tolist())
-        alone = found.posterior.fold_in_users(found.items, own, current=found.users[user : user + 1])
-        np.testing.assert_allclose(alone[0], found.users[user], atol=1e-5)
-
-
 def test_what_is_not_known_is_the_prior(fitted: Fitted) -> None:
     posterior = fitted.posterior
     unrated = posterior.fold_in_users(fitted.items, history([], []))

@@ -9,11 +9,8 @@ from factors import (
     Bools,
     Index,
     Int64s,
-    ModelUnreadable,
     Ranker,
     build_index,
-    index_from_bytes,
-    index_to_bytes,
     posterior_of,
 )
 from factors.model.layout import item_layout
@@ -116,32 +113,6 @@ def test_searches_find_nearly_all(
     assert np.mean(hits) >= 0.9
 
 
-def test_exclusions_and_depth(tables: tuple[np.ndarray, np.ndarray], index: Index) -> None:
-    items, users = tables
-    ranker, every = Ranker(posterior_of(MODEL), items, index), np.ones(COUNT, dtype=np.bool_)
-    for user in users[:10]:
-        first = ranker.top(user[None], 20, [NOTHING])[0].item_rows
-        then = ranker.top(user[None], 10, [first[:15]])[0].item_rows
-        assert len(then) == 10
-        assert not np.intersect1d(first[:15], then).size
-    rest = ranker.top(users[:1], 10, [np.arange(3, COUNT)])[0].item_rows
-    assert sorted(rest.tolist()) == [0, 1, 2]
-    # Deep lists are exact.
-    assert_best(items, users[0], ranker.top(users[:1], 2_000, [NOTHING])[0].item_rows, every, 2_000)
-
-
-def test_rows_beyond_a_mask_are_not_allowed(tables: tuple[np.ndarray, np.ndarray]) -> None:
-    items, users = tables
-    ranker, allowed = Ranker(posterior_of(MODEL), items), np.ones(100, dtype=np.bool_)
-    for ranked in (
-        ranker.top(users[:1], 200, [NOTHING], allowed=allowed)[0],
-        ranker.top(users[:1], 200, [NOTHING], np.random.default_rng(1), allowed=allowed)[0],
-        ranker.popular(200, allowed),
-    ):
-        assert sorted(ranked.item_rows.tolist()) == list(range(100))
-    assert ranker.similar(3, 200, allowed).item_rows.max() < 100
-
-
 def test_items_that_are_new_or_moved_are_found(tables: tuple[np.ndarray, np.ndarray], index: Index) -> None:
     items, users = tables
     grown, layout = np.concatenate([items, items[:2]]), item_layout(MODEL)
@@ -159,18 +130,3 @@ def test_items_that_are_new_or_moved_are_found(tables: tuple[np.ndarray, np.ndar
     grown[best, layout.bias] = -100.0
     ranker.update(np.array([best]), grown)
     assert best not in ranker.top(users[:1], 3, [NOTHING])[0].item_rows
-
-
-def test_bytes_of_an_index(tables: tuple[np.ndarray, np.ndarray], index: Index) -> None:
-    data = index_to_bytes(index)
-    back = index_from_bytes(data, MODEL, COUNT)
-    np.testing.assert_array_equal(back.centres, index.centres)
-    np.testing.assert_array_equal(back.lists, index.lists)
-    assert (back.probes, back.recall) == (index.probes, index.recall)
-    for broken, n in ((b"", COUNT), (data[:-1], COUNT), (b"\xc0", COUNT), (data, COUNT + 1)):
-        with pytest.raises(ModelUnreadable):
-            index_from_bytes(broken, MODEL, n)
-    # Small catalogues have none, nor those without users.
-    items, users = tables
-    assert build_index(MODEL, items, users, np.random.default_rng(2)) is None
-    assert build_index(MODEL, items, users[:0], np.random.default_rng(2), least_items=10) is None

@@ -7,7 +7,7 @@ from factors import FitSettings, Ratings, Scale, Scorer, fit
 from factors.inference.histories import compress_pairs
 from factors.inference.pair_moments import PairMoments
 from factors.model.quantized_rows import item_codec
-from factors.model.types import Float64s, Link
+from factors.model.types import Float64s
 from factors.training.initialization import initial_state
 from factors.training.rank import Directions, grown, missing_directions
 from factors.training.sweep import State
@@ -49,19 +49,6 @@ def test_few_ratings_show_the_dimensions_that_there_are(of: int, least: int, mos
         told, error = fitted(given, asked, SMALL, link="gaussian", rank=other, sweeps=15)
         assert told == other
         assert found < (0.95 if other < of else 1.05) * error
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("link", ["gaussian", "ordinal"])
-def test_a_fit_takes_as_many_dimensions_as_its_ratings_show(link: Link) -> None:
-    given, asked = world(14, LARGE, 90_000, 5_000)
-    rank, found = fitted(given, asked, LARGE, link=link)
-    assert 13 <= rank <= 17
-    assert found < 1.02 * fitted(given, asked, LARGE, link=link, rank=14)[1]
-    assert found < 0.93 * fitted(given, asked, LARGE, link=link, rank=8)[1]
-    given, asked = world(3, LARGE, 90_000, 5_000)
-    assert fitted(given, asked, LARGE, link=link)[0] <= 8
 
 
 def swept(terms: Terms, shape: tuple[int, int], n: int) -> State:

@@ -1,6 +1,5 @@
 """The fit of a ranking head: half-steps, neighbours, held-out lists and choices against slow references."""
 
-from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -10,14 +9,12 @@ from factors import Float64s, Ratings, fit_ranking
 from factors.inference.compiled import ranking_kernels
 from factors.inference.compiled.least_squares import solve_events
 from factors.inference.histories import Compressed, compress_pairs
-from factors.ranking import half_steps, regressions, training
+from factors.ranking import half_steps, regressions
 from factors.ranking.choices import choices_of
 from factors.ranking.half_steps import Events, Prior, solve_rows
 from factors.ranking.neighbours import Neighbours
 from factors.ranking.selection import lists
-from factors.ranking.selection import search as selection
-from factors.ranking.selection.held_out import HeldOut, hold_out
-from factors.ranking.selection.search import choose
+from factors.ranking.selection.held_out import HeldOut
 from tests.unit.factors.factors_world import ratings_of
 
 N_USERS, N_ITEMS = 40, 30
@@ -158,52 +155,6 @@ def test_loops_fit_the_neighbours_of_numpy(most: int, *, weighted: bool) -> None
             np.testing.assert_allclose(found, slow_regressions(data, most, 3.0), rtol=2e-3, atol=5e-5)
     assert (fast.n_near <= most).all()
     assert fast.n_near[0] == 0
-
-
-def test_what_is_compiled_chooses_what_numpy_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    if find_spec("numba") is None:
-        pytest.skip("numba is not installed (extra `fast`)")
-    ratings = clusters(3, drifting=True).take(np.arange(1_200))
-    slow = fit_ranking(ratings, MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1))
-    for module in (half_steps, selection, training):
-        monkeypatch.setattr(module, "MANY_RATINGS", 1)
-    fast = fit_ranking(ratings, MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1), threads=2)
-    # Rounding may decide between choices that are as good.
-    for name in ("ranking_ndcg", "ranking_latest"):
-        assert fast.metrics[name] == pytest.approx(slow.metrics[name], abs=0.05)
-
-
-def test_what_is_held_out_is_the_latest_where_times_tell() -> None:
-    data = by_user(clusters(1), MANY_USERS)
-    held, how = hold_out(data, "latest", np.random.default_rng(1))
-    assert how == "latest"
-    for user in range(MANY_USERS):
-        own = slice(data.indptr[user], data.indptr[user + 1])
-        assert data.time[own][held[own]].min() > data.time[own][~held[own]].max()
-    for times in (np.full(len(data.time), np.nan), np.full(len(data.time), 1e9)):
-        held, how = hold_out(replace(data, time=times), "latest", np.random.default_rng(1))
-        assert how == "random"
-        assert 0 < held.sum() < 0.2 * len(held)
-
-
-@pytest.mark.slow
-def test_recency_is_chosen_where_users_move_on_and_off_elsewhere() -> None:
-    still, moving = by_user(clusters(2), MANY_USERS), by_user(clusters(2, drifting=True), MANY_USERS)
-    assert choose(still, MANY_ITEMS, "latest", np.random.default_rng(1))[0].recency_boost == 0.0
-    assert choose(moving, MANY_ITEMS, "latest", np.random.default_rng(1))[0].recency_boost > 0.0
-    # What is asked for at random is not the latest.
-    assert choose(moving, MANY_ITEMS, "random", np.random.default_rng(1))[0].recency_boost == 0.0
-
-
-@pytest.mark.slow
-def test_ratings_count_where_that_costs_little() -> None:
-    ratings = clusters(3)
-    found = fit_ranking(ratings, MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1))
-    assert found.head.parameters.gamma > 0.0
-    alike = replace(ratings, value=np.full(len(ratings.value), 4.0))
-    assert (
-        fit_ranking(alike, MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1)).head.parameters.gamma == 0.0
-    )
 
 
 def test_a_refit_goes_on_from_the_head_before() -> None:

@@ -6,30 +6,23 @@ import numpy as np
 import pytest
 
 from factors import (
-    FitRefused,
     Float64s,
     Histories,
     ModelUnreadable,
     RankingFit,
     RankingHead,
-    Ratings,
     fit_ranking,
     head_from_bytes,
     head_to_bytes,
 )
-from tests.unit.factors.factors_world import histories_of, history, ratings, ratings_of
+from tests.unit.factors.factors_world import history, ratings_of
 
 N_USERS, N_ITEMS = 40, 30
 
 
-@pytest.fixture(scope="module", name="world")
-def _world() -> Ratings:
-    return ratings_of(3)
-
-
 @pytest.fixture(scope="module", name="fit")
-def _fit(world: Ratings) -> RankingFit:
-    return fit_ranking(world, N_USERS, N_ITEMS, rng=np.random.default_rng(1))
+def _fit() -> RankingFit:
+    return fit_ranking(ratings_of(3), N_USERS, N_ITEMS, rng=np.random.default_rng(1))
 
 
 @pytest.fixture(scope="module", name="recent")
@@ -81,28 +74,6 @@ def test_a_fold_in_is_the_formula(recent: RankingHead) -> None:
         assert base + contributions.sum() == pytest.approx(score, rel=1e-9, abs=1e-12)
 
 
-def test_an_odd_history_counts_what_it_still_says(recent: RankingHead) -> None:
-    # Repeated, taken back, and newer than the table; without times the order of writing decides.
-    odd = history([4, 9, 4, 2, 9, 99], [5.0, 1.0, 2.0, 3.0, np.nan, 4.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    unordered = history([99, 17, 4, 98, 9], [1.0] * 5)
-    for given, plain in (
-        (odd, history([4, 2], [2.0, 3.0], [3.0, 4.0])),
-        (unordered, history([17, 4, 9], [1.0] * 3)),
-    ):
-        np.testing.assert_allclose(recent.fold_in_users(given), recent.fold_in_users(plain), rtol=1e-9)
-    np.testing.assert_allclose(
-        recent.fold_in_users(history([], []))[0], slow_user(recent, [], [])[0], rtol=1e-9
-    )
-
-
-def test_the_fit_has_the_rows_of_folding_in_whatever_the_threads(world: Ratings, fit: RankingFit) -> None:
-    folded = fit.head.fold_in_users(histories_of(world, N_USERS), recency=False)
-    np.testing.assert_array_equal(folded.astype(np.float32), fit.users)
-    other = fit_ranking(world, N_USERS, N_ITEMS, rng=np.random.default_rng(1), threads=2)
-    np.testing.assert_array_equal(other.head.items, fit.head.items)
-    np.testing.assert_array_equal(other.head.neighbours.weight, fit.head.neighbours.weight)
-
-
 def test_items_are_folded_in_by_the_formula(fit: RankingFit) -> None:
     p, n = fit.head.parameters, 6
     raters = np.flatnonzero(fit.users[:, 0] > 0)[:n].astype(np.int32)
@@ -115,15 +86,6 @@ def test_items_are_folded_in_by_the_formula(fit: RankingFit) -> None:
     np.testing.assert_allclose(folded[0], np.linalg.solve(precision, x.sum(axis=0)), rtol=1e-4, atol=1e-6)
     # Of an item that no user chose nothing is known but that.
     np.testing.assert_array_equal(folded[1], 0.0)
-
-
-def test_few_ratings_give_a_head_and_none_does_not() -> None:
-    for users, items in (([0], [0]), ([0, 0, 0], [0, 1, 2]), ([0, 1], [0, 0])):
-        given, rng = ratings(users, items, [3.0] * len(users)), np.random.default_rng(1)
-        found = fit_ranking(given, max(users) + 1, max(items) + 1, rng=rng)
-        assert np.isfinite(found.head.scores(history(items, [3.0] * len(items)))).all()
-    with pytest.raises(FitRefused):
-        fit_ranking(ratings([], [], []), 0, 0, rng=np.random.default_rng(1))
 
 
 def test_bytes_give_the_same_head_without_a_copy_and_others_are_refused(fit: RankingFit) -> None:

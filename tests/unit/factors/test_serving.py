@@ -2,11 +2,10 @@
 
 from typing import Literal
 
-import msgspec
 import numpy as np
 import pytest
 
-from factors import BASIS, Fitted, ModelUnreadable, Ranker, Scorer, explain, from_bytes, to_bytes
+from factors import Fitted, Ranker, Scorer, explain
 from factors.model.layout import triangle, unpack
 from factors.serving.posterior_draw import PosteriorDraw
 from tests.unit.factors.factors_world import fitted_of, history, ratings_of
@@ -32,28 +31,6 @@ def test_blocks_of_any_length_give_every_pair_the_same_bits(fitted: Fitted) -> N
             np.testing.assert_array_equal(alone[0], mean[part])
             np.testing.assert_array_equal(alone[1], variance[part])
             np.testing.assert_array_equal(alone[2], basis[part])
-
-
-def test_basis_says_what_a_score_rests_on(fitted: Fitted) -> None:
-    scores = Scorer(fitted.posterior, fitted.items).score(
-        fitted.users, np.array([0, 0, -1, 99]), np.array([0, 30, 0, 99])
-    )
-    assert [BASIS[code] for code in scores.basis] == ["user+item", "user", "item", "prior"]
-    everyone, rows = np.array([0, 0, 5, 5]), np.array([0, 30, -1, 99])
-    scorer = Scorer(fitted.posterior, fitted.items)
-    alone = scorer.basis(fitted.users, everyone, rows)
-    assert alone.tolist() == scorer.score(fitted.users, everyone, rows).basis.tolist()
-
-
-def test_distribution_agrees_with_the_score(fitted: Fitted) -> None:
-    user, item = np.arange(30), np.arange(30)
-    chance = Scorer(fitted.posterior, fitted.items).distribution(fitted.users, user, item)
-    assert chance.shape == (30, 5)
-    np.testing.assert_allclose(chance.sum(axis=1), 1.0)
-    assert (chance >= 0).all()
-    scores = Scorer(fitted.posterior, fitted.items).score(fitted.users, user, item)
-    mean = chance @ np.arange(1.0, 6.0)
-    np.testing.assert_allclose(mean, scores.rating, atol=1e-9 if fitted.model.link == "ordinal" else 0.5)
 
 
 @pytest.mark.parametrize("link", LINKS)
@@ -121,50 +98,3 @@ def test_explanations_add_up_to_the_score(fitted: Fitted, item: int) -> None:
     assert explained.base + explained.contributions.sum() == pytest.approx(expected, abs=1e-6)
     assert sorted(explained.item_rows.tolist()) == [3, 5, 8, 99]
     assert np.isfinite(explained.contributions).all()
-
-
-def test_explanations_start_from_what_a_stranger_gets() -> None:
-    fitted = fitted_of(
-        ratings_of(3), n_items=31, link="gaussian", implicit_effects=False, session_effects=False
-    )
-    stranger = (
-        Scorer(fitted.posterior, fitted.items).score(fitted.users, np.array([-1]), np.array([7])).rating[0]
-    )
-    explained = explain(fitted.posterior, fitted.items, history([3, 5], [5.0, 4.0]), 7)
-    assert explained.base == pytest.approx(stranger, abs=1e-5)
-    nothing = explain(fitted.posterior, fitted.items, history([], []), 7)
-    assert nothing.base == pytest.approx(stranger, abs=1e-5)
-    assert len(nothing.contributions) == 0
-
-
-def test_bytes_that_are_no_model_are_refused(fitted: Fitted) -> None:
-    payload = to_bytes(fitted.model)
-    good = msgspec.msgpack.decode(payload)
-
-    def changed(**fields: object) -> bytes:
-        return msgspec.msgpack.encode({**good, **fields})
-
-    parameters = good["parameters"]
-    nan = {**parameters, "noise": {"shape": [1], "data": np.array([np.nan]).tobytes()}}
-    short = {**parameters, "noise": {"shape": [2], "data": np.zeros(1).tobytes()}}
-    missing = {name: array for name, array in parameters.items() if name != "user_mean"}
-    shape = {**parameters, "user_mean": {"shape": [1], "data": np.zeros(1).tobytes()}}
-    bad = [
-        b"",
-        b"nonsense",
-        payload[:-3],
-        changed(format="other"),
-        changed(rank=0),
-        changed(rank=good["rank"] + 1),
-        changed(link="logit"),
-        changed(low=9.0),
-        changed(user_width=7),
-        changed(extra=1),
-        changed(parameters=nan),
-        changed(parameters=short),
-        changed(parameters=missing),
-        changed(parameters=shape),
-    ]
-    for given in bad:
-        with pytest.raises(ModelUnreadable):
-            from_bytes(given)

@@ -17,11 +17,9 @@ from factors import (
     Fitted,
     Labels,
     ModelUnreadable,
-    PosteriorModel,
     Ratings,
     Scale,
     Scorer,
-    all_finite_items,
     explain,
     fit,
     from_bytes,
@@ -29,13 +27,11 @@ from factors import (
     posterior_of,
     to_bytes,
 )
-from factors.inference.backend import NumpyBackend
-from factors.inference.ordinal import interval_derivatives
-from factors.model.layout import COUNT, Layout, user_layout
-from factors.model.parameters import from_model, to_model
+from factors.model.layout import COUNT
+from factors.model.parameters import from_model
 from factors.model.types import Float32s, Float64s, Link
 from factors.training.terms import terms_of
-from tests.unit.factors.factors_world import STARS, fitted_of, histories_of, history, ratings, ratings_of
+from tests.unit.factors.factors_world import STARS, histories_of, history, ratings
 
 HOUR, NAN = 3600.0, math.nan
 LINKS: tuple[Link, ...] = ("gaussian", "ordinal")
@@ -113,39 +109,6 @@ def test_sessions_and_sittings(sitting_variance: float) -> None:
     assert error(found, asked, asked.time) < (0.85 if sitting_variance == 0 else 0.6) * error(found, asked)
 
 
-@pytest.mark.parametrize("link", LINKS)
-def test_a_session_moves_the_answers_of_its_time_alone(link: Link) -> None:
-    known, asked = split(ratings_of(5, n=1_200))
-    found = learned(known, 40, 30, link=link, sweeps=15)
-    assert error(found, asked, asked.time) < 0.8 * error(found, asked)
-    assert error(found, asked, asked.time + 1e8) == pytest.approx(error(found, asked), rel=1e-6)
-
-
-def test_any_session_of_a_long_history_is_there_when_asked_for() -> None:
-    found = fitted_of(ratings_of(3), link="gaussian", session_effects=False)
-    known = from_model(found.model)
-
-    def keeping(slots: int) -> PosteriorModel:
-        layout = Layout(known.users.layout.rank, slots)
-        users = replace(known.users, layout=layout, session_length=HOUR, session_variance=0.4)
-        return posterior_of(to_model(replace(known, users=users)))
-
-    few, many = keeping(2), keeping(9)
-    times = [HOUR * (100 + row // 3) + row for row in range(24)]
-    past = history(list(range(24)), [1.0 + (7 * row // 3) % 5 for row in range(24)], times)
-    row, whole = (each.fold_in_users(found.items, past) for each in (few, many))
-    zero, item = np.zeros(1, dtype=np.int64), np.array([27])
-    whens = [HOUR * session + 5.0 for session in range(100, 108)]
-    assert [few.keeps_time(row[0], when) for when in whens].count(False) == 6
-    for when in whens:
-        then = few.fold_in_users(found.items, past, at=when)
-        assert few.keeps_time(then[0], when)
-        scores = Scorer(few, found.items).score(then, zero, item, np.array([when]))
-        expected = Scorer(many, found.items).score(whole, zero, item, np.array([when]))
-        np.testing.assert_allclose(scores.rating, expected.rating, atol=1e-5)
-        np.testing.assert_allclose(scores.std, expected.std, atol=1e-5)
-
-
 SHAPE = (40, 60)
 
 
@@ -188,35 +151,6 @@ def test_moving_users(moving: Fitted) -> None:
     assert again is not None
     assert expected is not None
     np.testing.assert_array_equal(again.covariance, expected.covariance)
-
-
-@pytest.mark.parametrize(
-    "times",
-    [
-        [NAN] * 4,
-        [500.0] * 4,
-        [NAN, 500.0, NAN, 1500.0],
-        [1e15, 1e16, 1e17, 1e18],
-        [500.0, 600.0, 1e300, math.inf],
-        [-1e300, -1e12, 0.0, -math.inf],
-    ],
-    ids=["unknown", "constant", "some unknown", "ns", "future", "past"],
-)
-def test_users_move_finitely_at_any_time(moving: Fitted, times: list[float]) -> None:
-    velocity = user_layout(moving.model).velocity
-    row = moving.posterior.fold_in_users(moving.items, history([0, 1, 2, 3], [1.0, 5.0, 3.0, 4.0], times))
-    assert np.isfinite(row).all()
-    back = moving.posterior.fold_in_items(row, history([0, 0], [4.0, 2.0], times[:2]))
-    assert all_finite_items(moving.model, back)
-    one = moving.posterior.fold_in_users(moving.items, history([3], [4.0], times[:1]))
-    # Nothing is known of a velocity where all times are one.
-    for still in [one, *([row] if len({str(time) for time in times}) == 1 else [])]:
-        np.testing.assert_array_equal(still[0, velocity], 0.0)
-
-
-@pytest.mark.parametrize("known", [drifting(0.0), ratings_of(3), ratings_of(3, timed=False)])
-def test_users_who_stand_still_do_not_move(known: Ratings) -> None:
-    assert not learned(known, *SHAPE, link="gaussian").posterior.parameters.moves
 
 
 USERS, ITEMS, FIELDS = 60, 80, 3
@@ -267,20 +201,6 @@ def test_contexts(shifted: Fitted) -> None:
     # Users who are shifted beforehand, as the service has them, are the same.
     moved = again.shift_users(shifted.users[4:5], context)
     assert scorer.score(moved, None, item).rating[0] == pytest.approx(score.rating[0], rel=1e-6)
-
-
-def test_contexts_that_say_nothing_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    known, _ = in_contexts(6, 500, 500)
-    plain = with_contexts(replace(known, context=None))
-    assert not [name for name in plain.model.parameters if "context" in name]
-    noise = np.random.default_rng(0).standard_normal((500, FIELDS)).astype(np.float32)
-    for context in (noise, np.full((500, FIELDS), NAN, dtype=np.float32)):
-        assert not with_contexts(replace(known, context=context)).posterior.reads_context
-    with pytest.raises(FitRefused, match="context"):
-        with_contexts(replace(known, context=noise[:-1]))
-    # Of many ratings numpy does not look at them.
-    monkeypatch.setattr(NumpyBackend, "most_apart", 400)
-    assert not with_contexts(in_contexts()[0]).posterior.reads_context
 
 
 def of_genres() -> tuple[Ratings, Columns]:
@@ -374,17 +294,3 @@ def test_ordinal_link() -> None:
     gaussian, found = (learned(known, 60, 50, link=link, sweeps=15) for link in ("gaussian", "auto"))
     assert found.model.link == "ordinal"
     assert error(found, asked) < 0.85 * error(gaussian, asked)
-
-
-@pytest.mark.parametrize("width", [1e-9, 0.1, 30.0, 1e4, np.inf])
-def test_derivatives_are_finite_far_from_the_interval(width: float) -> None:
-    edges = np.array([-1e12, -1e3, -40.0, -37.0, 0.0, 37.0, 40.0, 1e3, 1e12])
-    for below, above in ((edges, edges + width), (edges - width, edges)):
-        wide = below < above
-        low, high = below[wide], above[wide]
-        slope, curvature = interval_derivatives(low, high)
-        assert np.isfinite(slope).all()
-        assert ((curvature > 0) & (curvature <= 1)).all()
-        # A score above its interval is pulled down, one below it up.
-        assert (slope[high < 0] < 0).all()
-        assert (slope[low > 0] > 0).all()

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factors import Choices, Histories, RankingFit, Ratings, TypeWeight, fit_ranking
-from factors.ranking.serialization import head_to_bytes
+from factors import Choices, Histories, RankingFit, TypeWeight, fit_ranking
 from factors.ranking.type_weights import TypeTable, one_of_pairs, resolved
 
 VIEW, CLICK, PURCHASE, DISLIKE, SHOWN = 1, 2, 4, 6, 7
@@ -21,7 +20,6 @@ TYPES = (
 )
 GROUPS, PER_GROUP, USERS = 4, 12, 120
 ITEMS = GROUPS * PER_GROUP
-GROWN = 150
 Rows = list[tuple[int, int, int, float, float]]  # user, item, type, value, time
 
 
@@ -144,16 +142,3 @@ def test_a_weight_is_chosen_by_what_it_says_and_kept_where_it_is_given() -> None
     # Set back to null, it is nothing that a fit has chosen.
     again, open_codes = resolved(TYPES, found)
     assert (again[0].weight, open_codes) == (1.0, frozenset({VIEW}))
-
-
-def test_without_events_a_head_is_what_it_was() -> None:
-    choices = grouped(kind=0)
-    rated = choices.type_code == 0
-    ratings = choices.take(rated).ratings()
-    assert isinstance(ratings, Ratings)
-    plain, typed = (
-        head_to_bytes(fit_ranking(ratings, USERS, ITEMS, rng=np.random.default_rng(1), types=types).head)
-        for types in ((), TYPES)
-    )
-    assert plain == typed
-    assert b"types" not in plain

@@ -18,8 +18,6 @@ from featurestore.ratings.context_schema import (
     ContextRefused,
     ContextSchema,
     Values,
-    schema_from_bytes,
-    schema_to_bytes,
 )
 
 
@@ -87,16 +85,6 @@ def test_schemas_of_two_stores_become_one_and_rows_keep_their_meaning() -> None:
         here.merged(ContextSchema((ContextField("age", "number", ("old",)),)))
 
 
-def test_bytes_come_back_and_others_are_refused() -> None:
-    schema = ContextSchema((HOUR, DEVICE))
-    assert schema_from_bytes(schema_to_bytes(schema)) == schema
-    twice = schema_to_bytes(ContextSchema((HOUR, HOUR)))
-    many = schema_to_bytes(ContextSchema(tuple(ContextField(str(k), "number") for k in range(33))))
-    for data in (b"", b"{}", b"[1]", b'{"format":3,"fields":[]}', twice, many):
-        with pytest.raises(ValueError, match=r"schema of contexts|too many"):
-            schema_from_bytes(data)
-
-
 FLOATS = st.one_of(st.just(math.nan), st.floats(-1024.0, 1024.0, width=32))
 TABLES = npst.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=64).flatmap(
     lambda shape: npst.arrays(np.float32, shape, elements=FLOATS)
@@ -124,10 +112,3 @@ def test_what_is_read_is_what_was_written(table: Float32s) -> None:
     assert (found.item_row.tolist(), found.time.tolist()) == (rows.tolist(), times.tolist())
     same(contexts.match(rows, times, found), table)
     same(contexts.unpack_cells(*contexts.pack_cells(table)), table)
-
-
-@given(st.binary(max_size=300))
-def test_any_bytes_are_read_without_an_error(data: bytes) -> None:
-    found = contexts.unpack(data)
-    assert found.value.shape[0] == len(found.item_row) == len(found.time)
-    assert not np.isinf(found.value).any()

@@ -10,11 +10,9 @@ import pytest
 from featurestore.codecs import pack_records, record_dtype
 from featurestore.errors import StoreDamaged, StoreError, StoreFull, StoreRefused, StoreUnavailable
 from featurestore.users.batch_lookup import LookupReader
-from featurestore.wire import socket as socket_module
-from featurestore.wire.chunk_reader import ChunkReader
 from featurestore.wire.connection import ServerConnection
 from featurestore.wire.primary import Primary
-from featurestore.wire.resp import ReplyError, UnusualReplies, encode, store_error
+from featurestore.wire.resp import ReplyError, encode, store_error
 from tests.support.waiting import PATIENCE_S, wait_until_async
 
 Answer = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
@@ -148,17 +146,6 @@ async def test_a_late_answer_fails_everything_in_flight_and_is_never_mixed_up() 
         assert script.accepted >= 2
 
 
-async def test_a_store_that_trickles_is_not_waited_for_without_end() -> None:
-    async def trickle(_: bytes, writer: asyncio.StreamWriter) -> None:
-        while not writer.is_closing():
-            await asyncio.sleep(0.01)
-            writer.write(b"+part\r\n")
-
-    async with opened(Script(trickle), timeout_s=0.05) as connection:
-        with pytest.raises(StoreUnavailable):
-            await connection.execute(b"x", 1 << 30)
-
-
 async def test_calls_that_read_their_own_replies_go_between_others() -> None:
     (record,) = pack_records(np.array([5]), np.ones((1, 1), dtype=np.float32))
     lookup = b"*2\r\n$1\r\n5\r\n$%d\r\n%b\r\n" % (len(record), record)
@@ -179,93 +166,3 @@ async def test_calls_that_read_their_own_replies_go_between_others() -> None:
         assert (await behind, await last) == ([], [])
         for n, records in found:
             assert (n.tolist(), [each.tobytes() for each in records]) == ([5, 5], [record, record])
-
-
-@pytest.mark.parametrize("stays", [True, False])
-async def test_a_call_that_reads_its_own_replies_fails_with_the_connection(stays: bool) -> None:
-    async def half(_: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"*2\r\n$1\r\n5\r\n$%d\r\n\5\0" % record_dtype(1).itemsize)
-        if not stays:
-            writer.close()
-
-    async with opened(Script(half), timeout_s=0.1 if stays else PATIENCE_S) as connection:
-        reader = LookupReader(np.zeros(2, dtype=np.int64), np.zeros(2, dtype=record_dtype(1)))
-        with pytest.raises(StoreUnavailable, match="did not answer" if stays else "lost"):
-            await connection.execute(b"l", 2, reader=reader)
-
-
-@pytest.mark.parametrize("noise", [b"nonsense\r\n", b":1\r\n:2\r\n"])
-async def test_bytes_that_are_no_answer_end_the_socket(noise: bytes) -> None:
-    async def answer(_: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.write(noise)
-
-    script = Script(answer)
-    async with opened(script) as connection:
-        await asyncio.gather(connection.execute(b"x", 1), return_exceptions=True)
-        await wait_until_async(lambda: script.accepted > 1, "the socket is given up for another one")
-
-
-async def test_more_than_fits_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket_module, "IN_FLIGHT_BYTES", 100)
-    async with opened(Script(nothing)) as connection:
-        first = connection.execute(b"x" * 90, 1)
-        with pytest.raises(StoreUnavailable, match="too much"):
-            await connection.execute(b"x" * 20, 1)
-        assert not first.done()
-        first.cancel()
-
-
-@pytest.mark.parametrize(
-    ("greeting", "kind"),
-    [
-        (b"-LOADING Redis is loading\r\n+OK\r\n*1\r\n$6\r\nmaster\r\n", StoreUnavailable),
-        (b"+PONG\r\n+OK\r\n*1\r\n$5\r\nslave\r\n", StoreUnavailable),
-        (b"-NOAUTH Authentication required.\r\n-NOAUTH x\r\n-NOAUTH x\r\n", StoreRefused),
-        (b"+PONG\r\n-NOPERM x\r\n-NOPERM x\r\n", None),
-    ],
-)
-async def test_a_server_is_taken_only_when_it_is_ready(
-    greeting: bytes, kind: type[StoreError] | None
-) -> None:
-    async with Script(nothing, greeting).running() as script:
-        connection = ServerConnection(Primary(script.url), PATIENCE_S, "test")
-        if kind is None:
-            await connection.open()
-            await connection.close()
-        else:
-            with pytest.raises(kind):
-                await connection.open()
-
-
-VALUES = [b"a" * 7, b"", b"\r\n$3\r\n" * 20, b"z"]
-REPLIES = b"".join(b"$%d\r\n%b\r\n" % (len(value), value) for value in VALUES)
-
-
-def feed(reader: ChunkReader, data: bytes, step: int) -> bytes | None:
-    """Give it all of `data`, `step` bytes at a time as far as there is room."""
-    rest: bytes | None = None
-    while data:
-        assert rest is None
-        room = reader.room
-        size = min(step, len(room), len(data))
-        room[:size] = data[:size]
-        rest, data = reader.took(size), data[size:]
-    return rest
-
-
-@pytest.mark.parametrize("step", [1, 3, 1000])
-def test_any_cut_gives_the_pieces(step: int) -> None:
-    reader = ChunkReader([len(value) for value in VALUES])
-    assert feed(reader, REPLIES, step) == b""
-    assert [bytes(piece) for piece in reader.pieces] == VALUES
-
-
-@pytest.mark.parametrize("odd", [b"$-1\r\n", b"-ERR no\r\n", b"$8\r\n" + b"a" * 8 + b"\r\n", b"$70\r\n"])
-@pytest.mark.parametrize("before", [0, 2])
-def test_another_reply_is_handed_on_with_all_before_it(odd: bytes, before: int) -> None:
-    data = b"".join(b"$%d\r\n%b\r\n" % (len(value), value) for value in VALUES[:before]) + odd
-    reader = ChunkReader([len(value) for value in VALUES])
-    with pytest.raises(UnusualReplies) as raised:
-        feed(reader, data, 5)
-    assert data.startswith(raised.value.data)
-    assert len(raised.value.data) > len(data) - len(odd)

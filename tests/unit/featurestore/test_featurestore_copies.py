@@ -7,7 +7,7 @@ from factors import Ranker, Scorer, posterior_of
 from featurestore.codecs import History, pack_records
 from featurestore.generations.live import LiveGeneration
 from featurestore.users import copies as copies_module
-from featurestore.users.copies import KEPT_S, LONGEST_HISTORY, SETTLED_S, UserCopies
+from featurestore.users.copies import LONGEST_HISTORY, SETTLED_S, UserCopies
 from featurestore.users.counter_rule import Profile
 from tests.support.factories import make_items, make_model
 
@@ -77,20 +77,6 @@ def test_who_was_forgotten_elsewhere_is_not_there_from_the_next_poll_on() -> Non
         copies.age(at_s, said)
         copies.keep(LIVE, [b"ann"], [record(1)])
         assert held(copies, b"ann") == [there]
-
-
-def test_a_copy_that_is_not_read_again_goes_with_time() -> None:
-    copies = UserCopies()
-    copies.age(0.0)
-    copies.keep(LIVE, [b"ann", b"bob"], [record(1), record(2)])
-    copies.keep_profile(LIVE, b"ann", profile(1))
-    copies.age(KEPT_S - 1)
-    copies.age(KEPT_S)
-    assert held(copies, b"ann", b"bob") == [1, 2]
-    copies.keep(LIVE, [b"bob"], [record(3)])
-    copies.age(2 * KEPT_S)
-    assert held(copies, b"ann", b"bob") == [0, 3]
-    assert copies.profile(LIVE, b"ann") is None
 
 
 def test_their_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

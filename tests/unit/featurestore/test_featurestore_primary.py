@@ -9,8 +9,6 @@ import pytest
 
 from featurestore.confirmation import SILENT_S, online
 from featurestore.errors import StoreRefused, StoreUnavailable
-from featurestore.settings import StoreSettings
-from featurestore.store import Store
 from featurestore.wire.primary import Primary
 from featurestore.wire.resp import encode
 from tests.support.waiting import PATIENCE_S
@@ -125,21 +123,6 @@ async def test_a_sentinel_that_asks_for_a_password_gets_that_of_the_store() -> N
     async with asked(sentinel, login="foldin:hunter2@") as primary:
         await primary.find()
         assert not any(b"hunter2" in data for data in sentinel.seen)
-
-
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        ("ssl_ca_certs=/none", r"ssl_ca_certs=/none cannot be read \(No such file"),
-        ("ssl_certfile=/none&ssl_keyfile=/nil", "ssl_certfile=/none and ssl_keyfile=/nil cannot be read"),
-        ("ssl_cert_reqs=sometimes", "ssl_cert_reqs must be none, optional, required"),
-        ("socket_timeout=soon", "Invalid value for 'socket_timeout'"),
-        ("ssl_fancy=1", "an option of the address is not known: .*'ssl_fancy'"),
-    ],
-)
-async def test_an_option_that_does_not_fit_is_named(options: str, why: str) -> None:
-    with pytest.raises(StoreRefused, match=rf"\(FOLDIN_REDIS_URL\): {why}"):
-        await Store.open(StoreSettings(url=f"rediss+sentinel://one/main?{options}"))
 
 
 async def test_what_a_person_must_change_is_told() -> None:

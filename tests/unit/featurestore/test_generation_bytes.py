@@ -1,23 +1,19 @@
 """What is stored of a generation, and how much its items are rated of late: read as written, or refused."""
 
 import math
-import struct
 from dataclasses import replace
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.errors import GenerationBroken, StoreDamaged
+from featurestore.errors import GenerationBroken
 from featurestore.generations import activity as activity_module
 from featurestore.generations.activity import (
     HALF_LIFE_S,
     activity_from_bytes,
     activity_to_bytes,
-    positives_from_bytes,
-    positives_to_bytes,
 )
 from featurestore.generations.deltas import decode_deltas, encode_delta
 from featurestore.generations.manifest import (
@@ -25,7 +21,6 @@ from featurestore.generations.manifest import (
     decode_meta,
     decode_summary,
     encode_meta,
-    read_pointer,
 )
 from tests.support.factories import make_draft, make_model
 
@@ -49,18 +44,6 @@ def test_a_meta_is_read_as_written() -> None:
             decode_summary(text, b"generations")
 
 
-def test_a_generation_of_a_newer_format_is_refused() -> None:
-    summary = msgspec.json.decode(msgspec.json.encode(meta().summary))
-    summary |= {"format": 2, "state": {"of": "later"}}
-    newer = msgspec.json.encode({"summary": summary, "whatever": 1})
-    for read in (
-        lambda: decode_summary(msgspec.json.encode(summary), b"generations"),
-        lambda: decode_meta(newer, b"meta"),
-    ):
-        with pytest.raises(GenerationBroken, match="format 2, this version reads 1: use the version"):
-            read()
-
-
 def test_no_byte_of_a_meta_can_change_unseen() -> None:
     text = encode_meta(meta())
     # The name of the last field may change: what it checks has not.
@@ -68,13 +51,6 @@ def test_no_byte_of_a_meta_can_change_unseen() -> None:
         changed = bytes([text[place] ^ 1])
         with pytest.raises(GenerationBroken):
             decode_meta(text[:place] + changed + text[place + 1 :], b"meta")
-
-
-@pytest.mark.parametrize("text", [b"", b"x", b"-1", b"1.5", b" 1", b"\xff"])
-def test_a_pointer_that_names_no_number_is_damaged(text: bytes) -> None:
-    for field in (b"epoch", b"generation", b"fence", b"pending", b"last_epoch"):
-        with pytest.raises(StoreDamaged, match="the store is damaged at NS:live: "):
-            read_pointer({b"epoch": b"1", field: text}, b"NS:live")
 
 
 FIELDS = (b"r", b"v", b"c", b"h", b"k")
@@ -136,55 +112,3 @@ def test_a_rating_counts_half_as_much_with_each_week(
         for times in by_item
     ]
     assert activity.at(now_s).tolist() == pytest.approx(expected, rel=1e-5, abs=1e-12)
-
-
-def test_what_came_in_since_counts_whole() -> None:
-    activity = activity_from_bytes(packed([[0.0, 0.0], [0.0], []]), 3)
-    # Item 0 has lost a rating, 1 has two more, 3 came later.
-    later = activity.updated(np.array([0, 1, 3]), np.array([1, 3, 4]), 4)
-    assert later.at(HALF_LIFE_S).tolist() == pytest.approx([1.0, 2.5, 0.0, 4.0])
-    again = later.updated(np.array([1]), np.array([2]), 5000)
-    assert again.at(HALF_LIFE_S)[:5].tolist() == pytest.approx([1.0, 1.5, 0.0, 4.0, 0.0])
-    assert len(again.at(0.0)) == 5000
-    # However long ago, ratings tell items apart of which nothing came in.
-    old = activity.at(1e12)
-    assert old[0] > old[1] > old[2] == 0
-
-
-def test_bytes_that_are_not_what_was_written_are_refused() -> None:
-    data = packed([[0.0], [DAY_S]])
-    assert activity_from_bytes(data, 2).counts.tolist() == [1, 1]
-    nan = struct.pack("<f", math.nan)
-    for broken in (
-        b"",
-        data[:-1],
-        data + b"\0",
-        data.replace(b"activity-1", b"activity-2"),
-        data[:36] + nan + data[40:],
-        data[:36] + struct.pack("<f", -1.0) + data[40:],
-        data[:20] + struct.pack("<d", math.inf) + data[28:],
-    ):
-        with pytest.raises(GenerationBroken):
-            activity_from_bytes(broken, 2)
-    with pytest.raises(GenerationBroken):
-        activity_from_bytes(data, 3)
-
-
-def test_positive_events_are_followed_and_damaged_bytes_refused() -> None:
-    table = np.array([[0.5, 2.0], [0.0, 0.0], [3.0, 3.0]], dtype=np.float32)
-    data = positives_to_bytes(table)
-    positives = positives_from_bytes(memoryview(data), 3)
-    assert positives.weights.tolist() == [0.5, 0.0, 3.0]
-    assert positives.counts_of(np.array([0, 2, 7])).tolist() == [2, 3, 0]
-    # An item that came after the fit, and one of which events were taken back.
-    news = np.array([[1.0, 4.0], [2.0, 2.0]], dtype=np.float32)
-    later = positives.updated(np.array([4, 2]), news, 5)
-    assert later.weights.tolist() == [0.5, 0.0, 2.0, 0.0, 1.0]
-    assert later.gained(np.array([0, 2, 4, 9])).tolist() == [0.0, 0.0, 4.0, 0.0]
-    assert positives.fitted.tolist() == table.tolist()
-    for wrong in (data[:-1], data + b"\0", b"x" + data[1:], positives_to_bytes(np.full((3, 2), np.nan))):
-        with pytest.raises(GenerationBroken):
-            positives_from_bytes(wrong, 3)
-    for wrong in (data, positives_to_bytes(-table[:2])):
-        with pytest.raises(GenerationBroken):
-            positives_from_bytes(wrong, 2)

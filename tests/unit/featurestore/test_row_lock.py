@@ -3,8 +3,6 @@
 import asyncio
 import threading
 
-import pytest
-
 from featurestore.generations.row_lock import RowLock
 from tests.support.waiting import PATIENCE_S
 
@@ -31,28 +29,3 @@ async def test_readers_and_a_writer_take_turns() -> None:
     go_on.set()
     await writing
     assert (await reading, rows) == ((0, 0), [1])
-
-
-async def test_a_writer_that_gives_up_keeps_no_reader_out() -> None:
-    lock, began, go_on = RowLock(), threading.Event(), threading.Event()
-
-    def read() -> None:
-        with lock.reading():
-            began.set()
-            assert go_on.wait(PATIENCE_S)
-
-    async def write() -> None:
-        async with lock.writing():
-            raise AssertionError("a thread reads")
-
-    reading = asyncio.create_task(asyncio.to_thread(read))
-    await asyncio.to_thread(began.wait, PATIENCE_S)
-    writing = asyncio.create_task(write())
-    await asyncio.sleep(0)
-    writing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await writing
-    late = asyncio.create_task(asyncio.to_thread(lock.reading().__enter__))
-    await late
-    go_on.set()
-    await reading

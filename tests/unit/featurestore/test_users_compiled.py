@@ -1,6 +1,5 @@
 """Where the compiled fold-in of a worker comes from, and that none is better than a wrong one."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -80,36 +79,3 @@ async def test_numpy_folds_in_where_it_cannot_be_had(
     open_to_all(home)
     await compiled.load_fold_in(tmp_path / "not there")
     assert loaded() is None
-
-
-async def test_code_that_cannot_be_loaded_is_left(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    keep(home / NAME, fold_in_code.sealed(b"code"))
-    monkeypatch.setattr(fold_in_code, "load_code", lambda code: {}[code])
-    await compiled.load_fold_in(tmp_path)
-    assert loaded() is None
-    assert "without compiled loops" in caplog.text
-
-
-def test_making_it_keeps_it_whole(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fold_in_code, "compile_code", lambda: b"compiled")
-    monkeypatch.setattr("os.nice", lambda _: 0)
-    monkeypatch.setattr(compiled, "_goes_first", lambda: None)
-    assert compiled.main([]) == 0
-    assert compiled.kept([home / NAME]) == b"compiled"
-    assert [path.name for path in home.iterdir()] == [NAME]
-    monkeypatch.setattr(fold_in_code, "compile_code", lambda: pytest.fail("made again"))
-    assert compiled.main([]) == 0
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not fold_in_code.can_run(), reason="numba is not installed (extra `fast`)")
-def test_all_processes_of_a_machine_look_for_the_same_file() -> None:
-    script = "from featurestore.users.compiled import file_name; print(file_name())"
-    command = [sys.executable, "-c", script]
-    names = {
-        subprocess.run(command, env={"PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout
-        for seed in ("1", "2")
-    }
-    assert len(names) == 1

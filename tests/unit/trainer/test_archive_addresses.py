@@ -1,11 +1,8 @@
 """The address of an archive: what is taken for one, and that no message has a key that stands in it."""
 
-from pathlib import Path
-
 import pytest
 
 from processes.settings import SettingsError
-from trainer.archive.storage.address import ObjectAddress, archive_address
 from trainer.settings import TrainerSettings
 
 
@@ -25,11 +22,3 @@ def test_no_message_has_a_key(address: str, told: str) -> None:
     assert told in str(refused.value)
     for secret in ("SECRET", "KEY"):
         assert secret not in str(refused.value)
-
-
-def test_endpoints() -> None:
-    for endpoint in ("http://127.0.0.1:9000", "https://[::1]:9000", "https://host/path"):
-        found = archive_address(f"s3://bucket?endpoint={endpoint}")
-        assert found == ObjectAddress("bucket", endpoint=endpoint)
-        assert archive_address(found.text) == found
-    assert archive_address("data/archive") == Path("data/archive")

@@ -1,9 +1,7 @@
 """Whether an archive is the store's: case by case, from values; and the file that says so."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -15,10 +13,7 @@ from trainer.archive.identity import (
     StoreState,
     StreamState,
     compare,
-    read_identity,
-    write_identity,
 )
-from trainer.errors import ArchiveRefusedError, CannotStartError
 
 OURS, OTHER = "a" * 32, "b" * 32
 # 300 events, the last of them archived at this millisecond.
@@ -89,21 +84,3 @@ def test_archive_that_is_not_the_stores_says_why(
     assert found is not None
     assert why in found
     assert "\n" not in found
-
-
-def test_identity_is_kept_and_a_newer_file_refused_untouched(tmp_path: Path) -> None:
-    assert read_identity(tmp_path) is None
-    write_identity(tmp_path, OURS)
-    assert read_identity(tmp_path) == OURS
-    assert [path.name for path in tmp_path.iterdir()] == ["identity.json"]
-    file = tmp_path / "identity.json"
-    assert json.loads(file.read_text()) == {"format": 1, "identity": OURS}
-    for text in ("", "{", "[]", '{"format": 1}', '{"format": 1, "identity": 7}', '{"identity": "x"}'):
-        file.write_text(text)
-        assert read_identity(tmp_path) == UNREADABLE
-    newer = '{"format": 2, "identity": {"of": "later"}}'
-    file.write_text(newer)
-    with pytest.raises(ArchiveRefusedError, match="format 2, this version reads 1") as caught:
-        read_identity(tmp_path)
-    assert isinstance(caught.value, CannotStartError)
-    assert file.read_text() == newer

@@ -4,8 +4,6 @@ can fail.
 
 import asyncio
 import dataclasses
-import os
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,7 +19,6 @@ from trainer.archive.events import in_registry, spans_of, string_array
 from trainer.archive.item_list import write_items
 from trainer.archive.segments import open_segment, read_segment
 from trainer.errors import (
-    FitFailedError,
     SegmentGoneError,
 )
 from trainer.fit_job.job import FitRequest
@@ -98,14 +95,6 @@ def test_last_event_of_a_pair_counts(tmp_path: Path) -> None:
     assert given.n_items == 3
 
 
-def test_users_of_the_earlier_fit_come_first_and_the_erased_are_gone(tmp_path: Path) -> None:
-    archive = archived(tmp_path, [("new", 1, 0, 1.0), ("b", 1, 0, 5.0), ("a", 1, 0, 3.0)])
-    given = load_ratings(opened(archive), item_ids(1), string_array([b"a", b"\xff\xff", b"b"]))
-    assert given.user_ids.to_pylist() == ["a", "b", "new"]
-    assert given.kept.tolist() == [0, 2]
-    assert given.ratings.value.tolist() == [3.0, 5.0, 1.0]
-
-
 def test_events_are_joined_with_the_registry_by_item_id(tmp_path: Path) -> None:
     """A store that lost its end has given the rows of lost items to others since: the ids tell."""
     archive = archived(tmp_path, [("a", 1, 0, 1.0), ("a", 2, 1, 2.0), ("b", 1, 2, 3.0)])
@@ -145,28 +134,6 @@ def test_open_snapshot_is_read_whole_whatever_takes_its_files_away(tmp_path: Pat
 
 
 @pytest.mark.slow
-async def test_fit_leaves_complete_files_that_a_next_fit_starts_from(tmp_path: Path) -> None:
-    archive = archived(tmp_path / "archive", world())
-    first = await fitted(request(archive, tmp_path / "first"))
-    assert first.users.shape == (40, first.model.user_width)
-    assert first.items.shape == (16, first.model.item_width)
-    assert first.metrics["unseen"] == 24
-    assert first.metrics["loss"] < first.metrics["baseline_loss"] * 1.2
-    assert first.rows_of([b"u3", b"unknown", b"u39"]).tolist() == [3, -1, 39]
-    assert first.user_ids(3, 5) == [b"u3", b"u4"]
-    ratings = [first.item_history(row) for row in (0, 15, 99)]
-    assert ratings[0].stop > ratings[0].start
-    assert all(part.stop == part.start for part in ratings[1:])
-    archived(tmp_path / "archive", [("late", 1, 17, 5.0), ("late", 2, 0, 5.0)], first_ms=10_000)
-    archive = EpochArchive(tmp_path / "archive", 1, guard=free)
-    second = await fitted(request(archive, tmp_path / "second", n_items=18, live=str(first.path)))
-    assert second.n_users == 41
-    assert len(second.items) == 18
-    assert second.user_ids(0, 3) == [b"u0", b"u1", b"u2"]
-    assert not list(tmp_path.glob("*.tmp"))  # noqa: ASYNC240 - a look at a local folder
-
-
-@pytest.mark.slow
 async def test_erased_user_leaves_no_trace_in_the_files(tmp_path: Path) -> None:
     archive = archived(tmp_path / "archive", world())
     result = await fitted(request(archive, tmp_path / "fit"))
@@ -192,29 +159,3 @@ async def test_fit_of_nothing_is_the_prior(tmp_path: Path) -> None:
     assert result.ranking is None
     assert result.users.shape == (0, result.model.user_width)
     assert len(result.items) == 3
-
-
-async def test_damaged_segment_is_named(tmp_path: Path) -> None:
-    archive = archived(tmp_path / "archive", world())
-    victim = archive.snapshot().paths[0]
-    victim.write_bytes(victim.read_bytes()[:-50])
-    with pytest.raises(FitFailedError, match="unreadable") as caught:
-        await fitted(request(archive, tmp_path / "fit"))
-    assert caught.value.damaged == victim
-
-
-async def test_refused_input_is_permanent(tmp_path: Path) -> None:
-    archive = archived(tmp_path / "archive", [("a", 1, 0, 77.0)])
-    with pytest.raises(FitFailedError, match="scale") as caught:
-        await fitted(request(archive, tmp_path / "fit"))
-    assert caught.value.permanent
-
-
-@pytest.mark.fit_process
-@pytest.mark.slow
-async def test_killed_fit_leaves_nothing(tmp_path: Path) -> None:
-    archive = archived(tmp_path / "archive", world())
-    asked = request(archive, tmp_path / "fit")
-    with pytest.raises(FitFailedError, match="signal 9"):
-        await fitted(asked, lambda pid: os.kill(pid, signal.SIGKILL))
-    assert not (tmp_path / "fit").exists()

@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from factors import Int64s, Ratings, item_statistics, posterior_of
-from tests.support.event_tables import event_table, free, item_ids, opened
+from factors import Int64s, Ratings
+from tests.support.event_tables import event_table, free
 from trainer import gate
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import spans_of, string_array
 from trainer.archive.item_list import write_items
 from trainer.fit_job import trial
 from trainer.fit_job.job import FitRequest, run_fit
-from trainer.fit_job.ratings import FitInput, load_ratings
+from trainer.fit_job.ratings import FitInput
 from trainer.fit_job.result_files import read_result
 from trainer.fit_job.results import FitResult
-from trainer.fit_job.trial import as_served, newest
+from trainer.fit_job.trial import newest
 from trainer.gate import Policy
 
 N_ITEMS = 40
@@ -111,21 +111,6 @@ def test_a_fit_that_is_worse_on_what_comes_is_refused(
     assert gate.refusal(fit, N_ITEMS, Policy()) is not None
 
 
-@pytest.mark.slow
-def test_a_fit_that_learned_more_of_the_same_goes_live(tmp_path: Path) -> None:
-    first, more, few = (honest(f"u{k}-", users, 15, seed=k) for k, users in ((1, 150), (2, 60), (3, 6)))
-    live = fit_of(archived(tmp_path / "archive", first), tmp_path / "live")
-    archive = archived(tmp_path / "archive", more, before=first)
-    fit = fit_of(archive, tmp_path / "fit", live.path)
-    # A twentieth of 3,150.
-    assert (fit.metrics["newest"], fit.metrics["unseen"]) == (158.0, 158.0)
-    assert gate.refusal(fit, N_ITEMS, Policy()) is None
-    archive = archived(tmp_path / "archive", few, before=[*first, *more])
-    again = fit_of(archive, tmp_path / "again", fit.path)
-    assert again.metrics["newest"] == 0.0, "45 of 90 are too few"
-    assert again.metrics["unseen"] == 162.0
-
-
 def test_the_newest_are_not_learned_yet_and_of_no_account_more_than_its_share() -> None:
     user, item = np.divmod(np.arange(8_000), 80)
     ratings = Ratings(user.astype(np.int32), item.astype(np.int32), np.full(8_000, 3.0), np.full(8_000, 1e9))
@@ -141,32 +126,3 @@ def test_the_newest_are_not_learned_yet_and_of_no_account_more_than_its_share() 
     assert (chosen >= 7_920).sum() == 20 == np.bincount(ratings.user_row[chosen]).max()
     assert set(newest(data, 10**6)) == set(unlearned[len(unlearned) // 2 :])
     assert len(newest(replace(data, unlearned=unlearned[:0]), 400)) == 0
-
-
-def test_a_live_fit_is_judged_as_it_answers_with_what_came_since(tmp_path: Path) -> None:
-    rated = honest("u", 60, 15, seed=1)
-    early = [each for each in rated if each[1] != 7 and each[0] != "u3"]
-    live = fit_of(archived(tmp_path, early), tmp_path / "live")
-    late = [each for each in rated if each[1] == 7 or each[0] == "u3"]
-    segments = opened(archived(tmp_path, late, before=early))
-    data = load_ratings(segments, item_ids(N_ITEMS), live.user_id_array(), np.asarray(live.user_n))
-    assert len(data.unlearned) == len(late)
-    is_new = np.isin(np.arange(len(rated)), data.unlearned)
-    served = as_served(live, data, data.ratings, is_new)
-    count = item_statistics(served.items).count
-    assert count[7] == sum(item == 7 for _, item, _ in rated)
-    prior = posterior_of(live.model).prior_user
-    u3 = data.user_ids.to_pylist().index("u3")
-    assert np.abs(served.users[u3] - prior).max() > 0.1
-    # Of those without a new rating nothing is computed.
-    same = np.flatnonzero(~np.isin(np.arange(data.n_users), data.ratings.user_row[is_new]))
-    np.testing.assert_array_equal(served.users[same], live.users[data.kept[same]])
-    assert not np.isin(data.ratings.user_row[is_new], same).any()
-    none = as_served(live, data, data.ratings.take(~is_new), is_new[~is_new])
-    np.testing.assert_array_equal(none.users[u3], prior)
-    np.testing.assert_array_equal(none.items[:7], live.items[:7])
-    # Of items only those are folded in that are asked for.
-    asked = as_served(live, data, data.ratings, is_new, asked=data.ratings.take(data.ratings.item_row == 3))
-    np.testing.assert_array_equal(asked.users, served.users)
-    np.testing.assert_array_equal(asked.items[3], served.items[3])
-    np.testing.assert_array_equal(asked.items[:3], live.items[:3])

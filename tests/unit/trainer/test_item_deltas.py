@@ -108,14 +108,6 @@ def test_touched_items_are_what_all_of_their_ratings_say(base: FitResult) -> Non
     np.testing.assert_allclose(rows[9], expected(base, 9, {b"new": 4.0}, newer), rtol=2e-4, atol=1e-5)
 
 
-def test_rating_taken_back_is_gone(base: FitResult) -> None:
-    since = RatingsSinceFit(base.model, base)
-    rater = next(iter(known(base, 2)))
-    since.add(table_of([(rater.decode(), 6, 2, NAN)]))
-    left = {user: value for user, value in known(base, 2).items() if user != rater}
-    np.testing.assert_allclose(folded(base, since)[2], expected(base, 2, left, set()), rtol=2e-4, atol=1e-5)
-
-
 def test_forgotten_user_counts_no_more(base: FitResult) -> None:
     since = RatingsSinceFit(base.model, base)
     since.add(table_of([("u3", 6, 7, 5.0), ("other", 1, 7, 2.0)]))
@@ -126,33 +118,3 @@ def test_forgotten_user_counts_no_more(base: FitResult) -> None:
     assert set(rows) == rated | {7}
     left = {user: value for user, value in known(base, 7).items() if value == value} | {b"other": 2.0}  # noqa: PLR0124
     np.testing.assert_allclose(rows[7], expected(base, 7, left, {b"other"}), rtol=2e-4, atol=1e-5)
-
-
-def test_rounds_are_bounded_and_the_oldest_come_first(
-    base: FitResult, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trainer.item_updates.since_fit.ROUND_ITEMS", 3)
-    monkeypatch.setattr("trainer.item_updates.since_fit.ROUND_USERS", 2)
-    since = RatingsSinceFit(base.model, base)
-    since.add(table_of([(f"x{k}", 1, 20 - k, 3.0) for k in range(6)]))
-    since.add(table_of([("y", 1, 30, 3.0)]))
-    seen: list[int] = []
-    while since.waiting_items:
-        chosen = since.next_round()
-        assert 1 <= len(chosen.items) <= 3
-        assert len(chosen.users) <= 2
-        since.set_users(chosen.slots, *current(base, since, chosen.users))
-        since.fold(chosen)
-        seen.extend(chosen.items)
-    assert seen == [15, 16, 17, 18, 19, 20, 30]
-
-
-def test_round_that_was_not_published_comes_again(base: FitResult) -> None:
-    since = RatingsSinceFit(base.model, base)
-    since.add(table_of([("a", 1, 1, 3.0)]))
-    chosen = since.next_round()
-    since.set_users(chosen.slots, *current(base, since, chosen.users))
-    since.fold(chosen)
-    assert since.waiting_items == 0
-    since.put_back(chosen)
-    assert since.waiting_items == 1

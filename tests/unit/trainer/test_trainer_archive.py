@@ -9,8 +9,7 @@ import pytest
 
 from tests.support.event_tables import event_table, free
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import CONTEXT, SCHEMA, Span, contexts_of, spans_of
-from trainer.archive.merging import MERGED_FILES, MERGED_ROWS, choose_merge
+from trainer.archive.events import Span, spans_of
 from trainer.archive.segments import read_segment
 from trainer.errors import SegmentDamagedError
 
@@ -131,16 +130,6 @@ def test_erasure_ended_at_any_step_is_finished_by_repeating(
     assert not any(b"user-1" in path.read_bytes() for path in tmp_path.iterdir())
 
 
-def test_erasure_keeps_what_the_user_did_after_coming_back(tmp_path: Path) -> None:
-    archive = filled(tmp_path, segments=4)
-    erased = archive.erase(b"user-1", 5)
-    kept = [ms for ms in range(1, 41) if ms % 3 != 1 or ms // 3 + 1 > 5]
-    assert contents(archive) == kept
-    assert erased == 40 - len(kept)
-    assert archive.erase(b"user-1", 5) == 0
-    assert archive.erase(b"unknown", 5) == 0
-
-
 @pytest.mark.parametrize(
     ("step", "occurrence"), [(step, k) for step in STEPS[1:3] for k in (1, 3)] + [("replace:unlink", 1)]
 )
@@ -166,28 +155,6 @@ def test_rebuild_ended_at_any_step_is_known_to_be_unfinished(
     assert contents(reopened(tmp_path)) == [*range(1000, 1005), *range(2000, 2005)]
 
 
-def test_guard_stops_every_commit(tmp_path: Path) -> None:
-    filled(tmp_path)
-
-    class LostError(Exception):
-        pass
-
-    def lost() -> None:
-        raise LostError
-
-    archive = EpochArchive(tmp_path, 1, guard=lost)
-    operations: list[Callable[[], object]] = [
-        lambda: archive.append(*events(500, 5)),
-        archive.merge,
-        lambda: archive.erase(b"user-1", 99),
-        lambda: rebuild(archive, *events(500, 5)),
-    ]
-    for operation in operations:
-        with pytest.raises(LostError):
-            operation()
-    assert contents(reopened(tmp_path)) == list(range(1, 91))
-
-
 @pytest.mark.parametrize("position", [0.02, 0.6, 0.98])
 def test_damage_anywhere_is_found_and_set_aside(tmp_path: Path, position: float) -> None:
     archive = filled(tmp_path, segments=3, rows=1000)
@@ -210,17 +177,6 @@ def test_damage_anywhere_is_found_and_set_aside(tmp_path: Path, position: float)
     assert reopened(tmp_path).has_holes(), "a restart must not forget that something is missing"
 
 
-def test_merge_choices() -> None:
-    assert choose_merge([]) is None
-    assert choose_merge([10] * 7) is None
-    assert choose_merge([10] * 8) == slice(0, 8)
-    assert choose_merge([100_000, *[10] * 8]) == slice(1, 9)
-    assert choose_merge([10, 10, 10, 2_000, 10, 10, 10, 10, 10]) == slice(0, 9)
-    assert choose_merge([MERGED_ROWS] * 20) is None
-    assert choose_merge([0] * 9) == slice(0, 9)
-    assert choose_merge([1] * 3_000) == slice(0, MERGED_FILES)
-
-
 def told(
     first_ms: int, contexts: list[list[float]] | None, users: list[str]
 ) -> tuple[pa.Table, dict[int, Span]]:
@@ -228,25 +184,3 @@ def told(
     ms, n = np.arange(first_ms, first_ms + len(users)), np.full(len(users), first_ms)
     table = event_table(users, n, n, np.full(len(users), 3.0), stream_ms=ms, time=ms, context=contexts)
     return table, spans_of(table)
-
-
-def test_contexts_are_in_the_log_and_only_where_there_are_any(tmp_path: Path) -> None:
-    archive = filled(tmp_path, segments=6, rows=3)
-    plain = {path.name: path.read_bytes() for path in archive.snapshot().paths}
-    archive.append(*told(100, [[1.0, np.nan], [np.nan, np.nan]], ["ann", "bob"]))
-    archive.append(*told(200, [[np.nan]], ["bob"]))
-    paths = archive.snapshot().paths
-    tables = [read_segment(path)[0] for path in paths]
-    assert [CONTEXT.name in table.schema.names for table in tables] == [False] * 6 + [True, False]
-    assert {path.name: path.read_bytes() for path in paths[:6]} == plain
-    found = contexts_of(tables[6])
-    assert found is not None
-    np.testing.assert_array_equal(found, np.array([[1.0], [np.nan]], dtype=np.float32))
-    archive.merge()
-    (merged,) = archive.snapshot().paths
-    found = contexts_of(read_segment(merged)[0])
-    assert found is not None
-    assert found[~np.isnan(found)].tolist() == [1.0]
-    assert archive.erase(b"ann", 1_000) == 1
-    (left,) = archive.snapshot().paths
-    assert read_segment(left)[0].schema.equals(SCHEMA)

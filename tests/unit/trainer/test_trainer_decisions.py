@@ -4,20 +4,17 @@ new.
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from featurestore.errors import LeaseLost
 from featurestore.ratings.stream import Progress
-from processes.settings import SettingsError
 from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.events import Span
 from trainer.consume.rebuild import is_incomplete
 from trainer.gate import Evidence, Policy, judge
 from trainer.leadership import Leadership
-from trainer.schedule import CatalogueChanges, Decision, Rules, Schedule, Situation, decide
-from trainer.settings import TrainerSettings
+from trainer.schedule import Decision, Rules, Situation, decide
 
 CALM = Situation(
     now=100.0,
@@ -66,45 +63,6 @@ def test_when_to_fit(changes: dict[str, float], expected: Decision) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "growth", "expected"),
-    [
-        (CatalogueChanges(), 0.2, Decision(None)),
-        (CatalogueChanges(199, 1_000, 90.0, 95.0), 0.2, Decision(None)),
-        (CatalogueChanges(200, 1_000, 90.0, 95.0), 0.2, Decision("catalogue")),
-        (CatalogueChanges(200, 1_000, 90.0, 95.0), 0.0, Decision(None)),
-        # While an import pours in, but not for ever.
-        (CatalogueChanges(200, 1_000, 90.0, 99.0), 0.2, Decision(None, 1.0)),
-        (CatalogueChanges(200, 1_000, 39.0, 100.0), 0.2, Decision("catalogue")),
-    ],
-)
-def test_items_that_have_changed_are_fitted_again(
-    changed: CatalogueChanges, growth: float, expected: Decision
-) -> None:
-    situation = replace(CALM, fitted_events=1_000, catalogue=changed)
-    assert decide(situation, Rules(5_000, 60.0, growth)) == expected
-    # Not before any event is fitted, nor while an older generation is held; events that are due go on.
-    assert decide(replace(situation, fitted_events=0), Rules(5_000, 60.0, growth)).reason is None
-    assert decide(replace(situation, held=True), Rules(5_000, 60.0, growth)) == Decision(None)
-    assert decide(replace(situation, new_events=5_000), Rules(5_000, 60.0, growth)).reason == "events"
-
-
-@pytest.mark.parametrize(
-    ("fitted", "new", "growth", "due"),
-    [
-        (1_000, 199, 0.2, False),
-        (1_000, 200, 0.2, True),
-        (0, 99, 0.2, False),
-        (0, 100, 0.2, True),
-        (1_000, 4_999, 0.0, False),
-        (10**6, 5_000, 0.2, True),
-    ],
-)
-def test_ratings_that_have_grown_are_fitted_again(fitted: int, new: int, growth: float, due: bool) -> None:
-    situation = replace(CALM, new_events=new, fitted_events=fitted)
-    assert (decide(situation, Rules(5_000, 60.0, growth)).reason == "events") is due
-
-
-@pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"new_events": 5_000}, Decision(None, 50.0)),
@@ -119,17 +77,6 @@ def test_ratings_that_have_grown_are_fitted_again(fitted: int, new: int, growth:
 def test_a_refit_waits_for_its_share_of_the_time(changes: dict[str, float], expected: Decision) -> None:
     situation = replace(CALM, fitted_events=10**6, paced_until=150.0)
     assert decide(replace(situation, **changes), Rules()) == expected  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("share", "due_at"), [(0.25, 250.0), (0.5, 130.0), (1.0, 70.0)])
-def test_the_next_refit_comes_after_what_the_last_one_took(share: float, due_at: float) -> None:
-    schedule = Schedule(Rules(share=share))
-    schedule.ran(10.0, 70.0)
-    schedule.fitted(live=True)
-    waits = schedule.look(100.0, 1, 10**6 + 5_000, 10**6)
-    assert waits == (Decision("events") if due_at <= 100.0 else Decision(None, due_at - 100.0))
-    assert schedule.look(due_at, 1, 10**6 + 5_000, 10**6).reason == "events"
-    assert schedule.look(100.0, 1, 10**6 + 5_000, 10**6, requested=True).reason == "requested"
 
 
 @pytest.mark.parametrize(
@@ -171,17 +118,3 @@ def test_archive_that_missed_trimmed_events_is_incomplete() -> None:
     assert is_incomplete(snapshot, {0: Progress((9, 12), 11)}, holes=False)
     assert is_incomplete(snapshot, {1: Progress((9, 1), 1)}, holes=False)
     assert is_incomplete(snapshot, {}, holes=True)
-
-
-def test_settings_are_read_and_every_error_told() -> None:
-    settings = TrainerSettings.load(
-        [], {"FOLDIN_ENGINE": "implicit", "FOLDIN_REFIT_EVENTS": "7", "FOLDIN_SCALE": "0.5:5:0.5"}
-    )
-    assert (settings.engine, settings.rules.events, settings.store.scale) == (
-        *("implicit", 7),
-        "0.5:5:0.5",
-    )
-    assert settings.archive_folder.parent == Path("data/archive")
-    with pytest.raises(SettingsError) as caught:
-        TrainerSettings.load([], {"FOLDIN_ENGINE": "x", "FOLDIN_FIT_THREADS": "0"})
-    assert len(caught.value.problems) == 2

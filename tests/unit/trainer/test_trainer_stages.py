@@ -6,15 +6,12 @@ import numpy as np
 import pytest
 
 from factors import FitSettings, Scale, fit
-from featurestore.errors import LeaseLost, StoreUnavailable
 from tests.support.event_tables import event_table, item_ids, opened
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import spans_of
-from trainer.errors import ArchiveFailedError
 from trainer.fit_job.folder import FitFolder
 from trainer.fit_job.ratings import FitInput, load_ratings
 from trainer.fit_job.result_files import read_result, write_result
-from trainer.retry import with_retries
 
 
 @pytest.fixture
@@ -47,39 +44,3 @@ def test_a_user_erased_while_a_fit_runs_is_not_in_it(tmp_path: Path, data: FitIn
     assert result.row_of(b"u2") == 2
     folder.erase(b"u2")
     assert result.rows_of([b"u2"]).tolist() == [-1]
-
-
-@pytest.mark.parametrize("name", ["fit.json", "id_offsets.npy"])
-def test_a_fit_that_cannot_be_searched_for_a_user_goes(tmp_path: Path, data: FitInput, name: str) -> None:
-    """It can be made again; with the id in it the receipt would say `erased`, and it would not be true."""
-    folder = FitFolder(tmp_path)
-    for generation in (7, 8):
-        folder.begin_fit()
-        leave_fit(folder, data)
-        folder.adopt(read_result(folder.new), generation)
-    damaged = tmp_path / "fits" / "generation-000007"
-    (damaged / name).write_bytes(b"\xff" * 40)
-    assert folder.erase(b"u1")
-    assert not damaged.exists()
-    (ids,) = (tmp_path / "fits").rglob("id_bytes.npy")
-    assert ids.read_bytes().endswith(b"u0\xff\xffu2")
-    result = folder.read(8)
-    assert result is not None
-    assert result.rows_of([b"u2"]).tolist() == [2]
-
-
-async def test_a_call_is_repeated_until_store_and_disk_let_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    errors = [StoreUnavailable("lost"), ArchiveFailedError("full")]
-
-    async def call(first: int, *, second: int) -> int:
-        if errors:
-            raise errors.pop()
-        return first + second
-
-    assert await with_retries(call, 1, second=2) == 3
-
-    async def lost() -> None:
-        raise LeaseLost("another trainer leads")
-
-    with pytest.raises(LeaseLost):
-        await with_retries(lost)
