@@ -11,13 +11,14 @@ import pytest
 
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
-from foldin.recovery.errors import RecoveryRefusedError
-from foldin.recovery.restoring import RestoreRequest
+from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
+from foldin.recovery.restoring import Plan, Restore, RestoreRequest
 from tests.integration.conftest import Learned
 from tests.support.factories import rating
 from tests.support.recovering import (
     LATER,
     Held,
+    archive_ratings,
     empty,
     held,
     killed_restore,
@@ -47,6 +48,10 @@ def values(of: Held) -> dict[tuple[str, str], float]:
     return {pair: value for pair, (value, _) in of.items()}
 
 
+def without(of: Held, *users: str) -> Held:
+    return {pair: entry for pair, entry in of.items() if pair[0] not in users}
+
+
 def copy_of(learned: Learned, tmp_path: Path) -> Path:
     """An older copy of the archive."""
     return Path(shutil.copytree(learned.settings.archive_folder, tmp_path / "copy"))
@@ -67,6 +72,25 @@ async def test_emptied_store(learned: Learned) -> None:
     # It is this store's archive now: the next trainer leads, and learns all of it.
     async with running_trainer(settings), opened(settings.store) as store:
         await fitted(store)
+
+
+async def test_a_folder_of_archives_will_do_and_rows_of_items_are_those_of_the_source(
+    learned: Learned, tmp_path: Path
+) -> None:
+    settings = learned.settings
+    async with running_trainer(settings), opened(settings.store) as store:
+        # A catalogue that hardly anyone has rated.
+        await store.items(1).register([b"j%d" % row for row in range(50)])
+        await fitted(store)
+        await store.items(1).refresh()
+        ids = list(store.items(1).ids)
+    shutil.move(settings.archive_folder.parent, tmp_path / "elsewhere")
+    empty(learned.server)
+    async with running_trainer(settings), opened(settings.store) as store:
+        await restored(settings, tmp_path / "elsewhere")
+        assert await held(store) == learned.held
+        await store.items(2).refresh()
+        assert list(store.items(2).ids) == ids
 
 
 async def test_nothing_to_do_and_a_dry_run_change_nothing(
@@ -173,6 +197,31 @@ async def test_point_in_time(learned: Learned) -> None:
             await restored(settings, settings.archive_folder, request=RestoreRequest(Path(), until_ms=1000))
 
 
+async def forget_and_return(store: Store) -> None:
+    await store.ratings.forget(b"u3")
+    await store.ratings.forget(b"u4")
+    await store.ratings.append([rating("u4", "i1", 2.0)])
+
+
+async def test_a_user_who_is_forgotten_during_the_restore_stays_forgotten(
+    learned: Learned, tmp_path: Path
+) -> None:
+    settings, copy = learned.settings, copy_of(learned, tmp_path)
+    moments: list[asyncio.Task[None]] = []
+    async with running_trainer(settings), opened(settings.store) as store:
+        await store.ratings.append(LATER)
+
+        def forget(name: str) -> None:
+            # Read by now: the plan still has both users.
+            if name == "planned":
+                moments.append(asyncio.get_running_loop().create_task(forget_and_return(store)))
+
+        await restored(settings, copy, request=RestoreRequest(copy, live="none"), step=forget)
+        await moments[0]
+        now = await now_held(settings)
+    assert now == without(learned.held, "u3", "u4") | {("u4", "i1"): (2.0, 1e9)}
+
+
 async def long_ago(store: Store) -> None:
     """Move the moment when a restore last said that it goes on, as if it had been silent since."""
     if (await store.generations.live()).pending:
@@ -197,3 +246,78 @@ async def test_killed_beside_a_trainer(learned: Learned, tmp_path: Path, step: s
     wanted = learned.held | {("u1", "i11"): (5.0, 2e9), ("u2", "i11"): (4.0, 2e9)}
     # Killed after all was written, the restore that took up all live ratings went on by itself.
     assert now == wanted or (step in STEPS[2:] and now == wanted | {("u1", "i1"): (1.0, None)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [*STEPS[1:], "adopted"])
+async def test_killed_with_an_emptied_store(learned: Learned, step: str) -> None:
+    settings = learned.settings
+    empty(learned.server)
+    assert await asyncio.to_thread(killed_restore, settings, settings.archive_folder, step) == -9
+    async with opened(settings.store) as store:
+        await store.redis.delete(store.keys.lease)
+        await long_ago(store)
+    async with restored_and_led(settings, settings.archive_folder) as (store, _, _):
+        assert await held(store) == learned.held
+    assert len(trashed(settings)) == 1
+
+
+async def test_damaged_and_missing_segments_are_named(learned: Learned, tmp_path: Path) -> None:
+    settings = learned.settings
+    await archive_ratings(settings, LATER)
+    copy = copy_of(learned, tmp_path)
+    first, *_, path = sorted(copy.rglob("*.parquet"))
+    sound = path.read_bytes()
+    damaged = bytearray(sound)
+    # In the pages: half of a small file is its footer, which has much that says nothing of the ratings.
+    for k in range(100, 164):
+        damaged[k] ^= 0xFF
+    path.write_bytes(damaged)
+    with pytest.raises(RecoveryRefusedError, match=path.name):
+        await restored(settings, copy)
+    path.write_bytes(sound)
+    first.rename(first.with_name(first.name + ".damaged"))
+    with pytest.raises(RecoveryRefusedError, match=first.name):
+        await restored(settings, copy)
+    request = RestoreRequest(copy, live="none", skip_damaged=True, dry_run=True)
+    _, lines = await restored(settings, copy, request=request)
+    assert any("no more" in line for line in lines)
+    async with opened(settings.store) as store:
+        assert (await store.generations.live()).last_epoch == 1
+
+
+@pytest.mark.parametrize("held_on", [True, False], ids=["held", "not held"])
+async def test_a_trainer_leaves_a_restore_alone_that_says_that_it_goes_on(
+    learned: Learned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_on: bool
+) -> None:
+    settings, copy = replace(learned.settings, abandon_s=60.0 if held_on else 0.0), copy_of(learned, tmp_path)
+    monkeypatch.setattr("foldin.recovery.restoring._HOLD_S", 0.05 if held_on else 1000.0)
+    load, loading, goes_on = Restore._load, asyncio.Event(), asyncio.Event()
+
+    async def late(self: Restore, epoch: int, plan: Plan) -> None:
+        loading.set()
+        await goes_on.wait()
+        await load(self, epoch, plan)
+
+    monkeypatch.setattr(Restore, "_load", late)
+    async with opened(settings.store) as store:
+        await store.ratings.append(LATER)
+        async with running_trainer(learned.settings):
+            await until_drained(store)
+        restoring = asyncio.create_task(restored(settings, copy, request=RestoreRequest(copy, live="none")))
+        await loading.wait()
+        began = await store.generations.live()
+
+        async def told() -> bool:
+            now = await store.generations.live()
+            return now.pending_since > began.pending_since if held_on else not now.pending
+
+        async with running_trainer(settings):
+            await wait_until_async(told, "it says that it goes on, or is given up")
+            goes_on.set()
+            if held_on:
+                assert (await restoring)[0] is not None
+            else:
+                with pytest.raises(RecoveryStoppedError, match="given up meanwhile"):
+                    await restoring
+            assert (await store.generations.live()).epoch == (2 if held_on else 1)

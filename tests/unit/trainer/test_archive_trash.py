@@ -4,14 +4,17 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.event_tables import event_table, free
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import spans_of
 from trainer.archive.item_list import read_items, write_items
-from trainer.archive.segments import read_segment
-from trainer.archive.trash import Trash, TrashEntry, surplus
+from trainer.archive.root import ArchiveRoot
+from trainer.archive.segments import METADATA_KEY, read_segment
+from trainer.archive.trash import Overdue, Removal, Trash, TrashEntry, surplus
+from trainer.errors import ArchiveRefusedError
 
 AT = datetime(2026, 11, 26, 6, 30, 0, 125_000, tzinfo=UTC)
 DAY_S = 86_400.0
@@ -68,6 +71,20 @@ def test_moved_epoch_is_whole_and_says_why(tmp_path: Path, trash: Trash) -> None
     assert entry.size_bytes > 1_000
 
 
+def test_replaced_segments_of_a_rebuild_are_kept(tmp_path: Path, trash: Trash) -> None:
+    archive = fill(tmp_path / "epoch-000001")
+    old = archive.begin_rebuild()
+    trash.keep([segment.path for segment in old], 1, "x" * 32, "rebuilt")
+    table = event_table(["ann"], [9], [0], [5.0], stream_ms=[0])
+    archive.append(table, {})
+    spans = spans_of(event_table(["ann"], [9], [0], [5.0], stream_ms=[99]))
+    archive.finish_rebuild(old, spans)
+    (entry,) = trash.entries()
+    assert (entry.why, entry.ratings, entry.users) == ("rebuilt", 4, 2)
+    assert len(events_of(entry.path)) == 4
+    assert events_of(archive.directory)[-1:] == [("ann", 5.0)]
+
+
 def test_forgotten_user_leaves_every_entry(tmp_path: Path, trash: Trash) -> None:
     for epoch in (1, 2):
         folder = tmp_path / f"epoch-{epoch:06d}"
@@ -101,3 +118,48 @@ def entry(at_days: float, size: int) -> TrashEntry:
 def test_what_leaves_the_trash(entries: list[TrashEntry], removed: list[tuple[float, str]]) -> None:
     found = surplus(entries, now=10 * DAY_S, keep_s=7 * DAY_S, most_bytes=100)
     assert [(each.at / DAY_S, why) for each, why in found] == removed
+
+
+def test_a_clock_that_jumps_ahead_empties_no_trash() -> None:
+    old, large, keep_s = entry(1.0, 10), entry(9.0, 10), 7 * DAY_S
+    overdue = Overdue()
+    found: list[tuple[TrashEntry, Removal]] = [(old, "age"), (large, "size")]
+    assert overdue.confirmed(found, 0.0, keep_s) == [(large, "size")]
+    assert overdue.confirmed(found[:1], 3_000.0, keep_s) == []
+    # It was set right, and ahead once more.
+    assert overdue.confirmed([], 3_500.0, keep_s) == []
+    assert overdue.confirmed(found[:1], 3_700.0, keep_s) == []
+    assert overdue.confirmed(found[:1], 7_200.0, keep_s) == []
+    assert overdue.confirmed(found[:1], 7_300.0, keep_s) == [(old, "age")]
+    # Who keeps nothing waits for nothing.
+    assert Overdue().confirmed(found[:1], 0.0, 0.0) == [(old, "age")]
+
+
+def test_what_a_kill_left_half_made_is_gone_at_the_next_start(tmp_path: Path, trash: Trash) -> None:
+    """No erasure looks into it."""
+    kept = fill(tmp_path / "epoch-000001")
+    entry = trash.keep(kept.snapshot().paths, 1, "x" * 32, "rebuilt")
+    for name in ("epoch-000002.unfinished", "epoch-000003.xxxxxxxx.20261126T063000000000Z.removing"):
+        (tmp_path / "trash" / name).mkdir()
+        (tmp_path / "trash" / name / "0000000001-0000000001.r0.parquet").write_bytes(b"ann")
+    ArchiveRoot(tmp_path, guard=free).take([])
+    assert list((tmp_path / "trash").iterdir()) == [entry.path]
+    assert len(events_of(kept.directory)) == 4
+
+
+@pytest.mark.parametrize("number", [4, "another program"])
+def test_segment_of_another_format_is_refused_untouched(tmp_path: Path, number: object) -> None:
+    archive = fill(tmp_path / "epoch-000001")
+    victim = archive.snapshot().paths[1]
+    table = pq.read_table(victim)
+    header = json.loads(table.schema.metadata[METADATA_KEY]) | {"format": number}
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(header).encode()}), victim)
+    before = {path.name: path.read_bytes() for path in archive.directory.iterdir()}
+    root = ArchiveRoot(tmp_path, guard=free)
+    for look in (root.state, lambda: root.epoch(1)):
+        with pytest.raises(ArchiveRefusedError, match=f"has format {number}, this version reads 1"):
+            look()
+    assert {path.name: path.read_bytes() for path in archive.directory.iterdir()} == before
+    with pytest.raises(ArchiveRefusedError):
+        archive.erase(b"ann", 10)
+    assert victim.read_bytes() == before[victim.name]
