@@ -58,27 +58,6 @@ async def test_each_call_refuses_names_that_it_does_not_have(store_settings: Sto
         assert bodies >= 9
 
 
-@pytest.mark.parametrize(
-    ("body", "meant"),
-    [
-        ({"filters": {}}, "filter"),
-        ({"exclude_item": ["a"]}, "exclude_items"),
-        ({"per_catgory": 1}, "per_category"),
-        ({"diversity": {"lamda": 0.5}}, "lambda"),
-    ],
-)
-async def test_a_typing_error_in_a_rule_is_named_with_the_nearest_rule(
-    store_settings: StoreSettings, body: dict[str, Any], meant: str
-) -> None:
-    async with serving(store_settings) as (client, _):
-        for method, path in (("POST", "/recommend/ann"), ("PUT", "/scenarios/home")):
-            reply = await client.ask(method, path, json=body)
-            is_problem(reply, 422, "invalid_body")
-            assert meant in reply.json["detail"], reply.text
-        reply = await client.get("/scenarios/home")
-        is_problem(reply, 404, "unknown_scenario")
-
-
 @pytest.mark.parametrize("path", ["/ratings", "/events"])
 async def test_a_time_that_is_none_or_has_not_been_is_refused_and_its_unit_named(
     store_settings: StoreSettings, path: str

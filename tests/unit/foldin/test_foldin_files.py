@@ -1,9 +1,7 @@
 """Files of ratings: layouts are told apart, each row is a rating or refused with its line and the reason."""
 
-import csv
 import gzip
 import io
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from factors import Scale
 from featurestore.ratings.context_schema import ContextField, ContextKind, ContextSchema
 from featurestore.settings import format_scale
-from foldin.files import reading
 from foldin.files.contexts import FileFields
 from foldin.files.layout import find_layout
 from foldin.files.reading import RatingsFile
@@ -182,21 +177,6 @@ def test_a_file_that_fits_nothing_is_refused_with_what_to_do(
     assert "\n" not in str(refused.value)
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CannotStartError, match="No such file"):
-        read(tmp_path / "nothing.csv")
-    # What was read of a pipe to tell the columns does not come again.
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(CannotStartError, match="no file"):
-        read(tmp_path / "pipe")
-    # A quote that is never closed would fill the memory.
-    monkeypatch.setattr(reading, "CHUNK_BYTES", 100)
-    monkeypatch.setattr(reading, "MAX_ROW_BYTES", 1000)
-    (tmp_path / "ratings.csv").write_text('user,item,rating\n1,"2,3\n' + "1,2,3\n" * 1000)
-    with pytest.raises(CannotStartError, match="never closed"):
-        read(tmp_path / "ratings.csv")
-
-
 BAD = [
     ("1,2,x", "rating is not a number: 'x'"),
     ("1,2,", "rating is not a number: ''"),
@@ -245,49 +225,6 @@ def test_times_are_seconds_or_iso_8601(tmp_path: Path) -> None:
     rows, _, bad = read(path)
     assert [row[3] for row in rows] == [seconds for seconds in times.values() if seconds is not None]
     assert [row.reason.split()[0] for row in bad] == ["timestamp"] * 5
-
-
-FIELD = st.text(st.sampled_from('ab ,;"\n\t:é'), min_size=1, max_size=8)
-
-
-@settings(deadline=None, max_examples=20)
-@given(
-    rows=st.lists(st.tuples(FIELD, FIELD, st.floats(1, 5), st.booleans()), max_size=30),
-    chunk=st.integers(20, 300),
-    packed=st.booleans(),
-)
-def test_what_a_csv_writer_wrote_comes_back_whatever_the_stretches(
-    tmp_path_factory: pytest.TempPathFactory,
-    rows: list[tuple[str, str, float, bool]],
-    chunk: int,
-    packed: bool,
-) -> None:
-    """Lines too: each is where the row begins in the file."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["user", "item", "rating"])
-    expected, where = [], []
-    for user, item, rating, blank in rows:
-        where.append(text.getvalue().count("\n") + 1)
-        writer.writerow([user, item, repr(rating)])
-        expected.append((user.encode(), item.encode(), rating, NOW))
-        if blank:
-            text.write("\n")
-    path = tmp_path_factory.mktemp("csv") / "ratings.csv"
-    content = text.getvalue().encode()
-    path.write_bytes(gzip.compress(content, mtime=0) if packed else content)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "CHUNK_BYTES", chunk)
-        assert read(path) == (expected, where, [])
-
-
-def test_what_comes_after_a_line_goes_on_there(tmp_path: Path) -> None:
-    path = tmp_path / "ratings.csv"
-    path.write_text("user,item,rating\n" + "".join(f"u{n},i,{n}\n" for n in range(1, 8)))
-    (batch,) = RatingsFile(path, find_layout(path, "auto", None)).read(RULES)
-    assert batch.after(4).user_ids.to_pylist() == [b"u4", b"u5"]
-    assert [row.line for row in batch.after(7).bad] == [8]
-    assert len(batch.after(99)) == 0
 
 
 def test_the_scale_for_ratings_takes_all_of_them() -> None:
@@ -344,24 +281,3 @@ def test_columns_of_contexts_are_numbers_or_categories(tmp_path: Path) -> None:
     rows, bad = read_contexts(path, columns)
     assert [row[4:] for row in rows] == [(b"rating", {"hour": 1.0}), (b"view", None)]
     assert bad == [(3, "a rating may have a context")]
-
-
-def test_a_context_that_is_none_is_a_bad_row(tmp_path: Path) -> None:
-    lines = ["a,x,3,14,phone", "b,y,4,noon,phone", f"c,z,5,1,{'x' * 65}", "d,z,5,1e39,", "f,z,5,nan,tv"]
-    path = tmp_path / "r.csv"
-    path.write_text("\n".join(["user,item,rating,context.hour,context.device", *lines]) + "\n")
-    rows, bad = read_contexts(path, hour="number", device="category")
-    assert [row[5] for row in rows] == [{"hour": 14.0, "device": "phone"}, {"device": "tv"}]
-    assert bad == [
-        (3, "context.hour is not a number: 'noon'"),
-        (4, "context.device has 65 bytes, more than 64"),
-        (5, "context.hour is not a finite number of a float32"),
-    ]
-    # What the target has already decides: texts that look like numbers may be categories.
-    assert read_contexts(path, hour="category")[0][0][5] == {"hour": "14", "device": "phone"}
-    # More categories than a field may have: a category that only a bad row gives takes no room.
-    rows_of = "".join(f"u,i{k},3,1,d{k}\n" for k in range(260))
-    path.write_text(f"user,item,rating,context.hour,context.device\nu,i,99,1,bad\n{rows_of}")
-    rows, bad = read_contexts(path, device="category")
-    assert (len(rows), len(bad)) == (256, 1 + 4)
-    assert bad[-1][1].startswith("context.device: 'device' has 256 categories")
