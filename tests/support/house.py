@@ -1,19 +1,13 @@
-"""Measures how the code is built, and finds what breaks the rules of CONTRIBUTING.md: sizes, import cycles,
-constants without a reason, private words. A rule gives what it finds in a checkout, one line each.
-
-`python -m tests.support.house [CHECKOUT]` prints the figures.
+"""Finds what breaks the rules of CONTRIBUTING.md: sizes, import cycles, private words. A rule gives what it
+finds in a checkout, one line each.
 """
 
 import ast
-import io
 import re
-import sys
-import tokenize
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
-from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -54,12 +48,6 @@ PRIVATE_WORDS = re.compile(
 # They have the words as a rule and as an example.
 _ABOUT_WORDS = {"tests/support/house.py", "tests/unit/test_house.py"}
 _READ_BY_PEOPLE = {".py", ".lua", ".js", ".html", ".css", ".md", ".svg", ".yml"}
-_CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
-_LAYOUT = {
-    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE),
-    *(tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER),
-}
-_DIRECTIVE = re.compile(r"#\s*(noqa|type:)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,64 +98,6 @@ def modules(root: Path, package: str) -> list[Module]:
 def all_modules(root: Path) -> list[Module]:
     """The modules of all packages."""
     return [module for package in packages(root) for module in modules(root, package)]
-
-
-@cache
-def comment_lines(module: Module) -> set[int]:
-    """Lines with a comment for people."""
-    tokens = tokenize.generate_tokens(io.StringIO(module.text).readline)
-    comments = (token for token in tokens if token.type == tokenize.COMMENT)
-    return {token.start[0] for token in comments if not _DIRECTIVE.match(token.string)}
-
-
-def code_lines(module: Module) -> int:
-    """Number of lines with code: not blank, no comment alone, no docstring."""
-    found, docstrings = set[int](), set[int]()
-    for token in tokenize.generate_tokens(io.StringIO(module.text).readline):
-        if token.type not in _LAYOUT:
-            found.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            docstrings.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    return len(found - docstrings)
-
-
-def numeric_constants(module: Module) -> Iterator[tuple[int, str, bool]]:
-    """Line and name of each module-level constant that is a number, and whether a reason stands with it.
-
-    A reason is a comment in its statement or directly above it, or a docstring below. Several names share one
-    if they are set by one statement; a statement that follows has to say its own.
-    """
-    comments, lines = comment_lines(module), module.text.splitlines()
-    for node, below in zip_longest(module.tree.body, module.tree.body[1:]):
-        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None or not _numeric(node.value):
-            continue
-        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-        names = [name.id for name in ast.walk(target) if isinstance(name, ast.Name)]
-        if not all(map(_CONSTANT.fullmatch, names)):
-            continue
-        above = node.lineno - 1
-        reason = (
-            bool(comments & set(range(node.lineno, (node.end_lineno or node.lineno) + 1)))
-            # A line of its own: what stands behind the statement before is the reason of that one.
-            or (above in comments and lines[above - 1].lstrip().startswith("#"))
-            or (isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant))
-        )
-        for name in names:
-            yield node.lineno, name, reason
-
-
-def _numeric(node: ast.expr) -> bool:
-    match node:
-        case ast.Constant(value=value):
-            return isinstance(value, int | float) and not isinstance(value, bool)
-        case ast.UnaryOp(operand=operand):
-            return _numeric(operand)
-        case ast.BinOp(left=left, right=right):
-            return _numeric(left) and _numeric(right)
-        case ast.Tuple(elts=elements):
-            return bool(elements) and all(map(_numeric, elements))
-    return False
 
 
 def long_functions(module: Module) -> Iterator[tuple[int, str, int]]:
@@ -284,16 +214,6 @@ def too_long_functions(root: Path) -> list[str]:
     ]
 
 
-def bare_constants(root: Path) -> list[str]:
-    """Numeric constants without a reason."""
-    return [
-        f"{module.path}:{line} {name}"
-        for module in all_modules(root)
-        for line, name, reason in numeric_constants(module)
-        if not reason
-    ]
-
-
 def too_many_variables(root: Path) -> list[str]:
     """Variables that settings declare, where they are more than `SETTING_VARIABLES`."""
     found = {
@@ -323,31 +243,8 @@ def private_words(root: Path) -> list[str]:
 
 
 def write_tree(root: Path, files: Mapping[str, str]) -> None:
-    """Write a small checkout, for a rule to be tried on."""
+    """Write a small checkout."""
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
-
-
-def main() -> None:
-    """Print the figures of each package of a checkout, and their sums."""
-    root = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT
-    head = f"{'package':14}{'modules':>9}{'lines':>8}{'code':>8}{'largest':>9}{'comments/100':>14}"
-    print(f"{head}{'constants':>11}{'bare':>6}{'long':>6}")
-    for name in [*packages(root), ""]:
-        found = modules(root, name) if name else all_modules(root)
-        lines = sum(module.lines for module in found)
-        code = sum(map(code_lines, found))
-        comments = sum(len(comment_lines(module)) for module in found)
-        constants = [reason for module in found for _, _, reason in numeric_constants(module)]
-        long = sum(1 for module in found for _ in long_functions(module))
-        largest = max(module.lines for module in found)
-        row = f"{name or 'all':14}{len(found):9}{lines:8}{code:8}{largest:9}{100 * comments / lines:14.1f}"
-        print(f"{row}{len(constants):11}{constants.count(False):6}{long:6}")
-    lua = sum(len(path.read_text("utf-8").splitlines()) for path in root.glob("featurestore/**/*.lua"))
-    print(f"Lua {lua} lines")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Who may import what; shows that each rule can fail.
+"""Who may import what.
 
 The table of rooms in docs/architecture.md is the rule between packages, and it is exact: a row loses what its
 package no longer imports. The walls inside packages stand here.
@@ -133,82 +133,13 @@ def is_in(module: str, room: str) -> bool:
     return module == room or module.startswith(f"{room}.")
 
 
-# Each rule with a small checkout that breaks it in every way, and what is found there.
-RULES: dict[Rule, tuple[dict[str, str], list[str]]] = {
-    wrong_table: (
-        {
-            "docs/architecture.md": "| `one/` | is | `two`, numpy |\n"
-            "| `two/` | is | - |\n"
-            "| `gone/` | was | - |\n",
-            "one/__init__.py": "import os\nimport one.deep\nfrom numpy import linalg\nfrom . import deep\n",
-            "one/deep.py": "def f():\n    import scipy.stats\n    import_module('torch')\n",
-            "two/__init__.py": "",
-            "three/__init__.py": "",
-        },
-        [
-            *(
-                "gone: only in the table or only in the checkout",
-                "three: only in the table or only in the checkout",
-            ),
-            *(
-                "one/__init__.py:4 imports .deep",
-                "one/deep.py:2 imports scipy",
-                "one/deep.py:3 imports torch",
-            ),
-            "one does not import two",
-        ],
-    ),
-    passed_doors: (
-        {
-            "factors/__init__.py": "from factors.model import rows\n",
-            "factors/model/rows.py": "",
-            "featurestore/__init__.py": "from featurestore.wire import resp\n",
-            "featurestore/wire/resp.py": "",
-            "service/__init__.py": "import factors\nfrom factors.model import rows\n"
-            "def f():\n    from featurestore.wire.resp import encode\n",
-        },
-        ["service imports factors.model.rows", "service imports featurestore.wire.resp"],
-    ),
-    upward_imports: (
-        {
-            "factors/__init__.py": "",
-            "factors/errors.py": "",
-            "factors/model/rows.py": "if TYPE_CHECKING:\n    import factors.inference.moments\n",
-            "factors/inference/moments.py": "import factors.errors\nfrom factors.model import rows\n",
-            "factors/serving/scoring.py": "from factors import fit\nfrom factors.inference import moments\n",
-        },
-        ["factors.model.rows imports factors.inference.moments", "factors.serving.scoring imports factors"],
-    ),
-    heavy_loads: (
-        {
-            "foldin/__init__.py": "",
-            "foldin/up.py": "import os\nfrom foldin import page\ndef f():\n    import rich\n",
-            "foldin/page.py": "import aiohttp.web\n",
-        },
-        ["foldin.page loads aiohttp.web"],
-    ),
-    counter_readers: (
-        {
-            "featurestore/__init__.py": "from featurestore.codecs import COUNTER\n",
-            "featurestore/users/counter_rule.py": "COUNTER.unpack_from(record)[0] == n\n",
-            "featurestore/users/records.py": "COUNTER.unpack_from(record)[0] > n\n",
-        },
-        ["featurestore/users/records.py"],
-    ),
-}
+RULES: tuple[Rule, ...] = (wrong_table, passed_doors, upward_imports, heavy_loads, counter_readers)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_walls_stand(rule: Rule) -> None:
     found = rule(ROOT)
     assert not found, "\n".join(found)
-
-
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_the_rule_finds_what_breaks_it(rule: Rule, tmp_path: Path) -> None:
-    files, expected = RULES[rule]
-    house.write_tree(tmp_path, files)
-    assert sorted(rule(tmp_path)) == sorted(expected)
 
 
 def test_service_and_trainer_do_not_know_each_other() -> None:
