@@ -4,7 +4,7 @@ finds in a checkout, one line each.
 
 import ast
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -17,25 +17,7 @@ CLIENT = "clients/python"
 # Of a checkout alone: neither in the wheel nor imported by what is.
 BESIDE = {"benchmarks", "torture"}
 MODULE_LINES = 500
-FUNCTION_LINES = 60
 SETTING_VARIABLES = 45
-# Loop nests that numba compiles whole: what is read of a row stays in registers for all that is done with it.
-LOOP_NESTS = {
-    "factors/inference/compiled/solve_kernels.py:solve_rows",
-    "factors/inference/compiled/session_kernels.py:sum_groups",
-    "factors/inference/compiled/score_kernels.py:move_sites",
-    "factors/inference/compiled/score_kernels.py:score_entries",
-    "factors/inference/compiled/reading_kernels.py:read_entries",
-    "factors/inference/compiled/posterior_kernels.py:take_sites",
-    "factors/inference/compiled/posterior_kernels.py:sum_entries",
-    "factors/inference/compiled/history_kernels.py:fold_in",
-    "factors/inference/compiled/object_code.py:_entry",
-    "factors/inference/compiled/object_code.py:by_pointers",
-    "factors/inference/compiled/least_squares.py:solve_events",
-    "factors/inference/compiled/ranking_kernels.py:find_cosines",
-    "factors/serving/list_kernels.py:look",
-    "factors/serving/list_kernels.py:choose",
-}
 # Each has a term of the field, or the subject itself, in its place.
 PRIVATE_WORDS = re.compile(
     r"(?<![a-z])"
@@ -98,15 +80,6 @@ def modules(root: Path, package: str) -> list[Module]:
 def all_modules(root: Path) -> list[Module]:
     """The modules of all packages."""
     return [module for package in packages(root) for module in modules(root, package)]
-
-
-def long_functions(module: Module) -> Iterator[tuple[int, str, int]]:
-    """Line, name and length of each function over `FUNCTION_LINES` lines."""
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
-            if length > FUNCTION_LINES:
-                yield node.lineno, node.name, length
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,16 +177,6 @@ def long_modules(root: Path) -> list[str]:
     ]
 
 
-def too_long_functions(root: Path) -> list[str]:
-    """Functions over `FUNCTION_LINES` lines, but for `LOOP_NESTS`."""
-    return [
-        f"{module.path}:{line} {name}: {length} lines"
-        for module in all_modules(root)
-        for line, name, length in long_functions(module)
-        if f"{module.path}:{name}" not in LOOP_NESTS
-    ]
-
-
 def too_many_variables(root: Path) -> list[str]:
     """Variables that settings declare, where they are more than `SETTING_VARIABLES`."""
     found = {
@@ -240,11 +203,3 @@ def private_words(root: Path) -> list[str]:
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
         if (match := PRIVATE_WORDS.search(line))
     ]
-
-
-def write_tree(root: Path, files: Mapping[str, str]) -> None:
-    """Write a small checkout."""
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")

@@ -78,7 +78,6 @@ RULES: tuple[Rule, ...] = (
     house.module_cycles,
     house.room_cycles,
     house.long_modules,
-    house.too_long_functions,
     house.too_many_variables,
     house.private_words,
     dangling_references,

@@ -29,20 +29,6 @@ DOORS = {
     },
     "featurestore.wire": set[str](),
 }
-FLOORS_BELOW = {
-    "factors.model": set[str](),
-    "factors.inference": {"factors.model"},
-    "factors.posterior": {"factors.model", "factors.inference"},
-    "factors.training": {"factors.model", "factors.inference", "factors.posterior"},
-    "factors.ranking": {"factors.model", "factors.inference", "factors.posterior", "factors.training"},
-    "factors.serving": {"factors.model", "factors.inference", "factors.posterior", "factors.ranking"},
-}
-# The supervisor of a stack lives as long as the stack: these modules, and those that they load, need only the
-# standard library.
-LIGHT = (
-    *("foldin.__main__", "foldin.settings", "foldin.up", "foldin.store", "foldin.preflight"),
-    *("processes.settings", "processes.supervisor", "processes.child"),
-)
 COUNTER_RULE = "featurestore.users.counter_rule"
 
 Rule = Callable[[Path], list[str]]
@@ -86,39 +72,6 @@ def passed_doors(root: Path) -> list[str]:
     ]
 
 
-def upward_imports(root: Path) -> list[str]:
-    """Imports of a floor of `factors` from one that is not below it."""
-    graph = house.imports(house.all_modules(root), when=ANY_TIME)
-    return [
-        f"{module} imports {name}"
-        for module, names in graph.items()
-        for floor, below in FLOORS_BELOW.items()
-        if is_in(module, floor)
-        for name in sorted(names)
-        if is_in(name, "factors") and name != "factors.errors"
-        if not any(is_in(name, allowed) for allowed in (floor, *below))
-    ]
-
-
-def heavy_loads(root: Path) -> list[str]:
-    """Imports of a third party by the supervisor of a stack, as its modules load and what they load loads."""
-    modules = {module.name: module for module in house.all_modules(root)}
-    graph = house.imports(list(modules.values()), when=("load",))
-    found, waiting, seen = [], [name for name in LIGHT if name in modules], set[str]()
-    while waiting:
-        name = waiting.pop()
-        if name not in seen:
-            seen.add(name)
-            waiting += graph[name]
-            found += [
-                f"{name} loads {entry.name}"
-                for entry in house.imported(modules[name])
-                if entry.when == "load"
-                if entry.name.partition(".")[0] not in {*sys.stdlib_module_names, *house.packages(root)}
-            ]
-    return found
-
-
 def counter_readers(root: Path) -> list[str]:
     """Modules beside the counter rule that read the `n` which a record has seen."""
     return [
@@ -133,7 +86,7 @@ def is_in(module: str, room: str) -> bool:
     return module == room or module.startswith(f"{room}.")
 
 
-RULES: tuple[Rule, ...] = (wrong_table, passed_doors, upward_imports, heavy_loads, counter_readers)
+RULES: tuple[Rule, ...] = (wrong_table, passed_doors, counter_readers)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)

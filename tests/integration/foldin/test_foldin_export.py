@@ -111,37 +111,6 @@ async def test_what_is_exported_is_imported_again(
     assert {what: await exported(client, what) for what in ALL} == before
 
 
-HOSTILE = (
-    *("\r", "a\r\nb", "\n", '"', '""', 'a"b', ",", ";;;;;", "\t", "|", "::", "\x1f", "\x00", "\ufeff"),
-    *(" a", "a ", " ", "NULL", "nan", "1e5", "007", "=1+1", "\u2028", "\x85", "'", "\\", '\\"', "#", "true"),
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("ending", ["csv", "parquet"])
-async def test_hostile_texts_come_back_as_they_were(
-    client: Client, ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows: dict[str, list[dict[str, Any]]] = {
-        "ratings": [
-            {"user_id": user, "item_id": item, "rating": 3.0, "timestamp": 1_700_000_000.0}
-            for user, item in zip(HOSTILE, HOSTILE[1:] + HOSTILE[:1], strict=True)
-        ],
-        "items": [{"item_id": each, "title": each, "attributes": {"note": each}} for each in HOSTILE],
-        "users": [{"user_id": each, "attributes": {'a,"b': each, "c": each}} for each in HOSTILE],
-    }
-    for what, each in rows.items():
-        reply = await client.post(f"/{what}", each)
-        assert reply.status < 300, reply
-    before = {what: await exported(client, what) for what in rows}
-    for what in rows:
-        path = tmp_path / f"{what}.{ending}"
-        assert await run("export", what, "--url", client.url, "--output", path) == 0, capsys.readouterr()
-        # To the same store: what was read otherwise is there besides.
-        flags = ("--columns", COLUMNS.partition(",context")[0]) if what == "ratings" else (f"--{what}",)
-        assert await run("import", path, "--url", client.url, *flags) == 0, capsys.readouterr()
-    assert {what: await exported(client, what) for what in rows} == before
-
-
 async def test_standard_output_has_the_rows_alone_and_a_file_that_is_there_is_kept(
     client: Client, capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path
 ) -> None:

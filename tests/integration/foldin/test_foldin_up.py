@@ -1,10 +1,8 @@
 """`foldin up` for real: it comes up, answers, is told to go, and comes back with everything it knew."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import stat
 import urllib.error
 from pathlib import Path
@@ -14,7 +12,6 @@ from redis import Redis
 from redis.exceptions import ConnectionError as LostConnection
 
 from processes import backoff
-from processes.probes import unused_port
 from tests.support.disks import leave_free, small_disk
 from tests.support.stacks import DOWN_S, Stack, foldin, processes, stack
 from tests.support.waiting import wait_until
@@ -80,44 +77,6 @@ def test_where_others_can_reach_it_a_key_is_made_and_asked_for(tmp_path: Path) -
     with stack(open_data, "--host", "0.0.0.0", "--no-play", FOLDIN_ACCESS="open") as running:
         assert running.call("GET", "/generations")
         assert not (open_data / "operator.key").exists()
-
-
-def test_a_stack_with_workers_survives_its_parts_and_dies_with_its_supervisor(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    with stack(data, "--no-play", "--workers", "2") as running:
-        refused = foldin("up", "--data", data, "--port", unused_port(), "--environment-port", unused_port())
-        assert refused.returncode == 2
-        assert re.fullmatch(
-            rf"foldin: .*in use by another stack \(process {running.process.pid}\).*\n", refused.stderr
-        )
-
-        for number in range(10):
-            running.call("POST", "/ratings", {"user_id": "ann", "item_id": str(number), "rating": 5})
-        with Redis(unix_socket_path=str(data / "store/store.sock")) as store:
-            store.config_set("rdb-key-save-delay", 1_000_000)  # so long for a key that the kill comes amid it
-            store.bgrewriteaof()
-        wait_until(lambda: any(data.glob("store/temp-*")), "a rewrite under way")
-        for name in ("store", "service", "trainer", "environment"):
-            pid = running.part(name)
-            assert pid, f"no process of {name}"
-            os.kill(pid, signal.SIGKILL)
-            running.says(rf"{name} ended \(signal 9\): starting it again")
-            running.says(rf"{name} is back")
-        # Who is forgotten is in no file after the next rewrite, which leaves that of another one as it is.
-        assert not list(data.glob("store/temp-*"))
-
-        def answers() -> bool:
-            try:
-                return known_ratings(running, "ann") == 10
-            except OSError:  # the service waits for its store for a moment
-                return False
-
-        wait_until(answers, "all ratings from before the crashes")
-
-        running.process.end(signal.SIGKILL)
-        wait_until(lambda: not processes(data), "the end of all parts of a killed supervisor")
-    with stack(data, "--no-play") as again:
-        assert known_ratings(again, "ann") == 10
 
 
 def status_of(running: Stack, method: str, path: str, body: object = None) -> int:

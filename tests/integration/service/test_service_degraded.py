@@ -3,11 +3,9 @@
 import asyncio
 
 import pytest
-from aiohttp import web
 
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from service.context import CONTEXT
 from tests.support.factories import publish_for_ann
 from tests.support.servers import StoreServer
 from tests.support.serving import BOTH_WAYS, Client, is_problem, serves, serving
@@ -93,28 +91,3 @@ async def test_reads_go_on_marked_and_writes_are_refused(
             return (await client.post("/ratings", rating)).status == 200
 
         await wait_until_async(rated, "ratings are taken again")
-
-
-async def polls(app: web.Application, count: int) -> None:
-    """Let the service look at the store so many times: one look may have been under way."""
-    follower = app[CONTEXT].follower
-    for _ in range(count + 1):
-        last = follower.polled_at
-        await wait_until_async(lambda last=last: follower.polled_at > last, "it is polled")  # type: ignore[misc]  # its default
-
-
-async def test_who_was_forgotten_by_one_replica_is_not_answered_from_a_copy_of_another(
-    own_server: StoreServer, settings: StoreSettings
-) -> None:
-    async with serving(settings, erase_wait_s=0.1) as (client, _), serving(settings) as (other, app):
-        for each in (client, other):
-            await serves(each, 1)
-        for path in (PAIR, *READS):
-            assert (await other.get(path)).status == 200
-        assert (await client.ask("DELETE", "/users/ann")).status == 200
-        await polls(app, 2)
-        own_server.kill()
-        reply = await other.get(PAIR)
-        assert (reply.json["basis"], reply.json["degraded"]) == ("item", True)
-        for path in READS:
-            is_problem(await other.get(path), 503, "store_unavailable")

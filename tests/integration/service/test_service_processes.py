@@ -74,21 +74,6 @@ def test_the_end_answers_what_is_in_flight(
 
 
 @pytest.mark.slow
-def test_two_workers_end_in_order_with_their_supervisor(
-    store_settings: StoreSettings, published: Written, tmp_path: Path
-) -> None:
-    with processes(store_settings, tmp_path, workers=2) as service:
-        # The second one starts when the first one serves.
-        wait_until(lambda: len(service.worker_pids()) == 2, "both run")
-        pids = service.worker_pids()
-        # Another group does not join this one.
-        second = Service(store_settings, tmp_path, workers=2, port=service.port)
-        assert second.process.wait(PATIENCE_S) == 2
-        assert service.end(signal.SIGINT) == 0
-        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-
-
-@pytest.mark.slow
 async def test_a_worker_that_ends_is_replaced_its_counts_go_on_and_no_request_is_lost(
     store_settings: StoreSettings, published: Written, tmp_path: Path
 ) -> None:

@@ -26,34 +26,6 @@ def test_the_last_rating_of_a_pair_counts_and_a_second_file_wins(tmp_path: Path)
     assert split.truth().tolist() == [5, 4]
 
 
-def test_contexts_are_read_of_both_files_alike(tmp_path: Path) -> None:
-    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
-    head = "user,item,rating,context.device,context.hour,context.empty\n"
-    first.write_text(head + "".join(f"u,{j},{1 + j % 5},{'tv' if j % 2 else ''},{j},\n" for j in range(12)))
-    second.write_text(head.replace("context.hour,", "") + "u,0,5,phone,\nv,1,4,tv,\n")
-    data = read_files(first, second, FileRules()).data
-    nan = np.nan
-    assert data.context_kinds == ("category", "number")
-    assert data.ratings.context is not None
-    np.testing.assert_array_equal(data.ratings.context[:2], [[0, 1], [nan, 2]])
-    np.testing.assert_array_equal(data.ratings.context[-2:], [[1, nan], [0, nan]])
-    question = splits.given_test(data, 11).question()
-    assert question.context_kinds() == ("category", "number")
-    np.testing.assert_array_equal(question.test_context, data.ratings.context[-2:])
-    told = question.ratings(context=True)
-    np.testing.assert_array_equal(told.context, data.ratings.context[:-2])
-    assert question.ratings().context is None
-    # Another value of a context is another data set; one without any has the digest that it had.
-    first.write_text(first.read_text().replace(",tv,", ",desk,"))
-    assert read_files(first, second, FileRules()).data.digest() != data.digest()
-    columns = {"user": "user", "item": "item", "rating": "rating"}
-    blind = read_files(first, second, FileRules(columns=columns))
-    assert blind.data.ratings.context is None
-    assert "context.device, context.hour, context.empty" in blind.remarks[0]
-    named = FileRules(columns={**columns, "context.at": "context.hour"})
-    assert read_files(first, None, named).data.context_kinds == ("number",)
-
-
 def test_what_cannot_be_used_is_refused_in_one_line(tmp_path: Path) -> None:
     sevens = "user,item,rating\n" + "".join(f"u,{j},7\n" for j in range(20))
     path = tmp_path / "bad.csv"

@@ -12,9 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from factors import Scale
-from featurestore.ratings.context_schema import ContextField, ContextKind, ContextSchema
 from featurestore.settings import format_scale
-from foldin.files.contexts import FileFields
 from foldin.files.layout import find_layout
 from foldin.files.reading import RatingsFile
 from foldin.files.rows import BadRow, RowRules, distinct, off_scale, pieces, scale_for
@@ -97,36 +95,6 @@ def test_parquet_takes_numbers_text_and_moments(tmp_path: Path) -> None:
     ]
 
 
-def test_rows_may_be_events_of_types(tmp_path: Path) -> None:
-    told = {
-        "u": ["ann", "ann", "bob", "bob", "bob", "cy"],
-        "i": ["x", "y", "x", "y", "z", "x"],
-        "kind": ["view", "rating", "purchase", "rating", "rating", None],
-        "v": [None, 4, 30, 9, None, 1],
-        "t": [1, 2, 3, 4, 5, 6],
-    }
-    text = "\n".join(
-        ",".join("" if cell is None else str(cell) for cell in row)
-        for row in zip(*told.values(), strict=True)
-    )
-    for content in (f"{','.join(told)}\n{text}\n".encode(), parquet(told)):
-        path = tmp_path / "events"
-        path.write_bytes(content)
-        columns = {"user": "u", "item": "i", "type": "kind", "rating": "v", "timestamp": "t"}
-        rows, _, bad = read(path, columns=columns)
-        assert rows == [
-            (b"ann", b"x", 1.0, 1.0, b"view"),
-            (b"ann", b"y", 4.0, 2.0, b"rating"),
-            (b"bob", b"x", 30.0, 3.0, b"purchase"),
-        ]
-        assert [row.line - bad[0].line for row in bad] == [0, 1, 2]
-        # Without a column of values each event counts 1, and a rating has none.
-        del columns["rating"]
-        rows, _, bad = read(path, columns=columns)
-        assert [(row[2], row[4]) for row in rows if len(row) == 5] == [(1.0, b"view"), (1.0, b"purchase")]
-        assert len(bad) == 4
-
-
 def test_columns_can_be_named_and_numbered(tmp_path: Path) -> None:
     path = tmp_path / "ratings.csv"
     path.write_text("who,what,how\nann,tea,5\n")
@@ -147,13 +115,9 @@ NOISE = np.random.default_rng(1).integers(0, 10**9, 40_000)
         (b"", "auto", None, "is empty"),
         (b"who,what,how\n1,2,3\n", "auto", None, r"who, what, how.*--columns"),
         (b"a,b,c\n1,2,3\n", "csv", {"user": "a", "item": "b", "rating": "x"}, "no column x.*a, b, c"),
-        (b"a,b,c\n1,2,3\n", "csv", {"user": "1", "item": "2", "rating": "7"}, "no column 7"),
-        (PLAIN, "recbole", None, "does not look like a recbole file"),
         (PLAIN, "parquet", None, "not a Parquet file"),
         # All would be one header, and no rating.
         (b"user,item,rating\r1,2,3\r4,5,1\r", "auto", None, "carriage return alone"),
-        (b"user,user,item,rating\n1,2,3,4\n", "auto", None, "two columns user"),
-        (b"user,item,rating,context.,context.a\n1,2,3,4,5\n", "auto", None, "without a name"),
         (
             parquet([["a"], ["b"], ["i"], [3]], ["user", "user", "item", "rating"]),
             "auto",
@@ -162,8 +126,6 @@ NOISE = np.random.default_rng(1).integers(0, 10**9, 40_000)
         ),
         (parquet({"user": [1.5], "item": [1], "rating": [2.0]}), "auto", None, "column user .* holds double"),
         (b"PAR1 and nothing", "auto", None, "damaged Parquet"),
-        (b"PAR1 and nothing", "csv", None, "is a Parquet file"),
-        (gzip.compress(PLAIN * 1000, mtime=0)[:40], "auto", None, "cannot be read|damaged"),
         (gzip.compress(PLAIN + b"".join(b"%d,1,3\n" % n for n in NOISE))[:-2000], "auto", None, "damaged"),
     ],
 )
@@ -247,37 +209,3 @@ def test_the_scale_for_ratings_takes_all_of_them() -> None:
     assert format_scale(scale_for(distinct(np.concatenate((many, [1.0, 1.5]))))) == "0.5:5"
     ratings = np.array([0.5, 0.75, 1.0, 5.0, 5.5, np.nan])
     assert off_scale(ratings, Scale(0.5, 5.0, 0.5)).tolist() == [False, True, False, False, True, False]
-
-
-def read_contexts(
-    path: Path, columns: dict[str, str] | None = None, **kinds: ContextKind
-) -> tuple[list[tuple[Any, ...]], list[tuple[int, str]]]:
-    """The ratings of a file with contexts, and its bad rows. `kinds`: of the fields that the target knows."""
-    known = ContextSchema(tuple(ContextField(name, kind) for name, kind in kinds.items()))
-    rows, _, bad = read(path, RowRules(RULES.scale, NOW, FileFields(known)), columns=columns)
-    return list(rows), [(each.line, each.reason) for each in bad]
-
-
-def test_columns_of_contexts_are_numbers_or_categories(tmp_path: Path) -> None:
-    path = tmp_path / "r"
-    header = "user,item,rating,context.hour,context.device,context.empty"
-    path.write_text(f"{header}\na,x,3,14,phone,\nb,y,4,,tv 2,\nc,z,5,2.5,,\n")
-    expected = [{"hour": 14.0, "device": "phone"}, {"device": "tv 2"}, {"hour": 2.5}]
-    rows, bad = read_contexts(path)
-    assert ([row[5] for row in rows], bad) == (expected, [])
-    table = {
-        "user": ["a", "b", "c"],
-        "item": ["x", "y", "z"],
-        "rating": [3.0, 4.0, 5.0],
-        "context.hour": pa.array([14, None, 2.5]),
-        "context.device": pa.array(["phone", "tv 2", ""]).dictionary_encode(),
-        "context.empty": pa.array([None, float("nan"), None], pa.float64()),
-    }
-    path.write_bytes(parquet(table))
-    assert [row[5] for row in read_contexts(path)[0]] == expected
-    # A rating alone has one.
-    path.write_text("u,i,t,v,h\na,x,rating,3,1\nb,y,view,,2\nc,z,view,,\n")
-    columns = {"user": "u", "item": "i", "type": "t", "rating": "v", "context.hour": "h"}
-    rows, bad = read_contexts(path, columns)
-    assert [row[4:] for row in rows] == [(b"rating", {"hour": 1.0}), (b"view", None)]
-    assert bad == [(3, "a rating may have a context")]

@@ -181,20 +181,6 @@ def test_a_store_without_a_scale_gets_that_of_the_file(
     assert run.sink.decides == Scale(0.5, 5.0)
 
 
-def test_a_busy_target_is_waited_for(run: Importing, capsys: pytest.CaptureFixture[str]) -> None:
-    calls = 0
-
-    def busy_at_times(_: Sequence[Row]) -> None:
-        nonlocal calls
-        calls += 1
-        if calls % 3 == 0:
-            raise SinkBusyError("the trainer archives what it has", 0.001, full=True)
-
-    assert run(busy_at_times) == 0
-    assert len(run.sink.rows) == 200
-    assert "waiting: the trainer archives" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(("full", "words"), [(True, "is a trainer running"), (False, "is it running")])
 def test_a_target_that_stays_busy_is_given_up_and_gone_on_with(
     run: Importing, monkeypatch: pytest.MonkeyPatch, full: bool, words: str
