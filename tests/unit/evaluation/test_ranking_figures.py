@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from evaluation.offline.ranking.head_lists import top_by_relevance, top_by_served_score
 from evaluation.offline.ranking.lists import top_by_score
 from evaluation.offline.ranking.metrics import Wanted, ranking_figures
 from evaluation.offline.splits import random_splits
 from evaluation.question import Question
-from factors import Scale
+from factors import FitSettings, Histories, Scale, Scorer, fit, fit_ranking
 from tests.unit.evaluation.evaluation_data import made
 
 FIVE = Scale(1, 5, 1)
@@ -54,3 +55,29 @@ def test_lists_leave_out_what_was_rated_and_put_ties_in_the_order_of_rows(questi
             replace(question, top=3), lambda users: np.repeat(score[None], len(users), axis=0)
         )
         assert short.tolist() == top[:, :3].tolist()
+
+
+def test_foldin_ranks_by_relevance_times_a_power_of_the_expected_rating(question: Question) -> None:
+    scale = question.scale()
+    fitted = fit(
+        question.ratings(), 30, 20, settings=FitSettings(scale, rank=2), rng=np.random.default_rng(1)
+    )
+    served = top_by_served_score(question, fitted, 1).top
+    head = fit_ranking(question.ratings(), 30, 20, rng=np.random.default_rng(1), hold_out="random").head
+    alone = top_by_relevance(question, 1).top
+    scorer = Scorer(fitted.posterior, fitted.items)
+    every = np.arange(20)
+    for line, relevant, user in zip(served, alone, question.ranked_users().tolist(), strict=True):
+        own = np.flatnonzero(question.train_user == user)
+        # The same history by itself, as the service reads it.
+        columns = (question.train_item[own], question.train_value[own], question.train_time[own])
+        relevance = head.scores(Histories(np.array([0, len(own)]), *columns))
+        relevance[question.train_item[own]] = -np.inf
+        rating = scorer.rating(fitted.users, np.full(20, user), every)
+        score = np.maximum(relevance, 0) * rating**head.parameters.gamma
+        unseen = np.isfinite(relevance)
+        expected = [i for i in np.lexsort((every, -relevance, -score)).tolist() if unseen[i]][:8]
+        np.testing.assert_allclose(score[line[line >= 0]], score[expected], rtol=1e-5)
+        np.testing.assert_allclose(
+            relevance[relevant[relevant >= 0]], np.sort(relevance[unseen])[::-1][:8], rtol=1e-5
+        )

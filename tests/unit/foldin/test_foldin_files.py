@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from factors import Scale
+from featurestore.ratings.context_schema import ContextField, ContextKind, ContextSchema
 from featurestore.settings import format_scale
+from foldin.files.contexts import FileFields
 from foldin.files.layout import find_layout
 from foldin.files.reading import RatingsFile
 from foldin.files.rows import BadRow, RowRules, distinct, off_scale, pieces, scale_for
@@ -209,3 +211,58 @@ def test_the_scale_for_ratings_takes_all_of_them() -> None:
     assert format_scale(scale_for(distinct(np.concatenate((many, [1.0, 1.5]))))) == "0.5:5"
     ratings = np.array([0.5, 0.75, 1.0, 5.0, 5.5, np.nan])
     assert off_scale(ratings, Scale(0.5, 5.0, 0.5)).tolist() == [False, True, False, False, True, False]
+
+
+def read_contexts(
+    path: Path, columns: dict[str, str] | None = None, **kinds: ContextKind
+) -> tuple[list[tuple[Any, ...]], list[tuple[int, str]]]:
+    """The ratings of a file with contexts, and its bad rows. `kinds`: of the fields that the target knows."""
+    known = ContextSchema(tuple(ContextField(name, kind) for name, kind in kinds.items()))
+    rows, _, bad = read(path, RowRules(RULES.scale, NOW, FileFields(known)), columns=columns)
+    return list(rows), [(each.line, each.reason) for each in bad]
+
+
+def test_columns_of_contexts_are_numbers_or_categories(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    header = "user,item,rating,context.hour,context.device,context.empty"
+    path.write_text(f"{header}\na,x,3,14,phone,\nb,y,4,,tv 2,\nc,z,5,2.5,,\n")
+    expected = [{"hour": 14.0, "device": "phone"}, {"device": "tv 2"}, {"hour": 2.5}]
+    rows, bad = read_contexts(path)
+    assert ([row[5] for row in rows], bad) == (expected, [])
+    table = {
+        "user": ["a", "b", "c"],
+        "item": ["x", "y", "z"],
+        "rating": [3.0, 4.0, 5.0],
+        "context.hour": pa.array([14, None, 2.5]),
+        "context.device": pa.array(["phone", "tv 2", ""]).dictionary_encode(),
+        "context.empty": pa.array([None, float("nan"), None], pa.float64()),
+    }
+    path.write_bytes(parquet(table))
+    assert [row[5] for row in read_contexts(path)[0]] == expected
+    # A rating alone has one.
+    path.write_text("u,i,t,v,h\na,x,rating,3,1\nb,y,view,,2\nc,z,view,,\n")
+    columns = {"user": "u", "item": "i", "type": "t", "rating": "v", "context.hour": "h"}
+    rows, bad = read_contexts(path, columns)
+    assert [row[4:] for row in rows] == [(b"rating", {"hour": 1.0}), (b"view", None)]
+    assert bad == [(3, "a rating may have a context")]
+
+
+def test_a_context_that_is_none_is_a_bad_row(tmp_path: Path) -> None:
+    lines = ["a,x,3,14,phone", "b,y,4,noon,phone", f"c,z,5,1,{'x' * 65}", "d,z,5,1e39,", "f,z,5,nan,tv"]
+    path = tmp_path / "r.csv"
+    path.write_text("\n".join(["user,item,rating,context.hour,context.device", *lines]) + "\n")
+    rows, bad = read_contexts(path, hour="number", device="category")
+    assert [row[5] for row in rows] == [{"hour": 14.0, "device": "phone"}, {"device": "tv"}]
+    assert bad == [
+        (3, "context.hour is not a number: 'noon'"),
+        (4, "context.device has 65 bytes, more than 64"),
+        (5, "context.hour is not a finite number of a float32"),
+    ]
+    # What the target has already decides: texts that look like numbers may be categories.
+    assert read_contexts(path, hour="category")[0][0][5] == {"hour": "14", "device": "phone"}
+    # More categories than a field may have: a category that only a bad row gives takes no room.
+    rows_of = "".join(f"u,i{k},3,1,d{k}\n" for k in range(260))
+    path.write_text(f"user,item,rating,context.hour,context.device\nu,i,99,1,bad\n{rows_of}")
+    rows, bad = read_contexts(path, device="category")
+    assert (len(rows), len(bad)) == (256, 1 + 4)
+    assert bad[-1][1].startswith("context.device: 'device' has 256 categories")
