@@ -75,9 +75,18 @@ async def test_a_rating_counts_in_the_next_list_of_every_worker(
     assert (await one.get("/recommend/ann?n=5")).json["items"] == before["items"]
 
 
+@pytest.mark.parametrize("off_the_loop", [False, True])
 async def test_a_list_is_every_item_in_the_order_of_its_score_which_its_parts_explain(
-    clients: list[Client], store: Store, written: Written, head: RankingHead
+    clients: list[Client],
+    store: Store,
+    written: Written,
+    head: RankingHead,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    off_the_loop: bool,
 ) -> None:
+    if off_the_loop:
+        monkeypatch.setattr("service.ranking_queue._QUICK", 0)
     client, other = clients
     expected = await by_hand(store, written, head)
     reply = (await client.get("/recommend/ann?n=1000")).json
