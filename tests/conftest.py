@@ -31,7 +31,6 @@ LEAST_ROOM_BYTES = 4 << 30
 WHOLE_STACKS = (
     "tests/browser/test_first_run.py",
     "tests/containers/",
-    "tests/fault/test_alerts_of_restarts.py",
     "tests/fault/test_torture.py",
     "tests/fault/test_failover.py",
     "tests/integration/foldin/test_foldin_up.py",

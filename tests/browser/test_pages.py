@@ -1,9 +1,7 @@
 """The pages in a real browser: what people see and do there; they load nothing from anywhere else."""
 
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 from playwright.async_api import expect
 
@@ -13,8 +11,6 @@ from featurestore.store import Store
 from featurestore.telemetry.points import Backup, Point
 from tests.browser.pages import BROWSER, PHONE, Watched, browsing
 from tests.support.serving import Client, serving
-from tests.support.trainers import running_trainer
-from trainer.settings import TrainerSettings
 
 pytestmark = BROWSER
 # Heading of each page, what is there once all of it is, and what there is where nothing is known yet.
@@ -138,33 +134,6 @@ async def test_a_user_is_found_explained_rated_and_the_list_moves(client: Client
 
 
 @pytest.mark.slow
-async def test_recommendations_for_someone_who_is_not_stored(client: Client, watched: Watched) -> None:
-    page = watched.page
-    await page.goto(f"{client.url}/#/users")
-    form = page.locator("form", has_text="Add")
-    await form.get_by_label("Item").fill("dune")
-    await form.get_by_label("Rating, 1 to 5").fill("5")
-    await form.get_by_role("button", name="Add").click()
-    await expect(page.locator("main")).to_contain_text("dune: 5")
-    await expect(page.get_by_role("region", name="recommended").locator("tbody")).not_to_contain_text("dune")
-    assert (await client.get("/users?prefix=")).json["users"].count("dune") == 0
-
-
-@pytest.mark.slow
-async def test_an_item_that_is_hidden_is_in_no_list(client: Client, watched: Watched) -> None:
-    page = watched.page
-    before = (await client.get("/recommend/ann?n=100")).json["items"]
-    item = before[0]["item_id"]
-    await client.ask("PUT", f"/items/{item}", json={"title": "A title"})
-    await page.goto(f"{client.url}/#/items")
-    await page.get_by_label("Begins with").fill(item[:3])
-    await page.get_by_role("region", name="the catalogue").get_by_role("button", name="hide").first.click()
-    await expect(page.get_by_role("region", name="the catalogue")).to_contain_text("hidden")
-    after = (await client.get("/recommend/ann?n=100")).json["items"]
-    assert item not in {each["item_id"] for each in after}
-
-
-@pytest.mark.slow
 async def test_generations_are_compared_and_made_live_by_typing_the_number(
     client: Client, watched: Watched
 ) -> None:
@@ -235,49 +204,6 @@ async def test_what_is_wrong_is_said_and_what_to_do(client: Client, store: Store
         await page.goto(f"{client.url}/#/{name}")
         await expect(page.locator("main")).to_contain_text(why)
         assert await watched.violations() == []
-    assert watched.complaints == []
-
-
-@pytest.mark.slow
-async def test_the_quality_of_a_real_fit_is_shown(
-    store_settings: StoreSettings, watched: Watched, tmp_path: Path
-) -> None:
-    page, rng = watched.page, np.random.default_rng(1)
-    pairs = rng.permutation(100 * 60)[:4_500].tolist()
-    rows = [
-        {
-            "user_id": f"u{pair // 60}",
-            "item_id": f"i{pair % 60}",
-            "rating": int(1 + pair % 4 + rng.integers(2)),
-        }
-        for pair in pairs
-    ]
-    trainer = TrainerSettings(store=store_settings, archive_dir=tmp_path / "archive")
-    async with running_trainer(trainer), serving(store_settings) as (client, _):
-        assert (await client.post("/ratings", rows)).status == 200
-        assert (await client.post("/train")).status == 200
-        metrics = (await client.get("/generations")).json["generations"][0]["metrics"]
-        await page.goto(f"{client.url}/#/quality")
-        held_out = page.get_by_role("region", name="held-out metrics")
-        await expect(held_out).to_contain_text(f"error (RMSE){metrics['held_out_rmse']:.4f}")
-        await expect(held_out).to_contain_text(f"(RMSE){metrics['baseline_loss']:.4f}")
-        tenths = {
-            name.rpartition("_")[2]: value
-            for name, value in metrics.items()
-            if name.startswith("held_out_coverage_tenth_")
-        }
-        assert len(tenths) == 10
-        bars = page.get_by_label("calibration").locator("li")
-        assert await bars.locator(".name").all_inner_texts() == [f"{tenth} of 10" for tenth in tenths]
-        figures = await bars.locator(".figure").all_inner_texts()
-        widths = await bars.locator("i").evaluate_all("(all) => all.map((each) => each.style.width)")
-        for value, figure, width in zip(tenths.values(), figures, widths, strict=True):
-            assert abs(float(figure.removesuffix(" %")) - 100 * value) <= 0.0501
-            assert abs(float(width.removesuffix("%")) - 100 * value / max(tenths.values())) < 0.01
-        assert await watched.violations() == []
-        await page.goto(f"{client.url}/#/generations")
-        listed = page.get_by_role("region", name="generations")
-        await expect(listed).to_contain_text(f"{metrics['held_out_rmse']:.4f}")
     assert watched.complaints == []
 
 

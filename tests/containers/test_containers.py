@@ -11,12 +11,9 @@ import fcntl
 import io
 import json
 import os
-import re
 import secrets
 import shutil
-import signal
 import socket
-import ssl
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -26,7 +23,6 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.support.certificates import certificate
 from tests.support.waiting import wait_until, wait_until_async
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -215,10 +211,6 @@ def stack(engine: tuple[list[str], dict[str, str]]) -> Iterator[Stack]:
         stack.run("down", "--volumes", "--remove-orphans", "--timeout", "5", timeout_s=120)
 
 
-IMAGES = dict(
-    re.findall(r"\$\{(FOLDIN_\w+_IMAGE):-(.*?)\}", (ROOT / "docker-compose.yml").read_text("utf-8"))
-)
-PROMETHEUS = IMAGES["FOLDIN_PROMETHEUS_IMAGE"].partition(":")[2]
 USERS, ITEMS = 40, 30
 WORLD = {
     "nb_users": USERS,
@@ -385,62 +377,6 @@ async def test_a_restart_of_the_store_loses_nothing(stack: Stack) -> None:
     assert acknowledged <= {rating["item_id"] for rating in document["ratings"]}
 
 
-async def test_a_trainer_that_is_killed_comes_back_and_learns_what_was_rated_meanwhile(stack: Stack) -> None:
-    user_id = f"trainer-{secrets.token_hex(4)}"
-    # What other tests rated is of no kind: the gate would rightly compare the next fit with the one before.
-    await train(stack)
-    killed = stack.process("trainer")
-    os.kill(killed, signal.SIGKILL)
-    async with asking(stack) as client:
-        status, document = await rate(client, stack.url, user_id, "1", 5)
-        assert status < 300, document
-        await asyncio.to_thread(
-            wait_until,
-            lambda: stack.process("trainer") not in (0, killed),
-            "the trainer is started again",
-        )
-        _, before = await predict(client, stack.url, user_id, "2")
-        status, document = await call(client, "POST", f"{stack.url}/train")
-        assert status == 200, document
-        status, after = await predict(client, stack.url, user_id, "2")
-    assert status == 200
-    assert after["generation"] > before["generation"]
-    assert after["basis"] == "user+item"
-
-
-async def test_the_player_plays_the_environment_against_the_api(stack: Stack) -> None:
-    stack.run("up", "--detach", "--no-build", "environment", "player")
-
-    def ended() -> bool:
-        return all(container["State"] == "exited" for container in stack.containers("player"))
-
-    await asyncio.to_thread(wait_until, ended, "the player has played")
-    said = stack.run("logs", "--no-color", "player")
-    assert [container["ExitCode"] for container in stack.containers("player")] == [0], said
-    assert "deployed" in said
-    async with asking(stack) as client, client.get(f"http://127.0.0.1:{stack.environment_port}/") as answer:
-        assert "Hello World!" in await answer.text()
-
-
-async def test_prometheus_finds_the_replicas(stack: Stack) -> None:
-    # The engine of the tool has no registry, and a stand-in for whatever version.
-    stack.engine(
-        "POST", f"/images/prom/prometheus:latest/tag?repo=docker.io/prom/prometheus&tag={PROMETHEUS}"
-    )
-    stack.run("up", "--detach", "--no-build", "prometheus")
-    url = f"http://127.0.0.1:{stack.prometheus_port}/api/v1/query"
-
-    async def scraped(client: aiohttp.ClientSession) -> bool:
-        try:
-            status, document = await call(client, "GET", url, params={"query": "foldin_store_up == 1"})
-        except aiohttp.ClientError:
-            return False
-        return status == 200 and len(document["data"]["result"]) == 1
-
-    async with asking(stack) as client:
-        await wait_until_async(lambda: scraped(client), "Prometheus has scraped the service")
-
-
 async def test_without_a_key_nothing_is_answered_and_nothing_else_is_new(stack: Stack) -> None:
     async with aiohttp.ClientSession() as client:
         for method, path in (
@@ -476,82 +412,3 @@ def test_nginx_does_not_reach_the_store_and_the_store_reaches_nothing(stack: Sta
     assert stack.run("exec", "-T", "nginx", "sh", "-c", find).split() == ["service"]
     # The control: the service finds the store.
     assert in_service(stack, "import socket; print(socket.gethostbyname('redis') != '')") == "True"
-
-
-async def test_the_api_is_reached_over_https(stack: Stack, tmp_path: Path) -> None:
-    known = certificate(tmp_path, "tls")
-    # nginx is user 101.
-    for path in (tmp_path, known, known.with_suffix(".key")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    stack.environ["FOLDIN_TLS_FOLDER"] = str(tmp_path)
-    stack.run("up", "--detach", "--no-build", "--no-deps", "nginx-tls")
-    url = f"https://localhost:{stack.tls_port}"
-    trusted = ssl.create_default_context(cafile=known)
-
-    async def answers() -> bool:
-        try:
-            return (await call(client, "GET", f"{url}/livez", ssl=trusted))[0] == 200
-        except aiohttp.ClientError:
-            return False
-
-    async with asking(stack) as client:
-        await wait_until_async(answers, "nginx answers over HTTPS")
-        status, document = await call(client, "GET", f"{url}/predict?user_id=1&item_id=2", ssl=trusted)
-        assert (status, 1 <= document["rating"] <= 5) == (200, True)
-        # A page that this very address served may ask, though the service behind speaks plain HTTP.
-        own = {"Origin": url}
-        assert (await call(client, "GET", f"{url}/generations", ssl=trusted, headers=own))[0] == 200
-        other = {"Origin": f"https://evil.example:{stack.tls_port}"}
-        assert (await call(client, "GET", f"{url}/generations", ssl=trusted, headers=other))[0] == 403
-        with pytest.raises(aiohttp.ClientSSLError):
-            await call(client, "GET", f"{url}/livez")
-
-
-async def test_the_store_can_be_a_cluster_that_outlives_a_disk(
-    stack: Stack, engine: tuple[list[str], dict[str, str]]
-) -> None:
-    # The image is that of the other one.
-    assert stack.key
-    variables = ("--env-file", "deploy/redis/cluster.env", "--file", "docker-compose.yml")
-    cluster = Stack(*engine, *variables, "--profile", "cluster")
-    users = [f"user-{number}" for number in range(20)]
-
-    async def known() -> list[str]:
-        async with asking(cluster) as client:
-            answers = [await call(client, "GET", f"{cluster.url}/users/{user}/ratings") for user in users]
-        return [
-            user
-            for user, (status, document) in zip(users, answers, strict=True)
-            if status == 200 and document["total"] == 1
-        ]
-
-    async def rated() -> bool:
-        rows = [{"user_id": user, "item_id": "dune", "rating": 4} for user in users]
-        async with asking(cluster) as client:
-            return (await call(client, "POST", f"{cluster.url}/ratings", json=rows))[0] == 200
-
-    async def all_known() -> bool:
-        return await known() == users
-
-    try:
-        cluster.run("up", "--detach", "--no-build", "service", "nginx", "trainer", timeout_s=300)
-        wait_until(lambda: cluster.healthy("service"), "the service is healthy", timeout_s=120)
-        show = ("run", "--rm", "--no-deps", "--entrypoint", "cat", "keys", "/data/keys/operator.key")
-        cluster.key = cluster.run(*show).strip()
-        # Not before each server has a replica.
-        await wait_until_async(rated, "ratings are taken")
-        cluster.run("kill", "redis-1")
-        cluster.run("run", "--rm", "--no-deps", "--entrypoint", "sh", "redis-1", "-c", "rm -rf /data/*")
-        cluster.run("start", "redis-1")
-        cluster.run("up", "--detach", "--no-build", "--no-deps", "cluster")
-        await wait_until_async(all_known, "all is known as before")
-        await wait_until_async(rated, "ratings are taken again")
-        said = cluster.run("exec", "-T", "redis-1", "sh", "/etc/foldin/cli.sh", "ROLE")
-        assert said.split()[0] == "slave"
-        refused = cluster.run("exec", "-T", "redis-2", "sh", "/etc/foldin/cli.sh", "ACL", "LOG")
-        assert not {"foldin", "cluster"} & {line.strip() for line in refused.splitlines()}
-    except BaseException:
-        print(cluster.run("logs", "--no-color", "--tail", "40", timeout_s=60))
-        raise
-    finally:
-        cluster.run("down", "--volumes", "--remove-orphans", "--timeout", "5", timeout_s=120)

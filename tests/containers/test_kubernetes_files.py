@@ -3,9 +3,7 @@
 `make manifests` holds them against the schemas of Kubernetes.
 """
 
-import os
 import re
-import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,7 +14,6 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy/kubernetes"
-SCRIPT = FOLDER / "apply.sh"
 PODS = ("foldin-backup", "foldin-keys", "foldin-nginx", "foldin-service", "foldin-store", "foldin-trainer")
 # Of nginx's script, not of a process of Foldin.
 OTHERS = {"FOLDIN_SERVICE", "FOLDIN_NGINX_PROXIES"}
@@ -122,92 +119,3 @@ def test_who_may_speak_to_whom() -> None:
         (listens,) = [each for each in PODS if component(each) == name]
         ports = {port["containerPort"] for each in pod(listens)["containers"] for port in each["ports"]}
         assert {port["port"] for rule in policies[name]["spec"]["ingress"] for port in rule["ports"]} == ports
-
-
-KUBECTL = """#!/bin/sh
-echo "$@" >>"$LOG"
-case "$*" in
-  *"get secret"*) [ -e "$LOG.made" ]; exit ;;
-  *"create secret"*) cat >>"$LOG.secrets"; echo >>"$LOG.secrets" ;;
-  *"create configmap"*) echo "kind: ConfigMap" ;;
-  *"apply -f -"*) { echo ---; cat; } >>"$LOG.applied" ;;
-esac
-"""
-
-
-def test_the_script_makes_what_the_pods_mount_and_makes_secrets_once(tmp_path: Path) -> None:
-    """With a kubectl that writes down what it is asked: no cluster can be had here."""
-    log = tmp_path / "log"
-    (tmp_path / "kubectl").write_text(KUBECTL)
-    (tmp_path / "kubectl").chmod(0o700)
-    environment = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "LOG": str(log),
-        "FOLDIN_IMAGE": "r.example/foldin:1.2",
-    }
-    subprocess.run([SCRIPT], env=environment, check=True, timeout=30, capture_output=True)
-    asked = log.read_text()
-    made = set(re.findall(r"create (?:secret generic|configmap) ([\w-]+)", asked))
-    mounted = {
-        volume.get("secret", volume.get("configMap", {})).get(
-            "secretName", volume.get("configMap", {}).get("name")
-        )
-        for name in PODS
-        for volume in pod(name)["volumes"]
-        if "secret" in volume or "configMap" in volume
-    }
-    assert made == mounted
-    password, key = (tmp_path / "log.secrets").read_text().split()
-    assert re.fullmatch("[0-9a-f]{64}", password)
-    assert re.fullmatch(r"fk_[A-Za-z0-9_-]{43}", key)
-    applied = (tmp_path / "log.applied").read_text()
-    assert applied.count("image: r.example/foldin:1.2\n") == 4
-    assert "$FOLDIN_IMAGE" not in applied
-    assert applied.count("image: redis:8\n") == 2
-    assert applied.count("image: nginx:stable\n") == 1
-    # Each file of the folder, and no other.
-    named = re.findall(r"\bin ((?:[\w$]+ ?)+); do", SCRIPT.read_text())[-1].replace("$", "").split()
-    assert {f"{name}.yaml" for name in named} == {path.name for path in FOLDER.glob("*.yaml")} - {
-        "namespace.yaml"
-    }
-    (tmp_path / "log.made").touch()
-    subprocess.run([SCRIPT], env=environment, check=True, timeout=30, capture_output=True)
-    assert len((tmp_path / "log.secrets").read_text().split()) == 2
-    (tmp_path / "log.applied").unlink()
-    pinned = {
-        "FOLDIN_REDIS_IMAGE": f"redis@sha256:{'a' * 64}",
-        "FOLDIN_NGINX_IMAGE": f"nginx@sha256:{'b' * 64}",
-    }
-    subprocess.run([SCRIPT], env=environment | pinned, check=True, timeout=30, capture_output=True)
-    applied = (tmp_path / "log.applied").read_text()
-    assert applied.count(f"image: redis@sha256:{'a' * 64}\n") == 2
-    assert applied.count(f"image: nginx@sha256:{'b' * 64}\n") == 1
-    assert "image: redis:8" not in applied
-    without = subprocess.run(
-        [SCRIPT],
-        env={**environment, "FOLDIN_IMAGE": ""},
-        check=False,
-        timeout=30,
-        capture_output=True,
-        text=True,
-    )
-    assert without.returncode != 0
-    assert "say which image" in without.stderr
-
-
-def test_the_scripts_that_are_mounted_are_there() -> None:
-    for name in PODS:
-        folders = {
-            volume["name"]: volume["configMap"]["name"].removeprefix("foldin-")
-            for volume in pod(name)["volumes"]
-            if "configMap" in volume
-        }
-        for each in containers(name):
-            words = " ".join([*each.get("command", ()), *each.get("args", ())])
-            for mount in each["volumeMounts"]:
-                if mount["name"] in folders:
-                    scripts = re.findall(rf"{mount['mountPath']}/([\w.-]+)", words)
-                    assert scripts, words
-                    assert all(
-                        (ROOT / "deploy" / folders[mount["name"]] / script).is_file() for script in scripts
-                    )

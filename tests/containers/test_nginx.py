@@ -54,32 +54,6 @@ def nginx(
         yield port
 
 
-async def test_a_request_that_names_no_host_is_answered(
-    store: Store, store_settings: StoreSettings, tmp_path: Path
-) -> None:
-    await publish_for_ann(store, {"item-0": 5.0})
-    with processes(store_settings, tmp_path) as service, nginx(tmp_path, service.port) as port:
-        service.wait_for()
-        path = b"/predict?user_id=ann&item_id=item-1"
-        for head in (b"GET %b HTTP/1.0\r\n\r\n", b"GET %b HTTP/1.0\r\nHost: localhost\r\n\r\n"):
-            assert send_raw(port, head % path).startswith(b"HTTP/1.1 200 OK")
-
-
-async def test_no_address_is_logged_when_a_body_cannot_be_kept(
-    store: Store, store_settings: StoreSettings, tmp_path: Path
-) -> None:
-    await publish_for_ann(store, {"item-0": 5.0})
-    with processes(store_settings, tmp_path) as service, nginx(tmp_path, service.port) as port:
-        service.wait_for()
-        # What nginx says of a folder that it cannot write has the line of the request in it.
-        shutil.rmtree(tmp_path / "body")
-        (tmp_path / "body").touch()
-        head = b"PUT /users/a-patient/attributes HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-        head += b"Content-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"
-        assert send_raw(port, head + b" " * 1_000_000).startswith(b"HTTP/1.1 500")
-        assert "a-patient" not in (tmp_path / "nginx.log").read_text("utf-8")
-
-
 async def test_a_flood_of_one_address_does_not_reach_the_service(
     store: Store, store_settings: StoreSettings, tmp_path: Path
 ) -> None:

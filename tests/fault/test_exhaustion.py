@@ -11,8 +11,8 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service.context import CONTEXT
 from tests.support.disks import leave_free, small_disk
-from tests.support.factories import low_rank_ratings, publish_for_ann, rating
-from tests.support.servers import KINDS, ServerKind, StoreServer, running_server
+from tests.support.factories import low_rank_ratings, rating
+from tests.support.servers import StoreServer
 from tests.support.serving import Client, is_problem, serving
 from tests.support.trainers import (
     archived,
@@ -137,11 +137,6 @@ async def test_a_disk_that_fills_up_refuses_ratings_before_it_is_full(
         await store.close()
 
 
-async def answers_of_ann(client: Client) -> bool:
-    paths = ("/predict?user_id=ann&item_id=item-1", "/users/ann", "/readyz")
-    return all([(await client.get(path)).status == 200 for path in paths])
-
-
 async def waits_for_room(store: Store) -> bool:
     return sum((await store.stream.lag(1)).values()) >= 200
 
@@ -178,28 +173,3 @@ async def is_forgotten(client: Client, user: str) -> None:
 
     # The files of the store are rewritten for it, beside other tests on busy cores.
     await wait_until_async(erased, f"{user} is erased")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_store_that_syncs_later_answers_reads_while_its_disk_is_full(
-    kind: ServerKind, tmp_path: Path
-) -> None:
-    with (
-        small_disk(tmp_path / "disk", 64) as disk,
-        running_server(kind, disk, "--appendfsync", "everysec") as server,
-    ):
-        settings = StoreSettings(url=server.url, partitions=4, timeout_s=5.0)
-        store = await Store.open(settings)
-        try:
-            await publish_for_ann(store, {"item-0": 5.0})
-            async with serving(settings) as (client, _):
-                leave_free(disk, 0)
-                await until_refused(client, "disk_full")
-                await wait_until_async(lambda: answers_of_ann(client), "reads go on")
-                # And after each connection was cut.
-                assert await store.redis.client_kill_filter(_type="normal", skipme=True) >= 4
-                await wait_until_async(lambda: answers_of_ann(client), "reads go on again")
-                (disk / "filler").unlink()
-                await wait_until_async(lambda: takes_ratings(client), "ratings again")
-        finally:
-            await store.close()

@@ -3,9 +3,7 @@
 `foldin torture --store replicas` has promotions under load.
 """
 
-import asyncio
 import contextlib
-import re
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,12 +15,9 @@ from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import rating
-from tests.support.secrets import make_secrets
 from tests.support.servers import ServerKind, missing, server_binary
 from tests.support.waiting import wait_until_async
-from torture.replica_set import ReplicaSet, Users, replica_set
-
-OPERATIONS = Path(__file__).resolve().parents[2] / "docs/operations.md"
+from torture.replica_set import ReplicaSet, replica_set
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(240)]
 
@@ -82,37 +77,3 @@ async def test_a_primary_that_is_cut_off_from_its_replicas_acknowledges_nothing(
         items = await wait_until_async(reads, "a replica answers")
         assert items == ["before"]
         assert acknowledged == (5 if durability == "store" else 0)
-
-
-async def test_users_of_least_privilege_are_enough(kind: ServerKind, tmp_path: Path) -> None:
-    """The store's user of the compose file, and those that docs/operations.md names for a replica set."""
-    acl, password = make_secrets(tmp_path, "acl")
-    text = OPERATIONS.read_text("utf-8")
-    lines = re.findall(r"^    (user (?:replica|sentinel) on) >PASSWORD (.*)$", text, re.MULTILINE)
-    assert len(lines) == 2
-    users = Users(tmp_path / "users.acl", "hunter2", (acl / "admin").read_text())
-    more = [f"{head} >{users.password} {rules}\n" for head, rules in lines]
-    users.file.write_text((acl / "users.acl").read_text() + "".join(more))
-    with replica_set(kind, tmp_path / "servers", users) as servers:
-        settings = StoreSettings(
-            url=servers.url.replace("//", "//foldin@"),
-            password_file=password / "redis",
-            namespace="acl",
-            partitions=4,
-            durability="replicated",
-        )
-        store = await Store.open(settings)
-        await store.ratings.append([rating("ann", "before")])
-        await asyncio.to_thread(servers.replace_primary, "kill")
-
-        async def taken() -> bool:
-            with contextlib.suppress(StoreUnavailable):
-                await store.ratings.append([rating("ann", "after")])
-                return True
-            return False
-
-        await wait_until_async(taken, "the new primary takes ratings")
-        await store.items(1).refresh()
-        _, history = await store.users.history(1, b"ann")
-        assert {store.items(1).id(row) for row in history.item_row} == {"before", "after"}
-        await store.close()

@@ -118,11 +118,3 @@ def test_a_store_whose_disk_was_full_is_back_in_the_same_container(kind: ServerK
         # `docker stop`: in order, with the code of the server.
         assert store.process.end(signal.SIGTERM, STOP_S) == 0
         assert "bye bye" in store.process.text
-
-
-def test_a_stop_while_it_waits_for_room_ends_it(kind: ServerKind, tmp_path: Path) -> None:
-    with container(kind, tmp_path) as store:
-        store.process.wait_ready(store.answers, START_S)
-        store.fill()
-        store.process.send_signal(signal.SIGTERM)
-        assert store.process.wait(STOP_S) == 0

@@ -29,7 +29,6 @@ from tests.support.trainers import (
     until_drained,
 )
 from tests.support.waiting import wait_until_async
-from trainer.archive.trash import Trash
 from trainer.settings import TrainerSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault]
@@ -74,15 +73,6 @@ ELSEWHERE = [
     ("items:push", 1),
 ]
 ALL = os.environ.get("FOLDIN_TEST_ALL_FREEZES") == "1"
-NEW_EPOCH = [
-    ("epoch:finished", 1),
-    ("epoch:drained", 1),
-    ("epoch:archived", 1),
-    ("epoch:removed", 1),
-]
-# Before the first there must have been a kill, its call is that of "replace:unlink"; the others have tests of
-# their own.
-ERASURE = ["erase:archive", "erase:attributes", "erase:active", "erase:dropped", "erase:rewritten"]
 
 
 @pytest.fixture
@@ -254,93 +244,3 @@ async def test_frozen_at_a_step_on_another_folder(
     # Rebuilt from the histories, where the first had trimmed: of superseded ratings not all are left.
     pairs = {(r.user_id.decode(), r.item_id.decode()) for r in given}
     assert {(user, item) for user, _, item, _ in archived(elsewhere)} == pairs
-
-
-@pytest.mark.parametrize(("step", "occurrence"), NEW_EPOCH)
-async def test_frozen_in_the_change_to_a_new_epoch(
-    store: Store, settings: TrainerSettings, successor: TrainerSettings, step: str, occurrence: int
-) -> None:
-    before, begun, later = ratings(0), ratings(1), ratings(2, users=5)
-    await store.ratings.append(before)
-    child = ChildTrainer(settings, step, occurrence, signal.SIGSTOP, STILL_CLOCK)
-    try:
-        await until_drained(store)
-        epoch = await store.epochs.begin()
-        await store.ratings.append(begun, epoch=epoch)
-        await store.commands.ask("epoch", epoch=epoch)
-        await wait_until_async(lambda: child.frozen, "the trainer frozen")
-        async with running_trainer(successor) as other:
-            await wait_until_async(lambda: other.term is not None, "the next one leads")
-            trash = Trash(successor.archive_folder / "trash", guard=lambda: None)
-            # Of what is gone from the store already, another folder has nothing.
-            left = 0 if step == "epoch:removed" and successor is not settings else 1
-            await wait_until_async(lambda: len(trash.entries()) == left, "the old history in the trash")
-            await woken(child, settings)
-            await store.ratings.append(later)
-            await until_drained(store, epoch)
-            generation = await fitted(store, epoch=epoch)
-            assert (await store.generations.live()).generation == generation
-            assert await store.generations.epochs() == {epoch}
-    finally:
-        child.end()
-    pairs = {(r.user_id.decode(), r.item_id.decode()): (r.rating, r.time) for r in [*begun, *later]}
-    assert await held(store) == pairs
-    assert {(user, item) for user, _, item, _ in archived(successor, epoch)} == set(pairs)
-    found = [(entry.epoch, entry.why, entry.ratings) for entry in trash.entries()]
-    assert found == [(1, "replaced", len(before))] * left
-    if successor is not settings:
-        # Where it was frozen nothing of it is lost.
-        assert len(archived(settings, 1)) == len(before)
-
-
-@pytest.mark.parametrize("step", ERASURE)
-async def test_frozen_in_an_erasure(
-    store: Store, settings: TrainerSettings, successor: TrainerSettings, step: str
-) -> None:
-    given = ratings(0)
-    child = ChildTrainer(settings, step, 1, signal.SIGSTOP, STILL_CLOCK)
-    try:
-        await store.ratings.append(given)
-        forgotten = await store.ratings.forget(b"u1")
-        command = await store.commands.ask("erase", epoch=1, user=b"u1", at_ms=forgotten.at_ms)
-        await wait_until_async(lambda: child.frozen, "the trainer frozen")
-        async with running_trainer(successor):
-            outcome = await store.commands.wait(command, 60)
-            assert outcome is not None
-            assert outcome.state == "done", outcome
-            await store.ratings.append([NewRating(b"u1", b"i3", 2.0, 2e9)])
-            await woken(child, settings)
-            await until_drained(store)
-            assert await store.commands.outcome(command) == outcome
-    finally:
-        child.end()
-    # What came after the erasure stays.
-    assert [(item, rating) for user, _, item, rating in archived(successor) if user == "u1"] == [("i3", 2.0)]
-
-
-@pytest.mark.parametrize("step", ["take_back:found", "take_back:written"])
-async def test_frozen_while_the_ratings_of_an_item_are_taken_back(
-    store: Store, settings: TrainerSettings, successor: TrainerSettings, step: str
-) -> None:
-    given = ratings(0)
-    child = ChildTrainer(settings, step, 1, signal.SIGSTOP, STILL_CLOCK)
-    try:
-        await store.ratings.append(given)
-        await until_drained(store)
-        at_ms, found = await store.time_ms(), await store.stream.progress(1)
-        ends = [found[partition].last for partition in range(len(found))]
-        command = await store.commands.ask_to_take_back(b"i3", epoch=1, at_ms=at_ms, ends=ends)
-        await wait_until_async(lambda: child.frozen, "the trainer frozen")
-        async with running_trainer(successor):
-            outcome = await store.commands.wait(command, 60)
-            assert outcome is not None
-            assert outcome.state == "done", outcome
-            # As it was: nothing but the count of events tells it from the one that was taken back.
-            again = next(each for each in given if each.item_id == b"i3")
-            await store.ratings.append([again])
-            await woken(child, settings)
-            await until_drained(store)
-            assert await store.commands.outcome(command) == outcome
-    finally:
-        child.end()
-    assert [pair[0] for pair in await held(store) if pair[1] == "i3"] == [again.user_id.decode()]

@@ -18,7 +18,6 @@ from featurestore.ratings.batches import Columns
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from processes.probes import unused_port
 from tests.support.trainers import (
     ChildTrainer,
     archived,
@@ -161,39 +160,3 @@ def run(
         process.kill()
         process.wait()
     return process.returncode, "".join(lines) + rest
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_signal_ends_with_0(store_settings: StoreSettings, tmp_path: Path, how: signal.Signals) -> None:
-    environment = {
-        "FOLDIN_REDIS_URL": store_settings.url,
-        "FOLDIN_NAMESPACE": store_settings.namespace,
-        "FOLDIN_ARCHIVE_DIR": str(tmp_path / "archive"),
-    }
-    code, text = run(environment, how)
-    assert code == 0, text
-    assert "Traceback" not in text
-
-
-def test_what_a_person_must_change_is_one_line_and_2(store_settings: StoreSettings, tmp_path: Path) -> None:
-    base = {"FOLDIN_REDIS_URL": store_settings.url, "FOLDIN_NAMESPACE": store_settings.namespace}
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    code, text = run({**base, "FOLDIN_ARCHIVE_DIR": str(blocked / "archive")})
-    assert code == 2
-    assert "FOLDIN_ARCHIVE_DIR" in text.splitlines()[-1]
-    assert "Traceback" not in text
-    code, text = run({**base, "FOLDIN_ENGINE": "magic", "FOLDIN_REFIT_EVENTS": "many"})
-    assert code == 2
-    assert len(text.splitlines()) == 1
-    assert "FOLDIN_ENGINE" in text
-    assert "FOLDIN_REFIT_EVENTS" in text
-
-
-def test_store_that_is_not_there_is_waited_for(tmp_path: Path) -> None:
-    environment = {
-        "FOLDIN_REDIS_URL": f"redis://127.0.0.1:{unused_port()}",
-        "FOLDIN_ARCHIVE_DIR": str(tmp_path / "archive"),
-    }
-    code, text = run(environment, signal.SIGTERM, ready="store_unavailable")
-    assert code == 0, text

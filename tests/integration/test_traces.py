@@ -6,8 +6,6 @@ Nothing of it is there where no collector is named.
 import asyncio
 import json
 import os
-import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -20,10 +18,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from featurestore.settings import StoreSettings
-from featurestore.store import Store
-from featurestore.wire.socket import StoreSocket
 from processes.blocking import BlockingChild, python_command
-from tests.support.factories import rating
 from tests.support.servers import StoreServer
 from tests.support.serving import Service
 from tests.support.waiting import wait_until
@@ -175,26 +170,3 @@ async def test_a_rating_is_one_trace_over_service_store_and_trainer(
     assert all(span.status.code == Status.STATUS_CODE_UNSET for span in others)
     # No user, no item, and no address, which has both.
     assert not [body for body in collector.bodies if USER.encode() in body or ITEM.encode() in body]
-
-
-async def test_without_a_collector_there_is_no_step_more(store: Store) -> None:
-    assert store.tracing is None
-    assert store.traces is None
-    await store.ratings.append([rating(USER, ITEM, 4.0)])
-    for connection in (store.bulk, store.hot):
-        assert connection is not None
-        # The socket's own method: what there was before traces.
-        assert isinstance(connection.execute.__self__, StoreSocket)  # type: ignore[attr-defined]
-    assert await store.redis.exists(store.keys.traces) == 0
-
-
-@pytest.mark.slow
-def test_without_a_collector_the_library_is_not_imported() -> None:
-    # redis-py imports what it finds of the library for itself; ours are what makes spans and what sends them.
-    ours = ("featurestore.telemetry.trac", "opentelemetry.exporter", "google.protobuf")
-    program = (
-        "import service.server.worker, trainer.app, sys\n"
-        f"print([name for name in sys.modules if name.startswith({ours})])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"

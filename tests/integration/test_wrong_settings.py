@@ -1,20 +1,13 @@
 """A wrong value of any setting is one clear line and exit code 2, no traceback and no start without it."""
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from featurestore.settings import StoreSettings
-from processes.probes import unused_port
 from processes.settings import SettingsError, declarations, load
 from tests.unit.test_docs_settings import settings_classes
 
 NUMBERS = ("-1", "1_0", "\uff19", "nan", "many", "9" * 30)
-PATHS = ("/dev/null/below",)
-HOSTS = ("a..b", "203.0.113.1")
 
 # What is refused when it is read.
 READ: dict[str, tuple[str, ...]] = {
@@ -52,35 +45,12 @@ READ: dict[str, tuple[str, ...]] = {
     "FOLDIN_LINGER_S": (*NUMBERS, "0", "61"),
 }  # fmt: skip
 
-# What only the start finds wrong: the process, and what it is given besides.
-STARTED: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
-    "FOLDIN_HOST": ("service", HOSTS, {}),
-    "FOLDIN_CACHE_DIR": ("service", PATHS, {}),
-    "FOLDIN_TLS_CERT": ("service", (*PATHS, "/dev/null"), {}),
-    "FOLDIN_TLS_KEY": ("service", PATHS, {}),
-    "FOLDIN_REDIS_PASSWORD_FILE": ("service", PATHS, {"FOLDIN_REDIS_URL": "redis://user@127.0.0.1:1"}),
-    "FOLDIN_ARCHIVE_DIR": ("trainer", PATHS, {}),
-    "FOLDIN_STORE_DIR": ("trainer", (*PATHS, "/dev/null"), {}),
-    "FOLDIN_TRAINER_ADDRESS": ("trainer", ("203.0.113.1:9", "none.invalid:9"), {}),
-    "FOLDIN_ENVIRONMENT_HOST": ("environment", HOSTS, {}),
-    "FOLDIN_CONFIG": ("trainer", PATHS, {}),
-    "FOLDIN_API_KEY_FILE": ("evaluation.course.play", PATHS, {}),
-}
-# A key is any text; a wrong one is answered 401, or by the object store, as is a file without one
-# (`tests/integration/archive`).
-FREE = {"FOLDIN_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE"}
-
 
 def readers(variable: str) -> list[type[Any]]:
     """The settings classes that read a variable."""
     return [
         cls for cls in settings_classes() if any(each.variable == variable for _, each in declarations(cls))
     ]
-
-
-def test_every_setting_is_tried() -> None:
-    declared = {each.variable for cls in settings_classes() for _, each in declarations(cls)} - {None}
-    assert READ.keys() | STARTED.keys() | FREE == declared
 
 
 @pytest.mark.parametrize("variable", READ)
@@ -93,42 +63,3 @@ def test_a_value_that_is_read_wrong_is_one_line(variable: str) -> None:
             assert len(told) == 1, caught.value.problems
             assert told[0].isprintable()
             assert "must" in told[0]
-
-
-def test_a_limit_that_is_no_setting_any_more_is_one_line() -> None:
-    with pytest.raises(SettingsError, match=r"^FOLDIN_QUOTAS is no setting: nginx bounds requests"):
-        load(StoreSettings, (), {"FOLDIN_QUOTAS": "off"})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [(variable, value) for variable, (_, values, _) in STARTED.items() for value in values],
-)
-def test_a_value_that_the_start_finds_wrong_is_one_line(
-    variable: str, value: str, store_settings: StoreSettings, tmp_path: Path
-) -> None:
-    module, _, besides = STARTED[variable]
-    environment = {
-        "PATH": "/usr/bin:/bin",
-        "FOLDIN_REDIS_URL": store_settings.url,
-        "FOLDIN_NAMESPACE": store_settings.namespace,
-        "FOLDIN_PARTITIONS": str(store_settings.partitions),
-        "FOLDIN_PORT": str(unused_port()),
-        "FOLDIN_ENVIRONMENT_PORT": str(unused_port()),
-        "FOLDIN_ARCHIVE_DIR": str(tmp_path / "archive"),
-        "FOLDIN_CACHE_DIR": str(tmp_path / "cache"),
-        **besides,
-        variable: value,
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", module],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = [line for line in done.stderr.splitlines() if " INFO " not in line]
-    assert done.returncode == 2, done.stderr
-    assert len(lines) == 1, done.stderr
-    assert ": " in lines[0]

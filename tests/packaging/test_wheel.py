@@ -5,7 +5,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -53,26 +52,6 @@ def test_only_foldin_stands_at_the_top(wheel: Path) -> None:
         if len(parts) == 3 and parts[2] == "__init__.py"
         if parts[1] in PACKAGES or (house.ROOT / parts[1]).is_dir()
     }
-
-
-def test_the_code_is_that_of_the_checkout_but_for_the_names_in_imports(wheel: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        for package in PACKAGES:
-            base = house.base_of(house.ROOT, package)
-            tracked = subprocess.run(
-                ["git", "ls-files", package], cwd=base, capture_output=True, text=True, check=True
-            ).stdout.split()
-            assert tracked, package
-            for name in tracked:
-                inside = name if package == "foldin" else f"foldin/{name}"
-                built, written = archive.read(inside), (base / name).read_bytes()
-                if name.endswith(".py"):
-                    built = re.sub(
-                        rb"^(\s*)from foldin import factors$", rb"\1import factors", built, flags=re.M
-                    )
-                    for other in PACKAGES:
-                        built = built.replace(f"from foldin.{other}".encode(), f"from {other}".encode())
-                assert built == written, name
 
 
 @pytest.fixture(scope="module", params=PYTHONS, ids=lambda path: Path(path).name)

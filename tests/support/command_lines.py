@@ -1,6 +1,5 @@
 """Commands that documents show, held against what takes them, without running any: the flags of Foldin's own
-programs against their loader, services against the compose files, paths against the API, targets against the
-Makefile.
+programs against their loader, paths against the API, targets against the Makefile.
 """
 
 import re
@@ -9,10 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-import benchmarks.harness.command as harness
-from benchmarks.__main__ import main as run_benchmark
 from environment.settings import ServerSettings
 from evaluation.course.settings import EvaluationSettings, PlaySettings
 from foldin.commands.bench import benchmarks_in
@@ -27,24 +22,14 @@ from tests.support.examples import example
 from torture.campaign import TortureOptions
 from trainer.settings import TrainerSettings
 
-# Of `docker compose`: what docker's manual has for it, as far as the documents use it. No docker is needed.
-COMPOSE: dict[str, set[str]] = {
-    "build": set(),
-    "down": set(),
-    "exec": set(),
-    "logs": {"--follow"},
-    "ps": set(),
-    "run": {"--rm", "--no-deps", "--entrypoint=", "-v="},
-    "up": {"--build", "--detach", "--wait", "--no-build", "--no-deps", "--no-recreate", "--scale="},
-}
 MODULES: dict[str, type[Any]] = {
     "environment": ServerSettings,
     "evaluation.course.play": PlaySettings,
     "service": ServiceSettings,
     "trainer": TrainerSettings,
 }
-# They come with the system, and are told nothing of Foldin's.
-SYSTEM = {"base64", "pip", "sudo", "unzip"}
+# They are no programs of Foldin's.
+SYSTEM = {"base64", "docker", "kubectl", "pip", "pytest", "sudo", "unzip"}
 # What reads variables that are no setting of a process.
 DEPLOYED = ("docker-compose.yml", "deploy/kubernetes/apply.sh")
 
@@ -109,7 +94,11 @@ def foldin(words: list[str]) -> None:
     if call is None:
         raise WrongCommandError(f"foldin has no command {' '.join(words)}")
     if call.command is BENCH:
-        _bench(call.arguments)
+        # Each benchmark has options of its own.
+        name = next(iter(call.arguments), "all")
+        _need(
+            name.startswith("-") or name in benchmarks_in(house.ROOT / "benchmarks"), f"no benchmark {name}"
+        )
     elif call.command is TORTURE:
         load(TortureOptions, call.arguments, {})
     elif call.command is EVALUATE:
@@ -122,28 +111,6 @@ def foldin(words: list[str]) -> None:
         load(loaded(call.command.options), call.arguments, {})
 
 
-class _ReadError(Exception):
-    """The flags are read, and nothing is wrong with them."""
-
-
-def _bench(words: list[str]) -> None:
-    name = words[0] if words and not words[0].startswith("-") else "all"
-    _need(name in benchmarks_in(house.ROOT / "benchmarks"), f"no benchmark {name}")
-
-    def only(*given: Any, **named: Any) -> None:
-        load(*given, **named)
-        raise _ReadError
-
-    # Each benchmark has options of its own, which it reads first of all.
-    setattr(harness, "load", only)  # noqa: B010 - mypy would have it exported
-    try:
-        _need(run_benchmark(words) == 0, f"foldin bench {' '.join(words)} is refused")
-    except _ReadError:
-        pass
-    finally:
-        setattr(harness, "load", load)  # noqa: B010
-
-
 def python(words: list[str]) -> None:
     """Hold `python -m MODULE FLAGS` against the settings of that process."""
     _need(words[:1] == ["-m"], "python runs a module")
@@ -153,50 +120,6 @@ def python(words: list[str]) -> None:
         path = house.ROOT / Path(*words[1].split("."))
         _need(path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), f"no module {words[1]}")
         _need(len(words) == 2, f"it is not known which flags {words[1]} takes")
-
-
-def docker(words: list[str]) -> None:
-    """Hold `docker compose` against the compose file, and what it runs inside against that."""
-    services = yaml.safe_load((house.ROOT / "docker-compose.yml").read_text("utf-8"))["services"]
-    if words[0] in {"stop", "rm"}:
-        for name in words[1:]:
-            _need(re.sub(r"^foldin-|-\d+$", "", name) in services, f"no container {name}")
-        return
-    _need(words[0] == "compose", f"docker {words[0]} is not known here")
-    rest = words[1:]
-    if rest[0] == "--profile":
-        profiles = {name for each in services.values() for name in each.get("profiles", ())}
-        _need(rest[1] in profiles, f"no profile {rest[1]}")
-        rest = rest[2:]
-    command, rest = rest[0], rest[1:]
-    _need(command in COMPOSE, f"docker compose has no command {command}")
-    options = {}
-    while rest and rest[0].startswith("-"):
-        name = rest.pop(0)
-        _need({name, f"{name}="} & COMPOSE[command], f"docker compose {command} has no {name}")
-        options[name] = rest.pop(0) if f"{name}=" in COMPOSE[command] else ""
-    scaled = options.get("--scale", "").partition("=")[0]
-    _need(not scaled or scaled in services, f"no service {scaled}")
-    inside = rest[1:] if command in {"run", "exec"} else []
-    for name in rest[: len(rest) - len(inside)]:
-        _need(name in services, f"no service {name}")
-    program = options.get("--entrypoint", "") or (inside.pop(0) if inside else "")
-    if program == "foldin":
-        foldin(inside)
-    elif program == "sh":
-        # A file that the compose file puts there.
-        mounts = [str(each).split(":") for each in services[rest[0]]["volumes"]]
-        there = {f"{to}/{name.name}" for of, to, *_ in mounts for name in (house.ROOT / of).glob("*")}
-        _need(inside[0] in there, f"no {inside[0]} in {rest[0]}")
-    else:
-        _need(program in {"", "cat"}, f"it is not known what {program} takes")
-
-
-def kubectl(words: list[str]) -> None:
-    """Hold what is asked for by name against the files for Kubernetes."""
-    files = "\n".join(path.read_text("utf-8") for path in (house.ROOT / "deploy/kubernetes").rglob("*.*"))
-    _need(words[:3] == ["-n", "foldin", "get"], f"kubectl {' '.join(words[:3])} is not known here")
-    _need(re.search(rf"\b{re.escape(words[4])}\b", files), f"no {words[3]} {words[4]}")
 
 
 def curl(words: list[str]) -> None:
@@ -214,18 +137,9 @@ def make(words: list[str]) -> None:
         _need("=" in word or word in targets, f"make has no target {word}")
 
 
-def pytest(words: list[str]) -> None:
-    """Hold paths against the tests."""
-    for word in words:
-        _need(not word.startswith("tests/") or (house.ROOT / word).exists(), f"no {word}")
-
-
 CHECKS: dict[str, Callable[[list[str]], None]] = {
     "curl": curl,
-    "docker": docker,
     "foldin": foldin,
-    "kubectl": kubectl,
     "make": make,
-    "pytest": pytest,
     "python": python,
 }

@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypedDict, Unpack
 
 import numpy as np
@@ -24,8 +24,6 @@ from factors import (
     posterior_of,
     prior_model,
 )
-from factors.model.layout import Layout
-from factors.model.parameters import Drift, from_model, to_model
 from featurestore.codecs import pack_histories
 from featurestore.generations.catalog import GenerationMeta, GenerationSummary, GenerationWriter
 from featurestore.generations.live import LiveGeneration
@@ -44,23 +42,6 @@ def make_model(
 ) -> Model:
     """The model before anything was learned."""
     return prior_model(FitSettings(scale=scale, rank=rank, link=link))
-
-
-def with_user_sessions(model: Model, session_length: float, variance: float) -> Model:
-    """`model`, in which each session of a user has an effect of this `variance`."""
-    parameters = from_model(model)
-    layout = Layout(model.rank, 16)
-    users = replace(parameters.users, layout=layout, session_length=session_length, session_variance=variance)
-    return to_model(replace(parameters, users=users))
-
-
-def with_moving_users(model: Model, origin: float, unit_s: float) -> Model:
-    """`model`, in which users move as far as they differ in `unit_s` seconds."""
-    parameters = from_model(model)
-    users = parameters.users
-    drift = Drift(origin, unit_s, users.covariance, users.precision)
-    layout = Layout(model.rank, 0, moving=True)
-    return to_model(replace(parameters, users=replace(users, layout=layout, drift=drift)))
 
 
 def make_items(model: Model, n_items: int, seed: int = 0) -> Float32s:

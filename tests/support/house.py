@@ -1,19 +1,13 @@
-"""Measures how the code is built, and finds what breaks the rules of CONTRIBUTING.md: sizes, import cycles,
-constants without a reason, private words. A rule gives what it finds in a checkout, one line each.
-
-`python -m tests.support.house [CHECKOUT]` prints the figures.
+"""Finds what breaks the rules of CONTRIBUTING.md: sizes, import cycles, private words. A rule gives what it
+finds in a checkout, one line each.
 """
 
 import ast
-import io
 import re
-import sys
-import tokenize
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
-from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -23,25 +17,7 @@ CLIENT = "clients/python"
 # Of a checkout alone: neither in the wheel nor imported by what is.
 BESIDE = {"benchmarks", "torture"}
 MODULE_LINES = 500
-FUNCTION_LINES = 60
 SETTING_VARIABLES = 45
-# Loop nests that numba compiles whole: what is read of a row stays in registers for all that is done with it.
-LOOP_NESTS = {
-    "factors/inference/compiled/solve_kernels.py:solve_rows",
-    "factors/inference/compiled/session_kernels.py:sum_groups",
-    "factors/inference/compiled/score_kernels.py:move_sites",
-    "factors/inference/compiled/score_kernels.py:score_entries",
-    "factors/inference/compiled/reading_kernels.py:read_entries",
-    "factors/inference/compiled/posterior_kernels.py:take_sites",
-    "factors/inference/compiled/posterior_kernels.py:sum_entries",
-    "factors/inference/compiled/history_kernels.py:fold_in",
-    "factors/inference/compiled/object_code.py:_entry",
-    "factors/inference/compiled/object_code.py:by_pointers",
-    "factors/inference/compiled/least_squares.py:solve_events",
-    "factors/inference/compiled/ranking_kernels.py:find_cosines",
-    "factors/serving/list_kernels.py:look",
-    "factors/serving/list_kernels.py:choose",
-}
 # Each has a term of the field, or the subject itself, in its place.
 PRIVATE_WORDS = re.compile(
     r"(?<![a-z])"
@@ -54,12 +30,6 @@ PRIVATE_WORDS = re.compile(
 # They have the words as a rule and as an example.
 _ABOUT_WORDS = {"tests/support/house.py", "tests/unit/test_house.py"}
 _READ_BY_PEOPLE = {".py", ".lua", ".js", ".html", ".css", ".md", ".svg", ".yml"}
-_CONSTANT = re.compile(r"_?[A-Z][A-Z0-9_]*")
-_LAYOUT = {
-    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE),
-    *(tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER),
-}
-_DIRECTIVE = re.compile(r"#\s*(noqa|type:)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,73 +80,6 @@ def modules(root: Path, package: str) -> list[Module]:
 def all_modules(root: Path) -> list[Module]:
     """The modules of all packages."""
     return [module for package in packages(root) for module in modules(root, package)]
-
-
-@cache
-def comment_lines(module: Module) -> set[int]:
-    """Lines with a comment for people."""
-    tokens = tokenize.generate_tokens(io.StringIO(module.text).readline)
-    comments = (token for token in tokens if token.type == tokenize.COMMENT)
-    return {token.start[0] for token in comments if not _DIRECTIVE.match(token.string)}
-
-
-def code_lines(module: Module) -> int:
-    """Number of lines with code: not blank, no comment alone, no docstring."""
-    found, docstrings = set[int](), set[int]()
-    for token in tokenize.generate_tokens(io.StringIO(module.text).readline):
-        if token.type not in _LAYOUT:
-            found.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            docstrings.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    return len(found - docstrings)
-
-
-def numeric_constants(module: Module) -> Iterator[tuple[int, str, bool]]:
-    """Line and name of each module-level constant that is a number, and whether a reason stands with it.
-
-    A reason is a comment in its statement or directly above it, or a docstring below. Several names share one
-    if they are set by one statement; a statement that follows has to say its own.
-    """
-    comments, lines = comment_lines(module), module.text.splitlines()
-    for node, below in zip_longest(module.tree.body, module.tree.body[1:]):
-        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None or not _numeric(node.value):
-            continue
-        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-        names = [name.id for name in ast.walk(target) if isinstance(name, ast.Name)]
-        if not all(map(_CONSTANT.fullmatch, names)):
-            continue
-        above = node.lineno - 1
-        reason = (
-            bool(comments & set(range(node.lineno, (node.end_lineno or node.lineno) + 1)))
-            # A line of its own: what stands behind the statement before is the reason of that one.
-            or (above in comments and lines[above - 1].lstrip().startswith("#"))
-            or (isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant))
-        )
-        for name in names:
-            yield node.lineno, name, reason
-
-
-def _numeric(node: ast.expr) -> bool:
-    match node:
-        case ast.Constant(value=value):
-            return isinstance(value, int | float) and not isinstance(value, bool)
-        case ast.UnaryOp(operand=operand):
-            return _numeric(operand)
-        case ast.BinOp(left=left, right=right):
-            return _numeric(left) and _numeric(right)
-        case ast.Tuple(elts=elements):
-            return bool(elements) and all(map(_numeric, elements))
-    return False
-
-
-def long_functions(module: Module) -> Iterator[tuple[int, str, int]]:
-    """Line, name and length of each function over `FUNCTION_LINES` lines."""
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
-            if length > FUNCTION_LINES:
-                yield node.lineno, node.name, length
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,26 +177,6 @@ def long_modules(root: Path) -> list[str]:
     ]
 
 
-def too_long_functions(root: Path) -> list[str]:
-    """Functions over `FUNCTION_LINES` lines, but for `LOOP_NESTS`."""
-    return [
-        f"{module.path}:{line} {name}: {length} lines"
-        for module in all_modules(root)
-        for line, name, length in long_functions(module)
-        if f"{module.path}:{name}" not in LOOP_NESTS
-    ]
-
-
-def bare_constants(root: Path) -> list[str]:
-    """Numeric constants without a reason."""
-    return [
-        f"{module.path}:{line} {name}"
-        for module in all_modules(root)
-        for line, name, reason in numeric_constants(module)
-        if not reason
-    ]
-
-
 def too_many_variables(root: Path) -> list[str]:
     """Variables that settings declare, where they are more than `SETTING_VARIABLES`."""
     found = {
@@ -320,34 +203,3 @@ def private_words(root: Path) -> list[str]:
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
         if (match := PRIVATE_WORDS.search(line))
     ]
-
-
-def write_tree(root: Path, files: Mapping[str, str]) -> None:
-    """Write a small checkout, for a rule to be tried on."""
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
-
-
-def main() -> None:
-    """Print the figures of each package of a checkout, and their sums."""
-    root = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT
-    head = f"{'package':14}{'modules':>9}{'lines':>8}{'code':>8}{'largest':>9}{'comments/100':>14}"
-    print(f"{head}{'constants':>11}{'bare':>6}{'long':>6}")
-    for name in [*packages(root), ""]:
-        found = modules(root, name) if name else all_modules(root)
-        lines = sum(module.lines for module in found)
-        code = sum(map(code_lines, found))
-        comments = sum(len(comment_lines(module)) for module in found)
-        constants = [reason for module in found for _, _, reason in numeric_constants(module)]
-        long = sum(1 for module in found for _ in long_functions(module))
-        largest = max(module.lines for module in found)
-        row = f"{name or 'all':14}{len(found):9}{lines:8}{code:8}{largest:9}{100 * comments / lines:14.1f}"
-        print(f"{row}{len(constants):11}{constants.count(False):6}{long:6}")
-    lua = sum(len(path.read_text("utf-8").splitlines()) for path in root.glob("featurestore/**/*.lua"))
-    print(f"Lua {lua} lines")
-
-
-if __name__ == "__main__":
-    main()

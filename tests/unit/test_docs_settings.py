@@ -4,7 +4,6 @@ import ast
 import re
 from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from foldin.reference import settings_reference
@@ -57,30 +56,3 @@ def test_every_variable_that_the_code_names_is_documented() -> None:
     }
     rows = re.findall(r"^\| (`[^|]+`) \|", DOCUMENT, re.M)
     assert named == set(re.findall(r"FOLDIN_[A-Z0-9_]+", " ".join(rows)))
-
-
-def environment_reads(root: Path, package: str) -> list[str]:
-    """Reads of the environment outside of settings and of modules that can be run (`python -m`)."""
-    found = []
-    for module in house.modules(root, package):
-        if module.path.name in {"settings.py", "__main__.py"} or "__main__" in module.text:
-            continue
-        lines = [entry.line for entry in house.imported(module) if entry.name in {"os.environ", "os.getenv"}]
-        lines += [
-            node.lineno
-            for node in ast.walk(module.tree)
-            if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}
-            if isinstance(node.value, ast.Name) and node.value.id == "os"
-        ]
-        found += [f"{module.path}:{line}" for line in lines]
-    return found
-
-
-def test_the_environment_is_read_in_settings_and_main_only() -> None:
-    assert [read for package in PACKAGES for read in environment_reads(ROOT, package)] == []
-
-
-def test_a_read_of_the_environment_is_found(tmp_path: Path) -> None:
-    text = "import os\nfrom os import environ\ndef f():\n    os.getenv('A')\n    return environ['B']\n"
-    house.write_tree(tmp_path, {"rooms/one.py": text, "rooms/settings.py": text})
-    assert environment_reads(tmp_path, "rooms") == ["rooms/one.py:2", "rooms/one.py:4"]

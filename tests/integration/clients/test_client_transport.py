@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from featurestore.settings import StoreSettings
-from featurestore.store import Store
 from foldin_client import (
     AsyncClient,
     BusyError,
@@ -25,8 +23,7 @@ from foldin_client import (
     problems,
 )
 from foldin_client.asynchronous.transport import FIRST_PAUSE_S, LONGEST_PAUSE_S, MOST_ATTEMPTS, RETRY_S
-from foldin_client.rows import MAX_BYTES, MAX_ROWS
-from tests.support.serving import serving
+from foldin_client.rows import MAX_ROWS
 
 OK = b'{"accepted":%d,"generation":1}'
 LOST = None  # the request is read, and the connection is cut
@@ -162,18 +159,6 @@ async def test_what_was_surely_not_done_or_does_no_harm_is_sent_again() -> None:
     assert (caught.value.was_sent, caught.value.attempts) == (False, 2)
 
 
-async def test_what_no_wait_helps_is_told_at_once_and_one_attempt_is_one() -> None:
-    lasting = refusal(503, "no_generation", "Retry-After: 1")
-    async with scripted(lasting) as script, AsyncClient(script.url) as foldin:
-        with pytest.raises(problems.NoGenerationError):
-            await foldin.predict("ann", "dune")
-    assert len(script.asked) == 1
-    async with scripted(LOST) as script, AsyncClient(script.url, attempts=1) as foldin:
-        with pytest.raises(NoAnswerError) as caught:
-            await foldin.predict("ann", "dune")
-    assert (len(script.asked), caught.value.was_sent) == (1, True)
-
-
 async def test_long_lists_go_in_calls_of_ten_thousand_and_errors_count_from_their_beginning() -> None:
     rows = [{"user_id": "u", "item_id": number, "rating": 3} for number in range(2 * MAX_ROWS + 1)]
     bad = refusal(422, "invalid_body", more=',"row":7,"field":"rating"')
@@ -190,25 +175,6 @@ async def test_long_lists_go_in_calls_of_ten_thousand_and_errors_count_from_thei
         assert failed.value.accepted == MAX_ROWS
 
 
-async def test_large_rows_and_lines_of_a_file_go_in_bodies_that_a_call_may_have() -> None:
-    row = b'{"item_id":"%06d","attributes":{"text":"' + b"x" * 90_000 + b'"}}'
-
-    async def lines() -> AsyncIterator[bytes]:
-        for number in range(100):
-            yield row % number + b"\r\n"
-            yield b"\n"
-
-    async with scripted(answer(200, b'{"accepted":10}')) as script, AsyncClient(script.url) as foldin:
-        stored = await foldin.put_items(lines())
-        with pytest.raises(TypeError, match="binary mode"):
-            await foldin.put_items('{"item_id": "dune"}')  # type: ignore[arg-type]
-        assert (await foldin.put_items([])).accepted == 0
-    sent = b"".join(body for _, body in script.asked)
-    assert [line[12:18] for line in sent.splitlines()] == [b"%06d" % number for number in range(100)]
-    assert max(len(body) for _, body in script.asked) <= MAX_BYTES
-    assert stored.accepted == 10 * len(script.asked)
-
-
 async def test_a_history_that_lacks_a_field_is_no_refit() -> None:
     """Without a body a training is a refit: what was given would be dropped, and be answered 200."""
     async with scripted(refusal(422, "invalid_body")) as script, AsyncClient(script.url) as foldin:
@@ -216,17 +182,6 @@ async def test_a_history_that_lacks_a_field_is_no_refit() -> None:
             with pytest.raises(problems.InvalidBodyError):
                 await foldin.train(**some)
     assert [bool(body) for _, body in script.asked] == [True, True, False]
-
-
-async def test_an_export_that_breaks_off_is_an_error_after_what_came() -> None:
-    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    text = '{"item_id":"a\u2028b","hidden":false}\n{"item_id":"c'.encode()
-    part = head + b"%x\r\n%s\r\n" % (len(text), text)
-    async with scripted(part, CUT) as script, AsyncClient(script.url) as foldin:
-        items = aiter(foldin.export_items())
-        assert (await anext(items)).item_id == "a\u2028b"
-        with pytest.raises(NoAnswerError):
-            await anext(items)
 
 
 async def test_what_is_no_foldin_is_unreadable_and_redirects_are_not_followed() -> None:
@@ -269,16 +224,3 @@ async def test_the_key_goes_along_and_shows_in_no_error() -> None:
     for url in ("127.0.0.1:8080", "ftp://here", "http://"):
         with pytest.raises(ValueError, match="no address"):
             Client(url)
-
-
-async def test_any_id_is_the_same_on_the_way_out_and_back(
-    store_settings: StoreSettings, store: Store
-) -> None:
-    ids = ["a/b", "..", ".", "%2F", "a?b#c&d=e;f", "ü\u2028\x85", "\x00\t\r\n", " + ", "é" * 128, "\\", "7"]
-    async with serving(store_settings) as (served, _), AsyncClient(served.url) as foldin:
-        await foldin.rate({"user_id": each, "item_id": each, "rating": 3} for each in ids)
-        for each in ids:
-            page = await foldin.get_user_ratings(each)
-            assert (page.user_id, [rating.item_id for rating in page.ratings]) == (each, [each])
-            assert (await foldin.unrate(each, each)).deleted == 1
-        assert sorted([user_id async for user_id in foldin.iter_users()]) == sorted(ids)

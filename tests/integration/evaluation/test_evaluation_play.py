@@ -5,12 +5,10 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
-import aiohttp
 import numpy as np
 import pytest
 from aiohttp import web
 
-from environment.client import EnvironmentClient, EnvironmentFailedError
 from environment.server import running_server
 from environment.settings import ServerSettings
 from environment.world import WorldOptions
@@ -20,7 +18,6 @@ from evaluation.course.protocol import Moment, evaluate, main
 from evaluation.course.seat import MISSING_ERROR
 from evaluation.course.settings import EvaluationSettings, PlaySettings
 from evaluation.players import PlayerFailedError
-from processes.probes import unused_port
 from tests.integration.evaluation.api_fake import FakeApi, problem, serving
 
 SMALL = WorldOptions(n_users=15, n_items=20, n_known=120)
@@ -59,14 +56,6 @@ async def test_all_players_face_the_same_pairs_and_progress_is_reported(environm
     assert again.mse == last.mse
 
 
-async def test_a_play_ends_with_the_world_and_players_can_be_shown_less(environment: str) -> None:
-    settings = PlaySettings(environment=environment, players=("constant",), steps=1_000)
-    reports = await played(settings)
-    assert reports[-1].step == reports[-1].standings[0].tally.steps == 180
-    reports = await played(replace(settings, players=("als",), steps=5, known=30))
-    assert reports[0].known == 30
-
-
 async def test_a_fresh_api_is_trained_as_in_the_lecture_and_then_learns(
     environment: str, api: tuple[FakeApi, str]
 ) -> None:
@@ -86,21 +75,6 @@ async def test_a_fresh_api_is_trained_as_in_the_lecture_and_then_learns(
     assert deployed.tally.mse < last.standings[0].tally.mse
 
 
-async def test_a_second_play_keeps_what_is_there(environment: str, api: tuple[FakeApi, str]) -> None:
-    fake, address = api
-    settings = PlaySettings(environment=environment, api=address, players=("deployed",), steps=10)
-    await played(settings)
-    before = dict(fake.ratings)
-    last = (await played(settings))[-1]
-    assert before.items() <= fake.ratings.items()
-    added = {user for user, _ in fake.ratings.keys() - before.keys()}
-    assert added
-    assert all(user.startswith("world-") for user in added)
-    assert len(fake.ratings) == 260
-    assert fake.trains[-1] is None
-    assert last.standings[0].note.startswith("ids world-")
-
-
 @pytest.mark.parametrize("live", [False, True])
 async def test_ratings_of_others_are_kept_unless_told(
     environment: str, api: tuple[FakeApi, str], live: bool
@@ -115,27 +89,6 @@ async def test_ratings_of_others_are_kept_unless_told(
     await played(replace(settings, replace=True))
     assert ("ann", "film") not in fake.ratings
     assert len(fake.ratings) == 123
-
-
-@pytest.mark.parametrize("beside", [False, True])
-async def test_variables_are_the_contexts_of_ratings(api: tuple[FakeApi, str], beside: bool) -> None:
-    fake, address = api
-    if beside:
-        fake.ratings, fake.generation, fake.fitted = {("ann", "film"): 4.0}, 1, 1
-    world = replace(SMALL, n_variables=2)
-    async with running_server(ServerSettings(port=0, world=world)) as environment:
-        await played(PlaySettings(environment=environment, api=address, players=("deployed",), steps=3))
-        assert len(fake.contexts) == 3 + 120 * beside
-        assert all(each is not None and each.keys() == {"v1", "v2"} for each in fake.contexts)
-        # Asked under the numbers under which it is rated then.
-        assert fake.asked_in == fake.contexts[-3:]
-        if not beside:
-            document = fake.trains[0]
-            assert document is not None
-            assert np.array(document["variables_history"]).shape == (120, 2)
-        await played(PlaySettings(environment=environment, api=address, players=("deployed-blind",), steps=2))
-    assert fake.asked_in[3:] == [None, None]
-    assert not any(fake.contexts[3 + 120 * beside :])
 
 
 async def test_a_busy_api_is_waited_for_and_a_refusal_ends_the_play(
@@ -193,44 +146,6 @@ async def test_an_evaluation_starts_its_own_environment_and_repeats_by_seed() ->
     few, many = (summary for summary in report.summaries() if summary.player == "constant")
     assert few.run_mse == many.run_mse
     assert few.run_mse[0] != few.run_mse[1]
-
-
-async def test_an_evaluation_with_the_api_plays_both_deployed_players(api: tuple[FakeApi, str]) -> None:
-    fake, address = api
-    world = WorldOptions(15, 20, late_users=0.3)
-    settings = EvaluationSettings(api=address, steps=20, runs=2, known=(120,), replace=True, world=world)
-    report = await evaluate(settings)
-    assert [summary.player for summary in report.summaries()][-2:] == ["deployed-frozen", "deployed"]
-    assert (len(fake.trains), len(fake.ratings)) == (4, 140)
-    assert all(summary.missing == 0 for summary in report.summaries())
-    # One that is not there is counted, and explained.
-    away = replace(settings, api=f"http://127.0.0.1:{unused_port()}", players=("deployed",), runs=1)
-    (summary,) = (await evaluate(replace(away, prepare_timeout_s=0.1))).summaries()
-    assert (summary.mse, summary.missing) == (MISSING_ERROR, 20)
-    assert "had not learned" in summary.note
-
-
-async def test_an_environment_that_breaks_the_contract_is_named() -> None:
-    app = web.Application()
-
-    async def reset(request: web.Request) -> web.Response:
-        if request.query["user_id"] == "uneven":
-            history = {"user_history": [0], "item_history": [], "rating_history": []}
-            return web.json_response(
-                {"nb_users": 2, "nb_items": 9, **history, "next_user": 1, "next_item": 0}
-            )
-        return web.json_response({"nb_users": "many"})
-
-    app.router.add_get("/reset", reset)
-    async with serving(app) as address, aiohttp.ClientSession() as session:
-        for token in ("uneven", "odd"):
-            with pytest.raises(EnvironmentFailedError):
-                await EnvironmentClient(session, address, token).reset()
-        with pytest.raises(EnvironmentFailedError, match="404"):
-            await EnvironmentClient(session, address, "a").rate(3.0)
-        gone = EnvironmentClient(session, f"http://127.0.0.1:{unused_port()}", "a")
-        with pytest.raises(EnvironmentFailedError, match="cannot be asked"):
-            await gone.reset()
 
 
 @pytest.mark.slow

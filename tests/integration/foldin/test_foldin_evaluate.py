@@ -59,45 +59,6 @@ def test_a_table_a_csv_and_pictures(ratings: Path, tmp_path: Path) -> None:
         assert (out / name).read_text().startswith("<?xml")
 
 
-def test_what_is_said_of_the_users_is_learned(tmp_path: Path) -> None:
-    rng = np.random.default_rng(3)
-    # A third of the users has one rating: only what is said of them tells that the old rate far lower.
-    counts = np.where(np.arange(90) % 3, 15, 1)
-    lines = [
-        f"u{user},i{item},{int(np.clip(np.rint(4.5 - 3 * (user % 2) + rng.normal(0, 0.4)), 1, 5))}"
-        for user, n in enumerate(counts)
-        for item in rng.permutation(30)[:n]
-    ]
-    path, users, out = tmp_path / "ratings.csv", tmp_path / "users.csv", tmp_path / "out"
-    path.write_text("user,item,rating\n" + "\n".join(lines) + "\n")
-    users.write_text("user_id,age\n" + "".join(f"u{k},{20 + 40 * (k % 2)}\n" for k in range(90)))
-    done = evaluate(path, "--users", users, "--engines", "auto:attributes,auto", "--out", out)
-    assert done.returncode == 0, done.stderr + done.stdout
-    with (out / "summary.csv").open(newline="") as file:
-        rows = {row["engine"]: row for row in csv.DictReader(file)}
-    assert float(rows["auto:attributes"]["rmse"]) < 0.97 * float(rows["auto"]["rmse"])
-
-
-def test_what_was_told_with_ratings_is_learned(tmp_path: Path) -> None:
-    rng = np.random.default_rng(7)
-    at, mood = rng.normal(0, 1, (40, 30)), rng.integers(0, 2, (40, 30))
-    score = 3 + rng.normal(0, 0.5, 40)[:, None] + rng.normal(0, 0.3, (40, 30)) + 0.7 * at + 0.8 * mood
-    value = np.clip(np.rint(score), 1, 5).astype(int)
-    moods = np.where(mood, "calm", "wild").flat
-    lines = [
-        f"u{p // 30},i{p % 30},{value.flat[p]},{j},{at.flat[p]:.3f},{moods[p]}"
-        for j, p in enumerate(rng.permutation(1200)[:900])
-    ]
-    path, out = tmp_path / "ratings.csv", tmp_path / "out"
-    path.write_text("user,item,rating,timestamp,context.at,context.mood\n" + "\n".join(lines) + "\n")
-    # By default with and without.
-    done = evaluate(path, "--out", out)
-    assert done.returncode == 0, done.stderr + done.stdout
-    with (out / "summary.csv").open(newline="") as file:
-        rows = {row["engine"]: row for row in csv.DictReader(file)}
-    assert float(rows["auto:context"]["rmse"]) < 0.9 * float(rows["auto"]["rmse"])
-
-
 def test_lists_and_ratings_one_by_one(ratings: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ("--ranking", "--split", "leave-last-k", "-k", 3, "--engines", "auto,popularity")

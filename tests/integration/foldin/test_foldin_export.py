@@ -13,10 +13,7 @@ import pytest
 
 from featurestore.settings import StoreSettings
 from foldin.__main__ import main
-from processes.probes import unused_port
-from service.context import CONTEXT
 from tests.support.serving import Client, serving
-from tests.support.waiting import wait_until_async
 
 RATINGS: list[dict[str, Any]] = [
     {
@@ -114,72 +111,6 @@ async def test_what_is_exported_is_imported_again(
     assert {what: await exported(client, what) for what in ALL} == before
 
 
-HOSTILE = (
-    *("\r", "a\r\nb", "\n", '"', '""', 'a"b', ",", ";;;;;", "\t", "|", "::", "\x1f", "\x00", "\ufeff"),
-    *(" a", "a ", " ", "NULL", "nan", "1e5", "007", "=1+1", "\u2028", "\x85", "'", "\\", '\\"', "#", "true"),
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("ending", ["csv", "parquet"])
-async def test_hostile_texts_come_back_as_they_were(
-    client: Client, ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows: dict[str, list[dict[str, Any]]] = {
-        "ratings": [
-            {"user_id": user, "item_id": item, "rating": 3.0, "timestamp": 1_700_000_000.0}
-            for user, item in zip(HOSTILE, HOSTILE[1:] + HOSTILE[:1], strict=True)
-        ],
-        "items": [{"item_id": each, "title": each, "attributes": {"note": each}} for each in HOSTILE],
-        "users": [{"user_id": each, "attributes": {'a,"b': each, "c": each}} for each in HOSTILE],
-    }
-    for what, each in rows.items():
-        reply = await client.post(f"/{what}", each)
-        assert reply.status < 300, reply
-    before = {what: await exported(client, what) for what in rows}
-    for what in rows:
-        path = tmp_path / f"{what}.{ending}"
-        assert await run("export", what, "--url", client.url, "--output", path) == 0, capsys.readouterr()
-        # To the same store: what was read otherwise is there besides.
-        flags = ("--columns", COLUMNS.partition(",context")[0]) if what == "ratings" else (f"--{what}",)
-        assert await run("import", path, "--url", client.url, *flags) == 0, capsys.readouterr()
-    assert {what: await exported(client, what) for what in rows} == before
-
-
-# What CSV cannot say is told with what can: whether Parquet does.
-UNSAYABLE: list[tuple[str, dict[str, Any], str, bool]] = [
-    ("items", {"attributes": {"note": ""}}, "note of 'x' has a text of no letters", False),
-    ("items", {"attributes": {"tags": []}}, "tags of 'x' has a list of no texts", True),
-    ("users", {"attributes": {"tags": [" a"]}}, "tags of 'x' has the text ' a' in a list", True),
-    ("users", {"attributes": {"a:token": 1.0}}, "a column is called 'a:token'", True),
-    ("items", {"categories": ["one|two"]}, "'one|two'", True),
-    ("items", {"attributes": {"title": "x"}}, "an attribute is called title", False),
-]
-
-
-async def test_what_csv_cannot_say_is_told_with_what_can(
-    client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for number, (what, row, words, parquet) in enumerate(UNSAYABLE):
-        name, path = f"x{number}", tmp_path / "x.parquet"
-        assert (await client.post(f"/{what}", [{f"{what[:-1]}_id": name, **row}])).status < 300
-        before = await exported(client, what)
-        assert await run("export", what, "--url", client.url, "--output", tmp_path / "x.csv") == 1
-        said = capsys.readouterr().err
-        assert words.replace("'x'", f"'{name}'") in said
-        assert said.rstrip().endswith("ndjson or parquet" if parquet else "ndjson"), words
-        assert names(tmp_path) == []
-        gone = f"/{what}/{name}{'/attributes' * (what == 'users')}"
-        if parquet:
-            assert await run("export", what, "--url", client.url, "--output", path) == 0
-            assert (await client.ask("DELETE", gone)).status < 300
-            # A row alone does not bring back an item that was deleted.
-            flags = ["--items", "--undelete"] if what == "items" else ["--users"]
-            assert await run("import", path, "--url", client.url, *flags) == 0, capsys.readouterr()
-            assert await exported(client, what) == before
-            path.unlink()
-        assert (await client.ask("DELETE", gone)).status < 300
-
-
 async def test_standard_output_has_the_rows_alone_and_a_file_that_is_there_is_kept(
     client: Client, capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path
 ) -> None:
@@ -201,42 +132,6 @@ async def test_standard_output_has_the_rows_alone_and_a_file_that_is_there_is_ke
     assert path.read_text().startswith("user_id,")
     assert await run("export", "users", "--url", client.url, "--output", tmp_path, "--overwrite") == 2
     assert await run("export", "users", "--url", client.url, "--output", tmp_path / "no" / "x.csv") == 2
-
-
-@pytest.mark.parametrize("command", ["export ratings", "import {file}", "import --items {file}", "doctor"])
-async def test_a_key_that_cannot_be_sent_is_named_as_what_is_wrong(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], command: str
-) -> None:
-    file = tmp_path / "rows.csv"
-    file.write_text("user_id,item_id,rating\nann,dune,3\n")
-    words = command.format(file=file).split()
-    url = f"http://127.0.0.1:{unused_port()}"
-    for key in ("bad\nkey", "clé", "fk_\x00"):
-        (tmp_path / "key").write_text(key)
-        for given in (("--key", key), ("--key-file", str(tmp_path / "key"))):
-            assert await run(*words, "--url", url, *given) in {1, 2}
-            said = "".join(capfd.readouterr())
-            assert "cannot be sent: it must be printable ASCII" in said
-            assert key not in said.replace(str(tmp_path / "key"), "")
-
-
-async def test_an_export_waits_until_the_service_takes_it(
-    store_settings: StoreSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async with serving(store_settings) as (client, app):
-        await fill(client)
-        running, path = app[CONTEXT].exports, tmp_path / "items.csv"
-        # As two others that run.
-        for _ in range(2):
-            await running.acquire()
-        refused = app[CONTEXT].counts.overloads
-        export = asyncio.create_task(run("export", "items", "--url", client.url, "--output", path))
-        await wait_until_async(lambda: app[CONTEXT].counts.overloads > refused, "it is refused once")
-        assert not export.done()
-        running.release()
-        assert await export == 0
-        assert len(path.read_text().splitlines()) == 1 + len(ITEMS)
-        assert "waiting, as " in capsys.readouterr().err
 
 
 @contextmanager

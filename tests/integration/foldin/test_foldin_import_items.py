@@ -57,30 +57,6 @@ async def test_items_of_a_file_are_in_the_catalogue(
     assert await store.catalogue.version() == version
 
 
-async def test_an_import_that_is_repeated_brings_nothing_back_unasked(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # Several calls of the client: it counts over all of them.
-    monkeypatch.setattr("foldin_client.rows.MAX_ROWS", 1)
-    path = tmp_path / "movies.csv"
-    path.write_text("movieId,title\nm0,A\nm1,B\nm2,C\n")
-    told = str(path), "--items", "--url", client.url
-    assert await run(*told) == 0
-    assert (await client.ask("PATCH", "/items/m0", json={"hidden": True})).status == 200
-    for item in ("m1", "m2"):
-        assert (await client.ask("DELETE", f"/items/{item}")).status == 200
-    capsys.readouterr()
-    assert await run(*told) == 0
-    assert "2 of them were deleted, and stay so without --undelete" in capsys.readouterr().out
-    assert [(item["item_id"], item["hidden"]) for item in (await client.get("/items")).json["items"]] == [
-        ("m0", True)
-    ]
-    assert await run(*told, "--undelete") == 0
-    assert "were deleted" not in capsys.readouterr().out
-    assert (await client.get("/items")).json["total"] == 3
-    assert await run(str(path), "--undelete", "--url", client.url) == 2
-
-
 async def test_users_of_a_file_have_their_attributes(
     client: Client, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,18 +83,3 @@ async def test_users_of_a_file_have_their_attributes(
     assert await run(*told) != 0
     assert "row 2" in capsys.readouterr().err
     assert (await client.get("/users/4/attributes")).status == 404
-
-
-async def test_what_is_not_told_where_goes_to_the_port_of_the_settings(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The port of a variable or of foldin.toml, as export, doctor and client-example take it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FOLDIN_REDIS_URL", raising=False)
-    (tmp_path / "foldin.toml").write_text(f"[service]\nport = {client.url.rpartition(':')[2]}\n")
-    (tmp_path / "items.csv").write_text("item_id,title\ndune,Dune\n")
-    (tmp_path / "ratings.csv").write_text("user_id,item_id,rating\nann,dune,5\n")
-    assert await run("items.csv", "--items") == 0, capsys.readouterr()
-    assert await run("ratings.csv") == 0, capsys.readouterr()
-    assert capsys.readouterr().out.count(f" written to the API at {client.url} ") == 1
-    assert [each["title"] for each in (await client.get("/items")).json["items"]] == ["Dune"]

@@ -1,10 +1,8 @@
 """`foldin up` for real: it comes up, answers, is told to go, and comes back with everything it knew."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import stat
 import urllib.error
 from pathlib import Path
@@ -14,9 +12,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as LostConnection
 
 from processes import backoff
-from processes.probes import unused_port
 from tests.support.disks import leave_free, small_disk
-from tests.support.servers import KIND, running_server
 from tests.support.stacks import DOWN_S, Stack, foldin, processes, stack
 from tests.support.waiting import wait_until
 
@@ -81,44 +77,6 @@ def test_where_others_can_reach_it_a_key_is_made_and_asked_for(tmp_path: Path) -
     with stack(open_data, "--host", "0.0.0.0", "--no-play", FOLDIN_ACCESS="open") as running:
         assert running.call("GET", "/generations")
         assert not (open_data / "operator.key").exists()
-
-
-def test_a_stack_with_workers_survives_its_parts_and_dies_with_its_supervisor(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    with stack(data, "--no-play", "--workers", "2") as running:
-        refused = foldin("up", "--data", data, "--port", unused_port(), "--environment-port", unused_port())
-        assert refused.returncode == 2
-        assert re.fullmatch(
-            rf"foldin: .*in use by another stack \(process {running.process.pid}\).*\n", refused.stderr
-        )
-
-        for number in range(10):
-            running.call("POST", "/ratings", {"user_id": "ann", "item_id": str(number), "rating": 5})
-        with Redis(unix_socket_path=str(data / "store/store.sock")) as store:
-            store.config_set("rdb-key-save-delay", 1_000_000)  # so long for a key that the kill comes amid it
-            store.bgrewriteaof()
-        wait_until(lambda: any(data.glob("store/temp-*")), "a rewrite under way")
-        for name in ("store", "service", "trainer", "environment"):
-            pid = running.part(name)
-            assert pid, f"no process of {name}"
-            os.kill(pid, signal.SIGKILL)
-            running.says(rf"{name} ended \(signal 9\): starting it again")
-            running.says(rf"{name} is back")
-        # Who is forgotten is in no file after the next rewrite, which leaves that of another one as it is.
-        assert not list(data.glob("store/temp-*"))
-
-        def answers() -> bool:
-            try:
-                return known_ratings(running, "ann") == 10
-            except OSError:  # the service waits for its store for a moment
-                return False
-
-        wait_until(answers, "all ratings from before the crashes")
-
-        running.process.end(signal.SIGKILL)
-        wait_until(lambda: not processes(data), "the end of all parts of a killed supervisor")
-    with stack(data, "--no-play") as again:
-        assert known_ratings(again, "ann") == 10
 
 
 def status_of(running: Stack, method: str, path: str, body: object = None) -> int:
@@ -204,96 +162,3 @@ def test_a_store_that_was_emptied_is_said_and_everything_else_goes_on(tmp_path: 
         assert running.interrupt() == 0
     (kept,) = data.glob(trash)
     assert kept.read_bytes() in archived.values()
-
-
-def test_a_redis_that_is_already_there_is_used_and_left_running(tmp_path: Path) -> None:
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with running_server(KIND, folder) as server:
-        with stack(tmp_path / "data", "--no-play", FOLDIN_REDIS_URL=server.url) as running:
-            running.call("POST", "/ratings", {"user_id": "ann", "item_id": "12", "rating": 5})
-            assert running.part("store") == 0
-            assert f"store: ready at {server.url}" in running.text
-            assert running.interrupt() == 0
-        assert server.answers()
-        assert processes(tmp_path / "data") == []
-
-
-def test_everything_comes_back_from_a_backup_alone(tmp_path: Path) -> None:
-    """What docs/operations.md says to do when the machine is gone; and `curl -X POST /train`, undone."""
-    data, backup = tmp_path / "data", tmp_path / "backup"
-    given = [
-        {"user_id": f"u{user}", "item_id": f"i{item}", "rating": 1 + (user * item) % 5}
-        for user in range(20)
-        for item in range(20)
-        if (user + item) % 3
-    ]
-    pairs = {"pairs": [[f"u{user}", f"i{item}"] for user in range(20) for item in range(20)]}
-    with stack(data, "--no-play") as first:
-        first.call("POST", "/ratings", given)
-        first.call("POST", "/train")
-        before = first.call("POST", "/predict", pairs)["predictions"]
-        assert foldin("verify", "--data", data).returncode == 0
-        made = foldin("backup", "--data", data, backup)
-        assert made.returncode == 0, made.stderr
-        # A replaced history comes back, with what came in since.
-        junk = {"nb_users": 1, "nb_items": 1, "user_history": [0], "item_history": [0], "rating_history": [1]}
-        first.call("POST", "/train", junk | {"replace": True})
-        with pytest.raises(urllib.error.HTTPError, match="404"):
-            known_ratings(first, "u1")
-        first.call("POST", "/ratings", {"user_id": "u1", "item_id": "since", "rating": 2})
-        wait_until(lambda: "replaced" in foldin("undo", "--data", data).stdout, "the history in the trash")
-        undone = foldin("undo", "--data", data, "last")
-        assert undone.returncode == 0, undone.stderr + undone.stdout
-        assert known_ratings(first, "u1") == 1 + sum(each["user_id"] == "u1" for each in given)
-        assert first.interrupt() == 0
-    shutil.rmtree(data)
-    with stack(data, "--no-play") as second:
-        restored = foldin("restore", "--data", data, backup)
-        assert restored.returncode == 0, restored.stderr
-        verified = foldin("verify", "--data", data)
-        assert verified.returncode == 0, verified.stdout + verified.stderr
-        after = second.call("POST", "/predict", pairs)["predictions"]
-        assert all(
-            abs(one["rating"] - other["rating"]) < 0.05 and one["basis"] == other["basis"]
-            for one, other in zip(before, after, strict=True)
-        )
-        assert second.interrupt() == 0
-
-
-SCALES = {
-    "0.5:5:0.5": lambda n: 0.5 + 0.5 * (n * 7 % 10),
-    "0:100": lambda n: n * 37 % 101,
-}
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_an_import_gives_an_empty_store_its_scale(tmp_path: Path, scale: str) -> None:
-    file, data, state = (
-        tmp_path / "ratings.csv",
-        tmp_path / "data",
-        {"XDG_STATE_HOME": str(tmp_path / "state")},
-    )
-    rows = "".join(f"u{n % 15},i{n // 15},{SCALES[scale](n)}\n" for n in range(150))
-    file.write_text(f"user,item,rating\n{rows}")
-    with stack(data, "--no-play") as running:
-        # By the store or by the API: no setting, no question, no refusal.
-        target = ("--url", running.url) if scale == "0:100" else ("--data", data)
-        done = foldin("import", file, *target, **state)
-        assert done.returncode == 0, done.stderr
-        assert re.search(rf"The scale of .* is {re.escape(scale)} from now on", done.stdout), done.stdout
-        # 150 ratings: the first fit does not wait for the minute that others wait for.
-        wait_until(lambda: running.call("GET", "/status")["ratings"] == 150, "a fit of all of them")
-        low, high, *_ = (float(part) for part in scale.split(":"))
-        assert running.call("GET", "/status")["scale"][:2] == [low, high]
-        assert known_ratings(running, "u7") == 10
-        # A file of another scale is told which one the store has.
-        file.write_text("user,item,rating\nann,tea,1000\n")
-        done = foldin("import", file, *target, **state)
-        assert done.returncode == 2
-        assert f"the scale is {scale}" in done.stderr
-        assert running.interrupt() == 0
-    # What was decided is not asked for again.
-    with stack(data, "--no-play") as again:
-        assert again.call("GET", "/status")["scale_decided"]
-        assert known_ratings(again, "u7") == 10

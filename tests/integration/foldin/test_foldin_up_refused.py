@@ -2,7 +2,6 @@
 
 import re
 import socket
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,43 +54,3 @@ def test_a_folder_that_cannot_be_written_or_is_of_another_kind(refused: Refused,
 @pytest.mark.slow
 def test_a_store_that_is_not_there(refused: Refused) -> None:
     assert "does not answer" in refused(FOLDIN_REDIS_URL=f"redis://127.0.0.1:{unused_port()}")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("server", "version"),
-    [("redis", "redis_version:6.2.14"), ("valkey", "redis_version:7.2.4\r\nvalkey_version:7.2.9")],
-)
-def test_a_store_that_is_too_old(refused: Refused, server: str, version: str) -> None:
-    """A stand-in that knows HELLO, INFO and PING, and answers everything else as an old server would."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    info = f"# Server\r\n{version}\r\nserver_name:{server}\r\nredis_mode:standalone\r\nloading:0\r\n".encode()
-
-    def serve(connection: socket.socket) -> None:
-        with connection:
-            while data := connection.recv(65_536):
-                for command in re.findall(rb"\*\d+\r\n\$\d+\r\n([A-Za-z]+)\r\n", data):
-                    reply = b"-ERR unknown command\r\n"
-                    if command.upper() == b"INFO":
-                        reply = b"$%d\r\n%b\r\n" % (len(info), info)
-                    elif command.upper() == b"PING":
-                        reply = b"+PONG\r\n"
-                    elif command.upper() in {b"CLIENT", b"SELECT"}:
-                        reply = b"+OK\r\n"
-                    connection.sendall(reply)
-
-    def accept() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=serve, args=(connection,), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    try:
-        url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
-        assert re.search(r"7\.2|8", refused(FOLDIN_REDIS_URL=url))
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()

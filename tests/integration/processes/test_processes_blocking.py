@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from processes.blocking import BlockingChild, plain_environment
+from processes.blocking import BlockingChild
 from processes.errors import ChildEndedError
-from processes.probes import http_ok, redis_pong, unused_port
 from tests.support.waiting import PATIENCE_S, wait_until
 
 WITH_CHILD = (
@@ -32,17 +31,6 @@ def test_what_a_child_started_ends_with_it(tmp_path: Path) -> None:
     wait_until(lambda: not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z", "its end")
 
 
-def test_a_child_that_ignores_sigterm_is_killed_after_its_grace(tmp_path: Path) -> None:
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-    code += "print('up', flush=True); time.sleep(60)"
-    child = BlockingChild(python(code), tmp_path / "log")
-    child.wait_ready(lambda: "up" in child.text, PATIENCE_S)
-    with pytest.raises(TimeoutError, match="runs after 0 s"):
-        child.wait(0.1)
-    assert child.end(grace_s=0.2) == -signal.SIGKILL
-    assert child.end() == -signal.SIGKILL
-
-
 def test_a_child_that_is_not_ready_says_its_last_line(tmp_path: Path) -> None:
     with (
         BlockingChild(
@@ -58,12 +46,3 @@ def test_a_child_that_is_not_ready_says_its_last_line(tmp_path: Path) -> None:
     ):
         child.wait_ready(lambda: False, 0.1)
     assert found.value.code is None
-
-
-def test_an_environment_keeps_no_setting_but_those_given(tmp_path: Path) -> None:
-    inherited = {"PATH": "/bin", "FOLDIN_PORT": "1"}
-    assert plain_environment(inherited, {"FOLDIN_SCALE": "1:5"}) == {"PATH": "/bin", "FOLDIN_SCALE": "1:5"}
-    port = unused_port()
-    assert not http_ok("127.0.0.1", port, "/")
-    assert not redis_pong(("127.0.0.1", port))
-    assert not redis_pong(tmp_path / "no.sock")

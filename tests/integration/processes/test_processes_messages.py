@@ -1,6 +1,5 @@
 """Helpers: messages both ways, whatever they print; gone with their block, and with their parent."""
 
-import asyncio
 import os
 import signal
 import sys
@@ -11,7 +10,7 @@ import pytest
 
 from processes.blocking import BlockingChild
 from processes.messages import HelperEndedError, helper
-from tests.support.waiting import PATIENCE_S, wait_until, wait_until_async
+from tests.support.waiting import PATIENCE_S, wait_until
 
 ECHO = """
     import os, sys
@@ -77,32 +76,6 @@ async def test_a_helper_that_ends_is_told_from_one_that_answers(monkeypatch: pyt
     with pytest.raises(HelperEndedError, match="cannot be started"):
         async with helper("helper_echo"):
             pass
-
-
-async def test_a_helper_that_is_too_slow_is_given_up() -> None:
-    async with helper("helper_echo") as running:
-        await running.ask(b"warm", PATIENCE_S)
-        with pytest.raises(HelperEndedError, match=r"no answer within 0.1 s"):
-            await running.ask(b"be silent", 0.1)
-        pid = running.pid
-    assert gone(pid)
-
-
-async def test_a_cancelled_block_leaves_no_helper() -> None:
-    pids: list[int] = []
-
-    async def forever() -> None:
-        async with helper("helper_echo") as running:
-            await running.ask(b"ready?", PATIENCE_S)
-            pids.append(running.pid)
-            await running.receive()
-
-    task = asyncio.create_task(forever())
-    await wait_until_async(lambda: pids, "the helper's first answer")
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert gone(pids[0])
 
 
 def test_a_busy_helper_ends_with_its_parent(tmp_path: Path) -> None:

@@ -120,55 +120,6 @@ async def test_a_part_that_keeps_failing_ends_the_stack(
         await asyncio.shield(keeper.failed)
 
 
-FAILS_WHILE = (
-    "import os, sys\n"
-    "if os.path.exists(sys.argv[2]):\n"
-    "    open(sys.argv[3], 'a').write('x'); print('it is broken'); sys.exit(1)\n"
-)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("with_obstacle", [True, False])
-async def test_a_part_that_others_wait_for_is_tried_until_it_starts(
-    keeper: Supervisor,
-    tmp_path: Path,
-    said: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    with_obstacle: bool,
-) -> None:
-    monkeypatch.setattr(backoff, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr("processes.supervisor.MAX_PAUSE_S", 0.1)
-    mark, broken, tries = tmp_path / "a", tmp_path / "broken", tmp_path / "tries"
-    looks: list[bool] = []
-
-    def obstacle() -> str | None:
-        looks.append(broken.exists())
-        return "the disk is full" if looks[-1] else None
-
-    await keeper.start(
-        spec(
-            *("one", FAILS_WHILE + READY, mark, broken, tries),
-            mark=mark,
-            lasting=True,
-            obstacle=obstacle if with_obstacle else None,
-        )
-    )
-    broken.touch()
-    mark.unlink()
-    os.kill(keeper.running()["one"], signal.SIGKILL)
-    if with_obstacle:
-        await wait_until_async(lambda: len(looks) > 2, "the disk is looked at again")
-        assert said[-1] == "  one ended (signal 9): the disk is full"
-        assert not tries.exists()
-    else:
-        often = 2 * backoff.MAX_FAILURES
-        await wait_until_async(lambda: written(tries) and len(tries.read_text()) > often, "many tries")
-        assert "it is broken; trying on every 0.1 s" in said[-1]
-    assert not keeper.failed.done()
-    broken.unlink()
-    await wait_until_async(lambda: "  one is back" in said, "its return")
-
-
 @pytest.mark.parametrize(("code", "error"), [(1, StackFailedError), (2, CannotStartError)])
 async def test_a_part_that_does_not_start_says_why(
     keeper: Supervisor, tmp_path: Path, code: int, error: type[Exception]
@@ -205,30 +156,6 @@ async def test_the_rest_goes_on_without_a_part_that_is_spared_and_with_it_once_i
     other = ChildSpec("other", (sys.executable, "-c", CRASHES, "2"), dict(os.environ), spared=lambda _: False)
     with pytest.raises(CannotStartError, match="other: it is broken"):
         await keeper.start(other, spec("slow", READY, tmp_path / "b", mark=tmp_path / "never"))
-
-
-async def test_a_part_that_is_never_ready_is_not_waited_for_for_ever(
-    keeper: Supervisor, tmp_path: Path
-) -> None:
-    with pytest.raises(StackFailedError, match="not ready after 0 s"):
-        await keeper.start(spec("one", READY, tmp_path / "a", mark=tmp_path / "never", ready_within_s=0.2))
-
-
-async def test_a_program_that_is_not_there(keeper: Supervisor) -> None:
-    with pytest.raises(CannotStartError, match="one cannot be started"):
-        await keeper.start(ChildSpec("one", ("/nonexistent/program",), {}))
-    with pytest.raises(CannotStartError, match="two cannot be started"):
-        await keeper.once(ChildSpec("two", ("/nonexistent/program",), {}))
-
-
-async def test_something_that_runs_once(keeper: Supervisor) -> None:
-    lines: list[str] = []
-    code = "print('a'); print(); print('b', end='')"
-    assert await keeper.once(spec("once", code, show=lines.append)) == 0
-    assert lines == ["a", "", "b"]
-    assert await keeper.once(spec("bad", CRASHES, 3)) == 3
-    with pytest.raises(CannotStartError, match="it is broken"):
-        await keeper.once(spec("refusing", CRASHES, 2))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")

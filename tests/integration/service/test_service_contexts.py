@@ -16,7 +16,7 @@ from factors.model.parameters import from_model, to_model
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import Written, lead, make_model, publish
-from tests.support.serving import LINES, Client, is_problem, serving
+from tests.support.serving import Client, is_problem, serving
 
 ITEMS = 8
 EVENING = {"hour": 20, "device": "tv"}
@@ -121,32 +121,6 @@ async def test_every_answer_about_a_pair_is_the_same_number(client: Client) -> N
         found = (await client.post("/predict", {"pairs": pairs, "context": contexts})).json["predictions"]
         names = ["evening", "morning", "none"] if isinstance(contexts, list) else ["evening"] * 3
         assert [each["rating"] for each in found] == [numbers[name] for name in names]
-
-
-BAD: dict[str, tuple[object, str]] = {
-    "another kind": ({"hour": "noon"}, "context.hour"),
-    "an object": ({"new": {"a": 1}}, "context.new"),
-    "past float32": ({"hour": 1e39}, "context.hour"),
-    "a long name": ({"n" * 65: 1}, f"context.{'n' * 64}"),
-    "33 fields": ({f"v{number}": 1 for number in range(31)}, "context.v30"),
-}
-
-
-async def test_a_context_that_cannot_be_taken_is_named_and_nothing_is_stored(
-    client: Client, store: Store
-) -> None:
-    before = await store.contexts.fresh()
-    for name, (context, field) in BAD.items():
-        rows = [row("ann", 0, 5, MORNING), row("ann", 1, 5, context)]
-        for body, headers in (
-            (json.dumps(rows).encode(), {"Content-Type": "application/json"}),
-            (b"\n".join(json.dumps(each).encode() for each in rows), LINES),
-        ):
-            reply = await client.post("/ratings", body, headers=headers)
-            assert is_problem(reply, 422, "invalid_context"), name
-            assert (reply.json["field"], reply.json["row"]) == (field, 1), name
-    assert await store.contexts.fresh() == before
-    assert (await client.get("/users/ann")).status == 404
 
 
 async def test_a_field_that_no_rating_has_is_refused_in_every_question(client: Client) -> None:

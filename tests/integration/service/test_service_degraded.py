@@ -1,15 +1,11 @@
 """The store is away: what a worker holds answers, says so, and stops saying so by itself."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
-from aiohttp import web
-from redis.asyncio import Redis
 
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from service.context import CONTEXT
 from tests.support.factories import publish_for_ann
 from tests.support.servers import StoreServer
 from tests.support.serving import BOTH_WAYS, Client, is_problem, serves, serving
@@ -95,62 +91,3 @@ async def test_reads_go_on_marked_and_writes_are_refused(
             return (await client.post("/ratings", rating)).status == 200
 
         await wait_until_async(rated, "ratings are taken again")
-
-
-async def polls(app: web.Application, count: int) -> None:
-    """Let the service look at the store so many times: one look may have been under way."""
-    follower = app[CONTEXT].follower
-    for _ in range(count + 1):
-        last = follower.polled_at
-        await wait_until_async(lambda last=last: follower.polled_at > last, "it is polled")  # type: ignore[misc]  # its default
-
-
-async def test_who_was_forgotten_by_one_replica_is_not_answered_from_a_copy_of_another(
-    own_server: StoreServer, settings: StoreSettings
-) -> None:
-    async with serving(settings, erase_wait_s=0.1) as (client, _), serving(settings) as (other, app):
-        for each in (client, other):
-            await serves(each, 1)
-        for path in (PAIR, *READS):
-            assert (await other.get(path)).status == 200
-        assert (await client.ask("DELETE", "/users/ann")).status == 200
-        await polls(app, 2)
-        own_server.kill()
-        reply = await other.get(PAIR)
-        assert (reply.json["basis"], reply.json["degraded"]) == ("item", True)
-        for path in READS:
-            is_problem(await other.get(path), 503, "store_unavailable")
-
-
-async def test_a_store_that_misses_replicas_is_read_and_followed(
-    own_server: StoreServer, settings: StoreSettings
-) -> None:
-    """With `min-replicas-to-write` it refuses every write, the beat of a worker, too."""
-    async with serving(settings) as (client, app), Redis.from_url(own_server.url) as administrator:
-        await serves(client, 1)
-        await administrator.config_set("min-replicas-to-write", 1)
-        rating = {"user_id": "ann", "item_id": "item-3", "rating": 4}
-        is_problem(await client.post("/ratings", rating), 503, "store_unavailable")
-        await polls(app, 5)
-        assert app[CONTEXT].follower.failures_total == 0
-        assert await back(client)
-        await administrator.config_set("min-replicas-to-write", 0)
-        assert (await client.post("/ratings", rating)).status == 200
-
-
-async def test_a_store_that_hangs_is_not_waited_for(
-    own_server: StoreServer, settings: StoreSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its time-out is what is tested."""
-    monkeypatch.setattr("service.routes.operations.status._PROBE_TIMEOUT_S", 0.2)
-    async with serving(replace(settings, timeout_s=0.5)) as (client, _):
-        await serves(client, 1)
-        own_server.pause()
-        try:
-            is_problem(await client.get("/users/eve"), 503, "store_unavailable")
-            assert (await client.get("/predict?user_id=u&item_id=i")).json["degraded"] is True
-            found = (await client.get("/status")).json
-            assert (found["store_up"], found["backed_up"]) == (False, None)
-        finally:
-            own_server.resume()
-        await serves(client, 1)

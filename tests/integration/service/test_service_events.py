@@ -233,18 +233,6 @@ async def test_what_a_list_shows_is_recorded_and_what_comes_of_it_is_counted(
     assert "foldin_impressions_lost_total 0.0" in text
 
 
-async def test_what_was_shown_does_not_bring_back_who_is_forgotten(client: Client, store: Store) -> None:
-    await client.get("/recommend/ann?n=4&impressions=true")
-    assert (await client.ask("DELETE", "/users/ann")).status == 200
-    # By another worker, which knows of no queue but its own.
-    await client.get("/recommend/other?n=4&impressions=true")
-    await store.ratings.forget(b"other")
-    await client.get("/recommend/eve?n=4&impressions=true")
-    await until_shown(client, "eve", 4)
-    for user in ("ann", "other"):
-        assert (await client.get(f"/users/{user}/events")).status == 404
-
-
 async def begun(client: Client, name: str, body: Any) -> None:
     reply = await client.ask("PUT", f"/experiments/{name}", json=body)
     assert reply.status == 200, reply.text

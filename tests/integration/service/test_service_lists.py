@@ -221,21 +221,6 @@ async def test_rules_that_are_wrong_are_named_in_calls_and_scenarios(
     assert (await client.ask("PUT", "/scenarios/home", json={})).status == 200
 
 
-async def test_what_is_hidden_is_in_no_list_whatever_the_rules_say(
-    client: Client, other: Client, store: Store
-) -> None:
-    pinned = [{"item_id": "item-5", "position": 1}]
-    body: dict[str, Any] = {"pinned": pinned, "candidate_items": ["item-5", "item-6"]}
-    assert await listed(other, **body) == [5, 6]
-    await put(store, film(5, hidden=True), film(6, available_from=time.time() + 3600))
-    # A new attribute, and a category, are there for the next answer of each.
-    await put(store, CatalogueItem("item-7", categories=["opera"], attributes={"length": 90.0}))
-    for worker in (client, other):
-        assert await listed(worker, **body) == []
-        assert await listed(worker, "/recommend/ann?category=opera") == [7]
-        assert await listed(worker, filter={"must": [{"key": "length", "match": {"value": 90}}]}) == [7]
-
-
 @pytest.mark.parametrize("off_the_loop", [False, True])
 async def test_lists_about_no_user(
     client: Client, store: Store, monkeypatch: pytest.MonkeyPatch, off_the_loop: bool

@@ -88,31 +88,6 @@ async def test_large_calls_that_are_too_many_are_refused_at_once_and_others_are_
         assert (await client.post(path, body)).status == 200
 
 
-@BOTH_WAYS
-async def test_connections_beyond_the_limit_are_told_and_idle_ones_harm_no_other(
-    store_settings: StoreSettings, published: Written
-) -> None:
-    async with serving(store_settings, connections=40, keepalive_s=600.0) as (client, app):
-        await serves(client, published.writer.number)
-        traffic = app[CONTEXT].traffic
-        idle = [await opened(client) for _ in range(40 - traffic.connections)]
-        await wait_until_async(lambda: traffic.connections == 40, "there are as many as may be")
-        more = [await opened(client) for _ in range(20)]
-        for text in await asyncio.gather(*(reader.read() for reader, _ in more)):
-            head, _, body = text.partition(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 503")
-            assert b"Retry-After: 1" in head
-            assert json.loads(body)["code"] == "overloaded"
-        assert (await client.get(ONE)).status == 200
-        for _, writer in (*idle, *more):
-            writer.close()
-        await wait_until_async(lambda: traffic.connections <= 1, "they are gone")
-        reader, writer = await opened(client)
-        writer.write(b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % ONE.encode())
-        assert b" 200 OK" in await reader.read()
-        writer.close()
-
-
 async def test_a_client_that_does_not_read_is_dropped(
     store_settings: StoreSettings, published: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:

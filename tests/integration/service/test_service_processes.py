@@ -6,7 +6,6 @@ import signal
 import socket
 import ssl
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -72,57 +71,6 @@ def test_the_end_answers_what_is_in_flight(
         assert b"Connection: close" in answer
         assert service.process.wait(PATIENCE_S) == 0
         assert f"service listens on {service.url}" in service.log.read_text("utf-8")
-
-
-@pytest.mark.slow
-def test_two_workers_end_in_order_with_their_supervisor(
-    store_settings: StoreSettings, published: Written, tmp_path: Path
-) -> None:
-    with processes(store_settings, tmp_path, workers=2) as service:
-        # The second one starts when the first one serves.
-        wait_until(lambda: len(service.worker_pids()) == 2, "both run")
-        pids = service.worker_pids()
-        # Another group does not join this one.
-        second = Service(store_settings, tmp_path, workers=2, port=service.port)
-        assert second.process.wait(PATIENCE_S) == 2
-        assert service.end(signal.SIGINT) == 0
-        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("wrong", "named"),
-    [
-        ("port", "{port}"),
-        ("scale", "FOLDIN_SCALE"),
-        ("settings", "FOLDIN_SCALE"),
-        ("certificate", "FOLDIN_TLS_CERT"),
-    ],
-)
-def test_a_start_that_cannot_be_is_told_and_ends_with_code_2(
-    store_settings: StoreSettings, published: Written, tmp_path: Path, wrong: str, named: str
-) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port, said, settings = None, dict[str, str](), store_settings
-        match wrong:
-            case "port":
-                port = taken.getsockname()[1]
-            case "scale":
-                settings = replace(store_settings, scale="0:10")
-            case "settings":
-                settings = replace(store_settings, scale="5:1", namespace="a b")
-            case _:
-                own, other = certificate(tmp_path, "own"), certificate(tmp_path, "other")
-                said = {"FOLDIN_TLS_CERT": str(own), "FOLDIN_TLS_KEY": str(other.with_suffix(".key"))}
-        service = Service(settings, tmp_path, workers=2, port=port, environment=said)
-        assert service.process.wait(PATIENCE_S) == 2
-        text = service.log.read_text("utf-8")
-        assert named.format(port=port) in text
-        assert "Traceback" not in text
-        # What is wrong with settings is told together.
-        assert wrong != "settings" or "FOLDIN_NAMESPACE" in text
 
 
 @pytest.mark.slow

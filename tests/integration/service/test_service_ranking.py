@@ -13,8 +13,8 @@ from factors.ranking.blending import blended
 from featurestore.codecs import pack_histories
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import Written, lead, make_head, make_model, publish, rating, with_moving_users
-from tests.support.serving import BOTH_WAYS, Client, serves, serving
+from tests.support.factories import Written, lead, make_head, publish, rating
+from tests.support.serving import Client, serves, serving
 
 ITEMS = 40
 RATED = {"item-0": 5.0, "item-1": 1.0, "item-7": 4.0}
@@ -75,9 +75,18 @@ async def test_a_rating_counts_in_the_next_list_of_every_worker(
     assert (await one.get("/recommend/ann?n=5")).json["items"] == before["items"]
 
 
+@pytest.mark.parametrize("off_the_loop", [False, True])
 async def test_a_list_is_every_item_in_the_order_of_its_score_which_its_parts_explain(
-    clients: list[Client], store: Store, written: Written, head: RankingHead
+    clients: list[Client],
+    store: Store,
+    written: Written,
+    head: RankingHead,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    off_the_loop: bool,
 ) -> None:
+    if off_the_loop:
+        monkeypatch.setattr("service.ranking_queue._QUICK", 0)
     client, other = clients
     expected = await by_hand(store, written, head)
     reply = (await client.get("/recommend/ann?n=1000")).json
@@ -116,50 +125,3 @@ async def test_a_list_is_every_item_in_the_order_of_its_score_which_its_parts_ex
         assert {part["item_id"] for part in parts} == set(RATED)
         rated = why["base"] + sum(part["contribution"] for part in why["parts"])
         assert round(rated, 6) == why["rating"] == pytest.approx(item["rating"], abs=1e-5)
-
-
-async def test_without_a_head_lists_are_by_rating(
-    store: Store, store_settings: StoreSettings, written: Written
-) -> None:
-    # Damaged after it was published.
-    chunk = store.keys.index_chunk(1, written.writer.number, 0)
-    await store.redis.setrange(chunk, 200, b"other bytes")
-    async with serving(store_settings) as (client, _):
-        await serves(client, written.writer.number)
-        reply = (await client.get("/recommend/ann?n=5")).json
-        assert reply["order"] == "rating"
-        assert reply["items"] == (await client.get("/recommend/ann?n=5&order=rating")).json["items"]
-        assert "relevance" not in (await client.get("/explain/ann/item-9")).json
-        assert 'foldin_ranking_head{worker="0"} 0.0' in (await client.get("/metrics")).text
-
-
-@BOTH_WAYS
-async def test_a_user_who_moves_is_where_he_was_and_where_the_next_rating_takes_him(
-    store: Store, store_settings: StoreSettings
-) -> None:
-    span_s, n_items = 1e7, 12
-    model = with_moving_users(make_model(), 1e9, span_s)
-    await store.items(1).register([b"item-%d" % row for row in range(n_items + 1)])
-    # From loving everything to hating it.
-    times = np.linspace(1e9, 1e9 + span_s, n_items)
-    values = 5.0 - 4.0 * np.arange(n_items) / (n_items - 1)
-    rated = [rating("ann", f"item-{row}", float(values[row]), float(times[row])) for row in range(n_items)]
-    await store.ratings.append(rated[:-1])
-    written = await publish(store, await lead(store), n_items=n_items + 1, users=[b"ann"], model=model)
-    scorer = Scorer(posterior_of(model), written.items)
-    ask = f"/predict?user_id=ann&item_id=item-{n_items}"
-    async with serving(store_settings) as (client, _):
-        await serves(client, written.writer.number)
-        for more in ([], rated[-1:]):
-            await store.ratings.append(more)
-            _, history = await store.users.history(1, b"ann")
-            row = posterior_of(model).fold_in_users(written.items, pack_histories([history]))
-            found = {}
-            for time in (None, times[0], times[5], times[-1] + span_s):
-                when = None if time is None else np.array([time])
-                wanted = scorer.score(row, np.zeros(1, dtype=np.int64), np.array([n_items]), when)
-                reply = (await client.get(ask if time is None else f"{ask}&timestamp={time}")).json
-                assert reply["rating"] == pytest.approx(float(wanted.rating[0]), abs=1e-5)
-                assert reply["std"] == pytest.approx(float(wanted.std[0]), abs=1e-5)
-                found[time] = reply["rating"]
-            assert found[times[0]] > found[times[5]] > found[None] + 0.2

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pytest
 
 from factors import Histories
 from featurestore.settings import StoreSettings
@@ -115,32 +114,6 @@ async def test_a_body_that_does_not_come_is_given_up(store_settings: StoreSettin
         await wait_until_async(lambda: context.traffic.in_flight == 0, "it is given up")
         # A client that leaves is no mistake of the service.
         assert (context.counts.exceptions, context.counts.requests["/ratings"]) == (0, {"400": 1})
-
-
-async def test_who_is_forgotten_while_something_is_taken_back_is_not_brought_back(
-    store: Store, store_settings: StoreSettings, published: Written, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with serving(store_settings) as (client, app):
-        await serves(client, published.writer.number)
-        users = app[CONTEXT].store.users
-        read = users.history
-
-        async def then_forgotten(epoch: int, user_id: bytes) -> Any:
-            found = await read(epoch, user_id)
-            # By another worker.
-            await store.ratings.forget(user_id)
-            return found
-
-        monkeypatch.setattr(users, "history", then_forgotten)
-        for path, code in (
-            ("ratings/eve/item-1", "unknown_rating"),
-            ("events/eve/item-1/view", "unknown_event"),
-        ):
-            event = {"user_id": "eve", "item_id": "item-1"}
-            both = [{**event, "type": "view"}, {**event, "type": "rating", "value": 3}]
-            assert (await client.post("/events", both)).status == 200
-            assert is_problem(await client.ask("DELETE", f"/{path}"), 404, code)
-            assert (await store.users.history(1, b"eve"))[1].entries == 0
 
 
 def by_hand(written: Written, history: dict[int, float], row: int) -> float:

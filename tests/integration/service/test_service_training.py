@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from featurestore.commands import Outcome
-from featurestore.settings import DEFAULT_SCALE, StoreSettings
+from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from service.context import CONTEXT
 from tests.support.factories import lead, publish, rating
 from tests.support.serving import Client, is_problem, serves, serving
 from tests.support.small_trainer import Trainer, running
@@ -67,27 +66,6 @@ async def test_a_new_history_replaces_the_old_one_and_nothing_unasked(client: Cl
     assert {each["item_id"] for each in known} == {"0", "1", "2", "3"}
     is_problem(await client.get("/items/old"), 404, "unknown_item")
     is_problem(await client.get("/users/u"), 404, "unknown_user")
-
-
-async def test_a_rating_acknowledged_after_the_count_is_not_lost_unasked(
-    store_settings: StoreSettings, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with serving(store_settings, train_wait_s=60.0) as (client, app):
-        await serves(client, 1)
-        log = app[CONTEXT].store.ratings
-        count = log.count_live
-
-        async def counted(epoch: int) -> int:
-            found = await count(epoch)
-            rated = {"user_id": "u", "item_id": "old", "rating": 3}
-            assert (await client.post("/ratings", rated)).status == 200
-            return found
-
-        monkeypatch.setattr(log, "count_live", counted)
-        reply = await client.post("/train", HISTORY)
-        is_problem(reply, 409, "ratings_would_be_lost")
-        assert reply.json["ratings"] == 1
-        assert (await client.get("/users/u")).status == 200
 
 
 async def test_what_was_live_answers_until_the_new_one_is(
@@ -243,42 +221,3 @@ async def test_a_scale_that_is_put_is_that_of_every_answer(
             assert min(given) <= answer <= max(given)
         # Going back to what was before the decision is not possible.
         assert is_problem(await one.post("/generations/1/activate"), 404, "unknown_generation")
-
-
-async def test_the_first_rating_makes_it_one_to_five(
-    undecided: StoreSettings, settings: TrainerSettings
-) -> None:
-    async with running_trainer(settings), serving(undecided) as (client, _), serving(undecided) as (other, _):
-        await serves(client, 1)
-        await serves(other, 1)
-        body = {"user_id": "ann", "item_id": "tea", "rating": 4}
-        assert (await client.post("/ratings", body)).status == 200
-
-        async def is_known() -> bool:
-            return await status(other) == ([1, 5, None], True)
-
-        await wait_until_async(is_known, "the other service knows it")
-        refused = await other.ask("PUT", "/scale", json={"low": 0, "high": 100})
-        assert is_problem(refused, 409, "scale_decided")
-        # The prior that is live is of this scale: it goes on.
-        assert (await client.get("/predict?user_id=bob&item_id=tea")).json["generation"] == 1
-
-
-async def test_a_worker_that_has_not_heard_of_the_scale_yet_asks_before_it_refuses(
-    undecided: StoreSettings,
-) -> None:
-    async with serving(undecided) as (one, _), serving(undecided) as (other, app):
-        assert (await one.ask("PUT", "/scale", json={"low": 0, "high": 10})).status == 200
-        scale, who = app[CONTEXT].store.scale, {"user_id": "ann", "item_id": "tea"}
-        for path, body in (
-            ("/ratings", {**who, "rating": 0.5}),
-            ("/events", {**who, "type": "rating", "value": 0.5}),
-        ):
-            # As it was before it followed, which it does ten times a second.
-            scale.value, scale.decided = DEFAULT_SCALE, False
-            answer = await other.post(path, body)
-            assert (answer.status, answer.json["accepted"]) == (200, 1)
-        scale.value, scale.decided = DEFAULT_SCALE, False
-        refused = await other.post("/ratings", {**who, "rating": 11})
-        assert is_problem(refused, 422, "invalid_body")
-        assert "from 0 to 10" in refused.json["detail"]

@@ -1,25 +1,18 @@
 """The games: the world event by event, tokens apart, the longest silent one forgotten, memory bounded."""
 
-import asyncio
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 import msgspec
-import numpy as np
 import pytest
 
 from environment.games import (
-    LEAST_STEPS,
-    STEP_BYTES,
     WINDOW_STEPS,
-    WINDOWS_BYTES,
     Games,
     NoPairLeftError,
     UnknownTokenError,
-    open_game,
-    window_steps,
 )
-from environment.world import MAX_PAIRS, WorldOptions, make_world
+from environment.world import WorldOptions, make_world
 
 SMALL = WorldOptions(n_users=5, n_items=8, n_known=10)
 
@@ -82,51 +75,3 @@ async def test_the_longest_silent_token_makes_room(executor: Executor) -> None:
         await games.rate("b")
     for token in "acd":
         await games.rate(token)
-
-
-def test_the_windows_of_all_tokens_are_bounded() -> None:
-    for pairs in (1, 30_000, MAX_PAIRS):
-        for tokens in (1, 10_000, 1_000_000):
-            steps = window_steps(pairs, tokens)
-            assert steps >= LEAST_STEPS
-            assert steps == LEAST_STEPS or steps * STEP_BYTES * tokens <= WINDOWS_BYTES
-    assert window_steps(MAX_PAIRS, 1_000, 5) * (STEP_BYTES + 5 * 8) * 1_000 <= WINDOWS_BYTES
-    _, window = open_game(1, WorldOptions(), WINDOW_STEPS)
-    # A copy of its own, not a view of the whole world.
-    assert window.user.base is None
-    assert window.rating.dtype == np.uint8
-
-
-async def test_small_windows_give_the_same_events(
-    executor: Executor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    few, many = make_games(executor), make_games(executor)
-    monkeypatch.setattr(many, "_steps", 3)
-    assert await few.reset("a") == await many.reset("a")
-    for _ in range(29):
-        assert await few.rate("a") == await many.rate("a")
-
-
-async def test_calls_of_one_token_wait_for_each_other(executor: Executor) -> None:
-    games = make_games(executor)
-    reset = asyncio.create_task(games.reset("a"))
-    await asyncio.sleep(0)
-    answers = await asyncio.gather(*(games.rate("a") for _ in range(29)))
-    assert len({(rated.next_user, rated.next_item) for rated in answers}) == 29
-    assert msgspec.json.decode(await reset)["next_user"] < 5
-
-
-async def test_a_world_that_cannot_be_drawn_leaves_no_game(
-    executor: Executor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    games = make_games(executor)
-
-    def fail(_seed: int, _options: WorldOptions, _steps: int) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("environment.games.open_game", fail)
-    with pytest.raises(MemoryError):
-        await games.reset("a")
-    assert len(games) == 0
-    with pytest.raises(UnknownTokenError):
-        await games.rate("a")

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 
 from evaluation import metrics
-from evaluation.errors import EngineFailedError, NotInstalledError
+from evaluation.errors import EngineFailedError
 from evaluation.offline import running
-from evaluation.offline.engines import find
-from evaluation.offline.jobs import answer
-from evaluation.offline.running import Plan, judge, key_of, measure
+from evaluation.offline.running import Plan, key_of, measure
 from evaluation.offline.splits import random_splits
 from evaluation.question import Answer, Predicted, Question
 from evaluation.report import write_lines
@@ -74,32 +72,3 @@ def test_a_finished_line_is_not_computed_again(tmp_path: Path, monkeypatch: pyte
     assert asked == ["global-mean", "item-mean"] * 2 + ["item-mean"] * 2
     keys = {key_of(split, "bias", replace(plan, seed=seed)) for split in plan.splits for seed in (1, 2)}
     assert len(keys) == 4
-
-
-def test_predictions_that_are_not_finite_are_refused() -> None:
-    split = random_splits(made(), 1, seed=1)[0]
-    question, truth = split.question(), split.truth()
-    with pytest.raises(EngineFailedError, match="not finite"):
-        judge(split, "bias", "bias", question, Answer(Predicted(np.full(len(truth), np.nan)), 1.0, 1.0))
-    with pytest.raises(NotInstalledError, match="--ranking"):
-        judge(split, "popularity", "popularity", question, Answer(Predicted(), 1.0, 1.0))
-
-
-def test_engines_have_names_and_options() -> None:
-    assert find("auto").title == "Foldin"
-    title = "Foldin, rank=4, link=gaussian, no-periods"
-    assert find("auto:rank=4:link=gaussian:no-periods").title == title
-    for name in ("unknown", "auto:rank=0", "auto:rank=x", "auto:link=probit", "bias:rank=2", ""):
-        with pytest.raises(ValueError, match="rank=N"):
-            find(name)
-
-
-@pytest.mark.slow
-def test_a_job_sees_its_question_and_tells_what_it_cost() -> None:
-    question = random_splits(made(), 1, seed=1)[0].question(top=5)
-    given = answer("bias", question, seed=1)
-    assert given.predicted.rating.shape == question.test_user.shape
-    assert given.predicted.top.shape == (len(question.ranked_users()), 5)
-    assert given.seconds > 0
-    with pytest.raises(EngineFailedError, match="did not end within"):
-        answer("bias", question, seed=1, limit_s=0.01)

@@ -5,10 +5,7 @@ import pytest
 
 from environment.client import KnownRatings, Pair
 from environment.world import WorldOptions, make_world
-from evaluation.players import LOCAL_PLAYERS, Player, PlayerFailedError, make_player, player_name
-from evaluation.players.als import RANK, initial, solve
-from evaluation.players.neighbours import similarities
-from evaluation.players.table import RatingTable
+from evaluation.players import LOCAL_PLAYERS, Player, make_player
 
 NO_ROWS = np.zeros(0, dtype=np.int64)
 EMPTY = KnownRatings(4, 6, NO_ROWS, NO_ROWS, np.zeros(0))
@@ -58,43 +55,3 @@ async def test_a_player_without_any_history_answers_on_the_scale_and_learns(name
     for item in set(range(1, 20)) - set(items[users == 0].tolist()):
         await player.learn(Pair(0, item), 5.0)
     assert await player.predict(Pair(0, 0)) != before
-
-
-def test_the_ridge_step_is_the_normal_equations_of_each_row() -> None:
-    random = np.random.default_rng(3)
-    seen = (random.random((6, 9)) < 0.6).astype(float)
-    values = random.integers(1, 6, (6, 9)) * seen
-    factors = initial(values, seen, 0)
-    factors.item[:] = random.normal(size=factors.item.shape)
-    solve(factors.user, factors.item, values, seen, mean=2.5, ridge=0.7)
-    for user in range(6):
-        rated = np.flatnonzero(seen[user])
-        design = np.column_stack([factors.item[rated, :RANK], np.ones(rated.size)])
-        left = values[user, rated] - 2.5 - factors.item[rated, RANK]
-        expected = np.linalg.solve(design.T @ design + 0.7 * np.eye(RANK + 1), design.T @ left)
-        assert factors.user[user] == pytest.approx(expected)
-
-
-def test_similarity_is_the_shrunk_correlation_over_common_raters() -> None:
-    random = np.random.default_rng(4)
-    seen = (random.random((30, 5)) < 0.7).astype(float)
-    values = random.integers(1, 6, (30, 5)) * seen
-    found = similarities(values, seen)
-    means = (values.sum(0) + values.sum() / seen.sum()) / (seen.sum(0) + 1)
-    assert np.diag(found) == pytest.approx(np.zeros(5))
-    for one, other in ((0, 1), (1, 4), (3, 2)):
-        both = np.flatnonzero(seen[:, one] * seen[:, other])
-        x, y = values[both, one] - means[one], values[both, other] - means[other]
-        correlation = (x @ y) / np.sqrt((x @ x) * (y @ y))
-        assert found[one, other] == pytest.approx(correlation * both.size / (both.size + 10))
-
-
-def test_a_world_or_a_player_that_cannot_be_is_refused() -> None:
-    with pytest.raises(PlayerFailedError):
-        RatingTable(KnownRatings(10_000, 10_000, EMPTY.user, EMPTY.item, EMPTY.rating))
-    with pytest.raises(PlayerFailedError):
-        RatingTable(EMPTY).add(10**9, 10**9, 3.0)
-    with pytest.raises(ValueError, match="neighbours"):
-        player_name("unknown")
-    with pytest.raises(PlayerFailedError, match="API"):
-        local("deployed")

@@ -8,7 +8,6 @@ import pytest
 from evaluation.offline import splits
 from evaluation.offline.data import DataSet
 from evaluation.question import Question
-from factors import Ratings
 from processes.errors import CannotStartError
 from tests.unit.evaluation.evaluation_data import made
 
@@ -38,16 +37,6 @@ def test_a_question_has_no_rating_of_the_test() -> None:
                 assert len(getattr(question, field.name)) == (0 if field.name == "test_context" else n_test)
         assert split.truth().shape == (n_test,)
         assert split.known_of_user().shape == (n_test,)
-
-
-def test_splits_do_not_look_at_the_ratings() -> None:
-    data = made()
-    ratings = data.ratings
-    flipped = Ratings(ratings.user_row, ratings.item_row, 6 - ratings.value, ratings.time)
-    other = DataSet("made", flipped, data.n_users, data.n_items, data.scale)
-    for one, two in zip(all_splits(data), all_splits(other), strict=True):
-        assert one.digest() == two.digest()
-    assert data.digest() != other.digest()
 
 
 def test_leave_out_takes_k_of_each_user_who_has_more() -> None:
@@ -81,24 +70,6 @@ def test_leave_last_takes_the_latest_k_of_each_user_who_has_more() -> None:
         splits.leave_last(made(times=False), 8)
     with pytest.raises(CannotStartError, match="smaller -k"):
         splits.leave_last(data, 500)
-
-
-def test_settings_are_chosen_on_training_ratings_held_out_in_the_manner_of_the_test() -> None:
-    data = made()
-    for split, count in (
-        (splits.random_splits(data, 1, seed=1)[0], 24),
-        (splits.by_time(data, 0.1), 27),
-        (splits.given_folds(data, [1])[0], 24),
-    ):
-        question = split.question(top=5)
-        assert int(question.tuning.sum()) == count
-        assert not split.question().tuning.size
-    latest = splits.by_time(data).question(top=5)
-    assert latest.latest
-    assert latest.train_time[latest.tuning].min() > latest.train_time[~latest.tuning].max()
-    last = splits.leave_last(data, 2).question(top=5)
-    counts = np.bincount(last.train_user, minlength=30)
-    assert np.bincount(last.train_user[last.tuning], minlength=30).tolist() == [2 * (n > 2) for n in counts]
 
 
 def test_in_time_order_counts_what_came_before() -> None:

@@ -8,11 +8,9 @@ import pytest
 
 from evaluation.offline.ranking.head_lists import top_by_relevance, top_by_served_score
 from evaluation.offline.ranking.lists import top_by_score
-from evaluation.offline.ranking.metrics import Wanted, graded_gain, ndcg, ranking_figures, recall
-from evaluation.offline.ranking.table import ranking_table
+from evaluation.offline.ranking.metrics import Wanted, ranking_figures
 from evaluation.offline.splits import random_splits
 from evaluation.question import Question
-from evaluation.results.lines import Line
 from factors import FitSettings, Histories, Scale, Scorer, fit, fit_ranking
 from tests.unit.evaluation.evaluation_data import made
 
@@ -38,62 +36,6 @@ def test_by_hand() -> None:
     assert found.coverage_10 == pytest.approx(6 / 10)
     # Of 8 users as many as 8, 2, 1, none, 4 and 1 have the items of the lists; none counts as one.
     assert found.novelty_10 == pytest.approx((0 + 2 + 3 + 3 + 1 + 3) / 6)
-
-
-def test_users_without_anything_to_find_are_left_out() -> None:
-    top, wanted = np.array([[1], [2]], dtype=np.int32), wanted_of((0, 1, 5), (1, 7, 1))
-    gain = graded_gain(wanted.value, FIVE)
-    assert ndcg(top, wanted, gain) == 1.0
-    assert math.isnan(ndcg(top, wanted, np.zeros(2)))
-    nothing = Wanted.of(np.array([0, 1]), np.array([5]), np.array([1]), np.array([3.0]))
-    assert math.isnan(recall(top, nothing))
-
-
-def slow_ndcg(top: list[list[int]], gains: list[dict[int, float]], k: int) -> float:
-    """One user and one item at a time."""
-    found = []
-    for ranked, gain in zip(top, gains, strict=True):
-        got = sum(gain.get(item, 0.0) / math.log2(place + 2) for place, item in enumerate(ranked[:k]))
-        best = sum(g / math.log2(place + 2) for place, g in enumerate(sorted(gain.values())[::-1][:k]))
-        if best > 0:
-            found.append(got / best)
-    return sum(found) / len(found)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_as_a_slow_reference(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    pairs = rng.permutation(20 * 30)[:200]
-    user, item = (pairs // 30).astype(np.int32), (pairs % 30).astype(np.int32)
-    value = rng.integers(1, 6, 200).astype(float)
-    users = np.unique(user)[1:]  # one of them has no list
-    top = np.stack([rng.permutation(30)[:12] for _ in users]).astype(np.int32)
-    top[3, 5:] = -1
-    wanted = Wanted.of(users, user, item, value)
-    stars = [
-        {int(i): v for u, i, v in zip(user, item, value, strict=True) if u == one} for one in users.tolist()
-    ]
-    gains = [{i: 2 ** (v - 1) - 1 for i, v in one.items()} for one in stars]
-    assert ndcg(top, wanted, graded_gain(wanted.value, FIVE), 10) == pytest.approx(
-        slow_ndcg(top.tolist(), gains, 10)
-    )
-    every = [dict.fromkeys(one, 1.0) for one in stars]
-    assert ndcg(top, wanted, np.ones(len(wanted.row)), 4) == pytest.approx(slow_ndcg(top.tolist(), every, 4))
-    shares = [
-        len(set(ranked[:7]) & set(one)) / min(7, len(one))
-        for ranked, one in zip(top.tolist(), stars, strict=True)
-    ]
-    assert recall(top, wanted, 7) == pytest.approx(np.mean(shares))
-
-
-def test_the_table_has_means_with_standard_errors() -> None:
-    skipped = Line("d", "random 1", "neural", "neural", skipped="needs torch")
-    lines = [Line("d", f"random {j}", "auto", "Foldin", ndcg_100=0.50 + 0.02 * j) for j in range(2)]
-    table = ranking_table([*lines, skipped], "title")
-    cells = [cell for column in table.columns for cell in column.cells]
-    assert "0.5100 ± 0.0100" in cells
-    assert "random x 2" in cells
-    assert "skipped: needs torch" in cells
 
 
 @pytest.fixture

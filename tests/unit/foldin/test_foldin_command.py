@@ -1,8 +1,6 @@
 """The command line: what it takes and refuses, how it ends, and that `--json` prints JSON alone."""
 
 import json
-import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import Any
 import pytest
 
 from foldin.__main__ import main
-from foldin.commands.bench import bench
 from foldin.commands.reference import commands_reference
 from foldin.commands.table import COMMANDS, loaded
 from foldin.errors import ImportStoppedError
@@ -62,36 +59,20 @@ def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     ("line", "said"),
     [
         ("up --port 0", "--port must"),
-        ("up --port 65536", "--port must"),
-        ("up --workers -1", "--workers must"),
         ("up --play --no-play", "--play and --no-play"),
         ("up --port 9000 --environment-port 9000", "cannot both have port 9000"),
         ("import", "FILE needs"),
         ("import f --columns user=a", "--columns"),
-        ("import f --columns user=a,item=b,rating=c,name=d", "--columns"),
-        ("import f --format xml", "--format must"),
         ("import f --url http://x --data d", "--url and --data"),
-        ("import nowhere.csv", "nowhere.csv"),
         ("import nowhere.csv --items --undelete --users", "--items and --users"),
-        ("export ratings --data nowhere", "nowhere"),
-        ("evaluate nowhere.csv --ranking", "nowhere.csv"),
-        ("evaluate --share 0.1 --out there nowhere.csv", "nowhere.csv"),
         ("evaluate --engines auto bias", "FILE"),
         ("backup", "DIR needs"),
-        ("backup a b", "unknown argument b"),
-        ("backup there --data nowhere", "nowhere"),
         ("restore --to yesterday", "--to must be a time"),
-        ("undo --to 2026-01-02", "--to"),
-        ("verify --data nowhere", "nowhere"),
-        ("keys list --data nowhere", "nowhere"),
         ("keys add shop", "--role"),
         ("bench nothing", "choose one of"),
-        ("client-example perl", "perl"),
         ("size --users 1e3 --items 1 --ratings 1", "--users must"),
         ("version --config nowhere.toml", "nowhere.toml"),
         ("nosuch", "No such command 'nosuch'."),
-        ("keys", "Missing command."),
-        ("keys lend", "No such command 'lend'."),
     ],
 )
 def test_a_wrong_command_line_is_one_document_and_code_2(
@@ -109,13 +90,6 @@ def test_a_wrong_command_line_is_one_document_and_code_2(
     assert "\n" not in told["error"]
     assert told["error"] in error
     assert "Traceback" not in error
-
-
-def test_an_empty_path_is_none(capsys: pytest.CaptureFixture[str]) -> None:
-    """A variable of a script that was not set: as a path it would be this folder."""
-    for arguments in (["backup", ""], ["backup", "d", "--data", ""], ["restore", " "], ["undo", ""]):
-        assert main(arguments) == 2
-        assert "no stack runs" not in capsys.readouterr().err
 
 
 def test_wrong_flags_and_wrong_variables_are_refused_together(
@@ -156,31 +130,6 @@ def test_each_failure_is_one_line_and_its_code(
     assert ("Traceback" in said.err) == ours
 
 
-def test_bench_lists_runs_and_refuses(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "benchmarks"
-    folder.mkdir()
-    (folder / "one.py").write_text('"""Measures one thing.\n\nMore."""\ndef main(): pass\n')
-    (folder / "__init__.py").touch()
-    (folder / "helper.py").write_text('"""No benchmark."""\n')
-    (folder / "__main__.py").write_text("import sys\ndef main(): pass\nprint(sys.argv[1:])\nsys.exit(3)\n")
-    assert bench(["--list"], tmp_path) == 0
-    assert re.search(r"\n  one +Measures one thing\.\n", capfd.readouterr().out)
-    assert bench(["one", "--quick"], tmp_path) == 3
-    assert capfd.readouterr().out == "['one', '--quick']\n"
-    with pytest.raises(CannotStartError, match="choose one of one"):
-        bench(["two"], tmp_path)
-    with pytest.raises(CannotStartError, match="checkout"):
-        bench(["one"], tmp_path / "nowhere")
-
-
-def test_the_torture_needs_a_checkout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("foldin.commands.torture.ROOT", tmp_path)
-    assert main(["torture", "--minutes", "1"]) == 2
-    assert "comes with a checkout" in capsys.readouterr().err
-
-
 def test_what_children_and_libraries_print_is_said_elsewhere() -> None:
     code = """
 import os, subprocess, sys
@@ -197,38 +146,6 @@ print("afterwards")
     assert json.loads(document) == {"name": "\udcff", "nan": None, "inside": [[None, 1.5]]}
     assert after == "afterwards"
     assert sorted(done.stderr.split()) == ["a", "by", "child", "said", "written"]
-
-
-RUN = "import sys; from foldin.__main__ import main; sys.exit(main(sys.argv[1:]))"
-
-
-@pytest.mark.slow
-def test_a_full_disk_is_one_line_as_is_a_reader_that_goes_away() -> None:
-    # Buffered, as at a terminal's pipe.
-    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
-    with Path("/dev/full").open("wb") as full:
-        done = python(RUN, "version", stdout=full, env=buffered)
-    assert (done.returncode, done.stderr) == (1, "foldin: stopped: No space left on device\n")
-    reader, writer = os.pipe()
-    os.close(reader)
-    # Cut off while it prints.
-    done = python(RUN, "settings", stdout=writer, env=buffered)
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (1, "foldin: stopped: nothing reads what it prints\n")
-
-
-@pytest.mark.slow
-def test_bash_completes_commands_flags_and_values() -> None:
-    for line, offered in (
-        ("foldin im", ["import"]),
-        ("foldin keys ", ["add", "ensure", "list", "remove"]),
-        ("foldin import f.csv --on-bad ", ["refuse", "skip"]),
-    ):
-        words = {"_FOLDIN_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
-        done = python(
-            "from foldin.__main__ import main; main()", stdout=subprocess.PIPE, env=os.environ | words
-        )
-        assert done.stdout.split() == offered
 
 
 def test_the_supervisor_and_help_load_no_heavy_library() -> None:

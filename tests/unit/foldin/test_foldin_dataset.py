@@ -10,7 +10,6 @@ from evaluation.offline import splits
 from factors import Scale
 from foldin.files.attributes import side_columns
 from foldin.files.dataset import FileRules, read_files
-from foldin.files.rows import scale_of
 from processes.errors import CannotStartError
 
 
@@ -27,34 +26,6 @@ def test_the_last_rating_of_a_pair_counts_and_a_second_file_wins(tmp_path: Path)
     assert split.truth().tolist() == [5, 4]
 
 
-def test_contexts_are_read_of_both_files_alike(tmp_path: Path) -> None:
-    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
-    head = "user,item,rating,context.device,context.hour,context.empty\n"
-    first.write_text(head + "".join(f"u,{j},{1 + j % 5},{'tv' if j % 2 else ''},{j},\n" for j in range(12)))
-    second.write_text(head.replace("context.hour,", "") + "u,0,5,phone,\nv,1,4,tv,\n")
-    data = read_files(first, second, FileRules()).data
-    nan = np.nan
-    assert data.context_kinds == ("category", "number")
-    assert data.ratings.context is not None
-    np.testing.assert_array_equal(data.ratings.context[:2], [[0, 1], [nan, 2]])
-    np.testing.assert_array_equal(data.ratings.context[-2:], [[1, nan], [0, nan]])
-    question = splits.given_test(data, 11).question()
-    assert question.context_kinds() == ("category", "number")
-    np.testing.assert_array_equal(question.test_context, data.ratings.context[-2:])
-    told = question.ratings(context=True)
-    np.testing.assert_array_equal(told.context, data.ratings.context[:-2])
-    assert question.ratings().context is None
-    # Another value of a context is another data set; one without any has the digest that it had.
-    first.write_text(first.read_text().replace(",tv,", ",desk,"))
-    assert read_files(first, second, FileRules()).data.digest() != data.digest()
-    columns = {"user": "user", "item": "item", "rating": "rating"}
-    blind = read_files(first, second, FileRules(columns=columns))
-    assert blind.data.ratings.context is None
-    assert "context.device, context.hour, context.empty" in blind.remarks[0]
-    named = FileRules(columns={**columns, "context.at": "context.hour"})
-    assert read_files(first, None, named).data.context_kinds == ("number",)
-
-
 def test_what_cannot_be_used_is_refused_in_one_line(tmp_path: Path) -> None:
     sevens = "user,item,rating\n" + "".join(f"u,{j},7\n" for j in range(20))
     path = tmp_path / "bad.csv"
@@ -67,24 +38,6 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(CannotStartError, match=f"^[^\n]*{words}[^\n]*$"):
             read_files(path, None, rules)
-
-
-def test_bad_rows_can_be_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "ratings.csv"
-    path.write_text("user,item,rating\n" + "".join(f"u,{j},{j % 3}\n" for j in range(15)) + "u,z,?\n")
-    read = read_files(path, None, FileRules(skip_bad=True))
-    assert len(read.data.ratings.value) == 15
-    assert "1 bad rows" in read.remarks[0]
-
-
-def test_the_scale_is_the_one_that_the_ratings_keep() -> None:
-    for values, scale in (
-        ([1, 2, 5], Scale(1, 5, 1)),
-        ([0.5, 3, 4.5, 5], Scale(0.5, 5, 0.5)),
-        ([-10, 10, 3.25, 7.11], Scale(-10, 10)),
-        ([3, 3], Scale(3, 4)),
-    ):
-        assert scale_of(np.array(values, dtype=float)) == scale
 
 
 def test_a_file_of_items_describes_those_that_are_rated(tmp_path: Path) -> None:
@@ -104,22 +57,3 @@ def test_a_file_of_items_describes_those_that_are_rated(tmp_path: Path) -> None:
     with pytest.raises(CannotStartError, match=r"row 11 of .*year"):
         side_columns(path, "item", ids)
     assert side_columns(path, "item", pa.array([b"x"])).columns is None
-
-
-def test_a_file_of_users_describes_those_who_have_rated(tmp_path: Path) -> None:
-    path, ids = tmp_path / "users.csv", pa.array([b"u%d" % k for k in range(12)])
-    # A title and a category of a user are attributes as any other.
-    lines = [f"u{k},{20 + k},{('clerk', 'poet')[k % 2]},{('Dr', '')[k % 2]}" for k in range(10)]
-    path.write_text("user_id,age,job,title\n" + "\n".join([*lines, "other,99,clerk,Dr"]) + "\n")
-    found = side_columns(path, "user", ids)
-    assert found.columns is not None
-    assert (found.described, found.columns.rows) == (10, 12)
-    assert found.columns.described.tolist() == [True] * 10 + [False] * 2
-    recbole = tmp_path / "ml.user"
-    recbole.write_text("user_id:token\tage:token\n" + "".join(f"u{k}\t{20 + k}\n" for k in range(10)))
-    assert side_columns(recbole, "user", ids).described == 10
-    path.write_text("\n".join(f'{{"user_id": "u{k}", "attributes": {{"age": {k}}}}}' for k in range(12)))
-    assert side_columns(path, "user", ids).described == 12
-    path.write_text("age\n3\n")
-    with pytest.raises(CannotStartError, match="user_id=NAME"):
-        side_columns(path, "user", ids)

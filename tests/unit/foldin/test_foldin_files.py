@@ -1,9 +1,7 @@
 """Files of ratings: layouts are told apart, each row is a rating or refused with its line and the reason."""
 
-import csv
 import gzip
 import io
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from factors import Scale
 from featurestore.ratings.context_schema import ContextField, ContextKind, ContextSchema
 from featurestore.settings import format_scale
-from foldin.files import reading
 from foldin.files.contexts import FileFields
 from foldin.files.layout import find_layout
 from foldin.files.reading import RatingsFile
@@ -102,36 +97,6 @@ def test_parquet_takes_numbers_text_and_moments(tmp_path: Path) -> None:
     ]
 
 
-def test_rows_may_be_events_of_types(tmp_path: Path) -> None:
-    told = {
-        "u": ["ann", "ann", "bob", "bob", "bob", "cy"],
-        "i": ["x", "y", "x", "y", "z", "x"],
-        "kind": ["view", "rating", "purchase", "rating", "rating", None],
-        "v": [None, 4, 30, 9, None, 1],
-        "t": [1, 2, 3, 4, 5, 6],
-    }
-    text = "\n".join(
-        ",".join("" if cell is None else str(cell) for cell in row)
-        for row in zip(*told.values(), strict=True)
-    )
-    for content in (f"{','.join(told)}\n{text}\n".encode(), parquet(told)):
-        path = tmp_path / "events"
-        path.write_bytes(content)
-        columns = {"user": "u", "item": "i", "type": "kind", "rating": "v", "timestamp": "t"}
-        rows, _, bad = read(path, columns=columns)
-        assert rows == [
-            (b"ann", b"x", 1.0, 1.0, b"view"),
-            (b"ann", b"y", 4.0, 2.0, b"rating"),
-            (b"bob", b"x", 30.0, 3.0, b"purchase"),
-        ]
-        assert [row.line - bad[0].line for row in bad] == [0, 1, 2]
-        # Without a column of values each event counts 1, and a rating has none.
-        del columns["rating"]
-        rows, _, bad = read(path, columns=columns)
-        assert [(row[2], row[4]) for row in rows if len(row) == 5] == [(1.0, b"view"), (1.0, b"purchase")]
-        assert len(bad) == 4
-
-
 def test_columns_can_be_named_and_numbered(tmp_path: Path) -> None:
     path = tmp_path / "ratings.csv"
     path.write_text("who,what,how\nann,tea,5\n")
@@ -152,13 +117,9 @@ NOISE = np.random.default_rng(1).integers(0, 10**9, 40_000)
         (b"", "auto", None, "is empty"),
         (b"who,what,how\n1,2,3\n", "auto", None, r"who, what, how.*--columns"),
         (b"a,b,c\n1,2,3\n", "csv", {"user": "a", "item": "b", "rating": "x"}, "no column x.*a, b, c"),
-        (b"a,b,c\n1,2,3\n", "csv", {"user": "1", "item": "2", "rating": "7"}, "no column 7"),
-        (PLAIN, "recbole", None, "does not look like a recbole file"),
         (PLAIN, "parquet", None, "not a Parquet file"),
         # All would be one header, and no rating.
         (b"user,item,rating\r1,2,3\r4,5,1\r", "auto", None, "carriage return alone"),
-        (b"user,user,item,rating\n1,2,3,4\n", "auto", None, "two columns user"),
-        (b"user,item,rating,context.,context.a\n1,2,3,4,5\n", "auto", None, "without a name"),
         (
             parquet([["a"], ["b"], ["i"], [3]], ["user", "user", "item", "rating"]),
             "auto",
@@ -167,8 +128,6 @@ NOISE = np.random.default_rng(1).integers(0, 10**9, 40_000)
         ),
         (parquet({"user": [1.5], "item": [1], "rating": [2.0]}), "auto", None, "column user .* holds double"),
         (b"PAR1 and nothing", "auto", None, "damaged Parquet"),
-        (b"PAR1 and nothing", "csv", None, "is a Parquet file"),
-        (gzip.compress(PLAIN * 1000, mtime=0)[:40], "auto", None, "cannot be read|damaged"),
         (gzip.compress(PLAIN + b"".join(b"%d,1,3\n" % n for n in NOISE))[:-2000], "auto", None, "damaged"),
     ],
 )
@@ -180,21 +139,6 @@ def test_a_file_that_fits_nothing_is_refused_with_what_to_do(
     with pytest.raises(CannotStartError, match=words) as refused:
         read(path, kind=kind, columns=columns)
     assert "\n" not in str(refused.value)
-
-
-def test_what_is_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CannotStartError, match="No such file"):
-        read(tmp_path / "nothing.csv")
-    # What was read of a pipe to tell the columns does not come again.
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(CannotStartError, match="no file"):
-        read(tmp_path / "pipe")
-    # A quote that is never closed would fill the memory.
-    monkeypatch.setattr(reading, "CHUNK_BYTES", 100)
-    monkeypatch.setattr(reading, "MAX_ROW_BYTES", 1000)
-    (tmp_path / "ratings.csv").write_text('user,item,rating\n1,"2,3\n' + "1,2,3\n" * 1000)
-    with pytest.raises(CannotStartError, match="never closed"):
-        read(tmp_path / "ratings.csv")
 
 
 BAD = [
@@ -246,49 +190,6 @@ def test_times_are_seconds_or_iso_8601(tmp_path: Path) -> None:
     rows, _, bad = read(path)
     assert [row[3] for row in rows] == [seconds for seconds in times.values() if seconds is not None]
     assert [row.reason.split()[0] for row in bad] == ["timestamp"] * 6
-
-
-FIELD = st.text(st.sampled_from('ab ,;"\n\t:é'), min_size=1, max_size=8)
-
-
-@settings(deadline=None, max_examples=20)
-@given(
-    rows=st.lists(st.tuples(FIELD, FIELD, st.floats(1, 5), st.booleans()), max_size=30),
-    chunk=st.integers(20, 300),
-    packed=st.booleans(),
-)
-def test_what_a_csv_writer_wrote_comes_back_whatever_the_stretches(
-    tmp_path_factory: pytest.TempPathFactory,
-    rows: list[tuple[str, str, float, bool]],
-    chunk: int,
-    packed: bool,
-) -> None:
-    """Lines too: each is where the row begins in the file."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["user", "item", "rating"])
-    expected, where = [], []
-    for user, item, rating, blank in rows:
-        where.append(text.getvalue().count("\n") + 1)
-        writer.writerow([user, item, repr(rating)])
-        expected.append((user.encode(), item.encode(), rating, NOW))
-        if blank:
-            text.write("\n")
-    path = tmp_path_factory.mktemp("csv") / "ratings.csv"
-    content = text.getvalue().encode()
-    path.write_bytes(gzip.compress(content, mtime=0) if packed else content)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "CHUNK_BYTES", chunk)
-        assert read(path) == (expected, where, [])
-
-
-def test_what_comes_after_a_line_goes_on_there(tmp_path: Path) -> None:
-    path = tmp_path / "ratings.csv"
-    path.write_text("user,item,rating\n" + "".join(f"u{n},i,{n}\n" for n in range(1, 8)))
-    (batch,) = RatingsFile(path, find_layout(path, "auto", None)).read(RULES)
-    assert batch.after(4).user_ids.to_pylist() == [b"u4", b"u5"]
-    assert [row.line for row in batch.after(7).bad] == [8]
-    assert len(batch.after(99)) == 0
 
 
 def test_the_scale_for_ratings_takes_all_of_them() -> None:

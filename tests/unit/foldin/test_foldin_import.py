@@ -22,7 +22,7 @@ from foldin.files import reading
 from foldin.importing import run_import
 from foldin.preflight import locked
 from foldin.settings import FrontDoorSettings, ImportOptions
-from foldin.sinks import Row, RowRefusedError, SinkBusyError, open_sink
+from foldin.sinks import Row, SinkBusyError
 from processes.errors import CannotStartError
 
 
@@ -144,22 +144,6 @@ def test_bad_rows_refuse_the_whole_file_or_are_left_out(
     assert "31 bad rows were left out" in said
 
 
-def test_contexts_that_do_not_fit_are_known_before_anything_is_written(
-    run: Importing, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = "".join(f"u{n % 20},i{n},3,new {n % 4},\n" for n in range(200))
-    run.file.write_text("user,item,rating,context.device,context.mood\n" + rows)
-    with pytest.raises(CannotStartError, match="100 bad rows"):
-        run()
-    assert run.sink.rows == []
-    assert "line 4: context.device: 'device' has 256 categories" in capsys.readouterr().out
-    assert run(on_bad="skip") == 0
-    assert len(run.sink.rows) == 100
-    assert "No row gives anything in context.mood." in capsys.readouterr().out
-    assert run(columns={"user": "user", "item": "item", "rating": "rating"}) == 0
-    assert "--columns does not name them: context.device, context.mood" in capsys.readouterr().out
-
-
 def test_a_store_without_a_scale_gets_that_of_the_file(
     run: Importing, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,20 +181,6 @@ def test_a_store_without_a_scale_gets_that_of_the_file(
     assert run.sink.decides == Scale(0.5, 5.0)
 
 
-def test_a_busy_target_is_waited_for(run: Importing, capsys: pytest.CaptureFixture[str]) -> None:
-    calls = 0
-
-    def busy_at_times(_: Sequence[Row]) -> None:
-        nonlocal calls
-        calls += 1
-        if calls % 3 == 0:
-            raise SinkBusyError("the trainer archives what it has", 0.001, full=True)
-
-    assert run(busy_at_times) == 0
-    assert len(run.sink.rows) == 200
-    assert "waiting: the trainer archives" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(("full", "words"), [(True, "is a trainer running"), (False, "is it running")])
 def test_a_target_that_stays_busy_is_given_up_and_gone_on_with(
     run: Importing, monkeypatch: pytest.MonkeyPatch, full: bool, words: str
@@ -224,49 +194,6 @@ def test_a_target_that_stays_busy_is_given_up_and_gone_on_with(
     assert len(stopped) > 0
     assert len(run.sink.rows) < 200
     assert len({row[:2] for row in (*stopped, *run.sink.rows)}) == 200
-
-
-def test_going_on_begins_anew_where_that_is_needed(
-    run: Importing, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(resume=True) == 0
-    assert "begins at the start" in capsys.readouterr().out
-    with pytest.raises(ImportStoppedError, match="no more"):
-        run(after(100, ImportStoppedError("no more")))
-    assert run(sink=FakeSink(epoch=2), resume=True) == 0
-    assert len(run.sink.rows) == 200
-    assert "A new history has begun" in capsys.readouterr().out
-    with pytest.raises(ImportStoppedError, match="no more"):
-        run(after(100, ImportStoppedError("no more")))
-    append(run.file, "ann,tea,1\n")
-    with pytest.raises(CannotStartError, match="has changed since"):
-        run(resume=True)
-    # Nor is a file that grows meanwhile said to be imported.
-    with pytest.raises(ImportStoppedError, match="has changed while it was read"):
-        run(lambda _: append(run.file, "ann,tea,none\n"))
-
-
-def test_a_row_that_only_the_target_refuses(run: Importing) -> None:
-    def refuse(rows: Sequence[Row]) -> None:
-        for position, row in enumerate(rows):
-            if row[1] == b"i7":
-                raise RowRefusedError("i7 is not welcome", position)
-
-    assert run(refuse, on_bad="skip") == 0
-    assert len(run.sink.rows) == 180
-    with pytest.raises(ImportStoppedError, match=r"refuses line \d+ of .*i7 is not welcome"):
-        run(refuse)
-
-
-def test_ctrl_c_says_how_to_go_on(run: Importing, capsys: pytest.CaptureFixture[str]) -> None:
-    # What leads to the same target, and lets in there; the key itself is not shown.
-    run.settings = replace(run.settings, inherited={"FOLDIN_CONFIG": "/f.toml"})
-    told: dict[str, Any] = {"url": "http://h", "key": "fk_secret", "key_file": Path("my key")}
-    assert run(after(100, KeyboardInterrupt()), **told) == 130
-    said = capsys.readouterr().out
-    words = f"go on with: foldin import {run.file} --url http://h --key-file 'my key' --config /f.toml"
-    assert words in said
-    assert "secret" not in said
 
 
 def test_a_running_stack_is_found_by_its_file(tmp_path: Path) -> None:
@@ -286,13 +213,3 @@ def test_a_running_stack_is_found_by_its_file(tmp_path: Path) -> None:
         assert running_stack(data) is None
         (data / "stack.json").write_text("[]")
         assert running_stack(data) is None
-
-
-async def test_a_target_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    settings = FrontDoorSettings.from_environment({"HOME": str(tmp_path)})
-    asked = ImportOptions(tmp_path / "f", None, tmp_path, "auto", None, "refuse", resume=False)
-    with pytest.raises(CannotStartError, match=r"no stack runs on .*foldin up --data"):
-        await open_sink(asked, settings)
-    asked = ImportOptions(tmp_path / "f", "http://127.0.0.1:9", None, "auto", None, "refuse", resume=False)
-    with pytest.raises(CannotStartError, match=r"no API answers at http://127\.0\.0\.1:9"):
-        await open_sink(asked, settings)

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from foldin.preflight import locked
-from foldin.recovering import listed, run_undo
 from foldin.recovery.errors import RecoveryRefusedError
 from foldin.recovery.place import find_place
 from foldin.recovery.sources import find_source
-from foldin.settings import FrontDoorSettings, UndoOptions, moment
+from foldin.settings import FrontDoorSettings, moment
 from processes.errors import CannotStartError
 from tests.support.event_tables import event_table, free
 from trainer.archive.epoch_archive import EpochArchive
@@ -51,33 +50,10 @@ def test_the_stack_of_a_directory_then_the_environment(tmp_path: Path) -> None:
     assert (found.store.url, found.archive_folder) == ("redis://one:1", data / "archive" / "mine")
 
 
-def test_neither_a_stack_nor_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(CannotStartError, match="FOLDIN_REDIS_URL"):
-        find_place(None, front_door(tmp_path))
-    here = {"FOLDIN_REDIS_URL": "redis://two:2", "FOLDIN_ARCHIVE_DIR": "there"}
-    found = find_place(None, front_door(tmp_path, **here))
-    assert (found.store.url, found.archive_folder) == ("redis://two:2", Path("there/foldin"))
-
-
 def trashed(archive: Path) -> None:
     root = ArchiveRoot(archive / "foldin", guard=free)
     root.epoch(3).append(event_table(["u", "v"], [1, 1], [0, 0], [3.0, 3.0], stream_ms=[1, 2]), {})
     root.discard(3, "replaced")
-
-
-def test_the_trash_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    here = {"FOLDIN_REDIS_URL": "redis://nowhere:1", "FOLDIN_ARCHIVE_DIR": str(tmp_path)}
-    assert run_undo(UndoOptions(data=None), front_door(tmp_path, **here)) == 0
-    assert capsys.readouterr().out == "The trash is empty.\n" == listed([])[0] + "\n"
-    trashed(tmp_path)
-    assert run_undo(UndoOptions(), front_door(tmp_path, **here)) == 0
-    line = capsys.readouterr().out
-    assert line.startswith("epoch-000003.")
-    assert "replaced" in line
-    assert "2 ratings of 2 users" in line
-    with pytest.raises(RecoveryRefusedError, match="no entry epoch-9"):
-        run_undo(UndoOptions("epoch-9"), front_door(tmp_path, **here))
 
 
 def epoch(folder: Path, number: int) -> Path:
@@ -86,24 +62,6 @@ def epoch(folder: Path, number: int) -> Path:
     archive.append(event_table(["u"], [1], [0], [3.0], stream_ms=[1]), {})
     FitFolder(path)
     return path
-
-
-def test_a_backup_without_a_manifest_that_can_be_read_is_not_taken_for_an_archive(tmp_path: Path) -> None:
-    folder = epoch(tmp_path, 1)
-    (folder / "fits").rmdir()
-    for content in (None, "", "{}", "[]", '{"format": 1}', '{"format": 1, "files": 3}'):
-        if content is not None:
-            (folder / "manifest.json").write_text(content)
-        why = r"no manifest\.json" if content is None else r"manifest\.json cannot be read"
-        for path in (folder, tmp_path):
-            with pytest.raises(RecoveryRefusedError, match=f"{why}.*--skip-damaged"):
-                find_source(path, LIVE, "foldin")
-            assert find_source(path, LIVE, "foldin", skip_damaged=True).folder == folder
-    # A newer one is refused in any case.
-    (folder / "manifest.json").write_text('{"format": 2}')
-    for skip_damaged in (False, True):
-        with pytest.raises(RecoveryRefusedError, match=r"manifest\.json has format 2"):
-            find_source(folder, LIVE, "foldin", skip_damaged=skip_damaged)
 
 
 def test_which_history_of_a_folder(tmp_path: Path) -> None:

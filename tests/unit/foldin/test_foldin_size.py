@@ -1,6 +1,5 @@
 """`foldin size` says what the manual says, in figures."""
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +8,8 @@ import pytest
 
 from factors import Layout
 from featurestore.settings import CLUSTER_PARTITIONS
-from foldin import __main__ as command
 from foldin.sizing import model
 from foldin.sizing.model import Deployment
-from foldin.sizing.run import amount
 
 DOCS = Path(__file__).parents[3] / "docs"
 SHOP = Deployment(users=200_000, items=30_000, ratings=10e6)
@@ -61,17 +58,3 @@ def test_a_store_that_fits_one_server_is_one_and_a_larger_one_a_cluster() -> Non
     # Two of them, which would have room, cannot agree.
     assert replace(large, server_bytes=40e9).primaries == 3
     assert replace(large, server_bytes=8e9).primaries == 9
-
-
-def test_numbers_may_have_a_unit() -> None:
-    for text, number in (("943", 943), ("10M", 1e7), ("1.5B", 1.5e9), ("2k", 2000), ("32G", 32e9)):
-        assert amount(1, 1e12)(text) == number
-    for text in ("", "M", "-1", "0", "1e3", "1_000", "10 M", "10m", "²", "nan", "9" * 16):
-        with pytest.raises(ValueError, match="must be"):
-            amount(1, 1e12)(text)
-
-
-def test_each_figure_says_what_it_rests_on(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["size", "--users", "10M", "--items", "1M", "--ratings", "1B", "--json"]) == 0
-    figures = json.loads(capsys.readouterr().out)["figures"]
-    assert all(each["rests_on"] and each["value"] > 0 for each in figures)

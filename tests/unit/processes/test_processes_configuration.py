@@ -1,6 +1,5 @@
 """`foldin.toml`: what it may have, what wins over it, and what is said of mistakes in it."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from evaluation.course.settings import PlaySettings
 from featurestore.settings import StoreSettings
 from foldin.settings import CommonOptions, FrontDoorSettings, ImportOptions, StackOptions
 from processes.configuration.file import configured
-from processes.configuration.keys import FLAGS, MANY, SECRETS, VARIABLES
+from processes.configuration.keys import SECRETS, VARIABLES
 from processes.settings import Setting, SettingsError, declarations, load
 from service.settings import ServiceSettings, read_settings
 from trainer.settings import TrainerSettings
@@ -37,22 +36,6 @@ def test_the_file_may_have_every_variable_of_every_role() -> None:
     assert set(named) == variables - secrets
     # Which file it is cannot stand in it.
     assert {each.variable for _, each in declarations(CommonOptions)} == {"FOLDIN_CONFIG", None}
-
-
-def test_the_file_may_have_flags_of_the_environment_and_of_up() -> None:
-    for section, cls in (("environment", ServerSettings), ("up", StackOptions)):
-        flags = {
-            each.flag.lstrip("-").replace("-", "_")
-            for _, each in declarations(cls)
-            if each.variable is None and each.flag
-        }
-        assert set(FLAGS[section]) == flags - {"adopt"}
-        assert section == cls.FILE_SECTION
-
-
-def test_lists_are_what_takes_several_values() -> None:
-    many = {each.variable for each in declared() if each.many and each.variable}
-    assert many == MANY
 
 
 def write(folder: Path, text: str, name: str = "foldin.toml") -> Path:
@@ -93,19 +76,6 @@ def test_settings_without_a_variable_are_of_the_role_that_has_the_section(tmp_pa
     # What is handed to children is variables alone.
     assert not [name for name in environ if "." in name]
     assert environ["FOLDIN_CONFIG"] == str(tmp_path / "foldin.toml")
-
-
-def test_every_kind_of_value(tmp_path: Path) -> None:
-    write(
-        tmp_path,
-        'log_level = "WARNING"\n[store]\nscale = "0.5:5:0.5"\ntimeout_s = 2.5\n'
-        '[service]\nhosts = ["a.example", "b.example"]\n'
-        "[environment]\ndrift = 1e-3\n",
-    )
-    service = read_settings(*configured([], {}, tmp_path))[0]
-    assert service.hosts == ("a.example", "b.example")
-    assert (service.log_level, service.store.timeout_s, service.store.scale) == ("WARNING", 2.5, "0.5:5:0.5")
-    assert ServerSettings.load(*configured([], {}, tmp_path)).world.drift == 0.001
 
 
 def test_which_file_is_read(tmp_path: Path) -> None:
@@ -149,29 +119,3 @@ def test_mistakes_are_named_with_what_was_meant(text: str, words: str, tmp_path:
         configured([], {}, tmp_path)
     assert str(tmp_path / "foldin.toml") in str(caught.value)
     assert "word@" not in str(caught.value), "the password is not shown"
-
-
-def test_a_wrong_value_is_named_by_its_place_in_the_file(tmp_path: Path) -> None:
-    write(tmp_path, '[service]\nport = "http"\n[environment]\nusers = -1\n')
-    with pytest.raises(SettingsError, match=r"^foldin\.toml: \[service\] port must be a whole number"):
-        read_settings(*configured([], {}, tmp_path))
-    with pytest.raises(SettingsError, match=r"^foldin\.toml: \[environment\] users must be a whole number"):
-        ServerSettings.load(*configured([], {}, tmp_path))
-    # A child of `foldin up` inherits it as a variable.
-    _, environ = configured([], {}, tmp_path)
-    with pytest.raises(SettingsError, match=r"^foldin\.toml: \[service\] port must"):
-        read_settings(*configured([], dict(environ), tmp_path / "elsewhere"))
-    # A variable that says otherwise is to blame itself.
-    with pytest.raises(SettingsError, match=r"^FOLDIN_PORT must"):
-        read_settings(*configured([], {"FOLDIN_PORT": "x"}, tmp_path))
-
-
-def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
-    for path in ("missing.toml", "folder", "binary.toml"):
-        with pytest.raises(SettingsError, match=re.escape(path)):
-            configured(["--config", str(tmp_path / path)], {}, tmp_path)
-    for argv in (["--config"], ["--config", "--port"], ["--config="]):
-        with pytest.raises(SettingsError, match="--config needs the path"):
-            configured(argv, {}, tmp_path)

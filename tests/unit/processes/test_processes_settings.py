@@ -13,7 +13,6 @@ from processes.settings import (
     nested,
     program,
     real,
-    reference,
     setting,
     url,
     whole,
@@ -78,28 +77,6 @@ def test_every_mistake_is_reported_with_its_source_and_what_it_must_be() -> None
         load(Outer, ["f", "--loud", "--colour", "blue"], {})
     with pytest.raises(SettingsError, match=r"^--loud and --quiet exclude each other: leave one out$"):
         load(Outer, ["f", "--loud", "--quiet"], {})
-
-
-def test_the_reference_has_a_row_for_each_setting_that_a_person_may_set() -> None:
-    assert reference(Outer).splitlines()[2:] == [
-        "| `FILE` |  | a file |",
-        "| `FOLDIN_SIZE`, `--size` | 12,000 | a size |",
-        "| `--colour` | `red` | a colour |",
-        "| `--names` | `a` `b` | some names |",
-        "| `--loud` | off | whether it is loud |",
-        "| `--quiet` | off | whether it is quiet |",
-        "| `--player` | `python` | a program |",
-        "| `FOLDIN_SHARE` | 0.5 | a share |",
-    ]
-
-
-def test_the_help_shows_each_setting_that_a_person_may_set(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        load(Outer, ["--colour", "green", "--help"], {}, command="foldin outer", about="One of every kind.")
-    text = capsys.readouterr().out
-    for words in ("usage: foldin outer", "[--loud | --quiet]", " FILE", "--size N", "FOLDIN_SHARE: a share"):
-        assert words in text
-    assert "--secret-number" not in text
 
 
 def test_values_that_are_none() -> None:

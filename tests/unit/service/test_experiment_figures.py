@@ -1,7 +1,6 @@
 """Intervals of an experiment's figures."""
 
 import numpy as np
-import pytest
 
 from factors import Float64s
 from featurestore.experiments.definition import GROUPS
@@ -17,16 +16,6 @@ def chosen(rng: np.random.Generator, users: int, a: float, b: float) -> Float64s
     for figure, values in ((Figure.SHOWN, shown), (Figure.POSITIVES, positives)):
         tally[figure] = np.bincount(groups, weights=values, minlength=GROUPS)
     return tally
-
-
-def test_of_few_items_it_is_wilsons_interval() -> None:
-    tally = new_tally()
-    tally[Figure.SHOWN, 0], tally[Figure.POSITIVES, 0] = 10, 1
-    found = positive_rate(tally)
-    assert found is not None
-    # Wilson (1927) for 1 of 10.
-    assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.0179, 0.4042), abs=1e-4)
-    assert positive_rate(new_tally()) is None
 
 
 def test_an_interval_has_the_truth_in_it_and_a_difference_excludes_zero_where_there_is_one() -> None:

@@ -1,11 +1,9 @@
 """What a `recommendation_id` says, and which events follow a showing: values alone."""
 
 import numpy as np
-import pytest
 
 from featurestore.codecs import NO_FEEDBACK, Feedback
 from service.feedback.attribution import WINDOW_S, Positive, positives
-from service.feedback.tokens import MAX_TOKEN, Token, new_token, parse_token
 
 SHOWN, LIKE, BUY = 7, 3, 4
 
@@ -39,23 +37,3 @@ def test_of_each_showing_one_event_counts_within_seven_days() -> None:
     assert follow(before, (1, 99.0)) == []
     assert follow(NO_FEEDBACK, (1, 150.0)) == []
     assert isinstance(positives(before, [1], [150.0], [SHOWN], [LIKE])[0], Positive)
-
-
-@pytest.mark.parametrize("scenario", [None, "home", "a" * 64])
-@pytest.mark.parametrize("arm", [None, ("lists", "now"), ("e" * 64, "a" * 64)])
-def test_a_token_says_what_it_was_made_of(scenario: str | None, arm: tuple[str, str] | None) -> None:
-    text = new_token(42, 1_700_000_000.4, scenario, arm)
-    assert len(text) <= MAX_TOKEN
-    assert parse_token(text) == Token(42, 1_700_000_000.0, scenario, arm)
-    assert new_token(42, 1_700_000_000.4, scenario, arm) != text
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "42", "42~1~zz~home~", "-1~1~0123456789abcdef~~", "42~1~0123456789abcdef~~a", "x" * 500),
-        *("42~1~0123456789abcdef~~a:b,c:d", "42~1~0123456789abcdef~~\n", "٤~1~0123456789abcdef~~"),
-    ],
-)
-def test_what_is_no_token_is_none(text: str) -> None:
-    assert parse_token(text) is None

@@ -48,8 +48,3 @@ def test_a_scrape_sums_the_workers(tmp_path: Path) -> None:
     assert samples["foldin_rating_squared_error_sum", ()] == 4.0
     assert samples["foldin_stream_lag_events", (("partition", "1"),)] == 4
     assert samples["foldin_workers", ()] == 2
-
-
-def test_a_torn_snapshot_costs_nothing_but_its_worker(tmp_path: Path) -> None:
-    (tmp_path / "worker-1.metrics").write_bytes(b'{"worker": 1')
-    assert [each.worker for each in SnapshotFiles(tmp_path, 0).all(snapshot())] == [0]
