@@ -6,6 +6,7 @@ its name: the same one in every run, so that a failure comes again, and not the 
 """
 
 import asyncio
+import inspect
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from redis.asyncio import Redis
 from featurestore.access import new_secret
 from featurestore.catalogue.item import CatalogueItem
 from featurestore.errors import StoreRefused
-from featurestore.keys import shown_key
+from featurestore.keys import Keys, shown_key
 from featurestore.ratings.context_schema import ContextField, ContextSchema
 from featurestore.ratings.event_types import NewType, replaced
 from featurestore.ratings.log import NewRating
@@ -42,6 +43,7 @@ from tests.support.trainers import (
     running_trainer,
     trainer_settings,
     until_drained,
+    until_live,
 )
 from tests.support.waiting import wait_until_async
 from trainer.app import Trainer
@@ -120,6 +122,48 @@ KINDS = (
         "generation:G:deltas",
     ),
 )
+
+
+# Kinds of keys that are in no world here, and why.
+ELSEWHERE = {
+    "live:lease": "it ends by itself within seconds; test_trainer_health.py",
+    "synced": "what it holds is not read; tests of fsync and of fail-over",
+    "live:traces": "for seconds, of traced requests; its loss costs a mark in a trace",
+    "live:experiments": "test_service_experiments.py has it damaged",
+    "live:experiment:NAME:sums": "as the one before",
+    "live:experiment:NAME:users:A": "a count of the store's own; as the one before",
+    "live:migrator": "for seconds; what it holds is not read",
+    "migration": "while a namespace moves to another store: tests/integration/migration",
+    "changed:T": "as the one before",
+    "live:shown:G": "which items were shown, of which the dashboard tells how many",
+}
+
+
+def kinds_of_keys() -> set[str]:
+    """The kind of each key that `Keys` names, so that a new one is tried here or in `ELSEWHERE`."""
+    given: dict[str, object] = {"user_id": b"u", "epoch": 1, "generation": 1, "partition": 0, "chunk": 0}
+    given |= {
+        "command_id": "c",
+        "name": "NAME",
+        "arm": 0,
+        "key": b"foldin:{0}:epochs",
+        "token": "T",
+    }
+    keys, found = Keys("foldin", 2), set[str]()
+    for name in dir(keys):
+        # Beginnings and patterns of keys, and the user whom a key is of.
+        if name.startswith("_") or name.endswith(("_prefix", "_pattern", "_prefixes", "_user", "_of")):
+            continue
+        value = getattr(keys, name)
+        if callable(value):
+            wanted = inspect.signature(value).parameters
+            if "user_ids" in wanted:
+                continue
+            assert wanted.keys() <= given.keys(), f"{name} takes what this does not know"
+            value = value(*(given[each] for each in wanted))
+        if isinstance(value, bytes):
+            found.add(kind_of(value))
+    return found
 
 
 def kind_of(key: bytes) -> str:
@@ -328,6 +372,13 @@ def cases() -> list[Any]:
     return found
 
 
+def test_every_kind_of_key_is_tried(world: World) -> None:
+    assert set(world.kinds) == set(KINDS)
+    assert not set(KINDS) & set(ELSEWHERE)
+    assert kinds_of_keys() == set(KINDS) | set(ELSEWHERE)
+    assert len(world.answers) == len(ASKED) + 1
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("kind", "damage"), cases())
 async def test_damage_is_told_and_removes_nothing(
@@ -377,6 +428,37 @@ async def test_damage_is_told_and_removes_nothing(
         assert await content(redis, key) == damaged
 
 
+@pytest.mark.timeout(120)
+async def test_each_byte_of_a_record_that_was_flipped_is_told_and_no_answer_rests_on_it(
+    world: World, redis: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer is that of the undamaged record, and another one takes its place."""
+    key, asks, headers = world.kinds["user:ID"], "/predict?user_id=ann&item_id=i3", {"X-API-Key": KEY}
+    field = b"g%d" % int(await redis.hget("foldin:live", "generation"))
+    record = await redis.hget(key, field)
+    async with serving(world.settings.store) as (client, _):
+        for place in range(len(record)):
+            damaged = bytearray(record)
+            damaged[place] ^= 1 << place % 8
+            await redis.hset(key, field, bytes(damaged))
+            caplog.clear()
+            reply = await client.get(asks, headers=headers)
+            assert (reply.status, lasting(reply.text)) == (200, world.answers[asks]), place
+            assert f"record damaged, folded in again: {shown_key(key)}" in caplog.text
+
+            async def replaced(damaged: bytes = bytes(damaged)) -> bool:
+                return bool(await redis.hget(key, field) != damaged)
+
+            await wait_until_async(replaced, "another record is there")
+        assert (await client.get(asks, headers=headers)).status == 200
+
+        async def counted() -> bool:
+            metrics = (await client.get("/metrics", headers=headers)).text
+            return f"\nfoldin_stored_damaged_total {len(record)}.0\n" in metrics
+
+        await wait_until_async(counted, "all are counted")
+
+
 async def served(world: World, caplog: pytest.LogCaptureFixture) -> tuple[dict[str, tuple[int, str]], str]:
     """What a new worker answers, and its log. One that does not start says why in one line."""
     caplog.clear()
@@ -403,6 +485,30 @@ async def trained(world: World, caplog: pytest.LogCaptureFixture) -> tuple[str |
     return None, caplog.text
 
 
+@pytest.mark.parametrize("kind", ["meta", "items:J"])
+async def test_a_fit_takes_the_place_of_a_damaged_generation(world: World, redis: Any, kind: str) -> None:
+    """By itself, or when it is asked for; a worker that starts has no generation until then, and serves
+    again by itself.
+    """
+    await redis.set(world.kinds[f"generation:G:{kind}"], FOREIGN)
+    before = int(await redis.hget("foldin:live", "generation") or 0)
+    store = await Store.open(world.settings.store)
+    async with serving(world.settings.store) as (client, _):
+        assert (await asked(client))["/readyz"][0] == 503
+        async with running_trainer(world.settings):
+            if kind != "meta":
+                # The trainer does not read the tables of what is live.
+                await fitted(store)
+            await until_live(store, before + 1)
+
+            async def ready() -> bool:
+                return (await client.get("/readyz")).status == 200
+
+            await wait_until_async(ready, "served again")
+        assert {status for status, _ in (await asked(client)).values()} == {200}
+    await store.close()
+
+
 FILES = {
     "segment": "epoch-000001/*.parquet",
     "identity": "identity.json",
@@ -412,6 +518,60 @@ FILES = {
     "fit.json": "epoch-000001/fits/generation-*/fit.json",
     "erasures": "erasures-*.log",
 }
+
+
+HOW = ("cut", "foreign", "flipped")
+
+
+def damaged_bytes(content: bytes, how: str, rng: random.Random) -> bytes:
+    if how == "cut":
+        return content[: rng.randrange(len(content))]
+    if how == "foreign":
+        return FOREIGN + rng.randbytes(60)
+    place = rng.randrange(len(content))
+    return content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [(kind, how) for k, kind in enumerate(FILES) for j, how in enumerate(HOW) if ALL or (j + k) % 3 == 0],
+)
+async def test_a_damaged_file_of_the_archive_costs_no_rating(
+    world: World, redis: Any, caplog: pytest.LogCaptureFixture, kind: str, how: str
+) -> None:
+    """The trainer leaves with one line that names it, or goes on; the file's bytes stay where a person finds
+    them unless they can be made again; and whatever was rated is archived or waits.
+    """
+    caplog.set_level(logging.INFO)
+    folder = world.settings.archive_folder
+    path = sorted(folder.glob(FILES[kind]))[-1]
+    rng = random.Random(f"{kind} {how}")
+    held = {(user, item): value for user, _, item, value in archived(world.settings)}
+    damaged = damaged_bytes(path.read_bytes(), how, rng)
+    path.write_bytes(damaged)
+    keys = set(await redis.keys("*"))
+    ending, log = await trained(world, caplog)
+    assert "term_ended" not in log, log
+    assert "Traceback" not in log, log
+    assert keys <= set(await redis.keys("*"))
+    if ending is not None:
+        assert DATA_REFUSED in ending
+        assert path.name in ending
+        assert path.read_bytes() == damaged
+        return
+    if kind in {"segment", "erasures"} and how != "flipped":
+        # A bit that is flipped in the padding of a Parquet file harms nothing.
+        assert any(file.read_bytes() == damaged for file in folder.rglob("*") if file.is_file())
+    store = await Store.open(world.settings.store)
+    async with running_trainer(world.settings):
+        await fitted(store)
+        await until_drained(store)
+    await store.close()
+    now = {(user, item): value for user, _, item, value in archived(world.settings)}
+    assert {pair: now.get(pair) for pair in held if pair[0] != "gone"} == {
+        pair: value for pair, value in held.items() if pair[0] != "gone"
+    }
 
 
 @pytest.mark.timeout(90)

@@ -2,6 +2,7 @@
 record of who operated, and that no key is ever in a log.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from importlib.metadata import version
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from featurestore.access import ROLES, is_secret, new_secret
+from featurestore.access import ROLES, StoredKeys, is_secret, new_secret
+from featurestore.errors import StoreUnavailable
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from service.context import CONTEXT
 from service.http.access import LEVELS
 from service.key_copy import POLL_S
 from service.openapi import Route
@@ -133,6 +136,19 @@ async def test_refusals_say_what_is_needed(client: Client, keys: dict[str, str])
     assert described["info"]["version"] == version("foldin")
 
 
+async def test_a_body_is_not_read_before_the_key(client: Client, keys: dict[str, str]) -> None:
+    host, port = client.url.removeprefix("http://").split(":")
+    head = f"POST /ratings HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+    for more, answer in (("", b"401"), (f"X-API-Key: {keys['rate']}\r\n", b"100")):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"{head}{more}Content-Length: 1000\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert (await reader.readline()).split()[1] == answer
+        if answer == b"401":
+            # Neither this body nor a request can follow.
+            assert b"Connection: close" in await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+
 async def test_keys_are_made_listed_shown_once_and_removed(
     store_settings: StoreSettings, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -186,6 +202,25 @@ async def test_keys_are_made_listed_shown_once_and_removed(
     told = [each.getMessage() for each in caplog.records if each.name == "foldin.audit"]
     assert "keys changed added=shop:rate removed=-" in told
     assert secret not in caplog.text
+
+
+async def test_the_keys_are_followed_whatever_a_poll_ends_with_and_the_last_copy_holds(
+    store_settings: StoreSettings, store: Store, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    polled: list[Exception] = []
+    async with serving(store_settings) as (client, app):
+
+        async def failing() -> StoredKeys:
+            polled.append(StoreUnavailable("away") if len(polled) % 2 else RuntimeError("a mistake"))
+            raise polled[-1]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(app[CONTEXT].store.access, "load", failing)
+            await wait_until_async(lambda: len(polled) >= 4, "polls after ones that failed")
+            assert (await client.get("/generations", headers=bearer(keys["read"]))).status == 200
+            is_problem(await client.get("/generations"), 401, "unauthorized")
+        await store.access.remove("the-read")
+        await until_status(client, 401, keys["read"])
 
 
 @pytest.mark.slow
