@@ -13,8 +13,8 @@ from featurestore.errors import LeaseLost, StoreUnavailable
 from featurestore.store import Store
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.retries import Say, has_leader, retried
-from trainer.archive.epoch_archive import read_ends
 from trainer.archive.identity import ArchiveState, read_identity
+from trainer.archive.listing import read_ends
 from trainer.archive.root import ArchiveRoot
 from trainer.consume.matching import WHAT_TO_DO, difference, match, replaced
 from trainer.errors import ArchiveFailedError, ArchiveRefusedError, ArchiveWaitsError

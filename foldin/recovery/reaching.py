@@ -11,8 +11,8 @@ from featurestore.ratings.stream import Progress
 from featurestore.store import Store
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.retries import Say, has_leader, retried
-from trainer.archive.epoch_archive import uncovered
 from trainer.archive.events import join_spans
+from trainer.archive.listing import uncovered
 from trainer.archive.segments import Segment, inspect_segment
 from trainer.archive.storage.files import Location, files_of
 from trainer.errors import (

@@ -20,11 +20,11 @@ from foldin.recovery.events import RatingEvents, of_tables
 from foldin.recovery.manifest import NAME as MANIFEST
 from foldin.recovery.manifest import Manifest, read_manifest
 from trainer.archive.context_fields import read_fields
-from trainer.archive.epoch_archive import uncovered
 from trainer.archive.erasures import Ledger
 from trainer.archive.identity import IDENTITY_FILE, read_identity
 from trainer.archive.item_list import NAME as ITEMS
 from trainer.archive.item_list import read_items
+from trainer.archive.listing import uncovered
 from trainer.archive.segments import DAMAGED, SegmentName, open_segment, read_segment
 from trainer.archive.storage.files import Location
 from trainer.archive.trash import NOTE

@@ -18,15 +18,14 @@ from trainer.archive.events import (
     ALWAYS,
     ERASED_BY,
     SCHEMA,
-    START,
     Position,
     Rows,
-    Span,
     Spans,
     join_spans,
     not_of_user,
     string_array,
 )
+from trainer.archive.listing import recover
 from trainer.archive.merging import MERGED_ROWS, choose_merge
 from trainer.archive.segments import (
     DAMAGED,
@@ -34,7 +33,6 @@ from trainer.archive.segments import (
     Segment,
     SegmentName,
     Step,
-    inspect_segment,
     no_step,
     open_rows,
     open_segment,
@@ -44,7 +42,6 @@ from trainer.archive.segments import (
 )
 from trainer.archive.segments import read_spans as spans_in_footer
 from trainer.archive.storage.files import Location, files_of, sync_directory
-from trainer.archive.storage.local import TEMPORARY
 from trainer.archive.unread import UnreadFiles
 from trainer.errors import (
     ArchiveFailedError,
@@ -60,8 +57,6 @@ ALL_OF_A_USER = 2**62
 
 # How often a segment is read again that could not be: of a large one it takes a second.
 _AGAIN_S = 60.0
-# A trainer that was replaced a moment ago may merge, or move the epoch, while it is listed.
-_LISTINGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,47 +408,7 @@ class EpochArchive:
 
     def _recover(self) -> None:
         """Finish what a kill left half done, then list the segments."""
-        # Under a temporary name nothing was committed: what it had is in the stream, or in the files that it
-        # covers.
-        for leftover in self.directory.glob(f"*{TEMPORARY}"):
-            leftover.unlink()
-        files, failures = _segment_files(self.directory), Failures()
-        files_of(self.directory).read_ahead([path for _, path in files])
-        self._unread.keep({path.name for _, path in files})
-        sound: list[SegmentName] = []
-        # Largest first: what another one covers goes only where that one was looked at, and is whole.
-        while files:
-            largest = [(name, path) for name, path in files if not any(it.covers(name) for it, _ in files)]
-            unknown = []
-            for name, path in largest:
-                # Past one that cannot be read: all of them are waited for at once, not one after the other.
-                unknown.append(name)
-                with failures:
-                    try:
-                        self._segments.append(_inspect(path, name, self._unread))
-                        if any(name.covers(other) for other, _ in files):
-                            # A footer says nothing of the rows before it.
-                            with open_segment(path) as file:
-                                open_rows(path, file)
-                        sound.append(name)
-                    except (SegmentDamagedError, SegmentGoneError) as exc:
-                        gone = SegmentDamagedError(path, "is missing")
-                        self.damaged.append(exc if isinstance(exc, SegmentDamagedError) else gone)
-                        self._unread.was_read(path)
-                        self._segments = [each for each in self._segments if each.name != name]
-                        path.rename(path.with_name(path.name + DAMAGED))
-                    unknown.pop()
-            rest = []
-            for name, path in files:
-                if any(each.covers(name) for each in sound):
-                    self._step("recover:unlink")
-                    path.unlink()
-                elif (name, path) not in largest and not any(each.covers(name) for each in unknown):
-                    rest.append((name, path))
-            files = rest
-        self._segments.sort(key=lambda segment: segment.name)
-        failures.throw()
-        sync_directory(self.directory)
+        self._segments, self.damaged = recover(self.directory, self._unread, self._step)
 
 
 def _without_user(rows: Rows, user_id: bytes, up_to_n: int, before_ms: int) -> tuple[Rows, int]:
@@ -464,64 +419,3 @@ def _without_user(rows: Rows, user_id: bytes, up_to_n: int, before_ms: int) -> t
         return rows, 0
     kept = rows.filtered([not_of_user(part, user_id, up_to_n, before_ms) for part in rows.read(ERASED_BY)])
     return kept, rows.count - kept.count
-
-
-def uncovered(directory: Location) -> list[tuple[SegmentName, Location]]:
-    """Return the files that make up the log of an epoch, in its order; nothing is changed."""
-    files = _segment_files(directory)
-    return [(name, path) for name, path in files if not any(other.covers(name) for other, _ in files)]
-
-
-def _inspect(path: Location, name: SegmentName, unread: UnreadFiles) -> Segment:
-    try:
-        with unread.looking():
-            segment = inspect_segment(path, name)
-    except SegmentUnreadError as exc:
-        raise unread.require_wait(exc) from exc
-    unread.was_read(path)
-    return segment
-
-
-def read_spans(directory: Location, unread: UnreadFiles) -> dict[int, Span]:
-    """Return what an epoch's log covers, as its footers say; a damaged segment covers nothing here, and one
-    that could not be read for long.
-
-    Raises `ArchiveRefusedError` for a segment of a newer format, `ArchiveFailedError`. Changes nothing.
-    """
-    for _ in range(_LISTINGS):
-        found, failures = [], Failures()
-        try:
-            listed = uncovered(directory) if directory.exists() else []
-            files_of(directory).read_ahead([path for _, path in listed])
-            unread.keep({path.name for _, path in listed})
-            for name, path in listed:
-                with contextlib.suppress(SegmentDamagedError), failures:
-                    found.append(_inspect(path, name, unread).spans)
-        except (SegmentGoneError, FileNotFoundError):
-            continue
-        except OSError as exc:
-            raise ArchiveFailedError(f"cannot read {directory}: {exc.strerror or exc}") from exc
-        failures.throw()
-        return join_spans(found)
-    raise ArchiveFailedError(f"{directory} changes all the time")
-
-
-def read_ends(
-    directory: Location, *, replaced: bool, unread: UnreadFiles | None = None
-) -> dict[int, Position]:
-    """Return where an epoch's log ends in each partition. An epoch that was replaced is not compared with the
-    store: where it cannot be read, the answer is no more than that it has something. `unread`: of a
-    process that has waited for files. Raises as `read_spans`.
-    """
-    try:
-        spans = read_spans(directory, UnreadFiles() if unread is None else unread)
-        return {partition: span.last for partition, span in spans.items()}
-    except ArchiveFailedError:
-        if not replaced:
-            raise
-        return {0: START}
-
-
-def _segment_files(directory: Location) -> list[tuple[SegmentName, Location]]:
-    named = [(SegmentName.parse(path.name), path) for path in directory.iterdir()]
-    return sorted((name, path) for name, path in named if name is not None)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.errors import LeaseLost
-from trainer.archive.epoch_archive import EpochArchive, read_ends
+from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.erasures import Erasures, require_known
 from trainer.archive.identity import ArchiveState, read_identity, write_identity
+from trainer.archive.listing import read_ends
 from trainer.archive.segments import Guard, Step, no_step
 from trainer.archive.storage.client import ObjectStoreError
 from trainer.archive.storage.fences import fence_of

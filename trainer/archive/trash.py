@@ -14,10 +14,11 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer.archive.epoch_archive import ALL_OF_A_USER, EpochArchive, uncovered
+from trainer.archive.epoch_archive import ALL_OF_A_USER, EpochArchive
 from trainer.archive.events import ALWAYS, string_array
 from trainer.archive.identity import SHOWN
 from trainer.archive.json_files import read_json, write_json
+from trainer.archive.listing import uncovered
 from trainer.archive.segments import (
     DAMAGED,
     Guard,

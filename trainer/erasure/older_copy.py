@@ -21,10 +21,10 @@ from featurestore.ratings.batches import Columns
 from featurestore.store import Store
 from featurestore.users.records import StoredUser
 from trainer import log
-from trainer.archive.epoch_archive import uncovered
 from trainer.archive.erasures import Ledger, readable_ledgers
 from trainer.archive.events import make_table, type_codes
 from trainer.archive.identity import read_since
+from trainer.archive.listing import uncovered
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import read_parts
 from trainer.archive.storage.files import Location

@@ -106,19 +106,21 @@ async def test_an_array_and_lines_are_taken_and_ids_come_back_as_they_were(clien
 
 
 async def test_lists_and_explanations(client: Client) -> None:
-    reply = (await client.get("/recommend/ann?n=1000")).json
+    # Of items that are there from the beginning: others come with the ratings of other tests.
+    known = [f"item-{n}" for n in range(ITEMS)]
+    reply = (await client.post("/recommend/ann", {"n": 1000, "candidate_items": known})).json
     names = [each["item_id"] for each in reply["items"]]
-    assert {f"item-{n}" for n in range(3, ITEMS)} <= set(names)
-    assert not {"item-0", "item-1", "item-2"} & set(names)
+    assert sorted(names) == sorted(known[3:])
     scores = [each["score"] for each in reply["items"]]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] == pytest.approx((await client.get(f"/predict?user=ann&item={names[0]}")).json["rating"])
-    shifted = (await client.get("/recommend/ann?n=3&offset=2")).json["items"]
-    assert [each["item_id"] for each in shifted] == names[2:5]
-    everything = (await client.get("/recommend/ann?n=1000&exclude_seen=false")).json["items"]
-    assert len(everything) == len(names) + 3
-    # Of items that are there from the beginning: others come with the ratings of other tests.
-    drawn = {"explore": "thompson", "seed": 1, "candidate_items": [f"item-{n}" for n in range(ITEMS)]}
+    page = (await client.post("/recommend/ann", {"n": 3, "offset": 2, "candidate_items": known})).json[
+        "items"
+    ]
+    assert [each["item_id"] for each in page] == names[2:5]
+    every = {"n": 1000, "exclude_seen": False, "candidate_items": known}
+    assert len((await client.post("/recommend/ann", every)).json["items"]) == ITEMS
+    drawn = {"explore": "thompson", "seed": 1, "candidate_items": known}
     draws = [(await client.post("/recommend/ann", drawn)).json for _ in range(2)]
     # Each answer has an id of its own.
     assert len({each.pop("recommendation_id") for each in draws}) == 2

@@ -10,8 +10,9 @@ from tests.support import failing_reads
 from tests.support.event_tables import event_table, free
 from tests.support.failing_reads import FAILURES, Fails
 from trainer.archive import epoch_archive, unread
-from trainer.archive.epoch_archive import ALL_OF_A_USER, EpochArchive, read_spans
+from trainer.archive.epoch_archive import ALL_OF_A_USER, EpochArchive
 from trainer.archive.events import spans_of
+from trainer.archive.listing import read_spans
 from trainer.archive.segments import read_segment, read_user_ids
 from trainer.archive.unread import UnreadFiles
 from trainer.errors import ArchiveFailedError
