@@ -269,9 +269,7 @@ class CommandHandler:
         user_id, at_ms = command.user or b"", command.at_ms
         # The mark of the user's removal is in the stream: by then what came before it has been archived.
         await epoch.consumer.reached_now()
-        # A user whom the store did not know has left no mark, and older copies may know that user.
-        await epoch.consumer.note_erased([(user_id, at_ms)])
-        await epoch.consumer.erase_forgotten(user_id, at_ms)
+        await epoch.erasures.erase(user_id, at_ms)
         # Its snapshot may be from before: it writes the user's id into files, which are cleaned at its end.
         while epoch.fits.may_know(user_id):
             self._waits[command.id] = waiting.FIT

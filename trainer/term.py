@@ -118,7 +118,6 @@ class Term:
                 await self._begin()
                 group.create_task(self.commands.run(), name="take commands")
                 group.create_task(self.unasked.run(), name="ask for erasures")
-                group.create_task(self.rewrites.run(), name="rewrite the store's files")
                 group.create_task(self.item_ratings.run(), name="take ratings back")
                 group.create_task(self.refitter.run(), name="refit")
                 if self._settings.engine == "variational":

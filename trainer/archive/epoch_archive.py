@@ -7,7 +7,7 @@ erasure) makes the files that it covers superfluous from its rename on, and thos
 
 import contextlib
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ from trainer.archive.events import (
     Rows,
     Spans,
     join_spans,
-    not_of_user,
+    not_of_users,
     string_array,
 )
 from trainer.archive.listing import recover
@@ -52,8 +52,7 @@ from trainer.errors import (
     SegmentUnreadError,
 )
 
-# No user has rated so often: an erasure up to this `n` takes all that there is of a user.
-ALL_OF_A_USER = 2**62
+Until = Mapping[int, Position] | None
 
 # How often a segment is read again that could not be: of a large one it takes a second.
 _AGAIN_S = 60.0
@@ -238,26 +237,29 @@ class EpochArchive:
             with contextlib.suppress(SegmentDamagedError, SegmentGoneError), open_segment(path) as file:
                 open_rows(path, file)
 
-    def erase(self, user_id: bytes, up_to_n: int, before_ms: int = ALWAYS) -> int:
-        """Take a user's events up to `up_to_n`, of those that came before a time of the store, out of every
-        segment; return how many there were.
+    def erase(self, before_ms: Mapping[bytes, int], until: Until = None) -> int:
+        """Take the events that users had before a time of the store, `ALWAYS` for all of a user's, out of
+        every segment, in one pass; return how many there were. What lies after the positions `until` stays.
 
-        Repeating is safe. Damaged files that were set aside cannot be searched: where they can be made anew
-        they are removed, elsewhere they stay, and the erasure waits for a person to decide. One that fits its
-        checksum after all stays, without the user. Raises `ArchiveFailedError` when it has been through all
-        the others: no file is removed that could not be read.
+        Repeating is safe, and events may be appended meanwhile. Damaged files that were set aside cannot be
+        searched: where they can be made anew they are removed, elsewhere they stay, and the erasure waits for
+        a person to decide. One that fits its checksum after all stays, without the users. Raises
+        `ArchiveFailedError` when it has been through all the others: no file is removed that could not be
+        read.
         """
+        if not before_ms:
+            return 0
         erased, failures = 0, Failures()
         with self._maintenance:
             if self._covered:
-                # They may have the user.
+                # They may have the users.
                 self._remove_covered()
             for segment in self._listed():
                 with failures:
-                    erased += self._erase_from(segment, user_id, up_to_n, before_ms)
+                    erased += self._erase_from(segment, before_ms, until)
             for path in self.directory.glob(f"*{DAMAGED}"):
                 with failures:
-                    erased += self._erase_set_aside(path, user_id, up_to_n, before_ms)
+                    erased += self._erase_set_aside(path, before_ms, until)
             with failures:
                 self.forget_replaced()
         failures.throw()
@@ -268,11 +270,11 @@ class EpochArchive:
         with self._writing():
             files_of(self.directory).forget_replaced(self.directory)
 
-    def _erase_from(self, segment: Segment, user_id: bytes, up_to_n: int, before_ms: int) -> int:
+    def _erase_from(self, segment: Segment, before_ms: Mapping[bytes, int], until: Until) -> int:
         name = SegmentName(segment.name.first, segment.name.last, segment.name.revision + 1)
         try:
             with self._rows(segment) as rows:
-                kept, erased = _without_user(rows, user_id, up_to_n, before_ms)
+                kept, erased = _without(rows, before_ms, until)
                 if erased:
                     self._replace([segment], name, kept, segment.spans)
         except SegmentDamagedError as exc:
@@ -280,11 +282,11 @@ class EpochArchive:
             return 0
         return erased
 
-    def _erase_set_aside(self, path: Location, user_id: bytes, up_to_n: int, before_ms: int) -> int:
+    def _erase_set_aside(self, path: Location, before_ms: Mapping[bytes, int], until: Until) -> int:
         try:
             with open_segment(path) as file:
                 rows, spans = open_rows(path, file), spans_in_footer(path, file)
-                kept, erased = _without_user(rows, user_id, up_to_n, before_ms)
+                kept, erased = _without(rows, before_ms, until)
                 if erased:
                     write_file(path, kept, spans, step=self._step, guard=self._guard)
         except SegmentGoneError:
@@ -313,11 +315,10 @@ class EpochArchive:
             with contextlib.suppress(SegmentDamagedError), failures:
                 for part in read_parts(segment.path, ["user_id"]):
                     ids.update(pc.unique(part["user_id"]).cast(pa.binary()).to_pylist())
-        wanted = [user_id for user_id in ids if digest_of(user_id) in digests]
+        wanted = {user_id: ALWAYS for user_id in ids if digest_of(user_id) in digests}
         erased = 0
-        for user_id in wanted:
-            with failures:
-                erased += self.erase(user_id, ALL_OF_A_USER)
+        with failures:
+            erased = self.erase(wanted)
         failures.throw()
         return erased
 
@@ -411,11 +412,13 @@ class EpochArchive:
         self._segments, self.damaged = recover(self.directory, self._unread, self._step)
 
 
-def _without_user(rows: Rows, user_id: bytes, up_to_n: int, before_ms: int) -> tuple[Rows, int]:
-    """Return events without those of a user, as the function of events has it, and how many those are."""
-    # The ids first: of many segments few have the user.
-    wanted = string_array([user_id])[0]
-    if not any(pc.any(pc.equal(part["user_id"], wanted)).as_py() for part in rows.read(["user_id"])):
+def _without(rows: Rows, before_ms: Mapping[bytes, int], until: Until) -> tuple[Rows, int]:
+    """Return events without those that users had before a time each, and how many those are."""
+    # The ids first: of many segments few have any of them.
+    wanted = string_array(list(before_ms))
+    if not any(
+        pc.any(pc.is_in(part["user_id"], value_set=wanted)).as_py() for part in rows.read(["user_id"])
+    ):
         return rows, 0
-    kept = rows.filtered([not_of_user(part, user_id, up_to_n, before_ms) for part in rows.read(ERASED_BY)])
+    kept = rows.filtered([not_of_users(part, before_ms, until) for part in rows.read(ERASED_BY)])
     return kept, rows.count - kept.count

@@ -41,7 +41,7 @@ Position = tuple[int, int]
 # Before every event: the numbers of a stream begin at 1.
 START: Position = (0, 0)
 # The columns that say whether an erasure takes an event.
-ERASED_BY = ("user_id", "n", "stream_ms", "stream_seq")
+ERASED_BY = ("user_id", "partition", "stream_ms", "stream_seq")
 # Every event came in before this time, in milliseconds.
 ALWAYS = 2**62
 
@@ -267,14 +267,20 @@ def ratings_of(table: pa.Table) -> pa.Table:
     return table.filter(pa.array(codes == 0)) if codes.any() else table
 
 
-def not_of_user(table: pa.Table, user_id: bytes, up_to_n: int, before_ms: int = ALWAYS) -> pa.ChunkedArray:
-    """Return the mask of all events but those of a user up to and including `up_to_n` that came before a time
-    of the store. `table`: with the columns `ERASED_BY` at least.
+def not_of_users(
+    table: pa.Table, before_ms: Mapping[bytes, int], until: Mapping[int, Position] | None = None
+) -> pa.ChunkedArray:
+    """Return the mask of all events but those that users had before a time of the store, `ALWAYS` for all of
+    a user's; of those only what does not lie after the positions `until`. `table`: with the columns
+    `ERASED_BY` at least.
     """
-    gone = pc.equal(table["user_id"], string_array([user_id])[0])
-    gone = pc.and_(gone, pc.less_equal(table["n"], pa.scalar(up_to_n, pa.int64())))
-    if before_ms != ALWAYS:
-        gone = pc.and_(gone, pc.less(known_ms(table), pa.scalar(before_ms, pa.int64())))
+    place = pc.index_in(table["user_id"], value_set=string_array(list(before_ms)))
+    limit = pc.take(pa.array(list(before_ms.values()), pa.int64()), place)
+    gone = pc.fill_null(pc.less(known_ms(table), limit), False)
+    if until is not None:
+        # A rebuilt archive has no positions: what is there was there by then.
+        came_later = lies_after(table, until) & (table["stream_ms"].to_numpy() > 0)
+        gone = pc.and_(gone, pa.array(~came_later))
     return pc.invert(gone)
 
 

@@ -6,7 +6,7 @@ who is forgotten is taken out of every entry.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -14,8 +14,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer.archive.epoch_archive import ALL_OF_A_USER, EpochArchive
-from trainer.archive.events import ALWAYS, string_array
+from trainer.archive.epoch_archive import EpochArchive
+from trainer.archive.events import string_array
 from trainer.archive.identity import SHOWN
 from trainer.archive.json_files import read_json, write_json
 from trainer.archive.listing import uncovered
@@ -185,9 +185,9 @@ class Trash:
             raise ArchiveFailedError(f"cannot keep files in {self.folder}: {exc.strerror or exc}") from exc
         return _entry(target, note)
 
-    def erase(self, user_id: bytes, before_ms: int = ALWAYS) -> int:
-        """Take what a user did before a time of the store out of every entry; return how many events there
-        were. Repeating is safe.
+    def erase(self, before_ms: Mapping[bytes, int]) -> int:
+        """Take what users did before a time of the store, `ALWAYS` for all of it, out of every entry; return
+        how many events there were. Repeating is safe.
 
         Damaged files, which cannot be searched, and those that could not be read stay: it raises when it has
         been through all other entries, and the erasure has not ended then.
@@ -195,9 +195,8 @@ class Trash:
         erased, failures = 0, Failures()
         for path in self._folders():
             with failures:
-                if _may_have(path, user_id):
-                    archive = EpochArchive(path, 0, guard=self._guard, replaceable=False)
-                    erased += archive.erase(user_id, ALL_OF_A_USER, before_ms)
+                if _may_have(path, before_ms):
+                    erased += EpochArchive(path, 0, guard=self._guard, replaceable=False).erase(before_ms)
         failures.throw()
         return erased
 
@@ -282,18 +281,18 @@ def _count(folder: Location) -> tuple[int, int]:
     return rows, len(pc.unique(pa.chunked_array(users)))
 
 
-def _may_have(folder: Location, user_id: bytes) -> bool:
-    """Say whether an entry must be searched in full: the user is in it, or part of it cannot be read, or a
-    kill left files there that others have replaced.
+def _may_have(folder: Location, user_ids: Iterable[bytes]) -> bool:
+    """Say whether an entry must be searched in full: any of the users is in it, or part of it cannot be read,
+    or a kill left files there that others have replaced.
     """
     log = uncovered(folder)
     left = [path for path in folder.iterdir() if SegmentName.parse(path.name.removesuffix(TEMPORARY))]
     if len(left) > len(log) or any(folder.glob(f"*{DAMAGED}")):
         return True
-    wanted = string_array([user_id])[0]
+    wanted = string_array(list(user_ids))
     for _, path in log:
         try:
-            if pc.any(pc.equal(read_user_ids(path), wanted)).as_py():
+            if pc.any(pc.is_in(read_user_ids(path), value_set=wanted)).as_py():
                 return True
         except SegmentDamagedError:
             return True

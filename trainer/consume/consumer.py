@@ -6,7 +6,6 @@ archived again.
 import asyncio
 import contextlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 
 from featurestore.codecs import FORGOTTEN_ROW, item_rows_of
 from featurestore.errors import EpochGone, StoreChanged, StoreDamaged, StoreUnavailable
-from featurestore.keys import digest_of, shown_key
+from featurestore.keys import shown_key
 from featurestore.leases import Lease
 from featurestore.ratings.stream import Events
 from featurestore.store import Store
@@ -24,9 +23,9 @@ from processes.backoff import Backoff
 from trainer import log
 from trainer.archive import context_fields, type_names
 from trainer.archive.context_fields import ContextFields
-from trainer.archive.epoch_archive import ALL_OF_A_USER, EpochArchive
+from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.erasures import Erasures
-from trainer.archive.events import ALWAYS, START, Position, contexts_of, new_events, not_of_user, type_codes
+from trainer.archive.events import START, Position, contexts_of, new_events, not_of_users, type_codes
 from trainer.archive.identity import ArchiveState
 from trainer.archive.segments import Step
 from trainer.archive.storage.files import Location
@@ -34,9 +33,7 @@ from trainer.archive.trash import Trash
 from trainer.archive.type_names import TypeNames
 from trainer.consume.matching import difference
 from trainer.consume.rebuild import is_incomplete, rebuild
-from trainer.erasure.unasked import APART_MS, UnaskedErasures
-from trainer.errors import ArchiveFailedError, Failures
-from trainer.fit_job.folder import FitFolder
+from trainer.erasure.unasked import UnaskedErasures
 from trainer.item_updates.messages import ArchivedBatch, ErasedUser, ItemUpdates
 from trainer.retry import with_retries
 from trainer.settings import TrainerSettings
@@ -44,9 +41,6 @@ from trainer.threads import Threads
 
 # How long the store holds a blocking read: a stop and an erasure wait for it at most so long.
 _BLOCK_MS = 100
-# Users erased last. The mark in the stream has erased a user already when the command that asks for the same
-# comes, and a search of the whole archive takes seconds. Bounds the memory: some 100 bytes each.
-_REMEMBERED_ERASURES = 1_000
 
 
 class EpochConsumer:
@@ -59,24 +53,19 @@ class EpochConsumer:
         lease: Lease,
         archive: EpochArchive,
         *,
-        fits: FitFolder,
         trash: Trash,
-        erasures: Erasures,
-        moving: asyncio.Lock,
+        ledger: Erasures,
         item_updates: ItemUpdates,
         threads: Threads,
         unasked: UnaskedErasures,
         step: Step,
     ) -> None:
-        """`moving` is held while the trash is searched, and by whatever moves an epoch there."""
         self.epoch = archive.epoch
         self._archive = archive
         self._store = store
         self._lease = lease
-        self._fits = fits
         self._trash = trash
-        self._erasures = erasures
-        self._moving = moving
+        self._ledger = ledger
         self._item_updates = item_updates
         self._threads = threads
         self._unasked = unasked
@@ -94,10 +83,10 @@ class EpochConsumer:
         self.caught_up_at = time.monotonic()
         self._state: Literal["new", "consuming", "ended"] = "new"
         self._progress = asyncio.Condition()
-        # Held for a batch, a repair or an erasure: each begins when the one before is whole.
+        # Held for a batch or a repair: each begins when the one before is whole.
         self._exclusive = asyncio.Lock()
-        # By the digest of the user, when that user was forgotten, in milliseconds by the store's clock.
-        self._erased: OrderedDict[bytes, int] = OrderedDict()
+        # Held, outside of the other, while segments are replaced: for a repair or an erasure.
+        self.rewriting = asyncio.Lock()
         self._types = TypeNames(archive.directory)
         self._fields = ContextFields(archive.directory)
 
@@ -106,21 +95,21 @@ class EpochConsumer:
         store and a full disk.
         """
         try:
-            async with self._exclusive:
+            async with self.rewriting, self._exclusive:
                 self._store.stream.restart(self.epoch)
                 await self._complete()
                 await self._enter("consuming")
             await self._consume()
         finally:
             # After a cancelled consumer its files are removed: a repair or an erasure in them ends first.
-            async with self._exclusive:
+            async with self.rewriting, self._exclusive:
                 await self._enter("ended")
 
     async def drain(self) -> None:
         """Archive what is left of the streams of an epoch that takes no more ratings, which `run` does not
         read any more. Leaves the streams as they are.
         """
-        async with self._exclusive:
+        async with self.rewriting, self._exclusive:
             await self._complete()
             # As in `_consume`: what the store has not confirmed may be lost with its primary.
             since = self._store.confirmation.begin()
@@ -156,33 +145,15 @@ class EpochConsumer:
 
     async def repair(self) -> None:
         """Rebuild the archive from the store's histories. Raises `EpochGone`."""
-        async with self._exclusive:
+        async with self.rewriting, self._exclusive:
             self._raise_if_ended()
             await self._rebuild()
 
-    async def note_erased(self, erased: Sequence[tuple[bytes, int]]) -> None:
-        """Have users in the ledger of erasures, each with the store's time of it in milliseconds."""
-        await with_retries(self._threads.run, self._erasures.add, erased)
-
-    async def erase_forgotten(self, user_id: bytes, at_ms: int) -> None:
-        """Make sure that neither a file of the epoch nor the trash has anything of a user from before this
-        time of the store, at which the user was forgotten; 0 by a trainer or service that did not say when.
-
-        Raises `EpochGone`, `ArchiveFailedError` where a file cannot be read: it is to be called again.
-        """
-        await self._threads.run(self._archive.require_readable)
+    async def archived(self) -> dict[int, Position]:
+        """Return up to where the streams are archived, between two batches. Raises `EpochGone`."""
         async with self._exclusive:
             self._raise_if_ended()
-            # Else with the mark in the stream.
-            if abs(at_ms - self._erased.get(digest_of(user_id), 0)) > APART_MS:
-                n, _ = await with_retries(self._store.users.history, self.epoch, user_id)
-                if at_ms or n == 0:
-                    # A user who has come back keeps what came after.
-                    await self._erase(user_id, at_ms, at_ms if n else ALWAYS)
-        # What was replaced may know a user whom this epoch never knew. Nothing else waits for it.
-        async with self._moving:
-            events = await self._threads.run(self._trash.erase, user_id, at_ms or ALWAYS)
-        log.event("user_erased_from_trash", epoch=self.epoch, events=events)
+            return dict(self.positions)
 
     async def _consume(self) -> None:
         backoff = Backoff(0.1, 2.0)
@@ -253,18 +224,12 @@ class EpochConsumer:
             if marks.num_rows:
                 table = table.filter(pc.invert(forgotten))
                 user_ids = marks["user_id"].cast(pa.binary()).to_pylist()
+                forgotten = dict(zip(user_ids, marks["stream_ms"].to_pylist(), strict=True))
                 # Before anything is gone: from here on no older copy brings these users back.
-                await self.note_erased(list(zip(user_ids, marks["stream_ms"].to_pylist(), strict=True)))
-                # Before the mark is acknowledged: a mark whose erasure was cut off comes again.
-                numbers, times = marks["n"].to_pylist(), marks["stream_ms"].to_pylist()
-                for user_id, n, at_ms in zip(user_ids, numbers, times, strict=True):
-                    table = table.filter(not_of_user(table, user_id, n))
-                    try:
-                        await self._erase(user_id, at_ms)
-                    except ArchiveFailedError as exc:
-                        # A command tries until it can: what others rate is archived meanwhile.
-                        log.warning("erasure_waits", why=str(exc))
-                        await self._unasked.ask(self.epoch, user_id, at_ms)
+                await with_retries(self._threads.run, self._ledger.add, list(forgotten.items()))
+                table = table.filter(not_of_users(table, forgotten))
+                for user_id, at_ms in forgotten.items():
+                    await self._item_updates.put(ErasedUser(self.epoch, user_id))
                     self._unasked.marked(self.epoch, user_id, at_ms)
             await self._name_types(table)
             await self._name_fields(table)
@@ -315,24 +280,6 @@ class EpochConsumer:
             raise
         if schema.fields:
             await with_retries(self._threads.run, self._fields.name, schema)
-
-    async def _erase(self, user_id: bytes, at_ms: int, before_ms: int = ALWAYS) -> None:
-        """Take a user who was forgotten at `at_ms` out of archive and fits. Raises `ArchiveFailedError` where
-        a file cannot be read, when it has been through all others.
-        """
-        failures, erased, items = Failures(), 0, list[int]()
-        with failures:
-            erased = await self._threads.run(self._archive.erase, user_id, ALL_OF_A_USER, before_ms)
-        # After the archive: a fit whose snapshot still had the user has begun by now, and is told.
-        with failures:
-            items = await self._threads.run(self._fits.erase, user_id)
-        await self._item_updates.put(ErasedUser(self.epoch, user_id, tuple(items)))
-        failures.throw()
-        digest = digest_of(user_id)
-        self._erased[digest] = max(at_ms, self._erased.pop(digest, 0))
-        while len(self._erased) > _REMEMBERED_ERASURES:
-            self._erased.popitem(last=False)
-        log.event("user_erased", epoch=self.epoch, events=erased)
 
     async def _complete(self) -> None:
         """Rebuild the archive where it lacks what was trimmed from the streams."""

@@ -18,6 +18,7 @@ from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step
 from trainer.archive.storage.files import WithDescriptor, files_of, on_objects
 from trainer.consume.consumer import EpochConsumer
+from trainer.erasure.archive_erasures import ArchiveErasures
 from trainer.erasure.unasked import UnaskedErasures
 from trainer.errors import ArchiveFailedError
 from trainer.fit_job.folder import FitFolder
@@ -32,11 +33,13 @@ _SNAPSHOTS = 10
 
 @dataclass(frozen=True, slots=True)
 class OpenEpoch:
-    """One epoch on this host: its ratings, its fits, and the consumer that adds to them."""
+    """One epoch on this host: its ratings, its fits, and the consumer that adds to them,
+    and what takes users out of them."""
 
     archive: EpochArchive
     fits: FitFolder
     consumer: EpochConsumer
+    erasures: ArchiveErasures
 
     def open_snapshot(self) -> tuple[Snapshot, Sequence[WithDescriptor]]:
         """Return what is archived now, and files of it that the process of a fit can read to their ends.
@@ -135,16 +138,22 @@ class OpenEpochs:
             self.store,
             self.lease,
             archive,
-            fits=fits,
             trash=self.root.trash,
-            erasures=self.root.erasures,
-            moving=self.moving,
+            ledger=self.root.erasures,
             item_updates=self.item_updates,
             threads=self.threads,
             unasked=self.unasked,
             step=self.step,
         )
-        return OpenEpoch(archive, fits, consumer)
+        erasures = ArchiveErasures(
+            *(self.store, archive, consumer, fits),
+            trash=self.root.trash,
+            ledger=self.root.erasures,
+            moving=self.moving,
+            item_updates=self.item_updates,
+            threads=self.threads,
+        )
+        return OpenEpoch(archive, fits, consumer, erasures)
 
     async def finish(self, number: int) -> None:
         """Archive all that was acknowledged in an epoch that takes no more ratings, and its items. Raises

@@ -6,13 +6,14 @@ A rewrite costs the store a copy of all that it has: many erasures share one, an
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.ratings.files import FileState, next_step
 from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
+from trainer.erasure.together import Together
 from trainer.erasure.waiting import FILES, FILES_BUSY, FILES_REFUSED, FILES_ROOM, STREAMS
 from trainer.retry import with_retries
 
@@ -30,35 +31,18 @@ class FileRewrites:
     def __init__(self, store: Store, no_room: Callable[[], bool]) -> None:
         self._store = store
         self._no_room = no_room
-        self._waiting: list[asyncio.Future[None]] = []
-        self._any = asyncio.Event()
+        self._runs = Together(self._rewrite_for, rest=_REST, gather_s=_TOGETHER_S)
         # In words for those who wait.
         self.waits_for = FILES
 
     async def rewritten(self) -> None:
         """Return when no file of the store has anything that was removed from it before this call."""
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        self._any.set()
-        await future
+        await self._runs.run(None)
 
-    async def run(self) -> None:
-        """Rewrite whenever one waits, until cancelled."""
-        rest_s = 0.0
-        while True:
-            await self._any.wait()
-            await asyncio.sleep(max(_TOGETHER_S, rest_s))
-            self._any.clear()
-            waiting, self._waiting = self._waiting, []
-            began_at = time.monotonic()
-            await self._rewrite()
-            rest_s = _REST * (time.monotonic() - began_at)
-            self.waits_for = FILES
-            log.event("store_files_rewritten", erasures=len(waiting), rest_s=round(rest_s, 1))
-            for future in waiting:
-                # One whose term ends is cancelled.
-                if not future.done():
-                    future.set_result(None)
+    async def _rewrite_for(self, waiting: Sequence[None]) -> None:
+        await self._rewrite()
+        self.waits_for = FILES
+        log.event("store_files_rewritten", erasures=len(waiting))
 
     async def _rewrite(self) -> None:
         # After a restart, or with another primary, what was done before may not be in the files.

@@ -1,6 +1,6 @@
 """Erasures that were not asked for. A service that ends between the step that forgets a user and the command
 to erase leaves a mark in the stream alone. Invariant: a user whose mark was archived is erased to the end,
-asked for or not, unless this trainer ends in the seconds in between, too.
+asked for or not, unless this trainer ends in the seconds in between, too: then by the next call to forget.
 """
 
 import asyncio

@@ -15,7 +15,7 @@ from trainer import log
 from trainer.archive.item_list import write_items
 from trainer.archive.storage.files import sync_directory
 from trainer.errors import ArchiveFailedError, Failures, FitFailedError
-from trainer.fit_job.result_files import erase_user, read_result
+from trainer.fit_job.result_files import erase_users, read_result
 from trainer.fit_job.results import FitResult
 
 _NAME = re.compile(r"generation-(\d+)")
@@ -60,8 +60,8 @@ class FitFolder:
     def erase_from_new(self) -> None:
         """Take the users erased since `begin_fit` out of the fit that has just ended."""
         with self._lock:
-            for user_id in self._erased:
-                erase_user(self.new, user_id)
+            if self._erased:
+                erase_users(self.new, self._erased)
 
     def end_fit(self) -> None:
         """Remove what is left of a fit that was not published."""
@@ -97,30 +97,30 @@ class FitFolder:
                 if generation not in generations and generation != self._adopted:
                     shutil.rmtree(self._of(generation), ignore_errors=True)
 
-    def erase(self, user_id: bytes) -> list[int]:
-        """Take a user out of every fit here, one that runs or waits to be published included; return the rows
-        of the items of which these had the user's ratings or events. Repeating is safe.
+    def erase(self, user_ids: Collection[bytes]) -> dict[bytes, list[int]]:
+        """Take users out of every fit here, one that runs or waits to be published included; return by user
+        the rows of the items of which these had the user's ratings or events. Repeating is safe.
 
         A fit that is damaged, and so cannot be searched, is removed: it can be made again. Raises
         `ArchiveFailedError` where one cannot be read or removed, when it has been through all others; the
-        next call for this user returns the rows of these, too.
+        next call for these users returns the rows of these, too.
         """
         failures = Failures()
         with self._lock:
             if self._fitting:
-                self._erased.append(user_id)
-            items = self._items.setdefault(user_id, set())
+                self._erased.extend(user_ids)
+            items = {user_id: self._items.setdefault(user_id, set()) for user_id in user_ids}
             for path in [self.new, *map(self._of, self._generations())]:
                 with failures:
                     if path.exists():
-                        self._erase_from(path, user_id, items)
+                        self._erase_from(path, items)
             failures.throw()
-            return sorted(self._items.pop(user_id))
+            return {user_id: sorted(self._items.pop(user_id)) for user_id in user_ids}
 
     @staticmethod
-    def _erase_from(path: Path, user_id: bytes, items: set[int]) -> None:
+    def _erase_from(path: Path, items: dict[bytes, set[int]]) -> None:
         try:
-            erase_user(path, user_id, items)
+            erase_users(path, list(items), items)
         except FitFailedError as exc:
             log.warning("fit_removed", fit=path.name, why=str(exc))
             _remove(path)

@@ -270,61 +270,68 @@ def _are_there(path: Path, names: Sequence[str]) -> bool:
     return all((path / f"{name}.npy").is_file() for name in names)
 
 
-def erase_user(path: Path, user_id: bytes, items: set[int] | None = None) -> list[int]:
-    """Overwrite a user in a fit's files; return the rows of the items of which the user had ratings or other
-    events there. Repeating is safe, and finds fewer: `items` has them before anything is overwritten.
+def erase_users(path: Path, user_ids: Sequence[bytes], items: Mapping[bytes, set[int]] | None = None) -> int:
+    """Overwrite users in a fit's files; return how many of them it had. Repeating is safe, and finds fewer:
+    the sets of `items` get the rows of those of which each had ratings or other events there, before anything
+    is overwritten.
 
     Results that are mapped already show it. Raises as `read_result`.
     """
     result = read_result(path)
     with _reading(path):
-        if (row := result.row_of(user_id)) is None:
-            return []
-        found: list[int] = result.items_of(row).tolist()
+        by_row = {row: user_id for user_id in user_ids if (row := result.row_of(user_id)) is not None}
+        if not by_row:
+            return 0
+        rows = np.array(sorted(by_row), dtype=np.int64)
         if items is not None:
-            items.update(found)
-        _overwrite(path, result, row)
-        return found
+            for row, item in result.items_of(rows).tolist():
+                items[by_row[row]].add(item)
+        _overwrite(path, result, rows)
+        return len(by_row)
 
 
-def _overwrite(path: Path, result: FitResult, row: int) -> None:
+def _overwrite(path: Path, result: FitResult, rows: npt.NDArray[np.int64]) -> None:
     users = _writable(path, "users")
-    users[row] = posterior_of(result.model).prior_user
+    users[rows] = posterior_of(result.model).prior_user
     users.flush()
     if result.ranking_users is not None:
         vectors = _writable(path, "ranking_users")
-        vectors[row] = 0.0
+        vectors[rows] = 0.0
         vectors.flush()
+    entries = entries_of(result.item_users, rows)
+    others = None if result.event_users is None else entries_of(result.event_users, rows)
     for name in (*_OF_A_RATING, *_OF_CONTEXTS):
         if name in _OF_CONTEXTS and result.item_contexts is None:
             continue
-        users_of = result.event_users if name.startswith("event") else result.item_users
-        if users_of is not None:
+        places = others if name.startswith("event") else entries
+        if places is not None:
             # As a rating that was taken back: the arrays keep their sizes, for those that have them mapped.
             array = _writable(path, name)
-            array[entries_of(users_of, row)] = np.nan
+            array[places] = np.nan
             array.flush()
     # After the values: which items it was that one user chose says who that was.
-    _scatter(_writable(path, "item_users"), result.item_indptr, row, result.n_users)
-    if result.event_indptr is not None:
-        _scatter(_writable(path, "event_users"), result.event_indptr, row, result.n_users)
+    _scatter(_writable(path, "item_users"), result.item_indptr, entries, result.n_users)
+    if result.event_indptr is not None and others is not None:
+        _scatter(_writable(path, "event_users"), result.event_indptr, others, result.n_users)
     hashes = _writable(path, "hashes")
-    for place in np.flatnonzero(result.hash_rows == row).tolist():
+    for place in np.flatnonzero(np.isin(result.hash_rows, rows)).tolist():
         # The order stays.
         hashes[place] = hashes[place - 1] if place else 0
     hashes.flush()
-    # The id last: as long as it stands, a repeated call finds what is left to do.
+    # The ids last: as long as they stand, a repeated call finds what is left to do.
     ids = _writable(path, "id_bytes")
-    ids[int(result.id_offsets[row]) : int(result.id_offsets[row + 1])] = ERASED
+    for row in rows.tolist():
+        ids[int(result.id_offsets[row]) : int(result.id_offsets[row + 1])] = ERASED
     ids.flush()
 
 
-def _scatter(users: Writable, indptr: npt.NDArray[np.int64], row: int, n_users: int) -> None:
-    """Give what a user had to others, for each item to one who has nothing of that item: there it is as a
-    rating that was taken back. `users` (m,) by item, which begin at `indptr`.
+def _scatter(
+    users: Writable, indptr: npt.NDArray[np.int64], entries: npt.NDArray[np.int64], n_users: int
+) -> None:
+    """Give what stands at `entries` to others, for each item to one who has nothing of that item: there it is
+    as a rating that was taken back. `users` (m,) by item, which begin at `indptr`.
     """
     rng = np.random.default_rng()
-    entries = entries_of(users, row)
     for entry, item in zip(entries, np.searchsorted(indptr, entries, side="right") - 1, strict=True):
         of_item = users[indptr[item] : indptr[item + 1]]
         for other in rng.integers(n_users, size=_TRIES):

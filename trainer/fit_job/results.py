@@ -260,14 +260,15 @@ class FitResult:
             if isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
                 array.madvise(mmap.MADV_DONTNEED)
 
-    def items_of(self, user_row: int) -> npt.NDArray[np.int64]:
-        """Return the rows of the items of which a user has ratings or other events."""
-        found = [np.zeros(0, dtype=np.int64)]
+    def items_of(self, user_rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the pairs (k, 2) of user row and item row in which users have ratings or other events."""
+        found = [np.zeros((0, 2), dtype=np.int64)]
         for indptr, users in ((self.item_indptr, self.item_users), (self.event_indptr, self.event_users)):
             if indptr is not None and users is not None:
-                entries = entries_of(users, user_row)
-                found.append(np.searchsorted(indptr, entries, side="right") - 1)
-        return np.unique(np.concatenate(found))
+                entries = entries_of(users, user_rows)
+                item_rows = np.searchsorted(indptr, entries, side="right") - 1
+                found.append(np.column_stack([users[entries], item_rows]))
+        return np.unique(np.concatenate(found), axis=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,10 +315,10 @@ def fit_in_memory(
     )
 
 
-def entries_of(users: npt.NDArray[np.int32], user_row: int) -> npt.NDArray[np.int64]:
-    """Return where a user stands in the raters of all items (m,)."""
+def entries_of(users: npt.NDArray[np.int32], user_rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return where users stand in the raters of all items (m,)."""
     starts = range(0, len(users), _AT_ONCE)
-    found = [start + np.flatnonzero(users[start : start + _AT_ONCE] == user_row) for start in starts]
+    found = [start + np.flatnonzero(np.isin(users[start : start + _AT_ONCE], user_rows)) for start in starts]
     return np.concatenate([np.zeros(0, dtype=np.int64), *found])
 
 

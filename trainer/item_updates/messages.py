@@ -22,13 +22,14 @@ class ArchivedBatch:
 
 @dataclass(frozen=True, slots=True)
 class ErasedUser:
-    """A user whom no file of an epoch names any more. `items`: rows of those that the fits had the user's
-    ratings or events of.
+    """A user who was forgotten in an epoch. `items`: rows of those that the fits had the user's ratings or
+    events of, and have no more. `has_returned`: what has come since stays.
     """
 
     epoch: int
     user_id: bytes
-    items: tuple[int, ...]
+    items: tuple[int, ...] = ()
+    has_returned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ item's factors rest on all of its events.
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -161,10 +161,8 @@ class RatingsSinceFit:
         if self.described is not None:
             self._waiting.update(dict.fromkeys(self.described.update(items)))
 
-    def forget(self, user_id: bytes, items: Sequence[int]) -> None:
-        """Take a user out: the items that the user rated are to be folded in without these ratings. `items`:
-        those of which the files of the fit had any, which have been overwritten by now.
-        """
+    def forget(self, user_id: bytes) -> None:
+        """Take a user out: the items that the user rated are to be folded in without these ratings."""
         slot = self._slots.pop(user_id, None)
         if slot is not None:
             self._ids[slot] = b""
@@ -173,6 +171,9 @@ class RatingsSinceFit:
                 self._waiting.setdefault(row)
             if self._base_row[slot] >= 0:
                 self._slot_of_row[self._base_row[slot]] = -1
+
+    def fold_in_again(self, items: Iterable[int]) -> None:
+        """Have items folded in anew that the fit has fewer ratings of by now."""
         if self._base is not None:
             self._waiting.update(dict.fromkeys(row for row in items if row not in self._waiting))
 

@@ -144,7 +144,9 @@ class ItemUpdater:
         if target is None or update.epoch != target.meta.summary.epoch:
             return
         if isinstance(update, ErasedUser):
-            await self._threads.run(target.ratings.forget, update.user_id, update.items)
+            if not update.has_returned:
+                await self._threads.run(target.ratings.forget, update.user_id)
+            await self._threads.run(target.ratings.fold_in_again, update.items)
             return
         newer = after(update.table, target.positions)
         with contextlib.suppress(asyncio.QueueFull):

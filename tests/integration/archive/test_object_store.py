@@ -13,6 +13,7 @@ from tests.support.event_tables import free
 from tests.support.object_store import CREDENTIALS, Between, ObjectServer, everything
 from tests.unit.trainer.test_trainer_archive import Crash, contents, crash_at, events
 from trainer.archive.epoch_archive import EpochArchive
+from trainer.archive.events import ALWAYS
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step, no_step
 from trainer.archive.storage.address import ObjectAddress
@@ -66,8 +67,8 @@ def test_merge_and_erasure_ended_at_any_step_are_whole_or_repeated(address: Obje
     assert contents(after) == list(range(1, 91))
     while after.merge():
         pass
-    killed_at(address, step, lambda archive: archive.erase(b"user-1", 10**9))
-    led(address).epoch(1).erase(b"user-1", 10**9)
+    killed_at(address, step, lambda archive: archive.erase({b"user-1": ALWAYS}))
+    led(address).epoch(1).erase({b"user-1": ALWAYS})
     assert found(address) == KEPT
     assert not has_bytes(address, b"user-1")
     assert has_bytes(address, b"user-2")
@@ -99,7 +100,7 @@ def test_leader_that_was_frozen_changes_nothing_once_another_one_leads(
     frozen.wait()
     new = led(address)
     archive = new.epoch(1)
-    archive.erase(b"user-1", 10**9)
+    archive.erase({b"user-1": ALWAYS})
     archive.append(*events(91, 5, users=2))
     there = contents(archive)
     goes_on.set()
@@ -109,7 +110,7 @@ def test_leader_that_was_frozen_changes_nothing_once_another_one_leads(
     assert contents(archive) == there
     archive.merge()
     # What the old one has left of its work goes with the next erasure.
-    archive.erase(b"user-1", 10**9)
+    archive.erase({b"user-1": ALWAYS})
     assert found(address) == [ms for ms in there if ms < 91 or ms % 2 == 0]
     assert not has_bytes(address, b"user-1")
 

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,9 @@ from tests.support.recovering import GIVEN, opened
 from tests.support.servers import ServerKind, StoreServer, running_server
 from tests.support.serving import Client, serving
 from tests.support.traces import traces
-from tests.support.trainers import crashed_at, fitted, running_trainer, until_drained
+from tests.support.trainers import archived, crashed_at, fitted, running_trainer, until_drained
 from tests.support.waiting import wait_until_async
+from trainer.archive.epoch_archive import EpochArchive, Until
 from trainer.settings import TrainerSettings
 
 pytestmark = pytest.mark.usefixtures("quick_rounds")
@@ -198,3 +200,33 @@ async def test_a_trainer_that_ends_at_a_step(settings: TrainerSettings, tmp_path
             await until_erased(client, receipt)
             assert traces(tmp_path, ID, RATED) == {}
         assert await keys_with_user(store) == []
+
+
+async def test_many_erasures_share_a_pass_and_nothing_waits_for_it(
+    settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, may_go = list[int](), threading.Event()
+    erase = EpochArchive.erase
+
+    def slow(archive: EpochArchive, before_ms: Mapping[bytes, int], until: Until = None) -> int:
+        passes.append(len(before_ms))
+        may_go.wait()
+        return erase(archive, before_ms, until)
+
+    monkeypatch.setattr(EpochArchive, "erase", slow)
+    users = [b"many-%d" % k for k in range(30)]
+    async with running_trainer(settings), stack(settings) as (store, client):
+        await store.ratings.append([NewRating(user, b"i1", 3.0, 1.0) for user in [*users, b"stays"]])
+        await until_drained(store, 1)
+        receipts = [await forgotten(client, f"/users/{user.decode()}") for user in users]
+        await wait_until_async(lambda: bool(passes), "a pass")
+        # What comes in meanwhile is archived, of users who come back, too.
+        await store.ratings.append([NewRating(user, b"i2", 4.0, 2.0) for user in [*users, b"new"]])
+        await until_drained(store, 1)
+        may_go.set()
+        for receipt in receipts:
+            await until_erased(client, receipt)
+    assert len(passes) <= 3, "each pass reads all of the archive"
+    left = {(user, item): rating for user, _, item, rating in archived(settings)}
+    came_back = {(user.decode(), "i2"): 4.0 for user in [*users, b"new"]}
+    assert left == came_back | {("stays", "i1"): 3.0}

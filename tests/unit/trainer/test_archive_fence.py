@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.event_tables import event_table, free
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import spans_of
+from trainer.archive.events import ALWAYS, spans_of
 from trainer.archive.item_list import write_items
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step, no_step, read_segment
@@ -38,7 +38,7 @@ def rebuild(archive: EpochArchive, root: ArchiveRoot) -> None:
 WORK: dict[str, Callable[[ArchiveRoot, EpochArchive], object]] = {
     "append": lambda _, archive: append(archive, SEGMENTS + 1),
     "merge": lambda _, archive: archive.merge(),
-    "erase": lambda _, archive: archive.erase(b"ann", 5),
+    "erase": lambda _, archive: archive.erase({b"ann": ALWAYS}),
     "rebuild": lambda root, archive: rebuild(archive, root),
     "set aside": lambda _, archive: archive.set_aside(archive.snapshot().paths[3], "it is torn"),
     "items": lambda _, archive: write_items(archive.directory, [b"a", b"b"]),
@@ -47,7 +47,7 @@ WORK: dict[str, Callable[[ArchiveRoot, EpochArchive], object]] = {
     "discard": lambda root, _: root.discard(1, "replaced"),
     "new epoch": lambda root, _: append(root.epoch(2), 1),
     "empty trash": lambda root, _: root.trash.remove(root.trash.entries()[0]),
-    "erase from trash": lambda root, _: root.trash.erase(b"cem"),
+    "erase from trash": lambda root, _: root.trash.erase({b"cem": ALWAYS}),
 }
 
 

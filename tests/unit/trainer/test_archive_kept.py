@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.event_tables import event_table, free
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import spans_of
+from trainer.archive.events import ALWAYS, spans_of
 from trainer.archive.segments import read_segment
 from trainer.archive.trash import Trash
 from trainer.errors import ArchiveFailedError
@@ -67,7 +67,7 @@ def test_an_erasure_removes_no_damaged_file_of_the_trash(tmp_path: Path) -> None
     content = first.read_bytes()
     for _ in range(2):
         with pytest.raises(ArchiveFailedError, match="cannot be searched"):
-            trash.erase(b"ann")
+            trash.erase({b"ann": ALWAYS})
         kept = first.with_name(first.name + ".damaged")
         assert kept.read_bytes() == content
     # It has gone through all the others.
@@ -76,4 +76,4 @@ def test_an_erasure_removes_no_damaged_file_of_the_trash(tmp_path: Path) -> None
     assert set(read_segment(after)[0]["user_id"].to_pylist()) == {"bob"}
     # A person decides: then the erasure ends.
     kept.unlink()
-    assert trash.erase(b"ann") == 0
+    assert trash.erase({b"ann": ALWAYS}) == 0

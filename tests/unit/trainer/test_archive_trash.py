@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.event_tables import event_table, free
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import spans_of
+from trainer.archive.events import ALWAYS, spans_of
 from trainer.archive.item_list import read_items, write_items
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import METADATA_KEY, read_segment
@@ -92,8 +92,8 @@ def test_forgotten_user_leaves_every_entry(tmp_path: Path, trash: Trash) -> None
         Trash(tmp_path / "trash", guard=free).move(folder, epoch, "x" * 32, "replaced")
     kept = fill(tmp_path / "epoch-000003")
     trash.keep(kept.snapshot().paths, 3, "x" * 32, "rebuilt")
-    assert trash.erase(b"ann") == 6
-    assert trash.erase(b"ann") == 0
+    assert trash.erase({b"ann": ALWAYS}) == 6
+    assert trash.erase({b"ann": ALWAYS}) == 0
     files = [path for path in (tmp_path / "trash").rglob("*") if path.is_file()]
     assert files
     assert not any(b"ann" in path.read_bytes() for path in files)
@@ -161,5 +161,5 @@ def test_segment_of_another_format_is_refused_untouched(tmp_path: Path, number: 
             look()
     assert {path.name: path.read_bytes() for path in archive.directory.iterdir()} == before
     with pytest.raises(ArchiveRefusedError):
-        archive.erase(b"ann", 10)
+        archive.erase({b"ann": ALWAYS})
     assert victim.read_bytes() == before[victim.name]

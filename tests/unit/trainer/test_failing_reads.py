@@ -10,8 +10,8 @@ from tests.support import failing_reads
 from tests.support.event_tables import event_table, free
 from tests.support.failing_reads import FAILURES, Fails
 from trainer.archive import epoch_archive, unread
-from trainer.archive.epoch_archive import ALL_OF_A_USER, EpochArchive
-from trainer.archive.events import spans_of
+from trainer.archive.epoch_archive import EpochArchive
+from trainer.archive.events import ALWAYS, spans_of
 from trainer.archive.listing import read_spans
 from trainer.archive.segments import read_segment, read_user_ids
 from trainer.archive.unread import UnreadFiles
@@ -45,10 +45,10 @@ def test_an_erasure_waits_for_a_read_that_failed(
     with monkeypatch.context() as patched:
         failing(patched, fails, victim, reads=reads)
         with pytest.raises(ArchiveFailedError, match=victim.name):
-            archive.erase(b"ann", ALL_OF_A_USER)
+            archive.erase({b"ann": ALWAYS})
     assert victim.read_bytes() == content
     assert not archive.damaged
-    assert archive.erase(b"ann", ALL_OF_A_USER) == 1, "the other is gone already"
+    assert archive.erase({b"ann": ALWAYS}) == 1, "the other is gone already"
 
 
 def fill(archive: EpochArchive) -> None:

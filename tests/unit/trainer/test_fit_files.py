@@ -15,7 +15,7 @@ from factors import posterior_of
 from tests.support.event_tables import event_table, free, item_ids, opened
 from tests.support.trainers import started_fit
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import in_registry, spans_of, string_array
+from trainer.archive.events import ALWAYS, in_registry, spans_of, string_array
 from trainer.archive.item_list import write_items
 from trainer.archive.segments import open_segment, read_segment
 from trainer.errors import (
@@ -24,7 +24,7 @@ from trainer.errors import (
 from trainer.fit_job.job import FitRequest
 from trainer.fit_job.process import fit_in_process
 from trainer.fit_job.ratings import load_ratings
-from trainer.fit_job.result_files import erase_user
+from trainer.fit_job.result_files import erase_users
 from trainer.fit_job.results import FitResult, user_hash
 
 NAN = float("nan")
@@ -123,7 +123,7 @@ def test_open_snapshot_is_read_whole_whatever_takes_its_files_away(tmp_path: Pat
     for k in range(9):
         archive = archived(tmp_path, [(f"u{k}", 1, 0, 3.0)], first_ms=1 + k)
     segments = opened(archive)
-    assert archive.erase(b"u3", 1) == 1
+    assert archive.erase({b"u3": ALWAYS}) == 1
     assert archive.merge()
     gone = [path for path, _ in segments if not path.exists()]
     assert len(gone) >= 8
@@ -138,8 +138,8 @@ async def test_erased_user_leaves_no_trace_in_the_files(tmp_path: Path) -> None:
     archive = archived(tmp_path / "archive", world())
     result = await fitted(request(archive, tmp_path / "fit"))
     rated = int((np.asarray(result.item_users) == 7).sum())
-    assert erase_user(result.path, b"u7")
-    assert not erase_user(result.path, b"u7")
+    assert erase_users(result.path, [b"u7"])
+    assert not erase_users(result.path, [b"u7"])
     np.testing.assert_array_equal(result.users[7], posterior_of(result.model).prior_user)
     assert np.isnan(result.item_values).sum() == rated > 0
     assert result.ranking_users is not None

@@ -18,7 +18,7 @@ from tests.support.event_tables import event_table, item_ids, opened
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import spans_of
 from trainer.fit_job.ratings import load_ratings
-from trainer.fit_job.result_files import erase_user, read_result, write_result
+from trainer.fit_job.result_files import erase_users, read_result, write_result
 from trainer.fit_job.results import FitResult
 from trainer.item_updates.since_fit import RatingsSinceFit
 
@@ -113,7 +113,10 @@ def test_forgotten_user_counts_no_more(base: FitResult) -> None:
     since.add(table_of([("u3", 6, 7, 5.0), ("other", 1, 7, 2.0)]))
     folded(base, since)
     rated = {item for item in range(8) if b"u3" in known(base, item)}
-    since.forget(b"u3", erase_user(base.path, b"u3"))
+    items: dict[bytes, set[int]] = {b"u3": set()}
+    assert erase_users(base.path, [b"u3"], items) == 1
+    since.forget(b"u3")
+    since.fold_in_again(sorted(items[b"u3"]))
     rows = folded(base, since)
     assert set(rows) == rated | {7}
     left = {user: value for user, value in known(base, 7).items() if value == value} | {b"other": 2.0}  # noqa: PLR0124

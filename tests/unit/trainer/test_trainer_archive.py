@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.event_tables import event_table, free
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import Span, spans_of
+from trainer.archive.events import ALWAYS, Span, spans_of
 from trainer.archive.segments import read_segment
 from trainer.errors import SegmentDamagedError
 
@@ -120,9 +120,9 @@ def test_erasure_ended_at_any_step_is_finished_by_repeating(
     before = filled(tmp_path, segments=4).snapshot()
     archive = EpochArchive(tmp_path, 1, guard=free, step=crash_at(step, occurrence))
     with pytest.raises(Crash):
-        archive.erase(b"user-1", 10**9)
+        archive.erase({b"user-1": ALWAYS})
     after = reopened(tmp_path)
-    after.erase(b"user-1", 10**9)
+    after.erase({b"user-1": ALWAYS})
     assert contents(after) == [ms for ms in range(1, 41) if ms % 3 != 1]
     assert after.snapshot().spans == before.spans
     again = reopened(tmp_path)

@@ -34,7 +34,7 @@ def leave_fit(folder: FitFolder, data: FitInput) -> None:
 def test_a_user_erased_while_a_fit_runs_is_not_in_it(tmp_path: Path, data: FitInput) -> None:
     folder = FitFolder(tmp_path)
     folder.begin_fit()
-    folder.erase(b"u1")
+    folder.erase([b"u1"])
     leave_fit(folder, data)
     assert read_result(folder.new).rows_of([b"u1"]).tolist() == [1]
     folder.erase_from_new()
@@ -42,5 +42,5 @@ def test_a_user_erased_while_a_fit_runs_is_not_in_it(tmp_path: Path, data: FitIn
     assert result.rows_of([b"u0", b"u1", b"u2"]).tolist() == [0, -1, 2]
     assert result.row_of(b"u1") is None
     assert result.row_of(b"u2") == 2
-    folder.erase(b"u2")
+    folder.erase([b"u2"])
     assert result.rows_of([b"u2"]).tolist() == [-1]
