@@ -29,6 +29,7 @@ FailureCode = Literal[
     "held",
     "store",
     "unknown_command",
+    "no_trainer",
 ]
 FAILURE_CODES: frozenset[str] = frozenset(get_args(FailureCode))
 """Why the trainer did not do what was asked: the codes of `Outcome`."""

@@ -87,6 +87,7 @@ class Keys:
         self.config = self._ns + b":config"
         self.live = self._ns + b":live"
         self.lease = b"{%b}:lease" % self.live
+        self.ended = b"{%b}:ended" % self.live
         self.generations = b"{%b}:generations" % self.live
         self.commands = b"{%b}:commands" % self.live
         self.erasing = b"{%b}:erasing" % self.live

@@ -59,3 +59,20 @@ class Leases:
     async def held(self) -> bool:
         """Say whether a trainer leads."""
         return bool(await self._client.exists(self._keys.lease))
+
+    async def say_ended(self, why: str) -> None:
+        """Tell who asks something of a trainer why none leads, in a line that says what a person has to do;
+        "" where one does.
+        """
+        if why:
+            await self._client.set(self._keys.ended, why.encode())
+        else:
+            await self._client.unlink(self._keys.ended)
+
+    async def ended(self) -> str | None:
+        """Return why no trainer leads, where the last one said so; None while one does."""
+        pipe = self._client.pipeline()
+        pipe.exists(self._keys.lease)
+        pipe.get(self._keys.ended)
+        held, why = await pipe.execute()
+        return None if held or not why else why.decode("utf-8", "replace")

@@ -67,6 +67,7 @@ class Training:
     async def refit(self, wait_s: float | None = None) -> Trained | UnderWay:
         """Fit again on all that is known, and return the generation. Raises `Problem`."""
         with self._alone():
+            await self._require_trainer()
             pointer = await self._store.generations.live()
             since = self._store.confirmation.begin()
             command = await self._store.commands.ask("refit", epoch=pointer.epoch)
@@ -87,6 +88,7 @@ class Training:
         Raises `ratings_would_be_lost` unless `replace`, where ratings came in by other ways.
         """
         with self._alone():
+            await self._require_trainer()
             pointer = await self._store.generations.live()
             if pointer.pending:
                 raise Problem(
@@ -168,6 +170,14 @@ class Training:
         summary = next((each for each in summaries if each.generation == outcome.generation), None)
         log.info("trained kind=%s epoch=%d generation=%d served=%s", kind, epoch, outcome.generation, served)
         return Trained(summary, outcome.generation, epoch, served)
+
+    async def _require_trainer(self) -> None:
+        """Raise `training_failed` where the last trainer has said why it ended, and none leads."""
+        if (why := await self._store.leases.ended()) is not None:
+            detail = f"no trainer runs: {why}"
+            raise Problem(
+                "training_failed", detail, retry_after_s=_LATE_RETRY_S, extra={"cause": "no_trainer"}
+            )
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

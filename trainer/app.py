@@ -80,6 +80,11 @@ class Trainer:
             root = self.root = await self._open_archive()
             self.store = store
             await self._lead_again_and_again(store, root)
+        except (CannotStartError, StoreRefused) as exc:
+            with contextlib.suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await store.leases.say_ended(str(exc))
+            raise
         finally:
             self.store = self.root = None
             await store.close()
@@ -122,6 +127,7 @@ class Trainer:
             try:
                 await self._match(store, root, leadership, threads, adopt=adopt)
                 adopt = False
+                await with_retries(store.leases.say_ended, "")
                 self.term = Term(self._settings, store, leadership, root, step=self._step)
                 await self.term.run()
             except (BaseExceptionGroup, StoreError) as exc:

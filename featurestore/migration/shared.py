@@ -24,7 +24,7 @@ Name = Callable[[Keys], bytes]
 
 # What a migration leaves behind: who leads and who beats, marks that are of this store, and where traces
 # found ratings in its streams.
-LEFT_BEHIND = {"lease", "workers", "synced", "migrator", "traces"}
+LEFT_BEHIND = {"lease", "ended", "workers", "synced", "migrator", "traces"}
 # As they were when no service took anything any more.
 FEW = (
     *("generations", "commands", "erasing", "experiments", "showings", "telemetry", "reports"),

@@ -14,10 +14,12 @@ from tests.integration.conftest import Learned
 from tests.support.factories import rating
 from tests.support.recovering import GIVEN, LATER, archive_ratings, empty, opened
 from tests.support.servers import KIND, StoreServer, running_server
+from tests.support.serving import serving
 from tests.support.trainers import (
     archived,
     refused,
     refuses,
+    running_trainer,
     until_drained,
 )
 from tests.support.waiting import wait_until_async
@@ -77,9 +79,20 @@ async def test_emptied_store(learned: Learned) -> None:
     async with opened(learned.settings.store) as store:
         await store.ratings.append([rating("meanwhile", "i1")])
         assert (await store.users.history(1, b"meanwhile"))[0] == 1
-    assert await refuses(learned.settings) in line
+    assert (why := await refuses(learned.settings)) in line
+    async with serving(learned.settings.store) as (client, _):
+        reply = await client.ask("POST", "/train")
+        assert (reply.status, reply.json["cause"]) == (503, "no_trainer"), "and not a wait for nothing"
+        assert why in reply.json["detail"]
     assert what_to_do(line)
     assert files(learned.settings) == before
+    async with (
+        serving(learned.settings.store) as (client, _),
+        opened(learned.settings.store) as store,
+        running_trainer(replace(learned.settings, adopt=True)),
+    ):
+        await wait_until_async(store.leases.held, "a trainer that leads")
+        assert (await client.ask("POST", "/train")).status == 200
 
 
 @pytest.mark.parametrize("accident", ["emptied", "another store", "epoch never begun", "newer format"])
