@@ -9,7 +9,7 @@ import asyncio
 import shlex
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -211,13 +211,16 @@ class Importer:
             batches = self._file.read(rules)
             # The next batch is decoded while this one is written.
             coming = asyncio.create_task(_next(batches), name="decode")
+            read_bytes = 0
             try:
                 while (found := await coming) is not None:
+                    # Where this batch lies: what is decoded next is read, and not written.
+                    part = range(read_bytes, read_bytes := self._file.position)
                     coming = asyncio.create_task(_next(batches), name="decode")
                     batch = found.after(start.line)
                     if self._options.on_bad == "skip":  # or it was counted by the check
                         self._findings.add(batch)
-                    await self._write_batch(sink, batch, progress)
+                    await self._write_batch(sink, batch, part, progress)
                     self._position = replace(
                         start,
                         line=max(batch.last_line, start.line),
@@ -238,20 +241,30 @@ class Importer:
             reason = f"{self._options.path} has changed while it was read"
             raise ImportStoppedError(f"{reason}: import it as a whole when it changes no more")
 
-    async def _write_batch(self, sink: Sink, batch: Batch, progress: ImportProgress) -> None:
-        """Write a batch in lanes that go side by side. Raises what the first lane that fails raises."""
-        lanes = (self._write_lane(sink, batch.lane(number, LANES), progress) for number in range(LANES))
+    async def _write_batch(self, sink: Sink, batch: Batch, part: range, progress: ImportProgress) -> None:
+        """Write a batch, which is this part of the bytes of the file, in lanes that go side by side. Raises
+        what the first lane that fails raises.
+        """
+        before = self._written
+
+        def show() -> None:
+            share = (self._written - before) / len(batch)
+            progress.update(part.start + int(share * len(part)), self._written)
+
+        lanes = (self._write_lane(sink, batch.lane(number, LANES), progress, show) for number in range(LANES))
         # All lanes end before an error is raised: none may write after the position was kept.
         for result in await asyncio.gather(*lanes, return_exceptions=True):
             if result is not None:
                 raise result
 
-    async def _write_lane(self, sink: Sink, batch: Batch, progress: ImportProgress) -> None:
+    async def _write_lane(
+        self, sink: Sink, batch: Batch, progress: ImportProgress, show: Callable[[], None]
+    ) -> None:
         # All ratings of a user are in one lane, in the order of the file: the last one for an item wins.
         for rows, lines in pieces(batch, sink.batch_rows):
             await self._write_rows(sink, rows, lines, progress)
             self._written += len(rows)
-            progress.update(self._file.position, self._written)
+            show()
 
     async def _write_rows(
         self, sink: Sink, rows: list[Row], lines: list[int], progress: ImportProgress

@@ -44,6 +44,8 @@ DECIDED_S = 10.0
 KEY_FILE = "operator.key"
 # So few that the error of the players that learn while they play is seen to fall.
 KNOWN_RATINGS = 1_000
+# A step of the player: its thousand take a minute, in which the page shows the error fall.
+STEP_MS = 60
 # The player and the environment have nothing to save; the service finishes its requests, the trainer its
 # batch.
 GRACE_S = {"player": 2.0, "environment": 3.0, "service": 8.0, "trainer": 10.0}
@@ -283,7 +285,14 @@ class Stack:
         addresses = ("--environment", self.environment_url, "--api", self.api_url)
         player = ChildSpec(
             "player",
-            (*_python("evaluation.course.play"), *addresses, "--known", str(KNOWN_RATINGS)),
+            (
+                *_python("evaluation.course.play"),
+                *addresses,
+                "--known",
+                str(KNOWN_RATINGS),
+                "--delay-ms",
+                str(STEP_MS),
+            ),
             {**environment, **({"FOLDIN_API_KEY_FILE": str(self._key_file)} if self._key_file else {})},
             grace_s=GRACE_S["player"],
             # On a terminal it draws: then only its errors go to its log.

@@ -6,9 +6,11 @@ that rows folded in later cost only the pages that they touch.
 """
 
 import asyncio
+import errno
 import fcntl
 import os
 import re
+import stat
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -78,11 +80,17 @@ class TableCache:
     """The folder of one namespace's files."""
 
     def __init__(self, folder: Path, namespace: str) -> None:
-        """Raises `StoreRefused` where the folder cannot be written."""
+        """Raises `StoreRefused` where the folder cannot be written, or another user may write there, who
+        would choose what is served.
+        """
         self._folder = folder
         self._namespace = namespace
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = folder.stat()
+            owners = {folder.lstat().st_uid, found.st_uid}
+            if not owners <= {0, os.getuid()} or found.st_mode & stat.S_IWOTH:
+                raise PermissionError(errno.EPERM, "another user may write there")
             probe = folder / f".{namespace}.{os.getpid()}.probe"
             probe.write_bytes(b"")
             probe.unlink()

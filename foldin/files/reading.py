@@ -35,15 +35,18 @@ class RatingsFile:
         self.layout = layout
         self.total_bytes = path.stat().st_size
         self.position = 0
+        self._taken = 0
 
     def read(self, rules: RowRules) -> Generator[Batch, None, None]:
         """Yield every row of the file in its order, checked. Raises CannotStartError where it is damaged."""
+        self._taken = 0
         with CountingFile(self.path) as counted:
             read = self._parquet if self.layout.kind == "parquet" else self._text
             batches = read(counted, rules)
             try:
                 for batch in batches:
-                    self.position = counted.read_bytes
+                    # What a buffer has read ahead is no batch yet.
+                    self.position = self._taken or counted.read_bytes
                     yield batch
             except (OSError, EOFError, zlib.error, pa.ArrowException) as exc:
                 raise CannotStartError(f"{self.path} is damaged ({exc}): fetch or make it again") from exc
@@ -56,6 +59,8 @@ class RatingsFile:
             for chunk in _chunks(file, self.path, quoted=self.layout.quoted):
                 data = chunk.removeprefix(BOM) if line == 1 else chunk
                 count = data.count(b"\n")
+                if not self.layout.compressed:
+                    self._taken += len(chunk)
                 first = line
                 if line == 1:
                     for _ in range(self.layout.header_lines):

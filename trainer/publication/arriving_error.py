@@ -207,11 +207,13 @@ def _taken(arrived: _Arrived, rows: Sequence[int]) -> _Arrived:
 
 
 def _chosen(table: pa.Table) -> _Arrived:
-    """Return some of the ratings of a batch, evenly."""
+    """Return some of the ratings of a batch, at random; those of the same batch again are the same."""
     rated = pc.and_(pc.invert(pc.is_nan(table["rating"])), pc.less_equal(table["n"], _LONGEST_HISTORY))
     table = ratings_of(table.filter(rated))
-    step = max(1, -(-table.num_rows // _RATINGS_OF_A_BATCH))
-    table = table.take(pa.array(np.arange(0, table.num_rows, step)))
+    if table.num_rows > _RATINGS_OF_A_BATCH:
+        # Not every so many: a panel that is rated in turn would give those of one item.
+        rng = np.random.default_rng(table.num_rows)
+        table = table.take(pa.array(np.sort(rng.choice(table.num_rows, _RATINGS_OF_A_BATCH, replace=False))))
     return _Arrived(
         table["user_id"].cast(pa.binary()).to_pylist(),
         table["n"].to_numpy().astype(np.int64),

@@ -22,7 +22,7 @@ const Cards = ({ now }) => {
   const live = now.generation > 0;
   return html`<dl class="cards" id="cards">
     <${Card} label="generation" value=${number(now.generation)} note=${live ? `epoch ${now.epoch}, ${ago(now.created)}${now.users ? "" : "; the first fit comes at once from 100 ratings or other events on"}` : "the first is made from 100 ratings or other events on"} />
-    <${Card} label="model" value=${live ? `rank ${now.rank}` : "–"} note=${live ? `${now.engine}, ${now.link}` : ""} />
+    <${Card} label="model" value=${now.ratings ? `rank ${now.rank}` : "–"} note=${live ? `${now.engine}, ${now.link}${now.ratings ? "" : "; it has learned nothing yet"}` : ""} />
     <${Card} label="users" value=${number(now.users)} note="in this generation" />
     <${Card} label="items" value=${number(now.items)} note=${`in this generation; ${number(now.known_items)} known`} />
     <${Card} label="ratings" value=${number(now.ratings)} note=${`in this generation; ${number(now.known_events)} events in all`} />

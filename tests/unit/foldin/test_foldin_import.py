@@ -19,6 +19,7 @@ from foldin import importing
 from foldin.address import running_stack
 from foldin.errors import ImportStoppedError
 from foldin.files import reading
+from foldin.files.progress import ImportProgress
 from foldin.importing import run_import
 from foldin.preflight import locked
 from foldin.settings import FrontDoorSettings, ImportOptions
@@ -113,7 +114,11 @@ def after(count: int, error: BaseException) -> Before:
     return look
 
 
-def test_every_rating_is_written_each_user_s_in_order(run: Importing, tmp_path: Path) -> None:
+def test_every_rating_is_written_each_user_s_in_order(
+    run: Importing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[int, int]] = []
+    monkeypatch.setattr(ImportProgress, "update", lambda _, *at: shown.append(at))
     # Positions that cannot be kept cost nothing.
     (tmp_path / "blocked").write_text("a file where a folder would be")
     blocked = FrontDoorSettings.from_environment({"XDG_STATE_HOME": str(tmp_path / "blocked")})
@@ -125,6 +130,10 @@ def test_every_rating_is_written_each_user_s_in_order(run: Importing, tmp_path: 
             mine = [row[1] for row in run.sink.rows if row[0] == b"u%d" % user]
             assert mine == [b"i%d" % item for item in range(10)]
         assert run.sink.closed
+        # The bar shows what is written, not what is read ahead.
+        size, written = run.file.stat().st_size, shown[-40:]
+        assert all(abs(position / size - ratings / 200) < 0.1 for position, ratings in written)
+        assert written[-1] == (size, 200)
 
 
 def test_bad_rows_refuse_the_whole_file_or_are_left_out(
