@@ -182,6 +182,7 @@ class Refitter:
                 # What a fit writes during a migration would be copied once more.
                 held=pointer.held or pointer.migration != "",
                 files_missing=live is not None and live.files_missing,
+                head_missing=fitted is not None and fitted.head_missing,
                 catalogue=await self._changed.look(self._clock(), _version_of(fitted)),
             )
             if decision.reason is None:
@@ -339,6 +340,7 @@ class Refitter:
                     users_read_ms=users_read_ms,
                     context_kinds=fields.kinds,
                     context_retired=tuple(fields.retired),
+                    known_events=live.fitted_events if live is not None and live.epoch == number else 0,
                 )
                 fitting = fit_in_process(request, files, users, step=self._step, told=self._progress)
                 result = await self._ran(fitting, automatic=automatic)

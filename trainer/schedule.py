@@ -10,7 +10,7 @@ from typing import Literal
 from processes.backoff import Backoff
 from processes.settings import real, setting, whole
 
-Reason = Literal["requested", "files", "events", "catalogue", "seconds"]
+Reason = Literal["requested", "files", "head", "events", "catalogue", "seconds"]
 
 # With fewer new ratings a refit says little that a fold-in does not.
 _LEAST_GROWTH = 100
@@ -81,8 +81,9 @@ class Situation:
     `requested`: whether a command waits for a fit. `new_events`: archived since the snapshot of the newest
     fit; `first_new_at`: when the first of them was; `fitted_events`: how many that fit knew. `lately`: how
     many came in the last seconds. `files_missing`: this host does not have the live generation's fit, so
-    that items cannot be folded in. `not_before`: no automatic fit earlier than this, after failures;
-    `paced_until`: no refit, for what the last one took. `catalogue`: what has changed in it.
+    that items cannot be folded in; `head_missing`: that fit went live before its ranking head.
+    `not_before`: no automatic fit earlier than this, after failures; `paced_until`: no refit, for what the
+    last one took. `catalogue`: what has changed in it.
     """
 
     now: float
@@ -96,6 +97,7 @@ class Situation:
     not_before: float
     catalogue: CatalogueChanges = CatalogueChanges()
     paced_until: float = 0.0
+    head_missing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,8 @@ def decide(s: Situation, rules: Rules) -> Decision:
     if s.requested:
         return Decision("requested")
     described_at = _described_at(s, rules)
-    if s.held or (s.new_events <= 0 and not s.files_missing and described_at is None):
+    missing = s.files_missing or s.head_missing
+    if s.held or (s.new_events <= 0 and not missing and described_at is None):
         return Decision(None)
     # While an import pours in, a fit would be out of date before it ends, and take a core from it.
     # Of nothing every rating is growth: the first fit comes with the first hundred.
@@ -123,10 +126,12 @@ def decide(s: Situation, rules: Rules) -> Decision:
         reason, due_at = "catalogue", described_at
     if s.files_missing:
         reason, due_at = "files", s.now
+    elif s.head_missing and s.lately < rules.events:
+        reason, due_at = "head", s.now
     elif (s.new_events >= rules.events or grown) and s.lately < rules.events:
         reason, due_at = "events", s.now
     # Without the files items are not folded in, and before the first fit nothing is.
-    paced = s.fitted_events > 0 and not s.files_missing
+    paced = s.fitted_events > 0 and not missing
     at = max(due_at, s.not_before, s.paced_until if paced else 0.0)
     return Decision(reason) if at <= s.now else Decision(None, at - s.now)
 
@@ -177,6 +182,7 @@ class Schedule:
         requested: bool = False,
         held: bool = False,
         files_missing: bool = False,
+        head_missing: bool = False,
         catalogue: CatalogueChanges = CatalogueChanges(),
     ) -> Decision:
         """Take note of how many events are archived, and how many of them the live fit had learned; return
@@ -200,6 +206,7 @@ class Schedule:
             lately=self.lately,
             first_new_at=self.first_new_at,
             files_missing=files_missing,
+            head_missing=head_missing,
             not_before=self._not_before,
             catalogue=catalogue,
             paced_until=self._paced_until,

@@ -53,8 +53,11 @@ from trainer.fit_job.progress import Phase
 from trainer.fit_job.ranking import add_head, engine_has_head
 from trainer.fit_job.ratings import FitInput, load_ratings
 from trainer.fit_job.result_files import read_result, take_name, unnamed, write_result
-from trainer.fit_job.results import Described, FitResult
+from trainer.fit_job.results import HEAD_WAITS, Described, FitResult
 from trainer.fit_job.trial import try_out
+
+# Of fewer events the head takes two seconds, and goes live with the ratings' fit.
+HEAD_AT_ONCE = 20_000
 
 # What is less is had and freed thousands of times: mapped anew each time it cost a fault for each 4 KB.
 _LARGE = 1 << 22
@@ -82,6 +85,7 @@ class FitRequest:
     are not to be learned. `user_attributes`: the open file of those of users, which were read at
     `users_read_ms`; None where there are none. `context_kinds`: of the fields of contexts;
     `context_retired`: the places of fields, and of categories with their code, that are not learned.
+    `known_events`: how many the live generation has learned.
     """
 
     paths: tuple[str, ...]
@@ -103,6 +107,7 @@ class FitRequest:
     users_read_ms: int = 0
     context_kinds: tuple[ContextKind, ...] = ()
     context_retired: tuple[tuple[int, int | None], ...] = ()
+    known_events: int = 0
 
 
 class Began(msgspec.Struct, frozen=True, tag=True):
@@ -144,14 +149,16 @@ def _no_phase(_phase: Phase) -> None:
 def run_fit(request: FitRequest, report: Report, begin: Callable[[Phase], None] = _no_phase) -> None:
     """Load the ratings, measure a trial fit on a part of them, fit all, write the result; then fit the
     ranking head, and add it. A process that is killed at that leaves the ratings' result to `take_name`.
-    `begin` is called with each phase.
+    Where the live generation knows less than half of many events, the ratings' result is all: predictions
+    need not wait for lists, and the next fit, which goes on from this one, has the head. `begin` is called
+    with each phase.
 
     Raises `SegmentDamagedError`, `ArchiveFailedError`, `ArchiveRefusedError`, `FactorsError`, `OSError`,
     `MemoryError`.
     """
     output, rng = Path(request.output), np.random.default_rng(request.seed)
-    data, live = _fit_ratings(request, rng, report, begin)
-    if engine_has_head(request.engine, events=data.choices is not None):
+    data, live, head = _fit_ratings(request, rng, report, begin)
+    if head == "now":
         start = None if request.from_scratch else live
         threads, types = request.threads, request.types
         begin("ranking")
@@ -162,9 +169,9 @@ def run_fit(request: FitRequest, report: Report, begin: Callable[[Phase], None] 
 
 def _fit_ratings(
     request: FitRequest, rng: np.random.Generator, report: Report, begin: Callable[[Phase], None]
-) -> tuple[FitInput, FitResult | None]:
-    """Fit the ratings and write the result; return what was learned from, and the live fit. All else that
-    took memory is free again.
+) -> tuple[FitInput, FitResult | None, Literal["none", "now", "later"]]:
+    """Fit the ratings and write the result; return what was learned from, the live fit, and when the ranking
+    head is fitted. All else that took memory is free again.
     """
     begin("loading")
     live = None
@@ -181,10 +188,16 @@ def _fit_ratings(
     kinds = request.context_kinds
     data = replace(data, ratings=of_fields(data.ratings, len(kinds), request.context_retired))
     data, has_read = in_file(data, Path(request.output).parent)
+    head: Literal["none", "now", "later"] = "none"
     if engine_has_head(request.engine, events=data.choices is not None):
         # The head learns from these, the ratings among them.
         every = data.ratings if data.choices is None else data.choices
-        compile_apart(max(len(data.ratings.value), len(every.value)))
+        n_events = max(len(data.ratings.value), len(every.value))
+        compile_apart(n_events)
+        waits = (
+            n_events >= HEAD_AT_ONCE and 2 * request.known_events < n_events and len(data.ratings.value) > 0
+        )
+        head = "later" if waits else "now"
     settings = FitSettings(Scale(request.low, request.high, request.step), threads=request.threads)
     engine = make_engine(request.engine, settings)
     given = read_attributes(request, item_ids, data.user_ids)
@@ -214,12 +227,14 @@ def _fit_ratings(
     finite = {name: float(value) for name, value in fitted.metrics.items() if np.isfinite(value)}
     if data.unknown:
         metrics["unknown_items"] = float(data.unknown)
+    if head == "later":
+        metrics[HEAD_WAITS] = 1.0
     write_result(
         *(unnamed(Path(request.output)), data, fitted, {**finite, **metrics}, described),
         catalogue=None if request.catalogue is None else request.catalogue_version,
         users_read_ms=request.users_read_ms,
     )
-    return data, live
+    return data, live, head
 
 
 def _from_trial(task: FitTask, trial: Fitted) -> FitTask:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from featurestore.generations.catalog import GenerationMeta
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.fit_job.results import FitResult
+from trainer.fit_job.results import HEAD_WAITS, FitResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,11 @@ class LiveFit:
     def files_missing(self) -> bool:
         """Whether items cannot be folded in, because the fit learned ratings and its files are not here."""
         return self.result is None and self.meta.summary.n_ratings > 0
+
+    @property
+    def head_missing(self) -> bool:
+        """Whether the fit went live before its ranking head, which the next one brings."""
+        return bool(self.meta.summary.metrics.get(HEAD_WAITS))
 
     @property
     def fitted_events(self) -> int:

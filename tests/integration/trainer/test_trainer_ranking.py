@@ -122,3 +122,18 @@ async def test_an_index_is_published_with_its_recall_and_used(
         (found,) = live.ranker.top(profile.vector[None], 2, [known])
         assert len(found.item_rows) == 2
         assert not np.intersect1d(found.item_rows, known).size
+
+
+async def test_predictions_of_many_new_ratings_do_not_wait_for_lists(
+    store: Store, settings: TrainerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.fit_job.job.HEAD_AT_ONCE", USERS)
+    async with following(store, tmp_path / "cache") as follower, running_trainer(settings):
+        await store.ratings.append(given())
+        first = await fitted(store)
+        assert (await served(follower, first)).ranking is None
+        # Nobody asks for the head: it comes with a fit that goes on from this one.
+        assert (await served(follower, first + 1)).ranking is not None
+        # What is new by now is little beside what is known: lists and predictions change together.
+        await store.ratings.append([NewRating(b"x", b"i1", 4.0, 2e9)])
+        assert (await served(follower, await fitted(store))).ranking is not None

@@ -56,6 +56,7 @@ GOOD = Evidence(
         ({"new_events": 1000, "held": True}, Decision(None)),
         ({"new_events": 1000, "not_before": 130.0}, Decision(None, 30.0)),
         ({"files_missing": True}, Decision("files")),
+        ({"head_missing": True, "paced_until": 10_000.0}, Decision("head")),
     ],
 )
 def test_when_to_fit(changes: dict[str, float], expected: Decision) -> None:
