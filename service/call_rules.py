@@ -22,7 +22,7 @@ from service.openapi import Schema, query_parameter
 from service.rules.filter_parsing import UnknownAttribute, refused
 from service.rules.filters import NO_FILTER, Filter
 from service.rules.listing import Ranking, RuledList, Scored, apply
-from service.rules.request import MAX_NAME, RuleFields, Rules, merged, narrowed, parse_rules
+from service.rules.request import MAX_N, MAX_NAME, RuleFields, Rules, merged, narrowed, parse_rules
 
 # Candidates are compared with all that were chosen: a list of so many takes a second of a core.
 MOST_COMPARED = 1_000
@@ -165,7 +165,8 @@ def query_rules(query: Query) -> tuple[RuleFields, str | None]:
     ids: list[Id] | None = None
     if text is not None:
         ids = [each for each in text.split(",") if 0 < len(each.encode()) <= MAX_ID_BYTES]
-    return RuleFields(exclude_items=ids), category
+    n = query.integer("n", 0, 1, MAX_N) or None
+    return RuleFields(exclude_items=ids, n=n), category
 
 
 def _short(query: Query, name: str, longest: int) -> str | None:

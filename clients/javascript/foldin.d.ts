@@ -121,15 +121,15 @@ export interface Foldin {
   /** The best items for a user. `GET /recommend/{user_id}`; role `read`. */
   recommend(user_id: string | number, options?: { n?: number; offset?: number; exclude_seen?: boolean | string; impressions?: boolean; explore?: "none" | "thompson"; seed?: number; order?: "score" | "rating"; category?: string; exclude_items?: string; scenario?: string; context?: Record<string, any>; }): Promise<Recommendations>;
   /** The best items for a user, under rules. `POST /recommend/{user_id}`; role `read`. */
-  recommendByRules(user_id: string | number, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; impressions?: boolean | null; n?: number; offset?: number; exclude_seen?: boolean | Array<string>; explore?: "none" | "thompson"; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; }): Promise<Recommendations>;
+  recommendByRules(user_id: string | number, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; explore?: "none" | "thompson" | null; impressions?: boolean | null; offset?: number; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; }): Promise<Recommendations>;
   /** The best items for someone who is not stored. `POST /recommend`; role `read`. */
-  recommendAnonymous(options: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; impressions?: boolean | null; n?: number; offset?: number; exclude_seen?: boolean | Array<string>; explore?: "none" | "thompson"; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; ratings: Array<AnonymousRating>; }): Promise<Recommendations>;
+  recommendAnonymous(options: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; explore?: "none" | "thompson" | null; impressions?: boolean | null; offset?: number; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; ratings: Array<AnonymousRating>; }): Promise<Recommendations>;
   /** The names of all scenarios. `GET /scenarios`; role `read`. */
   getScenarios(): Promise<ScenarioNames>;
   /** The rules of a scenario. `GET /scenarios/{name}`; role `read`. */
   getScenario(name: string): Promise<Scenario>;
   /** Store rules under a name, in place of those before. `PUT /scenarios/{name}`; role `operate`. */
-  putScenario(name: string, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; impressions?: boolean | null; }): Promise<Scenario>;
+  putScenario(name: string, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; explore?: "none" | "thompson" | null; impressions?: boolean | null; }): Promise<Scenario>;
   /** Delete a scenario. `DELETE /scenarios/{name}`; role `operate`. */
   deleteScenario(name: string): Promise<ScenarioDeleted>;
   /** The experiments that run. `GET /experiments`; role `read`. */
@@ -664,11 +664,11 @@ export interface ListBody {
   per_category?: number | null;
   pinned?: Array<Pin> | null;
   order?: "score" | "rating" | (string & {}) | null;
+  n?: number | null;
+  exclude_seen?: boolean | Array<string> | null;
+  explore?: "none" | "thompson" | (string & {}) | null;
   impressions?: boolean | null;
-  n?: number;
   offset?: number;
-  exclude_seen?: boolean | Array<string>;
-  explore?: "none" | "thompson" | (string & {});
   seed?: number | null;
   scenario?: string | null;
   context?: Record<string, number | string | boolean | null> | null;
@@ -833,11 +833,11 @@ export interface RecommendBody {
   per_category?: number | null;
   pinned?: Array<Pin> | null;
   order?: "score" | "rating" | (string & {}) | null;
+  n?: number | null;
+  exclude_seen?: boolean | Array<string> | null;
+  explore?: "none" | "thompson" | (string & {}) | null;
   impressions?: boolean | null;
-  n?: number;
   offset?: number;
-  exclude_seen?: boolean | Array<string>;
-  explore?: "none" | "thompson" | (string & {});
   seed?: number | null;
   scenario?: string | null;
   context?: Record<string, number | string | boolean | null> | null;
@@ -952,6 +952,9 @@ export interface RuleFields {
   per_category?: number | null;
   pinned?: Array<Pin> | null;
   order?: "score" | "rating" | (string & {}) | null;
+  n?: number | null;
+  exclude_seen?: boolean | Array<string> | null;
+  explore?: "none" | "thompson" | (string & {}) | null;
   impressions?: boolean | null;
 }
 
@@ -980,6 +983,9 @@ export interface Scenario {
   per_category?: number | null;
   pinned?: Array<Pin> | null;
   order?: "score" | "rating" | (string & {}) | null;
+  n?: number | null;
+  exclude_seen?: boolean | Array<string> | null;
+  explore?: "none" | "thompson" | (string & {}) | null;
   impressions?: boolean | null;
   name: string;
 }

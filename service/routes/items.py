@@ -19,10 +19,10 @@ from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import STORE, Route, query_parameter, whole
 from service.prediction_json import Prediction, rounded, shown
+from service.rules.request import DEFAULT_N, MAX_N
 
 # A list for people or for a re-ranking; more items cost the choosing and the encoding alike.
-MAX_N = 1000
-QUERY_N = query_parameter("n", whole(1, MAX_N, 10), "How many")
+QUERY_N = query_parameter("n", whole(1, MAX_N, DEFAULT_N), "How many; else as the scenario says")
 
 
 class ItemOut(ItemShown, omit_defaults=True, kw_only=True):

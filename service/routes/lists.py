@@ -33,10 +33,11 @@ from service.http.parsing import Query, path_id
 from service.http.response import json_answer
 from service.openapi import MODEL, Route, query_parameter
 from service.prediction_json import shown
-from service.routes.items import MAX_N, QUERY_N, item_names, item_row, positive_counts, statistics_of
+from service.routes.items import QUERY_N, item_names, item_row, positive_counts, statistics_of
 from service.rules.columns import Columns
 from service.rules.likeness import best_rows, likeness
 from service.rules.listing import Ranking, Scored
+from service.rules.request import DEFAULT_N
 
 T = TypeVar("T")
 BY = ("behaviour", "content", "both")
@@ -141,9 +142,9 @@ class Latest(msgspec.Struct, omit_defaults=True):
 async def get_similar(request: web.Request) -> web.StreamResponse:
     """The items most like one."""
     context, query = request.app[CONTEXT], Query(request.raw_path)
-    n, by = query.integer("n", 10, 1, MAX_N), query.choice("by", "behaviour", BY)
+    by = query.choice("by", "behaviour", BY)
     item_id = path_id(request.rel_url.raw_path, 1, "item_id")
-    live, call = await _asked(context, query)
+    live, call, n = await _asked(context, query)
     # An item of the catalogue has a row, whether it was rated or not.
     row = await item_row(context.store.items(live.epoch), item_id)
     # Wherever else it is pinned, it is not like itself.
@@ -212,8 +213,8 @@ async def get_popular(request: web.Request) -> web.StreamResponse:
     most positive events, by their weights.
     """
     context, query = request.app[CONTEXT], Query(request.raw_path)
-    n, by = query.integer("n", 10, 1, MAX_N), query.choice("by", "", POPULAR_BY)
-    live, call = await _asked(context, query)
+    by = query.choice("by", "", POPULAR_BY)
+    live, call, n = await _asked(context, query)
     by = by or ("events" if live.by_events else "rating")
     positives = live.positives if by == "events" else None
     if by == "events" and positives is None:
@@ -253,8 +254,7 @@ async def get_trending(request: web.Request) -> web.StreamResponse:
     A rating counts half as much with each week that goes by.
     """
     context, query = request.app[CONTEXT], Query(request.raw_path)
-    n = query.integer("n", 10, 1, MAX_N)
-    live, call = await _asked(context, query)
+    live, call, n = await _asked(context, query)
     activity = live.activity
     if activity is None:
         return json_answer(Trending(live.generation, [], call.degraded, NO_ACTIVITY))
@@ -287,8 +287,7 @@ async def get_latest(request: web.Request) -> web.StreamResponse:
     By `available_from`; those without it behind them, the ones that came last first.
     """
     context, query = request.app[CONTEXT], Query(request.raw_path)
-    n = query.integer("n", 10, 1, MAX_N)
-    live, call = await _asked(context, query)
+    live, call, n = await _asked(context, query)
     # A time is no score that could be multiplied, or weighed against differences.
     call = call._replace(rules=replace(call.rules, boosts=(), trade_off=None))
 
@@ -307,11 +306,13 @@ async def get_latest(request: web.Request) -> web.StreamResponse:
     return json_answer(Latest(live.generation, items, call.degraded, reason))
 
 
-async def _asked(context: ServiceContext, query: Query) -> tuple[LiveGeneration, CallRules]:
+async def _asked(context: ServiceContext, query: Query) -> tuple[LiveGeneration, CallRules, int]:
+    """Return what is live, the rules, and how many items are wanted."""
     live = context.live()
     fields, category = query_rules(query)
     asked = ask(context, query.text("scenario"))
-    return live, await rules_of(context, live, asked, fields, category=category)
+    call = await rules_of(context, live, asked, fields, category=category)
+    return live, call, call.rules.n or DEFAULT_N
 
 
 async def _listed(

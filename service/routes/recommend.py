@@ -57,14 +57,13 @@ from service.http.response import json_answer
 from service.openapi import BODY, MODEL, Route, query_parameter, request_body, whole
 from service.prediction_json import shown
 from service.ranking_queue import RankingRequest
-from service.routes.items import MAX_N, QUERY_N, item_names
+from service.routes.items import QUERY_N, item_names
 from service.routes.ratings import MAX_RATINGS, check_scale
 from service.rules.listing import Ranking, Scored
-from service.rules.request import ORDERS, Order, RuleFields
+from service.rules.request import DEFAULT_N, EXPLORE, MAX_N, ORDERS, Order, RuleFields, Rules
 
 # A client that reads on further wants the whole catalogue, which is no ranking.
 MAX_OFFSET = 10_000
-EXPLORE = ("none", "thompson")
 # What a JSON number holds exactly.
 MAX_SEED = 2**53
 _EXPLORE_SCHEMA = {"type": "string", "enum": list(EXPLORE), "default": "none"}
@@ -122,10 +121,7 @@ class ListBody(RuleFields, kw_only=True):
     not have. `context`: that of the ratings that the list is made for.
     """
 
-    n: Annotated[int, Meta(extra_json_schema=whole(1, MAX_N))] = 10
     offset: Annotated[int, Meta(extra_json_schema=whole(0, MAX_OFFSET))] = 0
-    exclude_seen: bool | list[str] = True
-    explore: Annotated[str, Meta(extra_json_schema=_EXPLORE_SCHEMA)] = "none"
     seed: Annotated[int, Meta(extra_json_schema=whole(0, MAX_SEED))] | None = None
     scenario: str | None = None
     context: Context | None = None
@@ -135,6 +131,13 @@ class RecommendBody(ListBody, kw_only=True):
     """Someone's ratings, and what is wanted."""
 
     ratings: Annotated[list[AnonymousRating], Meta(extra_json_schema={"maxItems": MAX_RATINGS})]
+
+
+class Page(NamedTuple):
+    """Which part of a list: what is behind the best `offset`; `seed` makes a draw repeatable."""
+
+    offset: int
+    seed: int | None
 
 
 class Wanted(NamedTuple):
@@ -201,17 +204,16 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
     For an unknown one, what the prior says.
     """
     query = Query(request.raw_path)
-    n, offset = query.integer("n", 10, 1, MAX_N), query.integer("offset", 0, 0, MAX_OFFSET)
-    exclude_seen = _exclude_seen(query)
-    explore = query.choice("explore", "none", EXPLORE)
-    seed = query.integer("seed", -1, 0, MAX_SEED)
-    wanted = Wanted(n, offset, exclude_seen, _seed(explore, None if seed < 0 else seed))
+    offset, seed = query.integer("offset", 0, 0, MAX_OFFSET), query.integer("seed", -1, 0, MAX_SEED)
+    page = Page(offset, None if seed < 0 else seed)
     fields, category = query_rules(query)
+    fields.exclude_seen = _exclude_seen(query)
+    fields.explore = query.choice("explore", "", EXPLORE) or None
     fields.order = query.choice("order", "", ORDERS) or None
     if query.text("impressions") is not None:
         fields.impressions = query.flag("impressions", default=False)
     given = query_context(query)
-    return await _for_user(request, wanted, fields, query.text("scenario"), given, category=category)
+    return await _for_user(request, page, fields, query.text("scenario"), given, category=category)
 
 
 @Route(
@@ -230,14 +232,14 @@ async def post_recommend_user(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     async with context.bodies.read(request, context.predictions) as received:
         body = await _LIST_BODY.decode_off_loop(received.raw)
-        wanted = checked_wanted(body)
+        page = _page(body)
         given = one_context(body.context)
-        return await _for_user(request, wanted, body, body.scenario, given, n_bytes=len(received.raw))
+        return await _for_user(request, page, body, body.scenario, given, n_bytes=len(received.raw))
 
 
 async def _for_user(
     request: web.Request,
-    wanted: Wanted,
+    page: Page,
     fields: RuleFields,
     scenario: str | None,
     given: Given | None,
@@ -256,7 +258,7 @@ async def _for_user(
     asked = ask_for_user(context, scenario, user_id)
     profile, degraded = await context.scorer.profile(live, user_id)
     call = await rules_of(context, live, asked, fields, category=category, n_bytes=n_bytes)
-    seen = profile.history
+    wanted, seen = _wanted(page, call.rules), profile.history
     if wanted.exclude_seen and not profile.whole:
         _, seen = await context.store.users.history(live.epoch, user_id)
     vector = _in_context(live, profile.vector, circumstances)
@@ -329,7 +331,7 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
     async with context.bodies.read(request, context.predictions) as received:
         body = await _BODY.decode_off_loop(received.raw)
         check_rows(len(body.ratings), MAX_RATINGS, "ratings")
-        wanted = checked_wanted(body)
+        page = _page(body)
         item_ids = body_ids([rating.item_id for rating in body.ratings], "ratings.item_id")
         values = [rating.rating for rating in body.ratings]
         check_scale(values, context.store.scale.value, "ratings.rating")
@@ -352,6 +354,7 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
         packed = pack_histories([history])
         vectors = await computed(live, history, partial(live.posterior.fold_in_users, live.items, packed))
         person = _Person(_in_context(live, vectors[0], circumstances), history, history.item_row)
+        wanted = _wanted(page, call.rules)
         items, reason = await _best_items(context, live, person, wanted, call)
     answer = _answer(live, items, call)
     answer.reason, answer.ignored = reason, len(rows) - len(known)
@@ -359,30 +362,35 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
     return json_answer(answer)
 
 
-def checked_wanted(body: ListBody) -> Wanted:
-    """Return what a body asks for. Raises a `Problem` that names the field."""
+def _page(body: ListBody) -> Page:
+    """Return which part of a list a body asks for. Raises a `Problem` that names the field."""
     for name, low, high in (("n", 1, MAX_N), ("offset", 0, MAX_OFFSET), ("seed", 0, MAX_SEED)):
         value = getattr(body, name)
         if value is not None and not low <= value <= high:
             raise Problem("invalid_body", f"{name} must be from {low} to {high}, not {value}", field=name)
-    if body.explore not in EXPLORE:
+    if body.explore is not None and body.explore not in EXPLORE:
         raise Problem("invalid_body", f"explore must be one of {', '.join(EXPLORE)}", field="explore")
-    seen = tuple(body.exclude_seen) if isinstance(body.exclude_seen, list) else body.exclude_seen
-    return Wanted(body.n, body.offset, seen, _seed(body.explore, body.seed))
+    return Page(body.offset, body.seed)
 
 
-def _exclude_seen(query: Query) -> bool | tuple[str, ...]:
+def _wanted(page: Page, rules: Rules) -> Wanted:
+    """Return what is wanted of a list under the rules of the call and its scenario."""
+    seed = page.seed
+    if rules.explore == "none":
+        seed = None
+    elif seed is None:
+        # Sent back with the answer, so it must fit into `MAX_SEED`.
+        seed = secrets.randbits(48)
+    return Wanted(rules.n or DEFAULT_N, page.offset, rules.seen, seed)
+
+
+def _exclude_seen(query: Query) -> bool | list[str] | None:
     text = query.text("exclude_seen")
-    if text is None or text.lower() in ("true", "false", "1", "0"):
-        return query.flag("exclude_seen", default=True)
-    return tuple(text.split(","))
-
-
-def _seed(explore: str, seed: int | None) -> int | None:
-    if explore == "none":
+    if text is None:
         return None
-    # Sent back with the answer, so it must fit into `MAX_SEED`.
-    return secrets.randbits(48) if seed is None else seed
+    if text.lower() in ("true", "false", "1", "0"):
+        return query.flag("exclude_seen", default=True)
+    return text.split(",")
 
 
 def _ranked_by(live: LiveGeneration, call: CallRules) -> Order:

@@ -17,6 +17,10 @@ from service.rules.filters import NO_FILTER, Filter, TextMatch
 
 Order = Literal["score", "rating"]
 ORDERS: tuple[Order, ...] = get_args(Order)
+Explore = Literal["none", "thompson"]
+EXPLORE: tuple[Explore, ...] = get_args(Explore)
+# Items of a list, and how many there are where nobody says.
+MAX_N, DEFAULT_N = 1_000, 10
 # Each doubles the groups of items that are ranked apart.
 MAX_BOOSTS = 4
 # Farther than tenfold it is a filter or a pinned place that is wanted.
@@ -30,6 +34,7 @@ MAX_POSITION = 11_000
 # As long as an item id; a name stands in a path.
 MAX_NAME = 64
 
+_N_SCHEMA = {"minimum": 1, "maximum": MAX_N, "default": DEFAULT_N}
 _FILTER_SCHEMA = {
     "type": "object",
     "description": "`must` (all hold), `should` (one does), `must_not` (none does): lists of conditions. A "
@@ -76,7 +81,11 @@ class RuleFields(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknow
     per_category: Annotated[int, Meta(extra_json_schema={"minimum": 1})] | None = None
     pinned: Annotated[list[Pin], Meta(extra_json_schema={"maxItems": MAX_PINNED})] | None = None
     order: Annotated[str, Meta(extra_json_schema={"enum": list(ORDERS)})] | None = None
-    # Of a list for a user: whether the items that it has shown are recorded.
+    n: Annotated[int, Meta(extra_json_schema=_N_SCHEMA)] | None = None
+    # Of lists for someone alone: whether what was seen is left out, or the types of events that count as
+    # that; whether a draw from the posterior ranks; and whether the items that it has shown are recorded.
+    exclude_seen: bool | list[str] | None = None
+    explore: Annotated[str, Meta(extra_json_schema={"enum": list(EXPLORE), "default": "none"})] | None = None
     impressions: bool | None = None
 
 
@@ -90,6 +99,9 @@ _PARTS = {
     "per_category": "cap",
     "pinned": "pinned",
     "order": "order",
+    "n": "n",
+    "exclude_seen": "seen",
+    "explore": "explore",
     "impressions": "impressions",
 }
 
@@ -97,8 +109,8 @@ _PARTS = {
 @dataclass(frozen=True, slots=True)
 class Rules:
     """Rules, checked. `candidates`: the only items there may be, None for all; `pinned`: position and item;
-    `trade_off`: of maximal marginal relevance; `cap`: of items of a category; `impressions`: what is shown is
-    recorded.
+    `trade_off`: of maximal marginal relevance; `cap`: of items of a category; `n` items, None where nobody
+    says; `seen`: what is left out, as `exclude_seen` has it; `impressions`: what is shown is recorded.
     """
 
     filter: Filter = NO_FILTER
@@ -109,7 +121,11 @@ class Rules:
     cap: int | None = None
     pinned: tuple[tuple[int, bytes], ...] = ()
     order: Order | None = None
-    # Of what happens to a list, not of what it has: rules that differ in this alone are equal.
+    # Of who asks and what happens to a list, not of what it may have: rules that differ in these alone are
+    # equal.
+    n: int | None = field(default=None, compare=False)
+    seen: bool | tuple[str, ...] = field(default=True, compare=False)
+    explore: Explore = field(default="none", compare=False)
     impressions: bool = field(default=False, compare=False)
 
     @property
@@ -185,6 +201,9 @@ def parse_rules(fields: RuleFields, types: Types) -> Rules:
         _cap(fields.per_category),
         tuple(_pinned(fields.pinned or ())),
         _order(fields.order),
+        _places(fields.n),
+        _seen(fields.exclude_seen),
+        _explore(fields.explore),
         bool(fields.impressions),
     )
 
@@ -212,6 +231,25 @@ def _trade_off(diversity: Diversity | None) -> float | None:
         raise refused("/diversity/lambda", "must be from 0 to 1")
     # The order of the scores: nothing is to be compared.
     return None if diversity.trade_off == 1 else diversity.trade_off
+
+
+def _places(n: int | None) -> int | None:
+    if n is not None and not 1 <= n <= MAX_N:
+        raise refused("/n", f"must be from 1 to {MAX_N}")
+    return n
+
+
+def _seen(exclude_seen: bool | Sequence[str] | None) -> bool | tuple[str, ...]:
+    if isinstance(exclude_seen, bool) or exclude_seen is None:
+        return exclude_seen is not False
+    return tuple(exclude_seen)
+
+
+def _explore(text: str | None) -> Explore:
+    chosen = next((each for each in EXPLORE if each == (text or "none")), None)
+    if chosen is None:
+        raise refused("/explore", f"must be one of {', '.join(EXPLORE)}")
+    return chosen
 
 
 def _cap(per_category: int | None) -> int | None:

@@ -829,11 +829,11 @@ class ListBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     per_category: int | None = None
     pinned: list[Pin] | None = None
     order: Literal["score", "rating"] | None = None
+    n: int | None = None
+    exclude_seen: bool | list[str] | None = None
+    explore: Literal["none", "thompson"] | None = None
     impressions: bool | None = None
-    n: int = 10
     offset: int = 0
-    exclude_seen: bool | list[str] = True
-    explore: Literal["none", "thompson"] = "none"
     seed: int | None = None
     scenario: str | None = None
     context: dict[str, float | str | bool | None] | None = None
@@ -850,11 +850,11 @@ class RecommendBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     per_category: int | None = None
     pinned: list[Pin] | None = None
     order: Literal["score", "rating"] | None = None
+    n: int | None = None
+    exclude_seen: bool | list[str] | None = None
+    explore: Literal["none", "thompson"] | None = None
     impressions: bool | None = None
-    n: int = 10
     offset: int = 0
-    exclude_seen: bool | list[str] = True
-    explore: Literal["none", "thompson"] = "none"
     seed: int | None = None
     scenario: str | None = None
     context: dict[str, float | str | bool | None] | None = None
@@ -872,6 +872,9 @@ class RuleFields(Struct, frozen=True, kw_only=True, omit_defaults=True):
     per_category: int | None = None
     pinned: list[Pin] | None = None
     order: Literal["score", "rating"] | None = None
+    n: int | None = None
+    exclude_seen: bool | list[str] | None = None
+    explore: Literal["none", "thompson"] | None = None
     impressions: bool | None = None
 
 
@@ -886,6 +889,9 @@ class Scenario(Struct, frozen=True, kw_only=True, omit_defaults=True):
     per_category: int | None = None
     pinned: list[Pin] | None = None
     order: str | None = None
+    n: int | None = None
+    exclude_seen: bool | list[str] | None = None
+    explore: str | None = None
     impressions: bool | None = None
     name: str
 

@@ -192,6 +192,16 @@ async def test_a_scenario_is_the_one_that_was_put_last(client: Client, other: Cl
             assert await listed(worker, scenario="home", filter=OLD) == []
             drama = "/recommend/ann?n=100&scenario=home&category=drama"
             assert await listed(worker, drama) == [row for row in later if row % 3 == 0]
+    # How many there are, what counts as seen, and a draw: a call that says nothing has the scenario's.
+    rules = {"n": 4, "exclude_seen": False, "explore": "thompson"}
+    assert (await client.ask("PUT", "/scenarios/home", json=rules)).status == 200
+    answer = (await other.get("/recommend/ann?scenario=home")).json
+    assert (len(answer["items"]), "seed" in answer) == (4, True)
+    own = (await other.post("/recommend/ann", {"scenario": "home", "n": ITEMS, "explore": "none"})).json
+    assert (len(own["items"]), "seed" in own) == (ITEMS, False)
+    assert len((await other.get("/popular?scenario=home")).json["items"]) == 4
+    for wrong in ({"n": 0}, {"explore": "much"}):
+        is_problem(await client.ask("PUT", "/scenarios/home", json=wrong), 422, "invalid_rule")
     assert (await other.get("/scenarios")).json == {"scenarios": ["home"]}
     assert (await other.ask("DELETE", "/scenarios/home")).json == {"deleted": 1}
     for worker in (client, other):
