@@ -11,28 +11,14 @@ from featurestore.catalogue.catalogue import Change
 from featurestore.catalogue.item import CatalogueItem
 from featurestore.codecs import pack_entry
 from featurestore.ratings.log import NewRating
-from foldin.recovery.backing_up import back_up
 from foldin.recovery.errors import RecoveryRefusedError
-from foldin.recovery.manifest import Manifest
-from foldin.recovery.verifying import Verified, verify
 from tests.integration.conftest import Learned
 from tests.support.factories import rating
-from tests.support.recovering import GIVEN, LATER, Held, empty, held, opened, restored
+from tests.support.recovering import GIVEN, LATER, Held, backed_up, empty, held, opened, restored, verified
 from tests.support.trainers import archived, fitted, running_trainer, until_drained
 from trainer.archive.json_files import FORMAT
-from trainer.settings import TrainerSettings
 
 pytestmark = pytest.mark.usefixtures("quick_rounds")
-
-
-async def backed_up(settings: TrainerSettings, target: Path) -> Manifest:
-    async with opened(settings.store) as store:
-        return await back_up(store, settings, target, lambda _line: None)
-
-
-async def verified(settings: TrainerSettings) -> Verified:
-    async with opened(settings.store) as store:
-        return await verify(store, settings, lambda _line: None)
 
 
 def wipe(learned: Learned) -> None:
