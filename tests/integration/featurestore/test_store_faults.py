@@ -1,6 +1,4 @@
-"""The store dies, hangs, fills up, forgets its functions: nothing acknowledged is missing, what would grow is
-refused whole, and it comes back.
-"""
+"""The store dies, hangs, fills up: nothing acknowledged is missing, what would grow is refused whole."""
 
 import asyncio
 import contextlib
@@ -66,7 +64,6 @@ async def test_no_acknowledged_rating_is_missing_after_kills(own_server: StoreSe
             await rated()
             own_server.kill()
             own_server.start()
-        # Both connections come back by themselves.
         await rated()
         await wait_until_async(lambda: store.hot is not None and store.hot.connected, "lookups are answered")
         stop.set()
