@@ -1,13 +1,7 @@
 """Keys, the slots of a cluster that they lie in, and payloads in pieces."""
 
 from featurestore.cluster.keys import ClusterKeys
-from featurestore.cluster.slots import (
-    even_tags,
-    slot_of,
-    split_commands,
-)
-from featurestore.wire.functions import encode_call, encode_packed_call
-from featurestore.wire.resp import bulk, encode, keys_of
+from featurestore.cluster.slots import even_tags, slot_of
 
 
 def test_slot_is_that_of_the_specification() -> None:
@@ -24,21 +18,3 @@ def test_some_tags_that_stored_keys_have() -> None:
     together = [keys.config, keys.items(1), keys.order(1), keys.deltas(1, 2)]
     assert {slot_of(key) for key in together} == {slot_of(keys.live)}
     assert len({*together, keys.items(2), keys.order(2), keys.deltas(1, 3), keys.deltas(2, 2)}) == 8
-
-
-def test_commands_are_taken_apart_and_their_keys_found() -> None:
-    calls = [
-        encode(b"HMGET", b"ns.1:{12}:user:a\r\n$3\r\n", b"n", b"g1"),
-        encode_call("look", [b"{7}:user", b"{7}:history"], [b"n"]),
-        encode_packed_call("rate", 1, [bulk(b"{5}:k")], 2, [bulk(b""), bulk(b"*2\r\n")]),
-        encode(b"PING"),
-        encode(b"GET", b"k"),
-    ]
-    assert split_commands(b"".join(calls), len(calls)) == calls
-    assert split_commands(calls[0], 1) == [calls[0]]
-    assert [keys_of(call)[0] for call in (*calls[:3], calls[4])] == [
-        b"ns.1:{12}:user:a\r\n$3\r\n",
-        b"{7}:user",
-        b"{5}:k",
-        b"k",
-    ]
