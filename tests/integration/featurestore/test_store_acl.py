@@ -69,7 +69,6 @@ async def test_the_user_may_not_do_anything_else_and_what_it_wrote_outlasts_a_re
     with pytest.raises(AuthenticationError):
         Redis(host="127.0.0.1", port=server.port, retry=AT_ONCE).ping()
     ours = logged_in(server, "foldin", folders[1] / "redis")
-    # The control: its own keys it may read and write.
     assert ours.set("acl-test:x", 1)
     assert ours.get("acl-test:x") == b"1"
     for command in FORBIDDEN:

@@ -77,7 +77,6 @@ async def test_no_acknowledged_rating_is_missing_after_kills(own_server: StoreSe
             pairs = zip(history.item_row, history.rating, strict=True)
             found |= {(f"u{n}", items.id(row), value) for row, value in pairs}
         assert set(acknowledged) <= found
-        # Each acknowledged rating is an event for the trainer too.
         assert sum((await store.stream.lag(1)).values()) >= len(acknowledged)
 
 

@@ -85,8 +85,7 @@ async def test_the_newest_failover_counts() -> None:
         # One that was away says what was: nothing goes back.
         moves: list[int] = []
         primary.on_move(lambda: moves.append(1))
-        sentinels[1].reply = None
-        sentinels[0].reply = None
+        sentinels[0].reply = sentinels[1].reply = None
         await primary.find()
         assert (primary.address, moves) == (("10.0.0.1", 2), [])
         sentinels[1].reply = says(3, 6)
