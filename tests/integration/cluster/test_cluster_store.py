@@ -117,10 +117,8 @@ async def test_slots_that_move_and_a_server_that_joins_fail_no_call_and_lose_not
                 assert (await store.users.history(1, b"u%d" % number))[0] == counts[number]
 
         async def all_rate_on() -> None:
-            before = dict(counts)
-            await wait_until_async(
-                lambda: all(counts[k] > before.get(k, 0) for k in range(12)), "all rate on"
-            )
+            before = counts.copy()
+            await wait_until_async(lambda: all(counts[k] > before[k] for k in range(12)), "all rate on")
 
         await store.ratings.append([rating(f"more{k}", f"i{k % 20}") for k in range(300)])
         raters, moved = [asyncio.create_task(rate(number)) for number in range(12)], 0

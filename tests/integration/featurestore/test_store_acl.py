@@ -41,8 +41,14 @@ def server(store_kind: ServerKind, tmp_path: Path, folders: tuple[Path, Path]) -
 
 @pytest.fixture
 def settings(server: StoreServer, folders: tuple[Path, Path]) -> StoreSettings:
-    url, password_file = server.url.replace("//", "//foldin@"), folders[1] / "redis"
-    return StoreSettings(url, password_file=password_file, namespace="acl-test", partitions=4, scale="1:5:1")
+    return StoreSettings(
+        url=server.url.replace("//", "//foldin@"),
+        password_file=folders[1] / "redis",
+        namespace="acl-test",
+        partitions=4,
+        scale="1:5:1",
+        timeout_s=5.0,
+    )
 
 
 def logged_in(server: StoreServer, user: str, file: Path) -> Any:

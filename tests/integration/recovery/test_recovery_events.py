@@ -79,7 +79,6 @@ async def test_they_are_verified_and_restored_from_backup_and_archive(
             assert await contexts_of(store) == WANTED
             assert (await verified(settings)).differences == ()
             await backed_up(settings, backup)
-            # Other bytes than were archived.
             key = store.keys.user_contexts(1, b"u1")
             data = await store.redis.get(key)
             assert isinstance(data, bytes)

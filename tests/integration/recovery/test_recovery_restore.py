@@ -88,7 +88,6 @@ async def test_undo_of_a_replaced_history(learned: Learned) -> None:
         # What came in by other ways since is there; of the three ratings nothing is.
         assert await now_held(settings) == learned.held | {("u1", "i11"): (5.0, 2e9)}
         await wait_until_async(lambda: len(trashed(settings)) > 1, "the other history in the trash")
-        # And back: as it was, and nothing else.
         _, undone = trashed(settings)
         await restored(settings, undone, request=RestoreRequest(undone, live="none"))
         found = {pair: value for pair, (value, _) in (await now_held(settings)).items()}

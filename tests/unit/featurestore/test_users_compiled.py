@@ -1,5 +1,6 @@
 """Where the compiled fold-in of a worker comes from, and that none is better than a wrong one."""
 
+import asyncio
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,10 +37,6 @@ path.unlink(missing_ok=True)
 path.write_bytes({fold_in_code.sealed(b"made")!r})"""
 
 
-def open_to_all(folder: Path) -> None:
-    folder.chmod(0o777)
-
-
 def keep(path: Path, kept: bytes, mode: int) -> None:
     path.unlink(missing_ok=True)
     path.write_bytes(kept)
@@ -65,6 +62,6 @@ async def test_numpy_folds_in_where_it_cannot_be_had(
     await compiled.load_fold_in(tmp_path)
     assert history.LOADED.loop is None
     assert "no memory" in caplog.text
-    open_to_all(home)
+    await asyncio.to_thread(home.chmod, 0o777)
     await compiled.load_fold_in(tmp_path / "not there")
     assert history.LOADED.loop is None
