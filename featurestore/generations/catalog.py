@@ -319,13 +319,6 @@ class Generations:
         key = self._keys.stored
         return {whole(number, key) for number in await self._client.smembers(key)}
 
-    async def remove_leftovers(self, pause_s: float = 0.0) -> None:
-        """Remove every epoch that is neither live nor being prepared, as a crash may have left them."""
-        for epoch in sorted(await self.epochs()):
-            pointer = await self.live()
-            if epoch not in {pointer.epoch, pointer.pending}:
-                await self.remove_epoch(epoch, pause_s)
-
     async def _merge_deltas(self, lease: Lease, epoch: int, generation: int, width: int, rank: int) -> None:
         """Put the latest of all rows at the end of the stream, then drop what was before.
 

@@ -143,11 +143,6 @@ class Rules:
         for each in (self.filter, *(passing for _, passing in self.boosts)):
             yield from each.ids()
 
-    @property
-    def rearranges(self) -> bool:
-        """Whether the list is more than the best of the items that are allowed, in their order."""
-        return bool(self.boosts or self.pinned or self.cap or self.trade_off is not None)
-
 
 def merged(call: Rules, fields: RuleFields, scenario: Rules | None) -> Rules:
     """Return the rules of a call, which `fields` say, with those of its scenario. What the scenario leaves

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,7 +22,6 @@ from trainer.archive.storage.client import ObjectClient
 
 CREDENTIALS = ObjectCredentials(file=Path(__file__).with_name("object_store.keys"))
 BUCKET = "archives"
-# `refuse` answers as S3 does; `lies` stores without the condition; `mute` stores and does not answer.
 _ERROR = '<?xml version="1.0"?><Error><Code>{}</Code><Message>secret-of-tests key-of-tests</Message></Error>'
 
 
@@ -35,14 +34,6 @@ class ObjectServer:
     def address(self) -> ObjectAddress:
         """A place in its bucket that nothing else uses."""
         return ObjectAddress(BUCKET, f"a-{uuid.uuid4().hex[:8]}", self.endpoint)
-
-    def versioned(self) -> ObjectAddress:
-        """A place in another bucket, which keeps versions."""
-        port, bucket = urlsplit(self.endpoint).port or 0, f"versions-{uuid.uuid4().hex[:8]}"
-        kept = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
-        assert _put(port, f"/{bucket}")
-        assert _put(port, f"/{bucket}?versioning", kept)
-        return ObjectAddress(bucket, "archive", self.endpoint)
 
 
 def everything(address: ObjectAddress) -> dict[str, bytes]:
@@ -68,10 +59,10 @@ def object_server(folder: Path) -> Iterator[ObjectServer]:
         child.end(signal.SIGKILL, 10)
 
 
-def _put(port: int, path: str, content: bytes = b"") -> bool:
+def _put(port: int, path: str) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        connection.request("PUT", path, content)
+        connection.request("PUT", path)
         return connection.getresponse().status == 200
     except OSError:
         return False
@@ -80,19 +71,11 @@ def _put(port: int, path: str, content: bytes = b"") -> bool:
 
 
 class Between:
-    """A server between a client and an object server. `lies`: it drops the condition of create-only writes;
-    `refuse`: what it answers in place of everything; `mute`: of which requests it drops the connection when
-    they are done; `conflict`: to which it answers that another one is at it, and does nothing.
-    """
+    """A server in between. `lies`: it drops the condition of create-only writes; `refuse`: all it answers."""
 
     def __init__(self, server: ObjectServer) -> None:
         self.lies = False
         self.refuse: str | None = None
-        # Of what it refuses.
-        self.status = 403
-        self.mute: Callable[[str, str], bool] = lambda _method, _path: False
-        self.conflict: Callable[[str, str], bool] = lambda _method, _path: False
-        self.requests: list[tuple[str, str]] = []
         behind = urlsplit(server.endpoint)
         between = self
 
@@ -102,27 +85,18 @@ class Between:
             def do(self) -> None:
                 size = int(self.headers.get("Content-Length") or 0)
                 body = self.rfile.read(size)
-                between.requests.append((self.command, self.path))
                 if between.refuse is not None:
-                    self._answer(between.status, [], _ERROR.format(between.refuse).encode())
+                    self._answer(403, [], _ERROR.format(between.refuse).encode())
                     return
                 headers = dict(self.headers.items())
-                if between.conflict(self.command, self.path):
-                    self._answer(409, [], _ERROR.format("ConditionalRequestConflict").encode())
-                    return
                 if between.lies:
-                    headers.pop("if-none-match", headers.pop("If-None-Match", None))
                     headers = {
                         name: text for name, text in headers.items() if name.lower() != "if-none-match"
                     }
                 connection = http.client.HTTPConnection(behind.hostname or "", behind.port, timeout=30)
                 connection.request(self.command, self.path, body, headers)
                 answer = connection.getresponse()
-                content = answer.read()
-                if between.mute(self.command, self.path):
-                    self.close_connection = True
-                    return
-                self._answer(answer.status, answer.getheaders(), content)
+                self._answer(answer.status, answer.getheaders(), answer.read())
 
             def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
                 self.send_response(status)

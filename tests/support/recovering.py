@@ -1,31 +1,32 @@
 """What a store holds, and restores to be killed, for tests of recovery."""
 
 import asyncio
-import json
-import os
 import shutil
-import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import isnan
 from pathlib import Path
+
+import pytest
 
 from featurestore.codecs import History
 from featurestore.item_registry import ItemRegistry
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from foldin.recovery.backing_up import back_up
+from foldin.recovery.manifest import Manifest
 from foldin.recovery.merging import holding
 from foldin.recovery.restoring import Restore, RestoreRequest
 from foldin.recovery.retries import Step, no_step
 from foldin.recovery.stored import read_histories
-from processes.blocking import BlockingChild
+from foldin.recovery.verifying import Verified, verify
 from tests.support.factories import low_rank_ratings
 from tests.support.servers import StoreServer
-from tests.support.trainers import fitted, running_trainer, until_drained
-from tests.support.waiting import PATIENCE_S, wait_until_async
+from tests.support.trainers import Crash, fitted, running_trainer, until_drained
+from tests.support.waiting import wait_until_async
+from trainer.archive.storage.files import Location
 from trainer.settings import TrainerSettings
 
 GIVEN = low_rank_ratings(users=10, items=12)
@@ -64,6 +65,28 @@ async def now_held(settings: TrainerSettings) -> Held:
         return await held(store)
 
 
+def without(of: Held, *users: str) -> Held:
+    """What is held without the ratings of some users."""
+    return {pair: entry for pair, entry in of.items() if pair[0] not in users}
+
+
+def copy_of(settings: TrainerSettings, name: str = "copy") -> Path:
+    """A copy of the archive as it is now, beside it."""
+    return Path(shutil.copytree(settings.archive_folder, settings.archive_folder.parent.with_name(name)))
+
+
+async def backed_up(settings: TrainerSettings, target: Location) -> Manifest:
+    """Back up to a folder or an object store."""
+    async with opened(settings.store) as store:
+        return await back_up(store, settings, target, lambda _line: None)
+
+
+async def verified(settings: TrainerSettings) -> Verified:
+    """What the comparison of store and archive finds."""
+    async with opened(settings.store) as store:
+        return await verify(store, settings, lambda _line: None)
+
+
 def empty(server: StoreServer) -> None:
     """As a disk that was swapped."""
     server.kill()
@@ -83,9 +106,7 @@ async def archive_ratings(settings: TrainerSettings, given: list[NewRating] = GI
 async def restored(
     settings: TrainerSettings, path: Path, *, step: Step = no_step, request: RestoreRequest | None = None
 ) -> tuple[int | None, list[str]]:
-    """Restore what is at `path`; the generation that is live then, and the lines that were shown. `request`:
-    all but its path.
-    """
+    """Restore what is at `path`, as `request` says; the generation that is live then, and the lines shown."""
     lines: list[str] = []
     async with opened(settings.store) as store:
         given = replace(request or RestoreRequest(path), path=path)
@@ -118,9 +139,7 @@ def trashed(settings: TrainerSettings) -> list[Path]:
 async def restored_and_led(
     settings: TrainerSettings, source: Path
 ) -> AsyncIterator[tuple[Store, int | None, list[str]]]:
-    """Restore into a store that is not the archive's, and lead it; what `restored` gives. All ratings are in
-    the store before anything of the archive is moved, and only then a trainer may lead.
-    """
+    """Restore into a store that is not the archive's, and lead it once that is adopted."""
     restoring = asyncio.create_task(restored(settings, source))
     await wait_until_async(lambda: trashed(settings) or restoring.done(), "the archive is adopted")
     async with running_trainer(settings), opened(settings.store) as store:
@@ -128,42 +147,20 @@ async def restored_and_led(
         yield store, generation, lines
 
 
-CHILD = """
-import asyncio, json, os, signal, sys
-from pathlib import Path
-from featurestore.ratings.log import NewRating
-from featurestore.settings import StoreSettings
-from tests.support.recovering import restored
-from tests.support.trainers import trainer_settings
+async def killed_restore(settings: TrainerSettings, source: Path, step: str) -> None:
+    """Restore up to a step and no further, with nothing that was begun given up."""
 
-given, victim = json.loads(sys.argv[1]), sys.argv[2]
+    def stop(name: str) -> None:
+        if name == step:
+            raise Crash
 
-def step(name):
-    if name == victim:
-        os.kill(os.getpid(), signal.SIGKILL)
+    async def nothing(*_: object) -> None:
+        """Give up nothing."""
 
-store = StoreSettings(**given["store"])
-settings = trainer_settings(store, Path(given["archive"]))
-asyncio.run(restored(settings, Path(given["source"]), step=step))
-"""
-
-
-def killed_restore(settings: TrainerSettings, source: Path, step: str) -> int | None:
-    """Restore in a process of its own that kills itself at a step; its exit code."""
-    given = {
-        "store": asdict(settings.store),
-        "archive": str(settings.archive_folder.parent),
-        "source": str(source),
-    }
-    log = settings.archive_folder.parent.with_name("restore.log")
-    child = BlockingChild(
-        [sys.executable, "-c", CHILD, json.dumps(given), step], log, environment=dict(os.environ)
-    )
-    try:
-        return child.wait(2 * PATIENCE_S)
-    finally:
-        if child.code is None:
-            child.end(signal.SIGKILL, 10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Restore, "_give_up", nothing)
+        with pytest.raises(Crash):
+            await restored(settings, source, step=stop)
 
 
 async def live_history(store: Store, user_id: bytes) -> tuple[History, ItemRegistry]:

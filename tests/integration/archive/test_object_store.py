@@ -1,18 +1,13 @@
-"""What an archive promises of a folder holds on an object store: after a kill at any step, beside a leader
-that comes late, after an erasure. And whether a store can be trusted, and what it answers in place of a file.
-"""
+"""What an archive promises of a folder holds on an object store, and a store that cannot is refused."""
 
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from featurestore.errors import LeaseLost
 from tests.support.event_tables import free
 from tests.support.object_store import CREDENTIALS, Between, ObjectServer, everything
-from tests.unit.trainer.test_trainer_archive import Crash, contents, crash_at, events
-from trainer.archive.epoch_archive import EpochArchive
+from tests.unit.trainer.test_trainer_archive import contents, events
 from trainer.archive.events import ALWAYS
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step, no_step
@@ -38,47 +33,19 @@ def led(address: ObjectAddress, step: Step = no_step) -> ArchiveRoot:
     return root
 
 
-def filled(address: ObjectAddress) -> EpochArchive:
-    """Nine segments of ten events each, of which a merge takes eight."""
-    archive = led(address).epoch(1)
-    for k in range(9):
-        archive.append(*events(1 + 10 * k, 10))
-    return archive
-
-
-def found(address: ObjectAddress) -> list[int]:
-    return contents(led(address).epoch(1))
-
-
 def has_bytes(address: ObjectAddress, user_id: bytes) -> bool:
     return any(user_id in content for content in everything(address).values())
 
 
-def killed_at(address: ObjectAddress, step: str, work: Callable[[EpochArchive], Any]) -> None:
-    with pytest.raises(Crash):
-        work(led(address, crash_at(step)).epoch(1))
-
-
+@pytest.mark.parametrize("erases", [False, True], ids=["merge", "erasure"])
 @pytest.mark.parametrize("step", STEPS)
-def test_merge_and_erasure_ended_at_any_step_are_whole_or_repeated(address: ObjectAddress, step: str) -> None:
-    filled(address)
-    killed_at(address, step, lambda archive: archive.merge())
-    after = led(address).epoch(1)
-    assert contents(after) == list(range(1, 91))
-    while after.merge():
-        pass
-    killed_at(address, step, lambda archive: archive.erase({b"user-1": ALWAYS}))
-    led(address).epoch(1).erase({b"user-1": ALWAYS})
-    assert found(address) == KEPT
-    assert not has_bytes(address, b"user-1")
-    assert has_bytes(address, b"user-2")
-
-
-@pytest.mark.parametrize("step", STEPS)
-def test_leader_that_was_frozen_changes_nothing_once_another_one_leads(
-    address: ObjectAddress, step: str
+def test_leader_that_stops_at_any_step_leaves_all_and_changes_nothing_once_another_one_leads(
+    address: ObjectAddress, step: str, erases: bool
 ) -> None:
-    filled(address)
+    filled = led(address).epoch(1)
+    # Of nine segments a merge takes eight.
+    for k in range(9):
+        filled.append(*events(1 + 10 * k, 10))
     frozen, goes_on = threading.Event(), threading.Event()
 
     def stops(name: str) -> None:
@@ -90,7 +57,10 @@ def test_leader_that_was_frozen_changes_nothing_once_another_one_leads(
 
     def work() -> None:
         try:
-            old.epoch(1).merge()
+            if erases:
+                old.epoch(1).erase({b"user-1": ALWAYS})
+            else:
+                old.epoch(1).merge()
             old.epoch(1).append(*events(91, 10))
         except (ArchiveFailedError, LeaseLost) as exc:
             failed.append(exc)
@@ -100,6 +70,9 @@ def test_leader_that_was_frozen_changes_nothing_once_another_one_leads(
     frozen.wait()
     new = led(address)
     archive = new.epoch(1)
+    # As after a kill: each event is there once, but for those that are to go.
+    began = contents(archive)
+    assert began == (sorted({*KEPT, *began}) if erases else list(range(1, 91)))
     archive.erase({b"user-1": ALWAYS})
     archive.append(*events(91, 5, users=2))
     there = contents(archive)
@@ -111,8 +84,9 @@ def test_leader_that_was_frozen_changes_nothing_once_another_one_leads(
     archive.merge()
     # What the old one has left of its work goes with the next erasure.
     archive.erase({b"user-1": ALWAYS})
-    assert found(address) == [ms for ms in there if ms < 91 or ms % 2 == 0]
+    assert contents(led(address).epoch(1)) == [ms for ms in there if ms < 91 or ms % 2 == 0]
     assert not has_bytes(address, b"user-1")
+    assert has_bytes(address, b"user-2")
 
 
 def test_store_that_overwrites_is_refused(objects: ObjectServer, address: ObjectAddress) -> None:

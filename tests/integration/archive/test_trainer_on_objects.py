@@ -6,18 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from foldin.recovery.backing_up import back_up
 from foldin.recovery.errors import RecoveryRefusedError
-from foldin.recovery.verifying import verify
 from tests.support.object_store import CREDENTIALS, Between, ObjectServer, everything
-from tests.support.recovering import GIVEN, LATER, empty, held, opened, restored
+from tests.support.recovering import GIVEN, LATER, backed_up, empty, held, opened, restored, verified
 from tests.support.servers import StoreServer
 from tests.support.trainers import archived, erased, fitted, refuses, running_trainer, until_drained
 from tests.support.waiting import wait_until_async
 from trainer import upkeep
 from trainer.archive.storage.address import ObjectAddress
 from trainer.archive.storage.client import ObjectClient
-from trainer.archive.storage.files import Location, located
+from trainer.archive.storage.files import located
 from trainer.settings import TrainerSettings
 
 FORGOTTEN = b"someone-who-is-forgotten"
@@ -29,15 +27,9 @@ def on_objects(settings: TrainerSettings, address: ObjectAddress, tmp_path: Path
     return replace(settings, archive_dir=address, fits_dir=tmp_path / "fits", credentials=CREDENTIALS)
 
 
-async def backed_up(settings: TrainerSettings, target: Location) -> None:
-    async with opened(settings.store) as store:
-        await back_up(store, settings, target, lambda _line: None)
-
-
 async def same(settings: TrainerSettings) -> int:
     """How many ratings archive and store have, which are the same ones."""
-    async with opened(settings.store) as store:
-        found = await verify(store, settings, lambda _line: None)
+    found = await verified(settings)
     assert found.count == 0, found.differences
     return found.ratings
 

@@ -1,30 +1,29 @@
-"""A store on a cluster of real servers: slots that move under load, servers that go and come, and clusters
-that a person must mend first.
-"""
+"""A store on a cluster of real servers does what it does on one; slots move, and servers go and come."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from featurestore.cluster.confirmation import ClusterConfirmation
 from featurestore.cluster.slots import even_tags, slot_of, slot_of_tag
 from featurestore.errors import StoreRefused, StoreUnavailable
 from featurestore.keys import partition_of
-from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.telemetry.servers import look_at_servers, uncovered
-from foldin.cluster.forming import until
-from tests.support.factories import rating
+from foldin.cluster.__main__ import servers_of
+from foldin.cluster.forming import command, form, myself, share
+from processes.errors import CannotStartError
+from tests.integration.featurestore.test_store_acl import every_call
+from tests.support.factories import as_live, lead, publish, rating
 from tests.support.recovering import opened
 from tests.support.servers import ServerKind
 from tests.support.waiting import wait_until_async
 from torture.cluster_set import ClusterSet, cluster_set, frozen
-
-pytestmark = pytest.mark.slow
 
 PARTITIONS = 8
 
@@ -45,150 +44,126 @@ def replicated(store_kind: ServerKind, tmp_path: Path) -> Iterator[ClusterSet]:
         yield running
 
 
-class Raters:
-    """Rate and read without a pause, and note what was acknowledged and what failed."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.acknowledged: dict[bytes, set[bytes]] = {}
-        self.failed: list[BaseException] = []
-        self._counts: dict[int, int] = {}
-        self._stop = asyncio.Event()
-
-    async def _rate(self, number: int) -> None:
-        user, count = f"u{number}", 0
-        items = self.acknowledged.setdefault(user.encode(), set())
-        while not self._stop.is_set():
-            count += 1
-            item = f"i{count % 30}"
-            try:
-                await self._store.ratings.append([rating(user, item, 1.0 + count % 5)])
-                items.add(item.encode())
-                _, history = await self._store.users.history(1, user.encode())
-            except StoreUnavailable as exc:
-                self.failed.append(exc)
-                await asyncio.sleep(0.05)
-                continue
-            # What was not acknowledged may be there too.
-            assert len(history.rating) >= len(items), "what was written is read"
-            self._counts[number] = count
-            await asyncio.sleep(0)
-
-    @asynccontextmanager
-    async def at_work(self, count: int) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(self._rate(number)) for number in range(count)]
-        try:
-            await self.go_on()
-            yield
-            await self.go_on()
-        finally:
-            self._stop.set()
-            await asyncio.gather(*tasks)
-
-    async def go_on(self) -> None:
-        """Return when each has rated some more."""
-        before = dict(self._counts)
-
-        def rated() -> bool:
-            return all(self._counts.get(k, 0) > before.get(k, 0) for k in range(len(self.acknowledged)))
-
-        await wait_until_async(lambda: self.acknowledged and rated(), "all rate on")
-
-    async def lost(self) -> list[bytes]:
-        """Users of whom something acknowledged is gone."""
-        found = []
-        for user, items in self.acknowledged.items():
-            _, history = await self._store.users.history(1, user)
-            if len(history.rating) < len(items):
-                found.append(user)
-        return found
-
-
 def slot_of_user(user: bytes) -> int:
     return slot_of_tag(even_tags(PARTITIONS)[partition_of(user, PARTITIONS)])
 
 
+async def test_a_half_formed_cluster_is_formed_and_one_that_lost_a_server_for_good_is_refused(
+    store_kind: ServerKind, tmp_path: Path
+) -> None:
+    servers = ClusterSet(store_kind, tmp_path, 2, replicas=False)
+    try:
+        for server in servers.servers:
+            server.start()
+        settings = settings_of(servers.url)
+        clients = servers_of(settings)
+        # An attempt that was killed: some slots are given.
+        command(clients[1], "CLUSTER", "ADDSLOTSRANGE", *share(1, 2))
+        for _ in range(2):
+            assert await asyncio.to_thread(form, clients, 2) == []
+            await asyncio.to_thread(servers.until_whole)
+            assert [each.slots for each in map(myself, clients)] == [(share(0, 2),), (share(1, 2),)]
+            # Slots that no server has are named, and given again.
+            for client in clients:
+                command(client, "CLUSTER", "DELSLOTSRANGE", 7, 8)
+            with pytest.raises(StoreRefused, match=r"2 slots .* have no server \(the first is 7\)"):
+                await Store.open(settings)
+        # What a lost one had must not seem to be there.
+        assert clients[1].set("a", "1")
+        servers.lose(servers.servers[0])
+        with pytest.raises(CannotStartError, match=r"slots [\d, -]+ of the cluster have no server.*restore"):
+            await asyncio.to_thread(form, servers_of(settings_of(servers.url)), 2)
+    finally:
+        servers.kill()
+
+
+async def test_what_one_server_does_a_cluster_does(store_kind: ServerKind, tmp_path: Path) -> None:
+    with cluster_set(store_kind, tmp_path, 2) as cluster:
+        settings = settings_of(cluster.url, durability="fsync")
+        async with opened(settings) as store, opened(settings) as other:
+            await every_call(store)
+            users = [b"u%d" % k for k in range(40)]
+            await store.ratings.append([rating(user.decode(), f"i{k % 8}") for k, user in enumerate(users)])
+            lease = await lead(store)
+            live = as_live(await publish(store, lease, users=users))
+            current = await other.users.current(live, [*users, b"unknown"])
+            assert current.n.tolist() == [1] * 40 + [0]
+            assert not current.folded.any()
+            await other.ratings.append([rating("u0", "i1", 5.0)])
+            assert (await store.users.current(live, users)).folded.tolist() == [True] + [False] * 39
+            epoch = await store.epochs.begin()
+            await store.ratings.append([rating("u2", "new", 2.0)])
+            await publish(store, lease, epoch=epoch)
+            await store.epochs.finish(epoch)
+            await store.generations.remove_epoch(1)
+            n, history = await other.users.history(epoch, b"u2")
+            assert (n, history.rating.tolist()) == (1, [2.0])
+            found = await look_at_servers(store.redis)
+            assert (len(found), uncovered(found)) == (2, 0)
+            assert np.ptp([each.slots for each in found]) <= 1
+
+
+@pytest.mark.slow
 async def test_slots_that_move_and_a_server_that_joins_fail_no_call_and_lose_nothing(
     cluster: ClusterSet,
 ) -> None:
+    counts, stop = Counter[int](), asyncio.Event()
     async with opened(settings_of(cluster.url)) as store:
+
+        async def rate(number: int) -> None:
+            while not stop.is_set():
+                await store.ratings.append([rating(f"u{number}", f"i{counts[number]}")])
+                counts[number] += 1
+                assert (await store.users.history(1, b"u%d" % number))[0] == counts[number]
+
+        async def all_rate_on() -> None:
+            before = counts.copy()
+            await wait_until_async(lambda: all(counts[k] > before[k] for k in range(12)), "all rate on")
+
         await store.ratings.append([rating(f"more{k}", f"i{k % 20}") for k in range(300)])
-        raters, moved = Raters(store), 0
-        async with raters.at_work(12):
-            slots = [slot_of_tag(tag) for tag in even_tags(PARTITIONS)]
-            # Those of the pointer, with the item registry and the configuration, and of the catalogue.
-            for slot in (*slots, slot_of_tag(store.keys.live), slot_of_tag(store.keys.catalogue)):
-                source = await asyncio.to_thread(cluster.owner, slot)
-                target = next(each for each in cluster.primaries if each is not source)
-                moved += await asyncio.to_thread(cluster.move, slot, target, pause_s=0.002)
-            target = await asyncio.to_thread(cluster.join)
-            await asyncio.to_thread(cluster.move, slot_of_user(b"u0"), target, pause_s=0.002)
-        assert raters.failed == []
-        assert await raters.lost() == []
+        raters, moved = [asyncio.create_task(rate(number)) for number in range(12)], 0
+        await all_rate_on()
+        slots = [slot_of_tag(tag) for tag in even_tags(PARTITIONS)]
+        # Those of the pointer, with the item registry and the configuration, and of the catalogue.
+        for slot in (*slots, slot_of_tag(store.keys.live), slot_of_tag(store.keys.catalogue)):
+            source = await asyncio.to_thread(cluster.owner, slot)
+            target = next(each for each in cluster.primaries if each is not source)
+            moved += await asyncio.to_thread(cluster.move, slot, target, pause_s=0.002)
+        target = await asyncio.to_thread(cluster.join)
+        await asyncio.to_thread(cluster.move, slot_of_user(b"u0"), target, pause_s=0.002)
+        await all_rate_on()
+        stop.set()
+        await asyncio.gather(*raters)
         assert moved > 600
         assert cluster.command(target, "DBSIZE") > 0
 
 
-async def test_nothing_acknowledged_is_lost_with_a_server_and_none_confirms_for_another(
-    replicated: ClusterSet,
-) -> None:
+@pytest.mark.slow
+async def test_no_server_confirms_for_another(replicated: ClusterSet) -> None:
     async with opened(settings_of(replicated.url, durability="replicated")) as store:
         found = await look_at_servers(store.redis)
         assert {each.address for each in found} == {f"127.0.0.1:{each.port}" for each in replicated.primaries}
         assert (sum(each.slots for each in found), uncovered(found)) == (16_384, 0)
-        raters, slot = Raters(store), slot_of_user(b"u0")
-        async with raters.at_work(6):
-            # Told to hand over, and killed.
-            await asyncio.to_thread(replicated.hand_over, replicated.replicas[0])
-            await raters.go_on()
-            owner = replicated.owner(slot)
-            owner.kill()
-            await asyncio.to_thread(until, lambda: replicated.owner(slot) is not owner, "a replica took over")
-            owner.start()
-            await asyncio.to_thread(replicated.until_whole)
-        assert await raters.lost() == []
+        await store.ratings.append([rating("u0", "a")])
         # The key by which a server was asked whether its replica has all may move to another server.
-        owner, confirmation = replicated.owner(slot), store.confirmation
+        owner, confirmation = replicated.owner(slot_of_user(b"u0")), store.confirmation
         assert isinstance(confirmation, ClusterConfirmation)
         (mark,) = [
             confirmation._key_on(node) for node in confirmation._of_nodes if node.address[1] == owner.port
         ]
-        primaries = [each for each in replicated.servers if replicated.is_primary(each)]
-        target = next(each for each in primaries if each is not owner)
+        target = next(each for each in replicated.primaries if each is not owner)
         await asyncio.to_thread(replicated.move, slot_of(mark), target)
-        await until_acknowledged(store, rating("u0", "a"))
+
+        async def acknowledged() -> bool:
+            try:
+                await store.ratings.append([rating("u0", "b")])
+            except StoreUnavailable:
+                return False
+            return True
+
+        await wait_until_async(acknowledged, "it is acknowledged")
         (port,) = [int(each[1]) for each in replicated.command(owner, "ROLE")[2]]
         replica = next(each for each in replicated.servers if each.port == port)
         with frozen(replica), pytest.raises(StoreUnavailable):
-            await store.ratings.append([rating("u0", "b")])
-        await until_acknowledged(store, rating("u0", "c"))
-
-
-async def until_acknowledged(store: Store, given: NewRating) -> None:
-    async def acknowledged() -> bool:
-        try:
-            await store.ratings.append([given])
-        except StoreUnavailable:
-            return False
-        return True
-
-    await wait_until_async(acknowledged, "it is acknowledged")
-
-
-async def test_while_a_server_is_away_others_serve_and_slots_without_a_server_are_named(
-    cluster: ClusterSet,
-) -> None:
-    async with opened(settings_of(cluster.url)) as store:
-        users = [f"u{k}".encode() for k in range(40)]
-        await store.ratings.append([rating(user.decode(), "i1") for user in users])
-        owners = {user: cluster.owner(slot_of_user(user)) for user in users}
-        away = owners[users[0]]
-        with frozen(away):
-            for user in [user for user in users if owners[user] is not away][:5]:
-                assert (await store.users.history(1, user))[0] == 1
-            with pytest.raises(StoreUnavailable):
-                await store.users.history(1, users[0])
-    for server in cluster.servers:
-        cluster.command(server, "CLUSTER", "DELSLOTSRANGE", 7, 8)
-    with pytest.raises(StoreRefused, match=r"2 slots of the cluster .* have no server \(the first is 7\)"):
-        await Store.open(settings_of(cluster.url))
+            await store.ratings.append([rating("u0", "c")])
+        await wait_until_async(acknowledged, "it is acknowledged")

@@ -1,6 +1,4 @@
-"""The store's user of the compose file, made by its own script: it may do all that service and trainer
-need, on a real server of each kind, and nothing that administers the server or reaches other keys.
-"""
+"""The store's user of the compose file may do all that service and trainer need, and nothing else."""
 
 import contextlib
 from collections.abc import Iterator
@@ -26,14 +24,13 @@ from tests.support.secrets import make_secrets
 from tests.support.servers import ServerKind, StoreServer, running_server
 from tests.support.waiting import wait_until
 
-NAMESPACE = "acl-test"
 # A refusal is no failure of the connection, and is not tried again.
 AT_ONCE = Retry(NoBackoff(), 0)
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    return make_secrets(tmp_path, NAMESPACE)
+    return make_secrets(tmp_path, "acl-test")
 
 
 @pytest.fixture
@@ -47,7 +44,7 @@ def settings(server: StoreServer, folders: tuple[Path, Path]) -> StoreSettings:
     return StoreSettings(
         url=server.url.replace("//", "//foldin@"),
         password_file=folders[1] / "redis",
-        namespace=NAMESPACE,
+        namespace="acl-test",
         partitions=4,
         scale="1:5:1",
         timeout_s=5.0,
@@ -55,14 +52,8 @@ def settings(server: StoreServer, folders: tuple[Path, Path]) -> StoreSettings:
 
 
 def logged_in(server: StoreServer, user: str, file: Path) -> Any:
-    return Redis(
-        host="127.0.0.1",
-        port=server.port,
-        username=user,
-        password=file.read_text(),
-        protocol=2,
-        retry=AT_ONCE,
-    )
+    password = file.read_text()
+    return Redis("127.0.0.1", server.port, username=user, password=password, protocol=2, retry=AT_ONCE)
 
 
 async def test_the_user_may_not_do_anything_else_and_what_it_wrote_outlasts_a_restart(
@@ -84,7 +75,6 @@ async def test_the_user_may_not_do_anything_else_and_what_it_wrote_outlasts_a_re
     with pytest.raises(AuthenticationError):
         Redis(host="127.0.0.1", port=server.port, retry=AT_ONCE).ping()
     ours = logged_in(server, "foldin", folders[1] / "redis")
-    # The control: its own keys it may read and write.
     assert ours.set("acl-test:x", 1)
     assert ours.get("acl-test:x") == b"1"
     for command in FORBIDDEN:
@@ -116,6 +106,7 @@ async def every_call(store: Store) -> None:
     command = await store.commands.ask("erase", epoch=1, user=b"user-1")
     (taken,) = await store.commands.take("0", 1)
     await store.commands.report(lease, command, Outcome("done"))
+    assert await store.commands.outcome(command) == Outcome("done")
     await store.commands.drop(taken.stream_id)
     events = await store.stream.read(1, lease, 100, 1)
     await store.stream.done(1, lease, events.last)

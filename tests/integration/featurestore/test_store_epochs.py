@@ -1,6 +1,4 @@
-"""From one history to the next: nothing acknowledged is lost or shown in the wrong one, whichever
-process dies half-way.
-"""
+"""From one history to the next: nothing acknowledged is lost or shown in the wrong one."""
 
 import asyncio
 import math
@@ -9,17 +7,10 @@ from typing import Any
 import pytest
 
 from featurestore.errors import EpochBusy, EpochGone, GenerationUnknown
-from featurestore.keys import digest_of, partition_of
+from featurestore.keys import partition_of
 from featurestore.store import Store
+from tests.integration.featurestore.test_store_ratings import held
 from tests.support.factories import lead, publish, rating, write_generation
-
-
-async def held(store: Store, user: str, epoch: int) -> dict[str, float]:
-    """What a user's history of an epoch says, by item id."""
-    _, history = await store.users.history(epoch, user.encode())
-    items = store.items(epoch)
-    await items.refresh()
-    return {items.id(row): value for row, value in zip(history.item_row, history.rating, strict=True)}
 
 
 async def leftovers(store: Store, epoch: int) -> list[bytes]:
@@ -57,7 +48,7 @@ async def test_a_new_history_takes_over(store: Store) -> None:
         await store.generations.activate(old.writer.number, hold=False)
     assert (await store.generations.live()).previous == 0
     await store.epochs.finish(2)
-    await store.generations.remove_leftovers()
+    await store.generations.remove_epoch(1)
     assert await leftovers(store, 1) == []
     await store.ratings.append([rating("u", "after", 2.0)])
     assert await held(store, "u", 2) == {"given": 5.0, "loose": 3.0, "after": 2.0}
@@ -83,28 +74,25 @@ async def test_an_abandoned_epoch_leaves_nothing(store: Store) -> None:
     await store.ratings.append([rating("v", "loose", 4.0)])
     assert await held(store, "v", 1) == {"loose": 4.0}
     assert await leftovers(store, epoch) == []
-    # A number is given once.
-    assert await store.epochs.begin() == epoch + 1
-
-
-async def test_a_service_that_dies_half_way_is_cleaned_up_by_others(store: Store) -> None:
-    """The epoch was allotted, one partition was switched, then nothing came."""
-    keys, raters = store.keys, [rating(f"u{n}", "a") for n in range(20)]
-    assert await store.redis.call("begin_epoch", ([keys.live, keys.stored], [])) == [[b"OK", 2]]
-    await store.redis.hset(keys.items(2), b"", b"")
-    await store.redis.call("switch_epochs", ([keys.epochs(0), keys.counts(1, 0)], [b"1", b"1,2"]))
+    # A service that died half-way: the epoch was allotted, one partition was switched, then nothing came.
+    keys, next_one = store.keys, epoch + 1
+    assert await store.redis.call("begin_epoch", ([keys.live, keys.stored], [])) == [[b"OK", next_one]]
+    await store.redis.hset(keys.items(next_one), b"", b"")
+    switched = [keys.epochs(0), keys.counts(1, 0)], [b"1", b"1,%d" % next_one]
+    await store.redis.call("switch_epochs", switched)
+    raters = [rating(f"u{n}", "a") for n in range(20)]
     await store.ratings.append(raters)
-    await store.epochs.abandon(2)
-    assert await leftovers(store, 2) == []
+    await store.epochs.abandon(next_one)
+    assert await leftovers(store, next_one) == []
     await store.ratings.append(raters)
     assert [(await store.users.history(1, b"u%d" % n))[0] for n in range(20)] == [2] * 20
     assert (await store.generations.live()).pending == 0
+    # A number is given once.
+    assert await store.epochs.begin() == epoch + 2
 
 
 async def test_ratings_keep_coming_through_a_whole_change(store: Store) -> None:
-    """Raters in two processes never stop; what was acknowledged since the change began is in the new
-    history.
-    """
+    """Raters in two processes never stop; what is acknowledged after it began is in the new history."""
     other = await Store.open(store.settings)
     lease = await lead(store)
     await publish(store, lease)
@@ -139,29 +127,6 @@ async def test_ratings_keep_coming_through_a_whole_change(store: Store) -> None:
     await other.ratings.forget(b"u")
     assert await held(store, "u", epoch) == {}
     await other.close()
-
-
-async def test_users_who_are_forgotten_meanwhile_are_not_given_to_the_new_history(store: Store) -> None:
-    await store.ratings.append([rating("ann", "a", 1.0), rating("bob", "a", 1.0), rating("cy", "a", 1.0)])
-    epoch = await store.epochs.begin()
-    await store.ratings.append([rating("bob", "a", 2.0)], epoch=epoch)
-    for user in (b"ann", b"bob", b"never seen"):
-        await store.ratings.forget(user)
-    # One comes back: what is rated from now on counts, what was before does not.
-    await store.ratings.append([rating("ann", "b", 4.0)])
-    given = ["ann", "bob", "cy", "never seen"]
-    await store.ratings.append([rating(user, item, 5.0) for user in given for item in "abc"], epoch=epoch)
-    assert await held(store, "ann", epoch) == {"b": 4.0}
-    assert await held(store, "bob", epoch) == await held(store, "never seen", epoch) == {}
-    assert await held(store, "cy", epoch) == {"a": 5.0, "b": 5.0, "c": 5.0}
-    for name, n in (("ann", 1), ("bob", 0), ("cy", 3), ("never seen", 0)):
-        assert (await store.users.history(epoch, name.encode()))[0] == n
-    # No key came into being for a user without ratings.
-    assert await store.redis.exists(store.keys.user(epoch, b"never seen")) == 0
-    assert await store.redis.exists(store.keys.history(epoch, b"never seen")) == 0
-    # The live history remembers how far those were who were there, and one who may have been shown lists.
-    marks = {digest_of(b"ann"): 1, digest_of(b"bob"): 1, digest_of(b"never seen"): 0}
-    assert await store.ratings.forgotten(1) == marks
 
 
 async def arrivals(store: Store, user: bytes, epoch: int) -> list[int]:

@@ -1,6 +1,4 @@
-"""The store dies, hangs, fills up, forgets its functions: nothing acknowledged is missing, what would grow is
-refused whole, and it comes back.
-"""
+"""The store dies, hangs, fills up: nothing acknowledged is missing, what would grow is refused whole."""
 
 import asyncio
 import contextlib
@@ -66,7 +64,6 @@ async def test_no_acknowledged_rating_is_missing_after_kills(own_server: StoreSe
             await rated()
             own_server.kill()
             own_server.start()
-        # Both connections come back by themselves.
         await rated()
         await wait_until_async(lambda: store.hot is not None and store.hot.connected, "lookups are answered")
         stop.set()
@@ -80,7 +77,6 @@ async def test_no_acknowledged_rating_is_missing_after_kills(own_server: StoreSe
             pairs = zip(history.item_row, history.rating, strict=True)
             found |= {(f"u{n}", items.id(row), value) for row, value in pairs}
         assert set(acknowledged) <= found
-        # Each acknowledged rating is an event for the trainer too.
         assert sum((await store.stream.lag(1)).values()) >= len(acknowledged)
 
 

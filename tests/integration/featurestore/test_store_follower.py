@@ -1,9 +1,6 @@
-"""The follower: one generation, whole, at any moment; new ones loaded beside; deltas, also of ranking heads,
-within a poll.
-"""
+"""The follower: one generation, whole, at any moment; new ones are loaded beside, and deltas come in."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,20 +26,12 @@ def capacity_of(rows: int) -> int:
     return int(rows * itemtable.GROWTH) + itemtable.SPARE_ROWS
 
 
-async def until(condition: Callable[[], bool], what: str) -> None:
-    await wait_until_async(condition, what)
-
-
 def files(folder: Path, pattern: str = "*.items") -> list[Path]:
     return list(folder.glob(pattern))
 
 
 def contents(path: Path) -> bytes:
     return path.read_bytes()
-
-
-def replace_contents(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
 
 
 def live_of(follower: Follower) -> LiveGeneration:
@@ -59,11 +48,10 @@ async def until_served(store: Store, written: Written, *followers: Follower) -> 
 
 
 async def test_what_is_live_is_served_whole_and_old_files_go(store: Store, tmp_path: Path) -> None:
-    replace_contents(file := tmp_path / "file", b"")
     with pytest.raises(StoreRefused, match="FOLDIN_CACHE_DIR"):
-        Follower(store, file / "below", "w")
+        Follower(store, Path(__file__) / "below", "w")
     async with following(store, tmp_path) as follower:
-        await until(lambda: follower.pointer is not None, "the pointer is polled")
+        await wait_until_async(lambda: follower.pointer is not None, "the pointer is polled")
         assert follower.live is None
         assert not await wait_until_served(store.generations, 1, 1, 0.0, here=follower)
         lease = await lead(store)
@@ -74,15 +62,15 @@ async def test_what_is_live_is_served_whole_and_old_files_go(store: Store, tmp_p
             live = live_of(follower)
             np.testing.assert_array_equal(live.items[: 5 + seed], made[-1].items)
             assert (live.epoch, live.n_items, live.ranker.n_items) == (1, 5 + seed, 5 + seed)
-        await until(lambda: len(files(tmp_path, "*.items")) <= 3, "files of removed generations go")
+        await wait_until_async(lambda: len(files(tmp_path, "*.items")) <= 3, "removed ones go")
         assert follower.loads_total == 4
         other = await Store.open(store.settings)
         await other.ratings.append([rating("u", f"i{n}") for n in range(2_100)])
         await other.close()
-        await until(lambda: len(store.items(1)) == 2_100, "items that others register become known")
+        await wait_until_async(lambda: len(store.items(1)) == 2_100, "new items become known")
         # Back to the one before; a caller that still holds the last one has it whole.
         await store.generations.activate(made[2].writer.number, hold=True)
-        await until(lambda: live_of(follower).generation == made[2].writer.number, "it goes back")
+        await wait_until_async(lambda: live_of(follower).generation == made[2].writer.number, "it goes back")
         np.testing.assert_array_equal(live_of(follower).items[:7], made[2].items)
         np.testing.assert_array_equal(live.items[:8], made[3].items)
 
@@ -108,7 +96,7 @@ async def test_deltas_arrive_in_place_and_new_items_grow_the_tables(store: Store
         rows, last = [1, 9, capacity_of(8) + 5], capacity_of(8) + 6
         await push(rows, [0.5, np.nan, 0.75])
         for each in (follower, other):
-            await until(lambda each=each: live_of(each).n_items == last, "the table grows")  # type: ignore[misc]
+            await wait_until_async(lambda each=each: live_of(each).n_items == last, "the table grows")  # type: ignore[misc]
             live = live_of(each)
             np.testing.assert_array_equal(live.items[rows], np.repeat(vector, 3, axis=0))
             np.testing.assert_array_equal(live.items[8], live.posterior.prior_item)
@@ -149,11 +137,11 @@ async def test_a_worker_that_is_late_reads_nothing_that_lacks_what_others_wrote(
     async def passed(seconds: float) -> None:
         # For so long the change waits, in which a worker that polls hears of it.
         assert seconds == FOLLOWED_S
-        await until(lambda: follower.live is None, "it is told to serve nothing")
+        await wait_until_async(lambda: follower.live is None, "it is told to serve nothing")
 
     monkeypatch.setattr("featurestore.ratings.epochs.asyncio", SimpleNamespace(sleep=passed))
     async with following(worker, tmp_path) as follower:
-        await until(lambda: follower.live is not None, "it serves")
+        await wait_until_async(lambda: follower.live is not None, "it serves")
         old = live_of(follower)
 
         async def rate_and_read() -> None:
@@ -169,7 +157,7 @@ async def test_a_worker_that_is_late_reads_nothing_that_lacks_what_others_wrote(
         finishing.set()
         await store.epochs.finish(epoch)
         late.set()
-        await until(lambda: follower.live is not None, "it serves again")
+        await wait_until_async(lambda: follower.live is not None, "it serves again")
         assert len((await worker.users.history(epoch, b"ann"))[1].rating) == 1
     await worker.close()
 
@@ -180,7 +168,7 @@ async def test_a_generation_that_is_broken_is_not_served(store: Store, tmp_path:
     async with following(store, tmp_path) as follower:
         await until_served(store, good, follower)
         bad = await publish(store, lease, seed=1)
-        await until(lambda: live_of(follower).generation == bad.writer.number, "it was good so far")
+        await wait_until_async(lambda: live_of(follower).generation == bad.writer.number, "it was good")
         await store.generations.activate(good.writer.number, hold=False)
         await until_served(store, good, follower)
         chunk = store.keys.chunk(1, bad.writer.number, 0)
@@ -189,7 +177,7 @@ async def test_a_generation_that_is_broken_is_not_served(store: Store, tmp_path:
             path.unlink()
         failures = follower.failures_total
         await store.generations.activate(bad.writer.number, hold=False)
-        await until(lambda: follower.failures_total > failures, "the checksum is noticed")
+        await wait_until_async(lambda: follower.failures_total > failures, "the checksum is noticed")
         assert live_of(follower).generation == good.writer.number
         assert not files(tmp_path, f"*.g{bad.writer.number}.*")
 
@@ -203,9 +191,7 @@ def head_of(follower: Follower) -> RankingHead:
     return follower.live.ranking.head
 
 
-async def test_merged_deltas_keep_the_factors(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_merged_deltas_keep_the_factors(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featurestore.generations.catalog.DELTAS_MERGED", 3)
     lease = await lead(store)
     head = make_head(N_ITEMS)
@@ -221,7 +207,6 @@ async def test_merged_deltas_keep_the_factors(
     assert await store.redis.xlen(store.keys.deltas(1, number)) < 6
     found = await store.generations.read_deltas(1, number, written.model.item_width, rank=rank)
     assert (found.ranked.tolist(), found.factors[:, 0].tolist()) == ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5])
-    # And what is said of positive events, of those of which anything is.
     assert (found.counted.tolist(), found.positives.tolist()) == (
         [1, 3, 5],
         [[0.5, row] for row in (1, 3, 5)],

@@ -7,7 +7,9 @@ from featurestore.codecs import pack_records, unpack_records
 from featurestore.errors import GenerationBroken, GenerationUnknown, StoreError
 from featurestore.generations.manifest import CHUNK_BYTES
 from featurestore.generations.record_writer import RecordWriter
+from featurestore.ratings.batches import Columns
 from featurestore.store import Store
+from foldin.sizing.model import Deployment
 from tests.support.factories import (
     lead,
     make_draft,
@@ -162,3 +164,23 @@ async def test_records_of_older_generations_go_and_newer_ones_stay(store: Store)
     record = await store.redis.hget(key, "g50")
     assert isinstance(record, bytes)
     assert unpack_records([record], 5)[0].tolist() == [3]
+
+
+async def test_a_store_takes_no_more_than_foldin_size_says_and_not_far_less(store: Store) -> None:
+    users, rng = [b"user-%07d" % k for k in range(200)], np.random.default_rng(1)
+    for _ in range(25):
+        items = [b"item-%07d" % k for k in rng.integers(0, 100, 200)]
+        await store.ratings.append_columns(Columns(users, items, np.full(200, 3.0), np.full(200, 1e9)))
+    lease, model = await lead(store), make_model(16)
+    for _ in range(2):  # the live one, and the one to roll back to
+        await publish(store, lease, n_items=100, users=users, model=model)
+    # As `foldin up` and the compose file set it.
+    await store.redis.config_set("hash-max-listpack-value", 4096)
+    waiting = {store.keys.ratings(1, partition) for partition in range(store.config.partitions)}
+    pattern = f"*{store.settings.namespace}*"
+    keys = [key async for key in store.redis.scan_iter(match=pattern, count=1000) if key not in waiting]
+    taken = sum([await store.redis.memory_usage(key, samples=0) or 0 for key in keys])
+    said = Deployment(200, 100, 5_000, rank=16)
+    # Nothing waits, there is no ranking head, and a third generation is not being written.
+    most = said.store_bytes(0) - 100 * (3 * said.head_bytes + 8 * 64)
+    assert 0.4 * most <= taken <= most

@@ -23,14 +23,11 @@ async def live(store: Store) -> LiveGeneration:
     return as_live(await publish(store, await lead(store), items=items, n_items=ITEMS))
 
 
-async def rate(store: Store, items: np.ndarray, values: np.ndarray | None = None) -> None:
+async def rate(store: Store, items: np.ndarray) -> None:
     """Rate as user `u`, in this order."""
-    found = 1.0 + items % 5 if values is None else values
-    for start in range(0, len(items), 5_000):
-        some = items[start : start + 5_000]
-        ids = [b"%d" % item for item in some.tolist()]
-        value = found[start : start + 5_000].astype(np.float64)
-        await store.ratings.append_columns(Columns([b"u"] * len(ids), ids, value, np.full(len(ids), 1e9)))
+    for some in np.split(items, range(5_000, len(items), 5_000)):
+        ids, times = [b"%d" % item for item in some.tolist()], np.full(len(some), 1e9)
+        await store.ratings.append_columns(Columns([b"u"] * len(ids), ids, 1.0 + some % 5, times))
 
 
 async def vector(store: Store, live: LiveGeneration) -> Float32s:
@@ -71,8 +68,7 @@ async def test_a_rating_of_a_user_with_very_many_costs_a_bounded_answer(
     assert await sent(store) - before < ANSWER_ENTRIES * codecs.ENTRY_BYTES + 10_000
     assert end.item_row.tolist() == order[MANY - ANSWER_ENTRIES : MANY].tolist()
     await vector(store, live)
-    # As many come as one sample spans, and more: a new one is taken from time to time. None is taken back, so
-    # that what is read gives the same as everything.
+    # More come than one sample spans. None is taken back, so that what is read gives the same as everything.
     rated = MANY
     for more in (1, 1, 700, 1_500, 1, 3_000, 1):
         await rate(store, order[rated : rated + more])

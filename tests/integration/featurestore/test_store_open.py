@@ -7,10 +7,7 @@ import pytest
 from redis._parsers.helpers import parse_info
 
 from factors import Scale
-from featurestore.errors import (
-    RegistryFull,
-    StoreRefused,
-)
+from featurestore.errors import RegistryFull, StoreRefused
 from featurestore.namespace import check_server
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -54,7 +51,6 @@ async def test_a_server_that_cannot_keep_the_promises_is_refused(own_server: Sto
         ("redis_version:7.0.15", "too old"),
         ("redis_version:7.2.4\nserver_name:valkey\nvalkey_version:7.2.8", "too old"),
         ("redis_version:8.0.0\ncluster_enabled:1", "cluster"),
-        ("redis_version:8.0.0\nmaxmemory:5\nmaxmemory_policy:allkeys-lfu", "noeviction"),
     ],
 )
 def test_servers_that_will_not_do_are_refused(info: str, why: str) -> None:
@@ -62,26 +58,11 @@ def test_servers_that_will_not_do_are_refused(info: str, why: str) -> None:
         check_server(parse_info(info))  # type: ignore[no-untyped-call]  # redis-py
 
 
-HALF_STARS = Scale(0.5, 5.0, 0.5)
-
-
-@pytest.fixture
-def undecided(store_settings: StoreSettings) -> StoreSettings:
-    return replace(store_settings, namespace=f"{store_settings.namespace}-scale", scale=None)
-
-
-async def opened(settings: StoreSettings, count: int) -> list[Store]:
-    return [await Store.open(settings) for _ in range(count)]
-
-
-async def closed(*stores: Store) -> None:
-    await asyncio.gather(*(each.close() for each in stores))
-
-
-async def test_of_several_who_decide_one_wins_and_all_follow(undecided: StoreSettings) -> None:
-    stores = await opened(undecided, 4)
+async def test_of_several_who_decide_one_wins_and_all_follow(store_settings: StoreSettings) -> None:
+    undecided = replace(store_settings, namespace=f"{store_settings.namespace}-scale", scale=None)
+    stores = [await Store.open(undecided) for _ in range(4)]
     assert not any(each.scale.decided for each in stores)
-    scales = [HALF_STARS, Scale(0, 100), Scale(-10, 10), Scale(1, 5)]
+    scales = [Scale(0.5, 5.0, 0.5), Scale(0, 100), Scale(-10, 10), Scale(1, 5)]
     won = await asyncio.gather(
         *(each.scale.decide(scale) for each, scale in zip(stores, scales, strict=True))
     )
@@ -94,7 +75,7 @@ async def test_of_several_who_decide_one_wins_and_all_follow(undecided: StoreSet
     assert not await late.scale.decide(Scale(0, 3))
     with pytest.raises(StoreRefused, match=r"has FOLDIN_SCALE [^ ]+, not 1:7: use that"):
         await Store.open(replace(undecided, scale="1:7"))
-    await closed(late, *stores)
+    await asyncio.gather(*(each.close() for each in (late, *stores)))
 
 
 async def test_two_processes_give_the_same_rows(store: Store) -> None:

@@ -1,6 +1,4 @@
-"""The ratings log: what is acknowledged is there, what is refused changed nothing, who is forgotten stays
-forgotten.
-"""
+"""The ratings log: what is acknowledged is there, what is refused changed nothing."""
 
 import math
 from dataclasses import replace
@@ -8,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featurestore import codecs
-from featurestore.errors import StreamFull
-from featurestore.keys import digest_of
+from featurestore.errors import HistoryFull, StreamFull
+from featurestore.ratings.batches import Columns
+from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import lead, make_draft, make_items, make_model, rating
+from tests.support.factories import lead, rating
 
 
 async def held(store: Store, user: str, epoch: int = 1) -> dict[str, float]:
@@ -62,47 +60,28 @@ async def test_a_full_stream_refuses_before_the_first_write(store: Store) -> Non
     await small.close()
 
 
-async def test_a_forgotten_user_is_gone_and_the_trainer_is_told(store: Store) -> None:
-    lease = await lead(store)
-    await store.ratings.append([rating("u", "a"), rating("u", "b"), rating("u", "a", math.nan)])
-    receipt = await store.ratings.forget(b"u")
-    assert (receipt.ratings, receipt.n, receipt.digest) == (1, 3, digest_of(b"u"))
-    n, history = await store.users.history(1, b"u")
-    assert (n, len(history)) == (0, 0)
-    assert not await store.redis.exists(store.keys.user(1, b"u"), store.keys.history(1, b"u"))
-    events = await store.stream.read(1, lease, 1000, 0)
-    assert events.item_row.tolist()[-1] == codecs.FORGOTTEN_ROW
-    assert events.n.tolist()[-1] == 3
-    assert await store.ratings.forgotten(1) == {digest_of(b"u"): 3}
-    # Again, or of a user who never was, it is harmless.
-    again, unknown = await store.ratings.forget(b"u"), await store.ratings.forget(b"unknown")
-    assert (again.ratings, again.n, unknown.ratings) == (0, 3, 0)
-    assert not await store.stream.read(1, lease, 1000, 0)
+async def test_a_full_history_refuses_before_the_first_write(store: Store) -> None:
+    def rated(users: list[bytes], item: bytes = b"i0") -> Columns:
+        return Columns(users, [item] * len(users), np.full(len(users), 3.0), np.full(len(users), 1e9))
 
-
-async def test_who_comes_back_counts_on_and_old_records_stay_out(store: Store) -> None:
-    lease = await lead(store)
-    model = make_model()
-    writer = await store.generations.begin(lease, make_draft(model, 1), {0: "1-1"})
-    await writer.write_items(make_items(model, 2), model)
-    vectors = np.ones((1, model.user_width), dtype=np.float32)
-    await store.ratings.append([rating("u", "a")] * 5)
-    await store.ratings.forget(b"u")
-    # A fit that knew the user writes its record after it was forgotten, and after it came back.
-    assert await writer.write_users([b"u"], np.array([5]), vectors) == 0
-    await store.ratings.append([rating("u", "b")])
-    assert await counter(store, "u") == 6
-    assert await writer.write_users([b"u"], np.array([5]), vectors) == 0
-    assert await writer.write_users([b"u"], np.array([6]), vectors) == 1
-    assert await held(store, "u") == {"b": 3.0}
+    await store.ratings.append_columns(rated([b"ann"] * 19), most_entries=20)
+    for users in ([b"ann"] * 2, [*(b"u%d" % n for n in range(300)), *[b"ann"] * 2]):
+        # A new item, which must not stay, and a known one, of which nothing is looked up before the step.
+        for item in (b"new", b"i0"):
+            with pytest.raises(HistoryFull) as refused:
+                await store.ratings.append_columns(rated(users, item), most_entries=20)
+            assert refused.value.user_id == b"ann"
+    assert await store.redis.llen(store.keys.order(1)) == 1
+    assert (sum((await store.stream.lag(1)).values()), await counter(store, "ann")) == (19, 19)
+    await store.ratings.append_columns(rated([b"ann"]), most_entries=20)
+    # An import or a restore is not held to it.
+    await store.ratings.append_columns(rated([b"ann"] * 5))
 
 
 async def test_a_write_that_was_decided_on_another_store_is_decided_again(
     store: Store, store_settings: StoreSettings
 ) -> None:
-    """Two processes know the rows of the store before; one has set the emptied store up again, and the other
-    does not know of it yet.
-    """
+    """One of two processes has set the emptied store up again, and the other does not know of it yet."""
     other = await Store.open(store_settings, hot=False)
     try:
         for each in (store, other):
@@ -126,3 +105,32 @@ async def test_a_write_that_was_decided_on_another_store_is_decided_again(
         assert set(await held(store, "u")) == {"b", "c", "d"}
     finally:
         await other.close()
+
+
+async def contexts_of(store: Store, user: bytes) -> dict[str, list[float] | None]:
+    """The context of each rating of a user, by item; None where nothing of it was given."""
+    _, history = await store.users.history(1, user)
+    await store.items(1).refresh()
+    rows = [None] * len(history) if history.context is None else list(history.context)
+    return {
+        store.items(1).id(int(item)): None if row is None or np.isnan(row).all() else row.tolist()
+        for item, row in zip(history.item_row, rows, strict=True)
+    }
+
+
+async def test_a_context_is_what_the_last_entry_of_its_rating_gave(store: Store) -> None:
+    def told(item: str, *context: float) -> NewRating:
+        return replace(rating("u", item), context=np.array(context, dtype=np.float32))
+
+    await store.ratings.append([told("a", 1.5, math.nan, 3.0), rating("u", "b"), rating("v", "a")])
+    given = [1.5, pytest.approx(math.nan, nan_ok=True), 3.0]
+    assert await contexts_of(store, b"u") == {"a": given, "b": None}
+    assert await contexts_of(store, b"v") == {"a": None}
+    # Another one at the same moment, then none at the same moment.
+    await store.ratings.append([told("a", 7.0), told("b", 8.0)])
+    assert await contexts_of(store, b"u") == {"a": [7.0], "b": [8.0]}
+    await store.ratings.append([rating("u", "a")])
+    assert await contexts_of(store, b"u") == {"a": None, "b": [8.0]}
+    # Taken back and rated again, at the same moment.
+    await store.ratings.append([rating("u", "b", math.nan), rating("u", "b")])
+    assert await contexts_of(store, b"u") == {"a": None, "b": None}

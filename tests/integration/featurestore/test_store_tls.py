@@ -1,6 +1,4 @@
-"""`rediss://`: both ways to the store, the shared socket and redis-py, over TLS of a real server, and only
-with one whose certificate is known.
-"""
+"""`rediss://`: the shared socket and redis-py over TLS, and only with a certificate that is known."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,6 +1,4 @@
-"""Users by the counter rule, one case at a time; `test_featurestore_counter_rule` walks all of them
-together.
-"""
+"""Users by the counter rule, beside what `test_featurestore_counter_rule` walks through."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,26 +10,22 @@ import pytest
 from factors import Float32s
 from featurestore import codecs
 from featurestore.generations.live import LiveGeneration
-from featurestore.leases import Lease
 from featurestore.store import Store
 from featurestore.users import records as users_module
-from featurestore.users.fold_in import StaleUser, fold_in
-from tests.support.factories import SCALE, as_live, lead, publish, rating
+from tests.support.factories import as_live, lead, publish, rating
 from tests.support.waiting import wait_until_async
 
 
 @dataclass
 class World:
     store: Store
-    lease: Lease
     live: LiveGeneration
 
 
 @pytest.fixture
 async def world(store: Store) -> World:
     await store.items(1).register([b"%d" % row for row in range(8)])
-    lease = await lead(store)
-    return World(store, lease, as_live(await publish(store, lease)))
+    return World(store, as_live(await publish(store, await lead(store))))
 
 
 async def expected(world: World, user: bytes) -> Float32s:
@@ -57,27 +51,6 @@ async def settled(world: World, user: bytes, n: int) -> None:
         return record is not None and int.from_bytes(record[:8], "little") == n
 
     await wait_until_async(there, "the record is handed back")
-
-
-async def test_a_rating_counts_at_once_and_the_record_is_handed_back(world: World) -> None:
-    unknown = await world.store.users.current(world.live, [b"u"])
-    assert (unknown.n.tolist(), unknown.folded.tolist()) == ([0], [False])
-    np.testing.assert_array_equal(unknown.vectors[0], world.live.posterior.prior_user)
-    assert not await world.store.redis.exists(world.store.keys.user(1, b"u"))
-    await world.store.ratings.append([rating("u", "1", 5.0), rating("u", "2", 1.0)])
-    first = await world.store.users.current(world.live, [b"u"])
-    assert (first.n.tolist(), first.folded.tolist()) == ([2], [True])
-    np.testing.assert_array_equal(first.vectors[0], await expected(world, b"u"))
-    await settled(world, b"u", 2)
-    second = await world.store.users.current(world.live, [b"u"])
-    assert not second.folded.any()
-    np.testing.assert_array_equal(second.vectors, first.vectors)
-    profile = await world.store.users.profile(world.live, b"u")
-    assert (profile.n, profile.folded, profile.history.item_row.tolist()) == (2, False, [1, 2])
-    await world.store.ratings.append([rating("u", "an item after the fit", 1.0), rating("u", "1", 1.0)])
-    third = await world.store.users.current(world.live, [b"u"])
-    assert (third.n.tolist(), third.folded.tolist()) == ([4], [True])
-    assert not np.array_equal(third.vectors, second.vectors)
 
 
 @pytest.mark.parametrize(
@@ -110,28 +83,6 @@ async def test_an_answer_rests_on_no_record_that_is_not_sound(
         profile = await store.users.profile(world.live, b"u")
         np.testing.assert_array_equal(profile.vector, current.vectors[1])
         await settled(world, b"u", n)
-
-
-async def test_a_history_is_compacted_only_while_nothing_came_in(world: World) -> None:
-    store, key = world.store, world.store.keys.history(1, b"u")
-    await store.ratings.append([rating("u", "1", 1.0 + value % 5) for value in range(100)])
-    n, _ = await store.users.history(1, b"u")
-    data = await store.redis.get(key)
-    assert isinstance(data, bytes)
-    await store.ratings.append([rating("u", "2", 4.0)])
-    # One that is late is refused.
-    stale = [StaleUser(b"u", n, data)]
-    store.users.write_back(
-        world.live, stale, fold_in(world.live, stale, [codecs.unpack_history(data, SCALE)])
-    )
-    await settled(world, b"u", 100)
-    assert await store.redis.strlen(key) == 101 * codecs.ENTRY_BYTES
-    await store.users.current(world.live, [b"u"])
-    await settled(world, b"u", 101)
-    assert await store.redis.strlen(key) == 2 * codecs.ENTRY_BYTES
-    n, history = await store.users.history(1, b"u")
-    held = dict(zip(history.item_row.tolist(), history.rating.tolist(), strict=True))
-    assert (n, held) == (101, {1: 5.0, 2: 4.0})
 
 
 async def test_a_flushed_library_comes_back_in_mid_flight(world: World) -> None:

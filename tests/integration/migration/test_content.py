@@ -14,18 +14,17 @@ from featurestore.catalogue.item import CatalogueItem
 from featurestore.errors import StoreMigrating
 from featurestore.experiments.definition import Arm, Definition
 from featurestore.experiments.showings import Showings
-from featurestore.keys import digest_of, partition_of
-from featurestore.migration import shared
+from featurestore.keys import Keys, digest_of, partition_of
+from featurestore.migration.shared import CATALOGUE, FEW, LEFT_BEHIND
 from featurestore.ratings.context_schema import ContextField, ContextSchema
 from featurestore.ratings.event_types import NewType, replaced
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.telemetry.points import Point
-from foldin.recovery.verifying import verify
-from tests.support.factories import lead, low_rank_ratings, publish, rating
-from tests.support.migrating import archive, migrated
-from tests.support.recovering import held, opened
+from tests.support.factories import low_rank_ratings, rating
+from tests.support.migrating import migrated
+from tests.support.recovering import held, opened, verified
 from tests.support.servers import KIND, StoreServer, running_server
 from tests.support.trainers import fitted, running_trainer, trainer_settings, until_drained, until_live
 
@@ -34,11 +33,11 @@ SECRET = new_secret()
 OF_PARTITIONS = {b"epochs", b"counts", b"forgotten", b"active", b"attributes", b"ratings"}
 
 
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StoreServer, StoreServer]]:
-    folders = [tmp_path_factory.mktemp(kind) for kind in ("one", "two")]
-    with running_server(KIND, folders[0]) as one, running_server(KIND, folders[1]) as two:
-        yield one, two
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[StoreServer]:
+    (tmp_path / "other").mkdir()
+    with running_server(KIND, tmp_path / "other") as running:
+        yield running
 
 
 async def fill(store: Store) -> None:
@@ -95,12 +94,14 @@ def place_of(key: bytes) -> bytes:
     return key if not tag or not head.rpartition(b"{")[2].isdigit() else head.rpartition(b"{")[0] + rest
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("quick_rounds")
 async def test_everything_goes_along_under_any_number_of_partitions(
-    servers: tuple[StoreServer, StoreServer], tmp_path: Path
+    own_server: StoreServer, other: StoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at = StoreSettings(url=servers[0].url, namespace="t", partitions=4, timeout_s=5.0)
-    to = replace(at, url=f"{servers[1].url}/1", partitions=12)
+    # So long it waits for processes that have not heard of it: here are none.
+    monkeypatch.setattr("featurestore.migration.migration.FOLLOWED_S", 0.0)
+    at = StoreSettings(url=own_server.url, namespace="t", partitions=4, timeout_s=5.0)
+    to = replace(at, url=f"{other.url}/1", partitions=12)
     name, partitions = at.namespace, to.partitions
     settings = trainer_settings(at, tmp_path / "archive", lease_ttl_s=20.0)
     async with opened(at) as store:
@@ -132,6 +133,7 @@ async def test_everything_goes_along_under_any_number_of_partitions(
         ):
             with pytest.raises(StoreMigrating):
                 await writing
+    assert await migrated(at, to) is None
     after = await content(to.url, name)
     assert sum(count for count, _ in made.digests) == len([key for key in after if b"}:user:" in key])
 
@@ -139,7 +141,7 @@ async def test_everything_goes_along_under_any_number_of_partitions(
     there = {place_of(key): value for key, value in after.items()}
     for key, value in left.items():
         kind = key.rpartition(b":")[2]
-        if kind in OF_PARTITIONS or kind.decode() in shared.LEFT_BEHIND:
+        if kind in OF_PARTITIONS or kind.decode() in LEFT_BEHIND:
             continue
         if kind == b"config":
             assert there[key] == {**value, b"partitions": b"%d" % partitions}
@@ -163,36 +165,35 @@ async def test_everything_goes_along_under_any_number_of_partitions(
         await store.ratings.append([rating("gone", "i1"), rating("u1", "i2", 2.0)])
         assert (await store.users.history(1, b"gone"))[0] == 2
         await until_drained(store)
-        found = await verify(store, moved, lambda _line: None)
+        found = await verified(moved)
         assert found.count == 0, found.differences
 
 
-async def test_ratings_go_along_and_the_store_that_was_left_refuses_more(
-    servers: tuple[StoreServer, StoreServer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # So long it waits for processes that have not heard of it: here are none.
-    monkeypatch.setattr("featurestore.migration.migration.FOLLOWED_S", 0.0)
-    at = StoreSettings(url=servers[0].url, namespace="quick", partitions=4)
-    to = replace(at, url=servers[1].url, partitions=3)
-    async with opened(at) as store:
-        await store.items(1).register([b"i%d" % row for row in range(8)])
-        await store.ratings.append([rating(f"u{k}", f"i{k % 8}") for k in range(40)])
-        await store.ratings.forget(b"u1")
-        await store.attributes.change(b"u2", lambda _: {"age": 30.0})
-        await store.catalogue.change({b"i1": lambda _: CatalogueItem("i1", "One")})
-        await publish(store, await lead(store, "archives"), users=[b"u2"])
-        await archive(store)
-        ratings = await held(store)
-        made = await migrated(at, to)
-        assert made is not None
-        assert made.users == 39
-        with pytest.raises(StoreMigrating):
-            await store.ratings.append([rating("u1", "i1")])
-    assert await migrated(at, to) is None
-    async with opened(to) as store:
-        assert await held(store) == ratings
-        assert await store.attributes.get(b"u2") == {"age": 30.0}
-        assert await store.catalogue.get(b"i1") == CatalogueItem("i1", "One")
-        assert (await store.generations.live()).generation == 1
-        await store.ratings.append([rating("u1", "i1")])
-        assert (await store.users.history(1, b"u1"))[0] == 2
+# Copied otherwise than key by key: as users, by partition, by generation, by experiment; or made by the copy.
+BY_USER = {"user", "history", "user_contexts", "attributes", "attributes_list"}
+BY_PARTITION = {"epochs", "ratings", "counts", "forgotten", "active"}
+OF_GENERATIONS = {"meta", "chunk", "index_chunk", "deltas", "shown_items"}
+APART = {
+    *("live", "config", "stored", "items", "order", "command", "experiment_sums", "experiment_users"),
+    *("migration", "changed"),
+}
+# No keys of their own.
+NO_KEYS = {"partitions", "switched", "users", "user_of", "attributes_user"}
+
+
+def test_each_kind_of_key_is_copied_or_left_behind_on_purpose() -> None:
+    names = {
+        name
+        for name in dir(Keys("t", 2))
+        if not name.startswith("_") and not name.endswith(("_prefix", "_prefixes", "_pattern"))
+    }
+    known = {
+        *BY_USER,
+        *BY_PARTITION,
+        *OF_GENERATIONS,
+        *APART,
+        *FEW,
+        *CATALOGUE,
+        *LEFT_BEHIND,
+    }
+    assert names - NO_KEYS == known

@@ -1,30 +1,27 @@
-"""A migration that is killed at any step: the source takes ratings once it is given up, or the target has all
-when the command is run again; and nothing of both.
-"""
+"""A migration that is killed at any step is given up or run again: one of the two stores has all."""
 
-import asyncio
-import signal
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from featurestore.errors import StoreMigrating
 from featurestore.migration.errors import MigrationRefused
-from featurestore.migration.migration import give_up
+from featurestore.migration.migration import Migration, give_up
 from featurestore.settings import StoreSettings
-from tests.support.factories import rating
-from tests.support.migrating import archive, migrated, standing_still
+from tests.support.factories import lead, rating
+from tests.support.migrating import migrated
 from tests.support.recovering import Held, held, opened
 from tests.support.servers import KIND, StoreServer, running_server
+from tests.support.trainers import Crash
 
-pytestmark = pytest.mark.slow
-
-
-# Before all is decided.
 BEFORE = ("begin", "copying", "users", "closed", "moved", "decide")
-HOW = ("again", "given-up")
+
+
+@pytest.fixture(autouse=True)
+def _waits_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no process that has not heard of a migration."""
+    monkeypatch.setattr("featurestore.migration.migration.FOLLOWED_S", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +41,27 @@ async def filled(*stores: StoreSettings) -> Held:
     for at in stores:
         async with opened(at) as store:
             await store.ratings.append([rating(f"u{k}", f"i{k % 3}") for k in range(20)])
-            await archive(store)
+            lease = await lead(store)
+            await store.stream.done(1, lease, (await store.stream.read(1, lease, 100, 0)).last)
+            await lease.release()
             found = await held(store)
     return found
 
 
-async def forgotten_lock(at: StoreSettings) -> None:
-    """As if the command had ended some seconds ago."""
-    async with opened(at) as store:
-        await store.redis.delete(store.keys.migrator)
+async def killed(at: StoreSettings, to: StoreSettings, step: str) -> None:
+    """Begin a migration that comes to a step and no further, and tidies nothing up."""
+
+    def stop(name: str) -> None:
+        if name == step:
+            raise Crash
+
+    async def nothing(*_: object) -> None:
+        """Release nothing."""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Migration, "_release", nothing)
+        with pytest.raises(Crash):
+            await migrated(at, to, step=stop)
 
 
 async def takes(at: StoreSettings, user: str) -> bool:
@@ -65,55 +74,45 @@ async def takes(at: StoreSettings, user: str) -> bool:
         return False
 
 
-async def test_killed_before_it_is_decided(server: StoreServer, tmp_path: Path) -> None:
-    """Each step in a namespace of its own, and in another one that is given up."""
-    moves = [(*settings_of(server, f"{step}-{how}"), step) for step in BEFORE for how in HOW]
-    before = await filled(*[at for at, _, _ in moves])
-    with standing_still(moves, tmp_path) as child:
-        child.end(signal.SIGKILL)
-
-    async def mended(at: StoreSettings, to: StoreSettings, step: str) -> None:
+@pytest.mark.parametrize("step", BEFORE)
+async def test_killed_before_it_is_decided(server: StoreServer, step: str) -> None:
+    """One that is run again, and one that is given up."""
+    moves = (at, to), (kept, left) = settings_of(server, f"{step}-again"), settings_of(server, f"{step}-kept")
+    before = await filled(at, kept)
+    for source, target in moves:
+        await killed(source, target, step)
         # What was begun there is opened by no process.
-        assert step in {"begin", "copying"} or not await takes(to, "other"), step
-        await forgotten_lock(at)
-        if at.namespace.endswith("again"):
-            made = await migrated(at, to)
-            assert made is not None, step
-            assert made.users == 20
-            async with opened(to) as store:
-                assert await held(store) == before, step
-        else:
-            async with opened(at) as store:
-                late = step in {"moved", "decide"}
-                if late:
-                    with pytest.raises(MigrationRefused, match=f"give --to {to.url} as well"):
-                        await give_up(store)
-                    with pytest.raises(MigrationRefused, match="give that address"):
-                        await give_up(store, replace(to, url=f"{server.url}/2"))
-                assert await give_up(store, to if late else None) is (step != "begin")
-                assert not await store.redis.keys(f"*{at.namespace}*:migration"), step
-                assert await held(store) == before, step
-                assert await give_up(store) is False
-                # What was copied is removed where that is named, at any time.
-                begun = step in {"users", "closed"}
-                assert await give_up(store, to) is begun, step
-                assert not await give_up(store, to), step
-        again = at.namespace.endswith("again")
-        assert await takes(at, "other") is not again, step
-        # One that has nothing is an empty store, as any other.
-        assert await takes(to, "other"), step
-
-    await asyncio.gather(*[mended(*move) for move in moves])
+        assert step in {"begin", "copying"} or not await takes(target, "other")
+    made = await migrated(at, to)
+    assert made is not None
+    assert made.users == 20
+    async with opened(to) as store:
+        assert await held(store) == before
+    async with opened(kept) as store:
+        late = step in {"moved", "decide"}
+        if late:
+            with pytest.raises(MigrationRefused, match=f"give --to {left.url} as well"):
+                await give_up(store)
+            with pytest.raises(MigrationRefused, match="give that address"):
+                await give_up(store, replace(left, url=f"{server.url}/2"))
+        assert await give_up(store, left if late else None) is (step != "begin")
+        assert not await store.redis.keys(f"*{kept.namespace}*:migration")
+        assert await held(store) == before
+        assert await give_up(store) is False
+        # What was copied is removed where that is named, at any time.
+        assert await give_up(store, left) is (step in {"users", "closed"})
+        assert not await give_up(store, left)
+    assert not await takes(at, "other")
+    for taking in (to, kept, left):
+        assert await takes(taking, "other")
 
 
-async def test_killed_when_it_is_decided(server: StoreServer, tmp_path: Path) -> None:
+async def test_killed_when_it_is_decided(server: StoreServer) -> None:
     at, to = settings_of(server, "decided")
     before = await filled(at)
-    with standing_still([(at, to, "decided")], tmp_path) as child:
-        child.end(signal.SIGKILL)
+    await killed(at, to, "decided")
     assert not await takes(at, "other")
     assert not await takes(to, "other")
-    await forgotten_lock(at)
     async with opened(at) as store:
         for target in (None, to):
             with pytest.raises(MigrationRefused, match="has moved to redis://127"):

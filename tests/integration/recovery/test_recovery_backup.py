@@ -7,32 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.catalogue.catalogue import Change
 from featurestore.catalogue.item import CatalogueItem
 from featurestore.codecs import pack_entry
 from featurestore.ratings.log import NewRating
-from foldin.recovery.backing_up import back_up
 from foldin.recovery.errors import RecoveryRefusedError
-from foldin.recovery.manifest import Manifest
-from foldin.recovery.verifying import Verified, verify
 from tests.integration.conftest import Learned
 from tests.support.factories import rating
-from tests.support.recovering import GIVEN, LATER, Held, empty, held, opened, restored
+from tests.support.recovering import GIVEN, LATER, Held, backed_up, empty, held, opened, restored, verified
 from tests.support.trainers import archived, fitted, running_trainer, until_drained
 from trainer.archive.json_files import FORMAT
-from trainer.settings import TrainerSettings
 
 pytestmark = pytest.mark.usefixtures("quick_rounds")
-
-
-async def backed_up(settings: TrainerSettings, target: Path) -> Manifest:
-    async with opened(settings.store) as store:
-        return await back_up(store, settings, target, lambda _line: None)
-
-
-async def verified(settings: TrainerSettings) -> Verified:
-    async with opened(settings.store) as store:
-        return await verify(store, settings, lambda _line: None)
 
 
 def wipe(learned: Learned) -> None:
@@ -45,10 +30,6 @@ def files(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
 
 
-def _becomes(item: CatalogueItem | None) -> Change:
-    return lambda _: item
-
-
 async def test_the_catalogue_comes_back_from_a_backup(learned: Learned, tmp_path: Path) -> None:
     """What the store has stays; attributes of users who were forgotten since do not come back."""
     settings, target = learned.settings, tmp_path / "backup"
@@ -56,8 +37,8 @@ async def test_the_catalogue_comes_back_from_a_backup(learned: Learned, tmp_path
     async with opened(settings.store) as store:
         await store.catalogue.schema.hold("items", {"year": "number"})
         for item in (*known.values(), CatalogueItem("gone"), CatalogueItem("later", "before")):
-            await store.catalogue.change({item.item_id.encode(): _becomes(item)})
-        await store.catalogue.change({b"gone": _becomes(None)})
+            await store.catalogue.change({item.item_id.encode(): lambda _, item=item: item})  # type: ignore[misc]
+        await store.catalogue.change({b"gone": lambda _: None})
         for user in (b"u1", b"u2"):
             await store.attributes.change(user, lambda _: {"age": 31.0})
         await store.catalogue.schema.hold("users", {"age": "number"})
@@ -68,7 +49,7 @@ async def test_the_catalogue_comes_back_from_a_backup(learned: Learned, tmp_path
         assert (await verified(settings)).count == 0
     wipe(learned)
     async with opened(settings.store) as store:
-        await store.catalogue.change({b"later": _becomes(CatalogueItem("later", "since"))})
+        await store.catalogue.change({b"later": lambda _: CatalogueItem("later", "since")})
         await store.scenarios.put(b"other", b"{}")
         at_ms = (await store.ratings.forget(b"u2")).at_ms
         await store.commands.ask("erase", epoch=1, user=b"u2", at_ms=at_ms)

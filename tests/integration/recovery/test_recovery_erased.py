@@ -16,7 +16,9 @@ from tests.support.factories import rating
 from tests.support.recovering import (
     LATER,
     Held,
+    backed_up,
     copied_files,
+    copy_of,
     empty,
     held,
     now_held,
@@ -24,26 +26,18 @@ from tests.support.recovering import (
     put_back,
     restored,
     restored_and_led,
+    without,
 )
 from tests.support.trainers import archived, erased, fitted, running_trainer, until_drained
 from tests.support.waiting import wait_until_async
 from trainer.archive.erasures import ledger_files
-from trainer.settings import TrainerSettings
 
 BACK = {("u3", "i1"): (2.0, 3e9)}
 pytestmark = pytest.mark.usefixtures("quick_rounds")
 
 
-def copy_of(settings: TrainerSettings, name: str) -> Path:
-    return Path(shutil.copytree(settings.archive_folder, settings.archive_folder.parent.with_name(name)))
-
-
-def without(held: Held, *users: str) -> Held:
-    return {pair: entry for pair, entry in held.items() if pair[0] not in users}
-
-
 async def test_an_older_copy_brings_no_forgotten_user_and_keeps_what_came_after(learned: Learned) -> None:
-    settings, copy = learned.settings, copy_of(learned.settings, "copy")
+    settings, copy = learned.settings, copy_of(learned.settings)
     lines: list[str] = []
     async with running_trainer(settings), opened(settings.store) as store:
 
@@ -80,13 +74,13 @@ async def test_a_backup_knows_who_was_forgotten_and_a_damaged_ledger_brings_no_o
     learned: Learned, tmp_path: Path
 ) -> None:
     """The machine is gone. What is left is a backup, and an older copy of the archive."""
-    settings, copy, backup = learned.settings, copy_of(learned.settings, "copy"), tmp_path / "backup"
+    settings, copy, backup = learned.settings, copy_of(learned.settings), tmp_path / "backup"
     said: list[str] = []
     wanted = without(learned.held, "u3", "u4")
     async with running_trainer(settings), opened(settings.store) as store:
         for user in (b"u3", b"u4"):
             await erased(store, user)
-            await back_up(store, settings, backup, said.append)
+            await backed_up(settings, backup)
     shutil.rmtree(settings.archive_folder.parent)
     empty(learned.server)
     async with running_trainer(settings), opened(settings.store) as store:
@@ -121,9 +115,7 @@ async def test_a_backup_knows_who_was_forgotten_and_a_damaged_ledger_brings_no_o
 async def test_a_store_that_was_put_back_from_an_older_copy(
     learned: Learned, tmp_path: Path, way: str
 ) -> None:
-    """u1 was erased and came back before the copy: all of it stays. u3 and u4 were erased after it, and so
-    were users of whom there are attributes alone.
-    """
+    """u1 was erased and came back before the copy; u3, u4 and users with attributes alone went after it."""
     settings, server = learned.settings, learned.server
     async with running_trainer(settings), opened(settings.store) as store:
         await erased(store, b"u1")
@@ -165,8 +157,10 @@ async def test_a_store_that_was_put_back_from_an_older_copy(
                     (user, item) for user, _, item, _ in archived(settings, path=entry)
                 }
     else:
-        async with restored_and_led(settings, settings.archive_folder) as (store, _, _):
+        async with restored_and_led(settings, settings.archive_folder) as (store, generation, lines):
+            assert (await store.generations.live()).generation == generation
             assert await held(store) == wanted | BACK | {("u1", "i3"): (3.0, 3e9)}
+            assert any(f"{len(since)} from the live store on top" in line for line in lines), lines
             await wait_until_async(lambda: ended(store), "the erasures have ended")
     if way != "emptied":
         async with opened(settings.store) as store:

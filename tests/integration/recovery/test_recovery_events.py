@@ -13,10 +13,8 @@ from featurestore.ratings.context_schema import ContextField, ContextSchema
 from featurestore.ratings.event_types import DEFAULT_TYPES, EventType, NewType, replaced
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
-from foldin.recovery.backing_up import back_up
-from foldin.recovery.verifying import verify
 from tests.integration.conftest import Learned
-from tests.support.recovering import empty, live_history, opened, restored
+from tests.support.recovering import backed_up, empty, live_history, opened, restored, verified
 from tests.support.trainers import fitted, running_trainer, until_drained
 from trainer.archive import context_fields, type_names
 
@@ -79,14 +77,13 @@ async def test_they_are_verified_and_restored_from_backup_and_archive(
             await until_drained(store)
             assert await events_of(store) == KEPT
             assert await contexts_of(store) == WANTED
-            assert (await verify(store, settings, print)).differences == ()
-            await back_up(store, settings, backup, print)
-            # Other bytes than were archived.
+            assert (await verified(settings)).differences == ()
+            await backed_up(settings, backup)
             key = store.keys.user_contexts(1, b"u1")
             data = await store.redis.get(key)
             assert isinstance(data, bytes)
             await store.redis.set(key, data.replace(np.float32(14).tobytes(), np.float32(15).tobytes()))
-            (line,) = (await verify(store, settings, print)).differences
+            (line,) = (await verified(settings)).differences
             assert line == "user u1, item told-a: has another rating, time or context in the archive"
             await store.redis.set(key, data)
         # As one that has lost all but its segments and lists.
@@ -95,7 +92,7 @@ async def test_they_are_verified_and_restored_from_backup_and_archive(
         shutil.rmtree(archive)
         async with running_trainer(settings):
             await fitted(store)
-            assert (await verify(store, settings, print)).differences == ()
+            assert (await verified(settings)).differences == ()
         assert type_names.read_types(archive)[-1] == SHARE
         assert context_fields.read_fields(archive) == FIELDS
     for source in (backup, copy):

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,8 @@ from tests.integration.conftest import Learned
 from tests.support.factories import rating
 from tests.support.recovering import (
     LATER,
-    Held,
     archive_ratings,
+    copy_of,
     empty,
     held,
     killed_restore,
@@ -27,8 +26,9 @@ from tests.support.recovering import (
     restored,
     restored_and_led,
     trashed,
+    without,
 )
-from tests.support.trainers import fitted, refuses, running_trainer, until_drained
+from tests.support.trainers import fitted, running_trainer, until_drained
 from tests.support.waiting import wait_until_async
 from trainer.settings import TrainerSettings
 
@@ -44,61 +44,12 @@ async def replaced(settings: TrainerSettings, given: list[NewRating]) -> None:
     await wait_until_async(lambda: trashed(settings), "the history before is in the trash")
 
 
-def values(of: Held) -> dict[tuple[str, str], float]:
-    return {pair: value for pair, (value, _) in of.items()}
-
-
-def without(of: Held, *users: str) -> Held:
-    return {pair: entry for pair, entry in of.items() if pair[0] not in users}
-
-
-def copy_of(learned: Learned, tmp_path: Path) -> Path:
-    """An older copy of the archive."""
-    return Path(shutil.copytree(learned.settings.archive_folder, tmp_path / "copy"))
-
-
-async def test_emptied_store(learned: Learned) -> None:
-    settings = learned.settings
-    empty(learned.server)
-    async with opened(settings.store) as store:
-        await store.ratings.append([rating("new", "i3", 2.0), rating("u1", "fresh", 5.0)])
-    assert "foldin restore" in await refuses(settings)
-    async with restored_and_led(settings, settings.archive_folder) as (store, generation, lines):
-        assert (await store.generations.live()).generation == generation
-        on_top = {("new", "i3"): (2.0, 1e9), ("u1", "fresh"): (5.0, 1e9)}
-        assert await held(store) == learned.held | on_top
-        await until_drained(store, 2)
-    assert any("2 from the live store on top" in line for line in lines)
-    # It is this store's archive now: the next trainer leads, and learns all of it.
-    async with running_trainer(settings), opened(settings.store) as store:
-        await fitted(store)
-
-
-async def test_a_folder_of_archives_will_do_and_rows_of_items_are_those_of_the_source(
-    learned: Learned, tmp_path: Path
-) -> None:
-    settings = learned.settings
-    async with running_trainer(settings), opened(settings.store) as store:
-        # A catalogue that hardly anyone has rated.
-        await store.items(1).register([b"j%d" % row for row in range(50)])
-        await fitted(store)
-        await store.items(1).refresh()
-        ids = list(store.items(1).ids)
-    shutil.move(settings.archive_folder.parent, tmp_path / "elsewhere")
-    empty(learned.server)
-    async with running_trainer(settings), opened(settings.store) as store:
-        await restored(settings, tmp_path / "elsewhere")
-        assert await held(store) == learned.held
-        await store.items(2).refresh()
-        assert list(store.items(2).ids) == ids
-
-
 async def test_nothing_to_do_and_a_dry_run_change_nothing(
-    learned: Learned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    learned: Learned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # How long the history of a call is waited for.
     monkeypatch.setattr("foldin.recovery.restoring._SILENT_S", 0.0)
-    settings, copy = learned.settings, copy_of(learned, tmp_path)
+    settings, copy = learned.settings, copy_of(learned.settings)
     async with opened(settings.store) as store:
         async with running_trainer(settings):
             generation, lines = await restored(settings, settings.archive_folder)
@@ -137,37 +88,14 @@ async def test_undo_of_a_replaced_history(learned: Learned) -> None:
         # What came in by other ways since is there; of the three ratings nothing is.
         assert await now_held(settings) == learned.held | {("u1", "i11"): (5.0, 2e9)}
         await wait_until_async(lambda: len(trashed(settings)) > 1, "the other history in the trash")
-        # And back: as it was, and nothing else.
         _, undone = trashed(settings)
         await restored(settings, undone, request=RestoreRequest(undone, live="none"))
-        given = {("u1", f"i{k}"): 1.0 for k in range(3)}
-        assert values(await now_held(settings)) == given | {("u1", "i11"): 5.0}
-
-
-async def test_what_the_source_has_not_seen_lies_on_top(learned: Learned, tmp_path: Path) -> None:
-    settings, copy = learned.settings, copy_of(learned, tmp_path)
-    pair, gone, lost = (min(each for each in learned.held if each[0] == user) for user in ("u1", "u2", "u7"))
-    user, item = (each.encode() for each in pair)
-    async with running_trainer(settings), opened(settings.store) as store:
-        await store.ratings.append([NewRating(user, item, 1.0, 2e9), *LATER])
-        await store.ratings.append([NewRating(gone[0].encode(), gone[1].encode(), math.nan, 2e9)])
-        await store.ratings.forget(b"u3")
-        now = await held(store)
-        assert now[pair] == (1.0, 2e9)
-        generation, lines = await restored(settings, copy)
-        assert generation is None, "the store has all of it"
-        assert any("forgotten" in line for line in lines)
-        # A store that lost something. Twice does no harm: the deletion is remembered.
-        await store.redis.set(store.keys.history(1, lost[0].encode()), b"")
-        for _ in range(2):
-            await restored(settings, copy)
-            assert await now_held(settings) == now
-        assert gone not in now
-        assert not any(user == "u3" for user, _ in now)
+        found = {pair: value for pair, (value, _) in (await now_held(settings)).items()}
+        assert found == {("u1", f"i{k}"): 1.0 for k in range(3)} | {("u1", "i11"): 5.0}
 
 
 async def test_point_in_time(learned: Learned) -> None:
-    """A bad import at T: what arrived before stays, what comes in during the restore is added."""
+    """A bad import at T; what comes in meanwhile is added, and who is forgotten stays forgotten."""
     settings = learned.settings
     async with opened(settings.store) as store:
         # Not archived yet when the restore begins.
@@ -178,48 +106,28 @@ async def test_point_in_time(learned: Learned) -> None:
         while await store.time_ms() <= moment_ms:
             pass
         await store.ratings.append([rating(f"u{k}", f"i{k}", 1.0) for k in range(10)])
-    adding = list[asyncio.Task[None]]()
+    changing = list[asyncio.Task[None]]()
 
     async with running_trainer(settings), opened(settings.store) as store:
 
-        async def add() -> None:
+        async def change() -> None:
             await store.ratings.append([rating("meanwhile", "i1", 4.0)])
+            await store.ratings.forget(b"u3")
+            await store.ratings.forget(b"u4")
+            await store.ratings.append([rating("u4", "i1", 2.0)])
 
         def comes_in(name: str) -> None:
+            # Read by now: the plan still has both users.
             if name == "planned":
-                adding.append(asyncio.get_running_loop().create_task(add()))
+                changing.append(asyncio.get_running_loop().create_task(change()))
 
         request = RestoreRequest(settings.archive_folder, live="none", until_ms=moment_ms)
         await restored(settings, settings.archive_folder, request=request, step=comes_in)
-        await adding[0]
-        assert await now_held(settings) == before | {("meanwhile", "i1"): (4.0, 1e9)}
+        await changing[0]
+        added = {("meanwhile", "i1"): (4.0, 1e9), ("u4", "i1"): (2.0, 1e9)}
+        assert await now_held(settings) == without(before, "u3", "u4") | added
         with pytest.raises(RecoveryRefusedError, match="begins after that time"):
             await restored(settings, settings.archive_folder, request=RestoreRequest(Path(), until_ms=1000))
-
-
-async def forget_and_return(store: Store) -> None:
-    await store.ratings.forget(b"u3")
-    await store.ratings.forget(b"u4")
-    await store.ratings.append([rating("u4", "i1", 2.0)])
-
-
-async def test_a_user_who_is_forgotten_during_the_restore_stays_forgotten(
-    learned: Learned, tmp_path: Path
-) -> None:
-    settings, copy = learned.settings, copy_of(learned, tmp_path)
-    moments: list[asyncio.Task[None]] = []
-    async with running_trainer(settings), opened(settings.store) as store:
-        await store.ratings.append(LATER)
-
-        def forget(name: str) -> None:
-            # Read by now: the plan still has both users.
-            if name == "planned":
-                moments.append(asyncio.get_running_loop().create_task(forget_and_return(store)))
-
-        await restored(settings, copy, request=RestoreRequest(copy, live="none"), step=forget)
-        await moments[0]
-        now = await now_held(settings)
-    assert now == without(learned.held, "u3", "u4") | {("u4", "i1"): (2.0, 1e9)}
 
 
 async def long_ago(store: Store) -> None:
@@ -233,12 +141,12 @@ STEPS = ["begun", "written", "asked", "marked"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
-async def test_killed_beside_a_trainer(learned: Learned, tmp_path: Path, step: str) -> None:
-    settings, copy = learned.settings, copy_of(learned, tmp_path)
+async def test_killed_beside_a_trainer(learned: Learned, step: str) -> None:
+    settings, copy = learned.settings, copy_of(learned.settings)
     async with running_trainer(settings), opened(settings.store) as store:
         await replaced(settings, [NewRating(b"u1", b"i1", 1.0, math.nan)])
         await store.ratings.append([rating("u1", "i11", 5.0, 2e9)])
-        assert await asyncio.to_thread(killed_restore, settings, copy, step) == -9
+        await killed_restore(settings, copy, step)
         await long_ago(store)
         await store.ratings.append([rating("u2", "i11", 4.0, 2e9)])
         await restored(settings, copy, request=RestoreRequest(copy, live="timed"))
@@ -253,7 +161,7 @@ async def test_killed_beside_a_trainer(learned: Learned, tmp_path: Path, step: s
 async def test_killed_with_an_emptied_store(learned: Learned, step: str) -> None:
     settings = learned.settings
     empty(learned.server)
-    assert await asyncio.to_thread(killed_restore, settings, settings.archive_folder, step) == -9
+    await killed_restore(settings, settings.archive_folder, step)
     async with opened(settings.store) as store:
         await store.redis.delete(store.keys.lease)
         await long_ago(store)
@@ -262,20 +170,11 @@ async def test_killed_with_an_emptied_store(learned: Learned, step: str) -> None
     assert len(trashed(settings)) == 1
 
 
-async def test_damaged_and_missing_segments_are_named(learned: Learned, tmp_path: Path) -> None:
+async def test_a_segment_that_was_set_aside_is_named(learned: Learned) -> None:
     settings = learned.settings
     await archive_ratings(settings, LATER)
-    copy = copy_of(learned, tmp_path)
-    first, *_, path = sorted(copy.rglob("*.parquet"))
-    sound = path.read_bytes()
-    damaged = bytearray(sound)
-    # In the pages: half of a small file is its footer, which has much that says nothing of the ratings.
-    for k in range(100, 164):
-        damaged[k] ^= 0xFF
-    path.write_bytes(damaged)
-    with pytest.raises(RecoveryRefusedError, match=path.name):
-        await restored(settings, copy)
-    path.write_bytes(sound)
+    copy = copy_of(settings)
+    first, *_ = sorted(copy.rglob("*.parquet"))
     first.rename(first.with_name(first.name + ".damaged"))
     with pytest.raises(RecoveryRefusedError, match=first.name):
         await restored(settings, copy)
@@ -288,9 +187,9 @@ async def test_damaged_and_missing_segments_are_named(learned: Learned, tmp_path
 
 @pytest.mark.parametrize("held_on", [True, False], ids=["held", "not held"])
 async def test_a_trainer_leaves_a_restore_alone_that_says_that_it_goes_on(
-    learned: Learned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_on: bool
+    learned: Learned, monkeypatch: pytest.MonkeyPatch, held_on: bool
 ) -> None:
-    settings, copy = replace(learned.settings, abandon_s=60.0 if held_on else 0.0), copy_of(learned, tmp_path)
+    settings, copy = replace(learned.settings, abandon_s=60.0 if held_on else 0.0), copy_of(learned.settings)
     monkeypatch.setattr("foldin.recovery.restoring._HOLD_S", 0.05 if held_on else 1000.0)
     load, loading, goes_on = Restore._load, asyncio.Event(), asyncio.Event()
 

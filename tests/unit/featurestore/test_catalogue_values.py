@@ -2,10 +2,7 @@
 
 import pytest
 
-from featurestore.catalogue.item import (
-    AttributeType,
-    type_of,
-)
+from featurestore.catalogue.item import AttributeType, type_of
 from featurestore.catalogue.schema import shown, typed
 
 

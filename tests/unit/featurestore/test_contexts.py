@@ -1,24 +1,12 @@
 """Contexts of ratings: their schema, and their bytes; damage counts as not given."""
 
-import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
 
-from factors import Float32s
-from featurestore.contexts import codec as contexts
-from featurestore.ratings.context_schema import (
-    ContextField,
-    ContextRefused,
-    ContextSchema,
-    Values,
-)
+from featurestore.ratings.context_schema import ContextField, ContextRefused, ContextSchema, Values
 
 
 def extended(schema: ContextSchema, given: Sequence[Values | None]) -> ContextSchema:
@@ -83,32 +71,3 @@ def test_schemas_of_two_stores_become_one_and_rows_keep_their_meaning() -> None:
         here.merged(ContextSchema((ContextField("device", "number"),)))
     with pytest.raises(ContextRefused, match="no categories"):
         here.merged(ContextSchema((ContextField("age", "number", ("old",)),)))
-
-
-FLOATS = st.one_of(st.just(math.nan), st.floats(-1024.0, 1024.0, width=32))
-TABLES = npst.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=64).flatmap(
-    lambda shape: npst.arrays(np.float32, shape, elements=FLOATS)
-)
-
-
-def same(found: Float32s | None, wanted: Float32s) -> None:
-    """Equal up to fields at the end that nothing gives."""
-    width = 0 if found is None else found.shape[1]
-    given = np.zeros((len(wanted), 0), np.float32) if found is None else found
-    np.testing.assert_array_equal(given, wanted[:, :width])
-    assert np.isnan(wanted[:, width:]).all()
-
-
-@settings(max_examples=30)
-@given(TABLES)
-def test_what_is_read_is_what_was_written(table: Float32s) -> None:
-    rows, times = np.arange(len(table)) * 3, np.arange(len(table)) / 7
-    cuts = [0, len(table) // 3, len(table)]
-    pieces = contexts.pack_entries(rows, times, table, cuts)
-    assert [len(contexts.unpack(piece).item_row) for piece in pieces] == [b - a for a, b in pairwise(cuts)]
-    found = contexts.unpack(b"".join(pieces))
-    assert found.sound
-    same(found.value, table)
-    assert (found.item_row.tolist(), found.time.tolist()) == (rows.tolist(), times.tolist())
-    same(contexts.match(rows, times, found), table)
-    same(contexts.unpack_cells(*contexts.pack_cells(table)), table)

@@ -1,4 +1,4 @@
-"""Codecs: sizes as documented, damage, and the ratings of a call, split, packed and unpacked."""
+"""Codecs: damage of records, and when a history is compacted."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,6 @@ import pytest
 from factors import Scale
 from featurestore import codecs
 from featurestore.codecs import History, RecordCorrupt
-from featurestore.ratings.batches import (
-    NUMBER_DTYPE,
-    Columns,
-    pack_ids,
-)
 
 WIDE = Scale(-100.0, 100.0)
 
@@ -55,17 +50,3 @@ def test_a_history_is_compacted_when_more_than_half_is_superseded(
 ) -> None:
     data = codecs.pack_entry(0, 1.0, 0.0) * superseded + codecs.pack_history(history(list(range(kept))))
     assert codecs.worth_compacting(data, codecs.unpack_history(data, WIDE)) is worth
-
-
-def columns(count: int, users: int, seed: int = 0) -> Columns:
-    rng = np.random.default_rng(seed)
-    user_ids = [b"user-%d" % k for k in rng.integers(0, users, count)]
-    item_ids = [b"%d" % k for k in rng.integers(0, 50, count)]
-    return Columns(user_ids, item_ids, rng.normal(size=count), np.arange(count, dtype=np.float64))
-
-
-def entry(users: list[bytes], before: list[int], blobs: list[bytes]) -> list[bytes]:
-    """An entry's fields as the store writes them."""
-    numbers = np.empty(len(users), dtype=NUMBER_DTYPE)
-    numbers["before"], numbers["events"] = before, [len(blob) // codecs.ENTRY_BYTES for blob in blobs]
-    return [b"n", numbers.tobytes(), b"u", pack_ids(users), b"e", b"".join(blobs)]

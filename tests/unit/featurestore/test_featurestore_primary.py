@@ -51,12 +51,12 @@ class Sentinel:
 
 
 @contextlib.asynccontextmanager
-async def asked(*sentinels: Sentinel, login: str = "", host: str = "127.0.0.1") -> AsyncIterator[Primary]:
+async def asked(*sentinels: Sentinel, login: str = "") -> AsyncIterator[Primary]:
     """A primary that these sentinels know."""
-    servers = [await asyncio.start_server(each.serve, host.strip("[]"), 0) for each in sentinels]
+    servers = [await asyncio.start_server(each.serve, "127.0.0.1", 0) for each in sentinels]
     for each, server in zip(sentinels, servers, strict=True):
         each.port = server.sockets[0].getsockname()[1]
-    hosts = ",".join(f"{host}:{each.port}" for each in sentinels)
+    hosts = ",".join(f"127.0.0.1:{each.port}" for each in sentinels)
     primary = Primary(f"redis+sentinel://{login}{hosts}/main/3")
     try:
         yield primary
@@ -85,8 +85,7 @@ async def test_the_newest_failover_counts() -> None:
         # One that was away says what was: nothing goes back.
         moves: list[int] = []
         primary.on_move(lambda: moves.append(1))
-        sentinels[1].reply = None
-        sentinels[0].reply = None
+        sentinels[0].reply = sentinels[1].reply = None
         await primary.find()
         assert (primary.address, moves) == (("10.0.0.1", 2), [])
         sentinels[1].reply = says(3, 6)

@@ -1,4 +1,4 @@
-"""Log lines as JSON: one object a line, whatever is in it."""
+"""Log lines: as JSON, one object a line, and as text; both have what was given with them."""
 
 import json
 import logging
@@ -9,39 +9,25 @@ from featurestore.telemetry.log_lines import JsonLines, TextLines
 from trainer import log
 
 
-def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
-    """What was logged, as programs read it."""
-    texts = [JsonLines().format(record) for record in caplog.records]
-    assert not any("\n" in text for text in texts)
-    return [json.loads(text) for text in texts]
-
-
-def test_a_line_of_the_trainer_has_its_event_and_its_fields(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_has_its_event_its_fields_and_its_error(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         log.event("fit_published", generation=7, rmse=0.25, why=None, text="two\nlines")
-    (line,) = lines(caplog)
-    assert line["event"] == "fit_published"
-    assert line["fields"] == {"generation": 7, "rmse": 0.25, "text": "two\nlines"}
-    assert line["message"] == 'fit_published generation=7 rmse=0.25 text="two\\nlines"'
-    assert (line["level"], line["logger"]) == ("INFO", "trainer")
-    assert str(line["time"]).endswith("Z")
-
-
-def test_an_error_has_its_traceback_and_what_was_given_with_it(caplog: pytest.LogCaptureFixture) -> None:
-    service = logging.getLogger("foldin.service")
-    service.error("it is %s", object, exc_info=ValueError("a\nb"), extra={"request_id": "r"})
-    (line,) = lines(caplog)
-    assert line["request_id"] == "r"
-    assert str(line["error"]).endswith("ValueError: a\nb")
-    assert "trace_id" not in line
-
-
-def test_people_read_what_was_given_with_a_line_too(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
+        service, error = logging.getLogger("foldin.service"), ValueError("a\nb")
+        service.error("it is %s", object, exc_info=error, extra={"request_id": "r"})
         logging.getLogger("foldin.store").warning("store connection lost", extra={"why": "reset\nby peer"})
         logging.getLogger("foldin").info("request_id=%s", "r", extra={"request_id": "r"})
-        log.event("fit_published", generation=7)
+    lines = [JsonLines().format(record) for record in caplog.records]
+    assert not any("\n" in line for line in lines)
+    event, failed, *_ = map(json.loads, lines)
+    assert event["event"] == "fit_published"
+    assert event["fields"] == {"generation": 7, "rmse": 0.25, "text": "two\nlines"}
+    assert event["message"] == 'fit_published generation=7 rmse=0.25 text="two\\nlines"'
+    assert (event["level"], event["logger"]) == ("INFO", "trainer")
+    assert event["time"].endswith("Z")
+    assert failed["request_id"] == "r"
+    assert failed["error"].endswith("ValueError: a\nb")
+    assert "trace_id" not in failed
     texts = [TextLines().format(record) for record in caplog.records]
-    assert texts[0].endswith('WARNING foldin.store store connection lost why="reset\\nby peer"')
-    assert texts[1].endswith("INFO foldin request_id=r")
-    assert texts[2].endswith("INFO trainer fit_published generation=7")
+    assert texts[0].endswith('INFO trainer fit_published generation=7 rmse=0.25 text="two\\nlines"')
+    assert texts[2].endswith('WARNING foldin.store store connection lost why="reset\\nby peer"')
+    assert texts[3].endswith("INFO foldin request_id=r")

@@ -1,5 +1,6 @@
 """Where the compiled fold-in of a worker comes from, and that none is better than a wrong one."""
 
+import asyncio
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,6 @@ import pytest
 from factors import fold_in_code
 from factors.inference.compiled import history
 from featurestore.users import compiled
-
-NAME = "fold-in-x.o"
 
 
 @pytest.fixture
@@ -32,41 +31,28 @@ def child_that(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     monkeypatch.setattr(compiled, "python_command", command)
 
 
-WRITES = f"import sys, pathlib; pathlib.Path(sys.argv[1]).write_bytes({fold_in_code.sealed(b'made')!r})"
+WRITES = f"""import sys, pathlib
+path = pathlib.Path(sys.argv[1])
+path.unlink(missing_ok=True)
+path.write_bytes({fold_in_code.sealed(b"made")!r})"""
 
 
-def loaded() -> object:
-    """What this process folds in with."""
-    return history.LOADED.loop
-
-
-def open_to_all(folder: Path) -> None:
-    """Let every user write there."""
-    folder.chmod(0o777)
-
-
-def keep(path: Path, kept: bytes, mode: int = 0o644) -> None:
+def keep(path: Path, kept: bytes, mode: int) -> None:
+    path.unlink(missing_ok=True)
     path.write_bytes(kept)
     path.chmod(mode)
 
 
-async def test_what_is_kept_is_loaded(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    child_that(monkeypatch, "raise SystemExit('not wanted')")
-    keep(home / NAME, fold_in_code.sealed(b"code"))
-    await compiled.load_fold_in(tmp_path)
-    assert loaded() == b"code"
-
-
-@pytest.mark.parametrize(("damage", "mode"), [(b"", 0o666), (b"more", 0o644)])
-async def test_what_others_could_have_written_or_is_damaged_is_made_again(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes, mode: int
+async def test_what_is_kept_and_sound_is_loaded_and_all_else_is_made_again(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    child_that(
-        monkeypatch, f"import os, sys; os.path.exists(sys.argv[1]) and os.unlink(sys.argv[1]); {WRITES}"
-    )
-    keep(home / NAME, fold_in_code.sealed(b"code") + damage, mode)
-    await compiled.load_fold_in(tmp_path)
-    assert loaded() == b"made"
+    child_that(monkeypatch, WRITES)
+    # What others could have written and what is damaged is not loaded.
+    for damage, mode, loaded in ((b"", 0o644, b"code"), (b"", 0o666, b"made"), (b"more", 0o644, b"made")):
+        keep(home / "fold-in-x.o", fold_in_code.sealed(b"code") + damage, mode)
+        history.LOADED.loop = None
+        await compiled.load_fold_in(tmp_path)
+        assert history.LOADED.loop == loaded
 
 
 async def test_numpy_folds_in_where_it_cannot_be_had(
@@ -74,8 +60,8 @@ async def test_numpy_folds_in_where_it_cannot_be_had(
 ) -> None:
     child_that(monkeypatch, "raise SystemExit('no memory')")
     await compiled.load_fold_in(tmp_path)
-    assert loaded() is None
+    assert history.LOADED.loop is None
     assert "no memory" in caplog.text
-    open_to_all(home)
+    await asyncio.to_thread(home.chmod, 0o777)
     await compiled.load_fold_in(tmp_path / "not there")
-    assert loaded() is None
+    assert history.LOADED.loop is None

@@ -3,7 +3,7 @@
 from torture.auditor import ARCHIVE, FORGOTTEN, Auditor, out_of_order
 from torture.calls import Reply
 from torture.clients import TOLD, Shared, context_of, read_user
-from torture.histories import LATE_S, Histories, Write
+from torture.histories import Histories, Write
 from torture.report import Report
 
 ANN = "ann"
@@ -16,28 +16,6 @@ def rated(histories: Histories, value: float | None, at: float, *, known: bool =
 def finds(histories: Histories, value: float | None, at: float) -> bool:
     """Whether a read that finds `value` is taken."""
     return not histories.found(ANN, {} if value is None else {"dune": value}, at)
-
-
-def test_what_was_acknowledged_last_must_be_found() -> None:
-    histories = Histories()
-    rated(histories, 1.0, 1.0)
-    rated(histories, 2.0, 2.0)
-    assert not finds(histories, 1.0, 3.0)
-    assert not finds(histories, None, 3.0)
-    assert histories.found(ANN, {"dune": 2.0, "emma": 4.0}, 3.0)
-    assert finds(histories, 2.0, 3.0)
-
-
-def test_what_was_not_answered_may_come_until_an_answer_rules_it_out() -> None:
-    histories = Histories()
-    rated(histories, 1.0, 1.0)
-    rated(histories, 2.0, 2.0, known=False)
-    assert finds(histories, 1.0, 3.0)
-    assert finds(histories, 2.0, 4.0)
-    # It has come, and does not go again.
-    late = 5.0 + LATE_S
-    assert finds(histories, 2.0, late)
-    assert not finds(histories, 1.0, late)
 
 
 def test_who_was_forgotten_has_nothing() -> None:
