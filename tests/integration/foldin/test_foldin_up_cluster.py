@@ -39,7 +39,8 @@ def servers(data: Path) -> list[Redis]:
 
 def soon(condition: Callable[[], bool], what: str) -> None:
     def holds() -> bool:
-        with contextlib.suppress(RedisError):
+        # The trainer may still be starting.
+        with contextlib.suppress(RedisError, OSError):
             return condition()
         return False
 
