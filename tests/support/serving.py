@@ -85,9 +85,7 @@ async def serving(store: StoreSettings, **changes: Any) -> AsyncIterator[tuple[C
         settings = replace(ServiceSettings(store=store, cache_dir=Path(cache), keepalive_s=5.0), **changes)
         sock = bind("127.0.0.1", 0, 1)[0]
         app = build_app(settings, WorkerSlot(), loopback=is_loopback(sock))
-        runner = ServiceRunner(
-            app, keepalive_s=settings.keepalive_s, grace_s=2.0, connections=settings.connections
-        )
+        runner = ServiceRunner(app, keepalive_s=settings.keepalive_s, grace_s=2.0)
         try:
             await runner.setup()
             await web.SockSite(runner, sock).start()

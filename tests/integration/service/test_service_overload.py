@@ -13,7 +13,7 @@ from featurestore.settings import StoreSettings
 from service.context import CONTEXT
 from service.http import response as answers
 from tests.support.factories import Written
-from tests.support.serving import BOTH_WAYS, Client, Reply, hold, is_problem, serves, serving
+from tests.support.serving import Client, Reply, hold, is_problem, serves, serving
 from tests.support.waiting import wait_until_async
 
 ONE = "/predict?user_id=ann&item_id=item-1"
@@ -23,35 +23,11 @@ def port_of(client: Client) -> int:
     return int(client.url.rpartition(":")[2])
 
 
-async def opened(client: Client) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    return await asyncio.open_connection("127.0.0.1", port_of(client))
-
-
 async def refusals(calls: list[asyncio.Task[Reply]], count: int) -> None:
     """Wait until so many calls are answered, which is that they were refused."""
     await wait_until_async(lambda: sum(call.done() for call in calls) == count, f"{count} are refused")
     for call in calls:
         assert not call.done() or is_problem(call.result(), 503, "overloaded")
-
-
-@BOTH_WAYS
-async def test_excess_is_refused_at_once_and_what_was_taken_is_answered(
-    store_settings: StoreSettings, published: Written, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with serving(store_settings, in_flight=8) as (client, app):
-        await serves(client, published.writer.number)
-        may_go_on = hold(app, "users", "lookup", monkeypatch)
-        calls = [asyncio.create_task(client.get(ONE)) for _ in range(8 * 3)]
-        await refusals(calls, 16)
-        # Probes are answered all the same.
-        assert (await client.get("/livez")).status == 200
-        may_go_on.set()
-        replies = await asyncio.gather(*calls)
-        assert sorted(reply.status for reply in replies) == [200] * 8 + [503] * 16
-        assert app[CONTEXT].counts.overloads == 16
-        assert app[CONTEXT].counts.requests["/predict"] == {"200": 8, "503": 16}
-        assert app[CONTEXT].traffic.in_flight == 0
-        assert (await client.get(ONE)).status == 200
 
 
 PAIRS = json.dumps({"pairs": [["ann", "item-1"]] * 5_000}).encode()

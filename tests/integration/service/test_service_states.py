@@ -109,7 +109,7 @@ async def test_a_body_that_does_not_come_is_given_up(store_settings: StoreSettin
         _, writer = await asyncio.open_connection("127.0.0.1", int(client.url.rpartition(":")[2]))
         writer.write(head)
         context = app[CONTEXT]
-        await wait_until_async(lambda: context.traffic.receiving == 1, "it is read")
+        await wait_until_async(lambda: context.traffic.in_flight == 1, "it is read")
         writer.transport.abort()
         await wait_until_async(lambda: context.traffic.in_flight == 0, "it is given up")
         # A client that leaves is no mistake of the service.
