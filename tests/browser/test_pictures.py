@@ -122,6 +122,10 @@ async def test_every_page_shows_what_it_is_for(tmp_path: Path) -> None:
                     await expect(shown).to_contain_text("(95 %)")
                     await expect(shown).to_contain_text(re.compile(r"rate[^0]"))
                 await watched.picture(f"dashboard-{name.replace('/', '-')}", most_px=most_px)
+                if name == "users":
+                    await page.get_by_role("region", name="recommended").locator("button.quiet").first.click()
+                    await expect(page.locator(".why")).to_contain_text("without this user's ratings")
+                    await watched.picture("why")
             assert watched.complaints == []
             assert watched.asked_only(up.url)
     finally:
