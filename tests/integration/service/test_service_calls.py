@@ -23,6 +23,11 @@ ITEMS = 12
 PAIR = "/predict?user_id=ann&item_id=item-5"
 
 
+@pytest.fixture(scope="module")
+def client(asked: tuple[Client, web.Application]) -> Client:
+    return asked[0]
+
+
 async def expected(store: Store, written: Written, user: str, row: int) -> float:
     """The rating that the generation gives by folding in the history as it is."""
     _, history = await store.users.history(1, user.encode())
@@ -243,12 +248,11 @@ async def test_wrong_methods_and_types(client: Client) -> None:
         is_problem(reply, 415, "unsupported_media_type")
         assert "Content-Encoding" in reply.json["detail"]
     # Without any type, as a form of another site sends it.
-    port = int(client.url.rpartition(":")[2])
     for path in ("/ratings", "/train", "/recommend"):
         head = (
             f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
         )
-        found = await asyncio.to_thread(send_raw, port, head.encode() + b"\r\n" + body)
+        found = await asyncio.to_thread(send_raw, client.port, head.encode() + b"\r\n" + body)
         assert found.split()[1] == b"415", path
 
 

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from featurestore.settings import StoreSettings
+from service.server.supervisor import bind
+from service.server.worker import Site, tls_context
 from tests.support.certificates import certificate
 from tests.support.factories import Written
 from tests.support.serving import Service, client_of, processes
@@ -143,3 +146,17 @@ async def test_every_call_goes_over_tls(
         assert not service.answers("/livez")
     finally:
         service.end()
+
+
+async def test_a_handshake_that_does_not_come_is_given_up(tmp_path: Path) -> None:
+    known = certificate(tmp_path, "server")
+    sock = bind("127.0.0.1", 0, 1)[0]
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    try:
+        await Site(runner, sock, tls_context(known, known.with_suffix(".key")), handshake_s=0.1).start()
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        assert await reader.read() == b""
+        writer.close()
+    finally:
+        await runner.cleanup()
