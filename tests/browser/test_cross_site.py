@@ -1,6 +1,4 @@
-"""Pages of other origins in a real browser: none can train, rate or read, neither by the ways that need no
-leave of the service nor by a name of its own that leads to this machine.
-"""
+"""Pages of other origins in a real browser: none can train, rate or read."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager

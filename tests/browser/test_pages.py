@@ -1,5 +1,6 @@
 """The pages in a real browser: what people see and do there; they load nothing from anywhere else."""
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from featurestore.access import new_secret
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.telemetry.points import Backup, Point
+from service.settings import ServiceSettings
 from tests.browser.pages import BROWSER, PHONE, Watched, browsing
 from tests.support.serving import Client, serving
 
@@ -27,6 +29,7 @@ PAGES = {
     "data": ("Data", "text=None was made yet", "text=None was made yet"),
     "system": ("System", "[aria-label=settings]", "[aria-label=settings]"),
 }
+MANUAL = ServiceSettings().manual_dir
 FIRST = "Foldin recommends, and learns from every rating the moment it arrives."
 
 
@@ -332,3 +335,21 @@ async def test_a_file_is_shown_checked_and_loaded(client: Client, watched: Watch
     ]
     assert kept[1]["timestamp"] == 1704153600
     assert watched.complaints == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not MANUAL.is_dir() and "CI" not in os.environ, reason="needs the manual: `make docs` builds it"
+)
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_every_page_of_the_manual_holds_under_the_policy(client: Client, scheme: str) -> None:
+    pages = sorted(path.relative_to(MANUAL).as_posix() for path in MANUAL.rglob("*.html"))
+    async with browsing(color_scheme=scheme) as watched:
+        for name in pages:
+            await watched.page.goto(f"{client.url}/manual/{name}")
+            await expect(watched.page.locator("html")).to_have_attribute("data-theme", scheme)
+            await watched.page.wait_for_load_state("networkidle")
+            assert watched.complaints == [], name
+        assert watched.asked_only(client.url)
+        assert len(pages) > 20

@@ -1,6 +1,4 @@
-"""The files that containers run on, by Compose and on Kubernetes: what they promise of every container, and
-that they name only what there is. Needs no engine.
-"""
+"""The files that containers run on promise the same of every container. Needs no engine."""
 
 import re
 from collections.abc import Iterator

@@ -1,6 +1,4 @@
-"""Keys and roles against a running service: every route with every role, keys made and removed, starts, the
-record of who operated, and that no key is ever in a log.
-"""
+"""Keys and roles against a running service, and the record of who operated."""
 
 import asyncio
 import logging

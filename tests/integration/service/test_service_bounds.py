@@ -1,6 +1,4 @@
-"""What one key may give, one user may have, and a worker takes on at a time: a call that is refused changes
-nothing, memory is bounded, the others are served, and no answer grows with the history of a user.
-"""
+"""What a key may give, a user may have, and a worker takes on at a time."""
 
 import asyncio
 import contextlib

@@ -1,6 +1,4 @@
-"""Every call that asks or rates, against a real store with a published generation: what is right, and what is
-wrong. What GET /predict gives is asked with its fast path and without it.
-"""
+"""Every call that asks or rates: what is right, and what is wrong."""
 
 import asyncio
 import gzip

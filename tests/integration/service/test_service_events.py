@@ -1,6 +1,4 @@
-"""Events of types other than ratings, from the call to the history, the stream and the archive; what lists
-show, what comes of it, and experiments, which are counted by it.
-"""
+"""Events of types other than ratings, what lists show, and experiments, which are counted by it."""
 
 import json
 import time

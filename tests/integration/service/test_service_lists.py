@@ -1,6 +1,4 @@
-"""Lists under rules over HTTP, about a user and about none: filters, caps, pinned places, scenarios, by
-whichever worker.
-"""
+"""Lists under rules over HTTP, about a user and about none, by whichever worker."""
 
 import re
 import time

@@ -1,6 +1,4 @@
-"""What operators see and change beside the model: users found, ratings exported, reports, the manual, and
-what each worker tells.
-"""
+"""What operators see and change beside the model."""
 
 import asyncio
 import json

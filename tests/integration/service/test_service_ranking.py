@@ -1,6 +1,4 @@
-"""Lists by the ranking head, asked of workers over one store: read-your-writes, the parts of a score, and
-what is answered without a head. Predictions of a time.
-"""
+"""Lists by the ranking head, asked of workers over one store."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,4 @@
-"""A service in each of its states: before the first generation, between two, and where there is no room.
-Read-your-writes and whole generations, while generations go live one after the other.
-"""
+"""A service in each of its states, and while generations go live one after the other."""
 
 import asyncio
 import random

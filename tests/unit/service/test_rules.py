@@ -1,6 +1,4 @@
-"""Filters pass the items that they say, and what is wrong in one is named by its place; what a scenario
-leaves out, no call brings back (docs/api.md, the table of rules).
-"""
+"""What filters say, and that no call brings back what a scenario leaves out."""
 
 from typing import Any
 
