@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test test-all prove coverage release-check check bench peers neural docs wheels wheels-check manifests release sbom audit lock vendor clients clean
+.PHONY: setup run test test-all prove coverage release-check check bench peers neural docs wheels wheels-check manifests release sbom audit lock vendor clients pictures clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -141,6 +141,10 @@ vendor:
 # What the clients have of the description of the API, and the blocking client of the awaiting one.
 clients: setup
 	$(BIN)/python -m clients.generator
+
+# The pictures of the dashboard in the documents, of a stack of their own; needs a Chromium.
+pictures: setup
+	$(BIN)/python .ci/pictures.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -32,8 +32,6 @@ TIMES = 3.0
 CONNECTIONS = 400
 # The others: so few that they are no load of their own, enough for a p99 of five seconds.
 OTHERS_RATE, OTHERS_CONNECTIONS = 100.0, 8
-# More than may be in flight.
-CROWD = 4_000
 REFUSALS = {429, 503}
 RESIDENT = "foldin_worker_resident_memory_bytes"
 # Four pages of metrics a second are no load beside the flood.
@@ -74,11 +72,9 @@ def measure(options: Options, console: Console) -> list[Row]:
     """Measure each kind in turn: its peak, then three times as much."""
     n_users, n_items = options.size(USERS, 100), options.size(ITEMS, 100)
     a_call = min(A_CALL, options.size(A_CALL, 1_000))
-    crowd = options.size(CROWD, 100)
     cores = stack.cores(options)
     pairs = Kind(f"POST /predict, {a_call:,} pairs, {TIMES:g} times too often")
     rated = Kind(f"POST /ratings, {a_call:,} ratings, {TIMES:g} times too often")
-    single = Kind(f"GET /predict by {crowd:,} connections at once")
     generation = synthetic.make(n_users, n_items, rank=RANK, seed=options.seed)
     with (
         tempfile.TemporaryDirectory(prefix="foldin-bench-") as name,
@@ -98,9 +94,6 @@ def measure(options: Options, console: Console) -> list[Row]:
         ):
             few = Plan(port, small, OTHERS_CONNECTIONS, seconds=options.seconds, warm_up_s=0.0, drain_s=30.0)
             warm(few)
-            for _ in turns(options.rounds):
-                peak = drive(replace(few, connections=64), cpus=cores.others).per_second
-                _under(single, replace(few, connections=crowd), peak, None, cpus=cores.others)
             # Ratings last: users who have rated are folded in by the request that asks for them next.
             for kind, requests in ((pairs, paths["pairs"]), (rated, paths["rated"])):
                 large = replace(few, requests=requests, connections=4)
@@ -109,25 +102,22 @@ def measure(options: Options, console: Console) -> list[Row]:
                     flood = replace(large, connections=CONNECTIONS, rate=TIMES * peak)
                     _under(kind, flood, peak, replace(few, rate=OTHERS_RATE), cpus=cores.others)
                     ratings.until_archived(port)
-    # The crowd itself asks GET /predict: there are no others beside it.
-    of_crowd = single.rows()
-    return [*pairs.rows(), *rated.rows(), of_crowd[0], *of_crowd[2:]]
+    return [*pairs.rows(), *rated.rows()]
 
 
-def _under(kind: Kind, flood: Plan, peak: float, others: Plan | None, *, cpus: Sequence[int]) -> None:
+def _under(kind: Kind, flood: Plan, peak: float, others: Plan, *, cpus: Sequence[int]) -> None:
     """Send one round of `flood`, with GET /predict of others beside it; note what came of it."""
     before = total(metrics_text(flood.port), RESIDENT)
     # Threads only wait here: each generator is a process of its own.
     with ThreadPoolExecutor(2) as threads:
         flooding = threads.submit(drive, flood, cpus=cpus, refusals=REFUSALS)
-        beside = None if others is None else threads.submit(drive, others, cpus=cpus)
+        beside = threads.submit(drive, others, cpus=cpus)
         most = before
         while not flooding.done():
             most = max(most, total(metrics_text(flood.port), RESIDENT))
             time.sleep(SAMPLE_S)
         load = flooding.result()
-        if beside is not None:
-            kind.others_ms.append(beside.result().percentile_ms(99))
+        kind.others_ms.append(beside.result().percentile_ms(99))
     refused = load.codes >= 400
     kind.kept.append(load.statuses.get(200, 0) / load.seconds / peak)
     kind.refused += int(refused.sum())

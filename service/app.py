@@ -95,7 +95,7 @@ async def _service_context(
             snapshot_files = SnapshotFiles(slot.folder, slot.worker)
             counts = _counts(slot, scale, snapshot_files)
             audit = Audit(OPERATIONS, settings.proxies)
-            traffic = Traffic(settings.in_flight)
+            traffic = Traffic()
             arm_counts = ArmCounts()
             context = ServiceContext(
                 settings=settings,
@@ -109,7 +109,6 @@ async def _service_context(
                     limit_bytes=settings.body_bytes,
                     budget_bytes=settings.bodies_bytes,
                     timeout_s=settings.body_timeout_s,
-                    traffic=traffic,
                 ),
                 predictions=Admission(
                     counts, at_once_bytes=settings.large_bytes, waiting_bytes=settings.batch_waiting_bytes

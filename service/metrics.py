@@ -61,7 +61,7 @@ _COUNTERS = {
     ),
     "overloads": (
         "foldin_overloads",
-        "Requests and connections that were refused because there were too many.",
+        "Requests that were refused because too many of their kind waited.",
     ),
     "starts": ("foldin_worker_starts", "Workers that were started, first and again."),
     "impressions_lost": (

@@ -40,9 +40,9 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
-    """How a service process behaves. Limits bound memory: what is beyond them is refused at once.
+    """How a service process behaves. Limits bound memory: what is beyond them is refused at once. How many
+    requests and connections there may be is bounded by nginx, by address.
 
-    `in_flight`: requests that one worker answers at a time. `connections`: that one worker holds.
     `key_ratings`: that a key may give a worker in a second. `history_entries`: that one user may have.
     `large_bytes`: bodies of so many bytes are worked on at once, or two calls, of predictions and of ratings
     each; `batch_waiting_bytes`, `import_waiting_bytes`: so many wait. `rankings_waiting`: rankings of large
@@ -118,8 +118,6 @@ class ServiceSettings:
     tls_key: Path | None = setting(
         None, "file with its key", Path, variable="FOLDIN_TLS_KEY", shown="that of the certificate"
     )
-    in_flight: int = 1024
-    connections: int = 8192
     key_ratings: int = 10_000
     history_entries: int = 100_000
     large_bytes: int = 64 * 2**10

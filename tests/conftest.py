@@ -29,7 +29,6 @@ MEMORY_FOLDER = Path("/dev/shm")
 LEAST_ROOM_BYTES = 4 << 30
 # Each of these starts whole stacks: one worker runs them, one after the other, so that none starves another.
 WHOLE_STACKS = (
-    "tests/browser/test_first_run.py",
     "tests/containers/",
     "tests/fault/test_torture.py",
     "tests/fault/test_failover.py",

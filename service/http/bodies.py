@@ -4,8 +4,8 @@ Invariant: the bytes of all bodies that a worker holds at once are bounded, and 
 large ones, so many are worked on and so many bytes wait; one more is refused at once.
 
 A call of 10,000 pairs takes as long as a thousand of one pair, and holds thirty times its body while it is
-worked on. Were they bounded by the limit of requests in flight alone, a few clients that send more than a
-worker can carry would make all others wait for seconds.
+worked on. Were they not bounded, a few clients that send more than a worker can carry would make all others
+wait for seconds.
 """
 
 import asyncio
@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from aiohttp import hdrs, web
 
-from service.http.dispatch import Traffic
 from service.http.problems import Problem
 from service.metrics import Counts
 
@@ -115,8 +114,7 @@ class Received(NamedTuple):
 class BodyReader:
     """Reads whole bodies of at most `limit_bytes`; all that are held at once stay under `budget_bytes`."""
 
-    def __init__(self, *, limit_bytes: int, budget_bytes: int, timeout_s: float, traffic: Traffic) -> None:
-        self._traffic = traffic
+    def __init__(self, *, limit_bytes: int, budget_bytes: int, timeout_s: float) -> None:
         self._limit_bytes = limit_bytes
         self._budget_bytes = budget_bytes
         self._held_bytes = 0
@@ -146,7 +144,6 @@ class BodyReader:
         # Bytes count as they come, not as they are announced: a client that only promises takes no room.
         body = bytearray()
         try:
-            self._traffic.receiving += 1
             try:
                 async with asyncio.timeout(self._timeout_s):
                     async for chunk in request.content.iter_any():
@@ -160,8 +157,6 @@ class BodyReader:
                 raise Problem("request_timeout", f"no whole body in {self._timeout_s:g} s") from None
             except (web.RequestPayloadError, ConnectionError) as exc:  # the second: the client has left
                 raise Problem("malformed_request", f"the body cannot be read: {exc}") from exc
-            finally:
-                self._traffic.receiving -= 1
             async with admission.admit(len(body)) if admission else nullcontext():
                 yield Received(body, lines)
         finally:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from time import perf_counter
@@ -31,47 +31,28 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:@-]{1,128}")
 ID_HEADER = "X-Request-ID"
 # The label of requests whose route is not known; addresses as such are not bounded in number.
 UNMATCHED = "unmatched"
-# An operator must be able to look at a worker that has too much to do.
-_ALWAYS_ANSWERED = ("/livez", "/readyz", "/metrics")
 
 
 @dataclass(slots=True)
 class Traffic:
-    """What a worker has taken on at this moment; it is `answering` at most `limit` requests at a time. Those
-    whose bodies it is still `receiving` do not count: slow clients keep no others away.
+    """What a worker has taken on at this moment.
 
     `draining`: the worker ends, so each answer is the last one on its connection.
     """
 
-    limit: int
     in_flight: int = 0
-    receiving: int = 0
     connections: int = 0
     draining: bool = False
 
-    @property
-    def answering(self) -> int:
-        """Requests that are there as a whole."""
-        return self.in_flight - self.receiving
-
 
 class Dispatcher:
-    """Passes requests to `handler`, which routes them; `addresses` are the names of its routes.
+    """Passes requests to `handler`, which routes them.
 
     It stands in place of middlewares, of which each would cost every request a frame.
     """
 
-    def __init__(
-        self,
-        handler: Handler,
-        addresses: Iterable[str],
-        *,
-        counts: Counts,
-        traffic: Traffic,
-        audit: Audit,
-    ) -> None:
+    def __init__(self, handler: Handler, *, counts: Counts, traffic: Traffic, audit: Audit) -> None:
         self._handler = handler
-        self._addresses = frozenset(addresses)
         self._counts = counts
         self._traffic = traffic
         self._audit = audit
@@ -81,27 +62,22 @@ class Dispatcher:
         began = perf_counter()
         traffic = self._traffic
         traffic.in_flight += 1
-        route = None
         answer: web.StreamResponse
         try:
-            if (refusal := self._refusal(request)) is not None:
-                # The router does not see it.
-                route = request.path if request.path in self._addresses else UNMATCHED
-                raise refusal
             answer = await self._handler(request)
             if isinstance(answer, Answer):
                 answer.fields += echoed_id(request.headers)
         except web.HTTPException as exc:
             answer = http_answer(exc, request)
         except Exception as exc:  # noqa: BLE001 -- the outermost layer: the client gets an answer
-            answer = failure_answer(exc, request.headers, route or route_of(request), self._counts)
+            answer = failure_answer(exc, request.headers, route_of(request), self._counts)
         except asyncio.CancelledError:
-            self._audit.record(request, route or route_of(request), None)
+            self._audit.record(request, route_of(request), None)
             raise
         finally:
             # The end of the grace period cancels what still runs.
             traffic.in_flight -= 1
-        route = route or route_of(request)
+        route = route_of(request)
         self._counts.request(route, answer.status, perf_counter() - began)
         self._audit.record(request, route, answer)
         # A client that was told no in place of `100 Continue` may send its body all the same, or the next
@@ -110,14 +86,6 @@ class Dispatcher:
         if (traffic.draining or told_no) and isinstance(answer, Answer):
             answer.close_connection()
         return answer
-
-    def _refusal(self, request: web.BaseRequest) -> Problem | None:
-        """Return why a request is refused before it is looked at."""
-        traffic = self._traffic
-        if traffic.answering <= traffic.limit or request.path in _ALWAYS_ANSWERED:
-            return None
-        self._counts.overloads += 1
-        return Problem("overloaded", f"{traffic.limit} requests are in flight", retry_after_s=1)
 
 
 def failure_answer(exc: Exception, headers: Headers, route: str, counts: Counts) -> Answer:

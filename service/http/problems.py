@@ -86,7 +86,7 @@ KINDS: Mapping[str, Kind] = {
     "no_generation": Kind(503, "No model is live yet"),
     # Never for the ratings, which would be `training_refused`: a fit that was killed, a disk, a new leader.
     "training_failed": Kind(503, "The training failed"),
-    "overloaded": Kind(503, "More requests are in flight than this worker takes"),
+    "overloaded": Kind(503, "This worker has more of this kind to do than it takes"),
     "training_timeout": Kind(504, "The training did not end in time"),
     "store_full": Kind(507, "The feature store has no memory left"),
     "disk_full": Kind(507, "A disk has no room left"),

@@ -197,8 +197,7 @@ class FastConnection(Connection):
                 return
             fast = self._fast
             traffic = fast.traffic
-            # Refused here, clients that ask too much would be read and refused again within one turn.
-            if len(messages) == 1 and not traffic.draining and traffic.answering < traffic.limit:
+            if len(messages) == 1 and not traffic.draining:
                 message, payload = messages[0]
                 if (
                     message.method == "GET"

@@ -35,14 +35,12 @@ log = logging.getLogger("foldin.service")
 
 # A burst of new connections waits in the kernel rather than being refused; most systems allow 4,096.
 _BACKLOG = 1024
-# Of at most 8 KB each; browsers send about 20.
-_MOST_HEADERS = 64
 # What a client still sends of a body after its answer is read for so long, then the connection is closed.
 _LINGERING_S = 2.0
-# A handshake takes two round trips; what stays silent is no connection yet, and no limit counts it.
+# A handshake takes two round trips; what stays silent is no connection yet.
 _HANDSHAKE_S = 10.0
-# Files of a worker that are no connections: the store, tables, logs, the libraries.
-_OTHER_FILES = 128
+# As many as nginx in front of it may open.
+_FILES = 16_384
 # New containers between two looks of the collector: a request leaves few cycles; a batch of 10,000 pairs is
 # made of many containers.
 _GARBAGE = 50_000
@@ -56,15 +54,13 @@ _LAST_WORD_S = 0.2
 class ServiceRunner(web.AppRunner):
     """Serves an application on connections of this service."""
 
-    __slots__ = ("_connections", "_limits")
+    __slots__ = ("_limits",)
 
-    def __init__(self, app: web.Application, *, keepalive_s: float, grace_s: float, connections: int) -> None:
+    def __init__(self, app: web.Application, *, keepalive_s: float, grace_s: float) -> None:
         super().__init__(app, access_log=None, shutdown_timeout=grace_s)
-        self._connections = connections
         self._limits: dict[str, Any] = {
             "keepalive_timeout": keepalive_s,
             "lingering_time": _LINGERING_S,
-            "max_headers": _MOST_HEADERS,
             # aiohttp inflates on the event loop, even what follows a 401: 10 bodies of 195 KB, each 200 MB of
             # zeros, stopped a worker for 15 s.
             "auto_decompress": False,
@@ -73,7 +69,7 @@ class ServiceRunner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         template = await super()._make_server()
-        return Server(self.app, template, self._limits, most=self._connections)
+        return Server(self.app, template, self._limits)
 
 
 class Site(web.SockSite):
@@ -106,16 +102,13 @@ class Site(web.SockSite):
         )
 
 
-def connections_within(wanted: int) -> int:
-    """Raise the limit of open files; return how many connections this process may hold, up to `wanted`."""
+def allow_files() -> None:
+    """Raise the limit of open files, of which each connection is one, to `_FILES` or as far as it may be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    need = wanted + _OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < need:
-        soft = need if hard == resource.RLIM_INFINITY else min(need, hard)
+    most = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - _OTHER_FILES))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def is_loopback(sock: socket.socket) -> bool:
@@ -146,12 +139,8 @@ async def serve(settings: ServiceSettings, slot: WorkerSlot, sock: socket.socket
     if slot.supervised:
         _watch_supervisor(stop)
     app = build_app(settings, slot, loopback=is_loopback(sock))
-    runner = ServiceRunner(
-        app,
-        keepalive_s=settings.keepalive_s,
-        grace_s=settings.grace_s,
-        connections=connections_within(settings.connections),
-    )
+    allow_files()
+    runner = ServiceRunner(app, keepalive_s=settings.keepalive_s, grace_s=settings.grace_s)
     starting = asyncio.create_task(runner.setup(), name="start")
     try:
         await first_of(starting, stop.wait())

@@ -4,15 +4,11 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from PIL import Image
 from playwright.async_api import Page, Response, ViewportSize, async_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -27,9 +23,6 @@ QUIET = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 WIDE, PHONE = ViewportSize(width=1280, height=900), ViewportSize(width=390, height=844)
-MOST_COLOURS = 256  # of a PNG with a palette
-# Pictures of the pages for the documents are made where this names a folder.
-PICTURES = os.environ.get("FOLDIN_TEST_PICTURES")
 
 
 class Watched:
@@ -68,39 +61,12 @@ class Watched:
             )
         )
 
-    async def picture(self, name: str, *, most_px: int = 10_000) -> None:
-        """Take a picture for the documents, of the `most_px` upper pixels of the page, of few colours and so
-        of few bytes.
-        """
-        if PICTURES is not None:
-            # Without a mark of where the focus happens to be.
-            await self.page.evaluate("document.activeElement?.blur()")
-            taken: Image.Image = Image.open(BytesIO(await self.page.screenshot(full_page=True)))
-            taken = taken.crop((0, 0, taken.width, min(most_px, taken.height)))
-            _of_few_colours(taken).save(Path(PICTURES) / f"{name}.png", optimize=True)
-
-
-def _of_few_colours(taken: Image.Image) -> Image.Image:
-    """Return a picture with its most frequent colours as they are, each other one as the nearest of these.
-    Pillow's own way takes averages, and so gives a tint to what is white.
-    """
-    pixels = np.asarray(taken.convert("RGB"), dtype=np.int64)
-    codes, where, counts = np.unique(
-        pixels @ np.array([65_536, 256, 1]), return_inverse=True, return_counts=True
-    )  # a number a colour
-    colours = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1)
-    kept = colours[np.argsort(-counts)[:MOST_COLOURS]]
-    nearest = ((colours[:, None] - kept) ** 2).sum(axis=2).argmin(axis=1).astype(np.uint8)
-    drawn = Image.fromarray(nearest[where].reshape(pixels.shape[:2]))
-    drawn.putpalette(kept.astype(np.uint8).tobytes())
-    return drawn
-
 
 @asynccontextmanager
-async def browsing(**options: Any) -> AsyncIterator[Watched]:
-    """A page of a new browser; `options` are those of a context of Playwright."""
+async def browsing(*flags: str, **options: Any) -> AsyncIterator[Watched]:
+    """A page of a new browser with these flags; `options` are those of a context of Playwright."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, *flags])
         try:
             context = await browser.new_context(**{"viewport": WIDE, **options})
             yield Watched(await context.new_page())

@@ -1,6 +1,9 @@
 """The pages in a real browser: what people see and do there; they load nothing from anywhere else."""
 
+import os
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from playwright.async_api import expect
@@ -9,6 +12,7 @@ from featurestore.access import new_secret
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.telemetry.points import Backup, Point
+from service.settings import ServiceSettings
 from tests.browser.pages import BROWSER, PHONE, Watched, browsing
 from tests.support.serving import Client, serving
 
@@ -25,11 +29,14 @@ PAGES = {
     "data": ("Data", "text=None was made yet", "text=None was made yet"),
     "system": ("System", "[aria-label=settings]", "[aria-label=settings]"),
 }
+MANUAL = ServiceSettings().manual_dir
 FIRST = "Foldin recommends, and learns from every rating the moment it arrives."
 
 
 @pytest.mark.slow
-async def test_the_overview_tells_what_is_live_and_follows_it(client: Client, watched: Watched) -> None:
+async def test_the_overview_tells_what_is_live_and_when_no_service_answers(
+    client: Client, watched: Watched
+) -> None:
     page = watched.page
     await page.goto(f"{client.url}/")
     cards = page.locator("#cards")
@@ -47,13 +54,6 @@ async def test_the_overview_tells_what_is_live_and_follows_it(client: Client, wa
     await expect(cards).to_contain_text("generation2epoch 1")
     assert watched.complaints == []
     assert watched.asked_only(client.url)
-
-
-@pytest.mark.slow
-async def test_the_page_says_when_no_service_answers(client: Client, watched: Watched) -> None:
-    page = watched.page
-    await page.goto(f"{client.url}/")
-    await expect(page.locator("#state")).to_have_text("live")
     await page.route("**/status", lambda route: route.abort())
     await expect(page.locator("#state")).to_contain_text("no answer")
     await page.unroute("**/status")
@@ -62,10 +62,11 @@ async def test_the_page_says_when_no_service_answers(client: Client, watched: Wa
 
 @pytest.mark.slow
 async def test_a_first_visitor_sees_three_ways_to_begin(
-    store_settings: StoreSettings, store: Store, watched: Watched
+    store_settings: StoreSettings, watched: Watched
 ) -> None:
     page = watched.page
-    async with serving(store_settings) as (empty, _):
+    undecided = replace(store_settings, namespace=f"{store_settings.namespace}-new", scale=None)
+    async with serving(undecided) as (empty, _):
         await page.goto(f"{empty.url}/")
         await expect(page.locator("#state")).to_have_text("no generation yet")
         await expect(page.locator(".ways article")).to_have_count(3)
@@ -89,6 +90,13 @@ async def test_a_first_visitor_sees_three_ways_to_begin(
         }
         assert all("Failed to load resource" in each for each in watched.complaints), watched.complaints
         assert watched.asked_only(empty.url)
+        # No scale was told: it is what the first file has.
+        stars = b"user,item,rating\nann,dune,0.5\nann,emma,4.5\nbob,dune,5\n"
+        await page.goto(f"{empty.url}/#/data")
+        await page.set_input_files("#file", {"name": "stars.csv", "mimeType": "text/csv", "buffer": stars})
+        await page.click("#check")
+        for part, value in (("low", "0.5"), ("high", "5"), ("step", "0.5")):
+            await expect(page.locator(f"#scale-{part}")).to_have_value(value)
 
 
 @pytest.mark.slow
@@ -102,9 +110,7 @@ async def test_every_page_can_be_used_by_everybody_and_on_a_phone(client: Client
             await watched.page.goto(f"{client.url}/#/{name}")
             await expect(watched.page.locator("h1")).to_have_text(heading, ignore_case=True)
             await expect(watched.page.locator(there).first).to_be_attached(timeout=20_000)
-            found = await watched.violations()
-            print(f"{name}, {scheme}: {len(found)} findings of axe")
-            assert found == [], name
+            assert await watched.violations() == [], name
             assert not await watched.overflows(), name
         assert watched.complaints == []
 
@@ -256,3 +262,94 @@ async def test_the_page_asks_for_a_key_where_the_api_does(
         assert not any(secret in url for url in watched.asked)
         # What the browser says of each answer of 401, and nothing else.
         assert all("401" in complaint for complaint in watched.complaints)
+
+
+@pytest.mark.slow
+async def test_a_recommendation_is_explained_by_the_keyboard_alone(client: Client, watched: Watched) -> None:
+    page = watched.page
+    await page.goto(f"{client.url}/")
+    await expect(page.locator("#cards")).to_be_visible()
+
+    async def tab_to(name: str) -> None:
+        """Go on by Tab until what has the focus has this name."""
+        for _ in range(40):
+            await page.keyboard.press("Tab")
+            found = page.locator(":focus")
+            # What has the focus can be seen to have it.
+            assert await found.evaluate("it => getComputedStyle(it).outlineStyle") != "none"
+            label = await found.evaluate("it => it.labels?.[0]?.innerText || it.innerText || ''")
+            if label.startswith(name):
+                return
+        raise AssertionError(f"{name} cannot be reached by Tab")
+
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#main")).to_be_focused()
+    await page.reload()
+    await tab_to("Users")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#main")).to_be_focused()
+    await tab_to("User")
+    await page.keyboard.type("an")
+    # Which waits for the end of the typing: who goes on at once is past the place where the users will stand.
+    await expect(page.locator(".found a")).to_have_text(["ann"])
+    await tab_to("ann")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("h1")).to_have_text("ann")
+    first = page.get_by_role("region", name="recommended").locator("button.quiet").first
+    await expect(first).to_be_visible()
+    await tab_to(await first.inner_text())
+    await page.keyboard.press("Enter")
+    await expect(first).to_have_attribute("aria-expanded", "true")
+    await expect(page.locator(".why .bars").first).to_contain_text("dune")
+    assert watched.complaints == []
+
+
+CSV = """Customer;"Product, name";Stars;When
+zoe;"A ""fine"" thing";5;2024-01-02
+zoe;"Another; thing";3;
+yan;x;many;
+"""
+
+
+@pytest.mark.slow
+async def test_a_file_is_shown_checked_and_loaded(client: Client, watched: Watched, tmp_path: Path) -> None:
+    page = watched.page
+    file = tmp_path / "mine.csv"
+    file.write_text(CSV, "utf-8")
+    await page.goto(f"{client.url}/#/data")
+    await page.set_input_files("#file", file)
+    # Names that say nothing: the reader says which is which.
+    await page.locator(".check input").check()
+    await page.click("#check")
+    found = page.locator("#found")
+    await expect(found).to_contain_text("2 ratings of 1 user for 2 items, from 3 to 5")
+    await expect(found).to_contain_text('the rating "many" is no number')
+    assert (await client.get("/users/zoe")).status == 404
+    await found.get_by_role("button", name="Load 2 ratings").click()
+    await expect(page.locator("#sent")).to_have_text("2 of 2 are stored.")
+    kept = (await client.get("/users/zoe/ratings")).json["ratings"]
+    assert [(each["item_id"], each["rating"]) for each in kept] == [
+        ("Another; thing", 3.0),
+        ('A "fine" thing', 5.0),
+    ]
+    assert kept[1]["timestamp"] == 1704153600
+    assert watched.complaints == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not MANUAL.is_dir() and "CI" not in os.environ, reason="needs the manual: `make docs` builds it"
+)
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_every_page_of_the_manual_holds_under_the_policy(client: Client, scheme: str) -> None:
+    pages = sorted(path.relative_to(MANUAL).as_posix() for path in MANUAL.rglob("*.html"))
+    async with browsing(color_scheme=scheme) as watched:
+        for name in pages:
+            await watched.page.goto(f"{client.url}/manual/{name}")
+            await expect(watched.page.locator("html")).to_have_attribute("data-theme", scheme)
+            await watched.page.wait_for_load_state("networkidle")
+            assert watched.complaints == [], name
+        assert watched.asked_only(client.url)
+        assert len(pages) > 20

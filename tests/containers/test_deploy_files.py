@@ -1,6 +1,8 @@
-"""The files that containers run on agree with the code and with each other. Needs no engine."""
+"""The files that containers run on promise the same of every container. Needs no engine."""
 
 import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,26 +46,22 @@ def test_every_metric_that_is_watched_is_exposed(path: Path) -> None:
     assert watched <= exposed()
 
 
-@pytest.mark.parametrize("name", COMPOSE["services"])
-def test_every_container_has_no_rights_and_is_bounded(name: str) -> None:
-    container = COMPOSE["services"][name]
-    assert container["read_only"] is True
-    assert container["cap_drop"] == ["ALL"]
-    assert name in {"secrets", "cluster-secrets"} or "cap_add" not in container
-    assert "no-new-privileges:true" in container["security_opt"]
-    assert container["mem_limit"]
-    assert container["pids_limit"] > 0
-    assert container.get("network_mode") == "none" or container["networks"]
+def test_every_container_has_no_rights_and_is_bounded() -> None:
+    for name, container in COMPOSE["services"].items():
+        assert container["read_only"] is True, name
+        assert container["cap_drop"] == ["ALL"], name
+        assert name in {"secrets", "cluster-secrets"} or "cap_add" not in container, name
+        assert "no-new-privileges:true" in container["security_opt"], name
+        assert container["mem_limit"], name
+        assert container["pids_limit"] > 0, name
+        assert container.get("network_mode") == "none" or container["networks"], name
 
 
-def test_the_store_is_on_a_network_of_its_own() -> None:
+def test_the_store_is_on_a_network_of_its_own_and_what_asks_for_no_key_is_for_this_machine_alone() -> None:
     assert COMPOSE["networks"]["store"]["internal"] is True
     on_it = {name for name, each in COMPOSE["services"].items() if "store" in each.get("networks", ())}
     assert on_it == {"redis", "keys", "player-key", "service", "trainer", "cluster", *NODES}
     assert {name for name, each in COMPOSE["services"].items() if "ports" in each}.isdisjoint(on_it)
-
-
-def test_what_asks_for_no_key_is_for_this_machine_alone() -> None:
     # The service asks for keys behind nginx; the environment has games alone.
     open_to_all = {"nginx", "nginx-tls", "environment"}
     published = {name: each["ports"] for name, each in COMPOSE["services"].items() if "ports" in each}
@@ -90,31 +88,123 @@ def test_secrets_are_in_files_that_few_mount() -> None:
     assert mounted["scrape-key"] == {"keys", "prometheus"}
 
 
-def test_compose_sets_only_what_is_a_setting() -> None:
+def test_compose_sets_only_what_is_a_setting_and_its_variables_are_documented() -> None:
     known = (ROOT / "docs/settings.md").read_text("utf-8")
-    for name in ("service", "trainer"):
-        for setting in COMPOSE["services"][name]["environment"]:
-            assert f"`{setting}`" in known, setting
-
-
-def test_every_variable_of_the_compose_file_is_documented() -> None:
-    text = (ROOT / "docker-compose.yml").read_text("utf-8")
-    documents = "".join(
-        (ROOT / "docs" / name).read_text("utf-8") for name in ("operations.md", "settings.md")
-    )
-    variables = set(re.findall(r"\$\{(\w+)", text))
+    documents = known + (ROOT / "docs/operations.md").read_text("utf-8")
+    told = {name for each in ("service", "trainer") for name in COMPOSE["services"][each]["environment"]}
+    assert {name for name in told if f"`{name}`" not in known} == set()
+    variables = re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text("utf-8"))
     assert variables
-    assert {variable for variable in variables if f"`{variable}`" not in documents} == set()
+    assert {name for name in variables if f"`{name}`" not in documents} == set()
 
 
 def test_the_image_gets_every_package_and_nothing_that_is_not_built_from() -> None:
     wheel = re.search(r"packages = \[([^\]]*)\]", (ROOT / "pyproject.toml").read_text("utf-8"))
     assert wheel is not None
-    packages = re.findall(r'"([\w/]+)"', wheel[1])
     dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
     sent = (ROOT / ".dockerignore").read_text("utf-8").split()
-    for package in packages:
-        assert f"COPY {package} {package}" in dockerfile
-        assert f"!{package}" in sent
-    assert "COPY .ci/wheel.py .ci/wheel.py" in dockerfile
-    assert "!.ci/wheel.py" in sent
+    for name in (*re.findall(r'"([\w/]+)"', wheel[1]), ".ci/wheel.py"):
+        assert f"COPY {name} {name}" in dockerfile
+        assert f"!{name}" in sent
+
+
+FOLDER = ROOT / "deploy/kubernetes"
+PODS = ("foldin-backup", "foldin-keys", "foldin-nginx", "foldin-service", "foldin-store", "foldin-trainer")
+# Of nginx's script, not of a process of Foldin.
+OTHERS = {"FOLDIN_SERVICE", "FOLDIN_NGINX_PROXIES"}
+
+
+@cache
+def documents() -> list[dict[str, Any]]:
+    """Every document of every file."""
+    files = sorted(FOLDER.glob("*.yaml"))
+    return [document for file in files for document in yaml.safe_load_all(file.read_text("utf-8"))]
+
+
+def of_kind(kind: str) -> dict[str, dict[str, Any]]:
+    """The documents of a kind by name."""
+    return {each["metadata"]["name"]: each for each in documents() if each["kind"] == kind}
+
+
+def workloads() -> dict[str, dict[str, Any]]:
+    """What makes pods, by name."""
+    found = {
+        name: each for kind in ("Deployment", "StatefulSet", "Job") for name, each in of_kind(kind).items()
+    }
+    # Of what makes jobs, the job.
+    return found | {name: each["spec"]["jobTemplate"] for name, each in of_kind("CronJob").items()}
+
+
+def pod(name: str) -> dict[str, Any]:
+    return dict(workloads()[name]["spec"]["template"]["spec"])
+
+
+def component(name: str) -> str:
+    return str(workloads()[name]["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"])
+
+
+def containers(name: str) -> Iterator[dict[str, Any]]:
+    """The containers of a pod, those that come before it too."""
+    yield from pod(name).get("initContainers", ())
+    yield from pod(name)["containers"]
+
+
+def test_all_is_in_one_namespace_of_the_strictest_standard() -> None:
+    namespace = of_kind("Namespace")["foldin"]
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    others = [each for each in documents() if each["kind"] != "Namespace"]
+    assert {each["metadata"]["namespace"] for each in others} == {"foldin"}
+    assert tuple(sorted(workloads())) == PODS
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_every_pod_has_no_rights_is_bounded_and_has_settings_and_secrets_by_file(name: str) -> None:
+    known = (ROOT / "docs/settings.md").read_text("utf-8")
+    spec = pod(name)
+    claims = workloads()[name]["spec"].get("volumeClaimTemplates", ())
+    volumes = {each["name"] for each in spec["volumes"]} | {claim["metadata"]["name"] for claim in claims}
+    assert spec["automountServiceAccountToken"] is False
+    # Of a Service `foldin` every process would get a variable FOLDIN_PORT.
+    assert spec["enableServiceLinks"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for each in containers(name):
+        assert each["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert each["resources"]["limits"]["memory"]
+        assert each["resources"]["requests"].keys() == {"cpu", "memory"}
+        for variable in each.get("env", ()):
+            assert f"`{variable['name']}`" in known or variable["name"] in OTHERS, variable
+            assert "@" not in variable["value"] or re.fullmatch(r"redis://\w+@[\w-]+:6379", variable["value"])
+        assert {mount["name"] for mount in each["volumeMounts"]} <= volumes
+    for volume in spec["volumes"]:
+        if "emptyDir" in volume:
+            assert volume["emptyDir"]["sizeLimit"]
+
+
+def test_who_may_speak_to_whom() -> None:
+    policies = of_kind("NetworkPolicy")
+    assert policies["closed"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    to_store = policies["store"]["spec"]["ingress"]
+    (who,) = to_store[0]["from"][0]["podSelector"]["matchExpressions"]
+    assert sorted(who["values"]) == ["backup", "keys", "service", "trainer"]
+    assert "egress" not in policies["store"]["spec"]
+    for name in ("service", "trainer", "keys", "backup"):
+        (out,) = policies[name]["spec"]["egress"]
+        assert out["to"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/component": "store"}}}]
+    # Any other pod could name another client to nginx, which believes it.
+    (to_nginx,) = policies["nginx"]["spec"]["ingress"]
+    assert to_nginx["from"] == [{"namespaceSelector": {"matchLabels": {"foldin.io/ingress": "true"}}}]
+    manual = (ROOT / "docs/operations.md").read_text("utf-8")
+    assert re.search(r"kubectl label namespace \S+ foldin\.io/ingress=true", manual)
+    rules = [rule for each in policies.values() for rule in each["spec"].get("ingress", [])]
+    assert all(rule["from"] for rule in rules)
+    # What is opened is what listens.
+    for name in ("nginx", "service", "trainer", "store"):
+        (listens,) = [each for each in PODS if component(each) == name]
+        ports = {port["containerPort"] for each in pod(listens)["containers"] for port in each["ports"]}
+        assert {port["port"] for rule in policies[name]["spec"]["ingress"] for port in rule["ports"]} == ports

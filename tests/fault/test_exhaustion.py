@@ -1,6 +1,4 @@
-"""The whole of Foldin where room runs out: ratings are refused before anything is lost, what frees and what
-leads goes on, and it comes back by itself.
-"""
+"""Where room runs out ratings are refused before anything is lost, and it comes back by itself."""
 
 import uuid
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""A replica is promoted: nothing acknowledged is lost under `replicated`, and what leads and answers goes on.
-
-`foldin torture --store replicas` has promotions under load.
-"""
+"""A replica is promoted: nothing acknowledged is lost under `replicated`."""
 
 import contextlib
 import signal

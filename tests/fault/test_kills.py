@@ -1,6 +1,4 @@
-"""SIGKILL of a worker, the trainer and the store, one after the other while users rate: what was acknowledged
-is read, archived and learned (docs/reliability.md).
-"""
+"""SIGKILL of a worker, the trainer and the store, one after the other while users rate."""
 
 import asyncio
 import os

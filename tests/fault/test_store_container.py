@@ -1,6 +1,4 @@
-"""The script that starts the store of a container (`deploy/redis/start.sh`), on a disk that fills up: it is
-back by itself when there is room, a stop ends it in order at any time, and other ends are the container's.
-"""
+"""The script that starts the store of a container (`deploy/redis/start.sh`), on a disk that fills up."""
 
 import signal
 import time
@@ -59,10 +57,6 @@ class Container:
     def client(self) -> Redis:
         """One that is told at once when its connection is cut."""
         return Redis(port=self.port, retry=Retry(NoBackoff(), 0))
-
-    def server_pid(self) -> int:
-        with self.client() as store:
-            return int(store.info("server")["process_id"])
 
 
 @contextmanager

@@ -1,6 +1,4 @@
-"""`foldin torture`, short: whole stacks under faults, and stacks with one protection taken out, in which the
-same auditor must find what goes wrong.
-"""
+"""`foldin torture`, short: under faults, and with one protection taken out, which it must find."""
 
 import os
 import shutil

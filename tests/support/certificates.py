@@ -13,18 +13,9 @@ def certificate(folder: Path, name: str) -> Path:
         missing("openssl")
     path = folder / f"{name}.crt"
     command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=localhost",
+        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+        *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-out", str(path)),
+        *("-keyout", str(path.with_suffix(".key"))),
     ]
-    command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-out", str(path)]
-    command += ["-keyout", str(path.with_suffix(".key"))]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     return path

@@ -51,6 +51,7 @@ class Client:
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self.session = session
         self.url = url
+        self.port = int(url.rpartition(":")[2])
 
     async def ask(self, method: str, path: str, **more: Any) -> Reply:
         from yarl import URL
@@ -85,9 +86,7 @@ async def serving(store: StoreSettings, **changes: Any) -> AsyncIterator[tuple[C
         settings = replace(ServiceSettings(store=store, cache_dir=Path(cache), keepalive_s=5.0), **changes)
         sock = bind("127.0.0.1", 0, 1)[0]
         app = build_app(settings, WorkerSlot(), loopback=is_loopback(sock))
-        runner = ServiceRunner(
-            app, keepalive_s=settings.keepalive_s, grace_s=2.0, connections=settings.connections
-        )
+        runner = ServiceRunner(app, keepalive_s=settings.keepalive_s, grace_s=2.0)
         try:
             await runner.setup()
             await web.SockSite(runner, sock).start()
@@ -120,13 +119,10 @@ class Service:
         folder: Path,
         *,
         workers: int = 1,
-        port: int | None = None,
-        checkout: Path | None = None,
         host: str = "127.0.0.1",
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`checkout`: where the packages are that it runs; those of these tests where None."""
-        self.port = unused_port() if port is None else port
+        self.port = unused_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"service-{self.port}.log"
         settings = {
@@ -138,14 +134,10 @@ class Service:
             "FOLDIN_STORE_TIMEOUT_S": str(store.timeout_s),
             "FOLDIN_CACHE_DIR": str(folder / "cache"),
         }
-        settings |= environment or {}
-        if checkout is not None:
-            # Without PYTHONSAFEPATH, `-m` would look in the working folder first: in this checkout.
-            settings |= {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
         self.process = BlockingChild(
             python_command(*("service", "--host", host, "--port", str(self.port), "--workers", str(workers))),
             self.log,
-            environment={**os.environ, **settings},
+            environment={**os.environ, **settings, **(environment or {})},
         )
 
     def answers(self, path: str = "/livez") -> bool:
@@ -212,8 +204,3 @@ def is_problem(reply: Reply, status: int, code: str) -> bool:
     if status in (429, 503, 507):
         assert int(reply.headers["Retry-After"]) >= 1
     return True
-
-
-async def quiet(seconds: float) -> None:
-    """Let `seconds` pass where passing is what is tested."""
-    await asyncio.sleep(seconds)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -58,16 +57,14 @@ def foldin(*arguments: object, **settings: str) -> subprocess.CompletedProcess[s
 class Stack:
     """A `foldin up` of its own."""
 
-    def __init__(self, data: Path, *arguments: str, checkout: Path | None = None, **settings: str) -> None:
+    def __init__(self, data: Path, *arguments: str, **settings: str) -> None:
         self.data = data
         self.port, self.environment_port = unused_port(), unused_port()
         self.url = f"http://127.0.0.1:{self.port}"
         ports = ("--port", str(self.port), "--environment-port", str(self.environment_port))
         up = ("--data", str(data), *arguments, *ports)
         self.process = BlockingChild(
-            python_command("foldin", "up", *up)
-            if checkout is None
-            else ["make", "-C", str(checkout), "run", f"ARGS={shlex.join(up)}"],
+            python_command("foldin", "up", *up),
             data.with_name(f"{data.name}-{self.port}.log"),
             environment=plain_environment(os.environ, settings),
         )
@@ -130,15 +127,11 @@ class Stack:
 
 
 @contextmanager
-def stack(
-    data: Path, *arguments: str, checkout: Path | None = None, up_s: float = UP_S, **settings: str
-) -> Iterator[Stack]:
-    """A stack that is up, and gone in the end. With `checkout` it is started as the README has it: by `make
-    run` there, which sets up what it needs in `up_s`.
-    """
-    running = Stack(data, *arguments, checkout=checkout, **settings)
+def stack(data: Path, *arguments: str, **settings: str) -> Iterator[Stack]:
+    """A stack that is up, and gone in the end."""
+    running = Stack(data, *arguments, **settings)
     try:
-        running.says("Everything runs|cannot|foldin:", up_s)
+        running.says("Everything runs|cannot|foldin:")
         assert "Everything runs" in running.text, running.text
         yield running
     finally:

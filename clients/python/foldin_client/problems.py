@@ -93,7 +93,7 @@ class NotFoundError(MissingError):
 
 
 class OverloadedError(BusyError):
-    """More requests are in flight than this worker takes."""
+    """This worker has more of this kind to do than it takes."""
 
 
 class QuotaExceededError(BusyError):

@@ -47,6 +47,30 @@ async def published(store: Store) -> Written:
     return await publish_for_ann(store, {"item-0": 5.0})
 
 
+@pytest.fixture
+async def served(
+    store_settings: StoreSettings, published: Written
+) -> AsyncIterator[tuple[Client, web.Application]]:
+    """A service of the test's own, and its application."""
+    async with serving(store_settings, erase_wait_s=0.1) as (client, app):
+        await serves(client, published.writer.number)
+        yield client, app
+
+
+@pytest.fixture
+def client(served: tuple[Client, web.Application]) -> Client:
+    """A client of the service of the test's own."""
+    return served[0]
+
+
+@pytest.fixture
+async def other(store_settings: StoreSettings, client: Client, published: Written) -> AsyncIterator[Client]:
+    """A client of a second worker on the same store."""
+    async with serving(store_settings) as (found, _):
+        await serves(found, published.writer.number)
+        yield found
+
+
 @pytest.fixture(scope="module")
 def shared_settings(request: pytest.FixtureRequest, _servers: Any) -> StoreSettings:
     """A namespace of all tests of a module."""
@@ -91,12 +115,6 @@ async def plain(
         async with serving(shared_settings, erase_wait_s=0.1) as (client, app):
             await serves(client, shared.writer.number)
             yield client, app
-
-
-@pytest.fixture(scope="module")
-def client(asked: tuple[Client, web.Application]) -> Client:
-    """A client of the service that the tests of a module share."""
-    return asked[0]
 
 
 @pytest.fixture(scope="module")

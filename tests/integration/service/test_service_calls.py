@@ -1,6 +1,4 @@
-"""Every call that asks or rates, against a real store with a published generation: what is right, and what is
-wrong. What GET /predict gives is asked with its fast path and without it.
-"""
+"""Every call that asks or rates: what is right, and what is wrong."""
 
 import asyncio
 import gzip
@@ -21,6 +19,11 @@ from tests.support.serving import JSON, LINES, SHARED, Client, is_problem, send_
 pytestmark = SHARED
 ITEMS = 12
 PAIR = "/predict?user_id=ann&item_id=item-5"
+
+
+@pytest.fixture(scope="module")
+def client(asked: tuple[Client, web.Application]) -> Client:
+    return asked[0]
 
 
 async def expected(store: Store, written: Written, user: str, row: int) -> float:
@@ -243,12 +246,11 @@ async def test_wrong_methods_and_types(client: Client) -> None:
         is_problem(reply, 415, "unsupported_media_type")
         assert "Content-Encoding" in reply.json["detail"]
     # Without any type, as a form of another site sends it.
-    port = int(client.url.rpartition(":")[2])
     for path in ("/ratings", "/train", "/recommend"):
         head = (
             f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
         )
-        found = await asyncio.to_thread(send_raw, port, head.encode() + b"\r\n" + body)
+        found = await asyncio.to_thread(send_raw, client.port, head.encode() + b"\r\n" + body)
         assert found.split()[1] == b"415", path
 
 

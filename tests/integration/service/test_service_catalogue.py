@@ -2,39 +2,21 @@
 
 import json
 import time
-from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
 
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service.routes import attributes as attributes_routes
 from service.routes import catalogue as catalogue_routes
-from tests.support.factories import Written
-from tests.support.serving import LINES, Client, is_problem, serves, serving
+from tests.support.serving import LINES, Client, is_problem
 
 DUNE = {
     "title": "Dune",
     "categories": ["sf"],
     "attributes": {"year": 1965, "out": "1965-08-01", "tags": ["a"]},
 }
-
-
-@pytest.fixture
-async def client(store_settings: StoreSettings, published: Written) -> AsyncIterator[Client]:
-    async with serving(store_settings, erase_wait_s=0.1) as (client, _):
-        await serves(client, published.writer.number)
-        yield client
-
-
-@pytest.fixture
-async def other(store_settings: StoreSettings, client: Client, published: Written) -> AsyncIterator[Client]:
-    """A second worker on the same store."""
-    async with serving(store_settings) as (other, _):
-        await serves(other, published.writer.number)
-        yield other
 
 
 async def put(client: Client, item: str, **fields: object) -> None:

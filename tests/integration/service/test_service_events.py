@@ -1,10 +1,7 @@
-"""Events of types other than ratings, from the call to the history, the stream and the archive; what lists
-show, what comes of it, and experiments, which are counted by it.
-"""
+"""Events of types other than ratings, what lists show, and experiments, which are counted by it."""
 
 import json
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +12,7 @@ from featurestore.experiments.tallies import new_tally
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import Written, lead, rating
-from tests.support.serving import LINES, Client, Reply, is_problem, serves, serving
+from tests.support.serving import LINES, Client, Reply, is_problem, serving
 from tests.support.waiting import wait_until_async
 from trainer.archive.events import make_table, type_codes
 
@@ -24,16 +21,11 @@ VIEW, PURCHASE = 1, 4
 USERS = [f"user-{k}" for k in range(20)]
 
 
-@pytest.fixture
-async def client(
-    store_settings: StoreSettings, published: Written, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Client]:
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is counted is written at once, and not every two seconds."""
     for module in ("service.feedback.recorder", "service.experiments.counting"):
         monkeypatch.setattr(f"{module}._FLUSH_S", 0.05)
-    async with serving(store_settings, erase_wait_s=0.1) as (client, _):
-        await serves(client, published.writer.number)
-        yield client
 
 
 def row(user: str, item: str, kind: str, **more: object) -> dict[str, object]:
@@ -220,15 +212,19 @@ async def test_what_a_list_shows_is_recorded_and_what_comes_of_it_is_counted(
     assert (rate["value"], rate["low"], rate["high"]) == pytest.approx((0.5, 0.1500, 0.8500), abs=1e-3)
     # A front end says itself what it has shown, and what was chosen in the same call.
     token = again["recommendation_id"]
+    # What comes of a showing of more than seven days before counts no more.
+    week = {"timestamp": time.time() - 8 * 86_400, "recommendation_id": token}
+    assert (await event(client, "zoe", "item-1", "impression", **week)).status == 200
+    assert (await event(client, "zoe", "item-1", "like")).status == 200
     both = [row("eve", "item-5", kind, recommendation_id=token) for kind in ("impression", "purchase")]
     assert (await client.post("/events", both)).status == 200
     made_up = token.replace(f"{number}~", "999999999~", 1)
     assert (await event(client, "eve", "item-6", "impression", recommendation_id=made_up)).status == 200
     assert (await event(client, "eve", "item-6", "like")).status == 200
     assert (await event(client, "eve", "item-7", "impression")).status == 200
-    assert (await until(client, published, shown=6, positives=3))["positives"] == 3
+    assert (await until(client, published, shown=7, positives=3))["positives"] == 3
     text = (await client.get("/metrics")).text
-    for name, value in (("shown_items", 6), ("positives", 3), ("items", ITEMS)):
+    for name, value in (("shown_items", 7), ("positives", 3), ("items", ITEMS)):
         assert f'foldin_generation_{name}{{generation="{number}"}} {value}.0' in text
     assert "foldin_impressions_lost_total 0.0" in text
 

@@ -1,10 +1,8 @@
-"""Lists under rules over HTTP, about a user and about none: filters, caps, pinned places, scenarios, by
-whichever worker.
-"""
+"""Lists under rules over HTTP, about a user and about none, by whichever worker."""
 
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,21 +44,6 @@ async def published(store: Store) -> Written:
     written = await publish_for_ann(store, {"item-0": 5.0, "item-1": 1.0, "item-2": 4.0}, ITEMS)
     await put(store, *map(film, range(ITEMS)))
     return written
-
-
-@pytest.fixture
-async def client(store_settings: StoreSettings, published: Written) -> AsyncIterator[Client]:
-    async with serving(store_settings) as (client, _):
-        await serves(client, published.writer.number)
-        yield client
-
-
-@pytest.fixture
-async def other(store_settings: StoreSettings, published: Written) -> AsyncIterator[Client]:
-    """A second worker on the same store."""
-    async with serving(store_settings) as (client, _):
-        await serves(client, published.writer.number)
-        yield client
 
 
 async def scores_of(client: Client, path: str, body: Any = None) -> dict[int, float | None]:

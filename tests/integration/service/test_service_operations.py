@@ -1,6 +1,4 @@
-"""What operators see and change beside the model: users found, ratings exported, reports, the manual, and
-what each worker tells.
-"""
+"""What operators see and change beside the model."""
 
 import asyncio
 import json
@@ -8,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import web
 
 from featurestore.store import Store
@@ -18,6 +17,11 @@ from tests.support.serving import LINES, SHARED, Client, is_problem, serving
 
 pytestmark = SHARED
 ROW = {"data": "a.csv", "split": "random 1", "engine": "auto", "rmse": 0.9}
+
+
+@pytest.fixture(scope="module")
+def client(asked: tuple[Client, web.Application]) -> Client:
+    return asked[0]
 
 
 async def all_users(client: Client, query: str) -> set[str]:

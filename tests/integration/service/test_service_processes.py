@@ -1,17 +1,18 @@
-"""Real processes: start, workers, signals, TLS."""
+"""Real processes: start, workers, signals."""
 
 import asyncio
 import os
 import signal
 import socket
-import ssl
 import threading
 from pathlib import Path
 
-import aiohttp
 import pytest
+from aiohttp import web
 
 from featurestore.settings import StoreSettings
+from service.server.supervisor import bind
+from service.server.worker import Site, tls_context
 from tests.support.certificates import certificate
 from tests.support.factories import Written
 from tests.support.serving import Service, client_of, processes
@@ -118,28 +119,15 @@ async def test_a_worker_that_ends_is_replaced_its_counts_go_on_and_no_request_is
         await asyncio.to_thread(wait_until, counted, "no count fell")
 
 
-@pytest.mark.slow
-async def test_every_call_goes_over_tls(
-    store_settings: StoreSettings, published: Written, tmp_path: Path
-) -> None:
-    known = certificate(tmp_path, "known")
-    said = {"FOLDIN_TLS_CERT": str(known), "FOLDIN_TLS_KEY": str(known.with_suffix(".key"))}
-    service = Service(store_settings, tmp_path, environment=said, workers=2)
+async def test_a_handshake_that_does_not_come_is_given_up(tmp_path: Path) -> None:
+    known = certificate(tmp_path, "server")
+    sock = bind("127.0.0.1", 0, 1)[0]
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
     try:
-        wait_until(lambda: f"listens on https://127.0.0.1:{service.port}" in service.process.text, "it")
-        url = f"https://127.0.0.1:{service.port}"
-        connector = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=known))
-        async with aiohttp.ClientSession(url, connector=connector) as session:
-            async with session.get(PAIR) as answer:
-                assert answer.status == 200
-            # Many pairs come back in many records.
-            body = {"user_id": "ann", "item_ids": ["item-5"] * 10_000}
-            async with session.post("/predict", json=body) as answer:
-                assert len((await answer.json())["predictions"]) == 10_000
-        # A client that does not know the certificate, and one that does not speak TLS.
-        async with aiohttp.ClientSession() as session:
-            with pytest.raises(aiohttp.ClientSSLError):
-                await session.get(f"{url}/livez")
-        assert not service.answers("/livez")
+        await Site(runner, sock, tls_context(known, known.with_suffix(".key")), handshake_s=0.1).start()
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        assert await reader.read() == b""
+        writer.close()
     finally:
-        service.end()
+        await runner.cleanup()

@@ -1,9 +1,4 @@
-"""Lists by the ranking head, asked of workers over one store: read-your-writes, the parts of a score, and
-what is answered without a head. Predictions of a time.
-"""
-
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+"""Lists by the ranking head, asked of workers over one store."""
 
 import numpy as np
 import pytest
@@ -11,10 +6,9 @@ import pytest
 from factors import RankingHead, Scorer, posterior_of
 from factors.ranking.blending import blended
 from featurestore.codecs import pack_histories
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import Written, lead, make_head, publish, rating
-from tests.support.serving import Client, serves, serving
+from tests.support.serving import Client
 
 ITEMS = 40
 RATED = {"item-0": 5.0, "item-1": 1.0, "item-7": 4.0}
@@ -26,20 +20,10 @@ def head() -> RankingHead:
 
 
 @pytest.fixture
-async def written(store: Store, head: RankingHead) -> Written:
+async def published(store: Store, head: RankingHead) -> Written:
     await store.items(1).register([b"item-%d" % row for row in range(ITEMS)])
     await store.ratings.append([rating("ann", item, value) for item, value in RATED.items()])
     return await publish(store, await lead(store), n_items=ITEMS, users=[b"ann"], head=head)
-
-
-@pytest.fixture
-async def clients(store_settings: StoreSettings, written: Written) -> AsyncIterator[list[Client]]:
-    """Two workers over one store."""
-    async with AsyncExitStack() as ends:
-        found = [(await ends.enter_async_context(serving(store_settings)))[0] for _ in range(2)]
-        for client in found:
-            await serves(client, written.writer.number)
-        yield found
 
 
 async def by_hand(store: Store, written: Written, head: RankingHead) -> dict[str, tuple[float, float, float]]:
@@ -56,39 +40,39 @@ async def by_hand(store: Store, written: Written, head: RankingHead) -> dict[str
 
 
 async def test_a_rating_counts_in_the_next_list_of_every_worker(
-    clients: list[Client], store: Store, written: Written, head: RankingHead
+    client: Client, other: Client, store: Store, published: Written, head: RankingHead
 ) -> None:
-    one, other = clients
     before = (await other.get("/recommend/ann?n=5")).json
     best = before["items"][0]["item_id"]
-    assert (await one.post("/ratings", {"user_id": "ann", "item_id": best, "rating": 5})).status == 200
+    assert (await client.post("/ratings", {"user_id": "ann", "item_id": best, "rating": 5})).status == 200
     after = (await other.get("/recommend/ann?n=5")).json
     assert best not in {item["item_id"] for item in after["items"]}
     # As folding the history in by hand has it, not as some worker may still remember.
-    expected = await by_hand(store, written, head)
+    expected = await by_hand(store, published, head)
     for item in after["items"]:
         parts = (item["score"], item["relevance"], item["rating"])
         assert parts == pytest.approx(expected[item["item_id"]], rel=1e-4, abs=1e-6)
-    assert (await one.get("/recommend/ann?n=5")).json["items"] == after["items"]
+    assert (await client.get("/recommend/ann?n=5")).json["items"] == after["items"]
     # And taken back.
     assert (await other.ask("DELETE", f"/ratings/ann/{best}")).status == 200
-    assert (await one.get("/recommend/ann?n=5")).json["items"] == before["items"]
+    assert (await client.get("/recommend/ann?n=5")).json["items"] == before["items"]
 
 
-@pytest.mark.parametrize("off_the_loop", [False, True])
-async def test_a_list_is_every_item_in_the_order_of_its_score_which_its_parts_explain(
-    clients: list[Client],
-    store: Store,
-    written: Written,
-    head: RankingHead,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    off_the_loop: bool,
-) -> None:
-    if off_the_loop:
+@pytest.fixture(params=[False, True], ids=["on_the_loop", "off_the_loop"])
+def _where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param:
         monkeypatch.setattr("service.ranking_queue._QUICK", 0)
-    client, other = clients
-    expected = await by_hand(store, written, head)
+
+
+@pytest.mark.usefixtures("_where")
+async def test_a_list_is_every_item_in_the_order_of_its_score_which_its_parts_explain(
+    client: Client,
+    other: Client,
+    store: Store,
+    published: Written,
+    head: RankingHead,
+) -> None:
+    expected = await by_hand(store, published, head)
     reply = (await client.get("/recommend/ann?n=1000")).json
     assert (reply["order"], len(reply["items"])) == ("score", ITEMS - len(RATED))
     order = sorted(set(expected) - set(RATED), key=lambda item: expected[item], reverse=True)
@@ -110,7 +94,7 @@ async def test_a_list_is_every_item_in_the_order_of_its_score_which_its_parts_ex
     ]
     assert last["score"] == pytest.approx(10.0 * scores[-1], abs=1e-5)
     # A draw is repeatable, and tells the expected numbers.
-    draws = [(await each.get("/recommend/ann?n=10&explore=thompson&seed=1")).json for each in clients]
+    draws = [(await each.get("/recommend/ann?n=10&explore=thompson&seed=1")).json for each in (client, other)]
     assert draws[0]["items"] == draws[1]["items"]
     for item in draws[0]["items"]:
         parts = (item["score"], item["relevance"], item["rating"])

@@ -1,6 +1,4 @@
-"""A service in each of its states: before the first generation, between two, and where there is no room.
-Read-your-writes and whole generations, while generations go live one after the other.
-"""
+"""A service in each of its states, and while generations go live one after the other."""
 
 import asyncio
 import random
@@ -43,41 +41,35 @@ async def test_before_the_first_generation(store_settings: StoreSettings, store:
         await serves(client, 1)
 
 
-async def test_generations_can_be_gone_back_to(
-    store: Store, store_settings: StoreSettings, published: Written
-) -> None:
+async def test_generations_can_be_gone_back_to(client: Client, store: Store, published: Written) -> None:
     first = published.writer.number
-    async with serving(store_settings) as (client, _):
-        await serves(client, first)
-        lease = await lead(store)
-        second = (await publish(store, lease, users=[b"ann"], seed=1)).writer.number
-        await serves(client, second)
-        listed = (await client.get("/generations")).json["generations"]
-        found = [(each["generation"], each["live"]) for each in listed]
-        assert found == [(second, True), (first, False)]
-        back = await client.post(f"/generations/{first}/activate")
-        assert back.status == 200
-        assert [back.json[name] for name in ("generation", "held", "served")] == [first, True, True]
-        assert (await client.get("/predict?user_id=ann&item_id=item-1")).json["generation"] == first
-        forward = (await client.post(f"/generations/{second}/activate")).json
-        assert (forward["generation"], forward["held"]) == (second, False)
-        is_problem(await client.post("/generations/99/activate"), 404, "unknown_generation")
-        for number in ("x", "-1", "1.0", "0"):
-            is_problem(await client.post(f"/generations/{number}/activate"), 400, "invalid_parameter")
+    lease = await lead(store)
+    second = (await publish(store, lease, users=[b"ann"], seed=1)).writer.number
+    await serves(client, second)
+    listed = (await client.get("/generations")).json["generations"]
+    found = [(each["generation"], each["live"]) for each in listed]
+    assert found == [(second, True), (first, False)]
+    back = await client.post(f"/generations/{first}/activate")
+    assert back.status == 200
+    assert [back.json[name] for name in ("generation", "held", "served")] == [first, True, True]
+    assert (await client.get("/predict?user_id=ann&item_id=item-1")).json["generation"] == first
+    forward = (await client.post(f"/generations/{second}/activate")).json
+    assert (forward["generation"], forward["held"]) == (second, False)
+    is_problem(await client.post("/generations/99/activate"), 404, "unknown_generation")
+    for number in ("x", "-1", "1.0", "0"):
+        is_problem(await client.post(f"/generations/{number}/activate"), 400, "invalid_parameter")
 
 
-async def test_forgetting_is_complete_at_once(store_settings: StoreSettings, published: Written) -> None:
-    async with serving(store_settings, erase_wait_s=0.1) as (client, _):
-        await serves(client, published.writer.number)
-        unknown = (await client.get("/predict?user_id=ghost&item_id=item-7")).json
-        reply = await client.ask("DELETE", "/users/ann")
-        assert (reply.status, reply.json["ratings"], reply.json["archive"]) == (200, 1, "pending")
-        assert (await client.get("/predict?user_id=ann&item_id=item-7")).json == unknown
-        is_problem(await client.get("/users/ann"), 404, "unknown_user")
-        receipt = (await client.get(f"/receipts/{reply.json['receipt']}")).json
-        assert receipt["archive"] == "pending"
-        for wrong in ("none", f"{'0' * 32}-{int(time.time()) - 3700:x}"):
-            is_problem(await client.get(f"/receipts/{wrong}"), 404, "unknown_receipt")
+async def test_forgetting_is_complete_at_once(client: Client) -> None:
+    unknown = (await client.get("/predict?user_id=ghost&item_id=item-7")).json
+    reply = await client.ask("DELETE", "/users/ann")
+    assert (reply.status, reply.json["ratings"], reply.json["archive"]) == (200, 1, "pending")
+    assert (await client.get("/predict?user_id=ann&item_id=item-7")).json == unknown
+    is_problem(await client.get("/users/ann"), 404, "unknown_user")
+    receipt = (await client.get(f"/receipts/{reply.json['receipt']}")).json
+    assert receipt["archive"] == "pending"
+    for wrong in ("none", f"{'0' * 32}-{int(time.time()) - 3700:x}"):
+        is_problem(await client.get(f"/receipts/{wrong}"), 404, "unknown_receipt")
 
 
 async def test_what_has_no_room_is_refused_whole(
@@ -103,13 +95,12 @@ async def test_a_body_that_does_not_come_is_given_up(store_settings: StoreSettin
     head = b"POST /ratings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += b"Content-Length: 9\r\n\r\n[{"
     async with serving(store_settings, body_timeout_s=0.05) as (client, _):
-        port = int(client.url.rpartition(":")[2])
-        assert b"HTTP/1.1 408" in await asyncio.to_thread(send_raw, port, head)
+        assert b"HTTP/1.1 408" in await asyncio.to_thread(send_raw, client.port, head)
     async with serving(store_settings) as (client, app):
-        _, writer = await asyncio.open_connection("127.0.0.1", int(client.url.rpartition(":")[2]))
+        _, writer = await asyncio.open_connection("127.0.0.1", client.port)
         writer.write(head)
         context = app[CONTEXT]
-        await wait_until_async(lambda: context.traffic.receiving == 1, "it is read")
+        await wait_until_async(lambda: context.traffic.in_flight == 1, "it is read")
         writer.transport.abort()
         await wait_until_async(lambda: context.traffic.in_flight == 0, "it is given up")
         # A client that leaves is no mistake of the service.

@@ -1,6 +1,4 @@
-"""POST /train and forgetting, with a small trainer of the test in place of the real one; and a scale that is
-decided while service and trainer run: both take it over, and no answer is by another.
-"""
+"""POST /train, forgetting and a scale that is put, while service and trainer run."""
 
 import asyncio
 import time

@@ -97,35 +97,40 @@ def test_open_on_loopback_it_answers_to_names_of_this_machine_alone() -> None:
             assert outcome(access, {"Host": host}, PUBLIC) == "cross_site", host
 
 
-def test_every_route_needs_a_role_and_few_are_public() -> None:
-    assert {route.path for route in ROUTES if route.needs == "public"} == {
+def test_what_changes_more_than_ratings_needs_to_operate_and_few_are_public() -> None:
+    needs = {role: {(each.method, each.path) for each in ROUTES if each.needs == role} for role in LEVELS}
+    assert {path for _, path in needs["public"]} == {
         *("/livez", "/readyz", "/access", "/", "/docs", "/openapi.json", "/openapi.yaml"),
         *("/static/{name}", "/static/{folder}/{name}", "/manual", "/manual/{page}"),
     }
-    assert {(route.method, route.path) for route in ROUTES if route.needs == "operate"} == {
-        ("POST", "/train"),
-        ("PUT", "/scale"),
-        ("POST", "/generations/{generation}/activate"),
-        ("DELETE", "/users/{user_id}"),
-        ("POST", "/users"),
-        *((method, "/users/{user_id}/attributes") for method in ("PUT", "PATCH", "DELETE")),
-        *((method, "/items/{item_id}") for method in ("PUT", "PATCH", "DELETE")),
-        ("POST", "/items"),
-        ("PUT", "/schema"),
-        *(("GET", "/settings"), ("GET", "/keys"), ("POST", "/keys"), ("DELETE", "/keys/{name}")),
-        *(("DELETE", f"/schema/context/{what}") for what in ("{field}", "{field}/{category}")),
-        ("PUT", "/event-types"),
-        *((method, "/scenarios/{name}") for method in ("PUT", "DELETE")),
-        *((method, "/reports/{name}") for method in ("PUT", "DELETE")),
-        *((method, "/experiments/{name}") for method in ("PUT", "DELETE")),
-    }
     # What Prometheus holds opens nothing that names a user.
-    scraped = {(route.method, route.path) for route in ROUTES if route.needs == "metrics"}
-    assert scraped == {("GET", "/metrics"), ("GET", "/status")}
-    # Negative control: what writes is no read.
-    reads = {(route.method, route.path) for route in ROUTES if route.needs == "read"}
+    assert needs["metrics"] == {("GET", "/metrics"), ("GET", "/status")}
+    assert needs["rate"] == {
+        *(("POST", "/ratings"), ("DELETE", "/ratings/{user_id}/{item_id}")),
+        *(("POST", "/events"), ("DELETE", "/events/{user_id}/{item_id}/{type}")),
+    }
     asked_by_post = {("POST", "/predict"), ("POST", "/recommend"), ("POST", "/recommend/{user_id}")}
-    assert {pair for pair in reads if pair[0] != "GET"} == asked_by_post
+    assert {pair for pair in needs["read"] if pair[0] != "GET"} == asked_by_post
+    assert {pair for pair in needs["operate"] if pair[0] == "GET"} == {("GET", "/settings"), ("GET", "/keys")}
+
+
+@pytest.mark.parametrize(
+    "name", ["Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP"]
+)
+def test_a_call_that_a_proxy_on_this_machine_forwarded_needs_a_key(name: str) -> None:
+    here = {"Host": "127.0.0.1:8080"}
+    forwarded = {**here, name: "for=203.0.113.9"}
+    access = Access(loopback=True)
+    for level in (READ, LEVELS["operate"]):
+        with pytest.raises(Problem, match="foldin keys"):
+            access.admit(CIMultiDict(forwarded), level)
+        assert outcome(access, forwarded, level) == "unauthorized"
+        assert outcome(access, here, level) == "ok"
+    assert outcome(access, forwarded, PUBLIC) == "ok"
+    # Where that was said, all may ask.
+    assert outcome(Access(asks=False, loopback=True), forwarded) == "ok"
+    access.update(STORED)
+    assert outcome(access, {**bearer("read"), **forwarded}) == "ok"
 
 
 FORWARDED = [
