@@ -7,6 +7,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from tests.support import house
+
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = tuple(f"requirements/{name}.txt" for name in ("run", "dev", "bench", "docs", "supply"))
 # Its builds differ by machine.
@@ -43,25 +45,6 @@ def test_every_dependency_is_documented_and_nothing_else() -> None:
     assert set(documented()) == declared()
 
 
-def test_every_line_says_what_for_licence_size_and_runner_up() -> None:
-    for name, cells in documented().items():
-        assert len(cells) == 4, name
-        assert all(cells), f"{name} has an empty cell"
-        assert re.fullmatch(r"[\d.]+ MB", cells[2]), f"{name}: the size is {cells[2]!r}"
-
-
-def test_a_lock_has_a_hash_for_each_line_and_no_address() -> None:
-    for lock in LOCKS:
-        text = (ROOT / lock).read_text("utf-8")
-        assert "://" not in text
-        assert not re.search(r"^\s*(-i|--index-url|--extra-index-url|--find-links|-e)\b", text, re.M)
-        blocks = re.split(r"^(?=[A-Za-z0-9])", text, flags=re.M)[1:]
-        assert blocks
-        for block in blocks:
-            assert "==" in block.splitlines()[0], block.splitlines()[0]
-            assert "--hash=sha256:" in block, block.splitlines()[0]
-
-
 def test_what_is_declared_is_locked() -> None:
     locked = {
         name_of(line)
@@ -74,3 +57,28 @@ def test_what_is_declared_is_locked() -> None:
         name_of(line) for line in re.findall(r"^[A-Za-z0-9].*==", (ROOT / LOCKS[0]).read_text("utf-8"), re.M)
     }
     assert {name_of(line) for line in project["project"]["dependencies"]} <= run
+
+
+ROOT_FILES = ("docker-compose.yml", "Dockerfile", "Makefile", "pyproject.toml")
+FILES = (*ROOT_FILES, ".ci/*", ".github/**/*", "deploy/**/*")
+
+
+def test_nothing_is_the_latest() -> None:
+    """An image without a tag is that, too."""
+    found = []
+    for pattern in FILES:
+        for path in house.ROOT.glob(pattern):
+            if not path.is_file() or path.suffix in {".png", ".pyc"}:
+                continue
+            text = path.read_text("utf-8")
+            found += [
+                f"{path.name}: {line}" for line in text.splitlines() if re.search(r"[:@]latest\b", line)
+            ]
+            images = re.findall(r"^\s*(?:image:|FROM)\s+(\S+)", text, re.M)
+            stages = set(re.findall(r"^FROM\s+\S+\s+AS\s+(\S+)", text, re.M))
+            found += [
+                f"{path.name}: {image}"
+                for image in images
+                if ":" not in image and image not in stages and not image.startswith("$")
+            ]
+    assert found == []

@@ -1,72 +1,137 @@
-"""Every fenced block of the documents is run by a test or a build, held against what takes its commands, or
-stands in the table of what is no command. A block that nothing checks fails here.
+"""Commands that documents show, held against what takes them, without running any: the flags of Foldin's own
+programs against their loader, variables against the settings, paths against the API, targets against the
+Makefile.
 """
 
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from processes.settings import SettingsError
+from environment.settings import ServerSettings
+from evaluation.course.settings import EvaluationSettings, PlaySettings
+from foldin.commands.bench import benchmarks_in
+from foldin.commands.running import find
+from foldin.commands.table import BENCH, EVALUATE, TORTURE, loaded
+from foldin.evaluating import EvaluateOptions
+from processes.settings import SettingsError, declarations, left_over, load
+from service.routes import ROUTES
+from service.settings import ServiceSettings
 from tests.support import house
-from tests.support.command_lines import WrongCommandError, check, lines
+from tests.support.examples import example
+from torture.campaign import TortureOptions
+from trainer.settings import TrainerSettings
 
+MODULES: dict[str, type[Any]] = {
+    "environment": ServerSettings,
+    "evaluation.course.play": PlaySettings,
+    "service": ServiceSettings,
+    "trainer": TrainerSettings,
+}
+# What reads variables that are no setting of a process.
+DEPLOYED = ("docker-compose.yml", "deploy/kubernetes/apply.sh")
+# What else stands in a block without a language: formulas, what programs print.
+COMMAND = re.compile(r"(FOLDIN_\w+=\S+ ?)*((\.venv/bin/)?(curl|foldin|make|python) |$)")
 # Printed from the declarations, and compared with them: tests/unit/test_docs_settings.py.
-PRINTED = {"docs/cli.md", "docs/settings.md"}
-# The test that runs all blocks of a language in a document; it names the document.
-RUN = {
-    ("README.md", "console"): "tests/integration/test_readme_examples.py",
-    ("README.md", "python"): "tests/integration/test_readme_examples.py",
-    ("docs/api.md", "console"): "tests/integration/service/test_service_api_examples.py",
-    ("docs/clients.md", "python"): "tests/integration/clients/test_clients_manual.py",
-    ("docs/clients.md", "js"): "tests/integration/clients/test_javascript_client.py",
-    ("docs/environment.md", "python"): "tests/integration/environment/test_environment_manual.py",
-    ("docs/evaluation.md", "python"): "tests/integration/environment/test_environment_manual.py",
-    ("docs/tutorial.md", "console"): "tests/integration/test_tutorial.py",
-    ("docs/how-to/", "console"): "tests/integration/test_how_to.py",
+PRINTED = {"cli.md", "settings.md"}
+
+
+class WrongCommandError(AssertionError):
+    """The command is not what anything takes."""
+
+
+def need(holds: object, wrong: str) -> None:
+    if not holds:
+        raise WrongCommandError(wrong)
+
+
+def commands(text: str) -> Iterator[str]:
+    """The lines of commands in the fenced blocks of a document."""
+    for block in re.findall(r"^```(?:console|sh)?\n(.*?)^```$", text, re.M | re.DOTALL):
+        is_prompted = block.startswith("$ ")
+        for line in re.sub(r"\\\n", " ", block).splitlines():
+            if line.startswith("$ ") == is_prompted and COMMAND.match(line.removeprefix("$ ")):
+                yield line.removeprefix("$ ")
+
+
+def check(line: str) -> None:
+    """Hold one line against what takes it. Raises WrongCommandError, or what a loader raises."""
+    words = shlex.split(line, comments=True)
+    while words:
+        end = next((k for k, word in enumerate(words) if word in {"|", "&&", ";"}), len(words))
+        command, words = words[:end], words[end + 1 :]
+        while command and re.match(r"FOLDIN_[A-Z_]+=", command[0]):
+            check_variable(*command.pop(0).split("=", 1))
+        program = command[0].removeprefix(".venv/bin/") if command else ""
+        CHECKS.get(program, lambda _: None)(command[1:])
+
+
+def check_variable(name: str, value: str) -> None:
+    if name in {each.variable for cls in MODULES.values() for _, each in declarations(cls)}:
+        load(ServiceSettings, ["--port", "1"], {name: value})
+        return
+    tests = name.startswith("FOLDIN_TEST_")
+    files = house.ROOT.glob("tests/**/*.py") if tests else map(house.ROOT.joinpath, DEPLOYED)
+    need(any(re.search(rf"\b{name}\b", path.read_text("utf-8")) for path in files), f"nothing reads {name}")
+
+
+def foldin(words: list[str]) -> None:
+    call = find(words, {})
+    if call is None:
+        raise WrongCommandError(f"foldin has no command {' '.join(words)}")
+    if call.command is BENCH:
+        # Each benchmark has options of its own.
+        name = next(iter(call.arguments), "-")
+        need(name.startswith("-") or name in benchmarks_in(house.ROOT / "benchmarks"), f"no benchmark {name}")
+    elif call.command is TORTURE:
+        load(TortureOptions, call.arguments, {})
+    elif call.command is EVALUATE:
+        of_file, of_course = (
+            left_over(each, call.arguments) for each in (EvaluateOptions, EvaluationSettings)
+        )
+        names = [each for each in of_file if not each.startswith("-")]
+        load(EvaluateOptions if names and of_course else EvaluationSettings, call.arguments, {})
+    else:
+        load(loaded(call.command.options), call.arguments, {})
+
+
+def python(words: list[str]) -> None:
+    if words[:1] == ["-m"] and words[1] in MODULES:
+        load(MODULES[words[1]], words[2:], {})
+    elif words[:1] == ["-m"]:
+        path = house.ROOT / Path(*words[1].split("."))
+        need(path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), f"no module {words[1]}")
+
+
+def curl(words: list[str]) -> None:
+    told = example(["curl", *words], "")
+    path = "/" + told.path.partition("?")[0]
+    known = [each for each in ROUTES if re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", each.path), path)]
+    need(told.method in {each.method for each in known}, f"no call {told.method} {path}")
+
+
+def make(words: list[str]) -> None:
+    targets = re.findall(r"^([a-z-]+):", (house.ROOT / "Makefile").read_text("utf-8"), re.M)
+    for word in words:
+        need("=" in word or word in targets, f"make has no target {word}")
+
+
+CHECKS: dict[str, Callable[[list[str]], None]] = {
+    "curl": curl,
+    "foldin": foldin,
+    "make": make,
+    "python": python,
 }
-# What programs print, pictures and formulas: each by the beginning of its first line.
-NO_COMMAND = {
-    "docs/api.md": ('{"type":"/docs#invalid_body"',),
-    "docs/model.md": ("similarity(u, v) = ", "similarity(i, j) = "),
-    "docs/operations.md": ("2026-01-31 12:00:00,000 INFO foldin.audit ",),
-    "docs/trainer.md": ("                consume/ ",),
-}
-# Tables that `foldin bench accuracy --record` and `ranking --record` write: the language of these blocks.
-RECORDED = {("docs/accuracy.md", "text")}
-
-DOCUMENTS = ["README.md", "CONTRIBUTING.md"] + [
-    path.relative_to(house.ROOT).as_posix() for path in sorted((house.ROOT / "docs").rglob("*.md"))
-]
 
 
-def blocks(text: str) -> Iterator[tuple[str, str]]:
-    """The language and the text of each fenced block."""
-    yield from re.findall(r"^```([^\n]*)\n(.*?)^```$", text, re.M | re.DOTALL)
-
-
-def unchecked(document: str, text: str) -> list[str]:
-    """What nothing checks of a document, or what is wrong with it."""
+def test_every_command_is_taken() -> None:
     found = []
-    for language, block in blocks(text):
-        # Of the manual's build: it runs the cells and warns of a table that leads nowhere.
-        if language.startswith("{") or (document, language) in RECORDED:
-            continue
-        if (document, language) in RUN or (f"{Path(document).parent}/", language) in RUN:
-            continue
-        if any(block.startswith(begins) for begins in NO_COMMAND.get(document, ())):
-            continue
-        if language not in {"", "console", "sh"}:
-            found.append(f"{document}: nothing runs {language}: {block[:60]}")
-            continue
-        for line in lines(block):
+    paths = [house.ROOT / "README.md", house.ROOT / "CONTRIBUTING.md", *house.ROOT.glob("docs/*.md")]
+    for path in (each for each in paths if each.name not in PRINTED):
+        for line in commands(path.read_text("utf-8")):
             try:
                 check(line)
             except (WrongCommandError, SettingsError) as error:
-                found.append(f"{document}: {line}: {error}")
-    return found
-
-
-def test_every_block_is_checked() -> None:
-    texts = {each: (house.ROOT / each).read_text("utf-8") for each in DOCUMENTS if each not in PRINTED}
-    found = [wrong for document, text in texts.items() for wrong in unchecked(document, text)]
+                found.append(f"{path.name}: {line}: {error}")
     assert not found, "\n".join(found)

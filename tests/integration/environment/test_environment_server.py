@@ -82,22 +82,6 @@ async def test_the_course_s_client_plays_a_thousand_steps(lecture: Caller) -> No
     assert 1.3 < squared / 1_000 < 2.6
 
 
-async def test_a_rating_is_that_of_the_pair_that_was_pending(lecture: Caller) -> None:
-    """The same world with a longer history shows what the pending pair's rating had to be."""
-    world = WorldOptions(n_known=10_100)
-    async with running_server(ServerSettings(port=0, world=world)) as further:
-        longer = await Caller(lecture.session, further).document("/reset?user_id=a&seed=5")
-    data = await lecture.document("/reset?user_id=a&seed=5")
-    pending = (data["next_user"], data["next_item"])
-    assert data["rating_history"] == longer["rating_history"][:10_000]
-    for position in range(10_000, 10_100):
-        assert pending == (longer["user_history"][position], longer["item_history"][position])
-        answer = await lecture.rate("a")
-        assert answer["rating"] == longer["rating_history"][position]
-        pending = (answer["next_user"], answer["next_item"])
-    assert pending == (longer["next_user"], longer["next_item"])
-
-
 async def test_the_second_environment_sends_the_variables_of_each_event(
     session: aiohttp.ClientSession,
 ) -> None:

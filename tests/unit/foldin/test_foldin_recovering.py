@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,35 @@ def test_which_history_of_a_folder(tmp_path: Path) -> None:
     assert find_source(root, (LIVE[0], 1), "foldin").folder == one
     with pytest.raises(RecoveryRefusedError, match="several histories"):
         find_source(root, ("2" * 32, 1), "foldin")
+
+
+def test_a_directory_belongs_to_one_stack(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        with pytest.raises(CannotStartError, match=rf"process {os.getpid()}"), locked(tmp_path):
+            pass
+        # Also without its file.
+        (tmp_path / "lock").unlink()
+        with pytest.raises(CannotStartError, match="in use"), locked(tmp_path, orphans_gone_s=0.1):
+            pass
+    (tmp_path / "lock").unlink(missing_ok=True)
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(CannotStartError, match=r"lock cannot be opened .*--data"), locked(tmp_path):
+        pass
+
+
+def test_a_directory_whose_parts_do_not_end_stays_locked(tmp_path: Path) -> None:
+    """The supervisor is gone, a part still holds the descriptor."""
+    with locked(tmp_path) as lock:
+        part = subprocess.Popen(["sleep", "30"], pass_fds=lock)
+    (tmp_path / "lock").write_text("999999999\n")
+    try:
+        with (
+            pytest.raises(CannotStartError, match="in use by another stack"),
+            locked(tmp_path, orphans_gone_s=0.1),
+        ):
+            pass
+    finally:
+        part.kill()
+        part.wait()
+    with locked(tmp_path):
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
