@@ -213,11 +213,7 @@ def recorded(start: float, step: float, count: int) -> str:
 
 
 def series(
-    fault: Fault,
-    well_s: int,
-    until_s: int,
-    step_s: int = STEP_S,
-    well: dict[str, tuple[float, float]] = WELL,
+    fault: Fault, well_s: int, until_s: int, step_s: int = STEP_S, well: dict[str, tuple[float, float]] = WELL
 ) -> list[dict[str, str]]:
     """`WELL` for `well_s`, then what the fault makes of it. A counter goes on from where it was."""
     before, after = well_s // step_s, (until_s - well_s) // step_s + 1

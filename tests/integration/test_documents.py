@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from processes.blocking import plain_environment
-from tests.integration.environment.test_environment_process import environment
+from tests.integration.environment.test_environment_server import environment
 from tests.support import house
 from tests.support.examples import ran, shape
 from tests.support.movies import write_files
@@ -62,8 +62,8 @@ async def run(text: str, stack: Stack, folder: Path) -> Done:
 
 
 async def fits(text: str, stack: Stack, folder: Path) -> Done:
-    """Run the commands of a document. Fails where one says other than what is shown (JSON of another shape, or
-    another text), or is refused where no refusal is shown.
+    """Run the commands of a document. Fails where one says other than what is shown (JSON of another shape,
+    or another text), or is refused where no refusal is shown.
     """
     found = []
     done = await run(text, stack, folder)

@@ -80,14 +80,13 @@ def collector() -> Iterator[Collector]:
     running.close()
 
 
-def call(url: str, body: object = None, trace: str = TRACE, key: str | None = None) -> int:
-    """The status of a GET, or of a POST of `body`, as a part of a trace, perhaps with a key."""
+def call(url: str, body: object = None, trace: str = TRACE) -> int:
+    """The status of a GET, or of a POST of `body`, as a part of a trace."""
     data = None if body is None else json.dumps(body).encode()
     headers = {
         "Content-Type": "application/json",
         "traceparent": f"00-{trace}-{PARENT}-01",
         "X-Request-ID": "r-1",
-        **({} if key is None else {"X-API-Key": key}),
     }
     try:
         with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=10) as answer:
@@ -100,11 +99,7 @@ def call(url: str, body: object = None, trace: str = TRACE, key: str | None = No
 async def test_a_rating_is_one_trace_over_service_store_and_trainer(
     store_server: StoreServer, store_settings: StoreSettings, collector: Collector, tmp_path: Path
 ) -> None:
-    told = {
-        "FOLDIN_TRACES_URL": collector.url,
-        "FOLDIN_LOG_FORMAT": "json",
-        "OTEL_BSP_SCHEDULE_DELAY": "100",
-    }
+    told = {"FOLDIN_TRACES_URL": collector.url, "FOLDIN_LOG_FORMAT": "json", "OTEL_BSP_SCHEDULE_DELAY": "100"}
     service = Service(store_settings, tmp_path, environment=told)
     trainer = BlockingChild(
         python_command("trainer"),

@@ -93,18 +93,3 @@ RULES: tuple[Rule, ...] = (wrong_table, passed_doors, counter_readers)
 def test_the_walls_stand(rule: Rule) -> None:
     found = rule(ROOT)
     assert not found, "\n".join(found)
-
-
-def test_service_and_trainer_do_not_know_each_other() -> None:
-    """And of our packages the store imports `factors` alone, besides `processes`, which any may import."""
-    allowed, packages = table(ROOT), set(house.packages(ROOT))
-    assert "trainer" not in allowed["service"]
-    assert "service" not in allowed["trainer"]
-    assert allowed["factors"].isdisjoint(packages)
-    assert allowed["featurestore"] & packages == {"factors", "processes"}
-    assert allowed["processes"].isdisjoint(packages)
-
-
-def test_what_stands_beside_the_product_is_not_imported_by_it() -> None:
-    for package, imports in table(ROOT).items():
-        assert package in house.BESIDE or imports.isdisjoint(house.BESIDE), package

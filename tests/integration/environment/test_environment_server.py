@@ -1,6 +1,12 @@
 """The lecture's contract over real HTTP: keys, types, order of things, and an answer to every bad request."""
 
-from collections.abc import AsyncIterator
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
@@ -10,6 +16,7 @@ from yarl import URL
 from environment.server import running_server
 from environment.settings import ServerSettings
 from environment.world import WorldOptions
+from tests.support.waiting import PATIENCE_S
 
 SMALL = WorldOptions(n_users=4, n_items=5, n_known=12)
 HISTORIES = ("user_history", "item_history", "rating_history")
@@ -170,3 +177,31 @@ async def test_bad_input_is_named_and_changes_nothing(small: Caller) -> None:
     async with small.session.post(f"{small.address}/reset?user_id=a") as response:
         assert (response.status, response.headers["Allow"].split(",")[0]) == (405, "GET")
         assert response.content_type == "application/problem+json"
+
+
+@contextmanager
+def environment(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running environment and its address; killed at the end if it is still there."""
+    command = [sys.executable, "-m", "environment", "--port", "0", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("environment on http://127.0.0.1:"), line
+        yield process, line.split()[-1]
+    finally:
+        process.kill()
+        process.communicate(timeout=PATIENCE_S)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_code_0_though_clients_are_connected(number: signal.Signals) -> None:
+    with environment() as (process, address):
+        with urllib.request.urlopen(f"{address}/") as response:
+            assert response.read() == b"Hello World!"
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(b"GET /reset?user_id=a HT")
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=PATIENCE_S)
+        assert (process.returncode, errors) == (0, "")

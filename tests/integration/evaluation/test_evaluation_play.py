@@ -183,20 +183,6 @@ def test_the_command_writes_table_and_files(tmp_path: Path, capsys: pytest.Captu
 ONE = Rating("ann", "tea", 4.0)
 
 
-async def test_a_busy_api_says_when_to_come_again_and_is_waited_for_where_asked() -> None:
-    fake = FakeApi()
-    async with serving(fake.app()) as address, aiohttp.ClientSession() as session:
-        client = ApiClient(session, f"{address}/")
-        for status in (429, 503, 502, 504):
-            fake.refuse(status, Retry_After="7")
-            with pytest.raises(ApiBusyError) as caught:
-                await client.rate([ONE])
-            assert (caught.value.status, caught.value.retry_after_s) == (status, 7.0)
-        fake.refuse(503, Retry_After="0")
-        await client.rate([ONE, Rating("ann", "milk", 2.0)], retry=True)
-    assert fake.ratings == {("ann", "tea"): 4.0, ("ann", "milk"): 2.0}
-
-
 async def test_a_refusal_is_known_by_its_code_and_row() -> None:
     fake = FakeApi()
     refusal = {"detail": "off the scale", "code": "invalid_body", "row": 3}
@@ -209,6 +195,10 @@ async def test_a_refusal_is_known_by_its_code_and_row() -> None:
         with pytest.raises(ApiBusyError) as busy:
             await client.train(retry=False)
         assert busy.value.code == "train_in_progress"
+        fake.refuse(503, Retry_After="7")
+        with pytest.raises(ApiBusyError) as later:
+            await client.rate([ONE])
+        assert (later.value.status, later.value.retry_after_s) == (503, 7.0)
 
 
 WORLD = WorldOptions(n_users=15, n_items=20)

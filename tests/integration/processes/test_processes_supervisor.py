@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
@@ -173,17 +172,13 @@ async def main():
     await asyncio.sleep(60)
 asyncio.run(main())
 """
-    process = subprocess.Popen([sys.executable, "-c", code])
-    try:
-        mark = tmp_path / "pid"
-        pid = int(wait_until(lambda: mark.exists() and mark.read_text().strip(), "the part's start"))
+    mark = tmp_path / "pid"
+    with BlockingChild([sys.executable, "-c", code], tmp_path / "log") as parent:
+        parent.wait_ready(lambda: written(mark), PATIENCE_S)
+        pid = int(mark.read_text())
         assert alive(pid)
-        process.kill()
-        process.wait()
+        parent.send_signal(signal.SIGKILL)
         wait_until(lambda: not alive(pid), "the part's end")
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_a_child_starts_on_the_loop_of_services_in_a_group_of_its_own() -> None:
@@ -213,10 +208,9 @@ def python(code: str, *arguments: object) -> list[str]:
 def test_what_a_child_started_ends_with_it(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     with BlockingChild(python(WITH_CHILD, mark), tmp_path / "log") as child:
-        child.wait_ready(lambda: mark.exists() and mark.read_text() != "", PATIENCE_S)
+        child.wait_ready(lambda: written(mark), PATIENCE_S)
     assert child.code == -signal.SIGTERM
-    stat = Path(f"/proc/{int(mark.read_text())}/stat")
-    wait_until(lambda: not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z", "its end")
+    wait_until(lambda: not alive(int(mark.read_text())), "its end")
 
 
 def test_a_child_that_is_not_ready_says_its_last_line(tmp_path: Path) -> None:
@@ -271,22 +265,13 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
-def gone(pid: int) -> bool:
-    """Whether a process has ended."""
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 async def test_messages_come_back_whole_whatever_a_helper_prints() -> None:
     async with helper("helper_echo") as running:
         for message in (b"", b"one", os.urandom(3_000_000)):
             assert await running.ask(message, PATIENCE_S) == message
         pid = running.pid
-        assert not gone(pid)
-    assert gone(pid)
+        assert alive(pid)
+    assert not alive(pid)
 
 
 async def test_a_helper_that_ends_is_told_from_one_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,10 +297,7 @@ def test_a_busy_helper_ends_with_its_parent(tmp_path: Path) -> None:
             await running.ask({str(mark).encode()!r})
     asyncio.run(main())
     """
-    parent = BlockingChild([sys.executable, "-c", textwrap.dedent(code)], tmp_path / "log")
-    try:
-        parent.wait_ready(lambda: mark.exists() and mark.read_text() != "", PATIENCE_S)
+    with BlockingChild([sys.executable, "-c", textwrap.dedent(code)], tmp_path / "log") as parent:
+        parent.wait_ready(lambda: written(mark), PATIENCE_S)
         parent.send_signal(signal.SIGKILL)
-        wait_until(lambda: gone(int(mark.read_text())), "the helper gone with its parent")
-    finally:
-        parent.end(signal.SIGKILL)
+        wait_until(lambda: not alive(int(mark.read_text())), "the helper gone with its parent")

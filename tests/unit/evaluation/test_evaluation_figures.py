@@ -1,19 +1,23 @@
-"""Figures of ratings, lists and plays by hand-made numbers and beside slow references; lines and tables."""
+"""Figures of ratings, lists and plays by hand-made numbers and beside slow references, their lines and
+tables; splits, which leak nothing; local players.
+"""
 
 import csv
 import math
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from environment.client import KnownRatings, Pair
+from environment.world import WorldOptions, make_world
 from evaluation import metrics
 from evaluation.course.protocol import write_files
 from evaluation.course.seat import MISSING_ERROR
 from evaluation.errors import EngineFailedError, NotInstalledError
-from evaluation.offline import running
+from evaluation.offline import running, splits
 from evaluation.offline.data import DataSet
 from evaluation.offline.engines import find
 from evaluation.offline.ranking.head_lists import top_by_relevance, top_by_served_score
@@ -22,13 +26,14 @@ from evaluation.offline.ranking.metrics import Wanted, ranking_figures
 from evaluation.offline.ranking.table import ranking_table
 from evaluation.offline.running import Plan, judge, key_of, measure
 from evaluation.offline.splits import random_splits
+from evaluation.players import LOCAL_PLAYERS, Player, make_player
 from evaluation.question import Answer, Predicted, Question
 from evaluation.report import engines_table, write_lines
 from evaluation.results.course import EvaluationReport, Result, Tally
 from evaluation.results.lines import Line, LineStore
-from factors import FitSettings, Histories, Scale, Scorer, fit, fit_ranking
+from factors import FitSettings, Histories, Ratings, Scale, Scorer, fit, fit_ranking
+from processes.errors import CannotStartError
 from tests.support.odd_data import ODD_DATA
-from tests.unit.evaluation.evaluation_data import made
 
 FIVE = Scale(1, 5, 1)
 
@@ -228,3 +233,139 @@ def test_the_figure_is_the_mean_of_the_runs(tmp_path: Path, monkeypatch: pytest.
         rows = list(csv.DictReader(file))
     assert (len(rows), rows[5]["squared_error"], rows[5]["answer_ms"]) == (10, "1000.000000", "")
     assert rows[1]["running_mse"] == "2.000000"
+
+
+def made(n: int = 300, *, times: bool = True, seed: int = 1) -> DataSet:
+    """Random ratings of 30 users and 20 items, no pair twice."""
+    rng = np.random.default_rng(seed)
+    pairs = rng.permutation(600)[:n]
+    time = rng.uniform(1e9, 2e9, n) if times else np.full(n, np.nan)
+    ratings = Ratings(
+        (pairs // 20).astype(np.int32),
+        (pairs % 20).astype(np.int32),
+        rng.integers(1, 6, n).astype(float),
+        time,
+    )
+    return DataSet("made", ratings, 30, 20, Scale(1, 5, 1))
+
+
+def all_splits(data: DataSet) -> list[splits.Split]:
+    return [
+        *splits.given_folds(data, [1, 2, 3, 4, 5]),
+        splits.given_test(data, 200),
+        *splits.random_splits(data, 2, seed=3),
+        splits.leave_out(data, 3, seed=3),
+        splits.leave_last(data, 3),
+        splits.by_time(data),
+    ]
+
+
+def test_a_question_has_no_rating_of_the_test() -> None:
+    data = made()
+    for split in all_splits(data):
+        question = split.question(top=7)
+        n_test = int(split.test.sum())
+        assert 0 < n_test < 300
+        assert len(question.train_value) == 300 - n_test
+        assert question.top == 7
+        for field in fields(Question):
+            if field.name.startswith("test_"):
+                assert field.name in {"test_user", "test_item", "test_time", "test_context"}
+                assert len(getattr(question, field.name)) == (0 if field.name == "test_context" else n_test)
+        assert split.truth().shape == (n_test,)
+        assert split.known_of_user().shape == (n_test,)
+
+
+def test_leave_out_takes_k_of_each_user_who_has_more() -> None:
+    data = made()
+    split = splits.leave_out(data, 8, seed=1)
+    counts = np.bincount(data.ratings.user_row, minlength=30)
+    asked = np.bincount(data.ratings.user_row[split.test], minlength=30)
+    assert asked.tolist() == np.where(counts > 8, 8, 0).tolist()
+    with pytest.raises(CannotStartError, match="smaller -k"):
+        splits.leave_out(data, 500, seed=1)
+
+
+def test_by_time_asks_for_the_latest() -> None:
+    data = made()
+    split = splits.by_time(data, 0.1)
+    assert int(split.test.sum()) == 30
+    assert data.ratings.time[split.test].min() > data.ratings.time[~split.test].max()
+    with pytest.raises(CannotStartError, match="by time"):
+        splits.by_time(made(times=False))
+
+
+def test_leave_last_takes_the_latest_k_of_each_user_who_has_more() -> None:
+    data = made()
+    split = splits.leave_last(data, 8)
+    user, time = data.ratings.user_row, data.ratings.time
+    for one in range(30):
+        own = np.flatnonzero(user == one)
+        latest = own[np.argsort(time[own])][-8:].tolist() if len(own) > 8 else []
+        assert np.flatnonzero(split.test & (user == one)).tolist() == sorted(latest)
+    with pytest.raises(CannotStartError, match="by time"):
+        splits.leave_last(made(times=False), 8)
+    with pytest.raises(CannotStartError, match="smaller -k"):
+        splits.leave_last(data, 500)
+
+
+def test_in_time_order_counts_what_came_before() -> None:
+    split = splits.in_time_order(made())
+    assert split.sequential
+    assert (np.diff(split.data.ratings.time) >= 0).all()
+    known = split.known_of_user()
+    user = split.data.ratings.user_row
+    for j in (0, 7, 150, 299):
+        assert known[j] == (user[:j] == user[j]).sum()
+    unordered = splits.in_time_order(made(times=False))
+    assert unordered.data.digest() == made(times=False).digest()
+
+
+NO_ROWS = np.zeros(0, dtype=np.int64)
+EMPTY = KnownRatings(4, 6, NO_ROWS, NO_ROWS, np.zeros(0))
+
+
+def local(name: str) -> Player:
+    return make_player(name, seed=0, api=None, tag="t")
+
+
+async def error_of(name: str, seed: int, steps: int = 300) -> float:
+    world = make_world(seed, WorldOptions())
+    known = slice(0, 10_000)
+    columns = world.user[known].astype(np.int64), world.item[known].astype(np.int64)
+    player = local(name)
+    await player.prepare(KnownRatings(100, 300, *columns, world.rating[known].astype(float)))
+    squared = []
+    for event in range(10_000, 10_000 + steps):
+        pair, rating = Pair(int(world.user[event]), int(world.item[event])), float(world.rating[event])
+        squared.append((await player.predict(pair) - rating) ** 2)
+        await player.learn(pair, rating)
+    await player.close()
+    return float(np.mean(squared))
+
+
+async def test_each_player_beats_the_simpler_one() -> None:
+    errors = [await error_of(name, 21) for name in LOCAL_PLAYERS]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[LOCAL_PLAYERS.index("constant")] < 2.1
+    assert errors[LOCAL_PLAYERS.index("als")] < 0.2
+
+
+@pytest.mark.parametrize("name", LOCAL_PLAYERS)
+async def test_a_player_without_any_history_answers_on_the_scale_and_learns(name: str) -> None:
+    player = local(name)
+    await player.prepare(EMPTY)
+    for user, item in ((0, 0), (3, 5), (9, 2), (2, 40), (50, 50)):
+        assert 1 <= await player.predict(Pair(user, item)) <= 5
+        await player.learn(Pair(user, item), 5.0)
+        assert 1 <= await player.predict(Pair(user, item)) <= 5
+    if name in {"random", "constant"}:
+        return
+    random = np.random.default_rng(1)
+    users, items = np.divmod(random.permutation(400)[:200], 20)
+    player = local(name)
+    await player.prepare(KnownRatings(20, 20, users, items, random.integers(1, 6, 200).astype(float)))
+    before = await player.predict(Pair(0, 0))
+    for item in set(range(1, 20)) - set(items[users == 0].tolist()):
+        await player.learn(Pair(0, item), 5.0)
+    assert await player.predict(Pair(0, 0)) != before

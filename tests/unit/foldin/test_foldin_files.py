@@ -123,7 +123,7 @@ NOISE = np.random.default_rng(1).integers(0, 10**9, 40_000)
     ("content", "kind", "columns", "words"),
     [
         (b"", "auto", None, "is empty"),
-        # What people try first: a workbook, something binary, a file without a header, items, names of its own.
+        # What people try first: a workbook, something binary, a file without a header, items.
         (b"PK\x03\x04\x14\x00\x06", "auto", None, "save its sheet as CSV"),
         (b"\x01\x00user,item", "auto", None, "save it as CSV"),
         (b"ann,dune,4\nbob,emma,3\n", "auto", None, "--columns user=1,item=2,rating=3"),
@@ -388,20 +388,6 @@ def test_the_last_rating_of_a_pair_counts_and_a_second_file_wins(tmp_path: Path)
     assert np.isnan(read.data.ratings.time).all()
     split = splits.given_test(read.data, read.n_first)
     assert split.truth().tolist() == [5, 4]
-
-
-def test_what_cannot_be_used_is_refused_in_one_line(tmp_path: Path) -> None:
-    sevens = "user,item,rating\n" + "".join(f"u,{j},7\n" for j in range(20))
-    path = tmp_path / "bad.csv"
-    for text, rules, words in (
-        ("user,item,rating\nu,i,x\n", FileRules(), "1 bad rows in"),
-        ("user,item,rating\nu,i,3\n", FileRules(), "has 1 ratings"),
-        ("a,b,c\nu,i,3\n", FileRules(), "--columns"),
-        (sevens, FileRules(scale=Scale(1, 5)), "--scale"),
-    ):
-        path.write_text(text)
-        with pytest.raises(CannotStartError, match=f"^[^\n]*{words}[^\n]*$"):
-            read_files(path, None, rules)
 
 
 def test_a_file_of_items_describes_those_that_are_rated(tmp_path: Path) -> None:

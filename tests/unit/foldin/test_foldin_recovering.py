@@ -1,6 +1,5 @@
 """The commands of recovery: what they take, where they work, what they say."""
 
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -9,9 +8,8 @@ import pytest
 
 from foldin.preflight import locked
 from foldin.recovery.errors import RecoveryRefusedError
-from foldin.recovery.place import find_place
 from foldin.recovery.sources import find_source
-from foldin.settings import FrontDoorSettings, moment
+from foldin.settings import moment
 from processes.errors import CannotStartError
 from tests.support.event_tables import event_table, free
 from trainer.archive.epoch_archive import EpochArchive
@@ -20,10 +18,6 @@ from trainer.archive.root import ArchiveRoot
 from trainer.fit_job.folder import FitFolder
 
 LIVE = ("1" * 32, 2)
-
-
-def front_door(folder: Path, **inherited: str) -> FrontDoorSettings:
-    return FrontDoorSettings(inherited.get("FOLDIN_REDIS_URL"), folder / "state", False, inherited)
 
 
 def test_times() -> None:
@@ -37,18 +31,6 @@ def test_times() -> None:
     for text in ("soon", "", "9999-01-01", "1e300", "nan", "inf", "-1", "2026-13-01"):
         with pytest.raises(ValueError, match="must be a time"):
             moment(text)
-
-
-def test_the_stack_of_a_directory_then_the_environment(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    with pytest.raises(CannotStartError, match="no stack runs on"):
-        find_place(data, front_door(tmp_path))
-    store = {"FOLDIN_REDIS_URL": "redis://one:1", "FOLDIN_NAMESPACE": "mine"}
-    (data / "stack.json").write_text(json.dumps({"pid": os.getpid(), "store": store}))
-    with locked(data):
-        found = find_place(data, front_door(tmp_path, FOLDIN_REDIS_URL="redis://two:2"))
-    assert (found.store.url, found.archive_folder) == ("redis://one:1", data / "archive" / "mine")
 
 
 def trashed(archive: Path) -> None:

@@ -24,7 +24,7 @@ def formula_of(name: str) -> str:
     return re.sub(r"(?<=[\w)]) (?=[\w(])", " * ", text)
 
 
-def test_the_store_takes_what_the_formula_of_the_manual_says() -> None:
+def test_store_and_fit_take_what_the_formulas_of_the_manual_say() -> None:
     names = {
         "U": SHOP.users,
         "I": SHOP.items,
@@ -37,13 +37,8 @@ def test_the_store_takes_what_the_formula_of_the_manual_says() -> None:
         "neighbours": 100,
     }
     assert SHOP.store_bytes(16) == pytest.approx(eval(formula_of("store"), {}, names))
-
-
-def test_a_fit_takes_what_the_formula_of_the_manual_says() -> None:
     names = {"N": SHOP.ratings, "w": Layout(16, 0).width, "U": SHOP.users, "I": SHOP.items}
     assert SHOP.fit_bytes == pytest.approx(eval(formula_of("fit"), {}, names))
-    text = (DOCS / "sizing.md").read_text("utf-8")
-    assert f"{model.FIT_SESSIONS} N more with sessions" in text
     more = replace(SHOP, sessions=16).fit_bytes - SHOP.fit_bytes
     assert more == pytest.approx(56 * SHOP.ratings + 32 * 48 * (SHOP.users + SHOP.items))
 
