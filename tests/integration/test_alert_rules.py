@@ -111,7 +111,6 @@ class Fault:
 
 
 def gone(*beginnings: str) -> dict[str, tuple[float, float] | None]:
-    """No series of these names is scraped any more."""
     return {name: None for name in WELL if name.startswith(beginnings)}
 
 
@@ -208,7 +207,6 @@ def test_promtool_takes_the_rules_and_what_the_boards_ask(tmp_path: Path) -> Non
 
 
 def recorded(start: float, step: float, count: int) -> str:
-    """Samples in the words of promtool."""
     return f"{start:g}{'+' if step >= 0 else '-'}{abs(step):g}x{count - 1}"
 
 

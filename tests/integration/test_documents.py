@@ -144,7 +144,6 @@ async def test_restore(tmp_path: Path) -> None:
 
 
 async def lines_of(program: str) -> list[str]:
-    """The lines that a program prints."""
     environ = plain_environment(os.environ, {})
     return (await ran(program, folder=house.ROOT, environ=environ, within_s=240.0)).splitlines()
 

@@ -31,7 +31,6 @@ TRAP = "raise SystemExit('this folder is the user\\'s, not a package of Foldin')
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the archive of sources that is built first."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(house.ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -50,7 +49,6 @@ def test_only_foldin_stands_at_the_top(wheel: Path) -> None:
 
 @pytest.fixture(scope="module", params=PYTHONS, ids=lambda path: Path(path).name)
 def installed(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment that has the lock and the wheel."""
     folder = tmp_path_factory.mktemp("environment")
     programs = folder / "bin"
     lock = house.ROOT / "requirements/run.txt"

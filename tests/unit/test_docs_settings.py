@@ -111,7 +111,6 @@ READ: dict[str, tuple[str, ...]] = {
 
 
 def readers(variable: str) -> list[type[Any]]:
-    """The settings classes that read a variable."""
     return [
         cls for cls in settings_classes() if any(each.variable == variable for _, each in declarations(cls))
     ]
@@ -141,7 +140,6 @@ PRINTED = {"cli.md", "settings.md"}
 
 
 def commands(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Program and words of the commands in the fenced blocks of a document."""
     for block in re.findall(r"^```(?:console|sh)?\n(.*?)^```$", text, re.M | re.DOTALL):
         for line in re.sub(r"\\\n", " ", block).splitlines():
             if found := COMMAND.match(line.removeprefix("$ ")):

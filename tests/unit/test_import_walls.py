@@ -35,13 +35,11 @@ Rule = Callable[[Path], list[str]]
 
 
 def table(root: Path) -> dict[str, set[str]]:
-    """The packages that each package imports, first and third party, as the architecture says."""
     text = (root / "docs/architecture.md").read_text("utf-8")
     return {package: set(re.findall(r"\w+", cell)) for package, cell in TABLE_ROW.findall(text)}
 
 
 def wrong_table(root: Path) -> list[str]:
-    """Packages and imports that only the table has, or only the code."""
     allowed, packages = table(root), house.packages(root)
     found = [
         f"{package}: only in the table or only in the checkout"
@@ -82,7 +80,6 @@ def counter_readers(root: Path) -> list[str]:
 
 
 def is_in(module: str, room: str) -> bool:
-    """Whether a module is this room or stands in it."""
     return module == room or module.startswith(f"{room}.")
 
 

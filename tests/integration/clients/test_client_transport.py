@@ -89,7 +89,6 @@ VIEW = models.EventIn(user_id="ann", item_id="dune", type="impression")
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long a client would have waited between attempts."""
     found: list[float] = []
 
     async def note(delay: float) -> None:

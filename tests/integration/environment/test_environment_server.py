@@ -23,8 +23,6 @@ HISTORIES = ("user_history", "item_history", "rating_history")
 
 
 class Caller:
-    """Asks an environment."""
-
     def __init__(self, session: aiohttp.ClientSession, address: str) -> None:
         self.session, self.address = session, address
 
@@ -34,13 +32,11 @@ class Caller:
             return response.status, response.content_type, await response.json(content_type=None)
 
     async def document(self, path: str) -> dict[str, Any]:
-        """Return the document of a GET that succeeds."""
         status, kind, found = await self(path)
         assert (status, kind) == (200, "application/json"), found
         return found
 
     async def rate(self, token: str, score: str = "3") -> dict[str, Any]:
-        """Return the answer to a prediction."""
         return await self.document(f"/predict?user_id={token}&predicted_score={score}")
 
 
@@ -181,7 +177,6 @@ async def test_bad_input_is_named_and_changes_nothing(small: Caller) -> None:
 
 @contextmanager
 def environment(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running environment and its address; killed at the end if it is still there."""
     command = [sys.executable, "-m", "environment", "--port", "0", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

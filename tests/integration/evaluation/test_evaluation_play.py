@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
-from pathlib import Path
 
 import aiohttp
 import numpy as np
@@ -17,7 +16,7 @@ from environment.world import WorldOptions
 from evaluation.api_client import ApiBusyError, ApiClient, ApiRefusedError, Rating
 from evaluation.course.play import play
 from evaluation.course.playboard import Progress
-from evaluation.course.protocol import Moment, evaluate, main
+from evaluation.course.protocol import Moment, evaluate
 from evaluation.course.seat import MISSING_ERROR
 from evaluation.course.settings import EvaluationSettings, PlaySettings
 from evaluation.players import PlayerFailedError
@@ -165,19 +164,6 @@ async def test_an_evaluation_starts_its_own_environment_and_repeats_by_seed() ->
     few, many = (summary for summary in report.summaries() if summary.player == "constant")
     assert few.run_mse == many.run_mse
     assert few.run_mse[0] != few.run_mse[1]
-
-
-@pytest.mark.slow
-def test_the_command_writes_table_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = ["--users", "10", "--items", "10", "--known", "50", "--steps", "10", "--runs", "2"]
-    assert main([*sizes, "--players", "bias", "--output", str(tmp_path)]) == 0
-    shown = capsys.readouterr().out
-    assert "mean squared error" in shown
-    written = ["curves.csv", "curves.png", "learning-curve.svg", "summary.csv"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == written
-    assert main(["--steps", "0"]) == 2
-    in_the_way = tmp_path / "summary.csv"
-    assert main([*sizes, "--players", "bias", "--output", str(in_the_way)]) == 1
 
 
 ONE = Rating("ann", "tea", 4.0)

@@ -38,7 +38,6 @@ class Doctor:
         monkeypatch.chdir(folder)
 
     def has(self, **variables: str) -> None:
-        """Set these variables from now on."""
         for name, value in variables.items():
             self._patch.setenv(name, value)
 
@@ -61,7 +60,6 @@ def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Iterator[StoreServer]:
-    """A Redis without a file, with little memory."""
     server = StoreServer(KIND, tmp_path, "--appendonly", "no", "--maxmemory", "64mb")
     server.start()
     try:

@@ -127,7 +127,6 @@ async def test_standard_output_has_the_rows_alone_and_a_file_that_is_there_is_ke
 
 @contextmanager
 def answering(reply: bytes) -> Iterator[str]:
-    """A server that answers every call with these bytes, and ends the connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:

@@ -97,54 +97,48 @@ ROWS: list[Row] = [
 ]
 
 
-@pytest.mark.parametrize("target", ["store", "api"])
-async def test_events_arrive_as_they_are(store: Store, store_settings: StoreSettings, target: str) -> None:
-    async with serving(store_settings) as (client, _):
-        sink: Sink = StoreSink(store, "the store", 1)
-        if target == "api":
-            sink = await ApiSink.open(client.url, None)
-        wanted = [NewType(each.name, each.meaning) for each in DEFAULT_TYPES if each.name != "click"]
-        await store.event_types.change(lambda before: replaced(before, wanted))
-        await sink.write(ROWS)
-        # One that there never was, and a retired one.
-        for name in ("sneeze", "click"):
-            with pytest.raises(RowRefusedError) as refused:
-                await sink.write([*ROWS, (b"ann", b"z", 1.0, 8.0, name.encode())])
-            assert refused.value.position == 4
-            assert f"no event type '{name}'" in str(refused.value)
-            assert "impression" in str(refused.value)
-        _, history = await store.users.history(1, b"ann")
-        assert (history.rating.tolist(), history.time.tolist()) == ([4.0], [6.0])
-        feedback = history.feedback
-        assert list(zip(feedback.type_code.tolist(), feedback.value.tolist(), strict=True)) == [
-            (1, 1.0),
-            (4, 30.0),
-            (7, 0.0 if target == "store" else 9.0),
-        ]
-        if target == "api":
-            await sink.close()
+@pytest.fixture(params=["store", "api"])
+async def sink(request: pytest.FixtureRequest, client: Client, store: Store) -> AsyncIterator[Sink]:
+    if request.param == "store":
+        yield StoreSink(store, "the store", 1)
+        return
+    opened = await ApiSink.open(client.url, None)
+    yield opened
+    await opened.close()
 
 
-@pytest.mark.parametrize("target", ["store", "api"])
-async def test_contexts_arrive_with_their_ratings(
-    store: Store, store_settings: StoreSettings, target: str
-) -> None:
-    async with serving(store_settings) as (client, _):
-        sink: Sink = StoreSink(store, "the store", 1)
-        if target == "api":
-            sink = await ApiSink.open(client.url, None)
-        assert await sink.context_schema() == ContextSchema()
-        given: dict[str, float | str] = {"hour": 14.5, "device": "phone"}
-        await sink.write([(b"ann", b"x", 4.0, 5.0, None, given), (b"ann", b"y", 2.0, 6.0, None, None)])
-        events: list[Row] = [(b"ann", b"z", 3.0, 7.0, b"rating", {"hour": 9}), (*ROWS[0], None)]
-        await sink.write(events)
-        known = {each.name: (each.kind, each.categories) for each in (await sink.context_schema()).fields}
-        assert known == {"hour": ("number", ()), "device": ("category", ("phone",))}
-        with pytest.raises(RowRefusedError, match="'device' must be a text") as refused:
-            await sink.write([events[1], (b"bob", b"z", 3.0, 7.0, b"rating", {"device": 9})])
-        assert (refused.value.position, refused.value.field) == (1, "context.device")
-        page = (await client.get("/users/ann/ratings")).json["ratings"]
-        assert [each.get("context") for each in page] == [{"hour": 9}, None, given]
-        assert (await store.users.history(1, b"bob"))[0] == 0
-        if target == "api":
-            await sink.close()
+async def test_events_arrive_as_they_are(store: Store, sink: Sink) -> None:
+    wanted = [NewType(each.name, each.meaning) for each in DEFAULT_TYPES if each.name != "click"]
+    await store.event_types.change(lambda before: replaced(before, wanted))
+    await sink.write(ROWS)
+    # One that there never was, and a retired one.
+    for name in ("sneeze", "click"):
+        with pytest.raises(RowRefusedError) as refused:
+            await sink.write([*ROWS, (b"ann", b"z", 1.0, 8.0, name.encode())])
+        assert refused.value.position == 4
+        assert f"no event type '{name}'" in str(refused.value)
+        assert "impression" in str(refused.value)
+    _, history = await store.users.history(1, b"ann")
+    assert (history.rating.tolist(), history.time.tolist()) == ([4.0], [6.0])
+    feedback = history.feedback
+    assert list(zip(feedback.type_code.tolist(), feedback.value.tolist(), strict=True)) == [
+        (1, 1.0),
+        (4, 30.0),
+        (7, 0.0 if isinstance(sink, StoreSink) else 9.0),
+    ]
+
+
+async def test_contexts_arrive_with_their_ratings(client: Client, store: Store, sink: Sink) -> None:
+    assert await sink.context_schema() == ContextSchema()
+    given: dict[str, float | str] = {"hour": 14.5, "device": "phone"}
+    await sink.write([(b"ann", b"x", 4.0, 5.0, None, given), (b"ann", b"y", 2.0, 6.0, None, None)])
+    events: list[Row] = [(b"ann", b"z", 3.0, 7.0, b"rating", {"hour": 9}), (*ROWS[0], None)]
+    await sink.write(events)
+    known = {each.name: (each.kind, each.categories) for each in (await sink.context_schema()).fields}
+    assert known == {"hour": ("number", ()), "device": ("category", ("phone",))}
+    with pytest.raises(RowRefusedError, match="'device' must be a text") as refused:
+        await sink.write([events[1], (b"bob", b"z", 3.0, 7.0, b"rating", {"device": 9})])
+    assert (refused.value.position, refused.value.field) == (1, "context.device")
+    page = (await client.get("/users/ann/ratings")).json["ratings"]
+    assert [each.get("context") for each in page] == [{"hour": 9}, None, given]
+    assert (await store.users.history(1, b"bob"))[0] == 0

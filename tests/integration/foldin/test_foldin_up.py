@@ -22,7 +22,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 def known_ratings(running: Stack, user: str) -> int:
-    """How many ratings of a user are known."""
     return len(running.call("GET", f"/users/{user}/ratings")["ratings"])
 
 
@@ -91,7 +90,6 @@ def test_where_others_can_reach_it_a_key_is_made_and_asked_for(tmp_path: Path) -
 
 
 def status_of(running: Stack, method: str, path: str, body: object = None) -> int:
-    """The status of a call, 0 without an answer."""
     try:
         running.call(method, path, body)
     except urllib.error.HTTPError as exc:

@@ -44,7 +44,6 @@ def soon(condition: Callable[[], bool], what: str) -> None:
 
 
 def rate(running: Stack, user: str) -> None:
-    """Have a rating acknowledged, by sending it again while it is refused."""
 
     def rated() -> bool:
         with contextlib.suppress(OSError):

@@ -35,7 +35,6 @@ def spec(name: str, code: str, *arguments: object, mark: Path | None = None, **m
 
 
 def written(mark: Path) -> bool:
-    """Whether a part has written its mark."""
     return mark.exists() and mark.read_text() != ""
 
 
@@ -49,13 +48,11 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture
 def said() -> list[str]:
-    """What the supervisor tells the person."""
     return []
 
 
 @pytest.fixture
 async def keeper(tmp_path: Path, said: list[str]) -> AsyncIterator[Supervisor]:
-    """A supervisor that is closed in the end."""
     supervisor = Supervisor(tmp_path, said.append)
     yield supervisor
     await supervisor.close()
@@ -201,7 +198,6 @@ WITH_CHILD = (
 
 
 def python(code: str, *arguments: object) -> list[str]:
-    """A command that runs `code`."""
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
@@ -259,7 +255,6 @@ BUSY = """
 
 @pytest.fixture(autouse=True)
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modules that a helper can be made of."""
     for name, code in (("echo", ECHO), ("busy", BUSY)):
         (tmp_path / f"helper_{name}.py").write_text(textwrap.dedent(code))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -15,10 +15,6 @@ def test_what_is_made_of_the_description_is_made_of_the_one_of_now() -> None:
     assert generator.old() == [], "run `make clients`"
 
 
-def test_the_client_of_the_package_is_the_client() -> None:
-    assert foldin.client.__all__ == foldin_client.__all__
-    for name in foldin_client.__all__:
-        assert getattr(foldin.client, name) is getattr(foldin_client, name)
 
 
 def test_the_clients_are_of_the_version_of_foldin_and_need_a_part_of_what_that_needs() -> None:

@@ -16,7 +16,6 @@ SEEDS = range(8)
 
 
 def shares(options: WorldOptions) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """How often each rating is given, over several worlds."""
     counts = sum(np.bincount(make_world(seed, options).rating, minlength=6)[1:] for seed in SEEDS)
     return np.asarray(counts / (len(SEEDS) * 30_000), np.float64)
 

@@ -236,7 +236,6 @@ def test_the_figure_is_the_mean_of_the_runs(tmp_path: Path, monkeypatch: pytest.
 
 
 def made(n: int = 300, *, times: bool = True, seed: int = 1) -> DataSet:
-    """Random ratings of 30 users and 20 items, no pair twice."""
     rng = np.random.default_rng(seed)
     pairs = rng.permutation(600)[:n]
     time = rng.uniform(1e9, 2e9, n) if times else np.full(n, np.nan)

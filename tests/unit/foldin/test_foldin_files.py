@@ -49,7 +49,6 @@ def read(
 
 
 def parquet(columns: dict[str, Any] | list[Any], names: list[str] | None = None) -> bytes:
-    """A Parquet file of these columns."""
     written = io.BytesIO()
     pq.write_table(pa.table(columns, names=names), written)
     return written.getvalue()

@@ -16,7 +16,6 @@ SHOP = Deployment(users=200_000, items=30_000, ratings=10e6)
 
 
 def formula_of(name: str) -> str:
-    """A formula of docs/sizing.md, as Python."""
     text = (DOCS / "sizing.md").read_text("utf-8")
     (found,) = re.findall(rf"^    {name} <= (.*(?:\n +\+ .*)*)", text, re.MULTILINE)
     text = re.sub(r"\s+", " ", found.split(",")[0].replace(" x ", " * ")).replace(" MB", " * 1e6")

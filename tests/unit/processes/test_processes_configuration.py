@@ -136,16 +136,12 @@ def test_mistakes_are_named_with_what_was_meant(text: str, words: str, tmp_path:
 
 @dataclass(frozen=True, slots=True)
 class Inner:
-    """Read along with its owner."""
-
     share: float = setting(0.5, "a share", real(0, 1), variable="FOLDIN_SHARE")
     left_out: int = setting(1, "not read here", whole(0))
 
 
 @dataclass(frozen=True, slots=True)
 class Outer:
-    """One setting of every kind."""
-
     path: Path = setting(..., "a file", Path, flag="FILE")
     size: int = setting(12_000, "a size", whole(1), variable="FOLDIN_SIZE", flag="--size")
     colour: str = setting("red", "a colour", choice(("red", "blue")))
@@ -157,7 +153,6 @@ class Outer:
     inner: Inner = nested(Inner, without=("left_out",))
 
     def problems(self) -> list[str]:
-        """What is contradictory."""
         return ["blue cannot be loud"] if self.loud and self.colour == "blue" else []
 
 
