@@ -210,7 +210,7 @@ async def ask_all(stack: Stack) -> None:
         await wait_until_async(ready, "the store is back")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_no_secret_is_logged_shown_or_stored_and_a_call_is_one_trace(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "store").mkdir(parents=True)

@@ -4,8 +4,6 @@ import json
 import re
 import tomllib
 
-import foldin.client
-import foldin_client
 from clients.generator import __main__ as generator
 from clients.generator import document
 from tests.support import house
@@ -13,8 +11,6 @@ from tests.support import house
 
 def test_what_is_made_of_the_description_is_made_of_the_one_of_now() -> None:
     assert generator.old() == [], "run `make clients`"
-
-
 
 
 def test_the_clients_are_of_the_version_of_foldin_and_need_a_part_of_what_that_needs() -> None:

@@ -162,7 +162,6 @@ def test_foldin_ranks_by_relevance_times_a_power_of_the_expected_rating(question
 
 
 RATE = ("global-mean", "user-mean", "item-mean", "bias")
-RANK = ("popularity",)
 
 
 # A data set has no pair twice.
