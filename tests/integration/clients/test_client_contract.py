@@ -5,6 +5,7 @@ as what the description says of it, and raises where it is another.
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -34,7 +35,7 @@ async def served(store_settings: StoreSettings, store: Store) -> AsyncIterator[C
         yield client
 
 
-async def ratings(foldin: AsyncClient) -> None:
+async def ratings(foldin: Any) -> None:
     assert (await foldin.decide_scale(low=1, high=5)).served
     mine = models.RatingIn(user_id="ann", item_id=7, rating=4.5, timestamp=1.7e9, context={"hour": 21})
     rated = await foldin.rate([mine, {"user_id": "eve", "item_id": "emma", "rating": 2}])
@@ -59,7 +60,7 @@ async def ratings(foldin: AsyncClient) -> None:
     await foldin.put_event_types(types=[{"name": each.name, "meaning": each.meaning} for each in types])
 
 
-async def lists(foldin: AsyncClient) -> None:
+async def lists(foldin: Any) -> None:
     assert len((await foldin.recommend("ann", n=2, exclude_seen=False)).items) == 2
     shown = await foldin.recommend_by_rules("ann", n=1, exclude_items=["emma"], exclude_seen=False)
     assert [item.item_id for item in shown.items] != ["emma"]
@@ -71,7 +72,7 @@ async def lists(foldin: AsyncClient) -> None:
     assert [part.item_id for part in (await foldin.explain("ann", "emma")).parts] == ["dune"]
 
 
-async def catalogue(foldin: AsyncClient) -> None:
+async def catalogue(foldin: Any) -> None:
     await foldin.put_schema(items={"year": "number"}, context={"device": {"kind": "category"}})
     item = await foldin.put_item("dune", categories=["drama"], attributes={"year": 1965})
     assert (item.categories, item.attributes) == (["drama"], {"year": 1965})
@@ -92,7 +93,7 @@ async def catalogue(foldin: AsyncClient) -> None:
     assert "device" not in (await foldin.retire_context_field("device")).context
 
 
-async def rules(foldin: AsyncClient) -> None:
+async def rules(foldin: Any) -> None:
     for name in ("home", "late"):
         await foldin.put_scenario(name, per_category=3)
     assert (await foldin.get_scenario("home")).per_category == 3
@@ -109,7 +110,7 @@ async def rules(foldin: AsyncClient) -> None:
     await foldin.delete_report("first")
 
 
-async def users(foldin: AsyncClient) -> None:
+async def users(foldin: Any) -> None:
     # A page may be empty though more follow: of a store that others use, too, it looks through a part.
     assert set((await foldin.find_users(prefix="an", n=10)).users) <= {"ann"}
     assert {user_id async for user_id in foldin.iter_users(prefix="an")} == {"ann"}
@@ -131,7 +132,7 @@ async def users(foldin: AsyncClient) -> None:
         await foldin.get_user("eve")
 
 
-async def operation(foldin: AsyncClient) -> str:
+async def operation(foldin: Any) -> str:
     """Ends with a key that is asked for from then on."""
     for name in ("livez", "readyz", "settings", "status"):
         await getattr(foldin, name)()
@@ -162,7 +163,8 @@ async def operation(foldin: AsyncClient) -> str:
     assert (await foldin.wait_for_training(asked.receipt)).state == "done"
     assert (await foldin.get_generations()).live == 4
     assert (await foldin.activate(3)).held
-    return (await foldin.add_key(name="shop", role="operate")).key
+    key: str = (await foldin.add_key(name="shop", role="operate")).key
+    return key
 
 
 async def test_every_call_of_the_description_is_made(served: Client) -> None:
