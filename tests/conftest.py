@@ -33,7 +33,7 @@ WHOLE_STACKS = (
     "tests/fault/test_torture.py",
     "tests/fault/test_failover.py",
     "tests/integration/foldin/test_foldin_up.py",
-    "tests/integration/test_readme_examples.py",
+    "tests/integration/test_documents.py",
 )
 
 

@@ -111,7 +111,6 @@ class Fault:
 
 
 def gone(*beginnings: str) -> dict[str, tuple[float, float] | None]:
-    """No series of these names is scraped any more."""
     return {name: None for name in WELL if name.startswith(beginnings)}
 
 
@@ -208,16 +207,11 @@ def test_promtool_takes_the_rules_and_what_the_boards_ask(tmp_path: Path) -> Non
 
 
 def recorded(start: float, step: float, count: int) -> str:
-    """Samples in the words of promtool."""
     return f"{start:g}{'+' if step >= 0 else '-'}{abs(step):g}x{count - 1}"
 
 
 def series(
-    fault: Fault,
-    well_s: int,
-    until_s: int,
-    step_s: int = STEP_S,
-    well: dict[str, tuple[float, float]] = WELL,
+    fault: Fault, well_s: int, until_s: int, step_s: int = STEP_S, well: dict[str, tuple[float, float]] = WELL
 ) -> list[dict[str, str]]:
     """`WELL` for `well_s`, then what the fault makes of it. A counter goes on from where it was."""
     before, after = well_s // step_s, (until_s - well_s) // step_s + 1

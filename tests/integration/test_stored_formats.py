@@ -2,7 +2,6 @@
 names it, and stays as it is (docs/upgrades.md).
 """
 
-import ast
 import gzip
 import re
 from collections.abc import Callable
@@ -23,7 +22,6 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.cluster import embedded
 from processes.errors import CannotStartError
-from tests.support import house
 from tests.support.event_tables import free
 from tests.support.servers import StoreServer
 from tests.support.serving import Service
@@ -36,34 +34,10 @@ from trainer.archive.storage.commits import Commit
 from trainer.errors import ArchiveRefusedError
 
 FORMAT = re.compile(r"(?!_NO)_?([A-Z]+_)?(FORMAT|LAYOUT)")
-ROW = re.compile(r"^\| .* \| `([\w/.]+:\w+)` \| `?([\w-]+)`? \| ", re.MULTILINE)
-PACKAGES = ("factors", "featurestore", "service", "trainer", "foldin", "processes", "environment")
 SUMMARY = (
     b'{"generation":1,"epoch":1,"state":"ready","created":1,"rank":1,"link":"gaussian","engine":"e",'
     b'"n_users":1,"n_items":1,"n_ratings":1,"metrics":{},"format":1}'
 )
-
-
-def declared() -> dict[str, str]:
-    """The formats that the code declares: `module:NAME` and its value."""
-    found = {}
-    for path in sorted(each for package in PACKAGES for each in (house.ROOT / package).rglob("*.py")):
-        for node in ast.parse(path.read_text("utf-8")).body:
-            if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, ast.Constant):
-                continue
-            value = node.value.value
-            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                if isinstance(target, ast.Name) and FORMAT.fullmatch(target.id):
-                    text = value.decode() if isinstance(value, bytes) else str(value)
-                    found[f"{path.relative_to(house.ROOT)}:{target.id}"] = text
-    return found
-
-
-def test_every_format_is_the_first_and_in_the_table() -> None:
-    found = declared()
-    assert len(found) >= 15
-    assert dict(ROW.findall((house.ROOT / "docs/upgrades.md").read_text("utf-8"))) == found
-    assert {text.rpartition("-")[2] for text in found.values()} == {"1"}
 
 
 Read = Callable[[bytes], object]

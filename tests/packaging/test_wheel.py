@@ -31,7 +31,6 @@ TRAP = "raise SystemExit('this folder is the user\\'s, not a package of Foldin')
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the archive of sources that is built first."""
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(house.ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -46,17 +45,10 @@ def test_only_foldin_stands_at_the_top(wheel: Path) -> None:
         names = archive.namelist()
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"foldin"}
     assert not [name for name in names if "__pycache__" in name or name.endswith((".pyc", ".o", ".so"))]
-    assert set(PACKAGES) == {"foldin"} | {
-        parts[1]
-        for parts in (name.split("/") for name in names)
-        if len(parts) == 3 and parts[2] == "__init__.py"
-        if parts[1] in PACKAGES or (house.ROOT / parts[1]).is_dir()
-    }
 
 
 @pytest.fixture(scope="module", params=PYTHONS, ids=lambda path: Path(path).name)
 def installed(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment that has the lock and the wheel."""
     folder = tmp_path_factory.mktemp("environment")
     programs = folder / "bin"
     lock = house.ROOT / "requirements/run.txt"
@@ -82,7 +74,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(url: str, body: object = None) -> Any:
-    """The answer to a GET, or to a POST of `body`."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=10) as answer:

@@ -50,7 +50,6 @@ async def ran(
 
 
 def commands(text: str) -> list[tuple[list[str], str]]:
-    """The words of each command of a document, in its order, and what is shown below it."""
     found = []
     for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
         for chunk in re.split(r"^\$ ", block.replace("\\\n", " "), flags=re.MULTILINE)[1:]:
@@ -60,12 +59,10 @@ def commands(text: str) -> list[tuple[list[str], str]]:
 
 
 def examples(text: str) -> list[Example]:
-    """The examples of a document, in its order."""
     return [example(words, answer) for words, answer in commands(text)]
 
 
 def example(words: list[str], answer: str) -> Example:
-    """Return a `curl` command as an example."""
     assert words[0] == "curl", words
     method, headers, body, url = "", {}, None, ""
     query: list[str] = []

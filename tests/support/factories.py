@@ -40,7 +40,6 @@ SCALE = Scale(1.0, 5.0)
 def make_model(
     rank: int = 2, scale: Scale = SCALE, link: Literal["gaussian", "ordinal"] = "gaussian"
 ) -> Model:
-    """The model before anything was learned."""
     return prior_model(FitSettings(scale=scale, rank=rank, link=link))
 
 
@@ -72,7 +71,6 @@ def make_head(n_items: int, seed: int = 0) -> RankingHead:
 
 
 def rating(user: str, item: str, value: float = 3.0, at: float = 1e9) -> NewRating:
-    """A rating of `user` for `item`."""
     return NewRating(user.encode(), item.encode(), value, at)
 
 
@@ -95,7 +93,6 @@ def low_rank_ratings(users: int = 30, items: int = 12, seed: int = 0, prefix: st
 def make_draft(
     model: Model, n_users: int = 0, n_items: int = 0, n_ratings: int = 0, *, epoch: int = 1
 ) -> GenerationSummary:
-    """What a trainer would say of a fit."""
     return GenerationSummary(
         generation=0,
         epoch=epoch,
@@ -112,7 +109,6 @@ def make_draft(
 
 
 async def lead(store: Store, token: str = "test-trainer", ttl_ms: int = 60_000) -> Lease:
-    """The lease; fails where another holds it."""
     lease = await store.leases.acquire(token, ttl_ms)
     assert lease is not None
     return lease
@@ -120,8 +116,6 @@ async def lead(store: Store, token: str = "test-trainer", ttl_ms: int = 60_000) 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A generation as it was written."""
-
     writer: GenerationWriter
     model: Model
     items: Float32s
@@ -149,7 +143,6 @@ class Options(TypedDict, total=False):
 
 
 def as_live(written: Written, epoch: int = 1) -> LiveGeneration:
-    """A generation as a service holds it."""
     posterior = posterior_of(written.model)
     return LiveGeneration(
         epoch=epoch,
@@ -196,7 +189,6 @@ async def write_generation(
 
 
 async def publish(store: Store, lease: Lease, **options: Unpack[Options]) -> Written:
-    """A generation that is live."""
     written = await write_generation(store, lease, **options)
     assert await written.writer.flip(automatic=False)
     return written
@@ -211,7 +203,6 @@ async def publish_for_ann(store: Store, ratings: Mapping[str, float], n_items: i
 
 @asynccontextmanager
 async def opened(server: StoreServer, timeout_s: float = 2.0) -> AsyncIterator[Store]:
-    """A store of this server, closed at the end."""
     store = await Store.open(StoreSettings(url=server.url, partitions=4, timeout_s=timeout_s))
     try:
         yield store

@@ -43,7 +43,6 @@ class Module:
 
     @property
     def lines(self) -> int:
-        """Number of lines."""
         return len(self.text.splitlines())
 
     @property
@@ -53,21 +52,16 @@ class Module:
 
 
 def packages(root: Path) -> list[str]:
-    """Names of the packages of product code: top-level folders with an `__init__.py`, without the tests, and
-    the Python client.
-    """
     found = (*root.glob("*/__init__.py"), *root.glob(f"{CLIENT}/*/__init__.py"))
     return sorted(path.parent.name for path in found if path.parent.name != "tests")
 
 
 def base_of(root: Path, package: str) -> Path:
-    """The folder in which a package stands."""
     return root if (root / package).is_dir() else root / CLIENT
 
 
 @cache
 def modules(root: Path, package: str) -> list[Module]:
-    """The modules of a package, parsed."""
     found = []
     base = base_of(root, package)
     for path in sorted((base / package).rglob("*.py")):
@@ -78,7 +72,6 @@ def modules(root: Path, package: str) -> list[Module]:
 
 
 def all_modules(root: Path) -> list[Module]:
-    """The modules of all packages."""
     return [module for package in packages(root) for module in modules(root, package)]
 
 
@@ -93,7 +86,6 @@ class Import:
 
 @cache
 def imported(module: Module) -> tuple[Import, ...]:
-    """All that a module imports, anywhere in it; a relative import keeps its dots."""
     return tuple(_imported(module))
 
 
@@ -135,7 +127,6 @@ def imports(found: list[Module], *, when: Collection[str] = ("load", "call")) ->
 
 
 def cycle_of(graph: dict[str, set[str]]) -> list[str]:
-    """A cycle of the graph, empty where there is none."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -158,17 +149,14 @@ def _room(name: str) -> str:
 
 
 def module_cycles(root: Path) -> list[str]:
-    """Modules that import themselves through others, be it in a function."""
     return cycle_of(imports(all_modules(root)))
 
 
 def room_cycles(root: Path) -> list[str]:
-    """Rooms that import themselves through others, be it in a function."""
     return cycle_of(by_room(imports(all_modules(root))))
 
 
 def long_modules(root: Path) -> list[str]:
-    """Modules with more than `MODULE_LINES` lines."""
     found = all_modules(root)
     return [
         f"{module.path}: {module.lines} lines"

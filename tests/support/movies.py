@@ -8,7 +8,6 @@ USERS, ITEMS = 60, 190
 
 
 def write_files(folder: Path) -> None:
-    """Write users, movies and ratings as RecBole has them."""
     rng = random.Random(1)
     items = ["item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq"]
     items += ["1\tToy Story\t1995\tAnimation Children's Comedy", "2\tOdd\tV\tDrama"]

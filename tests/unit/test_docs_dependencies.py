@@ -1,11 +1,15 @@
-"""Each dependency has its line in docs/dependencies.md, with its reason.
-
-The locks can be trusted by their hashes.
+"""Each dependency has its line in docs/dependencies.md and is locked, nothing is whatever is newest, and the
+manual as it was built asks no other address for anything.
 """
 
+import os
 import re
 import tomllib
 from pathlib import Path
+
+import pytest
+
+from service.settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = tuple(f"requirements/{name}.txt" for name in ("run", "dev", "bench", "docs", "supply"))
@@ -14,14 +18,12 @@ UNLOCKED = {"torch"}
 
 
 def name_of(requirement: str) -> str:
-    """The normalized name of a requirement line."""
     match = re.match(r"[A-Za-z0-9._-]+", requirement)
     assert match, requirement
     return re.sub(r"[-_.]+", "-", match[0]).lower()
 
 
 def declared() -> set[str]:
-    """Every distribution that pyproject.toml or the lock of the build asks for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     lines = list(project["project"]["dependencies"])
     for extra in project["project"]["optional-dependencies"].values():
@@ -33,44 +35,44 @@ def declared() -> set[str]:
     return {name_of(line) for line in lines}
 
 
-def documented() -> dict[str, list[str]]:
-    """The rows of the tables: name -> the other cells."""
-    rows = re.findall(r"^\| `([^`]+)` \|(.*)\|$", (ROOT / "docs/dependencies.md").read_text("utf-8"), re.M)
-    return {name_of(name): [cell.strip() for cell in cells.split("|")] for name, cells in rows}
+def test_every_dependency_is_documented_and_locked() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs/dependencies.md").read_text("utf-8"), re.M)
+    assert set(map(name_of, rows)) == declared()
+    text = "".join((ROOT / lock).read_text("utf-8") for lock in LOCKS)
+    assert declared() - UNLOCKED <= set(map(name_of, re.findall(r"^[A-Za-z0-9].*==", text, re.M)))
 
 
-def test_every_dependency_is_documented_and_nothing_else() -> None:
-    assert set(documented()) == declared()
+FILES = ("docker-compose.yml", "Dockerfile", "Makefile", "pyproject.toml", "deploy/**/*.yml")
 
 
-def test_every_line_says_what_for_licence_size_and_runner_up() -> None:
-    for name, cells in documented().items():
-        assert len(cells) == 4, name
-        assert all(cells), f"{name} has an empty cell"
-        assert re.fullmatch(r"[\d.]+ MB", cells[2]), f"{name}: the size is {cells[2]!r}"
+def test_nothing_is_the_latest() -> None:
+    """An image without a tag is that, too."""
+    for path in (path for pattern in FILES for path in ROOT.glob(pattern)):
+        text = path.read_text("utf-8")
+        assert not re.search(r"[:@]latest\b", text), path
+        stages = re.findall(r"^FROM\s+\S+\s+AS\s+(\S+)", text, re.M)
+        images = re.findall(r"^\s*(?:image:|FROM)\s+([^\s$]\S*)", text, re.M)
+        assert [image for image in images if ":" not in image and image not in stages] == [], path
 
 
-def test_a_lock_has_a_hash_for_each_line_and_no_address() -> None:
-    for lock in LOCKS:
-        text = (ROOT / lock).read_text("utf-8")
-        assert "://" not in text
-        assert not re.search(r"^\s*(-i|--index-url|--extra-index-url|--find-links|-e)\b", text, re.M)
-        blocks = re.split(r"^(?=[A-Za-z0-9])", text, flags=re.M)[1:]
-        assert blocks
-        for block in blocks:
-            assert "==" in block.splitlines()[0], block.splitlines()[0]
-            assert "--hash=sha256:" in block, block.splitlines()[0]
+MANUAL = ServiceSettings().manual_dir
+# What its Content-Security-Policy forbids a page: a script or a style inside, and what a browser asks another
+# address for by itself. What a reader clicks at may lead anywhere.
+FORBIDDEN = re.compile(
+    r"<script(?![^>]*\ssrc=)|<style|<[^>]+\s(?:style|on\w+)=|"
+    r"""<(?!a\b|link[^>]*\brel="(?:next|prev|index|search|author|copyright|canonical)")"""
+    r"""[^>]+\s(?:src|srcset|poster|data|(?:xlink:)?href)=["']?(?:[a-z][\w+.-]*:)?//""",
+    re.I,
+)
+IN_STYLE = re.compile(r"""(?:url\(|@import)\s*["']?(?:[a-z][\w+.-]*:)?//""", re.I)
 
 
-def test_what_is_declared_is_locked() -> None:
-    locked = {
-        name_of(line)
-        for lock in LOCKS
-        for line in re.findall(r"^[A-Za-z0-9].*==", (ROOT / lock).read_text("utf-8"), re.M)
-    }
-    assert declared() - UNLOCKED <= locked
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    run = {
-        name_of(line) for line in re.findall(r"^[A-Za-z0-9].*==", (ROOT / LOCKS[0]).read_text("utf-8"), re.M)
-    }
-    assert {name_of(line) for line in project["project"]["dependencies"]} <= run
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not MANUAL.is_dir() and "CI" not in os.environ, reason="needs the manual: `make docs` builds it"
+)
+def test_no_page_asks_another_address_or_has_a_script_inside() -> None:
+    for kind, rule in (("html", FORBIDDEN), ("css", IN_STYLE)):
+        texts = {path.name: path.read_text("utf-8") for path in MANUAL.rglob(f"*.{kind}")}
+        assert texts
+        assert [name for name, text in texts.items() if rule.search(text)] == []

@@ -2,13 +2,26 @@
 
 import ast
 import re
+import shlex
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
+import pytest
+
+from environment.settings import ServerSettings
+from evaluation.course.settings import EvaluationSettings, PlaySettings
+from foldin.commands.running import find
+from foldin.commands.table import BENCH, EVALUATE, TORTURE, loaded
+from foldin.evaluating import EvaluateOptions
 from foldin.reference import settings_reference
-from processes.settings import HIDDEN, declarations
+from processes.settings import HIDDEN, SettingsError, declarations, left_over, load
+from service.routes import ROUTES
+from service.settings import ServiceSettings
 from tests.support import house
+from tests.support.examples import example
+from torture.campaign import TortureOptions
+from trainer.settings import TrainerSettings
 
 ROOT = house.ROOT
 DOCUMENT = (ROOT / "docs/settings.md").read_text("utf-8")
@@ -56,3 +69,118 @@ def test_every_variable_that_the_code_names_is_documented() -> None:
     }
     rows = re.findall(r"^\| (`[^|]+`) \|", DOCUMENT, re.M)
     assert named == set(re.findall(r"FOLDIN_[A-Z0-9_]+", " ".join(rows)))
+
+
+NUMBERS = ("-1", "1_0", "\uff19", "nan", "many", "9" * 30)
+
+# What is refused when it is read.
+READ: dict[str, tuple[str, ...]] = {
+    "FOLDIN_ACCESS": ("yes", "OPEN"),
+    "FOLDIN_DURABILITY": ("maybe", "FSYNC"),
+    "FOLDIN_ENGINE": ("als", "Variational"),
+    "FOLDIN_ENVIRONMENT_PORT": (*NUMBERS, "65536"),
+    "FOLDIN_ENVIRONMENT_SEED": NUMBERS,
+    "FOLDIN_FIT_THREADS": (*NUMBERS, "0"),
+    "FOLDIN_HOSTS": ("http://shop.example", "a/b", "*"),
+    "FOLDIN_LOG_FORMAT": ("xml", "JSON"),
+    "FOLDIN_LOG_LEVEL": ("info", "TRACE"),
+    "FOLDIN_MAX_ITEMS": (*NUMBERS, "0", str(2**31)),
+    "FOLDIN_NAMESPACE": ("a.b", "{a}", "a b", "a" * 65, "\uff41"),
+    "FOLDIN_ORIGINS": ("shop.example", "https://shop.example/page", "*"),
+    "FOLDIN_PARTITIONS": (*NUMBERS, "0", "4097"),
+    "FOLDIN_PLAY_STEPS": (*NUMBERS, "0"),
+    "FOLDIN_PORT": (*NUMBERS, "65536"),
+    "FOLDIN_PROXIES": ("proxy", "10.0.0.0/33", "10.0.0.1/8", "::/129"),
+    "FOLDIN_REDIS_URL": ("redis", "http://one", "redis://a..b", "redis://one:0", "redis+sentinel://one"),
+    "FOLDIN_REFIT_EVENTS": (*NUMBERS, "0"),
+    "FOLDIN_REFIT_GROWTH": NUMBERS,
+    "FOLDIN_REFIT_SHARE": (*NUMBERS, "0", "101"),
+    "FOLDIN_REFIT_SECONDS": (*NUMBERS, "0", "86401"),
+    "FOLDIN_SCALE": ("5:1", "1", "1:5:0.3", "1:inf", "\uff11:5", "1_0:20"),
+    "FOLDIN_STORE_TIMEOUT_S": (*NUMBERS, "0", "61"),
+    "FOLDIN_STREAM_LIMIT": (*NUMBERS, "0"),
+    "FOLDIN_TRACES_URL": ("collector:4318", "ftp://one"),
+    "FOLDIN_TRAINER_ADDRESS": ("9108", "one:0", "one:65536", "one:\uff19", "[::1:9", "::1:9", "a..b:9"),
+    "FOLDIN_TRASH_BYTES": NUMBERS,
+    "FOLDIN_TRASH_DAYS": (*NUMBERS, "36501"),
+    "FOLDIN_WORKERS": (*NUMBERS, "0", "257"),
+    "FOLDIN_ARCHIVE_DIR": ("\udcff", "s3://", "s3://key:word@bucket/a", "s3://bucket?endpoint=host", "s3://bucket?key=1"),
+    "FOLDIN_FITS_DIR": ("\udcff",),
+    "FOLDIN_LINGER_S": (*NUMBERS, "0", "61"),
+}  # fmt: skip
+
+
+def readers(variable: str) -> list[type[Any]]:
+    return [
+        cls for cls in settings_classes() if any(each.variable == variable for _, each in declarations(cls))
+    ]
+
+
+@pytest.mark.parametrize("variable", READ)
+def test_a_value_that_is_read_wrong_is_one_line(variable: str) -> None:
+    for cls in readers(variable):
+        for value in READ[variable]:
+            with pytest.raises(SettingsError) as caught:
+                load(cls, (), {variable: value})
+            told = [problem for problem in caught.value.problems if problem.startswith(f"{variable} ")]
+            assert len(told) == 1, caught.value.problems
+            assert told[0].isprintable()
+            assert "must" in told[0]
+
+
+MODULES = {
+    "environment": ServerSettings,
+    "evaluation.course.play": PlaySettings,
+    "service": ServiceSettings,
+    "trainer": TrainerSettings,
+}
+COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(curl|foldin|make|python) ([^|;&>]*)")
+# Printed from the declarations, and compared with them: tests/unit/test_docs_settings.py.
+PRINTED = {"cli.md", "settings.md"}
+
+
+def commands(text: str) -> Iterator[tuple[str, list[str]]]:
+    for block in re.findall(r"^```(?:console|sh)?\n(.*?)^```$", text, re.M | re.DOTALL):
+        for line in re.sub(r"\\\n", " ", block).splitlines():
+            if found := COMMAND.match(line.removeprefix("$ ")):
+                yield found[1], shlex.split(found[2] if found[1] != "curl" else line, comments=True)
+
+
+def is_taken(program: str, words: list[str]) -> bool:
+    """Whether something takes a command. Raises SettingsError for flags that are none."""
+    if program == "make":
+        targets = re.findall(r"^([a-z-]+):", (house.ROOT / "Makefile").read_text("utf-8"), re.M)
+        return all("=" in word or word in targets for word in words)
+    if program == "python":
+        if words[0] == "-m" and words[1] in MODULES:
+            load(MODULES[words[1]], words[2:], {})
+        return True
+    if program == "curl":
+        told = example(words[words.index("curl") :], "")
+        path = "/" + told.path.partition("?")[0]
+        known = [each for each in ROUTES if re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", each.path), path)]
+        return told.method in {each.method for each in known}
+    call = find(words, {})
+    if call is None or call.command is BENCH:
+        return call is not None
+    options = TortureOptions if call.command is TORTURE else loaded(call.command.options)
+    if call.command is EVALUATE:
+        # Of a file, or of the course's protocol.
+        is_file = any(not each.startswith("-") for each in left_over(EvaluateOptions, call.arguments))
+        is_course = not left_over(EvaluationSettings, call.arguments)
+        options = EvaluateOptions if is_file and not is_course else EvaluationSettings
+    load(options, call.arguments, {})
+    return True
+
+
+def test_every_command_is_taken() -> None:
+    found = []
+    paths = [house.ROOT / "README.md", house.ROOT / "CONTRIBUTING.md", *house.ROOT.glob("docs/*.md")]
+    for path in (each for each in paths if each.name not in PRINTED):
+        for program, words in commands(path.read_text("utf-8")):
+            try:
+                if not is_taken(program, words):
+                    found.append(f"{path.name}: nothing takes {program} {words}")
+            except SettingsError as error:
+                found.append(f"{path.name}: {program} {words}: {error}")
+    assert not found, "\n".join(found)

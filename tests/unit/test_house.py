@@ -69,7 +69,6 @@ def dangling_references(root: Path) -> list[str]:
 
 
 def slug(line: str) -> str:
-    """The anchor that a Markdown heading gets, empty for any other line."""
     title = re.match(r"#+ (.*)", line)
     return re.sub(r"[^\w -]", "", title[1]).lower().replace(" ", "-") if title else ""
 

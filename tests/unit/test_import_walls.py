@@ -35,13 +35,11 @@ Rule = Callable[[Path], list[str]]
 
 
 def table(root: Path) -> dict[str, set[str]]:
-    """The packages that each package imports, first and third party, as the architecture says."""
     text = (root / "docs/architecture.md").read_text("utf-8")
     return {package: set(re.findall(r"\w+", cell)) for package, cell in TABLE_ROW.findall(text)}
 
 
 def wrong_table(root: Path) -> list[str]:
-    """Packages and imports that only the table has, or only the code."""
     allowed, packages = table(root), house.packages(root)
     found = [
         f"{package}: only in the table or only in the checkout"
@@ -82,7 +80,6 @@ def counter_readers(root: Path) -> list[str]:
 
 
 def is_in(module: str, room: str) -> bool:
-    """Whether a module is this room or stands in it."""
     return module == room or module.startswith(f"{room}.")
 
 
@@ -93,18 +90,3 @@ RULES: tuple[Rule, ...] = (wrong_table, passed_doors, counter_readers)
 def test_the_walls_stand(rule: Rule) -> None:
     found = rule(ROOT)
     assert not found, "\n".join(found)
-
-
-def test_service_and_trainer_do_not_know_each_other() -> None:
-    """And of our packages the store imports `factors` alone, besides `processes`, which any may import."""
-    allowed, packages = table(ROOT), set(house.packages(ROOT))
-    assert "trainer" not in allowed["service"]
-    assert "service" not in allowed["trainer"]
-    assert allowed["factors"].isdisjoint(packages)
-    assert allowed["featurestore"] & packages == {"factors", "processes"}
-    assert allowed["processes"].isdisjoint(packages)
-
-
-def test_what_stands_beside_the_product_is_not_imported_by_it() -> None:
-    for package, imports in table(ROOT).items():
-        assert package in house.BESIDE or imports.isdisjoint(house.BESIDE), package

@@ -1,11 +1,10 @@
 """The JavaScript client: its own tests, in Node, one of them at a real service."""
 
 import asyncio
-import contextlib
 import os
 import re
 import shutil
-import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,33 +23,27 @@ CLIENT, MANUAL = ROOT / "clients/javascript", ROOT / "docs/clients.md"
 NODE_S = 100.0
 
 
-async def passes(file: Path, **environment: str) -> None:
-    said = await run("--test", "--test-reporter=tap", str(file), **environment)
-    assert re.search(r"^# pass [1-9]", said, re.M), said
-
-
-async def run(*words: str, **environment: str) -> str:
-    """What a program prints; the test fails where it ends badly, or not at all."""
+def run(*words: str, **environment: str) -> str:
+    """What Node prints; the test fails where it ends badly, or not at all."""
     node = shutil.which("node")
     if node is None:
         missing("node")
-    process = await asyncio.create_subprocess_exec(
-        *(node, *words),
+    done = subprocess.run(
+        [str(node), *words],
         env={**os.environ, **environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=NODE_S,
+        check=False,
     )
-    try:
-        said, _ = await asyncio.wait_for(process.communicate(), NODE_S)
-    finally:
-        # With the processes that it has started: one a file of tests.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-    text = said.decode("utf-8", "replace")
-    assert process.returncode == 0, text
-    return text
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def passes(file: Path, **environment: str) -> None:
+    said = run("--test", "--test-reporter=tap", str(file), **environment)
+    assert re.search(r"^# pass [1-9]", said, re.M), said
 
 
 async def test_every_call_of_the_description_is_made(store_settings: StoreSettings, store: Store) -> None:
@@ -61,7 +54,7 @@ async def test_every_call_of_the_description_is_made(store_settings: StoreSettin
     async with serving_with_trainer(
         patient, store, ratings, users=[b"ann", b"bob"], keepalive_s=75.0
     ) as served:
-        await passes(CLIENT / "test/contract.test.js", FOLDIN_URL=served.url)
+        await asyncio.to_thread(passes, CLIENT / "test/contract.test.js", FOLDIN_URL=served.url)
 
 
 async def test_the_example_of_the_manual_runs(
@@ -78,10 +71,10 @@ async def test_the_example_of_the_manual_runs(
         # As npm would put it there.
         (tmp_path / "node_modules").mkdir()
         (tmp_path / "node_modules/foldin-client").symlink_to(CLIENT)
-        said = await run(str(tmp_path / "example.mjs"))
-        assert await run(str(tmp_path / "short.mjs")) == ""
+        said = await asyncio.to_thread(run, str(tmp_path / "example.mjs"))
+        assert await asyncio.to_thread(run, str(tmp_path / "short.mjs")) == ""
     assert sorted(said.splitlines()) == ["ann dune", "bob emma", "unknown_user 404 2"]
 
 
-async def test_it_sends_again_what_it_may_and_tells_what_went_wrong() -> None:
-    await passes(CLIENT / "test/transport.test.js")
+def test_it_sends_again_what_it_may_and_tells_what_went_wrong() -> None:
+    passes(CLIENT / "test/transport.test.js")

@@ -1,6 +1,12 @@
 """The lecture's contract over real HTTP: keys, types, order of things, and an answer to every bad request."""
 
-from collections.abc import AsyncIterator
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
@@ -10,14 +16,13 @@ from yarl import URL
 from environment.server import running_server
 from environment.settings import ServerSettings
 from environment.world import WorldOptions
+from tests.support.waiting import PATIENCE_S
 
 SMALL = WorldOptions(n_users=4, n_items=5, n_known=12)
 HISTORIES = ("user_history", "item_history", "rating_history")
 
 
 class Caller:
-    """Asks an environment."""
-
     def __init__(self, session: aiohttp.ClientSession, address: str) -> None:
         self.session, self.address = session, address
 
@@ -27,13 +32,11 @@ class Caller:
             return response.status, response.content_type, await response.json(content_type=None)
 
     async def document(self, path: str) -> dict[str, Any]:
-        """Return the document of a GET that succeeds."""
         status, kind, found = await self(path)
         assert (status, kind) == (200, "application/json"), found
         return found
 
     async def rate(self, token: str, score: str = "3") -> dict[str, Any]:
-        """Return the answer to a prediction."""
         return await self.document(f"/predict?user_id={token}&predicted_score={score}")
 
 
@@ -80,22 +83,6 @@ async def test_the_course_s_client_plays_a_thousand_steps(lecture: Caller) -> No
         squared += (3 - answer["rating"]) ** 2
         pending = (answer["next_user"], answer["next_item"])
     assert 1.3 < squared / 1_000 < 2.6
-
-
-async def test_a_rating_is_that_of_the_pair_that_was_pending(lecture: Caller) -> None:
-    """The same world with a longer history shows what the pending pair's rating had to be."""
-    world = WorldOptions(n_known=10_100)
-    async with running_server(ServerSettings(port=0, world=world)) as further:
-        longer = await Caller(lecture.session, further).document("/reset?user_id=a&seed=5")
-    data = await lecture.document("/reset?user_id=a&seed=5")
-    pending = (data["next_user"], data["next_item"])
-    assert data["rating_history"] == longer["rating_history"][:10_000]
-    for position in range(10_000, 10_100):
-        assert pending == (longer["user_history"][position], longer["item_history"][position])
-        answer = await lecture.rate("a")
-        assert answer["rating"] == longer["rating_history"][position]
-        pending = (answer["next_user"], answer["next_item"])
-    assert pending == (longer["next_user"], longer["next_item"])
 
 
 async def test_the_second_environment_sends_the_variables_of_each_event(
@@ -186,3 +173,30 @@ async def test_bad_input_is_named_and_changes_nothing(small: Caller) -> None:
     async with small.session.post(f"{small.address}/reset?user_id=a") as response:
         assert (response.status, response.headers["Allow"].split(",")[0]) == (405, "GET")
         assert response.content_type == "application/problem+json"
+
+
+@contextmanager
+def environment(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    command = [sys.executable, "-m", "environment", "--port", "0", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("environment on http://127.0.0.1:"), line
+        yield process, line.split()[-1]
+    finally:
+        process.kill()
+        process.communicate(timeout=PATIENCE_S)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_code_0_though_clients_are_connected(number: signal.Signals) -> None:
+    with environment() as (process, address):
+        with urllib.request.urlopen(f"{address}/") as response:
+            assert response.read() == b"Hello World!"
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(b"GET /reset?user_id=a HT")
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=PATIENCE_S)
+        assert (process.returncode, errors) == (0, "")

@@ -27,7 +27,6 @@ class FakeApi:
         self.answers: list[web.Response] = []
 
     def refuse(self, status: int, **headers: str) -> None:
-        """Answer the next POST with `status` instead."""
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         self.refusals.append(web.Response(status=status, headers=names))
 
@@ -100,7 +99,6 @@ def problem(status: int, code: str) -> web.Response:
 
 @asynccontextmanager
 async def serving(app: web.Application) -> AsyncIterator[str]:
-    """Serve `app` on a free loopback port; yields its address."""
     runner = web.AppRunner(app, shutdown_timeout=1.0)
     await runner.setup()
     try:

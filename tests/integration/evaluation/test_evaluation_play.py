@@ -3,21 +3,26 @@
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
-from pathlib import Path
 
+import aiohttp
 import numpy as np
 import pytest
 from aiohttp import web
 
+from environment.client import KnownRatings, Pair
 from environment.server import running_server
 from environment.settings import ServerSettings
 from environment.world import WorldOptions
+from evaluation.api_client import ApiBusyError, ApiClient, ApiRefusedError, Rating
 from evaluation.course.play import play
 from evaluation.course.playboard import Progress
-from evaluation.course.protocol import Moment, evaluate, main
+from evaluation.course.protocol import Moment, evaluate
 from evaluation.course.seat import MISSING_ERROR
 from evaluation.course.settings import EvaluationSettings, PlaySettings
 from evaluation.players import PlayerFailedError
+from evaluation.players.model import model_players
+from processes.probes import unused_port
+from processes.settings import SettingsError
 from tests.integration.evaluation.api_fake import FakeApi, problem, serving
 
 SMALL = WorldOptions(n_users=15, n_items=20, n_known=120)
@@ -126,6 +131,19 @@ async def test_a_missing_answer_counts_a_thousand_and_the_game_goes_on(
     assert last.standings[0].note.startswith("last missing answer")
 
 
+async def test_variables_go_along_but_for_a_player_that_is_blind(api: tuple[FakeApi, str]) -> None:
+    fake, address = api
+    settings = ServerSettings(port=0, world=replace(SMALL, n_variables=2))
+    async with running_server(settings) as environment:
+        for player in ("deployed", "deployed-blind"):
+            options = PlaySettings(
+                environment=environment, api=address, players=(player,), steps=3, replace=True
+            )
+            await played(options)
+    told = [sorted(each or ()) for each in (*fake.asked_in, *fake.contexts)]
+    assert told == [*[["v1", "v2"]] * 3, *[[]] * 3] * 2
+
+
 async def test_an_evaluation_starts_its_own_environment_and_repeats_by_seed() -> None:
     moments: list[Moment] = []
     settings = EvaluationSettings(
@@ -148,14 +166,52 @@ async def test_an_evaluation_starts_its_own_environment_and_repeats_by_seed() ->
     assert few.run_mse[0] != few.run_mse[1]
 
 
-@pytest.mark.slow
-def test_the_command_writes_table_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = ["--users", "10", "--items", "10", "--known", "50", "--steps", "10", "--runs", "2"]
-    assert main([*sizes, "--players", "bias", "--output", str(tmp_path)]) == 0
-    shown = capsys.readouterr().out
-    assert "mean squared error" in shown
-    written = ["curves.csv", "curves.png", "learning-curve.svg", "summary.csv"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == written
-    assert main(["--steps", "0"]) == 2
-    in_the_way = tmp_path / "summary.csv"
-    assert main([*sizes, "--players", "bias", "--output", str(in_the_way)]) == 1
+ONE = Rating("ann", "tea", 4.0)
+
+
+async def test_a_refusal_is_known_by_its_code_and_row() -> None:
+    fake = FakeApi()
+    refusal = {"detail": "off the scale", "code": "invalid_body", "row": 3}
+    fake.refusals = [web.json_response(refusal, status=422), problem(409, "train_in_progress")]
+    async with serving(fake.app()) as address, aiohttp.ClientSession() as session:
+        client = ApiClient(session, address)
+        with pytest.raises(ApiRefusedError, match="422 invalid_body: off the scale") as caught:
+            await client.rate([ONE], retry=True)
+        assert (caught.value.code, caught.value.row) == ("invalid_body", 3)
+        with pytest.raises(ApiBusyError) as busy:
+            await client.train(retry=False)
+        assert busy.value.code == "train_in_progress"
+        fake.refuse(503, Retry_After="7")
+        with pytest.raises(ApiBusyError) as later:
+            await client.rate([ONE])
+        assert (later.value.status, later.value.retry_after_s) == (503, 7.0)
+
+
+WORLD = WorldOptions(n_users=15, n_items=20)
+
+
+async def test_a_rating_counts_at_once_also_of_a_new_user() -> None:
+    player = model_players()["variational"](1)
+    rng = np.random.default_rng(1)
+    pairs = rng.permutation(300)[:200]
+    history = KnownRatings(15, 20, pairs // 20, pairs % 20, rng.integers(1, 6, 200).astype(float))
+    await player.prepare(history)
+    before = await player.predict(Pair(3, 4))
+    assert player.std > 0
+    for item in (5, 6, 7):
+        await player.learn(Pair(3, item), 5.0)
+    assert await player.predict(Pair(3, 4)) != before
+    await player.learn(Pair(16, 21), 4.0)
+    assert 1 <= await player.predict(Pair(16, 4)) <= 5
+    await player.close()
+
+
+async def test_a_player_that_is_not_there_is_refused_with_what_to_do() -> None:
+    settings = EvaluationSettings(players=("ordinal",), steps=5, runs=1, known=(50,), world=WORLD)
+    with pytest.raises(SettingsError, match="foldin evaluate"):
+        await evaluate(settings)
+
+
+async def test_an_evaluation_of_an_api_that_does_not_answer_does_not_play() -> None:
+    with pytest.raises(SettingsError, match="foldin up"):
+        await evaluate(EvaluationSettings(api=f"http://127.0.0.1:{unused_port()}"))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -38,7 +38,6 @@ class Doctor:
         monkeypatch.chdir(folder)
 
     def has(self, **variables: str) -> None:
-        """Set these variables from now on."""
         for name, value in variables.items():
             self._patch.setenv(name, value)
 
@@ -61,7 +60,6 @@ def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Iterator[StoreServer]:
-    """A Redis without a file, with little memory."""
     server = StoreServer(KIND, tmp_path, "--appendonly", "no", "--maxmemory", "64mb")
     server.start()
     try:
@@ -148,32 +146,20 @@ async def test_a_namespace_a_service_and_an_archive(
         assert f"set FOLDIN_PARTITIONS={store_settings.partitions}" in found["namespace"]["advice"]
 
 
-class _Asked(BaseHTTPRequestHandler):
-    """Answers calls by path, others with 404, and keeps the keys that it was shown."""
-
-    keys: ClassVar[list[str | None]]
-    answers: ClassVar[dict[str, Any]]
-
-    def do_GET(self) -> None:
-        """Answer."""
-        self.keys.append(self.headers.get("Authorization"))
-        if self.path not in self.answers:
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(self.answers[self.path]).encode())
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
 @contextmanager
-def asked(answers: dict[str, Any] | None = None) -> Iterator[tuple[str, list[str | None]]]:
-    """A server, and the keys that it was shown so far."""
+def asked() -> Iterator[tuple[str, list[str | None]]]:
+    """A server that knows no path, and the keys that it was shown so far."""
     keys: list[str | None] = []
-    handler = type("Handler", (_Asked,), {"keys": keys, "answers": answers or {}})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            keys.append(self.headers.get("Authorization"))
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}", keys
         server.shutdown()
@@ -226,11 +212,7 @@ FINDINGS = [
     (store.persistence(info(aof_last_write_status="err"), "always", "store"), "fail", "last write"),
     (store.memory_room(info(used_memory=90, maxmemory=100), None), "warn", "90%"),
     (store.memory_room(info(used_memory=99, maxmemory=100), None), "fail", "refused"),
-    (
-        store.memory_room(info(used_memory=99, mem_not_counted_for_evict=50, maxmemory=100), None),
-        "ok",
-        "49%",
-    ),
+    (store.memory_room(info(used_memory=99, mem_not_counted_for_evict=50, maxmemory=100), None), "ok", "49%"),
     (store.namespace({b"arriving": b"0a"}, StoreSettings("redis://one")), "fail", "not whole"),
     (store.migration(b"copying 0a", runs=False)[0], "warn", "cut off"),
     (store.migration(b"moved 0a redis://two", runs=False)[0], "fail", "ratings are refused"),

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -12,41 +15,29 @@ from typing import Any
 import pytest
 
 from featurestore.settings import StoreSettings
+from featurestore.store import Store
 from foldin.__main__ import main
+from tests.support.factories import lead, publish
 from tests.support.serving import Client, serving
 
-RATINGS: list[dict[str, Any]] = [
-    {
-        "user_id": "ann",
-        "item_id": 'e,m"ma',
-        "rating": 5.0,
-        "timestamp": 1_700_000_000.0,
-        "context": {"hour": 21.0},
-    },
+Rows = list[dict[str, Any]]
+RATINGS: Rows = [
+    {"user_id": "ann", "item_id": 'e,m"ma', "rating": 5.0, "timestamp": 1.7e9, "context": {"hour": 21.0}},
     {"user_id": "ann", "item_id": "dune\n2", "rating": 1.0, "timestamp": 1_700_000_001.5},
-    {
-        "user_id": "böb",
-        "item_id": "dune\n2",
-        "rating": 3.0,
-        "timestamp": 1_700_000_002.0,
-        "context": {"on": "tv"},
-    },
+    {"user_id": "böb", "item_id": "dune\n2", "rating": 3.0, "timestamp": 1.7e9, "context": {"on": "tv"}},
 ]
-ITEMS: list[dict[str, Any]] = [
+OUT = {"out": "2001-01-01T00:00:00Z", "tags": ["x", "y"], "new": True}
+ITEMS: Rows = [
     {
         "item_id": "a",
         "title": 'A "title", long',
         "categories": ["sf", "epic"],
         "attributes": {"year": 1965.5},
     },
-    {
-        "item_id": "b",
-        "attributes": {"out": "2001-01-01T00:00:00Z", "tags": ["x", "y"], "new": True},
-        "hidden": True,
-    },
+    {"item_id": "b", "attributes": OUT, "hidden": True},
     {"item_id": "c", "title": "C", "available_from": "2020-01-01T00:00:00Z", "image": "http://x/c.png"},
 ]
-USERS: list[dict[str, Any]] = [
+USERS: Rows = [
     {"user_id": "ann", "attributes": {"age": 30.0, "likes": ["tea", "go"]}},
     {"user_id": "böb", "attributes": {"vip": False, "since": "2020-01-31T00:00:00Z"}},
 ]
@@ -136,7 +127,6 @@ async def test_standard_output_has_the_rows_alone_and_a_file_that_is_there_is_ke
 
 @contextmanager
 def answering(reply: bytes) -> Iterator[str]:
-    """A server that answers every call with these bytes, and ends the connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -170,11 +160,7 @@ def refusal(status: str, body: bytes, more: str = "") -> bytes:
         (HEAD + b"%x\r\n%s\n\r\n" % (len(LINE) + 1, LINE), 1, "broke off"),
         (HEAD + b"%x\r\n%s\r\n0\r\n\r\n" % (len(LINE), LINE), 1, "within a line"),
         (refusal("404 Not Found", b"nope"), 2, "404: nope"),
-        (
-            refusal("401 No", b'{"detail":"key"}'),
-            2,
-            "401: key; give a key in FOLDIN_API_KEY, or by",
-        ),
+        (refusal("401 No", b'{"detail":"key"}'), 2, "401: key; give a key in FOLDIN_API_KEY, or by"),
         # For longer than an export waits.
         (refusal("429 No", b'{"detail":"busy"}', "Retry-After: 3600\r\n"), 2, "busy"),
         (b"SSH-2.0\r\n\r\n", 2, "no API answers"),
@@ -188,3 +174,26 @@ def test_an_export_that_breaks_off_leaves_no_file(
         assert main(["export", "ratings", "--url", url, "--output", str(tmp_path / "r.ndjson")]) == code
     assert words in capsys.readouterr().err
     assert names(tmp_path) == []
+
+
+PROGRAMS = {"curl": ["sh", "-e"], "python": [sys.executable], "javascript": ["node", "--input-type=module"]}
+
+
+async def test_the_examples_run_as_they_are_printed(
+    store_settings: StoreSettings, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await publish(store, await lead(store))
+    async with serving(store_settings) as (client, _):
+        assert await asyncio.to_thread(main, ["client-example", "--json", "--url", client.url]) == 0
+        texts = json.loads(capsys.readouterr().out)
+        assert set(texts) == set(PROGRAMS)
+        for language, command in PROGRAMS.items():
+            if shutil.which(command[0]) is None:
+                continue
+            done = await asyncio.to_thread(
+                subprocess.run, command, input=texts[language], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done
+            assert "accepted" in done.stdout
+            assert "recommendation_id" in done.stdout
+            assert "code" not in done.stdout, "none is a problem"

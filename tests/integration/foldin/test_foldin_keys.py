@@ -23,12 +23,8 @@ class Keys:
 
     async def __call__(self, *arguments: object, code: int = 0) -> str:
         """Run a command of `foldin keys` to its exit code, and return what it said on both sides."""
-        return await self.run("keys", *map(str, arguments), code=code)
-
-    async def run(self, *arguments: str, code: int) -> str:
-        """Run any command so."""
         try:
-            ended = await asyncio.to_thread(main, list(arguments))
+            ended = await asyncio.to_thread(main, ["keys", *map(str, arguments)])
         except SystemExit as exc:
             ended = int(exc.code or 0)
         said = "".join(self._capfd.readouterr())
@@ -37,8 +33,7 @@ class Keys:
 
     async def refuses(self, *arguments: object) -> str:
         """Return the one line with which it ends with code 2."""
-        said = await self(*arguments, code=2)
-        return said.strip().splitlines()[-1]
+        return (await self(*arguments, code=2)).strip().splitlines()[-1]
 
 
 @pytest.fixture
@@ -49,17 +44,10 @@ def keys(
     capfd: pytest.CaptureFixture[str],
 ) -> Keys:
     monkeypatch.chdir(tmp_path)
-    for name, value in environment_of(store_settings).items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FOLDIN_REDIS_URL", store_settings.url)
+    monkeypatch.setenv("FOLDIN_NAMESPACE", store_settings.namespace)
+    monkeypatch.setenv("FOLDIN_PARTITIONS", str(store_settings.partitions))
     return Keys(capfd)
-
-
-def environment_of(store: StoreSettings) -> dict[str, str]:
-    return {
-        "FOLDIN_REDIS_URL": store.url,
-        "FOLDIN_NAMESPACE": store.namespace,
-        "FOLDIN_PARTITIONS": str(store.partitions),
-    }
 
 
 async def test_a_key_is_shown_once_and_only_its_digest_is_stored(

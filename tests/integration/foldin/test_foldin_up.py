@@ -5,6 +5,7 @@ import re
 import shutil
 import stat
 import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 def known_ratings(running: Stack, user: str) -> int:
-    """How many ratings of a user are known."""
     return len(running.call("GET", f"/users/{user}/ratings")["ratings"])
 
 
 def test_up_play_ctrl_c_and_up_again(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    with stack(data, FOLDIN_PLAY_STEPS="20") as running:
+    config = tmp_path / "mine.toml"
+    config.write_text(
+        '[service]\nhosts = ["shop.example"]\n[environment]\nusers = 7\nitems = 11\nknown = 20\n'
+    )
+    with stack(data, "--config", str(config), FOLDIN_PLAY_STEPS="20") as running:
         running.says("Where to look next")
         assert re.search(r"step 10 of 20, mean squared error: random .* deployed", running.text)
         for address in (running.url, f"http://127.0.0.1:{running.environment_port}", f"{running.url}/docs"):
@@ -36,6 +40,12 @@ def test_up_play_ctrl_c_and_up_again(tmp_path: Path) -> None:
         assert running.call("POST", "/ratings", rating)["accepted"] == 1
         known = json.loads((data / "stack.json").read_text())
         assert known["url"] == running.url
+        # Each part has what the file says, and the other commands find the stack by it.
+        assert "shop.example" in json.dumps(running.call("GET", "/settings"))
+        with urllib.request.urlopen(f"http://127.0.0.1:{running.environment_port}/reset?user_id=x") as answer:
+            assert json.loads(answer.read())["nb_users"] == 7
+        found = json.loads(foldin("doctor", "--json", "--data", data, "--config", config).stdout)
+        assert found["worst"] == "ok", found
         assert running.interrupt() == 0
         assert processes(data) == []
         assert not (data / "stack.json").exists()
@@ -80,7 +90,6 @@ def test_where_others_can_reach_it_a_key_is_made_and_asked_for(tmp_path: Path) -
 
 
 def status_of(running: Stack, method: str, path: str, body: object = None) -> int:
-    """The status of a call, 0 without an answer."""
     try:
         running.call(method, path, body)
     except urllib.error.HTTPError as exc:

@@ -5,11 +5,9 @@ acknowledged is gone.
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import socket
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from foldin.cluster.forming import myself
-from processes.probes import unused_port
 from tests.support.stacks import Stack, foldin, processes, stack
 from tests.support.waiting import wait_until
 
@@ -48,7 +45,6 @@ def soon(condition: Callable[[], bool], what: str) -> None:
 
 
 def rate(running: Stack, user: str) -> None:
-    """Have a rating acknowledged, by sending it again while it is refused."""
 
     def rated() -> bool:
         with contextlib.suppress(OSError):
@@ -85,8 +81,7 @@ def test_a_cluster_goes_on_and_comes_back_whatever_its_servers_meet(tmp_path: Pa
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", json.loads((data / "store/cluster.json").read_text())["ports"][1]))
         other.listen()
-        address = f"127.0.0.1:{unused_port()}"
-        with stack(data, *options, FOLDIN_TRAINER_ADDRESS=address) as again:
+        with stack(data, *options) as again:
             for user in (*users, "later"):
                 assert len(again.call("GET", f"/users/{user}/ratings")["ratings"]) == 1, user
             rate(again, "last")
@@ -97,22 +92,13 @@ def test_a_cluster_goes_on_and_comes_back_whatever_its_servers_meet(tmp_path: Pa
                 each.name for each in owners if each.slots
             }
 
-            def scraped() -> str:
-                with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
-                    text: str = answer.read().decode()
-                return text
-
-            # Every ten seconds a trainer says how they are; what the one before has said is there as well.
             def told() -> bool:
                 found = again.call("GET", "/history")["servers"]
-                replicas = re.findall(r"^foldin_trainer_store_replicas\{.*\} 1.0$", scraped(), re.M)
-                return [len(each["replicas"]) for each in found] == [1] * PRIMARIES == [1] * len(replicas)
+                return [len(each["replicas"]) for each in found] == [1] * PRIMARIES
 
             soon(told, "the servers are told")
             found = again.call("GET", "/history")["servers"]
             assert sum(each["slots"] for each in found) == 16_384
-            assert "foldin_trainer_store_uncovered_slots 0.0" in (text := scraped())
-            assert re.search("^foldin_trainer_store_skew 1", text, re.M)
             assert again.interrupt() == 0
     for other_options, words in (
         ((), "holds a cluster of 3, not one server: start it with --cluster 3, or move to one server by"),

@@ -3,8 +3,8 @@
 import asyncio
 import os
 import signal
-import subprocess
 import sys
+import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,10 +12,12 @@ import pytest
 import uvloop
 
 from processes import backoff
+from processes.blocking import BlockingChild
 from processes.child import Child, ChildSpec
-from processes.errors import CannotStartError, StackFailedError
+from processes.errors import CannotStartError, ChildEndedError, StackFailedError
+from processes.messages import HelperEndedError, helper
 from processes.supervisor import Supervisor
-from tests.support.waiting import wait_until, wait_until_async
+from tests.support.waiting import PATIENCE_S, wait_until, wait_until_async
 
 READY = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text('x'); time.sleep(60)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + READY
@@ -33,7 +35,6 @@ def spec(name: str, code: str, *arguments: object, mark: Path | None = None, **m
 
 
 def written(mark: Path) -> bool:
-    """Whether a part has written its mark."""
     return mark.exists() and mark.read_text() != ""
 
 
@@ -47,13 +48,11 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture
 def said() -> list[str]:
-    """What the supervisor tells the person."""
     return []
 
 
 @pytest.fixture
 async def keeper(tmp_path: Path, said: list[str]) -> AsyncIterator[Supervisor]:
-    """A supervisor that is closed in the end."""
     supervisor = Supervisor(tmp_path, said.append)
     yield supervisor
     await supervisor.close()
@@ -170,17 +169,13 @@ async def main():
     await asyncio.sleep(60)
 asyncio.run(main())
 """
-    process = subprocess.Popen([sys.executable, "-c", code])
-    try:
-        mark = tmp_path / "pid"
-        pid = int(wait_until(lambda: mark.exists() and mark.read_text().strip(), "the part's start"))
+    mark = tmp_path / "pid"
+    with BlockingChild([sys.executable, "-c", code], tmp_path / "log") as parent:
+        parent.wait_ready(lambda: written(mark), PATIENCE_S)
+        pid = int(mark.read_text())
         assert alive(pid)
-        process.kill()
-        process.wait()
+        parent.send_signal(signal.SIGKILL)
         wait_until(lambda: not alive(pid), "the part's end")
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_a_child_starts_on_the_loop_of_services_in_a_group_of_its_own() -> None:
@@ -193,3 +188,111 @@ def test_a_child_starts_on_the_loop_of_services_in_a_group_of_its_own() -> None:
         code, group = runner.run(started())
     assert code == 0
     assert int(group) != os.getpgid(0)
+
+
+WITH_CHILD = (
+    "import pathlib, subprocess, sys, time; "
+    "child = subprocess.Popen(['sleep', '60']); "
+    "pathlib.Path(sys.argv[1]).write_text(str(child.pid)); time.sleep(60)"
+)
+
+
+def python(code: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def test_what_a_child_started_ends_with_it(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    with BlockingChild(python(WITH_CHILD, mark), tmp_path / "log") as child:
+        child.wait_ready(lambda: written(mark), PATIENCE_S)
+    assert child.code == -signal.SIGTERM
+    wait_until(lambda: not alive(int(mark.read_text())), "its end")
+
+
+def test_a_child_that_is_not_ready_says_its_last_line(tmp_path: Path) -> None:
+    with (
+        BlockingChild(
+            python("print('first'); print('broken'); raise SystemExit(3)"), tmp_path / "log"
+        ) as child,
+        pytest.raises(ChildEndedError, match="ended with code 3: broken") as found,
+    ):
+        child.wait_ready(lambda: False, PATIENCE_S)
+    assert found.value.code == 3
+    with (
+        BlockingChild(python("import time; time.sleep(60)"), tmp_path / "other") as child,
+        pytest.raises(ChildEndedError, match="not ready after 0 s: it said nothing") as found,
+    ):
+        child.wait_ready(lambda: False, 0.1)
+    assert found.value.code is None
+
+
+ECHO = """
+    import os, sys
+    from processes.messages import Parent
+    parent = Parent()
+    print("not a message")
+    os.system("echo nor is this")
+    message = parent.request
+    while message is not None:
+        if message == b"end":
+            sys.exit(7)
+        if message != b"be silent":
+            parent.send(message)
+        message = parent.receive()
+"""
+# It is busy and never asks for a message again.
+BUSY = """
+    import os, pathlib, time
+    from processes.messages import Parent
+    parent = Parent()
+    mark = parent.request.decode()
+    parent.end_with_it()
+    pathlib.Path(mark).write_text(str(os.getpid()))
+    while True:
+        time.sleep(0.01)
+"""
+
+
+@pytest.fixture(autouse=True)
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, code in (("echo", ECHO), ("busy", BUSY)):
+        (tmp_path / f"helper_{name}.py").write_text(textwrap.dedent(code))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+async def test_messages_come_back_whole_whatever_a_helper_prints() -> None:
+    async with helper("helper_echo") as running:
+        for message in (b"", b"one", os.urandom(3_000_000)):
+            assert await running.ask(message, PATIENCE_S) == message
+        pid = running.pid
+        assert alive(pid)
+    assert not alive(pid)
+
+
+async def test_a_helper_that_ends_is_told_from_one_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with helper("helper_echo") as running:
+        with pytest.raises(HelperEndedError, match="ended without a word, with code 7"):
+            await running.ask(b"end", PATIENCE_S)
+    async with helper("helper_of_no_name") as running:
+        with pytest.raises(HelperEndedError):
+            await running.receive()
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(HelperEndedError, match="cannot be started"):
+        async with helper("helper_echo"):
+            pass
+
+
+def test_a_busy_helper_ends_with_its_parent(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    code = f"""
+    import asyncio
+    from processes.messages import helper
+    async def main():
+        async with helper("helper_busy") as running:
+            await running.ask({str(mark).encode()!r})
+    asyncio.run(main())
+    """
+    with BlockingChild([sys.executable, "-c", textwrap.dedent(code)], tmp_path / "log") as parent:
+        parent.wait_ready(lambda: written(mark), PATIENCE_S)
+        parent.send_signal(signal.SIGKILL)
+        wait_until(lambda: not alive(int(mark.read_text())), "the helper gone with its parent")

@@ -1,10 +1,14 @@
 """The simulated world: each pair once, seeded, distributed as derived, no user rated before it exists."""
 
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
+from environment.games import WINDOW_STEPS, Games, NoPairLeftError
 from environment.world import COURSE_STEPS, DIMENSION, World, WorldOptions, cut_points, make_world
 
 LECTURE = WorldOptions()
@@ -12,22 +16,12 @@ SEEDS = range(8)
 
 
 def shares(options: WorldOptions) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """How often each rating is given, over several worlds."""
     counts = sum(np.bincount(make_world(seed, options).rating, minlength=6)[1:] for seed in SEEDS)
     return np.asarray(counts / (len(SEEDS) * 30_000), np.float64)
 
 
 def pairs_of(world: World, options: WorldOptions) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return world.user.astype(np.int64) * options.n_items + world.item
-
-
-def test_a_seed_gives_the_same_world_and_another_seed_another() -> None:
-    options = WorldOptions(late_users=0.3, late_items=0.2, drift=0.5, noise=0.5, n_variables=2)
-    one, same, other = (make_world(seed, options) for seed in (2**127, 2**127, 1))
-    names = ("user", "item", "rating", "user_arrival", "item_arrival", "variables")
-    for name in names:
-        assert np.array_equal(getattr(one, name), getattr(same, name))
-    assert not all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
 
 
 def test_scores_and_ratings_are_distributed_as_derived() -> None:
@@ -44,13 +38,6 @@ def test_scores_and_ratings_are_distributed_as_derived() -> None:
     assert shares(replace(LECTURE, drift=2.0)) == pytest.approx(expected, abs=0.04)
     errors = [np.mean((make_world(seed, LECTURE).rating.astype(float) - 3) ** 2) for seed in SEEDS]
     assert 1.8 < np.mean(errors) < 2.0
-
-
-def test_every_pair_comes_once_in_an_order_that_says_nothing() -> None:
-    world = make_world(11, LECTURE)
-    assert np.array_equal(np.sort(pairs_of(world, LECTURE)), np.arange(30_000))
-    for column in (world.user, world.item, world.rating):
-        assert abs(np.corrcoef(np.arange(30_000), column)[0, 1]) < 0.03
 
 
 def test_variables_shift_and_turn_the_taste() -> None:
@@ -102,3 +89,37 @@ def test_small_worlds_are_whole(options: WorldOptions) -> None:
     world = make_world(0, options)
     assert np.array_equal(np.sort(pairs_of(world, options)), np.arange(options.n_users * options.n_items))
     assert np.all(np.arange(world.user.size) >= world.user_arrival[world.user])
+
+
+SMALL = WorldOptions(n_users=5, n_items=8, n_known=10)
+
+
+@pytest.fixture
+def executor() -> Iterator[Executor]:
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+def make_games(
+    executor: Executor, options: WorldOptions = SMALL, *, seed: int | None = 1, max_tokens: int = 10
+) -> Games:
+    return Games(options=options, seed=seed, max_tokens=max_tokens, executor=executor)
+
+
+async def test_a_game_is_the_world_event_by_event_across_windows(executor: Executor) -> None:
+    options = WorldOptions(n_users=30, n_items=60, n_known=100, late_users=0.3, drift=0.5, noise=0.3)
+    games, world = make_games(executor, options), make_world(77, options)
+    answer = msgspec.json.decode(await games.reset("a", 77))
+    assert answer["user_history"] == world.user[:100].tolist()
+    assert answer["item_history"] == world.item[:100].tolist()
+    assert answer["rating_history"] == world.rating[:100].tolist()
+    pending = (answer["next_user"], answer["next_item"])
+    assert 3 * WINDOW_STEPS < 1_700
+    for event in range(100, 1_800):
+        assert pending == (world.user[event], world.item[event])
+        rated = await games.rate("a")
+        assert rated.rating == world.rating[event]
+        pending = (rated.next_user, rated.next_item)
+    assert pending == (None, None)
+    with pytest.raises(NoPairLeftError):
+        await games.rate("a")

@@ -14,7 +14,6 @@ from foldin.commands.table import COMMANDS, loaded
 from foldin.errors import ImportStoppedError
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.reference import PROCESSES
-from foldin.settings import StackOptions
 from processes.errors import CannotStartError, StackFailedError
 from processes.settings import declarations
 
@@ -36,23 +35,6 @@ def test_every_command_names_a_function_its_options_and_what_it_prints() -> None
         if options and any(True for _ in declarations(options)):
             assert options in {cls for _, cls, _ in PROCESSES}, command.name
     assert commands_reference() == (ROOT / "docs/cli.md").read_text("utf-8")
-
-
-def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[StackOptions] = []
-
-    def keep(options: StackOptions, _: object) -> int:
-        read.append(options)
-        return 0
-
-    monkeypatch.setattr("foldin.up.up", keep)
-    monkeypatch.setenv("FOLDIN_PORT", "9000")
-    monkeypatch.setenv("FOLDIN_WORKERS", "3")
-    for flags in (["--port", "9001"], ["--no-play"], ["--play"]):
-        assert main(["up", *flags]) == 0
-    args = read[0]
-    assert (args.port, args.workers, args.environment_port, args.host) == (9001, 3, 8081, "127.0.0.1")
-    assert [(each.play, each.no_play) for each in read] == [(False, False), (False, True), (True, False)]
 
 
 @pytest.mark.parametrize(
@@ -90,17 +72,6 @@ def test_a_wrong_command_line_is_one_document_and_code_2(
     assert "\n" not in told["error"]
     assert told["error"] in error
     assert "Traceback" not in error
-
-
-def test_wrong_flags_and_wrong_variables_are_refused_together(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("FOLDIN_PORT", "http")
-    monkeypatch.setenv("FOLDIN_ENVIRONMENT_PORT", "0")
-    assert main(["up", "--workers", "many", "--fly"]) == 2
-    error = capsys.readouterr().err
-    for wrong in ("FOLDIN_PORT must", "FOLDIN_ENVIRONMENT_PORT must", "--workers must", "argument --fly"):
-        assert wrong in error
 
 
 @pytest.mark.parametrize(

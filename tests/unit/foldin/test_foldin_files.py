@@ -1,8 +1,11 @@
-"""Files of ratings: layouts are told apart, each row is a rating or refused with its line and the reason."""
+"""Files of ratings and items: layouts and columns are told apart, each row is taken or refused with its
+line and the reason; what an evaluation makes of them.
+"""
 
 import gzip
 import io
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from evaluation.offline import splits
 from factors import Scale
+from featurestore.catalogue.schema import Types
 from featurestore.ratings.context_schema import ContextField, ContextKind, ContextSchema
 from featurestore.settings import format_scale
+from foldin.files.attributes import side_columns
 from foldin.files.contexts import FileFields
+from foldin.files.dataset import FileRules, read_files
+from foldin.files.items import ItemsFile, read_items_file
 from foldin.files.layout import find_layout
 from foldin.files.reading import RatingsFile
 from foldin.files.rows import BadRow, RowRules, distinct, off_scale, pieces, scale_for
@@ -41,7 +49,6 @@ def read(
 
 
 def parquet(columns: dict[str, Any] | list[Any], names: list[str] | None = None) -> bytes:
-    """A Parquet file of these columns."""
     written = io.BytesIO()
     pq.write_table(pa.table(columns, names=names), written)
     return written.getvalue()
@@ -115,6 +122,11 @@ NOISE = np.random.default_rng(1).integers(0, 10**9, 40_000)
     ("content", "kind", "columns", "words"),
     [
         (b"", "auto", None, "is empty"),
+        # What people try first: a workbook, something binary, a file without a header, items.
+        (b"PK\x03\x04\x14\x00\x06", "auto", None, "save its sheet as CSV"),
+        (b"\x01\x00user,item", "auto", None, "save it as CSV"),
+        (b"ann,dune,4\nbob,emma,3\n", "auto", None, "--columns user=1,item=2,rating=3"),
+        (b"item_id,title,year\ndune,Dune,1965\n", "auto", None, "--items"),
         (b"who,what,how\n1,2,3\n", "auto", None, r"who, what, how.*--columns"),
         (b"a,b,c\n1,2,3\n", "csv", {"user": "a", "item": "b", "rating": "x"}, "no column x.*a, b, c"),
         (PLAIN, "parquet", None, "not a Parquet file"),
@@ -138,7 +150,7 @@ def test_a_file_that_fits_nothing_is_refused_with_what_to_do(
     path.write_bytes(content)
     with pytest.raises(CannotStartError, match=words) as refused:
         read(path, kind=kind, columns=columns)
-    assert "\n" not in str(refused.value)
+    assert str(refused.value).isprintable()
 
 
 BAD = [
@@ -267,3 +279,130 @@ def test_a_context_that_is_none_is_a_bad_row(tmp_path: Path) -> None:
     rows, bad = read_contexts(path, device="category")
     assert (len(rows), len(bad)) == (256, 1 + 4)
     assert bad[-1][1].startswith("context.device: 'device' has 256 categories")
+
+
+CSV = """movieId,Title,genres,year,seen,out,tagline
+1,"Toy Story, 1995",Animation|Comedy,1995,true,1995-11-22,A toy
+2,Heat,,1996.5,FALSE,,
+"""
+
+
+def read_items(
+    path: Path, content: str | bytes, columns: dict[str, str] | None = None, held: Types | None = None
+) -> ItemsFile:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_items_file(path, columns, held or {})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "items"
+
+
+def test_a_csv_tells_its_fields_and_types(path: Path) -> None:
+    for content in (CSV, gzip.compress(CSV.encode())):
+        found = read_items(path, content)
+        assert found.columns == {"item_id": "movieId", "title": "Title", "categories": "genres"}
+        assert found.types == {"year": "number", "seen": "boolean", "out": "time", "tagline": "text"}
+        first = {"year": 1995.0, "seen": True, "out": "1995-11-22T00:00:00Z", "tagline": "A toy"}
+        categories = ["Animation", "Comedy"]
+        assert found.rows == [
+            {"item_id": "1", "title": "Toy Story, 1995", "categories": categories, "attributes": first},
+            {"item_id": "2", "title": "Heat", "attributes": {"year": 1996.5, "seen": False}},
+        ]
+    lines = read_items(path, '{"item_id": "a", "hidden": true}\n\n{"item_id": "b"}\n')
+    assert lines.rows == [{"item_id": "a", "hidden": True}, {"item_id": "b"}]
+
+
+def test_parquet_keeps_its_types_also_where_json_has_no_cell(path: Path) -> None:
+    table = {
+        "id": ["a", "b"],
+        "genres": [["x", None, ""], None],
+        "price": [Decimal("9.50"), None],
+        "size": [1.0, float("nan")],
+        "day": [date(2020, 1, 2), None],
+        "out": pa.array([1_700_000_000_123_456_789, None], pa.timestamp("ns", "UTC")),
+        "available_until": [float("nan"), float("inf")],
+    }
+    pq.write_table(pa.table(table), path)
+    found = read_items_file(path, None, {})
+    assert found.types == {"price": "number", "size": "number", "day": "time", "out": "time"}
+    values = {"price": 9.5, "size": 1.0, "day": "2020-01-02T00:00:00Z", "out": "2023-11-14T22:13:20.123456Z"}
+    assert found.rows == [
+        {"item_id": "a", "categories": ["x"], "attributes": values},
+        # The API says that this is no time.
+        {"item_id": "b", "available_until": "inf"},
+    ]
+    pq.write_table(pa.table({"id": ["a"], "out": pa.array([2**62], pa.timestamp("us"))}), path)
+    with pytest.raises(CannotStartError, match="date value out of range"):
+        read_items_file(path, None, {})
+
+
+def test_columns_and_types_can_be_told(path: Path) -> None:
+    text = "key,zip,words,until\na,01234,x|y,100\n"
+    told = {"item_id": "key", "zip": "text", "words": "list", "available_until": "until"}
+    found = read_items(path, text, told)
+    assert found.types == {"zip": "text", "words": "list"}
+    values = {"zip": "01234", "words": ["x", "y"]}
+    assert found.rows == [{"item_id": "a", "attributes": values, "available_until": 100.0}]
+    held = read_items(path, "id,zip\na,1234\n", None, {"zip": "text"})
+    assert held.rows == [{"item_id": "a", "attributes": {"zip": "1234"}}]
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "why"),
+    [
+        ("name,year\na,1\n", None, "which column.*item_id=NAME"),
+        ("id,year\na,1\n", {"item_id": "key"}, "no column key"),
+        ("id,year\na,old\n", {"year": "number"}, "row 1 of .*year is 'old', which is no number"),
+        ("id,year\n,1\n", None, "row 1 of .* has no id"),
+        ("id,year\na,1,2\n", None, "cannot be read"),
+        ("id,id\na,1\n", None, "two columns of one name"),
+        (f"id,{'x' * 65}\na,1\n", None, "no usable name"),
+        ('{"item_id": 1}\n{]\n', None, "line 2 of"),
+        ('{"item_id": 1}\n[1]\n', None, "line 2 of"),
+        ('{"item_id": 1, "attributes": {"year": NaN}}\n', None, "line 1 of .* is no JSON"),
+        ('{"a":' * 5000 + "1" + "}" * 5000, None, "line 1 of .* is no JSON"),
+        ("id,title\ra,b\r", None, "cannot be read"),
+        (b"\x1f\x8bnot gzip", None, "cannot be read"),
+        (b"PAR1 not parquet", None, "cannot be read"),
+        ("", None, "which column|cannot be read"),
+    ],
+)
+def test_what_cannot_be_read_says_why(
+    path: Path, content: str | bytes, columns: dict[str, str] | None, why: str
+) -> None:
+    with pytest.raises(CannotStartError, match=why):
+        read_items(path, content, columns)
+
+
+def test_the_last_rating_of_a_pair_counts_and_a_second_file_wins(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
+    first.write_text("user,item,rating\n" + "".join(f"u,{j},{1 + j % 5}\n" for j in range(12)) + "u,3,2\n")
+    second.write_text("user,item,rating\nu,0,5\nv,1,4\n")
+    read = read_files(first, second, FileRules())
+    assert read.n_first == 11
+    assert len(read.data.ratings.value) == 13
+    assert "2 ratings were replaced" in read.remarks[0]
+    assert np.isnan(read.data.ratings.time).all()
+    split = splits.given_test(read.data, read.n_first)
+    assert split.truth().tolist() == [5, 4]
+
+
+def test_a_file_of_items_describes_those_that_are_rated(tmp_path: Path) -> None:
+    path, ids = tmp_path / "items.csv", pa.array([b"i%d" % k for k in range(12)])
+    lines = [f"i{k},{('drama', 'war')[k % 2]},{1950 + k},2020-01-{k + 1:02}" for k in range(10)]
+    path.write_text("item_id,genres,year,since\n" + "\n".join([*lines, "other,drama,1,2020-01-01"]) + "\n")
+    found = side_columns(path, "item", ids)
+    assert found.columns is not None
+    assert (found.described, found.columns.rows) == (10, 12)
+    assert found.columns.described.tolist() == [True] * 10 + [False] * 2
+    # Two genres, the year, and the time, which is a number too.
+    assert found.columns.width == 4
+    lines = [f'{{"item_id": "i{k}", "attributes": {{"year": {1950 + k}, "none": null}}}}' for k in range(10)]
+    path.write_text("\n".join(lines))
+    assert side_columns(path, "item", ids).described == 10
+    path.write_text("\n".join([*lines, '{"item_id": "i11", "attributes": {"year": "long ago"}}']))
+    with pytest.raises(CannotStartError, match=r"row 11 of .*year"):
+        side_columns(path, "item", ids)
+    assert side_columns(path, "item", pa.array([b"x"])).columns is None

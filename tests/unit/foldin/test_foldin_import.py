@@ -42,13 +42,11 @@ class FakeSink:
         self._before_write = before_write
 
     async def write(self, rows: Sequence[Row]) -> None:
-        """Keep the rows, or raise."""
         if self._before_write:
             self._before_write(rows)
         self.rows += rows
 
     async def decide(self, scale: Scale) -> Scale:
-        """Take the scale, unless another one was there first."""
         self.decides = self.decides or scale
         return self.decides
 
@@ -57,7 +55,6 @@ class FakeSink:
         return ContextSchema((ContextField("device", "category", tuple(f"d{k}" for k in range(254))),))
 
     async def close(self) -> None:
-        """Remember it."""
         self.closed = True
 
 

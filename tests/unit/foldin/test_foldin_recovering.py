@@ -1,16 +1,15 @@
 """The commands of recovery: what they take, where they work, what they say."""
 
-import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from foldin.preflight import locked
 from foldin.recovery.errors import RecoveryRefusedError
-from foldin.recovery.place import find_place
 from foldin.recovery.sources import find_source
-from foldin.settings import FrontDoorSettings, moment
+from foldin.settings import moment
 from processes.errors import CannotStartError
 from tests.support.event_tables import event_table, free
 from trainer.archive.epoch_archive import EpochArchive
@@ -19,10 +18,6 @@ from trainer.archive.root import ArchiveRoot
 from trainer.fit_job.folder import FitFolder
 
 LIVE = ("1" * 32, 2)
-
-
-def front_door(folder: Path, **inherited: str) -> FrontDoorSettings:
-    return FrontDoorSettings(inherited.get("FOLDIN_REDIS_URL"), folder / "state", False, inherited)
 
 
 def test_times() -> None:
@@ -36,18 +31,6 @@ def test_times() -> None:
     for text in ("soon", "", "9999-01-01", "1e300", "nan", "inf", "-1", "2026-13-01"):
         with pytest.raises(ValueError, match="must be a time"):
             moment(text)
-
-
-def test_the_stack_of_a_directory_then_the_environment(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    with pytest.raises(CannotStartError, match="no stack runs on"):
-        find_place(data, front_door(tmp_path))
-    store = {"FOLDIN_REDIS_URL": "redis://one:1", "FOLDIN_NAMESPACE": "mine"}
-    (data / "stack.json").write_text(json.dumps({"pid": os.getpid(), "store": store}))
-    with locked(data):
-        found = find_place(data, front_door(tmp_path, FOLDIN_REDIS_URL="redis://two:2"))
-    assert (found.store.url, found.archive_folder) == ("redis://one:1", data / "archive" / "mine")
 
 
 def trashed(archive: Path) -> None:
@@ -83,3 +66,35 @@ def test_which_history_of_a_folder(tmp_path: Path) -> None:
     assert find_source(root, (LIVE[0], 1), "foldin").folder == one
     with pytest.raises(RecoveryRefusedError, match="several histories"):
         find_source(root, ("2" * 32, 1), "foldin")
+
+
+def test_a_directory_belongs_to_one_stack(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        with pytest.raises(CannotStartError, match=rf"process {os.getpid()}"), locked(tmp_path):
+            pass
+        # Also without its file.
+        (tmp_path / "lock").unlink()
+        with pytest.raises(CannotStartError, match="in use"), locked(tmp_path, orphans_gone_s=0.1):
+            pass
+    (tmp_path / "lock").unlink(missing_ok=True)
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(CannotStartError, match=r"lock cannot be opened .*--data"), locked(tmp_path):
+        pass
+
+
+def test_a_directory_whose_parts_do_not_end_stays_locked(tmp_path: Path) -> None:
+    """The supervisor is gone, a part still holds the descriptor."""
+    with locked(tmp_path) as lock:
+        part = subprocess.Popen(["sleep", "30"], pass_fds=lock)
+    (tmp_path / "lock").write_text("999999999\n")
+    try:
+        with (
+            pytest.raises(CannotStartError, match="in use by another stack"),
+            locked(tmp_path, orphans_gone_s=0.1),
+        ):
+            pass
+    finally:
+        part.kill()
+        part.wait()
+    with locked(tmp_path):
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"

@@ -16,7 +16,6 @@ SHOP = Deployment(users=200_000, items=30_000, ratings=10e6)
 
 
 def formula_of(name: str) -> str:
-    """A formula of docs/sizing.md, as Python."""
     text = (DOCS / "sizing.md").read_text("utf-8")
     (found,) = re.findall(rf"^    {name} <= (.*(?:\n +\+ .*)*)", text, re.MULTILINE)
     text = re.sub(r"\s+", " ", found.split(",")[0].replace(" x ", " * ")).replace(" MB", " * 1e6")
@@ -24,7 +23,7 @@ def formula_of(name: str) -> str:
     return re.sub(r"(?<=[\w)]) (?=[\w(])", " * ", text)
 
 
-def test_the_store_takes_what_the_formula_of_the_manual_says() -> None:
+def test_store_and_fit_take_what_the_formulas_of_the_manual_say() -> None:
     names = {
         "U": SHOP.users,
         "I": SHOP.items,
@@ -37,13 +36,8 @@ def test_the_store_takes_what_the_formula_of_the_manual_says() -> None:
         "neighbours": 100,
     }
     assert SHOP.store_bytes(16) == pytest.approx(eval(formula_of("store"), {}, names))
-
-
-def test_a_fit_takes_what_the_formula_of_the_manual_says() -> None:
     names = {"N": SHOP.ratings, "w": Layout(16, 0).width, "U": SHOP.users, "I": SHOP.items}
     assert SHOP.fit_bytes == pytest.approx(eval(formula_of("fit"), {}, names))
-    text = (DOCS / "sizing.md").read_text("utf-8")
-    assert f"{model.FIT_SESSIONS} N more with sessions" in text
     more = replace(SHOP, sessions=16).fit_bytes - SHOP.fit_bytes
     assert more == pytest.approx(56 * SHOP.ratings + 32 * 48 * (SHOP.users + SHOP.items))
 

@@ -1,5 +1,6 @@
 """`foldin.toml`: what it may have, what wins over it, and what is said of mistakes in it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,19 @@ from featurestore.settings import StoreSettings
 from foldin.settings import CommonOptions, FrontDoorSettings, ImportOptions, StackOptions
 from processes.configuration.file import configured
 from processes.configuration.keys import SECRETS, VARIABLES
-from processes.settings import Setting, SettingsError, declarations, load
+from processes.settings import (
+    HIDDEN,
+    Setting,
+    SettingsError,
+    choice,
+    declarations,
+    load,
+    nested,
+    program,
+    real,
+    setting,
+    whole,
+)
 from service.settings import ServiceSettings, read_settings
 from trainer.settings import TrainerSettings
 
@@ -119,3 +132,48 @@ def test_mistakes_are_named_with_what_was_meant(text: str, words: str, tmp_path:
         configured([], {}, tmp_path)
     assert str(tmp_path / "foldin.toml") in str(caught.value)
     assert "word@" not in str(caught.value), "the password is not shown"
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    share: float = setting(0.5, "a share", real(0, 1), variable="FOLDIN_SHARE")
+    left_out: int = setting(1, "not read here", whole(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    path: Path = setting(..., "a file", Path, flag="FILE")
+    size: int = setting(12_000, "a size", whole(1), variable="FOLDIN_SIZE", flag="--size")
+    colour: str = setting("red", "a colour", choice(("red", "blue")))
+    names: tuple[str, ...] = setting(("a", "b"), "some names", many=True)
+    loud: bool = setting(False, "whether it is loud", excludes="quiet")
+    quiet: bool = setting(False, "whether it is quiet")
+    player: str = setting("python", "a program", program)
+    secret_number: int = setting(0, HIDDEN, int)
+    inner: Inner = nested(Inner, without=("left_out",))
+
+    def problems(self) -> list[str]:
+        return ["blue cannot be loud"] if self.loud and self.colour == "blue" else []
+
+
+def test_every_mistake_is_reported_with_its_source_and_what_it_must_be() -> None:
+    argv = ["--names", "--size", "0", "--colour", "green", "--odd"]
+    with pytest.raises(SettingsError) as caught:
+        load(Outer, argv, {"FOLDIN_SHARE": "much"})
+    assert set(caught.value.problems) == {
+        "FILE needs a value",
+        "--names needs a value",
+        "unknown argument --odd",
+        "--size must be a whole number from 1 to 2147483647, not '0'",
+        "--colour must be red or blue, not 'green'",
+        "FOLDIN_SHARE must be a number from 0 to 1, not 'much'",
+    }
+    assert "\n" not in str(caught.value)
+    for player in ("/none/such", "no-such-program", "/"):
+        with pytest.raises(SettingsError, match=f"^--player must be a program .* not '{player}'$"):
+            load(Outer, ["f", "--player", player], {})
+    assert load(Outer, ["f", "--player", "sh"], {}).player == "sh"
+    with pytest.raises(SettingsError, match="blue cannot be loud"):
+        load(Outer, ["f", "--loud", "--colour", "blue"], {})
+    with pytest.raises(SettingsError, match=r"^--loud and --quiet exclude each other: leave one out$"):
+        load(Outer, ["f", "--loud", "--quiet"], {})

@@ -1,0 +1,166 @@
+"""The README, the tutorial, the how-to guides and the programs of the manual are run as they stand, on a made
+set in the form of the tutorial's. Invariant: what they show is what a user gets.
+"""
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from processes.blocking import plain_environment
+from tests.integration.environment.test_environment_server import environment
+from tests.support import house
+from tests.support.examples import ran, shape
+from tests.support.movies import write_files
+from tests.support.stacks import Stack, local_stack
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+# Between what one command says and what the next does.
+_MARK = "=== next ==="
+ENVIRONMENT, API = "http://127.0.0.1:8081", "http://127.0.0.1:8080"
+# In place of the course's own sizes: three runs of 1,000 steps are minutes.
+STEPS = 150
+
+Done = list[tuple[str, str, str]]
+
+
+def text_of(name: str) -> str:
+    return (house.ROOT / name).read_text("utf-8")
+
+
+async def run(text: str, stack: Stack, folder: Path) -> Done:
+    """Run the commands of a document in one shell. Returns each, what it shows, what it said."""
+    steps = []
+    for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
+        for chunk in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, answer = chunk.partition("\n")
+            steps.append((command, answer.strip()))
+    script = 'set -e\ncurl() { command curl --silent --show-error "$@"; }\n'
+    script += "".join(f"{command}\necho; echo '{_MARK}'\n" for command, _ in steps)
+    script = script.replace("localhost:8080", stack.url.removeprefix("http://"))
+    script = script.replace(".venv/bin/foldin", f"{shlex.quote(sys.executable)} -m foldin")
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-c", script),
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(house.ROOT)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    said = out.decode().split(f"\n{_MARK}\n")
+    assert process.returncode == 0, (steps[len(said) - 1], said[-1], err.decode())
+    return [(*step, each.strip()) for step, each in zip(steps, said, strict=False)]
+
+
+async def fits(text: str, stack: Stack, folder: Path) -> Done:
+    """Run the commands of a document. Fails where one says other than what is shown (JSON of another shape,
+    or another text), or is refused where no refusal is shown.
+    """
+    found = []
+    done = await run(text, stack, folder)
+    for command, shown, said in done:
+        if shown.startswith("{"):
+            is_right = shape(json.loads(said)) == shape(json.loads(shown))
+            is_right &= json.loads(shown).get("code") == json.loads(said).get("code")
+        elif shown:
+            is_right = said == shown
+        else:
+            is_right = '"status":4' not in said and '"status":5' not in said
+        if not is_right:
+            found.append((command, shown, said))
+    assert found == []
+    return done
+
+
+@asynccontextmanager
+async def movies(folder: Path) -> AsyncIterator[Stack]:
+    """A stack with its data in `folder / "data"` on which the tutorial was run."""
+    (folder / "ml-100k").mkdir()
+    write_files(folder / "ml-100k")
+    async with local_stack(folder / "data") as stack:
+        await fits(text_of("docs/tutorial.md"), stack, folder)
+        yield stack
+
+
+def listed(said: str) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = json.loads(said)["items"]
+    return items
+
+
+def programs(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text_of(name), re.DOTALL)
+
+
+async def test_the_tutorial_the_readme_and_the_guides(tmp_path: Path) -> None:
+    async with movies(tmp_path) as stack:
+        await fits(text_of("README.md"), stack, tmp_path)
+        (program,) = programs("README.md")
+        said = await ran(program.replace("http://localhost:8080", stack.url), "-W", "error")
+        assert re.fullmatch(r"\d\.\d+ \['\d+', '\d+'\]\n", said), said
+        filtered = await fits(text_of("docs/how-to/filter.md"), stack, tmp_path)
+        comedies = listed(filtered[0][2])
+        assert len(comedies) == 3
+        asks = "".join(f"$ curl localhost:8080/items/{each['item_id']}\n" for each in comedies)
+        for _, _, said in await run(f"```console\n{asks}```", stack, tmp_path):
+            item = json.loads(said)
+            assert "Comedy" in item["categories"]
+            assert "Horror" not in item["categories"]
+            assert item["attributes"]["release_year"] >= 1990
+        # From the last one on the stack asks for keys.
+        for name in ("compare", "hide-an-item", "production"):
+            await fits(text_of(f"docs/how-to/{name}.md"), stack, tmp_path)
+        assert list((tmp_path / "backup").rglob("manifest.json"))
+
+
+async def test_restore(tmp_path: Path) -> None:
+    text = text_of("docs/how-to/restore.md")
+    last = text.index("## The machine is gone")
+    ratings = "```console\n$ curl 'localhost:8080/users/1/ratings?limit=1'\n```"
+    (tmp_path / "first").mkdir()
+    async with movies(tmp_path / "first") as stack:
+        known = json.loads((await run(ratings, stack, tmp_path))[0][2])["total"]
+        await fits(text[:last], stack, tmp_path / "first")
+        assert json.loads((await run(ratings, stack, tmp_path))[0][2])["total"] == known
+    # Another machine, of which the first one's backup is all that there is.
+    (tmp_path / "second").mkdir()
+    (tmp_path / "first/backup").rename(tmp_path / "second/backup")
+    async with local_stack(tmp_path / "second/data") as stack:
+        await fits(text[last:], stack, tmp_path / "second")
+        assert json.loads((await run(ratings, stack, tmp_path))[0][2])["total"] == known
+
+
+async def lines_of(program: str) -> list[str]:
+    environ = plain_environment(os.environ, {})
+    return (await ran(program, folder=house.ROOT, environ=environ, within_s=240.0)).splitlines()
+
+
+async def test_the_programs_of_environment_and_evaluation(tmp_path: Path) -> None:
+    client, player = programs("docs/environment.md")
+    (evaluation,) = programs("docs/evaluation.md")
+    with environment() as (_, address):
+        said = await lines_of(client.replace(ENVIRONMENT, address))
+    assert len(said) == 1000
+    assert all(re.fullmatch(r"\d+ \d+ [1-5]", line) for line in said)
+    # It awaits, as in a notebook; its last line is shown there.
+    short = evaluation.replace("players=", f"steps={STEPS}, runs=1, known=(1000,), players=")
+    *body, last = short.splitlines()
+    inside = textwrap.indent("\n".join([*body, f"print({last})"]), "    ")
+    evaluation = f"import asyncio\n\nasync def main():\n{inside}\n\nasyncio.run(main())\n"
+    async with local_stack(tmp_path / "one") as stack:
+        with environment("--variables", "5", "--known", "2000") as (_, address):
+            played = player.replace("1000", str(STEPS)).replace(ENVIRONMENT, address)
+            (learned,) = await lines_of(played.replace(API, stack.url))
+    async with local_stack(tmp_path / "two") as stack:
+        evaluated = await lines_of(evaluation.replace(API, stack.url))
+    # Answering 3 each time errs by more than 1.5.
+    assert 0 < float(learned) < 1.5
+    assert 0 < float(evaluated[0]) < 1.5
