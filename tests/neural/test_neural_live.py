@@ -1,6 +1,4 @@
-"""A trainer with the neural engine on real stores: it publishes, goes on from itself, and who rates is folded
-in.
-"""
+"""A trainer with the neural engine: it publishes, goes on from itself, and who rates is folded in."""
 
 import asyncio
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""Whatever the ratings: folding in is exact and independent of company, and every answer is finite and on the
-scale.
-"""
+"""Whatever the ratings: a fold-in is independent of company, and each answer is finite and on the scale."""
 
 import numpy as np
 from hypothesis import given

@@ -1,9 +1,4 @@
-"""The counter rule against a dictionary, on a real store: whatever raters, readers, publishers and forgetters
-do in whatever order, a reader gets exactly what the ratings say.
-
-Slow actors are part of it: a reader's fold-in, and a trainer's fit, may be handed back long after they were
-made.
-"""
+"""The counter rule against a dictionary, on a real store: in any order, and with actors that are slow."""
 
 import asyncio
 import itertools
@@ -96,32 +91,17 @@ class CounterRule(RuleBasedStateMachine):
         return found
 
     @rule(
-        which=st.booleans(), user=st.sampled_from(USERS), item=st.sampled_from(ITEMS), value=st.integers(1, 5)
+        which=st.booleans(),
+        user=st.sampled_from(USERS),
+        item=st.sampled_from(ITEMS),
+        value=st.sampled_from([1.0, 2.0, 3.0, 4.0, 5.0, math.nan, math.nan]),
+        times=st.sampled_from([1, 1, 1, 70]),
     )
-    def rate(self, which: bool, user: str, item: str, value: int) -> None:
-        """Rate or rate again."""
-        self.do(self.store(which).ratings.append([rating(user, item, float(value))]))
-        self.took(user, item, float(value))
-
-    @rule(which=st.booleans(), user=st.sampled_from(USERS), item=st.sampled_from(ITEMS))
-    def take_back(self, which: bool, user: str, item: str) -> None:
-        """Take a rating back, given or not."""
-        self.do(self.store(which).ratings.append([rating(user, item, math.nan)]))
-        self.took(user, item, math.nan)
-
-    @rule(
-        which=st.booleans(), user=st.sampled_from(USERS), item=st.sampled_from(ITEMS), value=st.integers(1, 5)
-    )
-    def rate_often(self, which: bool, user: str, item: str, value: int) -> None:
-        """Enough repeats to make the history worth compacting."""
-        self.do(self.store(which).ratings.append([rating(user, item, float(value))] * 70))
-        for _ in range(70):
-            self.took(user, item, float(value))
-
-    def took(self, user: str, item: str, value: float) -> None:
-        """The truth after one rating."""
+    def rate(self, which: bool, user: str, item: str, value: float, times: int) -> None:
+        """Rate, rate again, or take a rating back, given or not; often enough for a compaction."""
+        self.do(self.store(which).ratings.append([rating(user, item, value)] * times))
         person = self.people[user]
-        person.n += 1
+        person.n += times
         person.known = True
         person.holds.pop(item, None)
         if not math.isnan(value):
@@ -139,10 +119,7 @@ class CounterRule(RuleBasedStateMachine):
 
     @rule(seed=st.integers(0, 5))
     def begin_fit(self, seed: int) -> None:
-        """A trainer begins to fit what it sees now.
-
-        It has one fit at a time: an older one can no longer finish.
-        """
+        """A trainer begins to fit what it sees now; an older fit can no longer finish."""
         store = self.store(False)
         seen = {user: self.do(store.users.history(1, user.encode())) for user in USERS}
         writer = self.do(
@@ -157,9 +134,7 @@ class CounterRule(RuleBasedStateMachine):
     @precondition(lambda self: self.fits)
     @rule(some=st.integers(1, 2 ** len(USERS) - 1))
     def finish_fit(self, some: int) -> None:
-        """The fit ends: records of what it saw then are written, however much has happened since; it goes
-        live.
-        """
+        """The fit ends and goes live, with what it saw then, however much has happened since."""
         fit = self.fits.pop()
         users = [user for bit, user in enumerate(USERS) if some >> bit & 1 and fit.seen[user][0]]
         histories = [fit.seen[user][1] for user in users]

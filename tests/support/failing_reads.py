@@ -17,9 +17,7 @@ FAILURES: dict[str, Fails] = {
 
 
 class Failing:
-    """A file of which a read fails, as Arrow sees it: through its C++ and back; `rows_alone`: one that ends
-    before the footer.
-    """
+    """A file whose reads fail, as Arrow sees it; `rows_alone`: those that end before the footer."""
 
     closed = False
 

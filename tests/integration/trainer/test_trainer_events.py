@@ -1,6 +1,4 @@
-"""A running stack that knows events alone, and no rating: each list answers by the events. The ranking head
-learns them, and nothing else does.
-"""
+"""A running stack that knows events alone, and no rating: each list answers by the events."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

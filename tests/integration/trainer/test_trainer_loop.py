@@ -1,6 +1,4 @@
-"""The trainer on real stores: every rating archived once, fits published, commands carried out, nothing
-lost on a restart.
-"""
+"""The trainer on real stores: ratings are archived once, fits published, commands carried out."""
 
 import asyncio
 import os

@@ -1,6 +1,4 @@
-"""The ranking head and the indices of a running stack: published with a fit, loaded by services, kept up to
-date.
-"""
+"""The ranking head and the index of a running stack: published, loaded by services, kept up to date."""
 
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from factors import Float32s, Index, Model, RankingHead
 from factors.model.layout import item_layout
 from featurestore.codecs import pack_histories
 from featurestore.generations.follower import Follower
-from featurestore.generations.live import LiveGeneration
+from featurestore.generations.served import wait_until_served
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -42,24 +40,23 @@ def given() -> list[NewRating]:
     ]
 
 
-async def served(follower: Follower, generation: int) -> LiveGeneration:
-    def is_live() -> bool:
-        return follower.live is not None and follower.live.generation == generation
-
-    await wait_until_async(is_live, "the fit is served")
-    assert follower.live is not None
-    return follower.live
-
-
 def head_of(follower: Follower) -> RankingHead:
     assert follower.live is not None
     assert follower.live.ranking is not None
     return follower.live.ranking.head
 
 
-async def test_a_fit_is_published_with_a_head_that_new_items_join(
-    store: Store, settings: TrainerSettings, tmp_path: Path
+def small_index(model: Model, items: Float32s, users: Float32s, rng: np.random.Generator) -> Index:
+    """An index of any catalogue, however small."""
+    centres = np.ascontiguousarray(items[:LISTS, item_layout(model).mean])
+    return Index(centres, (np.arange(len(items)) % LISTS).astype(np.uint16), 1, 0.97)
+
+
+async def test_a_fit_is_published_with_an_index_that_is_used_and_a_head_that_new_items_join(
+    store: Store, settings: TrainerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(publisher, "build_index", small_index)
+
     async def joined(item: bytes) -> int:
         async def known() -> bool:
             row = store.items(1).row(item)
@@ -75,7 +72,15 @@ async def test_a_fit_is_published_with_a_head_that_new_items_join(
         async with running_trainer(settings):
             await store.ratings.append(given())
             generation = await fitted(store)
-            await served(follower, generation)
+            assert await wait_until_served(store.generations, 1, generation, 100, here=follower)
+            live = follower.live
+            assert live is not None
+            assert live.meta.summary.metrics["index_recall_at_10"] == 0.97
+            assert live.ranker.multiplications(1) < live.ranker.multiplications()
+            profile = await store.users.profile(live, b"u3")
+            known = profile.history.item_row[:5]
+            (found,) = live.ranker.top(profile.vector[None], 2, [known])
+            assert len(set(found.item_rows.tolist()) - set(known.tolist())) == 2
             # Chosen by users of group 0: two who were in the fit, and two who were not.
             raters = [b"u0", b"u4", b"x1", b"x2"]
             others = [NewRating(user, b"i%d" % row, 4.0, 2e9) for user in raters[2:] for row in range(4)]
@@ -95,30 +100,3 @@ async def test_a_fit_is_published_with_a_head_that_new_items_join(
             await joined(b"later")
             assert follower.live is not None
             assert follower.live.generation == generation
-
-
-def small_index(model: Model, items: Float32s, users: Float32s, rng: np.random.Generator) -> Index:
-    """An index of any catalogue, however small."""
-    centres = np.ascontiguousarray(items[:LISTS, item_layout(model).mean])
-    return Index(centres, (np.arange(len(items)) % LISTS).astype(np.uint16), 1, 0.97)
-
-
-async def test_an_index_is_published_with_its_recall_and_used(
-    store: Store, settings: TrainerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(publisher, "build_index", small_index)
-    rated = [
-        NewRating(b"u%d" % user, b"i%d" % item, float(1 + (user * item) % 5), 1e9)
-        for user in range(12)
-        for item in range(20)
-    ]
-    async with following(store, tmp_path / "cache") as follower, running_trainer(settings):
-        await store.ratings.append(rated)
-        live = await served(follower, await fitted(store))
-        assert live.meta.summary.metrics["index_recall_at_10"] == 0.97
-        assert live.ranker.multiplications(1) == pytest.approx(2 / LISTS * live.ranker.multiplications())
-        profile = await store.users.profile(live, b"u3")
-        known = profile.history.item_row[:5]
-        (found,) = live.ranker.top(profile.vector[None], 2, [known])
-        assert len(found.item_rows) == 2
-        assert not np.intersect1d(found.item_rows, known).size

@@ -84,10 +84,7 @@ async def check_records(store: Store, result: FitResult, number: int) -> None:
     "how", ["lives", pytest.param("is killed", marks=pytest.mark.slow), "does not start"]
 )
 async def test_a_process_writes_the_records_of_many_and_the_trainer_what_that_one_does_not(
-    store: Store,
-    started: list[record_process.RecordProcess],
-    monkeypatch: pytest.MonkeyPatch,
-    how: str,
+    store: Store, started: list[record_process.RecordProcess], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     if how == "does not start":
         monkeypatch.setattr(sys, "executable", "/nonexistent/python")

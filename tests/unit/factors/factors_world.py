@@ -11,9 +11,7 @@ STARS = Scale(1.0, 5.0, 1.0)
 def ratings_of(
     seed: int, *, n_users: int = 40, n_items: int = 30, n: int = 600, timed: bool = True
 ) -> Ratings:
-    """Ratings 1 to 5 from vectors of dimension 2, a mood for each user and hour, and some noise; no pair
-    twice.
-    """
+    """Ratings 1 to 5 from vectors of dimension 2, moods and noise; no pair twice."""
     rng = np.random.default_rng(seed)
     pair = rng.permutation(n_users * n_items)[:n]
     user, item = pair // n_items, pair % n_items

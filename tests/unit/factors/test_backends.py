@@ -1,6 +1,4 @@
-"""The loops that numba compiles give what numpy gives: run as plain Python for every term, compiled once for
-all.
-"""
+"""The loops that numba compiles give what numpy gives, as plain Python and compiled."""
 
 from dataclasses import replace
 from importlib.util import find_spec

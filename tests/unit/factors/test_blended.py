@@ -74,9 +74,7 @@ class World:
         return np.array([max(s, 0.0) * r**self.head.parameters.gamma for s, r in pairs])
 
     def assert_best(self, user: int, found: Blended, n: int, passing: Bools) -> None:
-        """`found` are the best `n` of those that pass. Rows whose scores float32 does not tell apart may
-        stand in either order, and either of them may be the last.
-        """
+        """`found` are the best `n` of those that pass; equal ones may stand in either order."""
         scores, rows = self.scores(user), found.item_rows
         assert len(set(rows.tolist())) == len(rows) == min(n, int(passing.sum()))
         assert passing[rows].all()

@@ -1,6 +1,4 @@
-"""The contract of a fit: the same from the same seed, going on from an earlier one, refusing what cannot be
-fitted; finite for any times and scales.
-"""
+"""The contract of a fit: repeatable, going on from an earlier one, finite, refusing what is wrong."""
 
 import math
 from dataclasses import replace
@@ -26,7 +24,6 @@ from factors.model.types import Float64s
 from tests.unit.factors.factors_world import (
     STARS,
     fitted_of,
-    histories_of,
     history,
     joined,
     ratings,
@@ -128,14 +125,6 @@ def test_a_fit_is_the_same_from_the_same_seed_and_on_threads() -> None:
     for other in others:
         np.testing.assert_array_equal(first.items, other.items)
         np.testing.assert_array_equal(first.users, other.users)
-
-
-@pytest.mark.parametrize("link", ["gaussian", "ordinal"])
-def test_user_rows_are_what_folding_in_gives(link: str) -> None:
-    given = ratings_of(12)
-    found = fitted_of(given, link=link)
-    rows = found.posterior.fold_in_users(found.items, histories_of(given, 40), current=found.users)
-    np.testing.assert_allclose(rows, found.users, atol=1e-6)
 
 
 def test_a_fit_goes_on_from_an_earlier_one_with_more_users_and_items() -> None:

@@ -1,6 +1,4 @@
-"""Folding in is the regression that the model says it is, and scores are its formula; what is unknown is the
-prior.
-"""
+"""Folding in is the regression of the model, scores are its formula, what is unknown is the prior."""
 
 import math
 

@@ -14,7 +14,6 @@ from factors.ranking.choices import choices_of
 from factors.ranking.half_steps import Events, Prior, solve_rows
 from factors.ranking.neighbours import Neighbours
 from factors.ranking.selection import lists
-from factors.ranking.selection.held_out import HeldOut
 from tests.unit.factors.factors_world import ratings_of
 
 N_USERS, N_ITEMS = 40, 30
@@ -26,9 +25,7 @@ def by_user(ratings: Ratings, n_users: int = N_USERS) -> Compressed:
 
 
 def clusters(seed: int, *, drifting: bool = False) -> Ratings:
-    """Users who choose items of one of six kinds; where they drift, of another one each third of their
-    time. They choose an item of an even six three times as often, and rate it high.
-    """
+    """Users who choose items of one of six kinds, some thrice as often; `drifting`: of another each third."""
     rng = np.random.default_rng(seed)
     columns = []
     for user in range(MANY_USERS):
@@ -172,18 +169,3 @@ def test_a_refit_goes_on_from_the_head_before() -> None:
     more = ratings.take(np.arange(1_200))
     again = fit_ranking(more, MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1), start=few.head)
     assert again.head.parameters.decided == 1_200
-
-
-def test_lists_of_a_head_find_what_is_held_out() -> None:
-    ratings = clusters(5)
-    held = np.random.default_rng(1).random(len(ratings.value)) < 0.2
-    found = fit_ranking(ratings.take(~held), MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1))
-    data = HeldOut.of(
-        by_user(ratings, MANY_USERS),
-        MANY_ITEMS,
-        held[by_user(ratings, MANY_USERS).source],
-        np.random.default_rng(1),
-    )
-    popularity = np.bincount(ratings.item_row[~held], minlength=MANY_ITEMS).astype(np.float32)
-    least = data.quality(np.tile(popularity, (len(data.users), 1)), depth=10).mean()
-    assert data.quality(found.head.relevance(data.histories), depth=10).mean() > least + 0.2

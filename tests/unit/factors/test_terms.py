@@ -1,6 +1,4 @@
-"""Each term of the model: a world that has it is foretold better with it, and folding in reads it as the fit
-does.
-"""
+"""A world that has a term of the model is foretold better with it, also by folding in."""
 
 import math
 from dataclasses import replace
@@ -55,19 +53,8 @@ def error(found: Fitted, of: Ratings, time: Float64s | None = None, context: Flo
     return float(np.mean((scores.rating - of.value) ** 2))
 
 
-@pytest.mark.parametrize("link", LINKS)
-def test_biases(link: Link) -> None:
-    rng = np.random.default_rng(3)
-    user, item = np.divmod(rng.permutation(50 * 40)[:900], 40)
-    score = 3 + rng.normal(0, 0.8, 50)[user] + rng.normal(0, 0.8, 40)[item] + rng.normal(0, 0.4, 900)
-    known, asked = split(ratings(user, item, np.clip(np.rint(score), 1, 5)))
-    assert error(learned(known, 50, 40, link=link), asked) < 0.35 * np.var(asked.value)
-
-
 def test_implicit_effects() -> None:
-    """Two groups of users differ in what they like of some items, and in which of the others they rate: the
-    set of these tells what few ratings of those do not.
-    """
+    """What two groups of users rate tells what few ratings do not."""
     rng, group, kind = np.random.default_rng(6), np.arange(120) % 2, np.arange(60) % 3
     chance = np.where(kind == 2, 0.2, np.where(kind == group[:, None], 0.6, 0.02))
     user, item = np.nonzero(rng.random((120, 60)) < chance)
@@ -97,6 +84,24 @@ def moody(session_variance: float, sitting_variance: float) -> Ratings:
     effect += rng.normal(0.0, np.sqrt(sitting_variance), session.max() // 5 + 1)[np.arange(len(effect)) // 5]
     value = rng.normal(0.0, 0.5, items)[item] + effect[session] + rng.normal(0.0, 0.5, len(user))
     return Ratings(user, item, np.clip(value, -9.0, 9.0), HOUR * (session % 5 + 8.0 * (session // 5)))
+
+
+@pytest.mark.parametrize(("of", "least", "most"), [(0, 1, 1), (2, 2, 4)])
+def test_rank(of: int, least: int, most: int) -> None:
+    """A fit finds how many dimensions there are; a rank that is asked for is kept."""
+    rng = np.random.default_rng(5)
+    left, right = rng.normal(size=(60, of)), rng.normal(size=(80, of)) / np.sqrt(of or 1)
+    user, item = np.divmod(rng.permutation(60 * 80)[:2_400], 80)
+    score = 3.0 + (left[user] * right[item]).sum(axis=1) + 0.5 * rng.normal(size=60)[user]
+    value = np.clip(np.rint(2.0 * (score + rng.normal(0.0, 0.6, 2_400))) / 2.0, 1.0, 5.0)
+    known, asked = split(ratings(user, item, value), 0.4)
+    scale, how = Scale(1.0, 5.0, 0.5), {"link": "gaussian", "session_effects": False}
+    found = learned(known, 60, 80, scale, **how, rank="auto")
+    assert least <= found.model.rank <= most
+    for rank in (1, 3):
+        other = learned(known, 60, 80, scale, **how, rank=rank, sweeps=15)
+        assert other.model.rank == rank
+        assert error(found, asked) < (0.9 if rank < of else 1.1) * error(other, asked)
 
 
 @pytest.mark.parametrize("sitting_variance", [0.0, 0.5])
@@ -259,8 +264,7 @@ def popular_world(seed: int) -> tuple[Ratings, np.ndarray]:
 
 
 def test_cold_start() -> None:
-    """A new item is not taken for an unpopular one: from the first rating on it is rated as well as by the
-    mean of its ratings, shrunk."""
+    """A new item is rated as well as by the shrunk mean of its ratings, from the first one on."""
     given, new = popular_world(2)
     known = ~new[given.item_row]
     found = learned(given.take(known), 200, 120)

@@ -133,10 +133,7 @@ def moments(folder: Path) -> Iterator[tuple[int, Path]]:
 def frozen_everywhere(
     folder: Path, interrupted: Interrupted, work: Callable[[ArchiveRoot, EpochArchive], object]
 ) -> int:
-    """Let a leader be replaced before each call of its work; how many of those there are.
-
-    From the moment when its successor has the archive, no byte changes but by the successor.
-    """
+    """Replace a leader before each call of its work, after which no byte changes; how many calls there are."""
     for at, place in moments(folder):
         filled(place)
         first = taken(place, "1.a", interrupted.step)

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from factors import Int64s, Ratings
-from tests.support.event_tables import event_table, free
+from factors import Ratings
+from tests.support.event_tables import append, free
 from trainer import gate
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import spans_of, string_array
+from trainer.archive.events import string_array
 from trainer.archive.item_list import write_items
-from trainer.fit_job import trial
 from trainer.fit_job.job import FitRequest, run_fit
 from trainer.fit_job.ratings import FitInput
 from trainer.fit_job.result_files import read_result
@@ -55,8 +54,7 @@ def archived(folder: Path, rated: Rated, before: Rated = ()) -> EpochArchive:
         n.append(counts[user])
     users, rows, values = zip(*rated, strict=True)
     ms = 1 + len(before) + np.arange(len(rated))
-    table = event_table(users, n, rows, values, stream_ms=ms)
-    archive.append(table, spans_of(table))
+    append(archive, users, n, rows, values, stream_ms=ms)
     return archive
 
 
@@ -80,31 +78,14 @@ def fit_of(archive: EpochArchive, output: Path, live: Path | None = None) -> Fit
     return read_result(output)
 
 
-@pytest.fixture(scope="module")
-def poisoned(tmp_path_factory: pytest.TempPathFactory) -> tuple[FitResult, FitResult, FitResult]:
-    """A live fit of honest users; then come many accounts that give everything a 5, and new honest users. The
-    fit of all that, held to the newest ratings, and the same held to any of its own.
-    """
-
-    def any_of_all(data: FitInput, wanted: int) -> Int64s:
-        return np.random.default_rng(1).choice(len(data.ratings.value), wanted, replace=False)
-
-    folder = tmp_path_factory.mktemp("poisoned")
-    first, bots = honest("u", 150, 15, seed=1), flood(200, 15)
-    live = fit_of(archived(folder / "archive", first), folder / "live")
-    archived(folder / "archive", bots, before=first)
-    archive = archived(folder / "archive", honest("new", 100, 4, seed=2), before=[*first, *bots])
-    fit = fit_of(archive, folder / "newest", live.path)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial, "newest", any_of_all)
-        return live, fit, fit_of(archive, folder / "own", live.path)
-
-
 @pytest.mark.slow
-def test_a_fit_that_is_worse_on_what_comes_is_refused(
-    poisoned: tuple[FitResult, FitResult, FitResult],
-) -> None:
-    _, fit, _ = poisoned
+def test_a_fit_that_is_worse_on_what_comes_is_refused(tmp_path: Path) -> None:
+    """To honest users come accounts that give everything a 5, and then more honest users."""
+    first, bots = honest("u", 150, 15, seed=1), flood(200, 15)
+    live = fit_of(archived(tmp_path / "archive", first), tmp_path / "live")
+    archived(tmp_path / "archive", bots, before=first)
+    archive = archived(tmp_path / "archive", honest("new", 100, 4, seed=2), before=[*first, *bots])
+    fit = fit_of(archive, tmp_path / "newest", live.path)
     why = gate.refusal(fit, N_ITEMS, Policy(baseline=math.inf))
     assert why is not None
     assert "newest ratings, which neither has learned" in why

@@ -1,6 +1,4 @@
-"""Implicit feedback: fold-in is the library's own exact solve, and a fit grows without forgetting where
-it was.
-"""
+"""Implicit feedback: fold-in is the library's own exact solve."""
 
 from collections.abc import Iterator
 
@@ -10,13 +8,7 @@ import scipy.sparse as sp
 from implicit.cpu.als import AlternatingLeastSquares
 from threadpoolctl import threadpool_limits
 
-from factors import (
-    FitSettings,
-    Fitted,
-    Histories,
-    Ratings,
-    Scale,
-)
+from factors import FitSettings, Fitted, Histories, Ratings, Scale
 from factors.engine_api import confidence_of, implicit_factors, weighting_of
 from factors.model.layout import item_layout, user_layout
 from trainer.engines import make_engine

@@ -10,8 +10,7 @@ GB = 2**30
 
 
 @pytest.mark.parametrize(
-    ("total", "kept"),
-    [(GB // 4, LEAST_FREE_BYTES), (10 * GB, GB // 2), (4_000 * GB, MOST_FREE_BYTES)],
+    ("total", "kept"), [(GB // 4, LEAST_FREE_BYTES), (10 * GB, GB // 2), (4_000 * GB, MOST_FREE_BYTES)]
 )
 def test_a_disk_keeps_a_share_within_bounds_and_room_for_a_rewrite(total: int, kept: int) -> None:
     assert disk("archive_disk", total, total).needed_bytes == kept
