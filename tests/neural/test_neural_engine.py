@@ -48,7 +48,6 @@ def fit() -> Fitted:
 
 
 def of_user(ratings: Ratings, user: int) -> Histories:
-    """The history of one user alone."""
     mine = ratings.take(ratings.user_row == user)
     return histories_of(replace(mine, user_row=np.zeros_like(mine.user_row)), 1)
 

@@ -72,12 +72,10 @@ class CounterRule(RuleBasedStateMachine):
         self.late: list[tuple[LiveGeneration, str, StaleUser]] = []
 
     def do(self, coroutine: Any) -> Any:
-        """Run to its end."""
         return self.loop.run_until_complete(coroutine)
 
     @initialize()
     def open(self) -> None:
-        """Two processes and a first generation."""
         wanted = StoreSettings(url=self.url, namespace=f"rule-{next(NUMBERS)}", partitions=2, timeout_s=10.0)
         self.stores = [self.do(Store.open(wanted)), self.do(Store.open(wanted, hot=False))]
         self.do(self.stores[0].items(1).register([item.encode() for item in ITEMS]))
@@ -86,7 +84,6 @@ class CounterRule(RuleBasedStateMachine):
         self.finish_fit(0)
 
     def store(self, which: bool) -> Store:
-        """One of the two."""
         found: Store = self.stores[which]
         return found
 
@@ -149,13 +146,11 @@ class CounterRule(RuleBasedStateMachine):
     @precondition(lambda self: len(self.whole) > 1)
     @rule(data=st.data())
     def activate(self, data: st.DataObject) -> None:
-        """Roll back or forward."""
         number = data.draw(st.sampled_from(sorted(self.whole)))
         self.do(self.store(True).generations.activate(number, hold=False))
         self.serve(self.whole[number])
 
     def serve(self, live: LiveGeneration) -> None:
-        """Both processes follow at once."""
         self.live = self.whole[live.generation] = live
         numbers = [summary.generation for summary in self.do(self.store(False).generations.list())]
         kept = Kept(frozenset(numbers))
@@ -174,7 +169,6 @@ class CounterRule(RuleBasedStateMachine):
 
     @rule(which=st.booleans(), user=st.sampled_from(USERS))
     def read_profile(self, which: bool, user: str) -> None:
-        """The history that comes with the vector is the one that it rests on."""
         assert self.live is not None
         person = self.people[user]
         profile = self.do(self.store(which).users.profile(self.live, user.encode()))
@@ -209,7 +203,6 @@ class CounterRule(RuleBasedStateMachine):
         self.do(store.users.history(1, b"settled"))
 
     def truth(self, person: Person) -> Float32s:
-        """The row of a user by its ratings."""
         assert self.live is not None
         if not person.known:
             prior: Float32s = self.live.posterior.prior_user
@@ -223,7 +216,6 @@ class CounterRule(RuleBasedStateMachine):
         return row
 
     def teardown(self) -> None:
-        """Whatever was done, every user reads right at the end, in both processes."""
         try:
             if self.live is not None:
                 for which in (False, True):

@@ -62,8 +62,6 @@ def logs(tmp_path: Path) -> Iterator[None]:
 
 @asynccontextmanager
 async def others_rate(store: Store) -> AsyncIterator[None]:
-    """Others rate all along, some in the user's partition."""
-
     async def rate() -> None:
         number = 0
         while True:

@@ -24,7 +24,6 @@ pytestmark = pytest.mark.usefixtures("quick_rounds")
 
 
 def files(settings: TrainerSettings) -> dict[str, bytes]:
-    """All that the archive holds."""
     root = settings.archive_folder
     paths = [path for path in root.rglob("*") if path.is_file() and path.name != "lock"]
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}

@@ -11,21 +11,15 @@ from featurestore.codecs import pack_histories
 from featurestore.generations.follower import Follower
 from featurestore.generations.served import wait_until_served
 from featurestore.ratings.log import NewRating
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.following import following
-from tests.support.trainers import fitted, running_trainer, trainer_settings
+from tests.support.trainers import fitted, running_trainer
 from tests.support.waiting import wait_until_async
 from trainer.publication import publish as publisher
 from trainer.settings import TrainerSettings
 
 GROUPS, PER_GROUP, USERS, LISTS = 4, 10, 60, 8
 pytestmark = pytest.mark.usefixtures("quick_rounds")
-
-
-@pytest.fixture
-def settings(store_settings: StoreSettings, tmp_path: Path) -> TrainerSettings:
-    return trainer_settings(store_settings, tmp_path / "archive", lease_ttl_s=30.0)
 
 
 def given() -> list[NewRating]:
@@ -47,7 +41,6 @@ def head_of(follower: Follower) -> RankingHead:
 
 
 def small_index(model: Model, items: Float32s, users: Float32s, rng: np.random.Generator) -> Index:
-    """An index of any catalogue, however small."""
     centres = np.ascontiguousarray(items[:LISTS, item_layout(model).mean])
     return Index(centres, (np.arange(len(items)) % LISTS).astype(np.uint16), 1, 0.97)
 

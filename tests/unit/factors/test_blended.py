@@ -63,7 +63,6 @@ class World:
         return Histories(np.array([0, 60]), data.other_row[part], data.value[part], data.time[part])
 
     def parts(self, user: int) -> tuple[Float64s, Float64s]:
-        """Relevance and rating of every item."""
         relevance = self.head.scores(self.history(user), np.arange(ITEMS))
         index = np.zeros(ITEMS, dtype=np.int64)
         return relevance, self.scorer.rating(self.users[user : user + 1], index, np.arange(ITEMS))

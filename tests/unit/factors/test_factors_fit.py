@@ -34,7 +34,6 @@ NAN = math.nan
 
 
 def fitted(given: Ratings, n_users: int, n_items: int, scale: Scale = STARS, **settings: object) -> Fitted:
-    """A short fit."""
     chosen = FitSettings(scale=scale, **{"sweeps": 5, **settings})  # type: ignore[arg-type]
     return fit(given, n_users, n_items, settings=chosen, rng=np.random.default_rng(0))
 
@@ -54,14 +53,6 @@ def sensible(found: Fitted, n_users: int, n_items: int, time: Float64s | float =
         assert (scores.std > 0).all()
         assert ((scores.rating >= scale.low) & (scores.rating <= scale.high)).all()
     return scores.rating
-
-
-def pairs(seed: int, n_users: int = 25, n_items: int = 25, n: int = 300, time: float = NAN) -> Ratings:
-    """Pairs, none twice, with ratings 1 to 5 that have some sense."""
-    rng = np.random.default_rng(seed)
-    user, item = np.divmod(rng.permutation(n_users * n_items)[:n], n_items)
-    score = 3.0 + rng.normal(0, 0.6, n_users)[user] + rng.normal(0, 0.8, n_items)[item]
-    return ratings(user, item, np.clip(np.rint(score + rng.normal(0, 0.6, n)), 1, 5), time)
 
 
 def test_no_ratings_give_the_prior_which_learns_from_the_first() -> None:

@@ -16,7 +16,6 @@ LINKS = ("gaussian", "ordinal")
 
 @pytest.fixture(scope="module", params=LINKS)
 def fitted(request: pytest.FixtureRequest) -> Fitted:
-    """A fit with implicit effects, without sessions."""
     return fitted_of(ratings_of(3), link=request.param, session_effects=False)
 
 

@@ -19,7 +19,6 @@ LEAST_HELD_OUT = 50
 
 
 def fitted_of(data: OddData, given: Ratings, start: Fitted | None = None, **how: object) -> Fitted:
-    """A fit whose tables are finite."""
     settings, rng = FitSettings(data.scale, **how), np.random.default_rng(0)  # type: ignore[arg-type]
     found = fit(given, data.n_users, data.n_items, settings=settings, rng=rng, start=start)
     assert np.isfinite(found.users).all()

@@ -9,6 +9,7 @@ import pytest
 from tests.support import failing_reads
 from tests.support.event_tables import append, filled, free
 from tests.support.failing_reads import FAILURES, Fails
+from tests.unit.trainer.test_trainer_archive import contents
 from trainer.archive import epoch_archive, unread
 from trainer.archive.epoch_archive import ALL_OF_A_USER, EpochArchive
 from trainer.archive.listing import read_spans
@@ -16,10 +17,6 @@ from trainer.archive.segments import read_segment, read_user_ids
 from trainer.archive.trash import Trash
 from trainer.archive.unread import UnreadFiles
 from trainer.errors import ArchiveFailedError
-
-
-def milliseconds(archive: EpochArchive) -> list[int]:
-    return [ms for path in archive.snapshot().paths for ms in read_segment(path)[0]["stream_ms"].to_pylist()]
 
 
 def damaged(path: Path, how: str) -> None:
@@ -34,7 +31,7 @@ def damaged(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["torn", "flipped"])
 def test_a_damaged_segment_takes_along_none_of_those_that_it_covers(tmp_path: Path, how: str) -> None:
     archive = filled(tmp_path, 8)
-    expected = milliseconds(archive)
+    expected = contents(archive)
     before = {path: path.read_bytes() for path in archive.snapshot().paths}
     assert archive.merge()
     (merged,) = archive.snapshot().paths
@@ -42,13 +39,13 @@ def test_a_damaged_segment_takes_along_none_of_those_that_it_covers(tmp_path: Pa
     for path, content in before.items():
         path.write_bytes(content)
     again = EpochArchive(tmp_path, 1, guard=free)
-    assert milliseconds(again) == expected
+    assert contents(again) == expected
     assert [path.name for path in tmp_path.glob("*.parquet")] == [merged.name]
     for path, content in before.items():
         path.write_bytes(content)
     damaged(merged, how)
     again = EpochArchive(tmp_path, 1, guard=free)
-    assert milliseconds(again) == expected
+    assert contents(again) == expected
     assert [each.path.name for each in again.damaged] == [merged.name]
     assert merged.with_name(merged.name + ".damaged").exists()
 
@@ -105,7 +102,6 @@ def test_an_erasure_waits_for_a_read_that_failed(
 
 
 def fill(archive: EpochArchive) -> None:
-    """Append enough segments that some can be merged."""
     for k in range(2, 40):
         append(archive, ["ann"], [k + 1], [0], [3.0], stream_ms=[10 * k + 1])
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.event_tables import event_table, filled, free
-from trainer.archive.events import spans_of
+from tests.support.event_tables import filled, free
 from trainer.archive.item_list import read_items, write_items
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import METADATA_KEY, read_segment
@@ -60,27 +59,14 @@ def test_moved_epoch_is_whole_and_says_why(tmp_path: Path, trash: Trash) -> None
     assert entry.size_bytes > 1_000
 
 
-def test_replaced_segments_of_a_rebuild_are_kept(tmp_path: Path, trash: Trash) -> None:
-    archive = filled(tmp_path / "epoch-000001")
-    old = archive.begin_rebuild()
-    trash.keep([segment.path for segment in old], 1, "x" * 32, "rebuilt")
-    table = event_table(["ann"], [9], [0], [5.0], stream_ms=[0])
-    archive.append(table, {})
-    spans = spans_of(event_table(["ann"], [9], [0], [5.0], stream_ms=[99]))
-    archive.finish_rebuild(old, spans)
-    (entry,) = trash.entries()
-    assert (entry.why, entry.ratings, entry.users) == ("rebuilt", 4, 2)
-    assert len(events_of(entry.path)) == 4
-    assert events_of(archive.directory)[-1:] == [("ann", 5.0)]
-
-
 def test_forgotten_user_leaves_every_entry(tmp_path: Path, trash: Trash) -> None:
     for epoch in (1, 2):
         folder = tmp_path / f"epoch-{epoch:06d}"
         filled(folder)
         Trash(tmp_path / "trash", guard=free).move(folder, epoch, "x" * 32, "replaced")
     kept = filled(tmp_path / "epoch-000003")
-    trash.keep(kept.snapshot().paths, 3, "x" * 32, "rebuilt")
+    entry = trash.keep(kept.snapshot().paths, 3, "x" * 32, "rebuilt")
+    assert (entry.why, entry.ratings, entry.users, len(events_of(entry.path))) == ("rebuilt", 4, 2, 4)
     assert trash.erase(b"ann") == 6
     assert trash.erase(b"ann") == 0
     files = [path for path in (tmp_path / "trash").rglob("*") if path.is_file()]

@@ -1,23 +1,25 @@
 """From archive segments to what a fit learns: last wins, joined by item id, whole whatever goes meanwhile."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from factors import Ratings
 from tests.support.event_tables import append, free, item_ids, opened
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import in_registry, string_array
 from trainer.archive.segments import read_segment
 from trainer.errors import SegmentGoneError
-from trainer.fit_job.ratings import load_ratings
+from trainer.fit_job.ratings import FitInput, load_ratings
+from trainer.fit_job.trial import newest
 
 NAN = float("nan")
 Event = tuple[str, int, int, float]
 
 
 def archived(folder: Path, events: list[Event], first_ms: int = 1) -> EpochArchive:
-    """Events (user, n, item row, rating) as one more segment."""
     archive = EpochArchive(folder, 1, guard=free)
     ms = np.arange(first_ms, first_ms + len(events))
     append(archive, *zip(*events, strict=True), stream_ms=ms, time=ms)
@@ -92,3 +94,20 @@ def test_what_is_told_again_is_not_new(tmp_path: Path) -> None:
     }
     assert told == {("a", 1, 3.0), ("a", 2, 4.0), ("c", 0, 4.0)}
     assert load_ratings(opened(archive), item_ids(3)).unlearned.size == 0
+
+
+def test_the_newest_are_not_learned_yet_and_of_no_account_more_than_its_share() -> None:
+    user, item = np.divmod(np.arange(8_000), 80)
+    ratings = Ratings(user.astype(np.int32), item.astype(np.int32), np.full(8_000, 3.0), np.full(8_000, 1e9))
+    ids = string_array(b"u%d" % k for k in range(100))
+    # The ratings of the last user came last.
+    unlearned = np.concatenate(
+        [np.random.default_rng(0).permutation(np.arange(4_000, 7_920)), np.arange(7_920, 8_000)]
+    )
+    data = FitInput(ids, np.full(100, 80), ratings, 80, np.arange(100), unlearned)
+    chosen = newest(data, 400)
+    assert len(np.unique(chosen)) == 400
+    assert np.isin(chosen, unlearned[len(unlearned) // 2 :]).all()
+    assert (chosen >= 7_920).sum() == 20 == np.bincount(ratings.user_row[chosen]).max()
+    assert set(newest(data, 10**6)) == set(unlearned[len(unlearned) // 2 :])
+    assert len(newest(replace(data, unlearned=unlearned[:0]), 400)) == 0

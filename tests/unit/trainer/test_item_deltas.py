@@ -114,7 +114,7 @@ def test_forgotten_user_counts_no_more(base: FitResult) -> None:
 def test_a_user_erased_while_a_fit_runs_or_later_leaves_no_trace_in_it(
     tmp_path: Path, base: FitResult
 ) -> None:
-    folder = FitFolder(tmp_path / "epoch")
+    folder = FitFolder(tmp_path)
     folder.begin_fit()
     folder.erase(b"u1")
     # The process of the fit is done.

@@ -35,7 +35,6 @@ def events(
 
 
 def contents(archive: EpochArchive) -> list[int]:
-    """The milliseconds of every archived event, in the order of the log."""
     return [ms for path in archive.snapshot().paths for ms in read_segment(path)[0]["stream_ms"].to_pylist()]
 
 
@@ -60,17 +59,6 @@ def crash_at(name: str, occurrence: int = 1) -> Callable[[str], None]:
             raise Crash
 
     return step
-
-
-def test_events_come_back_in_order_with_positions(tmp_path: Path) -> None:
-    archive = filled(tmp_path, segments=3)
-    assert contents(archive) == list(range(1, 31))
-    snapshot = reopened(tmp_path).snapshot()
-    assert snapshot == archive.snapshot()
-    assert snapshot.rows == 30
-    assert sum(span.events for span in snapshot.spans.values()) == 30
-    assert max(snapshot.positions.values()) == (30, 0)
-    assert 9 not in snapshot.positions
 
 
 def reaching(archive: EpochArchive, last_ms: int) -> None:

@@ -1,4 +1,4 @@
-"""What the trainer decides from values alone: when to fit, what may go live, whether it leads, what is new."""
+"""What the trainer decides from values alone: when to fit, what may go live, what is new."""
 
 import math
 from dataclasses import replace
