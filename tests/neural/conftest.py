@@ -1,6 +1,4 @@
-"""These tests need torch: without it they are skipped with a reason, and fail where FOLDIN_TEST_NEURAL=1 in
-CI.
-"""
+"""These tests need torch: without it they are skipped, and fail where FOLDIN_TEST_NEURAL=1 in CI."""
 
 import os
 from importlib.util import find_spec

@@ -1,6 +1,4 @@
-"""Hypothesis draws the same examples in every run of the gate, and no test has a deadline. Another search:
-`pytest tests/property --hypothesis-profile wide`.
-"""
+"""Hypothesis draws the same in every run of the gate; search wider: `--hypothesis-profile wide`."""
 
 import pytest
 from hypothesis import settings

@@ -1,9 +1,4 @@
-"""The counter rule against a dictionary, on a real store: whatever raters, readers, publishers and forgetters
-do in whatever order, a reader gets exactly what the ratings say.
-
-Slow actors are part of it: a reader's fold-in, and a trainer's fit, may be handed back long after they were
-made.
-"""
+"""The counter rule against a dictionary, on a real store: in any order, and with actors that are slow."""
 
 import asyncio
 import itertools
@@ -77,12 +72,10 @@ class CounterRule(RuleBasedStateMachine):
         self.late: list[tuple[LiveGeneration, str, StaleUser]] = []
 
     def do(self, coroutine: Any) -> Any:
-        """Run to its end."""
         return self.loop.run_until_complete(coroutine)
 
     @initialize()
     def open(self) -> None:
-        """Two processes and a first generation."""
         wanted = StoreSettings(url=self.url, namespace=f"rule-{next(NUMBERS)}", partitions=2, timeout_s=10.0)
         self.stores = [self.do(Store.open(wanted)), self.do(Store.open(wanted, hot=False))]
         self.do(self.stores[0].items(1).register([item.encode() for item in ITEMS]))
@@ -91,37 +84,21 @@ class CounterRule(RuleBasedStateMachine):
         self.finish_fit(0)
 
     def store(self, which: bool) -> Store:
-        """One of the two."""
         found: Store = self.stores[which]
         return found
 
     @rule(
-        which=st.booleans(), user=st.sampled_from(USERS), item=st.sampled_from(ITEMS), value=st.integers(1, 5)
+        which=st.booleans(),
+        user=st.sampled_from(USERS),
+        item=st.sampled_from(ITEMS),
+        value=st.sampled_from([1.0, 2.0, 3.0, 4.0, 5.0, math.nan, math.nan]),
+        times=st.sampled_from([1, 1, 1, 70]),
     )
-    def rate(self, which: bool, user: str, item: str, value: int) -> None:
-        """Rate or rate again."""
-        self.do(self.store(which).ratings.append([rating(user, item, float(value))]))
-        self.took(user, item, float(value))
-
-    @rule(which=st.booleans(), user=st.sampled_from(USERS), item=st.sampled_from(ITEMS))
-    def take_back(self, which: bool, user: str, item: str) -> None:
-        """Take a rating back, given or not."""
-        self.do(self.store(which).ratings.append([rating(user, item, math.nan)]))
-        self.took(user, item, math.nan)
-
-    @rule(
-        which=st.booleans(), user=st.sampled_from(USERS), item=st.sampled_from(ITEMS), value=st.integers(1, 5)
-    )
-    def rate_often(self, which: bool, user: str, item: str, value: int) -> None:
-        """Enough repeats to make the history worth compacting."""
-        self.do(self.store(which).ratings.append([rating(user, item, float(value))] * 70))
-        for _ in range(70):
-            self.took(user, item, float(value))
-
-    def took(self, user: str, item: str, value: float) -> None:
-        """The truth after one rating."""
+    def rate(self, which: bool, user: str, item: str, value: float, times: int) -> None:
+        """Rate, rate again, or take a rating back, given or not; often enough for a compaction."""
+        self.do(self.store(which).ratings.append([rating(user, item, value)] * times))
         person = self.people[user]
-        person.n += 1
+        person.n += times
         person.known = True
         person.holds.pop(item, None)
         if not math.isnan(value):
@@ -139,10 +116,7 @@ class CounterRule(RuleBasedStateMachine):
 
     @rule(seed=st.integers(0, 5))
     def begin_fit(self, seed: int) -> None:
-        """A trainer begins to fit what it sees now.
-
-        It has one fit at a time: an older one can no longer finish.
-        """
+        """A trainer begins to fit what it sees now; an older fit can no longer finish."""
         store = self.store(False)
         seen = {user: self.do(store.users.history(1, user.encode())) for user in USERS}
         writer = self.do(
@@ -157,9 +131,7 @@ class CounterRule(RuleBasedStateMachine):
     @precondition(lambda self: self.fits)
     @rule(some=st.integers(1, 2 ** len(USERS) - 1))
     def finish_fit(self, some: int) -> None:
-        """The fit ends: records of what it saw then are written, however much has happened since; it goes
-        live.
-        """
+        """The fit ends and goes live, with what it saw then, however much has happened since."""
         fit = self.fits.pop()
         users = [user for bit, user in enumerate(USERS) if some >> bit & 1 and fit.seen[user][0]]
         histories = [fit.seen[user][1] for user in users]
@@ -174,13 +146,11 @@ class CounterRule(RuleBasedStateMachine):
     @precondition(lambda self: len(self.whole) > 1)
     @rule(data=st.data())
     def activate(self, data: st.DataObject) -> None:
-        """Roll back or forward."""
         number = data.draw(st.sampled_from(sorted(self.whole)))
         self.do(self.store(True).generations.activate(number, hold=False))
         self.serve(self.whole[number])
 
     def serve(self, live: LiveGeneration) -> None:
-        """Both processes follow at once."""
         self.live = self.whole[live.generation] = live
         numbers = [summary.generation for summary in self.do(self.store(False).generations.list())]
         kept = Kept(frozenset(numbers))
@@ -199,7 +169,6 @@ class CounterRule(RuleBasedStateMachine):
 
     @rule(which=st.booleans(), user=st.sampled_from(USERS))
     def read_profile(self, which: bool, user: str) -> None:
-        """The history that comes with the vector is the one that it rests on."""
         assert self.live is not None
         person = self.people[user]
         profile = self.do(self.store(which).users.profile(self.live, user.encode()))
@@ -234,7 +203,6 @@ class CounterRule(RuleBasedStateMachine):
         self.do(store.users.history(1, b"settled"))
 
     def truth(self, person: Person) -> Float32s:
-        """The row of a user by its ratings."""
         assert self.live is not None
         if not person.known:
             prior: Float32s = self.live.posterior.prior_user
@@ -248,7 +216,6 @@ class CounterRule(RuleBasedStateMachine):
         return row
 
     def teardown(self) -> None:
-        """Whatever was done, every user reads right at the end, in both processes."""
         try:
             if self.live is not None:
                 for which in (False, True):

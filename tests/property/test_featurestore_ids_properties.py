@@ -4,9 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.id_columns import Ids
-from featurestore.keys import Keys, partition_of, partitions_of
-from featurestore.users.batch_lookup import write_lookups
-from featurestore.wire.resp import encode
+from featurestore.keys import partition_of, partitions_of
 
 ID = st.one_of(
     st.integers(0, 50).map(lambda number: b"%d" % number),
@@ -23,20 +21,3 @@ def test_the_partition_of_one_user_and_of_many_is_the_same(ids: list[bytes], par
     one_by_one = [partition_of(user_id, partitions) for user_id in ids]
     assert partitions_of(Ids.of(ids), partitions).tolist() == one_by_one
     assert partitions_of(ids, partitions).tolist() == one_by_one
-
-
-@given(IDS, st.sampled_from([1, 16, 200]), st.integers(1, 50))
-def test_lookups_ask_for_each_id_once(ids: list[bytes], partitions: int, size: int) -> None:
-    keys = Keys("ns", partitions)
-    prefixes = keys.user_prefixes(3)
-    tail = b"\r\n$1\r\nn\r\n$3\r\ng42\r\n"
-
-    lookups = write_lookups(Ids.of(ids), prefixes, b"*4\r\n$5\r\nHMGET\r\n$%d\r\n%b", tail)
-    assert sorted(lookups.order.tolist()) == list(range(len(ids)))
-    asked = [ids[place] for place in lookups.order]
-    written = 0
-    for part, payload in lookups.blocks(size):
-        commands = [encode(b"HMGET", keys.user(3, each), b"n", b"g42") for each in asked[part]]
-        assert payload == b"".join(commands)
-        written += len(commands)
-    assert written == len(ids)

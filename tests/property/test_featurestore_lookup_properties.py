@@ -62,7 +62,6 @@ def shown(replies: list[Any]) -> list[Any]:
 
 
 def give(wire: StoreSocket, data: bytes) -> None:
-    """What the event loop does with bytes that have come."""
     while data:
         room = wire.get_buffer(65536)
         size = min(len(room), len(data))
@@ -72,7 +71,6 @@ def give(wire: StoreSocket, data: bytes) -> None:
 
 
 async def check(width: int, calls: list[tuple[bool, list[tuple[str, int]]]], cuts: list[int]) -> list[bool]:
-    """Whether each call has read its own replies."""
     wire = StoreSocket(5.0, lambda _: None)
     parser = hiredis.Reader()
     data, asked = b"", []

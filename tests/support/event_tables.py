@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,7 @@ import pyarrow as pa
 
 from featurestore.ratings.stream import Events
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import make_table, string_array
+from trainer.archive.events import make_table, spans_of, string_array
 
 
 def item_ids(count: int) -> pa.StringArray:
@@ -54,3 +55,18 @@ def opened(archive: EpochArchive) -> list[tuple[Path, pa.OSFile]]:
 
 def free() -> None:
     """A guard of an archive that lets everything pass."""
+
+
+def append(archive: EpochArchive, *events: Any, **columns: Any) -> None:
+    """Append events, as `event_table` takes them, as one segment."""
+    table = event_table(*events, **columns)
+    archive.append(table, spans_of(table))
+
+
+def filled(folder: Path, segments: int = 2) -> EpochArchive:
+    """An archive of segments with an event of `ann` and one of `bob` each."""
+    archive = EpochArchive(folder, 1, guard=free)
+    for k in range(segments):
+        ms = [10 * k + 1, 10 * k + 2]
+        append(archive, ["ann", "bob"], [k + 1, k + 1], [0, 1], [3.0, 4.0], stream_ms=ms)
+    return archive

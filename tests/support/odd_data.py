@@ -51,8 +51,8 @@ def _ratings(user: npt.ArrayLike, item: npt.ArrayLike, value: npt.ArrayLike, tim
     return Ratings(*rows, np.asarray(value, dtype=np.float64), np.asarray(time, dtype=np.float64))
 
 
-def _plain() -> OddData:
-    return world(60, 30, 0.5)
+def _plain(scale: Scale = STARS) -> OddData:
+    return world(60, 30, 0.5, scale)
 
 
 def _valued(data: OddData, value: npt.NDArray[np.float64]) -> OddData:
@@ -132,14 +132,14 @@ ODD_DATA: dict[str, Callable[[], OddData]] = {
     "without times": lambda: _at(lambda n: np.full(n, np.nan)),
     "half without times": lambda: _at(lambda n: np.where(np.arange(n) % 2, BEGAN + np.arange(n), np.nan)),
     "off-step values": _off_step,
-    "-10 to 10": lambda: world(60, 30, 0.5, Scale(-10, 10)),
-    "-10 to 10 by 1": lambda: world(60, 30, 0.5, Scale(-10, 10, 1)),
-    "0 to 1": lambda: world(60, 30, 0.5, Scale(0, 1)),
-    "half stars": lambda: world(60, 30, 0.5, Scale(0.5, 5, 0.5)),
-    "1 to 10": lambda: world(60, 30, 0.5, Scale(1, 10, 1)),
-    "0 or 1": lambda: world(60, 30, 0.5, Scale(0, 1, 1)),
-    "0 to 100": lambda: world(60, 30, 0.5, Scale(0, 100)),
-    "0 to 100 by 1": lambda: world(60, 30, 0.5, Scale(0, 100, 1)),
+    "-10 to 10": lambda: _plain(Scale(-10, 10)),
+    "-10 to 10 by 1": lambda: _plain(Scale(-10, 10, 1)),
+    "0 to 1": lambda: _plain(Scale(0, 1)),
+    "half stars": lambda: _plain(Scale(0.5, 5, 0.5)),
+    "1 to 10": lambda: _plain(Scale(1, 10, 1)),
+    "0 or 1": lambda: _plain(Scale(0, 1, 1)),
+    "0 to 100": lambda: _plain(Scale(0, 100)),
+    "0 to 100 by 1": lambda: _plain(Scale(0, 100, 1)),
     "duplicates": _duplicates,
     "unsorted": _unsorted,
     "users with one rating each": lambda: _one_rating_each(users=True, items=False),

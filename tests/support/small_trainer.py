@@ -66,9 +66,7 @@ async def serving_with_trainer(
     users: Sequence[bytes],
     **changes: Any,
 ) -> AsyncIterator[Client]:
-    """A service beside a trainer, with items `dune`, `emma` and `0`, and a fit that knows `users`; `changes`:
-    of the service's settings.
-    """
+    """A service beside a trainer: items `dune`, `emma`, `0`, a fit of `users`, `changes` of its settings."""
     lease = await lead(store, ttl_ms=600_000)
     await store.items(1).register([b"dune", b"emma", b"0"])
     await store.ratings.append(ratings)

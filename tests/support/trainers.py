@@ -142,10 +142,7 @@ async def erased(store: Store, user_id: bytes, epoch: int = 1) -> None:
 
 
 def archived(settings: TrainerSettings, epoch: int = 1, *, path: Path | None = None) -> list[Archived]:
-    """(user, n, item, rating) of every archived event of an epoch, or of a folder, in the order of the log.
-
-    Reads the files, even if a trainer holds the archive; leaves them as they are.
-    """
+    """(user, n, item, rating) of each archived event of an epoch, or of a folder, in the order of the log."""
     folder = path or settings.archive_folder / f"epoch-{epoch:06d}"
     names = _uncovered(folder)
     found: list[Archived] = []
@@ -244,9 +241,7 @@ async def refused(settings: TrainerSettings, *flags: str) -> str:
 
 
 class ChildTrainer:
-    """A trainer as a child process that signals itself at the `occurrence`th time of a step. `patch`: Python
-    that it runs first.
-    """
+    """A trainer that signals itself at a step, the `occurrence`th time; `patch`: Python to run first."""
 
     def __init__(
         self,

@@ -29,7 +29,6 @@ async def tell(client: Client, odd: OddData) -> None:
 
 
 async def answers(client: Client, odd: OddData, user: str, item: str) -> None:
-    """Predict a pair, list and explain it."""
     low, high = odd.scale.low, odd.scale.high
     reply = await client.get(f"/predict?user_id={user}&item_id={item}")
     assert reply.status == 200, reply.text

@@ -28,6 +28,7 @@ NO_GATE = Policy(baseline=float("inf"), live=float("inf"))
 async def predicted(trainer: Trainer, store: Store, given: list[NewRating]) -> dict[str, float]:
     """Bring ratings, the same once more where they are not enough, until over 100 were predicted."""
     parts = cycle([given[start : start + 60] for start in range(0, len(given), 60)])
+
     sent = 0
 
     async def enough() -> bool:
@@ -39,9 +40,8 @@ async def predicted(trainer: Trainer, store: Store, given: list[NewRating]) -> d
         return measured(trainer).get("ratings", 0.0) > 100
 
     await wait_until_async(enough, "ratings are predicted")
-    found = measured(trainer)
-    assert found["ratings"] <= sent
-    return found
+    assert measured(trainer)["ratings"] <= sent
+    return measured(trainer)
 
 
 def measured(trainer: Trainer) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """Attributes of items and users in a running stack: learned by a fit, and said of those who come after it."""
 
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,19 +11,13 @@ from featurestore.generations.manifest import ATTRIBUTES, USER_ATTRIBUTES
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
 from tests.support.serving import serves, serving
-from tests.support.trainers import fitted, running_trainer, trainer_settings
+from tests.support.trainers import fitted, running_trainer
 from tests.support.waiting import wait_until_async
 from trainer.settings import TrainerSettings
 
 GENRES = ("drama", "comedy", "war", "horror")
 USERS, ITEMS = 24, 40
 pytestmark = pytest.mark.usefixtures("quick_rounds")
-
-
-@pytest.fixture
-def settings(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerSettings:
-    monkeypatch.setattr("trainer.item_updates.updater.LOOK_AGAIN_S", 0.02)
-    return trainer_settings(store.settings, tmp_path / "archive", lease_ttl_s=30.0)
 
 
 def item(item_id: str, genre: str, year: float = 1990.0) -> CatalogueItem:
@@ -55,8 +48,9 @@ def given() -> list[NewRating]:
 
 
 async def test_items_and_users_without_ratings_are_served_by_their_attributes(
-    store: Store, settings: TrainerSettings, tmp_path: Path
+    store: Store, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("trainer.item_updates.updater.LOOK_AGAIN_S", 0.02)
     await put(store, [item(f"i{row}", GENRES[row % 4], 1950.0 + row) for row in range(ITEMS)])
     await put(store, [item("unrated-drama", "drama"), item("unrated-horror", "horror")])
     await store.catalogue.schema.hold("users", {"taste": "text"})

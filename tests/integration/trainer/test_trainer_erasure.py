@@ -1,6 +1,4 @@
-"""A receipt says `erased` when no file has a byte of the user any more: of the store, the archive, the trash,
-fits or logs; while others rate, whatever ends in between. Until then it says what it waits for.
-"""
+"""A receipt says `erased` when no file has a byte of the user, and until then what it waits for."""
 
 import asyncio
 import contextlib
@@ -66,8 +64,6 @@ def logs(tmp_path: Path) -> Iterator[None]:
 
 @asynccontextmanager
 async def others_rate(store: Store) -> AsyncIterator[None]:
-    """Others rate all along, some in the user's partition."""
-
     async def rate() -> None:
         number = 0
         while True:

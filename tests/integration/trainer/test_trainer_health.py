@@ -40,7 +40,6 @@ async def answering(settings: TrainerSettings, step: Step = no_step) -> AsyncIte
 
 
 async def metrics(client: Client) -> dict[tuple[str, str], float]:
-    """Values by name and label."""
     text = (await client.get("/metrics")).text
     return {
         (sample.name, next(iter(sample.labels.values()), "")): sample.value

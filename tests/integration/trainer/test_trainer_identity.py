@@ -1,27 +1,21 @@
-"""Ordinary accidents with a store or an archive: the trainer stops and says what to do, the service goes on,
-and no rating is lost. Case by case: tests/unit/trainer/test_archive_identity.py.
+"""Accidents with a store or an archive: the trainer stops, says what to do, and no rating is lost. Case by
+case: tests/unit/trainer/test_archive_identity.py.
 """
 
 import asyncio
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from featurestore.ratings.log import NewRating
 from tests.integration.conftest import Learned
 from tests.support.factories import rating
-from tests.support.recovering import GIVEN, LATER, archive_ratings, empty, opened
+from tests.support.recovering import GIVEN, LATER, archive_ratings, empty, opened, put_back
 from tests.support.servers import KIND, StoreServer, running_server
 from tests.support.serving import serving
-from tests.support.trainers import (
-    archived,
-    refused,
-    refuses,
-    running_trainer,
-    until_drained,
-)
+from tests.support.trainers import archived, refused, refuses, running_trainer, until_drained
 from tests.support.waiting import wait_until_async
 from trainer.app import Trainer
 from trainer.errors import CannotStartError
@@ -31,43 +25,18 @@ pytestmark = pytest.mark.usefixtures("quick_rounds")
 
 
 def files(settings: TrainerSettings) -> dict[str, bytes]:
-    """All that the archive holds."""
     root = settings.archive_folder
     paths = [path for path in root.rglob("*") if path.is_file() and path.name != "lock"]
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
-
-
-def pairs(of: list[NewRating]) -> set[tuple[str, str, float]]:
-    return {(r.user_id.decode(), r.item_id.decode(), r.rating) for r in of}
-
-
-def found(settings: TrainerSettings, epoch: int = 1, path: Path | None = None) -> set[tuple[str, str, float]]:
-    return {(user, item, value) for user, _, item, value in archived(settings, epoch, path=path)}
-
-
-def moved(settings: TrainerSettings) -> bool:
-    return any((settings.archive_folder / "trash").glob("epoch-*/trash.json"))
 
 
 def what_to_do(line: str) -> bool:
     return "`foldin restore`" in line and "--adopt" in line and "the archive is left as it is" in line
 
 
-def appendonly(server: StoreServer) -> Path:
-    return server.folder / "appendonlydir"
-
-
 def log_of(server: StoreServer) -> Path:
-    (file,) = appendonly(server).glob("*.incr.aof")
+    (file,) = (server.folder / "appendonlydir").glob("*.incr.aof")
     return file
-
-
-def lose_tail(server: StoreServer, mark: int) -> None:
-    """As a power cut does with `appendfsync everysec`: the end of the file was never written."""
-    server.kill()
-    with log_of(server).open("rb+") as log:
-        log.truncate(mark)
-    server.start()
 
 
 async def test_emptied_store(learned: Learned) -> None:
@@ -95,21 +64,16 @@ async def test_emptied_store(learned: Learned) -> None:
         assert (await client.ask("POST", "/train")).status == 200
 
 
-@pytest.mark.parametrize("accident", ["emptied", "another store", "epoch never begun", "newer format"])
+@pytest.mark.parametrize("accident", ["another store", "epoch never begun", "newer format"])
 async def test_an_archive_that_is_not_the_stores_is_refused_and_left_as_it_is(
     learned: Learned, tmp_path: Path, accident: str
 ) -> None:
-    settings, server = learned.settings, learned.server
-    identity, why = settings.archive_folder / "identity.json", "another store"
-    (settings.archive_folder / "epoch-000009").mkdir()
-    if accident == "emptied":
-        empty(server)
-    elif accident == "epoch never begun":
+    settings, why = learned.settings, "another store"
+    if accident == "epoch never begun":
         why = "epoch 9, and the store has begun no more than 1"
-        (settings.archive_folder / "epoch-000009").rmdir()
         (settings.archive_folder / "epoch-000001").rename(settings.archive_folder / "epoch-000009")
     elif accident == "newer format":
-        identity.write_text('{"format": 2}')
+        (settings.archive_folder / "identity.json").write_text('{"format": 2}')
         why = "has format 2, this version reads 1"
     before = files(settings)
     if accident == "another store":
@@ -130,22 +94,14 @@ async def test_an_archive_that_is_not_the_stores_is_refused_and_left_as_it_is(
         assert what_to_do(line)
 
 
-@pytest.mark.parametrize("how", ["put back", "lost tail"])
-async def test_older_store_put_back(learned: Learned, tmp_path: Path, how: str) -> None:
+async def test_older_store_put_back(learned: Learned, tmp_path: Path) -> None:
     settings, server = learned.settings, learned.server
     server.stop()
-    shutil.copytree(appendonly(server), tmp_path / "backup")
+    shutil.copytree(server.folder / "appendonlydir", tmp_path / "backup")
     server.start()
-    mark = log_of(server).stat().st_size
     await archive_ratings(settings, LATER)
     before = files(settings)
-    if how == "lost tail":
-        lose_tail(server, mark)
-    else:
-        server.stop()
-        shutil.rmtree(appendonly(server))
-        shutil.copytree(tmp_path / "backup", appendonly(server))
-        server.start()
+    put_back(server, tmp_path / "backup")
     line = await refuses(settings)
     assert "the archive goes on to event" in line
     assert what_to_do(line)
@@ -169,7 +125,10 @@ async def test_tail_lost_under_a_trainer_that_runs(learned: Learned, lost: str) 
         await store.ratings.append(LATER)
         await until_drained(store)
         if lost == "tail":
-            lose_tail(server, mark)
+            # As a power cut does with `appendfsync everysec`: the end of the file was never written.
+            server.kill()
+            os.truncate(log_of(server), mark)
+            server.start()
         else:
             await store.redis.flushall()
             # The service finds the store as new, and goes on.
@@ -177,5 +136,6 @@ async def test_tail_lost_under_a_trainer_that_runs(learned: Learned, lost: str) 
         with pytest.raises(CannotStartError) as caught:
             await running
     assert ("the archive goes on to event" if lost == "tail" else "another store") in str(caught.value)
-    assert found(settings) == pairs([*GIVEN, *LATER])
-    assert not moved(settings)
+    found = {(user, item, value) for user, _, item, value in archived(settings)}
+    assert found == {(r.user_id.decode(), r.item_id.decode(), r.rating) for r in (*GIVEN, *LATER)}
+    assert not any((settings.archive_folder / "trash").glob("epoch-*/trash.json"))

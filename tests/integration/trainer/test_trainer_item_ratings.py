@@ -1,6 +1,4 @@
-"""The ratings of an item are taken back from all users when it is deleted so: all that came before the call,
-and nothing that came after it, whatever ends in between.
-"""
+"""Ratings of a deleted item are taken back: all from before the call, and nothing that came after it."""
 
 import math
 

@@ -1,6 +1,4 @@
-"""The trainer on real stores: every rating archived once, fits published, commands carried out, nothing
-lost on a restart.
-"""
+"""The trainer on real stores: ratings are archived once, fits published, commands carried out."""
 
 import asyncio
 import os
@@ -28,7 +26,6 @@ from tests.support.trainers import (
     running_fits,
     running_trainer,
     started_fit,
-    trainer_settings,
     until_drained,
     until_live,
 )
@@ -46,11 +43,6 @@ from trainer.settings import TrainerSettings
 
 NAN = float("nan")
 pytestmark = pytest.mark.usefixtures("quick_rounds")
-
-
-@pytest.fixture
-def settings(store: Store, tmp_path: Path) -> TrainerSettings:
-    return trainer_settings(store.settings, tmp_path / "archive", lease_ttl_s=30.0)
 
 
 def pairs(of: list[NewRating]) -> list[tuple[str, str, float]]:
@@ -244,7 +236,7 @@ async def test_a_killed_fit_fails_its_command_and_one_that_hangs_gives_way(learn
 async def test_a_fit_that_the_gate_refuses_does_not_go_live_and_the_page_shows_why(
     learned: Learned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which fits these are: tests/unit/trainer/test_fit_trial.py."""
+    """Which fits these are: tests/unit/trainer/test_trainer_decisions.py."""
     monkeypatch.setattr(reporter, "EVERY_S", 0.02)
     strict = replace(learned.settings, gate=Policy(baseline=-1.0, enough=0))
     async with opened(strict.store) as store:

@@ -1,33 +1,25 @@
-"""The ranking head and the indices of a running stack: published with a fit, loaded by services, kept up to
-date.
-"""
+"""The ranking head and the index of a running stack: published, loaded by services, kept up to date."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from factors import Float32s, Index, Model, RankingHead
+from factors import Float32s, Index, Model, Ranker, RankingHead
 from factors.model.layout import item_layout
 from featurestore.codecs import pack_histories
 from featurestore.generations.follower import Follower
-from featurestore.generations.live import LiveGeneration
+from featurestore.generations.served import wait_until_served
 from featurestore.ratings.log import NewRating
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.following import following
-from tests.support.trainers import fitted, running_trainer, trainer_settings
+from tests.support.trainers import fitted, running_trainer
 from tests.support.waiting import wait_until_async
 from trainer.publication import publish as publisher
 from trainer.settings import TrainerSettings
 
 GROUPS, PER_GROUP, USERS, LISTS = 4, 10, 60, 8
 pytestmark = pytest.mark.usefixtures("quick_rounds")
-
-
-@pytest.fixture
-def settings(store_settings: StoreSettings, tmp_path: Path) -> TrainerSettings:
-    return trainer_settings(store_settings, tmp_path / "archive", lease_ttl_s=30.0)
 
 
 def given() -> list[NewRating]:
@@ -42,24 +34,22 @@ def given() -> list[NewRating]:
     ]
 
 
-async def served(follower: Follower, generation: int) -> LiveGeneration:
-    def is_live() -> bool:
-        return follower.live is not None and follower.live.generation == generation
-
-    await wait_until_async(is_live, "the fit is served")
-    assert follower.live is not None
-    return follower.live
-
-
 def head_of(follower: Follower) -> RankingHead:
     assert follower.live is not None
     assert follower.live.ranking is not None
     return follower.live.ranking.head
 
 
-async def test_a_fit_is_published_with_a_head_that_new_items_join(
-    store: Store, settings: TrainerSettings, tmp_path: Path
+def small_index(model: Model, items: Float32s, users: Float32s, rng: np.random.Generator) -> Index:
+    centres = np.ascontiguousarray(items[:LISTS, item_layout(model).mean])
+    return Index(centres, (np.arange(len(items)) % LISTS).astype(np.uint16), 1, 0.97)
+
+
+async def test_a_fit_is_published_with_an_index_that_is_used_and_a_head_that_new_items_join(
+    store: Store, settings: TrainerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(publisher, "build_index", small_index)
+
     async def joined(item: bytes) -> int:
         async def known() -> bool:
             row = store.items(1).row(item)
@@ -75,7 +65,16 @@ async def test_a_fit_is_published_with_a_head_that_new_items_join(
         async with running_trainer(settings):
             await store.ratings.append(given())
             generation = await fitted(store)
-            await served(follower, generation)
+            assert await wait_until_served(store.generations, 1, generation, 100, here=follower)
+            live = follower.live
+            assert live is not None
+            assert live.meta.summary.metrics["index_recall_at_10"] == 0.97
+            without = Ranker(live.posterior, live.items)
+            assert live.ranker.multiplications(1) < without.multiplications(1)
+            profile = await store.users.profile(live, b"u3")
+            known = profile.history.item_row[:5]
+            (found,) = live.ranker.top(profile.vector[None], 2, [known])
+            assert len(set(found.item_rows.tolist()) - set(known.tolist())) == 2
             # Chosen by users of group 0: two who were in the fit, and two who were not.
             raters = [b"u0", b"u4", b"x1", b"x2"]
             others = [NewRating(user, b"i%d" % row, 4.0, 2e9) for user in raters[2:] for row in range(4)]
@@ -97,43 +96,22 @@ async def test_a_fit_is_published_with_a_head_that_new_items_join(
             assert follower.live.generation == generation
 
 
-def small_index(model: Model, items: Float32s, users: Float32s, rng: np.random.Generator) -> Index:
-    """An index of any catalogue, however small."""
-    centres = np.ascontiguousarray(items[:LISTS, item_layout(model).mean])
-    return Index(centres, (np.arange(len(items)) % LISTS).astype(np.uint16), 1, 0.97)
-
-
-async def test_an_index_is_published_with_its_recall_and_used(
-    store: Store, settings: TrainerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(publisher, "build_index", small_index)
-    rated = [
-        NewRating(b"u%d" % user, b"i%d" % item, float(1 + (user * item) % 5), 1e9)
-        for user in range(12)
-        for item in range(20)
-    ]
-    async with following(store, tmp_path / "cache") as follower, running_trainer(settings):
-        await store.ratings.append(rated)
-        live = await served(follower, await fitted(store))
-        assert live.meta.summary.metrics["index_recall_at_10"] == 0.97
-        assert live.ranker.multiplications(1) == pytest.approx(2 / LISTS * live.ranker.multiplications())
-        profile = await store.users.profile(live, b"u3")
-        known = profile.history.item_row[:5]
-        (found,) = live.ranker.top(profile.vector[None], 2, [known])
-        assert len(found.item_rows) == 2
-        assert not np.intersect1d(found.item_rows, known).size
-
-
 async def test_predictions_of_many_new_ratings_do_not_wait_for_lists(
     store: Store, settings: TrainerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def has_head(generation: int) -> bool:
+        await wait_until_async(
+            lambda: follower.live and follower.live.generation == generation, "it is served"
+        )
+        return follower.live is not None and follower.live.ranking is not None
+
     monkeypatch.setattr("trainer.fit_job.job.HEAD_AT_ONCE", USERS)
     async with following(store, tmp_path / "cache") as follower, running_trainer(settings):
         await store.ratings.append(given())
         first = await fitted(store)
-        assert (await served(follower, first)).ranking is None
+        assert not await has_head(first)
         # Nobody asks for the head: it comes with a fit that goes on from this one.
-        assert (await served(follower, first + 1)).ranking is not None
+        assert await has_head(first + 1)
         # What is new by now is little beside what is known: lists and predictions change together.
         await store.ratings.append([NewRating(b"x", b"i1", 4.0, 2e9)])
-        assert (await served(follower, await fitted(store))).ranking is not None
+        assert await has_head(await fitted(store))

@@ -27,18 +27,13 @@ USERS_AT_ONCE = 24
 MODEL = make_model()
 
 
-@pytest.fixture(autouse=True)
-def several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the records written in more than one batch, by a process that may wait for a core."""
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[record_process.RecordProcess]:
+    """The processes that were started, each to write more than one batch."""
     monkeypatch.setattr(publisher, "_USERS_AT_ONCE", USERS_AT_ONCE)
     # It runs only when no other process does.
     monkeypatch.setattr(record_process, "START_S", PATIENCE_S)
     monkeypatch.setattr(record_process, "PATIENCE_S", PATIENCE_S)
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[record_process.RecordProcess]:
-    """The processes that were started, in order."""
     found: list[record_process.RecordProcess] = []
 
     @contextlib.asynccontextmanager
@@ -61,7 +56,6 @@ def fitted(users: int = USERS) -> FitResult:
 async def published(
     store: Store, result: FitResult, step: Callable[[str], None], epoch: int = 1
 ) -> Published:
-    """Publish it for users who have rated once."""
     await store.ratings.append([rating(f"u{user}", "a") for user in range(USERS - 1)])
     publishing = Publisher(store, await lead(store), Threads(), step=step, apart_from=20)
     return await publishing.publish(
@@ -70,7 +64,6 @@ async def published(
 
 
 async def check_records(store: Store, result: FitResult, number: int) -> None:
-    """Every user who was not erased has the row of the fit."""
     field = record_field(number)
     pipe = store.redis.pipeline(transaction=False)
     for user_id in result.user_ids(0, USERS - 1):
@@ -84,10 +77,7 @@ async def check_records(store: Store, result: FitResult, number: int) -> None:
     "how", ["lives", pytest.param("is killed", marks=pytest.mark.slow), "does not start"]
 )
 async def test_a_process_writes_the_records_of_many_and_the_trainer_what_that_one_does_not(
-    store: Store,
-    started: list[record_process.RecordProcess],
-    monkeypatch: pytest.MonkeyPatch,
-    how: str,
+    store: Store, started: list[record_process.RecordProcess], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     if how == "does not start":
         monkeypatch.setattr(sys, "executable", "/nonexistent/python")

@@ -11,9 +11,7 @@ STARS = Scale(1.0, 5.0, 1.0)
 def ratings_of(
     seed: int, *, n_users: int = 40, n_items: int = 30, n: int = 600, timed: bool = True
 ) -> Ratings:
-    """Ratings 1 to 5 from vectors of dimension 2, a mood for each user and hour, and some noise; no pair
-    twice.
-    """
+    """Ratings 1 to 5 from vectors of dimension 2, moods and noise; no pair twice."""
     rng = np.random.default_rng(seed)
     pair = rng.permutation(n_users * n_items)[:n]
     user, item = pair // n_items, pair % n_items
@@ -37,7 +35,6 @@ def ratings(
 
 
 def joined(one: Ratings, other: Ratings) -> Ratings:
-    """The ratings of both, in this order."""
     pairs = zip(
         (one.user_row, one.item_row, one.value, one.time),
         (other.user_row, other.item_row, other.value, other.time),
@@ -47,14 +44,12 @@ def joined(one: Ratings, other: Ratings) -> Ratings:
 
 
 def fitted_of(ratings: Ratings, *, n_users: int = 40, n_items: int = 30, **settings: object) -> Fitted:
-    """A short fit of rank 3."""
     given = {"scale": STARS, "rank": 3, "sweeps": 6, **settings}
     rng = np.random.default_rng(1)
     return fit(ratings, n_users, n_items, settings=FitSettings(**given), rng=rng)  # type: ignore[arg-type]
 
 
 def histories_of(ratings: Ratings, n_rows: int, *, by: str = "user") -> Histories:
-    """The histories of all users, or of all items."""
     own, other = ratings.user_row, ratings.item_row
     if by == "item":
         own, other = other, own
@@ -65,7 +60,6 @@ def histories_of(ratings: Ratings, n_rows: int, *, by: str = "user") -> Historie
 
 
 def history(rows: list[int], values: list[float], times: list[float] | None = None) -> Histories:
-    """One history."""
     n = len(rows)
     return Histories(
         np.array([0, n], dtype=np.int64),

@@ -1,6 +1,4 @@
-"""The loops that numba compiles give what numpy gives: run as plain Python for every term, compiled once for
-all.
-"""
+"""The loops that numba compiles give what numpy gives, as plain Python and compiled."""
 
 from dataclasses import replace
 from importlib.util import find_spec
@@ -48,12 +46,10 @@ def with_context(ratings: Ratings) -> Ratings:
 
 
 def plain() -> LoopBackend:
-    """The loops run by Python: the slow reference of the compiled ones."""
     return LoopBackend({loop: loop for loop in LOOPS})
 
 
 def columns_of(rows: int) -> Columns:
-    """Three columns of numbers, of all rows but the last."""
     table = np.random.default_rng(rows).normal(size=(rows - 1, 3))
     row, column = np.indices(table.shape)
     return Columns.of(np.stack([row.ravel(), column.ravel(), table.ravel()]), table.mean(axis=0), rows)

@@ -63,7 +63,6 @@ class World:
         return Histories(np.array([0, 60]), data.other_row[part], data.value[part], data.time[part])
 
     def parts(self, user: int) -> tuple[Float64s, Float64s]:
-        """Relevance and rating of every item."""
         relevance = self.head.scores(self.history(user), np.arange(ITEMS))
         index = np.zeros(ITEMS, dtype=np.int64)
         return relevance, self.scorer.rating(self.users[user : user + 1], index, np.arange(ITEMS))
@@ -74,9 +73,7 @@ class World:
         return np.array([max(s, 0.0) * r**self.head.parameters.gamma for s, r in pairs])
 
     def assert_best(self, user: int, found: Blended, n: int, passing: Bools) -> None:
-        """`found` are the best `n` of those that pass. Rows whose scores float32 does not tell apart may
-        stand in either order, and either of them may be the last.
-        """
+        """`found` are the best `n` of those that pass; equal ones may stand in either order."""
         scores, rows = self.scores(user), found.item_rows
         assert len(set(rows.tolist())) == len(rows) == min(n, int(passing.sum()))
         assert passing[rows].all()

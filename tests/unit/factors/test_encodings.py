@@ -3,15 +3,7 @@
 import numpy as np
 import pytest
 
-from factors import (
-    Attribute,
-    Columns,
-    Labels,
-    Numbers,
-    Ratings,
-    fit_ranking,
-    learn_encoding,
-)
+from factors import Attribute, Columns, Labels, Numbers, Ratings, fit_ranking, learn_encoding
 from factors.model.attributes import MOST_COLUMNS
 from tests.unit.factors.factors_world import history
 

@@ -1,6 +1,4 @@
-"""The contract of a fit: the same from the same seed, going on from an earlier one, refusing what cannot be
-fitted; finite for any times and scales.
-"""
+"""The contract of a fit: repeatable, going on from an earlier one, finite, refusing what is wrong."""
 
 import math
 from dataclasses import replace
@@ -26,7 +24,6 @@ from factors.model.types import Float64s
 from tests.unit.factors.factors_world import (
     STARS,
     fitted_of,
-    histories_of,
     history,
     joined,
     ratings,
@@ -37,7 +34,6 @@ NAN = math.nan
 
 
 def fitted(given: Ratings, n_users: int, n_items: int, scale: Scale = STARS, **settings: object) -> Fitted:
-    """A short fit."""
     chosen = FitSettings(scale=scale, **{"sweeps": 5, **settings})  # type: ignore[arg-type]
     return fit(given, n_users, n_items, settings=chosen, rng=np.random.default_rng(0))
 
@@ -57,14 +53,6 @@ def sensible(found: Fitted, n_users: int, n_items: int, time: Float64s | float =
         assert (scores.std > 0).all()
         assert ((scores.rating >= scale.low) & (scores.rating <= scale.high)).all()
     return scores.rating
-
-
-def pairs(seed: int, n_users: int = 25, n_items: int = 25, n: int = 300, time: float = NAN) -> Ratings:
-    """Pairs, none twice, with ratings 1 to 5 that have some sense."""
-    rng = np.random.default_rng(seed)
-    user, item = np.divmod(rng.permutation(n_users * n_items)[:n], n_items)
-    score = 3.0 + rng.normal(0, 0.6, n_users)[user] + rng.normal(0, 0.8, n_items)[item]
-    return ratings(user, item, np.clip(np.rint(score + rng.normal(0, 0.6, n)), 1, 5), time)
 
 
 def test_no_ratings_give_the_prior_which_learns_from_the_first() -> None:
@@ -128,14 +116,6 @@ def test_a_fit_is_the_same_from_the_same_seed_and_on_threads() -> None:
     for other in others:
         np.testing.assert_array_equal(first.items, other.items)
         np.testing.assert_array_equal(first.users, other.users)
-
-
-@pytest.mark.parametrize("link", ["gaussian", "ordinal"])
-def test_user_rows_are_what_folding_in_gives(link: str) -> None:
-    given = ratings_of(12)
-    found = fitted_of(given, link=link)
-    rows = found.posterior.fold_in_users(found.items, histories_of(given, 40), current=found.users)
-    np.testing.assert_allclose(rows, found.users, atol=1e-6)
 
 
 def test_a_fit_goes_on_from_an_earlier_one_with_more_users_and_items() -> None:

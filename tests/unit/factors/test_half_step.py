@@ -1,6 +1,4 @@
-"""Folding in is the regression that the model says it is, and scores are its formula; what is unknown is the
-prior.
-"""
+"""Folding in is the regression of the model, scores are its formula, what is unknown is the prior."""
 
 import math
 
@@ -18,7 +16,6 @@ LINKS = ("gaussian", "ordinal")
 
 @pytest.fixture(scope="module", params=LINKS)
 def fitted(request: pytest.FixtureRequest) -> Fitted:
-    """A fit with implicit effects, without sessions."""
     return fitted_of(ratings_of(3), link=request.param, session_effects=False)
 
 

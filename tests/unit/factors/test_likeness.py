@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from factors import Float64s, HeadLikeness, HeadTastes, Histories, RankingFit, RankingHead, fit_ranking
-from tests.unit.factors.factors_world import histories_of, ratings_of
+from factors import Float64s, HeadLikeness, RankingFit, RankingHead, fit_ranking
+from tests.unit.factors.factors_world import ratings_of
 
 USERS, ITEMS = 40, 30
 # The world has no rating of the last two.
@@ -60,19 +60,3 @@ def test_items_are_alike_by_the_formula_and_follow_the_head(fit: RankingFit) -> 
         found = likeness.similar(item, len(items))
         np.testing.assert_allclose(found.scores, expected[item, found.item_rows], atol=1e-5)
     assert likeness.similar(3, 1).item_rows.tolist() == [9]
-
-
-def test_users_are_alike_by_what_sets_them_apart_from_a_stranger(fit: RankingFit) -> None:
-    head, p, others = fit.head, fit.head.parameters, ~np.eye(USERS, dtype=bool)
-    histories = histories_of(ratings_of(3), USERS)
-    nothing = Histories(np.zeros(2, np.int64), np.zeros(0, np.int32), np.zeros(0), np.zeros(0))
-    departures = head.fold_in_users(histories, recency=False) - head.fold_in_users(nothing)
-    spread = np.cov(head.items[:ITEMS].astype(np.float64).T, bias=True)
-    square = np.einsum("ui,ij,uj->u", departures, spread, departures)
-    plain = replace(head, parameters=replace(p, recency_boost=0.0))
-    square += [np.trace(spread @ plain.covariance(histories.part(j, j + 1))) for j in range(USERS)]
-    expected = departures @ spread @ departures.T / np.sqrt(np.outer(square, square))
-    found = HeadTastes(head).directions(head, histories).astype(np.float64)
-    np.testing.assert_allclose((found @ found.T)[others], expected[others], atol=1e-5)
-    # Of one without events nothing is known.
-    np.testing.assert_allclose(HeadTastes(head).directions(head, nothing), 0.0, atol=1e-6)

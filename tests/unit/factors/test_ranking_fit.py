@@ -14,38 +14,24 @@ from factors.ranking.choices import choices_of
 from factors.ranking.half_steps import Events, Prior, solve_rows
 from factors.ranking.neighbours import Neighbours
 from factors.ranking.selection import lists
-from factors.ranking.selection.held_out import HeldOut
-from tests.unit.factors.factors_world import ratings_of
+from tests.unit.factors.factors_world import ratings, ratings_of
 
 N_USERS, N_ITEMS = 40, 30
 MANY_USERS, MANY_ITEMS = 100, 120
 
 
-def by_user(ratings: Ratings, n_users: int = N_USERS) -> Compressed:
-    return compress_pairs(ratings.user_row, ratings.item_row, ratings.value, ratings.time, n_users)
+def by_user(of: Ratings) -> Compressed:
+    return compress_pairs(of.user_row, of.item_row, of.value, of.time, N_USERS)
 
 
-def clusters(seed: int, *, drifting: bool = False) -> Ratings:
-    """Users who choose items of one of six kinds; where they drift, of another one each third of their
-    time. They choose an item of an even six three times as often, and rate it high.
-    """
-    rng = np.random.default_rng(seed)
-    columns = []
-    for user in range(MANY_USERS):
-        kinds = rng.permutation(6)[:3] if drifting else np.full(3, rng.integers(6))
-        chosen = []
-        for kind in kinds:
-            items = np.arange(kind, MANY_ITEMS, 6)
-            chance = np.where(items // 6 % 2 == 0, 3.0, 1.0)
-            chosen.append(rng.choice(items, 8, replace=False, p=chance / chance.sum()))
-        items = np.unique(np.concatenate(chosen)) if not drifting else np.concatenate(chosen)
-        time = 1e9 + 86_400.0 * np.arange(len(items))
-        if not drifting:
-            time = rng.permutation(time)
-        value = np.where(items // 6 % 2 == 0, 5.0, 1.0)
-        columns.append(np.stack([np.full(len(items), user), items, value, time]))
-    user_row, item_row, values, times = np.concatenate(columns, axis=1)
-    return Ratings(user_row.astype(np.int32), item_row.astype(np.int32), values, times)
+def clusters(seed: int) -> Ratings:
+    """Users who choose items of one of six kinds, some items three times as often, which they rate high."""
+    rng, kinds = np.random.default_rng(seed), np.arange(MANY_ITEMS).reshape(-1, 6).T
+    chance = np.tile([3.0, 1.0], MANY_ITEMS // 12) / (MANY_ITEMS // 3)
+    each = [rng.choice(kinds[rng.integers(6)], 16, replace=False, p=chance) for _ in range(MANY_USERS)]
+    user, item = np.repeat(np.arange(MANY_USERS), 16), np.concatenate(each)
+    value = np.where(item // 6 % 2 == 0, 5.0, 1.0)
+    return ratings(user, item, value, 1e9 + 86_400.0 * rng.permutation(len(item)))
 
 
 @pytest.mark.parametrize("kind", ["python", "compiled"])
@@ -94,7 +80,6 @@ def test_loops_solve_the_rows_of_numpy(
 
 
 def dense(term: Neighbours) -> Float64s:
-    """`[j, i]`: what `j` in a history adds to `i`."""
     result = np.zeros((N_ITEMS, N_ITEMS))
     for j in range(N_ITEMS):
         for entry in range(term.indptr[j], term.indptr[j + 1]):
@@ -138,9 +123,9 @@ def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize(("most", "weighted"), [(1, True), (4, True), (N_ITEMS - 1, False)])
 def test_loops_fit_the_neighbours_of_numpy(most: int, *, weighted: bool) -> None:
-    ratings = ratings_of(4)
+    given = ratings_of(4)
     # Item 0 is chosen by none, and of what is weighted none is as near as another.
-    data = by_user(ratings.take(ratings.item_row > 0))
+    data = by_user(given.take(given.item_row > 0))
     said = np.random.default_rng(2).uniform(0.0, 2.0, len(data.other)) if weighted else None
     slow, fast = (
         regressions.regressions(data, N_ITEMS, said, most=most, threads=2, compiled=compiled)
@@ -158,32 +143,17 @@ def test_loops_fit_the_neighbours_of_numpy(most: int, *, weighted: bool) -> None
 
 
 def test_a_refit_goes_on_from_the_head_before() -> None:
-    ratings = clusters(3)
-    most = ratings.take(np.arange(len(ratings.value) - 50))
+    given = clusters(3)
+    most = given.take(np.arange(len(given.value) - 50))
     before = fit_ranking(most, MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1))
-    after = fit_ranking(ratings, MANY_USERS, MANY_ITEMS + 2, rng=np.random.default_rng(2), start=before.head)
+    after = fit_ranking(given, MANY_USERS, MANY_ITEMS + 2, rng=np.random.default_rng(2), start=before.head)
     assert choices_of(after.head.parameters) == choices_of(before.head.parameters)
     assert len(after.head.items) == MANY_ITEMS + 2
     known = after.head.items[:MANY_ITEMS]
     turned = np.linalg.norm(known - before.head.items) / np.linalg.norm(known)
     assert turned < 0.2
     # Of far fewer events than now the choices do not stand.
-    few = fit_ranking(ratings.take(np.arange(500)), MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1))
-    more = ratings.take(np.arange(1_200))
+    few = fit_ranking(given.take(np.arange(500)), MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1))
+    more = given.take(np.arange(1_200))
     again = fit_ranking(more, MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1), start=few.head)
     assert again.head.parameters.decided == 1_200
-
-
-def test_lists_of_a_head_find_what_is_held_out() -> None:
-    ratings = clusters(5)
-    held = np.random.default_rng(1).random(len(ratings.value)) < 0.2
-    found = fit_ranking(ratings.take(~held), MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1))
-    data = HeldOut.of(
-        by_user(ratings, MANY_USERS),
-        MANY_ITEMS,
-        held[by_user(ratings, MANY_USERS).source],
-        np.random.default_rng(1),
-    )
-    popularity = np.bincount(ratings.item_row[~held], minlength=MANY_ITEMS).astype(np.float32)
-    least = data.quality(np.tile(popularity, (len(data.users), 1)), depth=10).mean()
-    assert data.quality(found.head.relevance(data.histories), depth=10).mean() > least + 0.2

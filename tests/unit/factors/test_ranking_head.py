@@ -46,7 +46,6 @@ def slow_user(head: RankingHead, items: list[int], weights: list[float]) -> tupl
 
 
 def slow_scores(head: RankingHead, items: list[int], weights: list[float]) -> Float64s:
-    """The relevance of all items, one after the other."""
     scores = head.items.astype(np.float64) @ slow_user(head, items, weights)[0]
     near = head.neighbours
     for item, weight in zip(items, weights, strict=True):

@@ -73,22 +73,6 @@ def test_draws_spread_as_the_scores_are_unsure(fitted: Fitted) -> None:
     np.testing.assert_allclose(scores.var(axis=0) / variance, 1.0, atol=5 * np.sqrt(2 / n))
 
 
-def test_similar_and_popular_return_rated_items_only(fitted: Fitted) -> None:
-    ranker = Ranker(fitted.posterior, fitted.items)
-    similar = ranker.similar(4, 50)
-    assert 4 not in similar.item_rows
-    assert 30 not in similar.item_rows
-    assert len(similar.item_rows) == 29
-    assert (np.diff(similar.scores) <= 0).all()
-    assert np.abs(similar.scores).max() <= 1.0 + 1e-5
-    assert len(ranker.similar(30, 5).item_rows) == 0
-    assert len(ranker.similar(-1, 5).item_rows) == 0
-    popular = ranker.popular(50)
-    assert 30 not in popular.item_rows
-    assert len(popular.item_rows) == 30
-    assert (np.diff(popular.scores) <= 0).all()
-
-
 @pytest.mark.parametrize("item", [0, 17, 30, -1])
 def test_explanations_add_up_to_the_score(fitted: Fitted, item: int) -> None:
     past = history([3, 5, 8, 3, 99], [5.0, 4.0, 1.0, 2.0, 3.0], [8.8e8, 8.8e8, 8.8e8 + 4000, 8.8e8, 8.9e8])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from factors import Choices, Histories, RankingFit, TypeWeight, fit_ranking
 from factors.ranking.type_weights import TypeTable, one_of_pairs, resolved
 
-VIEW, CLICK, PURCHASE, DISLIKE, SHOWN = 1, 2, 4, 6, 7
+VIEW, PURCHASE, DISLIKE, SHOWN = 1, 4, 6, 7
 TYPES = (
     TypeWeight(VIEW, "positive"),
     TypeWeight(PURCHASE, "positive", 1.0, decisive=True),
@@ -33,7 +33,6 @@ def choices_of(rows: Rows) -> Choices:
 
 
 def history(*events: tuple[int, int]) -> Histories:
-    """One history of items, each with a type."""
     rows = np.array([item for item, _ in events], dtype=np.int32)
     codes = np.array([code for _, code in events], dtype=np.uint8)
     return Histories(np.array([0, len(rows)]), rows, np.ones(len(rows)), np.full(len(rows), np.nan), codes)

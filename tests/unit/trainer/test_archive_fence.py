@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -100,7 +100,6 @@ def taken(folder: Path, term: str, step: Step = no_step) -> ArchiveRoot:
 
 
 def filled(folder: Path) -> None:
-    """Nine segments, and an entry in the trash."""
     root = taken(folder, "0.made")
     archive = root.epoch(1)
     for ms in range(1, SEGMENTS + 1):
@@ -124,20 +123,12 @@ def content(archive: EpochArchive) -> Content:
     return found
 
 
-def moments(folder: Path) -> Iterator[tuple[int, Path]]:
-    """Numbers from 1, each with a folder of its own."""
-    for at in itertools.count(1):
-        yield at, folder / str(at) / "ns"
-
-
 def frozen_everywhere(
     folder: Path, interrupted: Interrupted, work: Callable[[ArchiveRoot, EpochArchive], object]
 ) -> int:
-    """Let a leader be replaced before each call of its work; how many of those there are.
-
-    From the moment when its successor has the archive, no byte changes but by the successor.
-    """
-    for at, place in moments(folder):
+    """Replace a leader before each call of its work, after which no byte changes; how many there are."""
+    for at in itertools.count(1):
+        place = folder / str(at) / "ns"
         filled(place)
         first = taken(place, "1.a", interrupted.step)
         before: dict[str, bytes] = {}

@@ -7,13 +7,7 @@ import pytest
 
 from featurestore.ratings.stream import Progress
 from trainer.archive.events import Position
-from trainer.archive.identity import (
-    UNREADABLE,
-    ArchiveState,
-    StoreState,
-    StreamState,
-    compare,
-)
+from trainer.archive.identity import UNREADABLE, ArchiveState, StoreState, StreamState, compare
 
 OURS, OTHER = "a" * 32, "b" * 32
 # 300 events, the last of them archived at this millisecond.

@@ -7,9 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.event_tables import event_table, free
-from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import ALWAYS, spans_of
+from tests.support.event_tables import filled, free
+from trainer.archive.events import ALWAYS
 from trainer.archive.item_list import read_items, write_items
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import METADATA_KEY, read_segment
@@ -18,16 +17,6 @@ from trainer.errors import ArchiveRefusedError
 
 AT = datetime(2026, 11, 26, 6, 30, 0, 125_000, tzinfo=UTC)
 DAY_S = 86_400.0
-
-
-def fill(directory: Path, *, segments: int = 2) -> EpochArchive:
-    archive = EpochArchive(directory, 1, guard=free)
-    for k in range(segments):
-        table = event_table(
-            ["ann", "bob"], [k + 1, k + 1], [0, 1], [3.0, 4.0], stream_ms=[10 * k + 1, 10 * k + 2]
-        )
-        archive.append(table, spans_of(table))
-    return archive
 
 
 def events_of(folder: Path) -> list[tuple[str, float]]:
@@ -45,7 +34,7 @@ def trash(tmp_path: Path) -> Trash:
 
 def test_moved_epoch_is_whole_and_says_why(tmp_path: Path, trash: Trash) -> None:
     folder = tmp_path / "epoch-000003"
-    fill(folder)
+    filled(folder)
     write_items(folder, [b"i0", b"i1", b"never rated"])
     (folder / "fits" / "generation-000001").mkdir(parents=True)
     (folder / "0000000009-0000000009.r0.parquet.damaged").write_bytes(b"kept for a person")
@@ -71,27 +60,14 @@ def test_moved_epoch_is_whole_and_says_why(tmp_path: Path, trash: Trash) -> None
     assert entry.size_bytes > 1_000
 
 
-def test_replaced_segments_of_a_rebuild_are_kept(tmp_path: Path, trash: Trash) -> None:
-    archive = fill(tmp_path / "epoch-000001")
-    old = archive.begin_rebuild()
-    trash.keep([segment.path for segment in old], 1, "x" * 32, "rebuilt")
-    table = event_table(["ann"], [9], [0], [5.0], stream_ms=[0])
-    archive.append(table, {})
-    spans = spans_of(event_table(["ann"], [9], [0], [5.0], stream_ms=[99]))
-    archive.finish_rebuild(old, spans)
-    (entry,) = trash.entries()
-    assert (entry.why, entry.ratings, entry.users) == ("rebuilt", 4, 2)
-    assert len(events_of(entry.path)) == 4
-    assert events_of(archive.directory)[-1:] == [("ann", 5.0)]
-
-
 def test_forgotten_user_leaves_every_entry(tmp_path: Path, trash: Trash) -> None:
     for epoch in (1, 2):
         folder = tmp_path / f"epoch-{epoch:06d}"
-        fill(folder)
+        filled(folder)
         Trash(tmp_path / "trash", guard=free).move(folder, epoch, "x" * 32, "replaced")
-    kept = fill(tmp_path / "epoch-000003")
-    trash.keep(kept.snapshot().paths, 3, "x" * 32, "rebuilt")
+    kept = filled(tmp_path / "epoch-000003")
+    entry = trash.keep(kept.snapshot().paths, 3, "x" * 32, "rebuilt")
+    assert (entry.why, entry.ratings, entry.users, len(events_of(entry.path))) == ("rebuilt", 4, 2, 4)
     assert trash.erase({b"ann": ALWAYS}) == 6
     assert trash.erase({b"ann": ALWAYS}) == 0
     files = [path for path in (tmp_path / "trash").rglob("*") if path.is_file()]
@@ -137,7 +113,7 @@ def test_a_clock_that_jumps_ahead_empties_no_trash() -> None:
 
 def test_what_a_kill_left_half_made_is_gone_at_the_next_start(tmp_path: Path, trash: Trash) -> None:
     """No erasure looks into it."""
-    kept = fill(tmp_path / "epoch-000001")
+    kept = filled(tmp_path / "epoch-000001")
     entry = trash.keep(kept.snapshot().paths, 1, "x" * 32, "rebuilt")
     for name in ("epoch-000002.unfinished", "epoch-000003.xxxxxxxx.20261126T063000000000Z.removing"):
         (tmp_path / "trash" / name).mkdir()
@@ -149,7 +125,7 @@ def test_what_a_kill_left_half_made_is_gone_at_the_next_start(tmp_path: Path, tr
 
 @pytest.mark.parametrize("number", [4, "another program"])
 def test_segment_of_another_format_is_refused_untouched(tmp_path: Path, number: object) -> None:
-    archive = fill(tmp_path / "epoch-000001")
+    archive = filled(tmp_path / "epoch-000001")
     victim = archive.snapshot().paths[1]
     table = pq.read_table(victim)
     header = json.loads(table.schema.metadata[METADATA_KEY]) | {"format": number}

@@ -5,12 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.event_tables import free
-from trainer.archive.erasures import (
-    Erasures,
-    Ledger,
-    ledger_files,
-    parse_ledger,
-)
+from trainer.archive.erasures import Erasures, Ledger, ledger_files, parse_ledger
 from trainer.errors import LedgerDamagedError
 
 RECORD = 32
@@ -38,9 +33,7 @@ def test_each_user_with_the_last_time(tmp_path: Path) -> None:
     assert path.stat().st_size == 5 * RECORD
 
 
-def test_a_part_of_a_record_that_a_power_cut_left_stays_and_another_file_is_begun(
-    tmp_path: Path,
-) -> None:
+def test_a_part_of_a_record_that_a_power_cut_left_stays_and_another_file_is_begun(tmp_path: Path) -> None:
     torn = added(tmp_path, (b"ann", 1), (b"bob", 2))
     content = torn.read_bytes() + bytes(range(16))
     torn.write_bytes(content)

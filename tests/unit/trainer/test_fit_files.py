@@ -1,86 +1,29 @@
-"""From archive segments to the files of a fit: last wins, growth, warm start, erasure, and every way it
-can fail.
-"""
+"""From archive segments to what a fit learns: last wins, joined by item id, whole whatever goes meanwhile."""
 
-import asyncio
-import dataclasses
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from factors import posterior_of
-from tests.support.event_tables import event_table, free, item_ids, opened
-from tests.support.trainers import started_fit
+from factors import Ratings
+from tests.support.event_tables import append, free, item_ids, opened
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import ALWAYS, in_registry, spans_of, string_array
-from trainer.archive.item_list import write_items
-from trainer.archive.segments import open_segment, read_segment
-from trainer.errors import (
-    SegmentGoneError,
-)
-from trainer.fit_job.job import FitRequest
-from trainer.fit_job.process import fit_in_process
-from trainer.fit_job.ratings import load_ratings
-from trainer.fit_job.result_files import erase_users
-from trainer.fit_job.results import FitResult, user_hash
+from trainer.archive.events import ALWAYS, in_registry, string_array
+from trainer.archive.segments import read_segment
+from trainer.errors import SegmentGoneError
+from trainer.fit_job.ratings import FitInput, load_ratings
+from trainer.fit_job.trial import newest
 
 NAN = float("nan")
 Event = tuple[str, int, int, float]
 
 
 def archived(folder: Path, events: list[Event], first_ms: int = 1) -> EpochArchive:
-    """Events (user, n, item row, rating) as one more segment."""
     archive = EpochArchive(folder, 1, guard=free)
     ms = np.arange(first_ms, first_ms + len(events))
-    table = event_table(*zip(*events, strict=True), stream_ms=ms, time=ms)
-    archive.append(table, spans_of(table))
+    append(archive, *zip(*events, strict=True), stream_ms=ms, time=ms)
     return archive
-
-
-def world(n_users: int = 40, n_items: int = 15, seed: int = 0) -> list[Event]:
-    """Ratings that a rank 1 model with biases explains."""
-    rng = np.random.default_rng(seed)
-    level, taste, kind = rng.normal(0, 0.6, n_items), rng.normal(size=n_users), rng.normal(size=n_items)
-    events: list[Event] = []
-    for user in range(n_users):
-        for n, row in enumerate(rng.permutation(n_items)[:12], start=1):
-            score = 3 + level[row] + taste[user] * kind[row] + rng.normal(0, 0.3)
-            events.append((f"u{user}", n, int(row), float(np.clip(round(score), 1, 5))))
-    return events
-
-
-def request(archive: EpochArchive, output: Path, n_items: int = 16, **changes: object) -> FitRequest:
-    ids = [b"i%d" % row for row in range(n_items)]
-    base = FitRequest(
-        paths=tuple(str(path) for path in archive.snapshot().paths),
-        items=str(write_items(archive.directory, ids)),
-        output=str(output),
-        engine="variational",
-        low=1.0,
-        high=5.0,
-        step=None,
-        threads=1,
-        seed=1,
-    )
-    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]  # fields by name
-
-
-async def fitted(
-    asked: FitRequest,
-    started: Callable[[int], None] | None = None,
-    files: Sequence[pa.OSFile] | None = None,
-) -> FitResult:
-    def step(name: str) -> None:
-        assert name == "fit:started"
-        if started is not None:
-            started(started_fit())
-
-    async with asyncio.timeout(60):
-        files = files or [open_segment(Path(path)) for path in asked.paths]
-        return await fit_in_process(asked, files, step=step)
 
 
 def test_last_event_of_a_pair_counts(tmp_path: Path) -> None:
@@ -117,9 +60,7 @@ def test_events_are_joined_with_the_registry_by_item_id(tmp_path: Path) -> None:
 
 
 def test_open_snapshot_is_read_whole_whatever_takes_its_files_away(tmp_path: Path) -> None:
-    """Of a large archive under a steady stream each fit would fail: new segments are merged every few
-    seconds.
-    """
+    """New segments are merged every few seconds, also while a fit reads."""
     for k in range(9):
         archive = archived(tmp_path, [(f"u{k}", 1, 0, 3.0)], first_ms=1 + k)
     segments = opened(archive)
@@ -133,29 +74,40 @@ def test_open_snapshot_is_read_whole_whatever_takes_its_files_away(tmp_path: Pat
     assert load_ratings(opened(archive), item_ids(1)).n_users == 8
 
 
-@pytest.mark.slow
-async def test_erased_user_leaves_no_trace_in_the_files(tmp_path: Path) -> None:
-    archive = archived(tmp_path / "archive", world())
-    result = await fitted(request(archive, tmp_path / "fit"))
-    rated = int((np.asarray(result.item_users) == 7).sum())
-    assert erase_users(result.path, [b"u7"])
-    assert not erase_users(result.path, [b"u7"])
-    np.testing.assert_array_equal(result.users[7], posterior_of(result.model).prior_user)
-    assert np.isnan(result.item_values).sum() == rated > 0
-    assert result.ranking_users is not None
-    assert not result.ranking_users[7].any()
-    assert result.ranking_users[8].any()
-    assert result.rows_of([b"u7", b"u8"]).tolist() == [-1, 8]
-    assert result.user_ids(7, 8) == [b"\xff\xff"]
-    files = b"".join(path.read_bytes() for path in result.path.iterdir())
-    assert user_hash(b"u7").to_bytes(8, "little") not in files, "nor is the user known by a hash"
-    again = load_ratings(opened(archive), item_ids(16), result.user_id_array())
-    assert again.user_ids.to_pylist()[-1] == "u7", "who comes back is a new user"
+def test_what_is_told_again_is_not_new(tmp_path: Path) -> None:
+    """A file that is imported again has nothing that a fit has not learned."""
+    first = [("a", 1, 0, 4.0), ("a", 2, 1, 2.0), ("b", 1, 0, 5.0), ("b", 2, 2, 1.0)]
+    # The same again, one of them changed, one taken back between; and what is new of a known and a new user.
+    again = [
+        *(("a", 3, 0, 4.0), ("a", 4, 1, 3.0), ("a", 5, 2, 4.0)),
+        *(("b", 3, 0, NAN), ("b", 4, 0, 5.0), ("b", 5, 2, NAN)),
+        ("c", 1, 0, 4.0),
+    ]
+    archived(tmp_path, first)
+    archive = archived(tmp_path, again, first_ms=100)
+    given = load_ratings(opened(archive), item_ids(3), string_array([b"a", b"b"]), np.array([2, 2]))
+    new = given.unlearned
+    users = given.user_ids.to_pylist()
+    told = {
+        (users[given.ratings.user_row[k]], int(given.ratings.item_row[k]), given.ratings.value[k])
+        for k in new
+    }
+    assert told == {("a", 1, 3.0), ("a", 2, 4.0), ("c", 0, 4.0)}
+    assert load_ratings(opened(archive), item_ids(3)).unlearned.size == 0
 
 
-async def test_fit_of_nothing_is_the_prior(tmp_path: Path) -> None:
-    archive = EpochArchive(tmp_path / "archive", 1, guard=free)
-    result = await fitted(request(archive, tmp_path / "fit", n_items=3))
-    assert result.ranking is None
-    assert result.users.shape == (0, result.model.user_width)
-    assert len(result.items) == 3
+def test_the_newest_are_not_learned_yet_and_of_no_account_more_than_its_share() -> None:
+    user, item = np.divmod(np.arange(8_000), 80)
+    ratings = Ratings(user.astype(np.int32), item.astype(np.int32), np.full(8_000, 3.0), np.full(8_000, 1e9))
+    ids = string_array(b"u%d" % k for k in range(100))
+    # The ratings of the last user came last.
+    unlearned = np.concatenate(
+        [np.random.default_rng(0).permutation(np.arange(4_000, 7_920)), np.arange(7_920, 8_000)]
+    )
+    data = FitInput(ids, np.full(100, 80), ratings, 80, np.arange(100), unlearned)
+    chosen = newest(data, 400)
+    assert len(np.unique(chosen)) == 400
+    assert np.isin(chosen, unlearned[len(unlearned) // 2 :]).all()
+    assert (chosen >= 7_920).sum() == 20 == np.bincount(ratings.user_row[chosen]).max()
+    assert set(newest(data, 10**6)) == set(unlearned[len(unlearned) // 2 :])
+    assert len(newest(replace(data, unlearned=unlearned[:0]), 400)) == 0

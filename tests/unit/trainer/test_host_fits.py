@@ -37,10 +37,3 @@ def test_folder_of_something_else_is_refused_and_whole(tmp_path: Path, files: li
         HostFits(tmp_path / fits).take("9.z", "", [])
     assert "\n" not in str(refused.value)
     assert left(tmp_path) == set(files)
-
-
-def taken(folder: Path, own: str, before: str) -> HostFits:
-    fits = HostFits(folder)
-    fits.look()
-    fits.take(own, before, ["epoch-000001"])
-    return fits

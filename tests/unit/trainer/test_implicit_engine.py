@@ -1,6 +1,4 @@
-"""Implicit feedback: fold-in is the library's own exact solve, and a fit grows without forgetting where
-it was.
-"""
+"""Implicit feedback: fold-in is the library's own exact solve."""
 
 from collections.abc import Iterator
 
@@ -10,15 +8,10 @@ import scipy.sparse as sp
 from implicit.cpu.als import AlternatingLeastSquares
 from threadpoolctl import threadpool_limits
 
-from factors import (
-    FitSettings,
-    Fitted,
-    Histories,
-    Ratings,
-    Scale,
-)
+from factors import FitSettings, Fitted, Histories, Ratings, Scale
 from factors.engine_api import confidence_of, implicit_factors, weighting_of
 from factors.model.layout import item_layout, user_layout
+from tests.unit.factors.factors_world import histories_of
 from trainer.engines import make_engine
 from trainer.engines.base import FitTask
 
@@ -32,14 +25,14 @@ def _one_blas_thread() -> Iterator[None]:
         yield
 
 
-def choices(n_users: int = 60, n_items: int = 40, groups: int = 4, seed: int = 0) -> Ratings:
+def choices() -> Ratings:
     """Users of a group choose among its items."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rows = [
         (user, item, rng.integers(1, 6))
-        for user in range(n_users)
-        for item in range(n_items)
-        if rng.random() < (0.5 if item % groups == user % groups else 0.02)
+        for user in range(60)
+        for item in range(40)
+        if rng.random() < (0.5 if item % 4 == user % 4 else 0.02)
     ]
     user, item, value = (np.array(column) for column in zip(*rows, strict=True))
     return Ratings(
@@ -47,21 +40,14 @@ def choices(n_users: int = 60, n_items: int = 40, groups: int = 4, seed: int = 0
     )
 
 
-def fitted(ratings: Ratings, n_users: int = 60, n_items: int = 40, start: Fitted | None = None) -> Fitted:
+def fitted(ratings: Ratings) -> Fitted:
     engine = make_engine("implicit", FitSettings(SCALE, rank=6))
-    return engine.fit(FitTask(ratings, n_users, n_items, np.random.default_rng(1), start))
-
-
-def history(ratings: Ratings, user: int) -> Histories:
-    mine = ratings.user_row == user
-    return Histories(
-        np.array([0, mine.sum()]), ratings.item_row[mine], ratings.value[mine], ratings.time[mine]
-    )
+    return engine.fit(FitTask(ratings, 60, 40, np.random.default_rng(1), None))
 
 
 def test_fold_in_is_the_exact_solve_of_the_library() -> None:
     ratings, fit = choices(), fitted(choices())
-    weighting = weighting_of(fit.model)
+    weighting, histories = weighting_of(fit.model), histories_of(ratings, 60)
     assert weighting.power > 0
     alpha = weighting.alpha
     als = AlternatingLeastSquares(factors=6, num_threads=1)
@@ -71,7 +57,7 @@ def test_fold_in_is_the_exact_solve_of_the_library() -> None:
     for user in (0, 7, 59):
         als.regularization = weighting.ridges("user", np.diff(matrix.indptr)[user])
         expected = als.recalculate_user(user, matrix[user])
-        row = fit.posterior.fold_in_users(fit.items, history(ratings, user))[0]
+        row = fit.posterior.fold_in_users(fit.items, histories.part(user, user + 1))[0]
         np.testing.assert_allclose(row[user_layout(fit.model).latent] / 4.0, expected, atol=1e-4)
         np.testing.assert_allclose(row, fit.users[user], atol=1e-5)
     by_item = matrix.T.tocsr()

@@ -1,25 +1,18 @@
-"""Items folded in since a fit are what a fold-in over all of their ratings gives, whatever came when."""
+"""Items folded in since a fit are what all of their ratings say; who is erased is in no fit."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from factors import (
-    FitSettings,
-    Fitted,
-    Float32s,
-    Histories,
-    Scale,
-    fit,
-    posterior_of,
-)
-from tests.support.event_tables import event_table, item_ids, opened
+from factors import FitSettings, Fitted, Float32s, Histories, Scale, fit, fit_ranking, posterior_of
+from tests.support.event_tables import append, event_table, free, item_ids, opened
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import spans_of
+from trainer.fit_job.folder import FitFolder
 from trainer.fit_job.ratings import load_ratings
-from trainer.fit_job.result_files import erase_users, read_result, write_result
-from trainer.fit_job.results import FitResult
+from trainer.fit_job.result_files import erase_users, read_result, write_head, write_result
+from trainer.fit_job.results import FitResult, user_hash
 from trainer.item_updates.since_fit import RatingsSinceFit
 
 NAN = float("nan")
@@ -35,17 +28,15 @@ def table_of(events: list[Event], first_ms: int = 1):  # type: ignore[no-untyped
 @pytest.fixture
 def base(tmp_path: Path) -> FitResult:
     rng = np.random.default_rng(0)
-    events: list[Event] = [
-        (f"u{user}", n, int(row), float(rng.integers(1, 6)))
-        for user in range(20)
-        for n, row in enumerate(rng.permutation(8)[:5], start=1)
-    ]
-    archive = EpochArchive(tmp_path / "archive", 1, guard=lambda: None)
-    table = table_of(events)
-    archive.append(table, spans_of(table))
+    users, n = np.divmod(np.arange(100), 5)
+    rows = np.concatenate([rng.permutation(8)[:5] for _ in range(20)])
+    archive = EpochArchive(tmp_path / "archive", 1, guard=free)
+    ms = np.arange(1, 101)
+    append(archive, [f"u{user}" for user in users], n + 1, rows, rng.integers(1, 6, 100), stream_ms=ms)
     given = load_ratings(opened(archive), item_ids(8))
     fitted: Fitted = fit(given.ratings, 20, 8, settings=SETTINGS, rng=rng)
     write_result(tmp_path / "fit", given, fitted, {})
+    write_head(tmp_path / "fit", fit_ranking(given.ratings, 20, 8, rng=rng))
     return read_result(tmp_path / "fit")
 
 
@@ -121,3 +112,28 @@ def test_forgotten_user_counts_no_more(base: FitResult) -> None:
     assert set(rows) == rated | {7}
     left = {user: value for user, value in known(base, 7).items() if value == value} | {b"other": 2.0}  # noqa: PLR0124
     np.testing.assert_allclose(rows[7], expected(base, 7, left, {b"other"}), rtol=2e-4, atol=1e-5)
+
+
+def test_a_user_erased_while_a_fit_runs_or_later_leaves_no_trace_in_it(
+    tmp_path: Path, base: FitResult
+) -> None:
+    folder = FitFolder(tmp_path)
+    folder.begin_fit()
+    folder.erase([b"u1"])
+    # The process of the fit is done.
+    shutil.copytree(base.path, folder.new)
+    rated = int((np.asarray(base.item_users) == 1).sum())
+    assert read_result(folder.new).rows_of([b"u1"]).tolist() == [1]
+    folder.erase_from_new()
+    result = folder.adopt(read_result(folder.new), 7)
+    assert result.rows_of([b"u0", b"u1", b"u2"]).tolist() == [0, -1, 2]
+    assert (result.row_of(b"u1"), result.row_of(b"u2"), result.user_ids(1, 2)) == (None, 2, [b"\xff\xff"])
+    assert not erase_users(result.path, [b"u1"])
+    np.testing.assert_array_equal(result.users[1], posterior_of(result.model).prior_user)
+    assert np.isnan(result.item_values).sum() == rated > 0
+    assert result.ranking_users is not None
+    assert (result.ranking_users[1].any(), result.ranking_users[2].any()) == (False, True)
+    files = b"".join(path.read_bytes() for path in result.path.iterdir())
+    assert user_hash(b"u1").to_bytes(8, "little") not in files, "nor is the user known by a hash"
+    folder.erase([b"u2"])
+    assert result.rows_of([b"u2"]).tolist() == [-1]

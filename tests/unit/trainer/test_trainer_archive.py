@@ -35,7 +35,6 @@ def events(
 
 
 def contents(archive: EpochArchive) -> list[int]:
-    """The milliseconds of every archived event, in the order of the log."""
     return [ms for path in archive.snapshot().paths for ms in read_segment(path)[0]["stream_ms"].to_pylist()]
 
 
@@ -50,13 +49,6 @@ def filled(directory: Path, segments: int = 9, rows: int = 10) -> EpochArchive:
     return archive
 
 
-def rebuild(archive: EpochArchive, table: pa.Table, spans: dict[int, Span]) -> None:
-    old = archive.begin_rebuild()
-    archive.append(table.slice(0, 2), {})
-    archive.append(table.slice(2), {})
-    archive.finish_rebuild(old, spans)
-
-
 def crash_at(name: str, occurrence: int = 1) -> Callable[[str], None]:
     seen = 0
 
@@ -69,90 +61,66 @@ def crash_at(name: str, occurrence: int = 1) -> Callable[[str], None]:
     return step
 
 
-def test_events_come_back_in_order_with_positions(tmp_path: Path) -> None:
-    archive = filled(tmp_path, segments=3)
-    assert contents(archive) == list(range(1, 31))
-    snapshot = reopened(tmp_path).snapshot()
-    assert snapshot == archive.snapshot()
-    assert snapshot.rows == 30
-    assert sum(span.events for span in snapshot.spans.values()) == 30
-    assert max(snapshot.positions.values()) == (30, 0)
-    assert 9 not in snapshot.positions
+def reaching(archive: EpochArchive, last_ms: int) -> None:
+    """Append what the stream still holds beyond the archive's position."""
+    first = max(position[0] for position in archive.snapshot().positions.values()) + 1
+    if first <= last_ms:
+        archive.append(*events(first, last_ms - first + 1))
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_append_ended_at_any_step_leaves_all_or_nothing(tmp_path: Path, step: str) -> None:
-    filled(tmp_path, segments=2)
-    archive = EpochArchive(tmp_path, 1, guard=free, step=crash_at(step))
-    with pytest.raises(Crash):
-        archive.append(*events(21, 10))
-    after = reopened(tmp_path)
-    committed = step in ("segment:renamed", "segment:done")
-    assert contents(after) == list(range(1, 31 if committed else 21))
-    assert not after.has_holes()
-    # What the stream still holds beyond the position is what is missing, no more and no less.
-    first = max(position[0] for position in after.snapshot().positions.values()) + 1
-    after.append(*events(first, 40 - first + 1))
-    assert contents(reopened(tmp_path)) == list(range(1, 41))
-
-
-@pytest.mark.parametrize("step", REPLACE_STEPS)
-def test_merge_ended_at_any_step_keeps_each_event_once(tmp_path: Path, step: str) -> None:
-    before = filled(tmp_path).snapshot()
-    archive = EpochArchive(tmp_path, 1, guard=free, step=crash_at(step))
-    with pytest.raises(Crash):
-        archive.merge()
-    after = reopened(tmp_path)
-    assert contents(after) == list(range(1, 91))
-    assert after.snapshot().spans == before.spans
-    assert not after.has_holes()
-    while after.merge():
-        pass
-    assert contents(reopened(tmp_path)) == list(range(1, 91))
-    assert len(list(tmp_path.glob("*.parquet"))) < 8
-
-
-@pytest.mark.parametrize("occurrence", [1, 3])
-@pytest.mark.parametrize("step", REPLACE_STEPS)
-def test_erasure_ended_at_any_step_is_finished_by_repeating(
-    tmp_path: Path, step: str, occurrence: int
-) -> None:
-    before = filled(tmp_path, segments=4).snapshot()
-    archive = EpochArchive(tmp_path, 1, guard=free, step=crash_at(step, occurrence))
-    with pytest.raises(Crash):
-        archive.erase({b"user-1": ALWAYS})
-    after = reopened(tmp_path)
-    after.erase({b"user-1": ALWAYS})
-    assert contents(after) == [ms for ms in range(1, 41) if ms % 3 != 1]
-    assert after.snapshot().spans == before.spans
-    again = reopened(tmp_path)
-    assert contents(again) == contents(after)
-    assert not any(b"user-1" in path.read_bytes() for path in tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("step", "occurrence"), [(step, k) for step in STEPS[1:3] for k in (1, 3)] + [("replace:unlink", 1)]
-)
-@pytest.mark.parametrize("before", [0, 3])
-def test_rebuild_ended_at_any_step_is_known_to_be_unfinished(
-    tmp_path: Path, step: str, occurrence: int, before: int
-) -> None:
-    filled(tmp_path, segments=before)
+def rebuild(archive: EpochArchive) -> None:
     table, spans = events(1000, 5)
-    if not (before == 0 and step == "replace:unlink"):
-        archive = EpochArchive(tmp_path, 1, guard=free, step=crash_at(step, occurrence))
-        with pytest.raises(Crash):
-            rebuild(archive, table, spans)
-    after = reopened(tmp_path)
-    if after.snapshot().spans == spans:
-        assert contents(after) == list(range(1000, 1005))
-    rebuild(after, table, spans)
-    again = reopened(tmp_path)
-    assert contents(again) == list(range(1000, 1005))
-    assert again.snapshot().spans == spans
+    old = archive.begin_rebuild()
+    archive.append(table.slice(0, 2), {})
+    archive.append(table.slice(2), {})
+    archive.finish_rebuild(old, spans)
+
+
+def merge(archive: EpochArchive) -> None:
+    while archive.merge():
+        pass
+
+
+WORK: dict[str, Callable[[EpochArchive], object]] = {
+    "append": lambda archive: reaching(archive, 100),
+    "merge": merge,
+    "erase": lambda archive: archive.erase({b"user-1": ALWAYS}),
+    "rebuild": rebuild,
+    "first rebuild": rebuild,
+}
+ENDED = [
+    *(("append", step, 1) for step in STEPS),
+    *(("merge", step, 1) for step in REPLACE_STEPS),
+    *(("erase", step, k) for step in REPLACE_STEPS for k in (1, 3)),
+    *(("rebuild", step, k) for step in STEPS[1:3] for k in (1, 3)),
+    *(("rebuild", "replace:unlink", 1), ("first rebuild", "segment:renamed", 1)),
+]
+
+
+@pytest.mark.parametrize(("name", "step", "occurrence"), ENDED)
+def test_work_that_ended_at_any_step_is_whole_or_done_by_repeating(
+    tmp_path: Path, name: str, step: str, occurrence: int
+) -> None:
+    work, folder, segments = WORK[name], tmp_path / "ended", 0 if name == "first rebuild" else 9
+    expected = filled(tmp_path / "done", segments)
+    work(expected)
+    before = contents(filled(folder, segments))
+    with pytest.raises(Crash):
+        work(EpochArchive(folder, 1, guard=free, step=crash_at(step, occurrence)))
+    after = reopened(folder)
+    if name in ("append", "merge"):
+        committed = name == "merge" or step in ("segment:renamed", "segment:done")
+        assert contents(after) == (contents(expected) if committed else before)
+        assert not after.has_holes()
+    work(after)
+    again = reopened(folder)
+    assert contents(again) == contents(expected)
+    assert again.snapshot().spans == expected.snapshot().spans
     assert not again.has_holes()
+    assert name != "merge" or len(list(folder.glob("*.parquet"))) < 8
+    assert name != "erase" or not any(b"user-1" in path.read_bytes() for path in folder.iterdir())
     again.append(*events(2000, 5))
-    assert contents(reopened(tmp_path)) == [*range(1000, 1005), *range(2000, 2005)]
+    assert contents(reopened(folder)) == [*contents(expected), *range(2000, 2005)]
 
 
 @pytest.mark.parametrize("position", [0.02, 0.6, 0.98])
@@ -175,12 +143,3 @@ def test_damage_anywhere_is_found_and_set_aside(tmp_path: Path, position: float)
     assert after.has_holes()
     assert victim.with_name(victim.name + ".damaged").exists()
     assert reopened(tmp_path).has_holes(), "a restart must not forget that something is missing"
-
-
-def told(
-    first_ms: int, contexts: list[list[float]] | None, users: list[str]
-) -> tuple[pa.Table, dict[int, Span]]:
-    """An event of each of `users`, with contexts."""
-    ms, n = np.arange(first_ms, first_ms + len(users)), np.full(len(users), first_ms)
-    table = event_table(users, n, n, np.full(len(users), 3.0), stream_ms=ms, time=ms, context=contexts)
-    return table, spans_of(table)

@@ -1,6 +1,4 @@
-"""What the trainer decides from values alone: when to fit, what may go live, how long to wait, what is
-new.
-"""
+"""What the trainer decides from values alone: when to fit, what may go live, what is new."""
 
 import math
 from dataclasses import replace
@@ -27,6 +25,7 @@ CALM = Situation(
     files_missing=False,
     not_before=0.0,
 )
+PACED = {"fitted_events": 10**6, "paced_until": 150.0}
 GOOD = Evidence(
     finite=True,
     n_users=10,
@@ -57,27 +56,19 @@ GOOD = Evidence(
         ({"new_events": 1000, "not_before": 130.0}, Decision(None, 30.0)),
         ({"files_missing": True}, Decision("files")),
         ({"head_missing": True, "paced_until": 10_000.0}, Decision("head")),
+        # A refit of so many waits for its share of the time.
+        (PACED | {"new_events": 5_000}, Decision(None, 50.0)),
+        (PACED | {"new_events": 1, "first_new_at": 0.0}, Decision(None, 50.0)),
+        (PACED | {"new_events": 1, "first_new_at": 99.0}, Decision(None, 59.0)),
+        (PACED | {"new_events": 5_000, "paced_until": 100.0}, Decision("events")),
+        (PACED | {"new_events": 5_000, "requested": True}, Decision("requested")),
+        (PACED | {"new_events": 5_000, "files_missing": True}, Decision("files")),
+        (PACED | {"new_events": 5_000, "fitted_events": 0}, Decision("events")),
     ],
 )
 def test_when_to_fit(changes: dict[str, float], expected: Decision) -> None:
-    assert decide(replace(CALM, **changes), Rules(100, 60.0)) == expected  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"new_events": 5_000}, Decision(None, 50.0)),
-        ({"new_events": 1, "first_new_at": 0.0}, Decision(None, 50.0)),
-        ({"new_events": 1, "first_new_at": 99.0}, Decision(None, 59.0)),
-        ({"new_events": 5_000, "paced_until": 100.0}, Decision("events")),
-        ({"new_events": 5_000, "requested": True}, Decision("requested")),
-        ({"new_events": 5_000, "files_missing": True}, Decision("files")),
-        ({"new_events": 5_000, "fitted_events": 0}, Decision("events")),
-    ],
-)
-def test_a_refit_waits_for_its_share_of_the_time(changes: dict[str, float], expected: Decision) -> None:
-    situation = replace(CALM, fitted_events=10**6, paced_until=150.0)
-    assert decide(replace(situation, **changes), Rules()) == expected  # type: ignore[arg-type]
+    rules = Rules() if "paced_until" in changes else Rules(100, 60.0)
+    assert decide(replace(CALM, **changes), rules) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ GB = 2**30
 
 
 @pytest.mark.parametrize(
-    ("total", "kept"),
-    [(GB // 4, LEAST_FREE_BYTES), (10 * GB, GB // 2), (4_000 * GB, MOST_FREE_BYTES)],
+    ("total", "kept"), [(GB // 4, LEAST_FREE_BYTES), (10 * GB, GB // 2), (4_000 * GB, MOST_FREE_BYTES)]
 )
 def test_a_disk_keeps_a_share_within_bounds_and_room_for_a_rewrite(total: int, kept: int) -> None:
     assert disk("archive_disk", total, total).needed_bytes == kept
@@ -20,13 +19,10 @@ def test_a_disk_keeps_a_share_within_bounds_and_room_for_a_rewrite(total: int, k
 
 def test_a_store_without_a_limit_is_never_full() -> None:
     assert memory(GB, 0) is None
-    space = memory(95 * GB, 100 * GB)
+    space, beyond = memory(95 * GB, 100 * GB), memory(120 * GB, 100 * GB)
     assert space is not None
-    assert fullest([space], None) is None
-    beyond = memory(120 * GB, 100 * GB)
     assert beyond is not None
-    assert beyond.free_bytes == 0
-    assert fullest([space, beyond], None) is beyond
+    assert (fullest([space], None), beyond.free_bytes, fullest([space, beyond], None)) == (None, 0, beyond)
 
 
 def test_what_is_refused_is_taken_again_only_with_clearly_more_room() -> None:

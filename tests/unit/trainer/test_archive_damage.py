@@ -1,4 +1,4 @@
-"""Reads of segments that fail: nothing that held ratings is set aside, removed, or told of as searched."""
+"""What holds ratings stays: neither damage nor a read that fails removes a file that may be needed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,15 +7,70 @@ import pyarrow as pa
 import pytest
 
 from tests.support import failing_reads
-from tests.support.event_tables import event_table, free
+from tests.support.event_tables import append, filled, free
 from tests.support.failing_reads import FAILURES, Fails
+from tests.unit.trainer.test_trainer_archive import contents
 from trainer.archive import epoch_archive, unread
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import ALWAYS, spans_of
+from trainer.archive.events import ALWAYS
 from trainer.archive.listing import read_spans
 from trainer.archive.segments import read_segment, read_user_ids
+from trainer.archive.trash import Trash
 from trainer.archive.unread import UnreadFiles
 from trainer.errors import ArchiveFailedError
+
+
+def damaged(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "torn":
+        content = content[: len(content) // 2]
+    else:
+        content[len(content) // 3] ^= 0x10
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["torn", "flipped"])
+def test_a_damaged_segment_takes_along_none_of_those_that_it_covers(tmp_path: Path, how: str) -> None:
+    archive = filled(tmp_path, 8)
+    expected = contents(archive)
+    before = {path: path.read_bytes() for path in archive.snapshot().paths}
+    assert archive.merge()
+    (merged,) = archive.snapshot().paths
+    # As a kill leaves them: the merged one is there, and those that it covers are still.
+    for path, content in before.items():
+        path.write_bytes(content)
+    again = EpochArchive(tmp_path, 1, guard=free)
+    assert contents(again) == expected
+    assert [path.name for path in tmp_path.glob("*.parquet")] == [merged.name]
+    for path, content in before.items():
+        path.write_bytes(content)
+    damaged(merged, how)
+    again = EpochArchive(tmp_path, 1, guard=free)
+    assert contents(again) == expected
+    assert [each.path.name for each in again.damaged] == [merged.name]
+    assert merged.with_name(merged.name + ".damaged").exists()
+
+
+def test_an_erasure_removes_no_damaged_file_of_the_trash(tmp_path: Path) -> None:
+    trash = Trash(tmp_path / "trash", guard=free)
+    filled(tmp_path / "epoch-000001")
+    entry = trash.move(tmp_path / "epoch-000001", 1, "x" * 32, "replaced")
+    assert entry is not None
+    first, second = sorted(entry.path.glob("*.parquet"))
+    damaged(first, "flipped")
+    content = first.read_bytes()
+    for _ in range(2):
+        with pytest.raises(ArchiveFailedError, match="cannot be searched"):
+            trash.erase({b"ann": ALWAYS})
+        kept = first.with_name(first.name + ".damaged")
+        assert kept.read_bytes() == content
+    # It has gone through all the others.
+    (after,) = entry.path.glob("*.parquet")
+    assert after.name != second.name
+    assert set(read_segment(after)[0]["user_id"].to_pylist()) == {"bob"}
+    # A person decides: then the erasure ends.
+    kept.unlink()
+    assert trash.erase({b"ann": ALWAYS}) == 0
 
 
 @pytest.fixture(params=["EIO", "memory"])
@@ -25,11 +80,7 @@ def fails(request: pytest.FixtureRequest) -> Fails:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> EpochArchive:
-    found = EpochArchive(tmp_path / "epoch-000001", 1, guard=free)
-    for k in range(2):
-        table = event_table(["ann", "bob"], [k + 1, k + 1], [0, 1], [3.0, 4.0], stream_ms=[2 * k, 2 * k + 1])
-        found.append(table, spans_of(table))
-    return found
+    return filled(tmp_path / "epoch-000001")
 
 
 def failing(patched: pytest.MonkeyPatch, fails: Fails, victim: Path, *, reads: int = 0) -> None:
@@ -52,10 +103,8 @@ def test_an_erasure_waits_for_a_read_that_failed(
 
 
 def fill(archive: EpochArchive) -> None:
-    """Append enough segments that some can be merged."""
     for k in range(2, 40):
-        table = event_table(["ann"], [k + 1], [0], [3.0], stream_ms=[2 * k])
-        archive.append(table, spans_of(table))
+        append(archive, ["ann"], [k + 1], [0], [3.0], stream_ms=[10 * k + 1])
 
 
 def test_one_that_cannot_be_read_is_not_set_aside_when_it_is_opened_merged_or_looked_through(

@@ -1,0 +1,15 @@
+"""Settings of a trainer that the tests of this folder have in common."""
+
+from pathlib import Path
+
+import pytest
+
+from featurestore.settings import StoreSettings
+from tests.support.trainers import trainer_settings
+from trainer.settings import TrainerSettings
+
+
+@pytest.fixture
+def settings(store_settings: StoreSettings, tmp_path: Path) -> TrainerSettings:
+    """Settings of a trainer on the store of the test."""
+    return trainer_settings(store_settings, tmp_path / "archive", lease_ttl_s=30.0)
