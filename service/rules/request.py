@@ -19,7 +19,7 @@ Order = Literal["score", "rating"]
 ORDERS: tuple[Order, ...] = get_args(Order)
 Explore = Literal["none", "thompson"]
 EXPLORE: tuple[Explore, ...] = get_args(Explore)
-# Items of a list, and how many there are where nobody says.
+# Items of a list, and how many there are where neither call nor scenario says.
 MAX_N, DEFAULT_N = 1_000, 10
 # Each doubles the groups of items that are ranked apart.
 MAX_BOOSTS = 4
@@ -109,7 +109,7 @@ _PARTS = {
 @dataclass(frozen=True, slots=True)
 class Rules:
     """Rules, checked. `candidates`: the only items there may be, None for all; `pinned`: position and item;
-    `trade_off`: of maximal marginal relevance; `cap`: of items of a category; `n` items, None where nobody
+    `trade_off`: of maximal marginal relevance; `cap`: of items of a category; `n` items, None where neither
     says; `seen`: what is left out, as `exclude_seen` has it; `impressions`: what is shown is recorded.
     """
 

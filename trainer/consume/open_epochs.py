@@ -17,8 +17,8 @@ from trainer.archive.item_list import write_items
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step
 from trainer.archive.storage.files import WithDescriptor, files_of, on_objects
+from trainer.consume.archive_erasures import ArchiveErasures
 from trainer.consume.consumer import EpochConsumer
-from trainer.erasure.archive_erasures import ArchiveErasures
 from trainer.erasure.unasked import UnaskedErasures
 from trainer.errors import ArchiveFailedError
 from trainer.fit_job.folder import FitFolder

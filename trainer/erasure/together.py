@@ -39,7 +39,7 @@ class Together(Generic[T]):
         `ArchiveFailedError` of its `work`."""
         batch = self._next
         batch.wanted.append(wanted)
-        # Whoever has the turn first runs the work; where that one is cancelled, the next one of them.
+        # The first that has the turn runs the work; where it is cancelled, the next one of them.
         async with self._turn:
             if not batch.ended:
                 await asyncio.sleep(max(self._gather_s, self._rests_until - time.monotonic()))

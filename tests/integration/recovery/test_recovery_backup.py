@@ -14,7 +14,7 @@ from foldin.recovery.errors import RecoveryRefusedError
 from tests.integration.conftest import Learned
 from tests.support.factories import rating
 from tests.support.recovering import GIVEN, LATER, Held, backed_up, empty, held, opened, restored, verified
-from tests.support.trainers import archived, fitted, running_trainer, until_drained
+from tests.support.trainers import archived, erased, fitted, running_trainer, until_drained
 from trainer.archive.json_files import FORMAT
 
 pytestmark = pytest.mark.usefixtures("quick_rounds")
@@ -143,7 +143,7 @@ async def test_again_only_what_is_new_is_copied_and_the_forgotten_leave(
         assert len(second) > len(first)
         (folder,) = target.iterdir()
         assert "u3" in {user for user, *_ in archived(settings, path=folder)}
-        await store.ratings.forget(b"u3")
+        await erased(store, b"u3")
         await backed_up(settings, target)
     assert "u3" not in {user for user, *_ in archived(settings, path=folder)}
 

@@ -110,7 +110,7 @@ async def test_predictions_of_many_new_ratings_do_not_wait_for_lists(
         await store.ratings.append(given())
         first = await fitted(store)
         assert not await has_head(first)
-        # Nobody asks for the head: it comes with a fit that goes on from this one.
+        # The head is not asked for: it comes with a fit that goes on from this one.
         assert await has_head(first + 1)
         # What is new by now is little beside what is known: lists and predictions change together.
         await store.ratings.append([NewRating(b"x", b"i1", 4.0, 2e9)])

@@ -1,4 +1,4 @@
-"""The folder of the item table: in a place for all, nobody else may be the one who made it."""
+"""The folder of the item table: where all may write, another user may be the one who made it."""
 
 from pathlib import Path
 
