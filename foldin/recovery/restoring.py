@@ -207,7 +207,10 @@ class Restore:
             )
             return
         await retried(access.put_back, lacking)
-        self._say(f"  Keys are asked for, and these are back: {names}; `foldin keys remove` has those go")
+        self._say(
+            f"  Keys are asked for, and these are back: {names}. `foldin keys remove` takes one away, "
+            "`foldin keys add` makes another"
+        )
         if not known:
             # No worker answers with what comes back before it knows that keys are asked for.
             await asyncio.sleep(KEYS_FOLLOWED_S)

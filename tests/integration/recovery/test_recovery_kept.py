@@ -13,18 +13,23 @@ from featurestore.access import AccessKeys, new_secret
 from featurestore.catalogue.catalogue import NO_VERSION, Change
 from featurestore.catalogue.dump import Dump, dump_from_bytes
 from featurestore.catalogue.item import CatalogueItem
+from featurestore.errors import StoreChanged
 from featurestore.experiments.definition import Arm, Definition
 from featurestore.store import Store
 from foldin.recovery.backing_up import back_up
 from foldin.recovery.restoring import RestoreRequest
 from foldin.recovery.verifying import verify
 from tests.integration.conftest import Learned
+from tests.support.event_tables import free
 from tests.support.recovering import empty, opened, restored, trashed
 from tests.support.serving import serving
 from tests.support.trainers import erased, running_trainer
 from tests.support.waiting import wait_until_async
 from trainer.archive.kept import NAME, kept_version, read_kept
+from trainer.archive.root import ArchiveRoot
+from trainer.keeping import KeptFile
 from trainer.settings import TrainerSettings
+from trainer.threads import Threads
 
 pytestmark = pytest.mark.usefixtures("quick_rounds")
 EXPERIMENT = Definition((Arm("a", 0.5, "home"), Arm("b", 0.5, "other")), 1_700_000_000.0)
@@ -78,6 +83,33 @@ async def lost(learned: Learned, way: str, backup: Path) -> tuple[TrainerSetting
         await wait_until_async(lambda: trashed(settings), "the archive is adopted")
     (entry,) = trashed(settings)
     return settings, entry
+
+
+async def test_what_an_emptied_store_lacks_stays_in_the_archive(settings: TrainerSettings) -> None:
+    """The file is written where something has changed alone, and never from a store that is another one."""
+    root = ArchiveRoot(settings.archive_folder, guard=free)
+    assert root.take(root.claim("1.test"))
+    path = settings.archive_folder / NAME
+    async with opened(settings.store) as store:
+        clock = iter([0.0, 10.0, 99.0, 100.0, 110.0])
+        file = KeptFile(store, root, Threads(), clock=lambda: next(clock))
+        await told(store, new_secret())
+        await file.follow()
+        written = path.stat().st_ino
+        await KeptFile(store, root, Threads()).follow()
+        assert path.stat().st_ino == written
+        await store.scenarios.put(b"home", b"{}")
+        # It rests nine times as long as all took.
+        await file.follow()
+        assert path.stat().st_ino == written
+        await file.follow()
+        kept_before = read_kept(settings.archive_folder)
+        assert kept_before is not None
+        assert kept_before.scenarios["home"] == "{}"
+        await store.redis.flushall()
+        with pytest.raises(StoreChanged):
+            await KeptFile(store, root, Threads()).follow()
+    assert read_kept(settings.archive_folder) == kept_before
 
 
 @pytest.mark.parametrize("way", ["archive", "backup", "trash"])
