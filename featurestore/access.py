@@ -25,6 +25,8 @@ ROLES: tuple[Role, ...] = get_args(Role)
 MOST_KEYS = 1_000
 # As often others may change the keys between a look and the removal that rests on it.
 _ATTEMPTS = 10
+# Workers know of a change of the keys within this time.
+KEYS_FOLLOWED_S = 2.0
 # A name stands in log lines.
 KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SECRET = re.compile(r"fk_[A-Za-z0-9_-]{43}")
@@ -65,11 +67,21 @@ def parse_keys(fields: Mapping[Any, Any]) -> StoredKeys:
     return {digest.decode("ascii", "replace"): _parse(value) for digest, value in fields.items()}
 
 
+def parse_texts(texts: Mapping[str, str]) -> StoredKeys:
+    """Return the keys of what `AccessKeys.texts` returned."""
+    return {digest: _parse(text.encode()) for digest, text in texts.items()}
+
+
 def _parse(value: bytes) -> ApiKey | None:
     try:
         return msgspec.json.decode(value, type=ApiKey)
     except msgspec.DecodeError:
         return None
+
+
+def names_of(keys: StoredKeys) -> list[str]:
+    """Return keys as people know them: never the key itself."""
+    return sorted(f"{key.name}:{key.role}" for key in keys.values() if key is not None)
 
 
 def count_of(keys: StoredKeys) -> int:
@@ -94,6 +106,23 @@ class AccessKeys:
     async def load(self) -> StoredKeys:
         """Return all keys. Raises `StoreError`."""
         return parse_keys(await self._client.hgetall(self._key))
+
+    async def texts(self) -> dict[str, str]:
+        """Return what is stored of each key by its digest, also what this version cannot read. Raises
+        `StoreError`.
+        """
+        fields: Any = await self._client.hgetall(self._key)
+        return {
+            digest.decode("ascii", "replace"): value.decode("utf-8", "replace")
+            for digest, value in fields.items()
+        }
+
+    async def put_back(self, texts: Mapping[str, str]) -> None:
+        """Let keys in again of which `texts` returned these; keys are asked for from now on, also where there
+        is none among them.
+        """
+        fields = {digest: text.encode() for digest, text in texts.items()}
+        await self._client.change_fields(self._key, {_MARK: b"", **fields})
 
     async def add(self, secret: str, name: str, role: Role) -> None:
         """Let `secret` in from now on; repeating it changes nothing.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from featurestore.access import AccessKeys
 from featurestore.catalogue.attributes import UserAttributes
 from featurestore.catalogue.catalogue import Catalogue
+from featurestore.catalogue.dump import KeptDocuments
 from featurestore.catalogue.scenarios import Scenarios
 from featurestore.cluster.servers import keys_of, servers_of
 from featurestore.commands import Commands
@@ -120,6 +121,16 @@ class Store:
         self.telemetry = Telemetry(self.keys, self.redis)
         self.reports = Reports(self.keys, self.redis, self.confirmation)
         self.files = StoreFiles(self.keys, self.redis)
+        # The one list of what is kept besides ratings.
+        self.kept = KeptDocuments(
+            self.catalogue,
+            self.attributes,
+            self.scenarios,
+            self.experiments,
+            self.event_types,
+            self.contexts,
+            self.access,
+        )
 
     @classmethod
     async def open(

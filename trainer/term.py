@@ -22,6 +22,7 @@ from trainer.fit_job.compiling import compile_ahead
 from trainer.item_deletion.item_ratings import ItemRatings
 from trainer.item_updates.messages import Arrivals, ItemUpdates
 from trainer.item_updates.updater import ItemUpdater
+from trainer.keeping import KeptFile
 from trainer.leadership import Leadership
 from trainer.publication.arriving_error import ArrivingError
 from trainer.publication.forgotten import ForgottenUsers
@@ -102,7 +103,10 @@ class Term:
             step=step,
         )
         self.room = RoomWatch(store, lease, root.disk, settings.store_dir, threads)
-        self.upkeep = Upkeep(store, lease, root, self.epochs, self.switch, forgotten, settings, threads, step)
+        kept = KeptFile(store, root, threads)
+        self.upkeep = Upkeep(
+            *(store, lease, root, kept, self.epochs, self.switch, forgotten, settings, threads, step)
+        )
 
     async def run(self) -> None:
         """Lead until cancelled. Raises an exception group with `LeaseLost`, or with an error that was not

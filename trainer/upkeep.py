@@ -1,4 +1,5 @@
-"""Upkeep beside the pipeline: follow the pointer, merge segments, remove what is no longer needed.
+"""Upkeep beside the pipeline: follow the pointer, merge segments, remove what is no longer needed, keep what
+the store has besides ratings in the archive.
 Invariant: nothing is removed that is live, is being prepared, or may become live again.
 
 What is removed may take minutes to go. Meanwhile pointers are followed and files looked at as at other times:
@@ -22,6 +23,7 @@ from trainer.archive.storage.files import files_of
 from trainer.archive.trash import Overdue, Why, surplus
 from trainer.consume.open_epochs import OpenEpochs
 from trainer.errors import ArchiveFailedError
+from trainer.keeping import KeptFile
 from trainer.publication.forgotten import ForgottenUsers
 from trainer.publication.switch import Switch
 from trainer.retry import with_retries
@@ -40,11 +42,12 @@ REMOVAL_PAUSE_S = 0.002
 
 @dataclass
 class Upkeep:
-    """Tidies up once a second for one term."""
+    """Tidies up once a second for one term. `kept`: the file of what the store has besides ratings."""
 
     store: Store
     lease: Lease
     root: ArchiveRoot
+    kept: KeptFile
     epochs: OpenEpochs
     switch: Switch
     forgotten: ForgottenUsers
@@ -71,6 +74,7 @@ class Upkeep:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._rounds(self._follow), name="follow and merge")
             group.create_task(self._rounds(self._remove_unused), name="remove what is unused")
+            group.create_task(self._rounds(self.kept.follow), name="keep what is no rating")
 
     async def _rounds(self, round_of: Callable[[], Coroutine[None, None, None]]) -> None:
         while True:

@@ -60,6 +60,15 @@ class Scenarios:
         names: Any = await self._client.hkeys(self._key)
         return sorted(name for name in names if not name.startswith(_MARK))
 
+    async def versions(self) -> dict[str, str]:
+        """Return the version of each scenario, by name."""
+        names = await self.names()
+        found: Any = await self._client.hmget(self._key, [_MARK + name for name in names]) if names else []
+        return {
+            name.decode("utf-8", "replace"): (mark or b"").decode("ascii", "replace")
+            for name, mark in zip(names, found, strict=True)
+        }
+
     async def texts(self) -> dict[str, str]:
         """Return all scenarios, each as its text. Raises `StoreDamaged` where one is none."""
         found: dict[str, str] = {}

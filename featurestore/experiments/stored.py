@@ -13,6 +13,7 @@ from featurestore.experiments.definition import (
     Experiment,
     Experiments,
     read_experiments,
+    require_readable,
 )
 from featurestore.keys import Keys
 
@@ -40,6 +41,13 @@ class StoredExperiments:
         """Return the experiments that run."""
         fields: Any = await self._client.hgetall(self._keys.experiments)
         return read_experiments(fields)
+
+    async def definitions(self) -> dict[str, Definition]:
+        """Return what defines each experiment that runs, by name. Raises `StoreDamaged`."""
+        found = await self.all()
+        for name in found.damaged:
+            require_readable(found, name, self._keys.experiments)
+        return {each.name: each.definition for each in found.running}
 
     async def begin(self, name: str, definition: Definition) -> Experiment:
         """Begin an experiment, and return it; one that runs already with the same arms is returned as it is.

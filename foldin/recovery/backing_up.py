@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from featurestore.catalogue.dump import Dump, dump_to_bytes, read_dump
 from featurestore.errors import StoreError
 from featurestore.settings import format_scale
 from featurestore.store import Store
@@ -101,8 +100,7 @@ async def _back_up(
     registry = store.items(epoch)
     await retried(registry.refresh)
     ids = list(registry.ids)
-    held = store.catalogue, store.attributes, store.scenarios, store.event_types, store.contexts
-    dump = await retried(read_dump, *held)
+    _, kept = await retried(store.kept.packed)
     manifest = Manifest(
         identity=store.identity,
         namespace=settings.store.namespace,
@@ -119,7 +117,7 @@ async def _back_up(
         ledgers, damaged = await asyncio.to_thread(ledger_copies, settings.archive_folder)
         for path in damaged:
             say(f"{path} is damaged, and so is its copy: users who were forgotten may be missing there")
-        await asyncio.to_thread(_finish, folder, manifest, _Lists(ids, ledgers, dump), step)
+        await asyncio.to_thread(_finish, folder, manifest, _Lists(ids, ledgers, kept), step)
     except (OSError, ArchiveFailedError) as exc:
         raise RecoveryStoppedError(f"cannot write {folder}: {exc}") from exc
     say(f"{folder}: {manifest.events:,} events, {manifest.items:,} items, {len(files)} segments")
@@ -244,11 +242,11 @@ def _copy_one(path: Location, copy: Location, step: Step) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Lists:
-    """What a backup has besides segments: item ids by row, erasures, the catalogue."""
+    """What a backup has besides segments: item ids by row, erasures, what is kept besides ratings."""
 
     ids: Sequence[bytes]
     ledgers: Sequence[bytes]
-    dump: Dump
+    kept: bytes
 
 
 def _finish(folder: Location, manifest: Manifest, lists: _Lists, step: Step) -> None:
@@ -267,12 +265,11 @@ def _finish(folder: Location, manifest: Manifest, lists: _Lists, step: Step) -> 
         found = file_of(folder / f"ledger{TEMPORARY}")
         files[ledger_name(found)] = found
         (folder / f"ledger{TEMPORARY}").rename(folder / ledger_name(found))
-    if lists.dump:
-        beside = folder / f"catalogue{TEMPORARY}"
-        write_whole(beside, dump_to_bytes(lists.dump))
-        found = file_of(beside)
-        files[catalogue_name(found)] = found
-        beside.rename(folder / catalogue_name(found))
+    beside = folder / f"catalogue{TEMPORARY}"
+    write_whole(beside, lists.kept)
+    found = file_of(beside)
+    files[catalogue_name(found)] = found
+    beside.rename(folder / catalogue_name(found))
     sync_directory(folder)
     step("listed")
     replace(manifest, files=files).write(folder)

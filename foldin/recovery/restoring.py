@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 
 from factors import Int64s
-from featurestore.catalogue.dump import Dump, put_back
+from featurestore.access import KEYS_FOLLOWED_S, names_of, parse_texts
+from featurestore.catalogue.dump import Dump
 from featurestore.errors import EpochBusy, EpochGone, StoreError, StoreRefused
 from featurestore.generations.manifest import Pointer
 from featurestore.ratings.batches import Columns
@@ -133,8 +134,15 @@ class Restore:
             # Nothing but the archive counts then: it must have what still waits in the streams.
             await reach(self._store, pointer.epoch, source.folder, self._say)
         archived = await asyncio.to_thread(self._read, source)
-        decide = not self._request.dry_run
-        await retried(require_scale, archived, source, self._store, decide=decide)
+        # Another store than that of the source, which has not been filled yet: it takes its place.
+        is_new = archived.identity != self._store.identity and pointer.epoch <= 1
+        if archived.lacks and archived.identity != self._store.identity:
+            self._say(f"  {archived.lacks}")
+        await retried(require_scale, archived, source, self._store, decide=False)
+        if not self._request.dry_run:
+            # First of all: what comes back is answered to callers with a key alone.
+            await self._put_keys_back(archived.catalogue, is_new=is_new)
+            await retried(require_scale, archived, source, self._store, decide=True)
         archived = await self._recoded(archived)
         # Without a new history: what comes in meanwhile may be missing in what is told.
         if self._request.dry_run:
@@ -146,7 +154,7 @@ class Restore:
             raise RecoveryRefusedError(f"{exc}: run this again in a minute") from exc
         self._step("begun")
         try:
-            if not await self._prepare(epoch, archived):
+            if not await self._prepare(epoch, archived, is_new=is_new):
                 await retried(self._store.epochs.abandon, epoch)
                 return None
             command = await retried(self._store.commands.ask, "epoch", epoch=epoch)
@@ -160,7 +168,7 @@ class Restore:
         self._step("marked")
         return await self._conclude(epoch, command)
 
-    async def _prepare(self, epoch: int, archived: Archived) -> bool:
+    async def _prepare(self, epoch: int, archived: Archived, *, is_new: bool) -> bool:
         """Write the new history; return False where that would change nothing."""
         async with self._held(epoch):
             # Anew: which one is live cannot change from here on.
@@ -171,7 +179,7 @@ class Restore:
             # Of no epoch: unlike the ratings they would stay, and keep a backup's newer ones out.
             if await was_put_back(self._store, self._settings):
                 await retried(erase_attributes_again, self._store, live_epoch, plan.erased.ledgers)
-            await self._put_back(archived.catalogue, plan.erased)
+            await self._put_back(archived.catalogue, plan.erased, experiments=is_new)
             if not plan.change and not await must_adopt(self._store, self._settings):
                 return False
             self._step("planned")
@@ -181,25 +189,51 @@ class Restore:
             self._step("loaded")
         return True
 
-    async def _put_back(self, dump: Dump | None, erased: Erased) -> None:
-        """Put back what the store lacks of the catalogue. It is of no epoch: it is there at once."""
+    async def _put_keys_back(self, dump: Dump | None, *, is_new: bool) -> None:
+        """Let the keys of the source in again. A store that has been filled has its own: one that it lacks
+        may have been removed there. `is_new`: it has not been.
+        """
+        access = self._store.access
+        known = await retried(access.texts)
+        lacking = {
+            digest: text for digest, text in (dump.keys if dump else {}).items() if digest not in known
+        }
+        if not lacking:
+            return
+        names = ", ".join(names_of(parse_texts(lacking))) or "none that this version can read"
+        if known and not is_new:
+            self._say(
+                f"  This store has keys of its own; those that the source has besides stay out: {names}"
+            )
+            return
+        await retried(access.put_back, lacking)
+        self._say(
+            f"  Keys are asked for, and these are back: {names}. `foldin keys remove` takes one away, "
+            "`foldin keys add` makes another"
+        )
+        if not known:
+            # No worker answers with what comes back before it knows that keys are asked for.
+            await asyncio.sleep(KEYS_FOLLOWED_S)
+
+    async def _put_back(self, dump: Dump | None, erased: Erased, *, experiments: bool) -> None:
+        """Put back what the store lacks besides ratings. It is of no epoch: it is there at once.
+        `experiments`: these, too; in a store that was filled they may have ended since.
+        """
         if dump is None:
             return
         at_ms = np.array([user.at_ms for user in dump.users], dtype=np.int64)
         stays = erased.since_erasure([user.user_id.encode() for user in dump.users], at_ms)
         users = [user for user, is_kept in zip(dump.users, stays.tolist(), strict=True) if is_kept]
         dump = msgspec.structs.replace(dump, users=users)
-        store = self._store
         try:
-            held = store.catalogue, store.attributes, store.scenarios, store.event_types
-            found = await retried(put_back, *held, dump)
+            found = await retried(self._store.kept.put_back, dump, experiments=experiments)
         except StoreRefused as exc:
             raise RecoveryRefusedError(f"{exc}: its events would mean something else") from exc
-        if not dump.items and not dump.users:
-            return
-        self._say(
-            f"  {found.items:,} items of the catalogue and attributes of {found.users:,} users are back"
-        )
+        if dump.items or dump.users or dump.scenarios or dump.experiments:
+            self._say(
+                f"  {found.items:,} items of the catalogue, attributes of {found.users:,} users, "
+                f"{found.scenarios:,} scenarios and {found.experiments:,} experiments are back"
+            )
 
     async def _recoded(self, archived: Archived) -> Archived:
         """Return what is archived with its contexts as this store has them, which gets the fields that it

@@ -5,12 +5,15 @@ changed, and what is damaged or newer than this version is refused, naming the f
 import contextlib
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.catalogue.dump import Dump, DumpUnreadable, dump_from_bytes
-from featurestore.ratings.event_types import DEFAULT_TYPES
+from featurestore.errors import StoreRefused
+from featurestore.ratings.context_schema import ContextRefused, ContextSchema
+from featurestore.ratings.event_types import DEFAULT_TYPES, EventType, with_types
 from featurestore.settings import format_scale, parse_scale
 from featurestore.store import Store
 from foldin.files.rows import scale_for
@@ -24,6 +27,9 @@ from trainer.archive.erasures import Ledger
 from trainer.archive.identity import IDENTITY_FILE, read_identity
 from trainer.archive.item_list import NAME as ITEMS
 from trainer.archive.item_list import read_items
+from trainer.archive.json_files import read_json
+from trainer.archive.kept import NAME as KEPT
+from trainer.archive.kept import read_kept
 from trainer.archive.listing import uncovered
 from trainer.archive.segments import DAMAGED, SegmentName, open_segment, read_segment
 from trainer.archive.storage.files import Location
@@ -50,14 +56,17 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Archived:
-    """What a source has: all its events, its items in the order of their rows, who was erased from it, and of
-    a backup the catalogue.
+    """What a source has: all its events, its items in the order of their rows, who was erased from it, and
+    what its store kept besides ratings. `identity`: of that store, None where it does not say; `lacks`: of
+    what another store gets nothing back, as a line.
     """
 
     events: RatingEvents
     items: pa.StringArray
     ledgers: tuple[Ledger, ...] = ()
     catalogue: Dump | None = None
+    identity: str | None = None
+    lacks: str = ""
 
 
 def find_source(
@@ -132,6 +141,19 @@ def _identity(root: Location) -> str | None:
         raise RecoveryRefusedError(exc.why) from exc
 
 
+def _identity_of(source: Source) -> str | None:
+    """Return which store a source is from; None where it does not say."""
+    if source.manifest is not None:
+        return source.manifest.identity
+    note = source.folder / NOTE
+    if note.exists():
+        try:
+            return str((read_json(note) or {}).get("identity", "")) or None
+        except ArchiveRefusedError as exc:
+            raise RecoveryRefusedError(exc.why) from exc
+    return _identity(source.folder.absolute().parent)
+
+
 def read_source(source: Source, *, skip_damaged: bool = False, skip_damaged_ledger: bool = False) -> Archived:
     """Read all of a source, each file verified. `skip_damaged`: leave out what cannot be read.
 
@@ -147,10 +169,10 @@ def read_source(source: Source, *, skip_damaged: bool = False, skip_damaged_ledg
             listed = _items(items, events, skip_damaged=skip_damaged)
             # After the events: it has the erasures of all that is missing there.
             ledgers = _ledgers(source, skip_damaged=skip_damaged or skip_damaged_ledger)
-            catalogue = _catalogue(source, skip_damaged=skip_damaged)
+            catalogue, lacks = _catalogue(source, skip_damaged=skip_damaged)
             events = _named(events, catalogue, source, skip_damaged=skip_damaged)
             events = _told(events, catalogue, source, skip_damaged=skip_damaged)
-            return Archived(events, listed, ledgers, catalogue)
+            return Archived(events, listed, ledgers, catalogue, _identity_of(source), lacks)
     raise RecoveryRefusedError(f"{source.folder} changes all the time: run this again")
 
 
@@ -216,27 +238,54 @@ def _ledgers(source: Source, *, skip_damaged: bool) -> tuple[Ledger, ...]:
     return tuple(ledger for place in places for ledger in read_ledgers(place, skip_damaged=skip_damaged))
 
 
-def _catalogue(source: Source, *, skip_damaged: bool) -> Dump | None:
+def _catalogue(source: Source, *, skip_damaged: bool) -> tuple[Dump | None, str]:
+    """Return what was kept besides ratings, and as a line what of it the source does not have."""
     name = source.manifest.catalogue_file if source.manifest else None
     if name is None:
-        # An archive names the types of its events; a backup of types that a store begins with has none.
-        try:
-            types = read_types(source.folder)
-            fields = list(read_fields(source.folder).fields)
-        except ArchiveFailedError as exc:
-            if skip_damaged:
-                return None
-            raise RecoveryRefusedError(f"{exc}: leave it out with --skip-damaged") from exc
-        except ArchiveRefusedError as exc:
-            raise RecoveryRefusedError(exc.why) from exc
-        return Dump({}, [], [], [], event_types=types, contexts=fields) if types or fields else None
+        return _of_archive(source.folder, skip_damaged=skip_damaged)
     try:
-        return dump_from_bytes((source.folder / name).read_bytes())
+        return dump_from_bytes((source.folder / name).read_bytes()), ""
     except (OSError, DumpUnreadable) as exc:
         if skip_damaged:
-            return None
+            return None, ""
         why = f"{source.folder / name} is damaged ({exc}): leave it out with --skip-damaged"
         raise RecoveryRefusedError(why) from exc
+
+
+def _of_archive(folder: Location, *, skip_damaged: bool) -> tuple[Dump | None, str]:
+    """The same of an archive, and of an entry of the trash, which has the file itself where it was another
+    store's.
+    """
+    try:
+        kept = read_kept(folder)
+        if kept is None and not (folder / NOTE).exists():
+            kept = read_kept(folder.absolute().parent)
+        # Of the epoch: what its events were written by.
+        types, fields = read_types(folder), read_fields(folder)
+    except ArchiveFailedError as exc:
+        if skip_damaged:
+            return None, f"{exc}: it is left out"
+        raise RecoveryRefusedError(f"{exc}: leave it out with --skip-damaged") from exc
+    except ArchiveRefusedError as exc:
+        raise RecoveryRefusedError(exc.why) from exc
+    if kept is None:
+        lacks = f"There is no {KEPT}: of titles, attributes, what is hidden, scenarios, experiments and keys "
+        found = Dump({}, [], [], [], event_types=types, contexts=list(fields.fields))
+        return found if types or fields.fields else None, f"{lacks}nothing comes back."
+    # What was told since the last event of the epoch is in the file alone.
+    with contextlib.suppress(ContextRefused):
+        fields = fields.merged(ContextSchema(tuple(kept.contexts)))
+    found = msgspec.structs.replace(
+        kept, event_types=_all_types(types, kept.event_types), contexts=list(fields.fields)
+    )
+    return found, "Attributes of users are in backups alone: an archive brings none of them back."
+
+
+def _all_types(archived: list[EventType], kept: list[EventType]) -> list[EventType]:
+    try:
+        return list(with_types(archived, kept))
+    except StoreRefused:
+        return archived
 
 
 def _named(

@@ -10,11 +10,12 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from factors import Int64s
-from featurestore.catalogue.dump import read_dump
+from featurestore.catalogue.dump import dump_from_bytes
 from featurestore.codecs import item_rows_of
 from featurestore.errors import StoreDamaged
 from featurestore.keys import digest_of
@@ -26,6 +27,8 @@ from foldin.recovery.merging import differences, holding
 from foldin.recovery.reaching import reach
 from foldin.recovery.retries import Progress, Say, no_progress, retried
 from foldin.recovery.stored import Histories, read_histories
+from trainer.archive.kept import NAME as KEPT
+from trainer.archive.kept import read_kept
 from trainer.archive.segments import open_segment, read_segment
 from trainer.archive.storage.files import Location
 from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
@@ -73,7 +76,7 @@ async def verify(
     moved = int((~still).sum()) - len(lines)
     lines, ratings = await asyncio.to_thread(_compare, both, still)
     wrong += lines
-    wrong += await _catalogue(store)
+    wrong += await _kept(store, settings, say)
     return Verified(int(still.sum()), ratings, moved, len(wrong), tuple(wrong[:SHOWN]))
 
 
@@ -174,14 +177,25 @@ def _pair(events: RatingEvents, row: int) -> str:
     return f"user {user}, item {item}{f', event type {code}' if code else ''}:"
 
 
-async def _catalogue(store: Store) -> list[str]:
-    """Return a line where something of the catalogue cannot be read: the first thing."""
+async def _kept(store: Store, settings: TrainerSettings, say: Say) -> list[str]:
+    """Return a line where something besides ratings cannot be read in the store, the first thing, or in the
+    archive, or is not the same in both.
+    """
+    path = settings.archive_folder / KEPT
     try:
-        held = store.catalogue, store.attributes, store.scenarios, store.event_types, store.contexts
-        await retried(read_dump, *held)
+        version, data = await retried(store.kept.packed)
+        archived = await asyncio.to_thread(read_kept, settings.archive_folder)
+        now = await retried(store.kept.version)
     except StoreDamaged as exc:
         return [str(exc)]
-    return []
+    except ArchiveFailedError as exc:
+        return [f"{exc}: put it away, and a trainer that starts writes it anew"]
+    if archived is None or not archived.version == version == now:
+        say(f"{path} is of another moment: a trainer that leads writes it anew. It was not compared.")
+        return []
+    # The archive has no attributes of users.
+    stored = msgspec.structs.replace(await asyncio.to_thread(dump_from_bytes, data), users=[])
+    return [] if archived == stored else [f"{path} has something else than the store"]
 
 
 def _wrong_rows(archived: RatingEvents, item_row: Int64s, ids: Sequence[bytes]) -> list[str]:

@@ -9,11 +9,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow.parquet as pq
 import pytest
 from redis.asyncio import Redis
 
-from featurestore.catalogue.dump import Dump, DumpUnreadable, dump_from_bytes, dump_to_bytes
+from featurestore.catalogue.dump import Dump, DumpUnreadable, dump_from_bytes
 from featurestore.errors import GenerationBroken, StoreRefused
 from featurestore.generations.manifest import decode_summary
 from featurestore.ratings.context_schema import ContextSchema, schema_from_bytes, schema_to_bytes
@@ -62,7 +63,7 @@ def stored(folder: Path) -> dict[str, tuple[bytes, Read, type[Exception]]]:
     (ledger,) = map(Path, ledger_files(folder))
     embedded._write(folder, 3, [1, 2, 3])
     commit = Commit(1, "t").to_bytes()
-    dump = gzip.decompress(dump_to_bytes(Dump({}, [], [], [])))
+    dump = msgspec.json.encode(Dump({}, [], [], []))
     of_cluster = in_file(lambda path: embedded._stored(path.parent), folder / "cluster.json")
     of_ledger = in_file(lambda path: parse_ledger(path, path.read_bytes()), ledger)
     return {

@@ -11,11 +11,13 @@ from featurestore.errors import LeaseLost
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.erasures import Erasures, require_known
 from trainer.archive.identity import ArchiveState, read_identity, write_identity
+from trainer.archive.kept import NAME as KEPT
+from trainer.archive.kept import write_kept
 from trainer.archive.listing import read_ends
 from trainer.archive.segments import Guard, Step, no_step
 from trainer.archive.storage.client import ObjectStoreError
 from trainer.archive.storage.fences import fence_of
-from trainer.archive.storage.files import Location, on_objects
+from trainer.archive.storage.files import Location, files_of, on_objects
 from trainer.archive.storage.host_fits import HostFits
 from trainer.archive.trash import Trash, TrashEntry, Why
 from trainer.archive.unread import UnreadFiles
@@ -187,7 +189,28 @@ class ArchiveRoot:
         if self._fits is not None and (place := on_objects(self.root)) is not None:
             # They are not searched for users who are forgotten from here on.
             self._fits.discard(place.archive.term, folder.name)
+        if why == "adopted":
+            self._keep_with(folder)
         return self.trash.move(folder, number, self.identity() or "", why) if folder.exists() else None
+
+    def _keep_with(self, folder: Location) -> None:
+        """Have what another store kept besides ratings with an epoch of it that goes to the trash: the file
+        of this store takes the other one's place.
+        """
+        kept = self._path / KEPT
+        try:
+            if folder.exists() and kept.exists() and not (folder / KEPT).exists():
+                files_of(kept).link(kept, folder / KEPT)
+        except OSError as exc:
+            raise ArchiveFailedError(f"cannot write {folder}: {exc.strerror or exc}") from exc
+
+    def keep(self, content: bytes) -> None:
+        """Put the file of what the store keeps besides ratings in place. Raises `ArchiveFailedError`."""
+        try:
+            self._require_ours()
+            write_kept(self._path, content)
+        except OSError as exc:
+            raise ArchiveFailedError(f"cannot write {self.root / KEPT}: {exc.strerror or exc}") from exc
 
     def identity(self) -> str | None:
         """Return which store this archive says that it belongs to. Raises `ArchiveRefusedError`."""

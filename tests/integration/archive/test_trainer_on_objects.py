@@ -13,6 +13,7 @@ from tests.support.servers import StoreServer
 from tests.support.trainers import archived, erased, fitted, refuses, running_trainer, until_drained
 from tests.support.waiting import wait_until_async
 from trainer import upkeep
+from trainer.archive.kept import read_kept
 from trainer.archive.storage.address import ObjectAddress
 from trainer.archive.storage.client import ObjectClient
 from trainer.archive.storage.files import located
@@ -47,10 +48,14 @@ async def test_archive_fit_backup_restore_and_erasure(
     mine = [replace(each, user_id=FORGOTTEN) for each in GIVEN[:5]]
     async with opened(settings.store) as store, running_trainer(settings):
         await store.ratings.append(GIVEN + mine)
+        await store.scenarios.put(b"home", b"{}")
         # The second one goes on from the files of the first.
         assert await fitted(store) < await fitted(store)
         await until_drained(store)
         was = await held(store)
+        await wait_until_async(
+            lambda: (kept := read_kept(settings.archive_folder)) and kept.scenarios, "scenarios archived"
+        )
         assert await same(settings) == len(was)
         for target in (located(backup, CREDENTIALS), located(again, CREDENTIALS), tmp_path / "backup"):
             await backed_up(settings, target)
