@@ -37,7 +37,7 @@ from factors.model.types import (
 )
 from factors.posterior.fitted import Fitted, posterior_of
 from factors.posterior.posterior_model import PosteriorModel
-from factors.ranking.choices import HoldOut, RankingChoices
+from factors.ranking.choices import RankingChoices
 from factors.ranking.confidences import Factorize
 from factors.ranking.fit import fit_ranking
 from factors.ranking.head import RankingHead
@@ -104,7 +104,6 @@ __all__ = [
     "HeadLikeness",
     "HeadTastes",
     "Histories",
-    "HoldOut",
     "Index",
     "Int32s",
     "Int64s",

@@ -34,7 +34,8 @@ class RankingRequest:
 
     `vector` float32 (user_width,); `exclude` int64 (m,). `history`: from which the ranking head of the
     generation folds the user in; None: the expected rating ranks. With `rng` a draw from the posterior ranks.
-    `allowed` (n_items,): the rows that may be returned, None for all.
+    `allowed` (n_items,): the rows that may be returned, None for all. `recency`: how many times the latest
+    events of the history count more, None: as the head has chosen.
     """
 
     live: LiveGeneration
@@ -44,10 +45,12 @@ class RankingRequest:
     history: History | None = None
     rng: np.random.Generator | None = None
     allowed: Bools | None = None
+    recency: float | None = None
 
     def goes_with(self, other: "RankingRequest") -> bool:
         """Whether both can be ranked in one product. A draw is made for one user alone."""
         same = self.live is other.live and self.n == other.n and self.allowed is other.allowed
+        same = same and self.recency == other.recency
         return same and (self.history is None) == (other.history is None) and self.rng is other.rng is None
 
     @property
@@ -72,7 +75,13 @@ class RankingRequest:
             return None
         most = _QUICK // ranking.head.parameters.rank
         given = live.scorer, self.vector[None], pack_feedback([self.history]), self.n, self.exclude
-        return ranking.top_within(*given, most=most, allowed=self.allowed, bounds=live.ranker.rating_bounds)
+        return ranking.top_within(
+            *given,
+            most=most,
+            allowed=self.allowed,
+            bounds=live.ranker.rating_bounds,
+            recency=self.recency,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -196,6 +205,7 @@ def _rank(block: list[RankingRequest]) -> list[Blended]:
             allowed=first.allowed,
             rng=first.rng,
             bounds=live.ranker.rating_bounds,
+            recency=first.recency,
         )
     found = live.ranker.top(vectors, first.n, exclude, first.rng, allowed=first.allowed)
     return [

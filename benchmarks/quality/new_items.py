@@ -71,7 +71,7 @@ def run(question: Question, options: Mapping[str, str], seed: int) -> tuple[dict
     scorer = Scorer(fitted.posterior, fitted.items)
     scores = scorer.score(fitted.users, question.test_user, question.test_item, question.test_time)
     described = attributes.get("item")
-    head = fit_ranking(question.ratings(), *shape, rng=rng, hold_out="random", attributes=described).head
+    head = fit_ranking(question.ratings(), *shape, rng=rng, attributes=described).head
     ranker, users = BlendedRanker(head, fitted.posterior), question.ranked_users()
     allowed = np.zeros(question.n_items, dtype=np.bool_)
     allowed[question.test_item] = True

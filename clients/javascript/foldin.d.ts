@@ -119,17 +119,17 @@ export interface Foldin {
   /** Have these types, and no others, take events. `PUT /event-types`; role `operate`. */
   putEventTypes(options: { types: Array<TypeIn>; }): Promise<TypesOut>;
   /** The best items for a user. `GET /recommend/{user_id}`; role `read`. */
-  recommend(user_id: string | number, options?: { n?: number; offset?: number; exclude_seen?: boolean | string; impressions?: boolean; explore?: "none" | "thompson"; seed?: number; order?: "score" | "rating"; category?: string; exclude_items?: string; scenario?: string; context?: Record<string, any>; }): Promise<Recommendations>;
+  recommend(user_id: string | number, options?: { n?: number; offset?: number; exclude_seen?: boolean | string; impressions?: boolean; explore?: "none" | "thompson"; recency?: number; seed?: number; order?: "score" | "rating"; category?: string; exclude_items?: string; scenario?: string; context?: Record<string, any>; }): Promise<Recommendations>;
   /** The best items for a user, under rules. `POST /recommend/{user_id}`; role `read`. */
-  recommendByRules(user_id: string | number, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; explore?: "none" | "thompson" | null; impressions?: boolean | null; offset?: number; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; }): Promise<Recommendations>;
+  recommendByRules(user_id: string | number, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; offset?: number; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; }): Promise<Recommendations>;
   /** The best items for someone who is not stored. `POST /recommend`; role `read`. */
-  recommendAnonymous(options: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; explore?: "none" | "thompson" | null; impressions?: boolean | null; offset?: number; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; ratings: Array<AnonymousRating>; }): Promise<Recommendations>;
+  recommendAnonymous(options: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; offset?: number; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; ratings: Array<AnonymousRating>; }): Promise<Recommendations>;
   /** The names of all scenarios. `GET /scenarios`; role `read`. */
   getScenarios(): Promise<ScenarioNames>;
   /** The rules of a scenario. `GET /scenarios/{name}`; role `read`. */
   getScenario(name: string): Promise<Scenario>;
   /** Store rules under a name, in place of those before. `PUT /scenarios/{name}`; role `operate`. */
-  putScenario(name: string, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; explore?: "none" | "thompson" | null; impressions?: boolean | null; }): Promise<Scenario>;
+  putScenario(name: string, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; }): Promise<Scenario>;
   /** Delete a scenario. `DELETE /scenarios/{name}`; role `operate`. */
   deleteScenario(name: string): Promise<ScenarioDeleted>;
   /** The experiments that run. `GET /experiments`; role `read`. */
@@ -667,6 +667,7 @@ export interface ListBody {
   n?: number | null;
   exclude_seen?: boolean | Array<string> | null;
   explore?: "none" | "thompson" | (string & {}) | null;
+  recency?: number | null;
   impressions?: boolean | null;
   offset?: number;
   seed?: number | null;
@@ -836,6 +837,7 @@ export interface RecommendBody {
   n?: number | null;
   exclude_seen?: boolean | Array<string> | null;
   explore?: "none" | "thompson" | (string & {}) | null;
+  recency?: number | null;
   impressions?: boolean | null;
   offset?: number;
   seed?: number | null;
@@ -955,6 +957,7 @@ export interface RuleFields {
   n?: number | null;
   exclude_seen?: boolean | Array<string> | null;
   explore?: "none" | "thompson" | (string & {}) | null;
+  recency?: number | null;
   impressions?: boolean | null;
 }
 
@@ -986,6 +989,7 @@ export interface Scenario {
   n?: number | null;
   exclude_seen?: boolean | Array<string> | null;
   explore?: "none" | "thompson" | (string & {}) | null;
+  recency?: number | null;
   impressions?: boolean | null;
   name: string;
 }

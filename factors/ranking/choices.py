@@ -4,12 +4,9 @@ Invariant: nothing here depends on the items or users of a fit.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from factors.ranking.parameters import RankingParameters
 from factors.ranking.type_weights import TypeWeight
-
-HoldOut = Literal["latest", "random"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from factors.errors import FitRefused
 from factors.inference.histories import Compressed, compress_pairs
 from factors.model.columns import Columns
 from factors.model.types import Bools, Choices, Ratings
-from factors.ranking.choices import HoldOut, choices_of
+from factors.ranking.choices import choices_of
 from factors.ranking.confidences import Factorize, first_items
 from factors.ranking.head import RankingHead
 from factors.ranking.selection.held_out import Typed
@@ -35,7 +35,6 @@ def fit_ranking(
     *,
     rng: np.random.Generator,
     threads: int = 1,
-    hold_out: HoldOut = "latest",
     start: RankingHead | None = None,
     choices: Choices | None = None,
     types: Sequence[TypeWeight] = (),
@@ -44,12 +43,12 @@ def fit_ranking(
 ) -> RankingFit:
     """Return a head fitted to who rated what, with settings chosen on a part of it that is held out.
 
-    `hold_out`: the latest events of each user, where times tell which they are, or a random part. `start`: an
-    earlier head, perhaps of fewer items, to go on from while the events are about as many as it was chosen
-    by. `choices`: where there are events of other types, these and the ratings, which count as `types` say.
-    `attributes`: of the items; those without events have the factors that these say. `factorize`: the sweeps
-    of a library, which end in a few of our own; expected ratings then play no part in lists. BLAS threads are
-    the caller's to pin. Raises `FitRefused` where there is nothing to learn from, and `FitDiverged`.
+    `start`: an earlier head, perhaps of fewer items, to go on from while the events are about as many as it
+    was chosen by. `choices`: where there are events of other types, these and the ratings, which count as
+    `types` say. `attributes`: of the items; those without events have the factors that these say.
+    `factorize`: the sweeps of a library, which end in a few of our own; expected ratings then play no part
+    in lists. BLAS threads are the caller's to pin. Raises `FitRefused` where there is nothing to learn from,
+    and `FitDiverged`.
     """
     by_user, typed = _events(ratings, n_users, start, choices, types)
     codes = None if typed is None else typed.codes
@@ -65,7 +64,7 @@ def fit_ranking(
     else:
         typed = None if typed is None else typed.counted(by_user)
         rated = factorize is None
-        settings, figures = choose(by_user, n_items, hold_out, rng, threads, types=typed, rated=rated)
+        settings, figures = choose(by_user, n_items, rng, threads, types=typed, rated=rated)
         begin = None
     if factorize is not None:
         begin = first_items(factorize, by_user, n_items, settings, codes)

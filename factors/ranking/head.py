@@ -5,7 +5,7 @@ needs nothing of the user but the history. What the values of the ratings are pl
 types count as `factors/ranking/type_weights.py` says.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -30,6 +30,12 @@ class RankingHead:
     parameters: RankingParameters
     items: Float32s
     neighbours: Neighbours
+
+    def with_recency(self, boost: float | None) -> "RankingHead":
+        """Return the head with another `recency_boost` for the users that it folds in; None: its own."""
+        if boost is None or boost == self.parameters.recency_boost:
+            return self
+        return replace(self, parameters=replace(self.parameters, recency_boost=boost))
 
     def fold_in_users(self, histories: Histories, *, recency: bool = True, threads: int = 1) -> Float64s:
         """Return the vectors (b, r) of users with these histories; that of an empty one is the prior's.

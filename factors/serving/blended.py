@@ -229,6 +229,7 @@ class BlendedRanker:
         rng: np.random.Generator | None = None,
         exact: bool = False,
         bounds: RatingBounds | None = None,
+        recency: float | None = None,
     ) -> list[Blended]:
         """Return the best `n` items for each of `users` (b, user_width) with their `histories`, without the
         item rows in `exclude` (b arrays).
@@ -237,12 +238,12 @@ class BlendedRanker:
         not. With `rng` a draw of each user's vector in the head, and one from the posteriors of the ratings,
         give the order (Thompson sampling); scores, relevance and ratings are the expected ones all the same.
         Fewer than `n` where the table ends. An index is not used where `exact`. `bounds`: of the ratings that
-        `scorer` gives.
+        `scorer` gives. `recency`: in the place of the head's `recency_boost`.
         """
         view, b = self._view, len(users)
         if n < 1 or b == 0:
             return [_nothing() for _ in range(b)]
-        head, count = view.head, len(view.head.items)
+        head, count = view.head.with_recency(recency), len(view.head.items)
         excluded = [np.asarray(rows, np.int64) for rows in exclude]
         excluded = [rows[(rows >= 0) & (rows < count)] for rows in excluded]
         # All users of the block at once: a fold-in is a few calls of LAPACK, whose overhead they share.
@@ -273,6 +274,7 @@ class BlendedRanker:
         most: int,
         allowed: Bools,
         bounds: RatingBounds,
+        recency: float | None = None,
     ) -> Blended | None:
         """Return what `top` does for one `user` (1, user_width), if at most `most` items are to be looked at
         for it by compiled loops, and it is remembered what the mask allows; None where not.
@@ -280,7 +282,7 @@ class BlendedRanker:
         view = self._view
         if self._compiled is None or n < 1 or view.means.known(allowed) is None:
             return None
-        expected, said = view.head.fold_in_events(history, self.solve)
+        expected, said = view.head.with_recency(recency).fold_in_events(history, self.solve)
         without = exclude[(exclude >= 0) & (exclude < len(view.head.items))]
         features = expected.astype(np.float32)
         call = _Call(view, scorer, user, features, said, n, [without], allowed, bounds)

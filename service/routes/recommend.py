@@ -60,7 +60,7 @@ from service.ranking_queue import RankingRequest
 from service.routes.items import QUERY_N, item_names
 from service.routes.ratings import MAX_RATINGS, check_scale
 from service.rules.listing import Ranking, Scored
-from service.rules.request import DEFAULT_N, EXPLORE, MAX_N, ORDERS, Order, RuleFields, Rules
+from service.rules.request import DEFAULT_N, EXPLORE, MAX_N, ORDERS, RECENCY_SCHEMA, Order, RuleFields, Rules
 
 # A client that reads on further wants the whole catalogue, which is no ranking.
 MAX_OFFSET = 10_000
@@ -193,6 +193,7 @@ _EXAMPLE = {
         ),
         query_parameter("impressions", {"type": "boolean"}, "Record the items as shown to the user"),
         query_parameter("explore", _EXPLORE_SCHEMA, "`thompson` ranks by a draw from the posterior"),
+        query_parameter("recency", RECENCY_SCHEMA, "How many times more the latest events of the user count"),
         query_parameter("seed", whole(0, MAX_SEED), "Makes a draw repeatable"),
         query_parameter("order", _ORDER_SCHEMA, "`rating` ranks by the expected rating alone"),
         *QUERY_RULES,
@@ -209,6 +210,7 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
     fields, category = query_rules(query)
     fields.exclude_seen = _exclude_seen(query)
     fields.explore = query.choice("explore", "", EXPLORE) or None
+    fields.recency = query.number("recency")
     fields.order = query.choice("order", "", ORDERS) or None
     if query.text("impressions") is not None:
         fields.impressions = query.flag("impressions", default=False)
@@ -414,7 +416,9 @@ async def _best_items(
     history = person.history if _ranked_by(live, call) == "score" else None
 
     async def top(n: int, without: Int64s, allowed: Bools | None) -> Scored:
-        request = RankingRequest(*(live, person.vector, n, without, history), rng=rng, allowed=allowed)
+        request = RankingRequest(
+            *(live, person.vector, n, without, history), rng=rng, allowed=allowed, recency=call.rules.recency
+        )
         best = await context.rankings.top(request)
         return Scored(best.item_rows, best.scores, best.relevance, best.rating)
 

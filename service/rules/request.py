@@ -21,6 +21,8 @@ Explore = Literal["none", "thompson"]
 EXPLORE: tuple[Explore, ...] = get_args(Explore)
 # Items of a list, and how many there are where neither call nor scenario says.
 MAX_N, DEFAULT_N = 1_000, 10
+# The most that a head chooses.
+MAX_RECENCY = 16.0
 # Each doubles the groups of items that are ranked apart.
 MAX_BOOSTS = 4
 # Farther than tenfold it is a filter or a pinned place that is wanted.
@@ -34,6 +36,7 @@ MAX_POSITION = 11_000
 # As long as an item id; a name stands in a path.
 MAX_NAME = 64
 
+RECENCY_SCHEMA = {"type": "number", "minimum": 0, "maximum": MAX_RECENCY}
 _N_SCHEMA = {"minimum": 1, "maximum": MAX_N, "default": DEFAULT_N}
 _FILTER_SCHEMA = {
     "type": "object",
@@ -86,6 +89,8 @@ class RuleFields(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknow
     # that; whether a draw from the posterior ranks; and whether the items that it has shown are recorded.
     exclude_seen: bool | list[str] | None = None
     explore: Annotated[str, Meta(extra_json_schema={"enum": list(EXPLORE), "default": "none"})] | None = None
+    # How many times more the latest events count than early ones; else as the ranking head has chosen.
+    recency: Annotated[float, Meta(extra_json_schema=RECENCY_SCHEMA)] | None = None
     impressions: bool | None = None
 
 
@@ -102,6 +107,7 @@ _PARTS = {
     "n": "n",
     "exclude_seen": "seen",
     "explore": "explore",
+    "recency": "recency",
     "impressions": "impressions",
 }
 
@@ -126,6 +132,7 @@ class Rules:
     n: int | None = field(default=None, compare=False)
     seen: bool | tuple[str, ...] = field(default=True, compare=False)
     explore: Explore = field(default="none", compare=False)
+    recency: float | None = field(default=None, compare=False)
     impressions: bool = field(default=False, compare=False)
 
     @property
@@ -199,6 +206,7 @@ def parse_rules(fields: RuleFields, types: Types) -> Rules:
         _places(fields.n),
         _seen(fields.exclude_seen),
         _explore(fields.explore),
+        _recency(fields.recency),
         bool(fields.impressions),
     )
 
@@ -245,6 +253,12 @@ def _explore(text: str | None) -> Explore:
     if chosen is None:
         raise refused("/explore", f"must be one of {', '.join(EXPLORE)}")
     return chosen
+
+
+def _recency(boost: float | None) -> float | None:
+    if boost is not None and not 0 <= boost <= MAX_RECENCY:
+        raise refused("/recency", f"must be from 0 to {MAX_RECENCY:g}")
+    return boost
 
 
 def _cap(per_category: int | None) -> int | None:

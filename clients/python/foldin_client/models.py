@@ -832,6 +832,7 @@ class ListBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     n: int | None = None
     exclude_seen: bool | list[str] | None = None
     explore: Literal["none", "thompson"] | None = None
+    recency: float | None = None
     impressions: bool | None = None
     offset: int = 0
     seed: int | None = None
@@ -853,6 +854,7 @@ class RecommendBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     n: int | None = None
     exclude_seen: bool | list[str] | None = None
     explore: Literal["none", "thompson"] | None = None
+    recency: float | None = None
     impressions: bool | None = None
     offset: int = 0
     seed: int | None = None
@@ -875,6 +877,7 @@ class RuleFields(Struct, frozen=True, kw_only=True, omit_defaults=True):
     n: int | None = None
     exclude_seen: bool | list[str] | None = None
     explore: Literal["none", "thompson"] | None = None
+    recency: float | None = None
     impressions: bool | None = None
 
 
@@ -892,6 +895,7 @@ class Scenario(Struct, frozen=True, kw_only=True, omit_defaults=True):
     n: int | None = None
     exclude_seen: bool | list[str] | None = None
     explore: str | None = None
+    recency: float | None = None
     impressions: bool | None = None
     name: str
 

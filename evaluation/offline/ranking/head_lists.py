@@ -1,7 +1,6 @@
 """Lists of Foldin's ranking head, alone and as they are served.
 
-Invariant: a list comes from the training ratings alone. The head makes its choices on the latest of them
-where the test is the latest of all, and on a random part otherwise, as its rivals do.
+Invariant: a list comes from the training ratings alone, by the very function that a trainer fits a head with.
 """
 
 import numpy as np
@@ -43,7 +42,6 @@ def _fit(question: Question, seed: int) -> RankingFit:
         question.n_items,
         rng=np.random.default_rng(seed),
         threads=1,
-        hold_out="latest" if question.latest else "random",
     )
 
 

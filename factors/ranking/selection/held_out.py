@@ -8,7 +8,6 @@ import numpy as np
 
 from factors.inference.histories import Compressed
 from factors.model.types import Bools, Float32s, Float64s, Histories, Int64s, UInt8s
-from factors.ranking.choices import HoldOut
 from factors.ranking.parameters import later_events
 from factors.ranking.type_weights import TYPE_CODES, TypeTable, TypeWeight
 
@@ -170,19 +169,21 @@ class Typed:
         return _part(data, self.codes[data.source] == 0)
 
 
-def hold_out(by_user: Compressed, how: HoldOut, rng: np.random.Generator) -> tuple[Bools, HoldOut]:
-    """Return which events (n,) are held out, and how: the latest only where times tell which they are."""
+def hold_out(by_user: Compressed, rng: np.random.Generator) -> tuple[Bools, Bools | None]:
+    """Return which events (n,) are held out: of any time, and the latest of each user, None where times do
+    not tell which those are.
+    """
     random = rng.random(len(by_user.other)) < _SHARE
-    if how == "random" or np.isnan(by_user.time).any():
-        return random, "random"
+    if np.isnan(by_user.time).any():
+        return random, None
     counts = by_user.counts[by_user.row]
     latest = (later_events(by_user) < np.ceil(_SHARE * counts)) & (counts >= _LEAST)
     before = np.full(by_user.rows, -np.inf)
     np.maximum.at(before, by_user.row[~latest], by_user.time[~latest])
     # Imported ratings may all have the time of the import.
     if not latest.any() or np.mean(by_user.time[latest] > before[by_user.row[latest]]) < 0.5:
-        return random, "random"
-    return latest, "latest"
+        return random, None
+    return random, latest
 
 
 def _part(data: Compressed, keep: Bools) -> Compressed:

@@ -1,11 +1,12 @@
 """Chooses how a ranking head is fitted. Invariant: training events decide alone, by lists of a part of them
 that was held out.
 
-One setting after the other is moved as long as lists get better (NDCG@100); of recency there is as little
-as is as good within a standard error. The fits are short, and go on from each other.
+One setting after the other is moved as long as lists get better (NDCG@100) at finding the latest events.
+Recency may cost little of finding events of any time, and of that much there is as little as is as good
+within a standard error. The fits are short, and go on from each other.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -14,9 +15,9 @@ import numpy as np
 
 from factors.inference.backend import MANY_RATINGS
 from factors.inference.histories import Compressed
-from factors.model.types import Float32s, Float64s, Scale, UInt8s
+from factors.model.types import Bools, Float32s, Float64s, Scale, UInt8s
 from factors.ranking.blending import blended
-from factors.ranking.choices import HoldOut, RankingChoices
+from factors.ranking.choices import RankingChoices
 from factors.ranking.neighbours import Neighbours, no_neighbours
 from factors.ranking.parameters import RankingParameters
 from factors.ranking.regressions import regressions
@@ -47,8 +48,8 @@ _ALL_NEIGHBOURS = 2_000
 _BOOSTS, _SPANS = (1.0, 2.0, 4.0, 8.0, 16.0), (2.0, 5.0, 10.0, 20.0)
 # 0 leaves ratings out; at 2 they decide more than what is relevant.
 _GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-# What liked items may cost of plain NDCG.
-_COST = 0.005
+# What liked items may cost of plain NDCG, and what recency may cost where events of any time are looked for.
+_COST, _COST_OF_RECENCY = 0.005, 0.015
 
 Factors = tuple[RankingParameters, Float32s]
 
@@ -56,7 +57,6 @@ Factors = tuple[RankingParameters, Float32s]
 def choose(
     by_user: Compressed,
     n_items: int,
-    how: HoldOut,
     rng: np.random.Generator,
     threads: int = 1,
     *,
@@ -72,19 +72,23 @@ def choose(
     sample, n_items = _sample(by_user.thinned(), n_items, rng)
     if len(sample.other) < LEAST_EVENTS:
         return begin, {}
-    held, how = hold_out(sample, how, rng)
+    random, latest = hold_out(sample, rng)
     # The loops are compiled for the fit of all events anyway.
     compiled = len(by_user.other) >= MANY_RATINGS
-    sets = HeldOut.of(sample, n_items, held, rng, types)
-    search = _Search(sets, n_items, threads, begin, types, compiled, every)
+
+    def search_of(held: Bools) -> _Search:
+        sets = HeldOut.of(sample, n_items, held, rng, types)
+        return _Search(sets, n_items, threads, begin, types, compiled, every)
+
+    search = search_of(random if latest is None else latest)
     choices = search.weights(search.settings(replace(begin, decided=decided)))
-    if how == "latest":
-        choices = search.recency(choices)
+    if latest is not None:
+        choices = search.recency(choices, search_of(random))
     # An event of another type has the highest rating.
     low = float(sample.value.min())
     scale = Scale(low, float(sample.value.max()) if rated else low)
     choices, figures = search.gamma(choices, scale, rng)
-    figures |= {"ranking_latest": float(how == "latest"), "ranking_sweeps": float(search.enough)}
+    figures |= {"ranking_latest": float(latest is not None), "ranking_sweeps": float(search.enough)}
     return replace(choices, rank=RankingChoices().rank, sweeps=search.enough), figures
 
 
@@ -193,8 +197,10 @@ class _Search:
         found[value] = choices, self._fit(choices)
         return float(self._quality(choices, found[value][1]).mean())
 
-    def recency(self, choices: RankingChoices) -> RankingChoices:
-        """Return choices with as little recency as is as good as the best."""
+    def recency(self, choices: RankingChoices, anytime: "_Search") -> RankingChoices:
+        """Return choices with as little recency as is as good as the best that costs little: `anytime` is a
+        search whose events were held out of any time.
+        """
         factors = self._best()
         found = {choices: self._quality(choices, factors)}
         for span in _SPANS:
@@ -206,12 +212,31 @@ class _Search:
                 if found[tried].mean() < before.mean():
                     break
                 before = found[tried]
-        qualities = dict(sorted(found.items(), key=lambda each: each[0].recency_boost))
+        # Of someone whose next events are not like the last ones lists would be worse for it.
+        costs = anytime.costs(choices, found)
+        cheap = (tried for tried in found if costs[tried] <= _COST_OF_RECENCY)
+        qualities = {tried: found[tried] for tried in sorted(cheap, key=lambda each: each.recency_boost)}
         best = max(qualities, key=lambda choices: float(qualities[choices].mean()))
         # The least boost that is as good within a standard error (Breiman et al., 1984): it costs least where
         # the next event is not what is asked for. None at all where the best one is better by chance.
         allowed = (tried for tried in qualities if not _surely_better(qualities[best], qualities[tried]))
         return next(allowed)
+
+    def costs(self, choices: RankingChoices, others: Iterable[RankingChoices]) -> dict[RankingChoices, float]:
+        """Return which part of the quality of lists is lost by other choices than these, which have the same
+        factors. Fits these.
+        """
+        known, most = self.held.known, choices.neighbours
+        self.factors = self._fit(replace(choices, sweeps=_FIRST_SWEEPS))
+        told = said(known, choices, self._codes)
+        how: dict[str, Any] = {"threads": self.threads, "compiled": self.compiled}
+        found = regressions(known, self.n_items, told, most=most, **how)
+        self.neighbours = (found.fit_all if most >= self.n_items else found.fit)(choices.neighbour_ridge)
+        plain = float(self._quality(choices, self.factors).mean())
+        return {
+            each: 0.0 if each == choices else 1 - float(self._quality(each, self.factors).mean()) / plain
+            for each in others
+        }
 
     def gamma(
         self, choices: RankingChoices, scale: Scale, rng: np.random.Generator

@@ -8,7 +8,7 @@ from factors.ranking.blending import blended
 from featurestore.codecs import pack_histories
 from featurestore.store import Store
 from tests.support.factories import Written, lead, make_head, publish, rating
-from tests.support.serving import Client
+from tests.support.serving import Client, is_problem
 
 ITEMS = 40
 RATED = {"item-0": 5.0, "item-1": 1.0, "item-7": 4.0}
@@ -53,6 +53,13 @@ async def test_a_rating_counts_in_the_next_list_of_every_worker(
         parts = (item["score"], item["relevance"], item["rating"])
         assert parts == pytest.approx(expected[item["item_id"]], rel=1e-4, abs=1e-6)
     assert (await client.get("/recommend/ann?n=5")).json["items"] == after["items"]
+    # A call may say how much more the latest events count.
+    expected = await by_hand(store, published, head.with_recency(9.0))
+    latest = (await other.post("/recommend/ann", {"n": 5, "recency": 9})).json["items"]
+    for item in latest:
+        assert item["relevance"] == pytest.approx(expected[item["item_id"]][1], rel=1e-4, abs=1e-6)
+    assert (await client.get("/recommend/ann?n=5&recency=9")).json["items"] == latest != after["items"]
+    is_problem(await client.get("/recommend/ann?recency=17"), 422, "invalid_rule")
     # And taken back.
     assert (await other.ask("DELETE", f"/ratings/ann/{best}")).status == 200
     assert (await client.get("/recommend/ann?n=5")).json["items"] == before["items"]

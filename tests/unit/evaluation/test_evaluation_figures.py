@@ -141,7 +141,7 @@ def test_foldin_ranks_by_relevance_times_a_power_of_the_expected_rating(question
         question.ratings(), 30, 20, settings=FitSettings(scale, rank=2), rng=np.random.default_rng(1)
     )
     served = top_by_served_score(question, fitted, 1).top
-    head = fit_ranking(question.ratings(), 30, 20, rng=np.random.default_rng(1), hold_out="random").head
+    head = fit_ranking(question.ratings(), 30, 20, rng=np.random.default_rng(1)).head
     alone = top_by_relevance(question, 1).top
     scorer = Scorer(fitted.posterior, fitted.items)
     every = np.arange(20)

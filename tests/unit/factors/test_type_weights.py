@@ -57,7 +57,6 @@ def fitted(choices: Choices, types: tuple[TypeWeight, ...] = TYPES) -> RankingFi
     return fit_ranking(
         *(ratings, USERS, ITEMS),
         rng=np.random.default_rng(1),
-        hold_out="random",
         choices=choices,
         types=types,
     )
