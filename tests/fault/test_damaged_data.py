@@ -326,9 +326,7 @@ async def trained(world: World, caplog: pytest.LogCaptureFixture) -> tuple[str |
 
 @pytest.mark.parametrize("kind", ["meta", "items:J"])
 async def test_a_fit_takes_the_place_of_a_damaged_generation(world: World, redis: Any, kind: str) -> None:
-    """By itself, or when it is asked for; a worker that starts has no generation until then, and serves
-    again by itself.
-    """
+    """By itself, or when it is asked for; a worker that starts has no generation until then."""
     await redis.set(world.kinds[f"generation:G:{kind}"], FOREIGN)
     before = int(await redis.hget("foldin:live", "generation") or 0)
     store = await Store.open(world.settings.store)
@@ -364,9 +362,7 @@ FILES = {
 async def test_a_torn_file_of_the_archive_costs_no_rating(
     world: World, redis: Any, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    """The trainer leaves with one line that names it, or goes on; its bytes stay where a person finds them
-    unless they can be made again.
-    """
+    """The trainer leaves with one line that names it, or goes on; its bytes stay unless they can be made."""
     caplog.set_level(logging.INFO)
     folder = world.settings.archive_folder
     path = sorted(folder.glob(FILES[kind]))[-1]

@@ -83,7 +83,7 @@ async def test_a_disk_that_fills_up_refuses_ratings_before_it_is_full(
                 leave_free(disk, 48)
                 await until_refused(client, "disk_full")
                 assert app[CONTEXT].follower.full == "archive_disk"
-                assert b'foldin_refusing{reason="archive_disk"} 1.0' in await scraped(client)
+                assert 'foldin_refusing{reason="archive_disk"} 1.0' in (await client.get("/metrics")).text
                 body = {"nb_users": 1, "nb_items": 1, "user_history": [0], "item_history": [0]}
                 replaced = await client.post("/train", {**body, "rating_history": [3], "replace": True})
                 is_problem(replaced, 507, "disk_full")
@@ -99,7 +99,7 @@ async def test_a_disk_that_fills_up_refuses_ratings_before_it_is_full(
                 (disk / "filler").unlink()
                 await wait_until_async(lambda: takes_ratings(client), "ratings are taken again")
                 assert app[CONTEXT].follower.full is None
-                assert b'foldin_refusing{reason="archive_disk"} 0.0' in await scraped(client)
+                assert 'foldin_refusing{reason="archive_disk"} 0.0' in (await client.get("/metrics")).text
                 await until_drained(store)
                 # One leader, all along.
                 assert (await store.generations.live()).fence == live.fence
@@ -114,17 +114,11 @@ async def waits_for_room(store: Store) -> bool:
 
 
 async def until_refused(client: Client, code: str) -> None:
-    """Rate until it is refused for this reason."""
-
     async def refused() -> bool:
         reply = await client.post(RATINGS, RATING)
         return reply.status != 200 and is_problem(reply, 507, code)
 
     await wait_until_async(refused, "ratings are refused")
-
-
-async def scraped(client: Client) -> bytes:
-    return (await client.get("/metrics")).text.encode()
 
 
 async def reads_go_on(client: Client) -> None:
