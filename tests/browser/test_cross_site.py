@@ -147,14 +147,3 @@ async def test_a_name_that_leads_here_opens_nothing(scene: Scene, page: Page) ->
     assert await run(page, REBOUND) == ["403"] * len(REBOUND)
     assert set(scene.statuses) == {"403"}
     assert await scene.untouched()
-
-
-async def test_the_pages_own_calls_pass(scene: Scene, page: Page) -> None:
-    await page.goto(f"{scene.url}/")
-    assert await run(page, REBOUND[:1]) == ["200"]
-    assert {command.kind for command in scene.trainer.taken} == {"epoch"}
-    # A link from elsewhere to the page is no harm.
-    await page.goto(scene.evil_url)
-    await page.evaluate(f"location.href = '{scene.url}/'")
-    await page.wait_for_url(f"{scene.url}/")
-    await page.wait_for_selector("#cards")

@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,9 +10,9 @@ import pytest
 from featurestore.confirmation import Durability
 from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.settings import StoreSettings
-from featurestore.store import Store
 from tests.support.factories import rating
-from tests.support.servers import ServerKind, missing, server_binary
+from tests.support.recovering import opened
+from tests.support.servers import ServerKind
 from tests.support.waiting import wait_until_async
 from torture.replica_set import ReplicaSet, replica_set
 
@@ -20,27 +20,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(240)]
 
 
 @pytest.fixture
-def kind(store_kind: ServerKind) -> ServerKind:
-    """A kind of server that is installed."""
-    if server_binary(store_kind) is None:
-        missing(f"{store_kind}-server")
-    return store_kind
-
-
-@pytest.fixture
-def servers(kind: ServerKind, tmp_path: Path) -> Iterator[ReplicaSet]:
-    with replica_set(kind, tmp_path) as running:
+def servers(store_kind: ServerKind, tmp_path: Path) -> Iterator[ReplicaSet]:
+    with replica_set(store_kind, tmp_path) as running:
         yield running
-
-
-@contextlib.asynccontextmanager
-async def opened(servers: ReplicaSet, durability: Durability = "replicated") -> AsyncIterator[Store]:
-    settings = StoreSettings(url=servers.url, partitions=4, timeout_s=1.0, durability=durability)
-    store = await Store.open(settings)
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 @pytest.mark.parametrize("durability", ["replicated", "store"])
@@ -49,7 +31,8 @@ async def test_a_primary_that_is_cut_off_from_its_replicas_acknowledges_nothing(
 ) -> None:
     """The control is `store`: by the same steps it loses what it has acknowledged."""
     primary, replicas = servers.primary(), servers.replicas()
-    async with opened(servers, durability) as store:
+    settings = StoreSettings(url=servers.url, partitions=4, timeout_s=1.0, durability=durability)
+    async with opened(settings) as store:
         await store.ratings.append([rating("ann", "before")])
         for replica in replicas:
             replica.signal(signal.SIGSTOP)

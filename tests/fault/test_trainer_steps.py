@@ -41,7 +41,6 @@ STILL_CLOCK = "import trainer.leadership as m; m.Leadership.check = lambda self:
 # Steps, and how often a trainer comes there before it is killed, or frozen.
 KILLED = ["consume:archived 2", "fit:started 1", "publish:some_users 1", "publish:flipped 2"]
 FROZEN = ["segment:synced 2", "publish:begun 2", "command:done 1", "items:push 1"]
-ELSEWHERE = ["consume:archived 2", "publish:begun 2"]
 if os.environ.get("FOLDIN_TEST_ALL_FREEZES") == "1":
     KILLED += [
         *("consume:read 1", "segment:written 2", "segment:renamed 2", "consume:done 1", "fit:done 1"),
@@ -55,7 +54,6 @@ if os.environ.get("FOLDIN_TEST_ALL_FREEZES") == "1":
         *("publish:some_users 1", "publish:users 2", "publish:finished 2", "publish:flipped 2"),
         *("command:reported 1", "replace:unlink 1", "replace:unlinked 1", "tend:merged 1"),
     ]
-    ELSEWHERE = FROZEN
 
 
 @pytest.fixture
@@ -185,12 +183,11 @@ async def woken(child: ChildTrainer, settings: TrainerSettings) -> None:
     assert "Traceback" not in log.read_text()
 
 
-async def replaced(
-    store: Store, settings: TrainerSettings, successor: TrainerSettings, pushed: list[int], at: str
-) -> list[NewRating]:
-    """Freeze a leader, let another one lead, wake the first; return what was acknowledged. At the end archive
-    and store have that, and so does the next generation.
-    """
+@pytest.mark.parametrize("at", FROZEN)
+async def test_frozen_at_a_step_on_the_same_folder(
+    store: Store, settings: TrainerSettings, pushed: list[int], at: str
+) -> None:
+    """Another one leads, then the first is woken: archive and store have what was acknowledged."""
     given = ratings(0)
     await store.ratings.append(given)
     step, times = at.split()
@@ -210,7 +207,7 @@ async def replaced(
         given += more
         was_live = (await store.generations.live()).generation
         entries = int(await store.redis.xlen(store.keys.deltas(1, was_live)))
-        async with running_trainer(successor) as other:
+        async with running_trainer(settings) as other:
             await wait_until_async(lambda: other.term is not None, "the next one leads")
             outcome = await store.commands.wait(command, 60 if refit else 0)
             assert not refit or (outcome is not None and outcome.state == "done"), outcome
@@ -242,27 +239,8 @@ async def replaced(
     assert await held(store) == pairs
     assert meta.summary.n_ratings == len(pairs)
     assert states == {"ready"}
-    return given
-
-
-@pytest.mark.parametrize("at", FROZEN)
-async def test_frozen_at_a_step_on_the_same_folder(
-    store: Store, settings: TrainerSettings, pushed: list[int], at: str
-) -> None:
-    given = await replaced(store, settings, settings, pushed, at)
     found = sorted((user, n) for user, n, _, _ in archived(settings))
     assert found == numbered(given), "each event once"
     # No name of a term that has ended, and nothing set aside.
     assert [path.name for path in settings.archive_folder.parent.iterdir()] == [settings.store.namespace]
     assert not list(settings.archive_folder.parent.rglob("*.damaged"))
-
-
-@pytest.mark.parametrize("at", ELSEWHERE)
-async def test_frozen_at_a_step_on_another_folder(
-    store: Store, settings: TrainerSettings, pushed: list[int], tmp_path: Path, at: str
-) -> None:
-    elsewhere = trainer_settings(settings.store, tmp_path / "elsewhere", lease_ttl_s=LEASE_S)
-    given = await replaced(store, settings, elsewhere, pushed, at)
-    # Rebuilt from the histories, where the first had trimmed: of superseded ratings not all are left.
-    pairs = {(r.user_id.decode(), r.item_id.decode()) for r in given}
-    assert {(user, item) for user, _, item, _ in archived(elsewhere)} == pairs

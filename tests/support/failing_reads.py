@@ -10,23 +10,17 @@ import pytest
 Fails = Callable[[], Exception]
 FAILURES: dict[str, Fails] = {
     "EIO": lambda: OSError(errno.EIO, "Input/output error"),
-    "ESTALE": lambda: OSError(errno.ESTALE, "Stale file handle"),
-    "ENOMEM": lambda: OSError(errno.ENOMEM, "Cannot allocate memory"),
     "memory": lambda: pa.ArrowMemoryError("malloc of size 65536 failed"),
 }
 
 
 class Failing:
-    """A file whose reads fail, as Arrow sees it; `rows_alone`: those that end before the footer."""
+    """A file whose reads fail, as Arrow sees it."""
 
     closed = False
 
-    def __init__(self, path: Path, fails: Fails, left: list[None], rows_alone: bool) -> None:
+    def __init__(self, path: Path, fails: Fails, left: list[None]) -> None:
         self._content, self._at, self._fails, self._left = path.read_bytes(), 0, fails, left
-        self._bad_to = len(self._content)
-        if rows_alone:
-            # The footer's length and four letters end a file of Parquet.
-            self._bad_to -= 8 + int.from_bytes(self._content[-8:-4], "little")
 
     def seek(self, at: int, whence: int = 0) -> int:
         self._at = (0, self._at, len(self._content))[whence] + at
@@ -37,7 +31,7 @@ class Failing:
 
     def read(self, size: int = -1) -> bytes:
         end = len(self._content) if size < 0 else min(self._at + size, len(self._content))
-        if not self._left and end <= self._bad_to:
+        if not self._left:
             raise self._fails()
         del self._left[:1]
         part = self._content[self._at : end]
@@ -54,14 +48,13 @@ def failing(
     of: Callable[[Path], bool],
     *,
     reads: int = 0,
-    rows_alone: bool = False,
 ) -> None:
-    """Have the reads of these files fail after some that do not; `rows_alone`: not those of their footers."""
+    """Have the reads of these files fail after some that do not."""
     real, left = pa.OSFile, [None] * reads
 
     def opened(path: str, mode: str) -> pa.NativeFile:
         if mode == "rb" and of(Path(path)):
-            return pa.PythonFile(Failing(Path(path), fails, left, rows_alone), "r")
+            return pa.PythonFile(Failing(Path(path), fails, left), "r")
         return real(path, mode)
 
     patched.setattr("trainer.archive.segments.pa.OSFile", opened)

@@ -206,6 +206,7 @@ def info(**more: object) -> dict[str, Any]:
 
 FINDINGS = [
     (store.version(info(redis_version="6.2.1"), "x"), "fail", "too old"),
+    (store.version(info(server_name="valkey", valkey_version="7.2.8"), "x"), "fail", "too old"),
     (store.version(info(cluster_enabled=1), "x"), "fail", "cluster"),
     (store.persistence(info(), "always", "store"), "ok", "always"),
     (store.persistence(info(), "everysec", "store"), "warn", "may cost"),

@@ -83,10 +83,6 @@ def test_where_others_can_reach_it_a_key_is_made_and_asked_for(tmp_path: Path) -
         assert again.call("GET", "/generations", key=file.read_text().strip())["live"] >= 1
         assert file.read_text().strip() == key
         assert again.interrupt() == 0
-    open_data = tmp_path / "open"
-    with stack(open_data, "--host", "0.0.0.0", "--no-play", FOLDIN_ACCESS="open") as running:
-        assert running.call("GET", "/generations")
-        assert not (open_data / "operator.key").exists()
 
 
 def status_of(running: Stack, method: str, path: str, body: object = None) -> int:

@@ -14,8 +14,8 @@ from featurestore.catalogue.item import CatalogueItem
 from featurestore.errors import StoreMigrating
 from featurestore.experiments.definition import Arm, Definition
 from featurestore.experiments.showings import Showings
-from featurestore.keys import Keys, digest_of, partition_of
-from featurestore.migration.shared import CATALOGUE, FEW, LEFT_BEHIND
+from featurestore.keys import digest_of, partition_of
+from featurestore.migration.shared import LEFT_BEHIND
 from featurestore.ratings.context_schema import ContextField, ContextSchema
 from featurestore.ratings.event_types import NewType, replaced
 from featurestore.ratings.log import NewRating
@@ -167,33 +167,3 @@ async def test_everything_goes_along_under_any_number_of_partitions(
         await until_drained(store)
         found = await verified(moved)
         assert found.count == 0, found.differences
-
-
-# Copied otherwise than key by key: as users, by partition, by generation, by experiment; or made by the copy.
-BY_USER = {"user", "history", "user_contexts", "attributes", "attributes_list"}
-BY_PARTITION = {"epochs", "ratings", "counts", "forgotten", "active"}
-OF_GENERATIONS = {"meta", "chunk", "index_chunk", "deltas", "shown_items"}
-APART = {
-    *("live", "config", "stored", "items", "order", "command", "experiment_sums", "experiment_users"),
-    *("migration", "changed"),
-}
-# No keys of their own.
-NO_KEYS = {"partitions", "switched", "users", "user_of", "attributes_user"}
-
-
-def test_each_kind_of_key_is_copied_or_left_behind_on_purpose() -> None:
-    names = {
-        name
-        for name in dir(Keys("t", 2))
-        if not name.startswith("_") and not name.endswith(("_prefix", "_prefixes", "_pattern"))
-    }
-    known = {
-        *BY_USER,
-        *BY_PARTITION,
-        *OF_GENERATIONS,
-        *APART,
-        *FEW,
-        *CATALOGUE,
-        *LEFT_BEHIND,
-    }
-    assert names - NO_KEYS == known

@@ -79,8 +79,7 @@ async def test_a_leader_one_who_waits_and_one_without_its_store(learned: Learned
         async with answering(replace(settings, archive_dir=tmp_path / "other")) as (waiting, _):
             assert (await waiting.get("/livez")).json == {"status": "ok", "role": "waiting", "fence": None}
             assert (await metrics(waiting))["foldin_trainer_leading", ""] == 0
-        # Its store is away. That another process is the store, and what is said then:
-        # tests/fault/test_alerts_of_restarts.py.
+        # Its store is away.
         learned.server.pause()
         try:
             assert (await leader.get("/livez")).status == 200

@@ -1,14 +1,10 @@
 """The simulated world: each pair once, seeded, distributed as derived, no user rated before it exists."""
 
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 
-import msgspec
 import numpy as np
 import pytest
 
-from environment.games import WINDOW_STEPS, Games, NoPairLeftError
 from environment.world import COURSE_STEPS, DIMENSION, World, WorldOptions, cut_points, make_world
 
 LECTURE = WorldOptions()
@@ -40,26 +36,6 @@ def test_scores_and_ratings_are_distributed_as_derived() -> None:
     assert 1.8 < np.mean(errors) < 2.0
 
 
-def test_variables_shift_and_turn_the_taste() -> None:
-    """Ratings lean on the variables, by other weights for one item than for another."""
-    options = replace(LECTURE, n_variables=3)
-    leaning = []
-    for seed in range(4):
-        world = make_world(seed, options)
-        design = np.column_stack([np.ones(world.rating.size), world.variables])
-        weights = np.array(
-            [
-                np.linalg.lstsq(design[own], world.rating[own].astype(float))[0][1:]
-                for own in (world.item == item for item in range(options.n_items))
-            ]
-        )
-        # A hundred ratings of standard deviation 1.4 leave a weight an error of 0.14, of variance 0.02.
-        leaning.append((np.linalg.norm(weights.mean(axis=0)), weights.var(axis=0).sum() - 3 * 0.02))
-    shift, turn = np.mean(leaning, axis=0)
-    assert shift > 0.2
-    assert turn > 0.05
-
-
 def test_no_one_is_rated_before_they_exist_and_half_of_the_late_ones_come_in_play() -> None:
     options = WorldOptions(late_users=0.4, late_items=0.3)
     world = make_world(8, options)
@@ -89,37 +65,3 @@ def test_small_worlds_are_whole(options: WorldOptions) -> None:
     world = make_world(0, options)
     assert np.array_equal(np.sort(pairs_of(world, options)), np.arange(options.n_users * options.n_items))
     assert np.all(np.arange(world.user.size) >= world.user_arrival[world.user])
-
-
-SMALL = WorldOptions(n_users=5, n_items=8, n_known=10)
-
-
-@pytest.fixture
-def executor() -> Iterator[Executor]:
-    with ThreadPoolExecutor(2) as pool:
-        yield pool
-
-
-def make_games(
-    executor: Executor, options: WorldOptions = SMALL, *, seed: int | None = 1, max_tokens: int = 10
-) -> Games:
-    return Games(options=options, seed=seed, max_tokens=max_tokens, executor=executor)
-
-
-async def test_a_game_is_the_world_event_by_event_across_windows(executor: Executor) -> None:
-    options = WorldOptions(n_users=30, n_items=60, n_known=100, late_users=0.3, drift=0.5, noise=0.3)
-    games, world = make_games(executor, options), make_world(77, options)
-    answer = msgspec.json.decode(await games.reset("a", 77))
-    assert answer["user_history"] == world.user[:100].tolist()
-    assert answer["item_history"] == world.item[:100].tolist()
-    assert answer["rating_history"] == world.rating[:100].tolist()
-    pending = (answer["next_user"], answer["next_item"])
-    assert 3 * WINDOW_STEPS < 1_700
-    for event in range(100, 1_800):
-        assert pending == (world.user[event], world.item[event])
-        rated = await games.rate("a")
-        assert rated.rating == world.rating[event]
-        pending = (rated.next_user, rated.next_item)
-    assert pending == (None, None)
-    with pytest.raises(NoPairLeftError):
-        await games.rate("a")

@@ -92,9 +92,6 @@ def test_a_finished_line_is_not_computed_again(tmp_path: Path, monkeypatch: pyte
     assert len(keys) == 4
 
 
-FIVE = Scale(1, 5, 1)
-
-
 def wanted_of(*ratings: tuple[int, int, float]) -> Wanted:
     user, item, value = (np.array(column) for column in zip(*ratings, strict=True))
     return Wanted.of(np.unique(user), user, item, value.astype(float))
@@ -274,37 +271,26 @@ def test_a_question_has_no_rating_of_the_test() -> None:
         assert split.known_of_user().shape == (n_test,)
 
 
-def test_leave_out_takes_k_of_each_user_who_has_more() -> None:
-    data = made()
-    split = splits.leave_out(data, 8, seed=1)
-    counts = np.bincount(data.ratings.user_row, minlength=30)
-    asked = np.bincount(data.ratings.user_row[split.test], minlength=30)
-    assert asked.tolist() == np.where(counts > 8, 8, 0).tolist()
-    with pytest.raises(CannotStartError, match="smaller -k"):
-        splits.leave_out(data, 500, seed=1)
-
-
-def test_by_time_asks_for_the_latest() -> None:
-    data = made()
-    split = splits.by_time(data, 0.1)
-    assert int(split.test.sum()) == 30
-    assert data.ratings.time[split.test].min() > data.ratings.time[~split.test].max()
-    with pytest.raises(CannotStartError, match="by time"):
-        splits.by_time(made(times=False))
-
-
-def test_leave_last_takes_the_latest_k_of_each_user_who_has_more() -> None:
-    data = made()
-    split = splits.leave_last(data, 8)
+def test_what_is_left_out_is_k_of_each_user_who_has_more_or_the_latest() -> None:
+    data, untimed = made(), made(times=False)
     user, time = data.ratings.user_row, data.ratings.time
+    drawn, last = splits.leave_out(data, 8, seed=1), splits.leave_last(data, 8)
     for one in range(30):
         own = np.flatnonzero(user == one)
         latest = own[np.argsort(time[own])][-8:].tolist() if len(own) > 8 else []
-        assert np.flatnonzero(split.test & (user == one)).tolist() == sorted(latest)
-    with pytest.raises(CannotStartError, match="by time"):
-        splits.leave_last(made(times=False), 8)
+        assert np.flatnonzero(last.test & (user == one)).tolist() == sorted(latest)
+        assert np.count_nonzero(drawn.test & (user == one)) == len(latest)
+    timed = splits.by_time(data, 0.1)
+    assert int(timed.test.sum()) == 30
+    assert time[timed.test].min() > time[~timed.test].max()
+    with pytest.raises(CannotStartError, match="smaller -k"):
+        splits.leave_out(data, 500, seed=1)
     with pytest.raises(CannotStartError, match="smaller -k"):
         splits.leave_last(data, 500)
+    with pytest.raises(CannotStartError, match="by time"):
+        splits.leave_last(untimed, 8)
+    with pytest.raises(CannotStartError, match="by time"):
+        splits.by_time(untimed)
 
 
 def test_in_time_order_counts_what_came_before() -> None:

@@ -1,7 +1,6 @@
 """The contract of a fit: repeatable, going on from an earlier one, finite, refusing what is wrong."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from factors import (
     all_finite_items,
     fit,
     held_out_metrics,
-    item_statistics,
     posterior_of,
     prior_model,
 )
@@ -25,7 +23,6 @@ from tests.unit.factors.factors_world import (
     STARS,
     fitted_of,
     history,
-    joined,
     ratings,
     ratings_of,
 )
@@ -100,15 +97,6 @@ def test_times_in_any_unit_and_of_which_some_are_nonsense() -> None:
     sensible(fitted_of(given), 40, 30, given.time)
     given.time[::7], given.time[1::7], given.time[2::7] = NAN, math.inf, -1e300
     sensible(fitted_of(given), 40, 30, given.time)
-
-
-def test_of_a_pair_the_last_rating_counts() -> None:
-    given = ratings_of(9)
-    once = fitted_of(given)
-    early = given.take(np.arange(100))
-    twice = fitted_of(joined(replace(early, value=np.full(100, 1.0)), given))
-    np.testing.assert_array_equal(twice.users, once.users)
-    assert item_statistics(once.items).count.sum() == len(given.value)
 
 
 def test_a_fit_is_the_same_from_the_same_seed_and_on_threads() -> None:

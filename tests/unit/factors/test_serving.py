@@ -1,14 +1,14 @@
-"""What the service asks of a fit: scores of any batch, rankings, explanations, bytes."""
+"""What the service asks of a fit: scores of any batch, rankings, draws."""
 
 from typing import Literal
 
 import numpy as np
 import pytest
 
-from factors import Fitted, Ranker, Scorer, explain
+from factors import Fitted, Ranker, Scorer
 from factors.model.layout import triangle, unpack
 from factors.serving.posterior_draw import PosteriorDraw
-from tests.unit.factors.factors_world import fitted_of, history, ratings_of
+from tests.unit.factors.factors_world import fitted_of, ratings_of
 
 LINKS = ("gaussian", "ordinal")
 
@@ -71,14 +71,3 @@ def test_draws_spread_as_the_scores_are_unsure(fitted: Fitted) -> None:
     apart = fitted.posterior.parameters.mean + float(user[layout.mean][-1])
     np.testing.assert_allclose(scores.mean(axis=0) + apart, mean, atol=4 * np.sqrt(variance.max() / n))
     np.testing.assert_allclose(scores.var(axis=0) / variance, 1.0, atol=5 * np.sqrt(2 / n))
-
-
-@pytest.mark.parametrize("item", [0, 17, 30, -1])
-def test_explanations_add_up_to_the_score(fitted: Fitted, item: int) -> None:
-    past = history([3, 5, 8, 3, 99], [5.0, 4.0, 1.0, 2.0, 3.0], [8.8e8, 8.8e8, 8.8e8 + 4000, 8.8e8, 8.9e8])
-    user = fitted.posterior.fold_in_users(fitted.items, past)
-    expected = Scorer(fitted.posterior, fitted.items).score(user, np.array([0]), np.array([item])).rating[0]
-    explained = explain(fitted.posterior, fitted.items, past, item)
-    assert explained.base + explained.contributions.sum() == pytest.approx(expected, abs=1e-6)
-    assert sorted(explained.item_rows.tolist()) == [3, 5, 8, 99]
-    assert np.isfinite(explained.contributions).all()

@@ -1,21 +1,10 @@
-"""Codecs: damage of records, and when a history is compacted."""
+"""Codecs: damage of records."""
 
 import numpy as np
 import pytest
 
-from factors import Scale
 from featurestore import codecs
-from featurestore.codecs import History, RecordCorrupt
-
-WIDE = Scale(-100.0, 100.0)
-
-
-def history(rows: list[int]) -> History:
-    return History(
-        np.array(rows, dtype=np.int32),
-        np.arange(1.0, len(rows) + 1, dtype=np.float64),
-        np.full(len(rows), 5.0),
-    )
+from featurestore.codecs import RecordCorrupt
 
 
 def flipped(data: bytes, place: int) -> bytes:
@@ -39,14 +28,3 @@ def test_each_byte_of_a_record_is_told() -> None:
         assert codecs.read_record(bytes(8) + one, size) is None
     # Zeros are no record.
     assert codecs.damaged_records(bytes(2 * size), size) == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("superseded", "kept", "worth"),
-    [(63, 1, False), (64, 1, True), (64, 63, True), (64, 64, False), (0, 9, False)],
-)
-def test_a_history_is_compacted_when_more_than_half_is_superseded(
-    superseded: int, kept: int, worth: bool
-) -> None:
-    data = codecs.pack_entry(0, 1.0, 0.0) * superseded + codecs.pack_history(history(list(range(kept))))
-    assert codecs.worth_compacting(data, codecs.unpack_history(data, WIDE)) is worth

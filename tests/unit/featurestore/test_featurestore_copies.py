@@ -40,22 +40,6 @@ def held(copies: UserCopies, *user_ids: bytes, live: LiveGeneration = LIVE) -> l
     return list(map(int, found.n))
 
 
-def test_a_copy_is_what_was_read_last_of_the_same_generation() -> None:
-    copies = UserCopies()
-    copies.keep(LIVE, [b"ann", b"bob"], [record(1), record(2)])
-    copies.keep(LIVE, [b"ann"], [record(3)])
-    copies.keep_profile(LIVE, b"ann", profile(3))
-    assert held(copies, b"ann", b"bob", b"eve") == [3, 2, 0]
-    found = copies.lookup(LIVE, [b"ann", b"eve"])
-    assert np.array_equal(found.vectors[0], POSTERIOR.prior_user + 3)
-    assert np.array_equal(found.vectors[1], POSTERIOR.prior_user)
-    for other in (live_generation(2), live_generation(1, epoch=2)):
-        assert held(copies, b"ann", live=other) == [0]
-        assert copies.profile(other, b"ann") is None
-    copies.serve({(1, 2)})
-    assert held(copies, b"ann", b"bob") == [0, 0]
-
-
 def test_who_was_forgotten_is_not_there_even_when_an_answer_comes_late() -> None:
     copies = UserCopies()
     copies.keep(LIVE, [b"ann", b"bob"], [record(1), record(2)])

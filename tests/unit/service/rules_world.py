@@ -1,27 +1,10 @@
-"""Items of a small catalogue, and what a filter says of one item: slowly, as the definition has it."""
+"""What a filter says of one item: slowly, as the definition has it."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from featurestore.catalogue.item import CatalogueItem, Time, type_of
+from featurestore.catalogue.item import CatalogueItem, Time
 from service.rules.columns import Columns
-
-FILMS = (
-    CatalogueItem(
-        *("solaris", "Solaris", ["drama", "science fiction"]),
-        {"year": 1972.0, "country": "su", "tags": ["space", "slow"], "colour": True, "added": Time(1e9)},
-    ),
-    CatalogueItem("alien", "Alien", ["horror", "science fiction"], {"year": 1979.0, "country": "us"}),
-    CatalogueItem("metropolis", "Metropolis", [], {"year": 1927.0, "country": "de", "colour": False}),
-    CatalogueItem("nothing", "", [], {}),
-    CatalogueItem(
-        "heat", "Heat", ["crime", "drama"], {"country": "us", "tags": ["slow"]}, available_from=2e9
-    ),
-)
-
-
-# As the schema has them.
-TYPES = {name: type_of(value) for film in FILMS for name, value in film.attributes.items()}
 
 
 def columns_of(items: Sequence[CatalogueItem]) -> Columns:

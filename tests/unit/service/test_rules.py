@@ -2,31 +2,15 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 
+from featurestore.catalogue.schema import Types
 from service.http.problems import Problem
 from service.rules.filter_parsing import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, parse_filter
-from service.rules.filters import mask_of
 from service.rules.request import Diversity, RuleFields, merged, parse_rules
-from tests.unit.service.rules_world import FILMS, TYPES, columns_of
 
-ROWS = {film.item_id.encode(): row for row, film in enumerate(FILMS)}
+TYPES: Types = {"year": "number", "country": "text", "tags": "list", "added": "time"}
 SCIFI = {"key": "categories", "match": {"value": "science fiction"}}
-
-
-def passing(condition: dict[str, Any], *, n: int = len(FILMS)) -> list[str]:
-    columns = columns_of(FILMS)
-    mask = mask_of(parse_filter(condition, TYPES, "/filter"), columns, n, ROWS)
-    assert mask.shape == (n,)
-    return [FILMS[row].item_id if row < len(FILMS) else "newer" for row in np.flatnonzero(mask).tolist()]
-
-
-def test_items_that_the_catalogue_lacks_have_no_attributes() -> None:
-    assert passing({"must_not": [SCIFI]}, n=7)[-2:] == ["newer", "newer"]
-    assert passing({"must": [{"is_empty": {"key": "year"}}]}, n=7)[-2:] == ["newer", "newer"]
-    assert passing({"must": [SCIFI]}, n=7) == ["solaris", "alien"]
-    assert passing({"must": [SCIFI]}, n=1) == ["solaris"]
 
 
 @pytest.mark.parametrize(

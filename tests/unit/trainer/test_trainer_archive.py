@@ -11,7 +11,6 @@ from tests.support.event_tables import event_table, free
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import ALWAYS, Span, spans_of
 from trainer.archive.segments import read_segment
-from trainer.errors import SegmentDamagedError
 
 STEPS = ("segment:write", "segment:synced", "segment:renamed", "segment:done")
 REPLACE_STEPS = (*STEPS, "replace:unlink", "replace:unlinked")
@@ -121,25 +120,3 @@ def test_work_that_ended_at_any_step_is_whole_or_done_by_repeating(
     assert name != "erase" or not any(b"user-1" in path.read_bytes() for path in folder.iterdir())
     again.append(*events(2000, 5))
     assert contents(reopened(folder)) == [*contents(expected), *range(2000, 2005)]
-
-
-@pytest.mark.parametrize("position", [0.02, 0.6, 0.98])
-def test_damage_anywhere_is_found_and_set_aside(tmp_path: Path, position: float) -> None:
-    archive = filled(tmp_path, segments=3, rows=1000)
-    victim = archive.snapshot().paths[1]
-    content = bytearray(victim.read_bytes())
-    content[int(len(content) * position)] ^= 0x10
-    victim.write_bytes(content)
-    with pytest.raises(SegmentDamagedError, match=victim.name):
-        read_segment(victim)
-    after = reopened(tmp_path)
-    for path in after.snapshot().paths:
-        try:
-            read_segment(path)
-        except SegmentDamagedError as exc:
-            after.set_aside(path, exc.why)
-    assert [damage.path.name for damage in after.damaged] == [victim.name]
-    assert contents(after) == [*range(1, 1001), *range(2001, 3001)]
-    assert after.has_holes()
-    assert victim.with_name(victim.name + ".damaged").exists()
-    assert reopened(tmp_path).has_holes(), "a restart must not forget that something is missing"
