@@ -3,9 +3,10 @@ an outcome, whichever process dies.
 """
 
 import asyncio
+import hashlib
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -105,8 +106,9 @@ class Commands:
     of a socket.
     """
 
-    def __init__(self, keys: Keys, client: Client, block_s: float) -> None:
+    def __init__(self, keys: Keys, client: Client, block_s: float, identity: Callable[[], str]) -> None:
         self._keys = keys
+        self._identity = identity
         self._client = client
         self._block_ms = max(1, int(1000 * block_s))
 
@@ -115,6 +117,15 @@ class Commands:
         stage = b"asked %d %b" % (at_ms, user or b"") if kind == "erase" else b""
         return await self._ask(kind, epoch, stage, b"user", user or b"", b"at", b"%d" % at_ms)
 
+    async def ask_to_erase(self, user: bytes, *, epoch: int, at_ms: int) -> str:
+        """Ask for a user who was forgotten at this time to be erased, and return the id. Asking twice does it
+        once: the id is made of both, and of the store's identity, without which it cannot be guessed.
+        """
+        told = hashlib.blake2b(b"%d %b" % (at_ms, user), key=self._identity().encode(), digest_size=16)
+        command_id, stage = told.hexdigest(), b"asked %d %b" % (at_ms, user)
+        fields = b"user", user, b"at", b"%d" % at_ms
+        return await self._ask("erase", epoch, stage, *fields, once=command_id)
+
     async def ask_to_take_back(self, item: bytes, *, epoch: int, at_ms: int, ends: Ends) -> str:
         """Ask for the ratings of an item to be taken back; see `Command`. Asking twice is harmless."""
         packed = msgspec.json.encode(ends)
@@ -122,14 +133,18 @@ class Commands:
         fields = b"at", b"%d" % at_ms, b"item", item, b"ends", packed
         return await self._ask("take_back", epoch, stage, *fields)
 
-    async def _ask(self, kind: CommandKind, epoch: int, stage: bytes, *fields: bytes) -> str:
-        command_id = uuid.uuid4().hex
+    async def _ask(
+        self, kind: CommandKind, epoch: int, stage: bytes, *fields: bytes, once: str | None = None
+    ) -> str:
+        command_id = once or uuid.uuid4().hex
         first = [b"id", command_id.encode(), b"kind", kind.encode(), b"epoch", b"%d" % epoch]
         # With a stage its receipt is good until it has ended, however long that takes.
         keys = [self._keys.commands, *([self._keys.erasing] if stage else [])]
         if kind == "erase":
             # Each worker drops its copies of users.
             keys.append(self._keys.live)
+        if once is not None:
+            keys.append(self._keys.command(command_id))
         await self._client.call("ask", (keys, [b"%d" % MOST_COMMANDS, stage, *first, *fields]))
         return command_id
 

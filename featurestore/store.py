@@ -95,7 +95,9 @@ class Store:
             scale=self.scale,
             mark=None if self.traces is None else self.traces.mark,
         )
-        self.commands = Commands(self.keys, self.redis, block_s=settings.timeout_s / 2)
+        self.commands = Commands(
+            self.keys, self.redis, block_s=settings.timeout_s / 2, identity=lambda: self.identity
+        )
         self.leases = Leases(self.keys, self.redis)
         self.access = AccessKeys(self.keys, self.redis)
         self.room = Room(self.keys, self.redis)

@@ -24,7 +24,6 @@ from trainer.archive.segments import Step
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
 from trainer.erasure import waiting
 from trainer.erasure.file_rewrites import FileRewrites
-from trainer.erasure.unasked import UnaskedErasures
 from trainer.errors import ArchiveFailedError
 from trainer.item_deletion.item_ratings import ItemRatings
 from trainer.refit import Ending, Failure, RefitRequests
@@ -56,7 +55,6 @@ class CommandHandler:
         *,
         rewrites: FileRewrites,
         item_ratings: ItemRatings,
-        unasked: UnaskedErasures,
         step: Step,
     ) -> None:
         self._store = store
@@ -65,7 +63,6 @@ class CommandHandler:
         self._requests = requests
         self._rewrites = rewrites
         self._item_ratings = item_ratings
-        self._unasked = unasked
         self._step = step
         # When those were asked for that are taken and have no outcome yet, in milliseconds by the store's
         # clock, by their ids.
@@ -99,8 +96,6 @@ class CommandHandler:
                     self._open[command.id] = int(command.stream_id.partition("-")[0])
                     if command.kind == "epoch":
                         self._epochs.claim(command.epoch)
-                    if command.kind == "erase":
-                        self._unasked.asked(command.user or b"", command.at_ms)
                 for command in commands:
                     await slots.acquire()
                     slot = ExitStack()
@@ -114,8 +109,6 @@ class CommandHandler:
             if erasure.id in self._open or _is_damaged(erasure):
                 continue
             self._open[erasure.id] = erasure.at_ms or began_ms
-            if erasure.kind == "erase" and erasure.user is not None:
-                self._unasked.asked(erasure.user, erasure.at_ms)
             group.create_task(self._finish_erasure(erasure), name="finish an erasure")
 
     async def _handle(self, command: Command, slot: ExitStack) -> None:

@@ -17,7 +17,6 @@ from trainer.commands import CommandHandler
 from trainer.consume.open_epochs import OpenEpochs
 from trainer.erasure.file_rewrites import FileRewrites
 from trainer.erasure.older_copy import keep_attributes_erased
-from trainer.erasure.unasked import UnaskedErasures
 from trainer.fit_job.compiling import compile_ahead
 from trainer.item_deletion.item_ratings import ItemRatings
 from trainer.item_updates.messages import Arrivals, ItemUpdates
@@ -66,12 +65,10 @@ class Term:
         self._threads = threads
         self._group = group
         self._step = step
-        self.unasked = UnaskedErasures(store)
         self.epochs = OpenEpochs(
             *(settings, store, lease, root),
             item_updates=item_updates,
             threads=threads,
-            unasked=self.unasked,
             group=group,
             step=step,
         )
@@ -88,7 +85,6 @@ class Term:
             requests,
             rewrites=self.rewrites,
             item_ratings=self.item_ratings,
-            unasked=self.unasked,
             step=step,
         )
         self.refitter = Refitter(
@@ -121,7 +117,6 @@ class Term:
                 group.create_task(self.room.run(), name="watch the room")
                 await self._begin()
                 group.create_task(self.commands.run(), name="take commands")
-                group.create_task(self.unasked.run(), name="ask for erasures")
                 group.create_task(self.item_ratings.run(), name="take ratings back")
                 group.create_task(self.refitter.run(), name="refit")
                 if self._settings.engine == "variational":

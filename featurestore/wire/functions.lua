@@ -961,9 +961,13 @@ local function beat(keys, args)
   return { 'OK' }
 end
 
--- keys: commands[, erasing[, live, which counts erasures]]. args: most that wait, what `erasing` says of it, 'id', the
--- id, then the other fields.
+-- keys: commands[, erasing[, live, which counts erasures[, command]]]. args: most that wait, what `erasing` says of it,
+-- 'id', the id, then the other fields. With the key of its outcome a command that was asked for, or has ended, is not
+-- asked for again.
 local function ask(keys, args)
+  if keys[4] and (redis.call('HEXISTS', keys[2], args[4]) == 1 or redis.call('EXISTS', keys[4]) == 1) then
+    return { 'OK' }
+  end
   redis.call('XADD', keys[1], 'MAXLEN', '~', args[1], '*', unpack(args, 3))
   if keys[2] then
     redis.call('HSET', keys[2], args[4], args[2])

@@ -264,7 +264,7 @@ async def delete_user(request: web.Request) -> web.StreamResponse:
     context.feedback.forget(user_id)
     context.counts.users_forgotten += 1
     epoch = (await store.generations.live()).epoch
-    receipt = await store.commands.ask("erase", epoch=epoch, user=user_id, at_ms=forgotten.at_ms)
+    receipt = await store.commands.ask_to_erase(user_id, epoch=epoch, at_ms=forgotten.at_ms)
     # Not the user: a log would know what is to be forgotten.
     request[WHAT] = f"receipt={receipt}"
     outcome = await store.commands.wait(receipt, context.settings.erase_wait_s)

@@ -27,8 +27,6 @@ ROUNDS_S = {
     "trainer.item_updates.updater.LOOK_S": 0.02,
     "trainer.item_deletion.item_ratings._LOOK_S": 0.02,
     "trainer.item_deletion.item_ratings._TOGETHER_S": 0.02,
-    "trainer.erasure.unasked._LOOK_S": 0.05,
-    "trainer.erasure.unasked._WAITS_S": 0.2,
     "trainer.erasure.file_rewrites._TOGETHER_S": 0.05,
     "trainer.erasure.file_rewrites._LOOK_S": 0.02,
     "trainer.erasure.older_copy._LOOK_S": 0.02,

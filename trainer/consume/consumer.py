@@ -33,7 +33,6 @@ from trainer.archive.trash import Trash
 from trainer.archive.type_names import TypeNames
 from trainer.consume.matching import difference
 from trainer.consume.rebuild import is_incomplete, rebuild
-from trainer.erasure.unasked import UnaskedErasures
 from trainer.item_updates.messages import ArchivedBatch, ErasedUser, ItemUpdates
 from trainer.retry import with_retries
 from trainer.settings import TrainerSettings
@@ -57,7 +56,6 @@ class EpochConsumer:
         ledger: Erasures,
         item_updates: ItemUpdates,
         threads: Threads,
-        unasked: UnaskedErasures,
         step: Step,
     ) -> None:
         self.epoch = archive.epoch
@@ -68,7 +66,6 @@ class EpochConsumer:
         self._ledger = ledger
         self._item_updates = item_updates
         self._threads = threads
-        self._unasked = unasked
         self._count = max(1, settings.batch_events // store.config.partitions)
         # A reply that the store holds back longer than its time-out would count as lost.
         self._block_ms = min(_BLOCK_MS, round(500 * store.settings.timeout_s))
@@ -228,9 +225,12 @@ class EpochConsumer:
                 # Before anything is gone: from here on no older copy brings these users back.
                 await with_retries(self._threads.run, self._ledger.add, list(forgotten.items()))
                 table = table.filter(not_of_users(table, forgotten))
-                for user_id, at_ms in forgotten.items():
+                for user_id in forgotten:
                     await self._item_updates.put(ErasedUser(self.epoch, user_id))
-                    self._unasked.marked(self.epoch, user_id, at_ms)
+                # Before the marks are acknowledged: a service that ended behind one has not asked for this.
+                since = self._store.confirmation.begin()
+                await asyncio.gather(*(self._ask_to_erase(*each) for each in forgotten.items()))
+                await self._store.confirmation.wait(since)
             await self._name_types(table)
             await self._name_fields(table)
             await with_retries(self._threads.run, self._archive.append, table, spans)
@@ -280,6 +280,10 @@ class EpochConsumer:
             raise
         if schema.fields:
             await with_retries(self._threads.run, self._fields.name, schema)
+
+    async def _ask_to_erase(self, user_id: bytes, at_ms: int) -> None:
+        ask = self._store.commands.ask_to_erase
+        await with_retries(ask, user_id, epoch=self.epoch, at_ms=at_ms)
 
     async def _complete(self) -> None:
         """Rebuild the archive where it lacks what was trimmed from the streams."""

@@ -19,7 +19,6 @@ from trainer.archive.segments import Step
 from trainer.archive.storage.files import WithDescriptor, files_of, on_objects
 from trainer.consume.archive_erasures import ArchiveErasures
 from trainer.consume.consumer import EpochConsumer
-from trainer.erasure.unasked import UnaskedErasures
 from trainer.errors import ArchiveFailedError
 from trainer.fit_job.folder import FitFolder
 from trainer.item_updates.messages import ItemUpdates
@@ -76,7 +75,6 @@ class OpenEpochs:
     root: ArchiveRoot
     item_updates: ItemUpdates
     threads: Threads
-    unasked: UnaskedErasures
     group: asyncio.TaskGroup
     step: Step
     # Several stages ask for an epoch at once: one of them opens it, and it is not opened while it is closed.
@@ -142,7 +140,6 @@ class OpenEpochs:
             ledger=self.root.erasures,
             item_updates=self.item_updates,
             threads=self.threads,
-            unasked=self.unasked,
             step=self.step,
         )
         erasures = ArchiveErasures(
