@@ -127,9 +127,11 @@ class Histories:
                     world.writes[user].append(Write(value, began, ended if known else float("inf")))
 
     def forgetting(self, user: str) -> None:
-        """Note that a user is about to be forgotten: from now on the archive may have lost all before."""
+        """Note that a user is about to be forgotten: from now on the archive may have lost all before. A write
+        without an answer may come after it.
+        """
         for world in self.worlds:
-            self._leaving[user] |= {write.value for write in world.writes.pop(user, [])}
+            self._leaving[user] |= {write.value for write in world.writes.pop(user, []) if write.known}
 
     def forgot(self, user: str, began: float, ended: float, *, known: bool) -> None:
         """Note that a user was forgotten, or (not `known`) may have been."""
