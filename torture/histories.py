@@ -127,8 +127,8 @@ class Histories:
                     world.writes[user].append(Write(value, began, ended if known else float("inf")))
 
     def forgetting(self, user: str) -> None:
-        """Note that a user is about to be forgotten: from now on the archive may have lost all before. A write
-        without an answer may come after it.
+        """Note that a user is about to be forgotten: from now on the archive may have lost all before. What
+        has no answer may come after it.
         """
         for world in self.worlds:
             self._leaving[user] |= {write.value for write in world.writes.pop(user, []) if write.known}
