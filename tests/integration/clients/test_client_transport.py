@@ -171,15 +171,6 @@ async def test_long_lists_go_in_calls_of_ten_thousand_and_errors_count_from_thei
         assert failed.value.accepted == MAX_ROWS
 
 
-async def test_a_history_that_lacks_a_field_is_no_refit() -> None:
-    """Without a body a training is a refit: what was given would be dropped, and be answered 200."""
-    async with scripted(refusal(422, "invalid_body")) as script, AsyncClient(script.url) as foldin:
-        for some in ({"user_history": [0], "item_history": [0]}, {"replace": True}, {"wait": 3}):
-            with pytest.raises(problems.InvalidBodyError):
-                await foldin.train(**some)
-    assert [bool(body) for _, body in script.asked] == [True, True, False]
-
-
 async def test_what_is_no_foldin_is_unreadable_and_redirects_are_not_followed() -> None:
     for told in (
         answer(200, b"<html>", kind="text/html"),

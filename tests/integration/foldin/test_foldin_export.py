@@ -2,10 +2,7 @@
 
 import asyncio
 import json
-import shutil
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -15,9 +12,7 @@ from typing import Any
 import pytest
 
 from featurestore.settings import StoreSettings
-from featurestore.store import Store
 from foldin.__main__ import main
-from tests.support.factories import lead, publish
 from tests.support.serving import Client, serving
 
 Rows = list[dict[str, Any]]
@@ -174,26 +169,3 @@ def test_an_export_that_breaks_off_leaves_no_file(
         assert main(["export", "ratings", "--url", url, "--output", str(tmp_path / "r.ndjson")]) == code
     assert words in capsys.readouterr().err
     assert names(tmp_path) == []
-
-
-PROGRAMS = {"curl": ["sh", "-e"], "python": [sys.executable], "javascript": ["node", "--input-type=module"]}
-
-
-async def test_the_examples_run_as_they_are_printed(
-    store_settings: StoreSettings, store: Store, capsys: pytest.CaptureFixture[str]
-) -> None:
-    await publish(store, await lead(store))
-    async with serving(store_settings) as (client, _):
-        assert await asyncio.to_thread(main, ["client-example", "--json", "--url", client.url]) == 0
-        texts = json.loads(capsys.readouterr().out)
-        assert set(texts) == set(PROGRAMS)
-        for language, command in PROGRAMS.items():
-            if shutil.which(command[0]) is None:
-                continue
-            done = await asyncio.to_thread(
-                subprocess.run, command, input=texts[language], capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, done
-            assert "accepted" in done.stdout
-            assert "recommendation_id" in done.stdout
-            assert "code" not in done.stdout, "none is a problem"

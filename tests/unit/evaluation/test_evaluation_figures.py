@@ -200,17 +200,6 @@ REPORT = EvaluationReport(
 )
 
 
-def test_a_tally_counts_as_the_course_does() -> None:
-    counted = tally(1.0, 2.0, missing=1)
-    assert counted.mse == pytest.approx((1 + 2 + 1000) / 3)
-    assert counted.missing == 1
-    assert counted.running_mse == pytest.approx([1, 1.5, 1003 / 3])
-    assert counted.recent_mse(1) == 1000
-    assert counted.answer_ms(99) == pytest.approx(2.0)
-    assert np.isnan(tally().mse)
-    assert np.isnan(tally(missing=1).answer_ms(50))
-
-
 def test_the_figure_is_the_mean_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     constant, deployed, later = REPORT.summaries()
     assert constant.mse == pytest.approx(3.0)

@@ -9,7 +9,7 @@ import pytest
 from environment.settings import ServerSettings
 from evaluation.course.settings import PlaySettings
 from featurestore.settings import StoreSettings
-from foldin.settings import CommonOptions, FrontDoorSettings, ImportOptions, StackOptions
+from foldin.settings import CommonOptions, ImportOptions, StackOptions
 from processes.configuration.file import configured
 from processes.configuration.keys import SECRETS, VARIABLES
 from processes.settings import (
@@ -70,42 +70,6 @@ def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(tmp_path: Pa
     assert port([], {"FOLDIN_PORT": ""}) == 9000
     (tmp_path / "foldin.toml").unlink()
     assert port([], {}) == 8080
-
-
-def test_settings_without_a_variable_are_of_the_role_that_has_the_section(tmp_path: Path) -> None:
-    write(
-        tmp_path,
-        '[environment]\nusers = 7\nknown = 9\nmax_tokens = 5\n[up]\ndata = "there"\nno_play = true\n',
-    )
-    server = ServerSettings.load(*configured([], {}, tmp_path))
-    assert (server.world.n_users, server.max_tokens) == (7, 5)
-    assert ServerSettings.load(*configured(["--users", "8"], {}, tmp_path)).world.n_users == 8
-    up = load(StackOptions, *configured([], {}, tmp_path))
-    assert (up.data, up.no_play, up.play) == (Path("there"), True, False)
-    # Another role has flags of the same names.
-    assert load(PlaySettings, *configured([], {}, tmp_path)).seed is None
-    _, environ = configured([], {}, tmp_path)
-    assert FrontDoorSettings.from_environment(environ).data == Path("there")
-    # What is handed to children is variables alone.
-    assert not [name for name in environ if "." in name]
-    assert environ["FOLDIN_CONFIG"] == str(tmp_path / "foldin.toml")
-
-
-def test_which_file_is_read(tmp_path: Path) -> None:
-    here = write(tmp_path, "[service]\nport = 1\n")
-    other = write(tmp_path, "[service]\nport = 2\n", "other.toml")
-    third = write(tmp_path, "[service]\nport = 3\n", "third.toml")
-    named = {"FOLDIN_CONFIG": str(other)}
-    for argv, environ, path, port in (
-        ([], {}, here, "1"),
-        ([], {"FOLDIN_CONFIG": ""}, here, "1"),
-        ([], named, other, "2"),
-        (["--config", str(third)], named, third, "3"),
-        ([f"--config={third}", "--port", "8"], named, third, "3"),
-    ):
-        rest, found = configured(argv, environ, tmp_path)
-        assert rest == (["--port", "8"] if "--port" in argv else [])
-        assert (found["FOLDIN_CONFIG"], found["FOLDIN_PORT"]) == (str(path), port)
 
 
 @pytest.mark.parametrize(
