@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
+from environment.client import KnownRatings, Pair
 from environment.server import running_server
 from environment.settings import ServerSettings
 from environment.world import WorldOptions
@@ -19,6 +20,7 @@ from evaluation.course.protocol import Moment, evaluate
 from evaluation.course.seat import MISSING_ERROR
 from evaluation.course.settings import EvaluationSettings, PlaySettings
 from evaluation.players import PlayerFailedError
+from evaluation.players.model import model_players
 from processes.probes import unused_port
 from processes.settings import SettingsError
 from tests.integration.evaluation.api_fake import FakeApi, problem, serving
@@ -186,6 +188,22 @@ async def test_a_refusal_is_known_by_its_code_and_row() -> None:
 
 
 WORLD = WorldOptions(n_users=15, n_items=20)
+
+
+async def test_a_rating_counts_at_once_also_of_a_new_user() -> None:
+    player = model_players()["variational"](1)
+    rng = np.random.default_rng(1)
+    pairs = rng.permutation(300)[:200]
+    history = KnownRatings(15, 20, pairs // 20, pairs % 20, rng.integers(1, 6, 200).astype(float))
+    await player.prepare(history)
+    before = await player.predict(Pair(3, 4))
+    assert player.std > 0
+    for item in (5, 6, 7):
+        await player.learn(Pair(3, item), 5.0)
+    assert await player.predict(Pair(3, 4)) != before
+    await player.learn(Pair(16, 21), 4.0)
+    assert 1 <= await player.predict(Pair(16, 4)) <= 5
+    await player.close()
 
 
 async def test_a_player_that_is_not_there_is_refused_with_what_to_do() -> None:
