@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 
 import pytest
+from playwright.async_api import expect
 
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -10,6 +11,9 @@ from tests.browser.pages import Watched, browsing
 from tests.support.factories import rating
 from tests.support.serving import Client
 from tests.support.small_trainer import serving_with_trainer
+from tests.support.waiting import PATIENCE_S
+
+expect.set_options(timeout=1_000 * PATIENCE_S)
 
 
 @pytest.fixture

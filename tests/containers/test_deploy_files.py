@@ -9,41 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from service.experiments.exposition import OF_ARM, OF_GENERATION
-from service.metrics import Counts, error_bounds, expose
-
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
 
 
 NODES = {name for name in COMPOSE["services"] if re.fullmatch(r"redis-\d", name)}
-
-
-def exposed() -> set[str]:
-    """The names that scrapes of service and trainer have."""
-    counts = Counts(0, 0.0, error_bounds(1, 5))
-    counts.request("/predict", 200, 0.001)
-    text = expose([counts], {0: 0}, store_up=True).decode()
-    of_service = set(re.findall(r"^(foldin_\w+)", text, re.MULTILINE))
-    # What a trainer says depends on its state.
-    source = (ROOT / "trainer/health/metrics.py").read_text("utf-8")
-    gauges = {f"foldin_trainer_{name}" for name in re.findall(r'_gauge\(\s*"(\w+)"', source)}
-    stored = {name for name, _ in (*OF_GENERATION.values(), *OF_ARM.values())}
-    # Counters get a suffix when they are written out.
-    counters = set(re.findall(r'CounterMetricFamily\(\s*"(foldin_trainer_\w+)"', source))
-    others = set(re.findall(r'"(foldin_trainer_\w+)"', source)) - counters
-    return of_service | stored | gauges | others | {f"{name}_total" for name in counters}
-
-
-BOARDS = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
-
-
-@pytest.mark.parametrize("path", [ROOT / "deploy/prometheus/alerts.yml", *BOARDS], ids=lambda path: path.name)
-def test_every_metric_that_is_watched_is_exposed(path: Path) -> None:
-    text = path.read_text("utf-8")
-    watched = set(re.findall(r"\bfoldin_\w+", text))
-    assert watched
-    assert watched <= exposed()
 
 
 def test_every_container_has_no_rights_and_is_bounded() -> None:
@@ -86,16 +56,6 @@ def test_secrets_are_in_files_that_few_mount() -> None:
     assert mounted["player-key"] == {"player-key", "player"}
     assert COMPOSE["services"]["player-key"]["profiles"] == ["play"]
     assert mounted["scrape-key"] == {"keys", "prometheus"}
-
-
-def test_compose_sets_only_what_is_a_setting_and_its_variables_are_documented() -> None:
-    known = (ROOT / "docs/settings.md").read_text("utf-8")
-    documents = known + (ROOT / "docs/operations.md").read_text("utf-8")
-    told = {name for each in ("service", "trainer") for name in COMPOSE["services"][each]["environment"]}
-    assert {name for name in told if f"`{name}`" not in known} == set()
-    variables = re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text("utf-8"))
-    assert variables
-    assert {name for name in variables if f"`{name}`" not in documents} == set()
 
 
 def test_the_image_gets_every_package_and_nothing_that_is_not_built_from() -> None:

@@ -70,6 +70,8 @@ async def test_what_was_acknowledged_outlasts_the_kill_of_each_process(
                 await more_acknowledged("ratings before the first kill")
                 os.kill(service.worker_pids()[0], signal.SIGKILL)
                 await more_acknowledged("ratings after a worker was killed")
+                archive = settings.archive_folder
+                await wait_until_async(lambda: [*archive.glob("*/*.parquet")], "the trainer archives")
                 assert trainer.end(signal.SIGKILL) == -signal.SIGKILL
                 trainer = ChildTrainer(settings)
                 await more_acknowledged("ratings after the trainer was killed")

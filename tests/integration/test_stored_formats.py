@@ -104,7 +104,7 @@ def test_another_format_is_refused_in_one_line_and_stays(tmp_path: Path) -> None
 async def test_a_namespace_of_another_layout_is_refused_untouched(
     own_server: StoreServer, tmp_path: Path
 ) -> None:
-    settings = StoreSettings(url=own_server.url, namespace="formats", partitions=2, timeout_s=5.0)
+    settings = StoreSettings(url=own_server.url, namespace="formats", partitions=2, timeout_s=30.0)
     await (await Store.open(settings)).close()
     redis: Any = Redis.from_url(own_server.url)
     await redis.hset("formats:config", "layout", 2)

@@ -202,7 +202,7 @@ async def publish_for_ann(store: Store, ratings: Mapping[str, float], n_items: i
 
 
 @asynccontextmanager
-async def opened(server: StoreServer, timeout_s: float = 2.0) -> AsyncIterator[Store]:
+async def opened(server: StoreServer, timeout_s: float = 30.0) -> AsyncIterator[Store]:
     store = await Store.open(StoreSettings(url=server.url, partitions=4, timeout_s=timeout_s))
     try:
         yield store

@@ -1,4 +1,4 @@
-"""Finds what breaks the rules of CONTRIBUTING.md: sizes, import cycles, private words. A rule gives what it
+"""Finds what breaks the rules of CONTRIBUTING.md: import cycles, private words. A rule gives what it
 finds in a checkout, one line each.
 """
 
@@ -16,8 +16,6 @@ ROOT = Path(__file__).resolve().parents[2]
 CLIENT = "clients/python"
 # Of a checkout alone: neither in the wheel nor imported by what is.
 BESIDE = {"benchmarks", "torture"}
-MODULE_LINES = 500
-SETTING_VARIABLES = 45
 # Each has a term of the field, or the subject itself, in its place.
 PRIVATE_WORDS = re.compile(
     r"(?<![a-z])"
@@ -40,15 +38,6 @@ class Module:
     path: Path
     text: str
     tree: ast.Module
-
-    @property
-    def lines(self) -> int:
-        return len(self.text.splitlines())
-
-    @property
-    def is_made(self) -> bool:
-        """Whether it is made of the description of the API, and read by no one who changes it."""
-        return self.text.startswith("# Made by `make clients`")
 
 
 def packages(root: Path) -> list[str]:
@@ -154,28 +143,6 @@ def module_cycles(root: Path) -> list[str]:
 
 def room_cycles(root: Path) -> list[str]:
     return cycle_of(by_room(imports(all_modules(root))))
-
-
-def long_modules(root: Path) -> list[str]:
-    found = all_modules(root)
-    return [
-        f"{module.path}: {module.lines} lines"
-        for module in found
-        if module.lines > MODULE_LINES and not module.is_made
-    ]
-
-
-def too_many_variables(root: Path) -> list[str]:
-    """Variables that settings declare, where they are more than `SETTING_VARIABLES`."""
-    found = {
-        keyword.value.value
-        for module in all_modules(root)
-        for call in ast.walk(module.tree)
-        if isinstance(call, ast.Call)
-        for keyword in call.keywords
-        if keyword.arg == "variable" and isinstance(keyword.value, ast.Constant)
-    }
-    return [f"{len(found)} variables"] if len(found) > SETTING_VARIABLES else []
 
 
 def private_words(root: Path) -> list[str]:

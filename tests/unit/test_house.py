@@ -76,8 +76,6 @@ def slug(line: str) -> str:
 RULES: tuple[Rule, ...] = (
     house.module_cycles,
     house.room_cycles,
-    house.long_modules,
-    house.too_many_variables,
     house.private_words,
     dangling_references,
 )

@@ -31,7 +31,7 @@ PARTITIONS = 8
 
 
 def settings_of(url: str, **more: object) -> StoreSettings:
-    return StoreSettings(url=url, namespace="t", partitions=PARTITIONS, scale="1:5", timeout_s=5.0, **more)  # type: ignore[arg-type]
+    return StoreSettings(url=url, namespace="t", partitions=PARTITIONS, scale="1:5", timeout_s=30.0, **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture

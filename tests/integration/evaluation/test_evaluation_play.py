@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 
-import aiohttp
 import numpy as np
 import pytest
 from aiohttp import web
@@ -13,7 +12,6 @@ from environment.client import KnownRatings, Pair
 from environment.server import running_server
 from environment.settings import ServerSettings
 from environment.world import WorldOptions
-from evaluation.api_client import ApiBusyError, ApiClient, ApiRefusedError, Rating
 from evaluation.course.play import play
 from evaluation.course.playboard import Progress
 from evaluation.course.protocol import Moment, evaluate
@@ -164,27 +162,6 @@ async def test_an_evaluation_starts_its_own_environment_and_repeats_by_seed() ->
     few, many = (summary for summary in report.summaries() if summary.player == "constant")
     assert few.run_mse == many.run_mse
     assert few.run_mse[0] != few.run_mse[1]
-
-
-ONE = Rating("ann", "tea", 4.0)
-
-
-async def test_a_refusal_is_known_by_its_code_and_row() -> None:
-    fake = FakeApi()
-    refusal = {"detail": "off the scale", "code": "invalid_body", "row": 3}
-    fake.refusals = [web.json_response(refusal, status=422), problem(409, "train_in_progress")]
-    async with serving(fake.app()) as address, aiohttp.ClientSession() as session:
-        client = ApiClient(session, address)
-        with pytest.raises(ApiRefusedError, match="422 invalid_body: off the scale") as caught:
-            await client.rate([ONE], retry=True)
-        assert (caught.value.code, caught.value.row) == ("invalid_body", 3)
-        with pytest.raises(ApiBusyError) as busy:
-            await client.train(retry=False)
-        assert busy.value.code == "train_in_progress"
-        fake.refuse(503, Retry_After="7")
-        with pytest.raises(ApiBusyError) as later:
-            await client.rate([ONE])
-        assert (later.value.status, later.value.retry_after_s) == (503, 7.0)
 
 
 WORLD = WorldOptions(n_users=15, n_items=20)

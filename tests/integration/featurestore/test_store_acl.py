@@ -47,7 +47,7 @@ def settings(server: StoreServer, folders: tuple[Path, Path]) -> StoreSettings:
         namespace="acl-test",
         partitions=4,
         scale="1:5:1",
-        timeout_s=5.0,
+        timeout_s=30.0,
     )
 
 

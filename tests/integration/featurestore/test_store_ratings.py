@@ -35,6 +35,8 @@ async def test_every_rating_is_an_event_with_its_n(store: Store) -> None:
     for user in range(5):
         mine = [n for n, user_id in enumerate(events.user_id) if user_id == b"u%d" % user]
         assert events.n[mine].tolist() == list(range(1, 11))
+        # In the order of the calls.
+        assert events.time[mine].tolist() == [each.time for each in sent if each.user_id == b"u%d" % user]
     wanted = {(r.user_id, r.item_id, r.rating, r.time) for r in sent}
     items = store.items(1)
     found = {

@@ -29,7 +29,7 @@ def settings(tmp_path: Path) -> Iterator[StoreSettings]:
     try:
         with running_server("redis", tmp_path, *options):
             url = f"rediss://localhost:{port}?ssl_ca_certs={known}"
-            yield StoreSettings(url=url, partitions=2, timeout_s=5.0)
+            yield StoreSettings(url=url, partitions=2, timeout_s=30.0)
     except ChildEndedError:
         missing("a redis-server with TLS")
 

@@ -100,7 +100,7 @@ async def test_everything_goes_along_under_any_number_of_partitions(
 ) -> None:
     # So long it waits for processes that have not heard of it: here are none.
     monkeypatch.setattr("featurestore.migration.migration.FOLLOWED_S", 0.0)
-    at = StoreSettings(url=own_server.url, namespace="t", partitions=4, timeout_s=5.0)
+    at = StoreSettings(url=own_server.url, namespace="t", partitions=4, timeout_s=30.0)
     to = replace(at, url=f"{other.url}/1", partitions=12)
     name, partitions = at.namespace, to.partitions
     settings = trainer_settings(at, tmp_path / "archive", lease_ttl_s=20.0)

@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreServer]:
 
 
 def settings_of(server: StoreServer, name: str) -> tuple[StoreSettings, StoreSettings]:
-    at = StoreSettings(url=server.url, namespace=name, partitions=2, timeout_s=5.0)
+    at = StoreSettings(url=server.url, namespace=name, partitions=2, timeout_s=30.0)
     return at, replace(at, url=f"{server.url}/1", partitions=3)
 
 

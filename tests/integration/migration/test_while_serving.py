@@ -82,11 +82,11 @@ class Clients:
 
 
 async def test_to_a_cluster_by_the_commands_of_the_manual(own_server: StoreServer, tmp_path: Path) -> None:
-    at = StoreSettings(url=own_server.url, namespace="t", partitions=4, timeout_s=5.0)
+    at = StoreSettings(url=own_server.url, namespace="t", partitions=4, timeout_s=30.0)
     settings = trainer_settings(at, tmp_path / "archive", lease_ttl_s=20.0)
     with ExitStack() as stack:
         cluster = stack.enter_context(cluster_set("valkey", tmp_path / "servers", 3))
-        to = StoreSettings(url=cluster.url, namespace="t", timeout_s=5.0)
+        to = StoreSettings(url=cluster.url, namespace="t", timeout_s=30.0)
         moved = replace(settings, store=to)
         async with serving(at) as (client, _), opened(at) as store, running_trainer(settings):
             assert (await client.post("/ratings", RATED)).status == 200

@@ -18,6 +18,7 @@ from service.routes import lists
 from service.rules.rerank import unit
 from tests.support.factories import Written, lead, make_items, make_model, publish, publish_for_ann
 from tests.support.serving import Client, is_problem, serves, serving
+from tests.support.waiting import wait_until_async
 
 ITEMS = 12
 OLD = {"must": [{"key": "year", "range": {"lt": 1906}}]}
@@ -252,6 +253,11 @@ async def test_lists_about_no_user(
     await put(store, CatalogueItem("item-99", "New", ["drama"]))
     assert set(await listed(client, "/similar/item-99?by=content")) == {0, 3, 6}
     assert await listed(client, "/similar/item-99") == []
+
+    async def is_listed() -> bool:
+        return 99 in await listed(client, "/similar/item-3?n=100&by=both")
+
+    await wait_until_async(is_listed, "the new item has a row in the lists of others")
     pinned = [{"item_id": "item-10", "position": 1}, {"item_id": "item-3", "position": 2}]
     assert (await client.ask("PUT", "/scenarios/shop", json={"pinned": pinned})).status == 200
     for path in ("/similar/item-3?n=3", "/similar/item-3?n=3&by=both", "/popular?n=3", "/latest?n=3"):

@@ -58,7 +58,7 @@ async def test_what_is_odd_is_published_and_answers(
         url=store_server.url,
         namespace=f"t-{uuid.uuid4().hex[:12]}",
         partitions=4,
-        timeout_s=5.0,
+        timeout_s=30.0,
         scale=format_scale(odd.scale),
     )
     async with running_trainer(trainer_settings(store, tmp_path / "archive")), serving(store) as (client, _):

@@ -18,14 +18,13 @@ from evaluation.offline import splits
 from factors import Scale
 from featurestore.catalogue.schema import Types
 from featurestore.ratings.context_schema import ContextField, ContextKind, ContextSchema
-from featurestore.settings import format_scale
 from foldin.files.attributes import side_columns
 from foldin.files.contexts import FileFields
 from foldin.files.dataset import FileRules, read_files
 from foldin.files.items import ItemsFile, read_items_file
 from foldin.files.layout import find_layout
 from foldin.files.reading import RatingsFile
-from foldin.files.rows import BadRow, RowRules, distinct, off_scale, pieces, scale_for
+from foldin.files.rows import BadRow, RowRules, pieces
 from foldin.sinks import Row
 from processes.errors import CannotStartError
 
@@ -202,28 +201,6 @@ def test_times_are_seconds_or_iso_8601(tmp_path: Path) -> None:
     rows, _, bad = read(path)
     assert [row[3] for row in rows] == [seconds for seconds in times.values() if seconds is not None]
     assert [row.reason.split()[0] for row in bad] == ["timestamp"] * 6
-
-
-def test_the_scale_for_ratings_takes_all_of_them() -> None:
-    scales = {
-        (1.0, 2.0, 5.0): "1:5",
-        (0.5, 1.0, 3.5, 5.0): "0.5:5:0.5",
-        (0.0, 10.0): "0:10",
-        (-10.0, -9.75, 3.25, 10.0): "-10:10:0.25",
-        (1.0, 1.7, 3.14): "1:3.14",
-        (3.0,): "1:5",
-        (7.0,): "7:8",
-        (2.5, 3.0, 4.5): "0.5:5:0.5",
-        (0.0, 37.0, 38.0, 100.0): "0:100",
-        (): "1:5",
-    }
-    for values, text in scales.items():
-        assert format_scale(scale_for(np.array(values))) == text
-    # Of many different numbers no step is kept that their ends alone would have.
-    many = distinct(np.linspace(0.5, 5.0, 5_000))
-    assert format_scale(scale_for(distinct(np.concatenate((many, [1.0, 1.5]))))) == "0.5:5"
-    ratings = np.array([0.5, 0.75, 1.0, 5.0, 5.5, np.nan])
-    assert off_scale(ratings, Scale(0.5, 5.0, 0.5)).tolist() == [False, True, False, False, True, False]
 
 
 def read_contexts(
