@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from featurestore.client import Client
+from featurestore.client import Call, Client
 from featurestore.errors import StoreDamaged, StoreError
 from featurestore.keys import Keys, shown_key
 from featurestore.leases import Lease
@@ -41,6 +41,8 @@ REFUSALS = frozenset({"fit_refused", "gate_refused"})
 OUTCOME_S = 3600
 # Bounds the stream: far more than is asked for while a trainer is away.
 MOST_COMMANDS = 100_000
+# Calls that the store answers together, in some milliseconds.
+_ASKED_AT_ONCE = 200
 # A refit takes seconds: looking twenty times a second adds next to nothing to it.
 POLL_S = 0.05
 # The store's time at which a user was forgotten, and the user.
@@ -121,10 +123,21 @@ class Commands:
         """Ask for a user who was forgotten at this time to be erased, and return the id. Asking twice does it
         once: the id is made of both, and of the store's identity, without which it cannot be guessed.
         """
-        told = hashlib.blake2b(b"%d %b" % (at_ms, user), key=self._identity().encode(), digest_size=16)
-        command_id, stage = told.hexdigest(), b"asked %d %b" % (at_ms, user)
-        fields = b"user", user, b"at", b"%d" % at_ms
-        return await self._ask("erase", epoch, stage, *fields, once=command_id)
+        (command_id,) = await self.ask_to_erase_all({user: at_ms}, epoch=epoch)
+        return command_id
+
+    async def ask_to_erase_all(self, forgotten: Mapping[bytes, int], *, epoch: int) -> list[str]:
+        """The same for users, each with when it was forgotten. Some may be asked for where it raises."""
+        ids, calls = [], []
+        for user, at_ms in forgotten.items():
+            told = hashlib.blake2b(b"%d %b" % (at_ms, user), key=self._identity().encode(), digest_size=16)
+            ids.append(told.hexdigest())
+            fields = b"user", user, b"at", b"%d" % at_ms
+            stage = b"asked %d %b" % (at_ms, user)
+            calls.append(self._question("erase", ids[-1], epoch, stage, *fields, once=True))
+        for start in range(0, len(calls), _ASKED_AT_ONCE):
+            await self._client.call("ask", *calls[start : start + _ASKED_AT_ONCE])
+        return ids
 
     async def ask_to_take_back(self, item: bytes, *, epoch: int, at_ms: int, ends: Ends) -> str:
         """Ask for the ratings of an item to be taken back; see `Command`. Asking twice is harmless."""
@@ -133,20 +146,23 @@ class Commands:
         fields = b"at", b"%d" % at_ms, b"item", item, b"ends", packed
         return await self._ask("take_back", epoch, stage, *fields)
 
-    async def _ask(
-        self, kind: CommandKind, epoch: int, stage: bytes, *fields: bytes, once: str | None = None
-    ) -> str:
-        command_id = once or uuid.uuid4().hex
+    async def _ask(self, kind: CommandKind, epoch: int, stage: bytes, *fields: bytes) -> str:
+        command_id = uuid.uuid4().hex
+        await self._client.call("ask", self._question(kind, command_id, epoch, stage, *fields))
+        return command_id
+
+    def _question(
+        self, kind: CommandKind, command_id: str, epoch: int, stage: bytes, *fields: bytes, once: bool = False
+    ) -> Call:
         first = [b"id", command_id.encode(), b"kind", kind.encode(), b"epoch", b"%d" % epoch]
         # With a stage its receipt is good until it has ended, however long that takes.
         keys = [self._keys.commands, *([self._keys.erasing] if stage else [])]
         if kind == "erase":
             # Each worker drops its copies of users.
             keys.append(self._keys.live)
-        if once is not None:
+        if once:
             keys.append(self._keys.command(command_id))
-        await self._client.call("ask", (keys, [b"%d" % MOST_COMMANDS, stage, *first, *fields]))
-        return command_id
+        return keys, [b"%d" % MOST_COMMANDS, stage, *first, *fields]
 
     async def outcome(self, command_id: str) -> Outcome | None:
         """Return the outcome so far; None before a trainer took the command, and an hour after its end.

@@ -83,7 +83,8 @@ class Trainer:
         except (CannotStartError, StoreRefused) as exc:
             with contextlib.suppress(StoreError, TimeoutError):
                 async with asyncio.timeout(1.0):
-                    await store.leases.say_ended(str(exc))
+                    if not await store.leases.held():
+                        await store.leases.say_ended(str(exc))
             raise
         finally:
             self.store = self.root = None

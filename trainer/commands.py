@@ -271,6 +271,23 @@ class CommandHandler:
     async def _erase_to_the_end(self, command: Command) -> None:
         await self._erase(command)
         self._step("erase:archive")
+        while True:
+            try:
+                await self._erase_from_store(command)
+                break
+            except (StoreUnavailable, StoreChanged, LeaseLost):
+                raise
+            except StoreError as exc:
+                log.warning("erasure_waits", why=str(exc))
+                self._waits[command.id] = waiting.words_of(exc)
+                await asyncio.sleep(_MENDED_S)
+        await with_retries(self._store.commands.drop_erasure, self._lease, command)
+        self._step("erase:dropped")
+        self._waits.pop(command.id, None)
+        await self._rewrites.rewritten()
+        self._step("erase:rewritten")
+
+    async def _erase_from_store(self, command: Command) -> None:
         # The service has done so; attributes that came meanwhile go, too.
         await with_retries(self._store.attributes.erase, command.epoch, command.user or b"", command.at_ms)
         self._step("erase:attributes")
@@ -278,11 +295,6 @@ class CommandHandler:
         for epoch in {pointer.epoch, pointer.pending} - {0}:
             await with_retries(self._store.active.remove, epoch, command.user or b"")
         self._step("erase:active")
-        await with_retries(self._store.commands.drop_erasure, self._lease, command)
-        self._step("erase:dropped")
-        self._waits.pop(command.id, None)
-        await self._rewrites.rewritten()
-        self._step("erase:rewritten")
 
     async def _finish_erasure(self, erasure: Command) -> None:
         outcome = Outcome("done")

@@ -17,6 +17,7 @@ from featurestore.commands import FailureCode
 from featurestore.errors import EpochGone, GenerationBroken, GenerationUnknown, StoreDamaged
 from featurestore.generations.manifest import Pointer
 from featurestore.item_registry import ItemRegistry
+from featurestore.keys import digest_of
 from featurestore.leases import Lease
 from featurestore.ratings.context_schema import ContextSchema
 from featurestore.ratings.event_types import EventType
@@ -259,6 +260,10 @@ class Refitter:
         # reached.
         forgotten = await with_retries(self._store.ratings.forgotten, number)
         await epoch.consumer.reached_now()
+        # Those whose erasure goes on are still in what is fitted.
+        open_erasures = await with_retries(self._store.commands.erasing)
+        leaving = {digest_of(each.user) for each in open_erasures if each.user is not None}
+        forgotten = {digest: n for digest, n in forgotten.items() if digest not in leaving}
         self._step("fit:reached")
         snapshot, n_items, result = await self._fit(epoch, automatic=automatic)
         self._step("fit:done")
@@ -340,7 +345,7 @@ class Refitter:
                     users_read_ms=users_read_ms,
                     context_kinds=fields.kinds,
                     context_retired=tuple(fields.retired),
-                    known_events=live.fitted_events if live is not None and live.epoch == number else 0,
+                    head_may_wait=live is None or live.meta.summary.n_ratings == 0,
                 )
                 fitting = fit_in_process(request, files, users, step=self._step, told=self._progress)
                 result = await self._ran(fitting, automatic=automatic)

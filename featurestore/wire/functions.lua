@@ -1403,7 +1403,7 @@ local ALWAYS = { 'allow-oom' }
 local CLOSING = {
   acquire_lease = true, renew_lease = true, release_lease = true, attach = true, trim = true, report = true,
   drop_erasure = true, claim_deltas = true, push_delta = true, say_full = true, release_forgotten = true,
-  erase_attributes = true, renew_stream = true,
+  erase_attributes = true, renew_stream = true, ask = true,
 }
 
 -- The users and the outcomes of commands among `keys` have changed since they were copied, perhaps.

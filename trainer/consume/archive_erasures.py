@@ -7,8 +7,9 @@ most.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from featurestore.errors import StoreDamaged
 from featurestore.store import Store
 from trainer import log
 from trainer.archive.epoch_archive import EpochArchive
@@ -66,6 +67,15 @@ class ArchiveErasures:
         """
         await self._passes.run((user_id, at_ms))
 
+    async def _returned(self, user_ids: Collection[bytes]) -> set[bytes]:
+        """Return which users have a history again; all where that of one cannot be read."""
+        try:
+            users = await with_retries(self._store.users.stored, self._archive.epoch, list(user_ids))
+        except StoreDamaged:
+            # What came before they were forgotten is known by its time, too.
+            return set(user_ids)
+        return {user.user_id for user in users if user.n}
+
     async def _pass(self, wanted: Sequence[Forgotten]) -> None:
         forgotten: dict[bytes, int] = {}
         for user_id, at_ms in wanted:
@@ -77,14 +87,15 @@ class ArchiveErasures:
             # First: what is archived by now of a user without a history is from before.
             until = await self._consumer.archived()
             await self._threads.run(self._archive.require_readable)
-            users = await with_retries(self._store.users.stored, epoch, list(forgotten))
-            back = {user.user_id for user in users if user.n}
+            back = await self._returned(forgotten)
             before = {user_id: at if user_id in back else ALWAYS for user_id, at in forgotten.items()}
             with failures:
                 events = await self._threads.run(self._archive.erase, before, until)
             # After the archive: a fit whose snapshot still had the users has begun by now, and is told.
             with failures:
                 items = await self._threads.run(self._fits.erase, list(forgotten))
+                # Once more: one that has returned meanwhile keeps what came since.
+                back |= await self._returned(forgotten)
                 for user_id, rows in items.items():
                     erased = ErasedUser(epoch, user_id, tuple(rows), has_returned=user_id in back)
                     await self._item_updates.put(erased)

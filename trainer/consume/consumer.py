@@ -229,7 +229,8 @@ class EpochConsumer:
                     await self._item_updates.put(ErasedUser(self.epoch, user_id))
                 # Before the marks are acknowledged: a service that ended behind one has not asked for this.
                 since = self._store.confirmation.begin()
-                await asyncio.gather(*(self._ask_to_erase(*each) for each in forgotten.items()))
+                ask = self._store.commands.ask_to_erase_all
+                await with_retries(ask, forgotten, epoch=self.epoch)
                 await self._store.confirmation.wait(since)
             await self._name_types(table)
             await self._name_fields(table)
@@ -280,10 +281,6 @@ class EpochConsumer:
             raise
         if schema.fields:
             await with_retries(self._threads.run, self._fields.name, schema)
-
-    async def _ask_to_erase(self, user_id: bytes, at_ms: int) -> None:
-        ask = self._store.commands.ask_to_erase
-        await with_retries(ask, user_id, epoch=self.epoch, at_ms=at_ms)
 
     async def _complete(self) -> None:
         """Rebuild the archive where it lacks what was trimmed from the streams."""

@@ -23,6 +23,8 @@ _TOGETHER_S = 0.2
 _REST = 9.0
 # A rewrite of a small store takes 50 ms, of a large one minutes; without the right to ask for it, days.
 _LOOK_S, _SELDOM_S = 0.1, 1.0
+# What a person mends.
+_MENDED_S = 5.0
 
 
 class FileRewrites:
@@ -84,10 +86,15 @@ class FileRewrites:
 
     async def _renew_streams(self) -> None:
         while True:
-            pointer = await with_retries(self._store.generations.live)
-            epochs = {pointer.epoch, pointer.pending} - {0}
-            if await with_retries(self._store.files.renew_streams, epochs):
-                return
+            try:
+                pointer = await with_retries(self._store.generations.live)
+                epochs = {pointer.epoch, pointer.pending} - {0}
+                if await with_retries(self._store.files.renew_streams, epochs):
+                    return
+            except StoreError as exc:
+                # Those who wait do not end before a person has mended it.
+                log.warning("store_files_not_rewritten", why=str(exc))
+                await asyncio.sleep(_MENDED_S)
             self.waits_for = STREAMS
             # The trainer is far behind: it trims whole nodes while it catches up.
             await asyncio.sleep(_LOOK_S)

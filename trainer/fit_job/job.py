@@ -56,7 +56,7 @@ from trainer.fit_job.result_files import read_result, take_name, unnamed, write_
 from trainer.fit_job.results import HEAD_WAITS, Described, FitResult
 from trainer.fit_job.trial import try_out
 
-# Of fewer events the head takes two seconds, and goes live with the ratings' fit.
+# Of fewer ratings the head takes two seconds, and goes live with their fit.
 HEAD_AT_ONCE = 20_000
 
 # What is less is had and freed thousands of times: mapped anew each time it cost a fault for each 4 KB.
@@ -85,7 +85,7 @@ class FitRequest:
     are not to be learned. `user_attributes`: the open file of those of users, which were read at
     `users_read_ms`; None where there are none. `context_kinds`: of the fields of contexts;
     `context_retired`: the places of fields, and of categories with their code, that are not learned.
-    `known_events`: how many the live generation has learned.
+    `head_may_wait`: no generation is live that has learned any rating.
     """
 
     paths: tuple[str, ...]
@@ -107,7 +107,7 @@ class FitRequest:
     users_read_ms: int = 0
     context_kinds: tuple[ContextKind, ...] = ()
     context_retired: tuple[tuple[int, int | None], ...] = ()
-    known_events: int = 0
+    head_may_wait: bool = False
 
 
 class Began(msgspec.Struct, frozen=True, tag=True):
@@ -149,7 +149,7 @@ def _no_phase(_phase: Phase) -> None:
 def run_fit(request: FitRequest, report: Report, begin: Callable[[Phase], None] = _no_phase) -> None:
     """Load the ratings, measure a trial fit on a part of them, fit all, write the result; then fit the
     ranking head, and add it. A process that is killed at that leaves the ratings' result to `take_name`.
-    Where the live generation knows less than half of many events, the ratings' result is all: predictions
+    Where no generation is live that has learned anything, of many ratings that result is all: predictions
     need not wait for lists, and the next fit, which goes on from this one, has the head. `begin` is called
     with each phase.
 
@@ -192,11 +192,8 @@ def _fit_ratings(
     if engine_has_head(request.engine, events=data.choices is not None):
         # The head learns from these, the ratings among them.
         every = data.ratings if data.choices is None else data.choices
-        n_events = max(len(data.ratings.value), len(every.value))
-        compile_apart(n_events)
-        waits = (
-            n_events >= HEAD_AT_ONCE and 2 * request.known_events < n_events and len(data.ratings.value) > 0
-        )
+        compile_apart(max(len(data.ratings.value), len(every.value)))
+        waits = request.head_may_wait and len(data.ratings.value) >= HEAD_AT_ONCE
         head = "later" if waits else "now"
     settings = FitSettings(Scale(request.low, request.high, request.step), threads=request.threads)
     engine = make_engine(request.engine, settings)

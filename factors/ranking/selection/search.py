@@ -232,7 +232,7 @@ class _Search:
         how: dict[str, Any] = {"threads": self.threads, "compiled": self.compiled}
         found = regressions(known, self.n_items, told, most=most, **how)
         self.neighbours = (found.fit_all if most >= self.n_items else found.fit)(choices.neighbour_ridge)
-        plain = float(self._quality(choices, self.factors).mean())
+        plain = max(float(self._quality(choices, self.factors).mean()), 1e-12)
         return {
             each: 0.0 if each == choices else 1 - float(self._quality(each, self.factors).mean()) / plain
             for each in others
