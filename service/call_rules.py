@@ -22,7 +22,7 @@ from service.openapi import Schema, query_parameter
 from service.rules.filter_parsing import UnknownAttribute, refused
 from service.rules.filters import NO_FILTER, Filter
 from service.rules.listing import Ranking, RuledList, Scored, apply
-from service.rules.request import MAX_N, MAX_NAME, RuleFields, Rules, merged, narrowed, parse_rules
+from service.rules.request import DEFAULT_N, MAX_N, MAX_NAME, RuleFields, Rules, merged, narrowed, parse_rules
 
 # Candidates are compared with all that were chosen: a list of so many takes a second of a core.
 MOST_COMPARED = 1_000
@@ -137,9 +137,12 @@ async def rules_of(
 
 
 async def checked_fields(context: ServiceContext, fields: RuleFields, n_bytes: int) -> None:
-    """Raise `invalid_rule` where the catalogue does not have what `fields` are about, from so many bytes."""
+    """Raise `invalid_rule` where the catalogue does not have what `fields` are about, from so many bytes, or
+    no list could have them together.
+    """
     view, _ = await context.catalogue.current(context.catalogue.ask(), await context.epoch())
-    await _parsed(context, view, partial(parse_rules, fields), n_bytes)
+    rules = await _parsed(context, view, partial(parse_rules, fields), n_bytes)
+    check_rearranging(rules, rules.n or DEFAULT_N, explores=rules.explore != "none")
 
 
 async def _parsed(

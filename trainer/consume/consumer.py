@@ -216,10 +216,10 @@ class EpochConsumer:
                 self._require_items(events, len(registry))
         table, spans = await self._threads.run(new_events, events, registry.ids, self.positions)
         if spans:
-            forgotten = pc.equal(table["item_row"], pa.scalar(FORGOTTEN_ROW, pa.uint32()))
-            marks = table.filter(forgotten)
+            are_marks = pc.equal(table["item_row"], pa.scalar(FORGOTTEN_ROW, pa.uint32()))
+            marks = table.filter(are_marks)
             if marks.num_rows:
-                table = table.filter(pc.invert(forgotten))
+                table = table.filter(pc.invert(are_marks))
                 user_ids = marks["user_id"].cast(pa.binary()).to_pylist()
                 forgotten = dict(zip(user_ids, marks["stream_ms"].to_pylist(), strict=True))
                 # Before anything is gone: from here on no older copy brings these users back.

@@ -212,7 +212,7 @@ class _Search:
                 if found[tried].mean() < before.mean():
                     break
                 before = found[tried]
-        # Of someone whose next events are not like the last ones lists would be worse for it.
+        # Lists get worse by it for users whose next events are unlike their last ones.
         costs = anytime.costs(choices, found)
         cheap = (tried for tried in found if costs[tried] <= _COST_OF_RECENCY)
         qualities = {tried: found[tried] for tried in sorted(cheap, key=lambda each: each.recency_boost)}

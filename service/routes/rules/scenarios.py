@@ -15,7 +15,6 @@ from service.http.parsing import Body, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import BODY, STORE, WRITES, Route, parameter, request_body
-from service.rules.filter_parsing import refused
 from service.rules.request import MAX_NAME, RuleFields
 from service.rules.scenarios import decoded
 
@@ -87,12 +86,6 @@ async def put_scenario(request: web.Request) -> web.StreamResponse:
         fields = await _BODY.decode_off_loop(received.raw)
         # A front-end would else find out what its editor did wrong.
         await checked_fields(context, fields, len(received.raw))
-        if fields.explore not in {None, "none"} and (
-            fields.boosts or fields.diversity or fields.per_category
-        ):
-            raise refused(
-                "/explore", "a draw has no order that boosts, diversity or per_category could change"
-            )
         try:
             await context.store.scenarios.put(name.encode(), msgspec.json.encode(fields))
         except StoreRefused as exc:

@@ -184,7 +184,7 @@ async def test_a_scenario_is_the_one_that_was_put_last(client: Client, other: Cl
     own = (await other.post("/recommend/ann", {"scenario": "home", "n": ITEMS, "explore": "none"})).json
     assert (len(own["items"]), "seed" in own) == (ITEMS, False)
     assert len((await other.get("/popular?scenario=home")).json["items"]) == 4
-    for wrong in ({"n": 0}, {"explore": "much"}):
+    for wrong in ({"n": 0}, {"explore": "much"}, {"explore": "thompson", "per_category": 2}):
         is_problem(await client.ask("PUT", "/scenarios/home", json=wrong), 422, "invalid_rule")
     assert (await other.get("/scenarios")).json == {"scenarios": ["home"]}
     assert (await other.ask("DELETE", "/scenarios/home")).json == {"deleted": 1}
