@@ -45,6 +45,7 @@ class Trainer:
         # In seconds since 1970.
         self.started_at = time.time()
         self.leadership: Leadership | None = None
+        self._stopping = False
         self._rng = random.Random()  # noqa: S311 - spreads retries, guards nothing
         self.term: Term | None = None
         # While they are open.
@@ -62,6 +63,7 @@ class Trainer:
         try:
             await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._stopping = True
             for task in (working, stopping):
                 task.cancel()
             # Until threads have written and the lease is given back, so that the next trainer may lead at
@@ -146,6 +148,9 @@ class Trainer:
                 with contextlib.suppress(StoreError, TimeoutError):
                     async with asyncio.timeout(1.0):
                         await lease.release()
+            # A task group that ends by an error drops a cancellation that comes meanwhile.
+            if self._stopping:
+                return
             await asyncio.sleep(backoff.next_s())
 
     async def _match(

@@ -19,7 +19,7 @@ from factors import Float32s, Float64s, Int32s, Int64s
 from featurestore.client import Client
 from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, FORGOTTEN_ROW, impossible, item_rows_of
 from featurestore.contexts import codec as contexts
-from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreDamaged, StoreError
+from featurestore.errors import EpochGone, StoreChanged, StoreDamaged, StoreError
 from featurestore.keys import Keys, shown_key, whole
 from featurestore.leases import Lease
 from featurestore.namespace import StoredScale
@@ -135,10 +135,12 @@ class RatingsStream:
                 b"XREADGROUP", *group, "STREAMS", *names, *([">"] * len(names))
             )
         except StoreError as exc:
-            # The group of this term was destroyed by the next one, while this read waited or before.
-            if "NOGROUP" in str(exc) or "UNBLOCKED" in str(exc):
-                raise LeaseLost("another trainer leads") from exc
-            raise
+            if "NOGROUP" not in str(exc) and "UNBLOCKED" not in str(exc):
+                raise
+            # While this read waited or before, the next leader has destroyed the group, or the epoch was
+            # removed with it: attaching again tells which.
+            await self.attach(epoch, lease)
+            return self._decode(epoch, [], ask)[0]
         partition_of = dict(zip(names, reading.positions, strict=True))
         streams = [(partition_of[name], entries) for name, entries in reply or () if entries]
         # Before anything is marked as read: what is damaged comes again.

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -16,10 +15,7 @@ from typing import Any
 
 from processes.blocking import BlockingChild, plain_environment, python_command
 from processes.probes import unused_port
-from tests.support.waiting import wait_until
-
-UP_S = 90.0
-DOWN_S = 40.0
+from tests.support.waiting import PATIENCE_S, wait_until
 
 
 def processes(data: Path) -> list[int]:
@@ -48,7 +44,7 @@ def foldin(*arguments: object, **settings: str) -> subprocess.CompletedProcess[s
         command,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         env=plain_environment(os.environ, settings),
         check=False,
     )
@@ -66,7 +62,8 @@ class Stack:
         self.process = BlockingChild(
             python_command("foldin", "up", *up),
             data.with_name(f"{data.name}-{self.port}.log"),
-            environment=plain_environment(os.environ, settings),
+            # A store on busy cores takes its time.
+            environment=plain_environment(os.environ, {"FOLDIN_STORE_TIMEOUT_S": "5", **settings}),
         )
 
     @property
@@ -74,7 +71,7 @@ class Stack:
         """All that it said."""
         return self.process.text
 
-    def says(self, words: str, timeout_s: float = UP_S) -> None:
+    def says(self, words: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait until it says `words`."""
         wait_until(
             lambda: re.search(words, self.text) or self.process.code is not None,
@@ -93,19 +90,12 @@ class Stack:
         )
         if key is not None:
             request.add_header("Authorization", f"Bearer {key}")
-        attempts = 5 if method == "GET" else 1
-        while True:
-            attempts -= 1
-            try:
-                with urllib.request.urlopen(request, timeout=10) as answer:
-                    return json.loads(answer.read())
-            except urllib.error.HTTPError as error:
-                found = error.read().decode(errors="replace")
-                error.add_note(found)
-                # A store on busy cores does not answer in time, and says to ask again.
-                if not attempts or "store_unavailable" not in found:
-                    raise
-            time.sleep(1.0)
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            error.add_note(error.read().decode(errors="replace"))
+            raise
 
     def part(self, name: str) -> int:
         """Process id of a part."""
@@ -123,7 +113,7 @@ class Stack:
     def interrupt(self) -> int:
         """Ctrl-C; the exit code."""
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(DOWN_S)
+        return self.process.wait(PATIENCE_S)
 
 
 @contextmanager
@@ -135,7 +125,7 @@ def stack(data: Path, *arguments: str, **settings: str) -> Iterator[Stack]:
         assert "Everything runs" in running.text, running.text
         yield running
     finally:
-        running.process.end(grace_s=DOWN_S)
+        running.process.end(grace_s=PATIENCE_S)
 
 
 @asynccontextmanager

@@ -31,13 +31,13 @@ Archived = tuple[str, int, str, float]
 
 
 def trainer_settings(store: StoreSettings, folder: Path, **changes: Any) -> TrainerSettings:
-    """Settings of a trainer that fits only when asked, and takes over fast."""
+    """Settings of a trainer that fits only when asked, and takes over within seconds."""
     base = TrainerSettings(
         store=store,
         archive_dir=folder,
         rules=Rules(10**9, 10**6, growth=0.0),
         linger_s=0.05,
-        lease_ttl_s=5.0,
+        lease_ttl_s=10.0,
         grace_s=10.0,
     )
     return replace(base, **changes)

@@ -9,6 +9,7 @@ import pytest
 from featurestore.errors import EpochBusy, EpochGone, GenerationUnknown
 from featurestore.keys import partition_of
 from featurestore.store import Store
+from tests.integration.featurestore.test_store_lease import a_read_waits
 from tests.integration.featurestore.test_store_ratings import held
 from tests.support.factories import lead, publish, rating, write_generation
 
@@ -64,8 +65,13 @@ async def test_an_abandoned_epoch_leaves_nothing(store: Store) -> None:
     await store.ratings.append([rating("u", "given")], epoch=epoch)
     await store.ratings.append([rating("v", "loose")])
     written = await write_generation(store, lease, epoch=epoch)
+    assert len(await store.stream.read(epoch, lease, 100, 0)) == 2
+    waiting = asyncio.create_task(store.stream.read(epoch, lease, 100, 60_000))
+    await a_read_waits(store)
     await store.epochs.abandon(epoch)
     await store.epochs.abandon(epoch)
+    with pytest.raises(EpochGone):
+        await waiting
     assert await leftovers(store, epoch) == []
     with pytest.raises(EpochGone):
         await store.ratings.append([rating("u", "given")], epoch=epoch)

@@ -133,6 +133,13 @@ async def dumped(store: Store, key: bytes) -> bytes:
     return bytes(content)
 
 
+async def a_read_waits(store: Store) -> None:
+    async def blocked() -> bool:
+        return int((await store.redis.info("clients"))["blocked_clients"]) > 0
+
+    await wait_until_async(blocked, "the read blocks")
+
+
 async def test_nothing_of_removed_events_is_left_and_reading_goes_on(store: Store) -> None:
     lease, partition = await lead(store), partition_of(SECRET, 4)
     stream = store.keys.ratings(1, partition)
@@ -144,12 +151,8 @@ async def test_nothing_of_removed_events_is_left_and_reading_goes_on(store: Stor
     await store.stream.done(1, lease, {partition: (int(events.stream_ms[0]), 1)})
     # The reason for all this: it was removed, and is there.
     assert SECRET in await dumped(store, stream)
-
-    async def blocked() -> bool:
-        return int((await store.redis.info("clients"))["blocked_clients"]) > 0
-
     reading = asyncio.create_task(store.stream.read(1, lease, 100, 60_000))
-    await wait_until_async(blocked, "the read blocks")
+    await a_read_waits(store)
     assert await store.files.renew_streams([1])
     assert SECRET not in await dumped(store, stream)
     assert not reading.done()

@@ -14,8 +14,8 @@ from redis.exceptions import ConnectionError as LostConnection
 
 from processes import backoff
 from tests.support.disks import leave_free, small_disk
-from tests.support.stacks import DOWN_S, Stack, foldin, processes, stack
-from tests.support.waiting import wait_until
+from tests.support.stacks import Stack, foldin, processes, stack
+from tests.support.waiting import PATIENCE_S, wait_until
 
 # Each of these runs a whole stack: one at a time, so that they do not fight for the cores.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -156,7 +156,7 @@ def test_a_store_that_was_emptied_is_said_and_everything_else_goes_on(tmp_path: 
         assert without.call("GET", "/predict?user_id=bob&item_id=12")["basis"] == "prior"
         assert without.interrupt() == 0
     finally:
-        without.process.end(grace_s=DOWN_S)
+        without.process.end(grace_s=PATIENCE_S)
     assert {path: path.read_bytes() for path in data.glob(segments)} == archived
     with stack(data, "--no-play", "--adopt") as running:
         assert known_ratings(running, "ann") == 1

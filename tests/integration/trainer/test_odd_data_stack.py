@@ -1,12 +1,14 @@
-"""Each kind of odd data goes through a whole stack: taken, fitted, published, and answered."""
+"""Each kind of odd data goes through a whole stack: taken, fitted by compiled loops, published, answered."""
 
 import math
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from factors.inference.compiled.backend import LoopBackend
 from featurestore.settings import StoreSettings, format_scale
 from tests.support.odd_data import ODD_DATA, OddData
 from tests.support.servers import StoreServer
@@ -50,8 +52,11 @@ async def answers(client: Client, odd: OddData, user: str, item: str) -> None:
 
 @pytest.mark.parametrize("name", ODD_DATA)
 async def test_what_is_odd_is_published_and_answers(
-    name: str, store_server: StoreServer, tmp_path: Path
+    name: str, store_server: StoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("factors.inference.compiled.backend.MANY_RATINGS", 1)
+    compiled = Mock(wraps=LoopBackend)
+    monkeypatch.setattr("factors.inference.compiled.backend.LoopBackend", compiled)
     make: Callable[[], OddData] = ODD_DATA[name]
     odd = make()
     store = StoreSettings(
@@ -67,7 +72,13 @@ async def test_what_is_odd_is_published_and_answers(
         assert reply.status == 200, reply.text
         await serves(client, reply.json["generation"])
         last = odd.ratings.user_row[-1], odd.ratings.item_row[-1]
+        assert compiled.called
         for user, item in ((f"u{last[0]}", f"i{last[1]}"), ("new", f"i{last[1]}"), (f"u{last[0]}", "new")):
+            await answers(client, odd, user, item)
+        # They rate, and are known.
+        met = {"user_id": "met", "item_id": "met", "rating": float(odd.ratings.value[-1])}
+        assert (await client.post("/ratings", met)).status == 200
+        for user, item in (("met", f"i{last[1]}"), (f"u{last[0]}", "met")):
             await answers(client, odd, user, item)
         # Of a pair that came twice the last one stands.
         page = (await client.get(f"/users/u{last[0]}/ratings?limit=1000")).json

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from featurestore.errors import LeaseLost
 from processes.probes import unused_port
 from tests.integration.conftest import Learned
 from tests.support.recovering import GIVEN, LATER, opened
 from tests.support.serving import Client, client_of
 from tests.support.trainers import fitted, until_drained
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import PATIENCE_S, wait_until_async
 from trainer.app import Trainer
 from trainer.archive.segments import Step, no_step
 from trainer.health.listener import serving_health
@@ -124,3 +125,19 @@ async def test_a_term_that_does_not_end_without_its_lease(learned: Learned) -> N
             return bool(answer == {"status": "ok", "role": "waiting", "fence": None})
 
         await wait_until_async(well, "the term has ended")
+
+
+async def test_a_stop_that_comes_as_the_lease_is_lost_ends_the_trainer(learned: Learned) -> None:
+    stop = asyncio.Event()
+
+    def step(name: str) -> None:
+        if name == "consume:read":
+            stop.set()
+            raise LeaseLost("another trainer leads")
+
+    async with opened(learned.settings.store) as store:
+        await store.ratings.append(LATER)
+        async with asyncio.timeout(PATIENCE_S):
+            await Trainer(replace(learned.settings, grace_s=10 * PATIENCE_S), step=step).run(stop)
+        # The lease was given back.
+        assert await store.redis.get(store.keys.lease) is None

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from factors import FitSettings, Fitted, Ratings, Scale, Scorer, all_finite_items, fit, fit_biases
+from factors.inference.compiled.backend import LoopBackend, choose_backend
 from factors.model.types import Float64s, Link
 from factors.training import model_selection
 from tests.support.odd_data import ODD_DATA, OddData, world
@@ -71,6 +72,7 @@ def half_step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """What computes the fit, where the number of ratings would choose it."""
     n = 1 if request.param == "compiled" else 10_000_000
     monkeypatch.setattr("factors.inference.compiled.backend.MANY_RATINGS", n)
+    assert isinstance(choose_backend(2, threads=1, block_rows=64), LoopBackend) == (n == 1)
     if request.param == "compiled":
         # Terms are chosen by a part of the ratings, as those of large data are.
         monkeypatch.setattr(model_selection, "_MOST_RATINGS", 400)
