@@ -6,7 +6,6 @@ other, and only the sweep itself is timed: neither reading nor sorting the ratin
 """
 
 import contextlib
-import importlib.util
 import time
 import warnings
 from collections.abc import Sequence
@@ -100,7 +99,6 @@ def measure(options: SweepOptions, console: Console) -> list[Row]:
     data = DataSet(data.name, data.part(kept), data.n_users, data.n_items, data.scale)
     console.print(f"{n_ratings:,} ratings of {n_users:,} users and {n_items:,} items made", style="dim")
     gaussian, ordinal = (_turns(data, options, link) for link in _LINKS)
-    detail = "; numba is not installed" if importlib.util.find_spec("numba") is None else ""
     per_rating = peak_mb() * 1e6 / n_ratings
     what = f"{n_ratings:,} ratings, rank {rank}, {threads} threads"
     return [
@@ -111,14 +109,14 @@ def measure(options: SweepOptions, console: Console) -> list[Row]:
             ratios(gaussian.sweeps, gaussian.peer_sweeps),
             at_most(1.0, 1.5),
             "implicit, conjugate gradient",
-            f"{compared(gaussian.sweeps, gaussian.peer_sweeps)} s{detail}",
+            f"{compared(gaussian.sweeps, gaussian.peer_sweeps)} s",
         ),
         Row(
             f"a sweep with the ordinal link, as served, {what}",
             "x",
             ratios(ordinal.sweeps, ordinal.peer_sweeps),
             against="implicit, conjugate gradient",
-            detail=f"{compared(ordinal.sweeps, ordinal.peer_sweeps)} s{detail}",
+            detail=f"{compared(ordinal.sweeps, ordinal.peer_sweeps)} s",
         ),
         Row("peak memory of both together, a rating", "bytes", (per_rating,)),
     ]

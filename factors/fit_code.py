@@ -35,12 +35,12 @@ def is_missing() -> bool:
     """Return whether there is a place to keep compiled loops, and they are not there."""
     try:
         return not all(map(_is_kept, ALWAYS))
-    except (ImportError, RuntimeError, OSError):
+    except (RuntimeError, OSError):
         return False
 
 
 def folder_of(loop: Kernel) -> Path:
-    """Return where numba keeps the compiled `loop`. Raises ImportError, and RuntimeError where it cannot."""
+    """Return where numba keeps the compiled `loop`. Raises RuntimeError where it cannot."""
     numba: Any = import_module("numba")
     return Path(numba.njit(cache=True)(loop).stats.cache_path)
 
@@ -56,18 +56,14 @@ def _is_kept(loop: Kernel) -> bool:
 
 
 def compile_loops() -> None:
-    """Compile the loops of fits without contexts and of ranking heads, and keep them: 25 s of a core. Nothing
-    where numba is not installed.
-    """
-    if not (loops := load_loops()):
-        return
+    """Compile the loops of fits without contexts and of ranking heads, and keep them: 25 s of a core."""
     user, item = (part.ravel() for part in np.indices((_USERS, _ITEMS)))
     value, time = (
         (1.0 + (user + item) % 5).astype(np.float64),
         ((user * item) % 7 * _SECONDS).astype(np.float64),
     )
     by_user = compress_pairs(user, item, value, time, _USERS, wide=False)
-    training = TrainingSet.of(by_user, _ITEMS, LoopBackend(loops))
+    training = TrainingSet.of(by_user, _ITEMS, LoopBackend(load_loops()))
     settings = FitSettings(Scale(1.0, 5.0, 1.0), rank=2)
     state = initial_state(training, settings, np.random.default_rng(0)).run(1)
     for link in ("gaussian", "ordinal"):

@@ -5,8 +5,6 @@ Invariant: rows are the same with it and without it, to the last digits of float
 
 from factors.inference.compiled.history import LOADED
 from factors.inference.compiled.object_code import (
-    can_compile,
-    can_run,
     compile_code,
     fingerprint,
     load_code,
@@ -14,7 +12,7 @@ from factors.inference.compiled.object_code import (
     unsealed,
 )
 
-__all__ = ["can_compile", "can_run", "compile_code", "fingerprint", "in_use", "sealed", "unsealed", "use"]
+__all__ = ["compile_code", "fingerprint", "in_use", "sealed", "unsealed", "use"]
 
 
 def in_use() -> bool:

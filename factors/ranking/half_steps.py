@@ -96,12 +96,8 @@ def solve_rows(
     Where all is `compiled`, or there are as many events as a fit of the ratings compiles its loops for, a
     compiled loop solves them in float32.
     """
-    if (
-        (compiled or len(events.other) >= MANY_RATINGS)
-        and table.dtype == np.float32
-        and (loops := row_loops())
-    ):
-        return _solve_compiled(loops[solve_events], events, table, prior, threads)
+    if (compiled or len(events.other) >= MANY_RATINGS) and table.dtype == np.float32:
+        return _solve_compiled(row_loops()[solve_events], events, table, prior, threads)
     result = np.empty((len(events.indptr) - 1, table.shape[1]), dtype=table.dtype)
     # For a few rows the decomposition costs more than it saves.
     if known is None and len(result) > table.shape[1]:
@@ -150,7 +146,7 @@ def _solve_compiled(loop: Kernel, events: Events, table: Floats, prior: Prior, t
 
 @lru_cache(maxsize=1)
 def row_loops() -> dict[Kernel, Kernel]:
-    """Return the loop that solves rows, compiled for float32; empty where numba is not installed."""
+    """Return the loop that solves rows, compiled for float32."""
     entries = ("i8", "i8", "i8[1]", "i4[1]", "f8[1]", "f8[1]", "f4[2]")
     own = ("f4[2]", "f4[1]", "f4[1]", "f4[1]", "f4[2]=")
     return compile_loops([solve_events], {solve_events: (*entries, *own)})

@@ -124,12 +124,12 @@ def regressions(
     compiled: bool = False,
 ) -> NumpyRegressions | CompiledRegressions:
     """Return what fits a term with `most` neighbours an item to the events of the users, of which each says
-    so much, see `CoOccurrences.of`. `compiled`: by loops, where numba is installed and cosines are not too
-    many.
+    so much, see `CoOccurrences.of`. `compiled`: by loops, where cosines are not too many.
     """
     few = n_items**2 <= max(_BYTES, _BYTES_AN_EVENT * len(by_user.other))
-    if compiled and few and (loops := neighbour_loops()):
-        return CompiledRegressions.of(chosen_by_users(by_user, n_items, said), most, loops, threads)
+    if compiled and few:
+        chosen = chosen_by_users(by_user, n_items, said)
+        return CompiledRegressions.of(chosen, most, neighbour_loops(), threads)
     together = CoOccurrences.of(by_user, n_items, said)
     # Where all are neighbours none is looked for.
     return NumpyRegressions(together, together.nearest(most if most < n_items else 0), threads)
@@ -137,7 +137,7 @@ def regressions(
 
 @lru_cache(maxsize=1)
 def neighbour_loops() -> dict[Kernel, Kernel]:
-    """Return the loops of the regressions, compiled; empty where numba is not installed."""
+    """Return the loops of the regressions, compiled."""
     own = ("i8[1]", "i4[1]", "f4[1]")
     signatures: dict[Kernel, tuple[str, ...]] = {
         find_cosines: ("i8", "i8", "i8[1]", "f4[1]", *own, *own, "u2[1]=", "i4[2]=", "i8[1]="),

@@ -162,7 +162,7 @@ class BlendedRanker:
         loops: Mapping[Kernel, Kernel] | None = None,
     ) -> None:
         """`index`: of the first rows of the head's factors, if there is one. With it `loops` find candidates,
-        without any numpy does; None: those that numba compiles, where it is installed.
+        without any numpy does; None: those that numba compiles.
         """
         self._posterior = posterior
         self._compiled: CompiledLists | None = None

@@ -151,5 +151,5 @@ LOOPS: tuple[Kernel, ...] = tuple(_SIGNATURES)
 
 @lru_cache(maxsize=1)
 def list_loops() -> dict[Kernel, Kernel]:
-    """Return the loops, compiled; empty where numba is not installed."""
+    """Return the loops, compiled."""
     return compile_loops(LOOPS, _SIGNATURES)

@@ -36,7 +36,7 @@ async def load_fold_in(cache: Path) -> None:
 
     From then on this process folds in with it. Logs a warning where it cannot be had.
     """
-    if fold_in_code.in_use() or not fold_in_code.can_run():
+    if fold_in_code.in_use():
         return
     try:
         await _load(cache)
@@ -51,7 +51,7 @@ async def _load(cache: Path) -> None:
     path = next(
         (path for path in paths if _is_private(path.parent) and os.access(path.parent, os.W_OK)), None
     )
-    if code is None and path is not None and fold_in_code.can_compile():
+    if code is None and path is not None:
         code = await _made(path)
     if code is not None:
         await asyncio.to_thread(fold_in_code.use, code)
@@ -126,9 +126,7 @@ def _is_private(path: Path) -> bool:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Make the code unless it is there; 0 also where numba is not installed."""
-    if not (fold_in_code.can_run() and fold_in_code.can_compile()):
-        return 0
+    """Make the code unless it is there; return 0."""
     path = Path(argv[0]) if argv else HOME / file_name()
     if kept([path]) is None:
         os.nice(_NICENESS)

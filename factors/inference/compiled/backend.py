@@ -1,7 +1,7 @@
 """Half-steps on compiled loops and several threads, for fits of many ratings.
 
 Invariant: they give what `half_step` gives, but for the rounding of float32 tables, and the same whatever the
-number of threads. Numba is optional, and is imported when the first such fit begins.
+number of threads. Numba is imported when the first such fit begins.
 """
 
 import math
@@ -45,9 +45,8 @@ _NO_ROWS64: Float64s = np.zeros((0, 0))
 
 
 def choose_backend(n_ratings: int, *, threads: int, block_rows: int) -> HalfStepBackend:
-    """Return the backend of a fit: compiled loops where numba is installed and so many ratings pay for it."""
-    loops = load_loops() if n_ratings >= MANY_RATINGS else {}
-    return LoopBackend(loops, threads) if loops else NumpyBackend(block_rows)
+    """Return the backend of a fit: compiled loops where so many ratings pay for them."""
+    return LoopBackend(load_loops(), threads) if n_ratings >= MANY_RATINGS else NumpyBackend(block_rows)
 
 
 class LoopBackend:
@@ -444,5 +443,5 @@ LOOPS: tuple[Kernel, ...] = (
 
 @lru_cache(maxsize=1)
 def load_loops() -> dict[Kernel, Kernel]:
-    """Return the loops for numba to compile when they are first called; empty where it is not installed."""
+    """Return the loops for numba to compile when they are first called."""
     return compile_loops(LOOPS)

@@ -1,4 +1,4 @@
-"""Loops that numba compiles. Invariant: without numba there are none, and the caller does the same in numpy.
+"""Loops that numba compiles, which is imported when the first are asked for.
 
 What is compiled is kept beside the source where it can be, and read back by every later process.
 """
@@ -13,16 +13,13 @@ Kernel = Callable[..., Any]
 def compile_loops(
     loops: Iterable[Kernel], signatures: Mapping[Kernel, tuple[str, ...]] | None = None
 ) -> dict[Kernel, Kernel]:
-    """Return `loops` by the functions that they are made from; empty where numba is not installed.
+    """Return `loops` by the functions that they are made from.
 
     A loop with a signature is compiled at once, for arguments of these types alone: `f4[2]` is a table of
     float32 that is only read, `f4[2]=` one that is written, `f4` a number. Others are compiled when they are
     first called.
     """
-    try:
-        numba: Any = import_module("numba")
-    except ImportError:
-        return {}
+    numba: Any = import_module("numba")
     # Sums may be regrouped to fill vector registers; infinity keeps its meaning, for bounds are infinite.
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
     compiled: dict[Kernel, Kernel] = {}

@@ -11,7 +11,6 @@ import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -63,16 +62,6 @@ _DIGEST = hashlib.sha256().digest_size
 _VALUES, _UNITS, _BRIEF = 4, 15, 1 << 16
 # Sums may be regrouped to fill vector registers; infinity keeps its meaning, for bounds are infinite.
 _OPTIONS = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
-
-
-def can_run() -> bool:
-    """Return whether this process can load such code."""
-    return find_spec("llvmlite") is not None
-
-
-def can_compile() -> bool:
-    """Return whether such code can be made with what is installed."""
-    return find_spec("numba") is not None
 
 
 @lru_cache(maxsize=1)

@@ -32,13 +32,12 @@ def expected_ratings(
     compiled: bool = False,
 ) -> Callable[[slice], Float32s] | None:
     """Return what gives the ratings of all items by a block of the `users` (u,), expected from the ratings
-    `known`: (b, n_items). None where they cannot be fitted. `compiled`: by loops, where numba is installed.
+    `known`: (b, n_items). None where they cannot be fitted. `compiled`: by loops.
     """
     if len(known.value) == 0:
         return None
     settings = FitSettings(scale, rank=_RANK, threads=threads)
-    loops = load_loops() if compiled else {}
-    backend = LoopBackend(loops, threads) if loops else NumpyBackend(settings.block_rows)
+    backend = LoopBackend(load_loops(), threads) if compiled else NumpyBackend(settings.block_rows)
     try:
         state = initial_state(TrainingSet.of(known, n_items, backend), settings, rng).run(_FIRST_SWEEPS)
         fitted = finish(state.branch(Terms("gaussian", _RIDGE, _RIDGE)).run(_SWEEPS), {})

@@ -30,7 +30,7 @@ Scores = Callable[[slice], Iterable[Float32s]]
 
 @dataclass(slots=True)
 class Lists:
-    """Lists of `n_items` items for the users of `held`. `compiled`: by loops, where numba is installed."""
+    """Lists of `n_items` items for the users of `held`. `compiled`: by loops."""
 
     held: HeldOut
     n_items: int
@@ -66,10 +66,10 @@ class Lists:
     def sparse(self, term: Neighbours, said: Float32s, rows: slice) -> Float32s:
         """Return what the sparse `term` gives the users `rows`: (b, n_items)."""
         data = self.rows
-        if self.compiled and (loops := list_loops()):
+        if self.compiled:
             scores = np.zeros((rows.stop - rows.start, self.n_items), np.float32)
             known = (data.indptr, data.other, said, term.indptr, term.item_row, term.weight)
-            loops[add_neighbours](rows.start, rows.stop, *known, scores)
+            list_loops()[add_neighbours](rows.start, rows.stop, *known, scores)
             return scores
         indptr, entries = (
             data.indptr[rows.start : rows.stop + 1],
@@ -101,10 +101,10 @@ class Lists:
     def _before(self, scores: Float32s, rows: slice) -> Int64s:
         held, wanted = self.held, self.held.wanted_indptr
         first, last = wanted[rows.start], wanted[rows.stop]
-        if self.compiled and (loops := list_loops()):
+        if self.compiled:
             before = np.empty(len(held.item), np.int64)
             known = (held.histories.offsets, held.histories.other_row, wanted, held.item)
-            loops[find_places](rows.start, rows.stop, *known, scores, before)
+            list_loops()[find_places](rows.start, rows.stop, *known, scores, before)
             return before[first:last]
         return held.before(scores, rows)
 
@@ -120,7 +120,7 @@ class Lists:
 
 @lru_cache(maxsize=1)
 def list_loops() -> dict[Kernel, Kernel]:
-    """Return the loops of lists, compiled; empty where numba is not installed."""
+    """Return the loops of lists, compiled."""
     signatures: dict[Kernel, tuple[str, ...]] = {
         add_neighbours: ("i8", "i8", "i8[1]", "i8[1]", "f4[1]", "i8[1]", "i4[1]", "f4[1]", "f4[2]="),
         find_places: ("i8", "i8", "i8[1]", "i4[1]", "i8[1]", "i8[1]", "f4[2]=", "i8[1]="),

@@ -95,7 +95,7 @@ def choose(
 @dataclass(slots=True)
 class _Search:
     """The fits of a search, from the choices `begin` on. `factors` and `found` are those of the best choices
-    so far; `enough`: sweeps from nothing; `compiled`: by loops, where numba is installed; `every`: whether
+    so far; `enough`: sweeps from nothing; `compiled`: by loops; `every`: whether
     each item of the catalogue may be a neighbour of each.
     """
 

@@ -1,16 +1,15 @@
 """The loops that numba compiles give what numpy gives, as plain Python and compiled."""
 
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pytest
 
 from factors import Columns, FitSettings, Histories, Ratings
-from factors.inference.backend import MANY_RATINGS, HalfStepBackend, NumpyBackend
+from factors.inference.backend import HalfStepBackend, NumpyBackend
 from factors.inference.compiled import backend, history, history_kernels, object_code
-from factors.inference.compiled.backend import LOOPS, LoopBackend, choose_backend, load_loops
+from factors.inference.compiled.backend import LOOPS, LoopBackend, load_loops
 from factors.model.context import learn_context_encoding
 from factors.model.parameters import SideName
 from factors.model.types import ContextKind, Float64s
@@ -86,7 +85,6 @@ def test_plain_loops_give_what_numpy_gives(monkeypatch: pytest.MonkeyPatch, term
     assert_same(swept(ratings, terms, NumpyBackend()), swept(ratings, terms, plain()))
 
 
-@pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed (extra `fast`)")
 def test_compiled_loops_give_what_numpy_gives_on_two_threads() -> None:
     ratings = ratings_of(5, n_users=16, n_items=11, n=90)
     loops = load_loops()
@@ -119,8 +117,6 @@ def loop(request: pytest.FixtureRequest) -> history.Loop:
     """The loop that folds in one history; compiled once for a machine, as `make setup` does."""
     if request.param == "plain":
         return checked
-    if find_spec("numba") is None:
-        pytest.skip("numba is not installed (extra `fast`)")
     compiled.main([])
     code = compiled.kept([compiled.HOME / compiled.file_name()])
     assert code is not None
@@ -155,8 +151,3 @@ def test_histories_are_folded_in_by_loops_as_by_numpy(
     # A table that is no block of memory, or has no posterior, is left to numpy.
     monkeypatch.setattr(history.LOADED, "loop", lambda *_: pytest.fail("read as a block"))
     found.posterior.fold_in_users(np.asfortranarray(found.items), given, attributes=described)
-
-
-def test_a_fit_without_numba_is_done_by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("factors.inference.compiled.backend.load_loops", dict[str, object])
-    assert isinstance(choose_backend(MANY_RATINGS, threads=2, block_rows=8192), NumpyBackend)

@@ -2,7 +2,6 @@
 
 from copy import copy
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -143,8 +142,6 @@ def test_a_list_is_what_ranking_every_item_gives(world: World, gamma: float, lin
 def test_loops_find_the_lists_of_numpy(
     world: World, index: Index, monkeypatch: pytest.MonkeyPatch, *, kind: str, gamma: float, link: Link
 ) -> None:
-    if kind == "compiled" and find_spec("numba") is None:
-        pytest.skip("numba is not installed (extra `fast`)")
     monkeypatch.setattr("factors.serving.mean_table.FEW_ALLOWED", 0)
     other = world.having(gamma, link)
     # A boost, so that events have weights, and an item that neither table knows of yet.

@@ -1,7 +1,5 @@
 """The fit of a ranking head: half-steps, neighbours, held-out lists and choices against slow references."""
 
-from importlib.util import find_spec
-
 import numpy as np
 import pytest
 
@@ -41,8 +39,6 @@ def clusters(seed: int) -> Ratings:
 def test_loops_solve_the_rows_of_numpy(
     monkeypatch: pytest.MonkeyPatch, kind: str, rank: int, *, weighted: bool
 ) -> None:
-    if kind == "compiled" and find_spec("numba") is None:
-        pytest.skip("numba is not installed (extra `fast`)")
     rng = np.random.default_rng(6)
     counts = np.array([0, 1, 3, 40, 7, 0])
     indptr = np.concatenate([[0], np.cumsum(counts)])
@@ -113,8 +109,6 @@ LISTS = (ranking_kernels.add_neighbours, ranking_kernels.find_places)
 @pytest.fixture(params=["python", "compiled"])
 def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loops of neighbours and lists, as they stand and compiled."""
-    if request.param == "compiled" and find_spec("numba") is None:
-        pytest.skip("numba is not installed (extra `fast`)")
     if request.param == "python":
         monkeypatch.setattr(regressions, "neighbour_loops", lambda: {loop: loop for loop in LOOPS})
         monkeypatch.setattr(lists, "list_loops", lambda: {loop: loop for loop in LISTS})

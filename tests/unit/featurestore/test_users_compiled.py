@@ -19,8 +19,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(mode=0o755)
     monkeypatch.setattr(compiled, "HOME", folder)
     monkeypatch.setattr(history.LOADED, "loop", None)
-    for name, found in (("can_run", True), ("can_compile", True), ("fingerprint", "x")):
-        monkeypatch.setattr(fold_in_code, name, lambda found=found: found)
+    monkeypatch.setattr(fold_in_code, "fingerprint", lambda: "x")
     monkeypatch.setattr(fold_in_code, "load_code", lambda code: code)
     return folder
 

@@ -1,7 +1,6 @@
 """The loops of a fit are compiled by a process whose memory goes with it, and not again by the fit."""
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,8 +8,6 @@ import pytest
 from factors import MANY_RATINGS
 from trainer.fit_job import compiling
 from trainer.fit_job.compiling import compile_ahead
-
-pytestmark = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed (extra `fast`)")
 
 
 async def test_loops_are_compiled_once_so_many_events_are_archived_that_a_fit_may_need_them(
