@@ -134,3 +134,13 @@ class NoRoomError(TrainerError):
 
 class GaveWayError(TrainerError):
     """An automatic fit was ended for one that was requested; nothing is wrong."""
+
+
+class NothingNewError(TrainerError):
+    """All that was archived says again what the live fit has learned; nothing is wrong. `events`: how many
+    are archived.
+    """
+
+    def __init__(self, events: int = 0) -> None:
+        super().__init__("the live fit has learned it all")
+        self.events = events

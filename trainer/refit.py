@@ -38,6 +38,7 @@ from trainer.errors import (
     GaveWayError,
     Named,
     NoRoomError,
+    NothingNewError,
     SegmentDamagedError,
 )
 from trainer.fit_job.job import FitRequest
@@ -217,7 +218,9 @@ class Refitter:
         try:
             epoch = await self._epochs.open(number)
             try:
-                published = await self._fit_and_publish(epoch, automatic=automatic)
+                # What a person asks for, and what the catalogue or a file calls for, is fitted in any case.
+                how = {"automatic": automatic, "unless_same": reason in {"events", "seconds"}}
+                published = await self._fit_and_publish(epoch, **how)
             except FitFailedError as exc:
                 # Its folder went to the trash under the fit.
                 if self._epochs.opened(number) is not epoch:
@@ -225,6 +228,10 @@ class Refitter:
                 raise
             finally:
                 await self._threads.run(epoch.fits.end_fit)
+        except NothingNewError as exc:
+            self.schedule.learned(exc.events)
+            log.event("fit_ends", epoch=number, code="nothing_new", events=exc.events)
+            return Failure("gave_way", str(exc))
         except (EpochGone, GaveWayError) as exc:
             code: FailureCode = "epoch_gone" if isinstance(exc, EpochGone) else "gave_way"
             log.event("fit_ends", epoch=number, code=code)
@@ -251,9 +258,9 @@ class Refitter:
         )
         return generation if published.live else Failure("held", "an older generation is held live")
 
-    async def _fit_and_publish(self, epoch: OpenEpoch, *, automatic: bool) -> Published:
+    async def _fit_and_publish(self, epoch: OpenEpoch, *, automatic: bool, unless_same: bool) -> Published:
         """Fit everything that was acknowledged before this call, and publish it. Raises `GateRefusedError`
-        where it must not go live.
+        where it must not go live, `NothingNewError` where it is to be fitted `unless_same` and is.
         """
         number = epoch.archive.epoch
         # Read before the snapshot: a user who is forgotten by now is erased when the streams' ends are
@@ -265,7 +272,8 @@ class Refitter:
         leaving = {digest_of(each.user) for each in open_erasures if each.user is not None}
         forgotten = {digest: n for digest, n in forgotten.items() if digest not in leaving}
         self._step("fit:reached")
-        snapshot, n_items, result = await self._fit(epoch, automatic=automatic)
+        how = {"automatic": automatic, "unless_same": unless_same}
+        snapshot, n_items, result = await self._fit(epoch, **how)
         self._step("fit:done")
         self._progress.begin("publishing")
         await self._threads.run(epoch.fits.erase_from_new)
@@ -299,7 +307,9 @@ class Refitter:
             log.warning("context_fields_from_archive", error=str(exc))
             return await with_retries(self._threads.run, read_fields, epoch.archive.directory)
 
-    async def _fit(self, epoch: OpenEpoch, *, automatic: bool) -> tuple[Snapshot, int, FitResult]:
+    async def _fit(
+        self, epoch: OpenEpoch, *, automatic: bool, unless_same: bool
+    ) -> tuple[Snapshot, int, FitResult]:
         """Fit what is archived now; return that, how many items the registry had, and the fit."""
         number, attempt = epoch.archive.epoch, 0
         registry = self._store.items(number)
@@ -346,10 +356,13 @@ class Refitter:
                     context_kinds=fields.kinds,
                     context_retired=tuple(fields.retired),
                     head_may_wait=live is None or live.meta.summary.n_ratings == 0,
+                    unless_same=unless_same and not self._from_scratch,
                 )
                 fitting = fit_in_process(request, files, users, step=self._step, told=self._progress)
                 result = await self._ran(fitting, automatic=automatic)
                 return snapshot, len(item_ids), result
+            except NothingNewError as exc:
+                raise NothingNewError(snapshot.events) from exc
             except FitFailedError as exc:
                 if exc.unread is not None:
                     await self._threads.run(epoch.archive.note_unread, exc.unread)

@@ -161,6 +161,8 @@ class Schedule:
         self._not_before = 0.0
         self._paced_until = 0.0
         self.first_new_at: float | None = None
+        # How many events a fit found that say nothing new.
+        self.learned_events = 0
 
     @property
     def failures(self) -> int:
@@ -192,16 +194,18 @@ class Schedule:
             self._epoch = epoch
             self._looks.clear()
             self.first_new_at = None
+            self.learned_events = 0
         self._looks.append((now, archived_events))
         while self._looks[0][0] < now - _LATELY_S:
             self._looks.popleft()
-        if archived_events > fitted_events and self.first_new_at is None:
+        new_events = archived_events - max(fitted_events, self.learned_events)
+        if new_events > 0 and self.first_new_at is None:
             self.first_new_at = now
         situation = Situation(
             now=now,
             requested=requested,
             held=held,
-            new_events=archived_events - fitted_events,
+            new_events=new_events,
             fitted_events=fitted_events,
             lately=self.lately,
             first_new_at=self.first_new_at,
@@ -223,6 +227,12 @@ class Schedule:
         self._not_before = 0.0
         if live:
             self.first_new_at = None
+
+    def learned(self, events: int) -> None:
+        """Take note that the live fit knows all that so many archived `events` say."""
+        self.learned_events, self.first_new_at = events, None
+        self._backoff.reset()
+        self._not_before = 0.0
 
     def failed(self, now: float) -> float:
         """Take note of a fit that was not published; return after how many seconds the next one may begin."""

@@ -44,6 +44,7 @@ from trainer.errors import (
     ArchiveFailedError,
     ArchiveRefusedError,
     FitFailedError,
+    NothingNewError,
     SegmentDamagedError,
     SegmentUnreadError,
 )
@@ -85,7 +86,8 @@ class FitRequest:
     are not to be learned. `user_attributes`: the open file of those of users, which were read at
     `users_read_ms`; None where there are none. `context_kinds`: of the fields of contexts;
     `context_retired`: the places of fields, and of categories with their code, that are not learned.
-    `head_may_wait`: no generation is live that has learned any rating.
+    `head_may_wait`: no generation is live that has learned any rating. `unless_same`: fit nothing where the
+    live fit has learned all that there is.
     """
 
     paths: tuple[str, ...]
@@ -108,6 +110,7 @@ class FitRequest:
     context_kinds: tuple[ContextKind, ...] = ()
     context_retired: tuple[tuple[int, int | None], ...] = ()
     head_may_wait: bool = False
+    unless_same: bool = False
 
 
 class Began(msgspec.Struct, frozen=True, tag=True):
@@ -131,6 +134,10 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     cpu_s: float = 0.0
 
 
+class NothingNew(msgspec.Struct, frozen=True, tag=True):
+    """There is no result: the live fit has learned it all."""
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """There is no result. `path`: the segment that is damaged."""
 
@@ -139,7 +146,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     path: str | None = None
 
 
-Answer = Began | Progress | Done | Failed
+Answer = Began | Progress | Done | NothingNew | Failed
 
 
 def _no_phase(_phase: Phase) -> None:
@@ -153,8 +160,8 @@ def run_fit(request: FitRequest, report: Report, begin: Callable[[Phase], None] 
     need not wait for lists, and the next fit, which goes on from this one, has the head. `begin` is called
     with each phase.
 
-    Raises `SegmentDamagedError`, `ArchiveFailedError`, `ArchiveRefusedError`, `FactorsError`, `OSError`,
-    `MemoryError`.
+    Raises `SegmentDamagedError`, `ArchiveFailedError`, `ArchiveRefusedError`, `NothingNewError`,
+    `FactorsError`, `OSError`, `MemoryError`.
     """
     output, rng = Path(request.output), np.random.default_rng(request.seed)
     data, live, head = _fit_ratings(request, rng, report, begin)
@@ -184,6 +191,8 @@ def _fit_ratings(
     opened = [pa.PythonFile(os.fdopen(descriptor, "rb")) for descriptor in request.descriptors]
     segments = list(zip(map(Path, request.paths), opened, strict=True))
     data = load_ratings(segments, item_ids, known_ids, learned)
+    if request.unless_same and live is not None and has_learned(live, data, request):
+        raise NothingNewError
     # Decided once, so that the trial is of what goes live; and what no fit reads is not carried along.
     kinds = request.context_kinds
     data = replace(data, ratings=of_fields(data.ratings, len(kinds), request.context_retired))
@@ -232,6 +241,19 @@ def _fit_ratings(
         users_read_ms=request.users_read_ms,
     )
     return data, live, head
+
+
+def has_learned(live: FitResult, data: FitInput, request: FitRequest) -> bool:
+    """Return whether the live fit has learned all that there is, as after a file was imported again. Other
+    events than ratings and the attributes of users are not compared, and count as new.
+    """
+    return (
+        not data.has_news
+        and data.choices is None
+        and request.user_attributes is None
+        and live.n_ratings == len(data.ratings.value)
+        and (live.catalogue or "") == request.catalogue_version
+    )
 
 
 def _from_trial(task: FitTask, trial: Fitted) -> FitTask:
@@ -308,6 +330,8 @@ def answer_of(request: FitRequest, tell: Callable[[Answer], None]) -> Answer:
         # Loops divide their rows among threads themselves, and what BLAS gives depends on how many it has.
         with threadpool_limits(limits={"blas": 1, "openmp": request.threads}):
             run_fit(request, lambda metrics: tell(Progress(metrics)), lambda phase: tell(Began(phase)))
+    except NothingNewError:
+        return NothingNew()
     except _EXPECTED as exc:
         path = str(exc.path) if isinstance(exc, SegmentDamagedError | SegmentUnreadError) else None
         return Failed(_kind(exc), str(exc) or type(exc).__name__, path)

@@ -14,8 +14,8 @@ from trainer import log
 from trainer.archive.segments import Step, no_step
 from trainer.archive.storage.files import WithDescriptor
 from trainer.archive.storage.local import TEMPORARY
-from trainer.errors import FitFailedError
-from trainer.fit_job.job import Answer, Began, Done, FitRequest, Progress
+from trainer.errors import FitFailedError, NothingNewError
+from trainer.fit_job.job import Answer, Began, Done, FitRequest, NothingNew, Progress
 from trainer.fit_job.progress import FitProgress
 from trainer.fit_job.result_files import read_result, take_name
 from trainer.fit_job.results import FitResult
@@ -33,7 +33,7 @@ async def fit_in_process(
     open; `users`: the file of the attributes of users, where there are any; `told`: is kept up to date.
 
     Where the process is killed while it fits the ranking head, the result has none. Raises `FitFailedError`
-    where there is no result.
+    where there is no result, `NothingNewError` where there need be none.
     """
     request = replace(request, descriptors=tuple(file.fileno() for file in files))
     opened = request.descriptors
@@ -61,6 +61,8 @@ async def fit_in_process(
     if isinstance(answer, Done):
         log.event("fit_ended", cpu_s=answer.cpu_s, peak_bytes=answer.peak_bytes or None)
         return await asyncio.to_thread(read_result, output)
+    if isinstance(answer, NothingNew):
+        raise NothingNewError
     if answer.kind == "memory":
         raise FitFailedError("it ran out of memory")
     path = None if answer.path is None else Path(answer.path)

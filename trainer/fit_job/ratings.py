@@ -33,7 +33,8 @@ class FitInput:
     int64 (k,): user row in the earlier fit of each of the first k users. `unknown`: events of items that the
     registry does not have, which are left out. `unlearned` int32: positions of the ratings that the earlier
     fit has not learned, in the order in which they arrived, without those that say again what it has learned;
-    none where there was no such fit.
+    none where there was no such fit. `has_news`: whether any event says another rating or time than that fit
+    has learned of the pair.
     """
 
     user_ids: pa.StringArray
@@ -44,6 +45,7 @@ class FitInput:
     unlearned: npt.NDArray[np.integer[Any]]
     unknown: int = 0
     choices: Choices | None = None
+    has_news: bool = True
 
     @property
     def n_users(self) -> int:
@@ -80,12 +82,17 @@ def load_ratings(
     item = typed_rows(type_code, item_row)
     given = _last_in_order(user_row, item)
     given &= (item_row >= 0) & ~np.isnan(events.rating[by_n])
-    is_new = np.zeros(int(given.sum()), dtype=bool)
+    is_new, has_news = np.zeros(int(given.sum()), dtype=bool), True
+    context = joined(events.contexts)
     if learned is not None:
         learned_n = np.zeros(len(user_ids), dtype=np.int64)
         learned_n[: len(kept)] = learned[kept]
         later = n > learned_n[user_row]
-        is_new = (later & ~_repeated(user_row, item, events.rating[by_n], later))[given]
+        repeats = _Repeats.of(user_row, item, later)
+        again = repeats.same(events.rating[by_n])
+        is_new = (later & ~again)[given]
+        # What is told with a rating is not compared.
+        has_news = bool((later & ~(again & repeats.same(events.time[by_n]))).any()) or context is not None
     user_row, item_row, type_code, by_n = user_row[given], item_row[given], type_code[given], by_n[given]
     del n, given
     value, time = events.rating[by_n], events.time[by_n]
@@ -94,11 +101,11 @@ def load_ratings(
     if not rated.all():
         choices = Choices(user_row, item_row, value, time, type_code)
         ratings, by_n, is_new = choices.ratings(), by_n[rated], is_new[rated]
-    context = joined(events.contexts)
     ratings = ratings if context is None else replace(ratings, context=trimmed(context[by_n]))
     new = np.flatnonzero(is_new)
     unlearned = new[np.argsort(by_n[new])].astype(np.int32)
-    return FitInput(user_ids, user_n, ratings, len(item_ids), kept, unlearned, unknown, choices)
+    n_items = len(item_ids)
+    return FitInput(user_ids, user_n, ratings, n_items, kept, unlearned, unknown, choices, has_news)
 
 
 @dataclass
@@ -169,30 +176,45 @@ def _last_in_order(user_row: npt.NDArray[np.int32], item: npt.NDArray[np.int64])
     return last
 
 
-def _repeated(
-    user_row: npt.NDArray[np.int32],
-    item: npt.NDArray[np.int64],
-    rating: npt.NDArray[np.float64],
-    later: npt.NDArray[np.bool_],
-) -> npt.NDArray[np.bool_]:
-    """Return which events (m,), ordered by user and `n`, say what the last event of their pair that is not
-    `later` said, as those of a file that is imported again do.
+@dataclass(frozen=True, slots=True)
+class _Repeats:
+    """Events (m,), ordered by user and `n`, that come after another one of their pair that is learned, as
+    those of a file that is imported again do. `events`: their positions (k,), `known`: those of the last
+    learned one of their pairs.
     """
-    found = np.zeros(len(later), dtype=bool)
-    has_later = np.zeros(int(user_row.max(initial=-1)) + 1, dtype=bool)
-    has_later[user_row[later]] = True
-    # Those of other users, which are nearly all of a refit, need no sort.
-    among = np.flatnonzero(has_later[user_row])
-    pair = user_row[among].astype(np.int64) << 33 | (item[among] + 1)
-    order = np.argsort(pair, kind="stable")
-    among, pair = among[order], pair[order]
-    place = np.arange(len(pair))
-    begins = np.append(True, pair[1:] != pair[:-1])[: len(pair)]
-    first = np.maximum.accumulate(np.where(begins, place, 0))
-    known = np.maximum.accumulate(np.where(later[among], -1, place))
-    said = rating[among]
-    found[among] = (known >= first) & (said[known] == said)
-    return found
+
+    total: int
+    events: npt.NDArray[np.int64]
+    known: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls,
+        user_row: npt.NDArray[np.int32],
+        item: npt.NDArray[np.int64],
+        later: npt.NDArray[np.bool_],
+    ) -> "_Repeats":
+        """Find them. `later`: which events are not learned."""
+        has_later = np.zeros(int(user_row.max(initial=-1)) + 1, dtype=bool)
+        has_later[user_row[later]] = True
+        # Those of other users, which are nearly all of a refit, need no sort.
+        among = np.flatnonzero(has_later[user_row])
+        pair = user_row[among].astype(np.int64) << 33 | (item[among] + 1)
+        order = np.argsort(pair, kind="stable")
+        among, pair = among[order], pair[order]
+        place = np.arange(len(pair))
+        begins = np.append(True, pair[1:] != pair[:-1])[: len(pair)]
+        first = np.maximum.accumulate(np.where(begins, place, 0))
+        known = np.maximum.accumulate(np.where(later[among], -1, place))
+        found = known >= first
+        return cls(len(later), among[found], among[known[found]])
+
+    def same(self, column: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Return which events (m,) have in this `column` what the learned one has; NaN is like NaN."""
+        said, before = column[self.events], column[self.known]
+        found = np.zeros(self.total, dtype=bool)
+        found[self.events] = (said == before) | (np.isnan(said) & np.isnan(before))
+        return found
 
 
 def _in_order(

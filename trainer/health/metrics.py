@@ -130,7 +130,7 @@ def of_term(term: Term) -> Iterator[Metric]:
     yield _gauge(
         "unfitted_events",
         "Archived events that the live fit has not learned.",
-        max(0, consumer.archived_events - live.fitted_events),
+        max(0, consumer.archived_events - max(live.fitted_events, term.refitter.schedule.learned_events)),
     )
     position = GaugeMetricFamily(
         "foldin_trainer_archive_position_seconds",

@@ -124,9 +124,19 @@ async def test_refits_come_by_themselves_and_leave_a_core_and_a_held_generation_
         assert (pointer.generation, pointer.held) == (third, False)
     assert threads == [3, 2, 3]
     # By time, too.
-    async with running_trainer(replace(settings, rules=Rules(10**9, 0.05, share=1.0))):
+    async with running_trainer(replace(settings, rules=Rules(10**9, 0.05, share=1.0))) as trainer:
         await store.ratings.append([rating("u1", "i1")])
         await until_live(store, third + 1)
+        # A file that is imported again says nothing new.
+        again = [replace(each, time=5e8) for each in GIVEN]
+        for generation in (third + 2, third + 2):
+            await store.ratings.append(again)
+            await until_drained(store)
+            await until_live(store, generation)
+        assert trainer.term is not None
+        schedule, seen = trainer.term.refitter.schedule, len(archived(settings))
+        await wait_until_async(lambda: schedule.learned_events == seen, "it is seen that nothing is new")
+        assert (await store.generations.live()).generation == third + 2
 
 
 async def test_a_history_is_replaced_as_a_whole_and_the_one_before_is_whole_in_the_trash(

@@ -19,10 +19,10 @@ NAN = float("nan")
 Event = tuple[str, int, int, float]
 
 
-def archived(folder: Path, events: list[Event], first_ms: int = 1) -> EpochArchive:
+def archived(folder: Path, events: list[Event], first_ms: int = 1, time: float | None = None) -> EpochArchive:
     archive = EpochArchive(folder, 1, guard=free)
     ms = np.arange(first_ms, first_ms + len(events))
-    append(archive, *zip(*events, strict=True), stream_ms=ms, time=ms)
+    append(archive, *zip(*events, strict=True), stream_ms=ms, time=ms if time is None else time)
     return archive
 
 
@@ -93,7 +93,12 @@ def test_what_is_told_again_is_not_new(tmp_path: Path) -> None:
         for k in new
     }
     assert told == {("a", 1, 3.0), ("a", 2, 4.0), ("c", 0, 4.0)}
+    assert given.has_news
     assert load_ratings(opened(archive), item_ids(3)).unlearned.size == 0
+    users, learned = string_array([b"a", b"b", b"c"]), np.array([5, 5, 1])
+    for first_ms, time, has_news in ((200, 101.0, False), (300, 9e8, True)):
+        archive = archived(tmp_path, [("a", first_ms, 1, 3.0)], first_ms, time)
+        assert load_ratings(opened(archive), item_ids(3), users, learned).has_news == has_news
 
 
 def test_the_newest_are_not_learned_yet_and_of_no_account_more_than_its_share() -> None:
