@@ -55,7 +55,7 @@ from factors.ranking.training import RankingFit
 from factors.ranking.type_weights import TYPE_CODES, Meaning, TypeWeight, positive_sums, positive_worth
 from factors.serving.bias_baseline import BiasBaseline, fit_biases
 from factors.serving.blended import Blended, BlendedRanker
-from factors.serving.explain import explain
+from factors.serving.explain import contributions, explain
 from factors.serving.ivf_index import (
     INDEXED_ITEMS,
     Index,
@@ -136,6 +136,7 @@ __all__ = [
     "all_finite_items",
     "build_index",
     "choose_backend",
+    "contributions",
     "explain",
     "fit",
     "fit_biases",

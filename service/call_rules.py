@@ -22,7 +22,17 @@ from service.openapi import Schema, query_parameter
 from service.rules.filter_parsing import UnknownAttribute, refused
 from service.rules.filters import NO_FILTER, Filter
 from service.rules.listing import Ranking, RuledList, Scored, apply
-from service.rules.request import DEFAULT_N, MAX_N, MAX_NAME, RuleFields, Rules, merged, narrowed, parse_rules
+from service.rules.request import (
+    DEFAULT_N,
+    MAX_N,
+    MAX_NAME,
+    MOST_WITH_REASONS,
+    RuleFields,
+    Rules,
+    merged,
+    narrowed,
+    parse_rules,
+)
 
 # Candidates are compared with all that were chosen: a list of so many takes a second of a core.
 MOST_COMPARED = 1_000
@@ -52,6 +62,12 @@ QUERY_RULES = (
     query_parameter("category", _text(MOST_CATEGORY), "Only items of this category"),
     query_parameter("exclude_items", _text(MOST_IDS), "Ids of items to leave out, with commas between"),
     query_parameter("scenario", _text(MAX_NAME), "Rules that are stored"),
+    query_parameter(
+        "include",
+        _text(MOST_IDS),
+        "What to say of each item, with commas between: `title`, `image`, `categories`, `attributes`, "
+        "`attributes.NAME`, and in lists for a user `reasons`",
+    ),
 )
 
 
@@ -168,8 +184,9 @@ def query_rules(query: Query) -> tuple[RuleFields, str | None]:
     ids: list[Id] | None = None
     if text is not None:
         ids = [each for each in text.split(",") if 0 < len(each.encode()) <= MAX_ID_BYTES]
-    n = query.integer("n", 0, 1, MAX_N) or None
-    return RuleFields(exclude_items=ids, n=n), category
+    n, include = query.integer("n", 0, 1, MAX_N) or None, _short(query, "include", MOST_IDS)
+    parts = None if include is None else include.split(",")
+    return RuleFields(exclude_items=ids, n=n, include=parts), category
 
 
 def _short(query: Query, name: str, longest: int) -> str | None:
@@ -181,6 +198,8 @@ def _short(query: Query, name: str, longest: int) -> str | None:
 
 def check_rearranging(rules: Rules, places: int, *, explores: bool) -> None:
     """Raise `invalid_rule` where rules do not go with the number of `places`, or with a draw."""
+    if "reasons" in rules.include and places > MOST_WITH_REASONS:
+        raise refused("/include", f"with reasons, n and offset are {MOST_WITH_REASONS} at most together")
     if not (rules.boosts or rules.cap or rules.trade_off is not None):
         return
     if explores:

@@ -119,17 +119,17 @@ export interface Foldin {
   /** Have these types, and no others, take events. `PUT /event-types`; role `operate`. */
   putEventTypes(options: { types: Array<TypeIn>; }): Promise<TypesOut>;
   /** The best items for a user. `GET /recommend/{user_id}`; role `read`. */
-  recommend(user_id: string | number, options?: { n?: number; offset?: number; exclude_seen?: boolean | string; impressions?: boolean; explore?: "none" | "thompson"; recency?: number; seed?: number; order?: "score" | "rating"; category?: string; exclude_items?: string; scenario?: string; context?: Record<string, any>; }): Promise<Recommendations>;
+  recommend(user_id: string | number, options?: { n?: number; offset?: number; exclude_seen?: boolean | string; impressions?: boolean; explore?: "none" | "thompson"; recency?: number; seed?: number; order?: "score" | "rating"; category?: string; exclude_items?: string; scenario?: string; include?: string; context?: Record<string, any>; }): Promise<Recommendations>;
   /** The best items for a user, under rules. `POST /recommend/{user_id}`; role `read`. */
-  recommendByRules(user_id: string | number, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; offset?: number; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; }): Promise<Recommendations>;
+  recommendByRules(user_id: string | number, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; include?: Array<string> | null; offset?: number; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; }): Promise<Recommendations>;
   /** The best items for someone who is not stored. `POST /recommend`; role `read`. */
-  recommendAnonymous(options: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; offset?: number; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; ratings: Array<AnonymousRating>; }): Promise<Recommendations>;
+  recommendAnonymous(options: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; include?: Array<string> | null; offset?: number; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; ratings: Array<AnonymousRating>; }): Promise<Recommendations>;
   /** The names of all scenarios. `GET /scenarios`; role `read`. */
   getScenarios(): Promise<ScenarioNames>;
   /** The rules of a scenario. `GET /scenarios/{name}`; role `read`. */
   getScenario(name: string): Promise<Scenario>;
   /** Store rules under a name, in place of those before. `PUT /scenarios/{name}`; role `operate`. */
-  putScenario(name: string, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; }): Promise<Scenario>;
+  putScenario(name: string, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; include?: Array<string> | null; }): Promise<Scenario>;
   /** Delete a scenario. `DELETE /scenarios/{name}`; role `operate`. */
   deleteScenario(name: string): Promise<ScenarioDeleted>;
   /** The experiments that run. `GET /experiments`; role `read`. */
@@ -141,15 +141,15 @@ export interface Foldin {
   /** End an experiment, and forget its figures. `DELETE /experiments/{name}`; role `operate`. */
   deleteExperiment(name: string, options?: { keep?: string; }): Promise<Ended>;
   /** The items most like one. `GET /similar/{item_id}`; role `read`. */
-  similar(item_id: string | number, options?: { n?: number; by?: "behaviour" | "content" | "both"; category?: string; exclude_items?: string; scenario?: string; }): Promise<Similar>;
+  similar(item_id: string | number, options?: { n?: number; by?: "behaviour" | "content" | "both"; category?: string; exclude_items?: string; scenario?: string; include?: string; }): Promise<Similar>;
   /** The most loved items. `GET /popular`; role `read`. */
-  popular(options?: { n?: number; by?: "rating" | "events"; category?: string; exclude_items?: string; scenario?: string; }): Promise<Popular>;
+  popular(options?: { n?: number; by?: "rating" | "events"; category?: string; exclude_items?: string; scenario?: string; include?: string; }): Promise<Popular>;
   /** The items that are rated most of late. `GET /trending`; role `read`. */
-  trending(options?: { n?: number; category?: string; exclude_items?: string; scenario?: string; }): Promise<Trending>;
+  trending(options?: { n?: number; category?: string; exclude_items?: string; scenario?: string; include?: string; }): Promise<Trending>;
   /** The latest items. `GET /latest`; role `read`. */
-  latest(options?: { n?: number; category?: string; exclude_items?: string; scenario?: string; }): Promise<Latest>;
+  latest(options?: { n?: number; category?: string; exclude_items?: string; scenario?: string; include?: string; }): Promise<Latest>;
   /** Which of the user's own ratings moved a score, and by how much. `GET /explain/{user_id}/{item_id}`; role `read`. */
-  explain(user_id: string | number, item_id: string | number, options?: { context?: Record<string, any>; }): Promise<Explained>;
+  explain(user_id: string | number, item_id: string | number, options?: { n?: number; context?: Record<string, any>; }): Promise<Explained>;
   /** Users whose ids begin with a text. A call looks through a part of the store, so a page may be short. `GET /users`; role `read`. */
   findUsers(options?: { prefix?: string; n?: number; cursor?: string; }): Promise<UsersPage>;
   /** Say what is known of users besides ratings: one, an array, or one a line. One bad row refuses all. `POST /users`; role `operate`. */
@@ -462,7 +462,7 @@ export interface ExperimentsOut {
   default_scenario?: string | null;
 }
 
-/** `base` plus all contributions is `rating`, which is what GET /predict answers. `score`: what GET /recommend ranks the item by, of the rating and `relevance`, where the generation has a ranking head. */
+/** `base` plus all contributions, and the `rest` of those that `n` left out, is `rating`, which is what GET /predict answers. `score`: what GET /recommend ranks the item by, of the rating and `relevance`, where the generation has a ranking head. */
 export interface Explained {
   user_id: string;
   item_id: string;
@@ -473,6 +473,7 @@ export interface Explained {
   parts: Array<Part>;
   generation: number;
   degraded?: boolean;
+  rest?: number | null;
   score?: number | null;
   relevance?: Relevance | null;
 }
@@ -669,6 +670,7 @@ export interface ListBody {
   explore?: "none" | "thompson" | (string & {}) | null;
   recency?: number | null;
   impressions?: boolean | null;
+  include?: Array<string> | null;
   offset?: number;
   seed?: number | null;
   scenario?: string | null;
@@ -682,6 +684,10 @@ export interface Loved {
   ratings: number;
   mean: number | null;
   positives?: number | null;
+  title?: string | null;
+  image?: string | null;
+  categories?: Array<string> | null;
+  attributes?: Record<string, any> | null;
 }
 
 /** A user, how like the taste is (1: the same, 0: none in common), and how many ratings say so; where the generation has learned none, how many `events`. */
@@ -696,6 +702,10 @@ export interface NearUserOut {
 export interface Neighbour {
   item_id: string;
   score: number;
+  title?: string | null;
+  image?: string | null;
+  categories?: Array<string> | null;
+  attributes?: Record<string, any> | null;
 }
 
 /** The users nearest to one, the nearest first. `among`: of how many they are the nearest. `reason`: why there are none. */
@@ -712,6 +722,10 @@ export interface NeighboursOut {
 export interface New {
   item_id: string;
   available_from: number | null;
+  title?: string | null;
+  image?: string | null;
+  categories?: Array<string> | null;
+  attributes?: Record<string, any> | null;
 }
 
 /** The answer of GET /predict. `distribution`: probability of each step of the scale, lowest first. `degraded`: the store is away, and the answer may lack ratings that were acknowledged. */
@@ -815,6 +829,16 @@ export interface Ready {
   degraded?: boolean;
 }
 
+/** An item that the user chose or rated, and by how much that moved what ranks another. */
+export interface Reason {
+  title?: string | null;
+  image?: string | null;
+  categories?: Array<string> | null;
+  attributes?: Record<string, any> | null;
+  item_id: string;
+  contribution: number;
+}
+
 /** Proof of a request to be forgotten, or to take the ratings of an item back. `archive` is `erased` once the trainer has erased it there too; of the ratings of an item it becomes `taken_back`, or `failed` where their history was replaced before. */
 export interface Receipt {
   receipt: string;
@@ -839,6 +863,7 @@ export interface RecommendBody {
   explore?: "none" | "thompson" | (string & {}) | null;
   recency?: number | null;
   impressions?: boolean | null;
+  include?: Array<string> | null;
   offset?: number;
   seed?: number | null;
   scenario?: string | null;
@@ -860,7 +885,7 @@ export interface Recommendations {
   arms?: Record<string, string> | null;
 }
 
-/** An item. `score`: what it is ranked by, made of `relevance`, how likely the user is to choose it, and the expected `rating`; ranked by rating alone, it is that, and there is no relevance. A boost is in the score alone. `basis`: what the rating rests on, as in GET /predict; `relevance_basis`: what the relevance does, in the same words, by events of the user and of the item in the place of ratings. */
+/** An item. `score`: what it is ranked by, made of `relevance`, how likely the user is to choose it, and the expected `rating`; ranked by rating alone, it is that, and there is no relevance. A boost is in the score alone. `basis`: what the rating rests on, as in GET /predict; `relevance_basis`: what the relevance does, in the same words, by events of the user and of the item in the place of ratings. `reasons`: what of the user's history did most for its place. */
 export interface Recommended {
   item_id: string;
   score: number;
@@ -868,14 +893,20 @@ export interface Recommended {
   basis: string;
   relevance?: number | null;
   relevance_basis?: string | null;
+  reasons?: Array<Reason> | null;
+  title?: string | null;
+  image?: string | null;
+  categories?: Array<string> | null;
+  attributes?: Record<string, any> | null;
 }
 
-/** `base` plus all contributions is `value`, the relevance of GET /recommend; `basis` its `relevance_basis`. */
+/** `base` plus all contributions, and the `rest` of those that `n` left out, is `value`, the relevance of GET /recommend; `basis` its `relevance_basis`. */
 export interface Relevance {
   value: number;
   base: number;
   parts: Array<RelevancePart>;
   basis: string;
+  rest?: number | null;
 }
 
 /** By how much having chosen one item, by a rating of whatever value or by another event, moved the relevance. */
@@ -942,6 +973,10 @@ export interface Reports {
 export interface Rising {
   item_id: string;
   score: number;
+  title?: string | null;
+  image?: string | null;
+  categories?: Array<string> | null;
+  attributes?: Record<string, any> | null;
 }
 
 /** What a list may have, and in which order. A scenario has the same fields. */
@@ -959,6 +994,7 @@ export interface RuleFields {
   explore?: "none" | "thompson" | (string & {}) | null;
   recency?: number | null;
   impressions?: boolean | null;
+  include?: Array<string> | null;
 }
 
 /** A scale: its low end, its high end, and the step between its values where all ratings keep one. */
@@ -991,6 +1027,7 @@ export interface Scenario {
   explore?: "none" | "thompson" | (string & {}) | null;
   recency?: number | null;
   impressions?: boolean | null;
+  include?: Array<string> | null;
   name: string;
 }
 

@@ -127,14 +127,21 @@ class RankingHead:
         The base is what the prior of a user with so many events gives; base and contributions add up to the
         score.
         """
+        base, rated, parts = self.contributions(history, np.array([item_row]))
+        return float(base[0]), rated, parts[:, 0]
+
+    def contributions(self, history: Histories, item_rows: Int64s) -> tuple[Float64s, Int32s, Float64s]:
+        """Return the same of several items (m,): bases (m,), the items of the history (n,), and what each
+        adds (n, m).
+        """
         data = self._events(history)
         chosen, precision = self._precision(data)
-        direction = np.linalg.solve(precision, self.items[item_row].astype(np.float64))
+        directions = np.linalg.solve(precision, self.items[item_rows].astype(np.float64).T)
         ridge = float(self.parameters.ridges("user", data.counts)[0])
-        base = ridge * float(self.parameters.user_mean @ direction)
+        base = ridge * np.asarray(self.parameters.user_mean @ directions, np.float64)
         other = data.compressed.other
-        sparse = self.neighbours.weights_of(other, item_row)
-        return base, other.astype(np.int32), np.asarray(self._said(data) * (chosen @ direction + sparse))
+        parts = chosen @ directions + self.neighbours.weights_between(other, item_rows)
+        return base, other.astype(np.int32), np.asarray(self._said(data)[:, None] * parts)
 
     def covariance(self, history: Histories) -> Float64s:
         """Return the covariance (r, r) of the user's vector: the inverse of its precision times the noise."""

@@ -82,11 +82,16 @@ class Neighbours:
         first = np.flatnonzero(np.diff(row, prepend=-1))
         return row[first].astype(np.int64), np.add.reduceat(added, first) if len(first) else added
 
-    def weights_of(self, items: Int64s, row: int) -> Float64s:
-        """Return what each of `items` (h,) adds to the score of the one item `row`."""
+    def weights_between(self, items: Int64s, rows: Int64s) -> Float64s:
+        """Return what each of `items` (h,) adds to the scores of the items `rows` (m,): (h, m)."""
         entries, lengths = self.entries(items)
-        source, hit = np.repeat(np.arange(len(items)), lengths), self.item_row[entries] == row
-        return np.bincount(source[hit], self.weight[entries[hit]], minlength=len(items)).astype(np.float64)
+        source, reached = np.repeat(np.arange(len(items)), lengths), self.item_row[entries]
+        found = np.zeros((len(items), len(rows)))
+        for place, row in enumerate(rows.tolist()):
+            hit = reached == row
+            weights = self.weight[entries[hit]]
+            found[:, place] = np.bincount(source[hit], weights, minlength=len(items))
+        return found
 
     def matrix(self) -> sp.csr_array:
         """Return the same as a sparse matrix (n_items, n_items)."""

@@ -356,6 +356,16 @@ class BlendedRanker:
         score = self._valued(np.array([item_row]), np.array([relevance]), np.array([rating])).scores[0]
         return ExplainedScore(float(score), relevance, base, rows, contributions)
 
+    def contributions(self, history: Histories, item_rows: Int64s) -> tuple[Int32s, Float64s]:
+        """Return the items of the user's one `history` (n,), and what each adds to the relevance of items
+        `item_rows` (m,): (n, m); nothing to one of which nothing is known.
+        """
+        known = (item_rows >= 0) & (item_rows < len(self.head.items))
+        _, rated, parts = self.head.contributions(history, item_rows[known])
+        found = np.zeros((len(rated), len(item_rows)))
+        found[:, known] = parts
+        return rated, found
+
     def _best(
         self, means: MeanTable, candidates: _Candidates, n: int, rate: Rate, bound: Rate | None = None
     ) -> Blended | None:

@@ -13,7 +13,7 @@ import numpy as np
 from factors.inference.histories import compress
 from factors.model.columns import Columns
 from factors.model.layout import unpack
-from factors.model.types import Explanation, Float32s, Histories
+from factors.model.types import Explanation, Float32s, Float64s, Histories, Int32s, Int64s
 from factors.posterior.posterior_model import PosteriorModel
 from factors.serving.scoring import Scorer
 
@@ -33,27 +33,44 @@ def explain(
     `current` (1, user_width): the user's row, `attributes`: of the user, as for `fold_in_users`. `context`
     (1, fields): as for `Scorer.score`. Raises `ValueError` where `history` is not exactly one.
     """
+    rows = np.array([item_row])
+    rating, rated, parts = contributions(
+        posterior, items, history, rows, current=current, attributes=attributes, context=context
+    )
+    return Explanation(float(rating[0]) - float(parts[:, 0].sum()), rated, parts[:, 0])
+
+
+def contributions(
+    posterior: PosteriorModel,
+    items: Float32s,
+    history: Histories,
+    item_rows: Int64s,
+    *,
+    current: Float32s | None = None,
+    attributes: Columns | None = None,
+    context: Float32s | None = None,
+) -> tuple[Float64s, Int32s, Float64s]:
+    """Return the ratings of items (m,), what the user rated (n,), and by how much each of these moved them:
+    (n, m). Otherwise as `explain`.
+    """
     if len(history.offsets) != 2:
         raise ValueError(f"explain takes one history, not {len(history.offsets) - 1}")
     link, layout = posterior.link, posterior.parameters.users.layout
     user = posterior.fold_in_users(items, history, current=current, attributes=attributes)
-    scorer = Scorer(posterior, items)
-    mean, variance, _ = scorer.latent(
-        user, np.zeros(1, dtype=np.int64), np.array([item_row]), context=context
-    )
-    rating = float(link.rating_moments(mean, variance)[0][0])
+    scorer, alone = Scorer(posterior, items), np.zeros(len(item_rows), dtype=np.int64)
+    mean, variance, _ = scorer.latent(user, alone, item_rows, context=context)
+    rating = link.rating_moments(mean, variance)[0]
     data = compress(history, len(items), whole=False)
-    item = items[item_row] if 0 <= item_row < len(items) else posterior.prior_item
-    direction = np.append(item[layout.latent].astype(np.float64), 1.0)
+    known = (item_rows >= 0) & (item_rows < len(items))
+    directions = np.ones((layout.dim, len(item_rows)))
+    directions[:-1] = posterior.prior_item[layout.latent][:, None]
+    directions[:-1, known] = items[item_rows[known]][:, layout.latent].T
     terms, implicit_terms = posterior.entry_terms(items, data, current, attributes)
     covariance = unpack(user[:, layout.covariance], layout.dim)[0]
-    parts = terms @ (covariance @ direction) + implicit_terms @ direction
+    parts = terms @ (covariance @ directions) + implicit_terms @ directions
     # The variance stays that of the user with the history, so that only the mean moves between both ratings.
-    base = float(link.rating_moments(mean - parts.sum(), variance)[0][0])
-    moved = float(parts.sum())
+    moved = parts.sum(axis=0)
+    base = link.rating_moments(mean - moved, variance)[0]
     # Where the parts cancel out, their proportions are rounding errors.
-    share = (rating - base) / moved if abs(moved) > 1e-12 else 0.0
-    contributions = parts * share
-    return Explanation(
-        rating - float(contributions.sum()), history.other_row[data.source].astype(np.int32), contributions
-    )
+    share = np.divide(rating - base, moved, out=np.zeros_like(moved), where=np.abs(moved) > 1e-12)
+    return rating, history.other_row[data.source].astype(np.int32), np.asarray(parts * share)

@@ -4,6 +4,7 @@ digits that are shown.
 
 import math
 from functools import partial
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -16,10 +17,11 @@ from service.context import CONTEXT
 from service.http.parsing import Query, path_id
 from service.http.rating_contexts import CONTEXT_PROBLEMS, context_rows, query_context
 from service.http.response import json_answer
-from service.openapi import MODEL, Route
+from service.openapi import MODEL, Route, query_parameter, whole
 from service.prediction_json import rounded, shown
 from service.routes.items import item_names
 from service.routes.recommend import computed, relevance_bases
+from service.rules.request import MAX_N
 
 
 class Part(msgspec.Struct):
@@ -39,20 +41,25 @@ class RelevancePart(msgspec.Struct):
     contribution: float
 
 
-class Relevance(msgspec.Struct):
-    """`base` plus all contributions is `value`, the relevance of GET /recommend; `basis` its
-    `relevance_basis`.
+P = TypeVar("P", Part, RelevancePart)
+
+
+class Relevance(msgspec.Struct, omit_defaults=True):
+    """`base` plus all contributions, and the `rest` of those that `n` left out, is `value`, the relevance of
+    GET /recommend; `basis` its `relevance_basis`.
     """
 
     value: float
     base: float
     parts: list[RelevancePart]
     basis: str
+    rest: float | None = None
 
 
 class Explained(msgspec.Struct, omit_defaults=True):
-    """`base` plus all contributions is `rating`, which is what GET /predict answers. `score`: what GET
-    /recommend ranks the item by, of the rating and `relevance`, where the generation has a ranking head.
+    """`base` plus all contributions, and the `rest` of those that `n` left out, is `rating`, which is what
+    GET /predict answers. `score`: what GET /recommend ranks the item by, of the rating and `relevance`, where
+    the generation has a ranking head.
     """
 
     user_id: str
@@ -64,6 +71,7 @@ class Explained(msgspec.Struct, omit_defaults=True):
     parts: list[Part]
     generation: int
     degraded: bool = False
+    rest: float | None = None
     score: float | None = None
     relevance: Relevance | None = None
 
@@ -74,13 +82,16 @@ class Explained(msgspec.Struct, omit_defaults=True):
     needs="read",
     operation_id="explain",
     undescribed=("context",),
+    parameters=(query_parameter("n", whole(1, MAX_N), "The strongest alone; `rest` is what the others add"),),
 )
 async def get_explain(request: web.Request) -> web.StreamResponse:
     """Which of the user's own ratings moved a score, and by how much."""
     context = request.app[CONTEXT]
     path = request.rel_url.raw_path
     user_id, item_id = path_id(path, 1, "user_id"), path_id(path, 2, "item_id")
-    given = await context_rows(context.store.contexts, query_context(Query(request.raw_path)))
+    query = Query(request.raw_path)
+    n = query.integer("n", 0, 1, MAX_N) or None
+    given = await context_rows(context.store.contexts, query_context(query))
     live = context.live()
     registry = context.store.items(live.epoch)
     profile, degraded = await context.scorer.profile(live, user_id)
@@ -106,12 +117,12 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
     base, shares = _shares(rating, found.contributions, scale)
     pairs = zip(await item_names(registry, found.item_rows), found.item_rows.tolist(), shares, strict=True)
     parts = [Part(name or "", values.get(rated, 0.0), contribution) for name, rated, contribution in pairs]
-    # The ratings that moved the score most are what a reader looks for.
-    parts.sort(key=lambda part: -abs(part.contribution))
+    parts, rest = _strongest(parts, n, scale)
     answer = Explained(
         *(user_id.decode(), item_id.decode(), rating, std, BASIS[score.basis[0]], base, parts),
         live.generation,
         degraded,
+        rest,
     )
     if live.ranking is not None:
         whole = pack_feedback([history])
@@ -121,9 +132,19 @@ async def get_explain(request: web.Request) -> web.StreamResponse:
         base, shares = _shares(value, why.contributions, scale)
         named = zip(await item_names(registry, why.item_rows), shares, strict=True)
         moved = [RelevancePart(name or "", contribution) for name, contribution in named]
-        moved.sort(key=lambda part: -abs(part.contribution))
-        answer.relevance = Relevance(value, base, moved, relevance_bases(live, history, np.array([row]))[0])
+        moved, rest = _strongest(moved, n, scale)
+        basis = relevance_bases(live, history, np.array([row]))[0]
+        answer.relevance = Relevance(value, base, moved, basis, rest)
     return json_answer(answer)
+
+
+def _strongest(parts: list[P], n: int | None, scale: Scale) -> tuple[list[P], float | None]:
+    """Return the `n` parts that moved most, the strongest first, and what the others add; all without `n`."""
+    parts = sorted(parts, key=lambda part: -abs(part.contribution))
+    if n is None:
+        return parts, None
+    (rest,) = shown(np.array([math.fsum(part.contribution for part in parts[n:])]), scale)
+    return parts[:n], rest
 
 
 def _shares(total: float, contributions: Float64s, scale: Scale) -> tuple[float, list[float]]:

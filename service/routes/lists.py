@@ -5,7 +5,7 @@ Invariant: a row that has no name yet is in no answer, and neither is what may n
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -33,6 +33,7 @@ from service.http.parsing import Query, path_id
 from service.http.response import json_answer
 from service.openapi import MODEL, Route, query_parameter
 from service.prediction_json import shown
+from service.routes.included import Described, describe, no_reasons
 from service.routes.items import QUERY_N, item_names, item_row, positive_counts, statistics_of
 from service.rules.columns import Columns
 from service.rules.likeness import best_rows, likeness
@@ -51,7 +52,7 @@ NO_POSITIVES = "this generation has learned no event that is no rating; the next
 _PROBLEMS = ("invalid_parameter", "invalid_rule", "unknown_scenario", "data_damaged")
 
 
-class Neighbour(msgspec.Struct):
+class Neighbour(Described):
     """An item and how near it is: 1 is the same taste or content, 0 none in common."""
 
     item_id: str
@@ -68,7 +69,7 @@ class Similar(msgspec.Struct, omit_defaults=True):
     reason: str | None = None
 
 
-class Loved(msgspec.Struct, omit_defaults=True):
+class Loved(Described, omit_defaults=True):
     """An item and the lower 95 % bound of what an average user would give it; by events, the weight of its
     positive ones, and how many these are.
     """
@@ -92,7 +93,7 @@ class Popular(msgspec.Struct, omit_defaults=True):
     reason: str | None = None
 
 
-class Rising(msgspec.Struct):
+class Rising(Described):
     """An item and its ratings, each counted half for each week since it was given."""
 
     item_id: str
@@ -108,7 +109,7 @@ class Trending(msgspec.Struct, omit_defaults=True):
     reason: str | None = None
 
 
-class New(msgspec.Struct):
+class New(Described):
     """An item and since when it may be shown, in seconds since 1970; null where that was not said."""
 
     item_id: str
@@ -187,7 +188,8 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
         for name, score in zip(names, shown(found.scores, live.model.scale), strict=True)
         if name is not None
     ]
-    return json_answer(Similar(item_id.decode(), live.generation, items, call.degraded, reason))
+    degraded = await _described(context, call, items)
+    return json_answer(Similar(item_id.decode(), live.generation, items, degraded, reason))
 
 
 @Route(
@@ -238,7 +240,8 @@ async def get_popular(request: web.Request) -> web.StreamResponse:
     scores, counts = shown(found.scores, live.model.scale), positive_counts(positives, found.rows)
     parts = zip(names, scores, statistics_of(live, found.rows), counts, strict=True)
     items = [Loved(name, score, *known, count) for name, score, known, count in parts if name is not None]
-    return json_answer(Popular(live.generation, items, by, call.degraded, reason))
+    degraded = await _described(context, call, items)
+    return json_answer(Popular(live.generation, items, by, degraded, reason))
 
 
 @Route(
@@ -271,7 +274,8 @@ async def get_trending(request: web.Request) -> web.StreamResponse:
         for name, score in zip(names, shown(found.scores, live.model.scale), strict=True)
         if name is not None
     ]
-    return json_answer(Trending(live.generation, items, call.degraded, reason))
+    degraded = await _described(context, call, items)
+    return json_answer(Trending(live.generation, items, degraded, reason))
 
 
 @Route(
@@ -303,16 +307,26 @@ async def get_latest(request: web.Request) -> web.StreamResponse:
         for name, since in zip(names, found.scores.tolist(), strict=True)
         if name is not None
     ]
-    return json_answer(Latest(live.generation, items, call.degraded, reason))
+    degraded = await _described(context, call, items)
+    return json_answer(Latest(live.generation, items, degraded, reason))
 
 
 async def _asked(context: ServiceContext, query: Query) -> tuple[LiveGeneration, CallRules, int]:
     """Return what is live, the rules, and how many items are wanted."""
     live = context.live()
     fields, category = query_rules(query)
+    no_reasons(fields.include or ())
     asked = ask(context, query.text("scenario"))
     call = await rules_of(context, live, asked, fields, category=category)
     return live, call, call.rules.n or DEFAULT_N
+
+
+async def _described(
+    context: ServiceContext, call: CallRules, items: Sequence[Neighbour | Loved | Rising | New]
+) -> bool:
+    """Write what the call includes into `items`; return whether the answer is degraded."""
+    said = await describe(context, call.rules.include, [(each.item_id, each) for each in items])
+    return call.degraded or not said
 
 
 async def _listed(

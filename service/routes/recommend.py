@@ -57,6 +57,7 @@ from service.http.response import json_answer
 from service.openapi import BODY, MODEL, Route, query_parameter, request_body, whole
 from service.prediction_json import shown
 from service.ranking_queue import RankingRequest
+from service.routes.included import Described, Reason, describe, reasons_of
 from service.routes.items import QUERY_N, item_names
 from service.routes.ratings import MAX_RATINGS, check_scale
 from service.rules.listing import Ranking, Scored
@@ -73,11 +74,12 @@ _ORDER_SCHEMA = {"type": "string", "enum": list(ORDERS), "default": "score"}
 _LONG = 2000
 
 
-class Recommended(msgspec.Struct, omit_defaults=True):
+class Recommended(Described, omit_defaults=True):
     """An item. `score`: what it is ranked by, made of `relevance`, how likely the user is to choose it, and
     the expected `rating`; ranked by rating alone, it is that, and there is no relevance. A boost is in the
     score alone. `basis`: what the rating rests on, as in GET /predict; `relevance_basis`: what the relevance
-    does, in the same words, by events of the user and of the item in the place of ratings.
+    does, in the same words, by events of the user and of the item in the place of ratings. `reasons`: what
+    of the user's history did most for its place.
     """
 
     item_id: str
@@ -86,6 +88,7 @@ class Recommended(msgspec.Struct, omit_defaults=True):
     basis: str
     relevance: float | None = None
     relevance_basis: str | None = None
+    reasons: list[Reason] | None = None
 
 
 class Recommendations(msgspec.Struct, omit_defaults=True):
@@ -268,7 +271,8 @@ async def _for_user(
     items, reason = await _best_items(context, live, person, wanted, call)
     answer = _answer(live, items, call)
     answer.user_id, answer.reason = user_id.decode(), reason
-    answer.seed, answer.degraded = wanted.seed, degraded | call.degraded
+    said = await _describe(context, call, items)
+    answer.seed, answer.degraded = wanted.seed, degraded | call.degraded | (not said)
     if request.method == "HEAD":
         # No list is shown.
         return json_answer(answer)
@@ -284,6 +288,13 @@ async def _for_user(
         else:
             context.feedback.show(live.generation, user_id, known, call.member, n=profile.n)
     return json_answer(answer)
+
+
+async def _describe(context: ServiceContext, call: CallRules, items: list[Recommended]) -> bool:
+    """Write what the call includes into `items` and their reasons; return False where the store is away."""
+    named: list[tuple[str, Described]] = [(each.item_id, each) for each in items]
+    named += [(each.item_id, each) for item in items for each in item.reasons or ()]
+    return await describe(context, call.rules.include, named)
 
 
 def _answer(live: LiveGeneration, items: list[Recommended], call: CallRules) -> Recommendations:
@@ -360,7 +371,8 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
         items, reason = await _best_items(context, live, person, wanted, call)
     answer = _answer(live, items, call)
     answer.reason, answer.ignored = reason, len(rows) - len(known)
-    answer.seed, answer.degraded = wanted.seed, call.degraded
+    said = await _describe(context, call, items)
+    answer.seed, answer.degraded = wanted.seed, call.degraded | (not said)
     return json_answer(answer)
 
 
@@ -438,7 +450,14 @@ async def _best_items(
     basis = [BASIS[code] for code in live.scorer.basis(person.vector[None], everyone, page.rows)]
     scores, rating = shown(page.scores, scale), shown(page.rating, scale)
     parts = zip(names, scores, rating, basis, relevance, chosen, strict=True)
-    items = [Recommended(each[0], *each[1:]) for each in parts if each[0] is not None]
+    listed = [None if each[0] is None else Recommended(each[0], *each[1:]) for each in parts]
+    if "reasons" in call.rules.include:
+        by_score = history is not None
+        why = await reasons_of(context, live, person.history, page.rows, by_score=by_score)
+        for item, reasons in zip(listed, why, strict=True):
+            if item is not None:
+                item.reasons = reasons
+    items = [each for each in listed if each is not None]
     return items, reason or (None if len(page.rows) else BEHIND)
 
 

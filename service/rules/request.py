@@ -12,7 +12,13 @@ from msgspec import Meta
 
 from featurestore.catalogue.schema import Types
 from service.http.parsing import DescribedId, Id, body_ids
-from service.rules.filter_parsing import category_names, parse_filter, pointer_to, refused
+from service.rules.filter_parsing import (
+    UnknownAttribute,
+    category_names,
+    parse_filter,
+    pointer_to,
+    refused,
+)
 from service.rules.filters import NO_FILTER, Filter, TextMatch
 
 Order = Literal["score", "rating"]
@@ -36,6 +42,13 @@ MAX_POSITION = 11_000
 # As long as an item id; a name stands in a path.
 MAX_NAME = 64
 
+# What a list may say of its items beside their scores, and how one attribute is named.
+INCLUDED = ("title", "image", "categories", "attributes", "reasons")
+ATTRIBUTE_OF = "attributes."
+# Of a list of more, reasons would take seconds of a core.
+MOST_WITH_REASONS = 100
+
+_INCLUDE_SCHEMA = {"examples": [["title", "image", "attributes.year", "reasons"]]}
 RECENCY_SCHEMA = {"type": "number", "minimum": 0, "maximum": MAX_RECENCY}
 _N_SCHEMA = {"minimum": 1, "maximum": MAX_N, "default": DEFAULT_N}
 _FILTER_SCHEMA = {
@@ -92,6 +105,8 @@ class RuleFields(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknow
     # How many times more the latest events count than early ones; else as the ranking head has chosen.
     recency: Annotated[float, Meta(extra_json_schema=RECENCY_SCHEMA)] | None = None
     impressions: bool | None = None
+    # What stands beside the score of each item: parts of the catalogue, and reasons.
+    include: Annotated[list[str], Meta(extra_json_schema=_INCLUDE_SCHEMA)] | None = None
 
 
 # What each field becomes.
@@ -109,6 +124,7 @@ _PARTS = {
     "explore": "explore",
     "recency": "recency",
     "impressions": "impressions",
+    "include": "include",
 }
 
 
@@ -134,6 +150,7 @@ class Rules:
     explore: Explore = field(default="none", compare=False)
     recency: float | None = field(default=None, compare=False)
     impressions: bool = field(default=False, compare=False)
+    include: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def n_values(self) -> int:
@@ -208,6 +225,7 @@ def parse_rules(fields: RuleFields, types: Types) -> Rules:
         _explore(fields.explore),
         _recency(fields.recency),
         bool(fields.impressions),
+        _include(fields.include or (), types),
     )
 
 
@@ -259,6 +277,24 @@ def _recency(boost: float | None) -> float | None:
     if boost is not None and not 0 <= boost <= MAX_RECENCY:
         raise refused("/recency", f"must be from 0 to {MAX_RECENCY:g}")
     return boost
+
+
+def _include(names: Sequence[str], types: Types) -> tuple[str, ...]:
+    """Return the names of parts; raises `invalid_rule`, for an attribute that there is not
+    `UnknownAttribute`.
+    """
+    for name in names:
+        attribute = name.removeprefix(ATTRIBUTE_OF)
+        if name in INCLUDED:
+            continue
+        if attribute == name:
+            raise refused(
+                "/include", f"{name[:MAX_NAME]} is none of {', '.join(INCLUDED)}, {ATTRIBUTE_OF}NAME"
+            )
+        if attribute not in types:
+            detail = f"/include: no item has an attribute {attribute[:MAX_NAME]}"
+            raise UnknownAttribute("invalid_rule", detail, field="/include")
+    return tuple(dict.fromkeys(names))
 
 
 def _cap(per_category: int | None) -> int | None:

@@ -24,7 +24,7 @@ from foldin.recovery.stored import read_histories
 from foldin.recovery.verifying import Verified, verify
 from tests.support.factories import low_rank_ratings
 from tests.support.servers import StoreServer
-from tests.support.trainers import Crash, fitted, running_trainer, until_drained
+from tests.support.trainers import Crash, crash_at, cut_off, fitted, running_trainer, until_drained
 from tests.support.waiting import wait_until_async
 from trainer.archive.storage.files import Location
 from trainer.settings import TrainerSettings
@@ -149,18 +149,8 @@ async def restored_and_led(
 
 async def killed_restore(settings: TrainerSettings, source: Path, step: str) -> None:
     """Restore up to a step and no further, with nothing that was begun given up."""
-
-    def stop(name: str) -> None:
-        if name == step:
-            raise Crash
-
-    async def nothing(*_: object) -> None:
-        """Give up nothing."""
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Restore, "_give_up", nothing)
-        with pytest.raises(Crash):
-            await restored(settings, source, step=stop)
+    with cut_off(Restore, "_give_up"), pytest.raises(Crash):
+        await restored(settings, source, step=crash_at(step))
 
 
 async def live_history(store: Store, user_id: bytes) -> tuple[History, ItemRegistry]:

@@ -5,11 +5,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -59,15 +60,31 @@ class Crash(BaseException):
     """Stands for the end of a process: nothing after it is done."""
 
 
-async def crashed_at(settings: TrainerSettings, step: str) -> None:
-    """Run a trainer in this process until it reaches a step, and end it there."""
+def crash_at(name: str, occurrence: int = 1) -> Step:
+    """Ends what comes to a step so often."""
+    seen = 0
 
-    def crash(name: str) -> None:
-        if name == step:
+    def step(at: str) -> None:
+        nonlocal seen
+        seen += at == name
+        if at == name and seen == occurrence:
             raise Crash
 
+    return step
+
+
+@contextmanager
+def cut_off(of: type, tidying: str) -> Iterator[None]:
+    """What crashes within tidies nothing up, for it is as if it was killed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of, tidying, AsyncMock())
+        yield
+
+
+async def crashed_at(settings: TrainerSettings, step: str) -> None:
+    """Run a trainer in this process until it reaches a step, and end it there."""
     with pytest.raises(Crash):
-        await Trainer(settings, step=crash).run(asyncio.Event())
+        await Trainer(settings, step=crash_at(step)).run(asyncio.Event())
 
 
 async def refuses(settings: TrainerSettings) -> str:

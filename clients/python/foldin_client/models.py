@@ -331,6 +331,10 @@ class New(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     item_id: str
     available_from: float | None
+    title: str | None = None
+    image: str | None = None
+    categories: list[str] | None = None
+    attributes: dict[str, Any] | None = None
 
 
 class Pin(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -350,6 +354,10 @@ class Loved(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ratings: int
     mean: float | None
     positives: int | None = None
+    title: str | None = None
+    image: str | None = None
+    categories: list[str] | None = None
+    attributes: dict[str, Any] | None = None
 
 
 class NearUserOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -368,6 +376,10 @@ class Neighbour(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     item_id: str
     score: float
+    title: str | None = None
+    image: str | None = None
+    categories: list[str] | None = None
+    attributes: dict[str, Any] | None = None
 
 
 class OnePrediction(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -440,6 +452,17 @@ class Ready(Struct, frozen=True, kw_only=True, omit_defaults=True):
     degraded: bool = False
 
 
+class Reason(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An item that the user chose or rated, and by how much that moved what ranks another."""
+
+    title: str | None = None
+    image: str | None = None
+    categories: list[str] | None = None
+    attributes: dict[str, Any] | None = None
+    item_id: str
+    contribution: float
+
+
 class Receipt(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Proof of a request to be forgotten, or to take the ratings of an item back. `archive` is
     `erased` once the trainer has erased it there too; of the ratings of an item it becomes
@@ -451,22 +474,6 @@ class Receipt(Struct, frozen=True, kw_only=True, omit_defaults=True):
     user_id: str | None = None
     ratings: int | None = None
     detail: str | None = None
-
-
-class Recommended(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An item. `score`: what it is ranked by, made of `relevance`, how likely the user is to choose
-    it, and the expected `rating`; ranked by rating alone, it is that, and there is no relevance. A
-    boost is in the score alone. `basis`: what the rating rests on, as in GET /predict;
-    `relevance_basis`: what the relevance does, in the same words, by events of the user and of the
-    item in the place of ratings.
-    """
-
-    item_id: str
-    score: float
-    rating: float
-    basis: str
-    relevance: float | None = None
-    relevance_basis: str | None = None
 
 
 class RelevancePart(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -510,6 +517,10 @@ class Rising(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     item_id: str
     score: float
+    title: str | None = None
+    image: str | None = None
+    categories: list[str] | None = None
+    attributes: dict[str, Any] | None = None
 
 
 class ScaleIn(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -834,6 +845,7 @@ class ListBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     explore: Literal["none", "thompson"] | None = None
     recency: float | None = None
     impressions: bool | None = None
+    include: list[str] | None = None
     offset: int = 0
     seed: int | None = None
     scenario: str | None = None
@@ -856,6 +868,7 @@ class RecommendBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     explore: Literal["none", "thompson"] | None = None
     recency: float | None = None
     impressions: bool | None = None
+    include: list[str] | None = None
     offset: int = 0
     seed: int | None = None
     scenario: str | None = None
@@ -879,6 +892,7 @@ class RuleFields(Struct, frozen=True, kw_only=True, omit_defaults=True):
     explore: Literal["none", "thompson"] | None = None
     recency: float | None = None
     impressions: bool | None = None
+    include: list[str] | None = None
 
 
 class Scenario(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -897,6 +911,7 @@ class Scenario(Struct, frozen=True, kw_only=True, omit_defaults=True):
     explore: str | None = None
     recency: float | None = None
     impressions: bool | None = None
+    include: list[str] | None = None
     name: str
 
 
@@ -945,34 +960,37 @@ class RatingsPage(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ratings: list[RatingOut]
 
 
-class Recommendations(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Items, best first. `order`: what ranked them; of a generation without a ranking head it is
-    `rating`, also where `score` was asked for. `recommendation_id`: names this answer; to be sent
-    back with events. `ignored`: ratings of the call whose item is not known. `reason`: why there is
-    no item. `arms`: the user's arm by the name of the experiment that the list is of.
+class Recommended(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An item. `score`: what it is ranked by, made of `relevance`, how likely the user is to choose
+    it, and the expected `rating`; ranked by rating alone, it is that, and there is no relevance. A
+    boost is in the score alone. `basis`: what the rating rests on, as in GET /predict;
+    `relevance_basis`: what the relevance does, in the same words, by events of the user and of the
+    item in the place of ratings. `reasons`: what of the user's history did most for its place.
     """
 
-    generation: int
-    items: list[Recommended]
-    order: str
-    recommendation_id: str
-    user_id: str | None = None
-    ignored: int | None = None
-    seed: int | None = None
-    degraded: bool = False
-    reason: str | None = None
-    arms: dict[str, str] | None = None
+    item_id: str
+    score: float
+    rating: float
+    basis: str
+    relevance: float | None = None
+    relevance_basis: str | None = None
+    reasons: list[Reason] | None = None
+    title: str | None = None
+    image: str | None = None
+    categories: list[str] | None = None
+    attributes: dict[str, Any] | None = None
 
 
 class Relevance(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`base` plus all contributions is `value`, the relevance of GET /recommend; `basis` its
-    `relevance_basis`.
+    """`base` plus all contributions, and the `rest` of those that `n` left out, is `value`, the
+    relevance of GET /recommend; `basis` its `relevance_basis`.
     """
 
     value: float
     base: float
     parts: list[RelevancePart]
     basis: str
+    rest: float | None = None
 
 
 class Report(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -1094,10 +1112,29 @@ class GenerationOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
     feedback: Feedback | None = None
 
 
+class Recommendations(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Items, best first. `order`: what ranked them; of a generation without a ranking head it is
+    `rating`, also where `score` was asked for. `recommendation_id`: names this answer; to be sent
+    back with events. `ignored`: ratings of the call whose item is not known. `reason`: why there is
+    no item. `arms`: the user's arm by the name of the experiment that the list is of.
+    """
+
+    generation: int
+    items: list[Recommended]
+    order: str
+    recommendation_id: str
+    user_id: str | None = None
+    ignored: int | None = None
+    seed: int | None = None
+    degraded: bool = False
+    reason: str | None = None
+    arms: dict[str, str] | None = None
+
+
 class Explained(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`base` plus all contributions is `rating`, which is what GET /predict answers. `score`: what GET
-    /recommend ranks the item by, of the rating and `relevance`, where the generation has a ranking
-    head.
+    """`base` plus all contributions, and the `rest` of those that `n` left out, is `rating`, which is
+    what GET /predict answers. `score`: what GET /recommend ranks the item by, of the rating and
+    `relevance`, where the generation has a ranking head.
     """
 
     user_id: str
@@ -1109,6 +1146,7 @@ class Explained(Struct, frozen=True, kw_only=True, omit_defaults=True):
     parts: list[Part]
     generation: int
     degraded: bool = False
+    rest: float | None = None
     score: float | None = None
     relevance: Relevance | None = None
 

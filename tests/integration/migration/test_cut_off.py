@@ -13,7 +13,7 @@ from tests.support.factories import lead, rating
 from tests.support.migrating import migrated
 from tests.support.recovering import Held, held, opened
 from tests.support.servers import KIND, StoreServer, running_server
-from tests.support.trainers import Crash
+from tests.support.trainers import Crash, crash_at, cut_off
 
 BEFORE = ("begin", "copying", "users", "closed", "moved", "decide")
 
@@ -50,18 +50,8 @@ async def filled(*stores: StoreSettings) -> Held:
 
 async def killed(at: StoreSettings, to: StoreSettings, step: str) -> None:
     """Begin a migration that comes to a step and no further, and tidies nothing up."""
-
-    def stop(name: str) -> None:
-        if name == step:
-            raise Crash
-
-    async def nothing(*_: object) -> None:
-        """Release nothing."""
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Migration, "_release", nothing)
-        with pytest.raises(Crash):
-            await migrated(at, to, step=stop)
+    with cut_off(Migration, "_release"), pytest.raises(Crash):
+        await migrated(at, to, step=crash_at(step))
 
 
 async def takes(at: StoreSettings, user: str) -> bool:

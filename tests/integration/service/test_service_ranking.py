@@ -116,3 +116,31 @@ async def test_a_list_is_every_item_in_the_order_of_its_score_which_its_parts_ex
         assert {part["item_id"] for part in parts} == set(RATED)
         rated = why["base"] + sum(part["contribution"] for part in why["parts"])
         assert round(rated, 6) == why["rating"] == pytest.approx(item["rating"], abs=1e-5)
+        some = (await other.get(f"/explain/ann/{item['item_id']}?n=1")).json["relevance"]
+        assert some["parts"] == parts[:1]
+        assert round(some["base"] + parts[0]["contribution"] + some["rest"], 6) == some["value"]
+
+
+@pytest.mark.usefixtures("published")
+async def test_a_list_says_what_it_is_asked_to_include(client: Client, other: Client) -> None:
+    described = {"title": "Emma", "image": "e.png", "attributes": {"year": 1815, "tone": "light"}}
+    first = (await client.get("/recommend/ann?n=1")).json["items"][0]["item_id"]
+    for item_id in (first, *RATED):
+        assert (await client.ask("PUT", f"/items/{item_id}", json=described)).status == 200
+    told = {"title": "Emma", "attributes": {"year": 1815}}
+    for order, part in (("score", "relevance"), ("rating", None)):
+        address = f"/recommend/ann?n=5&order={order}&include=title,attributes.year,reasons"
+        for item in (await other.get(address)).json["items"]:
+            why = (await other.get(f"/explain/ann/{item['item_id']}")).json
+            parts = sorted((why[part] if part else why)["parts"], key=lambda each: -each["contribution"])
+            wanted = [each for each in parts[:2] if each["contribution"] > 0]
+            for said, known in zip(item["reasons"], wanted, strict=True):
+                moved = pytest.approx(known["contribution"], abs=1e-4)
+                assert said == {"item_id": known["item_id"], "contribution": moved} | told
+            assert item["item_id"] != first or told.items() <= item.items()
+    assert (await client.ask("PUT", "/scenarios/shown", json={"include": ["image"]})).status == 200
+    for address in ("/recommend/ann?", "/latest?"):
+        items = (await other.get(f"{address}n=100&scenario=shown")).json["items"]
+        assert first in [each["item_id"] for each in items if each.get("image") == "e.png"]
+    for wrong in ("popular?include=reasons", "latest?include=attributes.x", "latest?n=101&include=reasons"):
+        is_problem(await client.get(f"/{wrong}"), 422, "invalid_rule")

@@ -78,8 +78,8 @@ async def test_what_is_odd_is_published_and_answers(
         # They rate, and are known.
         met = {"user_id": "met", "item_id": "met", "rating": float(odd.ratings.value[-1])}
         assert (await client.post("/ratings", met)).status == 200
-        for user, item in (("met", f"i{last[1]}"), (f"u{last[0]}", "met")):
-            await answers(client, odd, user, item)
+        await answers(client, odd, "met", f"i{last[1]}")
+        await answers(client, odd, f"u{last[0]}", "met")
         # Of a pair that came twice the last one stands.
         page = (await client.get(f"/users/u{last[0]}/ratings?limit=1000")).json
         shown = {each["item_id"]: each["rating"] for each in page["ratings"]}

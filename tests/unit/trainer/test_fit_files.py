@@ -22,7 +22,7 @@ Event = tuple[str, int, int, float]
 def archived(folder: Path, events: list[Event], first_ms: int = 1, time: float | None = None) -> EpochArchive:
     archive = EpochArchive(folder, 1, guard=free)
     ms = np.arange(first_ms, first_ms + len(events))
-    append(archive, *zip(*events, strict=True), stream_ms=ms, time=ms if time is None else time)
+    append(archive, *zip(*events, strict=True), stream_ms=ms, time=ms if np.isnan(time) else time)
     return archive
 
 

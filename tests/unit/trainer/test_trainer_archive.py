@@ -8,16 +8,13 @@ import pyarrow as pa
 import pytest
 
 from tests.support.event_tables import event_table, free
+from tests.support.trainers import Crash, crash_at
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import ALWAYS, Span, spans_of
 from trainer.archive.segments import read_segment
 
 STEPS = ("segment:write", "segment:synced", "segment:renamed", "segment:done")
 REPLACE_STEPS = (*STEPS, "replace:unlink", "replace:unlinked")
-
-
-class Crash(BaseException):
-    """Stands for the process ending here: nothing after it runs."""
 
 
 def events(
@@ -46,18 +43,6 @@ def filled(directory: Path, segments: int = 9, rows: int = 10) -> EpochArchive:
     for k in range(segments):
         archive.append(*events(1 + k * rows, rows))
     return archive
-
-
-def crash_at(name: str, occurrence: int = 1) -> Callable[[str], None]:
-    seen = 0
-
-    def step(at: str) -> None:
-        nonlocal seen
-        seen += at == name
-        if at == name and seen == occurrence:
-            raise Crash
-
-    return step
 
 
 def reaching(archive: EpochArchive, last_ms: int) -> None:

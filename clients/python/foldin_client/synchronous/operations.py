@@ -133,6 +133,7 @@ class Operations(Transport):
         category: str | None = None,
         exclude_items: str | None = None,
         scenario: str | None = None,
+        include: str | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> models.Recommendations:
         """The best items for a user.
@@ -155,6 +156,7 @@ class Operations(Transport):
                     "category": category,
                     "exclude_items": exclude_items,
                     "scenario": scenario,
+                    "include": include,
                     "context": context,
                 },
                 is_repeatable=impressions is not True,
@@ -179,6 +181,7 @@ class Operations(Transport):
         explore: Literal["none", "thompson"] | UnsetType | None = UNSET,
         recency: float | UnsetType | None = UNSET,
         impressions: bool | UnsetType | None = UNSET,
+        include: Sequence[str] | UnsetType | None = UNSET,
         offset: int | UnsetType = UNSET,
         seed: int | UnsetType | None = UNSET,
         scenario: str | UnsetType | None = UNSET,
@@ -206,6 +209,7 @@ class Operations(Transport):
                     explore=explore,
                     recency=recency,
                     impressions=impressions,
+                    include=include,
                     offset=offset,
                     seed=seed,
                     scenario=scenario,
@@ -233,6 +237,7 @@ class Operations(Transport):
         explore: Literal["none", "thompson"] | UnsetType | None = UNSET,
         recency: float | UnsetType | None = UNSET,
         impressions: bool | UnsetType | None = UNSET,
+        include: Sequence[str] | UnsetType | None = UNSET,
         offset: int | UnsetType = UNSET,
         seed: int | UnsetType | None = UNSET,
         scenario: str | UnsetType | None = UNSET,
@@ -260,6 +265,7 @@ class Operations(Transport):
                     explore=explore,
                     recency=recency,
                     impressions=impressions,
+                    include=include,
                     offset=offset,
                     seed=seed,
                     scenario=scenario,
@@ -302,6 +308,7 @@ class Operations(Transport):
         explore: Literal["none", "thompson"] | UnsetType | None = UNSET,
         recency: float | UnsetType | None = UNSET,
         impressions: bool | UnsetType | None = UNSET,
+        include: Sequence[str] | UnsetType | None = UNSET,
     ) -> models.Scenario:
         """Store rules under a name, in place of those before.
 
@@ -325,6 +332,7 @@ class Operations(Transport):
                     explore=explore,
                     recency=recency,
                     impressions=impressions,
+                    include=include,
                 ),
                 is_repeatable=impressions is not True,
             ),
@@ -396,6 +404,7 @@ class Operations(Transport):
         category: str | None = None,
         exclude_items: str | None = None,
         scenario: str | None = None,
+        include: str | None = None,
     ) -> models.Similar:
         """The items most like one.
 
@@ -411,6 +420,7 @@ class Operations(Transport):
                     "category": category,
                     "exclude_items": exclude_items,
                     "scenario": scenario,
+                    "include": include,
                 },
                 is_repeatable=True,
             ),
@@ -425,6 +435,7 @@ class Operations(Transport):
         category: str | None = None,
         exclude_items: str | None = None,
         scenario: str | None = None,
+        include: str | None = None,
     ) -> models.Popular:
         """The most loved items.
 
@@ -440,6 +451,7 @@ class Operations(Transport):
                     "category": category,
                     "exclude_items": exclude_items,
                     "scenario": scenario,
+                    "include": include,
                 },
                 is_repeatable=True,
             ),
@@ -453,6 +465,7 @@ class Operations(Transport):
         category: str | None = None,
         exclude_items: str | None = None,
         scenario: str | None = None,
+        include: str | None = None,
     ) -> models.Trending:
         """The items that are rated most of late.
 
@@ -462,7 +475,13 @@ class Operations(Transport):
             Call(
                 "GET",
                 "/trending",
-                query={"n": n, "category": category, "exclude_items": exclude_items, "scenario": scenario},
+                query={
+                    "n": n,
+                    "category": category,
+                    "exclude_items": exclude_items,
+                    "scenario": scenario,
+                    "include": include,
+                },
                 is_repeatable=True,
             ),
             models.Trending,
@@ -475,6 +494,7 @@ class Operations(Transport):
         category: str | None = None,
         exclude_items: str | None = None,
         scenario: str | None = None,
+        include: str | None = None,
     ) -> models.Latest:
         """The latest items.
 
@@ -484,14 +504,25 @@ class Operations(Transport):
             Call(
                 "GET",
                 "/latest",
-                query={"n": n, "category": category, "exclude_items": exclude_items, "scenario": scenario},
+                query={
+                    "n": n,
+                    "category": category,
+                    "exclude_items": exclude_items,
+                    "scenario": scenario,
+                    "include": include,
+                },
                 is_repeatable=True,
             ),
             models.Latest,
         )
 
     def explain(
-        self, user_id: str | int, item_id: str | int, *, context: Mapping[str, Any] | None = None
+        self,
+        user_id: str | int,
+        item_id: str | int,
+        *,
+        n: int | None = None,
+        context: Mapping[str, Any] | None = None,
     ) -> models.Explained:
         """Which of the user's own ratings moved a score, and by how much.
 
@@ -501,7 +532,7 @@ class Operations(Transport):
             Call(
                 "GET",
                 f"/explain/{part(user_id)}/{part(item_id)}",
-                query={"context": context},
+                query={"n": n, "context": context},
                 is_repeatable=True,
             ),
             models.Explained,
