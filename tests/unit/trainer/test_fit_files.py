@@ -19,7 +19,7 @@ NAN = float("nan")
 Event = tuple[str, int, int, float]
 
 
-def archived(folder: Path, events: list[Event], first_ms: int = 1, time: float | None = None) -> EpochArchive:
+def archived(folder: Path, events: list[Event], first_ms: int = 1, time: float = NAN) -> EpochArchive:
     archive = EpochArchive(folder, 1, guard=free)
     ms = np.arange(first_ms, first_ms + len(events))
     append(archive, *zip(*events, strict=True), stream_ms=ms, time=ms if np.isnan(time) else time)
