@@ -121,15 +121,15 @@ export interface Foldin {
   /** The best items for a user. `GET /recommend/{user_id}`; role `read`. */
   recommend(user_id: string | number, options?: { n?: number; offset?: number; exclude_seen?: boolean | string; impressions?: boolean; explore?: "none" | "thompson"; recency?: number; seed?: number; order?: "score" | "rating"; category?: string; exclude_items?: string; scenario?: string; include?: string; context?: Record<string, any>; }): Promise<Recommendations>;
   /** The best items for a user, under rules. `POST /recommend/{user_id}`; role `read`. */
-  recommendByRules(user_id: string | number, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; include?: Array<string> | null; offset?: number; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; }): Promise<Recommendations>;
+  recommendByRules(user_id: string | number, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: Array<string> | null; order?: "score" | "rating" | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; offset?: number; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; }): Promise<Recommendations>;
   /** The best items for someone who is not stored. `POST /recommend`; role `read`. */
-  recommendAnonymous(options: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; include?: Array<string> | null; offset?: number; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; ratings: Array<AnonymousRating>; }): Promise<Recommendations>;
+  recommendAnonymous(options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: Array<string> | null; order?: "score" | "rating" | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; offset?: number; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; ratings?: Array<AnonymousRating>; events?: Array<AnonymousEvent>; }): Promise<Recommendations>;
   /** The names of all scenarios. `GET /scenarios`; role `read`. */
   getScenarios(): Promise<ScenarioNames>;
   /** The rules of a scenario. `GET /scenarios/{name}`; role `read`. */
   getScenario(name: string): Promise<Scenario>;
   /** Store rules under a name, in place of those before. `PUT /scenarios/{name}`; role `operate`. */
-  putScenario(name: string, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; order?: "score" | "rating" | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; include?: Array<string> | null; }): Promise<Scenario>;
+  putScenario(name: string, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: Array<string> | null; order?: "score" | "rating" | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; }): Promise<Scenario>;
   /** Delete a scenario. `DELETE /scenarios/{name}`; role `operate`. */
   deleteScenario(name: string): Promise<ScenarioDeleted>;
   /** The experiments that run. `GET /experiments`; role `read`. */
@@ -141,13 +141,21 @@ export interface Foldin {
   /** End an experiment, and forget its figures. `DELETE /experiments/{name}`; role `operate`. */
   deleteExperiment(name: string, options?: { keep?: string; }): Promise<Ended>;
   /** The items most like one. `GET /similar/{item_id}`; role `read`. */
-  similar(item_id: string | number, options?: { n?: number; by?: "behaviour" | "content" | "both"; category?: string; exclude_items?: string; scenario?: string; include?: string; }): Promise<Similar>;
+  similar(item_id: string | number, options?: { by?: "behaviour" | "content" | "both"; n?: number; offset?: number; user_id?: string; exclude_seen?: boolean | string; category?: string; exclude_items?: string; scenario?: string; include?: string; }): Promise<Similar>;
+  /** The items most like one, under rules. `POST /similar/{item_id}`; role `read`. */
+  similarByRules(item_id: string | number, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: Array<string> | null; offset?: number; user_id?: string | number | null; scenario?: string | null; by?: "behaviour" | "content" | "both" | null; }): Promise<Similar>;
   /** The most loved items. `GET /popular`; role `read`. */
-  popular(options?: { n?: number; by?: "rating" | "events"; category?: string; exclude_items?: string; scenario?: string; include?: string; }): Promise<Popular>;
+  popular(options?: { by?: "rating" | "events"; n?: number; offset?: number; user_id?: string; exclude_seen?: boolean | string; category?: string; exclude_items?: string; scenario?: string; include?: string; }): Promise<Popular>;
+  /** The most loved items, under rules. `POST /popular`; role `read`. */
+  popularByRules(options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: Array<string> | null; offset?: number; user_id?: string | number | null; scenario?: string | null; by?: "rating" | "events" | null; }): Promise<Popular>;
   /** The items that are rated most of late. `GET /trending`; role `read`. */
-  trending(options?: { n?: number; category?: string; exclude_items?: string; scenario?: string; include?: string; }): Promise<Trending>;
+  trending(options?: { n?: number; offset?: number; user_id?: string; exclude_seen?: boolean | string; category?: string; exclude_items?: string; scenario?: string; include?: string; }): Promise<Trending>;
+  /** The items that are rated most of late, under rules. `POST /trending`; role `read`. */
+  trendingByRules(options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: Array<string> | null; offset?: number; user_id?: string | number | null; scenario?: string | null; }): Promise<Trending>;
   /** The latest items. `GET /latest`; role `read`. */
-  latest(options?: { n?: number; category?: string; exclude_items?: string; scenario?: string; include?: string; }): Promise<Latest>;
+  latest(options?: { n?: number; offset?: number; user_id?: string; exclude_seen?: boolean | string; category?: string; exclude_items?: string; scenario?: string; include?: string; }): Promise<Latest>;
+  /** The latest items, under rules. `POST /latest`; role `read`. */
+  latestByRules(options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: Array<string> | null; offset?: number; user_id?: string | number | null; scenario?: string | null; }): Promise<Latest>;
   /** Which of the user's own ratings moved a score, and by how much. `GET /explain/{user_id}/{item_id}`; role `read`. */
   explain(user_id: string | number, item_id: string | number, options?: { n?: number; context?: Record<string, any>; }): Promise<Explained>;
   /** Users whose ids begin with a text. A call looks through a part of the store, so a page may be short. `GET /users`; role `read`. */
@@ -275,6 +283,13 @@ export interface Activated {
 /** The process runs and its event loop turns. */
 export interface Alive {
   alive: boolean;
+}
+
+/** An event, other than a rating, of someone who is not stored. */
+export interface AnonymousEvent {
+  item_id: string | number;
+  type: string;
+  timestamp?: number | string | null;
 }
 
 /** A rating of someone who is not stored. */
@@ -556,6 +571,23 @@ export interface ItemLine {
   hidden: boolean;
 }
 
+/** Which part of a list, under which rules. `user_id`: whose items that were seen are left out; `scenario`: rules that are stored. */
+export interface ItemListBody {
+  filter?: Record<string, any> | null;
+  exclude_items?: Array<string | number> | null;
+  candidate_items?: Array<string | number> | null;
+  boosts?: Array<Boost> | null;
+  diversity?: Diversity | null;
+  per_category?: number | null;
+  pinned?: Array<Pin> | null;
+  n?: number | null;
+  exclude_seen?: boolean | Array<string> | null;
+  include?: Array<string> | null;
+  offset?: number;
+  user_id?: string | number | null;
+  scenario?: string | null;
+}
+
 /** What the catalogue has of an item, and what the live generation knows of it. `expected`: from an unknown user. `positives`: its positive events, where the generation has learned any of any item. */
 export interface ItemOut {
   item_id: string;
@@ -651,6 +683,7 @@ export interface KeysOut {
 export interface Latest {
   generation: number;
   items: Array<New>;
+  recommendation_id: string;
   degraded?: boolean;
   reason?: string | null;
 }
@@ -664,13 +697,13 @@ export interface ListBody {
   diversity?: Diversity | null;
   per_category?: number | null;
   pinned?: Array<Pin> | null;
-  order?: "score" | "rating" | (string & {}) | null;
   n?: number | null;
   exclude_seen?: boolean | Array<string> | null;
+  include?: Array<string> | null;
+  order?: "score" | "rating" | (string & {}) | null;
   explore?: "none" | "thompson" | (string & {}) | null;
   recency?: number | null;
   impressions?: boolean | null;
-  include?: Array<string> | null;
   offset?: number;
   seed?: number | null;
   scenario?: string | null;
@@ -755,9 +788,28 @@ export interface Pin {
 export interface Popular {
   generation: number;
   items: Array<Loved>;
+  recommendation_id: string;
   by?: string;
   degraded?: boolean;
   reason?: string | null;
+}
+
+/** The same of a list of the most loved items. */
+export interface PopularBody {
+  filter?: Record<string, any> | null;
+  exclude_items?: Array<string | number> | null;
+  candidate_items?: Array<string | number> | null;
+  boosts?: Array<Boost> | null;
+  diversity?: Diversity | null;
+  per_category?: number | null;
+  pinned?: Array<Pin> | null;
+  n?: number | null;
+  exclude_seen?: boolean | Array<string> | null;
+  include?: Array<string> | null;
+  offset?: number;
+  user_id?: string | number | null;
+  scenario?: string | null;
+  by?: "rating" | "events" | (string & {}) | null;
 }
 
 /** One score: the expected rating, its standard deviation and what it rests on. */
@@ -848,7 +900,7 @@ export interface Receipt {
   detail?: string | null;
 }
 
-/** Someone's ratings, and what is wanted. */
+/** Someone's ratings and other events, each in the order in which they were made, and what is wanted. */
 export interface RecommendBody {
   filter?: Record<string, any> | null;
   exclude_items?: Array<string | number> | null;
@@ -857,18 +909,19 @@ export interface RecommendBody {
   diversity?: Diversity | null;
   per_category?: number | null;
   pinned?: Array<Pin> | null;
-  order?: "score" | "rating" | (string & {}) | null;
   n?: number | null;
   exclude_seen?: boolean | Array<string> | null;
+  include?: Array<string> | null;
+  order?: "score" | "rating" | (string & {}) | null;
   explore?: "none" | "thompson" | (string & {}) | null;
   recency?: number | null;
   impressions?: boolean | null;
-  include?: Array<string> | null;
   offset?: number;
   seed?: number | null;
   scenario?: string | null;
   context?: Record<string, number | string | boolean | null> | null;
-  ratings: Array<AnonymousRating>;
+  ratings?: Array<AnonymousRating>;
+  events?: Array<AnonymousEvent>;
 }
 
 /** Items, best first. `order`: what ranked them; of a generation without a ranking head it is `rating`, also where `score` was asked for. `recommendation_id`: names this answer; to be sent back with events. `ignored`: ratings of the call whose item is not known. `reason`: why there is no item. `arms`: the user's arm by the name of the experiment that the list is of. */
@@ -979,7 +1032,7 @@ export interface Rising {
   attributes?: Record<string, any> | null;
 }
 
-/** What a list may have, and in which order. A scenario has the same fields. */
+/** What a list for someone may have, and in which order. A scenario has the same fields. */
 export interface RuleFields {
   filter?: Record<string, any> | null;
   exclude_items?: Array<string | number> | null;
@@ -988,13 +1041,13 @@ export interface RuleFields {
   diversity?: Diversity | null;
   per_category?: number | null;
   pinned?: Array<Pin> | null;
-  order?: "score" | "rating" | (string & {}) | null;
   n?: number | null;
   exclude_seen?: boolean | Array<string> | null;
+  include?: Array<string> | null;
+  order?: "score" | "rating" | (string & {}) | null;
   explore?: "none" | "thompson" | (string & {}) | null;
   recency?: number | null;
   impressions?: boolean | null;
-  include?: Array<string> | null;
 }
 
 /** A scale: its low end, its high end, and the step between its values where all ratings keep one. */
@@ -1021,13 +1074,13 @@ export interface Scenario {
   diversity?: Diversity | null;
   per_category?: number | null;
   pinned?: Array<Pin> | null;
-  order?: "score" | "rating" | (string & {}) | null;
   n?: number | null;
   exclude_seen?: boolean | Array<string> | null;
+  include?: Array<string> | null;
+  order?: "score" | "rating" | (string & {}) | null;
   explore?: "none" | "thompson" | (string & {}) | null;
   recency?: number | null;
   impressions?: boolean | null;
-  include?: Array<string> | null;
   name: string;
 }
 
@@ -1066,8 +1119,27 @@ export interface Similar {
   item_id: string;
   generation: number;
   items: Array<Neighbour>;
+  recommendation_id: string;
   degraded?: boolean;
   reason?: string | null;
+}
+
+/** The same of a list of similar items. */
+export interface SimilarBody {
+  filter?: Record<string, any> | null;
+  exclude_items?: Array<string | number> | null;
+  candidate_items?: Array<string | number> | null;
+  boosts?: Array<Boost> | null;
+  diversity?: Diversity | null;
+  per_category?: number | null;
+  pinned?: Array<Pin> | null;
+  n?: number | null;
+  exclude_seen?: boolean | Array<string> | null;
+  include?: Array<string> | null;
+  offset?: number;
+  user_id?: string | number | null;
+  scenario?: string | null;
+  by?: "behaviour" | "content" | "both" | (string & {}) | null;
 }
 
 /** What the page shows. `rmse` is that of ratings predicted before they were learned, `recent_rmse` over about a minute. `scale`: low end, high end and step; one that is not `scale_decided` is what the first rating makes it. `known_events`: ratings and other events since the history began; `known_items`: items that have a row, in a fit or not yet. `backed_up`: when the last `foldin backup` ended, in seconds since 1970, with how many events; null for none. `refusing`: what has no room for ratings; null where they are taken. */
@@ -1166,6 +1238,7 @@ export interface TrainingOut {
 export interface Trending {
   generation: number;
   items: Array<Rising>;
+  recommendation_id: string;
   degraded?: boolean;
   reason?: string | null;
 }

@@ -1,23 +1,26 @@
-"""Lists that are about no user: items like one, the most loved, the trending, the latest.
+"""Lists that follow no taste: items like one, the most loved, the trending, the latest.
 
 Invariant: a row that has no name yet is in no answer, and neither is what may not be shown.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 from aiohttp import web
+from msgspec import Meta
 
 from factors import Bools, Float64s, Int64s
 from featurestore.generations.activity import Positives
 from featurestore.generations.live import LiveGeneration
 from service.call_rules import (
+    BEHIND,
     QUERY_RULES,
     CallRules,
     Listed,
@@ -29,16 +32,20 @@ from service.call_rules import (
     rules_of,
 )
 from service.context import CONTEXT, ServiceContext
-from service.http.parsing import Query, path_id
+from service.feedback.tokens import new_token
+from service.http.parsing import TEXT_ID_SCHEMA, Body, DescribedId, Query, body_ids, path_id
+from service.http.problems import Problem
 from service.http.response import json_answer
-from service.openapi import MODEL, Route, query_parameter
+from service.openapi import BODY, MODEL, Route, query_parameter, request_body, whole
 from service.prediction_json import shown
 from service.routes.included import Described, describe, no_reasons
 from service.routes.items import QUERY_N, item_names, item_row, positive_counts, statistics_of
+from service.routes.recommend import MAX_OFFSET, QUERY_OFFSET, QUERY_SEEN, query_seen, seen_rows
 from service.rules.columns import Columns
+from service.rules.filter_parsing import refused
 from service.rules.likeness import best_rows, likeness
 from service.rules.listing import Ranking, Scored
-from service.rules.request import DEFAULT_N
+from service.rules.request import DEFAULT_N, ItemRuleFields, RuleFields
 
 T = TypeVar("T")
 BY = ("behaviour", "content", "both")
@@ -49,7 +56,9 @@ _PER_ITEM, _SPARE = 4, 200
 _QUICK_ROWS = 20_000
 NO_ACTIVITY = "this generation does not say what is rated of late; the next fit will"
 NO_POSITIVES = "this generation has learned no event that is no rating; the next fit may"
-_PROBLEMS = ("invalid_parameter", "invalid_rule", "unknown_scenario", "data_damaged")
+_PROBLEMS = (
+    *("invalid_parameter", "invalid_rule", "unknown_event_type", "unknown_scenario", "data_damaged"),
+)
 
 
 class Neighbour(Described):
@@ -65,6 +74,7 @@ class Similar(msgspec.Struct, omit_defaults=True):
     item_id: str
     generation: int
     items: list[Neighbour]
+    recommendation_id: str
     degraded: bool = False
     reason: str | None = None
 
@@ -88,6 +98,7 @@ class Popular(msgspec.Struct, omit_defaults=True):
 
     generation: int
     items: list[Loved]
+    recommendation_id: str
     by: str = "rating"
     degraded: bool = False
     reason: str | None = None
@@ -105,6 +116,7 @@ class Trending(msgspec.Struct, omit_defaults=True):
 
     generation: int
     items: list[Rising]
+    recommendation_id: str
     degraded: bool = False
     reason: str | None = None
 
@@ -121,8 +133,72 @@ class Latest(msgspec.Struct, omit_defaults=True):
 
     generation: int
     items: list[New]
+    recommendation_id: str
     degraded: bool = False
     reason: str | None = None
+
+
+class ItemListBody(ItemRuleFields, kw_only=True):
+    """Which part of a list, under which rules. `user_id`: whose items that were seen are left out;
+    `scenario`: rules that are stored.
+    """
+
+    offset: Annotated[int, Meta(extra_json_schema=whole(0, MAX_OFFSET))] = 0
+    user_id: DescribedId | None = None
+    scenario: str | None = None
+
+
+class SimilarBody(ItemListBody, kw_only=True):
+    """The same of a list of similar items."""
+
+    by: Annotated[str, Meta(extra_json_schema={"enum": list(BY)})] | None = None
+
+
+class PopularBody(ItemListBody, kw_only=True):
+    """The same of a list of the most loved items."""
+
+    by: Annotated[str, Meta(extra_json_schema={"enum": list(POPULAR_BY)})] | None = None
+
+
+class _Asked(NamedTuple):
+    """What a call says, in its query or its body of `n_bytes`."""
+
+    fields: RuleFields
+    by: str
+    offset: int
+    user_id: bytes | None
+    scenario: str | None
+    category: str | None = None
+    n_bytes: int = 0
+
+
+class _List(NamedTuple):
+    """A list that is to be made: of what is live, under the rules of the `call`, `n` places behind `offset`,
+    without the rows that were `seen`.
+    """
+
+    live: LiveGeneration
+    call: CallRules
+    n: int
+    offset: int
+    seen: Int64s | None
+    by: str
+
+
+_BODIES: dict[str, Body[Any]] = {
+    "similar": Body(SimilarBody),
+    "popular": Body(PopularBody),
+    "trending": Body(ItemListBody),
+    "latest": Body(ItemListBody),
+}
+_BY: dict[str, Sequence[str]] = {"similar": BY, "popular": POPULAR_BY}
+_POST_PROBLEMS = (*BODY, *_PROBLEMS)
+_QUERY = (
+    *(QUERY_N, QUERY_OFFSET),
+    query_parameter("user_id", TEXT_ID_SCHEMA, "Leave out what this user has seen"),
+    *(QUERY_SEEN, *QUERY_RULES),
+)
+_EXAMPLE = {"n": 5, "user_id": "ann", "per_category": 2, "include": ["title"]}
 
 
 @Route(
@@ -131,21 +207,38 @@ class Latest(msgspec.Struct, omit_defaults=True):
     needs="read",
     operation_id="similar",
     parameters=(
-        QUERY_N,
         query_parameter(
             "by",
             {"type": "string", "enum": list(BY), "default": "behaviour"},
             "`behaviour`: whose ratings or events go together; `content`: that share texts in the catalogue",
         ),
-        *QUERY_RULES,
+        *_QUERY,
     ),
 )
 async def get_similar(request: web.Request) -> web.StreamResponse:
     """The items most like one."""
-    context, query = request.app[CONTEXT], Query(request.raw_path)
-    by = query.choice("by", "behaviour", BY)
+    return await _similar(request, _by_query(request, "similar"))
+
+
+@Route(
+    *("POST", "/similar/{item_id}", "Recommend", Similar),
+    (*_POST_PROBLEMS, "unknown_item", "not_found", *MODEL),
+    needs="read",
+    operation_id="similarByRules",
+    repeatable=True,
+    body=request_body(SimilarBody, _EXAMPLE),
+)
+async def post_similar(request: web.Request) -> web.StreamResponse:
+    """The items most like one, under rules."""
+    async with _by_body(request, "similar") as asked:
+        return await _similar(request, asked)
+
+
+async def _similar(request: web.Request, asked: _Asked) -> web.StreamResponse:
+    context = request.app[CONTEXT]
     item_id = path_id(request.rel_url.raw_path, 1, "item_id")
-    live, call, n = await _asked(context, query)
+    made = await _list_of(context, asked)
+    live, call = made.live, made.call
     # An item of the catalogue has a row, whether it was rated or not.
     row = await item_row(context.store.items(live.epoch), item_id)
     # Wherever else it is pinned, it is not like itself.
@@ -157,7 +250,7 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
         return _scored(found.item_rows, found.scores)
 
     content = np.zeros(0)
-    if by != "behaviour":
+    if made.by not in ("", "behaviour"):
         n_items = live.ranker.n_items
         content = await _read(context, call, n_items, partial(likeness, call.view.columns, row, n_items))
 
@@ -179,9 +272,9 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
         best = best_rows(scores, n)
         return _scored(rows[best], scores[best])
 
-    top = {"behaviour": behaviour, "content": by_content, "both": by_both}[by]
+    top = {"content": by_content, "both": by_both}.get(made.by, behaviour)
     ranking = Ranking(top, partial(directions, context, live), 0.0)
-    found, reason = await _listed(context, live, call, ranking, n, row)
+    found, reason = await _listed(context, made._replace(call=call), ranking, row)
     names = await item_names(context.store.items(live.epoch), found.rows)
     items = [
         Neighbour(name, score)
@@ -189,7 +282,8 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
         if name is not None
     ]
     degraded = await _described(context, call, items)
-    return json_answer(Similar(item_id.decode(), live.generation, items, degraded, reason))
+    token = _token(made)
+    return json_answer(Similar(item_id.decode(), live.generation, items, token, degraded, reason))
 
 
 @Route(
@@ -198,14 +292,13 @@ async def get_similar(request: web.Request) -> web.StreamResponse:
     needs="read",
     operation_id="popular",
     parameters=(
-        QUERY_N,
         query_parameter(
             "by",
             {"type": "string", "enum": list(POPULAR_BY)},
             "`rating`: what an average user would give; `events`: the weight of positive events. Without it "
             "by rating, and by events where the generation has learned no rating, or next to none",
         ),
-        *QUERY_RULES,
+        *_QUERY,
     ),
 )
 async def get_popular(request: web.Request) -> web.StreamResponse:
@@ -214,13 +307,31 @@ async def get_popular(request: web.Request) -> web.StreamResponse:
     That is, the items that the average user would rate highest, by lower confidence bound; or those with the
     most positive events, by their weights.
     """
-    context, query = request.app[CONTEXT], Query(request.raw_path)
-    by = query.choice("by", "", POPULAR_BY)
-    live, call, n = await _asked(context, query)
-    by = by or ("events" if live.by_events else "rating")
+    return await _popular(request, _by_query(request, "popular"))
+
+
+@Route(
+    *("POST", "/popular", "Recommend", Popular),
+    (*_POST_PROBLEMS, *MODEL),
+    needs="read",
+    operation_id="popularByRules",
+    repeatable=True,
+    body=request_body(PopularBody, _EXAMPLE),
+)
+async def post_popular(request: web.Request) -> web.StreamResponse:
+    """The most loved items, under rules."""
+    async with _by_body(request, "popular") as asked:
+        return await _popular(request, asked)
+
+
+async def _popular(request: web.Request, asked: _Asked) -> web.StreamResponse:
+    context = request.app[CONTEXT]
+    made = await _list_of(context, asked)
+    live, call = made.live, made.call
+    by = made.by or ("events" if live.by_events else "rating")
     positives = live.positives if by == "events" else None
     if by == "events" and positives is None:
-        return json_answer(Popular(live.generation, [], by, call.degraded, NO_POSITIVES))
+        return json_answer(Popular(live.generation, [], _token(made), by, call.degraded, NO_POSITIVES))
 
     async def most_loved(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
         # Without a mask the whole table is read as it stands.
@@ -235,13 +346,13 @@ async def get_popular(request: web.Request) -> web.StreamResponse:
 
     top, floor = (most_chosen, 0.0) if by == "events" else (most_loved, live.model.scale.low)
     ranking = Ranking(top, partial(directions, context, live), floor)
-    found, reason = await _listed(context, live, call, ranking, n)
+    found, reason = await _listed(context, made, ranking)
     names = await item_names(context.store.items(live.epoch), found.rows)
     scores, counts = shown(found.scores, live.model.scale), positive_counts(positives, found.rows)
     parts = zip(names, scores, statistics_of(live, found.rows), counts, strict=True)
     items = [Loved(name, score, *known, count) for name, score, known, count in parts if name is not None]
     degraded = await _described(context, call, items)
-    return json_answer(Popular(live.generation, items, by, degraded, reason))
+    return json_answer(Popular(live.generation, items, _token(made), by, degraded, reason))
 
 
 @Route(
@@ -249,25 +360,44 @@ async def get_popular(request: web.Request) -> web.StreamResponse:
     (*_PROBLEMS, *MODEL),
     needs="read",
     operation_id="trending",
-    parameters=(QUERY_N, *QUERY_RULES),
+    parameters=_QUERY,
 )
 async def get_trending(request: web.Request) -> web.StreamResponse:
     """The items that are rated most of late.
 
     A rating counts half as much with each week that goes by.
     """
-    context, query = request.app[CONTEXT], Query(request.raw_path)
-    live, call, n = await _asked(context, query)
+    return await _trending(request, _by_query(request, "trending"))
+
+
+@Route(
+    *("POST", "/trending", "Recommend", Trending),
+    (*_POST_PROBLEMS, *MODEL),
+    needs="read",
+    operation_id="trendingByRules",
+    repeatable=True,
+    body=request_body(ItemListBody, _EXAMPLE),
+)
+async def post_trending(request: web.Request) -> web.StreamResponse:
+    """The items that are rated most of late, under rules."""
+    async with _by_body(request, "trending") as asked:
+        return await _trending(request, asked)
+
+
+async def _trending(request: web.Request, asked: _Asked) -> web.StreamResponse:
+    context = request.app[CONTEXT]
+    made = await _list_of(context, asked)
+    live, call = made.live, made.call
     activity = live.activity
     if activity is None:
-        return json_answer(Trending(live.generation, [], call.degraded, NO_ACTIVITY))
+        return json_answer(Trending(live.generation, [], _token(made), call.degraded, NO_ACTIVITY))
     scores = await _read(context, call, activity.n_items, partial(activity.at, time.time()))
 
     async def top(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
         return await _read(context, call, len(scores), partial(_best, scores, n, exclude, allowed))
 
     ranking = Ranking(top, partial(directions, context, live), 0.0)
-    found, reason = await _listed(context, live, call, ranking, n)
+    found, reason = await _listed(context, made, ranking)
     names = await item_names(context.store.items(live.epoch), found.rows)
     items = [
         Rising(name, score)
@@ -275,7 +405,7 @@ async def get_trending(request: web.Request) -> web.StreamResponse:
         if name is not None
     ]
     degraded = await _described(context, call, items)
-    return json_answer(Trending(live.generation, items, degraded, reason))
+    return json_answer(Trending(live.generation, items, _token(made), degraded, reason))
 
 
 @Route(
@@ -283,24 +413,47 @@ async def get_trending(request: web.Request) -> web.StreamResponse:
     (*_PROBLEMS, *MODEL),
     needs="read",
     operation_id="latest",
-    parameters=(QUERY_N, *QUERY_RULES),
+    parameters=_QUERY,
 )
 async def get_latest(request: web.Request) -> web.StreamResponse:
     """The latest items.
 
     By `available_from`; those without it behind them, the ones that came last first.
     """
-    context, query = request.app[CONTEXT], Query(request.raw_path)
-    live, call, n = await _asked(context, query)
-    # A time is no score that could be multiplied, or weighed against differences.
+    return await _latest(request, _by_query(request, "latest"))
+
+
+@Route(
+    *("POST", "/latest", "Recommend", Latest),
+    (*_POST_PROBLEMS, *MODEL),
+    needs="read",
+    operation_id="latestByRules",
+    repeatable=True,
+    body=request_body(ItemListBody, _EXAMPLE),
+)
+async def post_latest(request: web.Request) -> web.StreamResponse:
+    """The latest items, under rules."""
+    async with _by_body(request, "latest") as asked:
+        return await _latest(request, asked)
+
+
+async def _latest(request: web.Request, asked: _Asked) -> web.StreamResponse:
+    context = request.app[CONTEXT]
+    for name in ("boosts", "diversity"):
+        if getattr(asked.fields, name) is not None:
+            raise refused(f"/{name}", "the latest items stand in the order of their times")
+    made = await _list_of(context, asked)
+    live, call = made.live, made.call
+    # A scenario may have what is for other lists: a time is no score that could be multiplied, or weighed
+    # against differences.
     call = call._replace(rules=replace(call.rules, boosts=(), trade_off=None))
 
     async def top(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
         mask = _without(allowed, exclude, live.ranker.n_items)
-        return await _read(context, call, len(mask), partial(_latest, call.view.columns, mask, n))
+        return await _read(context, call, len(mask), partial(_newest, call.view.columns, mask, n))
 
     ranking = Ranking(top, partial(directions, context, live), 0.0)
-    found, reason = await _listed(context, live, call, ranking, n)
+    found, reason = await _listed(context, made._replace(call=call), ranking)
     names = await item_names(context.store.items(live.epoch), found.rows)
     items = [
         New(name, None if math.isinf(since) else since)
@@ -308,17 +461,61 @@ async def get_latest(request: web.Request) -> web.StreamResponse:
         if name is not None
     ]
     degraded = await _described(context, call, items)
-    return json_answer(Latest(live.generation, items, degraded, reason))
+    return json_answer(Latest(live.generation, items, _token(made), degraded, reason))
 
 
-async def _asked(context: ServiceContext, query: Query) -> tuple[LiveGeneration, CallRules, int]:
-    """Return what is live, the rules, and how many items are wanted."""
-    live = context.live()
+def _by_query(request: web.Request, kind: str) -> _Asked:
+    """Return what a query says of a list of this kind."""
+    query = Query(request.raw_path)
     fields, category = query_rules(query)
-    no_reasons(fields.include or ())
-    asked = ask(context, query.text("scenario"))
-    call = await rules_of(context, live, asked, fields, category=category)
-    return live, call, call.rules.n or DEFAULT_N
+    fields.exclude_seen = query_seen(query)
+    by = query.choice("by", "", _BY[kind]) if kind in _BY else ""
+    user_id = None if query.raw("user_id") is None else query.id("user_id")
+    offset = query.integer("offset", 0, 0, MAX_OFFSET)
+    return _Asked(fields, by, offset, user_id, query.text("scenario"), category)
+
+
+@asynccontextmanager
+async def _by_body(request: web.Request, kind: str) -> AsyncIterator[_Asked]:
+    """Yield what a body says of a list of this kind. Raises `invalid_body`."""
+    context = request.app[CONTEXT]
+    async with context.bodies.read(request, context.predictions) as received:
+        body: ItemListBody = await _BODIES[kind].decode_off_loop(received.raw)
+        by = getattr(body, "by", None) or ""
+        if by and by not in _BY[kind]:
+            raise Problem("invalid_body", f"by must be one of {', '.join(_BY[kind])}", field="by")
+        if not 0 <= body.offset <= MAX_OFFSET:
+            raise Problem("invalid_body", f"offset must be from 0 to {MAX_OFFSET}", field="offset")
+        fields = RuleFields(**{name: getattr(body, name) for name in ItemRuleFields.__struct_fields__})
+        user_id = None if body.user_id is None else body_ids([body.user_id], "user_id")[0]
+        yield _Asked(fields, by, body.offset, user_id, body.scenario, n_bytes=len(received.raw))
+
+
+async def _list_of(context: ServiceContext, asked: _Asked) -> _List:
+    """Return what a call asks for, with its rules and what its user has seen."""
+    live = context.live()
+    no_reasons(asked.fields.include or ())
+    # In the write in which the user is looked up.
+    questions = ask(context, asked.scenario)
+    profile, degraded = None, False
+    if asked.user_id is not None:
+        profile, degraded = await context.scorer.profile(live, asked.user_id)
+    call = await rules_of(
+        context, live, questions, asked.fields, category=asked.category, n_bytes=asked.n_bytes
+    )
+    seen: Int64s | None = None
+    if profile is not None and asked.user_id is not None and call.rules.seen:
+        history = profile.history
+        if not profile.whole:
+            _, history = await context.store.users.history(live.epoch, asked.user_id)
+        seen = (await seen_rows(context, history, call.rules.seen)).astype(np.int64)
+    call = call._replace(degraded=call.degraded | degraded)
+    return _List(live, call, call.rules.n or DEFAULT_N, asked.offset, seen, asked.by)
+
+
+def _token(made: _List) -> str:
+    """Return what names the answer, to be sent back with events."""
+    return new_token(made.live.generation, time.time(), made.call.scenario, None)
 
 
 async def _described(
@@ -329,17 +526,20 @@ async def _described(
     return call.degraded or not said
 
 
-async def _listed(
-    context: ServiceContext, live: LiveGeneration, call: CallRules, ranking: Ranking, n: int, *less: int
-) -> Listed:
-    """Return the first `n` of a list, without the rows `less`."""
-    check_rearranging(call.rules, n, explores=False)
+async def _listed(context: ServiceContext, made: _List, ranking: Ranking, *less: int) -> Listed:
+    """Return the part of a list that is asked for, without the rows `less`."""
+    live, places = made.live, made.n + made.offset
+    check_rearranging(made.call.rules, places, explores=False)
     registry, n_items = context.store.items(live.epoch), live.ranker.n_items
     if n_items > len(registry):
         await registry.refresh()
     # Rows that are not given to an item yet have no name.
     exclude = np.array([*less, *range(len(registry), n_items)], dtype=np.int64)
-    return await ruled(context, live, call, ranking, wanted=n, exclude=exclude)
+    found, reason = await ruled(
+        context, live, made.call, ranking, wanted=places, exclude=exclude, seen=made.seen
+    )
+    page = found.at(slice(made.offset, None))
+    return Listed(page, reason or (None if len(page.rows) else BEHIND))
 
 
 async def _read(context: ServiceContext, call: CallRules, n_items: int, compute: Callable[[], T]) -> T:
@@ -349,7 +549,7 @@ async def _read(context: ServiceContext, call: CallRules, n_items: int, compute:
     return await call.view.columns.read(compute, in_thread, quick=quick)
 
 
-def _latest(columns: Columns, allowed: Bools, n: int) -> Scored:
+def _newest(columns: Columns, allowed: Bools, n: int) -> Scored:
     """Return the latest `n` of the rows that are `allowed` (n_items,), by time, -inf where there is none."""
     times = np.where(allowed, columns.available_from.values(len(allowed)), np.nan)
     # Of equal times the row that was given last is the first: as if time went on from the last to the first.

@@ -16,9 +16,9 @@ from aiohttp import web
 from msgspec import Meta
 
 from factors import BASIS, Bools, Float32s, Int32s, Int64s, relevance_basis
-from featurestore.codecs import ENTRY_BYTES, History, pack_histories
+from featurestore.codecs import ENTRY_BYTES, NO_FEEDBACK, Feedback, History, pack_histories
 from featurestore.generations.live import LiveGeneration
-from featurestore.ratings.event_types import RATING, consumed_codes, unknown_type
+from featurestore.ratings.event_types import RATING, codes_taken, consumed_codes, unknown_type
 from service.call_rules import (
     BEHIND,
     QUERY_RULES,
@@ -70,6 +70,12 @@ MAX_SEED = 2**53
 _EXPLORE_SCHEMA = {"type": "string", "enum": list(EXPLORE), "default": "none"}
 _SEEN_SCHEMA = {"anyOf": [{"type": "boolean"}, {"type": "string"}], "default": True}
 _ORDER_SCHEMA = {"type": "string", "enum": list(ORDERS), "default": "score"}
+QUERY_OFFSET = query_parameter("offset", whole(0, MAX_OFFSET, 0), "How many of the best to leave out")
+QUERY_SEEN = query_parameter(
+    "exclude_seen",
+    _SEEN_SCHEMA,
+    "Leave out what the user has rated or consumed; or names of types, with commas between",
+)
 # Histories that are longer are folded in and explained in a thread: about 2 ms.
 _LONG = 2000
 
@@ -119,6 +125,14 @@ class AnonymousRating(msgspec.Struct, forbid_unknown_fields=True):
     context: Context | None = None
 
 
+class AnonymousEvent(msgspec.Struct, forbid_unknown_fields=True):
+    """An event, other than a rating, of someone who is not stored."""
+
+    item_id: DescribedId
+    type: str
+    timestamp: Timestamp | None = None
+
+
 class ListBody(RuleFields, kw_only=True):
     """What is wanted, and under which rules. `scenario`: rules that are stored, for those that the call does
     not have. `context`: that of the ratings that the list is made for.
@@ -131,9 +145,14 @@ class ListBody(RuleFields, kw_only=True):
 
 
 class RecommendBody(ListBody, kw_only=True):
-    """Someone's ratings, and what is wanted."""
+    """Someone's ratings and other events, each in the order in which they were made, and what is wanted."""
 
-    ratings: Annotated[list[AnonymousRating], Meta(extra_json_schema={"maxItems": MAX_RATINGS})]
+    ratings: Annotated[list[AnonymousRating], Meta(extra_json_schema={"maxItems": MAX_RATINGS})] = (
+        msgspec.field(default_factory=list)
+    )
+    events: Annotated[list[AnonymousEvent], Meta(extra_json_schema={"maxItems": MAX_RATINGS})] = (
+        msgspec.field(default_factory=list)
+    )
 
 
 class Page(NamedTuple):
@@ -188,12 +207,7 @@ _EXAMPLE = {
     undescribed=("context",),
     parameters=(
         QUERY_N,
-        query_parameter("offset", whole(0, MAX_OFFSET, 0), "How many of the best to leave out"),
-        query_parameter(
-            "exclude_seen",
-            _SEEN_SCHEMA,
-            "Leave out what the user has rated or consumed; or names of types, with commas between",
-        ),
+        *(QUERY_OFFSET, QUERY_SEEN),
         query_parameter("impressions", {"type": "boolean"}, "Record the items as shown to the user"),
         query_parameter("explore", _EXPLORE_SCHEMA, "`thompson` ranks by a draw from the posterior"),
         query_parameter("recency", RECENCY_SCHEMA, "How many times more the latest events of the user count"),
@@ -211,7 +225,7 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
     offset, seed = query.integer("offset", 0, 0, MAX_OFFSET), query.integer("seed", -1, 0, MAX_SEED)
     page = Page(offset, None if seed < 0 else seed)
     fields, category = query_rules(query)
-    fields.exclude_seen = _exclude_seen(query)
+    fields.exclude_seen = query_seen(query)
     fields.explore = query.choice("explore", "", EXPLORE) or None
     fields.recency = query.number("recency")
     fields.order = query.choice("order", "", ORDERS) or None
@@ -267,7 +281,7 @@ async def _for_user(
     if wanted.exclude_seen and not profile.whole:
         _, seen = await context.store.users.history(live.epoch, user_id)
     vector = _in_context(live, profile.vector, circumstances)
-    person = _Person(vector, profile.history, await _seen_rows(context, seen, wanted))
+    person = _Person(vector, profile.history, await seen_rows(context, seen, wanted.exclude_seen))
     items, reason = await _best_items(context, live, person, wanted, call)
     answer = _answer(live, items, call)
     answer.user_id, answer.reason = user_id.decode(), reason
@@ -314,9 +328,10 @@ def _in_context(live: LiveGeneration, vector: Float32s, circumstances: Float32s 
     return shifted
 
 
-async def _seen_rows(context: ServiceContext, history: History, wanted: Wanted) -> Int32s:
-    """Return the rows of the items that count as seen. Raises `unknown_event_type`."""
-    names = wanted.exclude_seen
+async def seen_rows(context: ServiceContext, history: History, names: bool | tuple[str, ...]) -> Int32s:
+    """Return the rows of the items that count as seen; `names`: of types that do. Raises
+    `unknown_event_type`.
+    """
     if names is False or (names is True and not len(history.feedback)):
         return history.item_row
     types = await context.store.event_types.known()
@@ -344,8 +359,14 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
     async with context.bodies.read(request, context.predictions) as received:
         body = await _BODY.decode_off_loop(received.raw)
         check_rows(len(body.ratings), MAX_RATINGS, "ratings")
+        check_rows(len(body.events), MAX_RATINGS, "events")
         page = _page(body)
         item_ids = body_ids([rating.item_id for rating in body.ratings], "ratings.item_id")
+        item_ids += body_ids([event.item_id for event in body.events], "events.item_id")
+        codes = await _codes(context, [event.type for event in body.events])
+        event_times = checked_times(
+            [event.timestamp for event in body.events], time.time(), "events.timestamp"
+        )
         values = [rating.rating for rating in body.ratings]
         check_scale(values, context.store.scale.value, "ratings.rating")
         timestamps = [rating.timestamp for rating in body.ratings]
@@ -357,23 +378,52 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
         asked = ask_for_user(context, body.scenario, None)
         rows = await context.store.items(live.epoch).rows(item_ids)
         call = await rules_of(context, live, asked, body, n_bytes=len(received.raw))
-        known = [k for k, row in enumerate(rows) if row is not None]
+        n_rated, known = len(values), [k for k, row in enumerate(rows[: len(values)]) if row is not None]
+        events = list(zip(rows[n_rated:], codes, event_times, strict=True))
         history = History(
             np.array([rows[k] for k in known], dtype=np.int32),
             np.array([values[k] for k in known], dtype=np.float64),
             np.array([times[k] for k in known], dtype=np.float64),
+            _feedback(events, len(known)),
             context=None if rated_in is None else rated_in[known],
         )
         packed = pack_histories([history])
         vectors = await computed(live, history, partial(live.posterior.fold_in_users, live.items, packed))
-        person = _Person(_in_context(live, vectors[0], circumstances), history, history.item_row)
         wanted = _wanted(page, call.rules)
+        seen = await seen_rows(context, history, wanted.exclude_seen)
+        person = _Person(_in_context(live, vectors[0], circumstances), history, seen)
         items, reason = await _best_items(context, live, person, wanted, call)
     answer = _answer(live, items, call)
-    answer.reason, answer.ignored = reason, len(rows) - len(known)
+    answer.reason, answer.ignored = reason, rows.count(None)
     said = await _describe(context, call, items)
     answer.seed, answer.degraded = wanted.seed, call.degraded | (not said)
     return json_answer(answer)
+
+
+async def _codes(context: ServiceContext, names: Sequence[str]) -> list[int]:
+    """Return the codes of types of events. Raises `unknown_event_type`, which names the row."""
+    if not names:
+        return []
+    codes = codes_taken(await context.store.event_types.known())
+    for row, name in enumerate(names):
+        if not codes.get(name):
+            detail = unknown_type(name, {each: code for each, code in codes.items() if code})
+            raise Problem("unknown_event_type", detail, field="events.type", row=row)
+    return [codes[name] for name in names]
+
+
+def _feedback(events: Sequence[tuple[int | None, int, float]], n_rated: int) -> Feedback:
+    """Return events (row, code, time) as they follow so many ratings; of each item and type the last."""
+    last: dict[tuple[int, int], tuple[float, ...]] = {}
+    for row, code, at in events:
+        if row is not None:
+            # It stands where it came last.
+            last.pop((row, code), None)
+            last[row, code] = (row, code, 1.0, at, n_rated)
+    if not last:
+        return NO_FEEDBACK
+    rows, types, value, times, place = (np.array(column) for column in zip(*last.values(), strict=True))
+    return Feedback(rows.astype(np.int32), types.astype(np.uint8), value, times, place.astype(np.int64))
 
 
 def _page(body: ListBody) -> Page:
@@ -398,7 +448,8 @@ def _wanted(page: Page, rules: Rules) -> Wanted:
     return Wanted(rules.n or DEFAULT_N, page.offset, rules.seen, seed)
 
 
-def _exclude_seen(query: Query) -> bool | list[str] | None:
+def query_seen(query: Query) -> bool | list[str] | None:
+    """Return what a query says of what was seen: whether it is left out, or which types count as that."""
     text = query.text("exclude_seen")
     if text is None:
         return None

@@ -86,8 +86,8 @@ class Pin(msgspec.Struct, forbid_unknown_fields=True):
     position: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": MAX_POSITION})]
 
 
-class RuleFields(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What a list may have, and in which order. A scenario has the same fields."""
+class ItemRuleFields(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a list may have, also one that follows no taste."""
 
     filter: OptionalFilter = None
     exclude_items: Ids | None = None
@@ -96,17 +96,22 @@ class RuleFields(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknow
     diversity: Diversity | None = None
     per_category: Annotated[int, Meta(extra_json_schema={"minimum": 1})] | None = None
     pinned: Annotated[list[Pin], Meta(extra_json_schema={"maxItems": MAX_PINNED})] | None = None
-    order: Annotated[str, Meta(extra_json_schema={"enum": list(ORDERS)})] | None = None
     n: Annotated[int, Meta(extra_json_schema=_N_SCHEMA)] | None = None
-    # Of lists for someone alone: whether what was seen is left out, or the types of events that count as
-    # that; whether a draw from the posterior ranks; and whether the items that it has shown are recorded.
+    # Whether what the user has seen is left out, or the types of events that count as that.
     exclude_seen: bool | list[str] | None = None
+    # What stands beside the score of each item: parts of the catalogue, and reasons.
+    include: Annotated[list[str], Meta(extra_json_schema=_INCLUDE_SCHEMA)] | None = None
+
+
+class RuleFields(ItemRuleFields, kw_only=True):
+    """What a list for someone may have, and in which order. A scenario has the same fields."""
+
+    order: Annotated[str, Meta(extra_json_schema={"enum": list(ORDERS)})] | None = None
+    # Whether a draw from the posterior ranks, and whether the items that it has shown are recorded.
     explore: Annotated[str, Meta(extra_json_schema={"enum": list(EXPLORE), "default": "none"})] | None = None
     # How many times more the latest events count than early ones; else as the ranking head has chosen.
     recency: Annotated[float, Meta(extra_json_schema=RECENCY_SCHEMA)] | None = None
     impressions: bool | None = None
-    # What stands beside the score of each item: parts of the catalogue, and reasons.
-    include: Annotated[list[str], Meta(extra_json_schema=_INCLUDE_SCHEMA)] | None = None
 
 
 # What each field becomes.

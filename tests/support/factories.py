@@ -202,8 +202,11 @@ async def publish_for_ann(store: Store, ratings: Mapping[str, float], n_items: i
 
 
 @asynccontextmanager
-async def opened(server: StoreServer, timeout_s: float = 30.0) -> AsyncIterator[Store]:
-    store = await Store.open(StoreSettings(url=server.url, partitions=4, timeout_s=timeout_s))
+async def opened(at: StoreServer | StoreSettings, timeout_s: float = 30.0) -> AsyncIterator[Store]:
+    """A store for the length of a `with`."""
+    if isinstance(at, StoreServer):
+        at = StoreSettings(url=at.url, partitions=4, timeout_s=timeout_s)
+    store = await Store.open(at)
     try:
         yield store
     finally:

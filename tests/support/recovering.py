@@ -13,7 +13,6 @@ import pytest
 from featurestore.codecs import History
 from featurestore.item_registry import ItemRegistry
 from featurestore.ratings.log import NewRating
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.recovery.backing_up import back_up
 from foldin.recovery.manifest import Manifest
@@ -22,6 +21,7 @@ from foldin.recovery.restoring import Restore, RestoreRequest
 from foldin.recovery.retries import Step, no_step
 from foldin.recovery.stored import read_histories
 from foldin.recovery.verifying import Verified, verify
+from tests.support import factories
 from tests.support.factories import low_rank_ratings
 from tests.support.servers import StoreServer
 from tests.support.trainers import Crash, crash_at, cut_off, fitted, running_trainer, until_drained
@@ -29,21 +29,12 @@ from tests.support.waiting import wait_until_async
 from trainer.archive.storage.files import Location
 from trainer.settings import TrainerSettings
 
+opened = factories.opened
 GIVEN = low_rank_ratings(users=10, items=12)
 LATER = low_rank_ratings(users=10, items=12, seed=1, prefix="late")
 
 Held = dict[tuple[str, str], tuple[float, float | None]]
 """By user and item: rating and time, None where that is unknown."""
-
-
-@asynccontextmanager
-async def opened(settings: StoreSettings) -> AsyncIterator[Store]:
-    """A store for the length of a `with`."""
-    store = await Store.open(settings)
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 async def held(store: Store, epoch: int | None = None) -> Held:

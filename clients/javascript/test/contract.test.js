@@ -72,7 +72,11 @@ test("every call of the description", async () => {
   assert.equal((await foldin.recommendByRules("ann", { n: 1, exclude_items: ["emma"] })).items.length, 1);
   assert.equal((await foldin.recommendAnonymous({ ratings: [{ item_id: "nothing", rating: 1 }] })).ignored, 1);
   assert.equal((await foldin.similar("dune", { n: 1 })).item_id, "dune");
-  for (const name of ["popular", "trending", "latest"]) assert.equal((await foldin[name]({ n: 1 })).generation, 1);
+  assert.equal((await foldin.similarByRules("dune", { by: "content", n: 1 })).item_id, "dune");
+  for (const name of ["popular", "trending", "latest"]) {
+    assert.equal((await foldin[name]({ n: 1 })).generation, 1);
+    assert.ok((await foldin[`${name}ByRules`]({ user_id: "ann" })).recommendation_id);
+  }
   assert.equal((await foldin.explain("ann", "emma")).parts[0].item_id, "dune");
 
   await foldin.putSchema({ items: { year: "number" }, context: { device: { kind: "category" } } });

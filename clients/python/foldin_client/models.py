@@ -38,6 +38,14 @@ class Alive(Struct, frozen=True, kw_only=True, omit_defaults=True):
     alive: bool
 
 
+class AnonymousEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An event, other than a rating, of someone who is not stored."""
+
+    item_id: str | int
+    type: str
+    timestamp: float | str | None = None
+
+
 class AnonymousRating(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A rating of someone who is not stored."""
 
@@ -248,6 +256,13 @@ class ItemLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
     hidden: bool
 
 
+class Pin(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An item at a position of the list, from 1 on."""
+
+    item_id: str | int
+    position: int
+
+
 class Prediction(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One score: the expected rating, its standard deviation and what it rests on."""
 
@@ -335,13 +350,6 @@ class New(Struct, frozen=True, kw_only=True, omit_defaults=True):
     image: str | None = None
     categories: list[str] | None = None
     attributes: dict[str, Any] | None = None
-
-
-class Pin(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An item at a position of the list, from 1 on."""
-
-    item_id: str | int
-    position: int
 
 
 class Loved(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -757,6 +765,155 @@ class TypesOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
     types: list[EventType]
 
 
+class ItemListBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Which part of a list, under which rules. `user_id`: whose items that were seen are left out;
+    `scenario`: rules that are stored.
+    """
+
+    filter: dict[str, Any] | None = None
+    exclude_items: list[str | int] | None = None
+    candidate_items: list[str | int] | None = None
+    boosts: list[Boost] | None = None
+    diversity: Diversity | None = None
+    per_category: int | None = None
+    pinned: list[Pin] | None = None
+    n: int | None = None
+    exclude_seen: bool | list[str] | None = None
+    include: list[str] | None = None
+    offset: int = 0
+    user_id: str | int | None = None
+    scenario: str | None = None
+
+
+class ListBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is wanted, and under which rules. `scenario`: rules that are stored, for those that the
+    call does not have. `context`: that of the ratings that the list is made for.
+    """
+
+    filter: dict[str, Any] | None = None
+    exclude_items: list[str | int] | None = None
+    candidate_items: list[str | int] | None = None
+    boosts: list[Boost] | None = None
+    diversity: Diversity | None = None
+    per_category: int | None = None
+    pinned: list[Pin] | None = None
+    n: int | None = None
+    exclude_seen: bool | list[str] | None = None
+    include: list[str] | None = None
+    order: Literal["score", "rating"] | None = None
+    explore: Literal["none", "thompson"] | None = None
+    recency: float | None = None
+    impressions: bool | None = None
+    offset: int = 0
+    seed: int | None = None
+    scenario: str | None = None
+    context: dict[str, float | str | bool | None] | None = None
+
+
+class PopularBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The same of a list of the most loved items."""
+
+    filter: dict[str, Any] | None = None
+    exclude_items: list[str | int] | None = None
+    candidate_items: list[str | int] | None = None
+    boosts: list[Boost] | None = None
+    diversity: Diversity | None = None
+    per_category: int | None = None
+    pinned: list[Pin] | None = None
+    n: int | None = None
+    exclude_seen: bool | list[str] | None = None
+    include: list[str] | None = None
+    offset: int = 0
+    user_id: str | int | None = None
+    scenario: str | None = None
+    by: Literal["rating", "events"] | None = None
+
+
+class RecommendBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Someone's ratings and other events, each in the order in which they were made, and what is
+    wanted.
+    """
+
+    filter: dict[str, Any] | None = None
+    exclude_items: list[str | int] | None = None
+    candidate_items: list[str | int] | None = None
+    boosts: list[Boost] | None = None
+    diversity: Diversity | None = None
+    per_category: int | None = None
+    pinned: list[Pin] | None = None
+    n: int | None = None
+    exclude_seen: bool | list[str] | None = None
+    include: list[str] | None = None
+    order: Literal["score", "rating"] | None = None
+    explore: Literal["none", "thompson"] | None = None
+    recency: float | None = None
+    impressions: bool | None = None
+    offset: int = 0
+    seed: int | None = None
+    scenario: str | None = None
+    context: dict[str, float | str | bool | None] | None = None
+    ratings: list[AnonymousRating] = msgspec.field(default_factory=list)
+    events: list[AnonymousEvent] = msgspec.field(default_factory=list)
+
+
+class RuleFields(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a list for someone may have, and in which order. A scenario has the same fields."""
+
+    filter: dict[str, Any] | None = None
+    exclude_items: list[str | int] | None = None
+    candidate_items: list[str | int] | None = None
+    boosts: list[Boost] | None = None
+    diversity: Diversity | None = None
+    per_category: int | None = None
+    pinned: list[Pin] | None = None
+    n: int | None = None
+    exclude_seen: bool | list[str] | None = None
+    include: list[str] | None = None
+    order: Literal["score", "rating"] | None = None
+    explore: Literal["none", "thompson"] | None = None
+    recency: float | None = None
+    impressions: bool | None = None
+
+
+class Scenario(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A scenario and its name."""
+
+    filter: dict[str, Any] | None = None
+    exclude_items: list[str | int] | None = None
+    candidate_items: list[str | int] | None = None
+    boosts: list[Boost] | None = None
+    diversity: Diversity | None = None
+    per_category: int | None = None
+    pinned: list[Pin] | None = None
+    n: int | None = None
+    exclude_seen: bool | list[str] | None = None
+    include: list[str] | None = None
+    order: str | None = None
+    explore: str | None = None
+    recency: float | None = None
+    impressions: bool | None = None
+    name: str
+
+
+class SimilarBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The same of a list of similar items."""
+
+    filter: dict[str, Any] | None = None
+    exclude_items: list[str | int] | None = None
+    candidate_items: list[str | int] | None = None
+    boosts: list[Boost] | None = None
+    diversity: Diversity | None = None
+    per_category: int | None = None
+    pinned: list[Pin] | None = None
+    n: int | None = None
+    exclude_seen: bool | list[str] | None = None
+    include: list[str] | None = None
+    offset: int = 0
+    user_id: str | int | None = None
+    scenario: str | None = None
+    by: Literal["behaviour", "content", "both"] | None = None
+
+
 class ItemOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the catalogue has of an item, and what the live generation knows of it. `expected`: from an
     unknown user. `positives`: its positive events, where the generation has learned any of any
@@ -823,96 +980,9 @@ class Latest(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     generation: int
     items: list[New]
+    recommendation_id: str
     degraded: bool = False
     reason: str | None = None
-
-
-class ListBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is wanted, and under which rules. `scenario`: rules that are stored, for those that the
-    call does not have. `context`: that of the ratings that the list is made for.
-    """
-
-    filter: dict[str, Any] | None = None
-    exclude_items: list[str | int] | None = None
-    candidate_items: list[str | int] | None = None
-    boosts: list[Boost] | None = None
-    diversity: Diversity | None = None
-    per_category: int | None = None
-    pinned: list[Pin] | None = None
-    order: Literal["score", "rating"] | None = None
-    n: int | None = None
-    exclude_seen: bool | list[str] | None = None
-    explore: Literal["none", "thompson"] | None = None
-    recency: float | None = None
-    impressions: bool | None = None
-    include: list[str] | None = None
-    offset: int = 0
-    seed: int | None = None
-    scenario: str | None = None
-    context: dict[str, float | str | bool | None] | None = None
-
-
-class RecommendBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Someone's ratings, and what is wanted."""
-
-    filter: dict[str, Any] | None = None
-    exclude_items: list[str | int] | None = None
-    candidate_items: list[str | int] | None = None
-    boosts: list[Boost] | None = None
-    diversity: Diversity | None = None
-    per_category: int | None = None
-    pinned: list[Pin] | None = None
-    order: Literal["score", "rating"] | None = None
-    n: int | None = None
-    exclude_seen: bool | list[str] | None = None
-    explore: Literal["none", "thompson"] | None = None
-    recency: float | None = None
-    impressions: bool | None = None
-    include: list[str] | None = None
-    offset: int = 0
-    seed: int | None = None
-    scenario: str | None = None
-    context: dict[str, float | str | bool | None] | None = None
-    ratings: list[AnonymousRating]
-
-
-class RuleFields(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a list may have, and in which order. A scenario has the same fields."""
-
-    filter: dict[str, Any] | None = None
-    exclude_items: list[str | int] | None = None
-    candidate_items: list[str | int] | None = None
-    boosts: list[Boost] | None = None
-    diversity: Diversity | None = None
-    per_category: int | None = None
-    pinned: list[Pin] | None = None
-    order: Literal["score", "rating"] | None = None
-    n: int | None = None
-    exclude_seen: bool | list[str] | None = None
-    explore: Literal["none", "thompson"] | None = None
-    recency: float | None = None
-    impressions: bool | None = None
-    include: list[str] | None = None
-
-
-class Scenario(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A scenario and its name."""
-
-    filter: dict[str, Any] | None = None
-    exclude_items: list[str | int] | None = None
-    candidate_items: list[str | int] | None = None
-    boosts: list[Boost] | None = None
-    diversity: Diversity | None = None
-    per_category: int | None = None
-    pinned: list[Pin] | None = None
-    order: str | None = None
-    n: int | None = None
-    exclude_seen: bool | list[str] | None = None
-    explore: str | None = None
-    recency: float | None = None
-    impressions: bool | None = None
-    include: list[str] | None = None
-    name: str
 
 
 class Popular(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -922,6 +992,7 @@ class Popular(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     generation: int
     items: list[Loved]
+    recommendation_id: str
     by: str = "rating"
     degraded: bool = False
     reason: str | None = None
@@ -946,6 +1017,7 @@ class Similar(Struct, frozen=True, kw_only=True, omit_defaults=True):
     item_id: str
     generation: int
     items: list[Neighbour]
+    recommendation_id: str
     degraded: bool = False
     reason: str | None = None
 
@@ -1012,6 +1084,7 @@ class Trending(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     generation: int
     items: list[Rising]
+    recommendation_id: str
     degraded: bool = False
     reason: str | None = None
 

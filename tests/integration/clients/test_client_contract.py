@@ -67,8 +67,10 @@ async def lists(foldin: Any) -> None:
     mine = [models.AnonymousRating(item_id="dune", rating=5), {"item_id": "nothing", "rating": 1}]
     assert (await foldin.recommend_anonymous(ratings=mine, n=1)).ignored == 1
     assert (await foldin.similar("dune", n=1)).item_id == "dune"
+    assert (await foldin.similar_by_rules("dune", by="content", n=1)).item_id == "dune"
     for name in ("popular", "trending", "latest"):
         assert (await getattr(foldin, name)(n=1)).generation == 1
+        assert (await getattr(foldin, f"{name}_by_rules")(user_id="ann")).recommendation_id
     assert [part.item_id for part in (await foldin.explain("ann", "emma")).parts] == ["dune"]
 
 

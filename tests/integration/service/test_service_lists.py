@@ -240,6 +240,20 @@ async def test_lists_about_no_user(
     loved = await listed(client, "/popular?n=100")
     assert await listed(client, "/popular?n=100&category=drama") == [row for row in loved if row % 3 == 0]
     assert 3 not in await listed(client, "/popular?n=100&exclude_items=item-3")
+    # By POST all rules, by whichever page, and without what a user has seen.
+    new = [row for row in loved if row > 2]
+    assert await listed(client, "/popular?n=100&user_id=ann") == new
+    assert await listed(client, "/popular", user_id="ann", filter=OLD) == [row for row in new if row < 6]
+    assert await listed(client, "/popular", user_id="ann", exclude_seen=False, n=3, offset=2) == loved[2:5]
+    near = [row for row in content if row > 2]
+    assert await listed(client, "/similar/item-3", by="content", user_id="ann") == near
+    for path, body in (
+        ("/latest", {"boosts": []}),
+        ("/trending", {"order": "score"}),
+        ("/popular", {"by": "x"}),
+    ):
+        code = "invalid_rule" if "boosts" in body else "invalid_body"
+        assert is_problem(await client.post(path, body), 422, code)
     # The latest come first; without a time the last row does.
     assert await listed(client, "/latest?n=100") == list(range(ITEMS))[::-1]
     now = time.time()

@@ -89,6 +89,14 @@ async def test_a_list_is_every_item_in_the_order_of_its_score_which_its_parts_ex
     body = {"ratings": [{"item_id": item, "rating": value} for item, value in RATED.items()], "n": 1000}
     anonymous = (await client.post("/recommend", body)).json
     assert [item["item_id"] for item in anonymous["items"]] == [item["item_id"] for item in reply["items"]]
+    # Events of a guest count as those that are stored.
+    events = [{"item_id": item, "type": "like"} for item in ("item-3", "item-9", "gone", "item-3")]
+    assert (await client.post("/events", [{"user_id": "bo", **each} for each in events[:2]])).status == 200
+    guest = (await other.post("/recommend", {"events": events[1:], "n": 1000})).json
+    stored = (await other.get("/recommend/bo?n=1000")).json
+    assert (guest["items"], guest["ignored"], len(guest["items"])) == (stored["items"], 1, ITEMS - 2)
+    events = [{"item_id": "item-3", "type": "likes"}]
+    assert is_problem(await client.post("/recommend", {"events": events}), 422, "unknown_event_type")
     by_rating = (await client.get("/recommend/ann?n=1000&order=rating")).json
     assert by_rating["order"] == "rating"
     assert all(item["score"] == item["rating"] and "relevance" not in item for item in by_rating["items"])

@@ -109,8 +109,9 @@ def test_what_changes_more_than_ratings_needs_to_operate_and_few_are_public() ->
         *(("POST", "/ratings"), ("DELETE", "/ratings/{user_id}/{item_id}")),
         *(("POST", "/events"), ("DELETE", "/events/{user_id}/{item_id}/{type}")),
     }
-    asked_by_post = {("POST", "/predict"), ("POST", "/recommend"), ("POST", "/recommend/{user_id}")}
-    assert {pair for pair in needs["read"] if pair[0] != "GET"} == asked_by_post
+    asked_by_post = {"/predict", "/recommend", "/recommend/{user_id}", "/similar/{item_id}"}
+    asked_by_post |= {"/popular", "/trending", "/latest"}
+    assert {pair for pair in needs["read"] if pair[0] != "GET"} == {("POST", path) for path in asked_by_post}
     assert {pair for pair in needs["operate"] if pair[0] == "GET"} == {("GET", "/settings"), ("GET", "/keys")}
 
 

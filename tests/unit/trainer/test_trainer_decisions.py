@@ -14,31 +14,9 @@ from trainer.gate import Evidence, Policy, judge
 from trainer.leadership import Leadership
 from trainer.schedule import Decision, Rules, Situation, decide
 
-CALM = Situation(
-    now=100.0,
-    requested=False,
-    held=False,
-    new_events=0,
-    fitted_events=0,
-    lately=0,
-    first_new_at=None,
-    files_missing=False,
-    not_before=0.0,
-)
+CALM = Situation(100.0, *(False, False), 0, 0, 0, None, files_missing=False, not_before=0.0)
 PACED = {"fitted_events": 10**6, "paced_until": 150.0}
-GOOD = Evidence(
-    finite=True,
-    n_users=10,
-    n_items=5,
-    expected_users=10,
-    expected_items=5,
-    n_held_out=1000,
-    loss=0.9,
-    baseline_loss=1.0,
-    n_newest=500,
-    live_ratio=1.0,
-    live_ratio_error=0.01,
-)
+GOOD = Evidence(True, *(10, 5, 10, 5), 1000, 0.9, 1.0, n_newest=500, live_ratio=1.0, live_ratio_error=0.01)
 
 
 @pytest.mark.parametrize(
