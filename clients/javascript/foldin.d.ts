@@ -116,8 +116,10 @@ export interface Foldin {
   deleteEvent(user_id: string | number, item_id: string | number, type: string): Promise<Deleted>;
   /** The types of events. `GET /event-types`; role `read`. */
   getEventTypes(): Promise<TypesOut>;
-  /** Have these types, and no others, take events. `PUT /event-types`; role `operate`. */
+  /** Have these types take events, as they are put here. `PUT /event-types`; role `operate`. */
   putEventTypes(options: { types: Array<TypeIn>; }): Promise<TypesOut>;
+  /** Retire a type: it takes no events any more, and those that there are stay, and count on. `DELETE /event-types/{type}`; role `operate`. */
+  retireEventType(type: string): Promise<TypesOut>;
   /** The best items for a user. `GET /recommend/{user_id}`; role `read`. */
   recommend(user_id: string | number, options?: { n?: number; offset?: number; exclude_seen?: boolean | string; impressions?: boolean; explore?: "none" | "thompson"; recency?: number; seed?: number; order?: "score" | "rating"; category?: string; exclude_items?: string; scenario?: string; include?: string; context?: Record<string, any>; }): Promise<Recommendations>;
   /** The best items for a user, under rules. `POST /recommend/{user_id}`; role `read`. */
@@ -1251,7 +1253,7 @@ export interface TypeIn {
   consumed?: boolean;
 }
 
-/** All types that are to take events. */
+/** Types that are to take events, beside those that do. */
 export interface TypesIn {
   types: Array<TypeIn>;
 }

@@ -12,6 +12,7 @@ export const OPERATIONS = {
   deleteEvent: {"method": "DELETE", "path": "/events/{user_id}/{item_id}/{type}", "positional": ["user_id", "item_id", "type"], "again": true, "answer": "json"},
   getEventTypes: {"method": "GET", "path": "/event-types", "positional": [], "again": true, "answer": "json"},
   putEventTypes: {"method": "PUT", "path": "/event-types", "positional": [], "fields": true, "again": true, "answer": "json"},
+  retireEventType: {"method": "DELETE", "path": "/event-types/{type}", "positional": ["type"], "again": true, "answer": "json"},
   recommend: {"method": "GET", "path": "/recommend/{user_id}", "positional": ["user_id"], "query": ["n", "offset", "exclude_seen", "impressions", "explore", "recency", "seed", "order", "category", "exclude_items", "scenario", "include", "context"], "again": true, "answer": "json"},
   recommendByRules: {"method": "POST", "path": "/recommend/{user_id}", "positional": ["user_id"], "fields": true, "again": true, "answer": "json"},
   recommendAnonymous: {"method": "POST", "path": "/recommend", "positional": [], "fields": true, "again": true, "answer": "json"},

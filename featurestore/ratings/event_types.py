@@ -66,14 +66,13 @@ DEFAULT_TYPES = (
 )
 
 
-def replaced(before: Sequence[EventType], wanted: Sequence[NewType]) -> tuple[EventType, ...]:
-    """Return the types by code after `wanted` were put in place of those `before`: what is not among them is
-    retired, and what comes back has its code. Raises `StoreRefused` for another meaning, and for too many.
+def with_new(before: Sequence[EventType], wanted: Sequence[NewType]) -> tuple[EventType, ...]:
+    """Return the types by code after `wanted` were put among those `before`: what is retired comes back with
+    its code. Raises `StoreRefused` for another meaning, and for too many.
     """
-    known = {each.name: each for each in before}
-    found = {each.name: msgspec.structs.replace(each, retired=True) for each in before}
+    found = {each.name: each for each in before}
     for each in wanted:
-        old = known.get(each.name)
+        old = found.get(each.name)
         if old is not None and old.meaning != each.meaning:
             why = f"{each.name} means {old.meaning}, and stored events keep that: choose another name"
             raise StoreRefused(why)
@@ -82,6 +81,14 @@ def replaced(before: Sequence[EventType], wanted: Sequence[NewType]) -> tuple[Ev
             raise StoreRefused(f"there may be {MAX_TYPE_CODE} types, retired ones included")
         found[each.name] = EventType(code=code, **msgspec.structs.asdict(each))
     return tuple(sorted(found.values(), key=lambda each: each.code))
+
+
+def with_retired(before: Sequence[EventType], name: str) -> tuple[EventType, ...]:
+    """Return the types of which that of this name takes no events any more. Raises `KeyError`."""
+    if all(each.name != name for each in before):
+        raise KeyError(name)
+    replace = msgspec.structs.replace
+    return tuple(replace(each, retired=True) if each.name == name else each for each in before)
 
 
 def with_types(before: Sequence[EventType], more: Sequence[EventType]) -> tuple[EventType, ...]:

@@ -69,7 +69,7 @@ ROUTES: tuple[Route, ...] = (
     *(predict.get_predict, predict.post_predict),
     *(ratings.post_ratings, ratings.delete_rating, exporting.get_ratings),
     *(events.post_events, events.get_user_events, events.delete_event),
-    *(event_types.get_event_types, event_types.put_event_types),
+    *(event_types.get_event_types, event_types.put_event_types, event_types.delete_event_type),
     *(recommend.get_recommend, recommend.post_recommend_user, recommend.post_recommend),
     *(scenarios.get_scenarios, scenarios.get_scenario, scenarios.put_scenario, scenarios.delete_scenario),
     *(experiments.get_experiments, experiments.get_experiment),

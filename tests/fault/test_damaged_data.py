@@ -24,7 +24,7 @@ from featurestore.catalogue.item import CatalogueItem
 from featurestore.errors import StoreRefused
 from featurestore.keys import shown_key
 from featurestore.ratings.context_schema import ContextField, ContextSchema
-from featurestore.ratings.event_types import NewType, replaced
+from featurestore.ratings.event_types import NewType, with_new
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -140,7 +140,7 @@ async def _made(server: StoreServer, folder: Path) -> World:
     await store.redis.hset(store.keys.erasing, "0" * 32, "asked")
     await store.redis.hset(store.keys.workers, "w:1", '{"generation":1,"epoch":1,"at":1.0,"pid":1}')
     await store.ratings.append([rating("ann", "i2", 5.0)])
-    await store.event_types.change(lambda before: replaced(before, [NewType("watch", "positive")]))
+    await store.event_types.change(lambda before: with_new(before, [NewType("watch", "positive")]))
     await store.telemetry.add(Point("worker-1", "a", 1.0, 10.0))
     await store.reports.put(b"a report", b"{}")
     await store.scenarios.put(b"home", b'{"per_category":2}')

@@ -67,6 +67,7 @@ test("every call of the description", async () => {
   assert.equal((await foldin.deleteEvent("ann", "dune", "view")).deleted, 1);
   const { types } = await foldin.getEventTypes();
   assert.equal((await foldin.putEventTypes({ types: types.map(({ name, meaning }) => ({ name, meaning })) })).types.length, types.length);
+  assert.ok((await foldin.retireEventType("click")).types[1].retired);
 
   assert.equal((await foldin.recommend("ann", { n: 2, exclude_seen: false, impressions: true })).items.length, 2);
   assert.equal((await foldin.recommendByRules("ann", { n: 1, exclude_items: ["emma"] })).items.length, 1);

@@ -1146,7 +1146,7 @@ class StoreServer(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class TypesIn(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All types that are to take events."""
+    """Types that are to take events, beside those that do."""
 
     types: list[TypeIn]
 

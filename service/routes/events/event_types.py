@@ -8,9 +8,9 @@ from msgspec import Meta
 
 from factors import Meaning
 from featurestore.errors import StoreDamaged, StoreRefused
-from featurestore.ratings.event_types import RATING, EventType, NewType, replaced
+from featurestore.ratings.event_types import RATING, EventType, NewType, with_new, with_retired
 from service.context import CONTEXT
-from service.http.parsing import Body
+from service.http.parsing import Body, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import BODY, STORE, WRITES, Route, request_body
@@ -33,7 +33,7 @@ class TypeIn(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TypesIn(msgspec.Struct, forbid_unknown_fields=True):
-    """All types that are to take events."""
+    """Types that are to take events, beside those that do."""
 
     types: list[TypeIn]
 
@@ -71,9 +71,9 @@ async def get_event_types(request: web.Request) -> web.StreamResponse:
     body=request_body(TypesIn, _EXAMPLE),
 )
 async def put_event_types(request: web.Request) -> web.StreamResponse:
-    """Have these types, and no others, take events.
+    """Have these types take events, as they are put here.
 
-    One that is left out is retired: its events stay.
+    Those that are left out stay as they are.
     """
     context = request.app[CONTEXT]
     async with context.bodies.read(request, context.imports, limit_bytes=_MOST_BYTES) as received:
@@ -91,9 +91,25 @@ async def put_event_types(request: web.Request) -> web.StreamResponse:
         seen.add(each.name)
     wanted = [NewType(each.name, each.meaning, each.weight, each.consumed) for each in body.types]
     try:
-        types = await context.store.event_types.change(lambda before: replaced(before, wanted))
+        types = await context.store.event_types.change(lambda before: with_new(before, wanted))
     except StoreDamaged:
         raise
     except StoreRefused as exc:
         raise Problem("invalid_type", str(exc), field="types") from exc
+    return json_answer(TypesOut(list(types)))
+
+
+@Route(
+    *("DELETE", "/event-types/{type}", "Events", TypesOut),
+    ("invalid_parameter", "not_found", "data_damaged", *WRITES),
+    needs="operate",
+    operation_id="retireEventType",
+)
+async def delete_event_type(request: web.Request) -> web.StreamResponse:
+    """Retire a type: it takes no events any more, and those that there are stay, and count on."""
+    name = path_id(request.rel_url.raw_path, 1, "type").decode()
+    try:
+        types = await request.app[CONTEXT].store.event_types.change(lambda before: with_retired(before, name))
+    except KeyError:
+        raise Problem("not_found", f"there is no event type {name[:50]!r}") from None
     return json_answer(TypesOut(list(types)))

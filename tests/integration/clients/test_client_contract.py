@@ -58,6 +58,7 @@ async def ratings(foldin: Any) -> None:
     await foldin.delete_event("ann", "dune", "view")
     types = (await foldin.get_event_types()).types
     await foldin.put_event_types(types=[{"name": each.name, "meaning": each.meaning} for each in types])
+    assert (await foldin.retire_event_type("click")).types[1].retired
 
 
 async def lists(foldin: Any) -> None:

@@ -17,7 +17,7 @@ from featurestore.experiments.showings import Showings
 from featurestore.keys import digest_of, partition_of
 from featurestore.migration.shared import LEFT_BEHIND
 from featurestore.ratings.context_schema import ContextField, ContextSchema
-from featurestore.ratings.event_types import NewType, replaced
+from featurestore.ratings.event_types import NewType, with_new
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -54,7 +54,7 @@ async def fill(store: Store) -> None:
     await store.ratings.forget(b"gone")
     number = await fitted(store)
     await store.ratings.append([rating("new", "late", 2.0), rating("u2", "i3", 1.0)])
-    await store.event_types.change(lambda before: replaced(before, [NewType("watch", "positive")]))
+    await store.event_types.change(lambda before: with_new(before, [NewType("watch", "positive")]))
     await store.telemetry.add(Point("worker-1", "a", 1.0, 10.0))
     await store.reports.put(b"a report", b"{}")
     await store.scenarios.put(b"home", b'{"per_category":2}')

@@ -10,7 +10,7 @@ import pytest
 
 from featurestore.ratings.batches import Columns
 from featurestore.ratings.context_schema import ContextField, ContextSchema
-from featurestore.ratings.event_types import DEFAULT_TYPES, EventType, NewType, replaced
+from featurestore.ratings.event_types import DEFAULT_TYPES, EventType, NewType, with_new
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
 from tests.integration.conftest import Learned
@@ -42,7 +42,7 @@ async def send(store: Store) -> None:
     )
     await store.ratings.append_columns(columns)
     wanted = [NewType(each.name, each.meaning) for each in DEFAULT_TYPES]
-    await store.event_types.change(lambda before: replaced(before, [*wanted, NewType("share", "positive")]))
+    await store.event_types.change(lambda before: with_new(before, [*wanted, NewType("share", "positive")]))
     await store.contexts.change(lambda before: before.merged(FIELDS))
     await store.ratings.append([told("told-a", 14, 1), told("told-b", math.nan, 0), told("told-c", 3)])
     await store.ratings.append([NewRating(b"u1", b"told-c", 3.0, 5.0)])

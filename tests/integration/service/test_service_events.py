@@ -138,7 +138,10 @@ async def test_types_are_put_and_retired(client: Client, store: Store, store_set
         put = await client.ask("PUT", "/event-types", json={"types": wanted})
         named = {each["name"]: each for each in put.json["types"]}
         assert (named["share"]["code"], named["view"]["code"], named["view"]["weight"]) == (8, 1, 0.25)
-        assert [name for name, each in named.items() if not each["retired"]] == ["view", "share"]
+        assert [name for name, each in named.items() if each["retired"]] == []
+        put = await client.ask("DELETE", "/event-types/skip")
+        assert [each["name"] for each in put.json["types"] if each["retired"]] == ["skip"]
+        assert is_problem(await client.ask("DELETE", "/event-types/skipp"), 404, "not_found")
         assert (await event(client, "ann", "item-3", "share")).status == 200
         assert is_problem(await event(client, "ann", "item-3", "skip"), 422, "invalid_type")
         assert {kind for _, kind, _ in await events_of(client, "ann")} == {"skip", "share"}

@@ -110,12 +110,21 @@ class AsyncOperations(AsyncTransport):
         return await self._ask(Call("GET", "/event-types", is_repeatable=True), models.TypesOut)
 
     async def put_event_types(self, *, types: Sequence[models.TypeIn | Mapping[str, Any]]) -> models.TypesOut:
-        """Have these types, and no others, take events.
+        """Have these types take events, as they are put here.
 
         `PUT /event-types`; needs the role `operate`.
         """
         return await self._ask(
             Call("PUT", "/event-types", body=given(types=types), is_repeatable=True), models.TypesOut
+        )
+
+    async def retire_event_type(self, type: str) -> models.TypesOut:
+        """Retire a type: it takes no events any more, and those that there are stay, and count on.
+
+        `DELETE /event-types/{type}`; needs the role `operate`.
+        """
+        return await self._ask(
+            Call("DELETE", f"/event-types/{part(type)}", is_repeatable=True), models.TypesOut
         )
 
     async def recommend(
