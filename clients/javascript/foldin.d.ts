@@ -41,6 +41,7 @@ export declare class FoldinError extends Error {
 }
 
 export type Code =
+  | "attribute_in_use"
   | "body_too_large"
   | "cross_site"
   | "data_damaged"
@@ -204,6 +205,10 @@ export interface Foldin {
   getSchema(): Promise<SchemaBody>;
   /** Tell types of attributes, and fields of contexts, before their first use; those of others stay. `PUT /schema`; role `operate`. */
   putSchema(options?: { items?: Record<string, "boolean" | "list" | "number" | "text" | "time">; users?: Record<string, "boolean" | "list" | "number" | "text" | "time">; context?: Record<string, ContextFieldBody>; }): Promise<SchemaBody>;
+  /** Take an attribute from all items, and free its name, which may then have another type. `DELETE /schema/items/{attribute}`; role `operate`. */
+  deleteItemAttribute(attribute: string): Promise<SchemaBody>;
+  /** Take an attribute from all users, and free its name, which may then have another type. `DELETE /schema/users/{attribute}`; role `operate`. */
+  deleteUserAttribute(attribute: string): Promise<SchemaBody>;
   /** Retire a field of contexts: it is not given, shown or learned any more. Ratings keep it. `DELETE /schema/context/{field}`; role `operate`. */
   retireContextField(field: string, options?: { category?: string; }): Promise<SchemaBody>;
   /** Retire a category of a field of contexts: it is not given, shown or learned any more. `DELETE /schema/context/{field}/{category}`; role `operate`. */

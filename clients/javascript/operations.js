@@ -55,6 +55,8 @@ export const OPERATIONS = {
   exportItems: {"method": "GET", "path": "/export/items", "positional": [], "again": true, "answer": "lines"},
   getSchema: {"method": "GET", "path": "/schema", "positional": [], "again": true, "answer": "json"},
   putSchema: {"method": "PUT", "path": "/schema", "positional": [], "fields": true, "again": true, "answer": "json"},
+  deleteItemAttribute: {"method": "DELETE", "path": "/schema/items/{attribute}", "positional": ["attribute"], "again": true, "answer": "json"},
+  deleteUserAttribute: {"method": "DELETE", "path": "/schema/users/{attribute}", "positional": ["attribute"], "again": true, "answer": "json"},
   retireContextField: {"method": "DELETE", "path": "/schema/context/{field}", "positional": ["field"], "query": ["category"], "again": true, "answer": "json"},
   retireContextCategory: {"method": "DELETE", "path": "/schema/context/{field}/{category}", "positional": ["field", "category"], "again": true, "answer": "json"},
   train: {"method": "POST", "path": "/train", "positional": [], "query": ["wait"], "fields": false, "waits": true, "answer": "json"},

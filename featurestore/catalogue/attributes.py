@@ -5,12 +5,14 @@ A store of before the list was kept has none: the first who reads the list goes 
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from hashlib import sha1
 from typing import Any
 
 import msgspec
 
 from featurestore.catalogue.item import AttributeValue
+from featurestore.catalogue.schema import Schema
 from featurestore.client import Call, Client
 from featurestore.confirmation import Confirmation
 from featurestore.errors import StoreDamaged, StoreUnavailable
@@ -33,6 +35,10 @@ ValuesChange = Callable[[Values | None], Values | None]
 
 
 _DECODER = msgspec.json.Decoder(Values)
+
+
+def _without(name: str, values: Values | None) -> Values | None:
+    return {each: value for each, value in (values or {}).items() if each != name} or None
 
 
 class UserAttributes:
@@ -104,6 +110,18 @@ class UserAttributes:
             elif reply[0] == b"EPOCHS":
                 await self._epochs.learn(partition_of(user_id, keys.partitions), reply[1])
         return found
+
+    async def delete_attribute(self, schema: Schema, name: str) -> bool:
+        """Take an attribute from all users, and free its name; return False where there is none of it. Work
+        by how many users have any. Safe to repeat.
+        """
+        if not await schema.leave("users", name):
+            return False
+        async for page in self.read_all():
+            having = [user_id for user_id, data in page.items() if name in self._read(user_id, data)]
+            await self.change_all(dict.fromkeys(having, partial(_without, name)))
+        await schema.free("users", name)
+        return True
 
     async def erase(self, epoch: int, user_id: bytes, at_ms: int) -> None:
         """Remove what a user had when forgotten, at this time of the store, and of the live `epoch` what

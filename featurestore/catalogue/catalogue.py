@@ -12,13 +12,14 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha1
 from typing import Any
 
 import msgspec
 
-from featurestore.catalogue.item import CatalogueItem, pack_item, unpack_item
-from featurestore.catalogue.schema import Schema, composed
+from featurestore.catalogue.item import AttributeType, CatalogueItem, pack_item, type_of, unpack_item
+from featurestore.catalogue.schema import Schema, Types, composed
 from featurestore.client import Client
 from featurestore.confirmation import Confirmation
 from featurestore.errors import ItemDeleted, RegistryFull, StoreDamaged, StoreUnavailable
@@ -73,12 +74,13 @@ class Page:
 @dataclass(frozen=True, slots=True)
 class Changes:
     """Ids of items that have changed, up to `version`. `whole`: the changes since are all kept; where not,
-    all items are to be read anew.
+    all items are to be read anew. `retyped`: an attribute was deleted.
     """
 
     version: bytes
     item_ids: list[bytes]
     whole: bool
+    retyped: bool = False
 
 
 class Catalogue:
@@ -134,13 +136,15 @@ class Catalogue:
                 raise StoreDamaged(shown_key(key), f"it lacks the changes up to {now.decode()}")
             return Changes(version, [], whole=True)
         found: dict[bytes, None] = {}
+        retyped = False
         for _, fields in entries:
             try:
                 ids = msgspec.json.decode(fields.get(b"ids", b""), type=list[str])
             except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
                 raise StoreDamaged(shown_key(key), f"a change cannot be read: {exc}") from exc
             found.update(dict.fromkeys(map(str.encode, ids)))
-        return Changes(entries[-1][0], list(found), whole=True)
+            retyped |= not ids
+        return Changes(entries[-1][0], list(found), whole=True, retyped=retyped)
 
     async def states(self, item_ids: Sequence[bytes]) -> list[ItemState]:
         """Return what is stored of each item, a round trip for each `READ_AT_ONCE`."""
@@ -198,9 +202,10 @@ class Catalogue:
         """Change items in one step; return how many stay deleted, None where some no longer were what was
         read.
         """
-        keys, shown = self._keys, shown_key(self._keys.catalogue_items)
+        shown = shown_key(self._keys.catalogue_items)
         parts: list[bytes] = []
         changed: list[str] = []
+        types = dict[str, AttributeType]()
         stayed = 0
         for state in await self.states(list(changes)):
             if state.deleted and state.item_id in staying:
@@ -216,21 +221,51 @@ class Catalogue:
             if data == (state.data or b"") and (data or state.deleted):
                 continue
             changed.append(state.item_id.decode())
+            types |= {} if after is None else {name: type_of(each) for name, each in after.attributes.items()}
             titles = [_title_entry(before), _title_entry(after)]
             parts += [state.item_id, _digest(state), data, *titles]
-        if not parts:
-            return stayed
+        return stayed if not parts or await self._write(changed, types, parts) else None
+
+    async def _write(self, changed: list[str], types: Types, parts: Sequence[bytes]) -> bool:
+        """Write a change of the items `changed`, whose attributes have these `types`; return False where some
+        no longer were what was read.
+        """
+        keys = self._keys
         names = [
             *(keys.catalogue, keys.catalogue_items, keys.catalogue_ids, keys.catalogue_titles),
-            *(keys.catalogue_deleted, keys.catalogue_changes),
+            *(keys.catalogue_deleted, keys.catalogue_changes, keys.schema),
         ]
         # 15 digits: exact in Lua, whose numbers are doubles.
         nonce = b"%d" % secrets.randbelow(10**15)
-        args = [b"%d" % self._max_items, b"%d" % CHANGES_KEPT, nonce, msgspec.json.encode(changed), *parts]
+        told = [msgspec.json.encode(changed), msgspec.json.encode(types)]
+        args = [b"%d" % self._max_items, b"%d" % CHANGES_KEPT, nonce, *told, *parts]
         (reply,) = await self._client.call("change_catalogue", (names, args))
         if reply[0] == b"FULL":
             raise RegistryFull(f"there is room for {self._max_items} items, no more may be added")
-        return stayed if reply[0] == b"OK" else None
+        if reply[0] == b"TYPES":
+            raise StoreUnavailable(f"the type of {reply[1].decode()} has changed meanwhile", 0.1)
+        return bool(reply[0] == b"OK")
+
+    async def delete_attribute(self, name: str) -> bool:
+        """Take an attribute from all items, and free its name; return False where there is none of it. Work
+        by how many items there are. Safe to repeat.
+        """
+        if not await self.schema.leave("items", name):
+            return False
+        after = b""
+        while ids := await self.ids(CHANGED_AT_ONCE, after=after):
+            states = await self.states(ids)
+            having = [
+                state.item_id
+                for state in states
+                if state.data is not None and name in self.read(state.data).attributes
+            ]
+            await self.change(dict.fromkeys(having, partial(_without, name)), staying=set(having))
+            after = ids[-1]
+        await self.schema.free("items", name)
+        # Of no item: so every worker reads the types anew.
+        await self._write([], {}, [])
+        return True
 
     async def ids(self, n: int, *, after: bytes = b"") -> list[bytes]:
         """Return the ids of up to `n` items, in their order, behind `after`."""
@@ -279,6 +314,13 @@ class Catalogue:
             why = f"it lists {listed} items of {items}"
             raise StoreDamaged(shown_key(self._keys.catalogue_ids), why)
         return int(items)
+
+
+def _without(name: str, item: CatalogueItem | None) -> CatalogueItem | None:
+    if item is None:
+        return None
+    left = {each: value for each, value in item.attributes.items() if each != name}
+    return msgspec.structs.replace(item, attributes=left)
 
 
 def title_key(title: str) -> bytes:

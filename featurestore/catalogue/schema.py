@@ -22,6 +22,8 @@ TYPES: tuple[AttributeType, ...] = get_args(AttributeType)
 # Of a kind. Of items each is a column in every worker, of a number an item: 8 MB at a million items.
 MOST_NAMES = 256
 MOST_NAME_BYTES = 64  # as long as a word that people write; a name stands in each item that has it
+# Before the type of an attribute that is being deleted.
+_LEAVING = "-"
 # As ISO 8601 writes a day or a moment of one. What Python reads besides, such as `20240101`, may be a number.
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(Z|[+-]\d\d:?\d\d)?)?")
 # Years 1 to 9999, in seconds since 1970: what ISO 8601 can write.
@@ -141,6 +143,13 @@ class SchemaFull(StoreError):  # noqa: N818 - says what happened
     """There are as many attributes as there may be. Refuse the input."""
 
 
+class AttributeLeaving(StoreError):  # noqa: N818 - says what happened
+    """An attribute is being deleted, or was when that was cut off: no value of it is taken."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        super().__init__(f"{name} is being deleted: DELETE /schema/{kind}/{name} again if that does not end")
+
+
 class Schema:
     """The types of the attributes of items and of users, as the store holds them."""
 
@@ -154,17 +163,18 @@ class Schema:
         stored: Any = await self._client.hgetall(self._key)
         for field, value in stored.items():
             name, text = field.decode("utf-8", "replace"), value.decode("utf-8", "replace")
+            leaving, text = text.startswith(_LEAVING), text.removeprefix(_LEAVING)
             known = next((each for each in TYPES if each == text), None)
             if known is None:
                 raise StoreDamaged(shown_key(self._key), f"{text[:20]!r} is no type of an attribute")
-            if name.startswith(prefix):
+            if name.startswith(prefix) and not leaving:
                 found[name.removeprefix(prefix)] = known
         return found
 
     async def hold(self, kind: Kind, types: Types) -> None:
         """Fix types; one that is fixed already stays. Safe to repeat.
 
-        Raises `SchemaChanged` where one is fixed as another type, `SchemaFull`.
+        Raises `SchemaChanged` where one is fixed as another type, `AttributeLeaving`, `SchemaFull`.
         """
         await self.hold_all({kind: types})
 
@@ -177,10 +187,26 @@ class Schema:
         reply: Any
         (reply,) = await self._client.call("hold_types", ([self._key], [b"%d" % MOST_NAMES, *pairs]))
         if reply[0] == b"TYPE":
-            name = reply[1].decode().partition(":")[2]
+            kind, _, name = reply[1].decode().partition(":")
+            if reply[2].decode().startswith(_LEAVING):
+                raise AttributeLeaving(name, kind)
             raise SchemaChanged(f"{name} is {_NAMES[reply[2].decode()]}")
         if reply[0] == b"FULL":
             raise SchemaFull(f"there may be {MOST_NAMES} attributes of {reply[1].decode()}")
+
+    async def leave(self, kind: Kind, name: str) -> bool:
+        """Let no value of an attribute be written from here on; return False where there is none of it."""
+        field = f"{kind}:{name}".encode()
+        held: Any = await self._client.hget(self._key, field)
+        if held is None:
+            return False
+        if not held.startswith(_LEAVING.encode()):
+            await self._client.change_fields(self._key, {field: _LEAVING.encode() + held})
+        return True
+
+    async def free(self, kind: Kind, name: str) -> None:
+        """Free the name of an attribute that is leaving, of which there is no value any more."""
+        await self._client.change_fields(self._key, gone=[f"{kind}:{name}".encode()])
 
 
 def new_types(values: Mapping[str, Any], held: Types) -> dict[str, AttributeType]:

@@ -1074,13 +1074,18 @@ local function is_still(value, digest)
   return (value and redis.sha1hex(value) or '') == digest
 end
 
--- keys: catalogue, items, ids, titles, deleted, changes. args: most items, most changes that are kept, a random number,
--- the ids as the change says them, then of each item: id, SHA-1 of what it was ('': it was not there; 'deleted'), what it
+-- keys: catalogue, items, ids, titles, deleted, changes, schema. args: most items, most changes that are kept, a random
+-- number, the ids as the change says them, the types of the attributes that are written, by name, then of each item: id, SHA-1 of what it was ('': it was not there; 'deleted'), what it
 -- becomes ('': it is deleted), its entry among the titles before, and its entry after ('': none). The version is the number of the change, a dash, and the random number: so a store that lost its last
 -- changes, and took others since, has other versions.
 local function change_catalogue(keys, args)
   local call, new = redis.call, 0
-  for at = 5, #args, 5 do
+  for name, kind in pairs(cjson.decode(args[5])) do
+    if call('HGET', keys[7], 'items:' .. name) ~= kind then
+      return { 'TYPES', name }
+    end
+  end
+  for at = 6, #args, 5 do
     local before = call('HGET', keys[2], args[at])
     local deleted = not before and call('SISMEMBER', keys[5], args[at]) == 1
     if not (deleted and args[at + 1] == 'deleted' or not deleted and is_still(before, args[at + 1])) then
@@ -1101,7 +1106,7 @@ local function change_catalogue(keys, args)
   if refused(reply) then
     return reply
   end
-  for at = 5, #args, 5 do
+  for at = 6, #args, 5 do
     local id, title, title_after = args[at], args[at + 3], args[at + 4]
     if args[at + 2] == '' then
       call('HDEL', keys[2], id)

@@ -146,6 +146,8 @@ class CatalogueFollower:
                 await self._take_in(view, epoch, await self._catalogue.states(changes.item_ids))
                 # A question's version is in the stream, unless the store has lost it: then this is all.
                 ends = changes.version == view.version
+                if changes.retyped:
+                    view.types = {}
                 view.reached(changes.version)
                 if ends:
                     break

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from featurestore.catalogue.item import AttributeType
-from featurestore.catalogue.schema import MOST_NAME_BYTES, Kind, SchemaChanged, SchemaFull
+from featurestore.catalogue.schema import MOST_NAME_BYTES, AttributeLeaving, Kind, SchemaChanged, SchemaFull
 from featurestore.errors import StoreUnavailable
 from featurestore.store import Store
 from service.catalogue.parsing import Types
@@ -20,7 +20,8 @@ async def with_types(store: Store, kind: Kind, make: Callable[[Types], T], *, of
     """Return what `make` makes by the types of attributes, to which it adds those that it uses first; all are
     fixed by then. It is made again where another call has just fixed one otherwise. `off_loop`: in a thread.
 
-    Raises what `make` raises, `invalid_body` where there are too many types, `StoreUnavailable`.
+    Raises what `make` raises, `invalid_body` where there are too many types, `attribute_in_use`,
+    `StoreUnavailable`.
     """
     for _ in range(_ATTEMPTS):
         held = await store.catalogue.schema.types(kind)
@@ -33,21 +34,26 @@ async def with_types(store: Store, kind: Kind, make: Callable[[Types], T], *, of
 
 async def hold(store: Store, kind: Kind, held: Types, types: Mapping[str, AttributeType]) -> bool:
     """Fix those `types` that were not `held`; False where another call has just fixed one otherwise: look
-    again. Raises `invalid_body` where there are too many.
+    again. Raises `invalid_body` where there are too many, `attribute_in_use`.
     """
     new = {name: each for name, each in types.items() if name not in held}
     try:
         await store.catalogue.schema.hold(kind, new)
-    except SchemaFull as exc:
-        raise Problem("invalid_body", str(exc), field="attributes") from exc
+    except (AttributeLeaving, SchemaFull) as exc:
+        raise _refused(exc) from exc
     except SchemaChanged:
         return False
     return True
 
 
+def _refused(why: AttributeLeaving | SchemaFull) -> Problem:
+    code = "attribute_in_use" if isinstance(why, AttributeLeaving) else "invalid_body"
+    return Problem(code, str(why), field="attributes")
+
+
 async def hold_told(store: Store, told: Mapping[Kind, Types]) -> None:
     """Fix all types that were told, or none. Raises `invalid_body` for a name that is too long, one that has
-    another type since its first use, and where there are too many; `StoreUnavailable`.
+    another type since its first use, and where there are too many; `attribute_in_use`, `StoreUnavailable`.
     """
     for _ in range(_ATTEMPTS):
         for kind, types in told.items():
@@ -62,8 +68,8 @@ async def hold_told(store: Store, told: Mapping[Kind, Types]) -> None:
                     raise Problem("invalid_body", detail, field=field)
         try:
             await store.catalogue.schema.hold_all(told)
-        except SchemaFull as exc:
-            raise Problem("invalid_body", str(exc), field="attributes") from exc
+        except (AttributeLeaving, SchemaFull) as exc:
+            raise _refused(exc) from exc
         except SchemaChanged:
             continue
         return

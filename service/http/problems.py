@@ -62,6 +62,7 @@ KINDS: Mapping[str, Kind] = {
     "experiment_exists": Kind(409, "An experiment has this name, or is about the same calls"),
     "key_exists": Kind(409, "A key has this name"),
     "last_operate_key": Kind(409, "Keys would be left of which none may operate"),
+    "attribute_in_use": Kind(409, "This attribute is in use, or being deleted"),
     "scale_decided": Kind(409, "The scale of the ratings is decided"),
     "train_in_progress": Kind(409, "A training is under way"),
     "body_too_large": Kind(413, "The body is too large"),

@@ -85,7 +85,12 @@ ROUTES: tuple[Route, ...] = (
     *(catalogue.get_items, catalogue.post_items, catalogue.get_export),
     *(catalogue.put_item, catalogue.patch_item, item.delete_item),
     *(catalogue.get_schema, catalogue.put_schema),
-    *(catalogue.delete_context_field, catalogue.delete_context_category),
+    *(
+        catalogue.delete_item_attribute,
+        catalogue.delete_user_attribute,
+        catalogue.delete_context_field,
+        catalogue.delete_context_category,
+    ),
     *(train.post_train, train.get_train, generations.get_generations, generations.post_activate),
     *(status.get_livez, status.get_readyz, status.get_access),
     *(administration.get_settings, administration.get_keys),

@@ -43,7 +43,7 @@ from service.routes.exporting import write_lines
 MAX_PAGE = 1_000  # a page of that many is some 300 KB
 _EXPORTED_AT_ONCE = 500  # 150 KB are in memory for a client that reads slowly
 _BODY: Body[dict[str, Any]] = Body(dict[str, Any])
-_CHANGED = (*BODY, "invalid_parameter", "not_found", *WRITES)
+_CHANGED = (*BODY, "invalid_parameter", "not_found", "attribute_in_use", *WRITES)
 
 
 class AttributesOut(msgspec.Struct):
@@ -188,7 +188,7 @@ async def delete_attributes(request: web.Request) -> web.StreamResponse:
 
 @Route(
     *("POST", "/users", "Users and items", StoredUsers),
-    (*BODY, "too_many_rows", *WRITES),
+    (*BODY, "too_many_rows", "attribute_in_use", *WRITES),
     needs="operate",
     operation_id="putUsers",
     repeatable=True,

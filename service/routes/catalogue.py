@@ -62,6 +62,7 @@ from service.openapi import (
     whole,
 )
 from service.routes.exporting import write_lines
+from service.rules.scenarios import decoded, names_attribute
 
 MAX_NAMED = 60  # with all that an item may have, 1 MB
 MAX_PAGE = 1_000  # a page of that many is some 300 KB, of large items it ends at 1 MB
@@ -116,7 +117,7 @@ _IDS_SAID = (
 )
 _EXAMPLE = {"title": "Dune", "categories": ["sf", "classic"], "attributes": {"year": 1965}}
 _RETIRED = ("invalid_parameter", "not_found", "data_damaged", *WRITES)
-_CHANGED = (*BODY, "invalid_parameter", "not_found", "too_many_items", *WRITES)
+_CHANGED = (*BODY, "invalid_parameter", "not_found", "too_many_items", "attribute_in_use", *WRITES)
 
 
 @Route(
@@ -184,7 +185,7 @@ async def patch_item(request: web.Request) -> web.StreamResponse:
 
 @Route(
     *("POST", "/items", "Catalogue", Stored),
-    (*BODY, "too_many_rows", "too_many_items", *WRITES),
+    (*BODY, "too_many_rows", "too_many_items", "attribute_in_use", *WRITES),
     needs="operate",
     operation_id="putItems",
     repeatable=True,
@@ -297,7 +298,7 @@ async def get_schema(request: web.Request) -> web.StreamResponse:
 
 @Route(
     *("PUT", "/schema", "Catalogue", SchemaBody),
-    (*BODY, "invalid_context", "data_damaged", *WRITES),
+    (*BODY, "invalid_context", "attribute_in_use", "data_damaged", *WRITES),
     needs="operate",
     operation_id="putSchema",
     body=request_body(
@@ -350,6 +351,37 @@ def _check_told(kind: str, name: str, told: msgspec.Raw) -> None:
         field = f"{kind}.{name[:MOST_NAME_BYTES]}{problem.field.removeprefix(kind)}"
         detail = problem.detail.replace(problem.field, field, 1)
         raise Problem("invalid_body", detail, field=field) from None
+
+
+@Route(
+    *("DELETE", "/schema/items/{attribute}", "Catalogue", SchemaBody),
+    (*_RETIRED, "attribute_in_use"),
+    needs="operate",
+    operation_id="deleteItemAttribute",
+)
+async def delete_item_attribute(request: web.Request) -> web.StreamResponse:
+    """Take an attribute from all items, and free its name, which may then have another type."""
+    store, name = request.app[CONTEXT].store, path_id(request.rel_url.raw_path, 2, "attribute").decode()
+    for scenario, text in (await store.scenarios.texts()).items():
+        if names_attribute(decoded(scenario, text.encode()), name):
+            raise Problem("attribute_in_use", f"the scenario {scenario} names {name}: put it without, before")
+    if not await store.catalogue.delete_attribute(name):
+        raise Problem("not_found", f"no item has an attribute {name[:MOST_NAME_BYTES]}")
+    return await get_schema.handler(request)
+
+
+@Route(
+    *("DELETE", "/schema/users/{attribute}", "Catalogue", SchemaBody),
+    _RETIRED,
+    needs="operate",
+    operation_id="deleteUserAttribute",
+)
+async def delete_user_attribute(request: web.Request) -> web.StreamResponse:
+    """Take an attribute from all users, and free its name, which may then have another type."""
+    store, name = request.app[CONTEXT].store, path_id(request.rel_url.raw_path, 2, "attribute").decode()
+    if not await store.attributes.delete_attribute(store.catalogue.schema, name):
+        raise Problem("not_found", f"no user has an attribute {name[:MOST_NAME_BYTES]}")
+    return await get_schema.handler(request)
 
 
 @Route(

@@ -12,7 +12,7 @@ from featurestore.catalogue.scenarios import Scenarios, version_of
 from featurestore.catalogue.schema import Types
 from featurestore.errors import StoreUnavailable
 from service.http.problems import Problem
-from service.rules.request import RuleFields, Rules, parse_rules
+from service.rules.request import ATTRIBUTE_OF, RuleFields, Rules, parse_rules
 
 # Bytes of JSON, of which the rules take some ten times as much memory; those that were used last are kept.
 _KEPT_BYTES = 8_000_000
@@ -79,6 +79,22 @@ class ScenarioReader:
             return kept
         rules = await parse(lambda types: parse_rules(decoded(name, value), types), len(value))
         return _Kept(version, len(value), rules)
+
+
+def names_attribute(fields: RuleFields, name: str) -> bool:
+    """Return whether rules are about an attribute of this name."""
+    if f"{ATTRIBUTE_OF}{name}" in (fields.include or ()):
+        return True
+    left: list[Any] = [msgspec.to_builtins([fields.filter, fields.boosts])]
+    while left:
+        each = left.pop()
+        if isinstance(each, dict):
+            if each.get("key") == name:
+                return True
+            left += each.values()
+        elif isinstance(each, list):
+            left += each
+    return False
 
 
 def decoded(name: str, value: bytes) -> RuleFields:

@@ -80,6 +80,9 @@ test("every call of the description", async () => {
   }
   assert.equal((await foldin.explain("ann", "emma")).parts[0].item_id, "dune");
 
+  await foldin.putSchema({ items: { year: "text" }, users: { age: "text" } });
+  assert.deepEqual((await foldin.deleteItemAttribute("year")).items, {});
+  assert.deepEqual((await foldin.deleteUserAttribute("age")).users, {});
   await foldin.putSchema({ items: { year: "number" }, context: { device: { kind: "category" } } });
   assert.deepEqual((await foldin.putItem("bare")).item_id, "bare");
   assert.deepEqual((await foldin.putItem("dune", { attributes: { year: 1965 } })).attributes, { year: 1965 });

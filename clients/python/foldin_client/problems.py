@@ -12,6 +12,10 @@ from foldin_client.errors import (
 )
 
 
+class AttributeInUseError(ConflictError):
+    """This attribute is in use, or being deleted."""
+
+
 class BodyTooLargeError(RefusedError):
     """The body is too large."""
 
@@ -229,6 +233,7 @@ class WorkerFullError(BusyError):
 
 
 BY_CODE: dict[str, type[ProblemError]] = {
+    "attribute_in_use": AttributeInUseError,
     "body_too_large": BodyTooLargeError,
     "cross_site": CrossSiteError,
     "data_damaged": DataDamagedError,

@@ -76,6 +76,9 @@ async def lists(foldin: Any) -> None:
 
 
 async def catalogue(foldin: Any) -> None:
+    await foldin.put_schema(items={"year": "text"}, users={"age": "text"})
+    assert not (await foldin.delete_item_attribute("year")).items
+    assert not (await foldin.delete_user_attribute("age")).users
     await foldin.put_schema(items={"year": "number"}, context={"device": {"kind": "category"}})
     item = await foldin.put_item("dune", categories=["drama"], attributes={"year": 1965})
     assert (item.categories, item.attributes) == (["drama"], {"year": 1965})

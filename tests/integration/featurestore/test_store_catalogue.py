@@ -27,6 +27,7 @@ async def test_changes_of_one_item_at_a_time_lose_nothing(store: Store) -> None:
         before = 0.0 if item is None else float(item.attributes["count"])  # type: ignore[arg-type]
         return CatalogueItem("a", attributes={"count": before + 1})
 
+    await store.catalogue.schema.hold("items", {"count": "number"})
     await asyncio.gather(*(store.catalogue.change({b"a": count}) for _ in range(5)))
     item = await store.catalogue.get(b"a")
     assert item is not None

@@ -36,7 +36,7 @@ async def put(store: Store, *films: CatalogueItem) -> None:
     def becomes(each: CatalogueItem) -> Callable[[CatalogueItem | None], CatalogueItem]:
         return lambda _: each
 
-    await store.catalogue.schema.hold("items", {"year": "number", "length": "number"})
+    await store.catalogue.schema.hold("items", {"year": "number", "length": "number", "tags": "list"})
     await store.catalogue.change({each.item_id.encode(): becomes(each) for each in films})
 
 

@@ -25,6 +25,7 @@ def item(item_id: str, genre: str, year: float = 1990.0) -> CatalogueItem:
 
 
 async def put(store: Store, items: list[CatalogueItem]) -> None:
+    await store.catalogue.schema.hold("items", {"year": "number"})
     await store.catalogue.change({each.item_id.encode(): partial(became, each) for each in items})
 
 

@@ -28,9 +28,9 @@ from evaluation.offline.running import Plan, judge, key_of, measure
 from evaluation.offline.splits import random_splits
 from evaluation.players import LOCAL_PLAYERS, Player, make_player
 from evaluation.question import Answer, Predicted, Question
-from evaluation.report import engines_table, write_lines
+from evaluation.report import engines_table
 from evaluation.results.course import EvaluationReport, Result, Tally
-from evaluation.results.lines import Line, LineStore
+from evaluation.results.lines import LineStore
 from factors import FitSettings, Histories, Ratings, Scale, Scorer, fit, fit_ranking
 from processes.errors import CannotStartError
 from tests.support.odd_data import ODD_DATA
@@ -50,25 +50,6 @@ def test_log_likelihood_is_of_the_step_where_there_are_steps() -> None:
     density = metrics.log_likelihood(Predicted(rating, std), truth, Scale(1, 5))
     assert density == pytest.approx(-0.5 * np.log(2 * np.pi))
     assert np.isnan(metrics.log_likelihood(Predicted(rating), truth, FIVE))
-
-
-def test_lines_are_kept_and_torn_ones_are_not_finished(tmp_path: Path) -> None:
-    store = LineStore(tmp_path)
-    assert store.load() == {}
-    line = Line("d", "u1", "auto", "Foldin", rmse=0.9, deciles=(0.8, 0.9), curve=((1.0, 2.0),), note="rank 8")
-    store.append("a", line)
-    with (tmp_path / "lines.jsonl").open("ab") as file:
-        file.write(b'{"key": "b", "line": {"data": "d", "spl')
-    store.append("c", replace(line, engine="bias"))
-    kept = store.load()
-    assert sorted(kept) == ["a", "c"]
-    assert kept["a"].deciles == line.deciles
-    assert kept["a"].curve == line.curve
-    assert np.isnan(kept["a"].mae)
-    rows = write_lines(kept.values(), tmp_path / "x.csv").read_text().splitlines()
-    assert rows[1].startswith("d,u1,auto,Foldin,0,0,0.9,,")
-    store.clear()
-    assert store.load() == {}
 
 
 def test_a_finished_line_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,13 +21,8 @@ LIVE = ("1" * 32, 2)
 
 
 def test_times() -> None:
-    for text, seconds in (
-        ("2026-01-02T03:04:05Z", 1767323045.0),
-        ("2026-01-02T03:04:05", 1767323045.0),
-        ("2026-01-02 04:04:05+01:00", 1767323045.0),
-        ("1767323045.5", 1767323045.5),
-    ):
-        assert moment(text) == seconds
+    for text in ("2026-01-02T03:04:05Z", "2026-01-02T03:04:05", "2026-01-02 04:04:05+01:00", "1767323045"):
+        assert moment(text) == 1767323045.0
     for text in ("soon", "", "9999-01-01", "1e300", "nan", "inf", "-1", "2026-13-01"):
         with pytest.raises(ValueError, match="must be a time"):
             moment(text)

@@ -24,17 +24,9 @@ def formula_of(name: str) -> str:
 
 
 def test_store_and_fit_take_what_the_formulas_of_the_manual_say() -> None:
-    names = {
-        "U": SHOP.users,
-        "I": SHOP.items,
-        "R": SHOP.ratings / SHOP.users,
-        "E": 100_000,
-        "P": 16,
-        "user_width": SHOP.user_width,
-        "item_width": SHOP.item_width,
-        "r": 64,
-        "neighbours": 100,
-    }
+    names = {"R": SHOP.ratings / SHOP.users, "E": 100_000, "P": 16, "r": 64, "neighbours": 100}
+    names |= {"U": SHOP.users, "I": SHOP.items}
+    names |= {"user_width": SHOP.user_width, "item_width": SHOP.item_width}
     assert SHOP.store_bytes(16) == pytest.approx(eval(formula_of("store"), {}, names))
     names = {"N": SHOP.ratings, "w": Layout(16, 0).width, "U": SHOP.users, "I": SHOP.items}
     assert SHOP.fit_bytes == pytest.approx(eval(formula_of("fit"), {}, names))

@@ -1031,6 +1031,24 @@ class Operations(Transport):
             models.SchemaBody,
         )
 
+    def delete_item_attribute(self, attribute: str) -> models.SchemaBody:
+        """Take an attribute from all items, and free its name, which may then have another type.
+
+        `DELETE /schema/items/{attribute}`; needs the role `operate`.
+        """
+        return self._ask(
+            Call("DELETE", f"/schema/items/{part(attribute)}", is_repeatable=True), models.SchemaBody
+        )
+
+    def delete_user_attribute(self, attribute: str) -> models.SchemaBody:
+        """Take an attribute from all users, and free its name, which may then have another type.
+
+        `DELETE /schema/users/{attribute}`; needs the role `operate`.
+        """
+        return self._ask(
+            Call("DELETE", f"/schema/users/{part(attribute)}", is_repeatable=True), models.SchemaBody
+        )
+
     def retire_context_field(self, field: str, *, category: str | None = None) -> models.SchemaBody:
         """Retire a field of contexts: it is not given, shown or learned any more. Ratings keep it.
 
