@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test test-all prove coverage release-check check bench peers neural docs wheels wheels-check manifests release sbom audit lock vendor clients pictures clean
+.PHONY: setup run test test-all prove coverage house release-check check bench peers neural docs wheels wheels-check manifests release sbom audit lock vendor clients pictures clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -46,6 +46,10 @@ coverage: setup
 	$(BIN)/python -m coverage run -m pytest -n auto -m "not slow" $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
+
+# How large the product, its tests and its documents are.
+house: setup
+	@$(BIN)/python .ci/house.py
 
 # Before a release. What is known against the packages is for a person to read: `make audit`.
 release-check: sbom manifests wheels-check
