@@ -63,12 +63,8 @@ WELL: dict[str, tuple[float, float]] = {
     'foldin_store_up{instance="b"}': (1, 0),
     'foldin_store_reconnects_total{instance="a"}': (3, 0),
     'foldin_stored_damaged_total{instance="a"}': (2, 0),
-    LOOKUPS % "0.01": (0, 100),
-    LOOKUPS % "0.05": (0, 100),
-    LOOKUPS % "+Inf": (0, 100),
-    PREDICTS % "0.01": (0, 100),
-    PREDICTS % "0.1": (0, 100),
-    PREDICTS % "+Inf": (0, 100),
+    **{LOOKUPS % le: (0, 100) for le in ("0.01", "0.05", "+Inf")},
+    **{PREDICTS % le: (0, 100) for le in ("0.01", "0.1", "+Inf")},
     LAG: (100, 0),
     'foldin_refusing{instance="a",reason="store_disk"}': (0, 0),
     ANSWERS % "200": (0, 100),
@@ -255,16 +251,9 @@ def test_each_fault_raises_its_alert_in_time_and_no_other(tmp_path: Path) -> Non
     tests = []
     for fault in FAULTS:
         end = WELL_S + fault.within_s
-        expected = [firing(WELL_S - STEP_S), firing(end, fault.alert, *fault.also)]
-        given = series(fault, WELL_S, end)
-        tests.append(
-            {
-                "name": fault.alert,
-                "interval": f"{STEP_S}s",
-                "input_series": given,
-                "promql_expr_test": expected,
-            }
-        )
+        checks = [firing(WELL_S - STEP_S), firing(end, fault.alert, *fault.also)]
+        given = {"input_series": series(fault, WELL_S, end), "promql_expr_test": checks}
+        tests.append({"name": fault.alert, "interval": f"{STEP_S}s", **given})
     check(tmp_path, tests, STEP_S)
 
 
@@ -273,11 +262,7 @@ def test_a_day_on_which_ratings_are_predicted_worse_than_on_the_one_before(tmp_p
     """FoldinWorse compares an hour with the same one of yesterday, and waits half an hour."""
     fault = Fault("FoldinWorse", {'foldin_rating_squared_error_sum{instance="a"}': (0, 12)})
     well_s, step_s = DAY_S + 7_200, 60
-    only = {
-        name: value
-        for name, value in WELL.items()
-        if "squared_error" in name or "up{" in name or "leading" in name
-    }
+    only = {name: WELL[name] for name in WELL if re.search(r"squared_error|up\{|leading", name)}
     end = well_s + 5_400
     checks = [firing(well_s), firing(well_s + 1_200), firing(end, "FoldinWorse")]
     given = series(fault, well_s, end, step_s, only)
