@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -46,6 +47,20 @@ def disk_room(data: Path) -> Finding:
     is_full = usage.free < needed
     advice = f"make room{'' if is_full else ' soon'}: below {needed // MB:,} MB ratings are refused"
     return Finding("disk", "fail" if is_full else "warn", found, advice)
+
+
+def privacy(data: Path) -> Finding:
+    """Return whether other users of this machine may look into the folder of the data."""
+    try:
+        mode = data.stat().st_mode
+    except OSError:
+        return Finding("privacy", "ok", f"{data} is not there yet, and is made open to this user alone")
+    if not mode & 0o077:
+        return Finding("privacy", "ok", f"{data} is open to this user alone")
+    found = f"{data} is open to other users of this machine ({mode & 0o777:03o})"
+    return Finding(
+        "privacy", "warn", found, f"chmod 700 {shlex.quote(str(data))}, unless they are to read it"
+    )
 
 
 def open_files() -> Finding:

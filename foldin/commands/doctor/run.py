@@ -126,6 +126,7 @@ def _read_key(file: Path) -> str | None:
 async def _look(place: Place) -> list[Finding]:
     found = [
         machine.disk_room(place.data.expanduser().absolute()),
+        machine.privacy(place.data.expanduser().absolute()),
         machine.open_files(),
         *machine.ports(_ports(place), runs=place.stack),
     ]

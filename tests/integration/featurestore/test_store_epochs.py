@@ -103,12 +103,11 @@ async def test_users_who_are_forgotten_meanwhile_are_not_given_to_the_new_histor
     await store.ratings.append([rating("bob", "a", 2.0)], epoch=epoch)
     for user in (b"ann", b"bob", b"never seen"):
         await store.ratings.forget(user)
-    # One comes back: what is rated from now on counts, what was before does not.
     await store.ratings.append([rating("ann", "b", 4.0)])
     given = [rating(user, item, 5.0) for user in ("ann", "bob", "cy", "never seen") for item in "ab"]
     await store.ratings.append(given, epoch=epoch)
-    for user, kept in (("ann", {"b": 4.0}), ("bob", {}), ("cy", {"a": 5.0, "b": 5.0}), ("never seen", {})):
-        assert await held(store, user, epoch) == kept
+    for name, kept in (("ann", {"b": 4.0}), ("bob", {}), ("cy", {"a": 5.0, "b": 5.0}), ("never seen", {})):
+        assert await held(store, name, epoch) == kept
 
 
 async def test_ratings_keep_coming_through_a_whole_change(store: Store) -> None:
