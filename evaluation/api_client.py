@@ -192,7 +192,7 @@ class ApiClient:
 
     async def ratings(self, user_id: str) -> dict[str, float]:
         """`GET /users/ID/ratings`: what the user rated, by item, the latest 1,000."""
-        body = await self._call("GET", f"/users/{user_id}/ratings", query={"limit": "1000"})
+        body = await self._call("GET", f"/users/{user_id}/ratings", query={"n": "1000"})
         return {row.item_id: row.rating for row in self._decode(body, _Ratings).ratings}
 
     async def train(self, history: TrainBody | None = None, *, retry: bool = True) -> None:

@@ -218,7 +218,7 @@ def context_of(value: float) -> dict[str, float] | None:
 
 async def read_user(shared: Shared, user: str, replica: int) -> Reply:
     """Read all ratings of a user, and hold them against what may be."""
-    path = f"/users/{quote(user)}/ratings?limit=1000"
+    path = f"/users/{quote(user)}/ratings?n=1000"
     reply = await shared.caller.call("read", "GET", path, replica=replica)
     if (reply.ok and not reply.degraded) or reply.status == 404:
         shared.report.checked(READ)

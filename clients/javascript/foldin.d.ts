@@ -112,7 +112,7 @@ export interface Foldin {
   /** Learn events of any types: one, an array, or one a line. One bad row refuses all. `POST /events`; role `rate`. */
   postEvents(rows: Rows<EventIn>): Promise<Accepted>;
   /** The events of a user that are no ratings, the latest first. `GET /users/{user_id}/events`; role `read`. */
-  getUserEvents(user_id: string | number, options?: { limit?: number; offset?: number; }): Promise<EventsPage>;
+  getUserEvents(user_id: string | number, options?: { n?: number; offset?: number; }): Promise<EventsPage>;
   /** Take one event back. `DELETE /events/{user_id}/{item_id}/{type}`; role `rate`. */
   deleteEvent(user_id: string | number, item_id: string | number, type: string): Promise<Deleted>;
   /** The types of events. `GET /event-types`; role `read`. */
@@ -170,7 +170,7 @@ export interface Foldin {
   /** Forget a user everywhere. `DELETE /users/{user_id}`; role `operate`. */
   forgetUser(user_id: string | number): Promise<Receipt>;
   /** The ratings of a user, the latest first. `GET /users/{user_id}/ratings`; role `read`. */
-  getUserRatings(user_id: string | number, options?: { limit?: number; offset?: number; }): Promise<RatingsPage>;
+  getUserRatings(user_id: string | number, options?: { n?: number; offset?: number; }): Promise<RatingsPage>;
   /** Whether the archive has forgotten a user, or has the ratings of an item taken back, too; `detail` says what a pending erasure waits for. `GET /receipts/{receipt}`; role `read`. */
   getReceipt(receipt: string): Promise<Receipt>;
   /** What is known of an item. `GET /items/{item_id}`; role `read`. */
@@ -451,7 +451,7 @@ export interface EventType {
 export interface EventsPage {
   user_id: string;
   total: number;
-  limit: number;
+  n: number;
   offset: number;
   events: Array<EventOut>;
 }
@@ -875,7 +875,7 @@ export interface RatingOut {
 export interface RatingsPage {
   user_id: string;
   total: number;
-  limit: number;
+  n: number;
   offset: number;
   ratings: Array<RatingOut>;
 }

@@ -74,7 +74,7 @@ class RatingsPage(msgspec.Struct):
 
     user_id: str
     total: int
-    limit: int
+    n: int
     offset: int
     ratings: list[RatingOut]
 
@@ -158,7 +158,7 @@ async def get_users(request: web.Request) -> web.StreamResponse:
     needs="read",
     operation_id="getUserRatings",
     parameters=(
-        query_parameter("limit", whole(1, MAX_PAGE, 100), "How many"),
+        query_parameter("n", whole(1, MAX_PAGE, 100), "How many"),
         query_parameter("offset", whole(0, MAX_OFFSET, 0), "How many of the latest to leave out"),
     ),
 )
@@ -166,14 +166,14 @@ async def get_user_ratings(request: web.Request) -> web.StreamResponse:
     """The ratings of a user, the latest first."""
     context = request.app[CONTEXT]
     query = Query(request.raw_path)
-    limit, offset = query.integer("limit", 100, 1, MAX_PAGE), query.integer("offset", 0, 0, MAX_OFFSET)
+    n, offset = query.integer("n", 100, 1, MAX_PAGE), query.integer("offset", 0, 0, MAX_OFFSET)
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     store, epoch = context.store, await context.epoch()
-    n, history = await context.store.users.history(epoch, user_id)
-    if n == 0:
+    made, history = await context.store.users.history(epoch, user_id)
+    if made == 0:
         raise Problem("unknown_user", "no rating of this user is known")
     # A history has the order in which ratings came.
-    page = slice(offset, offset + limit)
+    page = slice(offset, offset + n)
     names = await item_names(store.items(epoch), history.item_row[::-1][page])
     times = history.time[::-1][page].tolist()
     ratings = [
@@ -190,7 +190,7 @@ async def get_user_ratings(request: web.Request) -> web.StreamResponse:
         for rating, row in zip(ratings, history.context[::-1][page], strict=True):
             rating.context = schema.named(row) or msgspec.UNSET
     ratings = [rating for rating, name in zip(ratings, names, strict=True) if name is not None]
-    return json_answer(RatingsPage(user_id.decode(), len(history), limit, offset, ratings))
+    return json_answer(RatingsPage(user_id.decode(), len(history), n, offset, ratings))
 
 
 @Route(

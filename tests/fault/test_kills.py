@@ -81,7 +81,7 @@ async def test_what_was_acknowledged_outlasts_the_kill_of_each_process(
                 stop.set()
             async with client_of(service.url) as client:
                 for rater in raters:
-                    reply = await client.get(f"/users/{rater.user}/ratings?limit=1000")
+                    reply = await client.get(f"/users/{rater.user}/ratings?n=1000")
                     shown = {each["item_id"]: each["rating"] for each in reply.json["ratings"]}
                     assert shown.items() >= rater.acknowledged.items()
         store = await Store.open(at)

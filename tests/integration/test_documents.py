@@ -124,7 +124,7 @@ async def test_the_tutorial_the_readme_and_the_guides(tmp_path: Path) -> None:
 async def test_restore(tmp_path: Path) -> None:
     text = text_of("docs/how-to/restore.md")
     last = text.index("## The machine is gone")
-    ratings = "```console\n$ curl 'localhost:8080/users/1/ratings?limit=1'\n```"
+    ratings = "```console\n$ curl 'localhost:8080/users/1/ratings?n=1'\n```"
     (tmp_path / "first").mkdir()
     async with movies(tmp_path / "first") as stack:
         known = json.loads((await run(ratings, stack, tmp_path))[0][2])["total"]

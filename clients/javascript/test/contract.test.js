@@ -63,7 +63,7 @@ test("every call of the description", async () => {
   assert.equal((await foldin.unrate("ann", odd)).deleted, 1);
   await assert.rejects(foldin.unrate("ann", odd), refused("unknown_rating"));
   assert.equal((await foldin.postEvents({ user_id: "ann", item_id: "dune", type: "view" })).accepted, 1);
-  assert.equal((await foldin.getUserEvents("ann", { limit: 5 })).events[0].type, "view");
+  assert.equal((await foldin.getUserEvents("ann", { n: 5 })).events[0].type, "view");
   assert.equal((await foldin.deleteEvent("ann", "dune", "view")).deleted, 1);
   const { types } = await foldin.getEventTypes();
   assert.equal((await foldin.putEventTypes({ types: types.map(({ name, meaning }) => ({ name, meaning })) })).types.length, types.length);

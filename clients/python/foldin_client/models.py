@@ -754,7 +754,7 @@ class EventsPage(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     user_id: str
     total: int
-    limit: int
+    n: int
     offset: int
     events: list[EventOut]
 
@@ -1027,7 +1027,7 @@ class RatingsPage(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     user_id: str
     total: int
-    limit: int
+    n: int
     offset: int
     ratings: list[RatingOut]
 

@@ -89,7 +89,7 @@ class EventsPage(msgspec.Struct):
 
     user_id: str
     total: int
-    limit: int
+    n: int
     offset: int
     events: list[EventOut]
 
@@ -222,7 +222,7 @@ async def post_events(request: web.Request) -> web.StreamResponse:
     needs="read",
     operation_id="getUserEvents",
     parameters=(
-        query_parameter("limit", whole(1, MAX_PAGE, 100), "How many"),
+        query_parameter("n", whole(1, MAX_PAGE, 100), "How many"),
         query_parameter("offset", whole(0, MAX_OFFSET, 0), "How many of the latest to leave out"),
     ),
 )
@@ -230,14 +230,14 @@ async def get_user_events(request: web.Request) -> web.StreamResponse:
     """The events of a user that are no ratings, the latest first."""
     context = request.app[CONTEXT]
     query = Query(request.raw_path)
-    limit, offset = query.integer("limit", 100, 1, MAX_PAGE), query.integer("offset", 0, 0, MAX_OFFSET)
+    n, offset = query.integer("n", 100, 1, MAX_PAGE), query.integer("offset", 0, 0, MAX_OFFSET)
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
     store, epoch = context.store, await context.epoch()
     types = {each.code: each.name for each in await store.event_types.current()}
-    n, history = await context.store.users.history(epoch, user_id)
-    if n == 0:
+    made, history = await context.store.users.history(epoch, user_id)
+    if made == 0:
         raise Problem("unknown_user", "nothing of this user is known")
-    feedback, page = history.feedback, slice(offset, offset + limit)
+    feedback, page = history.feedback, slice(offset, offset + n)
     names = await item_names(store.items(epoch), feedback.item_row[::-1][page])
     columns = (feedback.type_code, feedback.value, feedback.time)
     rows = zip(names, *(column[::-1][page].tolist() for column in columns), strict=True)
@@ -247,7 +247,7 @@ async def get_user_events(request: web.Request) -> web.StreamResponse:
         for name, code, value, moment in rows
         if name is not None
     ]
-    return json_answer(EventsPage(user_id.decode(), len(feedback), limit, offset, events))
+    return json_answer(EventsPage(user_id.decode(), len(feedback), n, offset, events))
 
 
 @Route(

@@ -144,7 +144,7 @@ async function recommended(user, signal) {
 
 const History = ({ user, turn, done }) => {
   const [from, page] = useState(0);
-  const { data, error } = useLoad((signal) => titled(get(`/users/${id(user)}/ratings?limit=20&offset=${from}`, { signal }), signal, "ratings"), [user, turn, from]);
+  const { data, error } = useLoad((signal) => titled(get(`/users/${id(user)}/ratings?n=20&offset=${from}`, { signal }), signal, "ratings"), [user, turn, from]);
   if (error) return html`<${Failure} error=${error} />`;
   if (!data) return html`<p class="soft">reading…</p>`;
   const takeBack = (item) => async () => {

@@ -54,7 +54,7 @@ async def ratings(foldin: Any) -> None:
     assert (caught.value.status, caught.value.attempts) == (404, 1)
     assert caught.value.request_id
     await foldin.post_events({"user_id": "ann", "item_id": "dune", "type": "view"})
-    assert [event.type for event in (await foldin.get_user_events("ann", limit=5)).events] == ["view"]
+    assert [event.type for event in (await foldin.get_user_events("ann", n=5)).events] == ["view"]
     await foldin.delete_event("ann", "dune", "view")
     types = (await foldin.get_event_types()).types
     await foldin.put_event_types(types=[{"name": each.name, "meaning": each.meaning} for each in types])

@@ -236,7 +236,7 @@ async def test_calls_about_a_user_with_very_many_ratings(store: Store, store_set
             user = (await client.get("/users/ann")).json
             assert (user["ratings"], user["events"]) == (len(rated), len(rated))
             assert user["mean"] == sum(1.0 + row % 5 for row in range(len(rated))) / len(rated)
-            page = (await client.get(f"/users/ann/ratings?limit=2&offset={len(rated) - 2}")).json
+            page = (await client.get(f"/users/ann/ratings?n=2&offset={len(rated) - 2}")).json
             assert ([each["item_id"] for each in page["ratings"]], page["total"]) == (ids[1::-1], len(rated))
             explained = (await client.get(f"/explain/ann/{ids[-1]}")).json
             assert len(explained["parts"]) < ANSWER_ENTRIES

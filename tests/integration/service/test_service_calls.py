@@ -94,7 +94,7 @@ async def test_an_array_and_lines_are_taken_and_ids_come_back_as_they_were(clien
     assert (await client.post("/ratings", rows)).json["accepted"] == 3
     lines = b'{"user_id": 7, "item_id": 8, "rating": 1}\n\n{"user_id": "7", "item_id": 9, "rating": 2}\n'
     assert (await client.post("/ratings", lines, headers=LINES)).json["accepted"] == 2
-    page = (await client.get("/users/7/ratings?limit=2&offset=2")).json
+    page = (await client.get("/users/7/ratings?n=2&offset=2")).json
     assert (page["total"], [each["item_id"] for each in page["ratings"]]) == (5, ["2", "1"])
     assert page["ratings"][0] == {"item_id": "2", "rating": 3.5, "timestamp": 12.0}
     for raw, path in (
@@ -165,7 +165,7 @@ BAD_QUERIES = [
     ("/recommend/u?n=0", "invalid_parameter", "n"),
     ("/recommend/u?explore=all", "invalid_parameter", "explore"),
     ("/popular?n=1e3", "invalid_parameter", "n"),
-    ("/users/u/ratings?limit=0", "invalid_parameter", "limit"),
+    ("/users/u/ratings?n=0", "invalid_parameter", "n"),
 ]
 
 

@@ -80,7 +80,7 @@ async def test_events_are_beside_the_ratings(client: Client, store: Store) -> No
     assert (await client.post("/events", body)).json["accepted"] == 5
     latest = [("new", "like", 1.0), ("item-0", "view", 3.0), ("item-1", "purchase", 2.0)]
     assert await events_of(client, "ann") == latest
-    page = (await client.get("/users/ann/events?limit=1&offset=2")).json
+    page = (await client.get("/users/ann/events?n=1&offset=2")).json
     assert (page["total"], page["events"][0]["timestamp"]) == (3, 5.0)
     rated = (await client.get("/users/ann/ratings")).json
     assert [each["item_id"] for each in rated["ratings"]] == ["item-2", "item-0"]

@@ -81,6 +81,6 @@ async def test_what_is_odd_is_published_and_answers(
         await answers(client, odd, "met", f"i{last[1]}")
         await answers(client, odd, f"u{last[0]}", "met")
         # Of a pair that came twice the last one stands.
-        page = (await client.get(f"/users/u{last[0]}/ratings?limit=1000")).json
+        page = (await client.get(f"/users/u{last[0]}/ratings?n=1000")).json
         shown = {each["item_id"]: each["rating"] for each in page["ratings"]}
         assert shown[f"i{last[1]}"] == pytest.approx(odd.ratings.value[-1])

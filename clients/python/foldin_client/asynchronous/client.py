@@ -89,7 +89,7 @@ class AsyncClient(AsyncOperations):
         """All ratings of a user, the latest first. One that comes in meanwhile may show another twice."""
         offset = 0
         while True:
-            page = await self.get_user_ratings(user_id, limit=PAGE, offset=offset)
+            page = await self.get_user_ratings(user_id, n=PAGE, offset=offset)
             for rating in page.ratings:
                 yield rating
             offset += len(page.ratings)

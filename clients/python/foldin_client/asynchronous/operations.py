@@ -76,7 +76,7 @@ class AsyncOperations(AsyncTransport):
         return await self._send_rows("/events", rows, models.Accepted, is_repeatable=False)
 
     async def get_user_events(
-        self, user_id: str | int, *, limit: int | None = None, offset: int | None = None
+        self, user_id: str | int, *, n: int | None = None, offset: int | None = None
     ) -> models.EventsPage:
         """The events of a user that are no ratings, the latest first.
 
@@ -84,10 +84,7 @@ class AsyncOperations(AsyncTransport):
         """
         return await self._ask(
             Call(
-                "GET",
-                f"/users/{part(user_id)}/events",
-                query={"limit": limit, "offset": offset},
-                is_repeatable=True,
+                "GET", f"/users/{part(user_id)}/events", query={"n": n, "offset": offset}, is_repeatable=True
             ),
             models.EventsPage,
         )
@@ -794,7 +791,7 @@ class AsyncOperations(AsyncTransport):
         return await self._ask(Call("DELETE", f"/users/{part(user_id)}", is_repeatable=True), models.Receipt)
 
     async def get_user_ratings(
-        self, user_id: str | int, *, limit: int | None = None, offset: int | None = None
+        self, user_id: str | int, *, n: int | None = None, offset: int | None = None
     ) -> models.RatingsPage:
         """The ratings of a user, the latest first.
 
@@ -802,10 +799,7 @@ class AsyncOperations(AsyncTransport):
         """
         return await self._ask(
             Call(
-                "GET",
-                f"/users/{part(user_id)}/ratings",
-                query={"limit": limit, "offset": offset},
-                is_repeatable=True,
+                "GET", f"/users/{part(user_id)}/ratings", query={"n": n, "offset": offset}, is_repeatable=True
             ),
             models.RatingsPage,
         )
