@@ -27,14 +27,17 @@ $(STAMP): requirements/dev.txt pyproject.toml
 run: setup
 	@exec $(BIN)/foldin up $(ARGS)
 
+# A commit's tests have an order of their own: another run of it, here or elsewhere, has the same.
+ORDER := --randomly-seed=$(shell printf '%d' 0x$$(git rev-parse --short=7 HEAD 2>/dev/null || echo 1))
+
 # The gate: some minutes, and only a defect can close it.
 test: setup check
-	$(BIN)/python -m pytest -n auto -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n auto -m "not slow" $(ORDER) $(ARGS)
 
-# Everything: both kinds of store, faults, whole stacks, containers, browsers, wheels, the neural engine.
+# Everything, and what is missing fails: both kinds of store, faults, whole stacks, containers, browsers, wheels, the neural engine.
 test-all: setup check docs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch>=2.6'
-	FOLDIN_TEST_NEURAL=1 $(BIN)/python -m pytest -n auto --store both $(ARGS)
+	CI=true FOLDIN_TEST_NEURAL=1 $(BIN)/python -m pytest -n auto --store both $(ORDER) $(ARGS)
 
 # The gate N times in a fresh clone, every second time on a busy machine.
 N := 5

@@ -13,6 +13,7 @@ from typing import Any
 # cores, they wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 
 from featurestore.settings import StoreSettings
@@ -47,7 +48,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Put the files of tests into memory where there is room."""
+    """Put the files of tests into memory where there is room; have Hypothesis draw the same in every run,
+    unless the command names a profile: `--hypothesis-profile wide` searches wider.
+    """
+    hypothesis.settings.register_profile("gate", derandomize=True, deadline=None, max_examples=30)
+    hypothesis.settings.register_profile("wide", deadline=None, max_examples=1_000)
+    if not config.getoption("--hypothesis-profile", default=None):
+        hypothesis.settings.load_profile("gate")
     if MEMORY_FOLDER.is_dir() and shutil.disk_usage(MEMORY_FOLDER).free > LEAST_ROOM_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_FOLDER))
 
@@ -81,6 +88,15 @@ def _fits_in_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """Let trainers of this process fit in it, but for tests of the marker `fit_process`."""
     if request.node.get_closest_marker("fit_process") is None:
         monkeypatch.setattr("trainer.fit_job.process.helper", fit_in_thread)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _heard_of_late() -> Iterator[None]:
+    """Let no answer be marked for a poll that a busy machine keeps waiting, in services of this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("featurestore.users.records", "service.neighbours.nearest"):
+            patch.setattr(f"{module}.FOLLOWED_S", 600.0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,16 @@ import numpy as np
 from factors.errors import FitRefused
 from factors.inference.histories import Compressed, compress_pairs
 from factors.model.columns import Columns
-from factors.model.types import Bools, Choices, Ratings
+from factors.model.types import Choices, Ratings
 from factors.ranking.choices import choices_of
 from factors.ranking.confidences import Factorize, first_items
+from factors.ranking.half_steps import Events, solve_round
 from factors.ranking.head import RankingHead
+from factors.ranking.parameters import Counts
 from factors.ranking.selection.held_out import Typed
 from factors.ranking.selection.search import LEAST_EVENTS, choose
 from factors.ranking.side_attributes import factors_of, learn_relevance
-from factors.ranking.training import RankingFit, fit_with, said
+from factors.ranking.training import RankingFit, events_of_items, events_of_users, fit_with
 from factors.ranking.type_weights import TypeTable, TypeWeight, one_of_pairs, resolved
 
 # From an earlier head so many sweeps take in what is new, and fewer what is a small part of all: of the last
@@ -72,9 +74,8 @@ def fit_ranking(
     found = fit_with(by_user, n_items, settings, rng=rng, begin=begin, threads=threads, codes=codes)
     found = replace(found, metrics=figures)
     if attributes is not None:
-        # What was shown alone, or disliked, has factors of 0: as in folding in, attributes say more.
-        wanted = said(by_user, settings, codes)
-        found = _described(found, attributes, np.bincount(by_user.other, wanted, n_items) > 0)
+        users_of, _ = events_of_users(by_user, settings, codes)
+        found = _described(found, attributes, *events_of_items(users_of, n_items), threads)
     told = {
         f"ranking_{name}": float(getattr(settings, name))
         for name in ("negatives", "ridge", "sparse_weight", "recency_boost", "gamma")
@@ -100,14 +101,24 @@ def _events(
     return by_user, Typed(choices.type_code, weights, open_codes)
 
 
-def _described(found: RankingFit, attributes: Columns, chosen: Bools) -> RankingFit:
-    """Return `found` with the items that are not `chosen` (n_items,) as their attributes have them."""
+def _described(
+    found: RankingFit, attributes: Columns, events: Events, counts: Counts, threads: int
+) -> RankingFit:
+    """Return `found` with what attributes say of the items, whose `events` and `counts` (n_items,) these are:
+    as in folding in, all that is known of those that were not chosen, and less the more they were.
+    """
+    # What was shown alone, or disliked, has factors of 0: attributes say more.
+    head, chosen = found.head, np.asarray(counts) > 0
     # What all users add to the precision of an item is, but for a factor, what relevance is made of.
-    user_gram = found.head.parameters.item_gram
-    relevance = learn_relevance(attributes, found.head.items, chosen, user_gram)
+    relevance = learn_relevance(attributes, head.items, chosen, head.parameters.item_gram)
     if relevance is None:
         return found
-    items, others = found.head.items.copy(), np.flatnonzero(~chosen)
-    items[others] = factors_of(relevance, attributes.take(others))
-    described = others[attributes.described[others]]
-    return replace(found, head=replace(found.head, items=items), relevance=relevance, described=described)
+    expected = factors_of(relevance, attributes)
+    start = head.parameters.unknown(counts)[:, None].astype(np.float32) * expected
+    prior = head.parameters.prior("item", counts)
+    items = np.asarray(solve_round(start, events, found.users, prior, threads), np.float32)
+    items = np.where(chosen[:, None], items, expected)
+    # Nothing is known beforehand of an item without attributes.
+    items = np.where(attributes.described[:, None], items, head.items)
+    described = np.flatnonzero(~chosen & attributes.described)
+    return replace(found, head=replace(head, items=items), relevance=relevance, described=described)

@@ -10,11 +10,15 @@ the activities, `a0` the background and `R` the ridges,
 
 is least in a user's row at `x = A^-1 (sum_S w y + R_u m)`, `A = sum_S w y y' + a_u a0 Y'BY + R_u I`; items
 alike, with `m = 0`.
+
+What has few events was not there to be chosen by all: that others have not chosen it says little. An item
+of which attributes tell the factors `e` has a share `s` of these (`RankingParameters.unknown`) in the place
+of the zeros: `y = s e + A^-1 sum_S w (1 - x s e) x`.
 """
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -150,6 +154,18 @@ def row_loops() -> dict[Kernel, Kernel]:
     entries = ("i8", "i8", "i8[1]", "i4[1]", "f8[1]", "f8[1]", "f4[2]")
     own = ("f4[2]", "f4[1]", "f4[1]", "f4[1]", "f4[2]=")
     return compile_loops([solve_events], {solve_events: (*entries, *own)})
+
+
+def solve_round(start: Floats, events: Events, table: Floats, prior: Prior, threads: int = 1) -> Floats:
+    """Return the rows (b, r) as `solve_rows` does, which without events are `start` (b, r) and not 0."""
+    row, target = np.repeat(np.arange(len(start)), events.counts), np.ones(len(events.other))
+    if events.target is not None:
+        target[:] = events.target
+    step = max(1, _AT_ONCE // table.shape[1])
+    for first in range(0, len(target), step):
+        some = slice(first, first + step)
+        target[some] -= np.einsum("nr,nr->n", table[events.other[some]], start[row[some]])
+    return start + solve_rows(replace(events, target=target), table, prior, threads)
 
 
 def normal_equations(events: Events, table: Floats, prior: Prior, rows: Int64s) -> tuple[Floats, Floats]:

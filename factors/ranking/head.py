@@ -13,8 +13,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from factors.inference.histories import Compressed, compress
-from factors.model.types import Float32s, Float64s, Histories, Int32s, Int64s
-from factors.ranking.half_steps import Events, Solve, normal_equations, row_blocks, solve_rows
+from factors.model.types import Bools, Float32s, Float64s, Histories, Int32s, Int64s
+from factors.ranking.half_steps import Events, Solve, normal_equations, row_blocks, solve_round, solve_rows
 from factors.ranking.neighbours import Neighbours
 from factors.ranking.parameters import Counts, RankingParameters
 from factors.ranking.type_weights import TypeTable, compress_types, event_counts
@@ -73,17 +73,25 @@ class RankingHead:
             variances[rows] = self.parameters.noise * np.einsum("uij,ij->u", inverse, spread)
         return vectors, variances
 
-    def fold_in_items(self, users: Float32s, histories: Histories) -> Float32s:
-        """Return the factors (m, r) of items that were chosen by these of `users` (u, r); their values in
-        `histories` may be any number.
+    def fold_in_items(
+        self, users: Float32s, histories: Histories, expected: Float32s | None = None
+    ) -> tuple[Float32s, Bools]:
+        """Return the factors (m, r) of items that were chosen by these of `users` (u, r), and whether they
+        were chosen (m,); their values in `histories` may be any number.
 
-        `users`: folded in without recency.
+        `users`: folded in without recency. `expected` (m, r): what attributes say of the items, 0 where they
+        say nothing: what was not chosen has these factors.
         """
         data = self._events(histories, len(users), whole=True)
         compressed = data.compressed
         events = Events(compressed.indptr, compressed.other, data.weight, data.target)
+        counts, table = np.asarray(data.counts, np.float64), users.astype(np.float64)
         prior = self.parameters.prior("item", data.counts)
-        return np.asarray(solve_rows(events, users.astype(np.float64), prior), np.float32)
+        if expected is None:
+            return np.asarray(solve_rows(events, table, prior), np.float32), counts > 0
+        start = self.parameters.unknown(counts)[:, None] * expected
+        found = np.asarray(solve_round(start, events, table, prior), np.float32)
+        return np.where((counts > 0)[:, None], found, expected), counts > 0
 
     def scores(self, history: Histories, rows: Int64s | None = None) -> Float64s:
         """Return the relevance of all items (n_items,), or of `rows` (m,), to a user with this one history.

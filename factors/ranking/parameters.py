@@ -90,6 +90,13 @@ class RankingParameters:
         """Events of the fit, or the weight of those that were wanted."""
         return self.background * self.n_users * self.n_items / max(self.negatives, 1e-12)
 
+    def unknown(self, counts: Counts) -> Float64s:
+        """Return how much of what items with `counts` events (b,) are chosen for these do not tell yet: half
+        of it where they are as many as the items of the fit have on average.
+        """
+        usual = self.events / max(self.n_items, 1.0)
+        return np.asarray(usual / (usual + np.asarray(counts, np.float64)))
+
     def activity(self, side: SideName, counts: Counts) -> Float64s:
         """Return by how much the pairs of rows (b,) with `counts` events weigh more than a typical row's."""
         power, unit = (

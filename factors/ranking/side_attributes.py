@@ -2,7 +2,7 @@
 say of relevance.
 
 Invariant: an item without events by which it was wanted has the factors that its attributes say, in the fit
-as in a fold-in; one with such events has those that its events say, and nothing else.
+as in a fold-in; of one with such events they say the less the more there are (`half_steps.py`).
 """
 
 from dataclasses import dataclass

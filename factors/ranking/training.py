@@ -62,7 +62,7 @@ def fit_with(
     every = choices.neighbours >= n_items
     neighbours = (term.fit_all if every else term.fit)(choices.neighbour_ridge)
     # As a history is folded in.
-    events, counts = _of_users(by_user.thinned(), choices, codes)
+    events, counts = events_of_users(by_user.thinned(), choices, codes)
     table = items if compiled and row_loops() else items.astype(np.float64)
     users = solve_rows(events, table, parameters.prior("user", counts), threads, compiled=compiled)
     users = users.astype(np.float32)
@@ -87,12 +87,8 @@ def fit_factors(
     """Return parameters, without the noise, and item factors after the sweeps. `begin` (m, r): factors of the
     first items, in the first dimensions; `codes`: as in `fit_with`; `compiled`: as in `solve_rows`.
     """
-    users_of, user_counts = _of_users(by_user, choices, codes)
-    items_of = _of_items(users_of, n_items)
-    item_counts = np.diff(items_of.indptr)
-    if items_of.weight is not None and items_of.target is not None:
-        item = np.repeat(np.arange(n_items), item_counts)
-        item_counts = np.bincount(item, items_of.weight * items_of.target, minlength=n_items)
+    users_of, user_counts = events_of_users(by_user, choices, codes)
+    items_of, item_counts = events_of_items(users_of, n_items)
     rank = max(1, min(choices.rank, by_user.rows, n_items))
     parameters = _begin(user_counts, item_counts, rank, choices)
     # Small, so that the first half-step for users is all prior and data, not chance.
@@ -114,12 +110,21 @@ def fit_factors(
     return parameters, items.astype(np.float32)
 
 
-def _of_users(
+def events_of_users(
     by_user: Compressed, choices: RankingChoices, codes: UInt8s | None
 ) -> tuple[Events, Int64s | Float64s]:
     """Return the events of the users, and how many each has."""
     weight, target = TypeTable.of(choices.types).weights(codes, by_user)
     return Events(by_user.indptr, by_user.other, weight, target), event_counts(by_user, weight, target)
+
+
+def events_of_items(users_of: Events, n_items: int) -> tuple[Events, Int64s | Float64s]:
+    """Return the events of users by item, and how many each has, or the weight of those that were wanted."""
+    events = _of_items(users_of, n_items)
+    if events.weight is None or events.target is None:
+        return events, events.counts
+    item = np.repeat(np.arange(n_items), events.counts)
+    return events, np.bincount(item, events.weight * events.target, minlength=n_items)
 
 
 def _of_items(events: Events, n_items: int) -> Events:

@@ -81,7 +81,14 @@ async def test_what_was_acknowledged_outlasts_the_kill_of_each_process(
                 stop.set()
             async with client_of(service.url) as client:
                 for rater in raters:
-                    reply = await client.get(f"/users/{rater.user}/ratings?n=1000")
+                    path = f"/users/{rater.user}/ratings?n=1000"
+
+                    async def answered(path: str = path) -> bool:
+                        # A worker that has not heard of the store since says to ask again.
+                        return (await client.get(path)).status == 200
+
+                    await wait_until_async(answered, "a worker that has the store again")
+                    reply = await client.get(path)
                     shown = {each["item_id"]: each["rating"] for each in reply.json["ratings"]}
                     assert shown.items() >= rater.acknowledged.items()
         store = await Store.open(at)

@@ -282,7 +282,7 @@ class RatingsSinceFit:
                 self.posterior.fold_in_items(users, rated, current=current[start:stop], attributes=some)
             )
             if self.head is not None:
-                factors.append(self._factors_of(self.head.fold_in_items(ranked, piece), some, folded[-1]))
+                factors.append(self._factors_of(self.head, ranked, piece, some, folded[-1]))
             # Processes that answer requests on this core wait for a piece, not for the next tick of the
             # system.
             os.sched_yield()
@@ -293,18 +293,24 @@ class RatingsSinceFit:
             positives = positive_sums(every, self.head.parameters.types)
         return Folded(np.concatenate(folded), np.concatenate(factors) if factors else None, positives)
 
-    def _factors_of(self, factors: Float32s, columns: Columns | None, vectors: Float32s) -> Float32s:
-        """Return `factors` (m, r), those of items without events, which are 0, as attributes have them: then
-        the `vectors` (m, item_width) say so.
+    def _factors_of(
+        self,
+        head: RankingHead,
+        users: Float32s,
+        piece: Histories,
+        columns: Columns | None,
+        vectors: Float32s,
+    ) -> Float32s:
+        """Return the factors (m, r) of items that were chosen by these `users`; where attributes alone tell
+        of one the `vectors` (m, item_width) say so.
         """
         if self.described is None or columns is None:
-            return factors
-        by_attributes = self.described.factors(columns)
-        if by_attributes is None:
-            return factors
-        without = np.asarray(~factors.any(axis=1))
-        mark_described(vectors, np.flatnonzero(without & columns.described))
-        return np.where(without[:, None], by_attributes, factors)
+            return head.fold_in_items(users, piece)[0]
+        expected = self.described.factors(columns)
+        factors, chosen = head.fold_in_items(users, piece, expected)
+        if expected is not None:
+            mark_described(vectors, np.flatnonzero(~chosen & columns.described))
+        return factors
 
     def _ranked_users(self, keys: npt.NDArray[np.int64]) -> Float32s:
         """Return the vectors (m, r) in the ranking head of users by their keys (m,), as in `fold`."""

@@ -5,7 +5,7 @@ write under names of their own.
 """
 
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -30,15 +30,6 @@ def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> boo
     if not is_fast:
         monkeypatch.setattr(connections, "fast_connections", lambda context: Connection)
     return is_fast
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _heard_of_late() -> Iterator[None]:
-    """Let no answer be marked for a poll that a busy machine keeps waiting, in services of this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("featurestore.users.records", "service.neighbours.nearest"):
-            patch.setattr(f"{module}.FOLLOWED_S", 600.0)
-        yield
 
 
 @pytest.fixture

@@ -81,10 +81,18 @@ def test_items_are_folded_in_by_the_formula(fit: RankingFit) -> None:
     activity = (n + 1) ** p.item_power / p.item_unit
     ridge = p.ridge * (n + p.background * p.n_users * activity)
     precision = x.T @ x + activity * p.item_gram + ridge * np.eye(p.rank)
-    folded = fit.head.fold_in_items(fit.users, own)
+    folded, chosen = fit.head.fold_in_items(fit.users, own)
     np.testing.assert_allclose(folded[0], np.linalg.solve(precision, x.sum(axis=0)), rtol=1e-4, atol=1e-6)
-    # Of an item that no user chose nothing is known but that.
+    # Of an item that no user chose nothing is known but that, and what attributes say.
     np.testing.assert_array_equal(folded[1], 0.0)
+    assert chosen.tolist() == [True, False]
+    expected = np.array([fit.head.items[0], fit.head.items[1]])
+    blended, _ = fit.head.fold_in_items(fit.users, own, expected)
+    usual = p.events / p.n_items
+    start = usual / (usual + n) * expected[0].astype(np.float64)
+    moved = np.linalg.solve(precision, x.T @ (1 - x @ start))
+    np.testing.assert_allclose(blended[0], start + moved, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(blended[1], expected[1])
 
 
 def test_bytes_give_the_same_head_without_a_copy_and_others_are_refused(fit: RankingFit) -> None:
