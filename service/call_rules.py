@@ -26,7 +26,7 @@ from service.rules.request import (
     DEFAULT_N,
     MAX_N,
     MAX_NAME,
-    MOST_WITH_REASONS,
+    MOST_INCLUDED,
     RuleFields,
     Rules,
     merged,
@@ -198,8 +198,8 @@ def _short(query: Query, name: str, longest: int) -> str | None:
 
 def check_rearranging(rules: Rules, places: int, *, explores: bool) -> None:
     """Raise `invalid_rule` where rules do not go with the number of `places`, or with a draw."""
-    if "reasons" in rules.include and places > MOST_WITH_REASONS:
-        raise refused("/include", f"with reasons, n and offset are {MOST_WITH_REASONS} at most together")
+    if rules.include and (rules.n or DEFAULT_N) > MOST_INCLUDED:
+        raise refused("/n", f"with include, n is {MOST_INCLUDED} at most")
     if not (rules.boosts or rules.cap or rules.trade_off is not None):
         return
     if explores:

@@ -46,6 +46,7 @@ from trainer.fit_job.process import fit_in_process
 from trainer.fit_job.progress import FitProgress
 from trainer.fit_job.results import FitResult
 from trainer.item_updates.messages import LiveFit
+from trainer.item_updates.since_fit import MAX_EVENTS
 from trainer.publication.forgotten import ForgottenUsers
 from trainer.publication.prior import publish_prior
 from trainer.publication.publish import Published, Publisher
@@ -218,8 +219,11 @@ class Refitter:
         try:
             epoch = await self._epochs.open(number)
             try:
-                # What a person asks for, and what the catalogue or a file calls for, is fitted in any case.
-                how = {"automatic": automatic, "unless_same": reason in {"events", "seconds"}}
+                # What a person asks for, and what the catalogue or a file calls for, is fitted in any case,
+                # and so much that no room would be left for folding items in.
+                fitted = 0 if (live := self._switch.live) is None else live.fitted_events
+                few = epoch.consumer.archived_events - fitted <= MAX_EVENTS // 2
+                how = {"automatic": automatic, "unless_same": few and reason in {"events", "seconds"}}
                 published = await self._fit_and_publish(epoch, **how)
             except FitFailedError as exc:
                 # Its folder went to the trash under the fit.

@@ -4,15 +4,17 @@ does the user's place in the list of those who have any, which changes with them
 A store of before the list was kept has none: the first who reads the list goes through all keys and makes it.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from hashlib import sha1
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
 from featurestore.catalogue.item import AttributeValue
-from featurestore.catalogue.schema import Schema
+from featurestore.catalogue.schema import types_of
 from featurestore.client import Call, Client
 from featurestore.confirmation import Confirmation
 from featurestore.errors import StoreDamaged, StoreUnavailable
@@ -23,6 +25,8 @@ from featurestore.ratings.epochs import Epochs
 ATTEMPTS = 8
 # Users whose attributes are changed in one write: the store works for some 5 ms, lookups in between.
 CHANGED_AT_ONCE = 256
+# By then a write that knew an attribute before it left has been made.
+_UNDER_WAY_S = 0.2
 # Keys that the store looks at in one step of a scan: a fraction of a millisecond, in which lookups wait.
 SCANNED_AT_ONCE = 1_000
 
@@ -61,18 +65,26 @@ class UserAttributes:
         """Change a user's attributes; return what they are then. Raises what `change` raises."""
         return (await self.change_all({user_id: change}))[user_id]
 
-    async def change_all(self, changes: Mapping[bytes, ValuesChange]) -> dict[bytes, Values | None]:
+    async def change_all(
+        self,
+        changes: Mapping[bytes, ValuesChange],
+        *,
+        while_leaving: Mapping[str, str] = MappingProxyType({}),
+    ) -> dict[bytes, Values | None]:
         """Change attributes of users, each in a step of its own; return what they are then. In the same step
         the user's records, in each epoch, become such as a reader folds in anew.
 
         Raises what a change raises: users before that one may be changed then, and to do it again is safe.
+        `while_leaving`: fields of the schema and what they must be, else `StoreUnavailable`; so does a value
+        whose type is another one by now.
         """
         ids, found = list(changes), dict[bytes, Values | None]()
         since = self._confirmation.begin()
         for start in range(0, len(ids), CHANGED_AT_ONCE):
             left = ids[start : start + CHANGED_AT_ONCE]
             for _ in range(ATTEMPTS):
-                after = await self._try({user_id: changes[user_id] for user_id in left})
+                some = {user_id: changes[user_id] for user_id in left}
+                after = await self._try(some, while_leaving)
                 found |= after
                 left = [user_id for user_id in left if user_id not in after]
                 if not left:
@@ -82,7 +94,9 @@ class UserAttributes:
         await self._confirmation.wait(since)
         return found
 
-    async def _try(self, changes: Mapping[bytes, ValuesChange]) -> dict[bytes, Values | None]:
+    async def _try(
+        self, changes: Mapping[bytes, ValuesChange], while_leaving: Mapping[str, str]
+    ) -> dict[bytes, Values | None]:
         """Return the attributes of the users who still were as they were read, and so are changed."""
         keys, found = self._keys, dict[bytes, Values | None]()
         if not self._epochs.expected:
@@ -90,38 +104,55 @@ class UserAttributes:
         pipe = self._client.pipeline()
         for user_id in changes:
             pipe.hget(keys.attributes(user_id), "value")
+        pipe.hgetall(keys.schema)
         calls: list[Call] = []
-        afters: list[Values | None] = []
-        for (user_id, change), data in zip(changes.items(), await pipe.execute(), strict=True):
+        afters = dict[bytes, Values | None]()
+        *values, schema = await pipe.execute()
+        held = {field.decode(): text.decode("utf-8", "replace") for field, text in schema.items()}
+        if any(held.get(field) != text for field, text in while_leaving.items()):
+            raise StoreUnavailable("another call has taken the deletion over", 1.0)
+        for (user_id, change), data in zip(changes.items(), values, strict=True):
             partition = partition_of(user_id, keys.partitions)
             expected = self._epochs.expected[partition]
             names = [keys.epochs(partition), keys.attributes(user_id), keys.attributes_list(partition)]
             for epoch in map(int, expected.split(b",")):
                 names += [keys.forgotten(epoch, partition), keys.user(epoch, user_id)]
-            after = change(None if data is None else self._read(user_id, data))
+            before = None if data is None else self._read(user_id, data)
+            after = change(before)
+            if before is None and after is None:
+                # Nothing is written of one who has nothing: that would make a key.
+                found[user_id] = None
+                continue
+            for field, kind in types_of("users", before or {}, after or {}).items():
+                if held.get(field, kind) != kind:
+                    raise StoreUnavailable(f"the type of {field} is another one now", 0.1)
             digest = b"" if data is None else sha1(data, usedforsecurity=False).hexdigest().encode()
             value = b"" if after is None else msgspec.json.encode(after)
             calls.append((names, [expected, digest, value, digest_of(user_id), user_id]))
-            afters.append(after)
-        replies = await self._client.call("put_attributes", *calls)
-        for user_id, after, reply in zip(changes, afters, replies, strict=True):
+            afters[user_id] = after
+        replies = await self._client.call("put_attributes", *calls) if calls else []
+        for (user_id, after), reply in zip(afters.items(), replies, strict=True):
             if reply[0] == b"OK":
                 found[user_id] = after
             elif reply[0] == b"EPOCHS":
                 await self._epochs.learn(partition_of(user_id, keys.partitions), reply[1])
         return found
 
-    async def delete_attribute(self, schema: Schema, name: str) -> bool:
-        """Take an attribute from all users, and free its name; return False where there is none of it. Work
-        by how many users have any. Safe to repeat.
+    async def clear(self, left: Mapping[str, str]) -> None:
+        """Take an attribute that leaves the schema from all users. Work by how many have any; safe to
+        repeat.
         """
-        if not await schema.leave("users", name):
-            return False
-        async for page in self.read_all():
-            having = [user_id for user_id, data in page.items() if name in self._read(user_id, data)]
-            await self.change_all(dict.fromkeys(having, partial(_without, name)))
-        await schema.free("users", name)
-        return True
+        (name,) = (field.partition(":")[2] for field in left)
+        found = True
+        # A write that was under way when the attribute left may have come behind the first walk.
+        while found:
+            found = False
+            await asyncio.sleep(_UNDER_WAY_S)
+            async for page in self.read_all():
+                having = [user_id for user_id, data in page.items() if name in self._read(user_id, data)]
+                found |= bool(having)
+                changes = dict.fromkeys(having, partial(_without, name))
+                await self.change_all(changes, while_leaving=left)
 
     async def erase(self, epoch: int, user_id: bytes, at_ms: int) -> None:
         """Remove what a user had when forgotten, at this time of the store, and of the live `epoch` what

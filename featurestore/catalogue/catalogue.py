@@ -14,12 +14,13 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha1
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
-from featurestore.catalogue.item import AttributeType, CatalogueItem, pack_item, type_of, unpack_item
-from featurestore.catalogue.schema import Schema, Types, composed
+from featurestore.catalogue.item import CatalogueItem, pack_item, unpack_item
+from featurestore.catalogue.schema import Kind, Schema, composed, leaving, type_named, types_of
 from featurestore.client import Client
 from featurestore.confirmation import Confirmation
 from featurestore.errors import ItemDeleted, RegistryFull, StoreDamaged, StoreUnavailable
@@ -173,13 +174,15 @@ class Catalogue:
         *,
         brings_back: bool = True,
         staying: AbstractSet[bytes] = frozenset(),
+        while_leaving: Mapping[str, str] = MappingProxyType({}),
     ) -> int:
         """Change items, up to `CHANGED_AT_ONCE` in one step, in the order given. Where another call changes
         the same items meanwhile, what they become is decided anew.
 
         Of those in `staying` what is deleted stays so; returns how many that were. Raises what a `Change`
         raises (of the first step: nothing is changed then), `RegistryFull`, and unless it `brings_back` what
-        is deleted `ItemDeleted`.
+        is deleted `ItemDeleted`. `while_leaving`: fields of the schema and what they must be, else
+        `StoreUnavailable`; so for a value that is new or changed must its type.
         """
         ids, stayed = list(changes), 0
         since = self._confirmation.begin()
@@ -187,7 +190,8 @@ class Catalogue:
             some = ids[start : start + CHANGED_AT_ONCE]
             for _ in range(ATTEMPTS):
                 step = {item_id: changes[item_id] for item_id in some}
-                still = await self._step(step, brings_back=brings_back, staying=staying)
+                types = dict(while_leaving)
+                still = await self._step(step, types, brings_back=brings_back, staying=staying)
                 if still is not None:
                     stayed += still
                     break
@@ -197,7 +201,12 @@ class Catalogue:
         return stayed
 
     async def _step(
-        self, changes: Mapping[bytes, Change], *, brings_back: bool, staying: AbstractSet[bytes]
+        self,
+        changes: Mapping[bytes, Change],
+        types: dict[str, str],
+        *,
+        brings_back: bool,
+        staying: AbstractSet[bytes],
     ) -> int | None:
         """Change items in one step; return how many stay deleted, None where some no longer were what was
         read.
@@ -205,7 +214,6 @@ class Catalogue:
         shown = shown_key(self._keys.catalogue_items)
         parts: list[bytes] = []
         changed: list[str] = []
-        types = dict[str, AttributeType]()
         stayed = 0
         for state in await self.states(list(changes)):
             if state.deleted and state.item_id in staying:
@@ -221,14 +229,21 @@ class Catalogue:
             if data == (state.data or b"") and (data or state.deleted):
                 continue
             changed.append(state.item_id.decode())
-            types |= {} if after is None else {name: type_of(each) for name, each in after.attributes.items()}
+            if after is not None:
+                types |= types_of("items", {} if before is None else before.attributes, after.attributes)
             titles = [_title_entry(before), _title_entry(after)]
             parts += [state.item_id, _digest(state), data, *titles]
         return stayed if not parts or await self._write(changed, types, parts) else None
 
-    async def _write(self, changed: list[str], types: Types, parts: Sequence[bytes]) -> bool:
-        """Write a change of the items `changed`, whose attributes have these `types`; return False where some
-        no longer were what was read.
+    async def _write(
+        self,
+        changed: Sequence[str],
+        types: Mapping[str, str],
+        parts: Sequence[bytes],
+        becomes: Mapping[str, str] = MappingProxyType({}),
+    ) -> bool:
+        """Write a change of the items `changed` where the fields of the schema have these `types`, or what
+        fields of it `becomes`; return False where some items no longer were what was read.
         """
         keys = self._keys
         names = [
@@ -237,35 +252,59 @@ class Catalogue:
         ]
         # 15 digits: exact in Lua, whose numbers are doubles.
         nonce = b"%d" % secrets.randbelow(10**15)
-        told = [msgspec.json.encode(changed), msgspec.json.encode(types)]
+        told = [msgspec.json.encode(each) for each in (changed, dict(types), dict(becomes))]
         args = [b"%d" % self._max_items, b"%d" % CHANGES_KEPT, nonce, *told, *parts]
         (reply,) = await self._client.call("change_catalogue", (names, args))
         if reply[0] == b"FULL":
             raise RegistryFull(f"there is room for {self._max_items} items, no more may be added")
         if reply[0] == b"TYPES":
-            raise StoreUnavailable(f"the type of {reply[1].decode()} has changed meanwhile", 0.1)
+            raise StoreUnavailable(f"the type of {reply[1].decode()} is another one now", 0.1)
         return bool(reply[0] == b"OK")
 
-    async def delete_attribute(self, name: str) -> bool:
-        """Take an attribute from all items, and free its name; return False where there is none of it. Work
-        by how many items there are. Safe to repeat.
+    async def leave(self, kind: Kind, name: str) -> dict[str, str]:
+        """Let no value of an attribute be written from here on; return what its field of the schema is then,
+        nothing where there is none of it. Another deletion of it ends by that.
         """
-        if not await self.schema.leave("items", name):
-            return False
-        after = b""
+        field = f"{kind}:{name}"
+        if not (held := await self.schema.text(field)):
+            return {}
+        mark = leaving(held, secrets.token_hex(8))
+        await self._write([], {field: held}, [], {field: mark})
+        return {field: mark}
+
+    async def stay(self, left: Mapping[str, str]) -> None:
+        """Take an attribute that leaves back."""
+        await self._write([], left, [], {field: type_named(text) for field, text in left.items()})
+
+    async def free(self, left: Mapping[str, str]) -> None:
+        """Free the name of an attribute that leaves, of which there is no value any more; every worker reads
+        the types anew.
+        """
+        since = self._confirmation.begin()
+        await self._write([], left, [], dict.fromkeys(left, ""))
+        await self._confirmation.wait(since)
+
+    async def clear(self, left: Mapping[str, str]) -> None:
+        """Take an attribute that leaves from all items. Work by how many there are; safe to repeat. What
+        cannot be read stays as it is.
+        """
+        (name,) = (field.partition(":")[2] for field in left)
+        shown, after = shown_key(self._keys.catalogue_items), b""
         while ids := await self.ids(CHANGED_AT_ONCE, after=after):
-            states = await self.states(ids)
-            having = [
-                state.item_id
-                for state in states
-                if state.data is not None and name in self.read(state.data).attributes
-            ]
-            await self.change(dict.fromkeys(having, partial(_without, name)), staying=set(having))
+            found = [(state.item_id, _readable(state.data, shown)) for state in await self.states(ids)]
+            having = [item_id for item_id, item in found if item is not None and name in item.attributes]
+            changes = dict.fromkeys(having, partial(_without, name))
+            await self.change(changes, staying=set(having), while_leaving=left)
             after = ids[-1]
-        await self.schema.free("items", name)
-        # Of no item: so every worker reads the types anew.
-        await self._write([], {}, [])
-        return True
+
+    async def texts(self, item_ids: Sequence[bytes]) -> list[bytes | None]:
+        """Return what is stored of items, None for nothing, in the write of this turn of the event loop."""
+        if not item_ids:
+            return []
+        (reply,) = await self._hot.execute(encode(b"HMGET", self._keys.catalogue_items, *item_ids), 1)
+        if isinstance(reply, Exception):
+            raise self._hot.failure(reply)
+        return list(reply)
 
     async def ids(self, n: int, *, after: bytes = b"") -> list[bytes]:
         """Return the ids of up to `n` items, in their order, behind `after`."""

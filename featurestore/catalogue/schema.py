@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from featurestore.catalogue.item import AttributeType, AttributeValue, Time, type_of
 from featurestore.client import Client
-from featurestore.errors import StoreDamaged, StoreError
+from featurestore.errors import StoreDamaged, StoreError, StoreRefused
 from featurestore.keys import Keys, shown_key
 
 Kind = Literal["items", "users"]
@@ -143,7 +143,7 @@ class SchemaFull(StoreError):  # noqa: N818 - says what happened
     """There are as many attributes as there may be. Refuse the input."""
 
 
-class AttributeLeaving(StoreError):  # noqa: N818 - says what happened
+class AttributeLeaving(StoreRefused):
     """An attribute is being deleted, or was when that was cut off: no value of it is taken."""
 
     def __init__(self, name: str, kind: str) -> None:
@@ -163,11 +163,10 @@ class Schema:
         stored: Any = await self._client.hgetall(self._key)
         for field, value in stored.items():
             name, text = field.decode("utf-8", "replace"), value.decode("utf-8", "replace")
-            leaving, text = text.startswith(_LEAVING), text.removeprefix(_LEAVING)
-            known = next((each for each in TYPES if each == text), None)
+            known = next((each for each in TYPES if each == type_named(text)), None)
             if known is None:
                 raise StoreDamaged(shown_key(self._key), f"{text[:20]!r} is no type of an attribute")
-            if name.startswith(prefix) and not leaving:
+            if name.startswith(prefix) and not text.startswith(_LEAVING):
                 found[name.removeprefix(prefix)] = known
         return found
 
@@ -194,19 +193,28 @@ class Schema:
         if reply[0] == b"FULL":
             raise SchemaFull(f"there may be {MOST_NAMES} attributes of {reply[1].decode()}")
 
-    async def leave(self, kind: Kind, name: str) -> bool:
-        """Let no value of an attribute be written from here on; return False where there is none of it."""
-        field = f"{kind}:{name}".encode()
-        held: Any = await self._client.hget(self._key, field)
-        if held is None:
-            return False
-        if not held.startswith(_LEAVING.encode()):
-            await self._client.change_fields(self._key, {field: _LEAVING.encode() + held})
-        return True
+    async def text(self, field: str) -> str:
+        """Return what a field, of kind and name, is; "" where there is none."""
+        held: Any = await self._client.hget(self._key, field.encode())
+        return "" if held is None else held.decode("utf-8", "replace")
 
-    async def free(self, kind: Kind, name: str) -> None:
-        """Free the name of an attribute that is leaving, of which there is no value any more."""
-        await self._client.change_fields(self._key, gone=[f"{kind}:{name}".encode()])
+
+def leaving(text: str, token: str) -> str:
+    """Return what the field of an attribute becomes while the deletion of this `token` is under way."""
+    return f"{_LEAVING}{type_named(text)}:{token}"
+
+
+def type_named(text: str) -> str:
+    """Return the type that a field names, of an attribute that leaves, too."""
+    return text.removeprefix(_LEAVING).partition(":")[0]
+
+
+def types_of(
+    kind: Kind, before: Mapping[str, AttributeValue], after: Mapping[str, AttributeValue]
+) -> dict[str, AttributeType]:
+    """Return the types that the fields of a schema must have for what is new or changed in `after`."""
+    changed = {name: each for name, each in after.items() if before.get(name) != each}
+    return {f"{kind}:{name}": type_of(each) for name, each in changed.items()}
 
 
 def new_types(values: Mapping[str, Any], held: Types) -> dict[str, AttributeType]:

@@ -1075,17 +1075,17 @@ local function is_still(value, digest)
 end
 
 -- keys: catalogue, items, ids, titles, deleted, changes, schema. args: most items, most changes that are kept, a random
--- number, the ids as the change says them, the types of the attributes that are written, by name, then of each item: id, SHA-1 of what it was ('': it was not there; 'deleted'), what it
+-- number, the ids as the change says them, fields of the schema as they must be, fields as they become ('': they go), then of each item: id, SHA-1 of what it was ('': it was not there; 'deleted'), what it
 -- becomes ('': it is deleted), its entry among the titles before, and its entry after ('': none). The version is the number of the change, a dash, and the random number: so a store that lost its last
 -- changes, and took others since, has other versions.
 local function change_catalogue(keys, args)
   local call, new = redis.call, 0
-  for name, kind in pairs(cjson.decode(args[5])) do
-    if call('HGET', keys[7], 'items:' .. name) ~= kind then
-      return { 'TYPES', name }
+  for field, text in pairs(cjson.decode(args[5])) do
+    if call('HGET', keys[7], field) ~= text then
+      return { 'TYPES', field }
     end
   end
-  for at = 6, #args, 5 do
+  for at = 7, #args, 5 do
     local before = call('HGET', keys[2], args[at])
     local deleted = not before and call('SISMEMBER', keys[5], args[at]) == 1
     if not (deleted and args[at + 1] == 'deleted' or not deleted and is_still(before, args[at + 1])) then
@@ -1100,13 +1100,24 @@ local function change_catalogue(keys, args)
   call('ZCARD', keys[3])
   call('ZCARD', keys[4])
   call('SCARD', keys[5])
+  local freed = #args > 6
+  for field, text in pairs(cjson.decode(args[6])) do
+    if text == '' then
+      freed = call('HDEL', keys[7], field) == 1
+    else
+      call('HSET', keys[7], field, text)
+    end
+  end
+  if not freed then
+    return { 'OK' }
+  end
   local number = tonumber(string.match(call('GET', keys[1]) or '0-0', '^(%d+)%-%d+$')) + 1
   local version = whole(number) .. '-' .. args[3]
   local reply = redis.pcall('XADD', keys[6], 'MAXLEN', '=', args[2], version, 'ids', args[4])
   if refused(reply) then
     return reply
   end
-  for at = 6, #args, 5 do
+  for at = 7, #args, 5 do
     local id, title, title_after = args[at], args[at + 3], args[at + 4]
     if args[at + 2] == '' then
       call('HDEL', keys[2], id)

@@ -131,7 +131,8 @@ class CatalogueFollower:
                 changes = None
                 if view is not None and view.valid:
                     changes = await self._catalogue.changes_since(view.version, _CHANGES_AT_ONCE)
-                if view is None or changes is None or not changes.whole:
+                # Columns of a type that was given up would not take values of another.
+                if view is None or changes is None or not changes.whole or changes.retyped:
                     if self._damage is not None and time.monotonic() < self._damage[0]:
                         raise self._damage[1]
                     earlier = self._loads.get(epoch)
@@ -146,8 +147,6 @@ class CatalogueFollower:
                 await self._take_in(view, epoch, await self._catalogue.states(changes.item_ids))
                 # A question's version is in the stream, unless the store has lost it: then this is all.
                 ends = changes.version == view.version
-                if changes.retyped:
-                    view.types = {}
                 view.reached(changes.version)
                 if ends:
                     break

@@ -50,7 +50,7 @@ class CatalogueView:
         self._placed = 0
         self._seen: dict[bytes, None] = {}
         self.version = b""
-        # Of the attributes of items, as a rule has last needed them; none since one was deleted.
+        # Of the attributes of items, as a rule has last needed them. A view is made anew when one goes.
         self.types: Types = {}
 
     @property

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from featurestore.catalogue.catalogue import Catalogue, Change, title_key
 from featurestore.catalogue.item import AttributeType, CatalogueItem
-from featurestore.catalogue.schema import MOST_NAME_BYTES
+from featurestore.catalogue.schema import MOST_NAME_BYTES, Kind
 from featurestore.errors import EpochGone, ItemDeleted
 from featurestore.ratings.context_schema import (
     ContextField,
@@ -361,13 +361,7 @@ def _check_told(kind: str, name: str, told: msgspec.Raw) -> None:
 )
 async def delete_item_attribute(request: web.Request) -> web.StreamResponse:
     """Take an attribute from all items, and free its name, which may then have another type."""
-    store, name = request.app[CONTEXT].store, path_id(request.rel_url.raw_path, 2, "attribute").decode()
-    for scenario, text in (await store.scenarios.texts()).items():
-        if names_attribute(decoded(scenario, text.encode()), name):
-            raise Problem("attribute_in_use", f"the scenario {scenario} names {name}: put it without, before")
-    if not await store.catalogue.delete_attribute(name):
-        raise Problem("not_found", f"no item has an attribute {name[:MOST_NAME_BYTES]}")
-    return await get_schema.handler(request)
+    return await _delete_attribute(request, "items")
 
 
 @Route(
@@ -378,9 +372,21 @@ async def delete_item_attribute(request: web.Request) -> web.StreamResponse:
 )
 async def delete_user_attribute(request: web.Request) -> web.StreamResponse:
     """Take an attribute from all users, and free its name, which may then have another type."""
+    return await _delete_attribute(request, "users")
+
+
+async def _delete_attribute(request: web.Request, kind: Kind) -> web.StreamResponse:
     store, name = request.app[CONTEXT].store, path_id(request.rel_url.raw_path, 2, "attribute").decode()
-    if not await store.attributes.delete_attribute(store.catalogue.schema, name):
-        raise Problem("not_found", f"no user has an attribute {name[:MOST_NAME_BYTES]}")
+    left = await store.catalogue.leave(kind, name)
+    if not left:
+        raise Problem("not_found", f"there is no attribute {name[:MOST_NAME_BYTES]} of {kind}")
+    # From here on no scenario that names it is taken.
+    for scenario, text in (await store.scenarios.texts()).items() if kind == "items" else ():
+        if names_attribute(decoded(scenario, text.encode()), name):
+            await store.catalogue.stay(left)
+            raise Problem("attribute_in_use", f"the scenario {scenario} names {name}: put it without, before")
+    await (store.catalogue if kind == "items" else store.attributes).clear(left)
+    await store.catalogue.free(left)
     return await get_schema.handler(request)
 
 

@@ -495,6 +495,8 @@ async def _list_of(context: ServiceContext, asked: _Asked) -> _List:
     """Return what a call asks for, with its rules and what its user has seen."""
     live = context.live()
     no_reasons(asked.fields.include or ())
+    if asked.user_id is None and asked.fields.exclude_seen is not None:
+        raise refused("/exclude_seen", "says what is left out for a user: name one by user_id")
     # In the write in which the user is looked up.
     questions = ask(context, asked.scenario)
     profile, degraded = None, False
@@ -509,7 +511,9 @@ async def _list_of(context: ServiceContext, asked: _Asked) -> _List:
         if not profile.whole:
             _, history = await context.store.users.history(live.epoch, asked.user_id)
         seen = (await seen_rows(context, history, call.rules.seen)).astype(np.int64)
-    call = call._replace(degraded=call.degraded | degraded)
+    # A scenario may have what is for lists for someone.
+    include = tuple(name for name in call.rules.include if name != "reasons")
+    call = call._replace(degraded=call.degraded | degraded, rules=replace(call.rules, include=include))
     return _List(live, call, call.rules.n or DEFAULT_N, asked.offset, seen, asked.by)
 
 

@@ -504,7 +504,8 @@ async def _best_items(
     listed = [None if each[0] is None else Recommended(each[0], *each[1:]) for each in parts]
     if "reasons" in call.rules.include:
         by_score = history is not None
-        why = await reasons_of(context, live, person.history, page.rows, by_score=by_score)
+        may_show = call.view.allowed(time.time(), n_items)
+        why = await reasons_of(context, live, person.history, page.rows, may_show, by_score=by_score)
         for item, reasons in zip(listed, why, strict=True):
             if item is not None:
                 item.reasons = reasons

@@ -45,8 +45,8 @@ MAX_NAME = 64
 # What a list may say of its items beside their scores, and how one attribute is named.
 INCLUDED = ("title", "image", "categories", "attributes", "reasons")
 ATTRIBUTE_OF = "attributes."
-# Of a list of more, reasons would take seconds of a core.
-MOST_WITH_REASONS = 100
+# A list of more is no page: an answer has 14 KB an item at most.
+MOST_INCLUDED = 100
 
 _INCLUDE_SCHEMA = {"examples": [["title", "image", "attributes.year", "reasons"]]}
 RECENCY_SCHEMA = {"type": "number", "minimum": 0, "maximum": MAX_RECENCY}

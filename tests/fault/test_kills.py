@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -11,7 +12,7 @@ import pytest
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.servers import StoreServer
-from tests.support.serving import Client, client_of, processes
+from tests.support.serving import Client, Reply, client_of, processes
 from tests.support.trainers import ChildTrainer, archived, fitted, trainer_settings, until_drained
 from tests.support.waiting import wait_until_async
 
@@ -45,6 +46,10 @@ class Rater:
             else:
                 assert reply.status in (503, 504, 507), reply.text
                 await asyncio.sleep(0.01)
+
+    async def read(self, client: Client) -> Reply | None:
+        reply = await client.get(f"/users/{self.user}/ratings?n=1000")
+        return None if reply.status == 503 else reply
 
 
 async def test_what_was_acknowledged_outlasts_the_kill_of_each_process(
@@ -81,14 +86,8 @@ async def test_what_was_acknowledged_outlasts_the_kill_of_each_process(
                 stop.set()
             async with client_of(service.url) as client:
                 for rater in raters:
-                    path = f"/users/{rater.user}/ratings?n=1000"
-
-                    async def answered(path: str = path) -> bool:
-                        # A worker that has not heard of the store since says to ask again.
-                        return (await client.get(path)).status == 200
-
-                    await wait_until_async(answered, "a worker that has the store again")
-                    reply = await client.get(path)
+                    # A worker that has not heard of the store since says to ask again.
+                    reply = await wait_until_async(partial(rater.read, client), "a worker with its store")
                     shown = {each["item_id"]: each["rating"] for each in reply.json["ratings"]}
                     assert shown.items() >= rater.acknowledged.items()
         store = await Store.open(at)

@@ -93,19 +93,9 @@ def low_rank_ratings(users: int = 30, items: int = 12, seed: int = 0, prefix: st
 def make_draft(
     model: Model, n_users: int = 0, n_items: int = 0, n_ratings: int = 0, *, epoch: int = 1
 ) -> GenerationSummary:
-    return GenerationSummary(
-        generation=0,
-        epoch=epoch,
-        state="writing",
-        created=time.time(),
-        rank=model.rank,
-        link=model.link,
-        engine="variational",
-        n_users=n_users,
-        n_items=n_items,
-        n_ratings=n_ratings,
-        metrics={"rmse": 0.9, "nan": float("nan")},
-    )
+    counts, metrics = (n_users, n_items, n_ratings), {"rmse": 0.9, "nan": float("nan")}
+    made = (model.rank, model.link, "variational")
+    return GenerationSummary(0, epoch, "writing", time.time(), *made, *counts, metrics)
 
 
 async def lead(store: Store, token: str = "test-trainer", ttl_ms: int = 60_000) -> Lease:

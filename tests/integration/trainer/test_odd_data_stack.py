@@ -37,8 +37,7 @@ async def learned(client: Client, odd: OddData) -> int:
         assert reply.status == 200, reply.text
     reply = await client.post("/train?wait=600", history or None)
     assert reply.status == 200, reply.text
-    number: int = reply.json["generation"]
-    return number
+    return int(reply.json["generation"])
 
 
 async def answers(client: Client, odd: OddData, user: str, item: str) -> None:

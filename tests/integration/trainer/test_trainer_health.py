@@ -139,5 +139,4 @@ async def test_a_stop_that_comes_as_the_lease_is_lost_ends_the_trainer(learned: 
         await store.ratings.append(LATER)
         async with asyncio.timeout(PATIENCE_S):
             await Trainer(replace(learned.settings, grace_s=10 * PATIENCE_S), step=step).run(stop)
-        # The lease was given back.
         assert await store.redis.get(store.keys.lease) is None

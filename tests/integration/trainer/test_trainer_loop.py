@@ -128,11 +128,10 @@ async def test_refits_come_by_themselves_and_leave_a_core_and_a_held_generation_
         await store.ratings.append([rating("u1", "i1")])
         await until_live(store, third + 1)
         # A file that is imported again says nothing new.
-        again = [replace(each, time=5e8) for each in GIVEN]
-        for generation in (third + 2, third + 2):
-            await store.ratings.append(again)
+        for _ in range(2):
+            await store.ratings.append([replace(each, time=5e8) for each in GIVEN])
             await until_drained(store)
-            await until_live(store, generation)
+            await until_live(store, third + 2)
         assert trainer.term is not None
         schedule, seen = trainer.term.refitter.schedule, len(archived(settings))
         await wait_until_async(lambda: schedule.learned_events == seen, "it is seen that nothing is new")

@@ -86,9 +86,8 @@ def test_items_are_folded_in_by_the_formula(fit: RankingFit) -> None:
     # Of an item that no user chose nothing is known but that, and what attributes say.
     np.testing.assert_array_equal(folded[1], 0.0)
     assert chosen.tolist() == [True, False]
-    expected = np.array([fit.head.items[0], fit.head.items[1]])
+    expected, usual = fit.head.items[:2], p.events / p.n_items
     blended, _ = fit.head.fold_in_items(fit.users, own, expected)
-    usual = p.events / p.n_items
     start = usual / (usual + n) * expected[0].astype(np.float64)
     moved = np.linalg.solve(precision, x.T @ (1 - x @ start))
     np.testing.assert_allclose(blended[0], start + moved, rtol=1e-4, atol=1e-6)
