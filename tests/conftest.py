@@ -48,13 +48,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Put the files of tests into memory where there is room; have Hypothesis draw the same in every run,
-    unless the command names a profile: `--hypothesis-profile wide` searches wider.
-    """
+    """Put files into memory where there is room; have Hypothesis draw the same in every run, but `wide`."""
     hypothesis.settings.register_profile("gate", derandomize=True, deadline=None, max_examples=30)
     hypothesis.settings.register_profile("wide", deadline=None, max_examples=1_000)
-    if not config.getoption("--hypothesis-profile", default=None):
-        hypothesis.settings.load_profile("gate")
+    hypothesis.settings.load_profile(config.getoption("--hypothesis-profile", default=None) or "gate")
     if MEMORY_FOLDER.is_dir() and shutil.disk_usage(MEMORY_FOLDER).free > LEAST_ROOM_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_FOLDER))
 
@@ -92,10 +89,13 @@ def _fits_in_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(autouse=True, scope="session")
 def _heard_of_late() -> Iterator[None]:
-    """Let no answer be marked for a poll that a busy machine keeps waiting, in services of this process."""
+    """Let no answer be marked for what a busy machine keeps waiting, in services of this process."""
+    names = ["featurestore.users.records.FOLLOWED_S", "service.neighbours.nearest.FOLLOWED_S"]
+    waiting = ("training", "routes.generations", "routes.rules.experiments", "routes.operations.scale")
+    names += [f"service.{module}.SERVED_WITHIN_S" for module in waiting]
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("featurestore.users.records", "service.neighbours.nearest"):
-            patch.setattr(f"{module}.FOLLOWED_S", 600.0)
+        for name in names:
+            patch.setattr(name, 600.0)
         yield
 
 
