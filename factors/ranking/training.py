@@ -16,7 +16,7 @@ from factors.inference.backend import MANY_RATINGS
 from factors.inference.histories import Compressed
 from factors.model.types import Float32s, Float64s, Int64s, UInt8s
 from factors.ranking.choices import RankingChoices
-from factors.ranking.half_steps import Events, Floats, row_loops, solve_rows
+from factors.ranking.half_steps import Events, Floats, solve_rows
 from factors.ranking.head import RankingHead
 from factors.ranking.parameters import Counts, RankingParameters, SideName
 from factors.ranking.regressions import regressions
@@ -63,7 +63,7 @@ def fit_with(
     neighbours = (term.fit_all if every else term.fit)(choices.neighbour_ridge)
     # As a history is folded in.
     events, counts = events_of_users(by_user.thinned(), choices, codes)
-    table = items if compiled and row_loops() else items.astype(np.float64)
+    table = items if compiled else items.astype(np.float64)
     users = solve_rows(events, table, parameters.prior("user", counts), threads, compiled=compiled)
     users = users.astype(np.float32)
     parameters = replace(parameters, noise=_noise(events, counts, users, items, parameters))

@@ -133,9 +133,9 @@ async def _made(server: StoreServer, folder: Path) -> World:
     async with running_trainer(settings):
 
         async def pruned() -> bool:
-            return len(await store.generations.list()) == 2
+            return len(await store.generations.list()) == 2 and not await store.redis.hlen(store.keys.erasing)
 
-        await wait_until_async(pruned, "a leader has removed what is not kept")
+        await wait_until_async(pruned, "a leader has removed what is not kept, and who is forgotten")
     await store.access.add(KEY, "operator", "operate")
     await store.redis.hset(store.keys.erasing, "0" * 32, "asked")
     await store.redis.hset(store.keys.workers, "w:1", '{"generation":1,"epoch":1,"at":1.0,"pid":1}')
