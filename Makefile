@@ -58,6 +58,7 @@ house: setup
 release-check: sbom manifests wheels-check
 
 check: setup
+	cd service/static/vendor && sha256sum --check --quiet SHA256SUMS
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

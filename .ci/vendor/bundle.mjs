@@ -1,5 +1,5 @@
 // Bundles what the pages of the service are made with into one folder: what is served is what is committed.
-// Writes a file for each library, the licences, and SHA256SUMS, by which a test holds the files to this.
+// Writes a file for each library, the licences, and SHA256SUMS, by which `make check` holds the files to this.
 import { createHash } from "node:crypto";
 import { copyFileSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";

@@ -2,42 +2,60 @@
 
 import math
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from factors import Ratings, Scale
 from factors.inference.compiled.backend import LoopBackend
 from featurestore.settings import StoreSettings, format_scale
-from tests.support.odd_data import ODD_DATA, OddData
+from tests.support.odd_data import ODD_DATA, OddData, world
 from tests.support.servers import StoreServer
 from tests.support.serving import Client, serves, serving
 from tests.support.trainers import running_trainer, trainer_settings
+from tests.support.waiting import wait_until_async
 
 # In one call: of the heavy user's ratings so many say as much as all.
 MOST = 4_000
+HALF_STEPS = (
+    "inference.compiled.backend",
+    "ranking.training",
+    "ranking.half_steps",
+    "ranking.selection.search",
+)
+COLUMNS = ("user_id", "item_id", "rating", "timestamp")
 
 
-async def learned(client: Client, odd: OddData) -> int:
-    """Tell them, and wait for a fit; the number of the generation. Only a history can be without times."""
-    given = odd.ratings
-    columns = (given.user_row, given.item_row, given.value, given.time)
-    user, item, value, time = (column[-MOST:].tolist() for column in columns)
-    history = {"nb_users": odd.n_users, "nb_items": odd.n_items, "user_history": user, "item_history": item}
-    history["rating_history"] = value
-    if not np.isnan(given.time).all():
-        history = {}
-        rows = [{"user_id": u, "item_id": i, "rating": v} for u, i, v in zip(user, item, value, strict=True)]
-        rows = [
-            row if math.isnan(at) else row | {"timestamp": at} for row, at in zip(rows, time, strict=True)
-        ]
-        reply = await client.post("/ratings", rows)
-        assert reply.status == 200, reply.text
-    reply = await client.post("/train?wait=600", history or None)
-    assert reply.status == 200, reply.text
-    return int(reply.json["generation"])
+@asynccontextmanager
+async def stack(server: StoreServer, odd: OddData, given: Ratings, folder: Path) -> AsyncIterator[Client]:
+    """A service that answers from what was learned of `given`. Only a history can be without times."""
+    name, scale = f"t-{uuid.uuid4().hex[:12]}", format_scale(odd.scale)
+    store = StoreSettings(url=server.url, namespace=name, partitions=4, timeout_s=30.0, scale=scale)
+    async with running_trainer(trainer_settings(store, folder)), serving(store) as (client, _):
+        users, items, values, times = given.user_row, given.item_row, given.value, given.time
+        history = {"nb_users": odd.n_users, "nb_items": odd.n_items, "user_history": users.tolist()}
+        history |= {"item_history": items.tolist(), "rating_history": values.tolist()}
+        if not np.isnan(times).all():
+            known = [None if math.isnan(at) else at for at in times.tolist()]
+            columns = (users.tolist(), items.tolist(), values.tolist(), known)
+            rows = [dict(zip(COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)]
+            for start in range(0, len(rows), 10_000):
+                reply = await client.post("/ratings", rows[start : start + 10_000])
+                assert reply.status == 200, reply.text
+            history = {}
+        receipt = (await client.post("/train?wait=0", history or None)).json["receipt"]
+
+        async def ended() -> int | None:
+            told = (await client.get(f"/train/{receipt}")).json
+            assert told["state"] != "failed", told
+            return told["generation"] if told["state"] == "done" else None
+
+        await serves(client, await wait_until_async(ended, "it is fitted", timeout_s=1_500))
+        yield client
 
 
 async def answers(client: Client, odd: OddData, user: str, item: str) -> None:
@@ -61,37 +79,31 @@ async def answers(client: Client, odd: OddData, user: str, item: str) -> None:
     assert reply.json["base"] + parts == pytest.approx(reply.json["rating"], abs=1e-3 * (high - low))
 
 
-@pytest.mark.parametrize("half_step", ["numpy", "compiled"])
+async def error(client: Client, of: Ratings) -> float:
+    pairs = [[str(user), str(item)] for user, item in zip(of.user_row, of.item_row, strict=True)]
+    found = (await client.post("/predict", {"pairs": pairs})).json["predictions"]
+    return float(np.sqrt(np.mean((np.array([each["rating"] for each in found]) - of.value) ** 2)))
+
+
+@pytest.mark.parametrize("half_step", [pytest.param("numpy", marks=pytest.mark.slow), "compiled"])
 @pytest.mark.parametrize("name", ODD_DATA)
 async def test_what_is_odd_is_published_and_answers(
     name: str, half_step: str, store_server: StoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = 1 if half_step == "compiled" else 10**9
-    for module in ("inference.compiled.backend", "ranking.training", "ranking.half_steps"):
+    for module in HALF_STEPS:
         monkeypatch.setattr(f"factors.{module}.MANY_RATINGS", many)
     compiled = Mock(wraps=LoopBackend)
     monkeypatch.setattr("factors.inference.compiled.backend.LoopBackend", compiled)
-    make: Callable[[], OddData] = ODD_DATA[name]
-    odd = make()
-    store = StoreSettings(
-        url=store_server.url,
-        namespace=f"t-{uuid.uuid4().hex[:12]}",
-        partitions=4,
-        timeout_s=30.0,
-        scale=format_scale(odd.scale),
-    )
-    async with running_trainer(trainer_settings(store, tmp_path / "archive")), serving(store) as (client, _):
-        await serves(client, await learned(client, odd))
+    odd = ODD_DATA[name]()
+    given = odd.ratings.take(np.arange(len(odd.ratings.value))[-MOST:])
+    async with stack(store_server, odd, given, tmp_path) as client:
         assert compiled.called == (half_step == "compiled")
-        given = odd.ratings
         user, item = f"{given.user_row[-1]}", f"{given.item_row[-1]}"
         for pair in ((user, item), ("new", item), (user, "new")):
             await answers(client, odd, *pair)
-        some = slice(-300, None)
-        pairs = [[str(k), str(j)] for k, j in zip(given.user_row[some], given.item_row[some], strict=True)]
-        found = (await client.post("/predict", {"pairs": pairs})).json["predictions"]
-        error = np.array([each["rating"] for each in found]) - given.value[some]
-        assert np.sqrt(np.mean(error**2)) <= max(given.value[-MOST:].std(), 0.02), "each row is its item's"
+        latest = given.take(np.arange(len(given.value))[-300:])
+        assert await error(client, latest) <= max(given.value.std(), 0.02), "each row is its item's"
         # They rate, and are known.
         met = {"user_id": "met", "item_id": "met", "rating": float(odd.ratings.value[-1])}
         assert (await client.post("/ratings", met)).status == 200
@@ -101,3 +113,23 @@ async def test_what_is_odd_is_published_and_answers(
         page = (await client.get(f"/users/{user}/ratings?n=1000")).json
         shown = {each["item_id"]: each["rating"] for each in page["ratings"]}
         assert shown[item] == pytest.approx(odd.ratings.value[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("scale", [Scale(-10, 10), Scale(0.5, 5, 0.5)], ids=["continuous", "stars"])
+@pytest.mark.parametrize("n", [100_000, 500_000, 1_000_000])
+async def test_many_ratings_are_published_and_answer(
+    n: int, scale: Scale, store_server: StoreServer, tmp_path: Path
+) -> None:
+    odd = world(n // 50, 1_000, 0.05, scale)
+    asked = np.random.default_rng(5).permutation(n)[:5_000]
+    held_out, given = odd.ratings.take(asked), odd.ratings.take(np.setdiff1d(np.arange(n), asked))
+    async with stack(store_server, odd, given, tmp_path) as client:
+        assert await error(client, held_out) < 0.5 * held_out.value.std(), "more than biases say"
+
+        async def has_head() -> object:
+            return (await client.get("/recommend/0?order=score")).json["order"] == "score"
+
+        await wait_until_async(has_head, "a ranking head of so many is fitted after them", timeout_s=1_500)
+        await answers(client, odd, f"{given.user_row[0]}", f"{given.item_row[0]}")

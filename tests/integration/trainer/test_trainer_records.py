@@ -25,6 +25,8 @@ from trainer.threads import Threads
 USERS = 60
 USERS_AT_ONCE = 24
 MODEL = make_model()
+# A process that gives way gets next to nothing of a busy machine.
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ async def check_records(store: Store, result: FitResult, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["lives", pytest.param("is killed", marks=pytest.mark.slow), "does not start"]
+    "how", ["does not start", *(pytest.param(each, marks=SLOW) for each in ("lives", "is killed"))]
 )
 async def test_a_process_writes_the_records_of_many_and_the_trainer_what_that_one_does_not(
     store: Store, started: list[record_process.RecordProcess], monkeypatch: pytest.MonkeyPatch, how: str

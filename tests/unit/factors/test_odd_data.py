@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from factors import FitSettings, Fitted, Ratings, Scale, Scorer, all_finite_items, fit, fit_biases
+from factors import FitSettings, Fitted, Ratings, Scorer, all_finite_items, fit, fit_biases
 from factors.inference.compiled.backend import LoopBackend, choose_backend
 from factors.model.types import Float64s, Link
 from factors.training import model_selection
-from tests.support.odd_data import ODD_DATA, OddData, world
+from tests.support.odd_data import ODD_DATA, OddData
 from tests.unit.factors.factors_world import histories_of
 
 # Where ratings follow little of a pattern, factors may be a little worse than biases: by this much of few.
@@ -102,23 +102,3 @@ def test_a_fit_is_finite_and_predicts_no_worse_than_biases(make: Callable[[], Od
             other = fitted_of(data, learned, link=link, rank=2, sweeps=4)
             assert other.model.link == link
             answers(data, other, held_out)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("scale", [Scale(-10, 10), Scale(0.5, 5, 0.5)], ids=["continuous", "stars"])
-@pytest.mark.parametrize("n", [100_000, 500_000, 1_000_000])
-def test_a_fit_of_many_ratings_is_better_than_biases(n: int, scale: Scale) -> None:
-    """By numpy, and of more than `MANY_RATINGS` by what is compiled, as the number of them has it."""
-    n_users = n // 50
-    data = world(n_users, 1_000, 0.05, scale)
-    learned, held_out = apart(data, 10)
-    found = fitted_of(data, learned)
-    assert found.model.link == ("gaussian" if scale.step is None else "ordinal")
-    assert found.model.rank >= 3
-    biases = error_of_biases(data, learned, held_out)
-    assert error(answers(data, found, held_out), held_out) < 0.7 * biases
-    some = np.arange(200)
-    mine = learned.take(np.isin(learned.user_row, some))
-    folded = found.posterior.fold_in_users(found.items, histories_of(mine, 200), current=found.users[:200])
-    np.testing.assert_allclose(folded, found.users[:200], rtol=1e-3, atol=1e-3)
