@@ -190,6 +190,12 @@ class ApiClient:
         body = msgspec.json.Encoder().encode_lines(ratings)
         await self._call("POST", "/ratings", body, "application/x-ndjson", retry=retry)
 
+    async def name_variables(self, count: int) -> None:
+        """`PUT /schema`: name the fields that `variables_context` gives."""
+        fields = {f"v{number}": {"kind": "number"} for number in range(1, count + 1)}
+        body = msgspec.json.encode({"context": fields})
+        await self._call("PUT", "/schema", body, "application/json", retry=True)
+
     async def ratings(self, user_id: str) -> dict[str, float]:
         """`GET /users/ID/ratings`: what the user rated, by item, the latest 1,000."""
         body = await self._call("GET", f"/users/{user_id}/ratings", query={"n": "1000"})

@@ -121,6 +121,8 @@ class Importer:
         self._findings = Findings()
         self._written = 0
         self._position: Position | None = None
+        # Fields of contexts that the target knows.
+        self._named = set[str]()
 
     async def run(self) -> None:
         """Import the file. Raises CannotStartError and ImportStoppedError."""
@@ -131,7 +133,9 @@ class Importer:
             # One moment for all ratings without a time, in both passes.
             rules = RowRules(sink.scale or await self._wanted_scale(), time.time())
             if any(role.startswith(CONTEXT_PREFIX) for role in self._file.layout.columns):
-                rules = replace(rules, fields=FileFields(await sink.context_schema()))
+                known = await sink.context_schema()
+                rules = replace(rules, fields=FileFields(known))
+                self._named = {each.name for each in known.named_fields}
             if self._options.on_bad == "refuse":
                 await self._check(rules)
             if sink.scale is None:
@@ -220,6 +224,7 @@ class Importer:
                     batch = found.after(start.line)
                     if self._options.on_bad == "skip":  # or it was counted by the check
                         self._findings.add(batch)
+                    await self._name_fields(sink, rules)
                     await self._write_batch(sink, batch, part, progress)
                     self._position = replace(
                         start,
@@ -240,6 +245,13 @@ class Importer:
             # As while it is still being copied: what came later may be missing, and was not checked.
             reason = f"{self._options.path} has changed while it was read"
             raise ImportStoppedError(f"{reason}: import it as a whole when it changes no more")
+
+    async def _name_fields(self, sink: Sink, rules: RowRules) -> None:
+        """Name the fields of the header that the target has not, before any row gives them."""
+        fields = [each for each in rules.fields.schema.named_fields if each.name not in self._named]
+        if fields:
+            await sink.name_fields(fields)
+            self._named |= {each.name for each in fields}
 
     async def _write_batch(self, sink: Sink, batch: Batch, part: range, progress: ImportProgress) -> None:
         """Write a batch, which is this part of the bytes of the file, in lanes that go side by side. Raises

@@ -24,7 +24,7 @@ from foldin.address import find_api, running_stack
 from foldin.errors import ImportStoppedError
 from foldin.settings import CONTEXT_PREFIX, FrontDoorSettings, ImportOptions
 from foldin_client import AsyncClient, BusyError, FoldinError, NoAnswerError, ProblemError, problems
-from foldin_client.models import EventIn, RatingIn, Status
+from foldin_client.models import ContextFieldBody, EventIn, RatingIn, Status
 from processes.errors import CannotStartError
 from processes.settings import api_key_of, load
 
@@ -80,6 +80,9 @@ class Sink(Protocol):
     async def context_schema(self) -> ContextSchema:
         """Return the fields of contexts that are known. Raises CannotStartError."""
 
+    async def name_fields(self, fields: Sequence[ContextField]) -> None:
+        """Name fields of contexts. Raises CannotStartError."""
+
     async def decide(self, scale: Scale) -> Scale:
         """Decide on the scale; return the one that holds. Raises CannotStartError."""
 
@@ -129,6 +132,13 @@ class StoreSink:
             return await self._store.contexts.fresh()
         except StoreError as exc:
             raise CannotStartError(f"{self.name} cannot be read ({exc})") from exc
+
+    async def name_fields(self, fields: Sequence[ContextField]) -> None:
+        """As in Sink."""
+        try:
+            await self._store.contexts.tell([ContextField(each.name, each.kind) for each in fields])
+        except (StoreError, ContextRefused) as exc:
+            raise CannotStartError(f"{self.name} does not take the fields of the contexts: {exc}") from exc
 
     async def decide(self, scale: Scale) -> Scale:
         """As in Sink."""
@@ -233,6 +243,21 @@ class ApiSink:
         return ContextSchema(
             tuple(ContextField(name, kinds[name], tuple(each.categories)) for name, each in told.items())
         )
+
+    async def name_fields(self, fields: Sequence[ContextField]) -> None:
+        """As in Sink."""
+        try:
+            await self._client.put_schema(
+                context={each.name: ContextFieldBody(kind=each.kind) for each in fields}
+            )
+        except problems.ForbiddenError as exc:
+            names = ", ".join(each.name for each in fields)
+            raise CannotStartError(
+                f"{self.name} has no field of contexts {names}: name them by PUT /schema, or import with a "
+                "key with the role operate this once"
+            ) from exc
+        except FoldinError as exc:
+            raise CannotStartError(str(exc)) from exc
 
     async def decide(self, scale: Scale) -> Scale:
         """As in Sink."""

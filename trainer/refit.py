@@ -358,7 +358,6 @@ class Refitter:
                     catalogue_version=described[1],
                     users_read_ms=users_read_ms,
                     context_kinds=fields.kinds,
-                    context_retired=tuple(fields.retired),
                     head_may_wait=live is None or live.meta.summary.n_ratings == 0,
                     unless_same=unless_same and not self._from_scratch,
                 )

@@ -201,7 +201,7 @@ export interface Foldin {
   putItems(rows: Rows<ItemRowIn>): Promise<Stored>;
   /** Return all items of the catalogue, one a line, as POST /items takes them. `GET /export/items`; role `read`. */
   exportItems(): AsyncGenerator<ItemLine, void, undefined>;
-  /** Return the type of each attribute and field of a context, told or inferred at its first use. `GET /schema`; role `read`. */
+  /** Return the type of each attribute, told or inferred at its first use, and the fields of contexts. `GET /schema`; role `read`. */
   getSchema(): Promise<SchemaBody>;
   /** Tell types of attributes, and fields of contexts, before their first use; those of others stay. `PUT /schema`; role `operate`. */
   putSchema(options?: { items?: Record<string, "boolean" | "list" | "number" | "text" | "time">; users?: Record<string, "boolean" | "list" | "number" | "text" | "time">; context?: Record<string, ContextFieldBody>; }): Promise<SchemaBody>;
@@ -209,10 +209,8 @@ export interface Foldin {
   deleteItemAttribute(attribute: string): Promise<SchemaBody>;
   /** Take an attribute from all users, and free its name, which may then have another type. `DELETE /schema/users/{attribute}`; role `operate`. */
   deleteUserAttribute(attribute: string): Promise<SchemaBody>;
-  /** Retire a field of contexts: it is not given, shown or learned any more. Ratings keep it. `DELETE /schema/context/{field}`; role `operate`. */
-  retireContextField(field: string, options?: { category?: string; }): Promise<SchemaBody>;
-  /** Retire a category of a field of contexts: it is not given, shown or learned any more. `DELETE /schema/context/{field}/{category}`; role `operate`. */
-  retireContextCategory(field: string, category: string): Promise<SchemaBody>;
+  /** Delete a field of contexts, and free its name: what ratings have of it is neither shown nor learned. `DELETE /schema/context/{field}`; role `operate`. */
+  deleteContextField(field: string): Promise<SchemaBody>;
   /** Begin a new history with these ratings; without a body, fit again on all that is known. `POST /train`; role `operate`. */
   train(options?: { nb_users?: number; nb_items?: number; user_history?: Array<string | number>; item_history?: Array<string | number>; rating_history?: Array<number>; variables_history?: Array<Array<number>> | null; replace?: boolean; next_user?: string | number | null; next_item?: string | number | null; wait?: number; }): Promise<TrainedOut | TrainingOut>;
   /** How far a training has come. `GET /train/{receipt}`; role `read`. */

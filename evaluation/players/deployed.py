@@ -52,6 +52,8 @@ class DeployedPlayer:
         """Teach the API the history; returns when a generation that knows it answers."""
         with _failures_of_the_player():
             if not await self._trained(history):
+                if variables := history.variables.shape[1]:
+                    await self._api.client.name_variables(variables)
                 await self._add_beside(history)
 
     async def predict(self, pair: Pair) -> float:

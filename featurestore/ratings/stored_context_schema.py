@@ -1,7 +1,7 @@
-"""The schema of contexts as a store has it: followed by all processes, extended by the ratings that come in.
+"""The schema of contexts as a store has it: followed by all processes, its categories extended by the ratings
+that come in.
 
-Invariant: a rating that is refused leaves no field and no category behind, as far as that is known before it
-is written.
+Invariant: a rating that is refused leaves no category behind, as far as that is known before it is written.
 """
 
 import asyncio
@@ -44,9 +44,9 @@ class StoredContextSchema(StoredDocument[ContextSchema]):
         )
 
     async def rows(self, given: Sequence[Values | None], *, extend: Check | None = None) -> Float32s | None:
-        """Return contexts as `ContextSchema.rows` does. `extend`: those of ratings, whose new fields and
-        categories are stored when it has raised nothing that refuses the ratings; without it those of
-        questions, which are answered while the store is away.
+        """Return contexts as `ContextSchema.rows` does. `extend`: those of ratings, whose new categories are
+        stored when it has raised nothing that refuses the ratings; without it those of questions, which are
+        answered while the store is away.
 
         Raises what `ContextSchema.rows`, `ContextSchema.lacking` and `ContextSchema.extended` raise.
         """
@@ -70,23 +70,21 @@ class StoredContextSchema(StoredDocument[ContextSchema]):
 
     async def check(self, fields: Sequence[ContextField]) -> None:
         """Raise what `tell` would raise of these fields."""
-        schema = await self.fresh()
-        schema.merged(schema.told(fields))
+        (await self.fresh()).merged(ContextSchema(tuple(fields)))
 
     async def tell(self, fields: Sequence[ContextField]) -> ContextSchema:
-        """Have these fields and categories, those too that were retired; return what there is then. Raises
-        what `ContextSchema.told` and `ContextSchema.merged` raise.
+        """Have these fields and categories; return what there is then. Raises what `ContextSchema.merged`
+        raises.
         """
+        told = ContextSchema(tuple(fields))
         schema = await self.fresh()
-        if schema.merged(schema.told(fields)) is schema:
+        if schema.merged(told) is schema:
             return schema
-        return await self.change(lambda before: before.merged(before.told(fields)))
+        return await self.change(lambda before: before.merged(told))
 
-    async def retire(self, name: str, category: str | None = None) -> None:
-        """Retire a field, or one of its categories: no process takes it after this. Raises what
-        `ContextSchema.without` raises.
-        """
-        await self.change(lambda before: before.without(name, category))
+    async def delete(self, name: str) -> None:
+        """Delete a field: no process takes it after this. Raises what `ContextSchema.without` raises."""
+        await self.change(lambda before: before.without(name))
         # Each process goes by what it has read at most so long ago.
         await asyncio.sleep(FOLLOWED_S)
 

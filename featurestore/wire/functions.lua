@@ -34,30 +34,16 @@ local function of_new_items(history, blob)
   return table.concat(kept)
 end
 
--- How many bits of a word are set.
-local function bits(mask)
-  local count = 0
-  while mask > 0 do
-    count = count + mask % 2
-    mask = math.floor(mask / 2)
-  end
-  return count
-end
-
--- The entries of contexts whose item is in `history`. Where each begins is told by its mask, which ends it, and by a
--- second one before the item's row, where that says so by its highest bit.
+-- The entries of contexts whose item is in `history`. Each ends with how many numbers it begins with.
 local function of_items(history, contexts)
   local seen, kept, stop = {}, {}, #contexts
   for at = 1, #history, ENTRY do
     seen[string.sub(history, at, at + 3)] = true
   end
-  while stop > 0 do
-    local mask, foot = struct.unpack('<I4', contexts, stop - 3), stop - FOOT + 1
-    local row, first = struct.unpack('<I4', contexts, foot), foot - 4 * bits(mask)
-    if row >= 2 ^ 31 then
-      row, first = row - 2 ^ 31, first - 4 - 4 * bits((struct.unpack('<I4', contexts, foot - 4)))
-    end
-    if seen[struct.pack('<I4', row)] then
+  while stop >= FOOT do
+    local foot = stop - FOOT + 1
+    local first = math.max(1, foot - 4 * struct.unpack('<I4', contexts, stop - 3))
+    if seen[string.sub(contexts, foot, foot + 3)] then
       kept[#kept + 1] = string.sub(contexts, first, stop)
     end
     stop = first - 1

@@ -44,27 +44,28 @@ class FileFields:
         `good`: which rows nothing was found wrong with yet.
         """
         name = role.removeprefix(CONTEXT_PREFIX)
-        known = next((each for each in self.schema.fields if each.name == name), None)
+        known = next((each for each in self.schema.named_fields if each.name == name), None)
         kind = known.kind if known else _kind_of(column)
         column = (_numbers if kind == "number" else _categories)(role, column, refuse)
         there = good() & column.is_valid().to_numpy(zero_copy_only=False)
         if not there.any():
             return column
         self.given.add(name)
-        field = ContextField(name, kind)
-        if why := self._lacks_room(field, None):
+        if why := self._lacks_room(ContextField(name, kind)):
             refuse(there, lambda _: f"{role}: {why}")
         elif kind == "category":
             texts = column.filter(pa.array(there)).unique().to_pylist()
-            wrong = {text: why for text in texts if (why := self._lacks_room(field, text))}
+            wrong = {
+                text: why for text in texts if (why := self._lacks_room(ContextField(name, kind, (text,))))
+            }
             if wrong:
                 found = pc.is_in(column, pa.array(wrong, pa.string())).to_numpy(zero_copy_only=False)
                 refuse(there & found, lambda row: f"{role}: {wrong[column[row].as_py()]}")
         return column
 
-    def _lacks_room(self, field: ContextField, category: str | None) -> str:
+    def _lacks_room(self, field: ContextField) -> str:
         try:
-            self.schema = self.schema.extended({(field, category): 0})
+            self.schema = self.schema.merged(ContextSchema((field,)))
         except ContextRefused as exc:
             return str(exc)
         return ""
@@ -124,7 +125,7 @@ def context_rows(contexts: Contexts, start: int, size: int) -> Iterator[dict[str
 def _rows(schema: ContextSchema, contexts: Contexts, n_rows: int) -> Float32s:
     table = np.full((n_rows, len(schema.fields)), np.nan, dtype=np.float32)
     for place, field in enumerate(schema.fields):
-        column = contexts.get(field.name)
+        column = None if field.deleted else contexts.get(field.name)
         if column is None or column.null_count == n_rows:
             continue
         if field.kind == "category":

@@ -99,7 +99,8 @@ def read_files(
     context = None if told is None else trimmed(told[kept])
     ratings = Ratings(user[kept], item[kept], value[kept], time[kept], context=context)
     n_first = int((kept < len(parts[0].value)).sum())
-    kinds = fields.schema.kinds[: 0 if context is None else context.shape[1]]
+    width = 0 if context is None else context.shape[1]
+    kinds = tuple(each.kind for each in fields.schema.fields[:width])
     data = DataSet(path.name, ratings, len(user_ids), len(item_ids), scale, context_kinds=kinds)
     return FileData(data, n_first, tuple(remarks), {"user": user_ids, "item": item_ids})
 

@@ -237,7 +237,7 @@ class Restore:
 
     async def _recoded(self, archived: Archived) -> Archived:
         """Return what is archived with its contexts as this store has them, which gets the fields that it
-        lacks; what it has retired stays so. Raises `RecoveryRefusedError` where a field means something else
+        lacks; what it has deleted stays so. Raises `RecoveryRefusedError` where a field means something else
         there, or there is no room for all of them.
         """
         source = ContextSchema(tuple(archived.catalogue.contexts if archived.catalogue else ()))
@@ -247,11 +247,11 @@ class Restore:
         contexts = self._store.contexts
         try:
             if self._request.dry_run:
-                schema = (await retried(contexts.fresh)).merged(source, keep_retired=True)
+                schema = (await retried(contexts.fresh)).merged(source, keep_deleted=True)
             else:
                 # Of no epoch, and first: from here on each field has its place.
                 schema = await retried(
-                    contexts.change, lambda before: before.merged(source, keep_retired=True)
+                    contexts.change, lambda before: before.merged(source, keep_deleted=True)
                 )
         except ContextRefused as exc:
             raise RecoveryRefusedError(

@@ -274,7 +274,7 @@ def _of_archive(folder: Location, *, skip_damaged: bool) -> tuple[Dump | None, s
         return found if types or fields.fields else None, f"{lacks}nothing comes back."
     # What was told since the last event of the epoch is in the file alone.
     with contextlib.suppress(ContextRefused):
-        fields = fields.merged(ContextSchema(tuple(kept.contexts)))
+        fields = fields.continued(ContextSchema(tuple(kept.contexts)))
     found = msgspec.structs.replace(
         kept, event_types=_all_types(types, kept.event_types), contexts=list(fields.fields)
     )

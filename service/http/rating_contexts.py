@@ -28,8 +28,8 @@ Context = Annotated[
     dict[str, Any],
     Meta(
         description="Numbers (a boolean is 1 or 0) and categories (texts of at most "
-        f"{MOST_CATEGORY_BYTES} bytes, {MOST_CATEGORIES} a field) by name; null: not given. The first value "
-        f"of a name fixes its kind; a store has at most {MOST_FIELDS} names.",
+        f"{MOST_CATEGORY_BYTES} bytes, {MOST_CATEGORIES} a field) by name; null: not given. PUT /schema "
+        f"names the fields, {MOST_FIELDS} at most.",
         extra_json_schema={"additionalProperties": _VALUE},
     ),
 ]
@@ -76,7 +76,7 @@ def given_contexts(
 async def context_rows(
     schema: StoredContextSchema, given: Given | None, *, extend: Check | None = None
 ) -> Float32s | None:
-    """Return contexts as rows (n, k), None where nothing is given. `extend`: of ratings, whose new fields and
+    """Return contexts as rows (n, k), None where nothing is given. `extend`: of ratings, whose new
     categories are stored when it refuses nothing.
 
     Raises `invalid_context`, `unknown_context_field`.

@@ -89,7 +89,6 @@ ROUTES: tuple[Route, ...] = (
         catalogue.delete_item_attribute,
         catalogue.delete_user_attribute,
         catalogue.delete_context_field,
-        catalogue.delete_context_category,
     ),
     *(train.post_train, train.get_train, generations.get_generations, generations.post_activate),
     *(status.get_livez, status.get_readyz, status.get_access),

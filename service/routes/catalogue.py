@@ -116,7 +116,7 @@ _IDS_SAID = (
     "bytes at most, percent-encoded: of long ids fewer fit in."
 )
 _EXAMPLE = {"title": "Dune", "categories": ["sf", "classic"], "attributes": {"year": 1965}}
-_RETIRED = ("invalid_parameter", "not_found", "data_damaged", *WRITES)
+_DELETED = ("invalid_parameter", "not_found", "data_damaged", *WRITES)
 _CHANGED = (*BODY, "invalid_parameter", "not_found", "too_many_items", "attribute_in_use", *WRITES)
 
 
@@ -286,11 +286,11 @@ async def _exported(catalogue: Catalogue) -> AsyncIterator[list[ItemLine]]:
     operation_id="getSchema",
 )
 async def get_schema(request: web.Request) -> web.StreamResponse:
-    """Return the type of each attribute and field of a context, told or inferred at its first use."""
+    """Return the type of each attribute, told or inferred at its first use, and the fields of contexts."""
     store = request.app[CONTEXT].store
     fields = {
-        each.name: ContextFieldBody(each.kind, list(each.shown))
-        for each in (await store.contexts.fresh()).shown
+        each.name: ContextFieldBody(each.kind, list(each.categories))
+        for each in (await store.contexts.fresh()).named_fields
     }
     types = store.catalogue.schema.types
     return json_answer(SchemaBody(await types("items"), await types("users"), fields))
@@ -311,10 +311,7 @@ async def get_schema(request: web.Request) -> web.StreamResponse:
     ),
 )
 async def put_schema(request: web.Request) -> web.StreamResponse:
-    """Tell types of attributes, and fields of contexts, before their first use; those of others stay.
-
-    A field or a category that was retired comes back.
-    """
+    """Tell types of attributes, and fields of contexts, before their first use; those of others stay."""
     context = request.app[CONTEXT]
     async with context.bodies.read(request, context.imports) as received:
         told = _told_schema(received.raw)
@@ -355,7 +352,7 @@ def _check_told(kind: str, name: str, told: msgspec.Raw) -> None:
 
 @Route(
     *("DELETE", "/schema/items/{attribute}", "Catalogue", SchemaBody),
-    (*_RETIRED, "attribute_in_use"),
+    (*_DELETED, "attribute_in_use"),
     needs="operate",
     operation_id="deleteItemAttribute",
 )
@@ -366,7 +363,7 @@ async def delete_item_attribute(request: web.Request) -> web.StreamResponse:
 
 @Route(
     *("DELETE", "/schema/users/{attribute}", "Catalogue", SchemaBody),
-    _RETIRED,
+    _DELETED,
     needs="operate",
     operation_id="deleteUserAttribute",
 )
@@ -392,31 +389,15 @@ async def _delete_attribute(request: web.Request, kind: Kind) -> web.StreamRespo
 
 @Route(
     *("DELETE", "/schema/context/{field}", "Catalogue", SchemaBody),
-    _RETIRED,
+    _DELETED,
     needs="operate",
-    operation_id="retireContextField",
-    parameters=(query_parameter("category", {"type": "string"}, "Only this category; it may be empty"),),
+    operation_id="deleteContextField",
 )
 async def delete_context_field(request: web.Request) -> web.StreamResponse:
-    """Retire a field of contexts: it is not given, shown or learned any more. Ratings keep it."""
-    return await _retire(request, Query(request.raw_path).text("category"))
-
-
-@Route(
-    *("DELETE", "/schema/context/{field}/{category}", "Catalogue", SchemaBody),
-    _RETIRED,
-    needs="operate",
-    operation_id="retireContextCategory",
-)
-async def delete_context_category(request: web.Request) -> web.StreamResponse:
-    """Retire a category of a field of contexts: it is not given, shown or learned any more."""
-    return await _retire(request, path_id(request.rel_url.raw_path, 3, "category").decode())
-
-
-async def _retire(request: web.Request, category: str | None = None) -> web.StreamResponse:
+    """Delete a field of contexts, and free its name: what ratings have of it is neither shown nor learned."""
     name = path_id(request.rel_url.raw_path, 2, "field").decode()
     try:
-        await request.app[CONTEXT].store.contexts.retire(name, category)
+        await request.app[CONTEXT].store.contexts.delete(name)
     except UnknownContextField as exc:
         raise Problem("not_found", str(exc)) from exc
     return await get_schema.handler(request)

@@ -37,7 +37,7 @@ class ContextFields:
         known = self._known()
         try:
             # A store that was put back from an older copy has lost fields of archived contexts.
-            found = known.merged(schema)
+            found = known.continued(schema)
         except ContextRefused as exc:
             log.warning("context_fields_differ", why=str(exc))
             return

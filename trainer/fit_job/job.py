@@ -84,8 +84,8 @@ class FitRequest:
     the open files of `paths`, which may have no name any more; `types`: what events that are no ratings count
     in a ranking head. `catalogue`: the file of its items, of this `catalogue_version`; None where attributes
     are not to be learned. `user_attributes`: the open file of those of users, which were read at
-    `users_read_ms`; None where there are none. `context_kinds`: of the fields of contexts;
-    `context_retired`: the places of fields, and of categories with their code, that are not learned.
+    `users_read_ms`; None where there are none. `context_kinds`: of the fields of contexts,
+    None of one that was deleted.
     `head_may_wait`: no generation is live that has learned any rating. `unless_same`: fit nothing where the
     live fit has learned all that there is.
     """
@@ -107,8 +107,7 @@ class FitRequest:
     catalogue_version: str = ""
     user_attributes: int | None = None
     users_read_ms: int = 0
-    context_kinds: tuple[ContextKind, ...] = ()
-    context_retired: tuple[tuple[int, int | None], ...] = ()
+    context_kinds: tuple[ContextKind | None, ...] = ()
     head_may_wait: bool = False
     unless_same: bool = False
 
@@ -194,8 +193,7 @@ def _fit_ratings(
     if request.unless_same and live is not None and has_learned(live, data, request):
         raise NothingNewError
     # Decided once, so that the trial is of what goes live; and what no fit reads is not carried along.
-    kinds = request.context_kinds
-    data = replace(data, ratings=of_fields(data.ratings, len(kinds), request.context_retired))
+    data = replace(data, ratings=of_fields(data.ratings, request.context_kinds))
     data, has_read = in_file(data, Path(request.output).parent)
     head: Literal["none", "now", "later"] = "none"
     if engine_has_head(request.engine, events=data.choices is not None):
@@ -213,7 +211,8 @@ def _fit_ratings(
         *(data.ratings, data.n_users, data.n_items, rng),
         report=report,
         attributes=columns,
-        context_kinds=kinds,
+        # Of one that was deleted there are no values, of any kind.
+        context_kinds=tuple(each or "number" for each in request.context_kinds),
         has_read=has_read,
     )
     before: dict[SideName, Columns] = {}
@@ -280,19 +279,17 @@ def read_attributes(
     return {"item": (of_items, len(item_ids)), "user": (of_users, len(user_ids))}
 
 
-def of_fields(ratings: Ratings, fields: int, retired: Sequence[tuple[int, int | None]] = ()) -> Ratings:
-    """Return ratings whose contexts have so many fields: some may be given in no rating, and what a store
-    that was put back from an older copy does not know any more is left out. What is retired counts as not
-    given: the place of a field, or of one with the code of a category.
+def of_fields(ratings: Ratings, kinds: Sequence[ContextKind | None]) -> Ratings:
+    """Return ratings whose contexts have fields of these kinds: some may be given in no rating, and what a
+    store that was put back from an older copy does not know any more is left out. A field without a kind
+    counts as not given.
     """
-    if ratings.context is None or not fields:
+    if ratings.context is None or not kinds:
         return replace(ratings, context=None)
-    context = ratings.context[:, :fields]
-    missing = np.full((len(context), fields - context.shape[1]), np.nan, dtype=np.float32)
+    context = ratings.context[:, : len(kinds)]
+    missing = np.full((len(context), len(kinds) - context.shape[1]), np.nan, dtype=np.float32)
     found = np.hstack([context, missing])
-    for place, code in retired:
-        column = found[:, place]
-        column[... if code is None else column == code] = np.nan
+    found[:, [kind is None for kind in kinds]] = np.nan
     return replace(ratings, context=found)
 
 

@@ -94,8 +94,7 @@ test("every call of the description", async () => {
   assert.equal((await foldin.deleteItem("bare")).deleted, 1);
   assert.equal((await foldin.getSchema()).items.year, "number");
   await foldin.rate({ user_id: "ann", item_id: "dune", rating: 5, context: { device: "tv" } });
-  await foldin.retireContextCategory("device", "tv");
-  assert.equal((await foldin.retireContextField("device")).context.device, undefined);
+  assert.equal((await foldin.deleteContextField("device")).context.device, undefined);
 
   assert.equal((await foldin.putScenario("home", { per_category: 3 })).per_category, 3);
   await foldin.putScenario("late", { per_category: 2 });

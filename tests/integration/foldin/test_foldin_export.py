@@ -58,6 +58,8 @@ def names(folder: Path) -> list[str]:
 
 
 async def fill(client: Client) -> None:
+    fields = {"hour": {"kind": "number"}, "on": {"kind": "category"}}
+    assert (await client.ask("PUT", "/schema", json={"context": fields})).status == 200
     for what, rows in ALL.items():
         reply = await client.post(f"/{what}", rows)
         assert reply.status < 300, reply

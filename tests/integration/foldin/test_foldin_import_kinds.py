@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.ratings.context_schema import ContextSchema
+from featurestore.ratings.context_schema import ContextField, ContextSchema
 from featurestore.ratings.event_types import with_retired
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -129,6 +129,9 @@ async def test_events_arrive_as_they_are(store: Store, sink: Sink) -> None:
 
 async def test_contexts_arrive_with_their_ratings(client: Client, store: Store, sink: Sink) -> None:
     assert await sink.context_schema() == ContextSchema()
+    with pytest.raises(RowRefusedError, match="'hour' is no field of a context; there are none yet"):
+        await sink.write([(b"ann", b"x", 4.0, 5.0, None, {"hour": 9})])
+    await sink.name_fields([ContextField("hour", "number"), ContextField("device", "category")])
     given: dict[str, float | str] = {"hour": 14.5, "device": "phone"}
     await sink.write([(b"ann", b"x", 4.0, 5.0, None, given), (b"ann", b"y", 2.0, 6.0, None, None)])
     events: list[Row] = [(b"ann", b"z", 3.0, 7.0, b"rating", {"hour": 9}), (*ROWS[0], None)]

@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featurestore.ratings.context_schema import ContextField, ContextRefused, ContextSchema, Values
+from featurestore.ratings.context_schema import (
+    ContextField,
+    ContextRefused,
+    ContextSchema,
+    Values,
+    schema_from_bytes,
+    schema_to_bytes,
+)
 
 
 def extended(schema: ContextSchema, given: Sequence[Values | None]) -> ContextSchema:
@@ -17,11 +24,11 @@ HOUR = ContextField("hour", "number")
 DEVICE = ContextField("device", "category", ("phone", "desk"))
 
 
-def test_fields_are_inferred_and_rows_come_back() -> None:
-    given: list[Values | None] = [{"hour": 14, "device": "phone"}, None, {"device": "desk", "new": True}, {}]
-    schema = extended(ContextSchema(), given)
-    assert schema.fields == (HOUR, DEVICE, ContextField("new", "number"))
-    assert schema.kinds == ("number", "category", "number")
+def test_categories_are_appended_and_rows_come_back() -> None:
+    given: list[Values | None] = [{"hour": 14, "device": "phone"}, None, {"device": " desk", "new": True}, {}]
+    told = (HOUR, ContextField("device", "category"), ContextField("new", "number"))
+    schema = extended(ContextSchema().merged(ContextSchema(told)), given)
+    assert schema.fields == (HOUR, DEVICE, told[2])
     rows = schema.rows(given)
     assert rows is not None
     assert rows.dtype == np.float32
@@ -43,9 +50,8 @@ def test_fields_are_inferred_and_rows_come_back() -> None:
         ({"hour": 10**400}, "finite"),
         ({"hour": float("nan")}, "finite"),
         ({"device": 3}, "'device' must be a text of at most 64 bytes, not a number"),
-        ({"new": {}}, "'new' must be a finite number, true or false, or a text"),
-        ({"": 1}, "1 to 64 bytes"),
-        ({"x" * 65: 1}, "1 to 64 bytes"),
+        ({"hour": " "}, "finite"),
+        ({"new": 1}, "'new' is no field of a context; there are hour, device; PUT /schema names one"),
         ({"device": "x" * 65}, "at most 64 bytes"),
     ],
 )
@@ -69,5 +75,30 @@ def test_schemas_of_two_stores_become_one_and_rows_keep_their_meaning() -> None:
     assert both.merged(there) is both
     with pytest.raises(ContextRefused, match="'device' is a category here, and a number there"):
         here.merged(ContextSchema((ContextField("device", "number"),)))
-    with pytest.raises(ContextRefused, match="no categories"):
-        here.merged(ContextSchema((ContextField("age", "number", ("old",)),)))
+    for field, why in (
+        (ContextField("age", "number", ("old",)), "no categories"),
+        (ContextField("x" * 65, "number"), "1 to 64 bytes"),
+        (ContextField("on", "category", (" ",)), "without a name"),
+    ):
+        with pytest.raises(ContextRefused, match=why):
+            here.merged(ContextSchema((field,)))
+
+
+def test_a_field_that_is_deleted_leaves_its_place_and_frees_its_name() -> None:
+    number = ContextField("device", "number")
+    named = ContextSchema((DEVICE, HOUR)).without("device").merged(ContextSchema((number,)))
+    assert named.kinds == (None, "number", "number")
+    rows = named.rows([{"device": 3}])
+    assert rows is not None
+    assert named.named(np.array([1, 5, 3], np.float32)) == {"hour": 5, "device": 3}
+    np.testing.assert_array_equal(rows[0], np.array([np.nan, np.nan, 3], np.float32))
+    assert schema_from_bytes(schema_to_bytes(named)) == named
+    # An archive says what the store says, place by place, and has what a store has lost.
+    before = ContextSchema((DEVICE, HOUR))
+    assert before.continued(named) == named == named.continued(before)
+    with pytest.raises(ContextRefused, match="'hour' is another field, 'device', there"):
+        ContextSchema((HOUR,)).continued(named)
+    # What is put back from a copy names nothing anew that was deleted since.
+    gone = before.without("device")
+    assert gone.merged(before, keep_deleted=True) == gone
+    assert gone.recoded(np.array([[1, 5]], np.float32), before).tolist()[0][1] == 5

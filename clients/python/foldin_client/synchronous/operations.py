@@ -1002,7 +1002,8 @@ class Operations(Transport):
         return self._ask_lines(Call("GET", "/export/items", is_repeatable=True), models.ItemLine)
 
     def get_schema(self) -> models.SchemaBody:
-        """Return the type of each attribute and field of a context, told or inferred at its first use.
+        """Return the type of each attribute, told or inferred at its first use, and the fields of
+        contexts.
 
         `GET /schema`; needs the role `read`.
         """
@@ -1043,26 +1044,14 @@ class Operations(Transport):
             Call("DELETE", f"/schema/users/{part(attribute)}", is_repeatable=True), models.SchemaBody
         )
 
-    def retire_context_field(self, field: str, *, category: str | None = None) -> models.SchemaBody:
-        """Retire a field of contexts: it is not given, shown or learned any more. Ratings keep it.
+    def delete_context_field(self, field: str) -> models.SchemaBody:
+        """Delete a field of contexts, and free its name: what ratings have of it is neither shown nor
+        learned.
 
         `DELETE /schema/context/{field}`; needs the role `operate`.
         """
         return self._ask(
-            Call(
-                "DELETE", f"/schema/context/{part(field)}", query={"category": category}, is_repeatable=True
-            ),
-            models.SchemaBody,
-        )
-
-    def retire_context_category(self, field: str, category: str) -> models.SchemaBody:
-        """Retire a category of a field of contexts: it is not given, shown or learned any more.
-
-        `DELETE /schema/context/{field}/{category}`; needs the role `operate`.
-        """
-        return self._ask(
-            Call("DELETE", f"/schema/context/{part(field)}/{part(category)}", is_repeatable=True),
-            models.SchemaBody,
+            Call("DELETE", f"/schema/context/{part(field)}", is_repeatable=True), models.SchemaBody
         )
 
     def train(
