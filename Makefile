@@ -59,6 +59,7 @@ release-check: sbom manifests wheels-check
 
 check: setup
 	cd service/static/vendor && sha256sum --check --quiet SHA256SUMS
+	$(BIN)/python .ci/dependencies.py
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

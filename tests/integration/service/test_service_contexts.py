@@ -123,7 +123,7 @@ async def test_every_answer_about_a_pair_is_the_same_number(client: Client) -> N
         assert [each["rating"] for each in found] == [numbers[name] for name in names]
 
 
-async def test_a_field_that_no_rating_has_is_refused_in_every_question(client: Client) -> None:
+async def test_a_field_that_was_not_named_is_refused_wherever_it_is_given(client: Client) -> None:
     asked = quote('{"day": 3}')
     body = {"context": {"day": 3}}
     for reply in (
@@ -134,6 +134,7 @@ async def test_a_field_that_no_rating_has_is_refused_in_every_question(client: C
         await client.post("/recommend/u", body),
         await client.post("/recommend", {"ratings": [], **body}),
         await client.get(f"/explain/u/item-1?context={asked}"),
+        await client.post("/ratings", row("u", 1, 5, {"day": 3})),
     ):
         assert is_problem(reply, 422, "unknown_context_field")
         assert reply.json["field"] == "context.day"
@@ -141,4 +142,13 @@ async def test_a_field_that_no_rating_has_is_refused_in_every_question(client: C
         assert "row" not in reply.json
     several = {"pairs": [["u", "i"]] * 2, "context": [None, {"day": 3}]}
     assert (await client.post("/predict", several)).json["row"] == 1
-    is_problem(await client.get("/predict?user_id=u&item_id=i&context=%7B"), 400, "invalid_parameter")
+    assert is_problem(await client.get("/predict?user_id=u&item_id=i&context=%7B"), 400, "invalid_parameter")
+    assert (await client.get("/users/u/ratings")).status == 404
+    # One that is deleted is none, and its name is free: nothing of before comes back under it.
+    assert (await client.post("/ratings", row("ann", 1, 5, EVENING))).status == 200
+    assert (await client.ask("DELETE", "/schema/context/device")).json["context"] == {
+        "hour": {"kind": "number"}
+    }
+    again = await client.ask("PUT", "/schema", json={"context": {"device": {"kind": "number"}}})
+    assert again.json["context"]["device"] == {"kind": "number"}
+    assert (await client.get("/users/ann/ratings")).json["ratings"][0]["context"] == {"hour": 20}
