@@ -315,7 +315,7 @@ def number_of(value: object) -> float | None:
 
 class _Document(msgspec.Struct, frozen=True):
     format: int
-    fields: list[ContextField]
+    places: list[ContextField]
 
 
 def schema_to_bytes(schema: ContextSchema) -> bytes:
@@ -334,7 +334,7 @@ def schema_from_bytes(data: bytes) -> ContextSchema:
             f"a schema of contexts has format {document.format}, this version reads {_FORMAT}: "
             "use the version that wrote it"
         )
-    schema = ContextSchema(tuple(document.fields))
+    schema = ContextSchema(tuple(document.places))
     # Whatever could not have become so step by step is refused: a name twice, too many of anything.
     named = schema.named_fields
     _check_count(schema.fields)
