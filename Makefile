@@ -60,6 +60,7 @@ release-check: sbom manifests wheels-check
 check: setup
 	cd service/static/vendor && sha256sum --check --quiet SHA256SUMS
 	$(BIN)/python .ci/dependencies.py
+	$(BIN)/python .ci/rules.py
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

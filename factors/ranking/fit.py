@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from factors.errors import FitRefused
 from factors.inference.histories import Compressed, compress_pairs
 from factors.model.columns import Columns
-from factors.model.types import Choices, Ratings
+from factors.model.types import Choices, Int64s, Ratings
 from factors.ranking.choices import choices_of
 from factors.ranking.confidences import Factorize, first_items
 from factors.ranking.half_steps import Events, solve_round
@@ -16,6 +18,7 @@ from factors.ranking.head import RankingHead
 from factors.ranking.parameters import Counts
 from factors.ranking.selection.held_out import Typed
 from factors.ranking.selection.search import LEAST_EVENTS, choose
+from factors.ranking.selection.succession import hold_out_newest, may_follow
 from factors.ranking.side_attributes import factors_of, learn_relevance
 from factors.ranking.training import RankingFit, events_of_items, events_of_users, fit_with
 from factors.ranking.type_weights import TypeTable, TypeWeight, one_of_pairs, resolved
@@ -42,6 +45,7 @@ def fit_ranking(
     types: Sequence[TypeWeight] = (),
     attributes: Columns | None = None,
     factorize: Factorize | None = None,
+    unlearned: Int64s | None = None,
 ) -> RankingFit:
     """Return a head fitted to who rated what, with settings chosen on a part of it that is held out.
 
@@ -49,8 +53,10 @@ def fit_ranking(
     was chosen by. `choices`: where there are events of other types, these and the ratings, which count as
     `types` say. `attributes`: of the items; those without events have the factors that these say.
     `factorize`: the sweeps of a library, which end in a few of our own; expected ratings then play no part
-    in lists. BLAS threads are the caller's to pin. Raises `FitRefused` where there is nothing to learn from,
-    and `FitDiverged`.
+    in lists. `unlearned`: positions of the ratings, or of the `choices` where there are any, that `start` has
+    not learned; its choices stay where lists of others find the newest of these worse, or are much unlike and
+    find them no better. BLAS threads are the caller's to pin. Raises `FitRefused` where there is nothing to
+    learn from, and `FitDiverged`.
     """
     by_user, typed = _events(ratings, n_users, start, choices, types)
     codes = None if typed is None else typed.codes
@@ -71,7 +77,17 @@ def fit_ranking(
     if factorize is not None:
         begin = first_items(factorize, by_user, n_items, settings, codes)
         settings = replace(settings, sweeps=_SWEEPS_OF_LIBRARY, gamma=0.0)
-    found = fit_with(by_user, n_items, settings, rng=rng, begin=begin, threads=threads, codes=codes)
+    how: dict[str, Any] = {"rng": rng, "threads": threads, "codes": codes}
+    found = fit_with(by_user, n_items, settings, begin=begin, **how)
+    if begin is None and start is not None and start.parameters.decided and unlearned is not None:
+        is_new = np.isin(by_user.source, unlearned)
+        newest = hold_out_newest(by_user, is_new, start, n_items, rng=rng, typed=typed)
+        tried = partial(fit_with, newest.known, n_items, settings, **how)
+        if not may_follow(found.head, start, newest, lambda: tried().head):
+            kept = replace(choices_of(start.parameters), sweeps=_SWEEPS, decided=settings.decided)
+            settings = replace(kept, types=() if typed is None else typed.types)
+            found = fit_with(by_user, n_items, settings, begin=start.items, **how)
+            figures["ranking_kept"] = 1.0
     found = replace(found, metrics=figures)
     if attributes is not None:
         users_of, _ = events_of_users(by_user, settings, codes)

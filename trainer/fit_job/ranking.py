@@ -55,6 +55,8 @@ def add_head(
             attributes=read_columns(path),
             factorize=head_sweeps(engine, threads, rng),
         )
+        if "ranking_kept" in head.metrics:
+            log.warning("ranking_choices_kept", why="others find the newest events no better")
         write_head(path, head)
     except FitRefused:
         # No rating is left.
@@ -92,4 +94,5 @@ def _fitted_head(
         types=types,
         attributes=attributes,
         factorize=factorize,
+        unlearned=(data.unlearned if data.choices is None else data.new_choices).astype(np.int64),
     )

@@ -5,7 +5,7 @@ registry's, found by item id: the row that an event was archived with may be ano
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ class FitInput:
     int64 (k,): user row in the earlier fit of each of the first k users. `unknown`: events of items that the
     registry does not have, which are left out. `unlearned` int32: positions of the ratings that the earlier
     fit has not learned, in the order in which they arrived, without those that say again what it has learned;
-    none where there was no such fit. `has_news`: whether any event says another rating or time than that fit
-    has learned of the pair.
+    none where there was no such fit; `new_choices` int32: those of the choices. `has_news`: whether any event
+    says another rating or time than that fit has learned of the pair.
     """
 
     user_ids: pa.StringArray
@@ -46,6 +46,7 @@ class FitInput:
     unknown: int = 0
     choices: Choices | None = None
     has_news: bool = True
+    new_choices: npt.NDArray[np.integer[Any]] = field(default_factory=lambda: np.zeros(0, np.int32))
 
     @property
     def n_users(self) -> int:
@@ -98,14 +99,17 @@ def load_ratings(
     value, time = events.rating[by_n], events.time[by_n]
     events.rating = events.time = _NONE
     ratings, choices, rated = Ratings(user_row, item_row, value, time), None, type_code == 0
+    new_choices = np.zeros(0, np.int32)
     if not rated.all():
         choices = Choices(user_row, item_row, value, time, type_code)
+        new_choices = np.flatnonzero(is_new).astype(np.int32)
         ratings, by_n, is_new = choices.ratings(), by_n[rated], is_new[rated]
     ratings = ratings if context is None else replace(ratings, context=trimmed(context[by_n]))
     new = np.flatnonzero(is_new)
     unlearned = new[np.argsort(by_n[new])].astype(np.int32)
     n_items = len(item_ids)
-    return FitInput(user_ids, user_n, ratings, n_items, kept, unlearned, unknown, choices, has_news)
+    found = FitInput(user_ids, user_n, ratings, n_items, kept, unlearned, unknown, choices, has_news)
+    return replace(found, new_choices=new_choices)
 
 
 @dataclass

@@ -24,6 +24,7 @@ from factors.ranking.regressions import regressions
 from factors.ranking.selection.expected import expected_ratings
 from factors.ranking.selection.held_out import LEAST_WANTED, SHORT, HeldOut, Typed, hold_out
 from factors.ranking.selection.lists import Lists
+from factors.ranking.selection.succession import surely_better
 from factors.ranking.training import fit_factors, said
 
 # Of fewer events less than a hundred are held out, and chance would choose.
@@ -138,7 +139,7 @@ class _Search:
         if self.every and most < self.n_items:
             # More than are looked at here: the fit has items that are not rated yet.
             sparse(_ALL_NEIGHBOURS, ridge)
-            if _surely_better(terms[_ALL_NEIGHBOURS, ridge][1], terms[best][1]):
+            if surely_better(terms[_ALL_NEIGHBOURS, ridge][1], terms[best][1]):
                 best = _ALL_NEIGHBOURS, ridge
         weight, _, self.neighbours = terms[best]
         choices = replace(choices, neighbours=best[0], neighbour_ridge=best[1], sparse_weight=weight)
@@ -219,7 +220,7 @@ class _Search:
         best = max(qualities, key=lambda choices: float(qualities[choices].mean()))
         # The least boost that is as good within a standard error (Breiman et al., 1984): it costs least where
         # the next event is not what is asked for. None at all where the best one is better by chance.
-        allowed = (tried for tried in qualities if not _surely_better(qualities[best], qualities[tried]))
+        allowed = (tried for tried in qualities if not surely_better(qualities[best], qualities[tried]))
         return next(allowed)
 
     def costs(self, choices: RankingChoices, others: Iterable[RankingChoices]) -> dict[RankingChoices, float]:
@@ -266,7 +267,7 @@ class _Search:
         cheap = [gamma for gamma in _GAMMAS if plain[gamma] >= (1 - _COST) * plain[0.0]]
         best = max(cheap, key=lambda gamma: float(graded[gamma].mean()))
         # The least that is as good within a standard error, as for recency: it changes lists least.
-        chosen = next(gamma for gamma in cheap if not _surely_better(graded[best], graded[gamma]))
+        chosen = next(gamma for gamma in cheap if not surely_better(graded[best], graded[gamma]))
         gain = float(graded[chosen].mean()) / max(float(graded[0.0].mean()), 1e-12)
         return replace(choices, gamma=chosen), {"ranking_ndcg": plain[chosen], "ranking_graded": gain}
 
@@ -339,12 +340,6 @@ def climb(start: float, move: Callable[[float, int], float], measure: Callable[[
         if max(found, key=found.__getitem__) != start:
             break
     return max(found, key=found.__getitem__)
-
-
-def _surely_better(quality: Float64s, than: Float64s) -> bool:
-    """Say whether lists (u,) are better by more than a standard error of the difference."""
-    gain = quality - than
-    return bool(gain.mean() > gain.std() / np.sqrt(len(gain)))
 
 
 def _sample(by_user: Compressed, n_items: int, rng: np.random.Generator) -> tuple[Compressed, int]:

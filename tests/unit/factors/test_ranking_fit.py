@@ -1,5 +1,7 @@
 """The fit of a ranking head: half-steps, neighbours, held-out lists and choices against slow references."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from factors import Float64s, Ratings, fit_ranking
 from factors.inference.compiled import ranking_kernels
 from factors.inference.compiled.least_squares import solve_events
 from factors.inference.histories import Compressed, compress_pairs
+from factors.ranking import fit as ranking_fit
 from factors.ranking import half_steps, regressions
 from factors.ranking.choices import choices_of
 from factors.ranking.half_steps import Events, Prior, solve_rows
@@ -151,3 +154,21 @@ def test_a_refit_goes_on_from_the_head_before() -> None:
     more = given.take(np.arange(1_200))
     again = fit_ranking(more, MANY_USERS, MANY_ITEMS, rng=np.random.default_rng(1), start=few.head)
     assert again.head.parameters.decided == 1_200
+
+
+@pytest.mark.parametrize("senseless", [False, True])
+def test_choices_that_find_the_newest_events_worse_do_not_follow(
+    monkeypatch: pytest.MonkeyPatch, *, senseless: bool
+) -> None:
+    given = clusters(3)
+    rng, later = np.random.default_rng(5), np.arange(len(given.value)) % 16 >= 10
+    shape: tuple[int, int] = (MANY_USERS, MANY_ITEMS)
+    live = fit_ranking(given.take(~later), *shape, rng=rng).head
+    others = replace(choices_of(live.parameters), gamma=0.0, decided=len(later))
+    if senseless:
+        others = replace(others, sparse_weight=0.0, ridge=1e4)
+    monkeypatch.setattr(ranking_fit, "choose", lambda *_, **__: (others, {}))
+    found = fit_ranking(given, *shape, rng=rng, start=live, unlearned=np.flatnonzero(later))
+    assert found.head.parameters.ridge == live.parameters.ridge
+    assert found.head.parameters.decided == len(later)
+    assert ("ranking_kept" in found.metrics) == senseless
