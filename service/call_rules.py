@@ -50,8 +50,8 @@ ALL_EXCLUDED = "each item that is left is among exclude_items"
 ALL_SEEN = "the user has rated or consumed each item that is left"
 NONE_RANKED = "of no item that is left there is anything known to rank it by"
 BEHIND = "offset is behind the last item"
-# As long as an item id may be; a few dozen ids, percent-encoded, in the head of a request.
-MOST_CATEGORY, MOST_IDS = 256, 1_024
+# A few dozen ids or categories, percent-encoded, in the head of a request.
+MOST_IDS = 1_024
 
 
 def _text(longest: int) -> Schema:
@@ -59,7 +59,9 @@ def _text(longest: int) -> Schema:
 
 
 QUERY_RULES = (
-    query_parameter("category", _text(MOST_CATEGORY), "Only items of this category"),
+    query_parameter(
+        "category", _text(MOST_IDS), "Only items of this category, or any of several with commas"
+    ),
     query_parameter("exclude_items", _text(MOST_IDS), "Ids of items to leave out, with commas between"),
     query_parameter("scenario", _text(MAX_NAME), "Rules that are stored"),
     query_parameter(
@@ -179,7 +181,7 @@ async def _parsed(
 
 def query_rules(query: Query) -> tuple[RuleFields, str | None]:
     """Return the rules of a query, and the category."""
-    text, category = _short(query, "exclude_items", MOST_IDS), _short(query, "category", MOST_CATEGORY)
+    text, category = _short(query, "exclude_items", MOST_IDS), _short(query, "category", MOST_IDS)
     # What is no id is no item, and so it is left out.
     ids: list[Id] | None = None
     if text is not None:

@@ -202,12 +202,14 @@ def _both(these: tuple[bytes, ...] | None, those: tuple[bytes, ...] | None) -> t
 
 
 def narrowed(rules: Rules, category: str | None) -> Rules:
-    """Return rules that leave only items of a category, of those that their filter leaves."""
+    """Return rules that leave only items of a category, or of any of several with commas between, of those
+    that their filter leaves.
+    """
     if category is None:
         return rules
-    return replace(
-        rules, filter=Filter(must=(TextMatch("categories", category_names(category)), rules.filter))
-    )
+    # One may have a comma in its name.
+    names = dict.fromkeys(name for text in (category, *category.split(",")) for name in category_names(text))
+    return replace(rules, filter=Filter(must=(TextMatch("categories", tuple(names)), rules.filter)))
 
 
 def parse_rules(fields: RuleFields, types: Types) -> Rules:
