@@ -8,7 +8,7 @@ import contextlib
 import math
 import re
 from collections import defaultdict
-from collections.abc import Container
+from collections.abc import Container, Iterable, Set
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -26,21 +26,27 @@ from foldin.recovery.reaching import reach
 from foldin.recovery.retries import retried
 from foldin.recovery.verifying import Verified, verify
 from torture.calls import TRAIN_S
-from torture.clients import ITEMS, ORDER, Shared, read_user
+from torture.clients import ITEMS, RETIRED, Shared, read_user
 from torture.histories import Answered, Seen, World, Write, judge, observe
 from torture.stack import Stack
 from trainer.archive.segments import open_segment, read_segment
 from trainer.errors import SegmentGoneError
 
+FILES = "no file has who was forgotten"
+ORDER = "order of events"
 GENERATION, POINTER = "one generation an answer", "the pointer goes forward"
 ARCHIVE, SAME, NEXT = "the archive has what was acknowledged", "archive = store", "the next generation has it"
 FORGOTTEN, BACK = "forgotten stays forgotten", "it comes back"
+# Of a file that is searched, so that other threads have their turns; and more than an id has.
+_PART_BYTES, _ID_BYTES = 1_000_000, 64
 # Many times a refit: a generation is removed when the second one after it begins.
 LOOK_S = 0.05
 # By then a generation that answered was seen in the store, or never will be.
 EXPLAINED_AFTER_S, UNKNOWN_AFTER_S = 1.0, 20.0
 # After all faults are over: starts on busy cores, an epoch that was given up (60 s).
 BACK_WITHIN_S = 150.0
+# The store removes a file that was replaced in a thread of its own.
+REMOVED_S = 1.0
 # Then all that is stored is read, by more ways than one, and fitted.
 AUDITED_WITHIN_S = 240.0
 
@@ -55,7 +61,8 @@ class Auditor:
     ) -> None:
         self._stack, self._store, self._shared = stack, store, shared
         self._patience = patience
-        self._report = shared.report
+        self._checks = shared.checks
+        self._report = shared.checks.report
         self._seen: dict[int, Seen] = {}
         # How often the primary had been replaced when a generation was first seen.
         self._promotions: dict[int, int] = {}
@@ -81,7 +88,7 @@ class Auditor:
         began = asyncio.get_running_loop().time()
         since = self._store.confirmation.begin()
         pointer, before = await self._store.generations.live(), self._pointer
-        epochs = await self._epochs() if len(self._shared.histories.worlds) > 1 else set[bytes | None]()
+        epochs = await self._epochs() if len(self._checks.histories.worlds) > 1 else set[bytes | None]()
         # What only a primary has that is about to be replaced, nothing was promised of.
         await self._store.confirmation.wait(since)
         self._pointer = pointer
@@ -103,19 +110,20 @@ class Auditor:
 
     def _decide(self, pointer: Pointer, epochs: set[bytes | None], now: float) -> None:
         """See what became of a new history. `epochs`: of all partitions, empty where that was not asked."""
-        histories = self._shared.histories
+        histories = self._checks.histories
         if len(histories.worlds) == 1:
             self._epoch = pointer.epoch
         # An emptied store has none.
         elif epochs and all([each is not None and b"," in each for each in epochs]):
-            histories.switched(now)
+            if now < histories.worlds[1].since:
+                self._shared.caller.turned("switched")
         elif epochs == {b"%d" % pointer.epoch} and not pointer.pending:
             if pointer.epoch > self._epoch:
                 # At once: the next history may be begun before the next look.
                 self._epoch = pointer.epoch
-                histories.decide(now, replaced=True)
+                self._shared.caller.turned("replaced")
             elif now > histories.undecided_until:
-                histories.decide(now, replaced=False)
+                self._shared.caller.turned("given up")
 
     async def _explain(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -150,7 +158,9 @@ class Auditor:
 
     async def audit_archive(self) -> None:
         """Hold the archive against what was acknowledged, while all goes on."""
-        world, began = self._shared.histories.live, asyncio.get_running_loop().time()
+        world, began = self._checks.histories.live, asyncio.get_running_loop().time()
+        # Before any receipt is asked for: a user who came back has older ones that say `erased`.
+        retired = set(self._shared.retired)
         erased = await self._erased()
         epoch = (await retried(self._store.generations.live)).epoch
         if epoch != self._epoch:
@@ -162,7 +172,8 @@ class Auditor:
             reached = await reach(self._store, epoch, folder, lambda _line: None)
             with contextlib.suppress(SegmentGoneError):
                 events = await asyncio.to_thread(_events, [segment.path for segment in reached.segments])
-        if world is not self._shared.histories.live:
+        await self._search(retired & erased.keys())
+        if world is not self._checks.histories.live:
             return
         self._report.checked(ARCHIVE, len(events))
         for user, listed in events.items():
@@ -180,7 +191,7 @@ class Auditor:
         if len(set(numbers)) != len(numbers):
             twice = sorted({n for n in numbers if numbers.count(n) > 1})
             self._report.violated(ARCHIVE, f"user {user}: events {twice[:5]} are there twice")
-        sent = self._shared.histories.sent
+        sent = self._checks.histories.sent
         if user in sent:
             if never := [value for _, value in events if not math.isnan(value) and value not in sent[user]]:
                 self._report.violated(ARCHIVE, f"user {user}: never sent were {never[:3]}")
@@ -196,16 +207,29 @@ class Auditor:
 
     async def _erased(self) -> dict[str, set[float]]:
         """Return, of users whose receipt says so, the ratings that must not be anywhere."""
-        histories, found = self._shared.histories, dict[str, set[float]]()
+        histories, found = self._checks.histories, dict[str, set[float]]()
         gone = {user: set(values) for user, values in histories.gone.items()}
         pending = {}
-        for receipt, user in list(self._shared.receipts.items()):
+        for receipt, user in list(self._checks.receipts.items()):
             reply = await self._shared.caller.call("receipt", "GET", f"/receipts/{receipt}")
             if not (reply.ok and reply.body["archive"] == "erased"):
                 pending[user] = receipt
-        for user in {*self._shared.receipts.values()} - pending.keys():
+        for user in {*self._checks.receipts.values()} - pending.keys():
             found[user] = gone.get(user, set())
         return found
+
+    async def _search(self, gone: set[str]) -> None:
+        """Look for users who are gone for good in all files."""
+        if not gone or self._stack.servers is not None:
+            # Files of replicas are not written anew.
+            return
+        folders = [self._stack.root, self._stack.folder / "logs"]
+        self._report.checked(FILES, len(gone))
+        if await asyncio.to_thread(files_with, gone, folders):
+            await asyncio.sleep(REMOVED_S)
+            for path, users in (await asyncio.to_thread(files_with, gone, folders)).items():
+                where = path.relative_to(self._stack.folder)
+                self._report.violated(FILES, f"{where} has {sorted(users)[:3]}, whose receipts say erased")
 
     async def checkpoint(self) -> None:
         """Let all come to rest after the last fault, check everything, and go on."""
@@ -243,7 +267,7 @@ class Auditor:
         shared = self._shared
         if shared.busy or shared.caller.in_flight.total():
             return f"{shared.busy} clients, calls {dict(+shared.caller.in_flight)}"
-        if len(shared.histories.worlds) > 1:
+        if len(shared.checks.histories.worlds) > 1:
             return "what became of a new history"
         try:
             # One that waited for a full disk: until it is done the archive has what the store has not.
@@ -256,12 +280,18 @@ class Auditor:
 
     async def _read_all(self) -> None:
         """Read every user who has one writer, at each replica."""
-        for user in [each for each in self._shared.histories.live.cells if re.match(r"s\d", each)]:
+        for user in [each for each in self._checks.histories.live.cells if re.match(r"s\d", each)]:
             for replica in range(len(self._stack.urls)):
                 # A worker that waits for a busy core says 503 now and then.
                 status = 0
                 while status not in {200, 404}:
                     status = (await read_user(self._shared, user, replica)).status
+        for path in list(self._checks.documents.fields):
+            for replica in range(len(self._stack.urls)):
+                status = 0
+                while status not in {200, 404}:
+                    reply = await self._shared.caller.call("GET document", "GET", path, replica=replica)
+                    status = reply.status
 
     async def _next_generation(self, verified: Verified) -> None:
         """Refit, and look whether the generation has seen all events of all users."""
@@ -293,7 +323,7 @@ class Auditor:
         )
         users = [
             user
-            for user, writes in self._shared.histories.live.writes.items()
+            for user, writes in self._checks.histories.live.writes.items()
             if any([write.known for write in writes])
         ]
         found = await self._store.users.lookup(live, [user.encode() for user in users])
@@ -311,6 +341,18 @@ def is_backwards(before: Pointer, now: Pointer, asked: Container[int]) -> bool:
         return True
     older = now.epoch == before.epoch and now.generation < before.generation
     return older and now.generation not in asked
+
+
+def files_with(users: Set[str], folders: Iterable[Path]) -> dict[Path, set[str]]:
+    """Return the files that have ids of these users, as `RETIRED` describes them, with those."""
+    found = defaultdict[Path, set[str]](set)
+    for path in [path for folder in folders for path in folder.rglob("*")]:
+        with contextlib.suppress(OSError), path.open("rb") as file:  # a folder, a socket, or gone meanwhile
+            end = b""
+            while part := file.read(_PART_BYTES):
+                found[path] |= {each.decode() for each in RETIRED.findall(end + part)} & users
+                end = part[-_ID_BYTES:]
+    return {path: those for path, those in found.items() if those}
 
 
 def _events(paths: list[Path]) -> dict[str, list[tuple[int, float]]]:

@@ -1,50 +1,25 @@
-"""Calls of the API, each written to a log when it is sent and when it is answered, with times.
+"""Calls of the API, each written to a log when it is sent and when it is answered, and checked.
 
-Invariant: an answer of which a client could make no sense (an unknown status, a 5xx without a code) is a
-violation.
+Invariant: the log has all that the checks have been told, in its order: `judge` finds the same in it.
 """
 
 import asyncio
 import json
 import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
+from processes.errors import CannotStartError
+from torture.checks import Call, Checks, Reply, Turn
 from torture.report import Report
 
 # What a fault holds up longest; then the client gives up, and the call may have happened.
 TIMEOUT_S = 12.0
 # Past the minute in which the service answers a POST /train that has not ended.
 TRAIN_S = 70.0
-# Answers that say: not now. With a code, and Retry-After.
-_LATER = {429, 503, 504, 507}
-# What else a call of its kind may be told.
-_TOLD = {404: {"unknown_user", "unknown_rating", "unknown_item", "unknown_generation", "unknown_receipt"}}
-_TOLD_TRAINING = {409: {"train_in_progress"}, 422: {"training_refused"}}
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What came of a call. `status` 0: nothing; `began`, `ended`: by the loop's clock."""
-
-    status: int
-    body: Any
-    began: float
-    ended: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether it was done."""
-        return 200 <= self.status < 300
-
-    @property
-    def degraded(self) -> bool:
-        """Whether it says itself that it may lack what came last."""
-        return isinstance(self.body, dict) and bool(self.body.get("degraded"))
 
 
 def open_session() -> aiohttp.ClientSession:
@@ -58,17 +33,24 @@ def open_session() -> aiohttp.ClientSession:
 class Caller:
     """Calls the replicas at `urls`. `in_flight`: how many calls of each kind are under way."""
 
-    def __init__(self, session: aiohttp.ClientSession, urls: list[str], log: Path, report: Report) -> None:
+    def __init__(self, session: aiohttp.ClientSession, urls: list[str], log: Path, checks: Checks) -> None:
         self.in_flight: Counter[str] = Counter()
         self._session = session
         self._urls = urls
         self._log = log.open("a", encoding="utf-8")
-        self._report = report
+        self._checks = checks
         self._number = 0
+        self._write(0, time.monotonic(), "begun", seed=checks.report.seed, store=checks.report.kind)
 
     def close(self) -> None:
         """Close the log."""
         self._log.close()
+
+    def turned(self, turn: Turn) -> None:
+        """Note what became of a new history."""
+        now = asyncio.get_running_loop().time()
+        self._write(0, now, "turned", turn=turn)
+        self._checks.turned(turn, now)
 
     async def call(
         self,
@@ -83,18 +65,20 @@ class Caller:
         """Make a call of a `kind` (for the report) at one replica; never raises for what the service does."""
         loop = asyncio.get_running_loop()
         self._number += 1
-        number = self._number
-        replica %= len(self._urls)
-        # A body of thousands of ratings says no more than its size.
-        shown = body if not isinstance(body, dict) or len(body) < 5 else {"size": len(json.dumps(body))}
-        self._write(number, "sent", kind=kind, call=f"{method} {path}", replica=replica, body=shown)
+        call = Call(self._number, kind, method, path, body, replica % len(self._urls))
+        # Thousands of ratings of a new history say no more than their size.
+        shown = {"size": len(json.dumps(body))} if path == "/train" and body else body
         began = loop.time()
+        self._write(
+            call.number, began, "sent", kind=kind, method=method, path=path, replica=call.replica, body=shown
+        )
+        self._checks.sent(call)
         self.in_flight[kind] += 1
         status, found, says_when = 0, None, False
         try:
-            found_type = {"Content-Type": "application/json"} if method == "POST" else {}
+            found_type = {"Content-Type": "application/json"} if body is not None or method == "POST" else {}
             async with self._session.request(
-                *(method, self._urls[replica] + path),
+                *(method, self._urls[call.replica] + path),
                 data=None if body is None else json.dumps(body),
                 headers=found_type,
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
@@ -106,30 +90,39 @@ class Caller:
             found = repr(exc)
         finally:
             self.in_flight[kind] -= 1
-        reply = Reply(status, found, began, loop.time())
-        self._write(number, "told", status=status, body=found)
-        self._report.called(kind, status)
-        self._judge(number, kind, method, path, reply, says_when=says_when)
+        reply = Reply(status, found, began, loop.time(), says_when)
+        self._write(call.number, reply.ended, "told", status=status, body=found, says_when=says_when)
+        self._checks.told(call, reply)
         return reply
 
-    def _judge(
-        self, number: int, kind: str, method: str, path: str, reply: Reply, *, says_when: bool
-    ) -> None:
-        self._report.checked("clear answers")
-        code = reply.body.get("code") if isinstance(reply.body, dict) else None
-        told = _TOLD_TRAINING if path == "/train" else _TOLD
-        if (
-            reply.status == 0
-            or (reply.ok and isinstance(reply.body, dict))
-            or (reply.status in _LATER and code and says_when)
-        ):
-            return
-        if code not in told.get(reply.status, set()):
-            what = f"{method} {path} was answered {reply.status}: {str(reply.body)[:200]}"
-            self._report.violated("clear answers", f"call {number} ({kind}): {what}")
+    def _write(self, number: int, now: float, event: str, **more: Any) -> None:
+        line = {"call": number, "at": round(time.time(), 4), "clock": now, event: more}
+        self._log.write(json.dumps(line) + "\n")
 
-    def _write(self, number: int, event: str, **more: Any) -> None:
-        self._log.write(json.dumps({"call": number, "at": round(time.time(), 4), event: more}) + "\n")
+
+def judge(log: Path) -> Report:
+    """Check the answers of a log again; return what was found. Raises CannotStartError for what is none."""
+    now = 0.0
+    report = Report(1, clock=lambda: now)
+    checks, calls = Checks(report), dict[int, tuple[Call, float]]()
+    try:
+        with log.open(encoding="utf-8") as lines:
+            for text in lines:
+                match line := json.loads(text):
+                    case {"begun": begun, "clock": now}:
+                        report = Report(begun["seed"], begun["store"], now, lambda: now)
+                        checks = Checks(report)
+                    case {"turned": turned, "clock": now}:
+                        checks.turned(turned["turn"], now)
+                    case {"sent": sent, "clock": now}:
+                        calls[line["call"]] = Call(line["call"], **sent), now
+                        checks.sent(calls[line["call"]][0])
+                    case {"told": told, "clock": now}:
+                        call, began = calls.pop(line["call"])
+                        checks.told(call, Reply(began=began, ended=now, **told))
+    except (OSError, ValueError, LookupError, TypeError) as exc:
+        raise CannotStartError(f"{log} is no log of calls: {exc!r}") from exc
+    return report
 
 
 def _decoded(data: bytes) -> Any:

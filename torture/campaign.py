@@ -20,10 +20,10 @@ from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from processes.errors import CannotStartError, StackFailedError
 from processes.settings import choice, data_path, real, setting, whole
 from torture.auditor import BACK, Auditor
-from torture.calls import Caller, open_session
+from torture.calls import Caller, judge, open_session
+from torture.checks import Checks
 from torture.clients import SESSIONS, Operator, Session, Shared
 from torture.faults import FAULTS, Scene, names_of
-from torture.histories import Histories
 from torture.report import Report
 from torture.stack import STORE_KINDS, StoreKind, running_stack
 from torture.weakened import WEAKNESSES
@@ -47,6 +47,10 @@ REPLICATED_EACH = 3
 class TortureOptions:
     """Options of `foldin torture`."""
 
+    task: str | None = setting(
+        None, "check the answers of an earlier run again, by its log", choice(("judge",)), flag="judge"
+    )
+    calls: Path | None = setting(None, "that log, a calls.jsonl", data_path, flag="CALLS")
     minutes: float = setting(10.0, "how long", real(0.1, 1e6))
     seed: int = setting(1, "of all that is random: clients, faults, and their order", whole(0))
     store: StoreKind | None = setting(
@@ -69,7 +73,13 @@ class TortureOptions:
 
 
 def run_torture(options: TortureOptions) -> int:
-    """Torture, print the report; return the exit code."""
+    """Torture, or judge a log; print the report, and return the exit code."""
+    if options.task is not None:
+        if options.calls is None:
+            raise CannotStartError("say which log: judge CALLS")
+        report = judge(options.calls)
+        print("\n".join(report.lines()))
+        return int(bool(report.violations))
     folder = options.data or Path(tempfile.mkdtemp(prefix="foldin-torture-"))
     if folder.exists() and any(folder.iterdir()):
         raise CannotStartError(f"{folder} is not empty: --data takes a new folder")
@@ -123,12 +133,13 @@ async def torture(
         store = await Store.open(stack.settings.store, hot=False)
         try:
             async with open_session() as session:
-                caller = Caller(session, stack.urls, folder / "calls.jsonl", report)
-                shared = Shared(caller, Histories(replicated=kind != "one"), report)
+                checks = Checks(report)
+                caller = Caller(session, stack.urls, folder / "calls.jsonl", checks)
+                shared = Shared(caller, checks)
                 scene = Scene(stack, shared, rng)
                 try:
                     operator = Operator(shared, seed)
-                    first = await _first_history(operator, store)
+                    first = await _first_history(operator, caller, store)
                     auditor = Auditor(stack, store, shared, first, patience=patience)
                     names = faults or names_of(kind)
                     alone = weakness is not None
@@ -159,7 +170,7 @@ async def _run(
             auditor.watch(),
             operator.run(),
             _auditing(auditor),
-            *(Session(shared, number, shared.report.seed).run() for number in range(SESSIONS)),
+            *(Session(shared, number, shared.checks.report.seed).run() for number in range(SESSIONS)),
         )
     ]
     try:
@@ -171,7 +182,7 @@ async def _run(
                 if shown is not None:
                     shown.done(round(loop.time() - until + seconds), round(seconds))
                 # A busy machine makes a stack late, whatever protection it lacks.
-                if first_is_enough and {check for _, check, _ in shared.report.violations} - {BACK}:
+                if first_is_enough and {check for _, check, _ in shared.checks.report.violations} - {BACK}:
                     return
                 if not deck:
                     # Each once before any comes again.
@@ -179,7 +190,7 @@ async def _run(
                 name = deck.pop()
                 await _good_calls(shared)
                 await asyncio.sleep(scene.rng.uniform(*QUIET_S))
-                shared.report.faults[name] += await FAULTS[name](scene)
+                shared.checks.report.faults[name] += await FAULTS[name](scene)
             await auditor.checkpoint()
     finally:
         for task in work:
@@ -187,7 +198,7 @@ async def _run(
         await asyncio.gather(*work, return_exceptions=True)
 
 
-async def _first_history(operator: Operator, store: Store) -> int:
+async def _first_history(operator: Operator, caller: Caller, store: Store) -> int:
     """Begin with ratings that can be learned; return their epoch. Raises StackFailedError."""
     with suppress(TimeoutError):
         async with asyncio.timeout(FIRST_WITHIN_S):
@@ -196,14 +207,14 @@ async def _first_history(operator: Operator, store: Store) -> int:
             # Where cores are busy the call is answered before its fit has ended.
             while (live := await store.generations.live()).pending or not live.generation:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
-            del operator.histories.worlds[1:]
+            caller.turned("first")
             return live.epoch
     raise StackFailedError(f"the stack does not take its first ratings: {reply.body}")
 
 
 async def _good_calls(shared: Shared) -> None:
     """Wait until there is something to lose again, or it is clear that there will not be."""
-    calls = shared.report.calls["rate"]
+    calls = shared.checks.report.calls["rate"]
     wanted = calls["ok"] + GOOD_CALLS
     with suppress(TimeoutError):
         async with asyncio.timeout(GOOD_WITHIN_S):

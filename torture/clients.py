@@ -1,19 +1,22 @@
-"""Clients that rate, change their minds, forget, ask and train, each by a seed, and check what they are told.
+"""Clients that rate, change their minds, forget, ask, train and put documents, each by a seed.
 
-Invariant: a user of a session has that one writer, which makes one call at a time. So after each answer it is
-known what the next one may say. Users called `shared-` have many writers; the archive tells their order.
+Invariant: a user or a document of a session has that one writer, which makes one call at a time. So after
+each answer it is known what the next one may say. Users called `shared-` have many writers; the archive tells
+their order.
 """
 
 import asyncio
 import itertools
 import random
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote
 
-from torture.calls import TRAIN_S, Caller, Reply
-from torture.histories import LATE_S, Answered, Histories, Value
-from torture.report import Report
+from torture.calls import TRAIN_S, Caller
+from torture.checks import TICK, Checks, Reply, context_of
+from torture.histories import LATE_S, Answered
 
 # So many calls at once, by so few users, that most of them meet what another one has just written.
 SESSIONS = 10
@@ -27,14 +30,20 @@ SEEDERS = 150  # fitted in less than a second
 MANY = 20_000
 # What can be learned, so that the gate lets refits pass, and a little more each time: so every rating is told
 # from every other one. An hour gives over a million, most of them of large histories.
-LEVELS, TICK, TICKS = 7, 1e-9, 400_000_000
+LEVELS, TICKS = 7, 400_000_000
 # A call that was refused is not made again at once: it would only be refused again.
 PAUSE_S = 0.1
+# Of users who are forgotten; the others come back.
+RETIRING = 0.5
 # So that a machine of two cores has room for fits.
 THINKING_S = 0.03
+# Ids of users of sessions: one that is forgotten for good is found in any file, and is no other bytes there.
+RETIRED = re.compile(rb"s\d+-\d+-[0-9a-f]{24}")
+# What PATCH changes.
+_PATCHED = ("/users", "/items")
 _OPERATIONS = {"refit", "history", "large history"}
-READ, ORDER, UNSEEN = "reads have all writes", "order of events", "no seen item is recommended"
-TOLD = "a rating has what was told with it"
+# Of each session.
+ITEMS_PUT, SCENARIOS = 4, 2
 
 
 @dataclass(slots=True)
@@ -44,14 +53,14 @@ class Shared:
     """
 
     caller: Caller
-    histories: Histories
-    report: Report
+    checks: Checks
     numbers: "itertools.count[int]" = field(default_factory=itertools.count)
     open: asyncio.Event = field(default_factory=asyncio.Event)
     busy: int = 0
-    # Answers of new users, to be explained; receipts of erasures with their users.
+    # Answers of new users, to be explained.
     answers: list[Answered] = field(default_factory=list)
-    receipts: dict[str, str] = field(default_factory=dict)
+    # Users who were forgotten with no call left that may bring them back, and whom only reads name since.
+    retired: set[str] = field(default_factory=set)
     # Faults that want a call of this kind now.
     wanted: set[str] = field(default_factory=set)
     promotions: int = 0
@@ -82,8 +91,12 @@ class Session:
     def __init__(self, shared: Shared, number: int, seed: int) -> None:
         self._shared = shared
         self._rng = random.Random(f"{seed}-session-{number}")  # noqa: S311 - to be repeated, not secret
-        self._users = [f"s{number}-{user}" for user in range(USERS)]
+        self._number = number
+        self._users = [self._new_user(user) for user in range(USERS)]
         self._newcomers = (f"new{number}-{count}" for count in itertools.count())
+
+    def _new_user(self, place: int) -> str:
+        return f"s{self._number}-{place}-{self._rng.getrandbits(96):024x}"
 
     async def run(self) -> None:
         """Call until cancelled."""
@@ -97,6 +110,7 @@ class Session:
             (self._take_back, 6),
             (self._rate_together, 6),
             (self._forget, 2),
+            (self._edit, 16),
         ]
         calls, weights = zip(*kinds, strict=True)
         while True:
@@ -114,6 +128,37 @@ class Session:
     async def _call(self, kind: str, method: str, path: str, body: object = None) -> Reply:
         return await self._shared.caller.call(kind, method, path, body, replica=self._rng.randrange(64))
 
+    async def _edit(self) -> Reply:
+        """Put, change, delete or read a document."""
+        rng, path = self._rng, self._rng.choice(self._documents())
+        method = rng.choice(("PUT", "PUT", "PATCH", "DELETE", "GET"))
+        number = next(self._shared.numbers)
+        if method == "PATCH" and not path.startswith(_PATCHED):
+            method = "GET"
+        body = document(path, number) if method in {"PUT", "PATCH"} else None
+        if body is not None and method == "PATCH":
+            # Another field stays, or the only one goes.
+            body = {
+                name: None if name == "mark" else value for name, value in body.items() if name != "title"
+            }
+        reply = await self._call(f"{method} document", method, path, body)
+        if reply.ok and rng.random() < 0.5:
+            await self._call("GET document", "GET", path)
+        if reply.ok and rng.random() < 0.2:
+            await self._call("latest", "GET", "/latest?n=1000")
+        return reply
+
+    def _documents(self) -> list[str]:
+        mine = f"c{self._number}"
+        users = [f"/users/{quote(user)}/attributes" for user in self._users]
+        items = [f"/items/{mine}-{place}" for place in range(ITEMS_PUT)]
+        return [
+            *users,
+            *items,
+            *[f"/scenarios/{mine}-{place}" for place in range(SCENARIOS)],
+            f"/experiments/{mine}",
+        ]
+
     async def _rate(self) -> Reply:
         rng, shared = self._rng, self._shared
         # One rating and many take different ways through the service and the store.
@@ -128,19 +173,11 @@ class Session:
         return reply
 
     async def _send(self, rows: list[tuple[str, str, float]]) -> Reply:
-        by_user: dict[str, dict[str, Value]] = {}
-        for user, item, value in rows:
-            by_user.setdefault(user, {})[item] = value
-            self._shared.histories.sent[user].add(value)
         body = [
             {"user_id": user, "item_id": item, "rating": value, "context": context_of(value)}
             for user, item, value in rows
         ]
-        reply = await self._call("rate", "POST", "/ratings", body)
-        for user, ratings in by_user.items():
-            if reply.ok or _may_have_happened(reply):
-                self._shared.histories.rated(user, ratings, reply.began, reply.ended, known=reply.ok)
-        return reply
+        return await self._call("rate", "POST", "/ratings", body)
 
     async def _rate_together(self) -> Reply:
         item, user = self._rng.randrange(RATED), f"shared-{self._rng.randrange(SHARED)}"
@@ -148,26 +185,18 @@ class Session:
 
     async def _take_back(self) -> Reply:
         user, item = self._rng.choice(self._users), str(self._rng.randrange(RATED))
-        reply = await self._call("take back", "DELETE", f"/ratings/{user}/{item}")
-        histories = self._shared.histories
-        if reply.status == 404:
-            self._shared.report.checked(READ)
-            if item in histories.surely_rated(user, reply.began):
-                self._shared.report.violated(READ, f"user {user} has no rating of item {item} to take back")
-        elif reply.ok or _may_have_happened(reply):
-            histories.rated(user, {item: None}, reply.began, reply.ended, known=reply.ok)
-        return reply
+        return await self._call("take back", "DELETE", f"/ratings/{user}/{item}")
 
     async def _forget(self) -> Reply:
         self._shared.wanted.discard("forget")
-        user = self._rng.choice(self._users)
-        self._shared.histories.forgetting(user)
+        place = self._rng.randrange(USERS)
+        user = self._users[place]
         reply = await self._call("forget", "DELETE", f"/users/{user}")
-        if reply.ok or _may_have_happened(reply):
-            self._shared.histories.forgot(user, reply.began, reply.ended, known=reply.ok)
         if reply.ok:
-            self._shared.receipts[reply.body["receipt"]] = user
             await self._read(user)
+            if reply.began > self._shared.checks.late.get(user, 0.0) and self._rng.random() < RETIRING:
+                self._shared.retired.add(user)
+                self._users[place] = self._new_user(place)
         return reply
 
     async def _read(self, user: str | None = None) -> Reply:
@@ -178,14 +207,7 @@ class Session:
         return await self._call("predict", "GET", f"/predict?user_id={user}&item_id={item}")
 
     async def _recommend(self) -> Reply:
-        user, shared = self._rng.choice(self._users), self._shared
-        reply = await self._call("recommend", "GET", f"/recommend/{user}?n=10")
-        if reply.ok and not reply.degraded:
-            shared.report.checked(UNSEEN)
-            seen = shared.histories.surely_rated(user, reply.began)
-            if again := seen & {each["item_id"] for each in reply.body["items"]}:
-                shared.report.violated(UNSEEN, f"user {user} is recommended {sorted(again)}, already rated")
-        return reply
+        return await self._call("recommend", "GET", f"/recommend/{self._rng.choice(self._users)}?n=10")
 
     async def _explained(self) -> Reply:
         """Be a new user: rate once or twice, and ask at once. What comes is explained later."""
@@ -199,41 +221,40 @@ class Session:
             if not reply.ok:
                 return reply
             rated = [each for each in rated if each[0] != item] + [(item, value, time)]
-        worlds = list(shared.histories.worlds)
+        worlds = list(shared.checks.histories.worlds)
         asked = self._rng.randrange(RATED, ITEMS)
         reply = await self._call("predict", "GET", f"/predict?user_id={user}&item_id={asked}")
         # A history that begins meanwhile may not have the ratings.
-        if reply.ok and not reply.degraded and len(worlds) == 1 and worlds[0] is shared.histories.worlds[-1]:
+        if (
+            reply.ok
+            and not reply.degraded
+            and len(worlds) == 1
+            and worlds[0] is shared.checks.histories.worlds[-1]
+        ):
             found = reply.body["rating"], reply.body["generation"]
             shared.answers.append(Answered(tuple(rated), asked, *found, reply.ended))
         return reply
 
 
-def context_of(value: float) -> dict[str, float] | None:
-    """Return what is told with a rating of this value: with one in three a number, which it decides."""
-    ticks = round(value / TICK)
-    # Exact as a float32.
-    return {"mark": ticks % 4096} if ticks % 3 == 0 else None
-
-
 async def read_user(shared: Shared, user: str, replica: int) -> Reply:
-    """Read all ratings of a user, and hold them against what may be."""
+    """Read all ratings of a user."""
     path = f"/users/{quote(user)}/ratings?n=1000"
-    reply = await shared.caller.call("read", "GET", path, replica=replica)
-    if (reply.ok and not reply.degraded) or reply.status == 404:
-        shared.report.checked(READ)
-        rows = reply.body["ratings"] if reply.ok else []
-        found = {row["item_id"]: row["rating"] for row in rows}
-        for wrong in shared.histories.found(user, found, reply.began):
-            shared.report.violated(READ, f"replica {replica % 2}: {wrong}")
-        shared.report.checked(TOLD, len(rows))
-        for row in rows:
-            # Of a new history no rating has any.
-            if row["rating"] in shared.histories.sent[user] and row.get("context") != context_of(
-                row["rating"]
-            ):
-                shared.report.violated(TOLD, f"replica {replica % 2}, user {user}: {row}")
-    return reply
+    return await shared.caller.call("read", "GET", path, replica=replica)
+
+
+def document(path: str, number: int) -> dict[str, Any]:
+    """Return a document as PUT takes it, by its path and a number that none had before."""
+    _, kind, name, *_ = path.split("/")
+    if kind == "items":
+        return {"title": f"title {number}", "hidden": number % 2 == 1}
+    if kind == "users":
+        return {"mark": number}
+    if kind == "scenarios":
+        return {"n": 1 + number % 1000}
+    arms = [
+        {"name": f"{number}-{arm}", "share": 0.5, "scenario": f"{name}-{arm}"} for arm in range(SCENARIOS)
+    ]
+    return {"scenario": f"{name}-0", "arms": arms}
 
 
 class Operator:
@@ -242,7 +263,6 @@ class Operator:
     def __init__(self, shared: Shared, seed: int) -> None:
         self._shared = shared
         self._rng = random.Random(f"{seed}-operator")  # noqa: S311 - to be repeated, not secret
-        self.histories = shared.histories
 
     async def run(self) -> None:
         """Operate until cancelled."""
@@ -251,7 +271,7 @@ class Operator:
             await shared.open.wait()
             asked = shared.wanted & _OPERATIONS
             work = min(asked) if asked else rng.choice(("refit", "refit", "go back", "history"))
-            if work.endswith("history") and len(shared.histories.worlds) > 1:
+            if work.endswith("history") and len(shared.checks.histories.worlds) > 1:
                 # What became of the one before is to be known first.
                 await asyncio.sleep(0.2)
                 continue
@@ -273,11 +293,8 @@ class Operator:
 
     async def begin_history(self, more_users: int = 0) -> Reply:
         """Replace all. Whether that was done, the store tells."""
-        self.histories.begin()
         body = self._shared.history(self._rng, more_users)
-        reply = await self._call("new history", "POST", "/train", body, timeout_s=TRAIN_S)
-        self.histories.begun(reply.ended, refused=400 <= reply.status < 500)
-        return reply
+        return await self._call("new history", "POST", "/train", body, timeout_s=TRAIN_S)
 
     async def _go_back(self) -> None:
         reply = await self._call("list generations", "GET", "/generations")
@@ -287,7 +304,7 @@ class Operator:
                 if number:
                     self._shared.activating[number] = float("inf")
                     reply = await self._call("activate", "POST", f"/generations/{number}/activate")
-                    late_s = LATE_S if _may_have_happened(reply) else 0.0
+                    late_s = LATE_S if reply.open else 0.0
                     self._shared.activating[number] = reply.ended + late_s
                     await asyncio.sleep(0.5)
 
@@ -295,8 +312,3 @@ class Operator:
         return await self._shared.caller.call(
             kind, method, path, body, replica=self._rng.randrange(2), **more
         )
-
-
-def _may_have_happened(reply: Reply) -> bool:
-    # Refused before anything was done: for its form, or because it is too much at a time.
-    return reply.status == 0 or reply.status >= 500 or reply.status == 429

@@ -9,6 +9,7 @@ import os
 import random
 import re
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,9 @@ from torture.stack import PARTITIONS, TRAINERS, Stack, StoreKind
 # A fit comes a second after it is asked for; a new history when it is known what became of the one before.
 MEETS_WITHIN_S = 45.0
 LOOK_S = 0.02  # a fit lasts ten times as long, at least
+# A batch comes within a second, if a trainer leads.
+SEGMENT_WITHIN_S = 10.0
+_SEGMENTS = "epoch-*/*.parquet"
 # A lease lasts 5 s: a leader that is frozen for longer wakes up to another one.
 PAST_LEASE_S = 8.0
 # Starts of all parts at once, on busy cores.
@@ -179,6 +183,25 @@ async def _amid(scene: Scene, call: str, wanted: str, frozen_s: float = 0.0) -> 
     return await _kill(scene, kind)
 
 
+async def _at_a_segment(scene: Scene) -> int:
+    """Kill the trainers when a segment has come into the archive: its events are in the streams, too."""
+    archive, pids = scene.stack.settings.archive_folder, scene.stack.pids("trainer")
+
+    def killed() -> int:
+        # In a thread of its own: the store is told within milliseconds.
+        before, until = set(archive.glob(_SEGMENTS)), time.monotonic() + SEGMENT_WITHIN_S
+        while before >= set(archive.glob(_SEGMENTS)):
+            if time.monotonic() > until:
+                return 0
+            time.sleep(LOOK_S / 20)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return len(pids)
+
+    return await asyncio.to_thread(killed)
+
+
 _PROMOTIONS: dict[str, Fault] = {
     f"promotion of a replica, the primary {what}": partial(_promote, way=way)
     for way, what in zip(WAYS, ("killed", "frozen", "replaced while it runs"), strict=True)
@@ -221,6 +244,7 @@ FAULTS: dict[str, Fault] = {
     "disk of the store full": lambda scene: _full(scene, "store"),
     "disk of the archive full": lambda scene: _full(scene, *TRAINERS),
     "power cut": _power,
+    "SIGKILL of the trainers at a new segment": _at_a_segment,
     "SIGKILL amid a new history": partial(_amid, call="new history", wanted="history"),
     "SIGSTOP amid a new history": partial(_amid, call="new history", wanted="history", frozen_s=UNHEARD_S),
     "SIGKILL amid an erasure": partial(_amid, call="forget", wanted="forget"),

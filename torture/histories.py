@@ -5,6 +5,8 @@ of a replicated store only a later write does, because a promoted replica may la
 answer promised. A call without an answer may still take effect for `LATE_S`; after that it has, or never
 will.
 
+A cell is such a register: a rating of a user for an item, or a field of a document.
+
 What is predicted is held against it, too: an answer is explained by the generation that it names if folding
 in what its user had rated, with item rows that this generation has had, gives its rating. Else it was stale,
 or mixes generations.
@@ -12,6 +14,7 @@ or mixes generations.
 
 import itertools
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -32,12 +35,23 @@ Value = float | None
 
 @dataclass(slots=True)
 class Cell:
-    """What one user may have rated one item. `late`: of unanswered calls, and until when they may come."""
+    """What one user may have rated one item, or what a field of a document may be; None where there is none.
+    `late`: of unanswered calls, and until when they may come.
+    """
 
-    settled: set[Value] = field(default_factory=lambda: {None})
-    late: dict[Value, float] = field(default_factory=dict)
+    settled: set[float | str | None] = field(default_factory=lambda: {None})
+    late: dict[float | str | None, float] = field(default_factory=dict)
 
-    def may_be(self, now: float) -> set[Value]:
+    def wrote(self, value: float | str | None, ended: float, *, known: bool, alone: bool = True) -> None:
+        """Note a write. `known`: it was acknowledged; `alone`: what was before is not any more."""
+        if not known:
+            self.late[value] = ended + LATE_S
+        elif alone:
+            self.settled = {value}
+        else:
+            self.settled.add(value)
+
+    def may_be(self, now: float) -> set[float | str | None]:
         """Return every value that a read that begins `now` may find."""
         for value, until in list(self.late.items()):
             if until < now:
@@ -115,14 +129,9 @@ class Histories:
         """Note what came of writes of a user (None: taken back). `known`: they were acknowledged."""
         for world in self.worlds:
             for item, value in ratings.items():
-                cell = world.cells[user][item]
-                if not known:
-                    cell.late[value] = ended + LATE_S
-                elif began > world.since:
-                    cell.settled = {value}
-                else:
-                    # Perhaps before the store began to write to this history.
-                    cell.settled.add(value)
+                # Else perhaps before the store began to write to this history.
+                alone = began > world.since
+                world.cells[user][item].wrote(value, ended, known=known, alone=alone)
                 if value is not None and (not known or began > world.since):
                     world.writes[user].append(Write(value, began, ended if known else float("inf")))
 
@@ -137,12 +146,7 @@ class Histories:
         """Note that a user was forgotten, or (not `known`) may have been."""
         for world in self.worlds:
             for cell in world.cells[user].values():
-                if not known:
-                    cell.late[None] = ended + LATE_S
-                elif began > world.since:
-                    cell.settled = {None}
-                else:
-                    cell.settled.add(None)
+                cell.wrote(None, ended, known=known, alone=began > world.since)
         leaving = self._leaving.pop(user, set())
         if known:
             self.gone[user] |= leaving
@@ -150,7 +154,7 @@ class Histories:
     def found(self, user: str, ratings: dict[str, float], began: float) -> list[str]:
         """Hold what a read found that began then against what may be; return what is wrong."""
         possible = [*self.worlds, *[world for world, ended in self._ended if ended > began]]
-        wrong = [self._wrong(world, user, ratings, began) for world in possible]
+        wrong = [_wrong(f"user {user}, item", world.cells[user], ratings, began) for world in possible]
         if all(wrong):
             return wrong[0]
         if len(possible) == 1 and not self._replicated:
@@ -164,14 +168,63 @@ class Histories:
             return set()
         return {item for item, cell in self.live.cells[user].items() if None not in cell.may_be(began)}
 
-    @staticmethod
-    def _wrong(world: World, user: str, ratings: dict[str, float], began: float) -> list[str]:
-        cells = world.cells[user]
-        return [
-            f"user {user}, item {item}: found {ratings.get(item)}, not of {sorted(map(str, may))}"
-            for item in {*cells, *ratings}
-            if ratings.get(item) not in (may := cells[item].may_be(began))
-        ]
+
+def _wrong(
+    where: str, cells: dict[str, Cell], found: Mapping[str, float | str | None], began: float
+) -> list[str]:
+    return [
+        f"{where} {name}: found {found.get(name)}, not of {sorted(map(str, may))}"
+        for name in {*cells, *found}
+        if found.get(name) not in (may := cells[name].may_be(began))
+    ]
+
+
+class Documents:
+    """What is known of documents by their paths, outside of all histories. One writer each: its calls follow
+    each other. `fields`: each is a register.
+    """
+
+    def __init__(self, *, replicated: bool = False) -> None:
+        self.fields: dict[str, dict[str, Cell]] = defaultdict(lambda: defaultdict(Cell))
+        self._replicated = replicated
+        # When the last write had ended; infinite amid one.
+        self._written: dict[str, float] = {}
+
+    def writing(self, path: str) -> None:
+        """A call is about to write a document."""
+        self._written[path] = float("inf")
+
+    def written(self, path: str, ended: float) -> None:
+        """That call has ended, whatever came of it."""
+        self._written[path] = ended
+
+    def wrote(self, path: str, fields: Mapping[str, str | None], ended: float, *, known: bool) -> None:
+        """Note what came of a write (None: without the field). `known`: it was acknowledged."""
+        for name, value in fields.items():
+            self.fields[path][name].wrote(value, ended, known=known)
+
+    def deleted(self, path: str, ended: float, *, known: bool) -> None:
+        """Note that a document was deleted, or (not `known`) may have been."""
+        self.wrote(path, dict.fromkeys(self.fields[path]), ended, known=known)
+
+    def found(self, path: str, fields: Mapping[str, str | None], began: float) -> list[str]:
+        """Hold what a read of its writer found against what may be; return what is wrong. Fields that were
+        never written are not looked at.
+        """
+        cells = self.fields[path]
+        fields = {name: fields.get(name) for name in cells}
+        wrong = _wrong(f"{path},", cells, fields, began)
+        if not wrong and not self._replicated:
+            for name, cell in cells.items():
+                cell.settled = {fields[name]}
+        return wrong
+
+    def surely(self, path: str, began: float) -> dict[str, float | str | None]:
+        """Return the fields that a call that began then must find so, as no write has ended since."""
+        if self._written.get(path, float("inf")) > began:
+            return {}
+        may = {name: cell.may_be(began) for name, cell in self.fields[path].items()}
+        return {name: value for name, values in may.items() if len(values) == 1 for value in values}
 
 
 Verdict = Literal["explained", "stale", "mixed"]

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torture.stack import StoreKind
@@ -18,12 +19,13 @@ SHOWN = 10
 @dataclass(slots=True)
 class Report:
     """`kind`: of the store; `calls`: by kind and outcome (`ok`, `refused`, `lost`);
-    `violations`: the check and what was found.
+    `violations`: when, by the `clock` since `began`, the check, and what was found.
     """
 
     seed: int
     kind: StoreKind = "one"
     began: float = field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
     faults: Counter[str] = field(default_factory=Counter)
     calls: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     checks: Counter[str] = field(default_factory=Counter)
@@ -40,11 +42,11 @@ class Report:
 
     def violated(self, check: str, what: str) -> None:
         """Note what must not be."""
-        self.violations.append((time.monotonic() - self.began, check, what))
+        self.violations.append((self.clock() - self.began, check, what))
 
     def lines(self) -> list[str]:
         """Return all as Markdown."""
-        minutes = (time.monotonic() - self.began) / 60
+        minutes = (self.clock() - self.began) / 60
         store = _STORES[self.kind]
         rows = [
             f"Seed {self.seed}, {minutes:.1f} minutes, the store is {store}.",

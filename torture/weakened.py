@@ -3,6 +3,7 @@
 Invariant: only the processes of the stack are weakened, by a module that Python loads at their start.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -65,6 +66,19 @@ async def late(writer):
     await asyncio.shield(asyncio.create_task(arrive(writer)))
 GenerationWriter._put_summary = late
 """,
+    # An event that is delivered again is not known, and is archived again.
+    "archived-twice": """
+from trainer.consume import consumer
+strict = consumer.new_events
+consumer.new_events = lambda events, item_ids, positions: strict(events, item_ids, {})
+""",
+    # The receipt of an erasure does not wait for the store's files, which are not written anew.
+    "no-rewrite": """
+from trainer.erasure.file_rewrites import FileRewrites
+async def at_once(rewrites):
+    pass
+FileRewrites.rewritten = at_once
+""",
 }
 NO_SYNC = "no-sync"
 WEAKNESSES = (NO_SYNC, *CODE)
@@ -79,6 +93,6 @@ def weakened(weakness: str | None, store_config: Path, folder: Path) -> Mapping[
         return {}
     beside = folder / "weakened"
     beside.mkdir()
-    code = CODE[weakness].replace("from featurestore.", f"from {module_name('featurestore')}.")
+    code = re.sub("(?<=from )(featurestore|trainer)", lambda room: module_name(room[0]), CODE[weakness])
     (beside / "sitecustomize.py").write_text(code, "utf-8")
     return {"PYTHONPATH": str(beside)}

@@ -210,12 +210,13 @@ SIZE = Command(
 TORTURE = Command(
     "torture",
     "check that faults lose nothing, on a stack of its own (from a checkout)",
-    "Torture a stack of its own: clients rate, forget, ask and train while processes are killed and frozen, "
-    "connections cut, clocks moved, disks filled and the power cut. Every answer, the store and the archive "
-    "are held against what was acknowledged; exit code 1 where anything is wrong. --help names its options.",
+    "Torture a stack of its own: clients rate, forget, ask, train and put documents while processes are "
+    "killed and frozen, connections cut, clocks moved, disks filled and the power cut. Every answer, the "
+    "store and the archive are held against what was acknowledged; exit code 1 where anything is wrong. "
+    "`judge CALLS` checks the answers that an earlier run has logged again. --help names its options.",
     "foldin.commands.torture:run_torture",
     prints="`exit_code`, `seconds`",
-    usage="[OPTIONS]",
+    usage="[judge CALLS] [OPTIONS]",
     raw=True,
 )
 SETTINGS = Command(

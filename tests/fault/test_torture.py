@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.servers import missing
-from torture.auditor import ARCHIVE, BACK, GENERATION, POINTER, SAME
+from torture.auditor import ARCHIVE, BACK, FILES, GENERATION, ORDER, POINTER, SAME
 from torture.campaign import torture
-from torture.clients import ORDER, READ
+from torture.checks import READ
 from torture.faults import names_of
 from torture.stack import STORE_KINDS, StoreKind
 
@@ -26,6 +26,8 @@ PATIENCE = 5.0
 WEAKENED = {
     "no-sync": ("power cut", {READ, ARCHIVE, POINTER}),
     "no-counter-rule": ("SIGKILL of a worker", {GENERATION}),
+    "archived-twice": ("SIGKILL of the trainers at a new segment", {ARCHIVE}),
+    "no-rewrite": ("SIGKILL amid an erasure", {FILES}),
 }
 
 

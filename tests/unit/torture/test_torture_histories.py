@@ -1,8 +1,12 @@
 """What the auditor takes for possible: an answer that no order of the calls explains is wrong."""
 
+import json
+from pathlib import Path
+
+from torture.__main__ import main
 from torture.auditor import ARCHIVE, FORGOTTEN, Auditor, out_of_order
-from torture.calls import Reply
-from torture.clients import TOLD, Shared, context_of, read_user
+from torture.checks import TOLD, Call, Checks, Reply, context_of
+from torture.clients import Shared
 from torture.histories import Histories, Write
 from torture.report import Report
 
@@ -60,33 +64,50 @@ def test_events_stand_in_the_order_of_calls() -> None:
     assert out_of_order([(1, 2.0), (2, 1.0)], [first, second, beside]) is not None
 
 
-class Answering:
-    """Answers every call with one rating of a user and its context."""
-
-    def __init__(self, rating: float, context: dict[str, float] | None) -> None:
-        self._row = {"item_id": "dune", "rating": rating, "context": context}
-
-    async def call(self, *_: object, **__: object) -> Reply:
-        return Reply(200, {"ratings": [self._row]}, 2.0, 2.5)
-
-
-async def test_a_context_that_was_not_told_with_a_rating_is_found() -> None:
+def test_a_context_that_was_not_told_with_a_rating_is_found() -> None:
     for value in (1.0, 1.0 + 1e-9):
         for told in (None, {"mark": 7}, context_of(value)):
-            shared = Shared(Answering(value, told), Histories(), Report(seed=1))  # type: ignore[arg-type]
-            rated(shared.histories, value, 1.0)
-            shared.histories.sent[ANN].add(value)
-            await read_user(shared, ANN, 0)
-            found = [check for _, check, _ in shared.report.violations]
+            checks = Checks(Report(seed=1))
+            rated(checks.histories, value, 1.0)
+            checks.histories.sent[ANN].add(value)
+            rows = [{"item_id": "dune", "rating": value, "context": told}]
+            checks.told(
+                Call(1, "read", "GET", f"/users/{ANN}/ratings"), Reply(200, {"ratings": rows}, 2.0, 2.5)
+            )
+            found = [check for _, check, _ in checks.report.violations]
             assert found == ([] if told == context_of(value) else [TOLD]), (value, told)
 
 
+def test_a_log_with_a_wrong_answer_is_judged_wrong(tmp_path: Path) -> None:
+    row, log = {"user_id": ANN, "item_id": "dune"}, tmp_path / "calls.jsonl"
+    wrong = (1.0, "a", ""), (2.0, "c", ""), (2.0, "a", "emma")
+    for rating, title, listed in ((2.0, "b", ""), (2.0, "a", ""), *wrong):
+        calls: list[tuple[str, str, object, int, object]] = [
+            ("POST", "/ratings", [row | {"rating": 1.0}], 200, {"accepted": 1}),
+            ("POST", "/ratings", row | {"rating": 2.0}, 200, {"accepted": 1}),
+            ("GET", f"/users/{ANN}/ratings", None, 200, {"ratings": [row | {"rating": rating}]}),
+            ("PUT", "/items/dune", {"title": "a"}, 200, {}),
+            ("PUT", "/items/dune", {"title": "b"}, 0, "no answer"),
+            ("GET", "/items/dune", None, 200, {"title": title}),
+            ("PUT", "/items/emma", {"title": "a"}, 200, {}),
+            ("DELETE", "/items/emma", None, 200, {"deleted": 1}),
+            ("GET", "/latest", None, 200, {"items": [{"item_id": listed}]}),
+        ]
+        with log.open("w", encoding="utf-8") as file:
+            for at, (method, path, body, status, answer) in enumerate(calls):
+                sent = {"kind": "any", "method": method, "path": path, "body": body}
+                file.write(json.dumps({"call": at, "clock": at, "sent": sent}) + "\n")
+                told = {"status": status, "body": answer}
+                file.write(json.dumps({"call": at, "clock": at + 0.5, "told": told}) + "\n")
+        assert main(["judge", str(log)]) == ((rating, title, listed) in wrong)
+
+
 def test_the_archive_has_no_event_twice_none_that_was_not_sent_and_none_of_before_an_erasure() -> None:
-    shared = Shared(None, Histories(), Report(seed=1))  # type: ignore[arg-type]  # no call is made
+    shared = Shared(None, Checks(Report(seed=1)))  # type: ignore[arg-type]  # no call is made
     auditor = Auditor(None, None, shared, 1)  # type: ignore[arg-type]  # neither is looked at
     for value in (1.0, 2.0):
-        rated(shared.histories, value, value)
-        shared.histories.sent[ANN].add(value)
+        rated(shared.checks.histories, value, value)
+        shared.checks.histories.sent[ANN].add(value)
     for events, erased, wrong in (
         ([(1, 1.0), (2, 2.0)], {}, []),
         ([(1, 1.0), (1, 2.0)], {}, [ARCHIVE]),
@@ -94,6 +115,6 @@ def test_the_archive_has_no_event_twice_none_that_was_not_sent_and_none_of_befor
         ([(1, 1.0), (2, 2.0)], {ANN: {1.0}}, [FORGOTTEN]),
         ([(2, 2.0)], {ANN: {1.0}}, []),
     ):
-        shared.report.violations.clear()
-        auditor._check_user(ANN, events, shared.histories.live, erased)
-        assert [check for _, check, _ in shared.report.violations] == wrong, events
+        shared.checks.report.violations.clear()
+        auditor._check_user(ANN, events, shared.checks.histories.live, erased)
+        assert [check for _, check, _ in shared.checks.report.violations] == wrong, events
