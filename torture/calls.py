@@ -108,6 +108,9 @@ def judge(log: Path) -> Report:
     try:
         with log.open(encoding="utf-8") as lines:
             for text in lines:
+                if not text.endswith("\n"):
+                    # The run was killed amid this line.
+                    break
                 match line := json.loads(text):
                     case {"begun": begun, "clock": now}:
                         report = Report(begun["seed"], begun["store"], now, lambda: now)
@@ -120,6 +123,8 @@ def judge(log: Path) -> Report:
                     case {"told": told, "clock": now}:
                         call, began = calls.pop(line["call"])
                         checks.told(call, Reply(began=began, ended=now, **told))
+                    case _:
+                        raise ValueError(text[:80])
     except (OSError, ValueError, LookupError, TypeError) as exc:
         raise CannotStartError(f"{log} is no log of calls: {exc!r}") from exc
     return report

@@ -135,12 +135,12 @@ class Session:
         number = next(self._shared.numbers)
         if method == "PATCH" and not path.startswith(_PATCHED):
             method = "GET"
-        body = document(path, number) if method in {"PUT", "PATCH"} else None
-        if body is not None and method == "PATCH":
-            # Another field stays, or the only one goes.
-            body = {
-                name: None if name == "mark" else value for name, value in body.items() if name != "title"
-            }
+        body: dict[str, Any] | None = None
+        if method == "PUT":
+            body = document(path, number)
+        elif method == "PATCH":
+            # The title stays; of attributes the only one goes.
+            body = {"hidden": number % 2 == 1} if path.startswith("/items") else {"mark": None}
         reply = await self._call(f"{method} document", method, path, body)
         if reply.ok and rng.random() < 0.5:
             await self._call("GET document", "GET", path)
@@ -152,12 +152,8 @@ class Session:
         mine = f"c{self._number}"
         users = [f"/users/{quote(user)}/attributes" for user in self._users]
         items = [f"/items/{mine}-{place}" for place in range(ITEMS_PUT)]
-        return [
-            *users,
-            *items,
-            *[f"/scenarios/{mine}-{place}" for place in range(SCENARIOS)],
-            f"/experiments/{mine}",
-        ]
+        scenarios = [f"/scenarios/{mine}-{place}" for place in range(SCENARIOS)]
+        return [*users, *items, *scenarios, f"/experiments/{mine}"]
 
     async def _rate(self) -> Reply:
         rng, shared = self._rng, self._shared
@@ -221,16 +217,12 @@ class Session:
             if not reply.ok:
                 return reply
             rated = [each for each in rated if each[0] != item] + [(item, value, time)]
-        worlds = list(shared.checks.histories.worlds)
+        histories = shared.checks.histories
+        worlds = list(histories.worlds)
         asked = self._rng.randrange(RATED, ITEMS)
         reply = await self._call("predict", "GET", f"/predict?user_id={user}&item_id={asked}")
         # A history that begins meanwhile may not have the ratings.
-        if (
-            reply.ok
-            and not reply.degraded
-            and len(worlds) == 1
-            and worlds[0] is shared.checks.histories.worlds[-1]
-        ):
+        if reply.ok and not reply.degraded and len(worlds) == 1 and worlds[0] is histories.worlds[-1]:
             found = reply.body["rating"], reply.body["generation"]
             shared.answers.append(Answered(tuple(rated), asked, *found, reply.ended))
         return reply
@@ -251,10 +243,9 @@ def document(path: str, number: int) -> dict[str, Any]:
         return {"mark": number}
     if kind == "scenarios":
         return {"n": 1 + number % 1000}
-    arms = [
-        {"name": f"{number}-{arm}", "share": 0.5, "scenario": f"{name}-{arm}"} for arm in range(SCENARIOS)
-    ]
-    return {"scenario": f"{name}-0", "arms": arms}
+    arms = [(f"{number}-{arm}", f"{name}-{arm}") for arm in range(SCENARIOS)]
+    told = [{"name": arm, "share": 0.5, "scenario": scenario} for arm, scenario in arms]
+    return {"scenario": f"{name}-0", "arms": told}
 
 
 class Operator:
