@@ -209,7 +209,7 @@ class Checks:
         for item in [each["item_id"] for each in reply.body["items"]]:
             surely = self.documents.surely(f"/items/{item}", reply.began)
             if surely.get("hidden") or ("title" in surely and surely["title"] is None):
-                self.report.violated(HIDDEN, f"item {item}, which is {surely}")
+                self.report.violated(HIDDEN, f"item {item} is in it, of which is known: {surely}")
 
     def _document(self, call: Call, reply: Reply) -> None:
         documents, path = self.documents, call.path

@@ -72,6 +72,11 @@ from trainer.consume import consumer
 strict = consumer.new_events
 consumer.new_events = lambda events, item_ids, positions: strict(events, item_ids, {})
 """,
+    # A worker answers by the catalogue as it has it.
+    "old-catalogue": """
+from service.catalogue.view import CatalogueView
+CatalogueView.has = lambda view, version: True
+""",
     # The receipt of an erasure does not wait for the store's files, which are not written anew.
     "no-rewrite": """
 from trainer.erasure.file_rewrites import FileRewrites
@@ -93,6 +98,8 @@ def weakened(weakness: str | None, store_config: Path, folder: Path) -> Mapping[
         return {}
     beside = folder / "weakened"
     beside.mkdir()
-    code = re.sub("(?<=from )(featurestore|trainer)", lambda room: module_name(room[0]), CODE[weakness])
+    code = re.sub(
+        "(?<=from )(featurestore|service|trainer)", lambda room: module_name(room[0]), CODE[weakness]
+    )
     (beside / "sitecustomize.py").write_text(code, "utf-8")
     return {"PYTHONPATH": str(beside)}
