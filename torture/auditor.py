@@ -70,6 +70,8 @@ class Auditor:
         self._pointer: Pointer | None = None
         # The one that answers, as far as that is decided.
         self._epoch = epoch
+        # Receipts that say `erased`.
+        self._erased_by: set[str] = set()
 
     async def watch(self) -> None:
         """Look at the store until cancelled."""
@@ -207,16 +209,16 @@ class Auditor:
 
     async def _erased(self) -> dict[str, set[float]]:
         """Return, of users whose receipt says so, the ratings that must not be anywhere."""
-        histories, found = self._checks.histories, dict[str, set[float]]()
-        gone = {user: set(values) for user, values in histories.gone.items()}
-        pending = {}
-        for receipt, user in list(self._checks.receipts.items()):
-            reply = await self._shared.caller.call("receipt", "GET", f"/receipts/{receipt}")
-            if not (reply.ok and reply.body["archive"] == "erased"):
-                pending[user] = receipt
-        for user in {*self._checks.receipts.values()} - pending.keys():
-            found[user] = gone.get(user, set())
-        return found
+        gone = {user: set(values) for user, values in self._checks.histories.gone.items()}
+        receipts, pending = list(self._checks.receipts.items()), set[str]()
+        for receipt, user in receipts:
+            if receipt not in self._erased_by:
+                reply = await self._shared.caller.call("receipt", "GET", f"/receipts/{receipt}")
+                if reply.ok and reply.body["archive"] == "erased":
+                    self._erased_by.add(receipt)
+                else:
+                    pending.add(user)
+        return {user: gone.get(user, set()) for _, user in receipts if user not in pending}
 
     async def _search(self, gone: set[str]) -> None:
         """Look for users who are gone for good in all files."""
@@ -292,6 +294,9 @@ class Auditor:
                 while status not in {200, 404}:
                     reply = await self._shared.caller.call("GET document", "GET", path, replica=replica)
                     status = reply.status
+            if path.split("/")[2] in self._shared.retired:
+                # Once is enough: there are more and more of them.
+                del self._checks.documents.fields[path]
 
     async def _next_generation(self, verified: Verified) -> None:
         """Refit, and look whether the generation has seen all events of all users."""

@@ -40,7 +40,9 @@ class Caller:
         self._log = log.open("a", encoding="utf-8")
         self._checks = checks
         self._number = 0
-        self._write(0, time.monotonic(), "begun", seed=checks.report.seed, store=checks.report.kind)
+        report = checks.report
+        begun = {"seed": report.seed, "kind": report.kind, "began": report.began}
+        self._write(0, time.monotonic(), "begun", **begun)
 
     def close(self) -> None:
         """Close the log."""
@@ -113,7 +115,7 @@ def judge(log: Path) -> Report:
                     break
                 match line := json.loads(text):
                     case {"begun": begun, "clock": now}:
-                        report = Report(begun["seed"], begun["store"], now, lambda: now)
+                        report = Report(clock=lambda: now, **begun)
                         checks = Checks(report)
                     case {"turned": turned, "clock": now}:
                         checks.turned(turned["turn"], now)
