@@ -1,6 +1,6 @@
 """Calls of the API, each written to a log when it is sent and when it is answered, and checked.
 
-Invariant: the log has all that the checks have been told, in its order: `judge` finds the same in it.
+Invariant: the log has all that the checks have been told, in its order: `judge_log` finds the same in it.
 """
 
 import asyncio
@@ -102,7 +102,7 @@ class Caller:
         self._log.write(json.dumps(line) + "\n")
 
 
-def judge(log: Path) -> Report:
+def judge_log(log: Path) -> Report:
     """Check the answers of a log again; return what was found. Raises CannotStartError for what is none."""
     now = 0.0
     report = Report(1, clock=lambda: now)

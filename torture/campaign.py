@@ -20,7 +20,7 @@ from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from processes.errors import CannotStartError, StackFailedError
 from processes.settings import choice, data_path, real, setting, whole
 from torture.auditor import BACK, Auditor
-from torture.calls import Caller, judge, open_session
+from torture.calls import Caller, judge_log, open_session
 from torture.checks import Checks
 from torture.clients import SESSIONS, Operator, Session, Shared
 from torture.faults import FAULTS, Scene, names_of
@@ -77,7 +77,7 @@ def run_torture(options: TortureOptions) -> int:
     if options.task is not None:
         if options.calls is None:
             raise CannotStartError("say which log: judge CALLS")
-        report = judge(options.calls)
+        report = judge_log(options.calls)
         print("\n".join(report.lines()))
         return int(bool(report.violations))
     folder = options.data or Path(tempfile.mkdtemp(prefix="foldin-torture-"))
