@@ -232,6 +232,8 @@ class Auditor:
             for path, users in (await asyncio.to_thread(files_with, gone, folders)).items():
                 where = path.relative_to(self._stack.folder)
                 self._report.violated(FILES, f"{where} has {sorted(users)[:3]}, whose receipts say erased")
+                # Told once.
+                self._shared.retired -= users
 
     async def checkpoint(self) -> None:
         """Let all come to rest after the last fault, check everything, and go on."""
