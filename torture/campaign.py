@@ -21,7 +21,7 @@ from processes.errors import CannotStartError, StackFailedError
 from processes.settings import choice, data_path, real, setting, whole
 from torture.auditor import BACK, Auditor
 from torture.calls import Caller, judge_log, open_session
-from torture.checks import Checks
+from torture.checks import CONTEXT_FIELD, Checks
 from torture.clients import SESSIONS, Operator, Session, Shared
 from torture.faults import FAULTS, Scene, names_of
 from torture.report import Report
@@ -132,6 +132,7 @@ async def torture(
     async with running_stack(folder, environment, weakness, kind=kind) as stack:
         store = await Store.open(stack.settings.store, hot=False)
         try:
+            await store.contexts.tell([CONTEXT_FIELD])
             async with open_session() as session:
                 checks = Checks(report)
                 caller = Caller(session, stack.urls, folder / "calls.jsonl", checks)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
+from featurestore.ratings.context_schema import ContextField
 from torture.histories import LATE_S, Documents, Histories, Value
 from torture.report import Report
 
@@ -18,6 +19,8 @@ TOLD, DOCUMENT = "a rating has what was told with it", "documents are as they we
 HIDDEN = "no hidden or deleted item is in a list"
 # Values of ratings differ by so much at least.
 TICK = 1e-9
+# What is told with some ratings; it is named before the first.
+CONTEXT_FIELD = ContextField("mark", "number")
 # Answers that say: not now. With a code, and Retry-After.
 _LATER = {429, 503, 504, 507}
 # What else a call of its kind may be told.
@@ -245,4 +248,4 @@ def context_of(value: float) -> dict[str, float] | None:
     """Return what is told with a rating of this value: with one in three a number, which it decides."""
     ticks = round(value / TICK)
     # Exact as a float32.
-    return {"mark": ticks % 4096} if ticks % 3 == 0 else None
+    return {CONTEXT_FIELD.name: ticks % 4096} if ticks % 3 == 0 else None
