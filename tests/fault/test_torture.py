@@ -27,7 +27,7 @@ WEAKENED = {
     "no-sync": ("power cut", {READ, ARCHIVE, POINTER}),
     "no-counter-rule": ("SIGKILL of a worker", {GENERATION}),
     "archived-twice": ("SIGKILL of the trainers at a new segment", {ARCHIVE}),
-    "no-rewrite": ("SIGKILL amid an erasure", {FILES}),
+    "no-rewrite": ("SIGKILL of a worker", {FILES}),
 }
 
 
