@@ -187,6 +187,25 @@ int fdatasync(int fd)
     return NEXT(fdatasync)(fd);
 }
 
+/* What is written by way of memory is synced by its address. */
+int msync(void *start, size_t length, int flags)
+{
+    char line[PATH_MAX + 128], path[PATH_MAX];
+    unsigned long long first, end, asked = (uintptr_t)start;
+    FILE *maps = kept && (flags & MS_SYNC) ? fopen("/proc/self/maps", "re") : NULL;
+    while (maps && fgets(line, sizeof line, maps))
+        if (sscanf(line, "%llx-%llx %*s %*s %*s %*s %[^\n]", &first, &end, path) == 3 && first <= asked && asked < end) {
+            int fd = open(path, O_RDONLY | O_CLOEXEC);
+            if (fd >= 0) {
+                keep(fd);
+                close(fd);
+            }
+        }
+    if (maps)
+        fclose(maps);
+    return NEXT(msync)(start, length, flags);
+}
+
 /* A file that was cut and appended to has another end than the one that is kept: its rest alone is kept on. */
 static void cut(int folder, const char *path, off_t length)
 {

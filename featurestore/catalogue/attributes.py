@@ -116,7 +116,8 @@ class UserAttributes:
             expected = self._epochs.expected[partition]
             names = [keys.epochs(partition), keys.attributes(user_id), keys.attributes_list(partition)]
             for epoch in map(int, expected.split(b",")):
-                names += [keys.forgotten(epoch, partition), keys.user(epoch, user_id)]
+                names += [keys.counts(epoch, partition), keys.forgotten(epoch, partition)]
+                names.append(keys.user(epoch, user_id))
             before = None if data is None else self._read(user_id, data)
             after = change(before)
             if before is None and after is None:

@@ -1177,10 +1177,11 @@ local function outdate(user)
   end
 end
 
--- keys: epochs, attributes of a user, list of users with attributes, then for each epoch: forgotten, user. args: expected
--- epochs, SHA-1 of what they were, what they become ('': none), digest, id. Since when they are these stands beside them, so that an erasure that is seen
--- through later leaves what came after it, and beside the records (`described`), where it never falls: a record that
--- rests on earlier ones is refused.
+-- keys: epochs, attributes of a user, list of users with attributes, then for each epoch: counts, forgotten, user. args:
+-- expected epochs, SHA-1 of what they were, what they become ('': none), digest, id. Since when they are these stands
+-- beside them, after every user of the partition who was forgotten before, whatever the clock says, so that an erasure
+-- that is seen through later leaves what came after it; and beside the records (`described`), where it never falls: a
+-- record that rests on earlier ones is refused.
 local function put_attributes(keys, args)
   local epochs = redis.call('GET', keys[1]) or ''
   if epochs ~= args[1] then
@@ -1190,15 +1191,17 @@ local function put_attributes(keys, args)
     return { 'CHANGED' }
   end
   local since = now_ms()
-  for at = 4, #keys, 2 do
+  for at = 4, #keys, 3 do
     -- These raise before any write where a key has the wrong type.
-    redis.call('HLEN', keys[at])
-    since = math.max(since, tonumber(redis.call('HGET', keys[at + 1], 'described') or '0') + 1)
+    redis.call('HLEN', keys[at + 1])
+    for _, before in ipairs({ redis.call('HGET', keys[at], 'floor'), redis.call('HGET', keys[at + 2], 'described') }) do
+      since = math.max(since, tonumber(before or '0') + 1)
+    end
   end
-  for at = 4, #keys, 2 do
-    local user = keys[at + 1]
+  for at = 4, #keys, 3 do
+    local user = keys[at + 2]
     if redis.call('HEXISTS', user, 'n') == 0 then
-      make_known(user, keys[at], args[4])
+      make_known(user, keys[at + 1], args[4])
     end
     redis.call('HSET', user, 'described', whole(since))
     outdate(user)

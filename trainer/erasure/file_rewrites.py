@@ -1,5 +1,6 @@
 """Have the store write its files anew, so that they have nothing of users who were erased. Invariant: one
-waits here until a rewrite has ended that began after the call, with no trace left in the streams.
+waits here until a rewrite has ended that began after the call, with no trace left in the streams, and with
+no history left in the store that was replaced before.
 
 A rewrite costs the store a copy of all that it has: many erasures share one, and between two the store rests.
 """
@@ -14,7 +15,7 @@ from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
 from trainer.erasure.together import Together
-from trainer.erasure.waiting import FILES, FILES_BUSY, FILES_REFUSED, FILES_ROOM, STREAMS
+from trainer.erasure.waiting import FILES, FILES_BUSY, FILES_REFUSED, FILES_ROOM, REPLACED, STREAMS
 from trainer.retry import with_retries
 
 # Erasures that come together, as those of a script, share a rewrite; one alone waits no longer for it.
@@ -89,6 +90,11 @@ class FileRewrites:
             try:
                 pointer = await with_retries(self._store.generations.live)
                 epochs = {pointer.epoch, pointer.pending} - {0}
+                # What was replaced may name them in any of its keys, and goes as a whole.
+                if await with_retries(self._store.generations.epochs) - epochs:
+                    self.waits_for = REPLACED
+                    await asyncio.sleep(_LOOK_S)
+                    continue
                 if await with_retries(self._store.files.renew_streams, epochs):
                     return
             except StoreError as exc:

@@ -4,6 +4,7 @@ import asyncio
 
 from featurestore.catalogue.catalogue import NO_VERSION
 from featurestore.catalogue.item import CatalogueItem
+from featurestore.keys import partition_of
 from featurestore.store import Store
 
 
@@ -32,3 +33,13 @@ async def test_changes_of_one_item_at_a_time_lose_nothing(store: Store) -> None:
     item = await store.catalogue.get(b"a")
     assert item is not None
     assert item.attributes == {"count": 5.0}
+
+
+async def test_attributes_that_come_after_an_erasure_stay_whatever_the_clock_says(store: Store) -> None:
+    user, ahead_ms = b"ann", await store.time_ms() + 600_000
+    counts = store.keys.counts(1, partition_of(user, store.keys.partitions))
+    # As a user leaves it who was forgotten while the clock was ahead.
+    await store.redis.hset(counts, "floor", ahead_ms)
+    await store.attributes.change(user, lambda _: {"age": 30.0})
+    await store.attributes.erase(1, user, ahead_ms)
+    assert await store.attributes.stored([user]) == [b'{"age":30.0}']

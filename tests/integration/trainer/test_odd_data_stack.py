@@ -21,12 +21,7 @@ from tests.support.waiting import wait_until_async
 
 # In one call: of the heavy user's ratings so many say as much as all.
 MOST = 4_000
-HALF_STEPS = (
-    "inference.compiled.backend",
-    "ranking.training",
-    "ranking.half_steps",
-    "ranking.selection.search",
-)
+RANKING = ("ranking.training", "ranking.half_steps", "ranking.selection.search")
 COLUMNS = ("user_id", "item_id", "rating", "timestamp")
 
 
@@ -91,7 +86,7 @@ async def test_what_is_odd_is_published_and_answers(
     name: str, half_step: str, store_server: StoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = 1 if half_step == "compiled" else 10**9
-    for module in HALF_STEPS:
+    for module in ("inference.compiled.backend", *RANKING):
         monkeypatch.setattr(f"factors.{module}.MANY_RATINGS", many)
     compiled = Mock(wraps=LoopBackend)
     monkeypatch.setattr("factors.inference.compiled.backend.LoopBackend", compiled)

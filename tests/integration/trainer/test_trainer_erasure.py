@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -25,7 +26,9 @@ from tests.support.traces import traces
 from tests.support.trainers import archived, crashed_at, fitted, running_trainer, until_drained
 from tests.support.waiting import wait_until_async
 from trainer.archive.epoch_archive import EpochArchive, Until
+from trainer.commands import CommandHandler
 from trainer.settings import TrainerSettings
+from trainer.upkeep import Upkeep
 
 pytestmark = pytest.mark.usefixtures("quick_rounds")
 USER = "erase me, Ünïcode Ω, " + "0f8a71c3" * 12
@@ -226,3 +229,35 @@ async def test_many_erasures_share_a_pass_and_nothing_waits_for_it(
     left = {(user, item): rating for user, _, item, rating in archived(settings)}
     came_back = {(user.decode(), "i2"): 4.0 for user in [*users, b"new"]}
     assert left == came_back | {("stays", "i1"): 3.0}
+
+
+async def test_a_history_that_was_replaced_meanwhile_leaves_the_store_first(
+    settings: TrainerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archived_to_its_end, replaced, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    erase, remove = CommandHandler._erase, Upkeep._remove
+
+    async def erase_before(*given: Any) -> None:
+        await erase(*given)
+        archived_to_its_end.set()
+        await replaced.wait()
+
+    async def remove_later(*given: Any, **more: Any) -> None:
+        await left.wait()
+        await remove(*given, **more)
+
+    monkeypatch.setattr(CommandHandler, "_erase", erase_before)
+    monkeypatch.setattr(Upkeep, "_remove", remove_later)
+    async with running_trainer(settings), stack(settings) as (store, client):
+        await store.ratings.append([*GIVEN, *RATED])
+        await fitted(store)
+        epoch = await store.epochs.begin()
+        await store.ratings.append([*GIVEN], epoch=epoch)
+        receipt = await forgotten(client)
+        await archived_to_its_end.wait()
+        await fitted(store, "epoch", epoch)
+        replaced.set()
+        await until_it_waits(client, receipt, "a history that was replaced")
+        left.set()
+        await until_erased(client, receipt)
+        assert traces(tmp_path, ID, RATED) == {}

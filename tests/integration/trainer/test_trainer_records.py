@@ -24,9 +24,8 @@ from trainer.threads import Threads
 # Three batches of a few calls each: on a busy machine a process that gives way waits for a core at each call.
 USERS = 60
 USERS_AT_ONCE = 24
+HOW = ("lives", "is killed")
 MODEL = make_model()
-# A process that gives way gets next to nothing of a busy machine.
-SLOW = pytest.mark.slow
 
 
 @pytest.fixture
@@ -75,8 +74,9 @@ async def check_records(store: Store, result: FitResult, number: int) -> None:
     np.testing.assert_array_equal(vectors, result.users[:-1])
 
 
+# A process that gives way gets next to nothing of a busy machine.
 @pytest.mark.parametrize(
-    "how", ["does not start", *(pytest.param(each, marks=SLOW) for each in ("lives", "is killed"))]
+    "how", ["does not start", *(pytest.param(each, marks=pytest.mark.slow) for each in HOW)]
 )
 async def test_a_process_writes_the_records_of_many_and_the_trainer_what_that_one_does_not(
     store: Store, started: list[record_process.RecordProcess], monkeypatch: pytest.MonkeyPatch, how: str

@@ -162,13 +162,13 @@ def test_choices_that_find_the_newest_events_worse_do_not_follow(
 ) -> None:
     given = clusters(3)
     rng, later = np.random.default_rng(5), np.arange(len(given.value)) % 16 >= 10
-    shape: tuple[int, int] = (MANY_USERS, MANY_ITEMS)
-    live = fit_ranking(given.take(~later), *shape, rng=rng).head
+    live = fit_ranking(given.take(~later), MANY_USERS, MANY_ITEMS, rng=rng).head
     others = replace(choices_of(live.parameters), gamma=0.0, decided=len(later))
     if senseless:
         others = replace(others, sparse_weight=0.0, ridge=1e4)
     monkeypatch.setattr(ranking_fit, "choose", lambda *_, **__: (others, {}))
-    found = fit_ranking(given, *shape, rng=rng, start=live, unlearned=np.flatnonzero(later))
+    new = np.flatnonzero(later)
+    found = fit_ranking(given, MANY_USERS, MANY_ITEMS, rng=rng, start=live, unlearned=new)
     assert found.head.parameters.ridge == live.parameters.ridge
     assert found.head.parameters.decided == len(later)
     assert ("ranking_kept" in found.metrics) == senseless
