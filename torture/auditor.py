@@ -334,10 +334,18 @@ class Auditor:
             if any([write.known for write in writes])
         ]
         found = await self._store.users.lookup(live, [user.encode() for user in users])
-        if lost := [users[at] for at in {*found.behind, *np.flatnonzero(found.n == 0).tolist()}]:
+        behind = [users[at] for at in {*found.behind, *np.flatnonzero(found.n == 0).tolist()}]
+        if lost := [user for user in behind if not await self._is_ahead(pointer.epoch, user)]:
             self._report.violated(
                 NEXT, f"generation {pointer.generation} has not seen all of {sorted(lost)[:5]}"
             )
+
+    async def _is_ahead(self, epoch: int, user: str) -> bool:
+        """Say whether attributes of a user were put while the clock was ahead of what it is: until it comes
+        there no fit writes a record of that user, but the first reader.
+        """
+        described = await self._store.redis.hget(self._store.keys.user(epoch, user.encode()), "described")
+        return int(described or 0) > await self._store.time_ms()
 
 
 def is_backwards(before: Pointer, now: Pointer, asked: Container[int]) -> bool:
