@@ -138,6 +138,8 @@ class Importer:
                 self._named = {each.name for each in known.named_fields}
             if self._options.on_bad == "refuse":
                 await self._check(rules)
+            # Where the file was checked, all of them, before anything is decided.
+            await self._name_fields(sink, rules)
             if sink.scale is None:
                 rules = await self._decided(sink, rules)
             began = time.monotonic()
@@ -250,7 +252,12 @@ class Importer:
         """Name the fields of the header that the target has not, before any row gives them."""
         fields = [each for each in rules.fields.schema.named_fields if each.name not in self._named]
         if fields:
-            await sink.name_fields(fields)
+            try:
+                await sink.name_fields(fields)
+            except CannotStartError as exc:
+                if not self._written:
+                    raise
+                raise ImportStoppedError(self.how_to_go_on(str(exc))) from exc
             self._named |= {each.name for each in fields}
 
     async def _write_batch(self, sink: Sink, batch: Batch, part: range, progress: ImportProgress) -> None:

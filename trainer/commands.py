@@ -37,7 +37,7 @@ _LOOK_S = 0.25
 _MENDED_S = 5.0
 # Someone who waits for a fit of minutes looks every second or two.
 _TELL_S = 1.0
-# More commands than services have open; those beyond wait in the stream, not as tasks.
+# More commands than services have open; those beyond wait in the stream, erasures as tasks of 2 KB.
 _AT_ONCE = 1_000
 
 T = TypeVar("T")
@@ -67,6 +67,7 @@ class CommandHandler:
         # When those were asked for that are taken and have no outcome yet, in milliseconds by the store's
         # clock, by their ids.
         self._open: dict[str, int] = {}
+        self._erasing = asyncio.Semaphore(_AT_ONCE)
         # What erasures wait for, by command. Of those without an entry for the files of the store.
         self._waits: dict[str, str] = {}
 
@@ -97,9 +98,12 @@ class CommandHandler:
                     if command.kind == "epoch":
                         self._epochs.claim(command.epoch)
                 for command in commands:
-                    await slots.acquire()
                     slot = ExitStack()
-                    slot.callback(slots.release)
+                    # Erasures have slots of their own: they may wait for a new history, whose command comes
+                    # behind them.
+                    if command.kind != "erase":
+                        await slots.acquire()
+                        slot.callback(slots.release)
                     group.create_task(self._handle(command, slot), name=f"command {command.kind}")
 
     async def _take_left(self, group: asyncio.TaskGroup) -> None:
@@ -149,7 +153,8 @@ class CommandHandler:
             elif kind == "epoch":
                 ending = await self._telling(command, self._begin_epoch(command.epoch), self._fitting)
             elif kind == "erase":
-                await self._erase_and_tell(command)
+                async with self._erasing:
+                    await self._erase_and_tell(command)
             elif kind == "take_back":
                 ending = await self._take_back(command)
             else:

@@ -57,7 +57,7 @@ export const OPERATIONS = {
   putSchema: {"method": "PUT", "path": "/schema", "positional": [], "fields": true, "again": true, "answer": "json"},
   deleteItemAttribute: {"method": "DELETE", "path": "/schema/items/{attribute}", "positional": ["attribute"], "again": true, "answer": "json"},
   deleteUserAttribute: {"method": "DELETE", "path": "/schema/users/{attribute}", "positional": ["attribute"], "again": true, "answer": "json"},
-  deleteContextField: {"method": "DELETE", "path": "/schema/context/{field}", "positional": ["field"], "again": true, "answer": "json"},
+  deleteContextField: {"method": "DELETE", "path": "/schema/context/{field}", "positional": ["field"], "answer": "json"},
   train: {"method": "POST", "path": "/train", "positional": [], "query": ["wait"], "fields": false, "waits": true, "answer": "json"},
   getTraining: {"method": "GET", "path": "/train/{receipt}", "positional": ["receipt"], "again": true, "answer": "json"},
   getGenerations: {"method": "GET", "path": "/generations", "positional": [], "again": true, "answer": "json"},

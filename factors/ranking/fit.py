@@ -80,14 +80,13 @@ def fit_ranking(
     how: dict[str, Any] = {"rng": rng, "threads": threads, "codes": codes}
     found = fit_with(by_user, n_items, settings, begin=begin, **how)
     if begin is None and start is not None and start.parameters.decided and unlearned is not None:
-        is_new = np.isin(by_user.source, unlearned)
-        newest = hold_out_newest(by_user, is_new, start, n_items, rng=rng, typed=typed)
+        newest = hold_out_newest(by_user, unlearned, start, n_items, rng=rng, typed=typed)
         tried = partial(fit_with, newest.known, n_items, settings, **how)
         if not may_follow(found.head, start, newest, lambda: tried().head):
             kept = replace(choices_of(start.parameters), sweeps=_SWEEPS, decided=settings.decided)
             settings = replace(kept, types=() if typed is None else typed.types)
             found = fit_with(by_user, n_items, settings, begin=start.items, **how)
-            figures["ranking_kept"] = 1.0
+            figures = {"ranking_kept": 1.0}
     found = replace(found, metrics=figures)
     if attributes is not None:
         users_of, _ = events_of_users(by_user, settings, codes)

@@ -72,7 +72,8 @@ class Dump(msgspec.Struct, frozen=True):
     scenarios: dict[str, str] = {}
     event_types: list[EventType] = []
     default_scenario: str | None = None
-    contexts: list[ContextField] = []
+    # By this name since their rows have one width: those of before are not read as such.
+    contexts: list[ContextField] = msgspec.field(name="context_places", default_factory=list)
     experiments: dict[str, Definition] = {}
     keys: dict[str, str] = {}
     version: str = ""
@@ -233,7 +234,7 @@ class KeptDocuments:
             "scenarios": await self.scenarios.texts(),
             "event_types": [] if known == DEFAULT_TYPES else list(known),
             "default_scenario": await self.scenarios.default(),
-            "contexts": list((await self.contexts.fresh()).fields),
+            "context_places": list((await self.contexts.fresh()).fields),
             "experiments": await self.experiments.definitions(),
             "keys": await self.access.texts(),
         }

@@ -23,7 +23,6 @@ from factors import Float32s, Float64s, Int64s
 MAX_FIELDS = 64
 # Of an entry without a field: item row, time, k.
 LEAST_BYTES = 16
-MOST_BYTES = LEAST_BYTES + 4 * MAX_FIELDS
 _FOOT = LEAST_BYTES // 4
 _WORD = np.dtype("<u4")
 # Odd: item rows and owners spread over all bits of the keys (multiples of 2^64 over the golden ratio, and of

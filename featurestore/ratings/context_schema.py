@@ -128,9 +128,10 @@ class ContextSchema:
         """
         for row, values in enumerate(given):
             for name, value in (values or {}).items():
+                if value is None:
+                    continue
                 place = self._place(name, row)
-                blank = isinstance(value, str) and self.kinds[place] == "category" and not value.strip()
-                if value is not None and not blank:
+                if not (isinstance(value, str) and self.kinds[place] == "category" and not value.strip()):
                     yield row, place, value
 
     def _place(self, name: str, row: int | None = None) -> int:
@@ -234,20 +235,28 @@ class ContextSchema:
         return self if tuple(fields) == self.fields else ContextSchema(tuple(fields))
 
     def recoded(self, rows: Float32s, source: "ContextSchema") -> Float32s:
-        """Return rows (n, k') of another store's schema as rows (n, k) of this one, without the fields that
-        this one does not name (`merged`).
+        """Return rows (n, k') of another schema as rows (n, k) of this one, which is `merged` with it. What
+        is deleted in either stays where both have it at one place, as those of one store have: so that
+        ratings of both compare.
         """
         table = np.full((len(rows), len(self.fields)), np.nan, dtype=np.float32)
-        for field, column in zip(source.fields, rows.T, strict=False):
+        for at, (field, column) in enumerate(zip(source.fields, rows.T, strict=False)):
+            same = at < len(self.fields) and (self.fields[at].name, self.fields[at].kind) == (
+                field.name,
+                field.kind,
+            )
             place = None if field.deleted else self._places.get(field.name)
+            if place is None and same:
+                place = at
             if place is None:
                 continue
             if field.kind == "number":
                 table[:, place] = column
             else:
-                codes = np.array([self._codes[place][text] for text in field.categories], dtype=np.float32)
-                known = np.isin(column, np.arange(len(codes)))
-                table[known, place] = codes[column[known].astype(np.int64)]
+                known = self._codes[place]
+                codes = np.array([known.get(text, np.nan) for text in field.categories], dtype=np.float32)
+                told = np.isin(column, np.arange(len(codes)))
+                table[told, place] = codes[column[told].astype(np.int64)]
         return table
 
 

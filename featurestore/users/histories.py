@@ -22,7 +22,7 @@ import numpy as np
 from factors import RECENT, SAMPLED, Int32s, Int64s, sample_order
 from featurestore import codecs
 from featurestore.codecs import ENTRY_BYTES, History
-from featurestore.contexts.codec import MOST_BYTES
+from featurestore.contexts.codec import LEAST_BYTES
 from featurestore.errors import StoreUnavailable
 from featurestore.keys import Keys, whole
 from featurestore.wire.connection import Connection
@@ -32,8 +32,8 @@ from featurestore.wire.resp import ReplyError
 # 60 KB, which the store copies in some 10 microseconds; what came since a sample fits, and the latest that
 # count.
 ANSWER_ENTRIES = 3 * RECENT
-# Of the latest contexts at least as many: 455 KB where all have 32 fields.
-ANSWER_CONTEXT_BYTES = ANSWER_ENTRIES * MOST_BYTES
+# As many of the latest contexts where there are 32 fields, 442 KB; fewer with those that were deleted.
+ANSWER_CONTEXT_BYTES = ANSWER_ENTRIES * (LEAST_BYTES + 4 * 32)
 # Seldom enough to be no work beside the ratings, often enough that the entries since are few.
 RENEW_EVENTS = RECENT
 # Half of them may be among the latest, or taken back, before others would be wanted in their place.

@@ -55,6 +55,8 @@ class FileFields:
             refuse(there, lambda _: f"{role}: {why}")
         elif kind == "category":
             texts = column.filter(pa.array(there)).unique().to_pylist()
+            if not self._lacks_room(ContextField(name, kind, tuple(texts))):
+                return column
             wrong = {
                 text: why for text in texts if (why := self._lacks_room(ContextField(name, kind, (text,))))
             }

@@ -392,6 +392,8 @@ async def _delete_attribute(request: web.Request, kind: Kind) -> web.StreamRespo
     _DELETED,
     needs="operate",
     operation_id="deleteContextField",
+    # The name is free after it: a second call might delete another field.
+    repeatable=False,
 )
 async def delete_context_field(request: web.Request) -> web.StreamResponse:
     """Delete a field of contexts, and free its name: what ratings have of it is neither shown nor learned."""

@@ -61,6 +61,8 @@ class FileRewrites:
                 now = await with_retries(self._store.files.states)
                 if before is None and not any(each.busy for each in now):
                     before = now
+                    # What was waited for until now has cost the store nothing.
+                    self._runs.begins()
                 if before is not None and {each.run for each in now} != {each.run for each in before}:
                     return False
                 step = "wait" if before is None else next_step(before, now)

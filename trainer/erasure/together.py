@@ -21,7 +21,8 @@ class _Batch(Generic[T]):
 
 class Together(Generic[T]):
     """Runs `work` for all that is wanted, one run after the other. Between two it rests `rest` times as long
-    as the last one took, so that runs take 1 / (1 + rest) of the time at most, and `gather_s` at least.
+    as the last one took, or since it said that it `begins`, so that runs take 1 / (1 + rest) of the time at
+    most, and `gather_s` at least.
     """
 
     def __init__(
@@ -31,8 +32,12 @@ class Together(Generic[T]):
         self._rest = rest
         self._gather_s = gather_s
         self._turn = asyncio.Lock()
-        self._rests_until = 0.0
+        self._rests_until = self._began_at = 0.0
         self._next = _Batch[T]()
+
+    def begins(self) -> None:
+        """Say that the run has waited until now, and works from here on."""
+        self._began_at = time.monotonic()
 
     async def run(self, wanted: T) -> None:
         """Return when a run has ended that began after this call. Raises the `StoreError` or
@@ -45,12 +50,12 @@ class Together(Generic[T]):
                 await asyncio.sleep(max(self._gather_s, self._rests_until - time.monotonic()))
                 if batch is self._next:
                     self._next = _Batch()
-                began_at = time.monotonic()
+                self._began_at = time.monotonic()
                 try:
                     await self._work(batch.wanted)
                 except (StoreError, ArchiveFailedError) as exc:
                     batch.error = exc
-                self._rests_until = time.monotonic() + self._rest * (time.monotonic() - began_at)
+                self._rests_until = time.monotonic() + self._rest * (time.monotonic() - self._began_at)
                 batch.ended = True
         if batch.error is not None:
             raise batch.error

@@ -6,18 +6,21 @@ from collections.abc import Callable
 
 import numpy as np
 
+from factors.errors import FactorsError
 from factors.inference.histories import Compressed
-from factors.model.types import Bools, Float32s, Float64s
+from factors.model.types import Float32s, Float64s, Int64s
 from factors.ranking.head import RankingHead
 from factors.ranking.selection.held_out import LEAST_WANTED, SHORT, HeldOut, Typed
 
 # Two fits of the same events that began differently share nine of ten.
 _ALIKE = 0.5
+# Scores that are in memory at once: 8 MB of each head.
+_SCORES = 1 << 21
 
 
 def hold_out_newest(
     by_user: Compressed,
-    unlearned: Bools,
+    unlearned: Int64s,
     live: RankingHead,
     n_items: int,
     *,
@@ -25,12 +28,13 @@ def hold_out_newest(
     typed: Typed | None,
 ) -> HeldOut:
     """Hold out the newest of the events (n,), of items that the live head has: the newer half of those that
-    it has not learned, as `unlearned` (n,) says, or all of them where they have no times.
+    it has not learned, whose sources are `unlearned` (m,). Of those of one time, or without, some at random;
+    and never more, for what is tried learns the others.
     """
-    held = unlearned & (by_user.other < len(live.items))
-    times = by_user.time[held]
-    if len(times) and not np.isnan(times).any():
-        held[held] = times >= np.median(times)
+    new = np.flatnonzero(np.isin(by_user.source, unlearned) & (by_user.other < len(live.items)))
+    order = np.lexsort((rng.random(len(new)), np.nan_to_num(by_user.time[new])))
+    held = np.zeros(len(by_user.other), dtype=np.bool_)
+    held[new[order[(len(new) + 1) // 2 :]]] = True
     return HeldOut.of(by_user, n_items, held, rng, typed)
 
 
@@ -40,14 +44,33 @@ def may_follow(
     """Return whether lists of `found` are not surely worse than those of the `live` head, and much like them
     or surely better. `tried`: fits a head as `found` is, without the `newest` events.
     """
-    if not len(newest.users):
+    if not len(newest.users) or not len(newest.known.other):
         return True
-    scores = (_scores(head, newest, len(live.items)) for head in (found, live))
-    is_alike = _common(*scores) >= _ALIKE
+    n_items = len(found.items)
+    common, before = _beside(found, live, newest, n_items)
     if len(newest.row) < LEAST_WANTED:
-        return is_alike
-    own, other = (newest.quality(_scores(head, newest, len(found.items))) for head in (tried(), live))
-    return surely_better(own, other) or (is_alike and not surely_better(other, own))
+        return common >= _ALIKE
+    try:
+        _, own = _beside(live, tried(), newest, n_items)
+    except FactorsError:
+        # It says nothing: of the others too few are left.
+        return common >= _ALIKE
+    quality, other = newest.gained(own), newest.gained(before)
+    return surely_better(quality, other) or (common >= _ALIKE and not surely_better(other, quality))
+
+
+def _beside(head: RankingHead, other: RankingHead, newest: HeldOut, n_items: int) -> tuple[float, Int64s]:
+    """Return which part of the first `SHORT` items of lists by both heads is the same, and how many items
+    stand before each wanted one (m,) in those of the `other`. For few users at a time.
+    """
+    before, common, n_users = list[Int64s](), list[float](), len(newest.users)
+    size, both = max(1, _SCORES // n_items), min(len(head.items), len(other.items))
+    for start in range(0, n_users, size):
+        rows = slice(start, min(start + size, n_users))
+        scores = [_scores(each, newest, rows, n_items) for each in (head, other)]
+        common.append(_common(*(each[:, :both] for each in scores)) * (rows.stop - rows.start))
+        before.append(newest.before(scores[1], rows))
+    return sum(common) / n_users, np.concatenate(before)
 
 
 def surely_better(quality: Float64s, than: Float64s) -> bool:
@@ -56,16 +79,15 @@ def surely_better(quality: Float64s, than: Float64s) -> bool:
     return bool(gain.mean() > gain.std() / np.sqrt(len(gain)))
 
 
-def _scores(head: RankingHead, newest: HeldOut, n_items: int) -> Float32s:
-    """Return the relevance (u, n_items) to the users; what the head has not, or the user has chosen before,
-    is in no list.
+def _scores(head: RankingHead, newest: HeldOut, rows: slice, n_items: int) -> Float32s:
+    """Return the relevance (b, n_items) to the users `rows`; what the head has not, or the user has chosen
+    before, is in no list.
     """
-    histories, found = newest.histories, head.relevance(newest.histories)[:, :n_items]
+    histories = newest.histories.part(rows.start, rows.stop)
+    found = head.relevance(histories)[:, :n_items]
     scores = np.full((len(found), n_items), -np.inf, dtype=np.float32)
     scores[:, : found.shape[1]] = found
-    seen, users = histories.other_row, np.repeat(np.arange(len(found)), np.diff(histories.offsets))
-    inside = seen < n_items
-    scores[users[inside], seen[inside]] = -np.inf
+    scores[np.repeat(np.arange(len(found)), np.diff(histories.offsets)), histories.other_row] = -np.inf
     return scores
 
 

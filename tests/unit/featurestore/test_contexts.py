@@ -101,4 +101,5 @@ def test_a_field_that_is_deleted_leaves_its_place_and_frees_its_name() -> None:
     # What is put back from a copy names nothing anew that was deleted since.
     gone = before.without("device")
     assert gone.merged(before, keep_deleted=True) == gone
-    assert gone.recoded(np.array([[1, 5]], np.float32), before).tolist()[0][1] == 5
+    row = np.array([[1, 5]], np.float32)
+    assert gone.recoded(row, before).tolist() == before.recoded(row, gone).tolist() == row.tolist()

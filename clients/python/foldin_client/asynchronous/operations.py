@@ -1056,9 +1056,7 @@ class AsyncOperations(AsyncTransport):
 
         `DELETE /schema/context/{field}`; needs the role `operate`.
         """
-        return await self._ask(
-            Call("DELETE", f"/schema/context/{part(field)}", is_repeatable=True), models.SchemaBody
-        )
+        return await self._ask(Call("DELETE", f"/schema/context/{part(field)}"), models.SchemaBody)
 
     async def train(
         self,

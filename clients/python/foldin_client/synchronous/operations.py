@@ -1050,9 +1050,7 @@ class Operations(Transport):
 
         `DELETE /schema/context/{field}`; needs the role `operate`.
         """
-        return self._ask(
-            Call("DELETE", f"/schema/context/{part(field)}", is_repeatable=True), models.SchemaBody
-        )
+        return self._ask(Call("DELETE", f"/schema/context/{part(field)}"), models.SchemaBody)
 
     def train(
         self,
