@@ -15,7 +15,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from featurestore.ratings.context_schema import ContextField, ContextSchema
+from featurestore.ratings.context_schema import ContextField
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
 from tests.integration.conftest import settings_in
@@ -129,7 +129,7 @@ async def test_no_byte_is_left(server: StoreServer, settings: TrainerSettings, t
         await store.ratings.append([*GIVEN, *RATED[2:]], epoch=epoch)
         await fitted(store, "epoch", epoch)
         await store.ratings.append([*RATED[1:4], replace(RATED[4], rating=math.nan)])
-        await store.contexts.change(lambda _: ContextSchema((ContextField("depth", "number"),)))
+        await store.contexts.tell([ContextField("depth", "number"), ContextField("place", "category")])
         await store.attributes.change(ID, lambda _: {"born": "in Arrakeen", "worms": 8191.53125})
         told = np.array([77123.25], dtype=np.float32)
         await store.ratings.append([NewRating(ID, b"told", 4.0, RATED[0].time, context=told)])
