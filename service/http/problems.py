@@ -70,7 +70,7 @@ KINDS: Mapping[str, Kind] = {
     "invalid_body": Kind(422, "The body has a value that is not allowed"),
     "invalid_type": Kind(422, "An event type is not known, or not possible"),
     "invalid_context": Kind(422, "A context has a value that is not allowed"),
-    "unknown_context_field": Kind(422, "A context has a field that no rating has"),
+    "unknown_context_field": Kind(422, "A context has a field that was not named"),
     "invalid_rule": Kind(422, "A rule has a value that is not allowed"),
     "too_many_rows": Kind(422, "The body has more rows than one call takes"),
     "too_many_scenarios": Kind(422, "There are as many scenarios as there may be"),

@@ -173,7 +173,7 @@ class UnauthorizedError(KeyRefusedError):
 
 
 class UnknownContextFieldError(RefusedError):
-    """A context has a field that no rating has."""
+    """A context has a field that was not named."""
 
 
 class UnknownEventError(MissingError):
