@@ -52,7 +52,14 @@ from factors.ranking.side_attributes import (
     side_attributes_to_bytes,
 )
 from factors.ranking.training import RankingFit
-from factors.ranking.type_weights import TYPE_CODES, Meaning, TypeWeight, positive_sums, positive_worth
+from factors.ranking.type_weights import (
+    TYPE_CODES,
+    Meaning,
+    TypeWeight,
+    positive_sums,
+    positive_worth,
+    typed_items,
+)
 from factors.serving.bias_baseline import BiasBaseline, fit_biases
 from factors.serving.blended import Blended, BlendedRanker
 from factors.serving.explain import contributions, explain
@@ -165,4 +172,5 @@ __all__ = [
     "step_log_likelihood",
     "stored_width",
     "to_bytes",
+    "typed_items",
 ]

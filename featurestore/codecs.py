@@ -1,9 +1,8 @@
 """The bytes of records and histories. Invariant: what is read is exactly what was written, or
 `RecordCorrupt`.
 
-An event of another type than a rating is an entry like a rating's whose `item_row` has the code of the type
-in its highest bits; its `rating` is the value of the event. So every rule by which the last entry of an item
-wins keeps one entry for each type of an item. Little endian throughout; nothing is ever unpickled.
+An entry is an event: `type_code` 0 is a rating; the `rating` of another type is the value of the event. Of
+the entries of an item and a type the last one wins. Little endian throughout; nothing is ever unpickled.
 """
 
 import struct
@@ -16,12 +15,12 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from factors import TYPE_CODES, Float32s, Float64s, Histories, Int32s, Int64s, Scale, UInt8s
+from factors import TYPE_CODES, Float32s, Float64s, Histories, Int32s, Int64s, Scale, UInt8s, typed_items
 from featurestore.contexts import codec as context_codec
 
-ENTRY = struct.Struct("<Idd")
+ENTRY = struct.Struct("<IBdd")
 COUNTER = struct.Struct("<Q")
-ENTRY_BYTES = ENTRY.size  # 20
+ENTRY_BYTES = ENTRY.size  # 21
 CHECK = struct.Struct("<I")
 # Of bytes behind which their own CRC-32 stands, whatever they are.
 SOUND = 0x2144DF1C
@@ -32,15 +31,14 @@ _OUTDATED = COUNTER.pack(0)
 FORGOTTEN_ROW = 0xFFFFFFFF
 """The `item_row` of an event that says: this user was forgotten."""
 
-ENTRY_DTYPE = np.dtype([("item_row", "<u4"), ("rating", "<f8"), ("time", "<f8")])
+ENTRY_DTYPE = np.dtype([("item_row", "<u4"), ("type_code", "u1"), ("rating", "<f8"), ("time", "<f8")])
 # Seconds since 1970 beyond which a timestamp is no time: milliseconds by mistake pass, nanoseconds do not.
 MAX_TIMESTAMP = 1e15
 
-# 134 million items, beyond what an item table in memory can have; the 5 bits above them tell the type.
-ROW_BITS = 32 - (TYPE_CODES - 1).bit_length()
-MAX_ITEM_ROW = 2**ROW_BITS - 1
-# 0 is a rating. The last one stays free: `FORGOTTEN_ROW` would have it.
-MAX_TYPE_CODE = TYPE_CODES - 2
+# 134 million items, beyond what an item table in memory can have.
+MAX_ITEM_ROW = 2**32 // TYPE_CODES - 1
+# 0 is a rating.
+MAX_TYPE_CODE = TYPE_CODES - 1
 
 # A history is rewritten without what was superseded when that is more than half of it and worth the write.
 COMPACT_ENTRIES = 64
@@ -192,34 +190,23 @@ def unpack_records(records: Sequence[bytes], width: int) -> tuple[npt.NDArray[np
 def has_events(data: bytes) -> bool:
     """Say whether stored entries have any that is no rating; the rest of a torn one is not looked at."""
     entries = np.frombuffer(data, dtype=ENTRY_DTYPE, count=len(data) // ENTRY_BYTES)
-    return bool(entries["item_row"].max(initial=0) > MAX_ITEM_ROW)
+    return bool(entries["type_code"].any())
 
 
 def has_ratings(data: bytes) -> bool:
     """Say whether stored entries have any that is a rating, or takes one back."""
     entries = np.frombuffer(data, dtype=ENTRY_DTYPE)
-    return bool(entries["item_row"].min(initial=FORGOTTEN_ROW) <= MAX_ITEM_ROW)
+    return not entries["type_code"].all()
 
 
-def typed_rows(type_code: npt.NDArray[np.integer[Any]], item_row: npt.NDArray[np.integer[Any]]) -> Int64s:
-    """Return `item_row` (m,) as entries have it, with the code of each event's type (m,)."""
-    return (type_code.astype(np.int64) << ROW_BITS) | item_row.astype(np.int64)
+def rated_items(entries: npt.NDArray[Any]) -> Int64s:
+    """Return the item rows of `entries` (m,), by which contexts are found; -1 where one is no rating."""
+    return np.where(entries["type_code"] == 0, entries["item_row"].astype(np.int64), -1)
 
 
-def item_rows_of(stored: npt.NDArray[np.integer[Any]]) -> Int64s:
-    """Return the item rows (m,) of what entries have."""
-    rows: Int64s = stored.astype(np.int64) & MAX_ITEM_ROW
-    return rows
-
-
-def type_codes_of(stored: npt.NDArray[np.integer[Any]]) -> UInt8s:
-    """Return the codes of the types (m,) of what entries have; 0 is a rating."""
-    return (stored.astype(np.int64) >> ROW_BITS).astype(np.uint8)
-
-
-def pack_entry(item_row: int, rating: float, time: float) -> bytes:
-    """A history entry; a NaN `rating` takes the item's rating back."""
-    return ENTRY.pack(item_row, rating, time)
+def pack_entry(item_row: int, rating: float, time: float, type_code: int = 0) -> bytes:
+    """A history entry; a NaN `rating` takes the item's rating, or its event of this type, back."""
+    return ENTRY.pack(item_row, type_code, rating, time)
 
 
 def pack_history(history: History) -> bytes:
@@ -230,7 +217,8 @@ def pack_history(history: History) -> bytes:
     rated = np.ones(len(table), dtype=np.bool_)
     rated[event] = False
     for name, of_ratings, of_events in (
-        ("item_row", history.item_row, typed_rows(feedback.type_code, feedback.item_row)),
+        ("item_row", history.item_row, feedback.item_row),
+        ("type_code", 0, feedback.type_code),
         ("rating", history.rating, feedback.value),
         ("time", history.time, feedback.time),
     ):
@@ -268,7 +256,10 @@ def unpack_history(data: bytes, scale: Scale) -> History:
     if rest:
         raise RecordCorrupt(f"{len(data)} bytes are no entries of {ENTRY_BYTES}")
     table = np.frombuffer(data, dtype=ENTRY_DTYPE, count=whole)
-    items = table["item_row"]
+    items, codes = table["item_row"], table["type_code"]
+    typed = codes.any()
+    if typed:
+        items = typed_items(items, codes)
     # Stable, so that of the entries of an item the last written stands last.
     order = items.argsort(kind="stable")
     ordered = items[order]
@@ -280,14 +271,13 @@ def unpack_history(data: bytes, scale: Scale) -> History:
     kept = kept[~np.isnan(kept["rating"])]
     if impossible(kept, scale).any():
         raise RecordCorrupt("an entry that no rating has")
-    # The rows ascend behind `ordered`: its end tells whether there is any other type.
-    if not whole or ordered[-1] <= MAX_ITEM_ROW:
+    if not typed:
         return _ratings_of(kept, NO_FEEDBACK)
-    rated = kept["item_row"] <= MAX_ITEM_ROW
+    rated = kept["type_code"] == 0
     events = kept[~rated]
     feedback = Feedback(
-        item_rows_of(events["item_row"]).astype(np.int32),
-        type_codes_of(events["item_row"]),
+        events["item_row"].astype(np.int32),
+        np.ascontiguousarray(events["type_code"]),
         np.ascontiguousarray(events["rating"]),
         np.ascontiguousarray(events["time"]),
         np.cumsum(rated)[~rated],
@@ -306,14 +296,13 @@ def _ratings_of(entries: npt.NDArray[Any], feedback: Feedback) -> History:
 
 def impossible(entries: npt.NDArray[Any], scale: Scale) -> npt.NDArray[np.bool_]:
     """Say of each of `entries` (m,) whether no rating of `scale`, and no other event, can have it."""
-    rating, time, row = entries["rating"], entries["time"], entries["item_row"]
+    rating, time, code = entries["rating"], entries["time"], entries["type_code"]
     # NaN is a rating that was taken back, and a time that is not known: no comparison holds for it.
     found: npt.NDArray[np.bool_] = (rating < scale.low) | (rating > scale.high)
-    other = row > MAX_ITEM_ROW
-    if other.any():
+    if code.any():
         # The value of an event is any number.
-        found = np.where(other, np.isinf(rating) | (type_codes_of(row) > MAX_TYPE_CODE), found)
-    found |= np.abs(time) > MAX_TIMESTAMP
+        found = np.where(code > 0, np.isinf(rating) | (code > MAX_TYPE_CODE), found)
+    found |= (entries["item_row"] > MAX_ITEM_ROW) | (np.abs(time) > MAX_TIMESTAMP)
     return found
 
 
@@ -332,9 +321,8 @@ def pack_feedback(histories: Sequence[History]) -> Histories:
     if not any(len(each.feedback) for each in histories):
         return pack_histories(histories)
     tables = [np.frombuffer(pack_history(each), dtype=ENTRY_DTYPE) for each in histories]
-    parts = [(item_rows_of(each["item_row"]), each["rating"], each["time"]) for each in tables]
-    codes = type_codes_of(np.concatenate([each["item_row"] for each in tables]))
-    packed = _compressed(parts)
+    packed = _compressed([(each["item_row"], each["rating"], each["time"]) for each in tables])
+    codes = np.concatenate([each["type_code"] for each in tables])
     return replace(packed, other_row=packed.other_row.astype(np.int32), type_code=codes)
 
 

@@ -19,7 +19,7 @@ from featurestore.keys import Keys, shown_key
 from featurestore.settings import DEFAULT_SCALE, format_scale, parse_scale
 
 # Grows when keys or bytes change so that versions before cannot read them.
-LAYOUT = b"1"
+LAYOUT = b"2"
 # `WAITAOF` came with it.
 OLDEST_REDIS = (7, 2)
 # The first release of its own; the one before was Redis 7.2 renamed.

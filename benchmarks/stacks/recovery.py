@@ -120,6 +120,7 @@ def _tables(options: Options, ratings: int) -> Iterator[pa.Table]:
             user=user,
             n=n,
             item_row=(n_items * rng.random(rows) ** 2).astype(np.int64),
+            type_code=np.zeros(rows, dtype=np.uint8),
             rating=0.5 * rng.integers(2, 11, rows).astype(np.float64),
             time=1.2e9 + start + np.arange(rows, dtype=np.float64),
         )

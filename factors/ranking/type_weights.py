@@ -11,16 +11,17 @@ An event of weight `w` is a term `w (x y - t)^2` of the squares that the head mi
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from factors.inference.histories import Compressed, compress_pairs
 from factors.model.types import Bools, Choices, Float32s, Float64s, Histories, Int64s, UInt8s
 
 Meaning = Literal["positive", "negative", "shown"]
 
-# Codes have five bits: stored entries have them above the row of the item.
+# Item and type make one number, which stays below 2^32 (`typed_items`).
 TYPE_CODES = 32
 # What a type counts where nothing chooses: what users did as much as a rating, what they saw hardly, as it
 # comes tenfold.
@@ -98,6 +99,13 @@ class TypeTable:
         return self.weight[own], self.target[own]
 
 
+def typed_items(item: npt.NDArray[np.integer[Any]], type_code: npt.NDArray[np.integer[Any]]) -> Int64s:
+    """Return a number for each item (m,) with its type (m,): by whatever it goes that an item stands once for
+    each type, the same for the same; negative where the item is.
+    """
+    return item.astype(np.int64) * TYPE_CODES + type_code
+
+
 def compress_types(histories: Histories, n_other: int, table: TypeTable) -> Compressed:
     """Return `histories` of all types with one event for each pair, see above; an entry whose row is not in
     the other table, of `n_other` rows, gets -1. Types that weigh nothing are left out.
@@ -118,7 +126,7 @@ def one_of_pairs(choices: Choices, n_rows: int, table: TypeTable, high: float = 
     The value of an event that is no rating is `high`.
     """
     # Each type of a pair once, the last one, unless that was taken back.
-    codes, key = choices.type_code, choices.item_row.astype(np.int64) * TYPE_CODES + choices.type_code
+    codes, key = choices.type_code, typed_items(choices.item_row, choices.type_code)
     each = compress_pairs(choices.user_row, key, choices.value, choices.time, n_rows)
     own, pair_other = codes[each.source], each.other // TYPE_CODES
     order = np.lexsort((each.source, table.rank[own], pair_other, each.row))
@@ -152,7 +160,7 @@ def positive_sums(histories: Histories, types: Sequence[TypeWeight]) -> Float32s
     if histories.type_code is None:
         return np.zeros((n_rows, 2), dtype=np.float32)
     row = np.repeat(np.arange(n_rows, dtype=np.int32), np.diff(histories.offsets))
-    key = histories.other_row.astype(np.int64) * TYPE_CODES + histories.type_code
+    key = typed_items(histories.other_row, histories.type_code)
     each = compress_pairs(row, key, histories.value, histories.time, n_rows)
     worth = positive_worth(types)[histories.type_code[each.source]]
     sums = [np.bincount(each.row, column, n_rows) for column in worth.T]

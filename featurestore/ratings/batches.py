@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from factors import Float32s, Float64s, Int64s, UInt8s
-from featurestore.codecs import ENTRY, ENTRY_BYTES, ENTRY_DTYPE, typed_rows
+from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, pack_entry
 from featurestore.contexts.codec import pack_entries as pack_context_entries
 from featurestore.keys import Keys, partition_of, partitions_of
 from featurestore.wire.functions import encode_packed_call
@@ -56,10 +56,6 @@ class Columns:
         context = None if self.context is None else self.context[rows]
         columns = self.user_id[rows], self.item_id[rows], self.rating[rows], self.time[rows]
         return Columns(*columns, codes, context=context)
-
-    def typed(self, item_row: Int64s) -> Int64s:
-        """Return the rows of the items (m,) as entries have them."""
-        return item_row if self.type_code is None else typed_rows(self.type_code, item_row)
 
     def ratings(self) -> "Columns":
         """Return the ratings among these events."""
@@ -141,9 +137,11 @@ def pack_entries(share: Share, item_row: Int64s, columns: Columns) -> list[bytes
     """The history entries of each user of a share. `item_row` int64 (m,): of each rating of the call."""
     if len(share.rows) == 1:
         row = share.rows[0]
-        return [ENTRY.pack(item_row[row], columns.rating[row], columns.time[row])]
+        code = 0 if columns.type_code is None else int(columns.type_code[row])
+        return [pack_entry(item_row[row], columns.rating[row], columns.time[row], code)]
     table = np.empty(len(share.rows), dtype=ENTRY_DTYPE)
     table["item_row"] = item_row[share.rows]
+    table["type_code"] = 0 if columns.type_code is None else columns.type_code[share.rows]
     table["rating"] = columns.rating[share.rows]
     table["time"] = columns.time[share.rows]
     data = table.tobytes()

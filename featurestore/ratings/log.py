@@ -230,10 +230,7 @@ class RatingsLog:
         return (
             expected,
             targets,
-            {
-                each: columns.typed(np.array(of, dtype=np.int64))
-                for each, of in zip(epochs, rows, strict=True)
-            },
+            {each: np.array(of, dtype=np.int64) for each, of in zip(epochs, rows, strict=True)},
         )
 
     async def _learned(
@@ -325,7 +322,7 @@ class RatingsLog:
         given, args = b"", list[bytes]()
         for epoch in epochs:
             registered = await self._registries.of(epoch).register(columns.item_id)
-            rows = columns.typed(np.array(registered, dtype=np.int64))
+            rows = np.array(registered, dtype=np.int64)
             contexts = []
             for start, piece in zip(starts, pieces, strict=True):
                 some, every = rows[start : start + KEPT_AT_ONCE], np.arange(len(piece))

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors import Float32s, Float64s, Int32s, Int64s
+from factors import Float32s, Float64s, Int32s, Int64s, UInt8s
 from featurestore.client import Client
-from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, FORGOTTEN_ROW, impossible, item_rows_of
+from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, FORGOTTEN_ROW, impossible, rated_items
 from featurestore.contexts import codec as contexts
 from featurestore.errors import EpochGone, StoreChanged, StoreDamaged, StoreError
 from featurestore.keys import Keys, shown_key, whole
@@ -38,8 +38,8 @@ class Events:
     """Rating events as columns, in stream order within a partition.
 
     `partition` int32 (m,); `stream_ms`, `stream_seq` int64 (m,): where the event is in its stream; `users`:
-    ids; `user` int64 (m,): position in `users`; `n` int64 (m,); `item_row` int64 (m,): the item's row with
-    the code of the event's type, as entries have it, `codecs.FORGOTTEN_ROW` where the user was forgotten;
+    ids; `user` int64 (m,): position in `users`; `n` int64 (m,); `item_row` int64 (m,), that of the
+    item, `codecs.FORGOTTEN_ROW` where the user was forgotten; `type_code` uint8 (m,), 0 for a rating;
     `rating` (NaN deletes), `time` float64 (m,). `more`: a partition gave as many entries as it was asked for,
     so others may wait. `context` float32 (m, k): what was told with each, NaN what was not; None where with
     none was anything.
@@ -52,6 +52,7 @@ class Events:
     user: Int64s
     n: Int64s
     item_row: Int64s
+    type_code: UInt8s
     rating: Float64s
     time: Float64s
     more: bool = False
@@ -63,8 +64,7 @@ class Events:
     @property
     def n_items(self) -> int:
         """One more than the highest item row; 0 without any."""
-        rows, named = item_rows_of(self.item_row), self.item_row != FORGOTTEN_ROW
-        return int(rows.max(initial=-1, where=named)) + 1
+        return int(self.item_row.max(initial=-1, where=self.item_row != FORGOTTEN_ROW)) + 1
 
     @property
     def last(self) -> dict[int, tuple[int, int]]:
@@ -281,6 +281,7 @@ class RatingsStream:
             user=found.user,
             n=found.n,
             item_row=found.table["item_row"].astype(np.int64),
+            type_code=np.ascontiguousarray(found.table["type_code"]),
             rating=found.table["rating"].astype(np.float64),
             time=found.table["time"].astype(np.float64),
             more=any(len(some) >= ask for _, some in streams),
@@ -357,7 +358,7 @@ def _contexts(
             owner += range(first, first + count)
         first += count
     every, of_entry = contexts.of_users(pieces, owner)
-    return contexts.match(table["item_row"], table["time"].astype(np.float64), every, (user, of_entry))
+    return contexts.match(rated_items(table), table["time"].astype(np.float64), every, (user, of_entry))
 
 
 def _pieces(field: bytes, count: int) -> list[bytes]:

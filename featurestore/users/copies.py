@@ -15,7 +15,7 @@ from featurestore.users.counter_rule import Profile, UserLookup
 
 # Records of 16,000 to 32,000 users at rank 8: those who asked last are most likely to ask next.
 RECORDS_BYTES = 24 * 2**20
-# Profiles are asked for recommendations alone; one has 20 bytes a rating.
+# Profiles are asked for recommendations alone; one has 21 bytes a rating.
 PROFILES_BYTES = 8 * 2**20
 # A longer history would take the place of many users.
 LONGEST_HISTORY = 2_000

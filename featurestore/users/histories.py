@@ -46,7 +46,7 @@ ATTEMPTS = 4
 CALLS_AT_ONCE = 256
 _HEAD = struct.Struct("<QqQ")
 # The first entry of a sample of ratings and events: as one that was taken back, it is in no history.
-_WITH_EVENTS = codecs.pack_entry(codecs.FORGOTTEN_ROW, float("nan"), 0.0)
+_WITH_EVENTS = codecs.pack_entry(codecs.FORGOTTEN_ROW, float("nan"), 0.0, codecs.MAX_TYPE_CODE)
 
 
 @dataclass(frozen=True, slots=True)

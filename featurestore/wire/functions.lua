@@ -4,7 +4,7 @@
 -- An answer is a list whose first element says how it went.
 
 -- Bytes of a history entry: `ENTRY` of featurestore/codecs.py.
-local ENTRY = 20
+local ENTRY = 21
 -- Bytes of an entry of contexts behind its numbers, of 4 bytes each: featurestore/contexts/codec.py.
 local FOOT = 16
 -- What a leader is told that was replaced: an error, so that no caller has to look for it.
@@ -20,30 +20,30 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
--- The entries of `blob` whose item is not in `history`.
+-- The entries of `blob` whose item and type are not in `history`.
 local function of_new_items(history, blob)
   local seen, kept = {}, {}
   for at = 1, #history, ENTRY do
-    seen[string.sub(history, at, at + 3)] = true
+    seen[string.sub(history, at, at + 4)] = true
   end
   for at = 1, #blob, ENTRY do
-    if not seen[string.sub(blob, at, at + 3)] then
+    if not seen[string.sub(blob, at, at + 4)] then
       kept[#kept + 1] = string.sub(blob, at, at + ENTRY - 1)
     end
   end
   return table.concat(kept)
 end
 
--- The entries of contexts whose item is in `history`. Each ends with how many numbers it begins with.
+-- The entries of contexts whose item is rated in `history`. Each ends with how many numbers it begins with.
 local function of_items(history, contexts)
   local seen, kept, stop = {}, {}, #contexts
   for at = 1, #history, ENTRY do
-    seen[string.sub(history, at, at + 3)] = true
+    seen[string.sub(history, at, at + 4)] = true
   end
   while stop >= FOOT do
     local foot = stop - FOOT + 1
     local first = math.max(1, foot - 4 * struct.unpack('<I4', contexts, stop - 3))
-    if seen[string.sub(contexts, foot, foot + 3)] then
+    if seen[string.sub(contexts, foot, foot + 3) .. '\0'] then
       kept[#kept + 1] = string.sub(contexts, first, stop)
     end
     stop = first - 1

@@ -11,8 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factors import TYPE_CODES, Float32s, Float64s, Int64s, UInt8s
-from featurestore.codecs import type_codes_of
+from factors import Float32s, Float64s, Int64s, UInt8s, typed_items
 from featurestore.contexts import codec as contexts
 from trainer.archive.events import contexts_of
 
@@ -46,8 +45,7 @@ class RatingEvents:
     @property
     def key(self) -> Int64s:
         """Return item and type of each event (m,) as one number: with the user, what a later one replaces."""
-        keys: Int64s = self.item * TYPE_CODES + self.type_code
-        return keys
+        return typed_items(self.item, self.type_code)
 
     def take(self, rows: Int64s | npt.NDArray[np.bool_]) -> "RatingEvents":
         """Some of the events, in this order, with the same codes."""
@@ -77,7 +75,7 @@ def of_tables(tables: Iterable[pa.Table]) -> RatingEvents:
     items, item_ids = _codes([table["item_id"] for table in tables])
     n, arrived, seq = (_numbers(tables, name, np.int64) for name in ("n", "stream_ms", "stream_seq"))
     rating, time = (_numbers(tables, name, np.float64) for name in ("rating", "time"))
-    codes = type_codes_of(_numbers(tables, "item_row", np.uint32))
+    codes = _numbers(tables, "type_code", np.uint8)
     # A rebuilt archive has the time when it was rebuilt in place of the number.
     arrived = np.where(arrived > 0, arrived, -seq)
     context = contexts.joined([(table.num_rows, contexts_of(table)) for table in tables])

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from factors import Float32s, Int64s
-from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, item_rows_of, type_codes_of
+from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, rated_items
 from featurestore.contexts import codec as contexts
 from featurestore.store import Store
 from featurestore.users.records import StoredUser
@@ -64,12 +64,12 @@ def _columns(users: list[StoredUser], item_ids: pa.StringArray) -> Histories:
         user_ids=string_array(user.user_id for user in users),
         item_ids=item_ids,
         user=owner,
-        item=item_rows_of(entries["item_row"]),
+        item=entries["item_row"].astype(np.int64),
         n=np.arange(len(entries)) - np.repeat(np.cumsum(counts) - counts, counts),
         rating=entries["rating"].astype(np.float64),
         time=entries["time"].astype(np.float64),
         arrived_ms=np.zeros(len(entries), dtype=np.int64),
-        type_code=type_codes_of(entries["item_row"]),
+        type_code=np.ascontiguousarray(entries["type_code"]),
         context=_contexts(users, owner, entries),
     )
     # A row beyond the registry is of no item; the store has lost it.
@@ -84,4 +84,4 @@ def _contexts(users: list[StoredUser], owner: Int64s, entries: npt.NDArray[Any])
     given = [k for k, user in enumerate(users) if user.contexts]
     every, of_entry = contexts.of_users([users[k].contexts for k in given], given)
     time = entries["time"].astype(np.float64)
-    return contexts.match(entries["item_row"], time, every, (owner, of_entry))
+    return contexts.match(rated_items(entries), time, every, (owner, of_entry))

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from factors import Int64s
 from featurestore.catalogue.dump import dump_from_bytes
-from featurestore.codecs import item_rows_of
 from featurestore.errors import StoreDamaged
 from featurestore.keys import digest_of
 from featurestore.store import Store
@@ -117,7 +116,7 @@ def _read(paths: Sequence[Location], progress: Progress) -> tuple[RatingEvents, 
         raise RecoveryStoppedError(f"{exc.path} is damaged ({exc.why}): the trainer rebuilds it") from exc
     except ArchiveFailedError as exc:
         raise RecoveryStoppedError(f"{exc}: run this again") from exc
-    rows = [np.zeros(0, np.int64), *[item_rows_of(table["item_row"].to_numpy()) for table in tables]]
+    rows = [np.zeros(0, np.int64), *[table["item_row"].to_numpy() for table in tables]]
     return of_tables(tables), np.concatenate(rows)
 
 

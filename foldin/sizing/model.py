@@ -16,8 +16,8 @@ from featurestore.settings import CLUSTER_PARTITIONS, PARTITIONS, STREAM_LIMIT
 
 # Of a user beside ratings and records, of a rating, and what a record takes beside its numbers (Redis 8.0,
 # ids of 12 bytes; Valkey takes less).
-USER, RATING, RECORD, RECORD_MORE = 260, 25, 12, 90
-ITEM, EVENT = 120, 85  # in the registry of items; one that waits for the trainer
+USER, RATING, RECORD, RECORD_MORE = 260, 26, 12, 90
+ITEM, EVENT = 120, 86  # in the registry of items; one that waits for the trainer
 # The live generation, the one to roll back to, and the one that is being written.
 GENERATIONS = 3
 # Of the ranking head of a large catalogue.

@@ -107,9 +107,9 @@ async def test_a_namespace_of_another_layout_is_refused_untouched(
     settings = StoreSettings(url=own_server.url, namespace="formats", partitions=2, timeout_s=30.0)
     await (await Store.open(settings)).close()
     redis: Any = Redis.from_url(own_server.url)
-    await redis.hset("formats:config", "layout", 2)
+    await redis.hset("formats:config", "layout", 1)
     before = {key: await redis.dump(key) for key in await redis.keys("*")}
-    says = "has layout 2, this version reads 1: use the version that wrote it"
+    says = "has layout 1, this version reads 2: use the version that wrote it"
     with pytest.raises(StoreRefused, match=says):
         await Store.open(settings)
     assert says in await refused(trainer_settings(settings, tmp_path / "archive"))

@@ -12,44 +12,44 @@ from featurestore.codecs import History
 from featurestore.users.histories import Look, due_after, pack_sample
 
 WIDE = Scale(-10.0, 10.0)
-# With the type of an event above the row of its item.
-ROWS = st.integers(0, 2**27 - 1)
-FEW_ROWS = st.builds(
-    lambda row, code: code << 27 | row, st.integers(0, 5), st.sampled_from([0, 0, 1, 16, 30])
-)
+# Items with the type of an event.
+ROWS = st.tuples(st.integers(0, 2**27 - 1), st.just(0))
+FEW_ROWS = st.tuples(st.integers(0, 5), st.sampled_from([0, 0, 1, 16, 31]))
+Pair = tuple[int, int]
 VALUES = st.one_of(st.floats(-10, 10), st.just(math.nan))
 TIMES = st.one_of(st.floats(0, 4e9), st.just(math.nan))
 ENTRIES = st.lists(st.tuples(st.one_of(FEW_ROWS, ROWS), VALUES, TIMES), max_size=60)
 
 
-def effective(entries: list[tuple[int, float, float]]) -> dict[int, tuple[float, float]]:
+def effective(entries: list[tuple[Pair, float, float]]) -> dict[Pair, tuple[float, float]]:
     """The rule by a dictionary; a re-rated item moves to the end."""
-    holds: dict[int, tuple[float, float]] = {}
-    for row, value, time in entries:
-        holds.pop(row, None)
+    holds: dict[Pair, tuple[float, float]] = {}
+    for pair, value, time in entries:
+        holds.pop(pair, None)
         if not math.isnan(value):
-            holds[row] = (value, time)
+            holds[pair] = (value, time)
     return holds
 
 
 @given(ENTRIES)
-def test_a_history_is_what_the_rule_says(entries: list[tuple[int, float, float]]) -> None:
-    found = codecs.unpack_history(b"".join([codecs.pack_entry(*entry) for entry in entries]), WIDE)
+def test_a_history_is_what_the_rule_says(entries: list[tuple[Pair, float, float]]) -> None:
+    stored = b"".join([codecs.pack_entry(row, value, at, code) for (row, code), value, at in entries])
+    found = codecs.unpack_history(stored, WIDE)
     expected = effective(entries)
-    rated = {row: pair for row, pair in expected.items() if row < 2**27}
+    rated = {row: said for (row, code), said in expected.items() if code == 0}
     assert found.item_row.tolist() == list(rated)
     np.testing.assert_array_equal(found.rating, [value for value, _ in rated.values()])
     np.testing.assert_array_equal(found.time, [time for _, time in rated.values()])
-    events = [(row, place) for place, row in enumerate(expected) if row >= 2**27]
+    events = [(pair, place) for place, pair in enumerate(expected) if pair[1]]
     feedback = found.feedback
-    assert feedback.item_row.tolist() == [row % 2**27 for row, _ in events]
-    assert feedback.type_code.tolist() == [row >> 27 for row, _ in events]
-    np.testing.assert_array_equal(feedback.value, [expected[row][0] for row, _ in events])
+    assert feedback.item_row.tolist() == [row for (row, _), _ in events]
+    assert feedback.type_code.tolist() == [code for (_, code), _ in events]
+    np.testing.assert_array_equal(feedback.value, [expected[pair][0] for pair, _ in events])
     assert feedback.place.tolist() == [place - k for k, (_, place) in enumerate(events)]
     # As the ranking head reads them, all are in their order.
     merged = codecs.pack_feedback([found, found])
-    codes = [row >> 27 for row in expected]
-    assert merged.other_row.tolist() == [row % 2**27 for row in expected] * 2
+    codes = [code for _, code in expected]
+    assert merged.other_row.tolist() == [row for row, _ in expected] * 2
     assert (codes * 2 if events else None) == (
         None if merged.type_code is None else merged.type_code.tolist()
     )
@@ -69,7 +69,7 @@ def test_records_are_read_as_written(counters: list[int], width: int) -> None:
 
 
 # Ratings, and events of two types, of thirty items.
-THIRTY = st.builds(lambda row, code: code << 27 | row, st.integers(0, 29), st.sampled_from([0, 0, 1, 2]))
+THIRTY = st.tuples(st.integers(0, 29), st.sampled_from([0, 0, 1, 2]))
 
 
 @given(
@@ -80,11 +80,11 @@ THIRTY = st.builds(lambda row, code: code << 27 | row, st.integers(0, 29), st.sa
     )
 )
 def test_a_sample_and_what_came_since_say_what_holds(
-    batches: list[tuple[list[tuple[int, float]], bool]],
+    batches: list[tuple[list[tuple[Pair, float]], bool]],
 ) -> None:
     stored, n, sample, latest = b"", 0, None, 8
     for batch, compacts in batches:
-        stored += b"".join([codecs.pack_entry(item, value, 0.0) for item, value in batch])
+        stored += b"".join([codecs.pack_entry(row, value, 0.0, code) for (row, code), value in batch])
         n += len(batch)
         # As `look` does, with answers of 24 entries.
         since = n - (int.from_bytes(sample[:8], "little") if sample else 0)
@@ -103,6 +103,6 @@ def test_a_sample_and_what_came_since_say_what_holds(
             stored = codecs.pack_history(truth)
 
 
-def _ratings(history: History) -> dict[int, float]:
+def _ratings(history: History) -> dict[Pair, float]:
     entries = np.frombuffer(codecs.pack_history(history), codecs.ENTRY_DTYPE)
-    return dict(zip(entries["item_row"].tolist(), entries["rating"].tolist(), strict=True))
+    return {(row, code): rating for row, code, rating, _ in entries.tolist()}

@@ -40,6 +40,7 @@ def event_table(
         user=np.arange(count),
         n=np.asarray(n, dtype=np.int64),
         item_row=items,
+        type_code=np.zeros(count, dtype=np.uint8),
         rating=np.asarray(rating, dtype=np.float64),
         time=np.full(count, time, dtype=np.float64),
         context=None if context is None else np.asarray(context, dtype=np.float32),

@@ -1,10 +1,9 @@
 """Rating events as columns. Invariant: a table of events is ordered within each partition by its stream id.
 
-The columns of an archived event are those of `SCHEMA`. `n` is the user's own count: of two events of a pair
-the one with the higher `n` is the later one. A NaN rating takes the pair back. `item_row` is what entries of
-histories have (`featurestore/codecs.py`): of an event of another type than a rating, the item's row with the
-code of that type in its highest bits, and of such a pair is each item once for each type. A table in which
-any event has a context has one more column (`featurestore/contexts/codec.py`).
+The columns of an archived event are those of `SCHEMA`. A pair is a user with an item and a type of events,
+`type_code`, 0 for a rating. `n` is the user's own count: of two events of a pair the one with the higher `n`
+is the later one. A NaN rating takes the pair back. A table in which any event has a context has one more
+column (`featurestore/contexts/codec.py`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factors import Bools, Float32s, UInt8s
-from featurestore.codecs import item_rows_of, type_codes_of, typed_rows
 from featurestore.contexts.codec import pack_cells, trimmed, unpack_cells
 from featurestore.ratings.stream import Events
 
@@ -28,6 +26,7 @@ SCHEMA = pa.schema(
         pa.field("n", pa.int64(), nullable=False),
         pa.field("item_row", pa.uint32(), nullable=False),
         pa.field("item_id", pa.string(), nullable=False),
+        pa.field("type_code", pa.uint8(), nullable=False),
         pa.field("rating", pa.float64(), nullable=False),
         pa.field("time", pa.float64(), nullable=False),
     ]
@@ -157,7 +156,7 @@ def new_events(
 
 def make_table(events: Events, item_ids: Sequence[bytes | None]) -> pa.Table:
     """Return events as a table of `SCHEMA`. `item_ids`: by item row; a row that it lacks has the empty id."""
-    rows, index = np.unique(item_rows_of(events.item_row), return_inverse=True)
+    rows, index = np.unique(events.item_row, return_inverse=True)
     size = len(item_ids)
     ids = [item_ids[row] or b"" if row < size else b"" for row in rows.tolist()]
     # Through numpy: no Python object for each number.
@@ -169,6 +168,7 @@ def make_table(events: Events, item_ids: Sequence[bytes | None]) -> pa.Table:
         "n": events.n,
         "item_row": events.item_row.astype(np.uint32),
         "item_id": string_array(ids).take(pa.array(index)),
+        "type_code": events.type_code,
         "rating": events.rating,
         "time": events.time,
     }
@@ -250,15 +250,15 @@ def in_registry(table: pa.Table, item_ids: pa.StringArray) -> pa.Table:
         encoded = encoded.combine_chunks()
     rows = pc.index_in(encoded.dictionary, value_set=item_ids).take(encoded.indices)
     position = table.schema.get_field_index("item_row")
-    found = rows.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    found = typed_rows(type_codes(table), found).astype(np.uint32)
-    table = table.set_column(position, SCHEMA.field("item_row"), pa.array(found))
+    found = rows.fill_null(0).cast(pa.uint32())
+    table = table.set_column(position, SCHEMA.field("item_row"), found)
     return table.filter(rows.is_valid()) if rows.null_count else table
 
 
 def type_codes(table: pa.Table) -> UInt8s:
     """Return the code of the type of each event (m,); 0 is a rating."""
-    return type_codes_of(table["item_row"].to_numpy())
+    codes: UInt8s = table["type_code"].to_numpy()
+    return codes
 
 
 def ratings_of(table: pa.Table) -> pa.Table:

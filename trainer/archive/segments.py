@@ -32,7 +32,7 @@ from trainer.errors import (
 
 METADATA_KEY = b"foldin"
 # Grows when a segment of today could not be read by an older trainer.
-FORMAT = 1
+FORMAT = 2
 DAMAGED = ".damaged"
 # Row groups bound the memory of a streaming reader; a quarter of a million rows is some 10 MB.
 ROW_GROUP_ROWS = 262_144
@@ -145,7 +145,7 @@ def _write_groups(staged: Staged, rows: Rows, header: bytes) -> None:
             rows.schema.with_metadata({METADATA_KEY: header}),
             compression="zstd",
             compression_level=1,
-            use_dictionary=["partition", "user_id", "item_id", "item_row", "rating"],
+            use_dictionary=["partition", "user_id", "item_id", "item_row", "type_code", "rating"],
             write_page_checksum=True,
         ) as writer,
     ):

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.codecs import FORGOTTEN_ROW, item_rows_of
+from featurestore.codecs import FORGOTTEN_ROW
 from featurestore.errors import EpochGone, StoreChanged, StoreDamaged, StoreUnavailable
 from featurestore.keys import shown_key
 from featurestore.leases import Lease
@@ -244,7 +244,7 @@ class EpochConsumer:
 
     def _require_items(self, events: Events, n_items: int) -> None:
         """Raise `StoreDamaged` for an event of an item row that was never given."""
-        unknown = (item_rows_of(events.item_row) >= n_items) & (events.item_row != FORGOTTEN_ROW)
+        unknown = (events.item_row >= n_items) & (events.item_row != FORGOTTEN_ROW)
         for k in np.flatnonzero(unknown)[:1].tolist():
             key = self._store.keys.ratings(self.epoch, int(events.partition[k]))
             why = f"event {events.stream_seq[k]} is of an item row that was never given, there are {n_items}"

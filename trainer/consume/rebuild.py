@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, impossible, item_rows_of
+from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, impossible, rated_items
 from featurestore.contexts import codec as contexts
 from featurestore.errors import StoreDamaged
 from featurestore.keys import shown_key
@@ -114,6 +114,7 @@ async def _table(
         user=owner,
         n=n[owner] - after,
         item_row=entries["item_row"].astype(np.int64),
+        type_code=np.ascontiguousarray(entries["type_code"]),
         rating=entries["rating"].astype(np.float64),
         time=entries["time"].astype(np.float64),
     )
@@ -124,14 +125,14 @@ async def _table(
             if not contexts.unpack(users[k].contexts).sound:
                 shown = shown_key(store.keys.user_contexts(epoch, users[k].user_id))
                 log.warning("contexts_damaged", key=shown)
-        context = contexts.match(events.item_row, events.time, every, (owner, of_entry))
+        context = contexts.match(rated_items(entries), events.time, every, (owner, of_entry))
         events = replace(events, context=context)
     registry = store.items(epoch)
     if events.n_items > len(registry):
         await with_retries(registry.refresh)
         if events.n_items > len(registry):
             await with_retries(registry.require_whole)
-    for k in np.flatnonzero(item_rows_of(entries["item_row"]) >= len(registry))[:1].tolist():
+    for k in np.flatnonzero(entries["item_row"] >= len(registry))[:1].tolist():
         key = store.keys.history(epoch, users[int(owner[k])].user_id)
         raise StoreDamaged(shown_key(key), f"an item row that was never given, there are {len(registry)}")
     return await threads.run(make_table, events, registry.ids)

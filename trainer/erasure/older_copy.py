@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.codecs import ENTRY_DTYPE, item_rows_of, type_codes_of
+from featurestore.codecs import ENTRY_DTYPE, rated_items
 from featurestore.contexts.codec import match, unpack
 from featurestore.errors import StoreError, StoreUnavailable, UserChanged
 from featurestore.item_registry import ItemRegistry
@@ -22,7 +22,7 @@ from featurestore.store import Store
 from featurestore.users.records import StoredUser
 from trainer import log
 from trainer.archive.erasures import Ledger, readable_ledgers
-from trainer.archive.events import make_table, type_codes
+from trainer.archive.events import make_table
 from trainer.archive.identity import read_since
 from trainer.archive.listing import uncovered
 from trainer.archive.root import ArchiveRoot
@@ -39,7 +39,7 @@ _LOOK_S = 1.0
 # free most of the time.
 _PAUSE_S = 0.002
 # What says of an event whose it is, of what, and when it came in; the row has the code of its type.
-_COLUMNS = ("user_id", "item_id", "rating", "time", "stream_ms", "stream_seq", "item_row")
+_COLUMNS = ("user_id", "item_id", "rating", "time", "stream_ms", "stream_seq", "type_code")
 
 Key = tuple[bytes, int, bytes]
 """Item id, code of the event's type, and the bits of rating and time."""
@@ -177,15 +177,14 @@ async def _erase_ratings_again(
 def _kept(user: StoredUser, known: set[Key], registry: ItemRegistry) -> Columns | None:
     """Return what of a history is `known` to have come after the erasure; None where that is all of it."""
     entries = np.frombuffer(user.history, dtype=ENTRY_DTYPE)
-    rows = item_rows_of(entries["item_row"]).tolist()
+    rows, codes = entries["item_row"].tolist(), entries["type_code"]
     item_ids = [registry.ids[row] if row < len(registry) else b"" for row in rows]
-    codes = type_codes_of(entries["item_row"])
     values = item_ids, codes.tolist(), entries["rating"].tolist(), entries["time"].tolist()
     kept = [k for k, each in enumerate(zip(*values, strict=True)) if each[0] and _key(*each) in known]
     if len(kept) == len(entries):
         return None
     given = unpack(user.contexts)
-    context = match(entries["item_row"], entries["time"].astype(np.float64), given)
+    context = match(rated_items(entries), entries["time"].astype(np.float64), given)
     return Columns(
         [user.user_id] * len(kept),
         [item_ids[k] for k in kept],
@@ -242,10 +241,8 @@ def _known(root: ArchiveRoot, identity: str, at_ms: Mapping[bytes, int]) -> dict
 
 
 def _add(known: dict[bytes, set[Key]], table: pa.Table, at_ms: Mapping[bytes, int]) -> None:
-    *columns, _row = _COLUMNS
-    values = [table[name].to_pylist() for name in columns]
-    codes = type_codes(table).tolist()
-    for user, item, rating, time, ms, seq, code in zip(*values, codes, strict=True):
+    values = [table[name].to_pylist() for name in _COLUMNS]
+    for user, item, rating, time, ms, seq, code in zip(*values, strict=True):
         user_id = user.encode()
         # A rebuilt archive has the time of the rebuild in place of the number: it was there by then.
         if user_id in at_ms and (ms or seq) >= at_ms[user_id]:

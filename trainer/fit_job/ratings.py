@@ -14,8 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factors import Choices, Float32s, Ratings
-from featurestore.codecs import type_codes_of, typed_rows
+from factors import Choices, Float32s, Ratings, typed_items
 from featurestore.contexts.codec import joined, trimmed
 from trainer.archive.events import CONTEXT, contexts_in
 from trainer.archive.segments import read_columns
@@ -80,7 +79,7 @@ def load_ratings(
     last_of_user = np.flatnonzero(np.diff(user_row, append=-1))
     user_n[user_row[last_of_user]] = np.maximum(n[last_of_user], 0)
     item_row, type_code = item_row[by_n], events.type_code[by_n]
-    item = typed_rows(type_code, item_row)
+    item = np.where(item_row < 0, -1, typed_items(item_row, type_code))
     given = _last_in_order(user_row, item)
     given &= (item_row >= 0) & ~np.isnan(events.rating[by_n])
     is_new, has_news = np.zeros(int(given.sum()), dtype=bool), True
@@ -136,7 +135,7 @@ def _read(segments: Iterable[tuple[Path, pa.NativeFile]]) -> _Events:
         "n": [np.zeros(0, np.int64)],
         "rating": [np.zeros(0, np.float64)],
         "time": [np.zeros(0, np.float64)],
-        "item_row": [np.zeros(0, np.uint8)],
+        "type_code": [np.zeros(0, np.uint8)],
     }
     contexts = list[tuple[int, Float32s | None]]()
     for path, file in segments:
@@ -149,16 +148,12 @@ def _read(segments: Iterable[tuple[Path, pa.NativeFile]]) -> _Events:
                 context = contexts_in(column)
             elif name in columns:
                 # A copy: what is read by Arrow goes with the column.
-                numbers = column.to_numpy()
-                columns[name].append(type_codes_of(numbers) if name == "item_row" else np.array(numbers))
+                columns[name].append(np.array(column.to_numpy()))
         contexts.append((count, context))
     found = {name: np.concatenate(columns.pop(name)) for name in list(columns)}
     user, user_ids = ids["user_id"].joined()
     item, items = ids["item_id"].joined()
-    type_code = found["item_row"]
-    return _Events(
-        *(user, user_ids, item, items), found["n"], type_code, found["rating"], found["time"], contexts
-    )
+    return _Events(user, user_ids, item, items, **found, contexts=contexts)
 
 
 def _item_rows(events: _Events, item_ids: pa.StringArray) -> npt.NDArray[np.int32]:

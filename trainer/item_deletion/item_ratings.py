@@ -302,7 +302,7 @@ def _state(user: StoredUser, item_row: int, seen: int) -> Literal["held", "later
     events since may be of the item, too.
     """
     entries = np.frombuffer(user.history, dtype=ENTRY_DTYPE)
-    of_item = np.flatnonzero(entries["item_row"] == item_row)
+    of_item = np.flatnonzero((entries["item_row"] == item_row) & (entries["type_code"] == 0))
     # Each event has added an entry, and what is compacted keeps its order: the events since are in the end.
     if (of_item >= len(entries) - max(0, user.n - seen)).any():
         return "later"

@@ -25,7 +25,6 @@ from factors import (
     posterior_of,
 )
 from featurestore.catalogue.item import CatalogueItem
-from featurestore.codecs import item_rows_of
 from featurestore.contexts.codec import joined
 from trainer import log
 from trainer.archive.events import contexts_of, ratings_of, type_codes
@@ -148,7 +147,7 @@ class RatingsSinceFit:
         np.maximum.at(self._last_n, slots, table["n"].to_numpy())
         if not self._takes_events:
             slots, table = slots[type_codes(table) == 0], ratings_of(table)
-        codes, item_row = type_codes(table), item_rows_of(table["item_row"].to_numpy())
+        codes, item_row = type_codes(table), table["item_row"].to_numpy().astype(np.int64)
         events = np.empty(len(item_row), dtype=EVENT)
         events["slot"], events["rating"] = slots, table["rating"].to_numpy()
         events["time"], events["type_code"] = table["time"].to_numpy(), codes

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from factors import Float32s, Float64s, Histories, PosteriorModel, Scorer, posterior_of
 from featurestore.catalogue.columns import columns_of_users
-from featurestore.codecs import ENTRY_DTYPE, MAX_ITEM_ROW
+from featurestore.codecs import ENTRY_DTYPE
 from featurestore.contexts import codec as contexts
 from featurestore.errors import EpochGone, GenerationUnknown, StoreUnavailable
 from featurestore.store import Store
@@ -173,7 +173,7 @@ class ArrivingError:
             if since > 0:
                 # Each event has added one entry. An earlier rating of the same item would tell.
                 entries = entries[: max(0, len(entries) - since)]
-                entries = entries[entries["item_row"] <= MAX_ITEM_ROW]
+                entries = entries[entries["type_code"] == 0]
                 parts.append(entries[entries["item_row"] != arrived.item_row[k]])
                 keep.append(k)
         entries, counts = np.concatenate([np.zeros(0, ENTRY_DTYPE), *parts]), list(map(len, parts))

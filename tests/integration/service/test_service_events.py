@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featurestore import codecs
 from featurestore.experiments.tallies import new_tally
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -103,7 +102,7 @@ async def test_events_are_beside_the_ratings(client: Client, store: Store) -> No
     assert (await client.post("/events", lines.encode(), headers=LINES)).json["accepted"] == 2
     events = await store.stream.read(1, await lead(store), 100, 0)
     own = np.array([user_id == b"eve" for user_id in events.user_id])
-    assert codecs.type_codes_of(events.item_row[own]).tolist() == [0, VIEW, PURCHASE]
+    assert events.type_code[own].tolist() == [0, VIEW, PURCHASE]
     table = make_table(events, store.items(1).ids)
     assert type_codes(table)[own].tolist() == [0, VIEW, PURCHASE]
     assert np.array(table["item_id"].to_pylist())[own].tolist() == ["item-1"] * 3
@@ -150,7 +149,7 @@ async def test_types_are_put_and_retired(client: Client, store: Store, store_set
         for bad in (
             [{"name": "skip", "meaning": "positive"}],
             [wanted[0], wanted[0]],
-            [{"name": f"t{k}", "meaning": "positive"} for k in range(23)],
+            [{"name": f"t{k}", "meaning": "positive"} for k in range(24)],
         ):
             assert is_problem(
                 await client.ask("PUT", "/event-types", json={"types": bad}), 422, "invalid_type"
