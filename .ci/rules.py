@@ -7,6 +7,7 @@ import ast
 import re
 import sys
 from collections.abc import Callable
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -16,6 +17,17 @@ from tests.support import house
 ROOT = house.ROOT
 # Where in the code something is.
 PLACE = re.compile(r"`([\w/]+\.(?:py|lua)):([\w.]+)`")
+
+# Each has a term of the field, or the subject itself, in its place.
+PRIVATE_WORDS = re.compile(
+    r"(?<![a-z])"
+    r"(nobody|whoever|somebody|patiently|leftout|seteffects?|periodgroups?|shortway|storedrows|duties"
+    # A field of the store has the name `loose`, in quotes: it is stored.
+    r"|askers?|wish(?:es)?|(?<![\"'`])loose)"
+    r"(?![a-z])",
+    re.I,
+)
+_READ_BY_PEOPLE = {".py", ".lua", ".js", ".html", ".css", ".md", ".svg", ".yml"}
 
 Rule = Callable[[Path], list[str]]
 
@@ -77,12 +89,51 @@ def slug(line: str) -> str:
     return re.sub(r"[^\w -]", "", title[1]).lower().replace(" ", "-") if title else ""
 
 
-RULES: tuple[Rule, ...] = (
-    house.module_cycles,
-    house.room_cycles,
-    house.private_words,
-    dangling_references,
-)
+def cycle_of(graph: dict[str, set[str]]) -> list[str]:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        cycle: list[str] = error.args[1]
+        return cycle
+    return []
+
+
+def by_room(graph: dict[str, set[str]]) -> dict[str, set[str]]:
+    """The same graph between rooms: a folder inside a package is one, a module beside it another."""
+    rooms: dict[str, set[str]] = {}
+    for name, others in graph.items():
+        room = _room(name)
+        rooms.setdefault(room, set()).update({_room(other) for other in others} - {room})
+    return rooms
+
+
+def _room(name: str) -> str:
+    return ".".join(name.split(".")[:2])
+
+
+def module_cycles(root: Path) -> list[str]:
+    return cycle_of(house.imports(house.all_modules(root)))
+
+
+def room_cycles(root: Path) -> list[str]:
+    return cycle_of(by_room(house.imports(house.all_modules(root))))
+
+
+def private_words(root: Path) -> list[str]:
+    """Words that only this project has: in code of any language, tests, and documents for people of today."""
+    folders = [*house.packages(root), "clients", "tests", "docs", "deploy"]
+    files = [root / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile")]
+    files += [path for folder in folders for path in sorted((root / folder).rglob("*"))]
+    return [
+        f"{path.relative_to(root)}:{number} {match.group()}"
+        for path in files
+        if (path.suffix in _READ_BY_PEOPLE or path.name == "Makefile") and path.is_file()
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if (match := PRIVATE_WORDS.search(line))
+    ]
+
+
+RULES: tuple[Rule, ...] = (module_cycles, room_cycles, private_words, dangling_references)
 
 
 if __name__ == "__main__":

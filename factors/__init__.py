@@ -56,8 +56,8 @@ from factors.ranking.type_weights import (
     TYPE_CODES,
     Meaning,
     TypeWeight,
-    positive_sums,
-    positive_worth,
+    event_sums,
+    event_worth,
     typed_items,
 )
 from factors.serving.bias_baseline import BiasBaseline, fit_biases
@@ -144,6 +144,8 @@ __all__ = [
     "build_index",
     "choose_backend",
     "contributions",
+    "event_sums",
+    "event_worth",
     "explain",
     "fit",
     "fit_biases",
@@ -159,8 +161,6 @@ __all__ = [
     "learn_encoding",
     "log_density",
     "mark_described",
-    "positive_sums",
-    "positive_worth",
     "posterior_of",
     "prior_model",
     "read_index",

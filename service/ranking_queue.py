@@ -56,11 +56,11 @@ class RankingRequest:
     @property
     def quick(self) -> bool:
         """Whether it takes less than about 2 ms."""
-        excluded, ranking = len(self.exclude), self.live.ranking
+        excluded, ranking, sampled = len(self.exclude), self.live.ranking, self.rng is not None
         if self.history is not None and ranking is not None:
-            return ranking.multiplications(self.history.entries, self.n, excluded, self.allowed) <= _QUICK
-        depth = self.n + excluded
-        sampled, ranker = self.rng is not None, self.live.ranker
+            some = self.history.entries, self.n, excluded, self.allowed
+            return ranking.multiplications(*some, sampled=sampled) <= _QUICK
+        depth, ranker = self.n + excluded, self.live.ranker
         return ranker.multiplications(sampled=sampled, depth=depth, allowed=self.allowed) <= _QUICK
 
     def within(self) -> Blended | None:
@@ -204,6 +204,7 @@ def _rank(block: list[RankingRequest]) -> list[Blended]:
             *(live.scorer, vectors, pack_feedback(histories), first.n, exclude),
             allowed=first.allowed,
             rng=first.rng,
+            events=None if first.rng is None else live.item_events(),
             bounds=live.ranker.rating_bounds,
             recency=first.recency,
         )

@@ -141,28 +141,30 @@ def one_of_pairs(choices: Choices, n_rows: int, table: TypeTable, high: float = 
     return Compressed(indptr, pair_other[last], value, each.time[order], each.source[order])
 
 
-def positive_worth(types: Sequence[TypeWeight]) -> Float64s:
-    """Return by code what one event adds to what is positive of its item (32, 2): its weight, and 1; nothing
-    of a rating, and where the user did not want the item.
+def event_worth(types: Sequence[TypeWeight]) -> Float64s:
+    """Return by code what one event adds to the sums of its item (32, 3): its weight and 1 where the user
+    wanted the item, and 1 in the third where not; nothing of a rating.
     """
-    worth = np.zeros((TYPE_CODES, 2))
+    worth = np.zeros((TYPE_CODES, 3))
     for each in types:
         if each.meaning == "positive":
-            worth[each.code] = _UNCHOSEN[each.meaning] if each.weight is None else each.weight, 1.0
+            worth[each.code, :2] = _UNCHOSEN[each.meaning] if each.weight is None else each.weight, 1.0
+        else:
+            worth[each.code, 2] = 1.0
     return worth
 
 
-def positive_sums(histories: Histories, types: Sequence[TypeWeight]) -> Float32s:
-    """Return of each row (b, 2) the weight of its positive events, and how many these are: of a pair each
-    type once, unless that was taken back.
+def event_sums(histories: Histories, types: Sequence[TypeWeight]) -> Float32s:
+    """Return of each row (b, 3) the weight of its positive events, how many these are, and how many others
+    that are no ratings: of a pair each type once, unless that was taken back.
     """
     n_rows = len(histories.offsets) - 1
     if histories.type_code is None:
-        return np.zeros((n_rows, 2), dtype=np.float32)
+        return np.zeros((n_rows, 3), dtype=np.float32)
     row = np.repeat(np.arange(n_rows, dtype=np.int32), np.diff(histories.offsets))
     key = typed_items(histories.other_row, histories.type_code)
     each = compress_pairs(row, key, histories.value, histories.time, n_rows)
-    worth = positive_worth(types)[histories.type_code[each.source]]
+    worth = event_worth(types)[histories.type_code[each.source]]
     sums = [np.bincount(each.row, column, n_rows) for column in worth.T]
     return np.stack(sums, axis=1).astype(np.float32)
 

@@ -24,7 +24,7 @@ from factors.ranking.head import RankingHead
 from factors.serving.compiled_lists import CompiledLists, list_loops
 from factors.serving.ivf_index import Index
 from factors.serving.mean_table import MeanTable, Products, grown, largest, places
-from factors.serving.posterior_draw import rate_by_draw
+from factors.serving.posterior_draw import drawn_relevance, rate_by_draw
 from factors.serving.rating_bounds import RatingBounds
 from factors.serving.scoring import Scorer
 
@@ -35,6 +35,8 @@ _PER_ITEM = 3
 _SPARE = 50
 # So many times as many, where those did not do.
 _MORE = 64
+# For a draw each item takes as long as so many multiplications.
+_PER_DRAW = 100
 # Of candidates few ratings are asked for at first, as they cost the most; then of so many times as many.
 _RATED_MORE = 8
 
@@ -182,13 +184,18 @@ class BlendedRanker:
         """The head with the items as they are now."""
         return self._view.head
 
-    def multiplications(self, events: int, n: int, excluded: int, allowed: Bools | None = None) -> float:
+    def multiplications(
+        self, events: int, n: int, excluded: int, allowed: Bools | None = None, *, sampled: bool = False
+    ) -> float:
         """Return about how many multiplications one ranking takes: with a history of so many `events`, `n`
-        items wanted and so many `excluded`, of those `allowed`.
+        items wanted and so many `excluded`, of those `allowed`, by a draw where `sampled`.
         """
         head, rank = self._view.head, self._view.head.parameters.rank
         reached = len(head.neighbours.item_row) / max(1, len(head.items)) * events
-        table = len(head.items) * rank * self._view.means.share(_PER_ITEM * n + excluded, allowed)
+        if sampled:
+            table = float(len(head.items) * (rank + _PER_DRAW))
+        else:
+            table = len(head.items) * rank * self._view.means.share(_PER_ITEM * n + excluded, allowed)
         # Along the axes of the prior a short history inverts a matrix of its own size.
         folded = events * (rank + events) if 2 * events <= rank else (events + rank) * rank
         return table + folded * rank + reached * rank
@@ -227,6 +234,7 @@ class BlendedRanker:
         *,
         allowed: Bools | None = None,
         rng: np.random.Generator | None = None,
+        events: Float64s | None = None,
         exact: bool = False,
         bounds: RatingBounds | None = None,
         recency: float | None = None,
@@ -235,10 +243,11 @@ class BlendedRanker:
         item rows in `exclude` (b arrays).
 
         `scorer`: of the ratings. `allowed` (n_items,): the rows that may be returned; one beyond its end may
-        not. With `rng` a draw of each user's vector in the head, and one from the posteriors of the ratings,
-        give the order (Thompson sampling); scores, relevance and ratings are the expected ones all the same.
-        Fewer than `n` where the table ends. An index is not used where `exact`. `bounds`: of the ratings that
-        `scorer` gives. `recency`: in the place of the head's `recency_boost`.
+        not. With `rng` draws of each user's vector in the head, of how relevant items are that have so few
+        `events` (n_items,), ratings and others, and of the ratings give the order (Thompson sampling);
+        scores, relevance and ratings are the expected ones all the same. Fewer than `n` where the table ends.
+        An index is not used where `exact`, nor for a draw. `bounds`: of the ratings that `scorer` gives.
+        `recency`: in the place of the head's `recency_boost`.
         """
         view, b = self._view, len(users)
         if n < 1 or b == 0:
@@ -250,8 +259,10 @@ class BlendedRanker:
         expected, said = head.fold_in_events(histories, self.solve)
         vectors = expected if rng is None else _drawn(head, histories, expected, rng)
         call = _Call(view, scorer, users, vectors.astype(np.float32), said, n, excluded, allowed, bounds)
+        if rng is not None:
+            return [self._by_draw(call, j, expected[j], rng, events) for j in range(b)]
         answers: list[Blended | None] = [None] * b
-        if bounds is not None and rng is None and not exact:
+        if bounds is not None and not exact:
             answers = [self._quickly(call, j) for j in range(b)]
         if all(answer is not None for answer in answers):
             return [answer for answer in answers if answer is not None]
@@ -260,7 +271,7 @@ class BlendedRanker:
         depth = _PER_ITEM * n
         looked_at = view.means.products(features, depth, without, exact=exact, allowed=allowed, spare=_SPARE)
         for j, products in zip(left, looked_at, strict=True):
-            answers[j] = self._slowly(call, j, products, expected[j], rng)
+            answers[j] = self._slowly(call, j, products)
         return [answer for answer in answers if answer is not None]
 
     def top_within(
@@ -312,37 +323,59 @@ class BlendedRanker:
         best = rated.at(best_first(rated.scores, rated.relevance, rated.rating, rated.item_rows)[:n])
         return best if len(best.scores) == n and best.scores[-1] > found.rest else None
 
-    def _slowly(
-        self,
-        call: "_Call",
-        j: int,
-        products: Products,
-        expected: Float64s,
-        rng: np.random.Generator | None,
-    ) -> Blended:
+    def _slowly(self, call: "_Call", j: int, products: Products) -> Blended:
         """Return the list of the j-th user, of whom `products` were looked at, in numpy."""
         view, n, features, rate = call.view, call.n, call.features[j], partial(call.rate, j)
         reached = _Reached(*view.head.neighbours.reached(*call.said[j]))
-        order = rate if rng is None else rate_by_draw(self._posterior, call.scorer, call.users[j], rng)
-        bounded = None
-        if call.bounds is not None and rng is None:
-            bounded = partial(call.bounds.highest, call.users[j])
+        bounded = None if call.bounds is None else partial(call.bounds.highest, call.users[j])
         own = reached.only(call.exclude[j], call.allowed)
         found = _with_reached(view.means, products, features, own)
-        best, more = self._best(view.means, found, n, order, bounded), _PER_ITEM * n
+        best, more = self._best(view.means, found, n, rate, bounded), _PER_ITEM * n
         while best is None:
             more *= _MORE
             some = features[None], more, [call.exclude[j]]
             (deeper,) = view.means.products(*some, exact=True, allowed=call.allowed)
             found = _with_reached(view.means, deeper, features, own)
-            best = self._best(view.means, found, n, order, bounded)
-        if rng is None:
-            return best
+            best = self._best(view.means, found, n, rate, bounded)
+        return best
+
+    def _by_draw(
+        self,
+        call: "_Call",
+        j: int,
+        expected: Float64s,
+        rng: np.random.Generator,
+        events: Float64s | None,
+    ) -> Blended:
+        """Return the list of the j-th user by a draw, its features in `call`; `expected` (r,) are the others.
+        All items are looked at.
+        """
+        view, (own, said) = call.view, call.said[j]
+        count = len(view.head.items)
+        reached = _Reached(*view.head.neighbours.reached(own, said))
+        relevance = np.asarray(view.head.items @ call.features[j], np.float64)
+        relevance[reached.rows] += reached.added
+        if events is not None:
+            # One that came meanwhile has none.
+            each = np.concatenate([events[:count], np.zeros(max(0, count - len(events)))])
+            known = each > 0
+            known[own] = False
+            relevance = drawn_relevance(relevance, each, np.flatnonzero(known), rng)
+        relevance[call.exclude[j]] = -np.inf
+        if call.allowed is not None:
+            relevance[: len(call.allowed)][~call.allowed[:count]] = -np.inf
+            relevance[len(call.allowed) :] = -np.inf
+        every = _Candidates(view.means.positions[:count].astype(np.int64), relevance, -np.inf)
+        best = self._best(
+            view.means, every, call.n, rate_by_draw(self._posterior, call.scorer, call.users[j], rng)
+        )
+        # Nothing is left out that might belong into the list.
+        assert best is not None
         # A client reads what is expected; the draw has decided which items, and in which order.
         rows = best.item_rows
         relevance = view.means.of_rows(expected.astype(np.float32), rows).astype(np.float64)
         reached.add(relevance, rows)
-        return self._valued(rows, relevance, rate(rows))
+        return self._valued(rows, relevance, call.rate(j, rows))
 
     def explain(self, history: Histories, item_row: int, rating: float) -> ExplainedScore:
         """Return why an item with this expected `rating` has its score for the user with this one `history`.

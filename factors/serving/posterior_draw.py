@@ -1,4 +1,4 @@
-"""Draws from the posteriors of a user and of items, for Thompson sampling. Invariant: one draw of the user
+"""Draws from what is believed of a user and of items, for Thompson sampling. Invariant: one draw of the user
 goes with the draws of all items, and the draw of an item does not depend on which others are looked at: a
 longer list begins as a shorter one does.
 """
@@ -72,14 +72,41 @@ def rate_by_draw(
     return rate
 
 
+def drawn_relevance(
+    relevance: Float64s, events: Float64s, known: Int64s, rng: np.random.Generator
+) -> Float64s:
+    """Return a draw of how relevant all items (m,) are to one user, to whom they are expected to be of this
+    `relevance`. `events` (m,): how many each has; `known` (k,): the rows of those with any, without those of
+    the user's history.
+
+    From a Dirichlet process (Ferguson 1973) whose base are the known items, with the weight of one event: an
+    item with `n` events is with a chance of `1 / (1 + n)` as relevant as any of these, else as expected. Of
+    one without events that has attributes the relevance by these is where what is drawn lies around.
+    """
+    keys = rng.integers(1 << 64, size=2, dtype=np.uint64)
+    if not len(known):
+        return relevance
+    drawn = relevance.copy()
+    rows = np.flatnonzero(uniforms(keys[0], np.arange(len(relevance))) * (1.0 + events) < 1.0)
+    like = known[(uniforms(keys[1], rows) * len(known)).astype(np.int64)]
+    described = (events[rows] == 0) & (relevance[rows] != 0)
+    by_attributes = relevance[rows] - relevance[known].mean()
+    drawn[rows] = relevance[like] + np.where(described, by_attributes, 0.0)
+    return drawn
+
+
 def normals(key: np.uint64, rows: Int64s) -> Float32s:
     """Return a standard normal number of each of `rows` (m,), which `key` and the row tell."""
+    return np.asarray(ndtri(uniforms(key, rows)), np.float32)
+
+
+def uniforms(key: np.uint64, rows: Int64s) -> Float64s:
+    """Return a number between 0 and 1 of each of `rows` (m,), which `key` and the row tell."""
     mixed = key + (rows.astype(np.uint64) + np.uint64(1)) * _STEP
     for shift, factor in _MIXED:
         mixed = (mixed ^ (mixed >> shift)) * factor
     mixed ^= mixed >> _LAST_SHIFT
-    uniform = ((mixed >> _SPARE_BITS).astype(np.float64) + 0.5) * _UNIT
-    return np.asarray(ndtri(uniform), np.float32)
+    return np.asarray(((mixed >> _SPARE_BITS).astype(np.float64) + 0.5) * _UNIT)
 
 
 def packed_weights(packed: Float64s, dim: int) -> npt.NDArray[np.float64]:

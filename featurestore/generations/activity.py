@@ -29,9 +29,10 @@ _FORMAT = b"foldin-activity-1"
 _AT_ONCE = 1 << 20
 # Spare rows for items that come later: a table that grows row by row is copied seldom.
 _SPARE_ROWS = 1_024
-# Format, items; then two float32 an item.
+# Format, items; then so many float32 an item.
 _POSITIVES_HEAD = struct.Struct("<20sq")
 _POSITIVES_FORMAT = b"foldin-positives-1"
+POSITIVE_COLUMNS = 3
 # Fewer ratings than both, as a share of the positive events, are of someone who tried one out.
 _FEW_RATINGS, _FEW_SHARE = 1_000, 0.01
 
@@ -83,8 +84,9 @@ class Activity:
 
 @dataclass(frozen=True, slots=True)
 class Positives:
-    """Of each item the weight of its positive events, and how many these are, each of a user and a type once:
-    float32 `fitted` (n, 2) what the fit has learned, `now` (at least n_items, 2) with what came in since.
+    """Of each item the weight of its positive events, how many these are, and how many others that are no
+    ratings, each of a user and a type once: float32 `fitted` (n, 3) what the fit has learned, `now` (at least
+    n_items, 3) with what came in since.
     """
 
     n_items: int
@@ -96,27 +98,32 @@ class Positives:
         """The weight of each item's (n_items,), a view."""
         return self.now[: self.n_items, 0]
 
+    @property
+    def events(self) -> Float64s:
+        """How many events that are no ratings each item has (n_items,)."""
+        return np.asarray(self.now[: self.n_items, 1:].sum(axis=1), np.float64)
+
     def counts_of(self, rows: Int64s) -> Int64s:
-        """Return how many each of `rows` (m,) has; none of a row beyond the table."""
+        """Return how many positive ones each of `rows` (m,) has; none of a row beyond the table."""
         return self._of(self.now[: self.n_items], rows)[:, 1].astype(np.int64)
 
     def gained(self, rows: Int64s) -> Float64s:
-        """Return how many `rows` (m,) have that the fit did not know."""
+        """Return how many positive ones `rows` (m,) have that the fit did not know."""
         more = self._of(self.now, rows)[:, 1] - self._of(self.fitted, rows)[:, 1]
         return np.asarray(np.maximum(more, 0.0), np.float64)
 
     def updated(self, rows: npt.NDArray[np.integer], values: Float32s, n_items: int) -> "Positives":
-        """Return those of `n_items` items, of which `rows` (m,) have `values` (m, 2). Writes in place."""
+        """Return those of `n_items` items, of which `rows` (m,) have `values` (m, 3). Writes in place."""
         now = self.now
         if n_items > len(now):
-            now = np.zeros((n_items + n_items // 8 + _SPARE_ROWS, 2), dtype=np.float32)
+            now = np.zeros((n_items + n_items // 8 + _SPARE_ROWS, POSITIVE_COLUMNS), dtype=np.float32)
             now[: len(self.now)] = self.now
         now[rows] = values
         return replace(self, now=now, n_items=n_items)
 
     @staticmethod
     def _of(table: Float32s, rows: Int64s) -> Float32s:
-        found = np.zeros((len(rows), 2), dtype=np.float32)
+        found = np.zeros((len(rows), POSITIVE_COLUMNS), dtype=np.float32)
         inside = rows < len(table)
         found[inside] = table[rows[inside]]
         return found
@@ -124,7 +131,7 @@ class Positives:
 
 def is_by_events(n_ratings: int, positives: Float32s | None) -> bool:
     """Return whether events tell users and items apart, and not ratings: of these a fit has none, or next to
-    none beside what it says of the `positives` (n, 2) of its items.
+    none beside what it says of the `positives` (n, 3) of its items.
     """
     if positives is None or not 0 < n_ratings < _FEW_RATINGS:
         return n_ratings == 0
@@ -132,18 +139,18 @@ def is_by_events(n_ratings: int, positives: Float32s | None) -> bool:
 
 
 def positives_to_bytes(table: Float32s) -> bytes:
-    """Return what a fit says of the positive events of its items (n, 2), see `Positives`."""
+    """Return what a fit says of the events of its items (n, 3), see `Positives`."""
     return _POSITIVES_HEAD.pack(_POSITIVES_FORMAT, len(table)) + table.astype("<f4").tobytes()
 
 
 def positives_from_bytes(data: bytes | memoryview, n_items: int) -> Positives:
     """Return the positive events of a generation of `n_items`. Raises `GenerationBroken`."""
-    if len(data) != _POSITIVES_HEAD.size + 8 * n_items:
+    if len(data) != _POSITIVES_HEAD.size + 4 * POSITIVE_COLUMNS * n_items:
         raise GenerationBroken("the positive events of its items are cut off, or of other items")
     name, n = _POSITIVES_HEAD.unpack_from(data)
     if name.rstrip(b"\0") != _POSITIVES_FORMAT or n != n_items:
         raise GenerationBroken("the positive events of its items are of another version")
-    table = np.frombuffer(data, dtype="<f4", count=2 * n, offset=_POSITIVES_HEAD.size).reshape(n, 2)
+    table = np.frombuffer(data, dtype="<f4", offset=_POSITIVES_HEAD.size).reshape(n, POSITIVE_COLUMNS)
     if not (np.isfinite(table).all() and (table >= 0).all()):
         raise GenerationBroken("the positive events of its items are no number")
     return Positives(n, table, table.copy())

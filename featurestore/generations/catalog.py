@@ -190,7 +190,7 @@ class Generations:
         positives: Float32s | None = None,
     ) -> None:
         """Hand item rows (m,) with their vectors (m, item_width) to the services, after `claim_deltas`.
-        `factors` (m, r): those in the ranking head, NaN for a row without; with them `positives` (m, 2): see
+        `factors` (m, r): those in the ranking head, NaN for a row without; with them `positives` (m, 3): see
         `Positives`.
 
         Raises `GenerationUnknown`, `LeaseLost`.

@@ -10,6 +10,7 @@ import numpy as np
 
 from factors import Float32s, Int32s
 from featurestore.errors import GenerationBroken
+from featurestore.generations.activity import POSITIVE_COLUMNS
 from featurestore.keys import shown_key
 
 Fields = Mapping[bytes, bytes]
@@ -20,7 +21,7 @@ class Deltas:
     """Item rows folded in since the fit, each once: `rows` int32 (m,), `vectors` float32 (m, item_width).
 
     `ranked` int32 (k,), `factors` float32 (k, r): those that have new factors in the ranking head.
-    `counted` int32 (p,), `positives` float32 (p, 2): those whose positive events are told, see `Positives`.
+    `counted` int32 (p,), `positives` float32 (p, 3): those whose positive events are told, see `Positives`.
     `after`: the stream id to go on from.
     """
 
@@ -37,7 +38,7 @@ class Deltas:
         return _at_rows(self.ranked, self.factors, rows)
 
     def positives_of(self, rows: Int32s) -> Float32s:
-        """Return the positive events (m, 2) of `rows` (m,), NaN where they are not told."""
+        """Return the positive events (m, 3) of `rows` (m,), NaN where they are not told."""
         return _at_rows(self.counted, self.positives, rows)
 
 
@@ -45,7 +46,7 @@ def encode_delta(
     rows: Int32s, vectors: Float32s, factors: Float32s | None = None, positives: Float32s | None = None
 ) -> list[bytes]:
     """The values of an entry: rows, vectors, their checksum; with `factors` (m, r), rows of NaN where there
-    are none, these and the checksum of rows and factors; then the same of `positives` (m, 2), which go with
+    are none, these and the checksum of rows and factors; then the same of `positives` (m, 3), which go with
     factors alone.
     """
     some_rows = rows.astype("<i4").tobytes()
@@ -67,7 +68,7 @@ def decode_deltas(
     """
     rows, vectors = [np.empty(0, np.int32)], [np.empty((0, width), np.float32)]
     ranked, factors = list(rows), [np.empty((0, rank), np.float32)]
-    counted, positives = list(rows), [np.empty((0, 2), np.float32)]
+    counted, positives = list(rows), [np.empty((0, POSITIVE_COLUMNS), np.float32)]
     for entry, delta in entries:
         found = _table(delta, b"v", b"c", width)
         if found is None:
@@ -77,7 +78,10 @@ def decode_deltas(
         vectors.append(found)
         # A trainer without a head wrote no factors.
         # Positive events are told of where the fit has learned any events that are no ratings.
-        kinds = ((b"h", b"k", rank, ranked, factors), (b"p", b"q", 2, counted, positives))
+        kinds = (
+            (b"h", b"k", rank, ranked, factors),
+            (b"p", b"q", POSITIVE_COLUMNS, counted, positives),
+        )
         for name, check, columns, of_rows, tables in kinds:
             if rank and name in delta:
                 found = _table(delta, name, check, columns)

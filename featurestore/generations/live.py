@@ -10,6 +10,7 @@ import numpy as np
 from factors import (
     BlendedRanker,
     Float32s,
+    Float64s,
     HeadLikeness,
     Model,
     PosteriorModel,
@@ -67,6 +68,11 @@ class LiveGeneration:
         prior = self.posterior.prior_user[None]
         object.__setattr__(self, "record_dtype", record_dtype(self.model.user_width))
         object.__setattr__(self, "prior_record", pack_records(np.zeros(1, np.int64), prior)[0])
+
+    def item_events(self) -> Float64s:
+        """Return how many ratings and other events each item has (n_items,)."""
+        count = item_statistics(self.items).count.astype(np.float64)
+        return count if self.positives is None else count + self.positives.events
 
     async def in_thread(self, compute: Callable[[], T]) -> T:
         """Return what `compute` makes of the rows, in a thread; none of them changes meanwhile."""

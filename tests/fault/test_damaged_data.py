@@ -108,7 +108,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 async def _made(server: StoreServer, folder: Path) -> World:
-    store_settings = StoreSettings(url=server.url, partitions=2, timeout_s=2.0)
+    store_settings = StoreSettings(url=server.url, partitions=2, timeout_s=10.0)
     settings = trainer_settings(store_settings, folder / "archive")
     store = await Store.open(store_settings)
     await store.ratings.append(low_rank_ratings())

@@ -31,7 +31,7 @@ async def test_a_primary_that_is_cut_off_from_its_replicas_acknowledges_nothing(
 ) -> None:
     """The control is `store`: by the same steps it loses what it has acknowledged."""
     primary, replicas = servers.primary(), servers.replicas()
-    settings = StoreSettings(url=servers.url, partitions=4, timeout_s=1.0, durability=durability)
+    settings = StoreSettings(url=servers.url, partitions=4, timeout_s=10.0, durability=durability)
     async with opened(settings) as store:
         await store.ratings.append([rating("ann", "before")])
         for replica in replicas:
@@ -39,7 +39,7 @@ async def test_a_primary_that_is_cut_off_from_its_replicas_acknowledges_nothing(
         # Without this the system would hand on to them what the primary has sent before its end.
         primary.client.execute_command("CLIENT", "KILL", "TYPE", "replica")  # type: ignore[no-untyped-call]  # redis-py
         acknowledged = 0
-        for n in range(5):
+        for n in range(2):
             with contextlib.suppress(StoreUnavailable):
                 await store.ratings.append([rating("ann", f"cut-off-{n}")])
                 acknowledged += 1
@@ -56,4 +56,4 @@ async def test_a_primary_that_is_cut_off_from_its_replicas_acknowledges_nothing(
 
         items = await wait_until_async(reads, "a replica answers")
         assert items == ["before"]
-        assert acknowledged == (5 if durability == "store" else 0)
+        assert acknowledged == (2 if durability == "store" else 0)

@@ -103,7 +103,7 @@ class Stack:
     def __init__(self, server: StoreServer, folder: Path, acl: Path, password: Path) -> None:
         self.server, self.folder, self.collector = server, folder, Collector()
         url = server.url.replace("//", "//foldin@")
-        settings = StoreSettings(url=url, namespace=NAMESPACE, partitions=4, timeout_s=2.0)
+        settings = StoreSettings(url=url, namespace=NAMESPACE, partitions=4, timeout_s=10.0)
         self.certificate = certificate(folder, "known")
         private = self.certificate.with_suffix(".key")
         said = {"FOLDIN_REDIS_PASSWORD_FILE": str(password / "redis"), "FOLDIN_LOG_LEVEL": "DEBUG"}

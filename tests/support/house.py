@@ -1,13 +1,9 @@
-"""Finds what breaks the rules of CONTRIBUTING.md: import cycles, private words. A rule gives what it
-finds in a checkout, one line each.
-"""
+"""The modules of a checkout, and what each imports."""
 
 import ast
-import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Literal
 
@@ -16,18 +12,6 @@ ROOT = Path(__file__).resolve().parents[2]
 CLIENT = "clients/python"
 # Of a checkout alone: neither in the wheel nor imported by what is.
 BESIDE = {"benchmarks", "torture"}
-# Each has a term of the field, or the subject itself, in its place.
-PRIVATE_WORDS = re.compile(
-    r"(?<![a-z])"
-    r"(nobody|whoever|somebody|patiently|leftout|seteffects?|periodgroups?|shortway|storedrows|duties"
-    # A field of the store has the name `loose`, in quotes: it is stored.
-    r"|askers?|wish(?:es)?|(?<![\"'`])loose)"
-    r"(?![a-z])",
-    re.I,
-)
-# They have the words as a rule and as an example.
-_ABOUT_WORDS = {"tests/support/house.py", ".ci/rules.py"}
-_READ_BY_PEOPLE = {".py", ".lua", ".js", ".html", ".css", ".md", ".svg", ".yml"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,48 +97,3 @@ def imports(found: list[Module], *, when: Collection[str] = ("load", "call")) ->
             name if name in names else name.rpartition(".")[0] for name in wanted
         } & names - {module.name}
     return graph
-
-
-def cycle_of(graph: dict[str, set[str]]) -> list[str]:
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        cycle: list[str] = error.args[1]
-        return cycle
-    return []
-
-
-def by_room(graph: dict[str, set[str]]) -> dict[str, set[str]]:
-    """The same graph between rooms: a folder inside a package is one, a module beside it another."""
-    rooms: dict[str, set[str]] = {}
-    for name, others in graph.items():
-        room = _room(name)
-        rooms.setdefault(room, set()).update({_room(other) for other in others} - {room})
-    return rooms
-
-
-def _room(name: str) -> str:
-    return ".".join(name.split(".")[:2])
-
-
-def module_cycles(root: Path) -> list[str]:
-    return cycle_of(imports(all_modules(root)))
-
-
-def room_cycles(root: Path) -> list[str]:
-    return cycle_of(by_room(imports(all_modules(root))))
-
-
-def private_words(root: Path) -> list[str]:
-    """Words that only this project has: in code of any language, tests, and documents for people of today."""
-    folders = [*packages(root), "clients", "tests", "docs", "deploy"]
-    files = [root / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile")]
-    files += [path for folder in folders for path in sorted((root / folder).rglob("*"))]
-    return [
-        f"{path.relative_to(root)}:{number} {match.group()}"
-        for path in files
-        if (path.suffix in _READ_BY_PEOPLE or path.name == "Makefile") and path.is_file()
-        if str(path.relative_to(root)) not in _ABOUT_WORDS
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
-        if (match := PRIVATE_WORDS.search(line))
-    ]

@@ -25,8 +25,8 @@ from factors import (
     RankingHead,
     SideAttributes,
     SideName,
+    event_worth,
     head_from_bytes,
-    positive_worth,
     side_attributes_from_bytes,
 )
 from trainer import log
@@ -234,13 +234,13 @@ class FitResult:
         return self.event_indptr, WantedTimes(self, np.array(positive, dtype=np.uint8))
 
     def positives(self) -> npt.NDArray[np.float32] | None:
-        """Return of each item (i, 2) the weight of its positive events, and how many these are. None where
-        there are no events of other types than ratings, or nothing that says what they weigh.
+        """Return of each item (i, 3) what `event_sums` does. None where there are no events of other types
+        than ratings, or nothing that says what they weigh.
         """
         head = self.head()
         if head is None or self.event_indptr is None:
             return None
-        worth, sums = positive_worth(head.parameters.types), np.zeros((2, len(self.items)))
+        worth, sums = event_worth(head.parameters.types), np.zeros((3, len(self.items)))
         for start in range(0, len(_all(self.event_codes)), _AT_ONCE):
             codes, values = (
                 _all(each)[start : start + _AT_ONCE] for each in (self.event_codes, self.event_values)

@@ -20,8 +20,8 @@ from factors import (
     Histories,
     Model,
     RankingHead,
+    event_sums,
     mark_described,
-    positive_sums,
     posterior_of,
 )
 from featurestore.catalogue.item import CatalogueItem
@@ -58,7 +58,7 @@ class Round:
 @dataclass(frozen=True, slots=True)
 class Folded:
     """Items that were folded in: their `vectors` (m, item_width); where there is a ranking head, their
-    `factors` (m, r) in it; and where it has learned events, the weight and number of the `positives` (m, 2).
+    `factors` (m, r) in it; and where it has learned events, the sums of their events, `positives` (m, 3).
     """
 
     vectors: npt.NDArray[np.float32]
@@ -289,7 +289,7 @@ class RatingsSinceFit:
             self._waiting.pop(row, None)
         positives = None
         if self.head is not None and self._takes_events:
-            positives = positive_sums(every, self.head.parameters.types)
+            positives = event_sums(every, self.head.parameters.types)
         return Folded(np.concatenate(folded), np.concatenate(factors) if factors else None, positives)
 
     def _factors_of(

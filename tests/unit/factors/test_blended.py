@@ -200,6 +200,27 @@ def test_a_draw_changes_the_order_and_its_pages_join(world: World, gamma: float)
     np.testing.assert_allclose(longest.scores, other.scores(2)[longest.item_rows], rtol=1e-4, atol=1e-6)
 
 
+def test_a_draw_shows_items_without_events_as_often_as_any_and_those_with_many_as_expected(
+    world: World,
+) -> None:
+    head = replace(world.having(0.0).head, items=world.head.items.copy())
+    events, new = np.full(ITEMS, 1e6), np.arange(2_700, ITEMS)
+    head.items[new] = 0.0
+    events[new] = 0.0
+    ranker, seen = BlendedRanker(head, world.posterior), world.history(2).other_row.astype(np.int64)
+
+    def shown(**how: Any) -> int:
+        draws = [ask(world, ranker, 2, 10, seen, rng=np.random.default_rng(k), **how) for k in range(100)]
+        return sum(int((each.item_rows >= 2_700).sum()) for each in draws)
+
+    # A tenth of the items, of 1,000 shown.
+    assert 70 <= shown(events=events) <= 130
+    # With as many events as the others they are what their factors say: relevant to no user.
+    assert shown(events=np.full(ITEMS, 1e6)) == shown() == 0
+    # One event, which says that they are not, takes half of the chance.
+    assert 35 <= shown(events=np.where(events == 0, 1.0, events)) <= 80
+
+
 @pytest.mark.parametrize("indexed", [False, True])
 def test_new_and_changed_items_are_followed(world: World, index: Index, indexed: bool) -> None:
     ranker = BlendedRanker(replace(world.head, items=world.head.items.copy()), world.posterior)
