@@ -20,6 +20,7 @@ from factors import (
     FitSettings,
     Float64s,
     Histories,
+    Int32s,
     Int64s,
     RankingHead,
     Scale,
@@ -131,7 +132,7 @@ def play(world: World, turns: int, ask: Ask) -> tuple[Float64s, Float64s]:
     return regret / (USERS * SLOTS), new
 
 
-def _by(row: Int64s, other: Int64s, choices: Choices, n_rows: int) -> Histories:
+def _by(row: Int32s, other: Int32s, choices: Choices, n_rows: int) -> Histories:
     order = np.argsort(row, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n_rows))])
     columns = other[order], choices.value[order], choices.time[order], choices.type_code[order]
