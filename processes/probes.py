@@ -3,7 +3,7 @@
 A supervisor lives as long as its children: it loads no HTTP or Redis library to ask them once.
 """
 
-import random
+import secrets
 import socket
 from pathlib import Path
 
@@ -56,17 +56,12 @@ def _reply(address: Address, question: bytes, line: int = 1) -> bytes:
 
 
 def unused_port() -> int:
-    """Return a port of 127.0.0.1 that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def unused_cluster_port() -> int:
-    """Return a port of 127.0.0.1 for a server of a cluster. Raises OSError where there is none."""
+    """Return a port of 127.0.0.1 that a server may have, of a cluster, too: nothing listens there, nor on its
+    second one, and no connection that goes out is given them. Raises OSError where there is none.
+    """
     for _ in range(_ATTEMPTS):
-        port = random.choice(CLUSTER_PORTS)  # noqa: S311 - guards nothing
+        # Not by `random`: processes that began with the same seed would all draw the same one.
+        port = secrets.choice(CLUSTER_PORTS)
         if is_unused_cluster_port(port):
             return port
     raise OSError("no port is free")

@@ -15,7 +15,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from foldin.cluster.forming import LOOK_S, command, form, is_whole, meet, until, view_of
-from processes.probes import unused_cluster_port
+from processes.probes import unused_port
 from torture.replica_set import HOST, Kind, Server, ServerSet, Way, program
 
 # After which a server that is silent counts as gone.
@@ -49,7 +49,7 @@ class ClusterSet(ServerSet):
 
     def _server(self) -> Server:
         taken = {each.port for each in self.servers}
-        while (port := unused_cluster_port()) in taken:
+        while (port := unused_port()) in taken:
             pass
         (place := self._folder / str(port)).mkdir(parents=True)
         options = [

@@ -15,7 +15,7 @@ from typing import Any
 from foldin.store import EmbeddedServer
 from processes.child import ChildSpec
 from processes.errors import CannotStartError
-from processes.probes import is_unused_cluster_port, redis_pong, unused_cluster_port
+from processes.probes import is_unused_cluster_port, redis_pong, unused_port
 
 # Of `cluster.json`, which says how many servers there are, and what their ports were.
 CLUSTER_FORMAT = 1
@@ -101,7 +101,7 @@ def _ports(directory: Path, count: int) -> list[int]:
         port = last if has_data and last not in ports and is_unused_cluster_port(last) else 0
         try:
             while port == 0 or port in ports:
-                port = unused_cluster_port()
+                port = unused_port()
                 port = 0 if port in before else port
         except OSError as exc:
             raise CannotStartError(

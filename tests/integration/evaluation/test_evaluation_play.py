@@ -40,6 +40,7 @@ async def api() -> AsyncIterator[tuple[FakeApi, str]]:
 
 
 async def played(settings: PlaySettings) -> list[Progress]:
+    settings = replace(settings, answer_timeout_s=60.0)
     async with aclosing(play(settings)) as reports:
         return [report async for report in reports]
 
@@ -63,7 +64,8 @@ async def test_a_fresh_api_is_trained_as_in_the_lecture_and_then_learns(
     environment: str, api: tuple[FakeApi, str]
 ) -> None:
     fake, address = api
-    settings = PlaySettings(environment=environment, api=address, players=("constant", "deployed"), steps=40)
+    players = ("constant", "deployed")
+    settings = PlaySettings(environment=environment, api=address, players=players, steps=40, seed=4)
     last = (await played(settings))[-1]
     assert len(fake.trains) == 1
     document = fake.trains[0]

@@ -44,7 +44,7 @@ class Doctor:
     def __call__(self, *arguments: object) -> tuple[int, dict[str, dict[str, str]], str]:
         """Return its exit code, what it found by name, and what it said."""
         self._capfd.readouterr()
-        code = main(["doctor", "--json", *map(str, arguments)])
+        code = main(["doctor", "--json", "--timeout-s", "60", *map(str, arguments)])
         out, said = self._capfd.readouterr()
         told: Any = json.loads(out)
         assert told["worst"] == ("fail" if code else told["worst"])
@@ -80,7 +80,7 @@ def test_before_anything_runs_nothing_is_wrong(doctor: Doctor, tmp_path: Path) -
     assert not list((tmp_path / "here").iterdir()), "nothing is made"
     # What does not answer is named, without its password, as are settings that cannot be read.
     doctor.has(FOLDIN_REDIS_URL=f"redis://:word@127.0.0.1:{unused_port()}")
-    code, found, said = doctor("--timeout-s", 1, "--url", f"http://127.0.0.1:{unused_port()}")
+    code, found, said = doctor("--url", f"http://127.0.0.1:{unused_port()}")
     assert code == 1
     assert found["store"]["status"] == found["service"]["status"] == "fail"
     assert "word" not in said + json.dumps(found)
@@ -181,14 +181,14 @@ def test_the_key_of_a_stack_is_shown_to_that_stack_alone(doctor: Doctor) -> None
         doctor.has(FOLDIN_PORT=other.rpartition(":")[2])
         with locked(data):
             for arguments in ((), ("--url", own), ("--data", data), ("--url", f"{own}/")):
-                doctor("--timeout-s", 1, *arguments)
+                doctor(*arguments)
                 assert "Bearer fk_own" in own_keys, arguments
                 own_keys.clear()
-            doctor("--timeout-s", 1, "--url", other)
-            doctor("--timeout-s", 1, "--url", other, "--data", data)
+            doctor("--url", other)
+            doctor("--url", other, "--data", data)
         # What listens here when the stack is gone is another's.
-        doctor("--timeout-s", 1)
-        doctor("--timeout-s", 1, "--data", data)
+        doctor()
+        doctor("--data", data)
         assert other_keys
         assert set(other_keys) == {None}
 

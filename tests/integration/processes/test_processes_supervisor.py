@@ -70,7 +70,7 @@ async def test_parts_end_in_the_opposite_order(tmp_path: Path, said: list[str]) 
     supervisor = Supervisor(tmp_path, said.append)
     for name in "abc":
         mark = tmp_path / name
-        await supervisor.start(spec(name, code, mark, tmp_path / "order", name, mark=mark))
+        await supervisor.start(spec(name, code, mark, tmp_path / "order", name, mark=mark, grace_s=60.0))
     await supervisor.close()
     assert (tmp_path / "order").read_text() == "cba"
 
