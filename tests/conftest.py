@@ -2,6 +2,7 @@
 of its own in it. `--store` says which kind it is; `slow` tests are run by `make test-all` alone.
 """
 
+import asyncio
 import os
 import shutil
 import uuid
@@ -18,6 +19,7 @@ import pytest
 
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from featurestore.users.compiled import load_fold_in
 from tests.support.fits import fit_in_thread
 from tests.support.servers import KIND, KINDS, ServerKind, StoreServer, running_server
 from torture.cluster_set import ClusterSet
@@ -93,10 +95,17 @@ def _heard_of_late() -> Iterator[None]:
     names = ["featurestore.users.records.FOLLOWED_S", "service.neighbours.nearest.FOLLOWED_S"]
     waiting = ("training", "routes.generations", "routes.rules.experiments", "routes.operations.scale")
     names += [f"service.{module}.SERVED_WITHIN_S" for module in waiting]
+    names.append("service.routes.operations.status._PROBE_TIMEOUT_S")
     with pytest.MonkeyPatch.context() as patch:
         for name in names:
             patch.setattr(name, 600.0)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _folds_in_one_way(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Have the compiled fold-in before any service of this process: numpy's rows have other last digits."""
+    asyncio.run(load_fold_in(tmp_path_factory.mktemp("compiled")))
 
 
 @pytest.fixture(scope="session")

@@ -350,17 +350,14 @@ class BlendedRanker:
         """Return the list of the j-th user by a draw, its features in `call`; `expected` (r,) are the others.
         All items are looked at.
         """
-        view, (own, said) = call.view, call.said[j]
-        count = len(view.head.items)
-        reached = _Reached(*view.head.neighbours.reached(own, said))
+        view, count = call.view, len(call.view.head.items)
+        reached = _Reached(*view.head.neighbours.reached(*call.said[j]))
         relevance = np.asarray(view.head.items @ call.features[j], np.float64)
         relevance[reached.rows] += reached.added
         if events is not None:
             # One that came meanwhile has none.
             each = np.concatenate([events[:count], np.zeros(max(0, count - len(events)))])
-            known = each > 0
-            known[own] = False
-            relevance = drawn_relevance(relevance, each, np.flatnonzero(known), rng)
+            relevance = drawn_relevance(relevance, each, rng)
         relevance[call.exclude[j]] = -np.inf
         if call.allowed is not None:
             relevance[: len(call.allowed)][~call.allowed[:count]] = -np.inf

@@ -72,18 +72,16 @@ def rate_by_draw(
     return rate
 
 
-def drawn_relevance(
-    relevance: Float64s, events: Float64s, known: Int64s, rng: np.random.Generator
-) -> Float64s:
+def drawn_relevance(relevance: Float64s, events: Float64s, rng: np.random.Generator) -> Float64s:
     """Return a draw of how relevant all items (m,) are to one user, to whom they are expected to be of this
-    `relevance`. `events` (m,): how many each has; `known` (k,): the rows of those with any, without those of
-    the user's history.
+    `relevance`. `events` (m,): how many each has.
 
-    From a Dirichlet process (Ferguson 1973) whose base are the known items, with the weight of one event: an
-    item with `n` events is with a chance of `1 / (1 + n)` as relevant as any of these, else as expected. Of
-    one without events that has attributes the relevance by these is where what is drawn lies around.
+    From a Dirichlet process (Ferguson 1973) whose base are the items with events, those of the user's own
+    history among them, with the weight of one event: an item with `n` events is with a chance of
+    `1 / (1 + n)` as relevant as any of these, else as expected. Of one without events that has attributes
+    the relevance by these is where what is drawn lies around.
     """
-    keys = rng.integers(1 << 64, size=2, dtype=np.uint64)
+    keys, known = rng.integers(1 << 64, size=2, dtype=np.uint64), np.flatnonzero(events > 0)
     if not len(known):
         return relevance
     drawn = relevance.copy()

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from featurestore.errors import GenerationUnknown
+from featurestore.experiments.definition import Experiments
 from featurestore.generations.catalog import Generations
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import Worker
@@ -86,8 +87,17 @@ async def wait_for_scale(
         await asyncio.sleep(LOOK_AGAIN_S)
 
 
-async def wait_until_followed(generations: Generations, version: str, timeout_s: float) -> bool:
-    """Return whether every worker follows the experiments of this version; wait up to `timeout_s` for it.
+class Following(Protocol):
+    """What this process follows, as its follower says."""
+
+    experiments: Experiments
+
+
+async def wait_until_followed(
+    generations: Generations, version: str, timeout_s: float, *, here: Following
+) -> bool:
+    """Return whether every worker follows the experiments of this version, and `here` too; wait up to
+    `timeout_s` for it.
 
     Raises `StoreError`.
     """
@@ -95,7 +105,9 @@ async def wait_until_followed(generations: Generations, version: str, timeout_s:
     ends = loop.time() + timeout_s
     while True:
         workers = await generations.workers()
-        if all(worker.experiments == version for worker in workers if worker.age_s < FRESH_BEAT_S):
+        others = all(worker.experiments == version for worker in workers if worker.age_s < FRESH_BEAT_S)
+        # One whose beat is late has not told of itself.
+        if others and here.experiments.version == version:
             return True
         if loop.time() >= ends:
             return False

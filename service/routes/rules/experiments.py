@@ -234,7 +234,8 @@ async def _kept(context: ServiceContext, experiment: Experiment, arm: Arm) -> st
 
 async def _followed(context: ServiceContext) -> bool:
     version = (await context.store.experiments.all()).version
-    return await wait_until_followed(context.store.generations, version, SERVED_WITHIN_S)
+    generations, here = context.store.generations, context.follower
+    return await wait_until_followed(generations, version, SERVED_WITHIN_S, here=here)
 
 
 async def _named(context: ServiceContext, name: str) -> Experiment:

@@ -82,7 +82,8 @@ async def test_no_acknowledged_rating_is_missing_after_kills(own_server: StoreSe
 
 async def test_a_store_that_was_started_again_confirms_nothing_of_before(own_server: StoreServer) -> None:
     """It would say that its disk has all, whether or not it lost what it had not synced."""
-    store = await Store.open(StoreSettings(url=own_server.url, partitions=4, durability="fsync"))
+    settings = StoreSettings(url=own_server.url, partitions=4, durability="fsync", timeout_s=30.0)
+    store = await Store.open(settings)
     await store.redis.function_flush()
     since = store.confirmation.begin()
     await store.confirmation.wait(since)

@@ -207,10 +207,10 @@ def test_a_draw_shows_items_without_events_as_often_as_any_and_those_with_many_a
     events, new = np.full(ITEMS, 1e6), np.arange(2_700, ITEMS)
     head.items[new] = 0.0
     events[new] = 0.0
-    ranker, seen = BlendedRanker(head, world.posterior), world.history(2).other_row.astype(np.int64)
+    ranker = BlendedRanker(head, world.posterior)
 
     def shown(**how: Any) -> int:
-        draws = [ask(world, ranker, 2, 10, seen, rng=np.random.default_rng(k), **how) for k in range(100)]
+        draws = [ask(world, ranker, 2, 10, rng=np.random.default_rng(k), **how) for k in range(100)]
         return sum(int((each.item_rows >= 2_700).sum()) for each in draws)
 
     # A tenth of the items, of 1,000 shown.
