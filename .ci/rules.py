@@ -4,14 +4,17 @@ Prints what breaks one; code 1 where anything does.
 """
 
 import ast
+import json
 import re
 import sys
+import tomllib
 from collections.abc import Callable
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from clients.generator import document
 from tests.support import house
 
 ROOT = house.ROOT
@@ -57,8 +60,8 @@ def definitions(path: Path) -> set[str]:
 def dangling_references(root: Path) -> list[str]:
     """Files, names in them and modules of a document that are not there, and links that lead nowhere."""
     found = []
-    for document in (root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").rglob("*.md"))):
-        text = document.read_text("utf-8")
+    for page in (root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").rglob("*.md"))):
+        text = page.read_text("utf-8")
         files = re.findall(r"`([\w.-]+(?:/[\w.-]+)+\.(?:py|lua|md|yml))(?::[\w.]+)?`", text)
         missing = [file for file in files if not (root / file).is_file()]
         missing += [
@@ -75,12 +78,12 @@ def dangling_references(root: Path) -> list[str]:
             ):
                 missing.append(name)
         for target, heading in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", text):
-            linked = document.parent / target if target else document
+            linked = page.parent / target if target else page
             if not linked.exists():
                 missing.append(target)
             elif heading and heading not in map(slug, linked.read_text("utf-8").splitlines()):
                 missing.append(f"{target}#{heading}")
-        found += [f"{document.relative_to(root)}: {name}" for name in missing]
+        found += [f"{page.relative_to(root)}: {name}" for name in missing]
     return found
 
 
@@ -133,7 +136,34 @@ def private_words(root: Path) -> list[str]:
     ]
 
 
-RULES: tuple[Rule, ...] = (module_cycles, room_cycles, private_words, dangling_references)
+def clients_apart(root: Path) -> list[str]:
+    """What the clients, which are packages of their own, say otherwise than Foldin: version, Python, what
+    they need, licence; and calls that JavaScript does not declare.
+    """
+    client, whole = (
+        tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
+        for folder in (root / house.CLIENT, root)
+    )
+    javascript = root / "clients/javascript"
+    packed = json.loads((javascript / "package.json").read_text("utf-8"))
+    declared = (javascript / "foldin.d.ts").read_text("utf-8")
+    holds = {
+        "version of the Python client": client["version"] == whole["version"],
+        "version of the JavaScript client": packed["version"] == whole["version"].replace(".dev", "-dev."),
+        "requires-python": client["requires-python"] == whole["requires-python"],
+        "dependencies": set(client["dependencies"]) <= set(whole["dependencies"]),
+        "LICENSE": (root / house.CLIENT / "LICENSE").read_text() == (root / "LICENSE").read_text(),
+        "files of package.json": set(packed["files"]) == {"foldin.js", "foldin.d.ts", "operations.js"},
+        "dependencies of package.json": "dependencies" not in packed,
+    }
+    holds |= {
+        f"foldin.d.ts: {each.name}": bool(re.search(rf"^  {each.name}\(", declared, re.M))
+        for each in document.read().operations
+    }
+    return [name for name, is_so in holds.items() if not is_so]
+
+
+RULES: tuple[Rule, ...] = (module_cycles, room_cycles, private_words, dangling_references, clients_apart)
 
 
 if __name__ == "__main__":

@@ -236,6 +236,11 @@ class Commands:
             if stage == b"files" or command_id not in in_stream
         ]
 
+    async def leaving(self) -> set[bytes]:
+        """Return the users whose erasure goes on, without those who are left in the store's files alone."""
+        found: dict[Any, Any] = await self._client.hgetall(self._keys.erasing)
+        return {asked[2] for stage in found.values() if (asked := _ASKED.fullmatch(stage))}
+
     async def drop_erasure(self, lease: Lease, command: Command) -> None:
         """Take a command to erase out of the stream, as it names the user; what is left of it is
         `erasing`. Safe to repeat. Raises `LeaseLost`.

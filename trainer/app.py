@@ -34,6 +34,8 @@ from trainer.threads import Threads
 
 # A term that lasted so long did not fail at what the next one begins with.
 _LASTING_S = 60.0
+# What a trainer that ends still tells the store, if it answers.
+_LAST_CALL_S = 1.0
 
 
 class Trainer:
@@ -84,7 +86,7 @@ class Trainer:
             await self._lead_again_and_again(store, root)
         except (CannotStartError, StoreRefused) as exc:
             with contextlib.suppress(StoreError, TimeoutError):
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(_LAST_CALL_S):
                     if not await store.leases.held():
                         await store.leases.say_ended(str(exc))
             raise
@@ -146,7 +148,7 @@ class Trainer:
                 await threads.drained()
                 root.leave()
                 with contextlib.suppress(StoreError, TimeoutError):
-                    async with asyncio.timeout(1.0):
+                    async with asyncio.timeout(_LAST_CALL_S):
                         await lease.release()
             # A task group that ends by an error drops a cancellation that comes meanwhile.
             if self._stopping:

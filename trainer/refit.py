@@ -272,8 +272,7 @@ class Refitter:
         forgotten = await with_retries(self._store.ratings.forgotten, number)
         await epoch.consumer.reached_now()
         # Those whose erasure goes on are still in what is fitted.
-        open_erasures = await with_retries(self._store.commands.erasing)
-        leaving = {digest_of(each.user) for each in open_erasures if each.user is not None}
+        leaving = set(map(digest_of, await with_retries(self._store.commands.leaving)))
         forgotten = {digest: n for digest, n in forgotten.items() if digest not in leaving}
         self._step("fit:reached")
         how = {"automatic": automatic, "unless_same": unless_same}

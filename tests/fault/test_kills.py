@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import aiohttp
@@ -12,7 +13,7 @@ import pytest
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.servers import StoreServer
-from tests.support.serving import Client, Reply, client_of, processes
+from tests.support.serving import Client, client_of, processes
 from tests.support.trainers import ChildTrainer, archived, fitted, trainer_settings, until_drained
 from tests.support.waiting import wait_until_async
 
@@ -47,9 +48,16 @@ class Rater:
                 assert reply.status in (503, 504, 507), reply.text
                 await asyncio.sleep(0.01)
 
-    async def read(self, client: Client) -> Reply | None:
-        reply = await client.get(f"/users/{self.user}/ratings?n=1000")
-        return None if reply.status == 503 else reply
+    async def read(self, client: Client) -> dict[str, float] | None:
+        shown: dict[str, float] = {}
+        for offset in count(0, 1000):
+            reply = await client.get(f"/users/{self.user}/ratings?n=1000&offset={offset}")
+            if reply.status == 503:
+                return None
+            shown |= {each["item_id"]: each["rating"] for each in reply.json["ratings"]}
+            if len(reply.json["ratings"]) < 1000:
+                break
+        return shown
 
 
 async def test_what_was_acknowledged_outlasts_the_kill_of_each_process(
@@ -87,8 +95,7 @@ async def test_what_was_acknowledged_outlasts_the_kill_of_each_process(
             async with client_of(service.url) as client:
                 for rater in raters:
                     # A worker that has not heard of the store since says to ask again.
-                    reply = await wait_until_async(partial(rater.read, client), "a worker with its store")
-                    shown = {each["item_id"]: each["rating"] for each in reply.json["ratings"]}
+                    shown = await wait_until_async(partial(rater.read, client), "a worker with its store")
                     assert shown.items() >= rater.acknowledged.items()
         store = await Store.open(at)
         try:

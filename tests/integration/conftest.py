@@ -36,7 +36,8 @@ ROUNDS_S = {
 
 @pytest.fixture
 def quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let trainers of this process look for what there is to do without a wait."""
+    """Let trainers of this process look for what there is to do without a wait, and end in good order."""
+    monkeypatch.setattr("trainer.app._LAST_CALL_S", PATIENCE_S)
     for name, seconds in ROUNDS_S.items():
         monkeypatch.setattr(name, seconds)
 

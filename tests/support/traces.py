@@ -1,5 +1,6 @@
 """Where on a disk something of a user is left: in every file below a folder, of Parquet by its values."""
 
+import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ def traces(
         "value": [form for value in values for form in _forms(value)],
     }
     found: dict[str, set[str]] = {}
-    for path in sorted(folder.rglob("*")):
+    # Folders may go meanwhile, for which `rglob` fails.
+    for path in sorted(Path(top) / name for top, _, names in os.walk(folder) for name in names):
         try:
             content = path.read_bytes() if path.is_file() else b""
             if b"PAR1" in content[:4]:

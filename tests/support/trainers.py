@@ -24,7 +24,7 @@ from trainer.app import Trainer
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.segments import Step, no_step, read_segment
 from trainer.archive.storage.address import ObjectAddress
-from trainer.errors import CannotStartError
+from trainer.errors import CannotStartError, SegmentGoneError
 from trainer.schedule import Rules
 from trainer.settings import TrainerSettings
 
@@ -152,19 +152,21 @@ async def outcome_of(store: Store, command: str) -> Outcome:
 async def erased(store: Store, user_id: bytes, epoch: int = 1) -> None:
     """Forget a user as a service does, and wait until nothing has the user any more."""
     at_ms = (await store.ratings.forget(user_id)).at_ms
-    outcome = await outcome_of(
-        store, await store.commands.ask("erase", epoch=epoch, user=user_id, at_ms=at_ms)
-    )
+    # By the id that the mark in the stream gives, too: it is one erasure.
+    outcome = await outcome_of(store, await store.commands.ask_to_erase(user_id, epoch=epoch, at_ms=at_ms))
     assert outcome.state == "done", outcome
 
 
 def archived(settings: TrainerSettings, epoch: int = 1, *, path: Path | None = None) -> list[Archived]:
     """(user, n, item, rating) of each archived event of an epoch, or of a folder, in the order of the log."""
     folder = path or settings.archive_folder / f"epoch-{epoch:06d}"
-    names = _uncovered(folder)
+    try:
+        tables = [read_segment(name)[0] for name in _uncovered(folder)]
+    except SegmentGoneError:
+        # Merged just now.
+        return archived(settings, epoch, path=path)
     found: list[Archived] = []
-    for name in names:
-        table, _ = read_segment(name)
+    for table in tables:
         columns = [table[each].to_pylist() for each in ("user_id", "n", "item_id", "rating")]
         found.extend(zip(*columns, strict=True))
     return found

@@ -149,7 +149,7 @@ async def test_a_store_that_was_put_back_from_an_older_copy(
         async with running_trainer(replace(settings, adopt=True)), opened(settings.store) as store:
             await until_drained(store)
             await wait_until_async(lambda: ended(store), "the erasures have ended")
-            assert not {b"u3", b"u4"} & {*await store.active.ids(1)}
+            assert b"u3" not in await store.active.ids(1)
             assert await held(store) == wanted
             assert {user for user, *_ in archived(settings)} == {user for user, _ in wanted}
             # Nothing that was erased is in the trash that the archive went to.

@@ -1,5 +1,6 @@
 """How well the live generation and the one before predict the ratings that arrive, as a metric says it."""
 
+import asyncio
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,14 @@ async def predicted(trainer: Trainer, store: Store, given: list[NewRating]) -> d
         await until_drained(store)
         return measured(trainer).get("ratings", 0.0) > 100
 
+    async def all_taken() -> bool:
+        before = measured(trainer)
+        await asyncio.sleep(0.2)
+        arriving = trainer.term.arriving if trainer.term else None
+        return arriving is not None and arriving.arrivals.empty() and measured(trainer) == before
+
     await wait_until_async(enough, "ratings are predicted")
+    await wait_until_async(all_taken, "no more are being predicted")
     assert measured(trainer)["ratings"] <= sent
     return measured(trainer)
 

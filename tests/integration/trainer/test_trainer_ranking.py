@@ -1,6 +1,9 @@
 """The ranking head and the index of a running stack: published, loaded by services, kept up to date."""
 
+import asyncio
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,9 @@ from featurestore.store import Store
 from tests.support.following import following
 from tests.support.trainers import fitted, running_trainer
 from tests.support.waiting import wait_until_async
+from trainer.fit_job.job import FitRequest
+from trainer.fit_job.process import fit_in_process
+from trainer.fit_job.results import FitResult
 from trainer.publication import publish as publisher
 from trainer.settings import TrainerSettings
 
@@ -105,11 +111,21 @@ async def test_predictions_of_many_new_ratings_do_not_wait_for_lists(
         )
         return follower.live is not None and follower.live.ranking is not None
 
+    looked, fits = asyncio.Event(), count()
+
+    async def one_by_one(request: FitRequest, *files: Any, **more: Any) -> FitResult:
+        if next(fits):
+            # At once it would not be seen that there is none before.
+            await looked.wait()
+        return await fit_in_process(request, *files, **more)
+
     monkeypatch.setattr("trainer.fit_job.job.HEAD_AT_ONCE", USERS)
+    monkeypatch.setattr("trainer.refit.fit_in_process", one_by_one)
     async with following(store, tmp_path / "cache") as follower, running_trainer(settings):
         await store.ratings.append(given())
         first = await fitted(store)
         assert not await has_head(first)
+        looked.set()
         # The head is not asked for: it comes with a fit that goes on from this one.
         assert await has_head(first + 1)
         # What is new by now is little beside what is known: lists and predictions change together.

@@ -204,9 +204,8 @@ def test_a_draw_shows_items_without_events_as_often_as_any_and_those_with_many_a
     world: World,
 ) -> None:
     head = replace(world.having(0.0).head, items=world.head.items.copy())
-    events, new = np.full(ITEMS, 1e6), np.arange(2_700, ITEMS)
-    head.items[new] = 0.0
-    events[new] = 0.0
+    events = np.full(ITEMS, 1e6)
+    head.items[2_700:] = events[2_700:] = 0.0
     ranker = BlendedRanker(head, world.posterior)
 
     def shown(**how: Any) -> int:
