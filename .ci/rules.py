@@ -6,16 +6,28 @@ Prints what breaks one; code 1 where anything does.
 import ast
 import json
 import re
+import shlex
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clients.generator import document
+from environment.settings import ServerSettings
+from evaluation.course.settings import EvaluationSettings, PlaySettings
+from foldin.commands.running import find
+from foldin.commands.table import BENCH, EVALUATE, TORTURE, loaded
+from foldin.evaluating import EvaluateOptions
+from processes.settings import SettingsError, left_over, load
+from service.routes import ROUTES
+from service.settings import ServiceSettings
 from tests.support import house
+from tests.support.examples import example
+from torture.campaign import TortureOptions
+from trainer.settings import TrainerSettings
 
 ROOT = house.ROOT
 # Where in the code something is.
@@ -31,6 +43,16 @@ PRIVATE_WORDS = re.compile(
     re.I,
 )
 _READ_BY_PEOPLE = {".py", ".lua", ".js", ".html", ".css", ".md", ".svg", ".yml"}
+
+MODULES = {
+    "environment": ServerSettings,
+    "evaluation.course.play": PlaySettings,
+    "service": ServiceSettings,
+    "trainer": TrainerSettings,
+}
+COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(curl|foldin|make|python) ([^|;&>]*)")
+# Printed from the declarations, and compared with them: tests/unit/test_docs_settings.py.
+PRINTED = {"cli.md", "settings.md"}
 
 Rule = Callable[[Path], list[str]]
 
@@ -163,7 +185,62 @@ def clients_apart(root: Path) -> list[str]:
     return [name for name, is_so in holds.items() if not is_so]
 
 
-RULES: tuple[Rule, ...] = (module_cycles, room_cycles, private_words, dangling_references, clients_apart)
+def commands(text: str) -> Iterator[tuple[str, list[str]]]:
+    for block in re.findall(r"^```(?:console|sh)?\n(.*?)^```$", text, re.M | re.DOTALL):
+        for line in re.sub(r"\\\n", " ", block).splitlines():
+            if found := COMMAND.match(line.removeprefix("$ ")):
+                yield found[1], shlex.split(found[2] if found[1] != "curl" else line, comments=True)
+
+
+def is_taken(program: str, words: list[str]) -> bool:
+    """Whether something takes a command. Raises SettingsError for flags that are none."""
+    if program == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M)
+        return all("=" in word or word in targets for word in words)
+    if program == "python":
+        if words[0] == "-m" and words[1] in MODULES:
+            load(MODULES[words[1]], words[2:], {})
+        return True
+    if program == "curl":
+        told = example(words[words.index("curl") :], "")
+        path = "/" + told.path.partition("?")[0]
+        known = [each for each in ROUTES if re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", each.path), path)]
+        return told.method in {each.method for each in known}
+    call = find(words, {})
+    if call is None or call.command is BENCH:
+        return call is not None
+    options = TortureOptions if call.command is TORTURE else loaded(call.command.options)
+    if call.command is EVALUATE:
+        # Of a file, or of the course's protocol.
+        is_file = any(not each.startswith("-") for each in left_over(EvaluateOptions, call.arguments))
+        is_course = not left_over(EvaluationSettings, call.arguments)
+        options = EvaluateOptions if is_file and not is_course else EvaluationSettings
+    load(options, call.arguments, {})
+    return True
+
+
+def untaken_commands(root: Path) -> list[str]:
+    """Commands of the documents that nothing takes."""
+    found = []
+    paths = [root / "README.md", root / "CONTRIBUTING.md", *root.glob("docs/*.md")]
+    for path in (each for each in paths if each.name not in PRINTED):
+        for program, words in commands(path.read_text("utf-8")):
+            try:
+                if not is_taken(program, words):
+                    found.append(f"{path.name}: nothing takes {program} {words}")
+            except SettingsError as error:
+                found.append(f"{path.name}: {program} {words}: {error}")
+    return found
+
+
+RULES: tuple[Rule, ...] = (
+    module_cycles,
+    room_cycles,
+    private_words,
+    dangling_references,
+    clients_apart,
+    untaken_commands,
+)
 
 
 if __name__ == "__main__":

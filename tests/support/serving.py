@@ -83,7 +83,7 @@ async def client_of(url: str) -> AsyncIterator[Client]:
 async def serving(store: StoreSettings, **changes: Any) -> AsyncIterator[tuple[Client, web.Application]]:
     """A service in this process, and a client of it."""
     with tempfile.TemporaryDirectory(prefix="foldin-test-") as cache:
-        settings = replace(ServiceSettings(store=store, cache_dir=Path(cache), keepalive_s=5.0), **changes)
+        settings = replace(ServiceSettings(store=store, cache_dir=Path(cache), keepalive_s=75.0), **changes)
         sock = bind("127.0.0.1", 0, 1)[0]
         app = build_app(settings, WorkerSlot(), loopback=is_loopback(sock))
         runner = ServiceRunner(app, keepalive_s=settings.keepalive_s, grace_s=2.0)

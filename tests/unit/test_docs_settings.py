@@ -2,26 +2,15 @@
 
 import ast
 import re
-import shlex
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
 import pytest
 
-from environment.settings import ServerSettings
-from evaluation.course.settings import EvaluationSettings, PlaySettings
-from foldin.commands.running import find
-from foldin.commands.table import BENCH, EVALUATE, TORTURE, loaded
-from foldin.evaluating import EvaluateOptions
 from foldin.reference import settings_reference
-from processes.settings import HIDDEN, SettingsError, declarations, left_over, load
-from service.routes import ROUTES
-from service.settings import ServiceSettings
+from processes.settings import HIDDEN, SettingsError, declarations, load
 from tests.support import house
-from tests.support.examples import example
-from torture.campaign import TortureOptions
-from trainer.settings import TrainerSettings
 
 ROOT = house.ROOT
 DOCUMENT = (ROOT / "docs/settings.md").read_text("utf-8")
@@ -120,61 +109,3 @@ def test_a_value_that_is_read_wrong_is_one_line(variable: str) -> None:
             assert len(told) == 1, caught.value.problems
             assert told[0].isprintable()
             assert "must" in told[0]
-
-
-MODULES = {
-    "environment": ServerSettings,
-    "evaluation.course.play": PlaySettings,
-    "service": ServiceSettings,
-    "trainer": TrainerSettings,
-}
-COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(curl|foldin|make|python) ([^|;&>]*)")
-# Printed from the declarations, and compared with them: tests/unit/test_docs_settings.py.
-PRINTED = {"cli.md", "settings.md"}
-
-
-def commands(text: str) -> Iterator[tuple[str, list[str]]]:
-    for block in re.findall(r"^```(?:console|sh)?\n(.*?)^```$", text, re.M | re.DOTALL):
-        for line in re.sub(r"\\\n", " ", block).splitlines():
-            if found := COMMAND.match(line.removeprefix("$ ")):
-                yield found[1], shlex.split(found[2] if found[1] != "curl" else line, comments=True)
-
-
-def is_taken(program: str, words: list[str]) -> bool:
-    """Whether something takes a command. Raises SettingsError for flags that are none."""
-    if program == "make":
-        targets = re.findall(r"^([a-z-]+):", (house.ROOT / "Makefile").read_text("utf-8"), re.M)
-        return all("=" in word or word in targets for word in words)
-    if program == "python":
-        if words[0] == "-m" and words[1] in MODULES:
-            load(MODULES[words[1]], words[2:], {})
-        return True
-    if program == "curl":
-        told = example(words[words.index("curl") :], "")
-        path = "/" + told.path.partition("?")[0]
-        known = [each for each in ROUTES if re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", each.path), path)]
-        return told.method in {each.method for each in known}
-    call = find(words, {})
-    if call is None or call.command is BENCH:
-        return call is not None
-    options = TortureOptions if call.command is TORTURE else loaded(call.command.options)
-    if call.command is EVALUATE:
-        # Of a file, or of the course's protocol.
-        is_file = any(not each.startswith("-") for each in left_over(EvaluateOptions, call.arguments))
-        is_course = not left_over(EvaluationSettings, call.arguments)
-        options = EvaluateOptions if is_file and not is_course else EvaluationSettings
-    load(options, call.arguments, {})
-    return True
-
-
-def test_every_command_is_taken() -> None:
-    found = []
-    paths = [house.ROOT / "README.md", house.ROOT / "CONTRIBUTING.md", *house.ROOT.glob("docs/*.md")]
-    for path in (each for each in paths if each.name not in PRINTED):
-        for program, words in commands(path.read_text("utf-8")):
-            try:
-                if not is_taken(program, words):
-                    found.append(f"{path.name}: nothing takes {program} {words}")
-            except SettingsError as error:
-                found.append(f"{path.name}: {program} {words}: {error}")
-    assert not found, "\n".join(found)

@@ -1,6 +1,8 @@
 """The follower: one generation, whole, at any moment; new ones are loaded beside, and deltas come in."""
 
 import asyncio
+import time
+from collections.abc import Awaitable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -160,6 +162,29 @@ async def test_a_worker_that_is_late_reads_nothing_that_lacks_what_others_wrote(
         await wait_until_async(lambda: follower.live is not None, "it serves again")
         assert len((await worker.users.history(epoch, b"ann"))[1].rating) == 1
     await worker.close()
+
+
+async def test_a_worker_that_has_not_heard_which_history_is_live_reads_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = await publish(store, await lead(store))
+    await store.ratings.append([rating("ann", "item-0")])
+    async with following(store, tmp_path) as follower:
+        await until_served(store, written, follower)
+        live = live_of(follower)
+    users = store.users
+
+    def reads() -> list[Awaitable[object]]:
+        return [users.history(1, b"ann"), users.lookup(live, [b"ann"]), users.profile(live, b"ann")]
+
+    users.followed_at = float("inf")
+    for read in reads():
+        await read
+    monkeypatch.setattr("featurestore.users.records.FOLLOWED_S", FOLLOWED_S)
+    users.followed_at = time.monotonic() - FOLLOWED_S - 0.1
+    for read in reads():
+        with pytest.raises(StoreUnavailable, match="not heard"):
+            await read
 
 
 async def test_a_generation_that_is_broken_is_not_served(store: Store, tmp_path: Path) -> None:
