@@ -8,7 +8,7 @@ import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import msgspec
 
@@ -32,7 +32,6 @@ FailureCode = Literal[
     "unknown_command",
     "no_trainer",
 ]
-FAILURE_CODES: frozenset[str] = frozenset(get_args(FailureCode))
 """Why the trainer did not do what was asked: the codes of `Outcome`."""
 REFUSALS = frozenset({"fit_refused", "gate_refused"})
 """Those that are for the caller to mend: the same ratings would be refused again."""
@@ -90,7 +89,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How far a command has come. `code` is one of `FAILURE_CODES` (a trainer of another version may have
+    """How far a command has come. `code` is one of `FailureCode` (a trainer of another version may have
     more), `detail` is for people. Of one that waits for a fit: its `phase`, and how many sweeps of that have
     ended.
     """

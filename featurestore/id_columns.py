@@ -20,8 +20,7 @@ Bytes = npt.NDArray[np.uint8]
 WORD_BYTES = 8
 # A buffer goes on for so long behind its last id, so that the last word of it can be read whole.
 ROOM_BYTES = WORD_BYTES
-# No byte of UTF-8 is this one: an id that is filled up with it is like no other.
-_FILLED = 0xFF
+# An id is filled up with 255, which is no byte of UTF-8: it is like no other.
 # What is left as it is and what is filled up of a word, by the bytes of the id that are in it.
 _FILL = np.array([(1 << 64) - (1 << 8 * k) for k in range(WORD_BYTES)] + [0], dtype=np.uint64)
 # A column of bytes costs as much as the checksum of an id that is an object, and such an object, together

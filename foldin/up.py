@@ -73,6 +73,8 @@ def up(options: StackOptions, settings: FrontDoorSettings) -> int:
         )
     if options.cluster and settings.redis_url:
         raise CannotStartError("FOLDIN_REDIS_URL names a store: unset it, or leave out --cluster")
+    # What is made from here on, by the parts of the stack too, is for this user alone.
+    os.umask(0o077)
     data = data_directory(options.data)
     with locked(data) as lock:
         if not settings.redis_url:

@@ -148,11 +148,6 @@ class WorkerSlot:
     socket: int | None = setting(None, HIDDEN, int, flag="--socket")
     folder: Path | None = setting(None, HIDDEN, Path, flag="--folder")
 
-    @property
-    def supervised(self) -> bool:
-        """Whether a supervisor started this process."""
-        return self.socket is not None
-
 
 @dataclass(frozen=True, slots=True)
 class _CommandLine:

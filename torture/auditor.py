@@ -26,7 +26,7 @@ from foldin.recovery.reaching import reach
 from foldin.recovery.retries import retried
 from foldin.recovery.verifying import Verified, verify
 from torture.calls import TRAIN_S
-from torture.clients import ITEMS, RETIRED, Shared, read_user
+from torture.clients import ITEMS, RETIRED, Shared, follow_deletion, read_user
 from torture.histories import Answered, Seen, World, Write, judge, observe
 from torture.stack import Stack
 from trainer.archive.segments import open_segment, read_segment
@@ -91,8 +91,16 @@ class Auditor:
         since = self._store.confirmation.begin()
         pointer, before = await self._store.generations.live(), self._pointer
         epochs = await self._epochs() if len(self._checks.histories.worlds) > 1 else set[bytes | None]()
+        deletion = self._checks.histories.deletion
+        taken_back = False
+        if deletion is not None and not deletion.receipt and deletion.until < began:
+            # It is not known whether it is carried out.
+            stages: list[Any] = await self._store.redis.hvals(self._store.keys.erasing)
+            taken_back = not any(stage.startswith(b"take_back") for stage in stages)
         # What only a primary has that is about to be replaced, nothing was promised of.
         await self._store.confirmation.wait(since)
+        if taken_back and deletion is self._checks.histories.deletion:
+            self._shared.caller.turned("taken back")
         self._pointer = pointer
         activating = self._shared.activating
         if before is not None:
@@ -273,6 +281,9 @@ class Auditor:
             return f"{shared.busy} clients, calls {dict(+shared.caller.in_flight)}"
         if len(shared.checks.histories.worlds) > 1:
             return "what became of a new history"
+        await follow_deletion(shared)
+        if shared.checks.histories.deletion is not None:
+            return "ratings of a deleted item"
         try:
             # One that waited for a full disk: until it is done the archive has what the store has not.
             stages: list[Any] = await self._store.redis.hvals(self._store.keys.erasing)

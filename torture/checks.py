@@ -17,6 +17,7 @@ from torture.report import Report
 READ, CLEAR, UNSEEN = "reads have all writes", "clear answers", "no seen item is recommended"
 TOLD, DOCUMENT = "a rating has what was told with it", "documents are as they were put"
 HIDDEN = "no hidden or deleted item is in a list"
+DELETED = "ratings of deleted items are gone"
 # Values of ratings differ by so much at least.
 TICK = 1e-9
 # What is told with some ratings; it is named before the first.
@@ -29,8 +30,10 @@ _TOLD = {404: {f"unknown_{each}" for each in _UNKNOWN}, 409: {"experiment_exists
 _TOLD_TRAINING = {409: {"train_in_progress"}, 422: {"training_refused"}}
 _WRITES = {"PUT", "PATCH", "DELETE"}
 
-Turn = Literal["first", "switched", "replaced", "given up"]
-"""What the store tells of a new history: it is the first one, takes all writes, is live, or will not be."""
+Turn = Literal["first", "switched", "replaced", "given up", "taken back"]
+"""What the store tells of a new history: it is the first one, takes all writes, is live, or will not be; or
+that no ratings of a deleted item are left to be taken back.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,17 @@ class Call:
     @property
     def parts(self) -> list[str]:
         """The path by its parts, decoded."""
-        return [unquote(each) for each in urlsplit(self.path).path.split("/")[1:]]
+        return [unquote(each) for each in self.route.split("/")[1:]]
+
+    @property
+    def route(self) -> str:
+        """The path without its query."""
+        return urlsplit(self.path).path
+
+    @property
+    def deleted_item(self) -> str | None:
+        """The item that is to be deleted with its ratings."""
+        return self.parts[1] if self.path.endswith("?ratings=delete") else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +112,8 @@ class Checks:
             del histories.worlds[1:]
         elif turn == "switched":
             histories.switched(now)
+        elif turn == "taken back":
+            histories.taken_back(now, known=False)
         else:
             histories.decide(now, replaced=turn == "replaced")
 
@@ -114,7 +129,9 @@ class Checks:
                 self.histories.begin()
             case method, ["items" | "scenarios" | "experiments", _] | ["users", _, "attributes"]:
                 if method in _WRITES:
-                    self.documents.writing(call.path)
+                    self.documents.writing(call.route)
+        if item := call.deleted_item:
+            self.histories.deleting(item)
 
     def told(self, call: Call, reply: Reply) -> None:
         """Check an answer."""
@@ -139,8 +156,25 @@ class Checks:
             case _, ["users", user, "attributes"]:
                 self._document(call, reply)
                 self._note_late(user, reply)
+            case "GET", ["receipts", receipt]:
+                self._receipt(receipt, reply)
             case _, ["items" | "scenarios" | "experiments", _]:
                 self._document(call, reply)
+        if gone := call.deleted_item:
+            told = reply.body["receipt"] if reply.ok else None
+            self.histories.deleted(gone, reply.ended, told, refused=not (reply.ok or reply.open))
+
+    def _receipt(self, receipt: str, reply: Reply) -> None:
+        deletion = self.histories.deletion
+        if deletion is None or deletion.receipt != receipt or not (reply.ok or reply.status == 404):
+            return
+        state = reply.body["archive"] if reply.ok else "unknown"
+        if state == "taken_back":
+            # Reads are held against that.
+            self.report.checked(DELETED, self.histories.taken_back(reply.ended, known=True))
+        elif state != "pending" and len(self.histories.worlds) == 1:
+            self.report.violated(DELETED, f"item {deletion.item}: its receipt is {state}")
+            self.histories.taken_back(reply.ended, known=False)
 
     def _is_clear(self, call: Call, reply: Reply) -> None:
         self.report.checked(CLEAR)
@@ -215,7 +249,7 @@ class Checks:
                 self.report.violated(HIDDEN, f"item {item} is in it, of which is known: {surely}")
 
     def _document(self, call: Call, reply: Reply) -> None:
-        documents, path = self.documents, call.path
+        documents, path = self.documents, call.route
         if call.method in _WRITES:
             documents.written(path, reply.ended)
         if call.method in _WRITES and (reply.ok or reply.open):

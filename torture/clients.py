@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from torture.calls import TRAIN_S, Caller
-from torture.checks import TICK, Checks, Reply, context_of
+from torture.checks import DELETED, TICK, Checks, Reply, context_of
 from torture.histories import LATE_S, Answered
 
 # So many calls at once, by so few users, that most of them meet what another one has just written.
@@ -25,6 +25,10 @@ SHARED = 4  # users that every session rates for
 # Sessions rate the first items. The last ones have the ratings of each new history alone: their rows stay
 # those of the fit.
 RATED, ITEMS = 40, 50
+# Of those the first are deleted with their ratings, again and again.
+DELETED_ITEMS = 4
+# By then, before anything else, so many ratings went with them.
+FIRST_DELETED = 20
 SEEDERS = 150  # fitted in less than a second
 # From 20,000 on a process of its own writes their records.
 MANY = 20_000
@@ -42,6 +46,8 @@ RETIRED = re.compile(rb"s\d+-\d+-[0-9a-f]{24}")
 # What PATCH changes.
 _PATCHED = ("/users", "/items")
 _OPERATIONS = {"refit", "history", "large history"}
+# Of an operator, by itself.
+_WORK = ("refit", "refit", "go back", "history", "delete item")
 # Of each session.
 ITEMS_PUT, SCENARIOS = 4, 2
 
@@ -210,7 +216,7 @@ class Session:
         shared, user = self._shared, next(self._newcomers)
         rated: list[tuple[int, float, float]] = []
         for turn in range(self._rng.randint(1, 2)):
-            item, time = self._rng.randrange(RATED), 1.7e9 + turn
+            item, time = self._rng.randrange(DELETED_ITEMS, RATED), 1.7e9 + turn
             value = shared.value(0, item)
             body = {"user_id": user, "item_id": str(item), "rating": value, "timestamp": time}
             reply = await self._call("rate", "POST", "/ratings", body)
@@ -234,6 +240,13 @@ async def read_user(shared: Shared, user: str, replica: int) -> Reply:
     return await shared.caller.call("read", "GET", path, replica=replica)
 
 
+async def follow_deletion(shared: Shared) -> None:
+    """Ask whether the ratings of the item that was deleted last are gone."""
+    deletion = shared.checks.histories.deletion
+    if deletion is not None and deletion.receipt is not None:
+        await shared.caller.call("receipt", "GET", f"/receipts/{deletion.receipt}")
+
+
 def document(path: str, number: int) -> dict[str, Any]:
     """Return a document as PUT takes it, by its path and a number that none had before."""
     _, kind, name, *_ = path.split("/")
@@ -249,7 +262,7 @@ def document(path: str, number: int) -> dict[str, Any]:
 
 
 class Operator:
-    """Trains, begins histories, and goes back to generations."""
+    """Trains, begins histories, goes back to generations, and deletes items with their ratings."""
 
     def __init__(self, shared: Shared, seed: int) -> None:
         self._shared = shared
@@ -258,10 +271,15 @@ class Operator:
     async def run(self) -> None:
         """Operate until cancelled."""
         shared, rng = self._shared, self._rng
+        while shared.checks.report.checks[DELETED] < FIRST_DELETED:
+            await shared.open.wait()
+            await self._delete_item()
+            await follow_deletion(shared)
+            await asyncio.sleep(0.2)
         while True:
             await shared.open.wait()
             asked = shared.wanted & _OPERATIONS
-            work = min(asked) if asked else rng.choice(("refit", "refit", "go back", "history"))
+            work = min(asked) if asked else rng.choice(_WORK)
             if work.endswith("history") and len(shared.checks.histories.worlds) > 1:
                 # What became of the one before is to be known first.
                 await asyncio.sleep(0.2)
@@ -271,11 +289,14 @@ class Operator:
                 await self.begin_history(MANY if work == "large history" else 0)
             elif work == "go back":
                 await self._go_back()
+            elif work == "delete item":
+                await self._delete_item()
             else:
                 await self.refit()
             for _ in range(rng.randint(10, 40)):
                 if shared.wanted & _OPERATIONS:
                     break
+                await follow_deletion(shared)
                 await asyncio.sleep(0.2)
 
     async def refit(self) -> Reply:
@@ -286,6 +307,15 @@ class Operator:
         """Replace all. Whether that was done, the store tells."""
         body = self._shared.history(self._rng, more_users)
         return await self._call("new history", "POST", "/train", body, timeout_s=TRAIN_S)
+
+    async def _delete_item(self) -> None:
+        """Delete an item with its ratings, unless it is not known what became of the last one."""
+        histories = self._shared.checks.histories
+        if len(histories.worlds) > 1 or histories.deletion is not None:
+            return
+        path = f"/items/{self._rng.randrange(DELETED_ITEMS)}"
+        await self._call("PUT document", "PUT", path, {"title": f"title {next(self._shared.numbers)}"})
+        await self._call("delete item", "DELETE", f"{path}?ratings=delete")
 
     async def _go_back(self) -> None:
         reply = await self._call("list generations", "GET", "/generations")

@@ -36,20 +36,28 @@ Value = float | None
 @dataclass(slots=True)
 class Cell:
     """What one user may have rated one item, or what a field of a document may be; None where there is none.
-    `late`: of unanswered calls, and until when they may come.
+    `late`: of unanswered calls, and until when they may come; `unsure`: values of which it is not known
+    whether they came before or after the item is deleted; `leaving`: it is, with what came before; `left`:
+    what was possible until that was done, and when.
     """
 
     settled: set[float | str | None] = field(default_factory=lambda: {None})
     late: dict[float | str | None, float] = field(default_factory=dict)
+    unsure: set[float | str | None] = field(default_factory=set)
+    leaving: bool = False
+    left: tuple[set[float | str | None], float] = field(default_factory=lambda: (set(), float("-inf")))
 
     def wrote(self, value: float | str | None, ended: float, *, known: bool, alone: bool = True) -> None:
         """Note a write. `known`: it was acknowledged; `alone`: what was before is not any more."""
         if not known:
             self.late[value] = ended + LATE_S
+            self.unsure.add(value)
         elif alone:
             self.settled = {value}
+            self.unsure = set(self.late)
         else:
             self.settled.add(value)
+            self.unsure.add(value)
 
     def may_be(self, now: float) -> set[float | str | None]:
         """Return every value that a read that begins `now` may find."""
@@ -58,7 +66,14 @@ class Cell:
                 del self.late[value]
                 # It came, or it did not.
                 self.settled.add(value)
-        return self.settled | set(self.late)
+        # A read that began before may be answered after.
+        before = self.left[0] if now < self.left[1] else set()
+        return self.settled | before | set(self.late) | ({None} if self.leaving else set())
+
+    def found(self, value: float | str | None, began: float) -> None:
+        """Note what a read found that began then."""
+        if began >= self.left[1]:
+            self.settled = {value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +100,19 @@ class World:
     writes: dict[str, list[Write]] = field(default_factory=lambda: defaultdict(list))
 
 
+@dataclass(slots=True)
+class Deletion:
+    """An item that is deleted with its ratings in a history. `until`: what began later came after it,
+    infinite before there is an answer; `receipt`: None where the call had none.
+    """
+
+    item: str
+    world: World
+    until: float = float("inf")
+    receipt: str | None = None
+    is_open: bool = True
+
+
 class Histories:
     """What is known of all histories. `worlds`: the live one, and behind it one that is being prepared."""
 
@@ -97,6 +125,8 @@ class Histories:
         self.gone: dict[str, set[float]] = defaultdict(set)
         # While a new history may still begin, though none is seen: by the loop's clock.
         self.undecided_until = 0.0
+        # The last of each item: one after the other.
+        self.deletions: dict[str, Deletion] = {}
         # All that was ever sent.
         self.sent: dict[str, set[float]] = defaultdict(set)
 
@@ -124,6 +154,8 @@ class Histories:
         gone = self.worlds.pop(0 if replaced else 1)
         if replaced:
             self._ended.append((gone, now))
+        for deletion in self.deletions.values():
+            deletion.is_open &= deletion.world is not gone
 
     def rated(self, user: str, ratings: dict[str, Value], began: float, ended: float, *, known: bool) -> None:
         """Note what came of writes of a user (None: taken back). `known`: they were acknowledged."""
@@ -131,7 +163,11 @@ class Histories:
             for item, value in ratings.items():
                 # Else perhaps before the store began to write to this history.
                 alone = began > world.since
-                world.cells[user][item].wrote(value, ended, known=known, alone=alone)
+                cell = world.cells[user][item]
+                cell.wrote(value, ended, known=known, alone=alone)
+                deletion = self.deletions.get(item)
+                if deletion is not None and deletion.world is world:
+                    _beside(deletion, cell, value, began, alone=known and alone)
                 if value is not None and (not known or began > world.since):
                     world.writes[user].append(Write(value, began, ended if known else float("inf")))
 
@@ -151,6 +187,41 @@ class Histories:
         if known:
             self.gone[user] |= leaving
 
+    @property
+    def deletion(self) -> Deletion | None:
+        """The item that is being deleted with its ratings."""
+        return next((each for each in self.deletions.values() if each.is_open), None)
+
+    def deleting(self, item: str) -> None:
+        """Note that an item is about to be deleted with its ratings."""
+        self.deletions[item] = Deletion(item, self.live)
+        for cells in self.live.cells.values():
+            if item in cells:
+                cells[item].leaving, cells[item].unsure = True, set(cells[item].late)
+
+    def deleted(self, item: str, ended: float, receipt: str | None, *, refused: bool) -> None:
+        """That call has ended. `refused`: before it did anything."""
+        deletion = self.deletions[item]
+        deletion.receipt, deletion.until = receipt, ended if receipt else ended + LATE_S
+        if refused:
+            deletion.until = float("-inf")
+            self.taken_back(ended, known=None)
+
+    def taken_back(self, now: float, *, known: bool | None) -> int:
+        """The ratings of the item are gone by `now`; not `known`: or none is; None: none is. Return of how
+        many it is known that there may have been one.
+        """
+        deletion, count = self.deletion, 0
+        for cells in () if deletion is None else deletion.world.cells.values():
+            if deletion is not None and deletion.item in cells and (cell := cells[deletion.item]).leaving:
+                cell.leaving, count = False, count + 1
+                if known is not None:
+                    cell.left = set(cell.settled), now
+                    cell.settled = {None} | (cell.settled & cell.unsure if known else cell.settled)
+        if deletion is not None:
+            deletion.is_open = False
+        return count
+
     def found(self, user: str, ratings: dict[str, float], began: float) -> list[str]:
         """Hold what a read found that began then against what may be; return what is wrong."""
         possible = [*self.worlds, *[world for world, ended in self._ended if ended > began]]
@@ -159,7 +230,7 @@ class Histories:
             return wrong[0]
         if len(possible) == 1 and not self._replicated:
             for item, cell in possible[0].cells[user].items():
-                cell.settled = {ratings.get(item)}
+                cell.found(ratings.get(item), began)
         return []
 
     def surely_rated(self, user: str, began: float) -> set[str]:
@@ -167,6 +238,18 @@ class Histories:
         if len(self.worlds) > 1 or (self._ended and self._ended[-1][1] > began):
             return set()
         return {item for item, cell in self.live.cells[user].items() if None not in cell.may_be(began)}
+
+
+def _beside(deletion: Deletion, cell: Cell, value: Value, began: float, *, alone: bool) -> None:
+    """Note a write of a rating of an item that was deleted before the write had ended."""
+    if began >= deletion.until:
+        cell.leaving &= not alone
+    elif deletion.is_open:
+        # Before it or after it.
+        cell.leaving = True
+        cell.unsure.add(value)
+    else:
+        cell.settled.add(None)
 
 
 def _wrong(

@@ -100,7 +100,7 @@ export type Code =
 
 export interface Foldin {
   /** The expected rating of one pair. `user` and `item` are synonyms of the parameters. `GET /predict`; role `read`. */
-  predict(user_id: string | number, item_id: string | number, options?: { timestamp?: number; distribution?: boolean; context?: Record<string, any>; }): Promise<OnePrediction>;
+  predict(user_id: string | number, item_id: string | number, options?: { timestamp?: number | string; distribution?: boolean; context?: Record<string, any>; }): Promise<OnePrediction>;
   /** The expected ratings of one pair, or of up to 10,000. `POST /predict`; role `read`. */
   predictMany(body: { user_id: string | number; item_id: string | number; context?: Record<string, any> | Array<unknown>; } | { user_id: string | number; item_ids: Array<string | number>; context?: Record<string, any> | Array<unknown>; } | { pairs: Array<[string | number, string | number]>; context?: Record<string, any> | Array<unknown>; }): Promise<OnePrediction | Predictions>;
   /** Learn ratings: one, an array, or one a line. One bad row refuses all; reads after a 2xx know them. `POST /ratings`; role `rate`. */

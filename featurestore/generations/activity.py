@@ -33,8 +33,8 @@ _SPARE_ROWS = 1_024
 _POSITIVES_HEAD = struct.Struct("<20sq")
 _POSITIVES_FORMAT = b"foldin-positives-1"
 POSITIVE_COLUMNS = 3
-# Fewer ratings than both, as a share of the positive events, are of someone who tried one out.
-_FEW_RATINGS, _FEW_SHARE = 1_000, 0.01
+# Fewer ratings than this share of the positive events say less of items than these do.
+_FEW_SHARE = 0.01
 
 
 class Times(Protocol):
@@ -133,9 +133,8 @@ def is_by_events(n_ratings: int, positives: Float32s | None) -> bool:
     """Return whether events tell users and items apart, and not ratings: of these a fit has none, or next to
     none beside what it says of the `positives` (n, 3) of its items.
     """
-    if positives is None or not 0 < n_ratings < _FEW_RATINGS:
-        return n_ratings == 0
-    return n_ratings < _FEW_SHARE * float(positives[:, 1].sum(dtype=np.float64))
+    events = 0.0 if positives is None else float(positives[:, 1].sum(dtype=np.float64))
+    return n_ratings == 0 or n_ratings < _FEW_SHARE * events
 
 
 def positives_to_bytes(table: Float32s) -> bytes:

@@ -34,8 +34,9 @@ class Columns:
     are events of other types among them (0: a rating), whose `rating` is their value. `known`: the `n` of
     each user as it was read: of those who were forgotten since nothing is stored. `context` float32 (m, k):
     what was told with each rating (`contexts/codec.py`), NaN where nothing was; None where with none.
-    `only_into`: the live epoch, and the one that is being prepared where they may go there, too; of users who
-    have made any event since `known` nothing is stored then.
+    `only_into`: the live epoch, and the one that is being prepared where they may go there, too; nothing is
+    stored then of users who have made an event of the same item and type since `known`, who cannot be read,
+    or, not counted as left out, of whom there is nothing.
     """
 
     user_id: Sequence[bytes]

@@ -138,8 +138,8 @@ class RatingsLog:
     ) -> int:
         """The same for ratings in columns. `most_entries`: of one user, 0 any; raises `HistoryFull`,
         `OffScale` (before the first write, as for a full stream). Returns how many were left out: where
-        `columns.known` is told, those of users who were forgotten since, or who have no room. Raises
-        `EpochGone` where they would go to other epochs than `columns.only_into` says.
+        `columns.known` is told, those of users who were forgotten since, or who have no room; see also
+        `columns.only_into`. Raises `EpochGone` where they would go to other epochs than that says.
         """
         if not len(columns):
             return 0
@@ -240,8 +240,10 @@ class RatingsLog:
         left, left_out = list[Share](), 0
         for share, reply in zip(shares, replies, strict=True):
             if leaves_out and not isinstance(reply, ReplyError) and reply[0] in (b"LEFT", b"LONG"):
-                rest = share.without([int(u) - 1 for u in reply[1:]])
-                left_out += len(share.rows) - len(rest.rows)
+                users = [int(u) for u in reply[1:]]
+                rest = share.without([abs(u) - 1 for u in users])
+                # Those of whom there is nothing have nothing that could be left out.
+                left_out += len(share.without([-u - 1 for u in users if u < 0]).rows) - len(rest.rows)
                 left += [rest] if rest.users else []
                 continue
             self._require_taken(share, reply, most)

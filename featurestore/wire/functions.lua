@@ -179,16 +179,36 @@ local function rate_epoch(keys, args, key, arg, count, ctx)
   return refusal
 end
 
--- The reply that names the users who were forgotten since a caller had read their `n`, or who have made any event since
--- ('unchanged'). One whose mark is as high may have been unknown when that was read: nothing of such a user is written
--- either.
+-- Whether any item and type of `blob` may be among the last `since` events of a history; one that cannot be read may
+-- have any.
+local function may_have_since(history, since, blob)
+  local length = redis.pcall('STRLEN', history)
+  if refused(length) or length % ENTRY > 0 then
+    return true
+  end
+  -- Each event has added an entry, and what is compacted keeps its order: the events since are in the end.
+  local first = math.max(0, length - ENTRY * since)
+  return since > 0 and #of_new_items(redis.call('GETRANGE', history, first, -1), blob) < #blob
+end
+
+-- The reply that names the users who were forgotten since a caller had read their `n`; of 'unchanged', also those of
+-- whose new entries any may have come in since, or who cannot be read, and negative those of whom there is nothing. One
+-- whose mark is as high may have been unknown when that was read: nothing of such a user is written either.
 local function left_since(keys, args, each)
   local gone, exact = { 'LEFT' }, args[4] == 'unchanged'
+  local look = exact and redis.pcall or redis.call
   for u = 1, tonumber(args[6]) do
-    local n = tonumber(redis.call('HGET', keys[5 + each * (u - 1)], 'n') or '0')
-    local read = struct.unpack('<I8', args[#args], 8 * u - 7)
+    local at = 5 + each * (u - 1)
+    local found = look('HGET', keys[at], 'n')
+    local n, read = tonumber(found or '0'), struct.unpack('<I8', args[#args], 8 * u - 7)
     local mark = args[7] ~= '' and redis.call('HGET', keys[4], string.sub(args[7], 16 * u - 15, 16 * u))
-    if n < read or (exact and n > read) or (mark and tonumber(mark) >= read) then
+    if exact and not found and redis.call('EXISTS', keys[at + 1]) == 0 then
+      gone[#gone + 1] = -u
+    elseif exact and (not n or may_have_since(keys[at + 1], n - read, args[9 + u])) then
+      gone[#gone + 1] = u
+    elseif exact and each == 3 and refused(redis.pcall('STRLEN', keys[at + 2])) then
+      gone[#gone + 1] = u
+    elseif n < read or (mark and tonumber(mark) >= read) then
       gone[#gone + 1] = u
     end
   end
@@ -203,8 +223,8 @@ end
 -- entries), or for each user '1' where any was given, else '0': then each user has a third key, and behind all entries
 -- there are for each epoch the contexts of each user, one for each rating, also of those without any, so that a rating
 -- that replaces another does not get its context. Last, of 'shown', which writes nothing where a user was forgotten
--- since, and of 'unchanged', which writes nothing where a user has made any event since, the `n` of each user in the
--- first epoch as the caller had read it, joined.
+-- since, and of 'unchanged', which writes nothing either where a user has made an event of the same item since, the `n`
+-- of each user in the first epoch as the caller had read it, joined.
 local function rate(keys, args)
   local epochs = redis.call('GET', keys[1]) or ''
   if epochs ~= args[1] then
@@ -620,17 +640,11 @@ end
 
 -- keys: live. args: fence. Answers the number of a new generation; a number is given once.
 local function allot_generation(keys, args)
-  if redis.call('HGET', keys[1], 'fence') ~= args[1] then
-    return LOST
-  end
   return { 'OK', redis.call('HINCRBY', keys[1], 'next', 1) }
 end
 
 -- keys: live, generations. args: fence, number, summary.
 local function put_generation(keys, args)
-  if redis.call('HGET', keys[1], 'fence') ~= args[1] then
-    return LOST
-  end
   redis.call('HSET', keys[2], args[2], args[3])
   return { 'OK' }
 end
@@ -966,9 +980,6 @@ end
 
 -- keys: live, command, erasing. args: fence, outcome, seconds that it stays[, the id, of one that has ended].
 local function report(keys, args)
-  if redis.call('HGET', keys[1], 'fence') ~= args[1] then
-    return LOST
-  end
   redis.call('SET', keys[2], args[2], 'EX', args[3])
   if args[4] then
     redis.call('HDEL', keys[3], args[4])
@@ -978,9 +989,6 @@ end
 
 -- keys: live, commands, erasing. args: fence, stream id and id of a command to erase, which leaves: it names the user.
 local function drop_erasure(keys, args)
-  if redis.call('HGET', keys[1], 'fence') ~= args[1] then
-    return LOST
-  end
   redis.call('HSET', keys[3], args[3], 'files')
   redis.call('XDEL', keys[2], args[2])
   return { 'OK' }
@@ -1268,9 +1276,6 @@ end
 
 -- keys: live. args: fence, what has no room left and until when that is believed, or ''.
 local function say_full(keys, args)
-  if redis.call('HGET', keys[1], 'fence') ~= args[1] then
-    return LOST
-  end
   if args[2] == '' then
     redis.call('HDEL', keys[1], 'full')
   else
@@ -1466,45 +1471,45 @@ local function migrating_epochs(name, callback)
   end
 end
 
--- Each but those that say how far a migration is, and what answers and their figures need.
-local function register(name, callback, flags)
-  redis.register_function({
-    function_name = '@LIBRARY@_' .. name, callback = migrating(name, callback), flags = flags,
-  })
+-- For the leader alone: the first key is the pointer, the first argument the fence.
+local function led(callback)
+  return function(keys, args)
+    return redis.call('HGET', keys[1], 'fence') ~= args[1] and LOST or callback(keys, args)
+  end
 end
 
-local function register_by_epochs(name, callback, flags)
-  redis.register_function({
-    function_name = '@LIBRARY@_' .. name, callback = migrating_epochs(name, callback), flags = flags,
-  })
+-- For those that say how far a migration is, and what answers and their figures need.
+local function plain(_, callback)
+  return callback
 end
 
-local function register_plain(name, callback, flags)
+local function register(name, callback, flags, guard)
+  callback = (guard or migrating)(name, callback)
   redis.register_function({ function_name = '@LIBRARY@_' .. name, callback = callback, flags = flags })
 end
 
-register_by_epochs('rate', rate, {})
-register_by_epochs('forget', forget, ALWAYS)
+register('rate', rate, {}, migrating_epochs)
+register('forget', forget, ALWAYS, migrating_epochs)
 register('release_forgotten', release_forgotten, ALWAYS)
 register('put_record', put_record, {})
 register('put_records', put_records, {})
 register('add_active', add_active, {})
-register_plain('look', look, { 'no-writes' })
-register_plain('look_at', look_at, { 'no-writes' })
+register('look', look, { 'no-writes' }, plain)
+register('look_at', look_at, { 'no-writes' }, plain)
 register('register_items', register_items, {})
 register('create_namespace', create_namespace, ALWAYS)
 register('decide_scale', decide_scale, ALWAYS)
 register('acquire_lease', acquire_lease, ALWAYS)
 register('renew_lease', renew_lease, ALWAYS)
 register('release_lease', release_lease, ALWAYS)
-register('allot_generation', allot_generation, {})
-register('put_generation', put_generation, {})
+register('allot_generation', led(allot_generation), {})
+register('put_generation', led(put_generation), {})
 register('retire_generation', retire_generation, ALWAYS)
 register('flip', flip, ALWAYS)
 register('begin_experiment', begin_experiment, {})
 register('end_experiment', end_experiment, ALWAYS)
-register_plain('add_tally', add_tally, {})
-register_plain('add_showings', add_showings, {})
+register('add_tally', add_tally, {}, plain)
+register('add_showings', add_showings, {}, plain)
 register('begin_epoch', begin_epoch, {})
 register('hold_epoch', hold_epoch, ALWAYS)
 register('abandon_epoch', abandon_epoch, ALWAYS)
@@ -1513,25 +1518,25 @@ register('end_epoch', end_epoch, ALWAYS)
 register('switch_epochs', switch_epochs, ALWAYS)
 register('attach', attach, ALWAYS)
 register('trim', trim, ALWAYS)
-register('say_full', say_full, ALWAYS)
+register('say_full', led(say_full), ALWAYS)
 register('claim_deltas', claim_deltas, ALWAYS)
 register('push_delta', push_delta, {})
-register_plain('beat', beat, ALWAYS)
+register('beat', beat, ALWAYS, plain)
 register('ask', ask, ALWAYS)
-register('report', report, ALWAYS)
-register('drop_erasure', drop_erasure, ALWAYS)
+register('report', led(report), ALWAYS)
+register('drop_erasure', led(drop_erasure), ALWAYS)
 register('renew_stream', renew_stream, ALWAYS)
-register_plain('keep_for', keep_for, ALWAYS)
+register('keep_for', keep_for, ALWAYS, plain)
 register('hold_types', hold_types, {})
 register('change_catalogue', change_catalogue, {})
 register('put_text', put_text, {})
 register('put_report', put_report, {})
 register('remove_keys', remove_keys, ALWAYS)
-register_by_epochs('put_attributes', put_attributes, {})
+register('put_attributes', put_attributes, {}, migrating_epochs)
 register('know_users', know_users, {})
 register('list_attributes', list_attributes, {})
 register('erase_attributes', erase_attributes, ALWAYS)
 register('change_fields', change_fields, ALWAYS)
-register_plain('set_stage', set_stage, ALWAYS)
-register_plain('place', place, {})
-register_plain('claim_namespace', claim_namespace, {})
+register('set_stage', set_stage, ALWAYS, plain)
+register('place', place, {}, plain)
+register('claim_namespace', claim_namespace, {}, plain)

@@ -160,7 +160,8 @@ def _alone(target: Location) -> Iterator[None]:
         return
     is_new = not target.exists()
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        # It has what all users of the API have told.
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as exc:
         raise RecoveryRefusedError(f"{target} cannot be made: {exc.strerror or exc}") from exc

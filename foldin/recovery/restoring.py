@@ -35,10 +35,12 @@ from foldin.recovery.sources import (
     Source,
     find_source,
     is_live_archive,
+    live_archive,
     read_source,
     require_scale,
 )
 from foldin.recovery.stored import read_histories
+from foldin.recovery.taken_back import with_taken_back
 from trainer.archive.storage.files import Location
 from trainer.erasure.older_copy import erase_attributes_again
 from trainer.settings import TrainerSettings
@@ -298,8 +300,15 @@ class Restore:
             skip_damaged=self._request.skip_damaged or self._request.skip_damaged_ledger,
         )
         live = (await read_histories(self._store, live_epoch)).events
+        folder = None
         if await was_put_back(self._store, self._settings):
+            # The archive has what this copy has not, and says nothing of what has come since.
             live = await asyncio.to_thread(erased.of_older_copy, live)
+        else:
+            place = (self._store.identity, live_epoch), self._settings.archive_folder
+            folder = await asyncio.to_thread(live_archive, *place)
+        if self._request.live != "none":
+            live = await asyncio.to_thread(with_taken_back, live, erased, folder, self._say)
         return await asyncio.to_thread(self._merged, archived, live, erased)
 
     def _merged(self, archived: Archived, live: RatingEvents, erased: Erased) -> Plan:

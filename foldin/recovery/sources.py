@@ -43,7 +43,7 @@ from trainer.errors import (
 )
 
 # The trainer merges segments while they are read: the next listing has what came of them.
-_LISTINGS = 10
+LISTINGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +130,13 @@ def _without_manifest(folder: Location, *, skip_damaged: bool) -> Source:
 
 def is_live_archive(source: Source, live: tuple[str, int], root: Location) -> bool:
     """Say whether a source is what the trainer of this store archives into. `root`: its archive."""
-    folder = root / f"epoch-{live[1]:06d}"
-    return source.folder.resolve() == folder.resolve() and _identity(root) == live[0]
+    folder = live_archive(live, root)
+    return folder is not None and source.folder.resolve() == folder.resolve()
+
+
+def live_archive(live: tuple[str, int], root: Location) -> Location | None:
+    """Return the folder of the live epoch in an archive; None where that is another store's."""
+    return root / f"epoch-{live[1]:06d}" if _identity(root) == live[0] else None
 
 
 def _identity(root: Location) -> str | None:
@@ -162,7 +167,7 @@ def read_source(source: Source, *, skip_damaged: bool = False, skip_damaged_ledg
     # First: the name of a file that is missing is in no other place.
     if source.manifest is not None and not skip_damaged:
         source.manifest.check(source.folder)
-    for _ in range(_LISTINGS):
+    for _ in range(LISTINGS):
         with contextlib.suppress(SegmentGoneError):
             events = of_tables(_tables(source, skip_damaged=skip_damaged))
             items = source.folder / (source.manifest.items_file if source.manifest else ITEMS)

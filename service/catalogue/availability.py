@@ -61,10 +61,6 @@ class Availability:
             self._given.flags.writeable = False
         return self._given
 
-    def shows(self, row: int, now: float) -> bool:
-        """Whether a row may be shown at `now`."""
-        return row >= len(self._spans) or bool(self._spans[row, 0] <= now < self._spans[row, 1])
-
     def _wait(self, rows: Int64s) -> None:
         """Have `rows` looked at when they change next."""
         # Column by column: along the short axis of both it takes four times as long.

@@ -24,7 +24,7 @@ LEVELS: Mapping[Need, int] = {"public": 0, **{role: level for level, role in enu
 PUBLIC, READ = LEVELS["public"], LEVELS["read"]
 
 _API_KEY, _FETCH_SITE, _FETCH_MODE = "X-API-Key", "Sec-Fetch-Site", "Sec-Fetch-Mode"
-# What proxies add by default, one of these at least.
+# What proxies add, or are mostly told to add.
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP")
 _BEARER = re.compile(r"bearer +(\S+)", re.I)
 # Texts of headers that passed and are not checked again: more than any fleet of clients has.
@@ -83,8 +83,9 @@ class Access:
             self.close()
         return _beyond(keys, before), _beyond(before, keys)
 
-    def admit(self, headers: Mapping[str, str], level: int) -> ApiKey | None:
-        """Let a request of a route that needs `level` pass; return the key that was looked at.
+    def admit(self, headers: Mapping[str, str], level: int, *, old_http: bool = False) -> ApiKey | None:
+        """Let a request of a route that needs `level` pass; return the key that was looked at. `old_http`: it
+        is of HTTP/1.0, as nginx sends what it forwards where nothing else was said.
 
         Raises the problems `cross_site`, `unauthorized`, `forbidden`.
         """
@@ -97,7 +98,7 @@ class Access:
         if level == PUBLIC:
             return None
         if not self.asks:
-            if self._may_ask and any(name in headers for name in _FORWARDED):
+            if self._may_ask and (old_http or any(name in headers for name in _FORWARDED)):
                 # Only this machine reaches the service, and a proxy on it lets all others do so.
                 raise Problem(
                     "unauthorized",

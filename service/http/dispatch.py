@@ -18,7 +18,7 @@ from aiohttp.http import HttpProcessingError
 from featurestore.errors import StoreDamaged, StoreError
 from service.http.audit import Audit
 from service.http.problems import CONTENT_TYPE, Problem, problem_of_store
-from service.http.response import Answer, header_lines, no_content
+from service.http.response import Answer, header_lines
 from service.metrics import Counts
 
 log = logging.getLogger("foldin.service")
@@ -138,7 +138,7 @@ def http_answer(exc: web.HTTPException, request: web.BaseRequest) -> Answer:
     if isinstance(exc, web.HTTPMethodNotAllowed):
         allow = {"Allow": ", ".join(sorted({*exc.allowed_methods, "OPTIONS"}))}
         if request.method == "OPTIONS":
-            return no_content(header_lines(allow))
+            return Answer(b"", HTTPStatus.NO_CONTENT, "", header_lines(allow))
         # The method is the client's text; the document only has what is known here.
         detail = f"{request.path} answers to {allow['Allow']}"
         return problem_answer(Problem("method_not_allowed", detail, headers=allow), request.headers)
@@ -154,10 +154,6 @@ class Connection(web.RequestHandler):
     """A connection. What is no HTTP at all gets a problem document too, and no traceback in the log."""
 
     __slots__ = ()
-
-    def is_idle(self) -> bool:
-        """Whether it waits for a request."""
-        return self._waiter is not None and not self._waiter.done()
 
     def handle_error(
         self,

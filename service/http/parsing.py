@@ -50,11 +50,9 @@ DescribedId = Annotated[
     ),
 ]
 _SECONDS = {"type": "number", "minimum": -MAX_TIMESTAMP, "maximum": MAX_TIMESTAMP}
+MOMENT_SCHEMA: dict[str, Any] = {"anyOf": [_SECONDS, {"type": "string", "format": "date-time"}]}
 # When something happened: `checked_times` holds it to the present.
-Timestamp = Annotated[
-    float | str,
-    msgspec.Meta(extra_json_schema={"anyOf": [_SECONDS, {"type": "string", "format": "date-time"}]}),
-]
+Timestamp = Annotated[float | str, msgspec.Meta(extra_json_schema=MOMENT_SCHEMA)]
 # Clocks of devices are wrong by hours; what is later is no moment that has been.
 _AHEAD_S = 86_400.0
 
@@ -147,6 +145,16 @@ class Query:
         if not _NUMBER.fullmatch(text) or abs(float(text)) > MAX_TIMESTAMP:
             raise Problem("invalid_parameter", f"{name} must be a number, like 1700000000", field=name)
         return float(text)
+
+    def time(self, name: str) -> float | None:
+        """Return seconds since 1970, or None; they may be sent as ISO 8601."""
+        text = self.text(name)
+        if text is None or _NUMBER.fullmatch(text):
+            return self.number(name)
+        if (moment := parse_time(text)) is None:
+            detail = f"{name} must be seconds since 1970 or ISO 8601, like 1700000000"
+            raise Problem("invalid_parameter", detail, field=name)
+        return moment
 
     def flag(self, name: str, default: bool) -> bool:
         """Return what is written as `true` or `false` (also `1`, `0`)."""

@@ -159,8 +159,3 @@ def json_answer(value: msgspec.Struct, status: HTTPStatus = HTTPStatus.OK) -> An
 def header_lines(headers: Mapping[str, str]) -> bytes:
     """Return `headers` as lines for `Answer.fields`. Their values come from this program alone."""
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("ascii")
-
-
-def no_content(fields: bytes) -> Answer:
-    """Return 204 with `fields`."""
-    return Answer(b"", HTTPStatus.NO_CONTENT, "", fields)

@@ -136,7 +136,7 @@ def _checked(route: Route) -> tuple[Handler, Callable[[web.Request], Awaitable[N
         access = request.app[CONTEXT].access
         if operates:
             request[CALLER] = access.name_of(request.headers)
-        access.admit(request.headers, level)
+        access.admit(request.headers, level, old_http=request.version < HttpVersion11)
 
     async def checked(request: web.Request) -> web.StreamResponse:
         check(request)

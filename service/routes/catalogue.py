@@ -14,7 +14,7 @@ from aiohttp import web
 from featurestore.catalogue.catalogue import Catalogue, Change, title_key
 from featurestore.catalogue.item import AttributeType, CatalogueItem
 from featurestore.catalogue.schema import MOST_NAME_BYTES, Kind
-from featurestore.errors import EpochGone, ItemDeleted
+from featurestore.errors import EpochGone, ItemDeleted, StoreDamaged
 from featurestore.ratings.context_schema import (
     ContextField,
     ContextKind,
@@ -108,7 +108,6 @@ _SCHEMA: Body[SchemaBody] = Body(SchemaBody)
 _IDS = msgspec.json.Decoder(list[str])
 # As far as names can be told: what stands under each is decoded by itself.
 _NAMED = msgspec.json.Decoder(dict[str, dict[str, msgspec.Raw]])
-_ENCODER = msgspec.json.Encoder()
 # What aiohttp takes, of any call; ids of 256 bytes have 768 when they are percent-encoded.
 _ADDRESS_BYTES = 8_190
 _IDS_SAID = (
@@ -378,10 +377,14 @@ async def _delete_attribute(request: web.Request, kind: Kind) -> web.StreamRespo
     if not left:
         raise Problem("not_found", f"there is no attribute {name[:MOST_NAME_BYTES]} of {kind}")
     # From here on no scenario that names it is taken.
-    for scenario, text in (await store.scenarios.texts()).items() if kind == "items" else ():
-        if names_attribute(decoded(scenario, text.encode()), name):
-            await store.catalogue.stay(left)
-            raise Problem("attribute_in_use", f"the scenario {scenario} names {name}: put it without, before")
+    try:
+        for scenario, text in (await store.scenarios.texts()).items() if kind == "items" else ():
+            if names_attribute(decoded(scenario, text.encode()), name):
+                why = f"the scenario {scenario} names {name}: put it without, before"
+                raise Problem("attribute_in_use", why)
+    except (Problem, StoreDamaged):
+        await store.catalogue.stay(left)
+        raise
     await (store.catalogue if kind == "items" else store.attributes).clear(left)
     await store.catalogue.free(left)
     return await get_schema.handler(request)

@@ -6,12 +6,12 @@ import msgspec
 from aiohttp import web
 
 from factors import Float32s
-from featurestore.codecs import MAX_TIMESTAMP
 from featurestore.id_columns import Ids
 from service.context import CONTEXT, ServiceContext
 from service.http.fast_pairs import plain_pairs
 from service.http.parsing import (
     ID_SCHEMA,
+    MOMENT_SCHEMA,
     TEXT_ID_SCHEMA,
     Body,
     Id,
@@ -125,7 +125,7 @@ def parse_pair_query(raw_path: str) -> PairQuery:
     return PairQuery(
         query.id("user_id", "user"),
         query.id("item_id", "item"),
-        query.number("timestamp"),
+        query.time("timestamp"),
         query.flag("distribution", default=False),
         query_context(query),
     )
@@ -142,8 +142,8 @@ def parse_pair_query(raw_path: str) -> PairQuery:
         parameter("item_id", "query", TEXT_ID_SCHEMA, "What", required=True),
         query_parameter(
             "timestamp",
-            {"type": "number", "minimum": -MAX_TIMESTAMP, "maximum": MAX_TIMESTAMP},
-            "When, in seconds",
+            MOMENT_SCHEMA,
+            "When, in seconds since 1970 or as ISO 8601",
         ),
         query_parameter(
             "distribution",

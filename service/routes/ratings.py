@@ -162,7 +162,10 @@ async def squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Colu
     """Return the squared errors (m, 2) of a generation on ratings that it has not learned yet, and of what an
     unknown user would be told; of a large call, on a sample.
     """
-    columns = columns.part(slice(None, None, -(-len(columns) // _PREDICTED)))
+    if len(columns) > _PREDICTED:
+        # Every n-th would be of the same few items where a file is sorted.
+        chosen = np.random.default_rng(len(columns)).choice(len(columns), _PREDICTED, replace=False)
+        columns = columns.taken(np.sort(chosen).tolist())
     positions: dict[bytes, int] = {}
     index = [positions.setdefault(user_id, len(positions)) for user_id in columns.user_id]
     vectors, item_rows, _ = await scorer.look_up(live, list(positions), columns.item_id)

@@ -110,7 +110,7 @@ _BODY: Body[TrainBody] = Body(TrainBody)
     accepts=TrainingOut,
     parameters=[
         query_parameter(
-            "wait", whole(0, MAX_WAIT_S), "Seconds until the answer is 202; 60 where it is left out"
+            "wait", whole(0, MAX_WAIT_S), "Seconds until the answer is 202; 50 where it is left out"
         )
     ],
     body=request_body(

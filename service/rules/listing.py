@@ -120,12 +120,16 @@ async def apply(
         some = np.array([rows[item_id] for item_id in rules.candidates if item_id in rows], dtype=np.int64)
         candidates[some[some < n_items]] = True
         allowed = candidates if allowed is None else allowed & candidates
+    may_pin = shown
+    if rules.pinned and rules.pins_pass != NO_FILTER:
+        passing = await mask(rules.pins_pass)
+        may_pin = passing if shown is None else both(passing, shown)
     pinned = {
         position: rows[item_id]
         for position, item_id in rules.pinned
         if item_id in rows and rows[item_id] < n_items and rows[item_id] not in barred
         # An editor's choice stands whatever the filter says, but nothing hidden is ever shown.
-        if shown is None or shown[rows[item_id]]
+        if may_pin is None or may_pin[rows[item_id]]
     }
     exclude = np.concatenate([exclude, np.array(sorted(barred), dtype=np.int64)])
     boosts = [(factor, await mask(passing)) for factor, passing in rules.boosts]

@@ -135,9 +135,10 @@ _PARTS = {
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Rules, checked. `candidates`: the only items there may be, None for all; `pinned`: position and item;
-    `trade_off`: of maximal marginal relevance; `cap`: of items of a category; `n` items, None where neither
-    says; `seen`: what is left out, as `exclude_seen` has it; `impressions`: what is shown is recorded.
+    """Rules, checked. `candidates`: the only items there may be, None for all; `pinned`: position and item,
+    of those that `pins_pass`; `trade_off`: of maximal marginal relevance; `cap`: of items of a category; `n`
+    items, None where neither says; `seen`: what is left out, as `exclude_seen` has it; `impressions`: what is
+    shown is recorded.
     """
 
     filter: Filter = NO_FILTER
@@ -148,6 +149,7 @@ class Rules:
     cap: int | None = None
     pinned: tuple[tuple[int, bytes], ...] = ()
     order: Order | None = None
+    pins_pass: Filter = field(default=NO_FILTER, kw_only=True)
     # Of who asks and what happens to a list, not of what it may have: rules that differ in these alone are
     # equal.
     n: int | None = field(default=None, compare=False)
@@ -175,8 +177,9 @@ class Rules:
 
 def merged(call: Rules, fields: RuleFields, scenario: Rules | None) -> Rules:
     """Return the rules of a call, which `fields` say, with those of its scenario. What the scenario leaves
-    out no call brings back: both filters hold, exclusions are joined, an item must be a candidate of both,
-    and the smaller cap holds. Each other field of the call takes the place of the scenario's.
+    out no call brings back, pinned or not: both filters hold, exclusions are joined, an item must be a
+    candidate of both, and the smaller cap holds. Each other field of the call takes the place of the
+    scenario's.
     """
     if scenario is None:
         return call
@@ -184,6 +187,11 @@ def merged(call: Rules, fields: RuleFields, scenario: Rules | None) -> Rules:
     joined = replace(scenario, **given)
     filters = tuple(each for each in (scenario.filter, call.filter) if each != NO_FILTER)
     caps = [cap for cap in (scenario.cap, call.cap) if cap is not None]
+    if fields.pinned is not None:
+        # What an editor has pinned stands beside the filter of the same rules.
+        may_be = None if scenario.candidates is None else set(scenario.candidates)
+        pinned = tuple(pin for pin in call.pinned if may_be is None or pin[1] in may_be)
+        joined = replace(joined, pinned=pinned, pins_pass=scenario.filter)
     return replace(
         joined,
         filter=filters[0] if len(filters) == 1 else Filter(must=filters),

@@ -261,10 +261,6 @@ class FastConnection(Connection):
             if self.transport is not None:
                 self.data_received(held)
 
-    def is_idle(self) -> bool:
-        """Whether it waits for a request."""
-        return not self.waiting and super().is_idle()
-
     def _process_keepalive(self) -> None:
         if self.waiting:
             # To aiohttp this connection is idle.

@@ -136,7 +136,7 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
 async def serve(settings: ServiceSettings, slot: WorkerSlot, sock: socket.socket) -> int:
     """Serve on `sock` until SIGTERM, SIGINT or the end of the supervisor; return the exit code."""
     stop = stop_event()
-    if slot.supervised:
+    if slot.socket is not None:
         _watch_supervisor(stop)
     app = build_app(settings, slot, loopback=is_loopback(sock))
     allow_files()

@@ -38,7 +38,7 @@ _LOOK_S = 1.0
 # Between two steps through the attributes: each lasts a fraction of a millisecond, so that the store is left
 # free most of the time.
 _PAUSE_S = 0.002
-# What says of an event whose it is, of what, and when it came in; the row has the code of its type.
+# What says of an event whose it is, of what, of which type, and when it came in.
 _COLUMNS = ("user_id", "item_id", "rating", "time", "stream_ms", "stream_seq", "type_code")
 
 Key = tuple[bytes, int, bytes]

@@ -3,7 +3,8 @@ came in after it was asked for stays, and one that is taken back is so as if its
 in the history, the count, the stream and the archive.
 
 Who rated is known to the archive, and what has come since to the store: a rating is taken back in the step
-that finds that its user has made no event since. So all of it may be done again, whatever was killed.
+that finds no event of the item among those of its user since. So all of it may be done again, whatever was
+killed.
 """
 
 import asyncio
@@ -12,20 +13,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from factors import Bools, Int64s
-from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE
 from featurestore.commands import Command
-from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreDamaged, StoreError, StoreUnavailable
-from featurestore.keys import shown_key
+from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreError, StoreUnavailable
 from featurestore.ratings.batches import Columns
 from featurestore.store import Store
-from featurestore.users.records import StoredUser
 from trainer import log
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import SCHEMA, Position, lies_after, ratings_of, string_array
@@ -41,8 +38,9 @@ from trainer.threads import Threads
 _TOGETHER_S = 0.2
 # A new history is prepared for seconds; what is damaged, or refused by the store, stays so for minutes.
 _LOOK_S, _MENDED_S = 0.25, 5.0
-# Users of one step: their histories are some 300 KB, and 8 MB at most.
-_USERS_AT_ONCE = 128
+# Users of one call: some milliseconds of the event loop.
+_USERS_AT_ONCE = 1_000
+_WHY_NONE = "histories cannot be read (`foldin verify` names them), or have a newer rating each time"
 # Items of one round: of each user who rated one 54 bytes and both ids are in memory.
 _ITEMS_AT_ONCE = 128
 
@@ -53,7 +51,9 @@ class _Waiting:
 
     command: Command
     done: asyncio.Future[bool]
-    # Of one that could not be done: why, and when it is tried again, by the clock of the loop.
+    # In how many rounds, one after the other, no user's could be taken back; why one could not be done, and
+    # when it is tried again, by the clock of the loop.
+    fruitless: int = 0
     why: str = ""
     due_s: float = 0.0
 
@@ -136,7 +136,8 @@ class ItemRatings:
             return 0.0
         self._step("take_back:found")
         whole = [
-            await self._try(each, epoch, users, only_into) for each, users in zip(asked, found, strict=True)
+            await self._take_back(each, epoch, users, only_into)
+            for each, users in zip(asked, found, strict=True)
         ]
         self._step("take_back:written")
         # From here on a fit knows of it.
@@ -156,75 +157,41 @@ class ItemRatings:
         if not waiting.done.done():
             waiting.done.set_result(done)
 
-    async def _try(
+    async def _take_back(
         self, waiting: _Waiting, epoch: OpenEpoch, users: pa.Table, only_into: tuple[int, ...]
     ) -> bool:
-        """`_take_back`; what keeps it from one item, which a person must mend, keeps it from no other."""
-        try:
-            return await self._take_back(epoch, waiting.command.item or b"", users, only_into)
-        except (EpochGone, StoreUnavailable, StoreChanged, LeaseLost):
-            raise
-        except StoreError as exc:
-            if str(exc) != waiting.why:
-                log.warning("take_back_waits", receipt=waiting.command.id, why=str(exc))
-            waiting.why = str(exc)
-            waiting.due_s = asyncio.get_running_loop().time() + _MENDED_S
-            return False
-
-    async def _take_back(
-        self, epoch: OpenEpoch, item_id: bytes, users: pa.Table, only_into: tuple[int, ...]
-    ) -> bool:
-        """Take an item's rating back from users, as `holders` returned them; say whether none of them has to
-        be looked at again, as events of that user came in just then. Raises `StoreDamaged` for users who
-        cannot be read, when it is taken back from all others.
+        """Take an item's rating back from users, as `holders` returned them; say whether all are done. What
+        keeps one of them from it, which a person must mend, keeps no other.
         """
-        damaged: StoreDamaged | None = None
-        number, whole, taken = epoch.archive.epoch, True, 0
-        row = (await with_retries(self._store.items(number).rows, [item_id]))[0]
-        for start in range(0, len(users) if row is not None else 0, _USERS_AT_ONCE):
-            some = users.slice(start, _USERS_AT_ONCE)
+        left_out, why = 0, ""
+        at_once = min(_USERS_AT_ONCE, self._store.settings.stream_limit)
+        for start in range(0, len(users), at_once):
+            some = users.slice(start, at_once)
             user_ids = some["user_id"].cast(pa.binary()).to_pylist()
-            seen = dict(zip(user_ids, some["n"].to_pylist(), strict=True))
-            found, unread = await self._read(number, user_ids)
-            damaged = damaged or unread
-            states = [_state(user, row or 0, seen[user.user_id]) for user in found]
-            own = [user for user, state in zip(found, states, strict=True) if state == "held"]
             columns = Columns(
-                [user.user_id for user in own],
-                [item_id] * len(own),
-                np.full(len(own), math.nan),
-                np.full(len(own), time.time()),
-                known={user.user_id: user.n for user in own},
+                user_ids,
+                [waiting.command.item or b""] * len(some),
+                np.full(len(some), math.nan),
+                np.full(len(some), time.time()),
+                known=dict(zip(user_ids, some["n"].to_pylist(), strict=True)),
                 only_into=only_into,
             )
-            left_out = await with_retries(self._store.ratings.append_columns, columns)
-            taken += len(own) - left_out
-            whole &= not left_out and "later" not in states
-        log.event("ratings_taken_back", epoch=number, ratings=taken)
-        if damaged:
-            raise damaged
-        return whole
-
-    async def _read(
-        self, number: int, user_ids: Sequence[bytes]
-    ) -> tuple[list[StoredUser], StoreDamaged | None]:
-        """Return the users who can be read, and what is wrong with one who cannot, None where all can."""
-        try:
-            found = await with_retries(self._store.users.stored, number, user_ids)
-            for user in found:
-                if len(user.history) % ENTRY_BYTES:
-                    key = shown_key(self._store.keys.history(number, user.user_id))
-                    raise StoreDamaged(key, f"{len(user.history)} bytes are no entries of {ENTRY_BYTES}")
-        except StoreDamaged as exc:
-            if len(user_ids) == 1:
-                return [], exc
-        else:
-            return found, None
-        # Which of them it is shows when they are read apart.
-        middle = len(user_ids) // 2
-        first, why = await self._read(number, user_ids[:middle])
-        second, also = await self._read(number, user_ids[middle:])
-        return first + second, why or also
+            try:
+                left_out += await with_retries(self._store.ratings.append_columns, columns)
+            except (EpochGone, StoreUnavailable, StoreChanged, LeaseLost):
+                raise
+            except StoreError as exc:
+                left_out, why = left_out + len(some), str(exc)
+        # A round that takes some back, or meets who rates just now, goes on at once.
+        waiting.fruitless = waiting.fruitless + 1 if left_out and left_out == len(users) else 0
+        if waiting.fruitless > 1:
+            why = why or _WHY_NONE
+        if why and why != waiting.why:
+            log.warning("take_back_waits", receipt=waiting.command.id, why=why)
+        waiting.why = why
+        waiting.due_s = asyncio.get_running_loop().time() + (_MENDED_S if why else 0.0)
+        log.event("ratings_taken_back", epoch=epoch.archive.epoch, ratings=len(users) - left_out)
+        return not left_out
 
 
 def holders(archive: EpochArchive, commands: Sequence[Command]) -> list[pa.Table]:
@@ -295,15 +262,3 @@ def _came_later(table: pa.Table, command: Command) -> Bools:
     given_later = 1000 * table["time"].to_numpy() > command.at_ms
     later: Bools = np.where(rebuilt, since & given_later, lies_after(table, ends))
     return later
-
-
-def _state(user: StoredUser, item_row: int, seen: int) -> Literal["held", "later", "gone"]:
-    """Say whether a user holds a rating that is known from the first `seen` events; `later`: one of the
-    events since may be of the item, too.
-    """
-    entries = np.frombuffer(user.history, dtype=ENTRY_DTYPE)
-    of_item = np.flatnonzero((entries["item_row"] == item_row) & (entries["type_code"] == 0))
-    # Each event has added an entry, and what is compacted keeps its order: the events since are in the end.
-    if (of_item >= len(entries) - max(0, user.n - seen)).any():
-        return "later"
-    return "held" if len(of_item) and not math.isnan(entries["rating"][of_item[-1]]) else "gone"

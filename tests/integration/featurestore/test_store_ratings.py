@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from featurestore.codecs import pack_history
 from featurestore.errors import HistoryFull, StreamFull
 from featurestore.ratings.batches import Columns
 from featurestore.ratings.log import NewRating
@@ -136,3 +137,26 @@ async def test_a_context_is_what_the_last_entry_of_its_rating_gave(store: Store)
     # Taken back and rated again, at the same moment.
     await store.ratings.append([rating("u", "b", math.nan), rating("u", "b")])
     assert await contexts_of(store, b"u") == {"a": None, "b": None}
+
+
+async def test_a_rating_is_taken_back_unless_its_item_had_an_event_since(store: Store) -> None:
+    """Users who cannot be judged keep it, too, and no others for that."""
+    users = [b"still", b"other", b"viewed", b"again", b"gone", b"compacted", b"torn", b"odd"]
+    await store.ratings.append([rating(user.decode(), item) for user in users for item in ("x", "y")])
+    at, viewed = np.array([1e9]), np.array([1], dtype=np.uint8)
+    await store.ratings.append_columns(Columns([b"viewed"], [b"x"], np.array([1.0]), at, viewed))
+    changed = [rating(user, "x", 2.0) for user in ("again", "compacted", "compacted")]
+    await store.ratings.append([*changed, rating("other", "z")])
+    n, history = await store.users.history(1, b"compacted")
+    await store.redis.set(store.keys.history(1, b"compacted"), pack_history(history))
+    await store.ratings.forget(b"gone")
+    await store.redis.append(store.keys.history(1, b"torn"), b"-")
+    await store.redis.delete(store.keys.history(1, b"odd"))
+    await store.redis.hset(store.keys.history(1, b"odd"), "of another", "type")
+    nan, then = np.full(len(users), math.nan), np.full(len(users), 1e9)
+    known = dict.fromkeys(users, 2)
+    columns = Columns(users, [b"x"] * len(users), nan, then, known=known, only_into=(1,))
+    assert await store.ratings.append_columns(columns) == 4
+    ns = [await counter(store, user) for user in ("still", "other", "viewed", "again", "compacted")]
+    assert ns == [3, 4, 4, 3, n]
+    assert [len(await held(store, user)) for user in ("still", "other", "again")] == [1, 2, 2]

@@ -56,6 +56,7 @@ def test_up_play_ctrl_c_and_up_again(tmp_path: Path) -> None:
     assert processes(data) == []
     for name in ("store", "trainer", "service", "environment", "player"):
         assert (data / "logs" / f"{name}.log").exists()
+    assert not [path for path in data.rglob("*") if path.is_file() and path.stat().st_mode & 0o077]
 
 
 def test_where_others_can_reach_it_a_key_is_made_and_asked_for(tmp_path: Path) -> None:

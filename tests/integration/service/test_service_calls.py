@@ -44,7 +44,8 @@ async def test_a_pair_is_what_the_generation_gives_however_it_is_asked(
         assert reply.json["std"] > 0
         for path in ("?user=ann&item=item-5", "?item=item-5&user=ann", "?user=a%6en&item=item-5"):
             assert (await client.get(f"/predict{path}")).json == reply.json
-        assert (await client.get(f"{PAIR}&timestamp=1700000000.5")).json["rating"] == reply.json["rating"]
+        for at in ("1700000000.5", "2023-11-14T22:13:20.5Z"):
+            assert (await client.get(f"{PAIR}&timestamp={at}")).json["rating"] == reply.json["rating"]
         for body in (
             {"user_id": "ann", "item_id": "item-5"},
             {"user_id": "ann", "item_ids": ["item-5"]},
@@ -177,6 +178,7 @@ async def test_bad_queries_name_their_field(both: list[Client]) -> None:
             assert reply.json["field"] == field, path
 
 
+NINES = b"9" * 4_301
 BAD_BODIES: list[tuple[str, bytes, str, str | None, int | None]] = [
     ("/predict", b"{}", "invalid_body", "item_id", None),
     ("/predict", b'{"pairs": [["u", "i"], ["u"]]}', "invalid_body", "pairs", 1),
@@ -188,6 +190,7 @@ BAD_BODIES: list[tuple[str, bytes, str, str | None, int | None]] = [
     ("/recommend/ann", b'{"scenario": "gone"}', "unknown_scenario", "scenario", None),
     ("/recommend/ann", b'{"filter":' * 5_000, "malformed_json", None, None),
     ("/ratings", b'[{"user_id":"u","item_id":"i","rating":3},{"user_id":"u"}]', "invalid_body", "item_id", 1),
+    ("/ratings", b'{"user_id":1,"item_id":1,"rating":' + NINES + b"}", "invalid_body", "rating", None),
     ("/train", b'{"nb_users": 1}', "invalid_body", "nb_items", None),
 ]
 PAIRS: dict[str, Any] = {"user_history": [0, 1], "item_history": [0, 1], "rating_history": [1, 5]}

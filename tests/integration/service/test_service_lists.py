@@ -126,7 +126,7 @@ async def test_an_empty_list_says_why(client: Client) -> None:
 
 async def test_diversity_is_that_of_its_definition(store: Store, store_settings: StoreSettings) -> None:
     # Items of as many tastes: those of the other worlds differ in their bias alone.
-    n, model, rng = 100, make_model(), np.random.default_rng(3)
+    n, model, rng = 400, make_model(), np.random.default_rng(3)
     items = make_items(model, n)
     items[:, 2:5] += rng.normal(0.0, 0.8, (n, 3)).astype(np.float32)
     await store.items(1).register([b"item-%d" % row for row in range(n)])
@@ -137,15 +137,15 @@ async def test_diversity_is_that_of_its_definition(store: Store, store_settings:
         score = {int(each["item_id"].removeprefix("item-")): each["score"] - 1.0 for each in best}
         vectors = unit(Ranker(posterior_of(model), items).directions(np.arange(n)))
         chosen: list[int] = []
-        while len(chosen) < 20:
+        while len(chosen) < 60:
             left = [row for row in score if row not in chosen]
             near = {row: max((float(vectors[row] @ vectors[k]) for k in chosen), default=0.0) for row in left}
             most = max(score.values())
             chosen.append(max(left, key=lambda row: 0.5 * score[row] / most - 0.5 * near[row]))
-        assert chosen != list(score)[:20]
-        assert await listed(client, "/recommend/new", n=20, diversity={"lambda": 0.5}) == chosen
-        page = await listed(client, "/recommend/new", n=10, offset=10, diversity={"lambda": 0.5})
-        assert page == chosen[10:]
+        assert chosen != list(score)[:60]
+        for n, offset in ((60, 0), (20, 0), (20, 20), (20, 40)):
+            page = await listed(client, "/recommend/new", n=n, offset=offset, diversity={"lambda": 0.5})
+            assert page == chosen[offset : offset + n]
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -174,6 +174,9 @@ async def test_a_scenario_is_the_one_that_was_put_last(client: Client, other: Cl
             even = {"must_not": [{"has_id": ["item-10"]}]}
             assert await listed(worker, scenario="home", filter=even) == [row for row in later if row != 10]
             assert await listed(worker, scenario="home", filter=OLD) == []
+            # Nor does a call pin what the scenario leaves out.
+            pinned = [{"item_id": "item-1", "position": 1}]
+            assert await listed(worker, scenario="home", pinned=pinned) == later
             drama = "/recommend/ann?n=100&scenario=home&category=drama"
             assert await listed(worker, drama) == [row for row in later if row % 3 == 0]
     # How many there are, what counts as seen, and a draw: a call that says nothing has the scenario's.
@@ -212,6 +215,9 @@ async def test_rules_that_are_wrong_are_named_in_calls_and_scenarios(
     await store.scenarios.put(b"home", b"\xff{")
     for path in ("/recommend/ann?scenario=home", "/scenarios/home"):
         assert is_problem(await client.get(path), 503, "data_damaged")
+    # An attribute that it may name stays as it was.
+    assert is_problem(await client.ask("DELETE", "/schema/items/year"), 503, "data_damaged")
+    assert (await client.post("/recommend/ann", {"filter": OLD})).status == 200
     assert (await client.ask("PUT", "/scenarios/home", json={})).status == 200
 
 

@@ -19,6 +19,7 @@ from factors import (
     prior_model,
 )
 from factors.model.types import Float64s
+from factors.training.training_set import random_entries
 from tests.unit.factors.factors_world import (
     STARS,
     fitted_of,
@@ -86,6 +87,11 @@ def test_the_step_of_a_scale_is_named_or_found_in_the_ratings(
     found = fitted(ratings(user, item, np.resize(values, 150)), 10, 15, scale, rank=1, sweeps=2)
     sensible(found, 10, 15)
     assert found.model.scale.step == (None if step is None else pytest.approx(step))
+
+
+def test_a_sample_of_a_full_panel_is_of_all_items() -> None:
+    entries = random_entries(10_000 * 100, 10_000)
+    assert len(np.unique(entries % 100)) == 100
 
 
 def test_times_in_any_unit_and_of_which_some_are_nonsense() -> None:

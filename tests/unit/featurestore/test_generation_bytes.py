@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 
 from featurestore.errors import GenerationBroken
 from featurestore.generations import activity as activity_module
-from featurestore.generations.activity import HALF_LIFE_S, activity_from_bytes, activity_to_bytes
+from featurestore.generations.activity import (
+    HALF_LIFE_S,
+    activity_from_bytes,
+    activity_to_bytes,
+    is_by_events,
+)
 from featurestore.generations.deltas import decode_deltas, encode_delta
 from featurestore.generations.manifest import GenerationMeta, decode_meta, decode_summary, encode_meta
 from tests.support.factories import make_draft, make_model
@@ -34,6 +39,12 @@ def test_a_meta_is_read_as_written_and_no_byte_of_it_can_change_unseen() -> None
         changed = bytes([text[place] ^ 1])
         with pytest.raises(GenerationBroken):
             decode_meta(text[:place] + changed + text[place + 1 :], b"meta")
+
+
+def test_the_first_stars_beside_many_events_are_not_what_tells_items_apart() -> None:
+    events = np.array([[0.0, 6e5, 0.0], [0.0, 4e5, 0.0]], np.float32)
+    assert [is_by_events(n, events) for n in (0, 999, 9_999, 10_001)] == [True, True, True, False]
+    assert [is_by_events(n, None) for n in (0, 1)] == [True, False]
 
 
 def test_no_byte_of_a_delta_can_change_unseen() -> None:

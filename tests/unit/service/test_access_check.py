@@ -125,6 +125,8 @@ def test_a_call_that_a_proxy_on_this_machine_forwarded_needs_a_key(name: str) ->
     for level in (READ, LEVELS["operate"]):
         with pytest.raises(Problem, match="foldin keys"):
             access.admit(CIMultiDict(forwarded), level)
+        with pytest.raises(Problem, match="foldin keys"):
+            access.admit(CIMultiDict(here), level, old_http=True)
         assert outcome(access, forwarded, level) == "unauthorized"
         assert outcome(access, here, level) == "ok"
     assert outcome(access, forwarded, PUBLIC) == "ok"

@@ -56,6 +56,28 @@ def test_a_new_history_has_what_came_after_it_began() -> None:
     assert [write.value for write in histories.live.writes[ANN]] == [3.0]
 
 
+def test_with_an_item_go_its_ratings_from_before_and_no_others() -> None:
+    for receipt in ("0-ratings", None):
+        histories = Histories()
+        rated(histories, 1.0, 1.0)
+        histories.deleting("dune")
+        histories.deleted("dune", 3.0, receipt, refused=False)
+        # Until it is done, and of one without an answer where it never is.
+        assert all(finds(histories, value, 4.0) for value in (1.0, None))
+        rated(histories, 2.0, 40.0)
+        assert not finds(histories, None, 41.0)
+        histories.taken_back(41.5, known=receipt is not None)
+        assert finds(histories, 2.0, 42.0)
+    histories.deleting("dune")
+    histories.deleted("dune", 52.0, "1-ratings", refused=False)
+    histories.taken_back(53.0, known=True)
+    # A read that began before it may be answered after it.
+    assert [finds(histories, 2.0, at) for at in (52.5, 53.5)] == [True, False]
+    # It had begun before: its order is not known.
+    rated(histories, 4.0, 51.9)
+    assert finds(histories, None, 54.0)
+
+
 def test_events_stand_in_the_order_of_calls() -> None:
     first, second = Write(1.0, 1.0, 2.0), Write(2.0, 3.0, 4.0)
     beside = Write(3.0, 1.5, 3.5)

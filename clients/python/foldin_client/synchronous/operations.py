@@ -20,7 +20,7 @@ class Operations(Transport):
         user_id: str | int,
         item_id: str | int,
         *,
-        timestamp: float | None = None,
+        timestamp: float | str | None = None,
         distribution: bool | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> models.OnePrediction:
