@@ -5,7 +5,7 @@ Invariant: a row that has no name yet is in no answer, and neither is what may n
 
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -48,6 +48,7 @@ from service.rules.listing import Ranking, Scored
 from service.rules.request import DEFAULT_N, ItemRuleFields, RuleFields
 
 T = TypeVar("T")
+Making = Callable[[web.Request, "_Asked"], Awaitable[web.StreamResponse]]
 BY = ("behaviour", "content", "both")
 POPULAR_BY = ("rating", "events")
 # By both: so many times what is wanted, and some, of the best by either are compared.
@@ -128,6 +129,9 @@ class New(Described):
     available_from: float | None
 
 
+D = TypeVar("D", Neighbour, Loved, Rising, New)
+
+
 class Latest(msgspec.Struct, omit_defaults=True):
     """The latest items, the last first. `reason`: why there are none."""
 
@@ -192,46 +196,23 @@ _BODIES: dict[str, Body[Any]] = {
     "latest": Body(ItemListBody),
 }
 _BY: dict[str, Sequence[str]] = {"similar": BY, "popular": POPULAR_BY}
-_POST_PROBLEMS = (*BODY, *_PROBLEMS)
 _QUERY = (
     *(QUERY_N, QUERY_OFFSET),
     query_parameter("user_id", TEXT_ID_SCHEMA, "Leave out what this user has seen"),
     *(QUERY_SEEN, *QUERY_RULES),
 )
+_SIMILAR_BY = query_parameter(
+    "by",
+    {"type": "string", "enum": list(BY), "default": "behaviour"},
+    "`behaviour`: whose ratings or events go together; `content`: that share texts in the catalogue",
+)
+_POPULAR_BY = query_parameter(
+    "by",
+    {"type": "string", "enum": list(POPULAR_BY)},
+    "`rating`: what an average user would give; `events`: the weight of positive events. Without it "
+    "by rating, and by events where the generation has learned no rating, or next to none",
+)
 _EXAMPLE = {"n": 5, "user_id": "ann", "per_category": 2, "include": ["title"]}
-
-
-@Route(
-    *("GET", "/similar/{item_id}", "Recommend", Similar),
-    ("unknown_item", *_PROBLEMS, "not_found", *MODEL),
-    needs="read",
-    operation_id="similar",
-    parameters=(
-        query_parameter(
-            "by",
-            {"type": "string", "enum": list(BY), "default": "behaviour"},
-            "`behaviour`: whose ratings or events go together; `content`: that share texts in the catalogue",
-        ),
-        *_QUERY,
-    ),
-)
-async def get_similar(request: web.Request) -> web.StreamResponse:
-    """The items most like one."""
-    return await _similar(request, _by_query(request, "similar"))
-
-
-@Route(
-    *("POST", "/similar/{item_id}", "Recommend", Similar),
-    (*_POST_PROBLEMS, "unknown_item", "not_found", *MODEL),
-    needs="read",
-    operation_id="similarByRules",
-    repeatable=True,
-    body=request_body(SimilarBody, _EXAMPLE),
-)
-async def post_similar(request: web.Request) -> web.StreamResponse:
-    """The items most like one, under rules."""
-    async with _by_body(request, "similar") as asked:
-        return await _similar(request, asked)
 
 
 async def _similar(request: web.Request, asked: _Asked) -> web.StreamResponse:
@@ -244,6 +225,7 @@ async def _similar(request: web.Request, asked: _Asked) -> web.StreamResponse:
     # Wherever else it is pinned, it is not like itself.
     pinned = tuple(pin for pin in call.rules.pinned if pin[1] != item_id)
     call = call._replace(rules=replace(call.rules, pinned=pinned))
+    made = made._replace(call=call)
 
     async def behaviour(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
         found = await context.rankings.similar(live, row, n, _without(allowed, exclude, live.ranker.n_items))
@@ -274,54 +256,11 @@ async def _similar(request: web.Request, asked: _Asked) -> web.StreamResponse:
 
     top = {"content": by_content, "both": by_both}.get(made.by, behaviour)
     ranking = Ranking(top, partial(directions, context, live), 0.0)
-    found, reason = await _listed(context, made._replace(call=call), ranking, row)
-    names = await item_names(context.store.items(live.epoch), found.rows)
-    items = [
-        Neighbour(name, score)
-        for name, score in zip(names, shown(found.scores, live.model.scale), strict=True)
-        if name is not None
-    ]
-    degraded = await _described(context, call, items)
+    found, reason = await _listed(context, made, ranking, row)
+    scores = zip(shown(found.scores, live.model.scale))
+    items, degraded = await _named(context, made, found, Neighbour, scores)
     token = _token(made)
     return json_answer(Similar(item_id.decode(), live.generation, items, token, degraded, reason))
-
-
-@Route(
-    *("GET", "/popular", "Recommend", Popular),
-    (*_PROBLEMS, *MODEL),
-    needs="read",
-    operation_id="popular",
-    parameters=(
-        query_parameter(
-            "by",
-            {"type": "string", "enum": list(POPULAR_BY)},
-            "`rating`: what an average user would give; `events`: the weight of positive events. Without it "
-            "by rating, and by events where the generation has learned no rating, or next to none",
-        ),
-        *_QUERY,
-    ),
-)
-async def get_popular(request: web.Request) -> web.StreamResponse:
-    """The most loved items.
-
-    That is, the items that the average user would rate highest, by lower confidence bound; or those with the
-    most positive events, by their weights.
-    """
-    return await _popular(request, _by_query(request, "popular"))
-
-
-@Route(
-    *("POST", "/popular", "Recommend", Popular),
-    (*_POST_PROBLEMS, *MODEL),
-    needs="read",
-    operation_id="popularByRules",
-    repeatable=True,
-    body=request_body(PopularBody, _EXAMPLE),
-)
-async def post_popular(request: web.Request) -> web.StreamResponse:
-    """The most loved items, under rules."""
-    async with _by_body(request, "popular") as asked:
-        return await _popular(request, asked)
 
 
 async def _popular(request: web.Request, asked: _Asked) -> web.StreamResponse:
@@ -347,41 +286,11 @@ async def _popular(request: web.Request, asked: _Asked) -> web.StreamResponse:
     top, floor = (most_chosen, 0.0) if by == "events" else (most_loved, live.model.scale.low)
     ranking = Ranking(top, partial(directions, context, live), floor)
     found, reason = await _listed(context, made, ranking)
-    names = await item_names(context.store.items(live.epoch), found.rows)
     scores, counts = shown(found.scores, live.model.scale), positive_counts(positives, found.rows)
-    parts = zip(names, scores, statistics_of(live, found.rows), counts, strict=True)
-    items = [Loved(name, score, *known, count) for name, score, known, count in parts if name is not None]
-    degraded = await _described(context, call, items)
+    parts = zip(scores, statistics_of(live, found.rows), counts, strict=True)
+    columns = ((score, *known, count) for score, known, count in parts)
+    items, degraded = await _named(context, made, found, Loved, columns)
     return json_answer(Popular(live.generation, items, _token(made), by, degraded, reason))
-
-
-@Route(
-    *("GET", "/trending", "Recommend", Trending),
-    (*_PROBLEMS, *MODEL),
-    needs="read",
-    operation_id="trending",
-    parameters=_QUERY,
-)
-async def get_trending(request: web.Request) -> web.StreamResponse:
-    """The items that are rated most of late.
-
-    A rating counts half as much with each week that goes by.
-    """
-    return await _trending(request, _by_query(request, "trending"))
-
-
-@Route(
-    *("POST", "/trending", "Recommend", Trending),
-    (*_POST_PROBLEMS, *MODEL),
-    needs="read",
-    operation_id="trendingByRules",
-    repeatable=True,
-    body=request_body(ItemListBody, _EXAMPLE),
-)
-async def post_trending(request: web.Request) -> web.StreamResponse:
-    """The items that are rated most of late, under rules."""
-    async with _by_body(request, "trending") as asked:
-        return await _trending(request, asked)
 
 
 async def _trending(request: web.Request, asked: _Asked) -> web.StreamResponse:
@@ -398,43 +307,9 @@ async def _trending(request: web.Request, asked: _Asked) -> web.StreamResponse:
 
     ranking = Ranking(top, partial(directions, context, live), 0.0)
     found, reason = await _listed(context, made, ranking)
-    names = await item_names(context.store.items(live.epoch), found.rows)
-    items = [
-        Rising(name, score)
-        for name, score in zip(names, shown(found.scores, live.model.scale), strict=True)
-        if name is not None
-    ]
-    degraded = await _described(context, call, items)
+    columns = zip(shown(found.scores, live.model.scale))
+    items, degraded = await _named(context, made, found, Rising, columns)
     return json_answer(Trending(live.generation, items, _token(made), degraded, reason))
-
-
-@Route(
-    *("GET", "/latest", "Recommend", Latest),
-    (*_PROBLEMS, *MODEL),
-    needs="read",
-    operation_id="latest",
-    parameters=_QUERY,
-)
-async def get_latest(request: web.Request) -> web.StreamResponse:
-    """The latest items.
-
-    By `available_from`; those without it behind them, the ones that came last first.
-    """
-    return await _latest(request, _by_query(request, "latest"))
-
-
-@Route(
-    *("POST", "/latest", "Recommend", Latest),
-    (*_POST_PROBLEMS, *MODEL),
-    needs="read",
-    operation_id="latestByRules",
-    repeatable=True,
-    body=request_body(ItemListBody, _EXAMPLE),
-)
-async def post_latest(request: web.Request) -> web.StreamResponse:
-    """The latest items, under rules."""
-    async with _by_body(request, "latest") as asked:
-        return await _latest(request, asked)
 
 
 async def _latest(request: web.Request, asked: _Asked) -> web.StreamResponse:
@@ -447,21 +322,32 @@ async def _latest(request: web.Request, asked: _Asked) -> web.StreamResponse:
     # A scenario may have what is for other lists: a time is no score that could be multiplied, or weighed
     # against differences.
     call = call._replace(rules=replace(call.rules, boosts=(), trade_off=None))
+    made = made._replace(call=call)
 
     async def top(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
         mask = _without(allowed, exclude, live.ranker.n_items)
         return await _read(context, call, len(mask), partial(_newest, call.view.columns, mask, n))
 
     ranking = Ranking(top, partial(directions, context, live), 0.0)
-    found, reason = await _listed(context, made._replace(call=call), ranking)
-    names = await item_names(context.store.items(live.epoch), found.rows)
-    items = [
-        New(name, None if math.isinf(since) else since)
-        for name, since in zip(names, found.scores.tolist(), strict=True)
-        if name is not None
-    ]
-    degraded = await _described(context, call, items)
+    found, reason = await _listed(context, made, ranking)
+    columns = ((None if math.isinf(since) else since,) for since in found.scores.tolist())
+    items, degraded = await _named(context, made, found, New, columns)
     return json_answer(Latest(live.generation, items, _token(made), degraded, reason))
+
+
+async def _named(
+    context: ServiceContext,
+    made: _List,
+    found: Scored,
+    kind: Callable[..., D],
+    columns: Iterable[Sequence[Any]],
+) -> tuple[list[D], bool]:
+    """Return the items `found` that have a name, each a `kind` of its name and its part of the `columns`,
+    with what the call wants to see of them; and whether anything of the answer is old.
+    """
+    names = await item_names(context.store.items(made.live.epoch), found.rows)
+    items = [kind(name, *each) for name, each in zip(names, columns, strict=True) if name is not None]
+    return items, await _described(context, made.call, items)
 
 
 def _by_query(request: web.Request, kind: str) -> _Asked:
@@ -587,3 +473,55 @@ def _most_chosen(positives: Positives | None, n: int, exclude: Int64s, allowed: 
 
 def _scored(rows: Int64s, scores: Float64s) -> Scored:
     return Scored(rows, scores, np.full(len(rows), np.nan), scores)
+
+
+def _routes(
+    path: str,
+    answer: type,
+    kind: str,
+    making: Making,
+    said: str,
+    *,
+    problems: Sequence[str] = (),
+    body: type = ItemListBody,
+    by: Sequence[Any] = (),
+) -> tuple[Route, Route]:
+    """Return the routes of a list of a `kind`: by GET, and by POST under all rules. `said`: what it has;
+    `problems`: codes besides those of every list; `by`: parameters besides.
+    """
+
+    async def get(request: web.Request) -> web.StreamResponse:
+        return await making(request, _by_query(request, kind))
+
+    async def post(request: web.Request) -> web.StreamResponse:
+        async with _by_body(request, kind) as asked:
+            return await making(request, asked)
+
+    get.__doc__, post.__doc__ = f"{said}.", f"{said}, under rules."
+    codes, parameters = (*_PROBLEMS, *problems, *MODEL), (*by, *_QUERY)
+    query = Route(
+        "GET", path, "Recommend", answer, codes, needs="read", operation_id=kind, parameters=parameters
+    )
+    rules = Route(
+        *("POST", path, "Recommend", answer, (*BODY, *codes)),
+        needs="read",
+        operation_id=f"{kind}ByRules",
+        repeatable=True,
+        body=request_body(body, _EXAMPLE),
+    )
+    return query(get), rules(post)
+
+
+ROUTES = (
+    *_routes(
+        *("/similar/{item_id}", Similar, "similar", _similar, "The items most like one"),
+        problems=("unknown_item", "not_found"),
+        body=SimilarBody,
+        by=[_SIMILAR_BY],
+    ),
+    *_routes(
+        "/popular", Popular, "popular", _popular, "The most loved items", body=PopularBody, by=[_POPULAR_BY]
+    ),
+    *_routes("/trending", Trending, "trending", _trending, "The items that are rated most of late"),
+    *_routes("/latest", Latest, "latest", _latest, "The latest items"),
+)
