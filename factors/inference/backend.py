@@ -15,9 +15,9 @@ from factors.inference.half_step import TO_THE_END, HalfStep, Iteration, entry_e
 from factors.inference.histories import Compressed
 from factors.model.types import Float64s
 
-# Compiling takes 20 s once for each version on a machine, reading it back 1 s; plain numpy does a sweep of so
-# many ratings in about that second.
-MANY_RATINGS = 400_000
+# Compiling takes 25 s once for each version on a machine, reading it back 1 s. From so many ratings on plain
+# numpy takes longer than that for a first fit and its ranking head, and compiled loops half as long as numpy.
+MANY_RATINGS = 50_000
 
 
 class RatedSets(Protocol):

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from factors.inference.backend import MANY_RATINGS
 from factors.inference.compiled.least_squares import solve_events
 from factors.inference.compiled.loading import Kernel, compile_loops
 from factors.inference.histories import Rows
@@ -97,10 +96,9 @@ def solve_rows(
 ) -> Floats:
     """Return the rows (b, r) in the precision of `table` (m, r). `known`: of the prior's Gram matrix.
 
-    Where all is `compiled`, or there are as many events as a fit of the ratings compiles its loops for, a
-    compiled loop solves them in float32.
+    `compiled`: a compiled loop solves them in float32.
     """
-    if (compiled or len(events.other) >= MANY_RATINGS) and table.dtype == np.float32:
+    if compiled and table.dtype == np.float32:
         return _solve_compiled(row_loops()[solve_events], events, table, prior, threads)
     result = np.empty((len(events.indptr) - 1, table.shape[1]), dtype=table.dtype)
     # For a few rows the decomposition costs more than it saves.
@@ -156,7 +154,15 @@ def row_loops() -> dict[Kernel, Kernel]:
     return compile_loops([solve_events], {solve_events: (*entries, *own)})
 
 
-def solve_round(start: Floats, events: Events, table: Floats, prior: Prior, threads: int = 1) -> Floats:
+def solve_round(
+    start: Floats,
+    events: Events,
+    table: Floats,
+    prior: Prior,
+    threads: int = 1,
+    *,
+    compiled: bool = False,
+) -> Floats:
     """Return the rows (b, r) as `solve_rows` does, which without events are `start` (b, r) and not 0."""
     row, target = np.repeat(np.arange(len(start)), events.counts), np.ones(len(events.other))
     if events.target is not None:
@@ -165,7 +171,8 @@ def solve_round(start: Floats, events: Events, table: Floats, prior: Prior, thre
     for first in range(0, len(target), step):
         some = slice(first, first + step)
         target[some] -= np.einsum("nr,nr->n", table[events.other[some]], start[row[some]])
-    return start + solve_rows(replace(events, target=target), table, prior, threads)
+    known = replace(events, target=target)
+    return start + solve_rows(known, table, prior, threads, compiled=compiled)
 
 
 def normal_equations(events: Events, table: Floats, prior: Prior, rows: Int64s) -> tuple[Floats, Floats]:

@@ -19,7 +19,7 @@ from trainer import log
 _LONGEST_S = 600.0
 # Ratings come by thousands or hundreds of thousands a second: by the time that a fit needs the loops, those
 # that began here are there or nearly so.
-_SOON, _LOOK_S = MANY_RATINGS // 8, 1.0
+_SOON, _LOOK_S = MANY_RATINGS // 2, 1.0
 # Of fits, too. Workers that answer users on the same cores go first, but POST /train is waited for: no idle
 # priority.
 NICENESS = 5

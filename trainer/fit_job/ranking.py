@@ -55,8 +55,9 @@ def add_head(
             attributes=read_columns(path),
             factorize=head_sweeps(engine, threads, rng),
         )
-        if "ranking_kept" in head.metrics:
-            log.warning("ranking_choices_kept", why="others find the newest events no better")
+        for kept in ("ranking_choices_kept", "ranking_head_kept"):
+            if kept in head.metrics:
+                log.warning(kept, why="others find the newest events no better")
         write_head(path, head)
     except FitRefused:
         # No rating is left.

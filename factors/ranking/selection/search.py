@@ -3,7 +3,8 @@ that was held out.
 
 One setting after the other is moved as long as lists get better (NDCG@100) at finding the latest events.
 Recency may cost little of finding events of any time, and of that much there is as little as is as good
-within a standard error. The fits are short, and go on from each other.
+within a standard error. How much expected ratings count is chosen by events of any time. The fits are short,
+and go on from each other.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -49,7 +50,8 @@ _ALL_NEIGHBOURS = 2_000
 _BOOSTS, _SPANS = (1.0, 2.0, 4.0, 8.0, 16.0), (2.0, 5.0, 10.0, 20.0)
 # 0 leaves ratings out; at 2 they decide more than what is relevant.
 _GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-# What liked items may cost of plain NDCG, and what recency may cost where events of any time are looked for.
+# What liked items may cost of the highest plain NDCG of any power, and what recency may cost where events of
+# any time are looked for.
 _COST, _COST_OF_RECENCY = 0.005, 0.015
 
 Factors = tuple[RankingParameters, Float32s]
@@ -82,13 +84,14 @@ def choose(
         return _Search(sets, n_items, threads, begin, types, compiled, every)
 
     search = search_of(random if latest is None else latest)
+    anytime = search if latest is None else search_of(random)
     choices = search.weights(search.settings(replace(begin, decided=decided)))
     if latest is not None:
-        choices = search.recency(choices, search_of(random))
+        choices = search.recency(choices, anytime)
     # An event of another type has the highest rating.
     low = float(sample.value.min())
     scale = Scale(low, float(sample.value.max()) if rated else low)
-    choices, figures = search.gamma(choices, scale, rng)
+    choices, figures = anytime.gamma(choices, scale, rng)
     figures |= {"ranking_latest": float(latest is not None), "ranking_sweeps": float(search.enough)}
     return replace(choices, rank=RankingChoices().rank, sweeps=search.enough), figures
 
@@ -243,7 +246,7 @@ class _Search:
         self, choices: RankingChoices, scale: Scale, rng: np.random.Generator
     ) -> tuple[RankingChoices, dict[str, float]]:
         """Return choices with the power of the rating whose lists have the largest graded gain among those
-        that cost little of plain NDCG, and what it costs and gains.
+        with about the highest plain NDCG, and figures of these lists.
         """
         held, lists, relevance = self.held, self.lists, self._relevance(choices, self._best())
         rated = held.known if self.typed is None else self.typed.ratings(held.known)
@@ -264,7 +267,7 @@ class _Search:
         places = dict(zip(_GAMMAS, lists.places(scores), strict=True))
         graded = {gamma: held.gained(each, held.gain, SHORT) for gamma, each in places.items()}
         plain = {gamma: float(held.gained(each).mean()) for gamma, each in places.items()}
-        cheap = [gamma for gamma in _GAMMAS if plain[gamma] >= (1 - _COST) * plain[0.0]]
+        cheap = [gamma for gamma in _GAMMAS if plain[gamma] >= (1 - _COST) * max(plain.values())]
         best = max(cheap, key=lambda gamma: float(graded[gamma].mean()))
         # The least that is as good within a standard error, as for recency: it changes lists least.
         chosen = next(gamma for gamma in cheap if not surely_better(graded[best], graded[gamma]))

@@ -21,7 +21,7 @@ from tests.support.waiting import wait_until_async
 
 # In one call: of the heavy user's ratings so many say as much as all.
 MOST = 4_000
-RANKING = ("ranking.training", "ranking.half_steps", "ranking.selection.search")
+RANKING = ("ranking.fit", "ranking.training", "ranking.selection.search")
 COLUMNS = ("user_id", "item_id", "rating", "timestamp")
 
 

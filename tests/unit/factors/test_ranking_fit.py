@@ -1,6 +1,7 @@
 """The fit of a ranking head: half-steps, neighbours, held-out lists and choices against slow references."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from factors.ranking.choices import choices_of
 from factors.ranking.half_steps import Events, Prior, solve_rows
 from factors.ranking.neighbours import Neighbours
 from factors.ranking.selection import lists
-from tests.unit.factors.factors_world import ratings, ratings_of
+from factors.ranking.training import RankingFit, fit_with
+from tests.unit.factors.factors_world import joined, ratings, ratings_of
 
 N_USERS, N_ITEMS = 40, 30
 MANY_USERS, MANY_ITEMS = 100, 120
@@ -63,16 +65,15 @@ def test_loops_solve_the_rows_of_numpy(
         np.testing.assert_allclose(expected[row], np.linalg.solve(precision, linear), rtol=1e-3, atol=1e-6)
     if kind == "python":
         monkeypatch.setattr(half_steps, "row_loops", lambda: {solve_events: solve_events})
-    monkeypatch.setattr(half_steps, "MANY_RATINGS", 1)
     # What numpy solves with would not be looked at.
     monkeypatch.setattr(half_steps, "row_blocks", lambda *_: pytest.fail("numpy was asked"))
     for threads in (1, 2):
-        found = solve_rows(events, table, prior, threads)
+        found = solve_rows(events, table, prior, threads, compiled=True)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
     # What cannot be solved is a matter of its row alone.
     prior.ridge[1] = np.nan
-    found = solve_rows(events, table, prior)
+    found = solve_rows(events, table, prior, compiled=True)
     assert np.isnan(found[1]).all()
     rest = np.arange(6) != 1
     np.testing.assert_allclose(found[rest], expected[rest], rtol=1e-3, atol=1e-5)
@@ -171,4 +172,42 @@ def test_choices_that_find_the_newest_events_worse_do_not_follow(
     found = fit_ranking(given, MANY_USERS, MANY_ITEMS, rng=rng, start=live, unlearned=new)
     assert found.head.parameters.ridge == live.parameters.ridge
     assert found.head.parameters.decided == len(later)
-    assert ("ranking_kept" in found.metrics) == senseless
+    assert ("ranking_choices_kept" in found.metrics) == senseless
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_a_head_with_the_choices_before_that_finds_the_newest_events_worse_does_not_follow(
+    monkeypatch: pytest.MonkeyPatch, *, spoilt: bool
+) -> None:
+    given, rng, later = clusters(3), np.random.default_rng(5), np.arange(16 * MANY_USERS) % 16 >= 12
+    live = fit_ranking(given.take(~later), MANY_USERS, MANY_ITEMS, rng=rng).head
+
+    def mixed_up(*arguments: Any, **how: Any) -> RankingFit:
+        found = fit_with(*arguments, **how)
+        items, none = rng.permutation(found.head.items), found.head.neighbours.scaled(0.0)
+        return replace(found, head=replace(found.head, items=items, neighbours=none))
+
+    if spoilt:
+        monkeypatch.setattr(ranking_fit, "fit_with", mixed_up)
+    how: dict[str, Any] = {"rng": rng, "start": live, "unlearned": np.flatnonzero(later)}
+    # An item that the live head has not, chosen with the first one.
+    user = given.user_row[given.item_row == 0]
+    more = joined(given, ratings(user, np.full(len(user), MANY_ITEMS), np.ones(len(user)), 2e9))
+    found = fit_ranking(more, MANY_USERS, MANY_ITEMS + 1, **how)
+    assert found.head.parameters.ridge == live.parameters.ridge
+    assert ("ranking_head_kept" in found.metrics) == spoilt
+    assert np.array_equal(found.head.items[:MANY_ITEMS], live.items) == spoilt
+    alike = found.head.items[:MANY_ITEMS] @ found.head.items[MANY_ITEMS]
+    assert np.argmax(alike) % 6 == 0
+
+
+@pytest.mark.parametrize("n_items", [3, 6])
+def test_neighbours_of_more_or_fewer_items_are_the_same(n_items: int) -> None:
+    rows, weights = np.array([1, 4, 0, 2], np.int32), np.array([1, 2, 3, 4], np.float32)
+    term = Neighbours(np.array([0, 2, 2, 3, 4, 4]), rows, weights)
+    expected = np.zeros((n_items, n_items))
+    known = min(n_items, 5)
+    expected[:known, :known] = term.matrix().toarray()[:known, :known]
+    found = term.of_items(n_items)
+    np.testing.assert_array_equal(found.matrix().toarray(), expected)
+    assert [str(each.dtype) for each in (found.indptr, found.item_row)] == ["int64", "int32"]

@@ -13,7 +13,7 @@ from trainer.fit_job.compiling import compile_ahead
 async def test_loops_are_compiled_once_so_many_events_are_archived_that_a_fit_may_need_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    archived, ran = iter([0, MANY_RATINGS // 100, MANY_RATINGS // 8]), tmp_path / "ran"
+    archived, ran = iter([0, MANY_RATINGS // 100, MANY_RATINGS // 2]), tmp_path / "ran"
     script = f"import pathlib; pathlib.Path({str(ran)!r}).touch()"
     monkeypatch.setattr(compiling, "python_command", lambda module: [sys.executable, "-c", script])
     monkeypatch.setattr(compiling, "_LOOK_S", 0.01)
