@@ -108,6 +108,11 @@ def edlae(question: Question, setting: Setting, _: int) -> Rows:
     return top_by_score(question, lambda users: known[users].toarray() - shifted[users] / diagonal)
 
 
+def ease(question: Question, setting: Setting, seed: int) -> Rows:
+    """Rank by the autoencoder of Steck, *Embarrassingly shallow autoencoders* (2019): without dropout."""
+    return edlae(question, (*setting, 0.0), seed)
+
+
 def shifted_inverse(known: Array, penalty: Array) -> tuple[Array, Array]:
     """Return `X C` and the diagonal of `C = (X'X + diag(penalty))^-1` for `known`, X (n_users, n_items)."""
     if known.shape[1] <= known.shape[0]:
@@ -140,5 +145,6 @@ RANKING_PEERS: dict[str, ComparedEngine] = {
         {"factors": ALS_FACTORS, "ridge": ALS_RIDGES, "alpha": ALS_ALPHAS},
     ),
     "ials": _tuned("iALS, tuned", ials, {"alpha": IALS_ALPHAS, "ridge": IALS_RIDGES}, f"rank {IALS_RANK}, "),
+    "ease": _tuned("EASE, tuned", ease, {"ridge": EDLAE_RIDGES}),
     "edlae": _tuned("EDLAE, tuned", edlae, {"ridge": EDLAE_RIDGES, "dropout": EDLAE_DROPOUTS}),
 }
