@@ -15,7 +15,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
 from clients.generator import document
 from environment.settings import ServerSettings
 from evaluation.course.settings import EvaluationSettings, PlaySettings

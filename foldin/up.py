@@ -313,17 +313,19 @@ class Stack:
 
     def tell(self, event: str) -> None:
         """Say by `--json` what has happened, and where everything is."""
-        self._settings.emit(
-            {
-                "event": event,
-                "api": self.api_url,
-                "environment": self.environment_url,
-                "data": self.data,
-                "logs": self.data / "logs",
-                "key_file": self._key_file,
-                "trainer": not self._without_trainer,
-            }
-        )
+        # Where it cannot be written, as on a disk that is full, the stack goes on.
+        with contextlib.suppress(OSError):
+            self._settings.emit(
+                {
+                    "event": event,
+                    "api": self.api_url,
+                    "environment": self.environment_url,
+                    "data": self.data,
+                    "logs": self.data / "logs",
+                    "key_file": self._key_file,
+                    "trainer": not self._without_trainer,
+                }
+            )
 
     def _where(self) -> str:
         rows = {

@@ -102,8 +102,8 @@ class Access:
                 # Only this machine reaches the service, and a proxy on it lets all others do so.
                 raise Problem(
                     "unauthorized",
-                    "this came through a proxy, and the service asks for no key: make one by `foldin keys "
-                    "add NAME --role ROLE`, or say FOLDIN_ACCESS=open",
+                    "this came through a proxy, or by HTTP/1.0 as from one, and the service asks for no key: "
+                    "make one by `foldin keys add NAME --role ROLE`, or say FOLDIN_ACCESS=open",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
             return None

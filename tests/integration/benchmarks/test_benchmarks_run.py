@@ -32,6 +32,7 @@ SIZES = {
     "overload": ("--scale", "0.01"),
     "start": ("--scale", "0.0005", "--rank", "6"),
     "recovery": ("--scale", "0.0005"),
+    "erasures": ("--scale", "0.0005"),
 }
 SETS = {
     "accuracy": ("--sets", "synthetic", "made-4", "--ratings", "4k", "--scale", "0.05"),

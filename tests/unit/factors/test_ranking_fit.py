@@ -15,7 +15,7 @@ from factors.ranking import half_steps, regressions
 from factors.ranking.choices import choices_of
 from factors.ranking.half_steps import Events, Prior, solve_rows
 from factors.ranking.neighbours import Neighbours
-from factors.ranking.selection import lists
+from factors.ranking.selection import lists, search
 from factors.ranking.training import RankingFit, fit_with
 from tests.unit.factors.factors_world import joined, ratings, ratings_of
 
@@ -173,6 +173,27 @@ def test_choices_that_find_the_newest_events_worse_do_not_follow(
     assert found.head.parameters.ridge == live.parameters.ridge
     assert found.head.parameters.decided == len(later)
     assert ("ranking_choices_kept" in found.metrics) == senseless
+
+
+def test_recency_costs_little_of_finding_events_of_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, n_users, chances = np.random.default_rng(4), 70, np.array([14, 4])
+    kinds = np.arange(MANY_ITEMS).reshape(-1, 6).T
+    # Users turn to another kind at the end.
+    item = [
+        np.concatenate(
+            [rng.choice(kinds[kind], n, replace=False) for kind, n in zip(pair, chances, strict=True)]
+        )
+        for pair in (rng.choice(6, 2, replace=False) for _ in range(n_users))
+    ]
+    n = int(chances.sum())
+    user, time = np.repeat(np.arange(n_users), n), np.tile(np.arange(n), n_users) * 3600.0
+    given = compress_pairs(*(user, np.concatenate(item), np.ones(len(user)), time), n_users)
+    found = {}
+    for cost in (0.015, 1.0):
+        monkeypatch.setattr(search, "_COST_OF_RECENCY", cost)
+        choices, _ = search.choose(given, MANY_ITEMS, np.random.default_rng(1))
+        found[cost] = choices.recency_boost
+    assert found[0.015] < found[1.0]
 
 
 @pytest.mark.parametrize("spoilt", [False, True])

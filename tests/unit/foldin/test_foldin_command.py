@@ -121,7 +121,7 @@ print("afterwards")
 
 def test_the_supervisor_and_help_load_no_heavy_library() -> None:
     """What `foldin up` keeps loaded for as long as it runs, and what each command waits for."""
-    code = "import sys, foldin.up; from foldin.__main__ import main; main(['version'])\nprint(*sys.modules)"
+    code = "import sys, foldin.up; from foldin.__main__ import main; main(['--version'])\nprint(*sys.modules)"
     loaded_there = set(python(code, stdout=subprocess.PIPE).stdout.split())
     heavy = "numpy pyarrow scipy redis aiohttp rich msgspec uvloop typer pydantic"
     assert "foldin.up" in loaded_there

@@ -1,0 +1,104 @@
+"""A thousand users are deleted while others rate, beside an archive of twenty million ratings.
+
+Invariant: users ask to be forgotten all at once, and a rating counts as behind from its answer until it is in
+the archive; an erasure ends when its receipt says so.
+"""
+
+import json
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.errors import BenchmarkError
+from benchmarks.harness import stack
+from benchmarks.harness.command import Options, benchmark
+from benchmarks.harness.machine import lacking_memory
+from benchmarks.harness.report import Row, at_most
+from benchmarks.load.client import Client
+from benchmarks.load.generator import Plan, get, post, write_requests
+from benchmarks.load.requests import drive
+from benchmarks.load.scrape import metrics_text, total
+from benchmarks.ratings import CONNECTIONS, LAG, bodies, body_of, until_archived
+
+RATINGS, USERS, ITEMS, ERASED = 20_000_000, 200_000, 10_000, 1_000
+A_CALL, A_SECOND = 10_000, 1_000
+# Of histories, streams and the archive's files in the page cache.
+BYTES_A_RATING = 200
+LONGEST_S, LOOK_S = 900.0, 0.25
+
+
+def measure(options: Options, console: Console) -> list[Row]:
+    """Measure how far the archive is behind meanwhile, and how long all take."""
+    ratings, n_users = options.size(RATINGS, A_CALL), options.size(USERS, 200)
+    n_items, erased = options.size(ITEMS, 100), options.size(ERASED, 10)
+    work = f"{erased:,} users erased beside {A_SECOND:,} ratings/s, {ratings:,} archived"
+    if reason := lacking_memory(BYTES_A_RATING * ratings):
+        return [Row(work, "s", target=at_most(5, 10), skipped=reason)]
+    with (
+        tempfile.TemporaryDirectory(prefix="foldin-bench-") as name,
+        stack.store() as url,
+        stack.trainer(url, settings=stack.NO_REFITS),
+        stack.service(url) as port,
+    ):
+        requests = write_requests(Path(name) / "ratings", bodies(n_users, n_items, A_CALL, seed=options.seed))
+        calls = -(-ratings // A_CALL)
+        drive(Plan(port, str(requests), CONNECTIONS, LONGEST_S, 0.0, max_requests=calls, drain_s=60.0))
+        until_archived(port)
+        console.print(f"{ratings:,} ratings archived", style="dim")
+        behind, seconds = _erased(port, erased, n_items)
+    rate = A_SECOND
+    return [
+        Row(f"{work}: most that the archive was behind", "s", (behind / rate,), at_most(5, 10)),
+        Row(f"{work}: until the last receipt", "s", (seconds,)),
+    ]
+
+
+def _erased(port: int, erased: int, n_items: int) -> tuple[float, float]:
+    """Return how many events waited at most, and the seconds until all users were erased."""
+    done = threading.Event()
+    load = threading.Thread(target=_rate, args=(port, n_items, done), name="ratings")
+    load.start()
+    try:
+        with Client(port) as client:
+            began = time.perf_counter()
+            answers = [client.ask(_delete(f"{user}")) for user in range(erased)]
+            waiting = [json.loads(answer)["receipt"] for answer in answers]
+            most = 0.0
+            while waiting and time.perf_counter() - began < LONGEST_S:
+                most = max(most, total(metrics_text(port), LAG))
+                # They end together, the last ones asked last.
+                while (
+                    waiting and json.loads(client.ask(get(f"/receipts/{waiting[-1]}")))["archive"] == "erased"
+                ):
+                    waiting.pop()
+                time.sleep(LOOK_S)
+            if waiting:
+                raise BenchmarkError(f"{len(waiting)} of {erased} users were not erased in {LONGEST_S:.0f} s")
+            return most, time.perf_counter() - began
+    finally:
+        done.set()
+        load.join()
+
+
+def _rate(port: int, n_items: int, done: threading.Event) -> None:
+    """Rate by users who stay, ten calls a second, until `done`."""
+    number, began = 0, time.perf_counter()
+    with Client(port) as client:
+        while not done.is_set():
+            first = number * (A_SECOND // 10)
+            rows = (
+                (10_000_000 + n % 50_000, n % n_items, n % 9) for n in range(first, first + A_SECOND // 10)
+            )
+            client.ask(post("/ratings", body_of(rows)))
+            number += 1
+            done.wait(max(0.0, began + number / 10 - time.perf_counter()))
+
+
+def _delete(user: str) -> bytes:
+    return f"DELETE /users/{user} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+
+
+main = benchmark("erasures", __doc__, measure)
