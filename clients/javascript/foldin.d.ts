@@ -182,7 +182,7 @@ export interface Foldin {
   /** Delete an item: it is in no list any more. `DELETE /items/{item_id}`; role `operate`. */
   deleteItem(item_id: string | number, options?: { ratings?: "keep" | "delete"; }): Promise<DeletedItem>;
   /** The users whose taste is nearest to a user's, among the most active ones. `GET /neighbours/{user_id}`; role `read`. */
-  neighbours(user_id: string | number, options?: { n?: number; least?: number; }): Promise<NeighboursOut>;
+  neighbours(user_id: string | number, options?: { n?: number; offset?: number; least?: number; }): Promise<NeighboursOut>;
   /** What is known of a user besides ratings. `GET /users/{user_id}/attributes`; role `read`. */
   getAttributes(user_id: string | number): Promise<AttributesOut>;
   /** Say what is known of a user besides ratings; what was said before is replaced. `PUT /users/{user_id}/attributes`; role `operate`. */

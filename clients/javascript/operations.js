@@ -43,7 +43,7 @@ export const OPERATIONS = {
   putItem: {"method": "PUT", "path": "/items/{item_id}", "positional": ["item_id"], "fields": true, "again": true, "answer": "json"},
   patchItem: {"method": "PATCH", "path": "/items/{item_id}", "positional": ["item_id"], "fields": true, "again": true, "answer": "json"},
   deleteItem: {"method": "DELETE", "path": "/items/{item_id}", "positional": ["item_id"], "query": ["ratings"], "again": true, "answer": "json"},
-  neighbours: {"method": "GET", "path": "/neighbours/{user_id}", "positional": ["user_id"], "query": ["n", "least"], "again": true, "answer": "json"},
+  neighbours: {"method": "GET", "path": "/neighbours/{user_id}", "positional": ["user_id"], "query": ["n", "offset", "least"], "again": true, "answer": "json"},
   getAttributes: {"method": "GET", "path": "/users/{user_id}/attributes", "positional": ["user_id"], "again": true, "answer": "json"},
   putAttributes: {"method": "PUT", "path": "/users/{user_id}/attributes", "positional": ["user_id"], "body": true, "again": true, "answer": "json"},
   patchAttributes: {"method": "PATCH", "path": "/users/{user_id}/attributes", "positional": ["user_id"], "body": true, "again": true, "answer": "json"},

@@ -27,7 +27,7 @@ from service.routes.items import expected, item_names
 # A page for people; a long history is read page by page.
 MAX_PAGE = 1000
 # A list for people.
-MAX_NEAR = 100
+MAX_NEAR, MAX_NEAR_OFFSET = 100, 900
 NO_ONE = (
     "the last fit knew no other user, or was made by an older version; the next one will say who there is"
 )
@@ -200,6 +200,7 @@ async def get_user_ratings(request: web.Request) -> web.StreamResponse:
     operation_id="neighbours",
     parameters=(
         query_parameter("n", whole(1, MAX_NEAR, 10), "How many"),
+        query_parameter("offset", whole(0, MAX_NEAR_OFFSET, 0), "How many of the nearest to leave out"),
         query_parameter(
             "least", {"type": "number", "minimum": 0, "maximum": 1}, "Of at least this similarity"
         ),
@@ -209,6 +210,7 @@ async def get_neighbours(request: web.Request) -> web.StreamResponse:
     """The users whose taste is nearest to a user's, among the most active ones."""
     context, query = request.app[CONTEXT], Query(request.raw_path)
     n, least = query.integer("n", 10, 1, MAX_NEAR), query.number("least") or 0.0
+    offset = query.integer("offset", 0, 0, MAX_NEAR_OFFSET)
     if not 0.0 <= least <= 1.0:
         raise Problem("invalid_parameter", "least must be from 0 to 1", field="least")
     user_id = path_id(request.rel_url.raw_path, 1, "user_id")
@@ -222,8 +224,8 @@ async def get_neighbours(request: web.Request) -> web.StreamResponse:
         seeker = Seeker(user_id, vector)
     if made == 0:
         raise Problem("unknown_user", "no rating of this user is known")
-    asked = partial(context.nearest.near, live, seeker, n=n, least=least)
-    held = partial(context.nearest.held, live, seeker, n=n, least=least)
+    asked = partial(context.nearest.near, live, seeker, n=offset + n, least=least)
+    held = partial(context.nearest.held, live, seeker, n=offset + n, least=least)
     try:
         near, among = (await held() if degraded else None) or await asked()
     except StoreUnavailable:
@@ -233,6 +235,7 @@ async def get_neighbours(request: web.Request) -> web.StreamResponse:
         # A user that was read from a copy has been counted.
         context.counts.degraded += not degraded
         (near, among), degraded = found_last, True
+    near = near[offset:]
     values = shown(np.array([each.likeness for each in near]), live.model.scale)
     found = [
         NearUserOut(each.user_id.decode(), value, *((0, each.count) if live.by_events else (each.count,)))

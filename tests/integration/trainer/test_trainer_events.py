@@ -140,6 +140,7 @@ async def test_lists_similar_items_and_neighbours_follow_the_events(
             scores = [each["score"] for each in found]
             assert scores == sorted(scores, reverse=True)
         near = (await ask(client, "/neighbours/u1?n=14"))["neighbours"]
+        assert (await ask(client, "/neighbours/u1?n=2&offset=1"))["neighbours"] == near[1:3]
         assert {int(each["user_id"][1:]) % GROUPS for each in near} == {1}
         assert {(each["ratings"], each["events"]) for each in near} == {(0, EACH)}
         # One who came after the fit, from the next answer on: half of group 0, and two of group 1.

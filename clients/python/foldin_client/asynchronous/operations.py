@@ -900,14 +900,24 @@ class AsyncOperations(AsyncTransport):
         )
 
     async def neighbours(
-        self, user_id: str | int, *, n: int | None = None, least: float | None = None
+        self,
+        user_id: str | int,
+        *,
+        n: int | None = None,
+        offset: int | None = None,
+        least: float | None = None,
     ) -> models.NeighboursOut:
         """The users whose taste is nearest to a user's, among the most active ones.
 
         `GET /neighbours/{user_id}`; needs the role `read`.
         """
         return await self._ask(
-            Call("GET", f"/neighbours/{part(user_id)}", query={"n": n, "least": least}, is_repeatable=True),
+            Call(
+                "GET",
+                f"/neighbours/{part(user_id)}",
+                query={"n": n, "offset": offset, "least": least},
+                is_repeatable=True,
+            ),
             models.NeighboursOut,
         )
 
