@@ -109,6 +109,15 @@ def dangling_references(root: Path) -> list[str]:
     return found
 
 
+def alerts_without_runbooks(root: Path) -> list[str]:
+    """Alerts whose address in the manual leads to no heading."""
+    alerts = (root / "deploy/prometheus/alerts.yml").read_text("utf-8")
+    headings = set(map(slug, (root / "docs/alerts.md").read_text("utf-8").splitlines()))
+    names = re.findall(r"- alert: (\w+)", alerts)
+    told = set(re.findall(r"/alerts\.html#(\w+)'", alerts))
+    return [name for name in names if name.lower() not in headings & told]
+
+
 def slug(line: str) -> str:
     title = re.match(r"#+ (.*)", line)
     return re.sub(r"[^\w -]", "", title[1]).lower().replace(" ", "-") if title else ""
@@ -238,6 +247,7 @@ RULES: tuple[Rule, ...] = (
     room_cycles,
     private_words,
     dangling_references,
+    alerts_without_runbooks,
     clients_apart,
     untaken_commands,
 )

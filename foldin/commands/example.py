@@ -24,11 +24,11 @@ curl {user}{key}
 curl -X DELETE {taken_back}{key}
 """
 PYTHON = """\
-import json, os, urllib.request as http
-def call(path, body=None): return json.load(http.urlopen(http.Request({url} + path, body, {headers})))
-print(call("/ratings", b'{rating}'))
-print(call("{predict}"))
-print(call("{recommend}"))
+import os; from foldin_client import Client
+foldin = Client({url}, {secret})
+print(foldin.rate({rating}))
+print(foldin.predict("ann", "dune"))
+print(foldin.recommend("ann", n=5))
 """
 JAVASCRIPT = """\
 const headers = {headers};
@@ -96,9 +96,8 @@ def examples(url: str, best: float, *, asks: bool) -> dict[str, str]:
     value = int(best) if best.is_integer() else best
     rating = json.dumps({"user_id": "ann", "item_id": "dune", "rating": value})
     # Sent with every call: it does no harm where there is no body, and saves a line.
-    python, javascript = ['"Content-Type": "application/json"'] * 2
+    javascript = '"Content-Type": "application/json"'
     if asks:
-        python += ', "Authorization": "Bearer " + os.environ["FOLDIN_API_KEY"]'
         javascript += ', Authorization: "Bearer " + process.env.FOLDIN_API_KEY'
     # By a variable: a key in a command line can be seen by others of the machine.
     key = ' -H "Authorization: Bearer $FOLDIN_API_KEY"' if asks else ""
@@ -110,6 +109,6 @@ def examples(url: str, best: float, *, asks: bool) -> dict[str, str]:
     }
     return {
         "curl": CURL.format(**addresses, rating=rating, key=key),
-        "python": PYTHON.format(**asked, headers=f"{{{python}}}"),
+        "python": PYTHON.format(**asked, secret='os.environ["FOLDIN_API_KEY"]' if asks else "None"),
         "javascript": JAVASCRIPT.format(**asked, headers=f"{{ {javascript} }}"),
     }

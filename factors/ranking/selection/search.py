@@ -3,8 +3,8 @@ that was held out.
 
 One setting after the other is moved as long as lists get better (NDCG@100) at finding the latest events.
 Recency may cost little of finding events of any time, and of that much there is as little as is as good
-within a standard error. How much expected ratings count is chosen by events of any time. The fits are short,
-and go on from each other.
+within a standard error. How much expected ratings count is chosen by events of any time, and may cost little
+of finding the latest. The fits are short, and go on from each other.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -50,9 +50,9 @@ _ALL_NEIGHBOURS = 2_000
 _BOOSTS, _SPANS = (1.0, 2.0, 4.0, 8.0, 16.0), (2.0, 5.0, 10.0, 20.0)
 # 0 leaves ratings out; at 2 they decide more than what is relevant.
 _GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-# What liked items may cost of the highest plain NDCG of any power, and what recency may cost where events of
-# any time are looked for.
-_COST, _COST_OF_RECENCY = 0.005, 0.015
+# What liked items may cost of the highest plain NDCG of any power; what recency may cost where events of any
+# time are looked for, and liked items where the latest are.
+_COST, _COST_OF_RECENCY, _COST_OF_RATINGS = 0.005, 0.015, 0.015
 
 Factors = tuple[RankingParameters, Float32s]
 
@@ -91,7 +91,10 @@ def choose(
     # An event of another type has the highest rating.
     low = float(sample.value.min())
     scale = Scale(low, float(sample.value.max()) if rated else low)
-    choices, figures = anytime.gamma(choices, scale, rng)
+    rated_anytime = anytime.rated(choices, scale, rng)
+    rated_latest = rated_anytime[0] if latest is None else search.rated(choices, scale, rng)[0]
+    gamma, figures = _best_power(rated_anytime, rated_latest)
+    choices = replace(choices, gamma=gamma)
     figures |= {"ranking_latest": float(latest is not None), "ranking_sweeps": float(search.enough)}
     return replace(choices, rank=RankingChoices().rank, sweeps=search.enough), figures
 
@@ -242,37 +245,30 @@ class _Search:
             for each in others
         }
 
-    def gamma(
+    def rated(
         self, choices: RankingChoices, scale: Scale, rng: np.random.Generator
-    ) -> tuple[RankingChoices, dict[str, float]]:
-        """Return choices with the power of the rating whose lists have the largest graded gain among those
-        with about the highest plain NDCG, and figures of these lists.
+    ) -> tuple[dict[float, Float64s], dict[float, Float64s]]:
+        """Return the plain NDCG (u,) and the graded gain (u,) of lists by each power of the expected rating;
+        of none alone where ratings tell nothing.
         """
-        held, lists, relevance = self.held, self.lists, self._relevance(choices, self._best())
+        held, relevance, rating = self.held, self._relevance(choices, self._best()), None
         rated = held.known if self.typed is None else self.typed.ratings(held.known)
-        rating = None
         if scale.low < scale.high:
             how: dict[str, Any] = {"threads": self.threads, "compiled": self.compiled}
             rating = expected_ratings(rated, self.n_items, held.users, scale, rng, **how)
-        if rating is None:
-            (quality,) = lists.qualities(lambda rows: [relevance(rows)])
-            return replace(choices, gamma=0.0), {"ranking_ndcg": float(quality.mean())}
+        gammas = _GAMMAS if rating is not None else (0.0,)
 
         def scores(rows: slice) -> Iterator[Float32s]:
-            plain, rated = relevance(rows), rating(rows)
-            for gamma in _GAMMAS:
+            plain = relevance(rows)
+            expected = None if rating is None else rating(rows)
+            for gamma in gammas:
+                score = plain if expected is None else blended(plain, expected, gamma, scale)
                 # Where nothing is relevant, relevance decides, as it does in what is served.
-                yield np.where(plain > 0, blended(plain, rated, gamma, scale), plain).astype(np.float32)
+                yield np.where(plain > 0, score, plain).astype(np.float32)
 
-        places = dict(zip(_GAMMAS, lists.places(scores), strict=True))
-        graded = {gamma: held.gained(each, held.gain, SHORT) for gamma, each in places.items()}
-        plain = {gamma: float(held.gained(each).mean()) for gamma, each in places.items()}
-        cheap = [gamma for gamma in _GAMMAS if plain[gamma] >= (1 - _COST) * max(plain.values())]
-        best = max(cheap, key=lambda gamma: float(graded[gamma].mean()))
-        # The least that is as good within a standard error, as for recency: it changes lists least.
-        chosen = next(gamma for gamma in cheap if not surely_better(graded[best], graded[gamma]))
-        gain = float(graded[chosen].mean()) / max(float(graded[0.0].mean()), 1e-12)
-        return replace(choices, gamma=chosen), {"ranking_ndcg": plain[chosen], "ranking_graded": gain}
+        places = dict(zip(gammas, self.lists.places(scores), strict=True))
+        plain = {gamma: held.gained(each) for gamma, each in places.items()}
+        return plain, {gamma: held.gained(each, held.gain, SHORT) for gamma, each in places.items()}
 
     def _moved(
         self, choices: RankingChoices, name: str, move: Callable[[float, int], float]
@@ -327,6 +323,27 @@ class _Search:
         found = dict(zip(_SPARSE_WEIGHTS, self.lists.qualities(scores), strict=True))
         best = max(found, key=lambda weight: float(found[weight].mean()))
         return best, found[best]
+
+
+def _best_power(
+    anytime: tuple[dict[float, Float64s], dict[float, Float64s]], latest: dict[float, Float64s]
+) -> tuple[float, dict[str, float]]:
+    """Return the power of the expected rating whose lists of events of any time have the largest graded gain
+    among those that cost little, and figures of these lists. `anytime`, `latest`: as `rated` tells them.
+    """
+    plain, graded = anytime
+    mean = {gamma: float(each.mean()) for gamma, each in plain.items()}
+    least = (1 - _COST_OF_RATINGS) * float(latest[0.0].mean())
+    cheap = [
+        gamma
+        for gamma in mean
+        if mean[gamma] >= (1 - _COST) * max(mean.values()) and latest.get(gamma, latest[0.0]).mean() >= least
+    ] or [0.0]
+    best = max(cheap, key=lambda gamma: float(graded[gamma].mean()))
+    # The least that is as good within a standard error, as for recency: it changes lists least.
+    chosen = next(gamma for gamma in cheap if not surely_better(graded[best], graded[gamma]))
+    gain = float(graded[chosen].mean()) / max(float(graded[0.0].mean()), 1e-12)
+    return chosen, {"ranking_ndcg": mean[chosen], "ranking_graded": gain}
 
 
 def climb(start: float, move: Callable[[float, int], float], measure: Callable[[float], float]) -> float:

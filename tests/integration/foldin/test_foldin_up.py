@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import stat
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -44,6 +46,10 @@ def test_up_play_ctrl_c_and_up_again(tmp_path: Path) -> None:
         assert "shop.example" in json.dumps(running.call("GET", "/settings"))
         with urllib.request.urlopen(f"http://127.0.0.1:{running.environment_port}/reset?user_id=x") as answer:
             assert json.loads(answer.read())["nb_users"] == 7
+        example = json.loads(foldin("client-example", "--json", "--data", data).stdout)
+        for command in ([sys.executable, "-c", example["python"]], ["bash", "-ec", example["curl"]]):
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            assert "generation" in done.stdout
         found = json.loads(foldin("doctor", "--json", "--data", data, "--config", config).stdout)
         assert found["worst"] == "ok", found
         assert running.interrupt() == 0

@@ -42,6 +42,10 @@ GOOD = Evidence(True, *(10, 5, 10, 5), 1000, 0.9, 1.0, n_newest=500, live_ratio=
         (PACED | {"new_events": 5_000, "requested": True}, Decision("requested")),
         (PACED | {"new_events": 5_000, "files_missing": True}, Decision("files")),
         (PACED | {"new_events": 5_000, "fitted_events": 0}, Decision("events")),
+        # The first fit of a store comes at once, and then as it grows.
+        (PACED | {"new_events": 100, "fitted_events": 0}, Decision("events")),
+        (PACED | {"new_events": 99, "fitted_events": 0, "first_new_at": 95.0}, Decision(None, 55.0)),
+        (PACED | {"new_events": 200, "fitted_events": 1_000, "paced_until": 100.0}, Decision("events")),
     ],
 )
 def test_when_to_fit(changes: dict[str, float], expected: Decision) -> None:
