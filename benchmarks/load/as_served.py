@@ -176,7 +176,7 @@ def fold_rows(options: Options, data: DataSet) -> Iterator[Row]:
         model = fitted.model
         for length in LENGTHS:
             name = f"fold in {length:,} ratings, {model.link}, rank {model.rank}"
-            target = at_most(0.3, 0.5) if (length, settings.rank) == (300, RANK) else None
+            target = at_most(0.15, 0.3) if (length, settings.rank) == (300, RANK) else None
             given = history(length, data, rng)
             yield Row(f"{name}, numpy", "ms", milliseconds(options, fitted, given, None))
             if code is None:
