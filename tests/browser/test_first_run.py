@@ -1,0 +1,107 @@
+"""The first minutes with a file of half stars: it is loaded by the page, a recommendation is explained and
+rated, and an older generation made live, on a stack of its own.
+"""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.async_api import expect
+
+from tests.browser.pages import BROWSER, Watched
+from tests.support.stacks import Stack, local_stack
+from tests.support.waiting import wait_until_async
+
+# It starts its own store.
+pytestmark = [pytest.mark.slow, BROWSER[0], BROWSER[1], pytest.mark.timeout(300)]
+MOVIES = (
+    *("Alien", "Amelie", "Brazil", "Casablanca", "Fargo", "Heat"),
+    *("Ikiru", "Jaws", "Memento", "Ran", "Solaris", "Vertigo"),
+)
+
+
+def half_stars(path: Path) -> Path:
+    """200 ratings of 25 users, in half stars, which depend on a taste and on the movie."""
+    rng = np.random.default_rng(3)
+    taste, kind = rng.normal(size=25), rng.normal(size=len(MOVIES))
+    rows = ["userId,movieId,rating,timestamp"]
+    for user in range(25):
+        for movie in rng.permutation(len(MOVIES))[:8].tolist():
+            value = 3.0 + 1.2 * taste[user] * kind[movie] + 0.3 * rng.normal()
+            stars = np.clip(np.round(2 * value) / 2, 0.5, 5.0)
+            rows.append(f"reader{user},{MOVIES[movie]},{stars},{1_700_000_000 + user}")
+    path.write_text("\n".join(rows) + "\n", "utf-8")
+    return path
+
+
+async def test_from_an_empty_page_to_a_recommendation_and_back(tmp_path: Path, watched: Watched) -> None:
+    async with local_stack(tmp_path / "mine") as up:
+        await load(up, watched, half_stars(tmp_path / "half-stars.csv"))
+        await explain_and_rate(up, watched)
+        await step_back(up, watched)
+        assert watched.complaints == []
+        assert watched.asked_only(up.url)
+
+
+async def load(up: Stack, watched: Watched, file: Path) -> None:
+    page = watched.page
+    await page.goto(f"{up.url}/")
+    await expect(page.locator("#state")).to_have_text("nothing learned yet")
+    await page.click(".ways .button")
+    await page.set_input_files("#file", file)
+    await page.click("#check")
+    found = page.locator("#found")
+    await expect(found).to_contain_text("200 ratings of 25 users for 12 items, from 0.5 to 5")
+    # No scale was told: it is what the file has.
+    for name, value in (("low", "0.5"), ("high", "5"), ("step", "0.5")):
+        await expect(page.locator(f"#scale-{name}")).to_have_value(value)
+    assert await watched.violations() == []
+    await found.get_by_role("button", name="Load 200 ratings").click()
+    await expect(page.locator("#sent")).to_have_text("200 of 200 are stored.", timeout=60_000)
+
+    async def fitted() -> bool:
+        status = await asyncio.to_thread(up.call, "GET", "/status")
+        return bool(status["ratings"] == 200 and status["scale"] == [0.5, 5.0, 0.5])
+
+    await wait_until_async(fitted, "the first fit, of all that was loaded")
+
+
+async def explain_and_rate(up: Stack, watched: Watched) -> None:
+    page = watched.page
+    await page.goto(f"{up.url}/#/users/reader7")
+    listed = page.get_by_role("region", name="recommended").locator("tbody tr")
+    await expect(listed).to_have_count(4)
+    title = (await listed.first.locator("button.quiet").inner_text()).split()[0]
+    await listed.first.locator("button.quiet").click()
+    await expect(page.locator(".why")).to_contain_text("without this user's ratings")
+    await listed.first.get_by_role("button", name="4.5", exact=True).click()
+    history = page.get_by_role("region", name="ratings of this user")
+    await expect(history).to_contain_text(title)
+    await expect(listed).to_have_count(3)
+    # Rated once more: of a pair the last one counts.
+    mine = history.locator("tbody tr", has_text=title)
+    await mine.get_by_role("button", name="0.5", exact=True).click()
+
+    async def rated_again() -> bool:
+        rows = (await asyncio.to_thread(up.call, "GET", "/users/reader7/ratings"))["ratings"]
+        return [each["rating"] for each in rows if each["item_id"] == title] == [0.5]
+
+    await wait_until_async(rated_again, "the later rating")
+
+
+async def step_back(up: Stack, watched: Watched) -> None:
+    page = watched.page
+    await page.goto(f"{up.url}/#/generations")
+    before = (await asyncio.to_thread(up.call, "GET", "/generations"))["live"]
+    await page.get_by_role("button", name="Fit now").click()
+    rows = page.get_by_role("region", name="generations", exact=True).locator("tbody tr")
+    await expect(rows.first).to_contain_text(str(before + 1), timeout=60_000)
+    # A refit of its own accord may have come between.
+    back = rows.filter(has=page.get_by_role("checkbox", name=f"compare {before}", exact=True))
+    await back.get_by_role("textbox").fill(str(before))
+    await back.get_by_role("button", name="make live").click()
+    await expect(page.locator("main")).to_contain_text("Held: an older generation was made live")
+    assert (await asyncio.to_thread(up.call, "GET", "/generations"))["live"] == before
+    # What was rated since is known by it, too.
+    assert len((await asyncio.to_thread(up.call, "GET", "/users/reader7/ratings"))["ratings"]) == 9
