@@ -1,0 +1,175 @@
+"""Charts show what the API says, with a table behind each; without the store each page says so."""
+
+import asyncio
+import re
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from playwright.async_api import Route, expect
+
+from featurestore.settings import StoreSettings
+from featurestore.store import Store
+from featurestore.telemetry.points import Point
+from service.metrics import LATENCY_BOUNDS
+from tests.browser.pages import BROWSER, Watched, browsing
+from tests.support.factories import lead, publish, rating
+from tests.support.servers import StoreServer
+from tests.support.serving import Client, serves, serving
+
+pytestmark = [pytest.mark.slow, *BROWSER, pytest.mark.timeout(300)]
+# Title -> the lines by what they are called and their field of `GET /history`, and the digits of a number.
+CHARTS: dict[str, tuple[dict[str, str], int | None]] = {
+    "Error of arriving ratings, each predicted before it was learned": (
+        {"RMSE": "rmse", "one prediction for all": "baseline_rmse"},
+        3,
+    ),
+    "Requests a second": ({"requests/s": "requests_per_s", "of these 5xx": "failures_per_s"}, 1),
+    "Time to answer, trainings left out": ({"p50": "p50_s", "p99": "p99_s"}, None),
+    "Ratings a second": ({"ratings/s": "ratings_per_s"}, 1),
+    "Rating events that wait for the archive": ({"events": "lag"}, 0),
+    "Memory": ({"workers": "workers_bytes", "store": "store_bytes", "trainer": "trainer_bytes"}, None),
+}
+# What is not known.
+UNKNOWN = "\N{EN DASH}"
+# What a number is told in.
+UNITS = {"ms": 1e-3, "s": 1.0, "MB": 2.0**20, "GB": 2.0**30}
+
+
+def is_shown(cell: str, value: float | None, digits: int | None) -> bool:
+    """Whether a cell has this value, rounded to its digits; where these are None it has a unit."""
+    if value is None or cell == UNKNOWN:
+        return value is None and cell == UNKNOWN
+    number, _, unit = cell.replace(",", "").partition(" ")
+    factor = UNITS[unit] if digits is None else 1.0
+    if digits is None:
+        digits = 1 if unit in ("s", "GB") or (unit == "ms" and value < 0.01) else 0
+    return abs(float(number) - value / factor) <= 0.5 * 10.0**-digits + 1e-9
+
+
+async def tell(store: Store) -> None:
+    """Five minutes of two workers, of a trainer and of the store, in which three generations go live."""
+    now = time.time()
+    for n in range(30):
+        at, generation = now - 10.0 * (30 - n), 1 + n // 10
+        latency = [0] * (len(LATENCY_BOUNDS) + 1)
+        latency[3], latency[8] = 90 + n, 2
+        for worker in ("worker-a", "worker-b"):
+            point = Point(
+                *(worker, "elsewhere", at, 10.0),
+                requests=100 + n,
+                failures=n % 3,
+                latency=latency,
+                ratings=7 * n,
+                generation=generation,
+                resident_bytes=(200 + n) << 20,
+            )
+            # For a minute nothing arrives.
+            if not 12 <= n < 18:
+                point.errors, point.squared_error, point.baseline = 10, 4.0 + 0.1 * n, 11.0 + 0.01 * n
+            await store.telemetry.add(point)
+        await store.telemetry.add(
+            Point(
+                "trainer",
+                "elsewhere",
+                at,
+                10.0,
+                resident_bytes=5 << 30,
+                lag=40 * n,
+                store_bytes=(90 + n) << 20,
+            )
+        )
+
+
+async def test_the_table_behind_each_chart_has_what_the_api_says(
+    client: Client, store: Store, watched: Watched
+) -> None:
+    page, told = watched.page, dict[str, Any]()
+    await tell(store)
+
+    async def once(route: Route) -> None:
+        # The answer of the service, the same one as long as the page is looked at.
+        if not told:
+            told.update(await (await route.fetch()).json())
+        await route.fulfill(json=told)
+
+    await page.route("**/history?seconds=900", once)
+    await page.goto(f"{client.url}/#/overview")
+    charts = page.locator("figure.chart")
+    await expect(charts).to_have_count(len(CHARTS), timeout=20_000)
+    for title, (lines, digits) in CHARTS.items():
+        chart = charts.filter(has=page.locator("figcaption", has_text=re.compile(f"^{re.escape(title)}$")))
+        await expect(chart.locator(".u-legend .u-series")).to_have_count(1 + len(lines), timeout=20_000)
+        labels = await chart.locator(".u-legend .u-label").all_inner_texts()
+        await chart.get_by_text("the numbers").click()
+        table = chart.get_by_role("region", name=f"{title}, as a table")
+        await expect(table.locator("tbody tr")).to_have_count(len(told["at"]))
+        heads = await table.locator("th").all_inner_texts()
+        assert heads == labels == ["UTC", *lines]
+        rows = [await row.locator("td").all_inner_texts() for row in await table.locator("tbody tr").all()]
+        # The newest first.
+        moments = [datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M") for at in told["at"]]
+        assert [row[0] for row in reversed(rows)] == moments
+        for place, name in enumerate(lines.values(), 1):
+            values, cells = told[name], [row[place] for row in reversed(rows)]
+            wrong = [each for each in zip(cells, values, strict=True) if not is_shown(*each, digits)]
+            assert not wrong, f"{title}, {name}: {wrong}"
+            # It is a curve that was asked for, with a gap before it.
+            known = [value for value in values if value is not None]
+            assert len(known) >= 20, name
+            assert None in values, name
+    assert watched.complaints == []
+
+
+REFUSED, GONE = "The store does not answer: ratings are refused", "The feature store does not answer"
+# What a page says without the store. That of the overview has what the worker still knows.
+WITHOUT_STORE = {
+    "overview": (REFUSED, "Something needs a look: generation 1 answers"),
+    "users": (GONE,),
+    "users/ann": (GONE,),
+    "items": (GONE,),
+    "items/dune": (GONE,),
+    "quality": (GONE,),
+    "generations": (GONE,),
+    "data": ("not known while the store does not answer",),
+    "system": (REFUSED,),
+}
+# What only the store could tell.
+NOT_KNOWN = (
+    *(
+        "No user that begins so",
+        "No rating of this user is known",
+        "The catalogue is empty",
+        "None was made yet",
+    ),
+    *("No generation yet", "Nothing is known yet", "nothing of this item", "cannot be shown"),
+)
+
+
+async def test_without_the_store_each_page_says_so(
+    own_server: StoreServer, store_settings: StoreSettings
+) -> None:
+    settings = replace(store_settings, url=own_server.url)
+    store = await Store.open(settings)
+    lease = await lead(store, ttl_ms=600_000)
+    await store.items(1).register([b"dune", b"emma", b"0"])
+    await store.ratings.append([rating("ann", "dune", 5.0)])
+    await publish(store, lease, n_items=3, users=[b"ann"])
+    await store.close()
+    async with serving(settings) as (client, _), browsing() as watched:
+        page = watched.page
+        await serves(client, 1)
+        await page.goto(f"{client.url}/")
+        await expect(page.locator("#state")).to_have_text("live")
+        await asyncio.to_thread(own_server.kill)
+        await expect(page.locator("#state")).to_have_text("the store does not answer", timeout=30_000)
+        for name, said in WITHOUT_STORE.items():
+            await page.goto("about:blank")
+            await page.goto(f"{client.url}/#/{name}")
+            for text in said:
+                await expect(page.locator("main"), name).to_contain_text(text, timeout=60_000)
+            await expect(page.locator("#state")).to_have_text("the store does not answer", timeout=30_000)
+            text = await page.locator("main").inner_text()
+            assert not [each for each in NOT_KNOWN if each in text], f"{name}: {text}"
