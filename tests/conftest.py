@@ -116,14 +116,11 @@ def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Servers"]:
 
 
 class Servers:
-    """The servers of a session, each started when it is first wanted."""
-
     def __init__(self, folders: pytest.TempPathFactory) -> None:
         self._folders = folders
         self._running: dict[str, StoreServer | ClusterSet] = {}
 
     def get(self, kind: str) -> StoreServer | ClusterSet:
-        """The running server of a kind, or a cluster of servers of it."""
         if kind not in self._running:
             folder = self._folders.mktemp(kind)
             server: StoreServer | ClusterSet
@@ -136,7 +133,6 @@ class Servers:
         return self._running[kind]
 
     def stop(self) -> None:
-        """Stop all."""
         for server in self._running.values():
             server.kill()
 
@@ -156,7 +152,6 @@ def own_server(store_kind: ServerKind, tmp_path: Path) -> Iterator[StoreServer]:
 
 @pytest.fixture
 def store_settings(store_server: StoreServer | ClusterSet) -> StoreSettings:
-    """Settings with a namespace that no other test uses."""
     return StoreSettings(
         url=store_server.url,
         namespace=f"t-{uuid.uuid4().hex[:12]}",
@@ -169,7 +164,6 @@ def store_settings(store_server: StoreServer | ClusterSet) -> StoreSettings:
 
 @pytest.fixture
 async def store(store_settings: StoreSettings) -> AsyncIterator[Store]:
-    """An open store in a namespace of its own."""
     opened = await Store.open(store_settings)
     yield opened
     await opened.close()

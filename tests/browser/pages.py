@@ -26,8 +26,6 @@ WIDE, PHONE = ViewportSize(width=1280, height=900), ViewportSize(width=390, heig
 
 
 class Watched:
-    """A page, what it complained of, and where it asked."""
-
     def __init__(self, page: Page) -> None:
         self.page = page
         self.complaints: list[str] = []
@@ -49,12 +47,10 @@ class Watched:
         return all(asked.startswith((f"{url}/", "blob:", "data:")) for asked in self.asked)
 
     async def violations(self) -> list[str]:
-        """What axe-core finds that people would stumble over, be it a little."""
         found = (await Axe().run(self.page)).response["violations"]
         return [f"{each['impact']} {each['id']}: {each['nodes'][0]['html'][:200]}" for each in found]
 
     async def overflows(self) -> bool:
-        """Whether the page is wider than its window, so that people would have to move it to and fro."""
         return bool(
             await self.page.evaluate(
                 "document.documentElement.scrollWidth > document.documentElement.clientWidth"

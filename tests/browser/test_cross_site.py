@@ -58,8 +58,6 @@ pytestmark = [pytest.mark.slow, *BROWSER]
 
 @dataclass(frozen=True)
 class Scene:
-    """A service, the page of another site, and what came of it."""
-
     url: str
     evil_url: str
     app: web.Application
@@ -68,7 +66,6 @@ class Scene:
 
     @property
     def statuses(self) -> dict[str, int]:
-        """How many answers of each status there were, of all that holds data."""
         found: dict[str, int] = {}
         for route, by_status in self.app[CONTEXT].counts.requests.items():
             if route not in {"/readyz", "/", "/access", "unmatched"} and "/static" not in route:
@@ -82,8 +79,6 @@ class Scene:
 
 @asynccontextmanager
 async def serving_page(html: str) -> AsyncIterator[int]:
-    """A server of another site, on a port of its own."""
-
     async def page(_request: web.BaseRequest) -> web.Response:
         return web.Response(text=html, content_type="text/html")
 

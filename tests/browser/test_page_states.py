@@ -39,7 +39,6 @@ UNITS = {"ms": 1e-3, "s": 1.0, "MB": 2.0**20, "GB": 2.0**30}
 
 
 def is_shown(cell: str, value: float | None, digits: int | None) -> bool:
-    """Whether a cell has this value, rounded to its digits; where these are None it has a unit."""
     if value is None or cell == UNKNOWN:
         return value is None and cell == UNKNOWN
     number, _, unit = cell.replace(",", "").partition(" ")
@@ -50,7 +49,6 @@ def is_shown(cell: str, value: float | None, digits: int | None) -> bool:
 
 
 async def tell(store: Store) -> None:
-    """Five minutes of two workers, of a trainer and of the store, in which three generations go live."""
     now = time.time()
     for n in range(30):
         at, generation = now - 10.0 * (30 - n), 1 + n // 10

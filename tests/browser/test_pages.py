@@ -90,13 +90,6 @@ async def test_a_first_visitor_sees_three_ways_to_begin(
         }
         assert all("Failed to load resource" in each for each in watched.complaints), watched.complaints
         assert watched.asked_only(empty.url)
-        # No scale was told: it is what the first file has.
-        stars = b"user,item,rating\nann,dune,0.5\nann,emma,4.5\nbob,dune,5\n"
-        await page.goto(f"{empty.url}/#/data")
-        await page.set_input_files("#file", {"name": "stars.csv", "mimeType": "text/csv", "buffer": stars})
-        await page.click("#check")
-        for part, value in (("low", "0.5"), ("high", "5"), ("step", "0.5")):
-            await expect(page.locator(f"#scale-{part}")).to_have_value(value)
 
 
 @pytest.mark.slow
@@ -271,7 +264,6 @@ async def test_a_recommendation_is_explained_by_the_keyboard_alone(client: Clien
     await expect(page.locator("#cards")).to_be_visible()
 
     async def tab_to(name: str) -> None:
-        """Go on by Tab until what has the focus has this name."""
         for _ in range(40):
             await page.keyboard.press("Tab")
             found = page.locator(":focus")

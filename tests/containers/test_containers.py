@@ -36,7 +36,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.containers, pytest.mark.timeout(900)
 
 
 def without_engine(reason: str) -> None:
-    """Skip; in CI, where a skip is not seen, fail."""
     if os.environ.get("CI"):
         pytest.fail(f"no container engine: {reason}")
     pytest.skip(f"no container engine: {reason}")
@@ -52,7 +51,6 @@ def exports_of(command: str, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def compose_command(environ: Mapping[str, str]) -> list[str] | None:
-    """How compose is called here, if its engine answers."""
     for command in (["docker", "compose"], ["docker-compose"]):
         if shutil.which(command[0]) is None:
             continue
@@ -98,8 +96,6 @@ def engine() -> Iterator[tuple[list[str], dict[str, str]]]:
 
 
 class Stack:
-    """One compose project: its commands, and the address at which it is asked."""
-
     def __init__(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
         self.project = f"foldin-test-{secrets.token_hex(4)}"
         port = unused_port()
@@ -129,18 +125,15 @@ class Stack:
         return done.stdout
 
     def scale(self, replicas: int) -> None:
-        """Run so many replicas of the service; returns when compose has started or stopped them."""
         self.run("up", "--detach", "--no-build", "--no-recreate", "--scale", f"service={replicas}", "service")
 
     def containers(self, service: str) -> list[dict[str, Any]]:
-        """What compose tells of the service's containers, the ones that ended included."""
         text = self.run("ps", "--all", "--format", "json", service)
         # One object a line, or one array, by the version.
         found = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
         return [dict(container) for container in found]
 
     def healthy(self, service: str, replicas: int = 1) -> bool:
-        """Whether exactly so many replicas are there and well."""
         health = [container.get("Health") for container in self.containers(service)]
         return health == ["healthy"] * replicas
 
@@ -178,7 +171,6 @@ WORLD = {
 
 
 async def train(stack: Stack) -> None:
-    """Begin a new history with `WORLD`."""
     async with asking(stack) as client:
         status, document = await call(client, "POST", f"{stack.url}/train", json={**WORLD, "replace": True})
         assert status == 200, document
@@ -186,21 +178,18 @@ async def train(stack: Stack) -> None:
 
 @contextlib.asynccontextmanager
 async def asking(stack: Stack) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client with the operator's key: its connections are kept open, and every call is bounded."""
     headers = {"Authorization": f"Bearer {stack.key}"}
     async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=90)) as client:
         yield client
 
 
 async def call(client: aiohttp.ClientSession, method: str, url: str, **arguments: Any) -> tuple[int, Any]:
-    """Status and document of one call; what is no document comes as text."""
     async with client.request(method, url, **arguments) as answer:
         is_document = answer.content_type.endswith("json")
         return answer.status, await (answer.json(content_type=None) if is_document else answer.text())
 
 
 def in_service(stack: Stack, program: str) -> str:
-    """What a Python program prints inside the service's container."""
     return stack.run("exec", "-T", "service", "python", "-c", program).strip()
 
 
@@ -232,7 +221,6 @@ async def test_answers_through_nginx_carry_the_callers_request_id_and_problems_a
 
 
 async def test_scaling_up_and_down_loses_no_request(stack: Stack) -> None:
-    """Each client rates as a new user and asks at once, of whichever replica nginx takes."""
     failures: list[str] = []
     asked = 0
     stop = asyncio.Event()

@@ -76,18 +76,15 @@ OTHERS = {"FOLDIN_SERVICE", "FOLDIN_NGINX_PROXIES"}
 
 @cache
 def documents() -> list[dict[str, Any]]:
-    """Every document of every file."""
     files = sorted(FOLDER.glob("*.yaml"))
     return [document for file in files for document in yaml.safe_load_all(file.read_text("utf-8"))]
 
 
 def of_kind(kind: str) -> dict[str, dict[str, Any]]:
-    """The documents of a kind by name."""
     return {each["metadata"]["name"]: each for each in documents() if each["kind"] == kind}
 
 
 def workloads() -> dict[str, dict[str, Any]]:
-    """What makes pods, by name."""
     found = {
         name: each for kind in ("Deployment", "StatefulSet", "Job") for name, each in of_kind(kind).items()
     }
@@ -104,7 +101,6 @@ def component(name: str) -> str:
 
 
 def containers(name: str) -> Iterator[dict[str, Any]]:
-    """The containers of a pod, those that come before it too."""
     yield from pod(name).get("initContainers", ())
     yield from pod(name)["containers"]
 

@@ -23,7 +23,6 @@ FILES = Path(__file__).resolve().parents[2] / "deploy" / "nginx"
 
 @pytest.fixture(autouse=True)
 def _open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a key nothing that comes through a proxy is answered, unless it is said to be open."""
     monkeypatch.setenv("FOLDIN_ACCESS", "open")
 
 

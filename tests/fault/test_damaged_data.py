@@ -172,7 +172,6 @@ async def _made(server: StoreServer, folder: Path) -> World:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that has nothing to serve does not wait for it long."""
     monkeypatch.setattr("service.app._FIRST_LOAD_S", 10.0)
 
 
@@ -210,7 +209,6 @@ async def content(redis: Any, key: bytes) -> object:
 
 
 async def foreign(redis: Any, key: bytes, rng: random.Random) -> None:
-    """Put other bytes of the same type there."""
     match await redis.type(key):
         case b"string":
             await redis.set(key, FOREIGN + rng.randbytes(60))
@@ -228,14 +226,12 @@ async def foreign(redis: Any, key: bytes, rng: random.Random) -> None:
 
 
 async def another_type(redis: Any, key: bytes, _: random.Random) -> None:
-    """Put a value of another type there."""
     is_text = await redis.type(key) == b"string"
     await redis.delete(key)
     await (redis.rpush(key, FOREIGN) if is_text else redis.set(key, FOREIGN))
 
 
 async def flipped(redis: Any, key: bytes, rng: random.Random) -> None:
-    """Change one bit of what has a checksum."""
     if await redis.type(key) == b"string":
         value = bytearray(await redis.get(key))
         # The name of a last field says nothing.
@@ -298,7 +294,6 @@ async def test_damage_is_told_and_removes_nothing(
 
 
 async def served(world: World, caplog: pytest.LogCaptureFixture) -> tuple[dict[str, tuple[int, str]], str]:
-    """What a new worker answers, and its log. One that does not start says why in one line."""
     caplog.clear()
     try:
         async with serving(world.settings.store) as (client, _):
@@ -326,7 +321,6 @@ async def trained(world: World, caplog: pytest.LogCaptureFixture) -> tuple[str |
 
 @pytest.mark.parametrize("kind", ["meta", "items:J"])
 async def test_a_fit_takes_the_place_of_a_damaged_generation(world: World, redis: Any, kind: str) -> None:
-    """By itself, or when it is asked for; a worker that starts has no generation until then."""
     await redis.set(world.kinds[f"generation:G:{kind}"], FOREIGN)
     before = int(await redis.hget("foldin:live", "generation") or 0)
     store = await Store.open(world.settings.store)

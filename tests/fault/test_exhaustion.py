@@ -122,14 +122,12 @@ async def until_refused(client: Client, code: str) -> None:
 
 
 async def reads_go_on(client: Client) -> None:
-    """Answers as ever, of a user whose record is behind too."""
     for path in ("/predict?user_id=u2&item_id=i1", "/recommend/u2", "/users/u3", "/popular", "/readyz"):
         reply = await client.get(path)
         assert reply.status == 200, (path, reply.text)
 
 
 async def is_forgotten(client: Client, user: str) -> None:
-    """Forget a user, in the archive too."""
     reply = await client.ask("DELETE", f"/users/{user}")
     assert reply.status == 200, reply.text
     receipt = reply.json["receipt"]

@@ -31,7 +31,6 @@ class Rater:
         self.acknowledged: dict[str, float] = {}
 
     async def rate(self, client: Client, stop: asyncio.Event) -> None:
-        """Rate until `stop`."""
         number = 0
         while not stop.is_set():
             number += 1

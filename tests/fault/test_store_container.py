@@ -25,8 +25,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.parametrize("kind
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """The script with its server, as process 1 of a container has them."""
-
     process: BlockingChild
     disk: Path
     port: int
@@ -39,7 +37,6 @@ class Container:
         return redis_pong(("127.0.0.1", self.port))
 
     def fill(self) -> int:
-        """Write until the server ends; return how many writes it has acknowledged."""
         leave_free(self.disk, 1)
         done = 0
 
@@ -54,7 +51,6 @@ class Container:
         return done
 
     def client(self) -> Redis:
-        """One that is told at once when its connection is cut."""
         return Redis(port=self.port, retry=Retry(NoBackoff(), 0))
 
 

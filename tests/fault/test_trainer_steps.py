@@ -71,20 +71,17 @@ def ratings(seed: int, users: int = 25) -> list[NewRating]:
 
 
 def numbered(given: list[NewRating]) -> list[tuple[str, int]]:
-    """User and count of each event."""
     counts = Counter(each.user_id.decode() for each in given)
     return sorted((user, n) for user, count in counts.items() for n in range(1, count + 1))
 
 
 def viewed(rated: list[NewRating]) -> Columns:
-    """A view of each item that is rated."""
     users, items = [each.user_id for each in rated], [each.item_id for each in rated]
     size = len(rated)
     return Columns(users, items, np.ones(size), np.full(size, 1e9), np.full(size, 1, dtype=np.uint8))
 
 
 async def live_is_whole(store: Store) -> None:
-    """Whatever is live was written completely."""
     pointer = await store.generations.live()
     if pointer.generation:
         meta = await store.generations.meta(pointer.epoch, pointer.generation)
@@ -149,7 +146,6 @@ async def test_fit_ends_with_its_parent(store: Store, settings: TrainerSettings)
 
 @pytest.fixture
 def pushed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The generation of each push of deltas by this process."""
     found: list[int] = []
     push = Generations.push_delta
 
@@ -162,7 +158,6 @@ def pushed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 async def until_frozen(store: Store, child: ChildTrainer, given: list[NewRating]) -> None:
-    """Rate until the trainer is frozen."""
     for seed in range(1, 1000):
         more = ratings(seed, users=3)
         await store.ratings.append(more)
@@ -177,7 +172,6 @@ async def until_frozen(store: Store, child: ChildTrainer, given: list[NewRating]
 
 
 async def woken(child: ChildTrainer, settings: TrainerSettings) -> None:
-    """Wake the trainer, and wait until it knows that it has been replaced."""
     log = settings.archive_folder.parent.with_name("trainer.log")
     child.process.send_signal(signal.SIGCONT)
     await wait_until_async(lambda: b"lease_lost" in log.read_bytes(), "the frozen trainer knows")

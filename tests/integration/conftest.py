@@ -50,14 +50,11 @@ def settings_in(folder: Path, server: StoreServer) -> TrainerSettings:
 
 @pytest.fixture
 def settings(own_server: StoreServer, tmp_path: Path) -> TrainerSettings:
-    """Settings of a trainer on a store and an archive of this test alone."""
     return settings_in(tmp_path, own_server)
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """A store and the archive of a trainer that has learned `GIVEN` and has ended. `held`: all ratings."""
-
     server: StoreServer
     settings: TrainerSettings
     held: Held
@@ -73,7 +70,6 @@ async def learn(settings: TrainerSettings) -> Held:
 
 @pytest.fixture(scope="session")
 def learned_files() -> Iterator[Callable[[ServerKind], tuple[Path, Held]]]:
-    """The files of such a store with its archive, made once, and what it holds."""
     made: dict[ServerKind, tuple[Path, Held]] = {}
     with tempfile.TemporaryDirectory(prefix="foldin-learned-") as top:
 
@@ -102,7 +98,6 @@ def learned(
     learned_files: Callable[[ServerKind], tuple[Path, Held]],
     tmp_path: Path,
 ) -> Iterator[Learned]:
-    """A copy of those files, and a store that runs on them."""
     kind = store_kind if store_kind in ("redis", "valkey") else KIND
     folder, held = learned_files(kind)
     for name in ("appendonlydir", "archive"):

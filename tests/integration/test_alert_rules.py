@@ -227,7 +227,6 @@ def series(
 
 
 def check(folder: Path, tests: Sequence[Mapping[str, object]], every_s: int) -> None:
-    """Have promtool hold the rules, looked at every so many seconds, against series."""
     content = {"rule_files": [str(ALERTS)], "evaluation_interval": f"{every_s}s", "tests": list(tests)}
     (folder / "rules.yml").write_text(yaml.safe_dump(content))
     command = [program(), "test", "rules", str(folder / "rules.yml")]
@@ -236,7 +235,6 @@ def check(folder: Path, tests: Sequence[Mapping[str, object]], every_s: int) -> 
 
 
 def firing(at_s: int, *alerts: str) -> dict[str, object]:
-    """That these alerts fire at that time, and no other."""
     return {
         "expr": 'group by (alertname) (ALERTS{alertstate="firing"})',
         "eval_time": f"{at_s}s",

@@ -83,7 +83,6 @@ async def fits(text: str, stack: Stack, folder: Path) -> Done:
 
 @asynccontextmanager
 async def movies(folder: Path) -> AsyncIterator[Stack]:
-    """A stack with its data in `folder / "data"` on which the tutorial was run."""
     (folder / "ml-100k").mkdir()
     write_files(folder / "ml-100k")
     async with local_stack(folder / "data") as stack:

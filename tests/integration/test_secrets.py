@@ -48,8 +48,6 @@ BAD_REQUESTS = (
 
 
 class Collector:
-    """What understands OTLP over HTTP."""
-
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
         bodies = self.bodies
@@ -68,7 +66,6 @@ class Collector:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def spans(self, trace: str = TRACE) -> list[tuple[str, Span]]:
-        """The spans of a trace, each with the process that it is of."""
         return [
             (attributes(resource.resource)["service.name"], span)
             for body in list(self.bodies)
@@ -91,15 +88,12 @@ def attributes(of: object) -> dict[str, str]:
 
 
 def commands_of(pid: int) -> Iterator[bytes]:
-    """The command lines of a process and its children, as `ps` shows them."""
     yield Path(f"/proc/{pid}/cmdline").read_bytes()
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split():
         yield from commands_of(int(child))
 
 
 class Stack:
-    """A store with users, a service over TLS and a trainer, all at DEBUG; the secrets of all of them."""
-
     def __init__(self, server: StoreServer, folder: Path, acl: Path, password: Path) -> None:
         self.server, self.folder, self.collector = server, folder, Collector()
         url = server.url.replace("//", "//foldin@")
@@ -153,7 +147,6 @@ class Stack:
 
 
 async def ask_all(stack: Stack) -> None:
-    """Good and bad calls, with keys that are known and not, and while the store is away."""
     url = f"https://127.0.0.1:{stack.service.port}"
     connector = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=stack.certificate))
     async with aiohttp.ClientSession(connector=connector) as session:

@@ -45,8 +45,6 @@ Read = Callable[[bytes], object]
 
 
 def stored(folder: Path) -> dict[str, tuple[bytes, Read, type[Exception]]]:
-    """Bytes of each format, what reads them, and what that raises."""
-
     def in_file(read: Callable[[Path], object], path: Path) -> tuple[bytes, Read]:
         def from_file(data: bytes) -> object:
             path.write_bytes(data)

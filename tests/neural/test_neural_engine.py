@@ -1,6 +1,8 @@
 """The neural engine: its users are fold-ins like any other's, seeded, growing, and honest about strangers."""
 
+import os
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -26,7 +28,9 @@ from trainer.engines import make_engine
 from trainer.engines.base import FitTask
 from trainer.engines.variational import bias_errors
 
-pytestmark = pytest.mark.slow
+# Where they were asked for, they fail without.
+ABSENT = find_spec("torch") is None and os.environ.get("FOLDIN_TEST_NEURAL") != "1"
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(ABSENT, reason="needs torch: the extra `neural`")]
 
 
 def fitted(

@@ -39,8 +39,6 @@ NUMBERS = itertools.count()
 
 @dataclass
 class Person:
-    """What the store must say of one user."""
-
     n: int = 0
     known: bool = False
     holds: dict[str, float] = field(default_factory=dict)
@@ -57,8 +55,6 @@ class Fit:
 
 
 class CounterRule(RuleBasedStateMachine):
-    """Two processes on one namespace; `people` is the truth."""
-
     url = ""
 
     def __init__(self) -> None:
@@ -159,7 +155,6 @@ class CounterRule(RuleBasedStateMachine):
 
     @rule(which=st.booleans(), users=st.lists(st.sampled_from([*USERS, "stranger"]), min_size=1, max_size=4))
     def read(self, which: bool, users: list[str]) -> None:
-        """Read-your-writes: what is answered is the fold-in of exactly the ratings that hold."""
         assert self.live is not None
         current = self.do(self.store(which).users.current(self.live, [user.encode() for user in users]))
         for position, user in enumerate(users):

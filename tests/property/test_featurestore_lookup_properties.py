@@ -57,7 +57,6 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
 
 
 def shown(replies: list[Any]) -> list[Any]:
-    """Replies, so that they can be compared: no two errors are the same."""
     return [str(each) if isinstance(each, Exception) else each for each in replies]
 
 

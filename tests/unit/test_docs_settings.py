@@ -75,7 +75,13 @@ READ: dict[str, tuple[str, ...]] = {
     "FOLDIN_ORIGINS": ("shop.example", "https://shop.example/page", "*"),
     "FOLDIN_PARTITIONS": (*NUMBERS, "0", "4097"),
     "FOLDIN_PROXIES": ("proxy", "10.0.0.0/33", "10.0.0.1/8", "::/129"),
-    "FOLDIN_REDIS_URL": ("redis", "http://one", "redis://a..b", "redis://one:0", "redis+sentinel://one"),
+    "FOLDIN_REDIS_URL": (
+        "redis", "http://user:hunter2@one", "redis://a..b", "redis://one:0", "redis+sentinel://one",
+        f"redis://{'a' * 64}.b", "redis://one:65536", "redis://one:\uff16", "redis://one:6379/zero",
+        "redis://[::1", "redis://[one]:6379", "redis://::1", "redis://one,two", "unix://",
+        "unix://store.sock", "redis+sentinel://one:26379", "redis+sentinel://one:0/f",
+        "redis+sentinel://a..b/f", "redis+sentinel://one,,two/f", "redis://user:hunter2/more@one",
+    ),
     "FOLDIN_REFIT_SHARE": (*NUMBERS, "0", "101"),
     "FOLDIN_REFIT_SECONDS": (*NUMBERS, "0", "86401"),
     "FOLDIN_SCALE": ("5:1", "1", "1:5:0.3", "1:inf", "\uff11:5", "1_0:20"),
@@ -83,7 +89,12 @@ READ: dict[str, tuple[str, ...]] = {
     "FOLDIN_TRAINER_ADDRESS": ("9108", "one:0", "one:65536", "one:\uff19", "[::1:9", "::1:9", "a..b:9"),
     "FOLDIN_TRASH_DAYS": (*NUMBERS, "36501"),
     "FOLDIN_WORKERS": (*NUMBERS, "0", "257"),
-    "FOLDIN_ARCHIVE_DIR": ("\udcff", "s3://", "s3://key:word@bucket/a", "s3://bucket?endpoint=host", "s3://bucket?key=1"),
+    "FOLDIN_ARCHIVE_DIR": (
+        "\udcff", "s3://", "s3://key:word@bucket/a", "s3://bucket?endpoint=host", "s3://bucket?key=1",
+        "s3://KEY:hunter2@bucket/a", "s3://bucket/a?endpoint=https://KEY:hunter2@host",
+        "s3://bucket?secret_access_key=hunter2", "s3://bucket?endpoint=hunter2-host",
+        "s3://bucket/a#hunter2",
+    ),
     "FOLDIN_FITS_DIR": ("\udcff",),
     **dict.fromkeys(("FOLDIN_ENVIRONMENT_SEED", "FOLDIN_REFIT_GROWTH", "FOLDIN_TRASH_BYTES"), NUMBERS),
     **dict.fromkeys(("FOLDIN_ENVIRONMENT_PORT", "FOLDIN_PORT"), (*NUMBERS, "65536")),
@@ -109,3 +120,4 @@ def test_a_value_that_is_read_wrong_is_one_line(variable: str) -> None:
             assert len(told) == 1, caught.value.problems
             assert told[0].isprintable()
             assert "must" in told[0]
+            assert "hunter2" not in str(caught.value)

@@ -58,7 +58,6 @@ def wrong_table(root: Path) -> list[str]:
 
 
 def passed_doors(root: Path) -> list[str]:
-    """Imports of what a package keeps to itself."""
     graph = house.imports(house.all_modules(root), when=ANY_TIME)
     return [
         f"{module} imports {name}"

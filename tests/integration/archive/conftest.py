@@ -10,12 +10,10 @@ from trainer.archive.storage.address import ObjectAddress
 
 @pytest.fixture(scope="session")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
-    """An object store for all tests of a worker."""
     with object_server(tmp_path_factory.mktemp("objects")) as server:
         yield server
 
 
 @pytest.fixture
 def address(objects: ObjectServer) -> ObjectAddress:
-    """A place in it that no other test uses."""
     return objects.address()

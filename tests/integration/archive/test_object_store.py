@@ -22,12 +22,10 @@ KEPT = [ms for ms in range(1, 91) if ms % 3 != 1]
 
 
 def opened(address: ObjectAddress) -> ArchiveRoot:
-    """As a process that has just begun finds it."""
     return ArchiveRoot(located(address, CREDENTIALS), guard=free)
 
 
 def led(address: ObjectAddress, step: Step = no_step) -> ArchiveRoot:
-    """The archive in the hands of a trainer that has just begun to lead."""
     root = ArchiveRoot(located(address, CREDENTIALS), guard=free, step=step)
     assert root.take(root.claim(f"{next(TERMS)}.term"))
     return root

@@ -29,7 +29,6 @@ def on_objects(settings: TrainerSettings, address: ObjectAddress, tmp_path: Path
 
 
 async def same(settings: TrainerSettings) -> int:
-    """How many ratings archive and store have, which are the same ones."""
     found = await verified(settings)
     assert found.count == 0, found.differences
     return found.ratings

@@ -139,7 +139,6 @@ async def users(foldin: Any) -> None:
 
 
 async def operation(foldin: Any) -> str:
-    """Ends with a key that is asked for from then on."""
     for name in ("livez", "readyz", "settings", "status"):
         await getattr(foldin, name)()
     assert (await foldin.access()).role == "operate"

@@ -24,7 +24,6 @@ NODE_S = 100.0
 
 
 def run(*words: str, **environment: str) -> str:
-    """What Node prints; the test fails where it ends badly, or not at all."""
     node = shutil.which("node")
     if node is None:
         missing("node")

@@ -27,7 +27,6 @@ class Caller:
         self.session, self.address = session, address
 
     async def __call__(self, path: str) -> tuple[int, str, dict[str, Any]]:
-        """Return status, content type and document of a GET."""
         async with self.session.get(URL(self.address + path, encoded=True)) as response:
             return response.status, response.content_type, await response.json(content_type=None)
 
@@ -88,7 +87,6 @@ async def test_the_course_s_client_plays_a_thousand_steps(lecture: Caller) -> No
 async def test_the_second_environment_sends_the_variables_of_each_event(
     session: aiohttp.ClientSession,
 ) -> None:
-    """What `/predict` returned stands in a longer history of the same world."""
     known = [
         ServerSettings(port=0, world=WorldOptions(n_known=n_known, n_variables=5))
         for n_known in (2_000, 2_003)

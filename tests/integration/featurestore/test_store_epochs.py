@@ -15,7 +15,6 @@ from tests.support.factories import lead, publish, rating, write_generation
 
 
 async def leftovers(store: Store, epoch: int) -> list[bytes]:
-    """Keys that belong to an epoch."""
     pattern = f"*{store.settings.namespace}.{epoch}:*"
     return [key async for key in store.redis.scan_iter(match=pattern, count=1000)]
 
@@ -111,7 +110,6 @@ async def test_users_who_are_forgotten_meanwhile_are_not_given_to_the_new_histor
 
 
 async def test_ratings_keep_coming_through_a_whole_change(store: Store) -> None:
-    """Raters in two processes never stop; what is acknowledged after it began is in the new history."""
     other = await Store.open(store.settings)
     lease = await lead(store)
     await publish(store, lease)
@@ -149,7 +147,6 @@ async def test_ratings_keep_coming_through_a_whole_change(store: Store) -> None:
 
 
 async def arrivals(store: Store, user: bytes, epoch: int) -> list[int]:
-    """When each entry of the stream of a user's partition came in, in milliseconds."""
     key = store.keys.ratings(epoch, partition_of(user, store.keys.partitions))
     entries: Any = await store.redis.xrange(key)
     return [int(entry.partition(b"-")[0]) for entry, _ in entries]

@@ -127,7 +127,6 @@ async def test_a_store_that_hangs_is_unavailable_and_nothing_is_sent_to_it_again
 
 @asynccontextmanager
 async def full(store: Store) -> AsyncIterator[None]:
-    """The store has no memory left for the length of a `with`."""
     await store.redis.config_set("maxmemory", "1mb")
     try:
         yield

@@ -24,7 +24,6 @@ from tests.support.waiting import PATIENCE_S, wait_until_async
 
 
 def capacity_of(rows: int) -> int:
-    """Rows of the file for a generation of so many items."""
     return int(rows * itemtable.GROWTH) + itemtable.SPARE_ROWS
 
 
@@ -42,7 +41,6 @@ def live_of(follower: Follower) -> LiveGeneration:
 
 
 async def until_served(store: Store, written: Written, *followers: Follower) -> None:
-    """Wait until every worker serves a generation, these among them."""
     for follower in followers:
         assert await wait_until_served(
             store.generations, written.meta.summary.epoch, written.writer.number, PATIENCE_S, here=follower

@@ -22,18 +22,15 @@ from tests.support.factories import (
 
 
 async def numbers(store: Store) -> list[int]:
-    """The generations that there are."""
     return [summary.generation for summary in await store.generations.list()]
 
 
 async def keys_of(store: Store, generation: int) -> list[bytes]:
-    """What is stored of a generation besides its entry and records."""
     pattern = f"*{store.settings.namespace}*:generation:{generation}:*"
     return [key async for key in store.redis.scan_iter(match=pattern, count=1000)]
 
 
 async def loaded(store: Store, generation: int) -> bytes:
-    """The item table of a generation."""
     meta = await store.generations.meta(1, generation)
     return b"".join([chunk async for chunk in store.generations.load_items(meta)])
 

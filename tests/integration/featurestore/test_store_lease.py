@@ -84,7 +84,6 @@ async def test_a_leader_that_was_replaced_changes_nothing(store: Store) -> None:
 
 
 async def everything(store: Store) -> dict[bytes, object]:
-    """All keys of the namespace, each as the store would write it to a file."""
     keys = sorted([key async for key in store.redis.scan_iter() if store.settings.namespace.encode() in key])
     return {key: await store.redis.dump(key) for key in keys}
 
@@ -125,7 +124,6 @@ SECRET = b"a user with a long id, erased"
 
 
 async def dumped(store: Store, key: bytes) -> bytes:
-    """A key as the store writes it to its files."""
     # What is compressed does not have its bytes.
     await store.redis.config_set("rdbcompression", "no")
     content = await store.redis.dump(key)

@@ -24,14 +24,12 @@ async def live(store: Store) -> LiveGeneration:
 
 
 async def rate(store: Store, items: np.ndarray) -> None:
-    """Rate as user `u`, in this order."""
     for some in np.split(items, range(5_000, len(items), 5_000)):
         ids, times = [b"%d" % item for item in some.tolist()], np.full(len(some), 1e9)
         await store.ratings.append_columns(Columns([b"u"] * len(ids), ids, 1.0 + some % 5, times))
 
 
 async def vector(store: Store, live: LiveGeneration) -> Float32s:
-    """The user's vector as of now, with its record and its sample written back."""
     current = await store.users.current(live, [b"u"])
     key = store.keys.user(1, b"u")
 
@@ -45,7 +43,6 @@ async def vector(store: Store, live: LiveGeneration) -> Float32s:
 
 
 async def by_hand(store: Store, live: LiveGeneration) -> Float32s:
-    """The same from all that is stored."""
     data = await store.redis.get(store.keys.history(1, b"u"))
     assert isinstance(data, bytes)
     packed = codecs.pack_histories([codecs.unpack_history(data, store.scale.value)])
@@ -54,7 +51,6 @@ async def by_hand(store: Store, live: LiveGeneration) -> Float32s:
 
 
 async def sent(store: Store) -> int:
-    """Bytes that the store has sent so far, to anyone."""
     return int((await store.redis.info("stats"))["total_net_output_bytes"])
 
 

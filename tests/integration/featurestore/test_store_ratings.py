@@ -16,7 +16,6 @@ from tests.support.factories import lead, rating
 
 
 async def held(store: Store, user: str, epoch: int = 1) -> dict[str, float]:
-    """What a user's history says, by item id."""
     _, history = await store.users.history(epoch, user.encode())
     items = store.items(epoch)
     await items.refresh()

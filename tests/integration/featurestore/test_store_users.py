@@ -29,7 +29,6 @@ async def world(store: Store) -> World:
 
 
 async def expected(world: World, user: bytes) -> Float32s:
-    """The user folded in from its history, by hand."""
     _, history = await world.store.users.history(1, user)
     rows = world.live.posterior.fold_in_users(world.live.items, codecs.pack_histories([history]))
     row: Float32s = rows[0]
@@ -44,8 +43,6 @@ async def stored(world: World, user: bytes) -> bytes | None:
 
 
 async def settled(world: World, user: bytes, n: int) -> None:
-    """Wait until the record of a user has been handed back."""
-
     async def there() -> bool:
         record = await stored(world, user)
         return record is not None and int.from_bytes(record[:8], "little") == n

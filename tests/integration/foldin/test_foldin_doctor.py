@@ -25,8 +25,6 @@ from tests.support.serving import serving
 
 
 class Doctor:
-    """The command, in a folder where no stack runs, by the environment of this process."""
-
     def __init__(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
@@ -42,7 +40,6 @@ class Doctor:
             self._patch.setenv(name, value)
 
     def __call__(self, *arguments: object) -> tuple[int, dict[str, dict[str, str]], str]:
-        """Return its exit code, what it found by name, and what it said."""
         self._capfd.readouterr()
         code = main(["doctor", "--json", "--timeout-s", "60", *map(str, arguments)])
         out, said = self._capfd.readouterr()
@@ -148,7 +145,6 @@ async def test_a_namespace_a_service_and_an_archive(
 
 @contextmanager
 def asked() -> Iterator[tuple[str, list[str | None]]]:
-    """A server that knows no path, and the keys that it was shown so far."""
     keys: list[str | None] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -166,7 +162,6 @@ def asked() -> Iterator[tuple[str, list[str | None]]]:
 
 
 def a_stack(data: Path, url: str) -> None:
-    """What a stack leaves in its folder, and the key that opens it."""
     data.mkdir()
     (data / "operator.key").write_text("fk_own\n")
     (data / "operator.key").chmod(0o600)

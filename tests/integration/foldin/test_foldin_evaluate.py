@@ -16,7 +16,6 @@ ENGINES = "auto,global-mean,bias"
 
 @pytest.fixture
 def ratings(tmp_path: Path) -> Path:
-    """A small world of 40 users and 30 items, with times."""
     rng = np.random.default_rng(5)
     score = (
         3 + rng.normal(0, 0.8, 40)[:, None] + rng.normal(0, 0.8, 30)[None, :] + rng.normal(0, 0.5, (40, 30))

@@ -16,13 +16,10 @@ from foldin.__main__ import main
 
 
 class Keys:
-    """The command, in a folder where no stack runs, by the environment of this process."""
-
     def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
         self._capfd = capfd
 
     async def __call__(self, *arguments: object, code: int = 0) -> str:
-        """Run a command of `foldin keys` to its exit code, and return what it said on both sides."""
         try:
             ended = await asyncio.to_thread(main, ["keys", *map(str, arguments)])
         except SystemExit as exc:
@@ -32,7 +29,6 @@ class Keys:
         return said
 
     async def refuses(self, *arguments: object) -> str:
-        """Return the one line with which it ends with code 2."""
         return (await self(*arguments, code=2)).strip().splitlines()[-1]
 
 

@@ -103,7 +103,6 @@ def status_of(running: Stack, method: str, path: str, body: object = None) -> in
 
 
 def overfill(store: Redis) -> None:
-    """Write until the server ends, past the service, which would refuse."""
     for n in range(100):
         store.set(f"other:{n}", b"x" * 2**16)
 

@@ -26,7 +26,6 @@ PRIMARIES = 3
 
 
 def servers(data: Path) -> list[Redis]:
-    """A client of each server, in the order of their folders."""
     password = (data / "store/password").read_text()
     ports = json.loads((data / "store/cluster.json").read_text())["ports"]
     return [

@@ -16,7 +16,6 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Refused:
-    """Start, with these flags and settings, and return the line of the refusal."""
     monkeypatch.chdir(tmp_path)
 
     def start(*flags: object, data: Path = tmp_path / "data", **settings: str) -> str:

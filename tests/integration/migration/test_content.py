@@ -41,7 +41,6 @@ def other(tmp_path: Path) -> Iterator[StoreServer]:
 
 
 async def fill(store: Store) -> None:
-    """Store something of each kind; a trainer runs."""
     await store.access.add(SECRET, "operator", "operate")
     await store.contexts.change(
         lambda before: before.merged(ContextSchema((ContextField("hour", "number"),)))
@@ -71,7 +70,6 @@ async def fill(store: Store) -> None:
 
 
 async def content(url: str, namespace: str) -> dict[bytes, Any]:
-    """What each key of a namespace has, as any program reads it."""
     redis: Any = Redis.from_url(url)
     found: dict[bytes, Any] = {}
     read = {

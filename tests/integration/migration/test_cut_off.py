@@ -20,7 +20,6 @@ BEFORE = ("begin", "copying", "users", "closed", "moved", "decide")
 
 @pytest.fixture(autouse=True)
 def _waits_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no process that has not heard of a migration."""
     monkeypatch.setattr("featurestore.migration.migration.FOLLOWED_S", 0.0)
 
 
@@ -55,7 +54,6 @@ async def killed(at: StoreSettings, to: StoreSettings, step: str) -> None:
 
 
 async def takes(at: StoreSettings, user: str) -> bool:
-    """Whether a store that is opened now takes a rating."""
     try:
         async with opened(at) as store:
             await store.ratings.append([rating(user, "i1")])
@@ -66,7 +64,6 @@ async def takes(at: StoreSettings, user: str) -> bool:
 
 @pytest.mark.parametrize("step", BEFORE)
 async def test_killed_before_it_is_decided(server: StoreServer, step: str) -> None:
-    """One that is run again, and one that is given up."""
     moves = (at, to), (kept, left) = settings_of(server, f"{step}-again"), settings_of(server, f"{step}-kept")
     before = await filled(at, kept)
     for source, target in moves:

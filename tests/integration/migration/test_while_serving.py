@@ -38,7 +38,6 @@ class Clients:
     refused: int = 0
 
     async def rate(self, user: str) -> None:
-        """Rate as one user, each time another value; send again what was refused."""
         for count in itertools.count(1):
             row = {"user_id": user, "item_id": f"r{count % 12}", "rating": 1 + count % 5, "timestamp": count}
             while (reply := await self.client.post("/ratings", row)).status != 200:
@@ -59,7 +58,6 @@ class Clients:
             await asyncio.sleep(0.01)
 
     async def go_on(self) -> None:
-        """Return when each has rated some more."""
         before = {user: len(given) for user, given in self.acknowledged.items()}
 
         def rated() -> bool:
@@ -136,7 +134,6 @@ async def stage(store: Store) -> str:
 
 
 def migrate_lines(source: str, target: str) -> list[list[str]]:
-    """The lines of the manual that move a store, with these addresses."""
     lines = re.findall(r"^foldin (migrate --from .*)$", MANUAL.read_text("utf-8"), re.MULTILINE)
     found = [line.partition("#")[0].split() for line in lines]
     for line in found:

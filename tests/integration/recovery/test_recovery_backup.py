@@ -21,7 +21,6 @@ pytestmark = pytest.mark.usefixtures("quick_rounds")
 
 
 def wipe(learned: Learned) -> None:
-    """The machine is gone."""
     shutil.rmtree(learned.settings.archive_folder.parent)
     empty(learned.server)
 

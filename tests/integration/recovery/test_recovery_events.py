@@ -49,7 +49,6 @@ async def send(store: Store) -> None:
 
 
 async def events_of(store: Store) -> list[tuple[int, str, float]]:
-    """The events of the user in the live history."""
     history, registry = await live_history(store, b"u1")
     feedback = history.feedback
     names = [registry.id(row) for row in feedback.item_row.tolist()]
@@ -57,7 +56,6 @@ async def events_of(store: Store) -> list[tuple[int, str, float]]:
 
 
 async def contexts_of(store: Store) -> dict[str, dict[str, float | str]]:
-    """What was told with the ratings of the user, by item."""
     history, registry = await live_history(store, b"u1")
     schema, names = await store.contexts.fresh(), [registry.id(row) for row in history.item_row.tolist()]
     assert history.context is not None

@@ -40,7 +40,6 @@ def _becomes(item: CatalogueItem | None) -> Change:
 
 
 async def told(store: Store, secret: str) -> None:
-    """One of each thing that is no rating, and two users of whom one is erased later."""
     await store.catalogue.schema.hold("items", {"year": "number"})
     await store.catalogue.schema.hold("users", {"city": "text"})
     items = CatalogueItem("a", "A title", hidden=True), CatalogueItem("b", "B", attributes={"year": 1.0})

@@ -38,7 +38,6 @@ pytestmark = pytest.mark.usefixtures("quick_rounds")
 
 
 async def replaced(settings: TrainerSettings, given: list[NewRating]) -> None:
-    """As `POST /train` does; the history before is in the trash then."""
     async with opened(settings.store) as store:
         epoch = await store.epochs.begin()
         await store.ratings.append(given, epoch=epoch)
@@ -79,7 +78,6 @@ async def test_nothing_to_do_and_a_dry_run_change_nothing(
 
 
 async def test_undo_of_a_replaced_history(learned: Learned) -> None:
-    """`curl -X POST /train` with three ratings and `"replace": true`."""
     settings = learned.settings
     async with running_trainer(settings):
         await replaced(settings, [NewRating(b"u1", b"i%d" % k, 1.0, math.nan) for k in range(3)])

@@ -34,7 +34,6 @@ def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> boo
 
 @pytest.fixture
 async def published(store: Store) -> Written:
-    """A generation of eight items that knows user `ann`."""
     return await publish_for_ann(store, {"item-0": 5.0})
 
 
@@ -42,7 +41,6 @@ async def published(store: Store) -> Written:
 async def served(
     store_settings: StoreSettings, published: Written
 ) -> AsyncIterator[tuple[Client, web.Application]]:
-    """A service of the test's own, and its application."""
     async with serving(store_settings, erase_wait_s=0.1) as (client, app):
         await serves(client, published.writer.number)
         yield client, app
@@ -50,13 +48,11 @@ async def served(
 
 @pytest.fixture
 def client(served: tuple[Client, web.Application]) -> Client:
-    """A client of the service of the test's own."""
     return served[0]
 
 
 @pytest.fixture
 async def other(store_settings: StoreSettings, client: Client, published: Written) -> AsyncIterator[Client]:
-    """A client of a second worker on the same store."""
     async with serving(store_settings) as (found, _):
         await serves(found, published.writer.number)
         yield found
@@ -64,7 +60,6 @@ async def other(store_settings: StoreSettings, client: Client, published: Writte
 
 @pytest.fixture(scope="module")
 def shared_settings(request: pytest.FixtureRequest, _servers: Any) -> StoreSettings:
-    """A namespace of all tests of a module."""
     kind = request.config.getoption("store")
     url = _servers.get(KIND if kind == "both" else kind).url
     return StoreSettings(
@@ -74,7 +69,6 @@ def shared_settings(request: pytest.FixtureRequest, _servers: Any) -> StoreSetti
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_store(shared_settings: StoreSettings) -> AsyncIterator[Store]:
-    """The store of all tests of a module."""
     opened = await Store.open(shared_settings)
     yield opened
     await opened.close()
@@ -82,7 +76,6 @@ async def shared_store(shared_settings: StoreSettings) -> AsyncIterator[Store]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(shared_store: Store) -> Written:
-    """The generation of all tests of a module: it knows user `ann`, who rated three of twelve items."""
     return await publish_for_ann(shared_store, {"item-0": 5.0, "item-1": 1.0, "item-2": 4.0}, SHARED_ITEMS)
 
 
@@ -110,5 +103,4 @@ async def plain(
 
 @pytest.fixture(scope="module")
 def both(asked: tuple[Client, web.Application], plain: tuple[Client, web.Application]) -> list[Client]:
-    """Clients of two workers on one store: with the fast path and without it."""
     return [asked[0], plain[0]]

@@ -57,8 +57,6 @@ def ways(fast: bool, monkeypatch: pytest.MonkeyPatch) -> Ways:
 
 @dataclass(frozen=True)
 class Heard:
-    """One answer as it came."""
-
     status: int
     headers: dict[str, str]
     body: bytes
@@ -81,8 +79,6 @@ class Heard:
 
 
 class Wire:
-    """A raw connection to the service."""
-
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
 
@@ -98,7 +94,6 @@ class Wire:
         return Heard(int(status.split(" ")[1]), headers, body)
 
     async def closed(self) -> bool:
-        """Whether nothing follows but the end."""
         try:
             return await self.reader.read() == b""
         except ConnectionResetError:

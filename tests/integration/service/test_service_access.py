@@ -30,7 +30,6 @@ NAMES["generation"] = "1"
 
 @pytest.fixture
 async def keys(store: Store) -> dict[str, str]:
-    """A key of each role; the store knows them."""
     made: dict[str, str] = {role: new_secret() for role in ROLES}
     for role in ROLES:
         await store.access.add(made[role], f"the-{role}", role)
@@ -61,8 +60,6 @@ def bearer(secret: str) -> dict[str, str]:
 
 
 async def until_status(client: Client, wanted: int, secret: str | None = None) -> None:
-    """Wait until a call with this key, or without one, has this status."""
-
     async def has() -> bool:
         headers = {} if secret is None else bearer(secret)
         return (await client.get("/generations", headers=headers)).status == wanted
@@ -71,7 +68,6 @@ async def until_status(client: Client, wanted: int, secret: str | None = None) -
 
 
 async def ask(client: Client, route: Route, headers: dict[str, str]) -> int:
-    """Ask `route` as its description says; the status."""
     path = route.path
     for name, value in NAMES.items():
         path = path.replace(f"{{{name}}}", value)

@@ -27,7 +27,6 @@ def client(asked: tuple[Client, web.Application]) -> Client:
 
 
 async def expected(store: Store, written: Written, user: str, row: int) -> float:
-    """The rating that the generation gives by folding in the history as it is."""
     _, history = await store.users.history(1, user.encode())
     return written.rating_of(pack_histories([history]), row)
 
@@ -140,21 +139,6 @@ async def test_lists_and_explanations(client: Client) -> None:
     parts = {part["item_id"]: part["rating"] for part in why["parts"]}
     assert parts == {"item-0": 5, "item-1": 1, "item-2": 4}
     assert (await client.get("/explain/unknown/nothing")).json["parts"] == []
-
-
-async def test_items_and_users(client: Client) -> None:
-    item = (await client.get("/items/item-4")).json
-    assert (item["ratings"], item["expected"]["basis"], 1 <= item["mean"] <= 5) == (3, "item", True)
-    user = (await client.get("/users/ann")).json
-    assert (user["ratings"], user["events"], user["mean"]) == (3, 3, pytest.approx(10 / 3))
-    for path, code in (
-        ("/items/nothing", "unknown_item"),
-        ("/similar/nothing", "unknown_item"),
-        ("/users/unknown", "unknown_user"),
-        ("/users/unknown/ratings", "unknown_user"),
-        ("/nothing", "not_found"),
-    ):
-        is_problem(await client.get(path), 404, code)
 
 
 BAD_QUERIES = [

@@ -32,7 +32,6 @@ LISTS = (
 
 
 async def listed(client: Client) -> dict[str, set[str]]:
-    """The items of each list."""
     found = {}
     for path in LISTS:
         reply = await client.get(path)

@@ -56,7 +56,6 @@ def row(user: str, item: int, value: float, context: object = None, **more: obje
 def expected(
     written: Written, rated: list[tuple[int, float, list[float]]], item: int, now: list[float]
 ) -> float:
-    """The rating of an item in the context `now`, of a user who rated in contexts, by `factors` alone."""
     posterior = posterior_of(written.model)
     history = Histories(
         np.array([0, len(rated)]),

@@ -42,7 +42,6 @@ async def events_of(client: Client, user: str) -> list[tuple[str, str, float]]:
 
 
 async def until(client: Client, published: Written, **least: int) -> dict[str, Any]:
-    """The figures of the generation, as soon as they are as large."""
     found: dict[str, Any] = {}
 
     async def counted() -> bool:

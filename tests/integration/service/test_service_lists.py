@@ -48,7 +48,6 @@ async def published(store: Store) -> Written:
 
 
 async def scores_of(client: Client, path: str, body: Any = None) -> dict[int, float | None]:
-    """Rows in their order, with what they are listed by."""
     reply = await (client.get(path) if body is None else client.post(path, {"n": 100, **body}))
     assert reply.status == 200, reply.text
     assert not re.search(r'"score":\d*\.\d{7}', reply.text), "as many digits as a rating has"
@@ -179,6 +178,15 @@ async def test_a_scenario_is_the_one_that_was_put_last(client: Client, other: Cl
             assert await listed(worker, scenario="home", pinned=pinned) == later
             drama = "/recommend/ann?n=100&scenario=home&category=drama"
             assert await listed(worker, drama) == [row for row in later if row % 3 == 0]
+    # Exclusions are joined, candidates are those of both, and the smaller cap holds.
+    few = [f"item-{row}" for row in (2, 4, 5, 8)]
+    rules = {"exclude_items": few[:1], "candidate_items": few, "per_category": 2}
+    assert (await client.ask("PUT", "/scenarios/few", json=rules)).status == 200
+    own = [f"item-{row}" for row in range(3, 9)]
+    found = await listed(other, scenario="few", exclude_items=few[1:2], candidate_items=own)
+    assert set(found) == {5, 8}
+    assert len(await listed(other, scenario="few", per_category=1, exclude_items=[])) == 1
+    assert (await client.ask("DELETE", "/scenarios/few")).json == {"deleted": 1}
     # How many there are, what counts as seen, and a draw: a call that says nothing has the scenario's.
     rules = {"n": 4, "exclude_seen": False, "explore": "thompson"}
     assert (await client.ask("PUT", "/scenarios/home", json=rules)).status == 200
@@ -272,6 +280,7 @@ async def test_lists_about_no_user(
     await put(store, CatalogueItem("item-99", "New", ["drama"]))
     assert set(await listed(client, "/similar/item-99?by=content")) == {0, 3, 6}
     assert await listed(client, "/similar/item-99") == []
+    is_problem(await client.get("/similar/nothing"), 404, "unknown_item")
 
     async def is_listed() -> bool:
         return 99 in await listed(client, "/similar/item-3?n=100&by=both")

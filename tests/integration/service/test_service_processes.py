@@ -24,7 +24,6 @@ PAIR = "/predict?user_id=ann&item_id=item-5"
 
 
 def raw_get(port: int, path: str) -> bytes:
-    """On a connection of its own."""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         found = b""
@@ -42,7 +41,6 @@ def connects(port: int) -> bool:
 
 
 def replaced(service: Service, how: signal.Signals) -> None:
-    """End a worker of two; returns when another one runs in its place."""
     victim = service.worker_pids()[0]
     os.kill(victim, how)
 

@@ -111,6 +111,9 @@ async def test_a_list_is_every_item_in_the_order_of_its_score_which_its_parts_ex
     # A draw is repeatable, and tells the expected numbers.
     draws = [(await each.get("/recommend/ann?n=10&explore=thompson&seed=1")).json for each in (client, other)]
     assert draws[0]["items"] == draws[1]["items"]
+    whole = (await client.get("/recommend/ann?n=20&explore=thompson&seed=1")).json["items"]
+    assert whole[:10] == draws[0]["items"]
+    assert whole != (await client.get("/recommend/ann?n=20&explore=thompson&seed=2")).json["items"]
     for item in draws[0]["items"]:
         parts = (item["score"], item["relevance"], item["rating"])
         assert parts == pytest.approx(expected[item["item_id"]], rel=1e-4, abs=1e-6)

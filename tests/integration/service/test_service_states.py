@@ -108,7 +108,6 @@ async def test_a_body_that_does_not_come_is_given_up(store_settings: StoreSettin
 
 
 def by_hand(written: Written, history: dict[int, float], row: int) -> float:
-    """What a generation gives a user with this history."""
     rows = np.array(list(history), dtype=np.int32)
     values = np.array(list(history.values()), dtype=np.float64)
     packed = Histories(np.array([0, len(history)]), rows, values, np.full(len(history), np.nan))
@@ -118,7 +117,6 @@ def by_hand(written: Written, history: dict[int, float], row: int) -> float:
 async def test_raters_read_their_writes_while_generations_flip(
     store_settings: StoreSettings, store: Store
 ) -> None:
-    """Each answer is what its own generation gives for exactly the history that was acknowledged."""
     published = await publish_for_ann(store, {"item-0": 5.0}, 8)
     lease, stop = await lead(store), asyncio.Event()
     generations, counts = {published.writer.number: published}, [0] * RATERS

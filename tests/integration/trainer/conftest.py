@@ -11,5 +11,4 @@ from trainer.settings import TrainerSettings
 
 @pytest.fixture
 def settings(store_settings: StoreSettings, tmp_path: Path) -> TrainerSettings:
-    """Settings of a trainer on the store of the test."""
     return trainer_settings(store_settings, tmp_path / "archive", lease_ttl_s=30.0)

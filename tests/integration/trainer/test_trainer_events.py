@@ -27,7 +27,6 @@ pytestmark = pytest.mark.usefixtures("quick_rounds")
 
 
 def bought() -> list[tuple[int, int]]:
-    """User and item: each buys seven of one of four groups."""
     rng = np.random.default_rng(4)
     return [
         (user, user % GROUPS * PER_GROUP + item)

@@ -28,7 +28,6 @@ RUN, START = ("foldin_trainer_store_run", ""), ("foldin_trainer_start_timestamp_
 
 @contextlib.asynccontextmanager
 async def answering(settings: TrainerSettings, step: Step = no_step) -> AsyncIterator[tuple[Client, Trainer]]:
-    """As `python -m trainer` does, in this process."""
     address = Address("127.0.0.1", unused_port())
     trainer, stop = Trainer(settings, step=step), asyncio.Event()
     async with serving_health(trainer, address), client_of(f"http://{address}") as client:

@@ -20,7 +20,6 @@ pytestmark = pytest.mark.usefixtures("quick_rounds")
 
 
 async def raters(store: Store, item: str = "i3") -> set[str]:
-    """Who holds a rating of an item now; not who has only seen it."""
     return {user for user, rated in await held(store) if rated == item} - {"seen"}
 
 

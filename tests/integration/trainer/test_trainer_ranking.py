@@ -29,7 +29,6 @@ pytestmark = pytest.mark.usefixtures("quick_rounds")
 
 
 def given() -> list[NewRating]:
-    """Users who rate most of one group of items."""
     rng = np.random.default_rng(4)
     return [
         NewRating(

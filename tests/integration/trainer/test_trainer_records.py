@@ -30,7 +30,6 @@ MODEL = make_model()
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[record_process.RecordProcess]:
-    """The processes that were started, each to write more than one batch."""
     monkeypatch.setattr(publisher, "_USERS_AT_ONCE", USERS_AT_ONCE)
     # It runs only when no other process does.
     monkeypatch.setattr(record_process, "START_S", PATIENCE_S)

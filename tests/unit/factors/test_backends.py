@@ -36,7 +36,6 @@ KINDS: tuple[ContextKind, ...] = ("number", "category")
 
 
 def with_context(ratings: Ratings) -> Ratings:
-    """Each with a number and a category, both of which move its rating; some are unknown."""
     rng, n = np.random.default_rng(9), len(ratings.value)
     context = np.stack([rng.normal(size=n), rng.integers(0, 3, n)], axis=1).astype(np.float32)
     value = np.clip(np.rint(ratings.value + context[:, 0] + (context[:, 1] == 1)), 1, 5)
@@ -114,7 +113,6 @@ def checked(*arrays: Any) -> int:
 
 @pytest.fixture(scope="module", params=["plain", "compiled"])
 def loop(request: pytest.FixtureRequest) -> history.Loop:
-    """The loop that folds in one history; compiled once for a machine, as `make setup` does."""
     if request.param == "plain":
         return checked
     compiled.main([])

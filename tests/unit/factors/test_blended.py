@@ -34,8 +34,6 @@ NOTHING = np.zeros(0, dtype=np.int64)
 
 
 class World:
-    """A head and a model of the ratings, neither of them good, and users with histories."""
-
     def __init__(self) -> None:
         rng = np.random.default_rng(8)
         model = make_model()
@@ -67,7 +65,6 @@ class World:
         return relevance, self.scorer.rating(self.users[user : user + 1], index, np.arange(ITEMS))
 
     def scores(self, user: int) -> Float64s:
-        """The score of every item on a scale that begins above 0."""
         pairs = zip(*(part.tolist() for part in self.parts(user)), strict=True)
         return np.array([max(s, 0.0) * r**self.head.parameters.gamma for s, r in pairs])
 
@@ -181,23 +178,6 @@ def test_loops_find_the_lists_of_numpy(
     # They are what answers most: of so few items a mask leaves too little, and of some no rating is bounded.
     assert by_numpy.count(False) <= len(some)
     assert by_numpy.count(True) < 2 * len(some)
-
-
-@pytest.mark.parametrize("gamma", [0.5, 6.0])
-def test_a_draw_changes_the_order_and_its_pages_join(world: World, gamma: float) -> None:
-    other = world.having(gamma)
-    ranker = BlendedRanker(other.head, other.posterior)
-
-    def draw(seed: int, n: int) -> Blended:
-        return ask(other, ranker, 2, n, rng=np.random.default_rng(seed))
-
-    longest = draw(7, 400)
-    assert len(set(longest.item_rows.tolist())) == 400
-    for n in (1, 20, 200):
-        assert draw(7, n).item_rows.tolist() == longest.item_rows[:n].tolist()
-    assert draw(8, 20).item_rows.tolist() != longest.item_rows[:20].tolist()
-    # What is told are the expected scores.
-    np.testing.assert_allclose(longest.scores, other.scores(2)[longest.item_rows], rtol=1e-4, atol=1e-6)
 
 
 def test_a_draw_shows_items_without_events_as_often_as_any_and_those_with_many_as_expected(

@@ -14,7 +14,6 @@ NOTHING = np.zeros(0, dtype=np.int64)
 
 @pytest.fixture(scope="module")
 def tables() -> tuple[np.ndarray, np.ndarray]:
-    """Items in groups of like ones, and users."""
     rng = np.random.default_rng(5)
     items = np.repeat(make_items(MODEL, 1), COUNT, axis=0)
     layout = item_layout(MODEL)
@@ -33,7 +32,6 @@ def index(tables: tuple[np.ndarray, np.ndarray]) -> Index:
 
 
 def scores_of(items: np.ndarray, user: np.ndarray) -> np.ndarray:
-    """The score of every item, but for what is the same for all."""
     layout = item_layout(MODEL)
     means, own = items[:, layout.mean].astype(float), user[layout.mean].astype(float)
     return np.asarray(means[:, :-1] @ own[:-1] + means[:, -1])

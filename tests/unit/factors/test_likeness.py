@@ -20,7 +20,6 @@ def fit() -> RankingFit:
 
 
 def slow(head: RankingHead, weights: Float64s) -> Float64s:
-    """The likeness of each item to each, by the formula of docs/model.md."""
     p, items = head.parameters, head.items.astype(np.float64)
     second = items @ p.item_gram @ items.T
     square = np.diag(second).copy()

@@ -69,7 +69,6 @@ def error_of_biases(data: OddData, learned: Ratings, held_out: Ratings) -> float
 
 @pytest.fixture(params=["numpy", "compiled"])
 def half_step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What computes the fit, where the number of ratings would choose it."""
     n = 1 if request.param == "compiled" else 10_000_000
     monkeypatch.setattr("factors.inference.compiled.backend.MANY_RATINGS", n)
     assert isinstance(choose_backend(2, threads=1, block_rows=64), LoopBackend) == (n == 1)

@@ -9,7 +9,6 @@ from factors.model.types import Float64s
 
 
 def rows_of(layout: Layout, scale: float, n: int = 40) -> Float64s:
-    """Rows with covariances of about `scale` of any shape."""
     rng = np.random.default_rng(layout.rank)
     rows = rng.normal(size=(n, layout.width))
     roots = rng.normal(size=(n, layout.dim, layout.dim)) * 10.0 ** rng.uniform(-2, 0, (n, layout.dim, 1))

@@ -112,7 +112,6 @@ LISTS = (ranking_kernels.add_neighbours, ranking_kernels.find_places)
 
 @pytest.fixture(params=["python", "compiled"])
 def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loops of neighbours and lists, as they stand and compiled."""
     if request.param == "python":
         monkeypatch.setattr(regressions, "neighbour_loops", lambda: {loop: loop for loop in LOOPS})
         monkeypatch.setattr(lists, "list_loops", lambda: {loop: loop for loop in LISTS})
@@ -176,18 +175,17 @@ def test_choices_that_find_the_newest_events_worse_do_not_follow(
 
 
 def test_recency_costs_little_of_finding_events_of_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng, n_users, chances = np.random.default_rng(4), 70, np.array([14, 4])
+    rng, n_users = np.random.default_rng(4), 70
     kinds = np.arange(MANY_ITEMS).reshape(-1, 6).T
     # Users turn to another kind at the end.
+    pairs = [rng.choice(6, 2, replace=False) for _ in range(n_users)]
     item = [
-        np.concatenate(
-            [rng.choice(kinds[kind], n, replace=False) for kind, n in zip(pair, chances, strict=True)]
-        )
-        for pair in (rng.choice(6, 2, replace=False) for _ in range(n_users))
+        rng.choice(kinds[kind], n, replace=False)
+        for pair in pairs
+        for kind, n in zip(pair, chances, strict=True)
     ]
-    n = int(chances.sum())
-    user, time = np.repeat(np.arange(n_users), n), np.tile(np.arange(n), n_users) * 3600.0
-    given = compress_pairs(*(user, np.concatenate(item), np.ones(len(user)), time), n_users)
+    user, n = np.repeat(np.arange(n_users), 18), 18 * n_users
+    given = compress_pairs(user, np.concatenate(item), np.ones(n), np.arange(n) * np.float64(3600), n_users)
     found = {}
     for cost in (0.015, 1.0):
         monkeypatch.setattr(search, "_COST_OF_RECENCY", cost)
@@ -220,15 +218,3 @@ def test_a_head_with_the_choices_before_that_finds_the_newest_events_worse_does_
     assert np.array_equal(found.head.items[:MANY_ITEMS], live.items) == spoilt
     alike = found.head.items[:MANY_ITEMS] @ found.head.items[MANY_ITEMS]
     assert np.argmax(alike) % 6 == 0
-
-
-@pytest.mark.parametrize("n_items", [3, 6])
-def test_neighbours_of_more_or_fewer_items_are_the_same(n_items: int) -> None:
-    rows, weights = np.array([1, 4, 0, 2], np.int32), np.array([1, 2, 3, 4], np.float32)
-    term = Neighbours(np.array([0, 2, 2, 3, 4, 4]), rows, weights)
-    expected = np.zeros((n_items, n_items))
-    known = min(n_items, 5)
-    expected[:known, :known] = term.matrix().toarray()[:known, :known]
-    found = term.of_items(n_items)
-    np.testing.assert_array_equal(found.matrix().toarray(), expected)
-    assert [str(each.dtype) for each in (found.indptr, found.item_row)] == ["int64", "int32"]

@@ -32,7 +32,6 @@ def _recent(fit: RankingFit) -> RankingHead:
 
 
 def slow_user(head: RankingHead, items: list[int], weights: list[float]) -> tuple[Float64s, Float64s]:
-    """The vector and the precision of a user by the formula, one event after the other."""
     p, n = head.parameters, len(items)
     activity = (n + 1) ** p.user_power / p.user_unit
     ridge = p.ridge * (n + p.background * p.n_items * activity)

@@ -15,7 +15,6 @@ LINKS = ("gaussian", "ordinal")
 
 @pytest.fixture(scope="module", params=LINKS)
 def fitted(request: pytest.FixtureRequest) -> Fitted:
-    """A fit; the last item is rated by no user."""
     return fitted_of(ratings_of(3), n_items=31, link=request.param)
 
 

@@ -52,7 +52,6 @@ def error(found: Fitted, of: Ratings, time: Float64s | None = None, context: Flo
 
 
 def test_implicit_effects() -> None:
-    """What two groups of users rate tells what few ratings do not."""
     rng, group, kind = np.random.default_rng(6), np.arange(120) % 2, np.arange(60) % 3
     chance = np.where(kind == 2, 0.2, np.where(kind == group[:, None], 0.6, 0.02))
     user, item = np.nonzero(rng.random((120, 60)) < chance)
@@ -86,7 +85,6 @@ def moody(session_variance: float, sitting_variance: float) -> Ratings:
 
 @pytest.mark.parametrize(("of", "least", "most"), [(0, 1, 1), (2, 2, 4)])
 def test_rank(of: int, least: int, most: int) -> None:
-    """A fit finds how many dimensions there are; a rank that is asked for is kept."""
     rng = np.random.default_rng(5)
     left, right = rng.normal(size=(60, of)), rng.normal(size=(80, of)) / np.sqrt(of or 1)
     user, item = np.divmod(rng.permutation(60 * 80)[:2_400], 80)
@@ -205,7 +203,6 @@ def test_contexts(shifted: Fitted) -> None:
 
 
 def of_genres() -> tuple[Ratings, Columns]:
-    """Ratings of users who like one of four genres; the last 20 items have no ratings."""
     rng = np.random.default_rng(3)
     genre, taste = np.arange(ITEMS) % 4, rng.normal(0, 1.0, (USERS, 4))
     user, item = np.divmod(rng.permutation(USERS * 60)[:1500], 60)
@@ -284,7 +281,6 @@ def test_cold_start() -> None:
 
 
 def test_ordinal_link() -> None:
-    """Ratings of which most lie at an end of the scale: the ordinal link is chosen, and is better."""
     rng = np.random.default_rng(7)
     user, item = np.divmod(rng.permutation(60 * 50)[:1_800], 50)
     left, right = rng.normal(size=(60, 2)), rng.normal(size=(50, 2))

@@ -35,8 +35,6 @@ def test_error_replies_say_what_to_do(reply: str, kind: type[StoreError]) -> Non
 
 
 class Server:
-    """A server that greets, then answers each piece that it reads with `reply`."""
-
     def __init__(self) -> None:
         self.reply = b""
         self.open: list[tuple[asyncio.StreamWriter, asyncio.Task[None] | None]] = []

@@ -34,7 +34,6 @@ def profile(n: int, ratings: int = 1) -> Profile:
 
 
 def held(copies: UserCopies, *user_ids: bytes, live: LiveGeneration = LIVE) -> list[int]:
-    """The `n` of each copy; 0 where there is none."""
     found = copies.lookup(live, user_ids)
     assert found.behind == []
     return list(map(int, found.n))

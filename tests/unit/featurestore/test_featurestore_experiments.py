@@ -18,7 +18,6 @@ def arms_of(experiment: Experiment) -> np.ndarray:
 
 
 def is_share(users: np.ndarray, share: float) -> bool:
-    """Whether so many are true, within five standard deviations."""
     return bool(abs(np.mean(users) - share) < 5 * np.sqrt(share * (1 - share) / len(USERS)) + 1e-9)
 
 
@@ -32,6 +31,5 @@ def test_arms_have_their_shares_and_experiments_split_users_apart_from_each_othe
 
 
 def test_one_user_has_one_arm_for_ever() -> None:
-    """Another release must not move users between arms."""
     experiment = split("one", 0.3, 0.4)
     assert [experiment.arm_of(experiment.mark_of(b"%d" % k)) for k in range(16)] == FIXED

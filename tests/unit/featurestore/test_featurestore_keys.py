@@ -1,9 +1,7 @@
 """Keys, the slots of a cluster that they lie in, and payloads in pieces."""
 
 from featurestore.cluster.keys import ClusterKeys
-from featurestore.cluster.slots import even_tags, slot_of, split_commands
-from featurestore.wire.functions import encode_call
-from featurestore.wire.resp import encode, keys_of
+from featurestore.cluster.slots import even_tags, slot_of
 
 
 def test_slot_is_that_of_the_specification() -> None:
@@ -13,16 +11,9 @@ def test_slot_is_that_of_the_specification() -> None:
 
 
 def test_some_tags_that_stored_keys_have() -> None:
-    """Keys depend on them for ever."""
     assert even_tags(4) == (b"48576", b"1296", b"2821", b"16248")
     keys = ClusterKeys("ns", 4)
     assert keys.epochs(1) == b"ns:{1296}:epochs"
     together = [keys.config, keys.items(1), keys.order(1), keys.deltas(1, 2)]
     assert {slot_of(key) for key in together} == {slot_of(keys.live)}
     assert len({*together, keys.items(2), keys.order(2), keys.deltas(1, 3), keys.deltas(2, 2)}) == 8
-
-
-def test_commands_are_taken_apart_and_their_keys_found() -> None:
-    calls = [encode(b"GET", b"ns.1:{12}:a\r\n$3\r\n"), encode_call("look", [b"{7}:user"], [b"n"])]
-    assert split_commands(b"".join(calls), 2) == calls
-    assert [keys_of(call)[0] for call in calls] == [b"ns.1:{12}:a\r\n$3\r\n", b"{7}:user"]

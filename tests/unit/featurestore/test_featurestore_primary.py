@@ -17,7 +17,6 @@ MASTER = encode(b"SENTINEL", b"MASTER", b"main")
 
 
 def says(port: int, version: int, flags: str = "master") -> bytes:
-    """The reply of a sentinel to whom the primary is at this port."""
     fields = {"ip": "10.0.0.1", "port": str(port), "flags": flags, "config-epoch": str(version)}
     return encode(*[part.encode() for pair in fields.items() for part in pair])
 
@@ -52,7 +51,6 @@ class Sentinel:
 
 @contextlib.asynccontextmanager
 async def asked(*sentinels: Sentinel, login: str = "") -> AsyncIterator[Primary]:
-    """A primary that these sentinels know."""
     servers = [await asyncio.start_server(each.serve, "127.0.0.1", 0) for each in sentinels]
     for each, server in zip(sentinels, servers, strict=True):
         each.port = server.sockets[0].getsockname()[1]
@@ -72,7 +70,6 @@ async def asked(*sentinels: Sentinel, login: str = "") -> AsyncIterator[Primary]
 
 @pytest.fixture(autouse=True)
 def _waits_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None is left out for being slow on a busy machine."""
     monkeypatch.setattr("featurestore.wire.primary.ANSWER_S", PATIENCE_S)
 
 

@@ -25,7 +25,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def child_that(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """What is run instead of the compiler; `PATH` is where it is to write."""
     command: Callable[..., list[str]] = lambda _, path: [sys.executable, "-c", script, path]  # noqa: E731
     monkeypatch.setattr(compiled, "python_command", command)
 

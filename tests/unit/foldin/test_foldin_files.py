@@ -35,7 +35,6 @@ RULES = RowRules(Scale(1.0, 5.0), NOW)
 def read(
     path: Path, rules: RowRules = RULES, kind: str = "auto", columns: dict[str, str] | None = None
 ) -> tuple[list[Row], list[int], list[BadRow]]:
-    """Everything in a file: ratings, their lines, bad rows."""
     rows: list[Row] = []
     lines: list[int] = []
     bad: list[BadRow] = []

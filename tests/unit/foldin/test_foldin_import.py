@@ -62,8 +62,6 @@ Before = Callable[[Sequence[Row]], None]
 
 
 class Importing:
-    """An import of a file to a fake, with its positions below the test's folder."""
-
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, state: str = "state") -> None:
         self.settings = FrontDoorSettings.from_environment({"XDG_STATE_HOME": str(folder / state)})
         self.file = folder / "ratings.csv"
@@ -77,7 +75,6 @@ class Importing:
     def __call__(
         self, before_write: Before | None = None, *, sink: FakeSink | None = None, **options: Any
     ) -> int:
-        """Import, to a new fake; its exit code."""
         self.sink = sink or FakeSink(before_write=before_write)
         given = ImportOptions(self.file, None, None, "auto", None, "refuse", resume=False)
         return run_import(replace(given, **options), self.settings)
@@ -85,7 +82,6 @@ class Importing:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Importing:
-    """An import of 200 ratings of 20 users, read in short stretches."""
     monkeypatch.setattr(reading, "CHUNK_BYTES", 300)
     made = Importing(tmp_path, monkeypatch)
     rows = (f"u{n % 20},i{n // 20},{n % 5 + 1}\n" for n in range(200))
@@ -99,7 +95,6 @@ def append(path: Path, text: str) -> None:
 
 
 def after(count: int, error: BaseException) -> Before:
-    """Raise once more than so many rows were given."""
     given = 0
 
     def look(rows: Sequence[Row]) -> None:

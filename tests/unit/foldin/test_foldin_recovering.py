@@ -14,7 +14,6 @@ from processes.errors import CannotStartError
 from tests.support.event_tables import event_table, free
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.identity import write_identity
-from trainer.archive.root import ArchiveRoot
 from trainer.fit_job.folder import FitFolder
 
 LIVE = ("1" * 32, 2)
@@ -26,12 +25,6 @@ def test_times() -> None:
     for text in ("soon", "", "9999-01-01", "1e300", "nan", "inf", "-1", "2026-13-01"):
         with pytest.raises(ValueError, match="must be a time"):
             moment(text)
-
-
-def trashed(archive: Path) -> None:
-    root = ArchiveRoot(archive / "foldin", guard=free)
-    root.epoch(3).append(event_table(["u", "v"], [1, 1], [0, 0], [3.0, 3.0], stream_ms=[1, 2]), {})
-    root.discard(3, "replaced")
 
 
 def epoch(folder: Path, number: int) -> Path:

@@ -8,14 +8,12 @@ from service.rules.columns import Columns
 
 
 def columns_of(items: Sequence[CatalogueItem]) -> Columns:
-    """Columns in which each item has its place in `items` as its row."""
     columns = Columns()
     columns.put(range(len(items)), items)
     return columns
 
 
 def values_of(item: CatalogueItem, key: str) -> list[Any]:
-    """What an item has under a key, as a list: numbers, texts, booleans."""
     if key in ("title", "categories", "available_from", "available_until"):
         value = getattr(item, key)
         # A title that is empty is none.
@@ -29,7 +27,6 @@ def values_of(item: CatalogueItem, key: str) -> list[Any]:
 
 
 def passes(item: CatalogueItem, condition: dict[str, Any]) -> bool:
-    """Whether an item passes a filter or a condition in JSON."""
     match condition:
         case {"has_id": ids}:
             return item.item_id in ids

@@ -9,7 +9,6 @@ from service.experiments.figures import positive_rate, rate_difference
 
 
 def chosen(rng: np.random.Generator, users: int, a: float, b: float) -> Float64s:
-    """Items shown to users, each with a rate of its own."""
     tally, groups = new_tally(), rng.integers(0, GROUPS, users)
     shown = rng.integers(1, 40, users)
     positives = rng.binomial(shown, rng.beta(a, b, users))

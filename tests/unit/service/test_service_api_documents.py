@@ -7,7 +7,7 @@ import msgspec
 
 from service.http.problems import KINDS
 from service.openapi import Route
-from service.routes import ROUTES, describe
+from service.routes import ROUTES
 from tests.support.examples import Example, examples
 
 API = Path(__file__).resolve().parents[3] / "docs/api.md"
@@ -19,12 +19,6 @@ def plain(path: str) -> str:
 
 def calls() -> set[tuple[str, str]]:
     return {(route.method, plain(route.path)) for route in ROUTES}
-
-
-def test_what_is_routed_is_described_and_nothing_else() -> None:
-    described = msgspec.json.decode(describe(1.0, 5.0))
-    found = {(method.upper(), path) for path, methods in described["paths"].items() for method in methods}
-    assert found == calls()
 
 
 def test_every_call_and_code_is_in_the_manual() -> None:
@@ -62,7 +56,6 @@ def test_every_answer_in_the_manual_has_the_members_of_its_type_and_no_other() -
 
 
 def misfit(shown: object, kind: type) -> str:
-    """Why an answer is not one of `kind`, empty where it is."""
     try:
         made: object = msgspec.convert(shown, kind)
     except msgspec.ValidationError as exc:
@@ -72,7 +65,6 @@ def misfit(shown: object, kind: type) -> str:
 
 
 def left_out(shown: object, made: object, at: str = "") -> str:
-    """The first member that the type does not have."""
     if isinstance(shown, dict) and isinstance(made, dict):
         for name, value in shown.items():
             # A member that has its default is not written.

@@ -18,7 +18,6 @@ def rated(histories: Histories, value: float | None, at: float, *, known: bool =
 
 
 def finds(histories: Histories, value: float | None, at: float) -> bool:
-    """Whether a read that finds `value` is taken."""
     return not histories.found(ANN, {} if value is None else {"dune": value}, at)
 
 

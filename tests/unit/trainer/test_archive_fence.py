@@ -55,8 +55,6 @@ QUICK = ("append", "identity", "ledger", "erase from trash")
 
 
 class Interrupted:
-    """Calls `then` before the `at`th call into the file system of what runs in its `with`."""
-
     def __init__(self) -> None:
         self._at: int | None = None
         self._then: Callable[[], None] = lambda: None

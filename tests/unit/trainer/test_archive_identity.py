@@ -34,7 +34,6 @@ def store(
 
 
 def emptied(identity: str = OURS) -> StoreState:
-    """A store that has just been created."""
     return StoreState(identity, 1, {1: {}})
 
 

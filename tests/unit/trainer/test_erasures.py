@@ -12,7 +12,6 @@ RECORD = 32
 
 
 def added(folder: Path, *erased: tuple[bytes, int]) -> Path:
-    """The one file of a ledger, after these were added by a process that has just begun."""
     Erasures(folder, guard=free).add(erased)
     (path,) = ledger_files(folder)
     return path

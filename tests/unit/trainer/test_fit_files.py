@@ -26,28 +26,17 @@ def archived(folder: Path, events: list[Event], first_ms: int = 1, time: float =
     return archive
 
 
-def test_last_event_of_a_pair_counts(tmp_path: Path) -> None:
-    archived(tmp_path, [("a", 1, 0, 1.0), ("a", 2, 1, 2.0), ("b", 1, 0, 5.0)])
-    archive = archived(tmp_path, [("a", 3, 0, 4.0), ("a", 4, 1, NAN), ("c", 1, 2, NAN)], first_ms=10)
-    given = load_ratings(opened(archive), item_ids(3))
-    assert given.user_ids.to_pylist() == ["a", "b", "c"]
-    assert given.user_n.tolist() == [4, 1, 1]
-    ratings = given.ratings
-    pairs = zip(ratings.user_row.tolist(), ratings.item_row.tolist(), ratings.value.tolist(), strict=True)
-    assert list(pairs) == [(0, 0, 4.0), (1, 0, 5.0)]
-    assert given.n_items == 3
-
-
 def test_events_are_joined_with_the_registry_by_item_id(tmp_path: Path) -> None:
     """A store that lost its end has given the rows of lost items to others since: the ids tell."""
-    archive = archived(tmp_path, [("a", 1, 0, 1.0), ("a", 2, 1, 2.0), ("b", 1, 2, 3.0)])
-    archive = archived(tmp_path, [("b", 2, 1, NAN), ("a", 3, 0, 5.0), ("c", 1, 1, 4.0)], first_ms=10)
+    archive = archived(tmp_path, [("a", 1, 0, 1.0), ("a", 2, 1, 2.0), ("b", 1, 2, 3.0), ("d", 1, 0, 2.0)])
+    later = [("b", 2, 1, NAN), ("a", 3, 0, 5.0), ("c", 1, 1, 4.0), ("d", 2, 0, NAN)]
+    archive = archived(tmp_path, later, first_ms=10)
     # Row 1 is another item's by now, `i1` came again later, `i2` never did.
     given = load_ratings(opened(archive), string_array([b"i0", b"taken", b"rest", b"i1"]))
     ratings = given.ratings
     assert (given.n_items, given.unknown) == (4, 1)
-    assert given.user_ids.to_pylist() == ["a", "b", "c"]
-    assert given.user_n.tolist() == [3, 2, 1]
+    assert given.user_ids.to_pylist() == ["a", "b", "c", "d"]
+    assert given.user_n.tolist() == [3, 2, 1, 2]
     pairs = zip(ratings.user_row.tolist(), ratings.item_row.tolist(), ratings.value.tolist(), strict=True)
     assert sorted(pairs) == [(0, 0, 5.0), (0, 3, 2.0), (2, 3, 4.0)]
     table, _ = read_segment(archive.snapshot().paths[0])

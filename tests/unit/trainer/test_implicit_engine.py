@@ -20,13 +20,11 @@ SCALE = Scale(1.0, 5.0)
 
 @pytest.fixture(autouse=True)
 def _one_blas_thread() -> Iterator[None]:
-    """The library warns where BLAS has more."""
     with threadpool_limits(limits=1, user_api="blas"):
         yield
 
 
 def choices() -> Ratings:
-    """Users of a group choose among its items."""
     rng = np.random.default_rng(0)
     rows = [
         (user, item, rng.integers(1, 6))

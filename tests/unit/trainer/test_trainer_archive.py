@@ -46,7 +46,6 @@ def filled(directory: Path, segments: int = 9, rows: int = 10) -> EpochArchive:
 
 
 def reaching(archive: EpochArchive, last_ms: int) -> None:
-    """Append what the stream still holds beyond the archive's position."""
     first = max(position[0] for position in archive.snapshot().positions.values()) + 1
     if first <= last_ms:
         archive.append(*events(first, last_ms - first + 1))
