@@ -179,11 +179,7 @@ def test_recency_costs_little_of_finding_events_of_any_time(monkeypatch: pytest.
     kinds = np.arange(MANY_ITEMS).reshape(-1, 6).T
     # Users turn to another kind at the end.
     pairs = [rng.choice(6, 2, replace=False) for _ in range(n_users)]
-    item = [
-        rng.choice(kinds[kind], n, replace=False)
-        for pair in pairs
-        for kind, n in zip(pair, chances, strict=True)
-    ]
+    item = [rng.permutation(kinds[kind])[:n] for one, two in pairs for kind, n in ((one, 14), (two, 4))]
     user, n = np.repeat(np.arange(n_users), 18), 18 * n_users
     given = compress_pairs(user, np.concatenate(item), np.ones(n), np.arange(n) * np.float64(3600), n_users)
     found = {}
