@@ -4,27 +4,29 @@ Invariant: users ask to be forgotten all at once, and a rating counts as behind 
 the archive; an erasure ends when its receipt says so.
 """
 
+import asyncio
 import json
-import tempfile
 import threading
 import time
-from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
+from benchmarks.data import synthetic
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
 from benchmarks.harness.command import Options, benchmark
 from benchmarks.harness.machine import lacking_memory
 from benchmarks.harness.report import Row, at_most
 from benchmarks.load.client import Client
-from benchmarks.load.generator import Plan, get, post, write_requests
-from benchmarks.load.requests import drive
+from benchmarks.load.generator import get, post
 from benchmarks.load.scrape import metrics_text, total
-from benchmarks.ratings import CONNECTIONS, LAG, bodies, body_of, until_archived
+from benchmarks.ratings import LAG, body_of, until_archived
+from benchmarks.stacks.refit import load
+from factors import Ratings
 
 RATINGS, USERS, ITEMS, ERASED = 20_000_000, 200_000, 10_000, 1_000
-A_CALL, A_SECOND = 10_000, 1_000
+A_SECOND, AT_ONCE = 1_000, 1_000_000
 # Of histories, streams and the archive's files in the page cache.
 BYTES_A_RATING = 200
 LONGEST_S, LOOK_S = 900.0, 0.25
@@ -32,20 +34,23 @@ LONGEST_S, LOOK_S = 900.0, 0.25
 
 def measure(options: Options, console: Console) -> list[Row]:
     """Measure how far the archive is behind meanwhile, and how long all take."""
-    ratings, n_users = options.size(RATINGS, A_CALL), options.size(USERS, 200)
+    ratings, n_users = options.size(RATINGS, 10_000), options.size(USERS, 200)
     n_items, erased = options.size(ITEMS, 100), options.size(ERASED, 10)
     work = f"{erased:,} users erased beside {A_SECOND:,} ratings/s, {ratings:,} archived"
     if reason := lacking_memory(BYTES_A_RATING * ratings):
         return [Row(work, "s", target=at_most(5, 10), skipped=reason)]
     with (
-        tempfile.TemporaryDirectory(prefix="foldin-bench-") as name,
         stack.store() as url,
         stack.trainer(url, settings=stack.NO_REFITS),
         stack.service(url) as port,
     ):
-        requests = write_requests(Path(name) / "ratings", bodies(n_users, n_items, A_CALL, seed=options.seed))
-        calls = -(-ratings // A_CALL)
-        drive(Plan(port, str(requests), CONNECTIONS, LONGEST_S, 0.0, max_requests=calls, drain_s=60.0))
+        rng = np.random.default_rng(options.seed)
+        for start in range(0, ratings, AT_ONCE):
+            n = min(AT_ONCE, ratings - start)
+            user, item = (rng.integers(0, of, n).astype(np.int32) for of in (n_users, n_items))
+            value = np.asarray(1.0 + 0.5 * rng.integers(0, 9, n), np.float64)
+            time_s = np.full(n, 1.7e9 + start)
+            asyncio.run(load(url, Ratings(user, item, value, time_s), synthetic.SCALE_TEXT))
         until_archived(port)
         console.print(f"{ratings:,} ratings archived", style="dim")
         behind, seconds = _erased(port, erased, n_items)
@@ -64,7 +69,7 @@ def _erased(port: int, erased: int, n_items: int) -> tuple[float, float]:
     try:
         with Client(port) as client:
             began = time.perf_counter()
-            answers = [client.ask(_delete(f"{user}")) for user in range(erased)]
+            answers = [client.ask(_delete(f"user-{user}")) for user in range(erased)]
             waiting = [json.loads(answer)["receipt"] for answer in answers]
             most = 0.0
             while waiting and time.perf_counter() - began < LONGEST_S:

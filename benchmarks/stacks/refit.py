@@ -112,7 +112,7 @@ def _rows(made: MadeSet, target: Target | None, console: Console) -> Iterator[Ro
     with _stack() as (url, port, trainer):
         # What is its own; pages of mapped files, which the system takes back when it needs room, apart.
         empty_mb = _memory_mb(trainer.pid, "RssAnon")
-        asyncio.run(_load(url, before))
+        asyncio.run(load(url, before))
         until_archived(port)
         loaded_mb = _memory_mb(trainer.pid, "RssAnon")
         console.print(f"{first:,} ratings archived", style="dim")
@@ -120,7 +120,7 @@ def _rows(made: MadeSet, target: Target | None, console: Console) -> Iterator[Ro
         cold = _fit(port, trainer, test)
         head_s = _head_s(trainer)
         listed_s = time.perf_counter() - began
-        asyncio.run(_load(url, more))
+        asyncio.run(load(url, more))
         warm = _fit(port, trainer, test)
         memory = tuple(_trainer_rows(trainer.pid, loaded_mb, empty_mb))
     expected = made.expected(test.user_row.astype(np.int64), test.item_row.astype(np.int64))
@@ -192,9 +192,13 @@ def _stack() -> Iterator[tuple[str, int, BlockingChild]]:
             yield url, port, trainer
 
 
-async def _load(url: str, ratings: Ratings) -> None:
-    """Write ratings into the store, as an import does, past the limits of the HTTP API."""
-    store = await Store.open(replace(synthetic.store_settings(url), scale=format_scale(SCALE)), hot=False)
+async def load(url: str, ratings: Ratings, scale: str | None = None) -> None:
+    """Write ratings into the store, as an import does, past the limits of the HTTP API. `scale`: of the
+    store, None for that of made sets.
+    """
+    store = await Store.open(
+        replace(synthetic.store_settings(url), scale=scale or format_scale(SCALE)), hot=False
+    )
     try:
         for start in range(0, len(ratings.value), A_CALL):
             part = slice(start, start + A_CALL)
