@@ -9,6 +9,8 @@ import { Table, useLoad } from "./parts.js";
 const NEWEST = 6;
 // Of all calls; as the alert has it for those of /predict.
 const [SLOW_S, SLOW_FOR] = [0.05, 25];
+// As the alert of the stream has it.
+const MOST_WAITING = 50_000;
 // Of the newest intervals so many have failures.
 const FAILING_FOR = 3;
 
@@ -45,6 +47,8 @@ export function conditions(now, history) {
   const served = new Set(workers.map((each) => each.generation));
   // A new one that is going live passes.
   if (served.size > 1 && newest("generation").length >= NEWEST - 1 && new Set(newest("generation")).size === 1) found.push(["FoldinReplicasDisagree", `Workers serve different generations: ${[...served].sort((a, b) => a - b).join(", ")}.`]);
+  const waiting = newest("lag");
+  if (waiting.length && Math.min(...waiting) > MOST_WAITING) found.push(["FoldinStreamFilling", `${number(waiting.at(-1))} rating events wait for the archive: is the trainer well, and its disk?`]);
   const failures = mean(newest("failures_per_s"));
   const asked = mean(newest("requests_per_s"));
   // A start answers 503 for a moment.
