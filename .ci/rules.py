@@ -54,6 +54,7 @@ COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(curl|foldin|make|python
 # Printed from the declarations, and compared with them: tests/unit/test_docs_settings.py.
 PRINTED = {"cli.md", "settings.md"}
 
+ROLE = re.compile(r'"(read|rate|operate)"')
 Rule = Callable[[Path], list[str]]
 
 
@@ -228,6 +229,28 @@ def is_taken(program: str, words: list[str]) -> bool:
     return True
 
 
+def buttons_of_other_roles(root: Path) -> list[str]:
+    """Pages whose buttons ask for other roles than their calls that change something need."""
+    found = []
+    for path in sorted((root / "service/static/app").glob("*.js")):
+        text = path.read_text("utf-8")
+        needed = set()
+        for method, asked in re.findall(r"""call\("(\w+)", ["`]([^"`?]*)""", text):
+            shape = re.sub(r"\$\{[^/]*\}", "x", asked)
+            known = (
+                each
+                for each in ROUTES
+                if each.method == method and re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", each.path), shape)
+            )
+            needed |= {each.needs for each in known}
+        told = {
+            name for part in re.findall(r"role=(\S+ ?\?[^}]*\}|\S+)", text) for name in ROLE.findall(part)
+        }
+        if needed - {"read"} != told - {"read"}:
+            found.append(f"{path.name}: its calls need {sorted(needed)}, its buttons {sorted(told)}")
+    return found
+
+
 def untaken_commands(root: Path) -> list[str]:
     """Commands of the documents that nothing takes."""
     found = []
@@ -250,6 +273,7 @@ RULES: tuple[Rule, ...] = (
     alerts_without_runbooks,
     clients_apart,
     untaken_commands,
+    buttons_of_other_roles,
 )
 
 
