@@ -55,6 +55,8 @@ _RETRY_S = 0.25
 _FIRST_LOAD_S = 20.0
 _FIRST_POLL_S = 0.01  # by so much a start may be late; a look costs next to nothing
 _EXPORTS = 2  # at a time: each holds some MB, and reads the store as fast as its client reads it
+# Erasures that a worker waits for at a time; of more the receipts tell.
+_ERASURES = 16
 
 
 def build_app(settings: ServiceSettings, slot: WorkerSlot, *, loopback: bool) -> web.Application:
@@ -117,6 +119,7 @@ async def _service_context(
                     counts, at_once_bytes=settings.large_bytes, waiting_bytes=settings.import_waiting_bytes
                 ),
                 exports=asyncio.Semaphore(_EXPORTS),
+                erasures=asyncio.Semaphore(_ERASURES),
                 batcher=MicroBatcher(store, follower, counts),
                 scorer=PairScorer(store, counts),
                 rankings=RankingDesk(counts, most_waiting=settings.rankings_waiting),

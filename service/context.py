@@ -38,7 +38,7 @@ from service.training import Training
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceContext:
     """The parts of one worker. `predictions`, `imports`: how many large bodies of each kind it takes on;
-    `exports`: how many exports.
+    `exports`: how many exports; `erasures`: how many of these are waited for.
     """
 
     settings: ServiceSettings
@@ -52,6 +52,7 @@ class ServiceContext:
     predictions: Admission
     imports: Admission
     exports: asyncio.Semaphore
+    erasures: asyncio.Semaphore
     batcher: MicroBatcher
     scorer: PairScorer
     rankings: RankingDesk

@@ -4,10 +4,11 @@ outcome is stored.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
+from featurestore.client import POOL_SOCKETS
 from featurestore.commands import GONE, OUTCOME_S, Command, Outcome
 from featurestore.errors import (
     EpochGone,
@@ -39,7 +40,10 @@ _MENDED_S = 5.0
 _TELL_S = 1.0
 # More commands than services have open; those beyond wait in the stream, erasures as tasks of 2 KB.
 _AT_ONCE = 1_000
+# Of these so many ask the store at a time: half of the sockets of this process.
+_CALLS_AT_ONCE = POOL_SOCKETS // 2
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -67,7 +71,7 @@ class CommandHandler:
         # When those were asked for that are taken and have no outcome yet, in milliseconds by the store's
         # clock, by their ids.
         self._open: dict[str, int] = {}
-        self._erasing = asyncio.Semaphore(_AT_ONCE)
+        self._erasing, self._calls = asyncio.Semaphore(_AT_ONCE), asyncio.Semaphore(_CALLS_AT_ONCE)
         # What erasures wait for, by command. Of those without an entry for the files of the store.
         self._waits: dict[str, str] = {}
 
@@ -115,15 +119,20 @@ class CommandHandler:
             self._open[erasure.id] = erasure.at_ms or began_ms
             group.create_task(self._finish_erasure(erasure), name="finish an erasure")
 
+    async def _ask(self, call: Callable[P, Awaitable[T]], *args: P.args, **how: P.kwargs) -> T:
+        """Ask the store, as one of few: sockets are few, and others need them, the lease first of all."""
+        async with self._calls:
+            return await with_retries(call, *args, **how)
+
     async def _handle(self, command: Command, slot: ExitStack) -> None:
         try:
-            outcome = await with_retries(self._store.commands.outcome, command.id)
+            outcome = await self._ask(self._store.commands.outcome, command.id)
         except StoreDamaged as exc:
             # It is written anew when the command has been carried out once more, which is harmless.
             log.warning("command_damaged", error=str(exc))
             outcome = None
         if outcome is None or outcome.state == "running":
-            await with_retries(self._store.commands.report, self._lease, command.id, Outcome("running"))
+            await self._ask(self._store.commands.report, self._lease, command.id, Outcome("running"))
             self._step("command:running")
             if command.kind == "take_back":
                 # It waits for a new history, whose own command needs a slot; and takes a few KB meanwhile.
@@ -133,13 +142,13 @@ class CommandHandler:
                 "command", kind=command.kind, epoch=command.epoch, state=outcome.state, code=outcome.code
             )
             self._step("command:done")
-            await with_retries(self._store.commands.report, self._lease, command.id, outcome)
+            await self._ask(self._store.commands.report, self._lease, command.id, outcome)
             self._step("command:reported")
         if command.kind == "epoch":
             self._epochs.release(command.epoch)
         # At once: behind one that waits for days others would stay, and be done again by the next leader when
         # their outcomes have expired.
-        await with_retries(self._store.commands.drop, command.stream_id)
+        await self._ask(self._store.commands.drop, command.stream_id)
         self._open.pop(command.id, None)
         slot.close()
 
@@ -153,8 +162,7 @@ class CommandHandler:
             elif kind == "epoch":
                 ending = await self._telling(command, self._begin_epoch(command.epoch), self._fitting)
             elif kind == "erase":
-                async with self._erasing:
-                    await self._erase_and_tell(command)
+                await self._erase_and_tell(command)
             elif kind == "take_back":
                 ending = await self._take_back(command)
             else:
@@ -180,7 +188,7 @@ class CommandHandler:
                 if said is not None and (said != told or now - told_at > OUTCOME_S / 2):
                     told, told_at = said, now
                     try:
-                        await with_retries(self._store.commands.report, self._lease, command.id, said)
+                        await self._ask(self._store.commands.report, self._lease, command.id, said)
                     except (StoreUnavailable, LeaseLost, StoreChanged):
                         raise
                     except StoreError as exc:
@@ -201,12 +209,12 @@ class CommandHandler:
         """Fit all that is known, and publish it. An epoch that was replaced meanwhile stands for the live
         one.
         """
-        pointer = await with_retries(self._store.generations.live)
+        pointer = await self._ask(self._store.generations.live)
         return await self._requests.ask(epoch if epoch == pointer.pending else pointer.epoch)
 
     async def _begin_epoch(self, epoch: int) -> Ending:
         """Fit a new epoch and let it take the place of the live one."""
-        pointer = await with_retries(self._store.generations.live)
+        pointer = await self._ask(self._store.generations.live)
         if pointer.epoch == epoch:
             # A leader before this one came so far and could not report it.
             await self._finish_epoch(epoch)
@@ -241,12 +249,14 @@ class CommandHandler:
         this time of the store.
         """
         while True:
-            pointer = await with_retries(self._store.generations.live)
+            pointer = await self._ask(self._store.generations.live)
             needed = {pointer.epoch, pointer.pending} - {0}
             try:
                 # What was replaced is archived to its end on its way to the trash, and searched there: a user
                 # whom the live epoch never knew has left no mark by which to find those ratings later.
-                if not await self._epochs.leaving(needed):
+                async with self._calls:
+                    leaving = await self._epochs.leaving(needed)
+                if not leaving:
                     for number in needed:
                         self._waits[command.id] = waiting.ARCHIVED
                         await self._erase_from(await self._epochs.open(number), command)
@@ -274,31 +284,35 @@ class CommandHandler:
             await asyncio.sleep(_LOOK_S)
 
     async def _erase_to_the_end(self, command: Command) -> None:
-        await self._erase(command)
-        self._step("erase:archive")
-        while True:
-            try:
-                await self._erase_from_store(command)
-                break
-            except (StoreUnavailable, StoreChanged, LeaseLost):
-                raise
-            except StoreError as exc:
-                log.warning("erasure_waits", why=str(exc))
-                self._waits[command.id] = waiting.words_of(exc)
-                await asyncio.sleep(_MENDED_S)
-        await with_retries(self._store.commands.drop_erasure, self._lease, command)
-        self._step("erase:dropped")
+        self._waits[command.id] = waiting.ARCHIVED
+        # Those that wait for the store's files make room for others: files are written anew only once few
+        # commands are left.
+        async with self._erasing:
+            await self._erase(command)
+            self._step("erase:archive")
+            while True:
+                try:
+                    await self._erase_from_store(command)
+                    break
+                except (StoreUnavailable, StoreChanged, LeaseLost):
+                    raise
+                except StoreError as exc:
+                    log.warning("erasure_waits", why=str(exc))
+                    self._waits[command.id] = waiting.words_of(exc)
+                    await asyncio.sleep(_MENDED_S)
+            await self._ask(self._store.commands.drop_erasure, self._lease, command)
+            self._step("erase:dropped")
         self._waits.pop(command.id, None)
         await self._rewrites.rewritten()
         self._step("erase:rewritten")
 
     async def _erase_from_store(self, command: Command) -> None:
         # The service has done so; attributes that came meanwhile go, too.
-        await with_retries(self._store.attributes.erase, command.epoch, command.user or b"", command.at_ms)
+        await self._ask(self._store.attributes.erase, command.epoch, command.user or b"", command.at_ms)
         self._step("erase:attributes")
-        pointer = await with_retries(self._store.generations.live)
+        pointer = await self._ask(self._store.generations.live)
         for epoch in {pointer.epoch, pointer.pending} - {0}:
-            await with_retries(self._store.active.remove, epoch, command.user or b"")
+            await self._ask(self._store.active.remove, epoch, command.user or b"")
         self._step("erase:active")
 
     async def _finish_erasure(self, erasure: Command) -> None:
@@ -309,17 +323,17 @@ class CommandHandler:
             await self._telling(erasure, self._rewrites.rewritten(), self._rewriting)
         else:
             await self._erase_and_tell(erasure)
-        await with_retries(self._store.commands.report, self._lease, erasure.id, outcome)
+        await self._ask(self._store.commands.report, self._lease, erasure.id, outcome)
         if erasure.stream_id != GONE:
             # Its command, which could not be read.
-            await with_retries(self._store.commands.drop, erasure.stream_id)
+            await self._ask(self._store.commands.drop, erasure.stream_id)
         self._open.pop(erasure.id, None)
 
     def _rewriting(self) -> Outcome:
         return Outcome("running", detail=self._rewrites.waits_for)
 
     async def _finish_epoch(self, epoch: int) -> None:
-        await with_retries(self._store.epochs.finish, epoch)
+        await self._ask(self._store.epochs.finish, epoch)
         self._step("epoch:finished")
 
 

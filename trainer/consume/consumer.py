@@ -33,6 +33,7 @@ from trainer.archive.trash import Trash
 from trainer.archive.type_names import TypeNames
 from trainer.consume.matching import difference
 from trainer.consume.rebuild import is_incomplete, rebuild
+from trainer.erasure.together import Together
 from trainer.item_updates.messages import ArchivedBatch, ErasedUser, ItemUpdates
 from trainer.retry import with_retries
 from trainer.settings import TrainerSettings
@@ -80,6 +81,8 @@ class EpochConsumer:
         self.caught_up_at = time.monotonic()
         self._state: Literal["new", "consuming", "ended"] = "new"
         self._progress = asyncio.Condition()
+        # Those who ask at a time share the answer: of a thousand erasures each asks.
+        self._reaches = Together(self._reach, rest=0.0)
         # Held for a batch or a repair: each begins when the one before is whole.
         self._exclusive = asyncio.Lock()
         # Held, outside of the other, while segments are replaced: for a repair or an erasure.
@@ -125,6 +128,9 @@ class EpochConsumer:
 
     async def reached_now(self) -> None:
         """Return when all that was acknowledged before this call is archived. Raises `EpochGone`."""
+        await self._reaches.run(None)
+
+    async def _reach(self, _waiting: Sequence[None]) -> None:
         while not await self._reached(self._sockets):
             pass
 
