@@ -2,17 +2,19 @@
 
 import json
 import os
-from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-import msgspec
-
 from foldin.preflight import is_locked
 from foldin.settings import DEFAULT_API, FrontDoorSettings
+from foldin_client import AsyncClient, ProblemError
 from processes.errors import CannotStartError
+
+# A call of 5,000 ratings is answered in about 50 ms, but it may wait behind those of others.
+API_TIMEOUT_S = 30.0
+# What bounds repeats is their time.
+MOST_ATTEMPTS = 1_000
 
 
 def find_api(url: str | None, data: Path | None, settings: FrontDoorSettings) -> str:
@@ -29,23 +31,22 @@ def find_api(url: str | None, data: Path | None, settings: FrontDoorSettings) ->
     return found or (f"http://127.0.0.1:{port}" if port.isdigit() else DEFAULT_API)
 
 
-def with_key(key: str | None) -> Mapping[str, str]:
-    """Return the headers of a call."""
-    return {} if key is None else {"Authorization": f"Bearer {key}"}
-
-
-async def told_problem(response: aiohttp.ClientResponse) -> str:
-    """Return why a call was refused, in a few words, with what to do where a key is missing."""
-    # Of a page of a proxy the beginning says enough.
-    body = (await response.content.read(65_536)).decode(errors="replace")
+def api_client(
+    url: str, key: str | None, *, timeout_s: float = API_TIMEOUT_S, retry_s: float = 0.0
+) -> AsyncClient:
+    """Return a client that waits for a busy API for `retry_s`. Raises CannotStartError."""
     try:
-        problem: Any = msgspec.json.decode(body)
-        why = str(problem["detail"])
-    except (msgspec.MsgspecError, KeyError, TypeError):
-        why = " ".join(body[:200].split()) or str(response.reason)
-    if response.status == HTTPStatus.UNAUTHORIZED:
+        return AsyncClient(url, key, timeout_s=timeout_s, retry_s=retry_s, attempts=MOST_ATTEMPTS)
+    except ValueError as exc:
+        raise CannotStartError(str(exc)) from exc
+
+
+def told_problem(error: ProblemError) -> str:
+    """Return why a call was refused, in a few words, with what to do where a key is missing."""
+    why = f"{error.status}: {error.detail}" if error.detail else " ".join(str(error).split())
+    if error.status == HTTPStatus.UNAUTHORIZED:
         why += "; give a key in FOLDIN_API_KEY, or by --key-file"
-    return f"{response.status}: {why}"
+    return why
 
 
 def running_stack(data: Path) -> dict[str, str] | None:

@@ -20,7 +20,7 @@ from featurestore.ratings.context_schema import ContextField, ContextKind, Conte
 from featurestore.ratings.event_types import RATING, codes_taken, unknown_type
 from featurestore.settings import DEFAULT_SCALE, StoreSettings, format_scale
 from featurestore.store import Store
-from foldin.address import find_api, running_stack
+from foldin.address import api_client, find_api, running_stack
 from foldin.errors import ImportStoppedError
 from foldin.settings import CONTEXT_PREFIX, FrontDoorSettings, ImportOptions
 from foldin_client import AsyncClient, BusyError, FoldinError, NoAnswerError, ProblemError, problems
@@ -28,12 +28,8 @@ from foldin_client.models import ContextFieldBody, EventIn, RatingIn, Status
 from processes.errors import CannotStartError
 from processes.settings import api_key_of, load
 
-# A call of 5,000 ratings is answered in about 50 ms, but it may wait behind those of others.
-API_TIMEOUT_S = 30.0
 # Where an API that is busy does not say when to come again.
 AGAIN_S = 1.0
-# What bounds repeats is their time.
-MOST_ATTEMPTS = 1_000
 # Here a late answer does no harm, and a store that is busy with large batches answers late.
 STORE_TIMEOUT_S = 15.0
 SERVED_WITHIN_S = 10.0  # a prior is published and loaded within one
@@ -318,14 +314,6 @@ def _whole(row: Row) -> _Whole:
     padded: Any = (*row, None, None)[:6]
     whole: _Whole = padded
     return whole
-
-
-def api_client(url: str, key: str | None, *, retry_s: float = 0.0) -> AsyncClient:
-    """Return a client that waits for a busy API for `retry_s`. Raises CannotStartError."""
-    try:
-        return AsyncClient(url, key, timeout_s=API_TIMEOUT_S, retry_s=retry_s, attempts=MOST_ATTEMPTS)
-    except ValueError as exc:
-        raise CannotStartError(str(exc)) from exc
 
 
 def _scale_of(status: Status) -> Scale:

@@ -5,8 +5,7 @@ of its own in it. `--store` says which kind it is; `slow` tests are run by `make
 import asyncio
 import os
 import shutil
-import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ import pytest
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.users.compiled import load_fold_in
+from tests.support.factories import opened
 from tests.support.fits import fit_in_thread
-from tests.support.servers import KIND, KINDS, ServerKind, StoreServer, running_server
+from tests.support.servers import KIND, KINDS, ServerKind, StoreServer, own_namespace, running_server
 from torture.cluster_set import ClusterSet
 
 CLUSTER = "valkey-cluster"
@@ -38,6 +38,9 @@ WHOLE_STACKS = (
     "tests/integration/foldin/test_foldin_up.py",
     "tests/integration/test_documents.py",
 )
+
+
+ServerOf = Callable[[str], StoreServer | ClusterSet]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -109,38 +112,29 @@ def _folds_in_one_way(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
-def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Servers"]:
-    servers = Servers(tmp_path_factory)
-    yield servers
-    servers.stop()
+def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerOf]:
+    """The running store of a kind."""
+    running: dict[str, StoreServer | ClusterSet] = {}
 
-
-class Servers:
-    def __init__(self, folders: pytest.TempPathFactory) -> None:
-        self._folders = folders
-        self._running: dict[str, StoreServer | ClusterSet] = {}
-
-    def get(self, kind: str) -> StoreServer | ClusterSet:
-        if kind not in self._running:
-            folder = self._folders.mktemp(kind)
-            server: StoreServer | ClusterSet
+    def get(kind: str) -> StoreServer | ClusterSet:
+        if kind not in running:
+            folder = tmp_path_factory.mktemp(kind)
             if kind == CLUSTER:
-                server = ClusterSet(KIND, folder, 3, replicas=False)
+                running[kind] = ClusterSet(KIND, folder, 3, replicas=False)
             else:
-                server = StoreServer("redis" if kind == "redis" else "valkey", folder)
-            server.start()
-            self._running[kind] = server
-        return self._running[kind]
+                running[kind] = StoreServer("redis" if kind == "redis" else "valkey", folder)
+            running[kind].start()
+        return running[kind]
 
-    def stop(self) -> None:
-        for server in self._running.values():
-            server.kill()
+    yield get
+    for server in running.values():
+        server.kill()
 
 
 @pytest.fixture
-def store_server(store_kind: str, _servers: Servers) -> StoreServer | ClusterSet:
+def store_server(store_kind: str, server_of: ServerOf) -> StoreServer | ClusterSet:
     """A running store, shared by the tests of this worker: do not stop or flush it."""
-    return _servers.get(store_kind)
+    return server_of(store_kind)
 
 
 @pytest.fixture
@@ -152,18 +146,10 @@ def own_server(store_kind: ServerKind, tmp_path: Path) -> Iterator[StoreServer]:
 
 @pytest.fixture
 def store_settings(store_server: StoreServer | ClusterSet) -> StoreSettings:
-    return StoreSettings(
-        url=store_server.url,
-        namespace=f"t-{uuid.uuid4().hex[:12]}",
-        partitions=4,
-        # Decided, as that of a store that has been in use.
-        scale="1:5",
-        timeout_s=30.0,
-    )
+    return own_namespace(store_server.url)
 
 
 @pytest.fixture
 async def store(store_settings: StoreSettings) -> AsyncIterator[Store]:
-    opened = await Store.open(store_settings)
-    yield opened
-    await opened.close()
+    async with opened(store_settings) as store:
+        yield store

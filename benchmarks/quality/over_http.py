@@ -10,14 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-import aiohttp
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
 from environment.client import EnvironmentFailedError
-from evaluation.api_client import ApiClient, ApiError, Prediction, Rating
 from evaluation.course.protocol import evaluate, write_files
 from evaluation.course.settings import EvaluationSettings
 from evaluation.errors import EngineFailedError
@@ -25,9 +23,9 @@ from evaluation.question import Answer, Predicted, Question, no_probabilities
 from evaluation.results.course import EvaluationReport, Summary
 from factors import Scale
 from featurestore.settings import format_scale
+from foldin_client import AsyncClient, FoldinError
+from foldin_client.models import OnePrediction, RatingIn
 
-# As many ratings as a call may hold.
-BATCH = 10_000
 # A fit of 100,000 ratings takes 10 s of a quiet core.
 REFIT_S = 300.0
 # A fifth of the pause of the course's evaluator: fits go on while it plays.
@@ -56,15 +54,13 @@ def answer_over_http(question: Question) -> Answer:
     try:
         with deployment(question.scale(), stack.NO_REFITS) as port:
             return asyncio.run(_answer(port, question))
-    except (BenchmarkError, ApiError) as exc:
+    except (BenchmarkError, FoldinError) as exc:
         raise EngineFailedError(f"the deployment: {exc}") from exc
 
 
 async def _answer(port: int, question: Question) -> Answer:
-    async with aiohttp.ClientSession() as session:
-        api = ApiClient(session, f"http://127.0.0.1:{port}", timeout_s=REFIT_S)
-        for batch in rating_batches(question):
-            await api.rate(batch, retry=True)
+    async with AsyncClient(f"http://127.0.0.1:{port}", timeout_s=REFIT_S, retry_s=REFIT_S) as api:
+        await api.rate(_ratings(question))
         began = time.perf_counter()
         generation = await _refit(api, len(question.train_value))
         seconds = time.perf_counter() - began
@@ -72,31 +68,26 @@ async def _answer(port: int, question: Question) -> Answer:
     return Answer(predicted, seconds, math.nan)
 
 
-async def _refit(api: ApiClient, n_ratings: int) -> int:
+async def _refit(api: AsyncClient, n_ratings: int) -> int:
     """Ask for a refit and wait until the generation of all `n_ratings` is live; its number."""
-    await api.train(retry=False)
-    deadline = time.monotonic() + REFIT_S
-    while time.monotonic() < deadline:
-        for generation in await api.generations():
-            if generation.live and generation.n_ratings == n_ratings:
-                return generation.generation
-        await asyncio.sleep(0.2)  # a refit takes ten seconds: at most a fiftieth is added
-    raise BenchmarkError(f"no generation of {n_ratings} ratings was live within {REFIT_S:.0f} s")
+    number = await api.refit()
+    for each in (await api.get_generations()).generations:
+        if each.generation == number and each.live and each.n_ratings == n_ratings:
+            return number
+    raise BenchmarkError(f"generation {number} is not live, or has not learned all {n_ratings} ratings")
 
 
-def rating_batches(question: Question) -> Iterator[list[Rating]]:
-    """The training ratings in calls of POST /ratings, in their order."""
+def _ratings(question: Question) -> Iterator[RatingIn]:
     columns = (question.train_user, question.train_item, question.train_value, question.train_time)
-    for start in range(0, len(question.train_value), BATCH):
-        rows = zip(*(column[start : start + BATCH].tolist() for column in columns), strict=True)
-        yield [Rating(str(user), str(item), value, _known(at)) for user, item, value, at in rows]
+    for user, item, value, at in zip(*(column.tolist() for column in columns), strict=True):
+        yield RatingIn(user_id=str(user), item_id=str(item), rating=value, timestamp=_known(at))
 
 
-async def _predictions(api: ApiClient, question: Question, note: str) -> Predicted:
+async def _predictions(api: AsyncClient, question: Question, note: str) -> Predicted:
     """One `GET /predict` a pair, with the time of the rating, as a client that shows the item then would
     ask.
     """
-    found: list[Prediction] = []
+    found: list[OnePrediction] = []
     pairs = (question.test_user, question.test_item, question.test_time)
     for user, item, at in zip(*(column.tolist() for column in pairs), strict=True):
         found.append(

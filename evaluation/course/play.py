@@ -16,7 +16,6 @@ from rich.live import Live
 
 from environment.client import EnvironmentClient
 from environment.settings import MAX_SEED
-from evaluation.api_client import ApiClient
 from evaluation.course.command import run_command
 from evaluation.course.playboard import Progress, Standing, closing_lines, progress_line, progress_table
 from evaluation.course.seat import GameOverError, Seat
@@ -34,10 +33,7 @@ async def play(settings: PlaySettings) -> AsyncGenerator[Progress, None]:
     tag = secrets.token_hex(4)  # plays at one environment do not disturb each other
     seed = settings.seed if settings.seed is not None else secrets.randbelow(MAX_SEED)
     timeout = aiohttp.ClientTimeout(total=settings.prepare_timeout_s)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
-        client = ApiClient(
-            session, settings.api, key=settings.api_key(), timeout_s=settings.prepare_timeout_s
-        )
+    async with aiohttp.ClientSession(timeout=timeout) as session, settings.client(settings.api) as client:
         api = SharedApi(client)
         seats = [_seat(settings, position, session, api, tag) for position in range(len(settings.players))]
         try:

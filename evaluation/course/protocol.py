@@ -21,7 +21,6 @@ from rich.console import Console
 from environment.client import EnvironmentClient, EnvironmentFailedError
 from environment.server import running_server
 from environment.settings import MAX_SEED
-from evaluation.api_client import ApiClient, ApiError
 from evaluation.course.command import run_command
 from evaluation.course.seat import GameOverError, Seat
 from evaluation.course.settings import EvaluationSettings
@@ -36,6 +35,7 @@ from evaluation.players import (
 )
 from evaluation.report import new_console, players_table, write_course_files
 from evaluation.results.course import EvaluationReport, Result
+from foldin_client import FoldinError
 from processes.settings import SettingsError
 
 PROGRESS_STEPS = 250  # steps between two reports: a second or two of most players
@@ -76,20 +76,11 @@ async def evaluate(
     timeout = aiohttp.ClientTimeout(total=settings.prepare_timeout_s)
     results: list[Result] = []
     worlds: dict[int, set[bytes]] = {}
-    async with _environment(settings) as address, aiohttp.ClientSession(timeout=timeout) as session:
-        api = None
-        if settings.api is not None:
-            client = ApiClient(
-                session, settings.api, key=settings.api_key(), timeout_s=settings.prepare_timeout_s
-            )
-            try:
-                # Before a game: a run takes minutes, and one that is not asked scores as one that fails.
-                await client.status()
-            except ApiError as error:
-                raise SettingsError(
-                    f"{error}: start one with `foldin up`, name another with --api, or leave that out"
-                ) from error
-            api = SharedApi(client)
+    async with (
+        _environment(settings) as address,
+        aiohttp.ClientSession(timeout=timeout) as session,
+        _api(settings) as api,
+    ):
         tag = secrets.token_hex(4)
         evaluation = _Evaluation(settings, session, address, api, tag, on_progress, brought)
         games = tuple(product(settings.known, range(1, settings.runs + 1), lineup))
@@ -124,6 +115,22 @@ async def _environment(settings: EvaluationSettings) -> AsyncIterator[str]:
         return
     async with running_server(settings.server) as address:
         yield address
+
+
+@asynccontextmanager
+async def _api(settings: EvaluationSettings) -> AsyncIterator[SharedApi | None]:
+    if settings.api is None:
+        yield None
+        return
+    async with settings.client(settings.api) as client:
+        try:
+            # Before a game: a run takes minutes, and one that is not asked scores as one that fails.
+            await client.status()
+        except FoldinError as error:
+            raise SettingsError(
+                f"{error}: start one with `foldin up`, name another with --api, or leave that out"
+            ) from error
+        yield SharedApi(client)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 from environment.settings import MAX_SEED, ServerSettings
 from environment.world import COURSE_STEPS, MAX_PAIRS, WorldOptions
 from evaluation.players import API_PLAYERS, LOCAL_PLAYERS, player_name, seeing
+from foldin_client import AsyncClient
 from processes import module_name
-from processes.settings import api_key_of, load, nested, real, setting, url, whole
+from processes.settings import SettingsError, api_key_of, load, nested, real, setting, url, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,13 @@ class PlayerLimits:
     )
     prepare_timeout_s: float = setting(120.0, "seconds to learn the history", real(0.1, 3600))
 
-    def api_key(self) -> str | None:
-        """Return the key of the API, None without one. Raises SettingsError."""
-        return api_key_of(self.key, self.key_file)
+    def client(self, api: str) -> AsyncClient:
+        """Return a client of an API that makes no call again. Raises SettingsError."""
+        key = api_key_of(self.key, self.key_file)
+        try:
+            return AsyncClient(api, key, timeout_s=self.prepare_timeout_s, attempts=1)
+        except ValueError as exc:
+            raise SettingsError(str(exc)) from exc
 
 
 @dataclass(frozen=True, slots=True)

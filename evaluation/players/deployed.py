@@ -6,27 +6,34 @@ Into one that holds ratings the history goes beside them, under ids of this game
 `world-TAG-i7`, and a refit on everything follows.
 """
 
+import asyncio
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 from environment.client import KnownRatings, Pair
-from evaluation import api_client
-from evaluation.api_client import ApiClient, ApiError, Rating
 from evaluation.players.base import PlayerFailedError
+from foldin_client import AsyncClient, BusyError, FoldinError
+from foldin_client.models import RatingIn, TrainingOut
+from foldin_client.problems import RatingsWouldBeLostError, TrainingFailedError, TrainInProgressError
 
+T = TypeVar("T")
 BATCH_RATINGS = 2_000  # an API takes up to 10,000 a call; smaller calls let others through
+AGAIN_S = 1.0  # where an API that is busy does not say when to come again
+LEAST_WAIT_S, MOST_WAIT_S = 0.05, 10.0  # whatever it says: it is not pressed, and noticed when it is back
 
 
 @dataclass(slots=True)
 class SharedApi:
-    """One API for the games of one play or evaluation.
+    """One API for the games of one play or evaluation. `client` makes no call again: that is the player's.
 
     `trained_here`: what it was last trained on came from here, so another training takes nothing from others.
     """
 
-    client: ApiClient
+    client: AsyncClient
     trained_here: bool = False
 
 
@@ -52,17 +59,18 @@ class DeployedPlayer:
         """Teach the API the history; returns when a generation that knows it answers."""
         with _failures_of_the_player():
             if not await self._trained(history):
-                if variables := history.variables.shape[1]:
-                    await self._api.client.name_variables(variables)
+                if fields := _context([0.0] * history.variables.shape[1]):
+                    named = {name: {"kind": "number"} for name in fields}
+                    await _when_free(lambda: self._api.client.put_schema(context=named))
                 await self._add_beside(history)
 
     async def predict(self, pair: Pair) -> float:
         """`GET /predict`."""
         with _failures_of_the_player():
             prediction = await self._api.client.predict(
-                *self._ids(pair.user, pair.item), context=api_client.variables_context(pair.variables)
+                *self._ids(pair.user, pair.item), context=_context(pair.variables)
             )
-        self.std = math.nan if prediction.std is None else prediction.std
+        self.std = prediction.std
         return prediction.rating
 
     async def learn(self, pair: Pair, rating: float) -> None:
@@ -82,30 +90,39 @@ class DeployedPlayer:
             return False
         if not (self._replace or self._api.trained_here or await self._is_empty()):
             return False
-        document = api_client.TrainBody(
-            history.n_users,
-            history.n_items,
-            history.user.tolist(),
-            history.item.tolist(),
-            history.rating.tolist(),
-            self._replace,
-            history.variables.tolist() if history.variables.size else None,
-        )
+        more: dict[str, Any] = {"replace": True} if self._replace else {}
+        if history.variables.size:
+            more["variables_history"] = history.variables.tolist()
         try:
-            await self._api.client.train(document)
-        except ApiError as error:
-            # Ratings came in since: they stay, and the history goes beside them.
-            if error.code == "ratings_would_be_lost":
-                return False
-            raise
+            await self._train(
+                nb_users=history.n_users,
+                nb_items=history.n_items,
+                user_history=history.user.tolist(),
+                item_history=history.item.tolist(),
+                rating_history=history.rating.tolist(),
+                **more,
+            )
+        except RatingsWouldBeLostError:
+            # They came in since: they stay, and the history goes beside them.
+            return False
         self._api.trained_here = True
         return True
+
+    async def _train(self, **history: Any) -> None:
+        """Train on a history, or on all that is known; returns when a generation that has learned it is
+        live.
+        """
+        client = self._api.client
+        told = await _when_free(lambda: client.train(**history))
+        if isinstance(told, TrainingOut):
+            await _when_free(lambda: client.wait_for_training(told.receipt))
 
     async def _is_empty(self) -> bool:
         """Whether no generation rests on any rating. Where that cannot be found out it is not."""
         try:
-            return all(generation.n_ratings == 0 for generation in await self._api.client.generations())
-        except ApiError:
+            told = await _when_free(self._api.client.get_generations)
+            return all(generation.n_ratings == 0 for generation in told.generations)
+        except FoldinError:
             return False
 
     async def _add_beside(self, history: KnownRatings) -> None:
@@ -115,12 +132,13 @@ class DeployedPlayer:
         variables = history.variables.tolist() if history.variables.size else [()] * history.rating.size
         ratings = [self._rating(*event) for event in zip(*columns, variables, strict=True)]
         for first in range(0, len(ratings), BATCH_RATINGS):
-            await self._api.client.rate(ratings[first : first + BATCH_RATINGS], retry=True)
+            await _when_free(partial(self._api.client.rate, ratings[first : first + BATCH_RATINGS]))
         if ratings:
-            await self._api.client.train()
+            await self._train()
 
-    def _rating(self, user: int, item: int, rating: float, variables: Sequence[float]) -> Rating:
-        return Rating(*self._ids(user, item), rating, context=api_client.variables_context(variables))
+    def _rating(self, user: int, item: int, rating: float, variables: Sequence[float]) -> RatingIn:
+        user_id, item_id = self._ids(user, item)
+        return RatingIn(user_id=user_id, item_id=item_id, rating=rating, context=_context(variables))
 
     def _ids(self, user: int, item: int) -> tuple[str, str]:
         if self._own_ids:
@@ -128,9 +146,27 @@ class DeployedPlayer:
         return str(user), str(item)
 
 
+def _context(variables: Sequence[float]) -> dict[str, Any] | None:
+    return {f"v{number}": value for number, value in enumerate(variables, 1)} or None
+
+
+async def _when_free(call: Callable[[], Awaitable[T]]) -> T:
+    """Return the answer of a call, made again while the API is busy: to repeat one does no harm here, as the
+    last rating of a pair counts.
+    """
+    while True:
+        try:
+            return await call()
+        except (BusyError, TrainInProgressError) as error:
+            if isinstance(error, TrainingFailedError):
+                raise
+            again_s = AGAIN_S if error.retry_after_s is None else error.retry_after_s
+            await asyncio.sleep(min(max(again_s, LEAST_WAIT_S), MOST_WAIT_S))
+
+
 @contextmanager
 def _failures_of_the_player() -> Iterator[None]:
     try:
         yield
-    except ApiError as error:
+    except FoldinError as error:
         raise PlayerFailedError(str(error)) from error

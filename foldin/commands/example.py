@@ -5,12 +5,10 @@ import json
 import shlex
 import sys
 
-import aiohttp
-import msgspec
-
-from foldin.address import find_api, with_key
+from foldin.address import api_client, find_api
 from foldin.commands.settings import LANGUAGES, ExampleOptions
 from foldin.settings import FrontDoorSettings
+from foldin_client import FoldinError, ProblemError
 from processes.settings import api_key_of
 
 TIMEOUT_S = 5.0  # a service that is there answers within milliseconds
@@ -46,21 +44,13 @@ PATHS = {
 }
 
 
-class _Access(msgspec.Struct):
-    keys: bool
-
-
-class _Status(msgspec.Struct):
-    scale: tuple[float, float, float | None]
-
-
 def run_example(options: ExampleOptions, settings: FrontDoorSettings) -> int:
     """Print the example; return the exit code. Raises CannotStartError where no stack runs on --data."""
     url = find_api(options.url, options.data, settings)
     key = api_key_of(settings.inherited.get("FOLDIN_API_KEY") or None, options.key_file)
     try:
         asks, best = asyncio.run(_told(url, key))
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, msgspec.MsgspecError):
+    except FoldinError:
         print(f"No service answers at {url} now: start one with `foldin up`, or give --url.", file=sys.stderr)
         asks, best = False, _BEST
     found = examples(url, best, asks=asks)
@@ -79,14 +69,12 @@ def run_example(options: ExampleOptions, settings: FrontDoorSettings) -> int:
 
 async def _told(url: str, key: str | None) -> tuple[bool, float]:
     """Return whether calls need a key, and the best rating of the scale."""
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-    async with aiohttp.ClientSession(timeout=timeout, headers=with_key(key)) as session:
-        async with session.get(f"{url}/access") as answer:
-            asks = msgspec.json.decode(await answer.read(), type=_Access).keys
-        async with session.get(f"{url}/status") as answer:
-            if not answer.ok:  # a key is asked for, and there is none
-                return asks, _BEST
-            return asks, msgspec.json.decode(await answer.read(), type=_Status).scale[1]
+    async with api_client(url, key, timeout_s=TIMEOUT_S) as client:
+        asks = (await client.access()).keys
+        try:
+            return asks, (await client.status()).scale[1] or _BEST
+        except ProblemError:  # a key is asked for, and there is none
+            return asks, _BEST
 
 
 def examples(url: str, best: float, *, asks: bool) -> dict[str, str]:

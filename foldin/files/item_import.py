@@ -13,11 +13,10 @@ from rich.console import Console
 
 from featurestore.catalogue.schema import Kind
 from featurestore.catalogue.schema import Types as TypesOfOne
-from foldin.address import find_api
+from foldin.address import api_client, find_api
 from foldin.errors import ImportStoppedError
 from foldin.files.items import SYNONYMS, USER_SYNONYMS, ItemsFile, read_items_file
 from foldin.settings import FrontDoorSettings, ImportOptions
-from foldin.sinks import api_client
 from foldin_client import AsyncClient, FoldinError, ProblemError
 from foldin_client.rows import MAX_ROWS
 from processes.errors import CannotStartError

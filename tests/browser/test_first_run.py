@@ -59,12 +59,11 @@ async def load(up: Stack, watched: Watched, file: Path) -> None:
     assert await watched.violations() == []
     await found.get_by_role("button", name="Load 200 ratings").click()
     await expect(page.locator("#sent")).to_have_text("200 of 200 are stored.", timeout=60_000)
-
-    async def fitted() -> bool:
-        status = await asyncio.to_thread(up.call, "GET", "/status")
-        return bool(status["ratings"] == 200 and status["scale"] == [0.5, 5.0, 0.5])
-
-    await wait_until_async(fitted, "the first fit, of all that was loaded")
+    await wait_until_async(
+        lambda: asyncio.to_thread(up.call, "GET", "/status"),
+        "the first fit, of all that was loaded",
+        lambda status: status["ratings"] == 200 and status["scale"] == [0.5, 5.0, 0.5],
+    )
 
 
 async def explain_and_rate(up: Stack, watched: Watched) -> None:
@@ -82,12 +81,11 @@ async def explain_and_rate(up: Stack, watched: Watched) -> None:
     # Rated once more: of a pair the last one counts.
     mine = history.locator("tbody tr", has_text=title)
     await mine.get_by_role("button", name="0.5", exact=True).click()
-
-    async def rated_again() -> bool:
-        rows = (await asyncio.to_thread(up.call, "GET", "/users/reader7/ratings"))["ratings"]
-        return [each["rating"] for each in rows if each["item_id"] == title] == [0.5]
-
-    await wait_until_async(rated_again, "the later rating")
+    await wait_until_async(
+        lambda: asyncio.to_thread(up.call, "GET", "/users/reader7/ratings"),
+        "the later rating",
+        lambda told: [each["rating"] for each in told["ratings"] if each["item_id"] == title] == [0.5],
+    )
 
 
 async def step_back(up: Stack, watched: Watched) -> None:

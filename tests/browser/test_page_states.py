@@ -15,7 +15,7 @@ from featurestore.store import Store
 from featurestore.telemetry.points import Point
 from service.metrics import LATENCY_BOUNDS
 from tests.browser.pages import BROWSER, Watched, browsing
-from tests.support.factories import lead, publish, rating
+from tests.support.factories import lead, opened, publish, rating
 from tests.support.servers import StoreServer
 from tests.support.serving import Client, serves, serving
 
@@ -55,30 +55,15 @@ async def tell(store: Store) -> None:
         latency = [0] * (len(LATENCY_BOUNDS) + 1)
         latency[3], latency[8] = 90 + n, 2
         for worker in ("worker-a", "worker-b"):
-            point = Point(
-                *(worker, "elsewhere", at, 10.0),
-                requests=100 + n,
-                failures=n % 3,
-                latency=latency,
-                ratings=7 * n,
-                generation=generation,
-                resident_bytes=(200 + n) << 20,
-            )
+            point = Point(worker, "elsewhere", at, 10.0, requests=100 + n, failures=n % 3, latency=latency)
+            point.ratings, point.generation, point.resident_bytes = 7 * n, generation, (200 + n) << 20
             # For a minute nothing arrives.
             if not 12 <= n < 18:
                 point.errors, point.squared_error, point.baseline = 10, 4.0 + 0.1 * n, 11.0 + 0.01 * n
             await store.telemetry.add(point)
-        await store.telemetry.add(
-            Point(
-                "trainer",
-                "elsewhere",
-                at,
-                10.0,
-                resident_bytes=5 << 30,
-                lag=40 * n,
-                store_bytes=(90 + n) << 20,
-            )
-        )
+        trainer = Point("trainer", "elsewhere", at, 10.0, resident_bytes=5 << 30, lag=40 * n)
+        trainer.store_bytes = (90 + n) << 20
+        await store.telemetry.add(trainer)
 
 
 async def test_the_table_behind_each_chart_has_what_the_api_says(
@@ -125,24 +110,15 @@ REFUSED, GONE = "The store does not answer: ratings are refused", "The feature s
 # What a page says without the store. That of the overview has what the worker still knows.
 WITHOUT_STORE = {
     "overview": (REFUSED, "Something needs a look: generation 1 answers"),
-    "users": (GONE,),
-    "users/ann": (GONE,),
-    "items": (GONE,),
-    "items/dune": (GONE,),
-    "quality": (GONE,),
-    "generations": (GONE,),
+    **dict.fromkeys(("users", "users/ann", "items", "items/dune", "quality", "generations"), (GONE,)),
     "data": ("not known while the store does not answer",),
     "system": (REFUSED,),
 }
 # What only the store could tell.
 NOT_KNOWN = (
-    *(
-        "No user that begins so",
-        "No rating of this user is known",
-        "The catalogue is empty",
-        "None was made yet",
-    ),
-    *("No generation yet", "Nothing is known yet", "nothing of this item", "cannot be shown"),
+    *("No user that begins so", "No rating of this user is known", "The catalogue is empty"),
+    *("None was made yet", "No generation yet", "Nothing is known yet", "nothing of this item"),
+    "cannot be shown",
 )
 
 
@@ -150,12 +126,10 @@ async def test_without_the_store_each_page_says_so(
     own_server: StoreServer, store_settings: StoreSettings
 ) -> None:
     settings = replace(store_settings, url=own_server.url)
-    store = await Store.open(settings)
-    lease = await lead(store, ttl_ms=600_000)
-    await store.items(1).register([b"dune", b"emma", b"0"])
-    await store.ratings.append([rating("ann", "dune", 5.0)])
-    await publish(store, lease, n_items=3, users=[b"ann"])
-    await store.close()
+    async with opened(settings) as store:
+        await store.items(1).register([b"dune", b"emma", b"0"])
+        await store.ratings.append([rating("ann", "dune", 5.0)])
+        await publish(store, await lead(store), n_items=3, users=[b"ann"])
     async with serving(settings) as (client, _), browsing() as watched:
         page = watched.page
         await serves(client, 1)

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import aiohttp
 import pytest
 
 from processes.probes import unused_port
+from tests.support.serving import JSON, Client, client_of
 from tests.support.waiting import wait_until, wait_until_async
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,14 +113,9 @@ class Stack:
 
     def run(self, *arguments: str, timeout_s: float = 120.0) -> str:
         """Run one compose command; what it says. Raises AssertionError with its errors when it fails."""
+        command, environ = [*self._command, *arguments], self.environ
         done = subprocess.run(
-            [*self._command, *arguments],
-            env=self.environ,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
+            command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False
         )
         assert done.returncode == 0, f"compose {' '.join(arguments)}\n{done.stderr[-4000:]}"
         return done.stdout
@@ -171,22 +167,8 @@ WORLD = {
 
 
 async def train(stack: Stack) -> None:
-    async with asking(stack) as client:
-        status, document = await call(client, "POST", f"{stack.url}/train", json={**WORLD, "replace": True})
-        assert status == 200, document
-
-
-@contextlib.asynccontextmanager
-async def asking(stack: Stack) -> AsyncIterator[aiohttp.ClientSession]:
-    headers = {"Authorization": f"Bearer {stack.key}"}
-    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=90)) as client:
-        yield client
-
-
-async def call(client: aiohttp.ClientSession, method: str, url: str, **arguments: Any) -> tuple[int, Any]:
-    async with client.request(method, url, **arguments) as answer:
-        is_document = answer.content_type.endswith("json")
-        return answer.status, await (answer.json(content_type=None) if is_document else answer.text())
+    async with client_of(stack.url, stack.key) as client:
+        assert (await client.post("/train", {**WORLD, "replace": True})).ok.json
 
 
 def in_service(stack: Stack, program: str) -> str:
@@ -205,19 +187,15 @@ def test_the_image_runs_without_privileges_and_cannot_be_written(stack: Stack) -
 async def test_answers_through_nginx_carry_the_callers_request_id_and_problems_are_documents(
     stack: Stack,
 ) -> None:
-    async with asking(stack) as client:
-        headers = {"X-Request-ID": "test-1"}
-        url = f"{stack.url}/predict"
-        async with client.get(url, params={"user_id": "1", "item_id": "2"}, headers=headers) as answer:
-            assert answer.status == 200
-            assert answer.headers["X-Request-ID"] == "test-1"
-            assert 1 <= (await answer.json())["rating"] <= 5
+    async with client_of(stack.url, stack.key) as client:
+        reply = (await client.get("/predict?user_id=1&item_id=2", headers={"X-Request-ID": "test-1"})).ok
+        assert reply.headers["X-Request-ID"] == "test-1"
+        assert 1 <= reply.json["rating"] <= 5
         for payload_bytes in (11_000_000, 12_000_000):  # refused by the service, and by nginx before it
-            body, kind = io.BytesIO(bytes(payload_bytes)), {"Content-Type": "application/json"}
-            async with client.post(f"{stack.url}/ratings", data=body, headers=kind) as answer:
-                assert answer.status == 413
-                assert answer.content_type == "application/problem+json"
-                assert (await answer.json(content_type=None))["code"] == "body_too_large"
+            body = io.BytesIO(bytes(payload_bytes))
+            reply = await client.ask("POST", "/ratings", data=body, headers=JSON)
+            assert reply.headers["Content-Type"].startswith("application/problem+json")
+            assert (reply.status, reply.json["code"]) == (413, "body_too_large")
 
 
 async def test_scaling_up_and_down_loses_no_request(stack: Stack) -> None:
@@ -225,7 +203,7 @@ async def test_scaling_up_and_down_loses_no_request(stack: Stack) -> None:
     asked = 0
     stop = asyncio.Event()
 
-    async def client_of(client: aiohttp.ClientSession, number: int) -> None:
+    async def rate_and_ask(client: Client, number: int) -> None:
         nonlocal asked
         round_ = 0
         while not stop.is_set():
@@ -233,15 +211,16 @@ async def test_scaling_up_and_down_loses_no_request(stack: Stack) -> None:
             user_id = f"scale-{number}-{round_}"
             try:
                 rated = {"user_id": user_id, "item_id": round_ % ITEMS, "rating": 1 + round_ % 5}
-                status, document = await call(client, "POST", f"{stack.url}/ratings", json=rated)
-                if status >= 300:
-                    failures.append(f"rating: {status} {document}")
+                reply = await client.post("/ratings", rated)
+                if reply.status >= 300:
+                    failures.append(f"rating: {reply}")
                 for item in range(3):
                     pair = f"user_id={user_id}&item_id={item}"
-                    status, document = await call(client, "GET", f"{stack.url}/predict?{pair}")
+                    reply = await client.get(f"/predict?{pair}")
                     # One that says so may lack what came last: a store on busy cores answers late.
-                    if status != 200 or not (document["basis"].startswith("user") or "degraded" in document):
-                        failures.append(f"prediction: {status} {document}")
+                    told = reply.json if reply.status == 200 else {"basis": "none"}
+                    if not (told["basis"].startswith("user") or "degraded" in told):
+                        failures.append(f"prediction: {reply}")
             except (aiohttp.ClientError, TimeoutError) as exc:
                 failures.append(repr(exc))
             asked += 4
@@ -250,10 +229,8 @@ async def test_scaling_up_and_down_loses_no_request(stack: Stack) -> None:
         before = asked
         await wait_until_async(lambda: asked > before + 400, "400 more were asked")
 
-    async with asking(stack) as client:
-        clients = [
-            asyncio.create_task(client_of(client, number), name=f"client {number}") for number in range(8)
-        ]
+    async with client_of(stack.url, stack.key) as client:
+        clients = [asyncio.create_task(rate_and_ask(client, number)) for number in range(8)]
         try:
             await more()
             await asyncio.to_thread(stack.scale, 3)
@@ -271,13 +248,13 @@ async def test_scaling_up_and_down_loses_no_request(stack: Stack) -> None:
 
 
 async def test_without_a_key_nothing_is_answered_and_nothing_else_is_new(stack: Stack) -> None:
-    async with aiohttp.ClientSession() as client:
-        status, document = await call(client, "GET", f"{stack.url}/predict?user_id=1&item_id=2")
-        assert (status, document["code"]) == (401, "unauthorized")
+    async with client_of(stack.url) as client:
+        reply = await client.get("/predict?user_id=1&item_id=2")
+        assert (reply.status, reply.json["code"]) == (401, "unauthorized")
         headers = {"Authorization": f"Bearer {stack.key}", "Origin": "http://evil.example"}
         headers["X-Forwarded-For"] = "6.6.6.6"
-        status, document = await call(client, "POST", f"{stack.url}/train", headers=headers)
-        assert (status, document["code"]) == (403, "cross_site")
+        reply = await client.ask("POST", "/train", headers=headers)
+        assert (reply.status, reply.json["code"]) == (403, "cross_site")
     # The record of it: by whom, and from where, which is the machine and not nginx.
     lines = [
         line for line in stack.run("logs", "--no-color", "service").splitlines() if "foldin.audit" in line

@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from operator import not_
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,10 @@ from featurestore.ratings.context_schema import ContextField, ContextSchema
 from featurestore.ratings.event_types import NewType, with_new
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
-from featurestore.store import Store
 from featurestore.telemetry.points import Point
 from processes.errors import DATA_REFUSED
 from tests.support.factories import low_rank_ratings, rating
-from tests.support.recovering import now_held, restored
+from tests.support.recovering import now_held, opened, restored
 from tests.support.servers import KIND, StoreServer, running_server
 from tests.support.serving import Client, serving
 from tests.support.trainers import (
@@ -110,49 +110,40 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 async def _made(server: StoreServer, folder: Path) -> World:
     store_settings = StoreSettings(url=server.url, partitions=2, timeout_s=10.0)
     settings = trainer_settings(store_settings, folder / "archive")
-    store = await Store.open(store_settings)
-    await store.ratings.append(low_rank_ratings())
-    await store.ratings.append([rating("gone", "i1")])
-    await store.contexts.change(
-        lambda before: before.merged(ContextSchema((ContextField("hour", "number"),)))
-    )
-    async with running_trainer(settings):
-        await fitted(store)
-        await store.ratings.forget(b"gone")
-        await fitted(store)
-        told = NewRating(b"ann", b"i1", 4.0, 1e9, np.array([14], dtype=np.float32))
-        await store.ratings.append([told, rating("ann", "new", 2.0)])
-        await until_drained(store)
-
-        async def folded_in() -> bool:
-            return bool(
-                await store.redis.xlen(store.keys.deltas(1, (await store.generations.live()).generation))
+    async with opened(store_settings) as store:
+        await store.ratings.append(low_rank_ratings())
+        await store.ratings.append([rating("gone", "i1")])
+        await store.contexts.change(
+            lambda before: before.merged(ContextSchema((ContextField("hour", "number"),)))
+        )
+        async with running_trainer(settings):
+            await fitted(store)
+            await store.ratings.forget(b"gone")
+            live = await fitted(store)
+            told = NewRating(b"ann", b"i1", 4.0, 1e9, np.array([14], dtype=np.float32))
+            await store.ratings.append([told, rating("ann", "new", 2.0)])
+            await until_drained(store)
+            await wait_until_async(lambda: store.redis.xlen(store.keys.deltas(1, live)), "items folded in")
+        async with running_trainer(settings):
+            await wait_until_async(
+                store.generations.list, "what is not kept is removed", lambda kept: len(kept) == 2
             )
-
-        await wait_until_async(folded_in, "items folded in")
-    async with running_trainer(settings):
-
-        async def pruned() -> bool:
-            return len(await store.generations.list()) == 2 and not await store.redis.hlen(store.keys.erasing)
-
-        await wait_until_async(pruned, "a leader has removed what is not kept, and who is forgotten")
-    await store.access.add(KEY, "operator", "operate")
-    await store.redis.hset(store.keys.erasing, "0" * 32, "asked")
-    await store.redis.hset(store.keys.workers, "w:1", '{"generation":1,"epoch":1,"at":1.0,"pid":1}')
-    await store.ratings.append([rating("ann", "i2", 5.0)])
-    await store.event_types.change(lambda before: with_new(before, [NewType("watch", "positive")]))
-    await store.telemetry.add(Point("worker-1", "a", 1.0, 10.0))
-    await store.reports.put(b"a report", b"{}")
-    await store.scenarios.put(b"home", b'{"per_category":2}')
-    await store.catalogue.schema.hold("items", {"year": "number"})
-    # Hidden, as it is when it cannot be read: an item of which that is not known is not shown.
-    hidden = CatalogueItem("i9", "Nine", attributes={"year": 1999.0}, hidden=True)
-    await store.catalogue.change({b"i9": lambda _: hidden, b"i10": lambda _: None})
-    await store.attributes.change(b"ann", lambda _: {"age": 30.0})
-    live = (await store.generations.live()).generation
-    async with serving(store_settings) as (client, _):
-        answers = {path: text for path, (status, text) in (await asked(client)).items() if status == 200}
-    await store.close()
+            await wait_until_async(lambda: store.redis.hlen(store.keys.erasing), "no erasure is left", not_)
+        await store.access.add(KEY, "operator", "operate")
+        await store.redis.hset(store.keys.erasing, "0" * 32, "asked")
+        await store.redis.hset(store.keys.workers, "w:1", '{"generation":1,"epoch":1,"at":1.0,"pid":1}')
+        await store.ratings.append([rating("ann", "i2", 5.0)])
+        await store.event_types.change(lambda before: with_new(before, [NewType("watch", "positive")]))
+        await store.telemetry.add(Point("worker-1", "a", 1.0, 10.0))
+        await store.reports.put(b"a report", b"{}")
+        await store.scenarios.put(b"home", b'{"per_category":2}')
+        await store.catalogue.schema.hold("items", {"year": "number"})
+        # Hidden, as it is when it cannot be read: an item of which that is not known is not shown.
+        hidden = CatalogueItem("i9", "Nine", attributes={"year": 1999.0}, hidden=True)
+        await store.catalogue.change({b"i9": lambda _: hidden, b"i10": lambda _: None})
+        await store.attributes.change(b"ann", lambda _: {"age": 30.0})
+        async with serving(store_settings) as (client, _):
+            answers = {path: text for path, (status, text) in (await asked(client)).items() if status == 200}
     redis: Any = Redis.from_url(server.url)
     dumps = {key: await redis.dump(key) for key in await redis.keys("*")}
     kinds: dict[str, bytes] = {}
@@ -323,21 +314,17 @@ async def trained(world: World, caplog: pytest.LogCaptureFixture) -> tuple[str |
 async def test_a_fit_takes_the_place_of_a_damaged_generation(world: World, redis: Any, kind: str) -> None:
     await redis.set(world.kinds[f"generation:G:{kind}"], FOREIGN)
     before = int(await redis.hget("foldin:live", "generation") or 0)
-    store = await Store.open(world.settings.store)
-    async with serving(world.settings.store) as (client, _):
+    async with opened(world.settings.store) as store, serving(world.settings.store) as (client, _):
         assert (await asked(client))["/readyz"][0] == 503
         async with running_trainer(world.settings):
             if kind != "meta":
                 # The trainer does not read the tables of what is live.
                 await fitted(store)
             await until_live(store, before + 1)
-
-            async def ready() -> bool:
-                return (await client.get("/readyz")).status == 200
-
-            await wait_until_async(ready, "served again")
+            await wait_until_async(
+                lambda: client.get("/readyz"), "served again", lambda reply: reply.status == 200
+            )
         assert {status for status, _ in (await asked(client)).values()} == {200}
-    await store.close()
 
 
 FILES = {
@@ -375,11 +362,9 @@ async def test_a_torn_file_of_the_archive_costs_no_rating(
         return
     if kind in {"segment", "erasures"}:
         assert any(file.read_bytes() == damaged for file in folder.rglob("*") if file.is_file())
-    store = await Store.open(world.settings.store)
-    async with running_trainer(world.settings):
+    async with opened(world.settings.store) as store, running_trainer(world.settings):
         await fitted(store)
         await until_drained(store)
-    await store.close()
     now = {(user, item): value for user, _, item, value in archived(world.settings)}
     kept = {pair: value for pair, value in held.items() if pair[0] != "gone"}
     assert {pair: now.get(pair) for pair in kept} == kept
@@ -390,9 +375,8 @@ async def test_a_damaged_history_comes_back_from_the_archive(world: World, redis
     key = world.kinds["history:ID"]
     await redis.append(key, b"torn")
     async with running_trainer(world.settings):
-        store = await Store.open(world.settings.store)
-        await until_drained(store)
-        await store.close()
+        async with opened(world.settings.store) as store:
+            await until_drained(store)
         await redis.delete(key, world.kinds["user:ID"])
         generation, _ = await restored(world.settings, world.settings.archive_folder)
         assert generation

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 
 from featurestore.settings import StoreSettings
-from featurestore.store import Store
 from service.context import CONTEXT
 from tests.support.disks import leave_free, small_disk
-from tests.support.factories import low_rank_ratings, rating
+from tests.support.factories import low_rank_ratings, opened, rating
 from tests.support.servers import StoreServer
-from tests.support.serving import Client, is_problem, serving
+from tests.support.serving import Client, is_problem, serving, until_receipt
 from tests.support.trainers import (
     archived,
     fitted,
@@ -35,44 +34,39 @@ async def test_a_store_without_memory_refuses_ratings_and_comes_back(
 ) -> None:
     settings = StoreSettings(url=own_server.url, partitions=4, timeout_s=5.0)
     trainer = trainer_settings(settings, tmp_path / "archive")
-    store = await Store.open(settings)
-    try:
-        async with serving(settings) as (client, _):
-            async with running_trainer(trainer):
-                await store.ratings.append(low_rank_ratings())
-                await fitted(store)
-                await store.redis.config_set("maxmemory", "1mb")
-                live = (await store.generations.live()).generation
-                await until_drained(store)
-                is_problem(await client.post(RATINGS, RATING), 507, "store_full")
-                await reads_go_on(client)
-                await is_forgotten(client, "u0")
-                is_problem(await client.ask("POST", "/train"), 507, "store_full")
-                history = {"user_history": [0], "item_history": [0], "rating_history": [3], "replace": True}
-                body = {"nb_users": 1, "nb_items": 1, **history}
-                is_problem(await client.post("/train", body), 507, "store_full")
-            # Another trainer takes over, and what was half done is gone.
-            async with running_trainer(trainer) as second:
-                await wait_until_async(lambda: second.term is not None, "the second trainer leads")
-                pointer = await store.generations.live()
-                assert (pointer.generation, pointer.pending) == (live, 0)
-                await is_forgotten(client, "u1")
-                await reads_go_on(client)
-                await store.redis.config_set("maxmemory", "0")
-                await wait_until_async(lambda: takes_ratings(client), "ratings are taken again")
-                assert await fitted(store) > live
-                await until_live(store, live + 1)
-                await until_drained(store)
-    finally:
-        await store.close()
+    async with opened(settings) as store, serving(settings) as (client, _):
+        async with running_trainer(trainer):
+            await store.ratings.append(low_rank_ratings())
+            await fitted(store)
+            await store.redis.config_set("maxmemory", "1mb")
+            live = (await store.generations.live()).generation
+            await until_drained(store)
+            is_problem(await client.post(RATINGS, RATING), 507, "store_full")
+            await reads_go_on(client)
+            await is_forgotten(client, "u0")
+            is_problem(await client.ask("POST", "/train"), 507, "store_full")
+            history = {"user_history": [0], "item_history": [0], "rating_history": [3], "replace": True}
+            body = {"nb_users": 1, "nb_items": 1, **history}
+            is_problem(await client.post("/train", body), 507, "store_full")
+        # Another trainer takes over, and what was half done is gone.
+        async with running_trainer(trainer) as second:
+            await wait_until_async(lambda: second.term is not None, "the second trainer leads")
+            pointer = await store.generations.live()
+            assert (pointer.generation, pointer.pending) == (live, 0)
+            await is_forgotten(client, "u1")
+            await reads_go_on(client)
+            await store.redis.config_set("maxmemory", "0")
+            await wait_until_async(lambda: takes_ratings(client), "ratings are taken again")
+            assert await fitted(store) > live
+            await until_live(store, live + 1)
+            await until_drained(store)
 
 
 async def test_a_disk_that_fills_up_refuses_ratings_before_it_is_full(
     own_server: StoreServer, tmp_path: Path
 ) -> None:
     settings = StoreSettings(url=own_server.url, partitions=4, timeout_s=5.0)
-    store = await Store.open(settings)
-    try:
+    async with opened(settings) as store:
         with small_disk(tmp_path / "disk", 192) as disk:
             trainer = trainer_settings(settings, disk / "archive")
             async with serving(settings) as (client, app), running_trainer(trainer) as running:
@@ -81,7 +75,12 @@ async def test_a_disk_that_fills_up_refuses_ratings_before_it_is_full(
                 live = await store.generations.live()
                 # To the watermark: most of what is left is free.
                 leave_free(disk, 48)
-                await until_refused(client, "disk_full")
+                await wait_until_async(
+                    lambda: client.post(RATINGS, RATING),
+                    "ratings are refused",
+                    lambda reply: reply.status != 200,
+                )
+                is_problem(await client.post(RATINGS, RATING), 507, "disk_full")
                 assert app[CONTEXT].follower.full == "archive_disk"
                 assert 'foldin_refusing{reason="archive_disk"} 1.0' in (await client.get("/metrics")).text
                 body = {"nb_users": 1, "nb_items": 1, "user_history": [0], "item_history": [0]}
@@ -93,7 +92,9 @@ async def test_a_disk_that_fills_up_refuses_ratings_before_it_is_full(
                 leave_free(disk, 0)
                 late = [rating("late", f"i{n}") for n in range(200)]
                 await store.ratings.append(late)
-                await wait_until_async(lambda: waits_for_room(store), "events wait in the stream")
+                await wait_until_async(
+                    lambda: store.stream.lag(1), "events wait", lambda lag: sum(lag.values()) >= 200
+                )
                 assert running.term is not None
                 await reads_go_on(client)
                 (disk / "filler").unlink()
@@ -105,35 +106,14 @@ async def test_a_disk_that_fills_up_refuses_ratings_before_it_is_full(
                 assert (await store.generations.live()).fence == live.fence
             kept = [(user, item) for user, _, item, _ in archived(trainer) if user == "late"]
             assert sorted(kept) == sorted((each.user_id.decode(), each.item_id.decode()) for each in late)
-    finally:
-        await store.close()
-
-
-async def waits_for_room(store: Store) -> bool:
-    return sum((await store.stream.lag(1)).values()) >= 200
-
-
-async def until_refused(client: Client, code: str) -> None:
-    async def refused() -> bool:
-        reply = await client.post(RATINGS, RATING)
-        return reply.status != 200 and is_problem(reply, 507, code)
-
-    await wait_until_async(refused, "ratings are refused")
 
 
 async def reads_go_on(client: Client) -> None:
     for path in ("/predict?user_id=u2&item_id=i1", "/recommend/u2", "/users/u3", "/popular", "/readyz"):
-        reply = await client.get(path)
-        assert reply.status == 200, (path, reply.text)
+        assert (await client.get(path)).ok.json, path
 
 
 async def is_forgotten(client: Client, user: str) -> None:
-    reply = await client.ask("DELETE", f"/users/{user}")
-    assert reply.status == 200, reply.text
-    receipt = reply.json["receipt"]
-
-    async def erased() -> bool:
-        return bool((await client.get(f"/receipts/{receipt}")).json["archive"] == "erased")
-
+    reply = (await client.ask("DELETE", f"/users/{user}")).ok
     # The files of the store are rewritten for it, beside other tests on busy cores.
-    await wait_until_async(erased, f"{user} is erased")
+    await until_receipt(client, reply.json["receipt"])

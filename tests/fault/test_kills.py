@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from featurestore.settings import StoreSettings
-from featurestore.store import Store
+from tests.support.factories import opened
 from tests.support.servers import StoreServer
 from tests.support.serving import Client, client_of, processes
 from tests.support.trainers import ChildTrainer, archived, fitted, trainer_settings, until_drained
@@ -96,13 +96,10 @@ async def test_what_was_acknowledged_outlasts_the_kill_of_each_process(
                     # A worker that has not heard of the store since says to ask again.
                     shown = await wait_until_async(partial(rater.read, client), "a worker with its store")
                     assert shown.items() >= rater.acknowledged.items()
-        store = await Store.open(at)
-        try:
+        async with opened(at) as store:
             await until_drained(store)
             generation = await fitted(store)
             meta = await store.generations.meta(1, generation)
-        finally:
-            await store.close()
     finally:
         stop.set()
         trainer.end(signal.SIGKILL)

@@ -30,7 +30,7 @@ from tests.support.trainers import (
     trainer_settings,
     until_drained,
 )
-from tests.support.waiting import PATIENCE_S, wait_until_async
+from tests.support.waiting import PATIENCE_S, some, wait_until_async
 from trainer.settings import TrainerSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault]
@@ -116,8 +116,7 @@ async def test_killed_at_a_step(store: Store, settings: TrainerSettings, at: str
     # The next one leads at once.
     await store.redis.delete(store.keys.lease)
     async with running_trainer(settings):
-        outcome = await store.commands.wait(command, PATIENCE_S)
-        assert outcome is not None
+        outcome = some(await store.commands.wait(command, PATIENCE_S))
         assert outcome.state == "done", outcome
         await until_drained(store)
         generation = await fitted(store)
@@ -220,13 +219,12 @@ async def test_frozen_at_a_step_on_the_same_folder(
             await store.ratings.append(more)
             given += more
             await until_drained(store)
-
-            async def pushed_alone() -> bool:
-                # A push may be under way: its entry comes before the note of it.
-                entries = int(await store.redis.xlen(store.keys.deltas(1, live)))
-                return entries == before + pushed.count(live)
-
-            await wait_until_async(pushed_alone, "deltas of the one that leads alone")
+            # A push may be under way: its entry comes before the note of it.
+            await wait_until_async(
+                lambda: store.redis.xlen(store.keys.deltas(1, live)),
+                "deltas of the one that leads alone",
+                lambda entries: entries == before + pushed.count(live),
+            )
             generation = await fitted(store)
             meta = await store.generations.meta(1, generation)
             states = {summary.state for summary in await store.generations.list()}

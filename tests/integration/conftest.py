@@ -94,9 +94,7 @@ def learned_files() -> Iterator[Callable[[ServerKind], tuple[Path, Held]]]:
 
 @pytest.fixture
 def learned(
-    store_kind: ServerKind,
-    learned_files: Callable[[ServerKind], tuple[Path, Held]],
-    tmp_path: Path,
+    store_kind: ServerKind, learned_files: Callable[[ServerKind], tuple[Path, Held]], tmp_path: Path
 ) -> Iterator[Learned]:
     kind = store_kind if store_kind in ("redis", "valkey") else KIND
     folder, held = learned_files(kind)

@@ -33,11 +33,7 @@ UNREAD = 'foldin_trainer_unread_seconds{file="epoch-000001/0000000001-0000000001
 
 # Of an erasure that does not end, and of what cannot be read.
 TROUBLES = (
-    "erasure_waits",
-    "store_files_not_rewritten",
-    "command_damaged",
-    "ledger_damaged",
-    "archive_waits",
+    *("erasure_waits", "store_files_not_rewritten", "command_damaged", "ledger_damaged", "archive_waits"),
 )
 STARTED = 'foldin_service_start_timestamp_seconds{instance="a"}'
 
@@ -106,10 +102,7 @@ class Fault:
     also: tuple[str, ...] = ()
 
 
-def gone(*beginnings: str) -> dict[str, tuple[float, float] | None]:
-    return {name: None for name in WELL if name.startswith(beginnings)}
-
-
+OF_TRAINER = {name: None for name in WELL if name.startswith("foldin_trainer_")}
 OF_A = {name: None for name in WELL if 'instance="a"' in name}
 FAULTS = [
     Fault("FoldinSlotsUncovered", {"foldin_trainer_store_uncovered_slots": (5461, 0)}),
@@ -142,7 +135,7 @@ FAULTS = [
     Fault("FoldinTurnedAway", {ANSWERS % "401": (0, 20)}),
     Fault(
         "FoldinTrainerDown",
-        {'up{job="foldin-trainer",instance="t"}': (0, 0), **gone("foldin_trainer_")},
+        {'up{job="foldin-trainer",instance="t"}': (0, 0), **OF_TRAINER},
         also=("FoldinNoLeader",),
     ),
     Fault("FoldinNoLeader", {"foldin_trainer_leading": (0, 0)}),
@@ -169,11 +162,12 @@ FAULTS = [
 ]
 
 
-def program() -> str:
-    found = shutil.which("promtool")
-    if found is None:
-        missing("promtool, which comes with prometheus")
-    return str(found)
+def promtool(*arguments: str) -> str:
+    """What it says. It has nothing against anything."""
+    program = shutil.which("promtool") or missing("promtool, which comes with prometheus")
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow
@@ -186,20 +180,14 @@ def test_promtool_takes_the_rules_and_what_the_boards_ask(tmp_path: Path) -> Non
     ]
     boards = tmp_path / "boards.yml"
     boards.write_text(yaml.safe_dump({"groups": [{"name": "boards", "rules": asked}]}))
-    for rules in (ALERTS, boards):
-        command = [program(), "check", "rules", "--lint-fatal", str(rules)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(asked)} rules found" in done.stdout
+    promtool("check", "rules", "--lint-fatal", str(ALERTS))
+    assert f"{len(asked)} rules found" in promtool("check", "rules", "--lint-fatal", str(boards))
     # Of the container's, where rules and key lie.
-    here = (
-        (ALERTS.parent / "prometheus.yml").read_text("utf-8").replace("/etc/prometheus", str(ALERTS.parent))
-    )
+    config = (ALERTS.parent / "prometheus.yml").read_text("utf-8")
+    here = config.replace("/etc/prometheus", str(ALERTS.parent))
     (tmp_path / "key").touch()
     (tmp_path / "prometheus.yml").write_text(re.sub(r"/run/scrape-key/\S+", f"{tmp_path}/key", here))
-    command = [program(), "check", "config", str(tmp_path / "prometheus.yml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    promtool("check", "config", str(tmp_path / "prometheus.yml"))
 
 
 def recorded(start: float, step: float, count: int) -> str:
@@ -229,9 +217,7 @@ def series(
 def check(folder: Path, tests: Sequence[Mapping[str, object]], every_s: int) -> None:
     content = {"rule_files": [str(ALERTS)], "evaluation_interval": f"{every_s}s", "tests": list(tests)}
     (folder / "rules.yml").write_text(yaml.safe_dump(content))
-    command = [program(), "test", "rules", str(folder / "rules.yml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    promtool("test", "rules", str(folder / "rules.yml"))
 
 
 def firing(at_s: int, *alerts: str) -> dict[str, object]:

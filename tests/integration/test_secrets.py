@@ -9,9 +9,7 @@ import os
 import signal
 import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import aiohttp
@@ -26,7 +24,7 @@ from processes.blocking import BlockingChild, python_command
 from tests.support.certificates import certificate
 from tests.support.secrets import make_secrets
 from tests.support.servers import KIND, StoreServer, running_server
-from tests.support.serving import Service
+from tests.support.serving import QuietHandler, Service, answering
 from tests.support.trainers import trainer_environment, trainer_settings
 from tests.support.waiting import wait_until_async
 
@@ -52,18 +50,14 @@ class Collector:
         self.bodies: list[bytes] = []
         bodies = self.bodies
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
+        class Handler(QuietHandler):
+            def do_POST(self) -> None:  # noqa: N802 - name of the base class
                 bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
                 self.send_response(200 if self.path == "/v1/traces" else 404)
                 self.end_headers()
 
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._ends = contextlib.ExitStack()
+        self.url = self._ends.enter_context(answering(Handler))
 
     def spans(self, trace: str = TRACE) -> list[tuple[str, Span]]:
         return [
@@ -76,8 +70,7 @@ class Collector:
         ]
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._ends.close()
 
 
 def attributes(of: object) -> dict[str, str]:
@@ -132,13 +125,8 @@ class Stack:
         return file.read_text().strip()
 
     def command(self, *arguments: str, **changes: str) -> None:
-        done = subprocess.run(
-            python_command("foldin", *arguments),
-            env={**self.environment, **changes},
-            capture_output=True,
-            timeout=30,
-            check=False,
-        )
+        command, environment = python_command("foldin", *arguments), {**self.environment, **changes}
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=30, check=False)
         self.said += [done.stdout, done.stderr]
 
     def end(self) -> None:
@@ -160,13 +148,15 @@ async def ask_all(stack: Stack) -> None:
                 stack.said.append(await answer.read())
                 return answer.status
 
-        async def ready() -> bool:
-            with contextlib.suppress(aiohttp.ClientConnectionError):
-                answered = await ask("GET", "/readyz", stack.key) == 200
-                return answered and b"degraded" not in stack.said[-1]
-            return False
+        async def until_ready(what: str) -> None:
+            await wait_until_async(
+                lambda: ask("GET", "/readyz", stack.key),
+                what,
+                lambda status: status == 200 and b"degraded" not in stack.said[-1],
+                unless=(aiohttp.ClientConnectionError,),
+            )
 
-        await wait_until_async(ready, "the service has a generation")
+        await until_ready("the service has a generation")
         row = b'{"user_id": "ann", "item_id": "i1", "rating": 4}'
         assert await ask("POST", "/ratings", stack.other, row) == 200
         named = json.dumps({"user_id": USER, "item_id": ITEM, "rating": 4}).encode()
@@ -200,7 +190,7 @@ async def ask_all(stack: Stack) -> None:
         assert b"degraded" in stack.said[-1]
         assert await ask("POST", "/ratings", stack.key, row) == 503
         stack.server.start()
-        await wait_until_async(ready, "the store is back")
+        await until_ready("the store is back")
 
 
 @pytest.mark.timeout(240)

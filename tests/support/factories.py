@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypedDict, Unpack
 
 import numpy as np
@@ -24,6 +25,7 @@ from factors import (
     posterior_of,
     prior_model,
 )
+from featurestore.catalogue.item import CatalogueItem
 from featurestore.codecs import pack_histories
 from featurestore.generations.catalog import GenerationMeta, GenerationSummary, GenerationWriter
 from featurestore.generations.live import LiveGeneration
@@ -33,6 +35,7 @@ from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.servers import StoreServer
+from tests.support.waiting import some
 
 SCALE = Scale(1.0, 5.0)
 
@@ -99,9 +102,7 @@ def make_draft(
 
 
 async def lead(store: Store, token: str = "test-trainer", ttl_ms: int = 60_000) -> Lease:
-    lease = await store.leases.acquire(token, ttl_ms)
-    assert lease is not None
-    return lease
+    return some(await store.leases.acquire(token, ttl_ms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,21 @@ async def publish(store: Store, lease: Lease, **options: Unpack[Options]) -> Wri
     return written
 
 
+async def put_items(store: Store, *items: CatalogueItem) -> None:
+    """Let the catalogue have these items, whatever it has under their ids."""
+    await store.catalogue.change({item.item_id.encode(): partial(_becomes, item) for item in items})
+
+
+def _becomes(item: CatalogueItem, _before: CatalogueItem | None) -> CatalogueItem:
+    return item
+
+
+async def keys_of(store: Store, after: str = "*") -> list[bytes]:
+    """The keys of the store's namespace; `after`: a pattern of what stands behind its name."""
+    pattern = f"*{store.settings.namespace}{after}"
+    return [key async for key in store.redis.scan_iter(match=pattern, count=1000)]
+
+
 async def publish_for_ann(store: Store, ratings: Mapping[str, float], n_items: int = 8) -> Written:
     """A live generation of `item-0`, `item-1` and so on, that knows user `ann` by these ratings."""
     await store.items(1).register([b"item-%d" % row for row in range(n_items)])
@@ -192,11 +208,13 @@ async def publish_for_ann(store: Store, ratings: Mapping[str, float], n_items: i
 
 
 @asynccontextmanager
-async def opened(at: StoreServer | StoreSettings, timeout_s: float = 30.0) -> AsyncIterator[Store]:
+async def opened(
+    at: StoreServer | StoreSettings, timeout_s: float = 30.0, *, hot: bool = True
+) -> AsyncIterator[Store]:
     """A store for the length of a `with`."""
     if isinstance(at, StoreServer):
         at = StoreSettings(url=at.url, partitions=4, timeout_s=timeout_s)
-    store = await Store.open(at)
+    store = await Store.open(at, hot=hot)
     try:
         yield store
     finally:

@@ -42,13 +42,7 @@ class Failing:
         pass
 
 
-def failing(
-    patched: pytest.MonkeyPatch,
-    fails: Fails,
-    of: Callable[[Path], bool],
-    *,
-    reads: int = 0,
-) -> None:
+def failing(patched: pytest.MonkeyPatch, fails: Fails, of: Callable[[Path], bool], *, reads: int = 0) -> None:
     """Have the reads of these files fail after some that do not."""
     real, left = pa.OSFile, [None] * reads
 

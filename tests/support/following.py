@@ -5,8 +5,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from factors import RankingHead
 from featurestore.generations.follower import Follower
+from featurestore.generations.live import LiveGeneration
 from featurestore.store import Store
+from tests.support.waiting import some
+
+
+def live_of(follower: Follower) -> LiveGeneration:
+    """What it serves."""
+    return some(follower.live)
+
+
+def head_of(follower: Follower) -> RankingHead:
+    """The ranking head of what it serves."""
+    return some(live_of(follower).ranking).head
 
 
 @asynccontextmanager

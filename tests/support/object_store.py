@@ -5,17 +5,16 @@ import os
 import re
 import signal
 import sys
-import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from processes.blocking import BlockingChild
 from processes.probes import unused_port
+from tests.support.serving import QuietHandler, answering
 from tests.support.waiting import wait_until
 from trainer.archive.storage.address import ObjectAddress, ObjectCredentials
 from trainer.archive.storage.client import ObjectClient
@@ -79,7 +78,7 @@ class Between:
         behind = urlsplit(server.endpoint)
         between = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             protocol_version = "HTTP/1.1"
 
             def do(self) -> None:
@@ -109,22 +108,15 @@ class Between:
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do  # noqa: N815 - names of the base class
 
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._ends = ExitStack()
+        self._url = self._ends.enter_context(answering(Handler))
 
     def before(self, address: ObjectAddress) -> ObjectAddress:
         """The same place, by this server."""
-        return replace(address, endpoint=f"http://127.0.0.1:{self._server.server_port}")
+        return replace(address, endpoint=self._url)
 
     def __enter__(self) -> "Between":
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._ends.close()

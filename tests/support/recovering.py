@@ -4,9 +4,9 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,14 +95,13 @@ async def archive_ratings(settings: TrainerSettings, given: list[NewRating] = GI
 
 
 async def restored(
-    settings: TrainerSettings, path: Path, *, step: Step = no_step, request: RestoreRequest | None = None
+    settings: TrainerSettings, path: Path, *, step: Step = no_step, **how: Any
 ) -> tuple[int | None, list[str]]:
-    """Restore what is at `path`, as `request` says; the generation that is live then, and the lines shown."""
+    """Restore what is at `path`, as `how` says it of a request; what is live then, and the lines shown."""
     lines: list[str] = []
     async with opened(settings.store) as store:
-        given = replace(request or RestoreRequest(path), path=path)
-        generation = await Restore(store, settings, given, lines.append, step=step).run()
-    return generation, lines
+        restore = Restore(store, settings, RestoreRequest(path, **how), lines.append, step=step)
+        return await restore.run(), lines
 
 
 def put_back(server: StoreServer, files: Path) -> None:

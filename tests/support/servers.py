@@ -5,6 +5,7 @@ by its pid.
 import os
 import shutil
 import signal
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Literal, NoReturn
 
 import pytest
 
+from featurestore.settings import StoreSettings
 from processes.blocking import BlockingChild
 from processes.probes import redis_reply, unused_port
 from tests.support.waiting import PATIENCE_S
@@ -34,6 +36,18 @@ def server_binary(kind: ServerKind) -> Path | None:
 
     path: Path = get_binary_path()
     return path
+
+
+def store_environment(store: StoreSettings) -> dict[str, str]:
+    """What a process must be told to use this store."""
+    named = {"FOLDIN_REDIS_URL": store.url, "FOLDIN_NAMESPACE": store.namespace}
+    return {**named, "FOLDIN_PARTITIONS": str(store.partitions)}
+
+
+def own_namespace(url: str) -> StoreSettings:
+    """A namespace that no other test has. Its scale is decided, as that of a store that has been in use."""
+    namespace = f"t-{uuid.uuid4().hex[:12]}"
+    return StoreSettings(url=url, namespace=namespace, partitions=4, scale="1:5", timeout_s=30.0)
 
 
 def missing(what: str) -> NoReturn:

@@ -6,8 +6,10 @@ import os
 import signal
 import socket
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from service.context import CONTEXT
 from service.server.supervisor import bind
 from service.server.worker import ServiceRunner, is_loopback
 from service.settings import ServiceSettings, WorkerSlot
+from tests.support.servers import store_environment
 from tests.support.waiting import PATIENCE_S, wait_until_async
 
 JSON = {"Content-Type": "application/json"}
@@ -43,6 +46,12 @@ class Reply:
     headers: Mapping[str, str]
     text: str
     json: Any
+
+    @property
+    def ok(self) -> "Reply":
+        """The same, which has the status 200."""
+        assert self.status == 200, self.text
+        return self
 
 
 class Client:
@@ -73,9 +82,9 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def client_of(url: str) -> AsyncIterator[Client]:
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
+async def client_of(url: str, key: str = "") -> AsyncIterator[Client]:
+    connector, headers = aiohttp.TCPConnector(limit=0), {"Authorization": f"Bearer {key}"} if key else None
+    async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
         yield Client(session, url)
 
 
@@ -126,9 +135,7 @@ class Service:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"service-{self.port}.log"
         settings = {
-            "FOLDIN_REDIS_URL": store.url,
-            "FOLDIN_NAMESPACE": store.namespace,
-            "FOLDIN_PARTITIONS": str(store.partitions),
+            **store_environment(store),
             "FOLDIN_SCALE": store.scale or "",
             "FOLDIN_STREAM_LIMIT": str(store.stream_limit),
             "FOLDIN_STORE_TIMEOUT_S": str(store.timeout_s),
@@ -172,12 +179,32 @@ def processes(store: StoreSettings, folder: Path, *, workers: int = 1) -> Iterat
 async def serves(client: Client, generation: int, timeout_s: float = PATIENCE_S) -> None:
     """Wait until the service answers from `generation`."""
 
-    async def does() -> bool:
-        reply = await client.get("/readyz")
+    def says(reply: Reply) -> bool:
         served = reply.status == 200 and reply.json["generation"] == generation
         return served and "degraded" not in reply.json
 
-    await wait_until_async(does, f"generation {generation} is served", timeout_s=timeout_s)
+    what = f"generation {generation} is served"
+    await wait_until_async(lambda: client.get("/readyz"), what, says, timeout_s=timeout_s)
+
+
+async def until_receipt(client: Client, receipt: str, state: str = "erased") -> None:
+    """Wait until a receipt says that the archive is in this state."""
+    path, what = f"/receipts/{receipt}", f"the receipt says {state}"
+    await wait_until_async(lambda: client.get(path), what, lambda reply: reply.json["archive"] == state)
+
+
+class QuietHandler(BaseHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def answering(handler: type[QuietHandler]) -> Iterator[str]:
+    """The address at which it answers."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def send_raw(port: int, data: bytes, timeout_s: float = PATIENCE_S) -> bytes:
@@ -191,8 +218,8 @@ def send_raw(port: int, data: bytes, timeout_s: float = PATIENCE_S) -> bytes:
         return found
 
 
-def is_problem(reply: Reply, status: int, code: str) -> bool:
-    """Whether `reply` is the problem `code`, in full."""
+def is_problem(reply: Reply, status: int, code: str, says: str = "", **members: object) -> bool:
+    """Whether `reply` is the problem `code` in full, whose detail `says` this, with these `members`."""
     assert reply.status == status, (reply.status, reply.text)
     assert reply.headers["Content-Type"] == "application/problem+json"
     document = reply.json
@@ -200,6 +227,8 @@ def is_problem(reply: Reply, status: int, code: str) -> bool:
     assert "Traceback" not in reply.text
     assert document["status"] == status
     assert document["code"] == code, document
+    assert says in document["detail"], document
+    assert {name: document.get(name) for name in members} == members, document
     assert document["request_id"] == reply.headers["X-Request-ID"]
     if status in (429, 503, 507):
         assert int(reply.headers["Retry-After"]) >= 1

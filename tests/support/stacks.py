@@ -40,13 +40,9 @@ def processes(data: Path) -> list[int]:
 def foldin(*arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     command = [sys.executable, "-m", "foldin", *map(str, arguments)]
+    environ = plain_environment(os.environ, settings)
     return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        env=plain_environment(os.environ, settings),
-        check=False,
+        command, capture_output=True, text=True, timeout=PATIENCE_S, env=environ, check=False
     )
 
 

@@ -19,7 +19,8 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from processes.blocking import BlockingChild
 from tests.support.event_tables import free
-from tests.support.waiting import PATIENCE_S, wait_until, wait_until_async
+from tests.support.servers import store_environment
+from tests.support.waiting import PATIENCE_S, some, wait_until, wait_until_async
 from trainer.app import Trainer
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.segments import Step, no_step, read_segment
@@ -115,38 +116,31 @@ def started_fit() -> int:
 
 async def until_live(store: Store, generation: int = 1, epoch: int = 1) -> None:
     """Wait until this generation, or a later one, is live."""
-
-    async def live() -> bool:
-        pointer = await store.generations.live()
-        return (pointer.epoch, pointer.generation) >= (epoch, generation)
-
-    # A trainer starts in seconds, and in half a minute of a machine that is busy.
-    await wait_until_async(live, f"generation {generation} of epoch {epoch} live")
+    await wait_until_async(
+        store.generations.live,
+        f"generation {generation} of epoch {epoch} live",
+        lambda pointer: (pointer.epoch, pointer.generation) >= (epoch, generation),
+    )
 
 
 async def until_drained(store: Store, epoch: int = 1) -> None:
     """Wait until all that was acknowledged is in the archive."""
-
-    async def drained() -> bool:
-        return sum((await store.stream.lag(epoch)).values()) == 0
-
-    await wait_until_async(drained, "streams archived and trimmed")
+    await wait_until_async(
+        lambda: store.stream.lag(epoch), "streams archived and trimmed", lambda lag: not sum(lag.values())
+    )
 
 
 async def fitted(store: Store, kind: CommandKind = "refit", epoch: int = 1) -> int:
     """Ask for a fit; return the number of the generation that it published."""
     outcome = await outcome_of(store, await store.commands.ask(kind, epoch=epoch))
     assert outcome.state == "done", outcome
-    assert outcome.generation is not None
-    return outcome.generation
+    return some(outcome.generation)
 
 
 async def outcome_of(store: Store, command: str) -> Outcome:
     """What came of a command."""
     # A fit takes seconds, and a minute and more of a machine that is busy.
-    outcome = await store.commands.wait(command, 100)
-    assert outcome is not None
-    return outcome
+    return some(await store.commands.wait(command, 100))
 
 
 async def erased(store: Store, user_id: bytes, epoch: int = 1) -> None:
@@ -230,9 +224,7 @@ def trainer_environment(settings: TrainerSettings) -> dict[str, str]:
     archive = settings.archive_dir
     return {
         **os.environ,
-        "FOLDIN_REDIS_URL": settings.store.url,
-        "FOLDIN_NAMESPACE": settings.store.namespace,
-        "FOLDIN_PARTITIONS": str(settings.store.partitions),
+        **store_environment(settings.store),
         "FOLDIN_ARCHIVE_DIR": archive.text if isinstance(archive, ObjectAddress) else str(archive),
         "FOLDIN_FITS_DIR": str(settings.fits_dir),
     }

@@ -20,13 +20,7 @@ ANY_TIME = ("load", "call", "typing")
 # What a package shows to the others, where that is less than all: behind it are the bytes of rows, and of the
 # store's protocol.
 DOORS = {
-    "factors": {
-        "factors",
-        "factors.engine_api",
-        "factors.errors",
-        "factors.fit_code",
-        "factors.fold_in_code",
-    },
+    "factors": {f"factors{name}" for name in ("", ".engine_api", ".errors", ".fit_code", ".fold_in_code")},
     "featurestore.wire": set[str](),
 }
 COUNTER_RULE = "featurestore.users.counter_rule"

@@ -99,6 +99,14 @@ def headers(key: str | None) -> dict[str, str]:
     return named
 
 
+def is_address(url: str) -> bool:
+    """Whether this is the address of a server."""
+    try:
+        return url.startswith(("http://", "https://")) and bool(httpx.URL(url).host)
+    except httpx.InvalidURL:
+        return False
+
+
 def is_here(url: str) -> bool:
     """Whether an address is of this machine: what is asked there goes through no proxy of the environment."""
     host = urlsplit(url).hostname or ""
@@ -151,7 +159,7 @@ def problem(response: httpx.Response) -> FoldinError:
     for known in ("type", "title", "status"):
         told.pop(known, None)
     return kind(
-        f"{_asked(response)}: {response.status_code} {code}: {shown}",
+        f"{_asked(response)}: {f'{response.status_code} {code}'.rstrip()}: {shown}",
         status=response.status_code,
         code=code,
         detail=detail,

@@ -9,17 +9,15 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from http import HTTPStatus
 from pathlib import Path
 from typing import TypeVar, cast
 from urllib.parse import urlsplit
 
-import aiohttp
-import msgspec
+import httpx
 from rich.console import Console
 from rich.text import Text
 
@@ -29,12 +27,15 @@ from featurestore.errors import StoreError
 from featurestore.keys import Keys
 from featurestore.leases import Leases
 from featurestore.settings import StoreSettings, redacted
-from foldin.address import find_api, running_stack, running_stack_url, told_problem, with_key
+from foldin.address import api_client, find_api, running_stack, running_stack_url, told_problem
 from foldin.commands.doctor import machine, store
 from foldin.commands.doctor.findings import Finding, Status, worst, worst_of
 from foldin.commands.settings import DoctorOptions
 from foldin.settings import FrontDoorSettings
 from foldin.up import KEY_FILE
+from foldin_client import AsyncClient, BusyError, FoldinError, NoAnswerError, ProblemError
+from foldin_client.models import Ready
+from foldin_client.wire import is_here
 from processes import module_name
 from processes.errors import CannotStartError
 from processes.probes import http_ok
@@ -144,7 +145,7 @@ async def _no_store(place: Place) -> Finding:
     if (folder := await _folder_of_stack(place)) is not None:
         found = f"{none}; that of {place.api} has {folder}"
         return Finding("store", "warn", found, f"foldin doctor --data {shlex.quote(str(folder))}")
-    if await _asked(place, "/livez", _Alive) is not None:
+    if await _asked(place, AsyncClient.livez) is not None:
         advice = "name the folder of its stack by --data, or its store in FOLDIN_REDIS_URL"
         return Finding("store", "warn", f"{none}, and a service answers at {place.api}", advice)
     return Finding("store", "warn", f"{none}, and FOLDIN_REDIS_URL is not set", _START)
@@ -152,7 +153,7 @@ async def _no_store(place: Place) -> Finding:
 
 async def _folder_of_stack(place: Place) -> Path | None:
     """Return the folder of the stack whose service answers; None where it does not tell."""
-    told = await _asked(place, "/settings", _Settings)
+    told = await _asked(place, AsyncClient.settings)
     caches = [] if told is None else [each.value for each in told.settings if each.name == "FOLDIN_CACHE_DIR"]
     # Anyone may answer there: the folder is this user's own, and says that its stack does.
     with suppress(OSError, ValueError):
@@ -162,16 +163,12 @@ async def _folder_of_stack(place: Place) -> Path | None:
     return None
 
 
-async def _asked(place: Place, path: str, kind: type[_T]) -> _T | None:
+async def _asked(place: Place, call: Callable[[AsyncClient], Awaitable[_T]]) -> _T | None:
     """Return what the service answers to a call; None for anything that is not that."""
-    timeout = aiohttp.ClientTimeout(total=place.timeout_s)
     try:
-        async with (
-            aiohttp.ClientSession(headers=with_key(place.key), timeout=timeout) as session,
-            session.get(place.api + path) as answer,
-        ):
-            return msgspec.json.decode(await answer.read(), type=kind)
-    except (aiohttp.ClientError, TimeoutError, OSError, msgspec.MsgspecError, ValueError):
+        async with asyncio.timeout(place.timeout_s), api_client(place.api, place.key) as client:
+            return await call(client)
+    except (FoldinError, TimeoutError, CannotStartError):
         return None
 
 
@@ -268,62 +265,38 @@ async def _trainer(client: Client, keys: Keys, place: Place, *, known: bool) -> 
 async def _look_at_service(place: Place) -> list[Finding]:
     # Where nothing was said to run, nothing that is missing is a fault.
     absent: Status = "fail" if place.stack or place.named else "warn"
-    timeout = aiohttp.ClientTimeout(total=place.timeout_s)
+    heads: list[httpx.Headers] = []
+
+    async def keep(answer: httpx.Response) -> None:
+        heads.append(answer.headers)
+
+    http = httpx.AsyncClient(event_hooks={"response": [keep]}, trust_env=not is_here(place.api))
     try:
-        async with aiohttp.ClientSession(headers=with_key(place.key), timeout=timeout) as session:
+        async with asyncio.timeout(2 * place.timeout_s), http:
+            client = AsyncClient(place.api, place.key, timeout_s=place.timeout_s, attempts=1, http=http)
             began = time.time()
-            async with session.get(f"{place.api}/readyz") as ready:
-                ended = time.time()
-                if ready.status == HTTPStatus.SERVICE_UNAVAILABLE:
-                    why = await told_problem(ready)
-                    advice = "wait for the first generation, or look at the trainer and the store"
-                    return [Finding("service", "fail", f"{place.api} is not ready ({why})", advice)]
-                body = msgspec.json.decode(await ready.read(), type=_Ready)
-            found = [_service(place.api, body)]
-            if told := ready.headers.get("Date"):
+            ready = await client.readyz()
+            ended = time.time()
+            found = [_service(place.api, ready)]
+            if told := heads[0].get("Date"):
                 # It has whole seconds.
                 ahead = parsedate_to_datetime(told).timestamp() + 0.5 - (began + ended) / 2
                 found.append(store.clock("clock of the service", ahead, (ended - began) / 2 + 0.5))
             # Last: it may want a key, and all else was found without.
-            async with session.get(f"{place.api}/status") as status:
-                found.append(await _figures(status))
-            return found
-    except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+            return [*found, await _figures(client)]
+    except BusyError as exc:
+        advice = "wait for the first generation, or look at the trainer and the store"
+        return [Finding("service", "fail", f"{place.api} is not ready ({told_problem(exc)})", advice)]
+    except (NoAnswerError, TimeoutError) as exc:
         why = " ".join(str(exc).split()) or "no answer in time"
         advice = f"{_START}, or name it by --url"
         return [Finding("service", absent, f"{place.api} does not answer ({why})", advice)]
-    except (msgspec.MsgspecError, ValueError):
-        return [
-            Finding("service", "fail", f"what answers at {place.api} is no Foldin API", "give another --url")
-        ]
+    except (FoldinError, ValueError):
+        found_there = f"what answers at {place.api} is no Foldin API, or one of another version"
+        return [Finding("service", "fail", found_there, "give another --url")]
 
 
-class _Alive(msgspec.Struct):
-    alive: bool
-
-
-class _Setting(msgspec.Struct):
-    name: str
-    value: str
-
-
-class _Settings(msgspec.Struct):
-    settings: list[_Setting]
-
-
-class _Ready(msgspec.Struct):
-    generation: int
-    degraded: bool = False
-
-
-class _Status(msgspec.Struct):
-    users: int
-    items: int
-    ratings: int
-    stream_lag: int | None
-
-
-def _service(url: str, ready: _Ready) -> Finding:
+def _service(url: str, ready: Ready) -> Finding:
     if ready.degraded:
         return Finding(
             "service", "fail", f"{url} answers from copies: its store is away", "look at the store"
@@ -331,12 +304,13 @@ def _service(url: str, ready: _Ready) -> Finding:
     return Finding("service", "ok", f"{url} is ready, generation {ready.generation}")
 
 
-async def _figures(status: aiohttp.ClientResponse) -> Finding:
+async def _figures(client: AsyncClient) -> Finding:
     """Return what the service knows; it may want a key for that."""
-    if status.status != HTTPStatus.OK:
-        why = await told_problem(status)
+    try:
+        told = await client.status()
+    except ProblemError as exc:
+        why = told_problem(exc)
         return Finding("figures", "warn", f"GET /status answers {why}", "give a key that may read")
-    told = msgspec.json.decode(await status.read(), type=_Status)
     found = f"{told.ratings:,} ratings of {told.users:,} users, {told.items:,} items"
     lag = "" if told.stream_lag is None else f"; {told.stream_lag:,} wait for the trainer"
     return Finding("figures", "ok", found + lag)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from foldin.errors import ExportStoppedError
 from foldin.settings import CONTEXT_PREFIX, ITEM_FIELDS, USER_FIELDS
+from foldin_client.models import SchemaBody
 
 What = Literal["ratings", "items", "users"]
 Row = Mapping[str, Any]
@@ -31,29 +32,27 @@ _ROWS_A_GROUP = 100_000  # of a Parquet file: some megabytes
 
 
 class Writer(Protocol):
-    """One format. `add` takes lines of NDJSON; `close` writes what is left."""
+    """One format. `close` writes what is left."""
 
-    def add(self, lines: Sequence[bytes]) -> None:
-        """Write rows. Raises ExportStoppedError, OSError."""
+    def add(self, row: msgspec.Struct) -> None:
+        """Write a row. Raises ExportStoppedError, OSError."""
 
     def close(self) -> None:
         """Write what is left, and leave the file open. Raises OSError."""
 
 
-def columns_of(what: What, schema: Mapping[str, Any]) -> dict[str, str]:
+def columns_of(what: What, schema: SchemaBody) -> dict[str, str]:
     """Return the columns of a table by name, each with the type of its attribute or field of a context; ""
-    for what every row may have. `schema`: of GET /schema.
+    for what every row may have.
 
     Raises ExportStoppedError where two columns would have one name.
     """
     fields: tuple[str, ...] = RATING_FIELDS
     more: dict[str, str] = {}
     if what == "ratings":
-        for name, each in (schema.get("context") or {}).items():
-            more[f"{CONTEXT_PREFIX}{name}"] = str(each["kind"])
+        more = {f"{CONTEXT_PREFIX}{name}": each.kind for name, each in schema.context.items()}
     else:
-        fields = ITEM_FIELDS if what == "items" else USER_FIELDS
-        more = {name: str(each) for name, each in schema[what].items()}
+        fields, more = (ITEM_FIELDS, schema.items) if what == "items" else (USER_FIELDS, schema.users)
     # Where the names of a table and those of attributes meet, one would hide the other.
     if twice := sorted(set(fields) & set(more)):
         raise ExportStoppedError(
@@ -69,9 +68,9 @@ class LinesWriter:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
-    def add(self, lines: Sequence[bytes]) -> None:
+    def add(self, row: msgspec.Struct) -> None:
         """As in Writer."""
-        self._file.write(b"".join(line + b"\n" for line in lines))
+        self._file.write(msgspec.json.encode(row) + b"\n")
 
     def close(self) -> None:
         """As in Writer."""
@@ -104,11 +103,10 @@ class CsvWriter:
         self._csv = csv.DictWriter(_EndedByNewlines(self._text), list(columns), lineterminator="\r\n")
         self._csv.writeheader()
 
-    def add(self, lines: Sequence[bytes]) -> None:
+    def add(self, row: msgspec.Struct) -> None:
         """As in Writer."""
-        for row in map(msgspec.json.decode, lines):
-            cells = flat(row, self._columns)
-            self._csv.writerow({name: self._cell(cells, name) for name in cells})
+        cells = flat(row, self._columns)
+        self._csv.writerow({name: self._cell(cells, name) for name in cells})
 
     def close(self) -> None:
         """As in Writer."""
@@ -169,9 +167,9 @@ class ParquetWriter:
         self._file = pq.ParquetWriter(file, self._schema)
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, lines: Sequence[bytes]) -> None:
+    def add(self, row: msgspec.Struct) -> None:
         """As in Writer."""
-        self._rows += [flat(row, self._columns) for row in map(msgspec.json.decode, lines)]
+        self._rows.append(flat(row, self._columns))
         if len(self._rows) >= _ROWS_A_GROUP:
             self._write()
 
@@ -186,11 +184,12 @@ class ParquetWriter:
             self._rows = []
 
 
-def flat(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
+def flat(struct: msgspec.Struct, columns: Mapping[str, str]) -> dict[str, Any]:
     """Return a row with its attributes and its context as columns.
 
     Raises ExportStoppedError for one that came after the export began.
     """
+    row = msgspec.to_builtins(struct)
     # One level: what a reader of tables expects, and `foldin import` takes.
     found = {name: value for name, value in row.items() if name not in {"attributes", "context"}}
     found |= row.get("attributes") or {}

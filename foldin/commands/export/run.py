@@ -11,16 +11,14 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from http import HTTPStatus
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import aiohttp
 import msgspec
 
-from foldin.address import find_api, told_problem, with_key
+from foldin.address import api_client, find_api, told_problem
 from foldin.commands.export.formats import (
     CsvWriter,
     LinesWriter,
@@ -33,20 +31,25 @@ from foldin.commands.progress import Shown
 from foldin.commands.settings import ExportOptions
 from foldin.errors import ExportStoppedError
 from foldin.settings import FrontDoorSettings
+from foldin_client import AsyncClient, BusyError, FoldinError, ProblemError
+from foldin_client.models import SchemaBody
 from processes.errors import CannotStartError
 from processes.settings import api_key_of
 
 # Between two parts of an answer: a service sends as fast as it is read.
 SILENT_S = 60.0
-CONNECT_S = 10.0  # to a service that is there
 # So long a service that is busy is asked again: a worker takes two exports at a time, a quota fills again.
 BUSY_S = 60.0
 _LEAST_WAIT_S = 1.0  # whatever an answer says
-_PART_BYTES = 1_048_576  # read at a time: some ten thousand ratings
-_LONGEST_LINE = 16_777_216  # bytes; the longest item has a thousandth of that
+_SHOWN_ROWS = 1_000  # between two looks of the bar: one takes longer than a row
+_EXPORTS = {
+    "ratings": AsyncClient.export_ratings,
+    "items": AsyncClient.export_items,
+    "users": AsyncClient.export_users,
+}
 _ENDS = {".csv": "csv", ".parquet": "parquet"}
 
-MakeWriter = Callable[[Mapping[str, Any]], Writer]
+MakeWriter = Callable[[SchemaBody], Writer]
 """Makes the writer of an export, of what GET /schema answers."""
 
 
@@ -56,10 +59,9 @@ class EmittedRows:
     def __init__(self, emit: Callable[[object], None]) -> None:
         self._emit = emit
 
-    def add(self, lines: Sequence[bytes]) -> None:
+    def add(self, row: msgspec.Struct) -> None:
         """As in Writer."""
-        for line in lines:
-            self._emit(msgspec.json.decode(line))
+        self._emit(msgspec.to_builtins(row))
 
     def close(self) -> None:
         """As in Writer."""
@@ -74,12 +76,12 @@ def run_export(options: ExportOptions, settings: FrontDoorSettings) -> int:
     end = "" if options.output is None else options.output.suffix.lower()
     kind = options.format or _ENDS.get(end, "ndjson")
     url = find_api(options.url, options.data, settings)
-    headers = with_key(api_key_of(options.key, options.key_file))
+    key = api_key_of(options.key, options.key_file)
     began = time.monotonic()
 
     # Each place to write to makes its writer when the first answer has come: until then there is nothing.
     def export(make: MakeWriter) -> int:
-        return asyncio.run(_export(url, headers, options.what, make, tabular=kind != "ndjson"))
+        return asyncio.run(_export(url, key, options.what, make, tabular=kind != "ndjson"))
 
     if options.output is None or options.to_stdout:
         if settings.json and kind != "ndjson":
@@ -111,88 +113,45 @@ def run_export(options: ExportOptions, settings: FrontDoorSettings) -> int:
     return 0
 
 
-def _writer(file: BinaryIO, what: What, kind: str, schema: Mapping[str, Any]) -> Writer:
+def _writer(file: BinaryIO, what: What, kind: str, schema: SchemaBody) -> Writer:
     if kind == "ndjson":
         return LinesWriter(file)
     columns = columns_of(what, schema)
     return CsvWriter(file, columns) if kind == "csv" else ParquetWriter(file, columns)
 
 
-async def _export(
-    url: str, headers: Mapping[str, str], what: What, make: MakeWriter, *, tabular: bool
-) -> int:
+async def _export(url: str, key: str | None, what: What, make: MakeWriter, *, tabular: bool) -> int:
     """Write all rows; return how many. Raises CannotStartError, ExportStoppedError."""
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENT_S)
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
-        # A table has all columns before its first row; lines name their own.
-        schema: Any = {}
-        if tabular:
-            async with _asked(session, url, "/schema") as response:
-                schema = msgspec.json.decode(await response.read())
-        rows = 0
-        async with _asked(session, url, f"/export/{what}") as response:
-            writer = make(schema)
-            with Shown(f"Exporting {what}") as shown:
-                async for lines in _lines(response):
-                    writer.add(lines)
-                    rows += len(lines)
-                    shown.done(rows, None)
-            writer.close()
-    return rows
-
-
-@asynccontextmanager
-async def _asked(
-    session: aiohttp.ClientSession, url: str, path: str
-) -> AsyncIterator[aiohttp.ClientResponse]:
-    """Yield the answer of a call, which is made again for `BUSY_S` where the service is busy. Raises
-    CannotStartError before the answer has begun, ExportStoppedError since.
-    """
-    began, until, waited = False, time.monotonic() + BUSY_S, False
-    try:
+    writer, rows, until, waited = None, 0, time.monotonic() + BUSY_S, False
+    async with api_client(url, key, timeout_s=SILENT_S) as client:
         while True:
-            async with session.get(url + path) as response:
-                if response.status == HTTPStatus.OK:
-                    began = True
-                    yield response
-                    return
-                why, wait_s = await told_problem(response), _busy_for(response)
-            if time.monotonic() + wait_s > until:
-                raise CannotStartError(f"{url}{path} answers {why}")
-            if not waited:
-                print(f"foldin: waiting, as {url} answers {why}", file=sys.stderr)
-            waited = True
-            await asyncio.sleep(wait_s)
-    except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
-        why = " ".join(str(exc).split()) or "no answer in time"
-        if not began:
-            raise CannotStartError(
-                f"no API answers at {url} ({why}): start one with `foldin up`, or give --url or --data"
-            ) from exc
-        raise ExportStoppedError(
-            f"the export broke off ({why}); it cannot be gone on with, so begin it again"
-        ) from exc
-
-
-def _busy_for(response: aiohttp.ClientResponse) -> float:
-    """Return in how many seconds a service that is busy may be asked again; infinity where that is no use."""
-    again_s = response.headers.get("Retry-After", "")
-    busy = response.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-    return max(_LEAST_WAIT_S, float(again_s)) if busy and again_s.isdecimal() else math.inf
-
-
-async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[list[bytes]]:
-    """Yield the lines of an answer, some at a time. Raises ExportStoppedError where one is cut off."""
-    rest = b""
-    async for part in response.content.iter_chunked(_PART_BYTES):
-        # What follows the last end of a line is the beginning of the next.
-        *lines, rest = (rest + part).split(b"\n")
-        if lines:
-            yield lines
-        if len(rest) > _LONGEST_LINE:
-            raise ExportStoppedError(f"{response.url} answers with lines without an end: it is no Foldin API")
-    if rest:
-        raise ExportStoppedError("the export broke off within a line: begin it again")
+            try:
+                # A table has all columns before its first row; lines name their own.
+                schema = await client.get_schema() if tabular else SchemaBody()
+                with Shown(f"Exporting {what}") as shown:
+                    async for row in _EXPORTS[what](client):
+                        writer = writer or make(schema)
+                        writer.add(row)
+                        rows += 1
+                        if rows % _SHOWN_ROWS == 0:
+                            shown.done(rows, None)
+                (writer or make(schema)).close()
+                return rows
+            except ProblemError as exc:
+                again_s = exc.retry_after_s if isinstance(exc, BusyError) else None
+                wait_s = math.inf if again_s is None else max(_LEAST_WAIT_S, again_s)
+                if time.monotonic() + wait_s > until:
+                    raise CannotStartError(f"{url} answers {told_problem(exc)}") from exc
+                if not waited:
+                    print(f"foldin: waiting, as {url} answers {told_problem(exc)}", file=sys.stderr)
+                waited = True
+                await asyncio.sleep(wait_s)
+            except FoldinError as exc:
+                if writer is None:
+                    advice = "start one with `foldin up`, or give --url or --data"
+                    raise CannotStartError(f"no API answers at {url} ({exc}): {advice}") from exc
+                why = f"the export broke off ({exc})"
+                raise ExportStoppedError(f"{why}; it cannot be gone on with, so begin it again") from exc
 
 
 @contextmanager

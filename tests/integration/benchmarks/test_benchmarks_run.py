@@ -46,13 +46,9 @@ ENGINES = {"accuracy": ("auto", "bias", "surprise-svd"), "ranking": ("auto", "po
 @pytest.mark.parametrize("name", [*SIZES, *SETS])
 def test_prints_and_writes_its_rows(name: str, tmp_path: Path) -> None:
     arguments = (*SETS[name], "--engines", *ENGINES[name]) if name in SETS else (*TINY, *SIZES[name])
-    done = subprocess.run(
-        python_command("benchmarks", name, *arguments, "--output", str(tmp_path)),
-        env=plain_environment(os.environ, {}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = python_command("benchmarks", name, *arguments, "--output", str(tmp_path))
+    environ = plain_environment(os.environ, {})
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
     if name in SETS:
         lines = (tmp_path / f"{name}.csv").read_text()

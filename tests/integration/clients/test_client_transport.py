@@ -208,6 +208,6 @@ async def test_the_key_goes_along_and_shows_in_no_error() -> None:
     for bad in ("", "a b\n", "ключ", " fk"):
         with pytest.raises(ValueError, match="printable"):
             AsyncClient(script.url, bad)
-    for url in ("127.0.0.1:8080", "ftp://here", "http://"):
+    for url in ("127.0.0.1:8080", "ftp://here", "http://", "http://here:port"):
         with pytest.raises(ValueError, match="no address"):
             Client(url)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,20 +25,11 @@ NODE_S = 100.0
 
 
 def run(*words: str, **environment: str) -> str:
-    node = shutil.which("node")
-    if node is None:
-        missing("node")
-    done = subprocess.run(
-        [str(node), *words],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=NODE_S,
-        check=False,
-    )
+    command, environ = [shutil.which("node") or missing("node"), *words], {**os.environ, **environment}
+    both: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(command, env=environ, text=True, timeout=NODE_S, check=False, **both)
     assert done.returncode == 0, done.stdout
-    return done.stdout
+    return str(done.stdout)
 
 
 def passes(file: Path, **environment: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests.integration.featurestore.test_store_acl import every_call
 from tests.support.factories import as_live, lead, publish, rating
 from tests.support.recovering import opened
 from tests.support.servers import ServerKind
-from tests.support.waiting import wait_until, wait_until_async
+from tests.support.waiting import retried, wait_until, wait_until_async
 from torture.cluster_set import ClusterSet, cluster_set, frozen
 
 PARTITIONS = 8
@@ -173,17 +174,10 @@ async def test_no_server_confirms_for_another(replicated: ClusterSet) -> None:
         ]
         target = next(each for each in replicated.primaries if each is not owner)
         await asyncio.to_thread(replicated.move, slot_of(mark), target)
-
-        async def acknowledged() -> bool:
-            try:
-                await store.ratings.append([rating("u0", "b")])
-            except StoreUnavailable:
-                return False
-            return True
-
-        await wait_until_async(acknowledged, "it is acknowledged")
+        again = partial(store.ratings.append, [rating("u0", "b")])
+        await retried(again, "it is acknowledged", StoreUnavailable)
         (port,) = [int(each[1]) for each in replicated.command(owner, "ROLE")[2]]
         replica = next(each for each in replicated.servers if each.port == port)
         with frozen(replica), pytest.raises(StoreUnavailable):
             await store.ratings.append([rating("u0", "c")])
-        await wait_until_async(acknowledged, "it is acknowledged")
+        await retried(again, "it is acknowledged", StoreUnavailable)

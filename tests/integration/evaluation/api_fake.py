@@ -52,7 +52,8 @@ class FakeApi:
             self.live_ratings = False
         self.generation += 1
         self.fitted = len(self.ratings)
-        return web.json_response({"generation": self.generation})
+        told = {"epoch": 1, "ratings": self.fitted, "metrics": {}, "served": True}
+        return web.json_response({"generation": self.generation, **told})
 
     async def _rate(self, request: web.Request) -> web.Response:
         if self.refusals:
@@ -65,7 +66,7 @@ class FakeApi:
             self.ratings[row["user_id"], row["item_id"]] = row["rating"]
             self.contexts.append(row.get("context"))
         self.live_ratings = True
-        return web.json_response({"accepted": 1})
+        return web.json_response({"accepted": 1, "generation": 1})
 
     async def _predict(self, request: web.Request) -> web.Response:
         if self.answers:
@@ -81,12 +82,11 @@ class FakeApi:
         )
 
     async def _generations(self, _request: web.Request) -> web.Response:
-        rows = (
-            [{"generation": self.generation, "n_ratings": self.fitted, "state": "ready"}]
-            if self.generation
-            else []
-        )
-        return web.json_response({"live": self.generation, "generations": rows})
+        more = {"epoch": 1, "live": True, "created": 0.0, "rank": 1, "n_users": 1, "n_items": 1}
+        names = {"state": "ready", "link": "identity", "engine": "auto", "metrics": {}}
+        row = {"generation": self.generation, "n_ratings": self.fitted, **names, **more}
+        rows = [row] if self.generation else []
+        return web.json_response({"live": self.generation, "epoch": 1, "held": False, "generations": rows})
 
 
 def problem(status: int, code: str) -> web.Response:

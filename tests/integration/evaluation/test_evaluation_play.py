@@ -119,7 +119,7 @@ async def test_a_missing_answer_counts_a_thousand_and_the_game_goes_on(
         problem(503, "unavailable"),
         web.Response(text="{}"),
         web.json_response({"rating": None}),
-        web.Response(text='{"rating": 1e999}'),
+        web.Response(text='{"rating": 1e999, "std": 1, "basis": "user", "generation": 1}'),
     ]
     last = (await played(PlaySettings(environment=environment, api=address, players=("deployed",), steps=6)))[
         -1

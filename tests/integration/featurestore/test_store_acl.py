@@ -1,6 +1,5 @@
 """The store's user of the compose file may do all that service and trainer need, and nothing else."""
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +18,9 @@ from featurestore.commands import Outcome
 from featurestore.errors import StoreError, StoreRefused, StoreUnavailable
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import as_live, lead, publish, publish_for_ann, rating
+from tests.support.factories import as_live, lead, opened, publish, publish_for_ann, put_items, rating
 from tests.support.secrets import make_secrets
-from tests.support.servers import ServerKind, StoreServer, running_server
+from tests.support.servers import ServerKind, StoreServer, own_namespace, running_server
 from tests.support.waiting import wait_until
 
 # A refusal is no failure of the connection, and is not tried again.
@@ -41,14 +40,8 @@ def server(store_kind: ServerKind, tmp_path: Path, folders: tuple[Path, Path]) -
 
 @pytest.fixture
 def settings(server: StoreServer, folders: tuple[Path, Path]) -> StoreSettings:
-    return StoreSettings(
-        url=server.url.replace("//", "//foldin@"),
-        password_file=folders[1] / "redis",
-        namespace="acl-test",
-        partitions=4,
-        scale="1:5:1",
-        timeout_s=30.0,
-    )
+    common = own_namespace(server.url.replace("//", "//foldin@"))
+    return replace(common, password_file=folders[1] / "redis", namespace="acl-test", scale="1:5:1")
 
 
 def logged_in(server: StoreServer, user: str, file: Path) -> Any:
@@ -64,9 +57,8 @@ async def test_the_user_may_not_do_anything_else_and_what_it_wrote_outlasts_a_re
     assert not isinstance(refused.value, StoreUnavailable)
     with pytest.raises(StoreRefused, match="cannot be read"):
         await Store.open(replace(settings, password_file=tmp_path / "none"))
-    store = await Store.open(settings)
-    await every_call(store)
-    await store.close()
+    async with opened(settings) as store:
+        await every_call(store)
     admin = logged_in(server, "admin", folders[0] / "admin")
     assert admin.acl_log() == []
     assert all(key.startswith((b"acl-test", b"{acl-test")) for key in admin.scan_iter())
@@ -91,7 +83,7 @@ async def test_the_user_may_not_do_anything_else_and_what_it_wrote_outlasts_a_re
     for how in (server.stop, server.kill):
         how()
         server.start()
-        wait_until(lambda: has_loaded(admin), "the server has loaded its file")
+        wait_until(admin.ping, "the server has loaded its file", unless=(RedisConnectionError,))
         assert digest(admin) == before
 
 
@@ -116,7 +108,7 @@ async def every_call(store: Store) -> None:
     await store.epochs.abandon(epoch)
     await store.generations.prune(lease)
     await lease.renew()
-    await store.catalogue.change({b"dune": lambda _: CatalogueItem("dune", "Dune")})
+    await put_items(store, CatalogueItem("dune", "Dune"))
     await store.attributes.change(b"ann", lambda _: {"age": 30.0})
     await store.scenarios.put(b"home", b"{}")
     await store.access.add(new_secret(), "one", "read")
@@ -125,12 +117,6 @@ async def every_call(store: Store) -> None:
     assert [user async for some in store.user_search.all(1) for user in some]
     # By itself it goes in a minute, which is a change.
     await lease.release()
-
-
-def has_loaded(admin: Any) -> bool:
-    with contextlib.suppress(RedisConnectionError):
-        return bool(admin.ping())
-    return False
 
 
 def digest(admin: Any) -> dict[bytes, Any]:

@@ -11,21 +11,15 @@ from featurestore.keys import partition_of
 from featurestore.store import Store
 from tests.integration.featurestore.test_store_lease import a_read_waits
 from tests.integration.featurestore.test_store_ratings import held
-from tests.support.factories import lead, publish, rating, write_generation
-
-
-async def leftovers(store: Store, epoch: int) -> list[bytes]:
-    pattern = f"*{store.settings.namespace}.{epoch}:*"
-    return [key async for key in store.redis.scan_iter(match=pattern, count=1000)]
+from tests.support.factories import keys_of, lead, opened, publish, rating, write_generation
 
 
 async def test_a_new_history_takes_over(store: Store) -> None:
     lease = await lead(store)
     await store.ratings.append([rating("u", "old", 1.0)])
     old = await publish(store, lease, users=[b"u"])
-    other = await Store.open(store.settings)
-    began = await asyncio.gather(store.epochs.begin(), other.epochs.begin(), return_exceptions=True)
-    await other.close()
+    async with opened(store.settings) as other:
+        began = await asyncio.gather(store.epochs.begin(), other.epochs.begin(), return_exceptions=True)
     assert {type(each) for each in began} == {int, EpochBusy}
     epoch = 2
     pointer = await store.generations.live()
@@ -49,10 +43,10 @@ async def test_a_new_history_takes_over(store: Store) -> None:
     assert (await store.generations.live()).previous == 0
     await store.epochs.finish(2)
     await store.generations.remove_epoch(1)
-    assert await leftovers(store, 1) == []
+    assert await keys_of(store, ".1:*") == []
     await store.ratings.append([rating("u", "after", 2.0)])
     assert await held(store, "u", 2) == {"given": 5.0, "loose": 3.0, "after": 2.0}
-    assert await leftovers(store, 1) == []
+    assert await keys_of(store, ".1:*") == []
     assert (await store.generations.live()).pending == 0
     assert {summary.epoch for summary in await store.generations.list()} == {2}
 
@@ -71,14 +65,14 @@ async def test_an_abandoned_epoch_leaves_nothing(store: Store) -> None:
     await store.epochs.abandon(epoch)
     with pytest.raises(EpochGone):
         await waiting
-    assert await leftovers(store, epoch) == []
+    assert await keys_of(store, f".{epoch}:*") == []
     with pytest.raises(EpochGone):
         await store.ratings.append([rating("u", "given")], epoch=epoch)
     with pytest.raises(GenerationUnknown):
         await written.writer.flip(automatic=False)
     await store.ratings.append([rating("v", "loose", 4.0)])
     assert await held(store, "v", 1) == {"loose": 4.0}
-    assert await leftovers(store, epoch) == []
+    assert await keys_of(store, f".{epoch}:*") == []
     # A service that died half-way: the epoch was allotted, one partition was switched, then nothing came.
     keys, next_one = store.keys, epoch + 1
     assert await store.redis.call("begin_epoch", ([keys.live, keys.stored], [])) == [[b"OK", next_one]]
@@ -88,7 +82,7 @@ async def test_an_abandoned_epoch_leaves_nothing(store: Store) -> None:
     raters = [rating(f"u{n}", "a") for n in range(20)]
     await store.ratings.append(raters)
     await store.epochs.abandon(next_one)
-    assert await leftovers(store, next_one) == []
+    assert await keys_of(store, f".{next_one}:*") == []
     await store.ratings.append(raters)
     assert [(await store.users.history(1, b"u%d" % n))[0] for n in range(20)] == [2] * 20
     assert (await store.generations.live()).pending == 0
@@ -110,40 +104,39 @@ async def test_users_who_are_forgotten_meanwhile_are_not_given_to_the_new_histor
 
 
 async def test_ratings_keep_coming_through_a_whole_change(store: Store) -> None:
-    other = await Store.open(store.settings)
-    lease = await lead(store)
-    await publish(store, lease)
-    acknowledged: dict[str, float] = {}
-    stop = asyncio.Event()
-    began = asyncio.Event()
+    async with opened(store.settings) as other:
+        lease = await lead(store)
+        await publish(store, lease)
+        acknowledged: dict[str, float] = {}
+        stop = asyncio.Event()
+        began = asyncio.Event()
 
-    async def rate(of: Store, name: str) -> None:
-        count = 0
-        while not stop.is_set():
-            item = f"{name}-{count}"
-            since = began.is_set()
-            await of.ratings.append([rating("u", item, 1.0 + count % 5)])
-            if since:
-                acknowledged[item] = 1.0 + count % 5
-            count += 1
+        async def rate(of: Store, name: str) -> None:
+            count = 0
+            while not stop.is_set():
+                item = f"{name}-{count}"
+                since = began.is_set()
+                await of.ratings.append([rating("u", item, 1.0 + count % 5)])
+                if since:
+                    acknowledged[item] = 1.0 + count % 5
+                count += 1
 
-    raters = [asyncio.create_task(rate(of, name)) for of, name in ((store, "a"), (other, "b"))]
-    epoch = await store.epochs.begin()
-    began.set()
-    await store.ratings.append([rating("u", f"given-{n}") for n in range(20)], epoch=epoch)
-    await publish(store, lease, epoch=epoch)
-    await store.epochs.finish(epoch)
-    await store.generations.remove_epoch(1)
-    stop.set()
-    await asyncio.gather(*raters)
-    found = await held(store, "u", epoch)
-    assert acknowledged.items() <= found.items()
-    assert len(acknowledged) > 2
-    assert await leftovers(store, 1) == []
-    # A process that has heard of no change forgets in the history that is live.
-    await other.ratings.forget(b"u")
-    assert await held(store, "u", epoch) == {}
-    await other.close()
+        raters = [asyncio.create_task(rate(of, name)) for of, name in ((store, "a"), (other, "b"))]
+        epoch = await store.epochs.begin()
+        began.set()
+        await store.ratings.append([rating("u", f"given-{n}") for n in range(20)], epoch=epoch)
+        await publish(store, lease, epoch=epoch)
+        await store.epochs.finish(epoch)
+        await store.generations.remove_epoch(1)
+        stop.set()
+        await asyncio.gather(*raters)
+        found = await held(store, "u", epoch)
+        assert acknowledged.items() <= found.items()
+        assert len(acknowledged) > 2
+        assert await keys_of(store, ".1:*") == []
+        # A process that has heard of no change forgets in the history that is live.
+        await other.ratings.forget(b"u")
+        assert await held(store, "u", epoch) == {}
 
 
 async def arrivals(store: Store, user: bytes, epoch: int) -> list[int]:

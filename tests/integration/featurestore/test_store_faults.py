@@ -1,7 +1,6 @@
 """The store dies, hangs, fills up: nothing acknowledged is missing, what would grow is refused whole."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,16 +25,9 @@ from tests.support.factories import (
     write_generation,
 )
 from tests.support.servers import StoreServer
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import retried, wait_until_async
 
 pytestmark = pytest.mark.fault
-
-
-async def takes_ratings(store: Store) -> bool:
-    with contextlib.suppress(StoreUnavailable):
-        await store.ratings.append([rating("probe", "probe")])
-        return True
-    return False
 
 
 async def test_no_acknowledged_rating_is_missing_after_kills(own_server: StoreServer) -> None:
@@ -83,34 +75,23 @@ async def test_no_acknowledged_rating_is_missing_after_kills(own_server: StoreSe
 async def test_a_store_that_was_started_again_confirms_nothing_of_before(own_server: StoreServer) -> None:
     """It would say that its disk has all, whether or not it lost what it had not synced."""
     settings = StoreSettings(url=own_server.url, partitions=4, durability="fsync", timeout_s=30.0)
-    store = await Store.open(settings)
-    await store.redis.function_flush()
-    since = store.confirmation.begin()
-    await store.confirmation.wait(since)
-    own_server.kill()
-    own_server.start()
-
-    async def back() -> bool:
-        with contextlib.suppress(StoreUnavailable):
-            await store.confirmation.wait(store.confirmation.begin())
-            return True
-        return False
-
-    await wait_until_async(back, "the store confirms again")
-    with pytest.raises(StoreUnavailable, match="went away"):
+    async with opened(settings) as store:
+        await store.redis.function_flush()
+        since = store.confirmation.begin()
         await store.confirmation.wait(since)
-    await store.close()
+        own_server.kill()
+        own_server.start()
+        confirm = store.confirmation
+        await retried(lambda: confirm.wait(confirm.begin()), "the store confirms again", StoreUnavailable)
+        with pytest.raises(StoreUnavailable, match="went away"):
+            await store.confirmation.wait(since)
 
 
 async def test_a_store_that_hangs_is_unavailable_and_nothing_is_sent_to_it_again(
     own_server: StoreServer,
 ) -> None:
-    async def open_it() -> Store | None:
-        with contextlib.suppress(StoreUnavailable):
-            return await Store.open(StoreSettings(url=own_server.url, partitions=4, timeout_s=0.3))
-        return None
-
-    store: Store = await wait_until_async(open_it, "the store is open")
+    impatient = StoreSettings(url=own_server.url, partitions=4, timeout_s=0.3)
+    store = await retried(lambda: Store.open(impatient), "the store is open", StoreUnavailable)
     own_server.pause()
     try:
         calls = [store.ratings.append([rating(f"u{n}", "a")]) for n in range(20)]
@@ -119,7 +100,8 @@ async def test_a_store_that_hangs_is_unavailable_and_nothing_is_sent_to_it_again
         assert all(isinstance(result, StoreUnavailable) for result in results)
     finally:
         own_server.resume()
-    await wait_until_async(lambda: takes_ratings(store), "the store takes ratings again")
+    given = [rating("probe", "probe")]
+    await retried(lambda: store.ratings.append(given), "ratings are taken again", StoreUnavailable)
     await store.close()
     async with Redis.from_url(own_server.url) as other:
         assert await other.get("counted") in (None, b"1")

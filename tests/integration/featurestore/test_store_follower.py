@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from factors import RankingHead, head_to_bytes, posterior_of
+from factors import head_to_bytes, posterior_of
 from featurestore.errors import StoreRefused, StoreUnavailable
 from featurestore.generations import item_table_file as itemtable
 from featurestore.generations.follower import Follower
@@ -18,9 +18,11 @@ from featurestore.generations.loader import GenerationLoader
 from featurestore.generations.served import FOLLOWED_S, wait_until_served
 from featurestore.ratings.epochs import Epochs
 from featurestore.store import Store
-from tests.support.factories import Written, lead, make_head, publish, rating
-from tests.support.following import following
+from tests.support.factories import Written, lead, make_head, opened, publish, rating
+from tests.support.following import following, head_of, live_of
 from tests.support.waiting import PATIENCE_S, wait_until_async
+
+N_ITEMS = 8
 
 
 def capacity_of(rows: int) -> int:
@@ -29,15 +31,6 @@ def capacity_of(rows: int) -> int:
 
 def files(folder: Path, pattern: str = "*.items") -> list[Path]:
     return list(folder.glob(pattern))
-
-
-def contents(path: Path) -> bytes:
-    return path.read_bytes()
-
-
-def live_of(follower: Follower) -> LiveGeneration:
-    assert follower.live is not None
-    return follower.live
 
 
 async def until_served(store: Store, written: Written, *followers: Follower) -> None:
@@ -64,9 +57,8 @@ async def test_what_is_live_is_served_whole_and_old_files_go(store: Store, tmp_p
             assert (live.epoch, live.n_items, live.ranker.n_items) == (1, 5 + seed, 5 + seed)
         await wait_until_async(lambda: len(files(tmp_path, "*.items")) <= 3, "removed ones go")
         assert follower.loads_total == 4
-        other = await Store.open(store.settings)
-        await other.ratings.append([rating("u", f"i{n}") for n in range(2_100)])
-        await other.close()
+        async with opened(store.settings) as other:
+            await other.ratings.append([rating("u", f"i{n}") for n in range(2_100)])
         await wait_until_async(lambda: len(store.items(1)) == 2_100, "new items become known")
         # Back to the one before; a caller that still holds the last one has it whole.
         await store.generations.activate(made[2].writer.number, hold=True)
@@ -104,8 +96,8 @@ async def test_deltas_arrive_in_place_and_new_items_grow_the_tables(store: Store
             assert head_of(each).items[rows, 0].tolist() == [0.5, 0.0, 0.75]
     # The files that workers share are as they were published.
     (path,), (ranking,) = files(tmp_path), files(tmp_path, "*.ranking")
-    assert contents(path)[: written.items.nbytes] == written.items.tobytes()
-    assert contents(ranking) == head_to_bytes(head)
+    assert path.read_bytes()[: written.items.nbytes] == written.items.tobytes()
+    assert ranking.read_bytes() == head_to_bytes(head)
 
 
 async def test_a_worker_that_is_late_reads_nothing_that_lacks_what_others_wrote(
@@ -115,7 +107,6 @@ async def test_a_worker_that_is_late_reads_nothing_that_lacks_what_others_wrote(
     lease = await lead(store)
     await publish(store, lease)
     await store.ratings.append([rating("ann", "item-0")])
-    worker = await Store.open(store.settings)
     loads, switch = GenerationLoader.load, Epochs._switch
     late, finishing = asyncio.Event(), asyncio.Event()
 
@@ -140,7 +131,7 @@ async def test_a_worker_that_is_late_reads_nothing_that_lacks_what_others_wrote(
         await wait_until_async(lambda: follower.live is None, "it is told to serve nothing")
 
     monkeypatch.setattr("featurestore.ratings.epochs.asyncio", SimpleNamespace(sleep=passed))
-    async with following(worker, tmp_path) as follower:
+    async with opened(store.settings) as worker, following(worker, tmp_path) as follower:
         await wait_until_async(lambda: follower.live is not None, "it serves")
         old = live_of(follower)
 
@@ -159,7 +150,6 @@ async def test_a_worker_that_is_late_reads_nothing_that_lacks_what_others_wrote(
         late.set()
         await wait_until_async(lambda: follower.live is not None, "it serves again")
         assert len((await worker.users.history(epoch, b"ann"))[1].rating) == 1
-    await worker.close()
 
 
 async def test_a_worker_that_has_not_heard_which_history_is_live_reads_nothing(
@@ -205,15 +195,6 @@ async def test_a_generation_that_is_broken_is_not_served(store: Store, tmp_path:
         assert not files(tmp_path, f"*.g{bad.writer.number}.*")
 
 
-N_ITEMS = 8
-
-
-def head_of(follower: Follower) -> RankingHead:
-    assert follower.live is not None
-    assert follower.live.ranking is not None
-    return follower.live.ranking.head
-
-
 async def test_merged_deltas_keep_the_factors(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featurestore.generations.catalog.DELTAS_MERGED", 3)
     lease = await lead(store)
@@ -230,7 +211,5 @@ async def test_merged_deltas_keep_the_factors(store: Store, monkeypatch: pytest.
     assert await store.redis.xlen(store.keys.deltas(1, number)) < 6
     found = await store.generations.read_deltas(1, number, written.model.item_width, rank=rank)
     assert (found.ranked.tolist(), found.factors[:, 0].tolist()) == ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5])
-    assert (found.counted.tolist(), found.positives.tolist()) == (
-        [1, 3, 5],
-        [[0.5, row, 2] for row in (1, 3, 5)],
-    )
+    assert found.counted.tolist() == [1, 3, 5]
+    assert found.positives.tolist() == [[0.5, row, 2] for row in (1, 3, 5)]

@@ -11,6 +11,7 @@ from featurestore.ratings.batches import Columns
 from featurestore.store import Store
 from foldin.sizing.model import Deployment
 from tests.support.factories import (
+    keys_of,
     lead,
     make_draft,
     make_items,
@@ -23,11 +24,6 @@ from tests.support.factories import (
 
 async def numbers(store: Store) -> list[int]:
     return [summary.generation for summary in await store.generations.list()]
-
-
-async def keys_of(store: Store, generation: int) -> list[bytes]:
-    pattern = f"*{store.settings.namespace}*:generation:{generation}:*"
-    return [key async for key in store.redis.scan_iter(match=pattern, count=1000)]
 
 
 async def loaded(store: Store, generation: int) -> bytes:
@@ -91,7 +87,7 @@ async def test_the_one_before_stays_and_older_ones_go(store: Store) -> None:
     assert await numbers(store) == [first.writer.number, second.writer.number]
     third = await publish(store, lease)
     await store.generations.prune(lease)
-    assert await keys_of(store, first.writer.number) == []
+    assert await keys_of(store, f"*:generation:{first.writer.number}:*") == []
     pointer = await store.generations.live()
     assert (pointer.generation, pointer.previous) == (third.writer.number, second.writer.number)
     assert await numbers(store) == [second.writer.number, third.writer.number]
@@ -100,7 +96,7 @@ async def test_the_one_before_stays_and_older_ones_go(store: Store) -> None:
     for _ in range(2):
         await store.generations.remove(1, second.writer.number)
     assert await numbers(store) == [third.writer.number]
-    assert await keys_of(store, second.writer.number) == []
+    assert await keys_of(store, f"*:generation:{second.writer.number}:*") == []
     assert await loaded(store, third.writer.number) == third.items.tobytes()
 
 
@@ -144,7 +140,7 @@ async def test_a_publish_that_stops_is_removed_by_the_next_leader(store: Store, 
     pointer = await store.generations.live()
     assert pointer.generation == live
     assert await numbers(store) == [live]
-    assert await keys_of(store, writer.number) == []
+    assert await keys_of(store, f"*:generation:{writer.number}:*") == []
 
 
 async def test_records_of_older_generations_go_and_newer_ones_stay(store: Store) -> None:
@@ -174,8 +170,7 @@ async def test_a_store_takes_no_more_than_foldin_size_says_and_not_far_less(stor
     # As `foldin up` and the compose file set it.
     await store.redis.config_set("hash-max-listpack-value", 4096)
     waiting = {store.keys.ratings(1, partition) for partition in range(store.config.partitions)}
-    pattern = f"*{store.settings.namespace}*"
-    keys = [key async for key in store.redis.scan_iter(match=pattern, count=1000) if key not in waiting]
+    keys = [key for key in await keys_of(store) if key not in waiting]
     taken = sum([await store.redis.memory_usage(key, samples=0) or 0 for key in keys])
     said = Deployment(200, 100, 5_000, rank=16)
     # Nothing waits, there is no ranking head, and a third generation is not being written.

@@ -1,6 +1,7 @@
 """The lease, the stream and the commands: what the trainers of a namespace share."""
 
 import asyncio
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,15 +11,17 @@ from featurestore.errors import LeaseLost
 from featurestore.keys import partition_of
 from featurestore.store import Store
 from tests.support.factories import (
+    keys_of,
     lead,
     make_draft,
     make_items,
     make_model,
+    opened,
     publish,
     rating,
     write_generation,
 )
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import some, wait_until_async
 
 
 async def test_one_leads_and_the_next_has_a_higher_fence(store: Store) -> None:
@@ -84,8 +87,7 @@ async def test_a_leader_that_was_replaced_changes_nothing(store: Store) -> None:
 
 
 async def everything(store: Store) -> dict[bytes, object]:
-    keys = sorted([key async for key in store.redis.scan_iter() if store.settings.namespace.encode() in key])
-    return {key: await store.redis.dump(key) for key in keys}
+    return {key: await store.redis.dump(key) for key in sorted(await keys_of(store))}
 
 
 async def test_events_come_once_to_each_leader_until_they_are_done(store: Store) -> None:
@@ -106,9 +108,8 @@ async def test_events_come_once_to_each_leader_until_they_are_done(store: Store)
     assert (await store.stream.lag(1))[p] == 3
     await lease.release()
     late, lease = lease, await lead(store, "two")
-    other = await Store.open(store.settings)
-    assert (await other.stream.read(1, lease, 100, 0)).n.tolist() == [1, 2, 3, 4, 5, 6, 7]
-    await other.close()
+    async with opened(store.settings) as other:
+        assert (await other.stream.read(1, lease, 100, 0)).n.tolist() == [1, 2, 3, 4, 5, 6, 7]
     for attempt in (store.stream.read(1, late, 4, 0), store.stream.done(1, late, events.last)):
         with pytest.raises(LeaseLost):
             await attempt
@@ -126,16 +127,12 @@ SECRET = b"a user with a long id, erased"
 async def dumped(store: Store, key: bytes) -> bytes:
     # What is compressed does not have its bytes.
     await store.redis.config_set("rdbcompression", "no")
-    content = await store.redis.dump(key)
-    assert content is not None
-    return bytes(content)
+    return bytes(some(await store.redis.dump(key)))
 
 
 async def a_read_waits(store: Store) -> None:
-    async def blocked() -> bool:
-        return int((await store.redis.info("clients"))["blocked_clients"]) > 0
-
-    await wait_until_async(blocked, "the read blocks")
+    clients = partial(store.redis.info, "clients")
+    await wait_until_async(clients, "the read blocks", lambda told: told["blocked_clients"] > 0)
 
 
 async def test_nothing_of_removed_events_is_left_and_reading_goes_on(store: Store) -> None:

@@ -31,13 +31,11 @@ async def rate(store: Store, items: np.ndarray) -> None:
 
 async def vector(store: Store, live: LiveGeneration) -> Float32s:
     current = await store.users.current(live, [b"u"])
-    key = store.keys.user(1, b"u")
-
-    async def there() -> bool:
-        record = await store.redis.hget(key, f"g{live.generation}")
-        return isinstance(record, bytes) and int.from_bytes(record[:8], "little") == current.n[0]
-
-    await wait_until_async(there, "the record is written back")
+    await wait_until_async(
+        lambda: store.redis.hget(store.keys.user(1, b"u"), f"g{live.generation}"),
+        "the record is written back",
+        lambda record: record and int.from_bytes(record[:8], "little") == current.n[0],
+    )
     row: Float32s = current.vectors[0]
     return row
 

@@ -9,6 +9,7 @@ from factors import Scale
 from featurestore.errors import StoreRefused
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from tests.support.factories import opened
 from tests.support.servers import StoreServer
 
 
@@ -39,8 +40,8 @@ async def test_a_server_that_cannot_keep_the_promises_is_refused(own_server: Sto
     await store.close()
     await refused("NOAUTH", at)
     await refused("WRONGPASS", replace(at, url=own_server.url.replace("//", "//:wrong@")))
-    opened = await Store.open(replace(at, url=own_server.url.replace("//", "//:secret@")))
-    await opened.close()
+    async with opened(replace(at, url=own_server.url.replace("//", "//:secret@"))):
+        pass
 
 
 async def test_of_several_who_decide_one_wins_and_all_follow(store_settings: StoreSettings) -> None:
@@ -64,15 +65,10 @@ async def test_of_several_who_decide_one_wins_and_all_follow(store_settings: Sto
 
 
 async def test_two_processes_give_the_same_rows(store: Store) -> None:
-    other = await Store.open(store.settings)
-    ids = [b"%d" % i for i in range(300)]
-    many = await asyncio.gather(
-        *[s.items(1).register(ids[start:] + ids[:start]) for s in (store, other) for start in (0, 100, 200)]
-    )
-    by_id = [
-        dict(zip(ids[s:] + ids[:s], rows, strict=True))
-        for s, rows in zip((0, 100, 200) * 2, many, strict=True)
-    ]
+    async with opened(store.settings) as other:
+        ids = [b"%d" % i for i in range(300)]
+        turned = [ids[start:] + ids[:start] for start in (0, 100, 200)]
+        many = await asyncio.gather(*[s.items(1).register(each) for s in (store, other) for each in turned])
+    by_id = [dict(zip(each, rows, strict=True)) for each, rows in zip(turned * 2, many, strict=True)]
     assert all(rows == by_id[0] for rows in by_id)
     assert sorted(by_id[0].values()) == list(range(300))
-    await other.close()

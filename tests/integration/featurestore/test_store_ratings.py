@@ -12,7 +12,7 @@ from featurestore.ratings.batches import Columns
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import lead, rating
+from tests.support.factories import keys_of, lead, opened, rating
 
 
 async def held(store: Store, user: str, epoch: int = 1) -> dict[str, float]:
@@ -47,19 +47,18 @@ async def test_every_rating_is_an_event_with_its_n(store: Store) -> None:
 
 
 async def test_a_full_stream_refuses_before_the_first_write(store: Store) -> None:
-    small = await Store.open(replace(store.settings, stream_limit=10))
-    await small.ratings.append([rating("u", f"i{n}") for n in range(8)])
-    with pytest.raises(StreamFull) as caught:
-        await small.ratings.append([rating("u", "x"), rating("u", "y"), rating("u", "z")])
-    assert caught.value.retry_after_s > 0
-    assert await counter(small, "u") == 8
-    # Users of every partition, one of which has no room.
-    many = [rating(f"v{n}", "x") for n in range(20)] + [rating("u", "x"), rating("u", "y"), rating("u", "z")]
-    with pytest.raises(StreamFull):
-        await small.ratings.append(many)
-    assert [await counter(small, f"v{n}") for n in range(20)] == [0] * 20
-    await small.ratings.append([rating("u", "x"), rating("u", "y")])
-    await small.close()
+    async with opened(replace(store.settings, stream_limit=10)) as small:
+        await small.ratings.append([rating("u", f"i{n}") for n in range(8)])
+        with pytest.raises(StreamFull) as caught:
+            await small.ratings.append([rating("u", "x"), rating("u", "y"), rating("u", "z")])
+        assert caught.value.retry_after_s > 0
+        assert await counter(small, "u") == 8
+        # Users of every partition, one of which has no room.
+        many = [*(rating(f"v{n}", "x") for n in range(20)), *(rating("u", item) for item in "xyz")]
+        with pytest.raises(StreamFull):
+            await small.ratings.append(many)
+        assert [await counter(small, f"v{n}") for n in range(20)] == [0] * 20
+        await small.ratings.append([rating("u", "x"), rating("u", "y")])
 
 
 async def test_a_full_history_refuses_before_the_first_write(store: Store) -> None:
@@ -84,14 +83,10 @@ async def test_a_write_that_was_decided_on_another_store_is_decided_again(
     store: Store, store_settings: StoreSettings
 ) -> None:
     """One of two processes has set the emptied store up again, and the other does not know of it yet."""
-    other = await Store.open(store_settings, hot=False)
-    try:
+    async with opened(store_settings, hot=False) as other:
         for each in (store, other):
             await each.ratings.append([rating("u", "a"), rating("u", "b")])
-        names = [
-            key async for key in store.redis.scan_iter(match=f"*{store.settings.namespace}*", count=1000)
-        ]
-        await store.redis.delete(*names)
+        await store.redis.delete(*await keys_of(store))
         await store.ratings.append([rating("u", "b", 2.0)])
         # Row 1 of the store before, where `b` is row 0 now; several partitions, and one.
         await other.ratings.append([rating(f"v{n}", "b", 4.0) for n in range(40)])
@@ -105,8 +100,6 @@ async def test_a_write_that_was_decided_on_another_store_is_decided_again(
         await store.look_again()
         await store.ratings.append([rating("u", "d")])
         assert set(await held(store, "u")) == {"b", "c", "d"}
-    finally:
-        await other.close()
 
 
 async def contexts_of(store: Store, user: bytes) -> dict[str, list[float] | None]:

@@ -13,7 +13,7 @@ from featurestore.store import Store
 from processes.errors import ChildEndedError
 from processes.probes import unused_port
 from tests.support.certificates import certificate
-from tests.support.factories import rating
+from tests.support.factories import opened, rating
 from tests.support.servers import missing, running_server
 
 # The Valkey of the lock was built without TLS.
@@ -37,12 +37,11 @@ def settings(tmp_path: Path) -> Iterator[StoreSettings]:
 async def test_a_store_is_used_over_tls_and_only_with_a_certificate_that_is_known(
     settings: StoreSettings, tmp_path: Path
 ) -> None:
-    store = await Store.open(settings)
-    await store.ratings.append([rating("ann", "dune", 5.0)])
-    assert (await store.users.history(1, b"ann"))[0] == 1
-    await store.access.add(new_secret(), "one", "read")
-    assert count_of(await store.access.load()) == 1
-    await store.close()
+    async with opened(settings) as store:
+        await store.ratings.append([rating("ann", "dune", 5.0)])
+        assert (await store.users.history(1, b"ann"))[0] == 1
+        await store.access.add(new_secret(), "one", "read")
+        assert count_of(await store.access.load()) == 1
     other, address = certificate(tmp_path, "other"), settings.url.partition("?")[0]
     for url in (
         address,

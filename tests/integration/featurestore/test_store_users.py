@@ -13,7 +13,7 @@ from featurestore.generations.live import LiveGeneration
 from featurestore.store import Store
 from featurestore.users import records as users_module
 from tests.support.factories import as_live, lead, publish, rating
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import some, wait_until_async
 
 
 @dataclass
@@ -43,11 +43,11 @@ async def stored(world: World, user: bytes) -> bytes | None:
 
 
 async def settled(world: World, user: bytes, n: int) -> None:
-    async def there() -> bool:
-        record = await stored(world, user)
-        return record is not None and int.from_bytes(record[:8], "little") == n
-
-    await wait_until_async(there, "the record is handed back")
+    await wait_until_async(
+        lambda: stored(world, user),
+        "the record is handed back",
+        lambda record: record and int.from_bytes(record[:8], "little") == n,
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,7 @@ async def test_an_answer_rests_on_no_record_that_is_not_sound(
     await store.users.current(world.live, [b"u"])
     await settled(world, b"u", 1)
     for n in (1, 2):
-        record = await stored(world, b"u")
-        assert record is not None
-        await store.redis.hset(key, mapping={field: damaged(record)})
+        await store.redis.hset(key, mapping={field: damaged(some(await stored(world, b"u")))})
         if n == 2:
             await store.ratings.append([rating("u", "2", 1.0)])
         current = await store.users.current(world.live, [b"unknown", b"u"])

@@ -4,10 +4,8 @@ import asyncio
 import json
 import os
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,8 @@ from foldin.commands.doctor import machine, store
 from foldin.commands.doctor.findings import worst
 from foldin.preflight import locked
 from processes.probes import unused_port
-from tests.support.servers import KIND, StoreServer
-from tests.support.serving import serving
+from tests.support.servers import KIND, StoreServer, running_server, store_environment
+from tests.support.serving import QuietHandler, answering, serving
 
 
 class Doctor:
@@ -57,12 +55,8 @@ def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Iterator[StoreServer]:
-    server = StoreServer(KIND, tmp_path, "--appendonly", "no", "--maxmemory", "64mb")
-    server.start()
-    try:
+    with running_server(KIND, tmp_path, "--appendonly", "no", "--maxmemory", "64mb") as server:
         yield server
-    finally:
-        server.stop()
 
 
 def test_before_anything_runs_nothing_is_wrong(doctor: Doctor, tmp_path: Path) -> None:
@@ -117,11 +111,7 @@ async def test_a_namespace_a_service_and_an_archive(
     segments.mkdir(parents=True)
     (segments / "x.parquet").touch()
     (segments.parent / "identity.json").write_text(json.dumps({"identity": "0" * 32, "format": 1}))
-    doctor.has(
-        FOLDIN_REDIS_URL=store_settings.url,
-        FOLDIN_NAMESPACE=store_settings.namespace,
-        FOLDIN_PARTITIONS=str(store_settings.partitions),
-    )
+    doctor.has(**store_environment(store_settings))
     async with serving(store_settings) as (client, _):
 
         async def look(**more: str) -> tuple[int, dict[str, dict[str, str]]]:
@@ -147,18 +137,13 @@ async def test_a_namespace_a_service_and_an_archive(
 def asked() -> Iterator[tuple[str, list[str | None]]]:
     keys: list[str | None] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Handler(QuietHandler):
+        def do_GET(self) -> None:  # noqa: N802 - name of the base class
             keys.append(self.headers.get("Authorization"))
             self.send_error(404)
 
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", keys
-        server.shutdown()
+    with answering(Handler) as url:
+        yield url, keys
 
 
 def a_stack(data: Path, url: str) -> None:
@@ -189,14 +174,9 @@ def test_the_key_of_a_stack_is_shown_to_that_stack_alone(doctor: Doctor) -> None
 
 
 def info(**more: object) -> dict[str, Any]:
-    good = {
-        "redis_version": "8.0.0",
-        "aof_enabled": 1,
-        "aof_last_write_status": "ok",
-        "aof_last_bgrewrite_status": "ok",
-        "maxmemory_policy": "noeviction",
-    }
-    return {**good, **more}
+    good = {"redis_version": "8.0.0", "aof_enabled": 1, "maxmemory_policy": "noeviction"}
+    written = {"aof_last_write_status": "ok", "aof_last_bgrewrite_status": "ok"}
+    return {**good, **written, **more}
 
 
 FINDINGS = [

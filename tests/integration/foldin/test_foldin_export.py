@@ -155,7 +155,7 @@ def refusal(status: str, body: bytes, more: str = "") -> bytes:
     ("reply", "code", "words"),
     [
         (HEAD + b"%x\r\n%s\n\r\n" % (len(LINE) + 1, LINE), 1, "broke off"),
-        (HEAD + b"%x\r\n%s\r\n0\r\n\r\n" % (len(LINE), LINE), 1, "within a line"),
+        (HEAD + b"%x\r\n%s\n%s\r\n0\r\n\r\n" % (2 * len(LINE) + 1, LINE, LINE), 1, "within a line"),
         (refusal("404 Not Found", b"nope"), 2, "404: nope"),
         (refusal("401 No", b'{"detail":"key"}'), 2, "401: key; give a key in FOLDIN_API_KEY, or by"),
         # For longer than an export waits.

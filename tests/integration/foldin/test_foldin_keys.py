@@ -13,6 +13,8 @@ from featurestore.access import count_of, digest_of_secret, is_secret
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin.__main__ import main
+from tests.support.servers import store_environment
+from tests.support.waiting import some
 
 
 class Keys:
@@ -40,9 +42,8 @@ def keys(
     capfd: pytest.CaptureFixture[str],
 ) -> Keys:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FOLDIN_REDIS_URL", store_settings.url)
-    monkeypatch.setenv("FOLDIN_NAMESPACE", store_settings.namespace)
-    monkeypatch.setenv("FOLDIN_PARTITIONS", str(store_settings.partitions))
+    for name, value in store_environment(store_settings).items():
+        monkeypatch.setenv(name, value)
     return Keys(capfd)
 
 
@@ -54,8 +55,7 @@ async def test_a_key_is_shown_once_and_only_its_digest_is_stored(
     assert is_secret(secret)
     stored = await store.access.load()
     assert set(stored) == {"", digest_of_secret(secret)}
-    key = stored[digest_of_secret(secret)]
-    assert key is not None
+    key = some(stored[digest_of_secret(secret)])
     assert (key.name, key.role) == ("shop", "rate")
     assert secret.encode() not in b"".join((await store.redis.hgetall(store.keys.access)).values())  # type: ignore[arg-type]  # bytes, as asked
     listed = await keys("list")

@@ -2,7 +2,6 @@
 acknowledged is gone.
 """
 
-import contextlib
 import json
 import os
 import shutil
@@ -34,24 +33,13 @@ def servers(data: Path) -> list[Redis]:
 
 
 def soon(condition: Callable[[], bool], what: str) -> None:
-    def holds() -> bool:
-        # The trainer may still be starting.
-        with contextlib.suppress(RedisError, OSError):
-            return condition()
-        return False
-
-    wait_until(holds, what)
+    # The trainer may still be starting.
+    wait_until(condition, what, unless=(RedisError, OSError))
 
 
 def rate(running: Stack, user: str) -> None:
-
-    def rated() -> bool:
-        with contextlib.suppress(OSError):
-            rating = {"user_id": user, "item_id": "12", "rating": 5}
-            return bool(running.call("POST", "/ratings", rating)["accepted"] == 1)
-        return False
-
-    wait_until(rated, f"a rating of {user} is taken")
+    rating = {"user_id": user, "item_id": "12", "rating": 5}
+    soon(lambda: running.call("POST", "/ratings", rating)["accepted"] == 1, f"a rating of {user} is taken")
 
 
 def test_a_cluster_goes_on_and_comes_back_whatever_its_servers_meet(tmp_path: Path) -> None:
@@ -90,13 +78,12 @@ def test_a_cluster_goes_on_and_comes_back_whatever_its_servers_meet(tmp_path: Pa
             assert {each.primary for each in owners if not each.slots} == {
                 each.name for each in owners if each.slots
             }
-
-            def told() -> bool:
-                found = again.call("GET", "/history")["servers"]
-                return [len(each["replicas"]) for each in found] == [1] * PRIMARIES
-
-            soon(told, "the servers are told")
-            found = again.call("GET", "/history")["servers"]
+            found = wait_until(
+                lambda: again.call("GET", "/history")["servers"],
+                "the servers are told",
+                lambda told: [len(each["replicas"]) for each in told] == [1] * PRIMARIES,
+                unless=(OSError,),
+            )
             assert sum(each["slots"] for each in found) == 16_384
             assert again.interrupt() == 0
     for other_options, words in (

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from featurestore.settings import StoreSettings
-from featurestore.store import Store
 from processes.blocking import BlockingChild, plain_environment, python_command
 from tests.support.recovering import opened, verified
 from tests.support.servers import StoreServer
@@ -121,16 +120,13 @@ async def moved_as_the_manual_says(at: StoreSettings, to: StoreSettings, folder:
         assert await asyncio.to_thread(looking.wait, PATIENCE_S) == 0, looking.text
     with BlockingChild(python_command("foldin", *second), log, environment=environment) as moving:
         async with opened(at) as store:
-            await wait_until_async(lambda: stage(store), "the migration has begun")
+            begun = "the migration has begun"
+            await wait_until_async(store.generations.live, begun, lambda pointer: pointer.migration)
         service = Service(to, folder)
         assert await asyncio.to_thread(moving.wait, PATIENCE_S) == 0, moving.text
         assert f"FOLDIN_REDIS_URL={to.url}" in moving.text
     await asyncio.to_thread(service.wait_for)
     return service
-
-
-async def stage(store: Store) -> str:
-    return (await store.generations.live()).migration
 
 
 def migrate_lines(source: str, target: str) -> list[list[str]]:

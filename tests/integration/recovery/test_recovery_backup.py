@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.catalogue.item import CatalogueItem
 from featurestore.codecs import pack_entry
 from featurestore.ratings.log import NewRating
 from foldin.recovery.errors import RecoveryRefusedError
@@ -15,57 +14,14 @@ from tests.integration.conftest import Learned
 from tests.support.factories import rating
 from tests.support.recovering import GIVEN, LATER, Held, backed_up, empty, held, opened, restored, verified
 from tests.support.trainers import archived, erased, fitted, running_trainer, until_drained
+from tests.support.waiting import some
 from trainer.archive.json_files import FORMAT
 
 pytestmark = pytest.mark.usefixtures("quick_rounds")
 
 
-def wipe(learned: Learned) -> None:
-    shutil.rmtree(learned.settings.archive_folder.parent)
-    empty(learned.server)
-
-
 def files(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
-
-
-async def test_the_catalogue_comes_back_from_a_backup(learned: Learned, tmp_path: Path) -> None:
-    """What the store has stays; attributes of users who were forgotten since do not come back."""
-    settings, target = learned.settings, tmp_path / "backup"
-    known = {"a": CatalogueItem("a", "A", hidden=True), "b": CatalogueItem("b", attributes={"year": 1.0})}
-    async with opened(settings.store) as store:
-        await store.catalogue.schema.hold("items", {"year": "number"})
-        for item in (*known.values(), CatalogueItem("gone"), CatalogueItem("later", "before")):
-            await store.catalogue.change({item.item_id.encode(): lambda _, item=item: item})  # type: ignore[misc]
-        await store.catalogue.change({b"gone": lambda _: None})
-        for user in (b"u1", b"u2"):
-            await store.attributes.change(user, lambda _: {"age": 31.0})
-        await store.catalogue.schema.hold("users", {"age": "number"})
-        for scenario in (b"home", b"other"):
-            await store.scenarios.put(scenario, b'{"per_category":2}')
-    async with running_trainer(settings):
-        await backed_up(settings, target)
-        assert (await verified(settings)).count == 0
-    wipe(learned)
-    async with opened(settings.store) as store:
-        await store.catalogue.change({b"later": lambda _: CatalogueItem("later", "since")})
-        await store.scenarios.put(b"other", b"{}")
-        at_ms = (await store.ratings.forget(b"u2")).at_ms
-        await store.commands.ask("erase", epoch=1, user=b"u2", at_ms=at_ms)
-    async with running_trainer(settings), opened(settings.store) as store:
-        _, lines = await restored(settings, target)
-        assert any("of the catalogue" in line for line in lines)
-        for name, item in known.items():
-            assert await store.catalogue.get(name.encode()) == item
-        assert await store.catalogue.get(b"later") == CatalogueItem("later", "since")
-        (gone,) = await store.catalogue.states([b"gone"])
-        assert (gone.data, gone.deleted) == (None, True)
-        assert await store.catalogue.schema.types("items") == {"year": "number"}
-        assert await store.scenarios.texts() == {"home": '{"per_category":2}', "other": "{}"}
-        assert await store.attributes.get(b"u1") == {"age": 31.0}
-        assert await store.attributes.get(b"u2") is None
-        await store.redis.hset(store.keys.catalogue_items, "a", b"{")
-        assert "catalogue}:items" in (await verified(settings)).differences[0]
 
 
 async def test_all_that_was_acknowledged_comes_back_from_the_backup_alone(
@@ -108,7 +64,8 @@ async def test_all_that_was_acknowledged_comes_back_from_the_backup_alone(
         await store.items(1).refresh()
         items = list(store.items(1).ids)
     assert (manifest.epoch, manifest.namespace, manifest.partitions) == (1, "t", 4)
-    wipe(learned)
+    shutil.rmtree(settings.archive_folder.parent)
+    empty(learned.server)
     async with running_trainer(settings), opened(settings.store) as store:
         await restored(settings, target)
         now = await held(store)
@@ -131,9 +88,8 @@ async def test_again_only_what_is_new_is_copied_and_the_forgotten_leave(
     async with running_trainer(settings), opened(settings.store) as store:
         assert await store.telemetry.last_backup() is None
         await backed_up(settings, target)
-        noted, first = await store.telemetry.last_backup(), files(target)
-        assert noted is not None
-        assert noted.events == len(GIVEN)
+        assert some(await store.telemetry.last_backup()).events == len(GIVEN)
+        first = files(target)
         await store.ratings.append(LATER)
         await backed_up(settings, target)
         second = files(target)

@@ -3,14 +3,14 @@
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
+from operator import not_
 from pathlib import Path
 
 import pytest
 
-from featurestore.store import Store
 from foldin.recovery.backing_up import back_up
 from foldin.recovery.errors import RecoveryRefusedError
-from foldin.recovery.restoring import RestoreRequest
 from tests.integration.conftest import Learned
 from tests.support.factories import rating
 from tests.support.recovering import (
@@ -43,7 +43,7 @@ async def test_an_older_copy_brings_no_forgotten_user_and_keeps_what_came_after(
 
         async def restore(source: Path) -> Held:
             nonlocal lines
-            _, lines = await restored(settings, source, request=RestoreRequest(source, live="none"))
+            _, lines = await restored(settings, source, live="none")
             return await held(store)
 
         # A fit that begins before the erasure has ended may have seen the user.
@@ -52,11 +52,7 @@ async def test_an_older_copy_brings_no_forgotten_user_and_keeps_what_came_after(
         # No generation that is kept has seen the user: the store does not remember who was forgotten.
         for _ in range(2):
             await fitted(store)
-
-        async def released() -> bool:
-            return not await store.ratings.forgotten(1)
-
-        await wait_until_async(released, "the store remembers no forgotten user")
+        await wait_until_async(lambda: store.ratings.forgotten(1), "no forgotten user is remembered", not_)
         await until_drained(store)
         newer = copy_of(settings, "newer")
         kept = without(learned.held, "u3")
@@ -93,22 +89,21 @@ async def test_a_backup_knows_who_was_forgotten_and_a_damaged_ledger_brings_no_o
         content = bytearray(ledger.read_bytes())
         content[-20] ^= 4
         ledger.write_bytes(content)
-        request = RestoreRequest(copy, live="none")
         with pytest.raises(RecoveryRefusedError, match=ledger.name):
-            await restored(settings, copy, request=request)
+            await restored(settings, copy, live="none")
         # As `foldin undo` asks for it: nothing else that is damaged passes.
-        undo = RestoreRequest(copy, live="timed", dry_run=True, skip_damaged_ledger=True)
-        await restored(settings, copy, request=undo)
+        undo = partial(restored, settings, copy, live="timed", dry_run=True, skip_damaged_ledger=True)
+        await undo()
         segment = min(copy.rglob("*.parquet"))
         segment.write_bytes(segment.read_bytes()[:-40])
         with pytest.raises(RecoveryRefusedError, match=segment.name):
-            await restored(settings, copy, request=undo)
+            await undo()
         second = tmp_path / "second"
         await back_up(store, settings, second, said.append)
         assert any(ledger.name in line and "damaged" in line for line in said)
         with pytest.raises(RecoveryRefusedError, match="damaged"):
             await restored(settings, second)
-        await restored(settings, second, request=RestoreRequest(second, live="none", skip_damaged=True))
+        await restored(settings, second, live="none", skip_damaged=True)
         assert await now_held(settings) == wanted
 
 
@@ -141,14 +136,10 @@ async def test_a_store_that_was_put_back_from_an_older_copy(
         await store.ratings.append([rating(*pair, *entry) for pair, entry in since.items()])
         await store.attributes.change(b"again", lambda _: {"city": "New"})
     wanted = without(before, "u3", "u4") | since
-
-    async def ended(store: Store) -> bool:
-        return not await store.redis.hlen(store.keys.erasing)
-
     if way == "adopt":
         async with running_trainer(replace(settings, adopt=True)), opened(settings.store) as store:
             await until_drained(store)
-            await wait_until_async(lambda: ended(store), "the erasures have ended")
+            await wait_until_async(lambda: store.redis.hlen(store.keys.erasing), "no erasure is left", not_)
             assert b"u3" not in await store.active.ids(1)
             assert await held(store) == wanted
             assert {user for user, *_ in archived(settings)} == {user for user, _ in wanted}
@@ -162,7 +153,7 @@ async def test_a_store_that_was_put_back_from_an_older_copy(
             assert (await store.generations.live()).generation == generation
             assert await held(store) == wanted | BACK | {("u1", "i3"): (3.0, 3e9)}
             assert any(f"{len(since)} from the live store on top" in line for line in lines), lines
-            await wait_until_async(lambda: ended(store), "the erasures have ended")
+            await wait_until_async(lambda: store.redis.hlen(store.keys.erasing), "no erasure is left", not_)
     if way != "emptied":
         async with opened(settings.store) as store:
             now = {user: await store.attributes.get(user) for user in (b"silent", b"again", b"other")}

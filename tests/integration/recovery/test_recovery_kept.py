@@ -4,27 +4,27 @@ import asyncio
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from featurestore.access import AccessKeys, new_secret
-from featurestore.catalogue.catalogue import NO_VERSION, Change
 from featurestore.catalogue.dump import Dump, dump_from_bytes
 from featurestore.catalogue.item import CatalogueItem
 from featurestore.errors import StoreChanged
 from featurestore.experiments.definition import Arm, Definition
 from featurestore.store import Store
 from foldin.recovery.backing_up import back_up
-from foldin.recovery.restoring import RestoreRequest
 from foldin.recovery.verifying import verify
 from tests.integration.conftest import Learned
 from tests.support.event_tables import free
+from tests.support.factories import put_items
 from tests.support.recovering import empty, opened, restored, trashed
 from tests.support.serving import serving
 from tests.support.trainers import erased, running_trainer
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import some, wait_until_async
 from trainer.archive.kept import NAME, kept_version, read_kept
 from trainer.archive.root import ArchiveRoot
 from trainer.keeping import KeptFile
@@ -32,24 +32,20 @@ from trainer.settings import TrainerSettings
 from trainer.threads import Threads
 
 pytestmark = pytest.mark.usefixtures("quick_rounds")
+ANEW = CatalogueItem("b", "Put anew")
 EXPERIMENT = Definition((Arm("a", 0.5, "home"), Arm("b", 0.5, "other")), 1_700_000_000.0)
-
-
-def _becomes(item: CatalogueItem | None) -> Change:
-    return lambda _: item
 
 
 async def told(store: Store, secret: str) -> None:
     await store.catalogue.schema.hold("items", {"year": "number"})
     await store.catalogue.schema.hold("users", {"city": "text"})
     items = CatalogueItem("a", "A title", hidden=True), CatalogueItem("b", "B", attributes={"year": 1.0})
-    for item in (*items, CatalogueItem("gone")):
-        await store.catalogue.change({item.item_id.encode(): _becomes(item)})
-    await store.catalogue.change({b"gone": _becomes(None)})
+    await put_items(store, *items, CatalogueItem("gone"))
+    await store.catalogue.change({b"gone": lambda _: None})
     for name in (b"home", b"other"):
         await store.scenarios.put(name, b'{"per_category":2}')
     await store.experiments.begin("trial", EXPERIMENT)
-    for user in (b"u1", b"u3"):
+    for user in (b"u1", b"u2", b"u3"):
         await store.attributes.change(user, lambda _: {"city": "Sietch Tabr"})
     await store.access.add(secret, "shop", "read")
     await store.access.add(new_secret(), "late", "read")
@@ -58,15 +54,16 @@ async def told(store: Store, secret: str) -> None:
 async def kept(store: Store) -> Dump:
     """What is kept, without what is another in each store: the version, and when attributes were given."""
     dump = dump_from_bytes((await store.kept.packed())[1])
-    users = [msgspec.structs.replace(user, at_ms=0) for user in dump.users]
+    users = [msgspec.structs.replace(user, at_ms=0) for user in sorted(dump.users, key=attrgetter("user_id"))]
     return msgspec.structs.replace(dump, version="", users=users)
 
 
 async def until_archived(store: Store, settings: TrainerSettings) -> None:
-    async def archived() -> bool:
-        return kept_version(settings.archive_folder) == await store.kept.version()
-
-    await wait_until_async(archived, "what is no rating is in the archive")
+    await wait_until_async(
+        store.kept.version,
+        "what is no rating is in the archive",
+        lambda version: version == kept_version(settings.archive_folder),
+    )
 
 
 async def lost(learned: Learned, way: str, backup: Path) -> tuple[TrainerSettings, Path]:
@@ -75,6 +72,11 @@ async def lost(learned: Learned, way: str, backup: Path) -> tuple[TrainerSetting
     empty(learned.server)
     if way == "backup":
         shutil.rmtree(settings.archive_folder.parent)
+        async with opened(settings.store) as store:
+            await put_items(store, ANEW)
+            await store.scenarios.put(b"other", b"{}")
+            at_ms = (await store.ratings.forget(b"u2")).at_ms
+            await store.commands.ask("erase", epoch=1, user=b"u2", at_ms=at_ms)
         return settings, backup
     if way == "archive":
         return settings, settings.archive_folder
@@ -102,8 +104,7 @@ async def test_what_an_emptied_store_lacks_stays_in_the_archive(settings: Traine
         await file.follow()
         assert path.stat().st_ino == written
         await file.follow()
-        kept_before = read_kept(settings.archive_folder)
-        assert kept_before is not None
+        kept_before = some(read_kept(settings.archive_folder))
         assert kept_before.scenarios["home"] == "{}"
         await store.redis.flushall()
         with pytest.raises(StoreChanged):
@@ -115,8 +116,9 @@ async def test_what_an_emptied_store_lacks_stays_in_the_archive(settings: Traine
 async def test_what_is_no_rating_comes_back(
     learned: Learned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """Into an emptied store, which asks for keys from then on; one that was filled since gets no key back
-    that was removed there, nor an experiment that has ended.
+    """Into an emptied store, which asks for keys from then on, keeps what was put there since, and gets no
+    attributes of who was forgotten since; one that was filled since gets no key back that was removed there,
+    nor an experiment that has ended.
     """
     settings, backup, secret = learned.settings, tmp_path / "backup", new_secret()
     lines: list[str] = []
@@ -129,14 +131,16 @@ async def test_what_is_no_rating_comes_back(
         assert (found.count, [line for line in lines if NAME in line]) == (0, [])
         await back_up(store, settings, backup, lines.append)
         before = await kept(store)
-    file = read_kept(settings.archive_folder)
-    assert file is not None
-    assert file.users == []
-    assert [user.user_id for user in before.users] == ["u1"]
+    assert some(read_kept(settings.archive_folder)).users == []
+    assert [user.user_id for user in before.users] == ["u1", "u2"]
 
     settings, source = await lost(learned, way, backup)
-    if way != "backup":
-        before = msgspec.structs.replace(before, users=[])
+    wanted = msgspec.structs.replace(before, users=[])
+    if way == "backup":
+        items, scenarios = [before.items[0], ANEW], {**before.scenarios, "other": "{}"}
+        wanted = msgspec.structs.replace(before, users=before.users[:1], items=items, scenarios=scenarios)
+    async with opened(settings.store) as store:
+        version = await store.catalogue.version()
     begun: list[tuple[bytes, int]] = []
     put_back = AccessKeys.put_back
 
@@ -152,8 +156,9 @@ async def test_what_is_no_rating_comes_back(
         await wait_until_async(lambda: trashed(settings) or restoring.done(), "the archive is adopted")
     async with running_trainer(settings), opened(settings.store) as store:
         _, lines = await restoring
-        assert await kept(store) == before
-        assert begun == [(NO_VERSION, 0)]
+        assert await kept(store) == wanted
+        assert begun == [(version, 0)]
+        assert any("items of the catalogue" in line for line in lines)
         said = any("Attributes of users are in backups alone" in line for line in lines)
         assert said == (way != "backup")
         async with serving(settings.store) as (client, _):
@@ -164,7 +169,10 @@ async def test_what_is_no_rating_comes_back(
         await store.access.remove("late")
         await store.experiments.end("trial", 2)
         await until_archived(store, settings)
-        _, lines = await restored(settings, backup, request=RestoreRequest(backup, live="none"))
+        _, lines = await restored(settings, backup, live="none")
         assert any("stay out: late:read" in line for line in lines)
         assert (await kept(store)).experiments == {}
         assert secret not in str(await kept(store))
+        await store.redis.hset(store.keys.catalogue_items, "a", b"of another format")
+        found = await verify(store, settings, lines.append)
+        assert any("catalogue}:items" in each for each in found.differences)

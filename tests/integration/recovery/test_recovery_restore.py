@@ -4,7 +4,6 @@ import asyncio
 import math
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ from featurestore.codecs import pack_history
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
-from foldin.recovery.restoring import Plan, Restore, RestoreRequest
+from foldin.recovery.restoring import Plan, Restore
 from tests.integration.conftest import Learned
 from tests.support.factories import rating
 from tests.support.recovering import (
@@ -62,12 +61,9 @@ async def test_nothing_to_do_and_a_dry_run_change_nothing(
                 await restored(settings, settings.archive_folder)
             await store.epochs.abandon(epoch)
         gone = min(learned.held)
-        await store.ratings.append(
-            [NewRating(gone[0].encode(), gone[1].encode(), math.nan, time.time()), rating("u2", "i1", 1.5)]
-        )
+        await store.ratings.append([rating(*gone, math.nan, time.time()), rating("u2", "i1", 1.5)])
         now = await held(store)
-        request = RestoreRequest(copy, live="none", dry_run=True)
-        generation, lines = await restored(settings, copy, request=request)
+        generation, lines = await restored(settings, copy, live="none", dry_run=True)
         assert generation is None
         assert any("1 pairs would be rated again" in line for line in lines), lines
         assert await held(store) == now != learned.held
@@ -84,12 +80,12 @@ async def test_undo_of_a_replaced_history(learned: Learned) -> None:
         async with opened(settings.store) as store:
             await store.ratings.append([rating("u1", "i11", 5.0, 2e9)])
         (entry,) = trashed(settings)
-        await restored(settings, entry, request=RestoreRequest(entry, live="timed"))
+        await restored(settings, entry, live="timed")
         # What came in by other ways since is there; of the three ratings nothing is.
         assert await now_held(settings) == learned.held | {("u1", "i11"): (5.0, 2e9)}
         await wait_until_async(lambda: len(trashed(settings)) > 1, "the other history in the trash")
         _, undone = trashed(settings)
-        await restored(settings, undone, request=RestoreRequest(undone, live="none"))
+        await restored(settings, undone, live="none")
         found = {pair: value for pair, (value, _) in (await now_held(settings)).items()}
         assert found == {("u1", f"i{k}"): 1.0 for k in range(3)} | {("u1", "i11"): 5.0}
 
@@ -119,7 +115,7 @@ async def test_an_older_copy_brings_nothing_back_that_was_taken_back_since(learn
         # Lost, so that there is something to bring back, and a new history that has to know all of it.
         await store.redis.delete(store.keys.history(1, b"u2"))
         lost = len(now) - len(await held(store))
-        _, lines = await restored(settings, copy, request=RestoreRequest(copy, dry_run=True))
+        _, lines = await restored(settings, copy, dry_run=True)
         assert any(f"{lost} pairs would be rated again" in line for line in lines), lines
         async with running_trainer(settings):
             for epoch in (2, 3):
@@ -157,13 +153,12 @@ async def test_point_in_time(learned: Learned) -> None:
             if name == "planned":
                 changing.append(asyncio.get_running_loop().create_task(change()))
 
-        request = RestoreRequest(settings.archive_folder, live="none", until_ms=moment_ms)
-        await restored(settings, settings.archive_folder, request=request, step=comes_in)
+        await restored(settings, settings.archive_folder, live="none", until_ms=moment_ms, step=comes_in)
         await changing[0]
         added = {("meanwhile", "i1"): (4.0, 1e9), ("u4", "i1"): (2.0, 1e9)}
         assert await now_held(settings) == without(before, "u3", "u4") | added
         with pytest.raises(RecoveryRefusedError, match="begins after that time"):
-            await restored(settings, settings.archive_folder, request=RestoreRequest(Path(), until_ms=1000))
+            await restored(settings, settings.archive_folder, until_ms=1000)
 
 
 async def long_ago(store: Store) -> None:
@@ -185,7 +180,7 @@ async def test_killed_beside_a_trainer(learned: Learned, step: str) -> None:
         await killed_restore(settings, copy, step)
         await long_ago(store)
         await store.ratings.append([rating("u2", "i11", 4.0, 2e9)])
-        await restored(settings, copy, request=RestoreRequest(copy, live="timed"))
+        await restored(settings, copy, live="timed")
         now = await now_held(settings)
     wanted = learned.held | {("u1", "i11"): (5.0, 2e9), ("u2", "i11"): (4.0, 2e9)}
     # Killed after all was written, the restore that took up all live ratings went on by itself.
@@ -214,8 +209,7 @@ async def test_a_segment_that_was_set_aside_is_named(learned: Learned) -> None:
     first.rename(first.with_name(first.name + ".damaged"))
     with pytest.raises(RecoveryRefusedError, match=first.name):
         await restored(settings, copy)
-    request = RestoreRequest(copy, live="none", skip_damaged=True, dry_run=True)
-    _, lines = await restored(settings, copy, request=request)
+    _, lines = await restored(settings, copy, live="none", skip_damaged=True, dry_run=True)
     assert any("no more" in line for line in lines)
     async with opened(settings.store) as store:
         assert (await store.generations.live()).last_epoch == 1
@@ -239,16 +233,15 @@ async def test_a_trainer_leaves_a_restore_alone_that_says_that_it_goes_on(
         await store.ratings.append(LATER)
         async with running_trainer(learned.settings):
             await until_drained(store)
-        restoring = asyncio.create_task(restored(settings, copy, request=RestoreRequest(copy, live="none")))
+        restoring = asyncio.create_task(restored(settings, copy, live="none"))
         await loading.wait()
         began = await store.generations.live()
-
-        async def told() -> bool:
-            now = await store.generations.live()
-            return now.pending_since > began.pending_since if held_on else not now.pending
-
         async with running_trainer(settings):
-            await wait_until_async(told, "it says that it goes on, or is given up")
+            await wait_until_async(
+                store.generations.live,
+                "it says that it goes on, or is given up",
+                lambda now: now.pending_since > began.pending_since if held_on else not now.pending,
+            )
             goes_on.set()
             if held_on:
                 assert (await restoring)[0] is not None

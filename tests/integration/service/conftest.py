@@ -4,8 +4,7 @@ A module that shares has `pytestmark = SHARED` and takes no fixture of a test's 
 write under names of their own.
 """
 
-import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -16,8 +15,8 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service.http.dispatch import Connection
 from service.server import connections
-from tests.support.factories import Written, publish_for_ann
-from tests.support.servers import KIND
+from tests.support.factories import Written, opened, publish_for_ann
+from tests.support.servers import KIND, own_namespace
 from tests.support.serving import Client, serves, serving
 
 SHARED_ITEMS = 12
@@ -59,19 +58,15 @@ async def other(store_settings: StoreSettings, client: Client, published: Writte
 
 
 @pytest.fixture(scope="module")
-def shared_settings(request: pytest.FixtureRequest, _servers: Any) -> StoreSettings:
+def shared_settings(request: pytest.FixtureRequest, server_of: Callable[[str], Any]) -> StoreSettings:
     kind = request.config.getoption("store")
-    url = _servers.get(KIND if kind == "both" else kind).url
-    return StoreSettings(
-        url=url, namespace=f"t-{uuid.uuid4().hex[:12]}", partitions=4, scale="1:5", timeout_s=30.0
-    )
+    return own_namespace(server_of(KIND if kind == "both" else kind).url)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_store(shared_settings: StoreSettings) -> AsyncIterator[Store]:
-    opened = await Store.open(shared_settings)
-    yield opened
-    await opened.close()
+    async with opened(shared_settings) as store:
+        yield store
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -122,10 +122,6 @@ def named(number: int) -> str:
     return f"X-Request-ID: r{number}"
 
 
-async def in_flight(app: web.Application, count: int) -> None:
-    await wait_until_async(lambda: app[CONTEXT].traffic.in_flight == count, f"{count} requests are in flight")
-
-
 @BOTH_WAYS
 async def test_what_comes_meanwhile_is_answered_after_it_in_order(
     ways: Ways, served: tuple[Client, web.Application], monkeypatch: pytest.MonkeyPatch
@@ -134,7 +130,7 @@ async def test_what_comes_meanwhile_is_answered_after_it_in_order(
     gate = hold(app, "users", "lookup", monkeypatch)
     async with wire_to(client) as wire:
         wire.send(get(0, named(0)))
-        await in_flight(app, 1)
+        await wait_until_async(lambda: app[CONTEXT].traffic.in_flight == 1, "a request is in flight")
         wire.send(get(1, named(1)) + b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: r2\r\n\r\n")
         rest = get(3, named(3)) + get(4, named(4), method="HEAD") + get(5, named(5))
         wire.send(rest[:40])

@@ -20,8 +20,7 @@ DUNE = {
 
 
 async def put(client: Client, item: str, **fields: object) -> None:
-    reply = await client.ask("PUT", f"/items/{item}", json=fields)
-    assert reply.status == 200, reply.text
+    assert (await client.ask("PUT", f"/items/{item}", json=fields)).ok.json
 
 
 LISTS = (
@@ -34,9 +33,7 @@ LISTS = (
 async def listed(client: Client) -> dict[str, set[str]]:
     found = {}
     for path in LISTS:
-        reply = await client.get(path)
-        assert reply.status == 200, reply.text
-        found[path] = {item["item_id"] for item in reply.json["items"]}
+        found[path] = {item["item_id"] for item in (await client.get(path)).ok.json["items"]}
     anonymous = await client.post("/recommend", {"ratings": [], "n": 100})
     return {**found, "POST": {item["item_id"] for item in anonymous.json["items"]}}
 
@@ -116,10 +113,8 @@ async def test_many_items_are_all_valid_or_none_is_stored(client: Client, store:
         ({"item_id": "x", "attributes": {"text": "x" * 20_000}}, None),
     ):
         reply = await client.post("/items", [{"item_id": "fine", "attributes": {"fresh": 1}}, row])
-        assert is_problem(reply, 422, "invalid_body")
-        assert (reply.json["row"], reply.json.get("field")) == (1, field), reply.text
-    reply = await client.post("/items", [{"item_id": "a"}] * 10_001)
-    assert is_problem(reply, 422, "too_many_rows")
+        assert is_problem(reply, 422, "invalid_body", row=1, field=field)
+    assert is_problem(await client.post("/items", [{"item_id": "a"}] * 10_001), 422, "too_many_rows")
     assert await store.catalogue.version() == version
     assert await store.catalogue.schema.types("items") == {"year": "number"}
     assert (await store.items(1).rows([b"fine", b"x"])) == [None, None]
@@ -132,8 +127,8 @@ async def test_a_type_is_held_and_told(client: Client) -> None:
     assert (await client.get("/items/item-0")).json["attributes"]["released"] == "1970-01-01T00:00:00Z"
     assert (await client.get("/schema")).json["items"] == {"released": "time", "year": "number"}
     reply = await client.ask("PUT", "/items/item-0", json={"attributes": {"year": "1965"}})
-    assert is_problem(reply, 422, "invalid_body")
-    assert reply.json["detail"] == "attributes.year must be a finite number, not this text: that is its type"
+    said = "attributes.year must be a finite number, not this text: that is its type"
+    assert is_problem(reply, 422, "invalid_body", detail=said)
     schema = (await client.get("/schema")).json
     for wrong, field in (
         ({"items": {"year": "text"}}, "items.year"),
@@ -144,9 +139,7 @@ async def test_a_type_is_held_and_told(client: Client) -> None:
         ({"context": {"day": {"kind": "number"}, "mood": {"kind": "text"}}}, "context.mood.kind"),
         ({"context": {"day": {"kind": "category", "categories": ["a", 1]}}}, "context.day.categories"),
     ):
-        reply = await client.ask("PUT", "/schema", json=wrong)
-        assert is_problem(reply, 422, "invalid_body"), reply.text
-        assert reply.json["field"] == field
+        assert is_problem(await client.ask("PUT", "/schema", json=wrong), 422, "invalid_body", field=field)
     assert (await client.get("/schema")).json == schema
 
 
@@ -165,8 +158,7 @@ async def test_a_type_that_was_inferred_wrongly_is_deleted_and_another_one_told(
     assert await store.catalogue.leave("items", "tags")
     assert (await client.ask("PATCH", "/items/item-0", json={"hidden": False})).status == 200
     late = await client.ask("PUT", "/items/item-1", json={"attributes": {"year": 1966}})
-    assert is_problem(late, 409, "attribute_in_use")
-    assert "DELETE /schema/items/year" in late.json["detail"]
+    assert is_problem(late, 409, "attribute_in_use", says="DELETE /schema/items/year")
     schema = await client.ask("DELETE", "/schema/items/year")
     assert (schema.json["items"], schema.json["users"]) == ({}, {"year": "text"})
     await client.ask("DELETE", "/schema/items/tags")
@@ -225,9 +217,7 @@ async def test_attributes_of_a_user_go_with_the_user(client: Client, store: Stor
     reply = await client.ask("PATCH", path, json={"age": 31, "likes": None})
     assert reply.json == (await client.get(path)).json
     assert reply.json["attributes"] == {"age": 31, "since": "2020-01-01T00:00:00Z"}
-    reply = await client.ask("PATCH", path, json={"age": "old"})
-    assert is_problem(reply, 422, "invalid_body")
-    assert reply.json["field"] == "age"
+    assert is_problem(await client.ask("PATCH", path, json={"age": "old"}), 422, "invalid_body", field="age")
     assert is_problem(await client.ask("PUT", path, json={"t": "x" * 20_000}), 422, "invalid_body")
     assert is_problem(await client.ask("PUT", path, json=[1]), 422, "invalid_body")
     assert (await client.ask("DELETE", path)).json == {"deleted": 1}
@@ -250,13 +240,12 @@ async def test_attributes_of_many_users_are_stored_by_one_call_listed_and_export
     ]
     for position, row, field in (
         (3, {"user_id": "u3", "attributes": {"age": "old"}}, "attributes.age"),
-        (5, {"user_id": "u5", "attributes": {"age": 1, "note": "x" * 20_000}}, ""),
+        (5, {"user_id": "u5", "attributes": {"age": 1, "note": "x" * 20_000}}, None),
         (7, {"user_id": "", "attributes": {}}, "user_id"),
         (9, {"user_id": "u9", "age": 1}, "age"),
     ):
         reply = await client.post("/users", [*rows[:position], row, *rows[position + 1 : 12]])
-        assert is_problem(reply, 422, "invalid_body"), reply.text
-        assert (reply.json.get("row"), reply.json.get("field") or "") == (position, field), reply.text
+        assert is_problem(reply, 422, "invalid_body", row=position, field=field)
     too_many = [{"user_id": str(n), "attributes": {}} for n in range(10_001)]
     assert is_problem(await client.post("/users", too_many), 422, "too_many_rows")
     assert (await client.get("/schema")).json["users"] == {}

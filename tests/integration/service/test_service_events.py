@@ -42,28 +42,25 @@ async def events_of(client: Client, user: str) -> list[tuple[str, str, float]]:
 
 
 async def until(client: Client, published: Written, **least: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-
-    async def counted() -> bool:
+    async def counted() -> dict[str, Any]:
         listed = (await client.get("/generations")).json["generations"]
         own = next(each for each in listed if each["generation"] == published.writer.number)
-        found.update(own.get("feedback", {}))
+        return dict(own.get("feedback", {}))
+
+    def enough(found: dict[str, Any]) -> bool:
         return all(found.get(name, 0) >= number for name, number in least.items())
 
-    await wait_until_async(counted, f"at least {least}")
-    return found
+    return dict(await wait_until_async(counted, f"at least {least}", enough))
 
 
 async def until_shown(client: Client, user: str, count: int) -> list[str]:
-    found: list[str] = []
-
-    async def recorded() -> bool:
+    async def recorded() -> list[str]:
         events = (await client.get(f"/users/{user}/events")).json.get("events", [])
-        found[:] = [each["item_id"] for each in events if each["type"] == "impression"]
-        return len(found) >= count
+        return [each["item_id"] for each in events if each["type"] == "impression"]
 
-    await wait_until_async(recorded, f"{count} items shown to {user}")
-    return found
+    return list(
+        await wait_until_async(recorded, f"{count} shown to {user}", lambda items: len(items) >= count)
+    )
 
 
 async def test_events_are_beside_the_ratings(client: Client, store: Store) -> None:
@@ -117,9 +114,7 @@ async def test_one_bad_event_refuses_all(client: Client) -> None:
         (row("zoe", "item-0", "impression", recommendation_id="mine"), "invalid_body", "recommendation_id"),
         ({"user_id": "zoe", "item_id": "item-0"}, "invalid_body", "type"),
     ):
-        found = await client.post("/events", [good, bad])
-        assert is_problem(found, 422, code)
-        assert (found.json["field"], found.json["row"]) == (field, 1), bad
+        assert is_problem(await client.post("/events", [good, bad]), 422, code, field=field, row=1)
     assert (await client.get("/users/zoe/events")).status == 404
     assert is_problem(await client.post("/events", [good] * 10_001), 422, "too_many_rows")
 
@@ -231,8 +226,7 @@ async def test_what_a_list_shows_is_recorded_and_what_comes_of_it_is_counted(
 
 
 async def begun(client: Client, name: str, body: Any) -> None:
-    reply = await client.ask("PUT", f"/experiments/{name}", json=body)
-    assert reply.status == 200, reply.text
+    reply = (await client.ask("PUT", f"/experiments/{name}", json=body)).ok
     assert (reply.json["name"], reply.json["followed"]) == (name, True)
 
 
@@ -262,11 +256,11 @@ async def test_an_experiment_gives_each_user_one_scenario_and_counts_what_comes_
     assert min(arm["lists"] for arm in counts.values()) > 0
     assert (await asked("user-0", "&scenario=other"))[:2] == ({"item-6"}, None)
 
-    async def counted() -> bool:
-        told = (await client.get("/experiments/lists")).json["arms"]
-        return {arm["name"]: {name: arm[name] for name in counts["a"]} for arm in told} == counts
+    def counted(told: Reply) -> bool:
+        arms = told.json["arms"]
+        return {arm["name"]: {name: arm[name] for name in counts["a"]} for arm in arms} == counts
 
-    await wait_until_async(counted, f"{counts}")
+    await wait_until_async(lambda: client.get("/experiments/lists"), f"{counts}", counted)
     assert 'foldin_arm_shown_items{arm="a",experiment="lists"}' in (await client.get("/metrics")).text
     # An arm whose scenario was deleted is no arm: the call gets what it asks for.
     assert (await client.ask("DELETE", "/scenarios/fewer")).status == 200
@@ -296,8 +290,7 @@ async def test_what_is_no_experiment_is_refused_by_name(client: Client, store: S
         ([one, {**other, "scenario": "gone"}], 404, "unknown_scenario", "arms.scenario"),
     ):
         reply = await client.ask("PUT", "/experiments/x", json={"arms": arms})
-        assert is_problem(reply, status, code)
-        assert reply.json.get("field") == field, arms
+        assert is_problem(reply, status, code, field=field)
     for _ in range(2):
         await begun(client, "lists", {"arms": [one, other]})
     for name in ("lists", "others"):

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from featurestore.store import Store
 from service import call_rules
 from service.routes import lists
 from service.rules.rerank import unit
-from tests.support.factories import Written, lead, make_items, make_model, publish, publish_for_ann
+from tests.support.factories import Written, lead, make_items, make_model, publish, publish_for_ann, put_items
 from tests.support.serving import Client, is_problem, serves, serving
 from tests.support.waiting import wait_until_async
 
@@ -33,11 +33,8 @@ def film(row: int, **changes: Any) -> CatalogueItem:
 
 
 async def put(store: Store, *films: CatalogueItem) -> None:
-    def becomes(each: CatalogueItem) -> Callable[[CatalogueItem | None], CatalogueItem]:
-        return lambda _: each
-
     await store.catalogue.schema.hold("items", {"year": "number", "length": "number", "tags": "list"})
-    await store.catalogue.change({each.item_id.encode(): becomes(each) for each in films})
+    await put_items(store, *films)
 
 
 @pytest.fixture
@@ -48,8 +45,7 @@ async def published(store: Store) -> Written:
 
 
 async def scores_of(client: Client, path: str, body: Any = None) -> dict[int, float | None]:
-    reply = await (client.get(path) if body is None else client.post(path, {"n": 100, **body}))
-    assert reply.status == 200, reply.text
+    reply = (await (client.get(path) if body is None else client.post(path, {"n": 100, **body}))).ok
     assert not re.search(r'"score":\d*\.\d{7}', reply.text), "as many digits as a rating has"
     return {
         int(item["item_id"].removeprefix("item-")): item.get("score", item.get("available_from"))
@@ -99,8 +95,7 @@ async def test_rules_of_a_list_for_a_user(client: Client) -> None:
 
 async def test_an_empty_list_says_why(client: Client) -> None:
     async def why(path: str, body: Any = None) -> str | None:
-        reply = await (client.get(path) if body is None else client.post(path, body))
-        assert reply.status == 200, reply.text
+        reply = (await (client.get(path) if body is None else client.post(path, body))).ok
         assert ("reason" in reply.json) == (not reply.json["items"])
         found: str | None = reply.json.get("reason")
         return found
@@ -209,9 +204,7 @@ async def test_rules_that_are_wrong_are_named_in_calls_and_scenarios(
     client: Client, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for body, field in WRONG:
-        reply = await client.post("/recommend/ann", body)
-        assert is_problem(reply, 422, "invalid_rule")
-        assert reply.json["field"] == field
+        assert is_problem(await client.post("/recommend/ann", body), 422, "invalid_rule", field=field)
         assert is_problem(await client.post("/recommend", {"ratings": [], **body}), 422, "invalid_rule")
     assert is_problem(await client.ask("PUT", "/scenarios/home", json=WRONG[0][0]), 422, "invalid_rule")
     assert is_problem(await client.ask("PUT", "/scenarios/a%20b", json={}), 400, "invalid_parameter")
@@ -281,11 +274,8 @@ async def test_lists_about_no_user(
     assert set(await listed(client, "/similar/item-99?by=content")) == {0, 3, 6}
     assert await listed(client, "/similar/item-99") == []
     is_problem(await client.get("/similar/nothing"), 404, "unknown_item")
-
-    async def is_listed() -> bool:
-        return 99 in await listed(client, "/similar/item-3?n=100&by=both")
-
-    await wait_until_async(is_listed, "the new item has a row in the lists of others")
+    others = partial(listed, client, "/similar/item-3?n=100&by=both")
+    await wait_until_async(others, "the new item has a row in the lists of others", lambda rows: 99 in rows)
     pinned = [{"item_id": "item-10", "position": 1}, {"item_id": "item-3", "position": 2}]
     assert (await client.ask("PUT", "/scenarios/shop", json={"pinned": pinned})).status == 200
     for path in ("/similar/item-3?n=3", "/similar/item-3?n=3&by=both", "/popular?n=3", "/latest?n=3"):

@@ -43,12 +43,7 @@ def connects(port: int) -> bool:
 def replaced(service: Service, how: signal.Signals) -> None:
     victim = service.worker_pids()[0]
     os.kill(victim, how)
-
-    def runs() -> bool:
-        pids = service.worker_pids()
-        return len(pids) == 2 and victim not in pids
-
-    wait_until(runs, "another worker runs")
+    wait_until(service.worker_pids, "another runs", lambda pids: len(pids) == 2 and victim not in pids)
 
 
 def test_the_end_answers_what_is_in_flight(
@@ -99,11 +94,11 @@ async def test_a_worker_that_ends_is_replaced_its_counts_go_on_and_no_request_is
             await asyncio.gather(*asking)
         assert failures == []
         async with client_of(service.url) as client:
-
-            async def both_count() -> bool:
-                return len((await client.get("/status")).json["workers"]) == 2
-
-            await wait_until_async(both_count, "both have left their counts")
+            await wait_until_async(
+                lambda: client.get("/status"),
+                "both have left their counts",
+                lambda reply: len(reply.json["workers"]) == 2,
+            )
             for _ in range(40):
                 rated = {"user_id": "u", "item_id": "item-1", "rating": 3}
                 assert (await client.post("/ratings", rated)).status == 200

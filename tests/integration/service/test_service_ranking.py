@@ -73,11 +73,7 @@ def _where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("_where")
 async def test_a_list_is_every_item_in_the_order_of_its_score_which_its_parts_explain(
-    client: Client,
-    other: Client,
-    store: Store,
-    published: Written,
-    head: RankingHead,
+    client: Client, other: Client, store: Store, published: Written, head: RankingHead
 ) -> None:
     expected = await by_hand(store, published, head)
     reply = (await client.get("/recommend/ann?n=1000")).json

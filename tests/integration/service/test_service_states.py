@@ -49,8 +49,7 @@ async def test_generations_can_be_gone_back_to(client: Client, store: Store, pub
     listed = (await client.get("/generations")).json["generations"]
     found = [(each["generation"], each["live"]) for each in listed]
     assert found == [(second, True), (first, False)]
-    back = await client.post(f"/generations/{first}/activate")
-    assert back.status == 200
+    back = (await client.post(f"/generations/{first}/activate")).ok
     assert [back.json[name] for name in ("generation", "held", "served")] == [first, True, True]
     assert (await client.get("/predict?user_id=ann&item_id=item-1")).json["generation"] == first
     forward = (await client.post(f"/generations/{second}/activate")).json

@@ -19,13 +19,8 @@ from tests.support.waiting import wait_until_async
 from trainer.schedule import Rules
 from trainer.settings import TrainerSettings
 
-HISTORY = {
-    "nb_users": 3,
-    "nb_items": 4,
-    "user_history": [0, 1, 2, 0],
-    "item_history": [0, 1, 2, 3],
-    "rating_history": [1, 5, 3, 2],
-}
+COLUMNS = {"user_history": [0, 1, 2, 0], "item_history": [0, 1, 2, 3], "rating_history": [1, 5, 3, 2]}
+HISTORY = {"nb_users": 3, "nb_items": 4, **COLUMNS}
 
 
 @pytest.fixture
@@ -47,12 +42,9 @@ async def client(store_settings: StoreSettings, trainer: Trainer) -> AsyncIterat
 async def test_a_new_history_replaces_the_old_one_and_nothing_unasked(client: Client) -> None:
     # Ratings that came by other ways are not lost unasked.
     await client.post("/ratings", {"user_id": "u", "item_id": "old", "rating": 3})
-    reply = await client.post("/train", HISTORY)
-    is_problem(reply, 409, "ratings_would_be_lost")
-    assert reply.json["ratings"] == 1
+    assert is_problem(await client.post("/train", HISTORY), 409, "ratings_would_be_lost", ratings=1)
     assert (await client.get("/users/u")).status == 200
-    reply = await client.post("/train", {**HISTORY, "next_user": 1, "next_item": 2, "replace": True})
-    assert reply.status == 200, reply.text
+    reply = (await client.post("/train", {**HISTORY, "next_user": 1, "next_item": 2, "replace": True})).ok
     assert (reply.json["generation"], reply.json["epoch"], reply.json["served"]) == (2, 2, True)
     answer = (await client.get("/predict?user_id=0&item_id=1")).json
     assert (answer["generation"], answer["basis"]) == (2, "user+item")
@@ -94,9 +86,7 @@ async def test_a_failure_leaves_what_was(client: Client, store: Store, trainer: 
     ):
         outcome = Outcome("failed", code=cause, detail=detail)
         trainer.decide = lambda command, outcome=outcome: outcome  # type: ignore[misc]  # its default
-        reply = await client.post("/train", HISTORY)
-        is_problem(reply, status, code)
-        assert (reply.json["detail"], reply.json["cause"]) == (detail, cause)
+        assert is_problem(await client.post("/train", HISTORY), status, code, detail=detail, cause=cause)
         assert (await store.generations.live()).pending == 0
         assert (await client.get("/predict?user_id=0&item_id=1")).json["generation"] == 1
     trainer.decide = lambda command: None
@@ -127,11 +117,10 @@ async def test_a_call_waits_as_long_as_it_says_and_its_receipt_tells_the_rest(
             "failed", code="fit_failed", detail="it ended", phase="trial"
         )
         trainer.hold.set()
-
-        async def failed() -> bool:
-            return bool((await other.get(progress)).json["state"] == "failed")
-
-        await wait_until_async(failed, "the training has failed")
+        state = "the training has failed"
+        await wait_until_async(
+            lambda: other.get(progress), state, lambda reply: reply.json["state"] == "failed"
+        )
         told = (await other.get(progress)).json
         assert [told[name] for name in ("cause", "detail", "phase")] == ["fit_failed", "it ended", "trial"]
     for wait in ("-1", "3601", "1.5"):
@@ -193,8 +182,7 @@ async def test_a_scale_that_is_put_is_that_of_every_answer(
         assert await status(one) == ([1, 5, None], False)
         # Off the scale that a first rating would make it: it says what to do, and decides nothing.
         refused = await one.post("/ratings", {"user_id": "ann", "item_id": "tea", "rating": 200})
-        assert is_problem(refused, 422, "invalid_body")
-        assert "PUT /scale before the first rating" in refused.json["detail"]
+        assert is_problem(refused, 422, "invalid_body", says="PUT /scale before the first rating")
         for wrong in ({"low": 5, "high": 1}, {"low": 1, "high": 5, "step": 3}, {"low": 0, "high": 1e-200}):
             assert is_problem(await one.ask("PUT", "/scale", json=wrong), 422, "invalid_body")
         answers = await asyncio.gather(*(each.ask("PUT", "/scale", json=scale) for each in (one, other)))
@@ -206,8 +194,7 @@ async def test_a_scale_that_is_put_is_that_of_every_answer(
             assert predicted["generation"] == 2
             assert predicted["rating"] == pytest.approx(0.0, abs=4.0)
         refused = await other.ask("PUT", "/scale", json={"low": 1, "high": 7})
-        assert is_problem(refused, 409, "scale_decided")
-        assert "FOLDIN_NAMESPACE" in refused.json["detail"]
+        assert is_problem(refused, 409, "scale_decided", says="FOLDIN_NAMESPACE")
         rated = [{"user_id": f"u{k % 12}", "item_id": f"i{k // 12}", "rating": given[k]} for k in range(120)]
         # The first hundred ratings are fitted at once, though no other rule asks for it.
         assert (await one.post("/ratings", rated)).status == 200

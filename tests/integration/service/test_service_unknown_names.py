@@ -12,10 +12,6 @@ from tests.support.serving import LINES, Client, is_problem
 IN_PATH = {"generation": "1", "field": "mood", "path": "x"}
 
 
-def address(path: str) -> str:
-    return re.sub(r"\{(\w+)\}", lambda found: IN_PATH.get(found[1], "a"), path)
-
-
 def struct_body(described: Any, schemas: Any) -> dict[str, Any] | None:
     """Return the schema of the object that a call takes; None where it takes none, or any names."""
     content = described.get("requestBody", {}).get("content", {})
@@ -27,9 +23,8 @@ def struct_body(described: Any, schemas: Any) -> dict[str, Any] | None:
             each = schemas[each["$ref"].rpartition("/")[2]]
         if each.get("properties"):
             return each if each.get("additionalProperties") is False else None
-        waiting += (
-            each.get("anyOf", []) + each.get("oneOf", []) + ([each["items"]] if "items" in each else [])
-        )
+        waiting += each.get("anyOf", []) + each.get("oneOf", [])
+        waiting += [each["items"]] if "items" in each else []
     return None
 
 
@@ -39,10 +34,9 @@ async def test_each_call_refuses_names_that_it_does_not_have(client: Client) -> 
     for route in ROUTES:
         if route.needs == "public":
             continue
-        path = address(route.path)
+        path = re.sub(r"\{(\w+)\}", lambda found: IN_PATH.get(found[1], "a"), route.path)
         reply = await client.ask(route.method, f"{path}?nonsense=1", json={})
-        is_problem(reply, 422, "unknown_parameter")
-        assert "nonsense" in reply.json["detail"]
+        assert is_problem(reply, 422, "unknown_parameter", says="nonsense")
         described = document["paths"][route.path][route.method.lower()]
         if struct_body(described, document["components"]["schemas"]) is not None:
             bodies += 1
@@ -61,25 +55,19 @@ async def test_a_typing_error_is_named_with_the_nearest_name_and_nothing_is_done
     )
     for body, meant in rules:
         for method, path in (("POST", "/recommend/ann"), ("PUT", "/scenarios/home")):
-            reply = await client.ask(method, path, json=body)
-            is_problem(reply, 422, "invalid_body")
-            assert meant in reply.json["detail"], reply.text
+            assert is_problem(await client.ask(method, path, json=body), 422, "invalid_body", says=meant)
     is_problem(await client.get("/scenarios/home"), 404, "unknown_scenario")
     for path, meant in (
         ("/recommend/ann?categories=x", "category"),
         ("/popular?limit=3", "n"),
         ("/predict?user_id=a&item_id=b&time=3", "timestamp"),
     ):
-        reply = await client.get(path)
-        is_problem(reply, 422, "unknown_parameter")
-        assert meant in reply.json["detail"], reply.text
+        assert is_problem(await client.get(path), 422, "unknown_parameter", says=meant)
     good = {"user_id": "a", "item_id": "b", "rating": 3}
     rows = [good, {**good, "ratng": 3}]
     for data in (rows[1], rows):
         reply = await client.post("/ratings", data)
-        is_problem(reply, 422, "invalid_body")
-        assert "rating" in reply.json["detail"]
-        assert reply.json["field"] == "ratng"
+        assert is_problem(reply, 422, "invalid_body", says="rating", field="ratng")
     lines = "\n".join(map(json.dumps, rows)).encode()
     is_problem(await client.post("/ratings", lines, headers=LINES), 422, "invalid_body")
     is_problem(await client.get("/users/a/ratings"), 404, "unknown_user")
@@ -91,9 +79,6 @@ async def test_a_time_that_is_none_or_has_not_been_is_refused_and_its_unit_named
         row: dict[str, Any] = {"user_id": "a", "item_id": "b", **more}
         for sent, said in ((now_s * 1000, "milliseconds"), (now_s + 90_000, "ahead"), ("soon", "ISO 8601")):
             reply = await client.post(path, [row, {**row, "timestamp": sent}])
-            is_problem(reply, 422, "invalid_body")
-            assert said in reply.json["detail"]
-            assert (reply.json["field"], reply.json["row"]) == ("timestamp", 1)
+            assert is_problem(reply, 422, "invalid_body", says=said, field="timestamp", row=1)
         for given in (now_s + 3_600, "2026-01-02T03:04:05Z", "2026-01-02T03:04:05+01:00", 0):
-            reply = await client.post(path, {**row, "timestamp": given})
-            assert reply.status == 200, reply.text
+            assert (await client.post(path, {**row, "timestamp": given})).ok.json

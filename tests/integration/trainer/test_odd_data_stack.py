@@ -15,7 +15,7 @@ from factors.inference.compiled.backend import LoopBackend
 from featurestore.settings import StoreSettings, format_scale
 from tests.support.odd_data import ODD_DATA, OddData, world
 from tests.support.servers import StoreServer
-from tests.support.serving import Client, serves, serving
+from tests.support.serving import Client, Reply, serves, serving
 from tests.support.trainers import running_trainer, trainer_settings
 from tests.support.waiting import wait_until_async
 
@@ -39,37 +39,33 @@ async def stack(server: StoreServer, odd: OddData, given: Ratings, folder: Path)
             columns = (users.tolist(), items.tolist(), values.tolist(), known)
             rows = [dict(zip(COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)]
             for start in range(0, len(rows), 10_000):
-                reply = await client.post("/ratings", rows[start : start + 10_000])
-                assert reply.status == 200, reply.text
+                assert (await client.post("/ratings", rows[start : start + 10_000])).ok.json
             history = {}
         receipt = (await client.post("/train?wait=0", history or None)).json["receipt"]
 
-        async def ended() -> int | None:
-            told = (await client.get(f"/train/{receipt}")).json
-            assert told["state"] != "failed", told
-            return told["generation"] if told["state"] == "done" else None
+        def done(reply: Reply) -> bool:
+            assert reply.json["state"] != "failed", reply.json
+            return bool(reply.json["state"] == "done")
 
-        await serves(client, await wait_until_async(ended, "it is fitted", timeout_s=1_500))
+        told = await wait_until_async(lambda: client.get(f"/train/{receipt}"), "a fit", done, timeout_s=1_500)
+        await serves(client, told.json["generation"])
         yield client
 
 
 async def answers(client: Client, odd: OddData, user: str, item: str) -> None:
     low, high = odd.scale.low, odd.scale.high
-    reply = await client.get(f"/predict?user_id={user}&item_id={item}")
-    assert reply.status == 200, reply.text
+    reply = (await client.get(f"/predict?user_id={user}&item_id={item}")).ok
     assert low <= reply.json["rating"] <= high
     assert reply.json["std"] > 0
     if odd.constant is not None:
         assert reply.json["rating"] == pytest.approx(odd.constant, abs=0.01 * (high - low))
     for order in ("score", "rating"):
-        reply = await client.get(f"/recommend/{user}?n=5&order={order}")
-        assert reply.status == 200, reply.text
+        reply = (await client.get(f"/recommend/{user}?n=5&order={order}")).ok
         assert reply.json["order"] == order, "there is a ranking head"
         assert all(low <= each["rating"] <= high for each in reply.json["items"])
     if "new" in (user, item):
         return
-    reply = await client.get(f"/explain/{user}/{item}")
-    assert reply.status == 200, reply.text
+    reply = (await client.get(f"/explain/{user}/{item}")).ok
     parts = sum(each["contribution"] for each in reply.json["parts"])
     assert reply.json["base"] + parts == pytest.approx(reply.json["rating"], abs=1e-3 * (high - low))
 
@@ -122,9 +118,10 @@ async def test_many_ratings_are_published_and_answer(
     held_out, given = odd.ratings.take(asked), odd.ratings.take(np.setdiff1d(np.arange(n), asked))
     async with stack(store_server, odd, given, tmp_path) as client:
         assert await error(client, held_out) < 0.5 * held_out.value.std(), "more than biases say"
-
-        async def has_head() -> object:
-            return (await client.get("/recommend/0?order=score")).json["order"] == "score"
-
-        await wait_until_async(has_head, "a ranking head of so many is fitted after them", timeout_s=1_500)
+        await wait_until_async(
+            lambda: client.get("/recommend/0?order=score"),
+            "a ranking head of so many is fitted after them",
+            lambda reply: reply.json["order"] == "score",
+            timeout_s=1_500,
+        )
         await answers(client, odd, f"{given.user_row[0]}", f"{given.item_row[0]}")

@@ -13,7 +13,7 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import low_rank_ratings
 from tests.support.trainers import fitted, running_trainer, trainer_settings, until_drained
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import some, wait_until_async
 from trainer.app import Trainer
 from trainer.fit_job.job import FitRequest
 from trainer.fit_job.process import fit_in_process
@@ -91,8 +91,7 @@ async def test_a_live_generation_that_is_worse_is_told_from_the_one_before(
         # Nothing happens by itself; a person goes back, and the two change places.
         assert (await store.generations.live()).generation == bad
         await store.generations.activate(good, hold=True)
-        term = trainer.term
-        assert term is not None
+        term = some(trainer.term)
         await wait_until_async(
             lambda: term.switch.live is not None and term.switch.live.generation == good, "the way back"
         )

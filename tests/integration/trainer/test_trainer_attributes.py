@@ -10,6 +10,7 @@ from featurestore.catalogue.item import CatalogueItem
 from featurestore.generations.manifest import ATTRIBUTES, USER_ATTRIBUTES
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
+from tests.support.factories import put_items
 from tests.support.serving import serves, serving
 from tests.support.trainers import fitted, running_trainer
 from tests.support.waiting import wait_until_async
@@ -22,15 +23,6 @@ pytestmark = pytest.mark.usefixtures("quick_rounds")
 
 def item(item_id: str, genre: str, year: float = 1990.0) -> CatalogueItem:
     return CatalogueItem(item_id, categories=[genre], attributes={"year": year})
-
-
-async def put(store: Store, items: list[CatalogueItem]) -> None:
-    await store.catalogue.schema.hold("items", {"year": "number"})
-    await store.catalogue.change({each.item_id.encode(): partial(became, each) for each in items})
-
-
-def became(item: CatalogueItem, _: CatalogueItem | None) -> CatalogueItem:
-    return item
 
 
 async def say(store: Store, user_id: bytes, values: Values | None) -> None:
@@ -52,8 +44,9 @@ async def test_items_and_users_without_ratings_are_served_by_their_attributes(
     store: Store, settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.item_updates.updater.LOOK_AGAIN_S", 0.02)
-    await put(store, [item(f"i{row}", GENRES[row % 4], 1950.0 + row) for row in range(ITEMS)])
-    await put(store, [item("unrated-drama", "drama"), item("unrated-horror", "horror")])
+    await store.catalogue.schema.hold("items", {"year": "number"})
+    await put_items(store, *(item(f"i{row}", GENRES[row % 4], 1950.0 + row) for row in range(ITEMS)))
+    await put_items(store, item("unrated-drama", "drama"), item("unrated-horror", "horror"))
     await store.catalogue.schema.hold("users", {"taste": "text"})
     for user in range(USERS):
         await say(store, b"u%d" % user, {"taste": ("sweet", "sour")[user % 2]})
@@ -69,11 +62,9 @@ async def test_items_and_users_without_ratings_are_served_by_their_attributes(
             return reply.json["rating"], reply.json["basis"]
 
         async def until_served(item: str, basis: str) -> float:
-            async def is_served() -> bool:
-                return (await told("stranger", item))[1] == basis
-
-            await wait_until_async(is_served, f"{item} served by {basis}")
-            return (await told("stranger", item))[0]
+            asked, what = partial(told, "stranger", item), f"{item} served by {basis}"
+            found: tuple[float, str] = await wait_until_async(asked, what, lambda answer: answer[1] == basis)
+            return found[0]
 
         drama, horror = [await told("stranger", f"unrated-{genre}") for genre in ("drama", "horror")]
         assert (drama[1], horror[1], drama[0] > horror[0] + 0.5) == ("attributes", "attributes", True)
@@ -82,22 +73,18 @@ async def test_items_and_users_without_ratings_are_served_by_their_attributes(
             listed = {each["item_id"]: each["basis"] for each in reply.json["items"]}
             assert listed["unrated-drama"] == (await told(who, "unrated-drama"))[1] == rests_on
         # One that comes after the fit, one that changes, one that is rated, and one without attributes.
-        await put(store, [item("new-drama", "drama"), item("unrated-horror", "drama")])
+        await put_items(store, item("new-drama", "drama"), item("unrated-horror", "drama"))
         assert await until_served("new-drama", "attributes") == pytest.approx(drama[0], abs=0.3)
-
-        async def changed() -> bool:
-            return (await told("stranger", "unrated-horror"))[0] > horror[0] + 0.4
-
-        await wait_until_async(changed, "what was changed in the answers")
+        changed, what = partial(told, "stranger", "unrated-horror"), "what was changed in the answers"
+        await wait_until_async(changed, what, lambda answer: answer[0] > horror[0] + 0.4)
         await store.ratings.append([NewRating(b"u1", b"new-drama", 4.0, 2e9)])
         await until_served("new-drama", "item")
-        await put(store, [CatalogueItem("plain", title="Plain")])
+        await put_items(store, CatalogueItem("plain", title="Plain"))
         await until_served("plain", "prior")
         # A new user, on the fast path, in a batch, in a list and in its explanation: it is one number.
         ratings = {}
         for taste in ("sour", "sweet"):
-            reply = await client.ask("PUT", "/users/new/attributes", json={"taste": taste})
-            assert reply.status == 200
+            assert (await client.ask("PUT", "/users/new/attributes", json={"taste": taste})).ok.json
             one = (await client.get("/predict?user_id=new&item_id=i0")).json
             batch = (await client.post("/predict", {"user_id": "new", "item_ids": ["i0"]})).json
             why = (await client.get("/explain/new/i0")).json

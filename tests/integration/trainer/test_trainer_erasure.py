@@ -21,7 +21,7 @@ from featurestore.store import Store
 from tests.integration.conftest import settings_in
 from tests.support.recovering import GIVEN, opened
 from tests.support.servers import ServerKind, StoreServer, running_server
-from tests.support.serving import Client, serving
+from tests.support.serving import Client, Reply, serving, until_receipt
 from tests.support.traces import traces
 from tests.support.trainers import archived, crashed_at, fitted, running_trainer, until_drained
 from tests.support.waiting import wait_until_async
@@ -92,27 +92,17 @@ async def stack(settings: TrainerSettings) -> AsyncIterator[tuple[Store, Client]
 
 
 async def forgotten(client: Client, path: str = PATH) -> str:
-    reply = await client.ask("DELETE", path)
-    assert reply.status == 200, reply.text
-    return str(reply.json["receipt"])
-
-
-async def until_erased(client: Client, receipt: str) -> None:
-    async def erased() -> bool:
-        return bool((await client.get(f"/receipts/{receipt}")).json["archive"] == "erased")
-
-    await wait_until_async(erased, "the receipt says erased")
+    return str((await client.ask("DELETE", path)).ok.json["receipt"])
 
 
 async def until_it_waits(client: Client, receipt: str, for_what: str) -> None:
-    async def said() -> bool:
-        answer = (await client.get(f"/receipts/{receipt}")).json
-        assert answer["archive"] == "pending"
-        assert USER not in answer["detail"]
-        assert "/" not in answer["detail"]
-        return for_what in answer["detail"]
+    def says(reply: Reply) -> bool:
+        assert reply.json["archive"] == "pending"
+        assert USER not in reply.json["detail"]
+        assert "/" not in reply.json["detail"]
+        return for_what in reply.json["detail"]
 
-    await wait_until_async(said, for_what)
+    await wait_until_async(lambda: client.get(f"/receipts/{receipt}"), for_what, says)
 
 
 async def keys_with_user(store: Store) -> list[bytes]:
@@ -164,7 +154,7 @@ async def test_no_byte_is_left(server: StoreServer, settings: TrainerSettings, t
         assert {"id_bytes.npy", "item_values.npy", "item_times.npy"} <= {Path(name).name for name in found}
         async with others_rate(store):
             fit = asyncio.create_task(fitted(store, epoch=2))
-            await until_erased(client, await forgotten(client))
+            await until_receipt(client, await forgotten(client))
             assert traces(tmp_path, ID, RATED, values) == {}
             await fit
             assert traces(tmp_path, ID, RATED, values) == {}
@@ -196,7 +186,7 @@ async def test_a_trainer_that_ends_at_a_step(settings: TrainerSettings, tmp_path
             await store.redis.delete(store.keys.command(receipt.partition("-")[0]))
             await until_it_waits(client, receipt, "until they are written anew")
         async with running_trainer(settings):
-            await until_erased(client, receipt)
+            await until_receipt(client, receipt)
             assert traces(tmp_path, ID, RATED) == {}
         assert await keys_with_user(store) == []
 
@@ -224,7 +214,7 @@ async def test_many_erasures_share_a_pass_and_nothing_waits_for_it(
         await until_drained(store, 1)
         may_go.set()
         for receipt in receipts:
-            await until_erased(client, receipt)
+            await until_receipt(client, receipt)
     assert len(passes) <= 3, "each pass reads all of the archive"
     left = {(user, item): rating for user, _, item, rating in archived(settings)}
     came_back = {(user.decode(), "i2"): 4.0 for user in [*users, b"new"]}
@@ -259,5 +249,20 @@ async def test_a_history_that_was_replaced_meanwhile_leaves_the_store_first(
         replaced.set()
         await until_it_waits(client, receipt, "a history that was replaced")
         left.set()
-        await until_erased(client, receipt)
+        await until_receipt(client, receipt)
         assert traces(tmp_path, ID, RATED) == {}
+
+
+async def test_more_erasures_than_a_trainer_takes_on_at_a_time_end(
+    settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.commands._AT_ONCE", 5)
+    # Files are written anew only once so few commands are left.
+    monkeypatch.setattr("featurestore.ratings.files._MOST_ENTRIES", 10)
+    async with stack(settings) as (store, client):
+        users = [b"u%d" % number for number in range(60)]
+        await store.ratings.append([NewRating(user, b"i", 3.0, 0.0) for user in users])
+        receipts = [await forgotten(client, f"/users/{user.decode()}") for user in users]
+        async with running_trainer(settings):
+            for receipt in receipts:
+                await until_receipt(client, receipt, "erased")

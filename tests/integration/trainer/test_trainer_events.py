@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,7 @@ async def stack(store: Store, settings: TrainerSettings, given: Columns) -> Asyn
 
 
 async def ask(client: Client, path: str) -> dict[str, Any]:
-    reply = await client.get(path)
-    assert reply.status == 200, reply.text
-    found: dict[str, Any] = reply.json
-    return found
+    return dict((await client.get(path)).ok.json)
 
 
 async def names(client: Client, path: str) -> list[str]:
@@ -191,11 +189,8 @@ async def test_the_engine_implicit_recommends_by_events_alone(
         await buy(client, ["new"], [f"i{row}" for row in range(4)])
         await buy(client, ["new", *buyers], ["fresh"])
         assert {group(item) for item in await names(client, "/recommend/new?n=3")} == {0}
-
-        async def is_shown() -> bool:
-            return "fresh" in await names(client, f"/recommend/u{USERS - 4}?n=4")
-
-        await wait_until_async(is_shown, "the new item is in lists of its group")
+        shown, what = partial(names, client, f"/recommend/u{USERS - 4}?n=4"), "the new item is in lists"
+        await wait_until_async(shown, what, lambda items: "fresh" in items)
         # A refit, from the head before, and with ratings.
         rows = [{"user_id": user, "item_id": "i0", "rating": 5} for user in buyers]
         assert (await client.post("/ratings", rows)).status == 200

@@ -16,7 +16,7 @@ from tests.integration.conftest import Learned
 from tests.support.recovering import GIVEN, LATER, opened
 from tests.support.serving import Client, client_of
 from tests.support.trainers import fitted, until_drained
-from tests.support.waiting import PATIENCE_S, wait_until_async
+from tests.support.waiting import PATIENCE_S, some, wait_until_async
 from trainer.app import Trainer
 from trainer.archive.segments import Step, no_step
 from trainer.health.listener import serving_health
@@ -57,14 +57,12 @@ async def test_a_leader_one_who_waits_and_one_without_its_store(learned: Learned
         live = (await leader.get("/livez")).json
         assert live["role"] == "leader"
         count = len(GIVEN) + len(LATER)
-
-        async def said() -> bool:
-            values = await metrics(leader)
-            # Counted by the next round.
-            return RUN in values and values.get(("foldin_trainer_archived_events", "")) == count
-
-        await wait_until_async(said, "what is archived, and which server is the store")
-        found = await metrics(leader)
+        # Counted by the next round.
+        found = await wait_until_async(
+            lambda: metrics(leader),
+            "what is archived, and which server is the store",
+            lambda values: RUN in values and values.get(("foldin_trainer_archived_events", "")) == count,
+        )
         assert found["foldin_trainer_leading", ""] == 1
         assert found["foldin_trainer_fence", ""] == live["fence"] >= 1
         assert found["foldin_trainer_live_generation", ""] == generation
@@ -108,22 +106,17 @@ async def test_a_term_that_does_not_end_without_its_lease(learned: Learned) -> N
             said = (await client.get("/livez")).json
             assert (said["status"], said["role"]) == ("ok", "leader")
             await store.redis.set(store.keys.lease, "another trainer")
-            assert trainer.leadership is not None
-            trainer.leadership.end()
-
-            async def stuck() -> bool:
-                reply = await client.get("/livez")
-                return (reply.status, reply.json) == (503, {**said, "status": "stuck"})
-
-            await wait_until_async(stuck, "it says that its term does not end")
+            some(trainer.leadership).end()
+            await wait_until_async(
+                lambda: client.get("/livez"),
+                "it says that its term does not end",
+                lambda reply: (reply.status, reply.json) == (503, {**said, "status": "stuck"}),
+            )
         finally:
             goes_on.set()
-
-        async def well() -> bool:
-            answer = (await client.get("/livez")).json
-            return bool(answer == {"status": "ok", "role": "waiting", "fence": None})
-
-        await wait_until_async(well, "the term has ended")
+        waiting = {"status": "ok", "role": "waiting", "fence": None}
+        ended = "the term has ended"
+        await wait_until_async(lambda: client.get("/livez"), ended, lambda reply: reply.json == waiting)
 
 
 async def test_a_stop_that_comes_as_the_lease_is_lost_ends_the_trainer(learned: Learned) -> None:

@@ -9,9 +9,8 @@ from foldin.recovery.verifying import verify
 from tests.integration.conftest import Learned
 from tests.support.factories import rating
 from tests.support.recovering import GIVEN, held, opened
-from tests.support.serving import Client, is_problem, serves, serving
+from tests.support.serving import Client, is_problem, serves, serving, until_receipt
 from tests.support.trainers import crashed_at, fitted, running_trainer, until_drained
-from tests.support.waiting import wait_until_async
 from trainer.settings import TrainerSettings
 
 RATERS = {each.user_id for each in GIVEN if each.item_id == b"i3"}
@@ -27,13 +26,6 @@ async def asked(client: Client, path: str = PATH) -> str:
     reply = await client.ask("DELETE", path)
     assert (reply.status, reply.json["deleted"], reply.json["archive"]) == (202, 1, "pending")
     return str(reply.json["receipt"])
-
-
-async def until(client: Client, receipt: str, state: str = "taken_back") -> None:
-    async def said() -> bool:
-        return bool((await client.get(f"/receipts/{receipt}")).json["archive"] == state)
-
-    await wait_until_async(said, f"the receipt says {state}")
 
 
 async def is_clean(store: Store, settings: TrainerSettings) -> None:
@@ -59,14 +51,14 @@ async def test_all_are_taken_back_and_what_comes_after_stays(learned: Learned) -
         # A rating of the same value and time, as of a file that is imported again.
         again = next(each for each in GIVEN if each.item_id == b"i3")
         await store.ratings.append([again])
-        await until(client, receipt)
+        await until_receipt(client, receipt, "taken_back")
         assert await raters(store) == {again.user_id.decode()}
         assert {pair: value for pair, value in (await held(store)).items() if pair[1] != "i3"} == others
         assert (await client.get("/users/alone/ratings")).json["total"] == 0
         assert (await client.get("/users/seen/events")).json["total"] == 1
         await is_clean(store, settings)
         # Once more takes the one that came since; an item that has no more ratings is no mistake.
-        await until(client, await asked(client))
+        await until_receipt(client, await asked(client), "taken_back")
         assert await raters(store) == set()
         assert is_problem(await client.ask("DELETE", "/items/never?ratings=delete"), 404, "unknown_item")
         assert (await client.ask("DELETE", "/items/i4")).json == {"deleted": 1}
@@ -83,7 +75,7 @@ async def test_a_trainer_that_ends_at_a_step(learned: Learned, step: str) -> Non
         await crashed_at(settings, step)
         await store.ratings.append([rating("late", "i3")])
         async with running_trainer(settings):
-            await until(client, receipt)
+            await until_receipt(client, receipt, "taken_back")
             assert await raters(store) == {"late"}
             # Each once, however often it was begun.
             assert [user.n for user in await store.users.stored(1, users)] == [n + 1 for n in before]

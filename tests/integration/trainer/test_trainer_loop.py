@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from dataclasses import replace
+from operator import not_
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from featurestore.generations.served import wait_until_served
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
 from tests.integration.conftest import Learned
-from tests.support.factories import low_rank_ratings as ratings
-from tests.support.factories import rating
+from tests.support.factories import keys_of, low_rank_ratings, rating
 from tests.support.following import following
 from tests.support.recovering import GIVEN, LATER, now_held, opened
 from tests.support.trainers import (
@@ -29,7 +29,7 @@ from tests.support.trainers import (
     until_drained,
     until_live,
 )
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import some, wait_until_async
 from trainer import refit
 from trainer.archive.item_list import read_items
 from trainer.archive.root import ArchiveRoot
@@ -56,10 +56,8 @@ async def test_ratings_are_archived_once_learned_folded_in_and_known_after_a_res
     async with following(store, tmp_path / "cache") as follower:
 
         def statistics(item: bytes) -> float:
-            row = store.items(1).row(item)
-            assert follower.live is not None
-            assert row is not None
-            count = item_statistics(follower.live.items[row : row + 1]).count
+            row = some(store.items(1).row(item))
+            count = item_statistics(some(follower.live).items[row : row + 1]).count
             return float(count[0]) if len(count) else 0.0
 
         async with running_trainer(settings):
@@ -115,7 +113,7 @@ async def test_refits_come_by_themselves_and_leave_a_core_and_a_held_generation_
         await until_live(store, 3)
         assert (await store.generations.list())[-1].n_ratings == len(GIVEN) + len(LATER)
         await store.generations.activate(2, hold=True)
-        await store.ratings.append(ratings(users=10, prefix="w"))
+        await store.ratings.append(low_rank_ratings(users=10, prefix="w"))
         await until_drained(store)
         assert (await store.generations.live()).generation == 2
         third = await fitted(store)
@@ -132,8 +130,7 @@ async def test_refits_come_by_themselves_and_leave_a_core_and_a_held_generation_
             await store.ratings.append([replace(each, time=5e8) for each in GIVEN])
             await until_drained(store)
             await until_live(store, third + 2)
-        assert trainer.term is not None
-        schedule, seen = trainer.term.refitter.schedule, len(archived(settings))
+        schedule, seen = some(trainer.term).refitter.schedule, len(archived(settings))
         await wait_until_async(lambda: schedule.learned_events == seen, "it is seen that nothing is new")
         assert (await store.generations.live()).generation == third + 2
 
@@ -165,12 +162,8 @@ async def test_a_history_is_replaced_as_a_whole_and_the_one_before_is_whole_in_t
         pointer = await store.generations.live()
         assert (pointer.epoch, pointer.generation, pointer.pending) == (epoch, generation, 0)
         await wait_until_async(entries, "the first history in the trash")
-
-        async def gone() -> bool:
-            left = [key async for key in store.redis.scan_iter(match=f"{settings.store.namespace}.1:*")]
-            return not left and await store.generations.epochs() == {epoch}
-
-        await wait_until_async(gone, "the first history gone from the store")
+        await wait_until_async(lambda: keys_of(store, ".1:*"), "the first history gone from the store", not_)
+        await wait_until_async(store.generations.epochs, "and forgotten", lambda epochs: epochs == {epoch})
         told = [r for r in acknowledged if (await store.users.history(epoch, r.user_id))[0]]
         assert told == acknowledged, "what came in after the call began is in the new history"
         await until_drained(store, epoch)
@@ -257,12 +250,11 @@ async def test_a_fit_that_the_gate_refuses_does_not_go_live_and_the_page_shows_w
                 # The second one begins from nothing, and is no better.
                 outcome = await outcome_of(store, await store.commands.ask("refit", epoch=1))
                 assert outcome.code == "gate_refused", outcome
-
-            async def shown() -> bool:
-                points = await store.telemetry.read(60)
-                return bool(points) and points[-1].failed.startswith("gate_refused: ")
-
-            await wait_until_async(shown, "the page shows why")
+            await wait_until_async(
+                lambda: store.telemetry.read(60),
+                "the page shows why",
+                lambda points: points and points[-1].failed.startswith("gate_refused: "),
+            )
             assert (await store.generations.live()).generation == live
         async with running_trainer(learned.settings):
             assert await fitted(store) > live

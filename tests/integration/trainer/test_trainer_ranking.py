@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factors import Float32s, Index, Model, Ranker, RankingHead
+from factors import Float32s, Index, Model, Ranker
 from factors.model.layout import item_layout
 from featurestore.codecs import pack_histories
-from featurestore.generations.follower import Follower
 from featurestore.generations.served import wait_until_served
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
-from tests.support.following import following
+from tests.support.following import following, head_of, live_of
 from tests.support.trainers import fitted, running_trainer
 from tests.support.waiting import wait_until_async
 from trainer.fit_job.job import FitRequest
@@ -39,12 +38,6 @@ def given() -> list[NewRating]:
     ]
 
 
-def head_of(follower: Follower) -> RankingHead:
-    assert follower.live is not None
-    assert follower.live.ranking is not None
-    return follower.live.ranking.head
-
-
 def small_index(model: Model, items: Float32s, users: Float32s, rng: np.random.Generator) -> Index:
     centres = np.ascontiguousarray(items[:LISTS, item_layout(model).mean])
     return Index(centres, (np.arange(len(items)) % LISTS).astype(np.uint16), 1, 0.97)
@@ -56,23 +49,19 @@ async def test_a_fit_is_published_with_an_index_that_is_used_and_a_head_that_new
     monkeypatch.setattr(publisher, "build_index", small_index)
 
     async def joined(item: bytes) -> int:
-        async def known() -> bool:
-            row = store.items(1).row(item)
+        def known(row: int | None) -> bool:
             items = head_of(follower).items
             return row is not None and row < len(items) and bool(items[row].any())
 
-        await wait_until_async(known, f"{item!r} in the head of the service")
-        row = store.items(1).row(item)
-        assert row is not None
-        return row
+        what = f"{item!r} in the head of the service"
+        return int(await wait_until_async(lambda: store.items(1).row(item), what, known))
 
     async with following(store, tmp_path / "cache") as follower:
         async with running_trainer(settings):
             await store.ratings.append(given())
             generation = await fitted(store)
             assert await wait_until_served(store.generations, 1, generation, 100, here=follower)
-            live = follower.live
-            assert live is not None
+            live = live_of(follower)
             assert live.meta.summary.metrics["index_recall_at_10"] == 0.97
             without = Ranker(live.posterior, live.items)
             assert live.ranker.multiplications(1) < without.multiplications(1)
@@ -97,8 +86,7 @@ async def test_a_fit_is_published_with_an_index_that_is_used_and_a_head_that_new
         async with running_trainer(settings):
             await store.ratings.append([NewRating(user, b"later", 4.0, 2e9 + 20) for user in (b"u0", b"x1")])
             await joined(b"later")
-            assert follower.live is not None
-            assert follower.live.generation == generation
+            assert live_of(follower).generation == generation
 
 
 async def test_predictions_of_many_new_ratings_do_not_wait_for_lists(

@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,10 @@ from featurestore.keys import record_field
 from featurestore.store import Store
 from tests.support.factories import lead, make_items, make_model, rating
 from tests.support.waiting import PATIENCE_S
-from trainer.fit_job.results import FitResult, fit_in_memory
+from trainer.fit_job.results import fit_in_memory
 from trainer.publication import publish as publisher
 from trainer.publication import record_process
-from trainer.publication.publish import Published, Publisher
+from trainer.publication.publish import Publisher
 from trainer.threads import Threads
 
 # Three batches of a few calls each: on a busy machine a process that gives way waits for a core at each call.
@@ -46,33 +46,6 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[record_process.RecordProces
     return found
 
 
-def fitted(users: int = USERS) -> FitResult:
-    """A fit whose tables are in memory. The last user is one who was erased from it."""
-    ids = [b"u%d" % user for user in range(users - 1)] + [b"\xff\xff"]
-    vectors = np.random.default_rng(1).standard_normal((users, MODEL.user_width)).astype(np.float32)
-    return fit_in_memory(MODEL, vectors, make_items(MODEL, 3), ids)
-
-
-async def published(
-    store: Store, result: FitResult, step: Callable[[str], None], epoch: int = 1
-) -> Published:
-    await store.ratings.append([rating(f"u{user}", "a") for user in range(USERS - 1)])
-    publishing = Publisher(store, await lead(store), Threads(), step=step, apart_from=20)
-    return await publishing.publish(
-        epoch, result, engine="variational", positions={}, folder=None, automatic=True
-    )
-
-
-async def check_records(store: Store, result: FitResult, number: int) -> None:
-    field = record_field(number)
-    pipe = store.redis.pipeline(transaction=False)
-    for user_id in result.user_ids(0, USERS - 1):
-        pipe.hget(store.keys.user(1, user_id), field.decode())
-    n, vectors = unpack_records(await pipe.execute(), MODEL.user_width)
-    assert n.tolist() == [1] * (USERS - 1)
-    np.testing.assert_array_equal(vectors, result.users[:-1])
-
-
 # A process that gives way gets next to nothing of a busy machine.
 @pytest.mark.parametrize(
     "how", ["does not start", *(pytest.param(each, marks=pytest.mark.slow) for each in HOW)]
@@ -91,10 +64,21 @@ async def test_a_process_writes_the_records_of_many_and_the_trainer_what_that_on
                 if how == "is killed":
                     os.kill(started[0].pid, signal.SIGKILL)
 
-    result = fitted()
-    done = await published(store, result, step)
+    # The last user is one who was erased from the fit.
+    ids = [b"u%d" % user for user in range(USERS - 1)] + [b"\xff\xff"]
+    vectors = np.random.default_rng(1).standard_normal((USERS, MODEL.user_width)).astype(np.float32)
+    result = fit_in_memory(MODEL, vectors, make_items(MODEL, 3), ids)
+    await store.ratings.append([rating(user.decode(), "a") for user in ids[:-1]])
+    publishing = Publisher(store, await lead(store), Threads(), step=step, apart_from=20)
+    how_else: dict[str, Any] = {"engine": "variational", "positions": {}, "folder": None, "automatic": True}
+    done = await publishing.publish(1, result, **how_else)
     assert done.live
-    await check_records(store, result, done.meta.summary.generation)
+    pipe, field = store.redis.pipeline(transaction=False), record_field(done.meta.summary.generation)
+    for user_id in ids[:-1]:
+        pipe.hget(store.keys.user(1, user_id), field.decode())
+    n, found = unpack_records(await pipe.execute(), MODEL.user_width)
+    assert n.tolist() == [1] * (USERS - 1)
+    np.testing.assert_array_equal(found, vectors[:-1])
     if how == "lives":
         with pytest.raises(ProcessLookupError):
             os.kill(started[0].pid, 0)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from environment.world import COURSE_STEPS, DIMENSION, World, WorldOptions, cut_points, make_world
+from environment.world import COURSE_STEPS, DIMENSION, WorldOptions, cut_points, make_world
 
 LECTURE = WorldOptions()
 SEEDS = range(8)
@@ -14,10 +14,6 @@ SEEDS = range(8)
 def shares(options: WorldOptions) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     counts = sum(np.bincount(make_world(seed, options).rating, minlength=6)[1:] for seed in SEEDS)
     return np.asarray(counts / (len(SEEDS) * 30_000), np.float64)
-
-
-def pairs_of(world: World, options: WorldOptions) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return world.user.astype(np.int64) * options.n_items + world.item
 
 
 def test_scores_and_ratings_are_distributed_as_derived() -> None:
@@ -63,5 +59,6 @@ def test_no_one_is_rated_before_they_exist_and_half_of_the_late_ones_come_in_pla
 )
 def test_small_worlds_are_whole(options: WorldOptions) -> None:
     world = make_world(0, options)
-    assert np.array_equal(np.sort(pairs_of(world, options)), np.arange(options.n_users * options.n_items))
+    pairs = world.user.astype(np.int64) * options.n_items + world.item
+    assert np.array_equal(np.sort(pairs), np.arange(options.n_users * options.n_items))
     assert np.all(np.arange(world.user.size) >= world.user_arrival[world.user])

@@ -20,6 +20,7 @@ from factors.training.sweep import State
 from factors.training.terms import Terms
 from factors.training.training_set import TrainingSet
 from featurestore.users import compiled
+from tests.support.waiting import some
 from tests.unit.factors.factors_world import STARS, ratings_of
 
 TERMS = [
@@ -41,10 +42,6 @@ def with_context(ratings: Ratings) -> Ratings:
     value = np.clip(np.rint(ratings.value + context[:, 0] + (context[:, 1] == 1)), 1, 5)
     context[::7, 0] = context[3::9, 1] = np.nan
     return replace(ratings, value=value, context=context)
-
-
-def plain() -> LoopBackend:
-    return LoopBackend({loop: loop for loop in LOOPS})
 
 
 def columns_of(rows: int) -> Columns:
@@ -81,7 +78,8 @@ def test_plain_loops_give_what_numpy_gives(monkeypatch: pytest.MonkeyPatch, term
     # Scores of a few rows at a time are those of all.
     monkeypatch.setattr(backend, "_SCORED_AT_ONCE", 7)
     ratings = ratings_of(5, n_users=16, n_items=11, n=90)
-    assert_same(swept(ratings, terms, NumpyBackend()), swept(ratings, terms, plain()))
+    plain = LoopBackend({loop: loop for loop in LOOPS})
+    assert_same(swept(ratings, terms, NumpyBackend()), swept(ratings, terms, plain))
 
 
 def test_compiled_loops_give_what_numpy_gives_on_two_threads() -> None:
@@ -116,9 +114,7 @@ def loop(request: pytest.FixtureRequest) -> history.Loop:
     if request.param == "plain":
         return checked
     compiled.main([])
-    code = compiled.kept([compiled.HOME / compiled.file_name()])
-    assert code is not None
-    return object_code.load_code(code)
+    return object_code.load_code(some(compiled.kept([compiled.HOME / compiled.file_name()])))
 
 
 @pytest.mark.timeout(600)  # compiling takes 20 s, and several times that on a machine that does other things

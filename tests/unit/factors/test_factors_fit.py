@@ -20,13 +20,7 @@ from factors import (
 )
 from factors.model.types import Float64s
 from factors.training.training_set import random_entries
-from tests.unit.factors.factors_world import (
-    STARS,
-    fitted_of,
-    history,
-    ratings,
-    ratings_of,
-)
+from tests.unit.factors.factors_world import STARS, fitted_of, history, ratings, ratings_of
 
 NAN = math.nan
 

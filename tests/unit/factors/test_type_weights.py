@@ -54,12 +54,7 @@ def grouped(kind: int = PURCHASE, views_are: str = "random") -> Choices:
 
 def fitted(choices: Choices, types: tuple[TypeWeight, ...] = TYPES) -> RankingFit:
     ratings = choices.ratings()
-    return fit_ranking(
-        *(ratings, USERS, ITEMS),
-        rng=np.random.default_rng(1),
-        choices=choices,
-        types=types,
-    )
+    return fit_ranking(*(ratings, USERS, ITEMS), rng=np.random.default_rng(1), choices=choices, types=types)
 
 
 @cache

@@ -14,6 +14,7 @@ from featurestore.ratings.context_schema import (
     schema_from_bytes,
     schema_to_bytes,
 )
+from tests.support.waiting import some
 
 
 def extended(schema: ContextSchema, given: Sequence[Values | None]) -> ContextSchema:
@@ -29,8 +30,7 @@ def test_categories_are_appended_and_rows_come_back() -> None:
     told = (HOUR, ContextField("device", "category"), ContextField("new", "number"))
     schema = extended(ContextSchema().merged(ContextSchema(told)), given)
     assert schema.fields == (HOUR, DEVICE, told[2])
-    rows = schema.rows(given)
-    assert rows is not None
+    rows = some(schema.rows(given))
     assert rows.dtype == np.float32
     nan = np.nan
     expected = [[14, 0, nan], [nan] * 3, [nan, 1, 1], [nan] * 3]
@@ -68,8 +68,7 @@ def test_schemas_of_two_stores_become_one_and_rows_keep_their_meaning() -> None:
     both = here.merged(there)
     assert both.fields == (ContextField("device", "category", ("phone", "desk", "tv")), HOUR)
     given: list[Values | None] = [{"hour": 3, "device": "tv"}, {"device": "desk"}, {"hour": 5}]
-    rows = there.rows(given)
-    assert rows is not None
+    rows = some(there.rows(given))
     recoded = both.recoded(np.concatenate([rows, [[0, 7]]]).astype(np.float32), there)
     assert [both.named(row) for row in recoded] == [*given, {"hour": 0}], "a code that there is not is none"
     assert both.merged(there) is both
@@ -88,8 +87,7 @@ def test_a_field_that_is_deleted_leaves_its_place_and_frees_its_name() -> None:
     number = ContextField("device", "number")
     named = ContextSchema((DEVICE, HOUR)).without("device").merged(ContextSchema((number,)))
     assert named.kinds == (None, "number", "number")
-    rows = named.rows([{"device": 3}])
-    assert rows is not None
+    rows = some(named.rows([{"device": 3}]))
     assert named.named(np.array([1, 5, 3], np.float32)) == {"hour": 5, "device": 3}
     np.testing.assert_array_equal(rows[0], np.array([np.nan, np.nan, 3], np.float32))
     assert schema_from_bytes(schema_to_bytes(named)) == named

@@ -10,7 +10,7 @@ from featurestore.errors import StoreDamaged, StoreError, StoreFull, StoreRefuse
 from featurestore.wire.connection import ServerConnection
 from featurestore.wire.primary import Primary
 from featurestore.wire.resp import ReplyError, store_error
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import retried
 
 GREETING = b"+PONG\r\n+OK\r\n*1\r\n$6\r\nmaster\r\n"
 
@@ -64,25 +64,18 @@ async def test_a_late_answer_fails_everything_in_flight_and_is_never_mixed_up() 
     server = Server()
     async with server.running() as url:
 
-        async def opened() -> ServerConnection | None:
+        async def opened() -> ServerConnection:
             connection = ServerConnection(Primary(url), 0.1, "test")
-            # A busy machine is slower than that.
-            with contextlib.suppress(StoreUnavailable):
-                await connection.open()
-                return connection
-            return None
+            await connection.open()
+            return connection
 
-        connection: ServerConnection = await wait_until_async(opened, "the connection is open")
+        # A busy machine is slower than that.
+        connection = await retried(opened, "the connection is open", StoreUnavailable)
         calls = [connection.execute(b"x", 1) for _ in range(3)]
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(result, StoreUnavailable) for result in results)
         server.reply = b"+fresh\r\n"
-
-        async def answered() -> list[bytes] | None:
-            with contextlib.suppress(StoreUnavailable):
-                return await connection.execute(b"x", 1)
-            return None
-
-        assert await wait_until_async(answered, "the connection comes back") == [b"fresh"]
+        again = await retried(lambda: connection.execute(b"x", 1), "the connection is back", StoreUnavailable)
+        assert again == [b"fresh"]
         assert len(server.open) >= 2
         await connection.close()

@@ -77,12 +77,9 @@ def test_a_wrong_command_line_is_one_document_and_code_2(
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        *(
-            (CannotStartError("do this"), 2),
-            (StackFailedError("do that"), 1),
-            (ImportStoppedError("go on"), 1),
-        ),
-        *((RecoveryRefusedError("first this"), 2), (RecoveryStoppedError("again"), 1)),
+        *((CannotStartError("do this"), 2), (StackFailedError("do that"), 1)),
+        *((ImportStoppedError("go on"), 1), (RecoveryStoppedError("again"), 1)),
+        (RecoveryRefusedError("first this"), 2),
         (ZeroDivisionError("by chance"), 1),
     ],
 )

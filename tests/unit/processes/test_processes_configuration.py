@@ -14,7 +14,6 @@ from processes.configuration.file import configured
 from processes.configuration.keys import SECRETS, VARIABLES
 from processes.settings import (
     HIDDEN,
-    Setting,
     SettingsError,
     choice,
     declarations,
@@ -35,13 +34,9 @@ ROLES: tuple[type[Any], ...] = (
 )
 
 
-def declared() -> list[Setting]:
-    return [each for cls in ROLES for _, each in declarations(cls)]
-
-
 def test_the_file_may_have_every_variable_of_every_role() -> None:
     # Those of AWS are read by a library, too, which knows no file.
-    ours = {each.variable for each in declared() if each.variable}
+    ours = {each.variable for cls in ROLES for _, each in declarations(cls) if each.variable}
     variables = {each for each in ours if each.startswith("FOLDIN_")}
     named = [variable for keys in VARIABLES.values() for variable in keys.values()]
     assert len(named) == len(set(named)), "each stands in one place"

@@ -10,13 +10,14 @@ import httpx
 import msgspec
 import stamina
 
-from foldin_client.errors import FoldinError, ProblemError
+from foldin_client.errors import FoldinError, NoAnswerError, ProblemError
 from foldin_client.rows import Packer, Rows, counted, each, line, together
 from foldin_client.wire import (
     LINES,
     Call,
     decoded,
     headers,
+    is_address,
     is_here,
     no_answer,
     problem,
@@ -55,7 +56,7 @@ class Transport:
         address or a key that cannot be one.
         """
         self.url = url.rstrip("/")
-        if not self.url.startswith(("http://", "https://")) or not httpx.URL(self.url).host:
+        if not is_address(self.url):
             raise ValueError(f"{url!r} is no address such as http://127.0.0.1:8080")
         if attempts < 1:
             raise ValueError("a call is sent once at least")
@@ -106,8 +107,10 @@ class Transport:
                 *lines, rest = (rest + chunk).split(b"\n")
                 for text in lines:
                     yield decoder.decode(text)
-            if rest.strip():
-                yield decoder.decode(rest)
+            if rest:
+                # Some proxies end an answer well of which they have a part.
+                asked = f"{call.method} {self.url}{call.path}"
+                raise NoAnswerError(f"{asked}: the answer ends within a line", was_sent=True)
         except httpx.HTTPError as exc:
             raise no_answer(exc, call.method, self.url + call.path) from exc
         except msgspec.MsgspecError as exc:

@@ -1,0 +1,176 @@
+"""Small parts of the trainer: watermarks of room, the ledger of erasures, mounts of an archive, the folder of
+fits beside one on an object store, and the process that compiles the loops of a fit.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from factors import MANY_RATINGS
+from featurestore.errors import FULL_REASONS
+from featurestore.generations.manifest import read_pointer
+from tests.support.event_tables import free
+from tests.support.waiting import some
+from trainer.archive.erasures import Erasures, Ledger, ledger_files, parse_ledger
+from trainer.archive.storage.host_fits import HostFits
+from trainer.archive.storage.shares import problem_in
+from trainer.capacity.watermarks import LEAST_FREE_BYTES, MOST_FREE_BYTES, Space, disk, fullest, memory
+from trainer.errors import CannotStartError, LedgerDamagedError
+from trainer.fit_job import compiling
+from trainer.fit_job.compiling import compile_ahead
+
+GB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("total", "kept"), [(GB // 4, LEAST_FREE_BYTES), (10 * GB, GB // 2), (4_000 * GB, MOST_FREE_BYTES)]
+)
+def test_a_disk_keeps_a_share_within_bounds_and_room_for_a_rewrite(total: int, kept: int) -> None:
+    assert disk("archive_disk", total, total).needed_bytes == kept
+    assert disk("store_disk", total, total, 3 * GB).needed_bytes == kept + 3 * GB
+
+
+def test_a_store_without_a_limit_is_never_full() -> None:
+    assert memory(GB, 0) is None
+    space, beyond = some(memory(95 * GB, 100 * GB)), some(memory(120 * GB, 100 * GB))
+    assert (fullest([space], None), beyond.free_bytes, fullest([space, beyond], None)) == (None, 0, beyond)
+
+
+def test_what_is_refused_is_taken_again_only_with_clearly_more_room() -> None:
+    def space(free: int) -> Space:
+        return Space("store_disk", free, 1000, 100)
+
+    assert fullest([space(100)], None) is None
+    assert fullest([space(99)], None) == space(99)
+    assert fullest([space(109)], "store_disk") == space(109)
+    assert fullest([space(109)], "archive_disk") is None
+    assert fullest([space(111)], "store_disk") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "at_9", "at_10"),
+    [
+        *((f"{reason}:10", reason, None) for reason in FULL_REASONS),
+        # Of a leader of another version, and what no leader wrote.
+        ("something_else:10", "store_disk", None),
+        ("store_disk:soon", None, None),
+        ("", None, None),
+    ],
+)
+def test_what_a_leader_said_holds_until_it_ends(text: str, at_9: str | None, at_10: str | None) -> None:
+    pointer = read_pointer({b"epoch": b"1", b"full": text.encode()}, b"live")
+    assert (pointer.full_at(9.0), pointer.full_at(10.0)) == (at_9, at_10)
+
+
+RECORD = 32
+
+
+def added(folder: Path, *erased: tuple[bytes, int]) -> Path:
+    Erasures(folder, guard=free).add(erased)
+    (path,) = ledger_files(folder)
+    return path
+
+
+def read(path: Path, *, skip_damaged: bool = False) -> Ledger:
+    return parse_ledger(path, path.read_bytes(), skip_damaged=skip_damaged)
+
+
+def test_each_user_with_the_last_time(tmp_path: Path) -> None:
+    added(tmp_path, (b"ann", 1000), (b"bob", 2000), (b"ann", 3000))
+    path = added(tmp_path, (b"ann", 2500))
+    ledger = read(path)
+    assert ledger.erased_at([b"bob", b"cid", b"ann"]).tolist() == [2000, 0, 3000]
+    assert ledger.erased_at([]).tolist() == []
+    assert len(ledger) == 2
+    assert b"ann" not in path.read_bytes()
+    assert path.stat().st_size == 5 * RECORD
+
+
+def test_a_part_of_a_record_that_a_power_cut_left_stays_and_another_file_is_begun(tmp_path: Path) -> None:
+    torn = added(tmp_path, (b"ann", 1), (b"bob", 2))
+    content = torn.read_bytes() + bytes(range(16))
+    torn.write_bytes(content)
+    assert read(torn).erased_at([b"ann", b"bob"]).tolist() == [1, 2]
+    for _ in range(2):
+        Erasures(tmp_path, guard=free).add([(b"cid", 3)])
+    assert torn.read_bytes() == content
+    (other,) = set(ledger_files(tmp_path)) - {torn}
+    assert read(other).erased_at([b"ann", b"bob", b"cid"]).tolist() == [0, 0, 3]
+
+
+def test_a_damaged_record_is_found(tmp_path: Path) -> None:
+    path = added(tmp_path, (b"ann", 1), (b"bob", 2), (b"cid", 3))
+    content = bytearray(path.read_bytes())
+    content[2 * RECORD + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(LedgerDamagedError, match=path.name):
+        read(path)
+    assert read(path, skip_damaged=True).erased_at([b"ann", b"bob", b"cid"]).tolist() == [1, 0, 3]
+
+
+ROOT = "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw"
+
+
+def mounted(kind: str, options: str, place: str = "/mnt/share") -> str:
+    return f"{ROOT}\n90 22 0:50 / {place} rw,relatime shared:9 - {kind} host:/export rw,{options}\n"
+
+
+@pytest.mark.parametrize(
+    ("mounts", "told"),
+    [
+        (ROOT, None),
+        (mounted("nfs4", "vers=4.2,hard,lookupcache=none"), None),
+        (mounted("nfs", "vers=3,hard,noac"), None),
+        (mounted("nfs4", "vers=4.2,hard"), "without lookupcache=none"),
+        (mounted("nfs4", "soft,lookupcache=none"), "mount it hard"),
+        (mounted("cifs", "vers=3.1"), "is cifs, of which it is not known"),
+        (mounted("xfs", "attr2"), None),
+        ("broken line\n" + mounted("fuse.sshfs", "user_id=0"), "is fuse.sshfs"),
+    ],
+)
+def test_mounts(mounts: str, told: str | None) -> None:
+    found = problem_in(mounts, "/mnt/share/archive/foldin")
+    assert (found is None) == (told is None)
+    assert told is None or told in str(found)
+    assert problem_in(mounts, "/mnt/shared") is None
+
+
+RATINGS = Path("epoch-000001") / "0000000001-0000000001.r0.parquet"
+
+
+@pytest.mark.parametrize(
+    ("files", "fits"),
+    [
+        # The folder that it had before the archive went to an object store.
+        (["archive/ns/identity.json", f"archive/ns/{RATINGS}"], "archive/ns"),
+        (["archive/ns/identity.json"], "ns.fits"),
+        ([f"backup/{RATINGS}"], "backup/more/ns.fits"),
+        (["x/ns.fits/epoch-000001/fits/generation-000001/fit.json"], "x/ns.fits"),
+        (["x/ns.fits/foldin-fits", "x/ns.fits/export.parquet"], "x/ns.fits"),
+    ],
+)
+def test_folder_of_something_else_is_refused_and_whole(tmp_path: Path, files: list[str], fits: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"of another")
+    with pytest.raises(CannotStartError, match=r"FOLDIN_FITS_DIR: .*: name a") as refused:
+        HostFits(tmp_path / fits).take("9.z", "", [])
+    assert "\n" not in str(refused.value)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(files)
+
+
+async def test_loops_are_compiled_once_so_many_events_are_archived_that_a_fit_may_need_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    archived, ran = iter([0, MANY_RATINGS // 100, MANY_RATINGS // 2]), tmp_path / "ran"
+    script = f"import pathlib; pathlib.Path({str(ran)!r}).touch()"
+    monkeypatch.setattr(compiling, "python_command", lambda module: [sys.executable, "-c", script])
+    monkeypatch.setattr(compiling, "_LOOK_S", 0.01)
+    await compile_ahead(lambda: next(archived))
+    assert ran.exists()
+    assert not list(archived)
+    assert caplog.text == ""
+    monkeypatch.setattr(compiling, "python_command", lambda module: [sys.executable, "-c", "exit(1)"])
+    await compile_ahead(lambda: MANY_RATINGS)
+    assert "loops_not_compiled_apart exit_code=1" in caplog.text
