@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
+from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from featurestore.client import POOL_SOCKETS
@@ -37,7 +38,7 @@ _LOOK_S = 0.25
 # What is damaged in the store, or refused by it, stays so for minutes.
 _MENDED_S = 5.0
 # Someone who waits for a fit of minutes looks every second or two.
-_TELL_S = 1.0
+_TELL_S, _LONGEST_TELL_S = 1.0, 30.0
 # More commands than services have open; those beyond wait in the stream, erasures as tasks of 2 KB.
 _AT_ONCE = 1_000
 # Of these so many ask the store at a time: half of the sockets of this process.
@@ -71,7 +72,8 @@ class CommandHandler:
         # When those were asked for that are taken and have no outcome yet, in milliseconds by the store's
         # clock, by their ids.
         self._open: dict[str, int] = {}
-        self._erasing, self._calls = asyncio.Semaphore(_AT_ONCE), asyncio.Semaphore(_CALLS_AT_ONCE)
+        self._erasing = asyncio.Semaphore(_AT_ONCE)
+        self._calls, self._looks = asyncio.Semaphore(_CALLS_AT_ONCE), asyncio.Semaphore(2)
         # What erasures wait for, by command. Of those without an entry for the files of the store.
         self._waits: dict[str, str] = {}
 
@@ -121,8 +123,14 @@ class CommandHandler:
 
     async def _ask(self, call: Callable[P, Awaitable[T]], *args: P.args, **how: P.kwargs) -> T:
         """Ask the store, as one of few: sockets are few, and others need them, the lease first of all."""
-        async with self._calls:
-            return await with_retries(call, *args, **how)
+
+        @wraps(call)
+        async def once() -> T:
+            # A pause before the next try takes no place.
+            async with self._calls:
+                return await call(*args, **how)
+
+        return await with_retries(once)
 
     async def _handle(self, command: Command, slot: ExitStack) -> None:
         try:
@@ -181,9 +189,12 @@ class CommandHandler:
     ) -> T:
         """Return what came of `work`; while it goes on, tell how far it has come."""
         running = asyncio.create_task(work, name=f"work of command {command.kind}")
-        told, told_at = None, 0.0
+        told, told_at, tell_s = None, 0.0, _TELL_S
         try:
-            while not (await asyncio.wait({running}, timeout=_TELL_S))[0]:
+            while not (await asyncio.wait({running}, timeout=tell_s))[0]:
+                if command.kind == "erase":
+                    # Tens of thousands may wait at a time.
+                    tell_s = min(1.5 * tell_s, _LONGEST_TELL_S)
                 now, said = time.monotonic(), outcome()
                 if said is not None and (said != told or now - told_at > OUTCOME_S / 2):
                     told, told_at = said, now
@@ -254,7 +265,7 @@ class CommandHandler:
             try:
                 # What was replaced is archived to its end on its way to the trash, and searched there: a user
                 # whom the live epoch never knew has left no mark by which to find those ratings later.
-                async with self._calls:
+                async with self._looks:
                     leaving = await self._epochs.leaving(needed)
                 if not leaving:
                     for number in needed:

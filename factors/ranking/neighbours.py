@@ -106,15 +106,6 @@ class Neighbours:
         starts = np.cumsum(lengths) - lengths
         return np.repeat(first - starts, lengths) + np.arange(int(lengths.sum())), lengths
 
-    def of_items(self, n_items: int) -> "Neighbours":
-        """Return the same for the first `n_items`, or so many that the last have no neighbours."""
-        entries, known = self.matrix().tocoo(), min(n_items, len(self.indptr) - 1)
-        row, column = entries.coords
-        keep = (row < known) & (column < known)
-        counts = np.bincount(row[keep], minlength=n_items)
-        indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return Neighbours(indptr, column[keep].astype(np.int32), entries.data[keep])
-
     def scaled(self, factor: float) -> "Neighbours":
         """Return the same with all weights times `factor`."""
         return Neighbours(self.indptr, self.item_row, self.weight * np.float32(factor))

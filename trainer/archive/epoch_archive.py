@@ -242,10 +242,10 @@ class EpochArchive:
         every segment, in one pass; return how many there were. What lies after the positions `until` stays.
 
         Repeating is safe, and events may be appended meanwhile. Damaged files that were set aside cannot be
-        searched: where they can be made anew they are removed once that is done, elsewhere they stay, and the
-        erasure waits for a person to decide. One that fits its checksum after all stays, without the users.
-        Raises `ArchiveFailedError` when it has been through all the others: no file is removed that could not
-        be read.
+        searched: where they can be made anew they are removed, elsewhere they stay, and the erasure waits for
+        a person to decide. One that fits its checksum after all stays, without the users. Raises
+        `ArchiveFailedError` when it has been through all the others: no file is removed that could not be
+        read.
         """
         if not before_ms:
             return 0
@@ -296,9 +296,7 @@ class EpochArchive:
                 raise ArchiveFailedError(
                     f"{path} is damaged and cannot be searched for who is forgotten: restore it, or remove it"
                 ) from exc
-            if self.damaged:
-                raise ArchiveFailedError(f"{path} is damaged, and not made anew yet") from exc
-            # It was made anew, and nothing reads this one.
+            # The rebuild that follows does not need it, and nothing else reads it.
             self._guard()
             with self._writing():
                 path.unlink(missing_ok=True)

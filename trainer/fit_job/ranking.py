@@ -55,9 +55,8 @@ def add_head(
             attributes=read_columns(path),
             factorize=head_sweeps(engine, threads, rng),
         )
-        for kept in ("ranking_choices_kept", "ranking_head_kept"):
-            if kept in head.metrics:
-                log.warning(kept, why="others find the newest events no better")
+        if "ranking_kept" in head.metrics:
+            log.warning("ranking_choices_kept", why="others find the newest events no better")
         write_head(path, head)
     except FitRefused:
         # No rating is left.

@@ -84,7 +84,12 @@ def choose(
         return _Search(sets, n_items, threads, begin, types, compiled, every)
 
     search = search_of(random if latest is None else latest)
+    if latest is not None and not len(search.held.users):
+        # The latest events of all were shown alone, or unwanted.
+        latest, search = None, search_of(random)
     anytime = search if latest is None else search_of(random)
+    if not len(anytime.held.users):
+        return begin, {}
     choices = search.weights(search.settings(replace(begin, decided=decided)))
     if latest is not None:
         choices = search.recency(choices, anytime)

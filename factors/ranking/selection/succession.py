@@ -1,20 +1,16 @@
-"""Whether a head may follow the live one. Invariant: it finds the newest events, which neither has learned,
-no worse; and where its lists are much unlike, better.
+"""Whether a head with new choices may follow the live one. Invariant: it finds the newest events, which
+neither has learned, no worse; and where its lists are much unlike, better.
 """
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
-from factors.inference.backend import MANY_RATINGS
+from factors.errors import FactorsError
 from factors.inference.histories import Compressed
-from factors.model.types import Float32s, Float64s, Int64s, UInt8s
-from factors.ranking.choices import RankingChoices
-from factors.ranking.half_steps import solve_rows
+from factors.model.types import Float32s, Float64s, Int64s
 from factors.ranking.head import RankingHead
 from factors.ranking.selection.held_out import LEAST_WANTED, SHORT, HeldOut, Typed
-from factors.ranking.training import RankingFit, events_of_items, events_of_users
 
 # Two fits of the same events that began differently share nine of ten.
 _ALIKE = 0.5
@@ -30,72 +26,51 @@ def hold_out_newest(
     *,
     rng: np.random.Generator,
     typed: Typed | None,
-) -> HeldOut | None:
+) -> HeldOut:
     """Hold out the newest of the events (n,), of items that the live head has: the newer half of those that
     it has not learned, whose sources are `unlearned` (m,). Of those of one time, or without, some at random;
-    and never more, for what is tried learns the others. Return None where these say nothing of a head.
+    and never more, for what is tried learns the others.
     """
     new = np.flatnonzero(np.isin(by_user.source, unlearned) & (by_user.other < len(live.items)))
     order = np.lexsort((rng.random(len(new)), np.nan_to_num(by_user.time[new])))
     held = np.zeros(len(by_user.other), dtype=np.bool_)
     held[new[order[(len(new) + 1) // 2 :]]] = True
-    newest = HeldOut.of(by_user, n_items, held, rng, typed)
-    tells = len(newest.users) and len(newest.known.other) and (typed is None or typed.wants_any(newest.known))
-    return newest if tells else None
+    return HeldOut.of(by_user, n_items, held, rng, typed)
 
 
-def may_follow(tried: RankingHead, live: RankingHead, newest: HeldOut) -> bool:
-    """Return whether lists by a head that was `tried` without the `newest` events are not surely worse than
-    those of the `live` head, and much like them or surely better.
+def may_follow(
+    found: RankingHead, live: RankingHead, newest: HeldOut, tried: Callable[[], RankingHead]
+) -> bool:
+    """Return whether lists of `found` are not surely worse than those of the `live` head, and much like them
+    or surely better. `tried`: fits a head as `found` is, without the `newest` events.
     """
-    common, before, own = _beside(tried, live, newest, len(tried.items))
+    if not len(newest.users) or not len(newest.known.other):
+        return True
+    n_items = len(found.items)
+    common, before = _beside(found, live, newest, n_items)
     if len(newest.row) < LEAST_WANTED:
+        return common >= _ALIKE
+    try:
+        _, own = _beside(live, tried(), newest, n_items)
+    except FactorsError:
+        # It says nothing: of the others too few are left.
         return common >= _ALIKE
     quality, other = newest.gained(own), newest.gained(before)
     return surely_better(quality, other) or (common >= _ALIKE and not surely_better(other, quality))
 
 
-def carried_on(
-    live: RankingHead,
-    by_user: Compressed,
-    n_items: int,
-    choices: RankingChoices,
-    *,
-    codes: UInt8s | None,
-    threads: int,
-) -> RankingFit:
-    """Return the `live` head with what the events say of the items that it had not; `choices`, `codes`: of
-    the fit that may not follow it.
-    """
-    parameters = replace(live.parameters, decided=choices.decided, types=choices.types)
-    known, rank = min(len(live.items), n_items), parameters.rank
-    items = np.zeros((n_items, rank), np.float32)
-    items[:known] = live.items[:known]
-    how: dict[str, Any] = {"threads": threads, "compiled": len(by_user.other) >= MANY_RATINGS}
-    users_of, counts = events_of_users(by_user.thinned(), choices, codes)
-    users = np.asarray(solve_rows(users_of, items, parameters.prior("user", counts), **how), np.float32)
-    items_of, item_counts = events_of_items(events_of_users(by_user, choices, codes)[0], n_items)
-    items[known:] = solve_rows(items_of, users, parameters.prior("item", item_counts), **how)[known:]
-    term = live.neighbours.of_items(n_items)
-    return RankingFit(RankingHead(parameters, items, term), users, {})
-
-
-def _beside(
-    head: RankingHead, other: RankingHead, newest: HeldOut, n_items: int
-) -> tuple[float, Int64s, Int64s]:
+def _beside(head: RankingHead, other: RankingHead, newest: HeldOut, n_items: int) -> tuple[float, Int64s]:
     """Return which part of the first `SHORT` items of lists by both heads is the same, and how many items
-    stand before each wanted one (m,) in those of the `other`, and of the `head`. For few users at a time.
+    stand before each wanted one (m,) in those of the `other`. For few users at a time.
     """
-    before: tuple[list[Int64s], list[Int64s]] = [], []
-    common, n_users = list[float](), len(newest.users)
+    before, common, n_users = list[Int64s](), list[float](), len(newest.users)
     size, both = max(1, _SCORES // n_items), min(len(head.items), len(other.items))
     for start in range(0, n_users, size):
         rows = slice(start, min(start + size, n_users))
-        scores = [_scores(each, newest, rows, n_items) for each in (other, head)]
+        scores = [_scores(each, newest, rows, n_items) for each in (head, other)]
         common.append(_common(*(each[:, :both] for each in scores)) * (rows.stop - rows.start))
-        for found, each in zip(before, scores, strict=True):
-            found.append(newest.before(each, rows))
-    return sum(common) / n_users, np.concatenate(before[0]), np.concatenate(before[1])
+        before.append(newest.before(scores[1], rows))
+    return sum(common) / n_users, np.concatenate(before)
 
 
 def surely_better(quality: Float64s, than: Float64s) -> bool:

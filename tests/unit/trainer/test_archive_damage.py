@@ -73,20 +73,6 @@ def test_an_erasure_removes_no_damaged_file_of_the_trash(tmp_path: Path) -> None
     assert trash.erase({b"ann": ALWAYS}) == 0
 
 
-def test_an_erasure_removes_no_damaged_file_before_it_was_made_anew(tmp_path: Path) -> None:
-    archive = filled(tmp_path)
-    first = archive.snapshot().paths[0]
-    damaged(first, "flipped")
-    kept = first.with_name(first.name + ".damaged")
-    for _ in range(2):
-        with pytest.raises(ArchiveFailedError, match="not made anew"):
-            archive.erase({b"ann": ALWAYS})
-        assert kept.exists()
-    archive.finish_rebuild(archive.begin_rebuild(), {})
-    archive.erase({b"ann": ALWAYS})
-    assert not kept.exists()
-
-
 @pytest.fixture(params=["EIO", "memory"])
 def fails(request: pytest.FixtureRequest) -> Fails:
     return FAILURES[request.param]
