@@ -43,7 +43,7 @@ MOST_COMMANDS = 100_000
 # Calls that the store answers together, in some milliseconds.
 _ASKED_AT_ONCE = 200
 # A refit takes seconds: looking twenty times a second adds next to nothing to it.
-POLL_S, LONGEST_POLL_S = 0.05, 0.5
+POLL_S = 0.05
 # The store's time at which a user was forgotten, and the user.
 _ASKED = re.compile(rb"asked (\d+) (.+)", re.DOTALL)
 # The epoch, the store's time, the ends of its streams, and the item.
@@ -182,15 +182,13 @@ class Commands:
         the outcome so far.
         """
         loop = asyncio.get_running_loop()
-        end, pause_s = loop.time() + timeout_s, POLL_S
+        end = loop.time() + timeout_s
         while True:
             outcome = await self.outcome(command_id)
             known = outcome is not None and (taken or outcome.state != "running")
             if known or loop.time() >= end:
                 return outcome
-            # Hundreds may wait at a time: what takes long is looked at seldom.
-            await asyncio.sleep(min(pause_s, max(0.0, end - loop.time())))
-            pause_s = min(1.5 * pause_s, LONGEST_POLL_S)
+            await asyncio.sleep(POLL_S)
 
     async def take(self, after: str, block_ms: int) -> list[Command]:
         """Return commands that came after stream id `after` (`0`: all that are left), waiting for the first.

@@ -41,8 +41,8 @@ _MENDED_S = 5.0
 _TELL_S, _LONGEST_TELL_S = 1.0, 30.0
 # More commands than services have open; those beyond wait in the stream, erasures as tasks of 2 KB.
 _AT_ONCE = 1_000
-# Of these so many ask the store at a time: half of the sockets of this process.
-_CALLS_AT_ONCE = POOL_SOCKETS // 2
+# Of these so many ask the store at a time, and two look which epochs are stored: some sockets are left.
+_CALLS_AT_ONCE, _LOOKS_AT_ONCE = POOL_SOCKETS // 2, 2
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -73,8 +73,9 @@ class CommandHandler:
         # clock, by their ids.
         self._open: dict[str, int] = {}
         self._erasing = asyncio.Semaphore(_AT_ONCE)
-        self._calls, self._looks = asyncio.Semaphore(_CALLS_AT_ONCE), asyncio.Semaphore(2)
-        # What erasures wait for, by command. Of those without an entry for the files of the store.
+        self._calls = asyncio.Semaphore(_CALLS_AT_ONCE)
+        self._looks = asyncio.Semaphore(_LOOKS_AT_ONCE)
+        # What erasures wait for, by command. Those without an entry wait for the archive.
         self._waits: dict[str, str] = {}
 
     @property
@@ -185,16 +186,21 @@ class CommandHandler:
         return Outcome("done", generation=ending)
 
     async def _telling(
-        self, command: Command, work: Coroutine[None, None, T], outcome: Callable[[], Outcome | None]
+        self,
+        command: Command,
+        work: Coroutine[None, None, T],
+        outcome: Callable[[], Outcome | None],
+        *,
+        longest_s: float = _TELL_S,
     ) -> T:
-        """Return what came of `work`; while it goes on, tell how far it has come."""
+        """Return what came of `work`; while it goes on, tell how far it has come, ever more seldom up to each
+        `longest_s`.
+        """
         running = asyncio.create_task(work, name=f"work of command {command.kind}")
         told, told_at, tell_s = None, 0.0, _TELL_S
         try:
             while not (await asyncio.wait({running}, timeout=tell_s))[0]:
-                if command.kind == "erase":
-                    # Tens of thousands may wait at a time.
-                    tell_s = min(1.5 * tell_s, _LONGEST_TELL_S)
+                tell_s = min(1.5 * tell_s, longest_s)
                 now, said = time.monotonic(), outcome()
                 if said is not None and (said != told or now - told_at > OUTCOME_S / 2):
                     told, told_at = said, now
@@ -248,12 +254,19 @@ class CommandHandler:
         """Erase to the end; tell what that waits for, once it has waited for a second."""
 
         def waits() -> Outcome:
-            return Outcome("running", detail=self._waits.get(command.id, self._rewrites.waits_for))
+            return Outcome("running", detail=self._waits.get(command.id, waiting.ARCHIVED))
 
-        try:
-            await self._telling(command, self._erase_to_the_end(command), waits)
-        finally:
-            self._waits.pop(command.id, None)
+        # Those that wait for the store's files make room for others: files are written anew only once few
+        # commands are left.
+        async with self._erasing:
+            try:
+                await self._telling(command, self._erase_but_in_files(command), waits)
+            finally:
+                self._waits.pop(command.id, None)
+        # Tens of thousands may wait for that at a time.
+        rewritten = self._rewrites.rewritten()
+        await self._telling(command, rewritten, self._rewriting, longest_s=_LONGEST_TELL_S)
+        self._step("erase:rewritten")
 
     async def _erase(self, command: Command) -> None:
         """Return when no archive, no fit and no key of the store has anything of a user who was forgotten at
@@ -294,28 +307,21 @@ class CommandHandler:
             self._waits[command.id] = waiting.FIT
             await asyncio.sleep(_LOOK_S)
 
-    async def _erase_to_the_end(self, command: Command) -> None:
-        self._waits[command.id] = waiting.ARCHIVED
-        # Those that wait for the store's files make room for others: files are written anew only once few
-        # commands are left.
-        async with self._erasing:
-            await self._erase(command)
-            self._step("erase:archive")
-            while True:
-                try:
-                    await self._erase_from_store(command)
-                    break
-                except (StoreUnavailable, StoreChanged, LeaseLost):
-                    raise
-                except StoreError as exc:
-                    log.warning("erasure_waits", why=str(exc))
-                    self._waits[command.id] = waiting.words_of(exc)
-                    await asyncio.sleep(_MENDED_S)
-            await self._ask(self._store.commands.drop_erasure, self._lease, command)
-            self._step("erase:dropped")
-        self._waits.pop(command.id, None)
-        await self._rewrites.rewritten()
-        self._step("erase:rewritten")
+    async def _erase_but_in_files(self, command: Command) -> None:
+        await self._erase(command)
+        self._step("erase:archive")
+        while True:
+            try:
+                await self._erase_from_store(command)
+                break
+            except (StoreUnavailable, StoreChanged, LeaseLost):
+                raise
+            except StoreError as exc:
+                log.warning("erasure_waits", why=str(exc))
+                self._waits[command.id] = waiting.words_of(exc)
+                await asyncio.sleep(_MENDED_S)
+        await self._ask(self._store.commands.drop_erasure, self._lease, command)
+        self._step("erase:dropped")
 
     async def _erase_from_store(self, command: Command) -> None:
         # The service has done so; attributes that came meanwhile go, too.

@@ -33,7 +33,7 @@ class PlayerLimits:
     prepare_timeout_s: float = setting(120.0, "seconds to learn the history", real(0.1, 3600))
 
     def client(self, api: str) -> AsyncClient:
-        """Return a client of an API that makes no call again. Raises SettingsError."""
+        """Return a client of an API that sends each call once. Raises SettingsError."""
         key = api_key_of(self.key, self.key_file)
         try:
             return AsyncClient(api, key, timeout_s=self.prepare_timeout_s, attempts=1)

@@ -15,8 +15,8 @@ from factors.inference.half_step import TO_THE_END, HalfStep, Iteration, entry_e
 from factors.inference.histories import Compressed
 from factors.model.types import Float64s
 
-# Compiling takes 25 s once for each version on a machine, reading it back 1 s. From so many ratings on plain
-# numpy takes longer than that for a first fit and its ranking head, and compiled loops half as long as numpy.
+# Compiling takes 25 s once for each version on a machine, reading it back 1 s. Compiled loops take half the
+# time of numpy, which for so many ratings is that long for a first fit and its ranking head.
 MANY_RATINGS = 50_000
 
 

@@ -81,10 +81,10 @@ async def test_the_table_behind_each_chart_has_what_the_api_says(
     await page.route("**/history?seconds=900", once)
     await page.goto(f"{client.url}/#/overview")
     charts = page.locator("figure.chart")
-    await expect(charts).to_have_count(len(CHARTS), timeout=20_000)
+    await expect(charts).to_have_count(len(CHARTS))
     for title, (lines, digits) in CHARTS.items():
         chart = charts.filter(has=page.locator("figcaption", has_text=re.compile(f"^{re.escape(title)}$")))
-        await expect(chart.locator(".u-legend .u-series")).to_have_count(1 + len(lines), timeout=20_000)
+        await expect(chart.locator(".u-legend .u-series")).to_have_count(1 + len(lines))
         labels = await chart.locator(".u-legend .u-label").all_inner_texts()
         await chart.get_by_text("the numbers").click()
         table = chart.get_by_role("region", name=f"{title}, as a table")
@@ -136,12 +136,12 @@ async def test_without_the_store_each_page_says_so(
         await page.goto(f"{client.url}/")
         await expect(page.locator("#state")).to_have_text("live")
         await asyncio.to_thread(own_server.kill)
-        await expect(page.locator("#state")).to_have_text("the store does not answer", timeout=30_000)
+        await expect(page.locator("#state")).to_have_text("the store does not answer")
         for name, said in WITHOUT_STORE.items():
             await page.goto("about:blank")
             await page.goto(f"{client.url}/#/{name}")
             for text in said:
-                await expect(page.locator("main"), name).to_contain_text(text, timeout=60_000)
-            await expect(page.locator("#state")).to_have_text("the store does not answer", timeout=30_000)
+                await expect(page.locator("main"), name).to_contain_text(text)
+            await expect(page.locator("#state")).to_have_text("the store does not answer")
             text = await page.locator("main").inner_text()
             assert not [each for each in NOT_KNOWN if each in text], f"{name}: {text}"

@@ -222,6 +222,8 @@ async def test_the_documentation_shows_every_call_and_every_code_and_tries_them(
     await page.locator(".opblock-summary-path", has_text="/livez").click()
     await page.get_by_role("button", name="Execute").click()
     await expect(page.locator(".responses-table.live-responses-table")).to_contain_text('"alive": true')
+    await page.set_viewport_size(PHONE)
+    assert not await watched.overflows()
     assert watched.complaints == []
     assert watched.asked_only(client.url)
 

@@ -32,13 +32,16 @@ def test_the_store_is_on_a_network_of_its_own_and_what_asks_for_no_key_is_for_th
     on_it = {name for name, each in COMPOSE["services"].items() if "store" in each.get("networks", ())}
     assert on_it == {"redis", "keys", "player-key", "service", "trainer", "cluster", *NODES}
     assert {name for name, each in COMPOSE["services"].items() if "ports" in each}.isdisjoint(on_it)
-    # The service asks for keys behind nginx; the environment has games alone.
-    open_to_all = {"nginx", "nginx-tls", "environment"}
+    # The service asks for keys behind nginx.
+    open_to_all = {"nginx", "nginx-tls"}
     published = {name: each["ports"] for name, each in COMPOSE["services"].items() if "ports" in each}
     assert published.keys() > open_to_all
     for name in published.keys() - open_to_all:
         for port in published[name]:
             assert re.match(r"\$\{\w+:-127\.0\.0\.1:\d+\}:\d+$", port), (name, port)
+    grafana = COMPOSE["services"]["grafana"]["environment"]
+    for name in ("AUTH_DISABLE_LOGIN_FORM", "SECURITY_DISABLE_INITIAL_ADMIN_CREATION"):
+        assert grafana[f"GF_{name}"] == "true"
 
 
 def test_secrets_are_in_files_that_few_mount() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from runpy import run_path
 from typing import Literal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,3 +98,7 @@ def imports(found: list[Module], *, when: Collection[str] = ("load", "call")) ->
             name if name in names else name.rpartition(".")[0] for name in wanted
         } & names - {module.name}
     return graph
+
+
+if __name__ == "__main__":
+    run_path(str(ROOT / ".ci/house.py"), run_name="__main__")

@@ -203,8 +203,10 @@ def answering(handler: type[QuietHandler]) -> Iterator[str]:
     """The address at which it answers."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
 
 
 def send_raw(port: int, data: bytes, timeout_s: float = PATIENCE_S) -> bytes:

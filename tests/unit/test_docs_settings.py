@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -18,18 +18,21 @@ DOCUMENT = (ROOT / "docs/settings.md").read_text("utf-8")
 PACKAGES = [package for package in house.packages(ROOT) if package not in house.BESIDE]
 
 
-def settings_classes() -> Iterator[type[Any]]:
+@cache
+def settings_classes() -> list[type[Any]]:
     """Every class of the product with a field made by `setting(...)`, wherever it stands."""
-    for module in (module for package in PACKAGES for module in house.modules(ROOT, package)):
-        for node in module.tree.body:
-            if isinstance(node, ast.ClassDef) and any(
-                isinstance(field, ast.AnnAssign)
-                and isinstance(field.value, ast.Call)
-                and isinstance(field.value.func, ast.Name)
-                and field.value.func.id == "setting"
-                for field in node.body
-            ):
-                yield getattr(import_module(module.name), node.name)
+    return [
+        getattr(import_module(module.name), node.name)
+        for package in PACKAGES
+        for module in house.modules(ROOT, package)
+        for node in module.tree.body
+        if isinstance(node, ast.ClassDef) and any(map(_is_setting, node.body))
+    ]
+
+
+def _is_setting(field: ast.stmt) -> bool:
+    call = field.value if isinstance(field, ast.AnnAssign) else None
+    return isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "setting"
 
 
 def test_the_document_is_what_the_declarations_say() -> None:

@@ -50,9 +50,10 @@ _ALL_NEIGHBOURS = 2_000
 _BOOSTS, _SPANS = (1.0, 2.0, 4.0, 8.0, 16.0), (2.0, 5.0, 10.0, 20.0)
 # 0 leaves ratings out; at 2 they decide more than what is relevant.
 _GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-# What liked items may cost of the highest plain NDCG of any power; what recency may cost where events of any
-# time are looked for, and liked items where the latest are.
-_COST, _COST_OF_RECENCY, _COST_OF_RATINGS = 0.005, 0.015, 0.015
+# What counting ratings may cost of the highest NDCG at events of any time, which it may raise, too.
+_COST = 0.005
+# What recency may cost at events of any time, and counting ratings at the latest: each helps at the other.
+_COST_OF_RECENCY, _COST_OF_RATINGS = 0.015, 0.015
 
 Factors = tuple[RankingParameters, Float32s]
 
@@ -334,7 +335,8 @@ def _best_power(
     anytime: tuple[dict[float, Float64s], dict[float, Float64s]], latest: dict[float, Float64s]
 ) -> tuple[float, dict[str, float]]:
     """Return the power of the expected rating whose lists of events of any time have the largest graded gain
-    among those that cost little, and figures of these lists. `anytime`, `latest`: as `rated` tells them.
+    among those that cost little, and figures of these lists. `anytime`: as `rated` tells them; `latest`: the
+    plain NDCG of lists of the latest events.
     """
     plain, graded = anytime
     mean = {gamma: float(each.mean()) for gamma, each in plain.items()}

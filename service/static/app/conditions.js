@@ -48,7 +48,7 @@ export function conditions(now, history) {
   // A new one that is going live passes.
   if (served.size > 1 && newest("generation").length >= NEWEST - 1 && new Set(newest("generation")).size === 1) found.push(["FoldinReplicasDisagree", `Workers serve different generations: ${[...served].sort((a, b) => a - b).join(", ")}.`]);
   const waiting = newest("lag");
-  if (waiting.length && Math.min(...waiting) > MOST_WAITING) found.push(["FoldinStreamFilling", `${number(waiting.at(-1))} rating events wait for the archive: is the trainer well, and its disk?`]);
+  if (waiting.length >= NEWEST - 1 && Math.min(...waiting) > MOST_WAITING) found.push(["FoldinStreamFilling", `${number(waiting.at(-1))} rating events wait for the archive: is the trainer well, and its disk?`]);
   const failures = mean(newest("failures_per_s"));
   const asked = mean(newest("requests_per_s"));
   // A start answers 503 for a moment.

@@ -21,6 +21,16 @@ from tests.support.waiting import wait_until_async
 
 # In one call: of the heavy user's ratings so many say as much as all.
 MOST = 4_000
+# The fits of all the others are in tests/unit/factors/test_odd_data.py.
+GATE = {
+    "two ratings",
+    "constant",
+    "half without times",
+    "off-step values",
+    "-10 to 10",
+    "half stars",
+    "duplicates",
+}
 RANKING = ("ranking.fit", "ranking.training", "ranking.selection.search")
 COLUMNS = ("user_id", "item_id", "rating", "timestamp")
 
@@ -77,7 +87,9 @@ async def error(client: Client, of: Ratings) -> float:
 
 
 @pytest.mark.parametrize("half_step", [pytest.param("numpy", marks=pytest.mark.slow), "compiled"])
-@pytest.mark.parametrize("name", ODD_DATA)
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[] if each in GATE else pytest.mark.slow) for each in ODD_DATA]
+)
 async def test_what_is_odd_is_published_and_answers(
     name: str, half_step: str, store_server: StoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

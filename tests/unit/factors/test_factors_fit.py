@@ -18,8 +18,10 @@ from factors import (
     posterior_of,
     prior_model,
 )
+from factors.inference.backend import NumpyBackend
+from factors.inference.histories import compress_pairs
 from factors.model.types import Float64s
-from factors.training.training_set import random_entries
+from factors.training.training_set import TrainingSet
 from tests.unit.factors.factors_world import STARS, fitted_of, history, ratings, ratings_of
 
 NAN = math.nan
@@ -84,8 +86,10 @@ def test_the_step_of_a_scale_is_named_or_found_in_the_ratings(
 
 
 def test_a_sample_of_a_full_panel_is_of_all_items() -> None:
-    entries = random_entries(10_000 * 100, 10_000)
-    assert len(np.unique(entries % 100)) == 100
+    user, item = np.divmod(np.arange(1_000 * 100), 100)
+    by_user = compress_pairs(user, item, np.ones(len(user)), np.zeros(len(user)), 1_000)
+    entries, _ = TrainingSet.of(by_user, 100, NumpyBackend()).sample(1_000)
+    assert len(np.unique(by_user.other[entries])) == 100
 
 
 def test_times_in_any_unit_and_of_which_some_are_nonsense() -> None:

@@ -180,9 +180,41 @@ def test_recency_costs_little_of_finding_events_of_any_time(monkeypatch: pytest.
     item = [rng.permutation(kinds[kind])[:n] for one, two in pairs for kind, n in ((one, 14), (two, 4))]
     user, n = np.repeat(np.arange(n_users), 18), 18 * n_users
     given = compress_pairs(user, np.concatenate(item), np.ones(n), np.arange(n) * np.float64(3600), n_users)
-    found = {}
-    for cost in (0.015, 1.0):
-        monkeypatch.setattr(search, "_COST_OF_RECENCY", cost)
-        choices, _ = search.choose(given, MANY_ITEMS, np.random.default_rng(1))
-        found[cost] = choices.recency_boost
-    assert found[0.015] < found[1.0]
+    usual, _ = search.choose(given, MANY_ITEMS, np.random.default_rng(1))
+    monkeypatch.setattr(search, "_COST_OF_RECENCY", 1.0)
+    any_price, _ = search.choose(given, MANY_ITEMS, np.random.default_rng(1))
+    assert usual.recency_boost < any_price.recency_boost
+
+
+@pytest.mark.parametrize(
+    ("anytime", "graded", "latest", "power"),
+    [
+        # The highest graded gain, where it costs little of either.
+        (
+            {0.0: 0.50, 0.5: 0.52, 1.0: 0.518},
+            {0.0: 0.2, 0.5: 0.3, 1.0: 0.4},
+            {0.0: 0.3, 0.5: 0.3, 1.0: 0.3},
+            1.0,
+        ),
+        (
+            {0.0: 0.50, 0.5: 0.52, 1.0: 0.51},
+            {0.0: 0.2, 0.5: 0.3, 1.0: 0.4},
+            {0.0: 0.3, 0.5: 0.3, 1.0: 0.3},
+            0.5,
+        ),
+        (
+            {0.0: 0.50, 0.5: 0.50, 1.0: 0.50},
+            {0.0: 0.2, 0.5: 0.3, 1.0: 0.4},
+            {0.0: 0.3, 0.5: 0.29, 1.0: 0.2},
+            0.0,
+        ),
+        ({0.0: 0.40, 0.5: 0.50}, {0.0: 0.2, 0.5: 0.3}, {0.0: 0.3, 0.5: 0.2}, 0.0),
+        ({0.0: 0.50}, {0.0: 0.2}, {0.0: 0.3}, 0.0),
+    ],
+)
+def test_ratings_count_as_much_as_costs_little(
+    anytime: dict[float, float], graded: dict[float, float], latest: dict[float, float], power: float
+) -> None:
+    spread = np.array([-1e-4, 1e-4])
+    parts = [{gamma: value + spread for gamma, value in part.items()} for part in (anytime, graded, latest)]
+    assert search._best_power((parts[0], parts[1]), parts[2])[0] == power

@@ -1,9 +1,11 @@
 """Nothing that a supervisor writes may end it: a disk that is full costs lines."""
 
+import errno
 import os
 import random
 import signal
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -24,6 +26,11 @@ def test_a_stack_that_cannot_write_where_it_is_goes_on(
     stack._remember({})
     assert "cannot be written" in capsys.readouterr().out
     assert not (tmp_path / "stack.json").exists()
+
+    told = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    settings = FrontDoorSettings(None, tmp_path, False, {}, emit=told)
+    Stack(StackOptions(data=tmp_path), settings, tmp_path).tell("up")
+    told.assert_called_once()
 
 
 def test_delays_double_up_to_a_limit() -> None:
