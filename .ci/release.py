@@ -116,7 +116,7 @@ def release(version: str) -> None:
         run("npm", "pack", "--silent", f"./{Path(PACKAGE).parent}", "--pack-destination", "dist")
         run("git", "commit", "--quiet", "--message", f"release: {version}", "--", *written)
         run("git", "tag", "--annotate", tag, "--message", f"Foldin {version}")
-    except NotReleasedError:
+    except BaseException:  # Ctrl-C and a full disk, too
         # To what was committed last: the files as they were, or as they are released where the tag failed.
         run("git", "checkout", "--quiet", "HEAD", "--", *written)
         raise
