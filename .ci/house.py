@@ -6,11 +6,21 @@ from collections import Counter
 from pathlib import Path
 
 BESIDE = {"tests", "benchmarks", "torture", "clients", ".ci", "docs", "deploy"}
+# Pages that a command prints, and tables that one writes into a page, between its markers
+# (benchmarks/harness/recorded.py).
+PRINTED = {"docs/cli.md", "docs/settings.md"}
+RECORDED = re.compile(r"<!-- [^\n]*, by --record -->\n.*?<!-- end of [^\n]* -->\n", re.DOTALL)
 
 
 def lines_of(paths: list[Path]) -> int:
     """Return how many lines files have together."""
     return sum(path.read_bytes().count(b"\n") for path in paths)
+
+
+def written_bytes(pages: list[Path]) -> int:
+    """Return how much of these pages people wrote: without printed pages and recorded tables."""
+    texts = (path.read_text("utf-8") for path in pages if path.as_posix() not in PRINTED)
+    return sum(len(RECORDED.sub("", text).encode()) for text in texts)
 
 
 def main() -> None:
@@ -36,7 +46,9 @@ def main() -> None:
     for name, count in sorted(tests.items()):
         print(f"  {name}: {count:,}")
     texts = [path for path in files if path.parts[0] == "docs" and path.suffix == ".md"]
-    print(f"documents: {sum(path.stat().st_size for path in texts) / 1e3:,.0f} KB in {len(texts)} files")
+    total = sum(path.stat().st_size for path in texts)
+    print(f"documents: {total / 1e3:,.1f} KB in {len(texts)} files")
+    print(f"  text that people wrote: {written_bytes(texts) / 1e3:,.1f} KB")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The README, the tutorial, the how-to guides and the programs of the manual are run as they stand, on a made
-set in the form of the tutorial's. Invariant: what they show is what a user gets.
+"""The README, the tutorial, the how-to guides, the operations and the programs of the manual are run as they
+stand, on a made set in the form of the tutorial's. Invariant: what they show is what a user gets.
 """
 
 import asyncio
@@ -29,6 +29,18 @@ _MARK = "=== next ==="
 ENVIRONMENT, API = "http://127.0.0.1:8081", "http://127.0.0.1:8080"
 # In place of the course's own sizes: three runs of 1,000 steps are minutes.
 STEPS = 150
+# What commands of docs/operations.md need beyond this machine, by how they begin. They do not run here:
+# `.ci/rules.py` holds their flags to the code.
+ELSEWHERE = {
+    "docker ": "an engine of containers",
+    "FOLDIN_IMAGE=foldin:2 docker ": "an engine of containers, and two versions",
+    "sudo ": "root",
+    "FOLDIN_IMAGE=registry.example/": "Kubernetes",
+    "kubectl ": "Kubernetes",
+    "cat deploy/redis/cluster.env ": "an engine of containers",
+    "FOLDIN_REDIS_URL=redis+cluster://": "six servers",
+    "foldin migrate ": "two stores: tests/integration/migration/test_while_serving.py runs these",
+}
 
 Done = list[tuple[str, str, str]]
 
@@ -45,9 +57,10 @@ async def run(text: str, stack: Stack, folder: Path) -> Done:
             command, _, answer = chunk.partition("\n")
             steps.append((command, answer.strip()))
     script = 'set -e\ncurl() { command curl --silent --show-error "$@"; }\n'
+    script += f'foldin() {{ {shlex.quote(sys.executable)} -m foldin "$@"; }}\n'
     script += "".join(f"{command}\necho; echo '{_MARK}'\n" for command, _ in steps)
     script = script.replace("localhost:8080", stack.url.removeprefix("http://"))
-    script = script.replace(".venv/bin/foldin", f"{shlex.quote(sys.executable)} -m foldin")
+    script = script.replace(".venv/bin/foldin", "foldin")
     process = await asyncio.create_subprocess_exec(
         *("bash", "-c", script),
         cwd=folder,
@@ -135,6 +148,16 @@ async def test_restore(tmp_path: Path) -> None:
     async with local_stack(tmp_path / "second/data") as stack:
         await fits(text[last:], stack, tmp_path / "second")
         assert json.loads((await run(ratings, stack, tmp_path))[0][2])["total"] == known
+        await fits(text_of("docs/operations.md"), stack, tmp_path / "second")
+        listed_keys = stack.call("GET", "/keys", key=(tmp_path / "second/deploy.key").read_text().strip())
+        assert [each["name"] for each in listed_keys["keys"]] == ["deploy"]
+
+
+def test_what_does_not_run_of_operations_needs_more_than_this_machine() -> None:
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text_of("docs/operations.md"), re.DOTALL | re.MULTILINE)
+    lines = [line for kind, block in blocks if kind != "console" for line in block.splitlines()]
+    assert [line for line in lines if not line.startswith(tuple(ELSEWHERE))] == []
+    assert [begin for begin in ELSEWHERE if not any(line.startswith(begin) for line in lines)] == []
 
 
 async def lines_of(program: str) -> list[str]:
