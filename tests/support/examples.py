@@ -75,6 +75,8 @@ def example(words: list[str], answer: str) -> Example:
             headers[name.strip()] = value.strip()
         elif word == "-d":
             body = next(rest)
+        elif word == "--json":
+            body, headers["Content-Type"] = next(rest), "application/json"
         elif word == "--data-urlencode":
             # With `-G`, as all of them: behind the address.
             name, _, value = next(rest).partition("=")
