@@ -29,7 +29,7 @@ from benchmarks.quality.new_items import NewItems, measure_new_items
 from benchmarks.quality.over_http import ENGINE as DEPLOYED
 from benchmarks.quality.over_http import answer_over_http, play
 from benchmarks.quality.shills import Shift, measure_shifts
-from benchmarks.quality.tables import show, tables_of
+from benchmarks.quality.tables import recorded_tables, show
 from benchmarks.rivals.engines import RIVALS, TARGET, title
 from evaluation.course.settings import EvaluationSettings
 from evaluation.errors import EngineFailedError
@@ -263,7 +263,7 @@ def _record(found: Found, of: Origin, console: Console) -> None:
     for section in found.sections():
         name = f"{NAME} {section}"
         if has_output(path, name):
-            write_output(path, name, list(tables_of(found, section)), of)
+            write_output(path, name, list(recorded_tables(found, section)), of)
         else:
             console.print(f"{path} has no place for the tables of {section}: only its rows are there")
 

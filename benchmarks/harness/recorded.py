@@ -6,16 +6,18 @@ every output says its commit, with a `+` where the checkout was not as it is the
 
 import re
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
 from rich.console import Console, RenderableType
+from rich.table import Table
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness import machine
 from benchmarks.harness.report import Row, number
+from evaluation.report import new_table
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -24,7 +26,7 @@ HEADINGS = ("benchmark", "row", "figure", "goal", "floor", "verdict", "commit")
 # Lines of the table before its first row: headings, and the rule under them.
 HEAD_LINES = 2
 # As wide as the widest table of docs/accuracy.md.
-TEXT_WIDTH = 230
+TEXT_WIDTH = 130
 GIT_S = 30.0  # git looks at every file: seconds on a busy disk
 
 
@@ -93,6 +95,16 @@ def write_output(path: Path, name: str, shown: Sequence[RenderableType], of: Ori
     start, end = _between(lines, *output_markers(name), path)
     lines[start:end] = ["", f"Of {of.commit}: {of.machine}", "", "```text", *printed, "```", ""]
     _write(path, lines)
+
+
+def narrowed(table: Table, without: Collection[str]) -> Table:
+    """Return a table for a document, without the columns of these headings."""
+    kept = [column for column in table.columns if column.header not in without]
+    left = [str(column.header) for column in kept if column.justify == "left"]
+    found = new_table(str(table.title), (str(column.header) for column in kept), left=left)
+    for cells in zip(*(column.cells for column in kept), strict=True):
+        found.add_row(*cells)
+    return found
 
 
 def output_markers(name: str) -> tuple[str, str]:

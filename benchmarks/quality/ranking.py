@@ -12,7 +12,7 @@ from benchmarks.data.datasets import load
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness.command import Options, end_in_order, read
 from benchmarks.harness.progress import going_on
-from benchmarks.harness.recorded import DOCS, Origin, has_output, origin, write_output, write_rows
+from benchmarks.harness.recorded import DOCS, Origin, has_output, narrowed, origin, write_output, write_rows
 from benchmarks.harness.report import Row, Target
 from benchmarks.quality.comparison import Comparison, compare, comparison_table
 from benchmarks.rivals.engines import RIVALS, TARGET, title
@@ -29,6 +29,8 @@ SETS = ("ml-100k", "ml-latest-small", "lectures")
 # What `foldin evaluate --ranking` compares, its rivals, and the trainer's engine for stores of choices.
 BENCH_ENGINES = (*ENGINES, *RANKING_PEERS, "implicit")
 LAST = 5  # of each user, as the goals have it
+# Columns that a document does not have: settings, and figures that no goal is about.
+NOT_RECORDED = {"data", "liked NDCG@100", "novelty@10", "RMSE", "note"}
 
 
 def _engine(text: str) -> str:
@@ -64,9 +66,9 @@ def _record(lines: Sequence[Line], sets: Sequence[str], of: Origin) -> None:
     write_rows(path, NAME, goals(list(compare(lines))), of, whole=False)
     for name in sets:
         if has_output(path, f"{NAME} {name}"):
-            of_set = [line for line in lines if line.data == name]
-            tables = [ranking_table(of_set, f"{name}: lists"), comparison_table(list(compare(of_set)))]
-            write_output(path, f"{NAME} {name}", tables, of)
+            of_set = [line for line in lines if line.data == name and (not line.skipped or line.failed)]
+            table = narrowed(ranking_table(of_set, f"{name}: lists"), NOT_RECORDED)
+            write_output(path, f"{NAME} {name}", [table], of)
 
 
 def goals(found: Sequence[Comparison]) -> list[Row]:

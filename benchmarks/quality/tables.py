@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.harness.recorded import narrowed
 from benchmarks.harness.report import Row, number
 from benchmarks.quality.goals import PUBLISHED, Found, goals
 from benchmarks.quality.new_items import RANDOM, NewItems
@@ -25,6 +26,8 @@ _NAMES = {
     "prequential": "ml-100k in the order of time",
     "ablation": "ablation, ml-100k u1",
 }
+# What documents do not have of a table of engines.
+_NOTES = {"note"}
 
 
 def show(found: Found, console: Console, *, full: bool) -> None:
@@ -52,10 +55,27 @@ def tables_of(found: Found, section: str) -> Iterator[Table]:
         case "shills":
             yield shift_table(found.shifts)
         case _:
-            yield from _tables_of_lines(section, found.lines[section])
+            lines = found.lines[section]
+            yield from _engine_tables(section, lines)
+            if section != "ablation" and (by_decile := decile_table(lines)).row_count:
+                yield by_decile
 
 
-def _tables_of_lines(section: str, lines: Sequence[Line]) -> Iterator[Table]:
+def recorded_tables(found: Found, section: str) -> Iterator[Table]:
+    """Yield the tables of a section as a document has them: without settings, engines that were skipped, and
+    shares by decile, which the rows of goals have; of attacks the worst.
+    """
+    if section == "shills":
+        yield worst_shift_table(found.shifts)
+    elif section in found.lines:
+        of = found.lines[section]
+        lines = [line for line in of if not line.skipped or line.failed] or of
+        yield from (narrowed(table, _NOTES) for table in _engine_tables(section, lines))
+    else:
+        yield from tables_of(found, section)
+
+
+def _engine_tables(section: str, lines: Sequence[Line]) -> Iterator[Table]:
     name = _NAMES.get(section, lines[0].data)
     # Slow peers run on the first fold alone: their figures stand beside others of that fold, not of five.
     first = [line for line in lines if line.split == "u1"]
@@ -65,10 +85,6 @@ def _tables_of_lines(section: str, lines: Sequence[Line]) -> Iterator[Table]:
         several = {engine for (_, _, engine), group in groups(lines).items() if len(group) > 1}
         shown = [line for line in lines if line.engine in several]
     yield engines_table(shown, f"{name}: ratings that were not seen")
-    if section != "ablation":
-        by_decile = decile_table(lines)
-        if by_decile.row_count:
-            yield by_decile
 
 
 def play_table(played: Sequence[Summary]) -> Table:
@@ -165,6 +181,28 @@ def shift_table(shifts: Sequence[Shift]) -> Table:
             one.attack,
             *(f"{moved:+.3f}" for moved in (one.plain_mean, one.online, one.fitted)),
             *(f"{error:.4f}" for error in (one.rmse_before, one.rmse)),
+        )
+    return shown
+
+
+def worst_shift_table(shifts: Sequence[Shift]) -> Table:
+    """Return how far the worst of the attacks moved the predictions of each target, and which one it was."""
+    left = ("folded in", "fitted")
+    shown = new_table(
+        f"{shifts[0].data}: what {shifts[0].shills} accounts, {SHARE:.0%} of all, add to an item at most",
+        ("more popular", "ratings", "mean rating", *left),
+        left=left,
+    )
+    for popularity in dict.fromkeys(one.popularity for one in shifts):
+        of = [one for one in shifts if one.popularity == popularity]
+        online = max(of, key=lambda one: one.online)
+        fitted = max(of, key=lambda one: one.fitted)
+        shown.add_row(
+            f"{popularity:.0%}",
+            str(of[0].n_ratings),
+            f"{of[0].plain_mean:+.3f}",
+            f"{online.online:+.3f} ({online.attack})",
+            f"{fitted.fitted:+.3f} ({fitted.attack})",
         )
     return shown
 
