@@ -151,16 +151,21 @@ def run_evaluate(argv: Sequence[str], settings: FrontDoorSettings) -> int:
     from evaluation.course.protocol import main as evaluate_in_environment
     from evaluation.players.model import model_players
 
-    def tell(report: EvaluationReport) -> None:
-        summaries = [asdict(summary) for summary in report.summaries()]
-        settings.emit({"seed": report.seed, "steps": report.steps, "summaries": summaries})
-
+    told, reasons = list[EvaluationReport](), list[str]()
     with Shown("Playing, in steps") as shown:
 
         def move(moment: Moment) -> None:
             shown.done((moment.game - 1) * moment.steps + moment.step, moment.games * moment.steps)
 
-        return evaluate_in_environment(argv, model_players(), settings.inherited, tell, move)
+        players, variables = model_players(), settings.inherited
+        code = evaluate_in_environment(argv, players, variables, told.append, move, failed=reasons.append)
+    for report in told:
+        summaries = [asdict(summary) for summary in report.summaries()]
+        settings.emit({"seed": report.seed, "steps": report.steps, "summaries": summaries})
+    if not told:
+        code = code or INTERRUPTED
+        settings.emit({"error": (reasons or ["interrupted"])[0], "exit_code": code})
+    return code
 
 
 def has_file(of_file: Sequence[str], of_course: Sequence[str]) -> bool:

@@ -35,6 +35,7 @@ WHOLE_STACKS = (
     "tests/containers/",
     "tests/fault/test_torture.py",
     "tests/fault/test_failover.py",
+    "tests/integration/foldin/test_foldin_commands.py",
     "tests/integration/foldin/test_foldin_up.py",
     "tests/integration/test_documents.py",
 )

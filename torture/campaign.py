@@ -18,7 +18,7 @@ from featurestore.store import Store
 from foldin.commands.progress import Shown
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from processes.errors import CannotStartError, StackFailedError
-from processes.settings import choice, data_path, real, setting, whole
+from processes.settings import HIDDEN, choice, data_path, real, setting, whole
 from torture.auditor import BACK, Auditor
 from torture.calls import Caller, judge_log, open_session
 from torture.checks import CONTEXT_FIELD, Checks
@@ -70,6 +70,7 @@ class TortureOptions:
     weakness: str | None = setting(
         None, "protection to take out; the torture must find it", choice(WEAKNESSES), flag="--break"
     )
+    no_bar: bool = setting(False, HIDDEN)
 
 
 def run_torture(options: TortureOptions) -> int:
@@ -85,7 +86,7 @@ def run_torture(options: TortureOptions) -> int:
         raise CannotStartError(f"{folder} is not empty: --data takes a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     print(f"Torture of a stack in {folder}, all calls in {folder / 'calls.jsonl'}", flush=True)
-    with Shown("Torturing, in seconds", hidden=False) as shown:
+    with Shown("Torturing, in seconds", hidden=options.no_bar) as shown:
         report = asyncio.run(
             torture(
                 60.0 * options.minutes,

@@ -219,10 +219,12 @@ def main(
     environ: Mapping[str, str] | None = None,
     tell: Callable[[EvaluationReport], None] = lambda _report: None,
     on_progress: Callable[[Moment], None] = lambda _moment: None,
+    *,
+    failed: Callable[[str], None] = lambda _why: None,
 ) -> int:
     """Run the command; return its exit code, see `run_command`. `brought`: players that the caller adds;
     `environ`: in place of the variables of this process; `tell` is given the report, `on_progress` where the
-    evaluation is.
+    evaluation is, `failed` why it has none.
     """
     variables = os.environ if environ is None else environ
 
@@ -230,7 +232,7 @@ def main(
         settings = EvaluationSettings.load(argv, variables)
         tell(await _evaluate_and_show(settings, new_console(), brought, on_progress))
 
-    return run_command("evaluate", run)
+    return run_command("evaluate", run, failed)
 
 
 if __name__ == "__main__":

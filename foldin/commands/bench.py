@@ -13,7 +13,8 @@ from processes.errors import CannotStartError
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "benchmarks"
-# Stands before the name of a benchmark, for the process that runs it: no bar on standard error.
+# Stands before all other arguments, for the process that runs a benchmark or the torture: no bar on standard
+# error.
 NO_BAR = "--no-bar"
 
 
@@ -51,8 +52,14 @@ def run_bench(arguments: Sequence[str], settings: FrontDoorSettings | None) -> i
     if settings is not None and "--list" not in arguments[:1]:
         name = arguments[0] if arguments and not arguments[0].startswith("-") else "all"
         took_s = round(time.monotonic() - began, 3)
-        settings.emit({"benchmark": name, "exit_code": code, "seconds": took_s})
+        settings.emit({"benchmark": name, **ended("the benchmark", code), "seconds": took_s})
     return code
+
+
+def ended(what: str, code: int) -> dict[str, object]:
+    """Return how a process ended that said on standard error what is wrong, as `--json` prints it."""
+    why = {"error": f"{what} ended with exit code {code}: standard error has why"} if code else {}
+    return {**why, "exit_code": code}
 
 
 def bench(arguments: Sequence[str], root: Path = ROOT, *, bar: bool = True) -> int:

@@ -21,8 +21,9 @@ curl {recommend}{key}
 curl {user}{key}
 curl -X DELETE {taken_back}{key}
 """
+# By the name that it has wherever this command is; `foldin-client` by itself says `foldin_client`.
 PYTHON = """\
-import os; from foldin_client import Client
+import os; from foldin.client import Client
 foldin = Client({url}, {secret})
 print(foldin.rate({rating}))
 print(foldin.predict("ann", "dune"))

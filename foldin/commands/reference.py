@@ -17,7 +17,7 @@ Printed by `python -m foldin.commands.reference`; `foldin COMMAND --help` says t
 - Every command takes `--config FILE` and `--json`. With `--json` standard output has one JSON document, or
   one a line, and all that is said goes to standard error. What fails prints
   `{"error": ..., "exit_code": ...}`, a name that does not exist, too.
-- What lasts shows a bar on standard error, where that is a terminal.
+- What lasts shows a bar on standard error, where that is a terminal and `--json` is not given.
 - `foldin --install-completion` has the shell that calls it complete commands, flags and their
   values; with `bash`, `zsh`, `fish` or `powershell` behind it, that one.
 

@@ -43,12 +43,15 @@ def find(arguments: Sequence[str], environ: Mapping[str, str]) -> Call | None:
     """Return which command is called; None where there is none to run: for help, completion, or a wrong
     name.
     """
-    if list(arguments) == ["--version"]:
+    # Wherever it stands, before the name of a command, too.
+    as_json = ["--json"] if "--json" in arguments else []
+    words = [each for each in arguments if each != "--json"]
+    if words == ["--version"]:
         # As every program is asked.
-        arguments = ["version"]
-    if environ.get(COMPLETE) or not arguments or arguments[0] not in COMMANDS:
+        words = ["version"]
+    if environ.get(COMPLETE) or not words or words[0] not in COMMANDS:
         return None
-    command, rest = COMMANDS[arguments[0]], list(arguments[1:])
+    command, rest = COMMANDS[words[0]], words[1:]
     name = f"foldin {command.name}"
     if command.commands:
         inner = {each.name: each for each in command.commands}
@@ -58,7 +61,7 @@ def find(arguments: Sequence[str], environ: Mapping[str, str]) -> Call | None:
         name += f" {command.name}"
     # What is behind the name of a benchmark is that one's.
     told = rest if command.options else rest[:1]
-    return None if HELP & set(told) else Call(name, command, rest)
+    return None if HELP & set(told) else Call(name, command, rest + as_json)
 
 
 def run(call: Call, environ: Mapping[str, str]) -> int:

@@ -8,8 +8,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from foldin.commands.bench import ROOT
-from foldin.settings import FrontDoorSettings
+from foldin.commands.bench import NO_BAR, ROOT, ended
+from foldin.settings import FrontDoorSettings, no_document
 from processes.errors import CannotStartError
 
 # Beside the product.
@@ -25,7 +25,9 @@ def run_torture(arguments: Sequence[str], settings: FrontDoorSettings | None) ->
     began = time.monotonic()
     # Not by `processes`: this one stands in for the command that the user runs, and Ctrl-C must reach it. It
     # runs in the folder of its caller, which `--data` is relative to.
-    code = subprocess.run([sys.executable, "-m", FOLDER, *arguments], check=False).returncode  # noqa: S603 - ours
+    flags = () if settings is None or settings.emit is no_document else (NO_BAR,)
+    command = [sys.executable, "-m", FOLDER, *flags, *arguments]
+    code = subprocess.run(command, check=False).returncode  # noqa: S603 - ours
     if settings is not None:
-        settings.emit({"exit_code": code, "seconds": round(time.monotonic() - began, 3)})
+        settings.emit({**ended("the torture", code), "seconds": round(time.monotonic() - began, 3)})
     return code

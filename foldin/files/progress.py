@@ -21,15 +21,19 @@ REFRESHED_PER_S = 4.0
 
 
 def bar(*columns: ProgressColumn, hidden: bool = False) -> Progress:
-    """Return a bar of these columns, which is removed at its end: what was done is said in a line."""
+    """Return a bar of these columns, which is removed at its end: what was done is said in a line. With
+    `--json` it shows nothing.
+    """
     console = Console(stderr=True, highlight=False)
+    # As `foldin.commands.output` has it.
+    as_json = sys.stdout is sys.stderr
     # What is said meanwhile stands above it, where both are one terminal, and goes where it belongs where
     # standard output is a file.
     return Progress(
         *columns,
         console=console,
         transient=True,
-        disable=hidden or not console.is_terminal,
+        disable=hidden or as_json or not console.is_terminal,
         redirect_stdout=sys.stdout.isatty(),
         refresh_per_second=REFRESHED_PER_S,
     )

@@ -1,10 +1,12 @@
-"""The wheel, as a user has it: built from the sources that are released, in an environment that has nothing.
+"""The wheels of Foldin and of its client, as a user has them: built from the sources that are released, in an
+environment that has nothing.
 
-`FOLDIN_TEST_PYTHONS` names more interpreters to install it for; `make wheels-check` does.
+`FOLDIN_TEST_PYTHONS` names more interpreters to install them for; `make wheels-check` does.
 """
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,15 +31,36 @@ PYTHONS = os.environ.get("FOLDIN_TEST_PYTHONS", sys.executable).split()
 TRAP = "raise SystemExit('this folder is the user\\'s, not a package of Foldin')\n"
 
 
+LOCK = house.ROOT / "requirements/run.txt"
+# What a type checker says of a call of the client.
+TYPED = "from {} import Client\nreveal_type(Client('http://127.0.0.1').predict('ann', 'dune').rating)"
+
+
+def ran(*command: object, cwd: Path | None = None) -> str:
+    done = subprocess.run(
+        [str(word) for word in command], cwd=cwd, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def built(sources: Path, folder: Path) -> Path:
+    """The wheel of a distribution, from its archive of sources."""
+    ran(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, sources)
+    assert len(list(folder.glob("*.tar.gz"))) == 1
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def checked(python: Path, program: str, elsewhere: Path) -> str:
+    """What mypy says of a program, by what is installed for `python` alone."""
+    flags = ("--strict", "--cache-dir", os.devnull, "--python-executable", python)
+    return ran(sys.executable, "-m", "mypy", *flags, "-c", program, cwd=elsewhere)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(house.ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list(folder.glob("foldin-*.tar.gz"))) == 1
-    (built,) = folder.glob("foldin-*.whl")
-    return built
+    return built(house.ROOT, tmp_path_factory.mktemp("dist"))
 
 
 def test_only_foldin_stands_at_the_top(wheel: Path) -> None:
@@ -51,15 +74,10 @@ def test_only_foldin_stands_at_the_top(wheel: Path) -> None:
 def installed(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     programs = folder / "bin"
-    lock = house.ROOT / "requirements/run.txt"
-    for command in (
-        [request.param, "-m", "venv", str(folder)],
-        [str(programs / "pip"), "install", "--quiet", "--require-hashes", "-r", str(lock)],
-        [str(programs / "pip"), "install", "--quiet", "--no-deps", "--no-index", str(wheel)],
-        [str(programs / "pip"), "check"],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    ran(request.param, "-m", "venv", folder)
+    ran(programs / "pip", "install", "--quiet", "--require-hashes", "-r", LOCK)
+    ran(programs / "pip", "install", "--quiet", "--no-deps", "--no-index", wheel)
+    ran(programs / "pip", "check")
     return programs
 
 
@@ -72,11 +90,33 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("interpreter", PYTHONS, ids=lambda path: Path(path).name)
+def test_the_client_is_installed_imported_and_typed_without_foldin(interpreter: str, tmp_path: Path) -> None:
+    wheel = built(house.ROOT / house.CLIENT, tmp_path / "dist")
+    python = tmp_path / "environment/bin/python"
+    ran(interpreter, "-m", "venv", tmp_path / "environment")
+    # Versions of the lock, of what the client asks for by itself.
+    locked = re.findall(r"^([\w.-]+==.*?) \\$", LOCK.read_text("utf-8"), re.MULTILINE)
+    (tmp_path / "locked.txt").write_text("\n".join(locked))
+    ran(python, "-m", "pip", "install", "--quiet", "--constraint", tmp_path / "locked.txt", wheel)
+    program = (
+        "import importlib.util as found, foldin_client as c; print(c.__all__, found.find_spec('foldin'))"
+    )
+    names, _, other = ran(python, "-c", program, cwd=tmp_path).strip().rpartition(" ")
+    assert other == "None"
+    assert {"AsyncClient", "Client"} <= set(re.findall(r"\w+", names))
+    assert 'type is "float"' in checked(python, TYPED.format("foldin_client"), tmp_path)
+
+
 def call(url: str, body: object = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=10) as answer:
         return json.loads(answer.read())
+
+
+def test_the_client_that_comes_with_it_is_typed(installed: Path, tmp_path: Path) -> None:
+    assert 'type is "float"' in checked(installed / "python", TYPED.format("foldin.client"), tmp_path)
 
 
 def test_it_comes_up_learns_predicts_and_goes(installed: Path, elsewhere: Path) -> None:
@@ -109,5 +149,7 @@ def test_it_comes_up_learns_predicts_and_goes(installed: Path, elsewhere: Path) 
         assert high > 4
         assert len(call(f"{url}/recommend/ann?n=3")["items"]) == 3
         assert call(f"{url}/openapi.json")["paths"]
+        example = ran(installed / "foldin", "client-example", "python", "--url", url)
+        assert "generation=" in ran(installed / "python", "-c", example, cwd=elsewhere)
         stack.send_signal(signal.SIGINT)
         assert stack.wait(60) == 0, stack.text

@@ -13,9 +13,17 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from foldin.commands.table import COMMANDS, Command
 from processes.blocking import BlockingChild, plain_environment, python_command
 from processes.probes import unused_port
 from tests.support.waiting import PATIENCE_S, wait_until
+
+# Each by the words that call it.
+EVERY_COMMAND: dict[str, Command] = {
+    (each.name if each is command else f"{command.name} {each.name}"): each
+    for command in COMMANDS.values()
+    for each in command.commands or (command,)
+}
 
 
 def processes(data: Path) -> list[int]:

@@ -1,6 +1,7 @@
 """The command line: what it takes and refuses, how it ends, and that `--json` prints JSON alone."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,13 @@ import pytest
 
 from foldin.__main__ import main
 from foldin.commands.reference import commands_reference
-from foldin.commands.table import COMMANDS, loaded
+from foldin.commands.table import BENCH, TORTURE, loaded
 from foldin.errors import ImportStoppedError
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.reference import PROCESSES
 from processes.errors import CannotStartError, StackFailedError
 from processes.settings import declarations
+from tests.support.stacks import EVERY_COMMAND
 
 ROOT = Path(__file__).parents[3]
 
@@ -27,8 +29,7 @@ def python(code: str, *arguments: str, **more: Any) -> subprocess.CompletedProce
 
 def test_every_command_names_a_function_its_options_and_what_it_prints() -> None:
     """And docs/cli.md is what they declare: `python -m foldin.commands.reference > docs/cli.md`."""
-    every = [each for command in COMMANDS.values() for each in (command.commands or (command,))]
-    for command in every:
+    for command in EVERY_COMMAND.values():
         assert callable(loaded(command.run)), command.name
         assert command.prints, command.name
         options = loaded(command.options) if command.options else None
@@ -61,17 +62,62 @@ def test_a_wrong_command_line_is_one_document_and_code_2(
     line: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # Wherever it is asked for: behind all, or before the name.
+    for words in ([*line.split(), "--json"], ["--json", *line.split()]):
+        code, told, error = as_json(words, capfd)
+        assert (code, told["exit_code"]) == (2, 2)
+        assert said in told["error"]
+        assert "\n" not in told["error"]
+        assert told["error"] in error
+        assert "Traceback" not in error
+
+
+def as_json(words: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, Any, str]:
+    """How a command ends, the one document of its standard output, and its standard error."""
     try:
-        code = main([*line.split(), "--json"])
+        code = main(words)
     except SystemExit as ended:
         code = int(ended.code or 0)
     out, error = capfd.readouterr()
-    told = json.loads(out)
+    return code, json.loads(out), error
+
+
+# A process of their own says what is wrong, which costs seconds.
+ASIDE = {BENCH.name, TORTURE.name}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ASIDE else []) for name in EVERY_COMMAND]
+)
+def test_every_command_refuses_a_flag_in_one_document_that_has_the_error_and_its_code(
+    name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, told, error = as_json([*name.split(), "--json", "--nosuch"], capfd)
     assert (code, told["exit_code"]) == (2, 2)
-    assert said in told["error"]
-    assert "\n" not in told["error"]
-    assert told["error"] in error
-    assert "Traceback" not in error
+    assert "--nosuch" in (error if name in ASIDE else told["error"])
+    assert told["error"]
+
+
+@pytest.mark.slow
+def test_bash_completes_commands_flags_and_values() -> None:
+    """By the script that `foldin --show-completion bash` prints, as bash calls it."""
+    foldin = shlex.join([str(Path(sys.executable).with_name("foldin"))])
+    program = f"""
+eval "$({foldin} --show-completion bash)"
+for line in "foldin ex" "foldin keys " "foldin verify --" "foldin export ratings --format "; do
+  IFS=' ' read -ra COMP_WORDS <<<"$line"
+  COMP_CWORD=${{#COMP_WORDS[@]}} && [[ $line == *' ' ]] || COMP_CWORD=$((COMP_CWORD - 1))
+  _foldin_completion {foldin}
+  echo "${{COMPREPLY[*]}}"
+done
+"""
+    done = subprocess.run(["bash", "-ec", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stderr == ""
+    names, keys, flags, values = (set(line.split()) for line in done.stdout.splitlines())
+    assert names == {"export"}
+    assert keys == {name.split()[1] for name in EVERY_COMMAND if name.startswith("keys ")}
+    assert flags == {"--data", "--config", "--json", "--help"}
+    assert values == {"ndjson", "csv", "parquet"}
 
 
 @pytest.mark.parametrize(
