@@ -11,12 +11,25 @@ from typing import Any
 import pytest
 
 from benchmarks.data import datasets
+from benchmarks.harness.recorded import Origin, narrowed, output_markers, write_output
+from evaluation.report import new_table
 from processes.blocking import plain_environment, python_command
 
 
 def test_a_pickle_that_wants_to_do_something_is_refused() -> None:
     with pytest.raises(pickle.UnpicklingError, match="has no place"):
         datasets.read_frame(lzma.compress(pickle.dumps(Path)))
+
+
+def test_what_is_recorded_stands_in_place_of_what_was_there_and_has_no_settings(tmp_path: Path) -> None:
+    page, markers = tmp_path / "page.md", output_markers("accuracy x")
+    page.write_text("before\n{}\nold\n{}\nafter\n".format(*markers))
+    table = new_table("errors", ("engine", "RMSE", "note"), left=("engine", "note"))
+    table.add_row("auto", "0.9", "rank 8")
+    write_output(page, "accuracy x", [narrowed(table, {"note"})], Origin("abc", "a machine"))
+    lines = [line.strip() for line in page.read_text().splitlines() if line.strip(" ─")]
+    shown = ["Of abc: a machine", "```text", "errors", "engine   RMSE", "auto      0.9", "```"]
+    assert lines == ["before", markers[0], *shown, markers[1], "after"]
 
 
 TINY = ("--seconds", "0.2", "--rounds", "1", "--force", "--no-pin")
