@@ -11,7 +11,7 @@ import pytest
 
 from foldin.__main__ import main
 from foldin.commands.reference import commands_reference
-from foldin.commands.table import BENCH, TORTURE, loaded
+from foldin.commands.table import loaded
 from foldin.errors import ImportStoppedError
 from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.reference import PROCESSES
@@ -56,6 +56,8 @@ def test_every_command_names_a_function_its_options_and_what_it_prints() -> None
         ("size --users 1e3 --items 1 --ratings 1", "--users must"),
         ("version --config nowhere.toml", "nowhere.toml"),
         ("nosuch", "No such command 'nosuch'."),
+        # What benchmarks and the torture refuse, a process of their own says.
+        *((f"{name} --nosuch", "--nosuch") for name in EVERY_COMMAND if name not in {"bench", "torture"}),
     ],
 )
 def test_a_wrong_command_line_is_one_document_and_code_2(
@@ -64,7 +66,12 @@ def test_a_wrong_command_line_is_one_document_and_code_2(
     monkeypatch.chdir(tmp_path)
     # Wherever it is asked for: behind all, or before the name.
     for words in ([*line.split(), "--json"], ["--json", *line.split()]):
-        code, told, error = as_json(words, capfd)
+        try:
+            code = main(words)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        out, error = capfd.readouterr()
+        told = json.loads(out)
         assert (code, told["exit_code"]) == (2, 2)
         assert said in told["error"]
         assert "\n" not in told["error"]
@@ -72,36 +79,10 @@ def test_a_wrong_command_line_is_one_document_and_code_2(
         assert "Traceback" not in error
 
 
-def as_json(words: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, Any, str]:
-    """How a command ends, the one document of its standard output, and its standard error."""
-    try:
-        code = main(words)
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    out, error = capfd.readouterr()
-    return code, json.loads(out), error
-
-
-# A process of their own says what is wrong, which costs seconds.
-ASIDE = {BENCH.name, TORTURE.name}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ASIDE else []) for name in EVERY_COMMAND]
-)
-def test_every_command_refuses_a_flag_in_one_document_that_has_the_error_and_its_code(
-    name: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    code, told, error = as_json([*name.split(), "--json", "--nosuch"], capfd)
-    assert (code, told["exit_code"]) == (2, 2)
-    assert "--nosuch" in (error if name in ASIDE else told["error"])
-    assert told["error"]
-
-
 @pytest.mark.slow
 def test_bash_completes_commands_flags_and_values() -> None:
     """By the script that `foldin --show-completion bash` prints, as bash calls it."""
-    foldin = shlex.join([str(Path(sys.executable).with_name("foldin"))])
+    foldin = shlex.quote(str(Path(sys.executable).with_name("foldin")))
     program = f"""
 eval "$({foldin} --show-completion bash)"
 for line in "foldin ex" "foldin keys " "foldin verify --" "foldin export ratings --format "; do
@@ -142,6 +123,10 @@ def test_each_failure_is_one_line_and_its_code(
     ours = isinstance(error, ZeroDivisionError)
     assert told == ("a mistake of Foldin's: ZeroDivisionError: by chance" if ours else str(error))
     assert ("Traceback" in said.err) == ours
+    # What says itself why it failed.
+    monkeypatch.setattr("foldin.commands.bench.bench", lambda *_, **__: code)
+    assert main(["bench", "--json"]) == code
+    assert {"error", "exit_code"} < json.loads(capfd.readouterr().out).keys()
 
 
 def test_what_children_and_libraries_print_is_said_elsewhere() -> None:
