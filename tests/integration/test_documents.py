@@ -148,6 +148,8 @@ async def test_restore(tmp_path: Path) -> None:
     async with local_stack(tmp_path / "second/data") as stack:
         await fits(text[last:], stack, tmp_path / "second")
         assert json.loads((await run(ratings, stack, tmp_path))[0][2])["total"] == known
+        # This store makes a backup of its own.
+        (tmp_path / "second/backup").rename(tmp_path / "second/backup-of-the-first")
         await fits(text_of("docs/operations.md"), stack, tmp_path / "second")
         listed_keys = stack.call("GET", "/keys", key=(tmp_path / "second/deploy.key").read_text().strip())
         assert [each["name"] for each in listed_keys["keys"]] == ["deploy"]
