@@ -1,6 +1,7 @@
 """What the notebooks share: made ratings, and a stack of their own with a client of it."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -47,6 +48,18 @@ def free_port() -> int:
     with socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
+
+
+def command(folder: Path, line: str) -> str:
+    """Run a `foldin ...` in a folder; return what it prints."""
+    # A notebook asks for colours, which would bring the bars of progress as well.
+    plain = {name: value for name, value in os.environ.items() if "COLOR" not in name}
+    plain |= {"TERM": "dumb", "COLUMNS": "120"}
+    words = [sys.executable, "-m", *line.split()]
+    done = subprocess.run(words, cwd=folder, env=plain, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return done.stdout
 
 
 @contextmanager
