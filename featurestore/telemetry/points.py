@@ -76,7 +76,7 @@ class Telemetry:
     async def add(self, point: Point) -> None:
         """Add a point; the oldest make room."""
         packed = msgspec.msgpack.encode(point)
-        await self._client.xadd(self._key, {_FIELD: packed}, maxlen=MOST_POINTS, approximate=True)
+        await self._client.xadd(self._key, {_FIELD: packed}, maxlen=MOST_POINTS, approximate=False)
 
     async def read(self, seconds: float) -> list[Point]:
         """Return the points of the last `seconds`, by the store's clock, in the order in which they came."""

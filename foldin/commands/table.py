@@ -64,7 +64,8 @@ EXPORT = Command(
     "export",
     "write ratings, items or users of a running Foldin to a file",
     "Export from the API of a running Foldin as NDJSON, which the API takes, or as CSV or Parquet, which "
-    "`foldin import` reads. A file is there whole or not at all; one that breaks off is begun again.",
+    "`foldin import` reads. A file is there whole or not at all; one that breaks off is begun again. Before "
+    "an empty store imports it, give that by `PUT /schema` what `GET /schema` answers: CSV has no types.",
     "foldin.commands.export.run:run_export",
     "foldin.commands.settings:ExportOptions",
     "`what`, `rows`, `file`, `format`, `bytes`, `seconds`; without --output the rows themselves",

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from featurestore.settings import StoreSettings
 from foldin.__main__ import main
-from tests.support.serving import Client, serving
+from tests.support.serving import LINES, Client, serving
 
 Rows = list[dict[str, Any]]
 RATINGS: Rows = [
@@ -76,8 +77,12 @@ async def exported(client: Client, what: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("ending", ["ndjson", "csv", "parquet"])
-async def test_what_is_exported_is_imported_again(
-    client: Client, ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+async def test_what_is_exported_makes_an_empty_store_the_same(
+    client: Client,
+    ending: str,
+    store_settings: StoreSettings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     await fill(client)
     before = {what: await exported(client, what) for what in ALL}
@@ -88,15 +93,18 @@ async def test_what_is_exported_is_imported_again(
         told = json.loads(capsys.readouterr().out)
         assert (told["rows"], told["format"], told["bytes"]) == (len(rows), ending, path.stat().st_size)
     assert names(tmp_path) == sorted(f"{what}.{ending}" for what in ALL)
-    for what in ALL:
-        path = tmp_path / f"{what}.{ending}"
-        if ending == "ndjson":
-            headers = {"Content-Type": "application/x-ndjson"}
-            assert (await client.post(f"/{what}", path.read_bytes(), headers=headers)).status < 300
-            continue
-        flags = ("--columns", COLUMNS) if what == "ratings" else (f"--{what}",)
-        assert await run("import", path, "--url", client.url, *flags) == 0, capsys.readouterr()
-    assert {what: await exported(client, what) for what in ALL} == before
+    empty = replace(store_settings, namespace=f"{store_settings.namespace}-empty")
+    async with serving(empty) as (other, _):
+        schema = (await client.get("/schema")).json
+        assert (await other.ask("PUT", "/schema", json=schema)).json == schema
+        for what in ALL:
+            path = tmp_path / f"{what}.{ending}"
+            if ending == "ndjson":
+                assert (await other.post(f"/{what}", path.read_bytes(), headers=LINES)).status < 300
+                continue
+            flags = ("--columns", COLUMNS) if what == "ratings" else (f"--{what}",)
+            assert await run("import", path, "--url", other.url, *flags) == 0, capsys.readouterr()
+        assert {what: await exported(other, what) for what in ALL} == before
 
 
 async def test_standard_output_has_the_rows_alone_and_a_file_that_is_there_is_kept(

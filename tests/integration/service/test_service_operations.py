@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from featurestore.store import Store
+from featurestore.telemetry.points import Point
 from featurestore.telemetry.reports import MOST_REPORTS
 from service.context import CONTEXT
 from service.telemetry.reporter import Reporter
@@ -82,6 +83,17 @@ async def test_a_worker_tells_what_it_did_since_it_told_before(
     assert any(history["requests_per_s"])
     assert "here" in [each["host"] for each in history["replicas"]]
     is_problem(await client.get("/history?seconds=1"), 400, "invalid_parameter")
+
+
+async def test_no_more_points_are_kept_than_there_is_room_for(
+    shared_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featurestore.telemetry.points.MOST_POINTS", 150)
+    for n in range(400):
+        await shared_store.telemetry.add(Point("worker 0", "full", float(n), 10.0))
+    kept = await shared_store.telemetry.read(600)
+    newest = [point.at for point in kept if point.host == "full"]
+    assert (len(kept), newest) == (150, list(range(400 - len(newest), 400)))
 
 
 async def test_reports_are_kept_as_far_as_there_is_room(client: Client, shared_store: Store) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,40 @@ from prometheus_client.parser import text_string_to_metric_families
 from factors import Float64s
 from featurestore.experiments.definition import GROUPS
 from featurestore.experiments.tallies import Figure, new_tally
+from featurestore.telemetry.points import EVERY_S, Point
 from service.experiments.figures import positive_rate, rate_difference
 from service.http.audit import STRANGERS_PER_S, Audit, Operation
-from service.metrics import Counts, SnapshotFiles, error_bounds, expose, together
+from service.metrics import LATENCY_BOUNDS, Counts, SnapshotFiles, error_bounds, expose, together
+from service.telemetry.history import history_of
 from tests.support.waiting import some
+
+
+def test_an_interval_of_the_history_is_of_all_workers_together_and_null_where_none_told() -> None:
+    def told(process: str, at: float, requests: int, **more: Any) -> Point:
+        # All of them within the least bound but one.
+        latency = [0, requests, *[0] * (len(LATENCY_BOUNDS) - 1)]
+        return Point(process, "a", at, EVERY_S, requests=requests, latency=latency, **more)
+
+    resident = {"resident_bytes": 100, "ratings": 10}
+    points = [
+        told("worker 0", 1_005.0, 30, errors=1, squared_error=1.0, baseline=4.0, generation=6, **resident),
+        told("worker 1", 1_006.0, 70, errors=3, squared_error=0.0, baseline=12.0, generation=7, **resident),
+        # Alone in its interval; the trainer is no worker.
+        told("worker 1", 1_015.0, 50, failures=5, lag=8, **resident),
+        told("trainer", 1_016.0, 0, resident_bytes=7),
+    ]
+    found = history_of(points, 1_030.0, 30.0)
+    assert (found.step_s, found.at) == (EVERY_S, [1_010.0, 1_020.0, 1_030.0])
+    assert found.requests_per_s == [10.0, 5.0, None]
+    assert found.failures_per_s == [0.0, 0.5, None]
+    assert found.ratings_per_s == [2.0, 1.0, None]
+    assert (found.rmse, found.baseline_rmse) == ([0.5, None, None], [2.0, None, None])
+    assert found.workers_bytes == [200.0, 100.0, None]
+    assert (found.trainer_bytes, found.lag) == ([None, 7.0, None], [None, 8.0, None])
+    assert found.generation == [7, None, None]
+    assert found.p99_s[0] is not None
+    assert LATENCY_BOUNDS[0] < found.p99_s[0] <= LATENCY_BOUNDS[1]
+    assert [each.process for each in found.replicas] == ["trainer", "worker 0", "worker 1"]
 
 
 def snapshot(worker: int = 0) -> Counts:
