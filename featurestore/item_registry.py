@@ -20,6 +20,7 @@ from featurestore.errors import (
     StoreUnavailable,
 )
 from featurestore.id_columns import Ids
+from featurestore.id_order import IdOrder
 from featurestore.keys import Keys, shown_key, whole
 from featurestore.row_table import RowTable
 from featurestore.wire.connection import Connection
@@ -63,6 +64,7 @@ class ItemRegistry:
         self._ahead: dict[int, bytes] = {}
         self._table = RowTable([])
         self._building: asyncio.Future[RowTable] | None = None
+        self._by_id = IdOrder(self._ids)
 
     def __len__(self) -> int:
         """Rows from 0 on whose ids are all known here."""
@@ -110,6 +112,14 @@ class ItemRegistry:
         """The id of a row. Raises `KeyError` for one that is not known here; `refresh` reads new ones."""
         item_id = self._ids[row] if 0 <= row < len(self._ids) else self._ahead[row]
         return item_id.decode("utf-8")
+
+    async def page(self, n: int, *, prefix: bytes = b"", after: bytes = b"") -> list[bytes]:
+        """Return up to `n` ids in their order, of those that `ids` has and that begin with `prefix`, behind
+        `after`. The first page sorts them all, in a thread.
+        """
+        by_id = self._by_id
+        await by_id.grow()
+        return by_id.page(n, prefix=prefix, after=after)
 
     async def rows(self, item_ids: Sequence[bytes]) -> list[int | None]:
         """Return the row of each item, None where it is not registered; one round trip for unknown ones."""
@@ -242,6 +252,7 @@ class ItemRegistry:
         # Anew, because a thread may read the list.
         self._ids, self._ahead = [], {}
         self._table, self._building = RowTable([]), None
+        self._by_id = IdOrder(self._ids)
 
 
 class ItemRegistries:

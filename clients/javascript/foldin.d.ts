@@ -174,7 +174,7 @@ export interface Foldin {
   /** Whether the archive has forgotten a user, or has the ratings of an item taken back, too; `detail` says what a pending erasure waits for. `GET /receipts/{receipt}`; role `read`. */
   getReceipt(receipt: string): Promise<Receipt>;
   /** What is known of an item. `GET /items/{item_id}`; role `read`. */
-  getItem(item_id: string | number): Promise<ItemOut>;
+  getItem(item_id: string | number, options?: { distribution?: boolean; }): Promise<ItemOut>;
   /** Say what is known of an item; what was said before is replaced. `PUT /items/{item_id}`; role `operate`. */
   putItem(item_id: string | number, options?: { title?: string; categories?: Array<string>; attributes?: Record<string, any>; hidden?: boolean; available_from?: number | string | null; available_until?: number | string | null; image?: string | null; }): Promise<ItemShown>;
   /** Change some of what is known of an item. `PATCH /items/{item_id}`; role `operate`. */
@@ -195,8 +195,8 @@ export interface Foldin {
   listAttributes(options?: { n?: number; cursor?: string; }): Promise<AttributesPage>;
   /** Return the attributes of all users, one user a line, as POST /users takes them. `GET /export/users`; role `read`. */
   exportUsers(): AsyncGenerator<UserRow, void, undefined>;
-  /** List the items of the catalogue, hidden ones too. `GET /items`; role `read`. */
-  listItems(options?: { n?: number; cursor?: string; prefix?: string; by?: "id" | "title"; ids?: Array<string>; }): Promise<ItemPage>;
+  /** List the items of the catalogue, or all that are known; hidden ones too. `GET /items`; role `read`. */
+  listItems(options?: { n?: number; cursor?: string; prefix?: string; by?: "id" | "title"; of?: "catalogue" | "all"; ids?: Array<string>; }): Promise<ItemPage>;
   /** Say what is known of items: one, an array, or one a line. One bad row refuses all. `POST /items`; role `operate`. */
   putItems(rows: Rows<ItemRowIn>): Promise<Stored>;
   /** Return all items of the catalogue, one a line, as POST /items takes them. `GET /export/items`; role `read`. */
@@ -342,6 +342,13 @@ export interface AttributesOut {
 export interface AttributesPage {
   users: Array<UserRow>;
   next: string | null;
+}
+
+/** What an average user would give an item: with 90 % a rating from `low` to `high`, around `rating`. Each rating of the item narrows it. */
+export interface Average {
+  rating: number;
+  low: number;
+  high: number;
 }
 
 /** What a backup has: `events` ratings and other events. `at`: when it ended, in seconds since 1970. */
@@ -532,7 +539,7 @@ export interface GenerationsOut {
   generations: Array<GenerationOut>;
 }
 
-/** Intervals of `step_s` seconds, the oldest first; null where no process has told of itself. `at`: their ends, seconds since 1970. `rmse`, `baseline_rmse`: of ratings that arrived, as predicted before they were learned, and as an unknown user would be told. `servers`: of the store, as a trainer has found them last. */
+/** Intervals of `step_s` seconds, the oldest first; null where no process has told of itself. `at`: their ends, seconds since 1970. `rmse`, `baseline_rmse`: of ratings that arrived, as predicted before they were learned, and as an unknown user would be told. `failures_per_s`, `turned_away_per_s`: answers of 5xx, and of 401, 403 and 429; `mistakes_per_s`: unexpected exceptions. `servers`: of the store, as a trainer has found them last. */
 export interface HistoryOut {
   step_s: number;
   at: Array<number>;
@@ -540,6 +547,8 @@ export interface HistoryOut {
   baseline_rmse: Array<number | null>;
   requests_per_s: Array<number | null>;
   failures_per_s: Array<number | null>;
+  turned_away_per_s: Array<number | null>;
+  mistakes_per_s: Array<number | null>;
   p50_s: Array<number | null>;
   p99_s: Array<number | null>;
   predictions_per_s: Array<number | null>;
@@ -593,7 +602,22 @@ export interface ItemListBody {
   scenario?: string | null;
 }
 
-/** What the catalogue has of an item, and what the live generation knows of it. `expected`: from an unknown user. `positives`: its positive events, where the generation has learned any of any item. */
+/** An item of a page. Where all known ones are asked for, and a generation is live, `ratings` and `mean` as it knows them; `positives`: its positive events, where the generation has learned any of any item. */
+export interface ItemListed {
+  item_id: string;
+  title?: string;
+  categories?: Array<string>;
+  attributes?: Record<string, any>;
+  hidden?: boolean;
+  available_from?: string | null;
+  available_until?: string | null;
+  image?: string | null;
+  ratings?: number | null;
+  mean?: number | null;
+  positives?: number | null;
+}
+
+/** What the catalogue has of an item, and what the live generation knows of it. `expected`: from an unknown user; `distribution`: the probability of each step of the scale, lowest first. `average`: of an item that has ratings. `positives`: its positive events, where the generation has learned any of any item. */
 export interface ItemOut {
   item_id: string;
   title?: string;
@@ -607,13 +631,15 @@ export interface ItemOut {
   mean: number | null;
   expected: Prediction;
   generation: number;
+  average?: Average | null;
+  distribution?: Array<number> | null;
   positives?: number | null;
 }
 
-/** Items in the order of their ids, or of their titles. `next` is the cursor of the page behind, null at the end; `total` counts all items of the catalogue, or of those that were named the ones that it has. */
+/** Items in the order of their ids, or of their titles. `next` is the cursor of the page behind, null at the end; `total` counts all items of the catalogue, or all that were ever known, deleted ones too; where some were named, those of them that are there. */
 export interface ItemPage {
   total: number;
-  items: Array<ItemShown>;
+  items: Array<ItemListed>;
   next: string | null;
 }
 
@@ -973,7 +999,7 @@ export interface RelevancePart {
   contribution: number;
 }
 
-/** A process that is at work. `at`: when it told of itself, seconds since 1970. `busy`: what a trainer is at; `failed`: why its last fit did not go live, at `failed_at`. */
+/** A process that is at work. `at`: when it told of itself, seconds since 1970. `busy`: what a trainer is at; `failed`: why its last fit did not go live, at `failed_at`; `wrong`: a sentence for each alert whose condition it finds in itself. */
 export interface Replica {
   process: string;
   host: string;
@@ -985,6 +1011,7 @@ export interface Replica {
   at: number;
   failed?: string;
   failed_at?: number;
+  wrong?: Record<string, string>;
 }
 
 /** A report, and when it was stored, in seconds since 1970. */

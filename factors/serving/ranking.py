@@ -261,6 +261,24 @@ class Ranker:
         rating, _ = self._posterior.link.rating_moments(lower[rows], np.zeros(len(rows)))
         return Ranked(rows, rating)
 
+    def average(self, rows: Int64s) -> Float64s:
+        """Return what an average user would give each of `rows` (m,): the lower end, the middle and the upper
+        end of the central 90 % of the posterior (m, 3).
+        """
+        words = self._state.items[rows]
+        score, std = self._of_average(words, words[:, self._layout.mean].astype(np.float64))
+        scores = score[:, None] + std[:, None] * np.array([-NINETY, 0.0, NINETY])
+        rating, _ = self._posterior.link.rating_moments(scores.ravel(), np.zeros(scores.size))
+        return rating.reshape(scores.shape)
+
+    def _of_average(self, words: Float32s, mean: Float64s) -> tuple[Float64s, Float64s]:
+        """Return the score of the average user for stored rows of this `mean` (m, dim), and its deviation,
+        both (m,).
+        """
+        user = self._prior
+        score = user.offset + mean[:, -1] + mean[:, :-1] @ user.latent
+        return score, np.sqrt(self._codec.quadratic(words, user.pairs))
+
     def _prepared(self) -> _Summaries:
         with self._preparing:
             if self._summaries is None:
@@ -274,14 +292,13 @@ class Ranker:
 
     def _summarize(self, summaries: _Summaries, items: Float32s, rows: Int64s) -> None:
         """Write the summaries of `rows` of `items`."""
-        user = self._prior
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             some = rows[start : start + _ROWS_AT_ONCE]
             words = items[some]
             summaries.directions[some], mean = self._directions(words)
-            score = user.offset + mean[:, -1] + mean[:, :-1] @ user.latent
+            score, std = self._of_average(words, mean)
             # Above it with 95 %, as the upper end of a central 90 %.
-            lower = score - NINETY * np.sqrt(self._codec.quadratic(words, user.pairs))
+            lower = score - NINETY * std
             rated = words[:, COUNT] > 0
             summaries.rated[some] = rated
             summaries.lower[some] = np.where(rated, lower, -np.inf)

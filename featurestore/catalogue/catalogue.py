@@ -306,10 +306,15 @@ class Catalogue:
             raise self._hot.failure(reply)
         return list(reply)
 
-    async def ids(self, n: int, *, after: bytes = b"") -> list[bytes]:
-        """Return the ids of up to `n` items, in their order, behind `after`."""
-        key, low = self._keys.catalogue_ids, b"(" + after if after else b"-"
-        found: Any = await self._client.zrange(key, low, b"+", bylex=True, offset=0, num=n)
+    async def ids(self, n: int, *, prefix: bytes = b"", after: bytes = b"") -> list[bytes]:
+        """Return the ids of up to `n` items, in their order, that begin with `prefix`, behind `after`."""
+        return await self._entries(self._keys.catalogue_ids, n, prefix, after)
+
+    async def _entries(self, key: bytes, n: int, prefix: bytes, after: bytes) -> list[bytes]:
+        # One that is the prefix itself may have been the last of a page.
+        low = b"(" + after if after and after >= prefix else b"[" + prefix if prefix else b"-"
+        high = b"(" + prefix + _BEHIND if prefix else b"+"
+        found: Any = await self._client.zrange(key, low, high, bylex=True, offset=0, num=n)
         return list(found)
 
     async def page(self, n: int, *, prefix: bytes = b"", after: bytes = b"", by_title: bool = False) -> Page:
@@ -319,10 +324,8 @@ class Catalogue:
         Titles are compared without regard to case.
         """
         key = self._keys.catalogue_titles if by_title else self._keys.catalogue_ids
-        low = b"(" + after if after > prefix else b"[" + prefix if prefix else b"-"
-        high = b"(" + prefix + _BEHIND if prefix else b"+"
         total = await self.require_whole()
-        entries: Any = await self._client.zrange(key, low, high, bylex=True, offset=0, num=n)
+        entries = await self._entries(key, n, prefix, after)
         ids = [entry.partition(b"\0")[2] for entry in entries] if by_title else entries
         items: list[CatalogueItem] = []
         size = listed = 0

@@ -25,12 +25,13 @@ _BACKED_UP = b"backed_up"
 class Point(msgspec.Struct, omit_defaults=True):
     """What a process did since its point before. Unknown fields of a later version are left out on reading.
 
-    `at`: seconds since 1970. `latency`: answers by upper bound (`service.metrics.LATENCY_BOUNDS`).
+    `at`: seconds since 1970. `failures`, `turned_away`: answers of 5xx, and of 401, 403 and 429; `mistakes`:
+    unexpected exceptions. `latency`: answers by upper bound (`service.metrics.LATENCY_BOUNDS`).
     `squared_error`, `baseline`: sums over `errors` ratings that arrived, of the model and of what everybody
     would be told. From `generation` on: what the process is at that moment. `lag`, `store_bytes`: of the
     store, told by one process of a host; -1 by the others. `busy`: what a trainer is at; `failed`: why its
-    last fit did not go live, `failed_at` (seconds since 1970), "" where it did. `servers`: of the store, as a
-    trainer has found them.
+    last fit did not go live, `failed_at` (seconds since 1970), "" where it did. `wrong`: a sentence for each
+    alert whose condition it finds in itself. `servers`: of the store, as a trainer has found them.
     """
 
     process: str
@@ -53,7 +54,10 @@ class Point(msgspec.Struct, omit_defaults=True):
     busy: str = ""
     failed: str = ""
     failed_at: float = 0.0
+    wrong: dict[str, str] = {}
     servers: list[StoreServer] = []
+    turned_away: int = 0
+    mistakes: int = 0
 
 
 class Backup(msgspec.Struct):

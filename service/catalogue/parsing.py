@@ -3,7 +3,7 @@ of another type than its attribute has, or an item that is larger than one may b
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -95,14 +95,19 @@ class ItemShown(msgspec.Struct, omit_defaults=True):
     available_until: str | None = None
     image: str | None = None
 
-    @staticmethod
-    def of(item: CatalogueItem) -> "ItemShown":
+    @classmethod
+    def of(cls, item: CatalogueItem) -> Self:
         """Return an item as the API shows it."""
-        return ItemShown(
-            *(item.item_id, item.title, item.categories, shown_values(item.attributes), item.hidden),
-            None if item.available_from is None else shown_time(item.available_from),
-            None if item.available_until is None else shown_time(item.available_until),
-            item.image,
+        start, end = item.available_from, item.available_until
+        return cls(
+            item_id=item.item_id,
+            title=item.title,
+            categories=item.categories,
+            attributes=shown_values(item.attributes),
+            hidden=item.hidden,
+            available_from=None if start is None else shown_time(start),
+            available_until=None if end is None else shown_time(end),
+            image=item.image,
         )
 
 
@@ -112,11 +117,6 @@ class ItemLine(ItemShown, omit_defaults=True, kw_only=True):
     """
 
     hidden: bool
-
-    @staticmethod
-    def of(item: CatalogueItem) -> "ItemLine":
-        """Return an item as an export has it."""
-        return ItemLine(**msgspec.structs.asdict(ItemShown.of(item)))
 
 
 Types = dict[str, AttributeType]

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 import msgspec
+import numpy as np
 from aiohttp import web
 
 from featurestore.catalogue.catalogue import Catalogue, Change, title_key
@@ -22,6 +23,7 @@ from featurestore.ratings.context_schema import (
     UnknownContextField,
 )
 from service.catalogue.held_types import hold_told, with_types
+from service.catalogue.known_items import known_ones, known_page
 from service.catalogue.parsing import (
     MAX_ROWS,
     ItemIn,
@@ -36,7 +38,7 @@ from service.catalogue.parsing import (
     parse_items,
     patched_item,
 )
-from service.context import CONTEXT
+from service.context import CONTEXT, ServiceContext
 from service.http.audit import WHAT
 from service.http.parsing import (
     NOT_DECODED,
@@ -62,12 +64,14 @@ from service.openapi import (
     whole,
 )
 from service.routes.exporting import write_lines
+from service.routes.items import positive_counts, statistics_of
 from service.rules.scenarios import decoded, names_attribute
 
 MAX_NAMED = 60  # with all that an item may have, 1 MB
 MAX_PAGE = 1_000  # a page of that many is some 300 KB, of large items it ends at 1 MB
 _EXPORTED_AT_ONCE = 500  # 150 KB are in memory for a client that reads slowly
 _ORDERS = ("id", "title")
+_OF = ("catalogue", "all")
 
 
 class Stored(msgspec.Struct, omit_defaults=True):
@@ -77,13 +81,24 @@ class Stored(msgspec.Struct, omit_defaults=True):
     still_deleted: int = 0
 
 
+class ItemListed(ItemShown, omit_defaults=True, kw_only=True):
+    """An item of a page. Where all known ones are asked for, and a generation is live, `ratings` and `mean`
+    as it knows them; `positives`: its positive events, where the generation has learned any of any item.
+    """
+
+    ratings: int | None = None
+    mean: float | None = None
+    positives: int | None = None
+
+
 class ItemPage(msgspec.Struct):
     """Items in the order of their ids, or of their titles. `next` is the cursor of the page behind, null at
-    the end; `total` counts all items of the catalogue, or of those that were named the ones that it has.
+    the end; `total` counts all items of the catalogue, or all that were ever known, deleted ones too; where
+    some were named, those of them that are there.
     """
 
     total: int
-    items: list[ItemShown]
+    items: list[ItemListed]
     next: str | None
 
 
@@ -224,13 +239,19 @@ async def post_items(request: web.Request) -> web.StreamResponse:
         query_parameter("cursor", {"type": "string", "format": "byte"}, "`next` of the page before"),
         query_parameter("prefix", {"type": "string"}, "What the ids, or titles, begin with"),
         query_parameter("by", {"type": "string", "enum": list(_ORDERS), "default": "id"}, "In which order"),
+        query_parameter(
+            "of",
+            {"type": "string", "enum": list(_OF), "default": "catalogue"},
+            "`all`: also items that ratings or other events alone name; in the order of ids",
+        ),
         json_parameter("ids", list_of(TEXT_ID_SCHEMA, MAX_NAMED), _IDS_SAID),
     ),
 )
 async def get_items(request: web.Request) -> web.StreamResponse:
-    """List the items of the catalogue, hidden ones too.
+    """List the items of the catalogue, or all that are known; hidden ones too.
 
-    Titles are compared without regard to case.
+    Titles are compared without regard to case. A page of all known ones may be short: go on until `next` is
+    null.
     """
     catalogue, query = request.app[CONTEXT].store.catalogue, Query(request.raw_path)
     n, prefix, after = (
@@ -239,14 +260,50 @@ async def get_items(request: web.Request) -> web.StreamResponse:
         query.bytes64("cursor"),
     )
     by_title = query.choice("by", "id", _ORDERS) == "title"
-    if (named := query.text("ids")) is not None:
-        states = await catalogue.states(_ids(named))
-        items = [ItemShown.of(catalogue.read(each.data)) for each in states if each.data is not None]
+    named = None if (text := query.text("ids")) is None else _ids(text)
+    if query.choice("of", "catalogue", _OF) == "all":
+        if by_title:
+            raise Problem("invalid_parameter", "all known items are listed by id alone", field="by")
+        return json_answer(await _known(request.app[CONTEXT], n, prefix.encode(), after, named))
+    if named is not None:
+        states = await catalogue.states(named)
+        items = [ItemListed.of(catalogue.read(each.data)) for each in states if each.data is not None]
         return json_answer(ItemPage(len(items), items, None))
     begins = title_key(prefix) if by_title else prefix.encode()
     page = await catalogue.page(n, prefix=begins, after=after, by_title=by_title)
-    behind = None if page.after is None else base64.urlsafe_b64encode(page.after).decode()
-    return json_answer(ItemPage(page.total, list(map(ItemShown.of, page.items)), behind))
+    return json_answer(ItemPage(page.total, list(map(ItemListed.of, page.items)), _cursor(page.after)))
+
+
+def _cursor(after: bytes | None) -> str | None:
+    return None if after is None else base64.urlsafe_b64encode(after).decode()
+
+
+async def _known(
+    context: ServiceContext, n: int, prefix: bytes, after: bytes, named: list[bytes] | None
+) -> ItemPage:
+    """Return a page of all known items, or those of the `named` ones that are known."""
+    store, epoch, live = context.store, await context.epoch(), context.follower.live
+    if named is None:
+        states, behind = await known_page(store, epoch, n, prefix=prefix, after=after)
+        total = len(store.items(epoch))
+    else:
+        states, behind = await known_ones(store, epoch, named), None
+        total = len(states)
+    items = [
+        ItemListed(each.item_id.decode())
+        if each.data is None
+        else ItemListed.of(store.catalogue.read(each.data))
+        for each in states
+    ]
+    if live is not None and live.epoch == epoch:
+        row = store.items(epoch).row
+        # One without a row is as one behind the last.
+        found = [row(each.item_id) for each in states]
+        rows = np.array([live.n_items if each is None else each for each in found], dtype=np.int64)
+        known = zip(items, statistics_of(live, rows), positive_counts(live.positives, rows), strict=True)
+        for item, (ratings, mean), positives in known:
+            item.ratings, item.mean, item.positives = ratings, mean, positives
+    return ItemPage(total, items, _cursor(behind))
 
 
 def _ids(text: str) -> list[bytes]:

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from aiohttp import web
 
-from factors import BASIS, item_statistics
+from factors import BASIS, FactorsError, item_statistics
 from featurestore.generations.activity import Positives
 from featurestore.generations.live import LiveGeneration
 from featurestore.item_registry import ItemRegistry
 from service.catalogue.parsing import ItemShown
 from service.context import CONTEXT
-from service.http.parsing import path_id
+from service.http.parsing import Query, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import STORE, Route, query_parameter, whole
@@ -25,15 +25,28 @@ from service.rules.request import DEFAULT_N, MAX_N
 QUERY_N = query_parameter("n", whole(1, MAX_N, DEFAULT_N), "How many; else as the scenario says")
 
 
+class Average(msgspec.Struct):
+    """What an average user would give an item: with 90 % a rating from `low` to `high`, around `rating`. Each
+    rating of the item narrows it.
+    """
+
+    rating: float
+    low: float
+    high: float
+
+
 class ItemOut(ItemShown, omit_defaults=True, kw_only=True):
     """What the catalogue has of an item, and what the live generation knows of it. `expected`: from an
-    unknown user. `positives`: its positive events, where the generation has learned any of any item.
+    unknown user; `distribution`: the probability of each step of the scale, lowest first. `average`: of an
+    item that has ratings. `positives`: its positive events, where the generation has learned any of any item.
     """
 
     ratings: int
     mean: float | None
     expected: Prediction
     generation: int
+    average: Average | None = None
+    distribution: list[float] | None = None
     positives: int | None = None
 
 
@@ -64,6 +77,21 @@ def expected(live: LiveGeneration, vectors: npt.NDArray[np.float32], user_index:
     return Prediction(float(scores.rating[0]), float(scores.std[0]), BASIS[scores.basis[0]])
 
 
+def _average(live: LiveGeneration, row: int) -> Average:
+    low, rating, high = shown(live.ranker.average(np.array([row]))[0], live.model.scale)
+    return Average(rating, low, high)
+
+
+def _distribution(live: LiveGeneration, row: int) -> list[float]:
+    """Return the probability of each step of the scale of a rating by an unknown user."""
+    try:
+        found = live.scorer.distribution(live.posterior.prior_user[None], np.array([-1]), np.array([row]))
+    except FactorsError as exc:
+        raise Problem("invalid_parameter", f"distribution: {exc}", field="distribution") from exc
+    steps: list[float] = found[0].tolist()
+    return steps
+
+
 def statistics_of(live: LiveGeneration, rows: npt.NDArray[np.integer]) -> list[tuple[int, float | None]]:
     """Return count and mean of the ratings of each of `rows`; rows beyond the table have none."""
     # An item that was registered after the fit has a row in the table when it is folded in.
@@ -84,10 +112,18 @@ def positive_counts(positives: Positives | None, rows: npt.NDArray[np.integer]) 
     ("invalid_parameter", "not_found", *STORE, "unknown_item", "no_generation"),
     needs="read",
     operation_id="getItem",
+    parameters=(
+        query_parameter(
+            "distribution",
+            {"type": "boolean", "default": False},
+            "The probability of each step of the scale too, of a rating by an unknown user",
+        ),
+    ),
 )
 async def get_item(request: web.Request) -> web.StreamResponse:
     """What is known of an item."""
     context = request.app[CONTEXT]
+    distributed = Query(request.raw_path).flag("distribution", default=False)
     item_id = path_id(request.rel_url.raw_path, 1, "item_id")
     live = context.live()
     (state,) = await context.store.catalogue.states([item_id])
@@ -105,4 +141,9 @@ async def get_item(request: web.Request) -> web.StreamResponse:
     # One that the registry does not have is in no event.
     (positives,) = positive_counts(live.positives, np.array([row if row >= 0 else live.n_items]))
     known = msgspec.structs.asdict(item) | {"ratings": count, "mean": mean, "positives": positives}
-    return json_answer(ItemOut(**known, expected=score, generation=live.generation))
+    answer = ItemOut(**known, expected=score, generation=live.generation)
+    if count:
+        answer.average = _average(live, row)
+    if distributed:
+        answer.distribution = _distribution(live, row)
+    return json_answer(answer)

@@ -24,7 +24,8 @@ Line = list[float | None]
 
 class Replica(msgspec.Struct):
     """A process that is at work. `at`: when it told of itself, seconds since 1970. `busy`: what a trainer is
-    at; `failed`: why its last fit did not go live, at `failed_at`.
+    at; `failed`: why its last fit did not go live, at `failed_at`; `wrong`: a sentence for each alert whose
+    condition it finds in itself.
     """
 
     process: str
@@ -37,14 +38,16 @@ class Replica(msgspec.Struct):
     at: float
     failed: str = ""
     failed_at: float = 0.0
+    wrong: dict[str, str] = {}
 
 
 class HistoryOut(msgspec.Struct):
     """Intervals of `step_s` seconds, the oldest first; null where no process has told of itself.
 
     `at`: their ends, seconds since 1970. `rmse`, `baseline_rmse`: of ratings that arrived, as predicted
-    before they were learned, and as an unknown user would be told. `servers`: of the store, as a trainer has
-    found them last.
+    before they were learned, and as an unknown user would be told. `failures_per_s`, `turned_away_per_s`:
+    answers of 5xx, and of 401, 403 and 429; `mistakes_per_s`: unexpected exceptions. `servers`: of the store,
+    as a trainer has found them last.
     """
 
     step_s: float
@@ -53,6 +56,8 @@ class HistoryOut(msgspec.Struct):
     baseline_rmse: Line
     requests_per_s: Line
     failures_per_s: Line
+    turned_away_per_s: Line
+    mistakes_per_s: Line
     p50_s: Line
     p99_s: Line
     predictions_per_s: Line
@@ -143,6 +148,8 @@ def history_of(points: Sequence[Point], now: float, seconds: float) -> HistoryOu
         baseline_rmse=error("baseline"),
         requests_per_s=rate("requests"),
         failures_per_s=rate("failures"),
+        turned_away_per_s=rate("turned_away"),
+        mistakes_per_s=rate("mistakes"),
         p50_s=_line(_quantiles(counts, 0.5), answered),
         p99_s=_line(_quantiles(counts, 0.99), answered),
         predictions_per_s=rate("predictions"),
@@ -172,6 +179,7 @@ def _replicas(points: Sequence[Point], now: float) -> list[Replica]:
             *(each.in_flight, each.resident_bytes, each.busy, each.at),
             failed=each.failed,
             failed_at=each.failed_at,
+            wrong=each.wrong,
         )
         for _, each in sorted(last.items())
     ]

@@ -116,7 +116,7 @@ WITHOUT_STORE = {
 }
 # What only the store could tell.
 NOT_KNOWN = (
-    *("No user that begins so", "No rating of this user is known", "The catalogue is empty"),
+    *("No user that begins so", "No rating of this user is known", "No item is known"),
     *("None was made yet", "No generation yet", "Nothing is known yet", "nothing of this item"),
     "cannot be shown",
 )

@@ -12,6 +12,7 @@ from featurestore.access import new_secret
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.telemetry.points import Backup, Point
+from featurestore.telemetry.servers import StoreServer
 from service.settings import ServiceSettings
 from tests.browser.pages import BROWSER, PHONE, Watched, browsing
 from tests.support.serving import Client, serving
@@ -22,7 +23,7 @@ PAGES = {
     "overview": ("Overview", ".u-legend", ".ways"),
     "users": ("Someone who is not stored", "[aria-label=recommended]", "[role=alert]"),
     "users/ann": ("ann", "[aria-label='ratings of this user']", "[role=alert]"),
-    "items": ("Items", "[aria-label='most loved items']", "[aria-label='the catalogue']"),
+    "items": ("Items", "[aria-label='most loved items']", "[aria-label='items']"),
     "items/dune": ("dune", "[aria-label='similar items']", "[role=alert]"),
     "quality": ("Quality", "[aria-label='held-out metrics']", "text=No generation yet"),
     "generations": ("Generations", "[aria-label=generations]", "[aria-label=generations]"),
@@ -133,6 +134,37 @@ async def test_a_user_is_found_explained_rated_and_the_list_moves(client: Client
 
 
 @pytest.mark.slow
+async def test_items_that_ratings_alone_name_are_listed_and_what_they_would_get_is_drawn(
+    client: Client, watched: Watched
+) -> None:
+    page = watched.page
+    await page.goto(f"{client.url}/#/items")
+    listed = page.get_by_role("region", name="items", exact=True).locator("tbody tr")
+    await expect(listed).to_have_count(3)
+    assert [await row.locator("a").inner_text() for row in await listed.all()] == ["0", "dune", "emma"]
+    by = page.locator(".search select")
+    await by.select_option("title")
+    await expect(listed.first).to_contain_text("The catalogue is empty")
+    await client.ask("PUT", "/items/dune", json={"title": "Dune"})
+    await by.select_option("id")
+    await page.locator(".search input").fill("du")
+    await expect(listed).to_have_count(1)
+    await expect(listed.first).to_contain_text("Dune")
+    await listed.first.locator("a").click()
+    await expect(page.locator("h1")).to_have_text("Dune")
+    bars = page.get_by_role("list", name="what an unknown user would give").locator("li")
+    await expect(bars).to_have_count(10)
+    await page.get_by_text("the numbers").click()
+    table = page.get_by_role("region", name="what an unknown user would give, as a table").locator("tbody tr")
+    await expect(table).to_have_count(10)
+    chances = [await row.locator("td").nth(1).inner_text() for row in await table.all()]
+    assert chances == [await each.locator(".figure").inner_text() for each in await bars.all()]
+    assert sum(float(each.removesuffix(" %")) for each in chances) == pytest.approx(100.0, abs=0.5)
+    assert await watched.violations() == []
+    assert watched.complaints == []
+
+
+@pytest.mark.slow
 async def test_generations_are_compared_and_made_live_by_typing_the_number(
     client: Client, watched: Watched
 ) -> None:
@@ -199,6 +231,26 @@ async def test_what_is_wrong_is_said_and_what_to_do(client: Client, store: Store
     await expect(page.locator("main")).to_contain_text("None was made yet")
     await store.telemetry.note_backup(Backup(now - 7_200, 12_345))
     await expect(page.locator("main")).to_contain_text("made 2 h ago, of 12,345 events")
+    # What a trainer finds in itself, what lies in the figures of workers, and an old backup.
+    trainer.wrong = {"FoldinClock": "<i>The clocks</i> are 12 s apart."}
+    trainer.servers = [StoreServer("a:6379", used_bytes=91, limit_bytes=100)]
+    await store.telemetry.add(trainer)
+    for ago_s in range(35, 0, -10):
+        point = Point("worker-1", "a", now - ago_s, 10.0, generation=1, turned_away=20, mistakes=1)
+        await store.telemetry.add(point)
+    await store.telemetry.note_backup(Backup(now - 9 * 86_400, 12_345))
+    assert "foldin_backup_timestamp_seconds" in (await client.get("/metrics")).text
+    await page.goto(f"{client.url}/#/system")
+    for alert, said in {
+        "FoldinClock": "<i>The clocks</i> are 12 s apart.",
+        "FoldinRefusing": "a:6379 has 91 % of its memory in use",
+        "FoldinTurnedAway": "calls a second are turned away",
+        "FoldinMistakes": "ended in an unexpected exception",
+        "FoldinBackupOld": "The last backup was made 9 days ago",
+    }.items():
+        line = wrong.locator("li").filter(has_text=said)
+        href = await line.get_by_role("link").get_attribute("href")
+        assert href == f"/manual/alerts.html#{alert.lower()}"
     for name in ("overview", "generations"):
         await page.goto(f"{client.url}/#/{name}")
         await expect(page.locator("main")).to_contain_text(why)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.support.servers import missing
+from trainer.health import signs
 
 ROOT = Path(__file__).resolve().parents[2]
 ALERTS = ROOT / "deploy/prometheus/alerts.yml"
@@ -87,6 +88,7 @@ WELL: dict[str, tuple[float, float]] = {
     "foldin_trainer_unfitted_seconds": (60, 0),
     "foldin_trainer_command_open_seconds": (1, 0),
     "foldin_trainer_clock_ahead_seconds": (-0.1, 0),
+    'foldin_backup_timestamp_seconds{instance="a"}': (-86_400, 0),
 }
 
 
@@ -153,6 +155,9 @@ FAULTS = [
     Fault("FoldinRecordsProcess", {EVENT % "records_process_ended": (WELL_S, 0)}),
     Fault("FoldinFitLate", {"foldin_trainer_unfitted_seconds": (60, STEP_S)}, within_s=1_800),
     Fault("FoldinCommandStuck", {"foldin_trainer_command_open_seconds": (0, STEP_S)}, within_s=620),
+    Fault(
+        "FoldinBackupOld", {'foldin_backup_timestamp_seconds{instance="a"}': (-8 * DAY_S, 0)}, within_s=660
+    ),
     Fault("FoldinClock", {"foldin_trainer_clock_ahead_seconds": (-11, 0)}),
     Fault("FoldinErrors", {ANSWERS % "503": (0, 20)}, within_s=180),
     Fault("FoldinMistakes", {'foldin_exceptions_total{instance="a"}': (2, 0)}),
@@ -257,3 +262,34 @@ def test_a_day_on_which_ratings_are_predicted_worse_than_on_the_one_before(tmp_p
 def test_every_alert_is_raised_here() -> None:
     raised = {fault.alert for fault in FAULTS} | {"FoldinWorse"}
     assert raised == set(re.findall(r"alert: (\w+)", ALERTS.read_text("utf-8")))
+
+
+# What a trainer tells the page of itself; other alerts of its metrics the page knows by other signs.
+TOLD = {
+    *("FoldinArchiveBehind", "FoldinTrainerTrouble", "FoldinFileUnread", "FoldinFitHangs", "FoldinClock"),
+    *("FoldinRecordsProcess", "FoldinFitLate", "FoldinCommandStuck", "FoldinLiveWorse"),
+}
+
+
+def figures_after(fault: Fault) -> signs.Figures:
+    """The trainer's metrics `within_s` after the fault began, which is at `WELL_S`."""
+    found = {}
+    for series_name, (start, step) in WELL.items():
+        if not series_name.startswith(signs.PREFIX):
+            continue
+        name, _, label = series_name.removeprefix(signs.PREFIX).partition("{")
+        changed = fault.series.get(series_name, (start + step * WELL_S / STEP_S, step))
+        if changed is not None:
+            found[name, label[:-2].partition('"')[2]] = changed[0] + changed[1] * fault.within_s / STEP_S
+    return found
+
+
+def test_a_trainer_tells_the_same_of_itself() -> None:
+    (troubles,) = re.findall(r'event=~"([\w|]+)"', ALERTS.read_text("utf-8"))
+    assert set(troubles.split("|")) == signs.TROUBLES
+    # How long fits took before this trainer began Prometheus alone remembers.
+    faults = [each for each in FAULTS if each.alert in TOLD and None not in each.series.values()]
+    assert {each.alert for each in faults} == TOLD
+    for fault in (Fault("", {}), *faults):
+        told = signs.signs_of(figures_after(fault), WELL_S + fault.within_s)
+        assert told.keys() == {fault.alert} - {""}, fault

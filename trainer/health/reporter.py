@@ -15,6 +15,8 @@ from processes.loop import beside
 from processes.memory import resident_bytes
 from trainer import log
 from trainer.app import Trainer
+from trainer.health.metrics import of_process, of_term
+from trainer.health.signs import figures_of, signs_of
 
 
 def reporting(trainer: Trainer) -> AbstractAsyncContextManager[None]:
@@ -56,4 +58,6 @@ def _point(trainer: Trainer, host: str) -> Point:
         if (failed := term.refitter.failed) is not None:
             failure, point.failed_at = failed
             point.failed = f"{failure.code}: {failure.detail}"
+    families = [*of_process(trainer), *(() if term is None else of_term(term))]
+    point.wrong = signs_of(figures_of(families), point.at)
     return point

@@ -102,6 +102,16 @@ class UserRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
     attributes: dict[str, Any]
 
 
+class Average(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an average user would give an item: with 90 % a rating from `low` to `high`, around
+    `rating`. Each rating of the item narrows it.
+    """
+
+    rating: float
+    low: float
+    high: float
+
+
 class Backup(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a backup has: `events` ratings and other events. `at`: when it ended, in seconds since
     1970.
@@ -214,7 +224,8 @@ class Part(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class Replica(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A process that is at work. `at`: when it told of itself, seconds since 1970. `busy`: what a
-    trainer is at; `failed`: why its last fit did not go live, at `failed_at`.
+    trainer is at; `failed`: why its last fit did not go live, at `failed_at`; `wrong`: a sentence
+    for each alert whose condition it finds in itself.
     """
 
     process: str
@@ -227,6 +238,7 @@ class Replica(Struct, frozen=True, kw_only=True, omit_defaults=True):
     at: float
     failed: str = ""
     failed_at: float = 0.0
+    wrong: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class ItemIn(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -263,16 +275,11 @@ class Pin(Struct, frozen=True, kw_only=True, omit_defaults=True):
     position: int
 
 
-class Prediction(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One score: the expected rating, its standard deviation and what it rests on."""
-
-    rating: float
-    std: float
-    basis: str
-
-
-class ItemShown(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An item of the catalogue. Times are ISO 8601, in UTC."""
+class ItemListed(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An item of a page. Where all known ones are asked for, and a generation is live, `ratings` and
+    `mean` as it knows them; `positives`: its positive events, where the generation has learned any
+    of any item.
+    """
 
     item_id: str
     title: str = ""
@@ -282,6 +289,17 @@ class ItemShown(Struct, frozen=True, kw_only=True, omit_defaults=True):
     available_from: str | None = None
     available_until: str | None = None
     image: str | None = None
+    ratings: int | None = None
+    mean: float | None = None
+    positives: int | None = None
+
+
+class Prediction(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One score: the expected rating, its standard deviation and what it rests on."""
+
+    rating: float
+    std: float
+    basis: str
 
 
 class ItemPatch(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -310,6 +328,19 @@ class ItemRowIn(Struct, frozen=True, kw_only=True, omit_defaults=True):
     image: str | None = None
     item_id: str | int
     undelete: bool = False
+
+
+class ItemShown(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An item of the catalogue. Times are ISO 8601, in UTC."""
+
+    item_id: str
+    title: str = ""
+    categories: list[str] = msgspec.field(default_factory=list)
+    attributes: dict[str, Any] = msgspec.field(default_factory=dict)
+    hidden: bool = False
+    available_from: str | None = None
+    available_until: str | None = None
+    image: str | None = None
 
 
 class KeyIn(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -914,10 +945,22 @@ class SimilarBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     by: Literal["behaviour", "content", "both"] | None = None
 
 
+class ItemPage(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Items in the order of their ids, or of their titles. `next` is the cursor of the page behind,
+    null at the end; `total` counts all items of the catalogue, or all that were ever known, deleted
+    ones too; where some were named, those of them that are there.
+    """
+
+    total: int
+    items: list[ItemListed]
+    next: str | None
+
+
 class ItemOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the catalogue has of an item, and what the live generation knows of it. `expected`: from an
-    unknown user. `positives`: its positive events, where the generation has learned any of any
-    item.
+    unknown user; `distribution`: the probability of each step of the scale, lowest first.
+    `average`: of an item that has ratings. `positives`: its positive events, where the generation
+    has learned any of any item.
     """
 
     item_id: str
@@ -932,6 +975,8 @@ class ItemOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
     mean: float | None
     expected: Prediction
     generation: int
+    average: Average | None = None
+    distribution: list[float] | None = None
     positives: int | None = None
 
 
@@ -955,17 +1000,6 @@ class UserOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
     expected: Prediction
     generation: int
     degraded: bool = False
-
-
-class ItemPage(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Items in the order of their ids, or of their titles. `next` is the cursor of the page behind,
-    null at the end; `total` counts all items of the catalogue, or of those that were named the ones
-    that it has.
-    """
-
-    total: int
-    items: list[ItemShown]
-    next: str | None
 
 
 class KeysOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -1234,8 +1268,9 @@ class HistoryOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Intervals of `step_s` seconds, the oldest first; null where no process has told of itself.
 
     `at`: their ends, seconds since 1970. `rmse`, `baseline_rmse`: of ratings that arrived, as
-    predicted before they were learned, and as an unknown user would be told. `servers`: of the
-    store, as a trainer has found them last.
+    predicted before they were learned, and as an unknown user would be told. `failures_per_s`,
+    `turned_away_per_s`: answers of 5xx, and of 401, 403 and 429; `mistakes_per_s`: unexpected
+    exceptions. `servers`: of the store, as a trainer has found them last.
     """
 
     step_s: float
@@ -1244,6 +1279,8 @@ class HistoryOut(Struct, frozen=True, kw_only=True, omit_defaults=True):
     baseline_rmse: list[float | None]
     requests_per_s: list[float | None]
     failures_per_s: list[float | None]
+    turned_away_per_s: list[float | None]
+    mistakes_per_s: list[float | None]
     p50_s: list[float | None]
     p99_s: list[float | None]
     predictions_per_s: list[float | None]

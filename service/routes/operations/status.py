@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 from aiohttp import web
+from prometheus_client.core import GaugeMetricFamily
 
 from featurestore.access import Role
 from featurestore.errors import StoreDamaged, StoreError
@@ -29,6 +30,7 @@ from service.telemetry.history import LONGEST_S, HistoryOut, history_of
 
 # A probe or a scrape gives up within seconds; the timeout of the store may be longer.
 _PROBE_TIMEOUT_S = 1.0
+_BACKUP = "foldin_backup_timestamp_seconds"
 
 
 class Alive(msgspec.Struct):
@@ -165,15 +167,19 @@ async def get_metrics(request: web.Request) -> web.StreamResponse:
     """
     context = request.app[CONTEXT]
     live = context.follower.live
-    streams = await _progress(context.store, live.epoch if live else 1)
+    store, epoch = context.store, live.epoch if live else 1
+    # At once: a store that hangs is waited for once.
+    streams, backed_up = await asyncio.gather(_progress(store, epoch), _last_backup(store))
     lag = None if streams is None else {number: each.waiting for number, each in streams.items()}
     # Reading files waits for the disk.
     files = context.snapshot_files
     snapshots = await asyncio.to_thread(files.all, context.snapshot())
     silent_s = await asyncio.to_thread(files.supervisor_silent_s)
     running = context.follower.experiments.running
-    stored = [] if lag is None else await stored_figures(context.store, running, _PROBE_TIMEOUT_S)
-    text = expose(snapshots, lag, lag is not None, context.full, supervisor_silent_s=silent_s, more=stored)
+    more = [] if lag is None else await stored_figures(store, running, _PROBE_TIMEOUT_S)
+    if backed_up is not None:
+        more.append(GaugeMetricFamily(_BACKUP, "When the last backup ended.", value=backed_up.at))
+    text = expose(snapshots, lag, lag is not None, context.full, supervisor_silent_s=silent_s, more=more)
     return Answer(text, content_type=CONTENT_TYPE)
 
 

@@ -60,6 +60,7 @@ export function system() {
   const { data, error } = lately.value;
   return html`<h1>System</h1><${Failure} error=${error} />
     <${Conditions} />
+    <p class="soft">What is wrong is told here as far as the processes say it of themselves; the other <a href="/manual/alerts.html">alerts</a>, as that one of them was restarted or a whole replica is silent, need Prometheus.</p>
     ${data && html`<h2>Tasks</h2><${Tasks} />`}
     <p>${may.value.keys ? html`This API asks for keys; yours has the role <strong>${may.value.role}</strong>.` : "This API asks for no key: only this machine can reach it."}</p>
     <h2>Workers of this host</h2>

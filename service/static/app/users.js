@@ -105,13 +105,16 @@ export function Rate({ user, item, rated, done }) {
     <${Action} role="rate" act=${give(Number(value))} disabled=${value === ""}>rate<//></span>`;
 }
 
-/** The expected rating with its deviation, and both on the scale. */
-export const Expected = ({ rating, std }) => {
+/** Where ratings from `from` to `to` lie on the scale, and `rating` among them. */
+export const Interval = ({ from, rating, to }) => {
   const [low, high] = status.value.scale;
   const at = (value) => (100 * (Math.min(Math.max(value, low), high) - low)) / (high - low);
-  return html`<span class="expected">${fixed(rating)} ${std !== undefined && html`<span class="soft">± ${fixed(std)}</span>
-    <span class="interval" aria-hidden="true"><i style=${{ left: `${at(rating - std)}%`, width: `${at(rating + std) - at(rating - std)}%` }}></i><b style=${{ left: `${at(rating)}%` }}></b></span>`}</span>`;
+  return html`<span class="interval" aria-hidden="true"><i style=${{ left: `${at(from)}%`, width: `${at(to) - at(from)}%` }}></i><b style=${{ left: `${at(rating)}%` }}></b></span>`;
 };
+
+/** The expected rating with its deviation, and both on the scale. */
+export const Expected = ({ rating, std }) => html`<span class="expected">${fixed(rating)} ${std !== undefined && html`<span class="soft">± ${fixed(std)}</span>
+    <${Interval} from=${rating - std} rating=${rating} to=${rating + std} />`}</span>`;
 
 const Recommended = ({ list, user, done, before }) => {
   const [why, open] = useState(null);

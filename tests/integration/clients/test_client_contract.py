@@ -85,6 +85,10 @@ async def catalogue(foldin: Any) -> None:
     exported = [item async for item in foldin.export_items()]
     assert [item.item_id for item in exported] == [item.item_id async for item in foldin.iter_items()]
     assert odd["item_id"] in [item.item_id for item in exported]
+    # Those that ratings alone name, too.
+    known = {item.item_id: item.ratings async for item in foldin.iter_items(of="all")}
+    assert known.keys() > {item.item_id for item in exported}
+    assert known["dune"] == (await foldin.get_item("dune")).ratings
     # What was exported can be imported as it came.
     assert (await foldin.put_items(exported)).accepted == 3
     assert (await foldin.get_item("dune")).categories == ["drama"]

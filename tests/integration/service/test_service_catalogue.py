@@ -3,14 +3,20 @@
 import json
 import time
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 
+from factors import Scale
+from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from service.catalogue import known_items
 from service.routes import attributes as attributes_routes
 from service.routes import catalogue as catalogue_routes
-from tests.support.serving import LINES, Client, is_problem
+from tests.support.factories import lead, make_model, publish
+from tests.support.serving import LINES, Client, is_problem, serves, serving
 
 DUNE = {
     "title": "Dune",
@@ -207,6 +213,86 @@ async def test_items_are_listed_searched_and_exported(
     await client.ask("PATCH", "/items/z", json={"hidden": True})
     await client.post("/items", exported.text.encode(), headers=LINES)
     assert (await client.get("/export/items")).text == exported.text
+
+
+async def pages_of(client: Client, query: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = (await client.get(f"/items?{query}{cursor}")).ok.json
+        found += page["items"]
+        cursor = page["next"] and f"&cursor={page['next']}"
+        # Else a cursor that leads nowhere would do so for ever.
+        assert len(found) < 100
+    return found
+
+
+async def test_items_that_ratings_or_events_alone_name_are_listed(
+    client: Client, other: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`of=all`, by whichever worker: each once, in the order of ids, without what is deleted."""
+    await put(client, "item-3", title="Dune", hidden=True)
+    await put(client, "a", title="first")
+    # One that has just come, by a worker that has met it, and one that no one has rated.
+    assert (
+        await client.post("/ratings", {"user_id": "bob", "item_id": "item-31", "rating": 3})
+    ).status == 200
+    event = {"user_id": "bob", "item_id": "seen", "type": "view"}
+    assert (await client.post("/events", event)).status == 200
+    everything = ["a", *(f"item-{n}" for n in (0, 1, 2, 3, 31, 4, 5, 6, 7)), "seen"]
+    for n in (1, 3, 100):
+        found = await pages_of(other, f"of=all&n={n}")
+        assert [each["item_id"] for each in found] == everything
+        assert [each["item_id"] for each in await pages_of(other, f"of=all&prefix=item-3&n={n}")] == [
+            "item-3",
+            "item-31",
+        ]
+        assert [each["item_id"] for each in await pages_of(other, f"prefix=item-3&n={n}")] == ["item-3"]
+    shown = {each["item_id"]: each for each in found}
+    assert (shown["item-3"]["title"], shown["item-3"]["hidden"]) == ("Dune", True)
+    assert shown["seen"] == {"item_id": "seen", "ratings": 0}
+    rated = (await other.get("/items/item-0")).json
+    assert (rated["ratings"], rated["mean"]) == (shown["item-0"]["ratings"], shown["item-0"]["mean"])
+    ids = quote(json.dumps(["item-31", "never", "a"]))
+    named = (await other.get(f"/items?of=all&ids={ids}")).json
+    assert ([each["item_id"] for each in named["items"]], named["total"]) == (["item-31", "a"], 2)
+    assert (await other.get("/items?of=all&n=1")).json["total"] == len(everything)
+    for query in ("of=every", "of=all&by=title", "of=all&cursor=abc"):
+        assert is_problem(await client.get(f"/items?{query}"), 400, "invalid_parameter")
+    # Where many together are deleted a page is short; the next one goes on behind them.
+    monkeypatch.setattr(known_items, "_MOST_READS", 1)
+    for item in ("a", "item-0", "item-1", "item-31"):
+        await client.ask("DELETE", f"/items/{item}")
+    left = [each for each in everything if each not in {"a", "item-0", "item-1", "item-31"}]
+    assert [each["item_id"] for each in await pages_of(other, "of=all&n=2")] == left
+
+
+async def test_what_an_item_is_expected_to_get_is_told_with_its_chances(
+    store_settings: StoreSettings, store: Store
+) -> None:
+    """GET /items/{item_id}: what an average user would give, and each step of the scale by an unknown one."""
+    lease = await lead(store)
+    await store.items(1).register([b"rated", b"unrated"])
+    await publish(store, lease, n_items=1)
+    async with serving(store_settings) as (client, _):
+        await serves(client, 1)
+        reply = await client.get("/items/rated?distribution=true")
+        assert is_problem(reply, 400, "invalid_parameter", field="distribution")
+        steps = make_model(scale=Scale(1.0, 5.0, 1.0))
+        await serves(client, (await publish(store, lease, n_items=1, model=steps)).writer.number)
+        for item in ("rated", "unrated"):
+            found = (await client.get(f"/items/{item}?distribution=true")).ok.json
+            chances = np.array(found["distribution"])
+            assert float(chances @ [1, 2, 3, 4, 5]) == pytest.approx(found["expected"]["rating"], abs=0.05)
+            asked = await client.get(f"/predict?user_id=new&item_id={item}&distribution=true")
+            assert asked.json["distribution"] == found["distribution"]
+            plain = (await client.get(f"/items/{item}")).ok.json
+            assert "distribution" not in plain
+            assert ("average" in plain) == (item == "rated")
+        average = (await client.get("/items/rated")).json["average"]
+        assert 1.0 <= average["low"] < average["rating"] < average["high"] <= 5.0
+        # By which /popular ranks it.
+        assert (await client.get("/popular")).json["items"][0]["score"] == average["low"]
 
 
 async def test_attributes_of_a_user_go_with_the_user(client: Client, store: Store) -> None:

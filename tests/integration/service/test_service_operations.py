@@ -70,17 +70,19 @@ async def test_a_worker_tells_what_it_did_since_it_told_before(
     for n in range(5):
         await client.post("/ratings", {"user_id": "told", "item_id": f"item-{n}", "rating": 1 + n})
     await reporter.tell()
-    await client.get("/predict?user_id=told&item_id=item-1")
+    assert (await client.get("/status", headers={"Origin": "http://evil.example"})).status == 403
+    app[CONTEXT].counts.exceptions += 1
     await reporter.tell()
     own = [point for point in await shared_store.telemetry.read(600) if point.host == "here"]
     first, second = own[-2:]
     assert (first.requests, first.ratings, first.errors, second.requests) == (5, 5, 5, 1)
     # The first rating finds the user unknown: both are told the same.
     assert min(first.squared_error, first.baseline, first.store_bytes) > 0
+    assert (first.turned_away, first.mistakes, second.turned_away, second.mistakes) == (0, 0, 1, 1)
     assert sum(first.latency) == 5
     assert first.lag >= 0
     history = (await client.get("/history?seconds=600")).json
-    assert any(history["requests_per_s"])
+    assert all(any(history[name]) for name in ("requests_per_s", "turned_away_per_s", "mistakes_per_s"))
     assert "here" in [each["host"] for each in history["replicas"]]
     is_problem(await client.get("/history?seconds=1"), 400, "invalid_parameter")
 

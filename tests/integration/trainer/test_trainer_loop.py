@@ -37,7 +37,7 @@ from trainer.fit_job.job import FitRequest
 from trainer.fit_job.process import fit_in_process
 from trainer.fit_job.results import FitResult
 from trainer.gate import Policy
-from trainer.health import reporter
+from trainer.health import reporter, signs
 from trainer.schedule import Rules
 from trainer.settings import TrainerSettings
 
@@ -242,6 +242,8 @@ async def test_a_fit_that_the_gate_refuses_does_not_go_live_and_the_page_shows_w
 ) -> None:
     """Which fits these are: tests/unit/trainer/test_trainer_decisions.py."""
     monkeypatch.setattr(reporter, "EVERY_S", 0.02)
+    # Clocks always differ by more than that: the page has this, too.
+    monkeypatch.setattr(signs, "_CLOCK_S", -1.0)
     strict = replace(learned.settings, gate=Policy(baseline=-1.0, enough=0))
     async with opened(strict.store) as store:
         live = (await store.generations.live()).generation
@@ -255,6 +257,8 @@ async def test_a_fit_that_the_gate_refuses_does_not_go_live_and_the_page_shows_w
                 "the page shows why",
                 lambda points: points and points[-1].failed.startswith("gate_refused: "),
             )
+            (*_, last) = await store.telemetry.read(60)
+            assert "clocks" in last.wrong["FoldinClock"]
             assert (await store.generations.live()).generation == live
         async with running_trainer(learned.settings):
             assert await fitted(store) > live

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from foldin_client import models
 from foldin_client.asynchronous.operations import AsyncOperations
@@ -74,11 +74,15 @@ class AsyncClient(AsyncOperations):
                 return
             cursor = page.next
 
-    async def iter_items(self, prefix: str = "") -> AsyncIterator[models.ItemShown]:
-        """The items of the catalogue by id, hidden ones too, or those whose ids begin with `prefix`."""
+    async def iter_items(
+        self, prefix: str = "", of: Literal["catalogue", "all"] = "catalogue"
+    ) -> AsyncIterator[models.ItemListed]:
+        """The items of the catalogue by id, hidden ones too, or those whose ids begin with `prefix`; of all,
+        those too that ratings or other events alone name.
+        """
         cursor: str | None = None
         while True:
-            page = await self.list_items(prefix=prefix or None, n=PAGE, cursor=cursor)
+            page = await self.list_items(prefix=prefix or None, n=PAGE, cursor=cursor, of=of)
             for item in page.items:
                 yield item
             if page.next is None:

@@ -812,12 +812,15 @@ class AsyncOperations(AsyncTransport):
         """
         return await self._ask(Call("GET", f"/receipts/{part(receipt)}", is_repeatable=True), models.Receipt)
 
-    async def get_item(self, item_id: str | int) -> models.ItemOut:
+    async def get_item(self, item_id: str | int, *, distribution: bool | None = None) -> models.ItemOut:
         """What is known of an item.
 
         `GET /items/{item_id}`; needs the role `read`.
         """
-        return await self._ask(Call("GET", f"/items/{part(item_id)}", is_repeatable=True), models.ItemOut)
+        return await self._ask(
+            Call("GET", f"/items/{part(item_id)}", query={"distribution": distribution}, is_repeatable=True),
+            models.ItemOut,
+        )
 
     async def put_item(
         self,
@@ -987,9 +990,10 @@ class AsyncOperations(AsyncTransport):
         cursor: str | None = None,
         prefix: str | None = None,
         by: Literal["id", "title"] | None = None,
+        of: Literal["catalogue", "all"] | None = None,
         ids: Sequence[str] | None = None,
     ) -> models.ItemPage:
-        """List the items of the catalogue, hidden ones too.
+        """List the items of the catalogue, or all that are known; hidden ones too.
 
         `GET /items`; needs the role `read`.
         """
@@ -997,7 +1001,7 @@ class AsyncOperations(AsyncTransport):
             Call(
                 "GET",
                 "/items",
-                query={"n": n, "cursor": cursor, "prefix": prefix, "by": by, "ids": ids},
+                query={"n": n, "cursor": cursor, "prefix": prefix, "by": by, "of": of, "ids": ids},
                 is_repeatable=True,
             ),
             models.ItemPage,

@@ -3,7 +3,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from foldin_client import models
 from foldin_client.problems import TrainingFailedError, TrainingRefusedError
@@ -75,11 +75,15 @@ class Client(Operations):
                 return
             cursor = page.next
 
-    def iter_items(self, prefix: str = "") -> Iterator[models.ItemShown]:
-        """The items of the catalogue by id, hidden ones too, or those whose ids begin with `prefix`."""
+    def iter_items(
+        self, prefix: str = "", of: Literal["catalogue", "all"] = "catalogue"
+    ) -> Iterator[models.ItemListed]:
+        """The items of the catalogue by id, hidden ones too, or those whose ids begin with `prefix`; of all,
+        those too that ratings or other events alone name.
+        """
         cursor: str | None = None
         while True:
-            page = self.list_items(prefix=prefix or None, n=PAGE, cursor=cursor)
+            page = self.list_items(prefix=prefix or None, n=PAGE, cursor=cursor, of=of)
             for item in page.items:
                 yield item
             if page.next is None:

@@ -810,12 +810,15 @@ class Operations(Transport):
         """
         return self._ask(Call("GET", f"/receipts/{part(receipt)}", is_repeatable=True), models.Receipt)
 
-    def get_item(self, item_id: str | int) -> models.ItemOut:
+    def get_item(self, item_id: str | int, *, distribution: bool | None = None) -> models.ItemOut:
         """What is known of an item.
 
         `GET /items/{item_id}`; needs the role `read`.
         """
-        return self._ask(Call("GET", f"/items/{part(item_id)}", is_repeatable=True), models.ItemOut)
+        return self._ask(
+            Call("GET", f"/items/{part(item_id)}", query={"distribution": distribution}, is_repeatable=True),
+            models.ItemOut,
+        )
 
     def put_item(
         self,
@@ -981,9 +984,10 @@ class Operations(Transport):
         cursor: str | None = None,
         prefix: str | None = None,
         by: Literal["id", "title"] | None = None,
+        of: Literal["catalogue", "all"] | None = None,
         ids: Sequence[str] | None = None,
     ) -> models.ItemPage:
-        """List the items of the catalogue, hidden ones too.
+        """List the items of the catalogue, or all that are known; hidden ones too.
 
         `GET /items`; needs the role `read`.
         """
@@ -991,7 +995,7 @@ class Operations(Transport):
             Call(
                 "GET",
                 "/items",
-                query={"n": n, "cursor": cursor, "prefix": prefix, "by": by, "ids": ids},
+                query={"n": n, "cursor": cursor, "prefix": prefix, "by": by, "of": of, "ids": ids},
                 is_repeatable=True,
             ),
             models.ItemPage,
