@@ -64,6 +64,7 @@ class Iteration:
     of the way that it points (None: as suits the noise), from `begin`, whose sites may be missing, or else
     from the prior. It ends when no row moves any more. The Gaussian link needs no iteration. `scored`: the
     sites are to say what the scores are without their ratings, for which loops need 8 bytes a rating.
+    `spent`: nobody reads the rows of `begin` any more, which may become those of the half-step.
     """
 
     # Damped steps to an ordinal posterior shrink by a factor of about 0.3: so many reach the last float32
@@ -74,6 +75,7 @@ class Iteration:
     # In units of the noise deviation: below the last digit of a float32 row.
     at_rest: float = 1e-7
     scored: bool = False
+    spent: bool = False
 
     def damping_for(self, parameters: Parameters) -> float:
         """Return the damping for a model with these cut points and noise."""

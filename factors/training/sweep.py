@@ -172,7 +172,7 @@ class State:
             begin = self._begun(name, inputs)
             steps = 6 if begin is None else 3
         # By the users' cut points and rank are learned.
-        iteration = Iteration(steps, 0.6, begin, scored=name == "user")
+        iteration = Iteration(steps, 0.6, begin, scored=name == "user", spent=True)
         self.steps[name] = step = self.training.backend.half_step(inputs, iteration)
         return step
 

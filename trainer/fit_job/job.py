@@ -61,7 +61,7 @@ from trainer.fit_job.trial import try_out
 HEAD_AT_ONCE = 20_000
 
 # What is less is had and freed thousands of times: mapped anew each time it cost a fault for each 4 KB.
-_LARGE = 1 << 22
+_LARGE = 1 << 20
 
 # So few new ratings, a part of all, move little of what is settled: each refit sweeps on from the one before,
 # twice for its trial and once for all ratings.

@@ -72,11 +72,15 @@ class LoopBackend:
         begun = len(current.sites.weight) > 0 and current.sites.weight.dtype == np.float32
         iteration = replace(iteration, at_rest=max(iteration.at_rest, _AT_REST))
         sites = current.sites if begun else _new_sites(inputs.data, scored=iteration.scored)
-        for _ in range(iteration.steps):
+        spent = iteration.begin is None or iteration.spent
+        for left in reversed(range(iteration.steps)):
             damping = iteration.damping_for(parameters)
             entries.score(current.posterior, current.rows, sites, begun=begun, damping=damping)
-            begun, before = True, current.posterior.mean[:, :dim]
-            current = entries.solve(sites)
+            if not left:
+                return entries.solve(sites, current.rows if spent else None)
+            before = current.posterior.mean[:, :dim].copy()
+            current = entries.solve(sites, current.rows if spent else None)
+            begun = spent = True
             if iteration.ends(parameters, before, current.posterior.mean[:, :dim]):
                 break
         return current
@@ -174,12 +178,9 @@ class _Entries:
         layout = self._other_layout
         self._rows: FloatTable = table.expanded() if isinstance(table, QuantizedTable) else table
         self._with_effects = bool(np.any(self._rows[:, layout.implicit_effect]))
-        n = len(self._rows)
-        self._table = _aligned(n, layout.packed + layout.dim + 1 + self._with_effects * layout.dim)
-        known = (self._rows, layout.dim, self._with_effects)
-        self._run(solve_kernels.read_rows, n, *known, self._table)
         self._offset, self._beyond = self._other_sessions(inputs.other)
         self._session_of_entry = self._sessions_of_entries()
+        self._table: Float32s | None = None
         self._view: Float32s | None = None
         self._anchors = np.zeros(self._data.rows if self._own.layout.moving else 0)
         self._back = self._look_back(inputs)
@@ -212,17 +213,23 @@ class _Entries:
         weight = np.broadcast_to(np.float64(unit), len(linear))
         return replace(step, sites=Sites.gaussian(weight, linear))
 
-    def solve(self, sites: Sites) -> HalfStep:
-        """Return the posteriors that `sites` lead to; without any, those of the Gaussian link."""
+    def solve(self, sites: Sites, rows: Float64s | None = None) -> HalfStep:
+        """Return the posteriors that `sites` lead to; without any, those of the Gaussian link. `rows`: where
+        they are written to; None for new ones.
+        """
         own, data, sessions, layout = self._own, self._data, self._sessions, self._own.layout
         gaussian, n = len(sites.weight) == 0, len(sessions)
         unit = 1.0 / self._parameters.noise if gaussian else 1.0
         target = data.value - self._offset if len(self._offset) else data.value
         weight, linear = (_NOTHING32, _NOTHING32) if gaussian else (sites.weight, sites.linear)
-        seen = (target, self._parameters.mean, weight, linear, unit, self._table)
+        seen = (target, self._parameters.mean, weight, linear, unit, self._solve_table())
         sums = self._session_sums(seen)
         of_row = np.searchsorted(sessions.row, np.arange(data.rows + 1)) if n else np.zeros(0, np.int64)
-        rows, square = np.zeros((data.rows, layout.width)), np.zeros(data.rows)
+        if rows is None:
+            rows = np.zeros((data.rows, layout.width))
+        else:
+            rows[:, layout.covariance.stop :] = 0.0
+        square = np.zeros(data.rows)
         moving = data.rows * layout.moving
         states, parts = np.empty((moving, 2 * layout.dim)), np.empty((moving, 3 * layout.packed))
         entries = (data.indptr, self._other, data.value)
@@ -387,9 +394,22 @@ class _Entries:
         session[self._sessions.entry] = self._sessions.group
         return session
 
+    def _solve_table(self) -> Float32s:
+        """Return the other side as `solve_kernels.solve_rows` reads it, made when it is wanted."""
+        if self._table is None:
+            if not self._motion[3]:
+                # Each is half of a side's rows, and only one is read at a time.
+                self._view = None
+            layout, n = self._other_layout, len(self._rows)
+            self._table = _aligned(n, layout.packed + layout.dim + 1 + self._with_effects * layout.dim)
+            known = (self._rows, layout.dim, self._with_effects)
+            self._run(solve_kernels.read_rows, n, *known, self._table)
+        return self._table
+
     def _score_view(self) -> Float32s:
         """Return the other side as `score_kernels.score_entries` reads it, made when it is wanted."""
         if self._view is None:
+            self._table = self._table if self._motion[3] else None
             rows, layout = self._rows, self._other_layout
             packed, rank = layout.packed, layout.rank
             self._view = _aligned(len(rows), packed + max(layout.dim + 1, rank + score_kernels.WIDE - 1))

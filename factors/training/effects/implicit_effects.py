@@ -38,8 +38,8 @@ class ImplicitEffects:
 
     def __init__(self, data: Compressed, others: Compressed, ridge: float, sets: RatedSets) -> None:
         self._sets, self._ridge = sets, ridge
-        share = np.repeat(1.0 / np.maximum(data.counts, 1), data.counts)
-        self._diagonal = np.bincount(data.other, share, others.rows) + ridge
+        # That of X^T X: what conjugate gradients are preconditioned by.
+        self._diagonal = ridge + sets.transposed_times(1.0 / np.sqrt(np.maximum(data.counts, 1))[:, None])
         self._by_rows = data.rows <= others.rows
         self._factor: tuple[Float64s, bool] | None = None
         # A dense factor of this size takes as long as the conjugate gradients of all sweeps, and 8 MB; one of
@@ -69,7 +69,7 @@ class ImplicitEffects:
         """Solve for all columns at once, from `effects` on, preconditioned by the diagonal."""
         target = self._sets.transposed_times(deviations)
         residual = target - self._normal(effects)
-        inverse = 1.0 / self._diagonal[:, None]
+        inverse = 1.0 / self._diagonal
         # A thousandth of the target, as a norm.
         limit = 1e-6 * (target * inverse * target).sum(axis=0)
         direction = inverse * residual
