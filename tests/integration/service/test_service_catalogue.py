@@ -44,6 +44,22 @@ async def listed(client: Client) -> dict[str, set[str]]:
     return {**found, "POST": {item["item_id"] for item in anonymous.json["items"]}}
 
 
+async def pages_of(client: Client, path: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = (await client.get(f"{path}{cursor}")).ok.json
+        found += page.get("items", page.get("users"))
+        cursor = page["next"] and f"&cursor={page['next']}"
+        # Else a cursor that leads nowhere would do so for ever.
+        assert len(found) < 100
+    return found
+
+
+def ids_of(items: list[dict[str, Any]]) -> list[str]:
+    return [each["item_id"] for each in items]
+
+
 async def test_an_item_is_put_patched_and_deleted(client: Client) -> None:
     reply = await client.ask("PUT", "/items/item-0", json=DUNE)
     shown = {"item_id": "item-0", **DUNE}
@@ -186,13 +202,7 @@ async def test_items_are_listed_searched_and_exported(
     ]
     dated: dict[str, object] = {"item_id": "z", "attributes": {"out": "2001-01-01T00:00:00Z"}}
     await client.post("/items", [*rows, {"item_id": "z", "attributes": {"out": "2001-01-01"}}])
-    found: list[object] = []
-    cursor: str | None = ""
-    while cursor is not None:
-        page = (await client.get(f"/items?n=6&prefix=i%2F{cursor}")).json
-        found += page["items"]
-        cursor = page["next"] and f"&cursor={page['next']}"
-    assert found == rows
+    assert await pages_of(client, "/items?n=6&prefix=i%2F") == rows
     stars = (await client.get("/items?by=title&prefix=sTAR")).json["items"]
     assert {item["item_id"] for item in stars} == {row["item_id"] for row in rows[1::2]}
     for query in ("cursor=abc", "cursor=%C3%A9", "by=year", "n=0", "n=1001", "ids=[1]", "ids=a"):
@@ -215,18 +225,6 @@ async def test_items_are_listed_searched_and_exported(
     assert (await client.get("/export/items")).text == exported.text
 
 
-async def pages_of(client: Client, query: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    cursor: str | None = ""
-    while cursor is not None:
-        page = (await client.get(f"/items?{query}{cursor}")).ok.json
-        found += page["items"]
-        cursor = page["next"] and f"&cursor={page['next']}"
-        # Else a cursor that leads nowhere would do so for ever.
-        assert len(found) < 100
-    return found
-
-
 async def test_items_that_ratings_or_events_alone_name_are_listed(
     client: Client, other: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,13 +239,11 @@ async def test_items_that_ratings_or_events_alone_name_are_listed(
     assert (await client.post("/events", event)).status == 200
     everything = ["a", *(f"item-{n}" for n in (0, 1, 2, 3, 31, 4, 5, 6, 7)), "seen"]
     for n in (1, 3, 100):
-        found = await pages_of(other, f"of=all&n={n}")
-        assert [each["item_id"] for each in found] == everything
-        assert [each["item_id"] for each in await pages_of(other, f"of=all&prefix=item-3&n={n}")] == [
-            "item-3",
-            "item-31",
-        ]
-        assert [each["item_id"] for each in await pages_of(other, f"prefix=item-3&n={n}")] == ["item-3"]
+        found = await pages_of(other, f"/items?of=all&n={n}")
+        assert ids_of(found) == everything
+        begin = await pages_of(other, f"/items?of=all&prefix=item-3&n={n}")
+        assert ids_of(begin) == ["item-3", "item-31"]
+        assert ids_of(await pages_of(other, f"/items?prefix=item-3&n={n}")) == ["item-3"]
     shown = {each["item_id"]: each for each in found}
     assert (shown["item-3"]["title"], shown["item-3"]["hidden"]) == ("Dune", True)
     assert shown["seen"] == {"item_id": "seen", "ratings": 0}
@@ -255,7 +251,7 @@ async def test_items_that_ratings_or_events_alone_name_are_listed(
     assert (rated["ratings"], rated["mean"]) == (shown["item-0"]["ratings"], shown["item-0"]["mean"])
     ids = quote(json.dumps(["item-31", "never", "a"]))
     named = (await other.get(f"/items?of=all&ids={ids}")).json
-    assert ([each["item_id"] for each in named["items"]], named["total"]) == (["item-31", "a"], 2)
+    assert (ids_of(named["items"]), named["total"]) == (["item-31", "a"], 2)
     assert (await other.get("/items?of=all&n=1")).json["total"] == len(everything)
     for query in ("of=every", "of=all&by=title", "of=all&cursor=abc"):
         assert is_problem(await client.get(f"/items?{query}"), 400, "invalid_parameter")
@@ -263,8 +259,8 @@ async def test_items_that_ratings_or_events_alone_name_are_listed(
     monkeypatch.setattr(known_items, "_MOST_READS", 1)
     for item in ("a", "item-0", "item-1", "item-31"):
         await client.ask("DELETE", f"/items/{item}")
-    left = [each for each in everything if each not in {"a", "item-0", "item-1", "item-31"}]
-    assert [each["item_id"] for each in await pages_of(other, "of=all&n=2")] == left
+        everything.remove(item)
+    assert ids_of(await pages_of(other, "/items?of=all&n=2")) == everything
 
 
 async def test_what_an_item_is_expected_to_get_is_told_with_its_chances(
@@ -338,12 +334,7 @@ async def test_attributes_of_many_users_are_stored_by_one_call_listed_and_export
     # Of a user who stands twice the last counts, and what was said before is replaced.
     await client.ask("PUT", "/users/u1/attributes", json={"city": "Oslo"})
     assert (await client.post("/users", [rows[0], *rows])).json == {"accepted": 33}
-    found: list[dict[str, object]] = []
-    cursor: str | None = ""
-    while cursor is not None:
-        page = (await other.get(f"/attributes?n=5{cursor}")).json
-        found += page["users"]
-        cursor = page["next"] and f"&cursor={page['next']}"
+    found = await pages_of(other, "/attributes?n=5")
     assert {str(row["user_id"]) for row in found} == set(names)
     assert {"user_id": "u1", "attributes": {"age": 3, "since": "2020-01-31T00:00:00Z"}} in found
     for query in ("cursor=abc", "n=0", "n=1001"):
