@@ -64,7 +64,7 @@ class Iteration:
     of the way that it points (None: as suits the noise), from `begin`, whose sites may be missing, or else
     from the prior. It ends when no row moves any more. The Gaussian link needs no iteration. `scored`: the
     sites are to say what the scores are without their ratings, for which loops need 8 bytes a rating.
-    `spent`: nobody reads the rows of `begin` any more, which may become those of the half-step.
+    `spent`: the rows of `begin` are not read any more, and may become those of the half-step.
     """
 
     # Damped steps to an ordinal posterior shrink by a factor of about 0.3: so many reach the last float32

@@ -40,9 +40,6 @@ class Loaded:
 # Of the process, as an imported module is: all models use it from the next fold-in on.
 LOADED = Loaded()
 
-# So many float64 numbers are summed at once.
-_REGISTER = 4
-
 
 @dataclass(frozen=True, slots=True)
 class HistoryTerms:
@@ -77,7 +74,6 @@ class HistoryTerms:
         levels = scale_levels(scale) if ordinal else 1
         sizes = {
             places.RANK: own.layout.rank,
-            places.WIDE: -(-own.layout.rank // _REGISTER) * _REGISTER,
             places.SLOTS: own.layout.slots,
             places.OTHER_SLOTS: other.layout.slots * other.has_sessions,
             places.ITEM_WIDTH: codec.width,
@@ -159,23 +155,21 @@ class HistoryTerms:
 
     def _memory(self, longest: int) -> Arrays:
         """Return arrays for the loops to work in, for histories of up to `longest` entries."""
-        n = longest + _REGISTER
-        wide, packed = int(self.sizes[places.WIDE]), self.codec.layout.packed
+        blocks, rank, packed = -(-longest // LANES), int(self.sizes[places.RANK]), self.codec.layout.packed
         groups = longest * (1 + (self.numbers[places.PER_SITTING] > 0)) if self.sizes[places.SLOTTED] else 0
-        width = wide + 4
         return (
-            np.empty((n, wide)),
-            np.empty((n, packed), np.float32),
-            np.empty((n, places.ENTRY_COLUMNS)),
+            np.empty((blocks * rank, LANES)),
+            np.empty((blocks * LANES, packed), np.float32),
+            np.empty((blocks * places.ENTRY_ROWS, LANES)),
             np.empty((groups, places.GROUP_COLUMNS)),
-            np.empty((groups, width)),
-            np.empty((groups, width)),
-            np.zeros((4, width, width)),
-            np.zeros((6, max(width, packed))),
+            np.empty((groups, rank + 1)),
+            np.empty((groups, rank + 1)),
+            np.zeros((4, rank + 1, rank + 1)),
+            np.zeros((5, packed)),
             np.empty(packed, np.float32),
-            np.empty((8, LANES)),
+            np.empty((10, LANES)),
             np.empty(max(16, 4 << longest.bit_length()), np.int32),
-            np.empty(n, np.int32),
+            np.empty(blocks * LANES, np.int32),
         )
 
 

@@ -4,12 +4,7 @@ Invariant: the row is that of `half_step` to the last digits of float32, covaria
 their codes. Nothing is allocated here, and no error raised, so that the compiled code needs neither numba nor
 Python: all memory is the caller's, and a matrix without an inverse is told by the value returned.
 
-`d = rank + 1`; `wide`: the rank in whole registers, `f` the latent part of an item, 0 beyond the rank. Of
-each entry that holds, `entry` (n, 9) has the columns below, `latent` (n, wide) float64 its `f`, `code` (n, t)
-float32 the codes of its covariance. Of each session `group` (n, 6) has the columns below, `load` and `shared`
-(n, wide + 4) float64 its load and its effect's covariance with the row (`session_effects`). Of the row
-`square` (4, wide + 4, wide + 4) float64 has the posterior covariance, a Cholesky factor and its inverse, and
-sums; `vector` (6, wide + 4 or t) float64 the mean, the linear term and sums.
+All memory that they work in is laid out as `reading_kernels` says.
 """
 
 # ruff: noqa: PLR0917  numba takes no keyword-only arguments
@@ -22,6 +17,7 @@ from factors.inference.compiled.reading_kernels import (
     COLD,
     COVARIANCE,
     EFFECT,
+    FIRST,
     KEPT,
     KEPT_SITTING,
     KEY,
@@ -34,7 +30,6 @@ from factors.inference.compiled.reading_kernels import (
     SITTING,
     SITTING_VARIANCE,
     SLOTS,
-    SPREAD,
     STEPS,
     TAKEN,
     VARIANCE,
@@ -164,15 +159,16 @@ def fold_in(
                     square, vector, weights, lanes,
                 )  # fmt: skip
             sum_entries(
-                n, groups, units, sizes, numbers, latent, code, entry, group, load, session, square, vector
-            )
+                n, groups, units, sizes, numbers, latent, code, entry, group, load, session, square, vector,
+                weights, lanes,
+            )  # fmt: skip
             for a in range(dim):
-                vector[SPREAD, a] = vector[MEAN, a]
+                vector[FIRST, a] = vector[MEAN, a]
             if not solve(groups, sizes, group, load, shared, square, vector):
                 return row
             moved = 0.0
             for a in range(dim):
-                moved = max(moved, abs(vector[MEAN, a] - vector[SPREAD, a]))
+                moved = max(moved, abs(vector[MEAN, a] - vector[FIRST, a]))
             if moved < rest:
                 break
         write_row(groups, sizes, numbers, group, square, vector, row, result)

@@ -20,18 +20,17 @@ import numpy.typing as npt
 from factors.errors import FactorsError
 from factors.inference.compiled import history_kernels, posterior_kernels, reading_kernels, score_kernels
 from factors.inference.compiled.reading_kernels import (
-    ENTRY_COLUMNS,
     GROUP_COLUMNS,
     ITEM_WIDTH,
     N_SIZES,
     RANK,
     USER_WIDTH,
-    WIDE,
 )
 from factors.inference.compiled.score_kernels import LANES
 
 # Callers behind what they call.
 _FUNCTIONS: tuple[Any, ...] = (
+    reading_kernels.filled,
     reading_kernels.read_item,
     reading_kernels.read_entries,
     reading_kernels.place_of,
@@ -164,8 +163,8 @@ def _entry(carray: Callable[..., Any], fold: Callable[..., int]) -> Callable[...
         result: Any,
     ) -> int:
         known = carray(sizes, (N_SIZES,))
-        dim, wide, item = known[RANK] + 1, known[WIDE], known[ITEM_WIDTH]
-        half, packed, width = 2 * item, dim * (dim + 1) // 2, wide + 4
+        dim, item = known[RANK] + 1, known[ITEM_WIDTH]
+        half, packed = 2 * item, dim * (dim + 1) // 2
         # How many rows an array has is never asked.
         return fold(
             carray(words, (1, item)),
@@ -187,14 +186,14 @@ def _entry(carray: Callable[..., Any], fold: Callable[..., int]) -> Callable[...
             carray(bounds, (1,)),
             known,
             carray(numbers, (1,)),
-            carray(latent, (1, wide)),
+            carray(latent, (1, LANES)),
             carray(code, (1, packed)),
-            carray(entry, (1, ENTRY_COLUMNS)),
+            carray(entry, (1, LANES)),
             carray(group, (1, GROUP_COLUMNS)),
-            carray(load, (1, width)),
-            carray(shared, (1, width)),
-            carray(square, (1, width, width)),
-            carray(vector, (1, max(width, packed))),
+            carray(load, (1, dim)),
+            carray(shared, (1, dim)),
+            carray(square, (1, dim, dim)),
+            carray(vector, (1, packed)),
             carray(weights, (1,)),
             carray(lanes, (1, LANES)),
             carray(table, (1,)),

@@ -3,9 +3,11 @@
 Invariant: sites, sums and posterior are those of `ordinal`, `session_effects` and `half_step`.
 """
 
-# ruff: noqa: PLR0912, PLR0917  numba takes no keyword-only arguments
+# ruff: noqa: PLR0912, PLR0915, PLR0917  numba takes no keyword-only arguments
 
 import math
+
+import numpy as np
 
 from factors.inference.compiled.reading_kernels import (
     ABOVE,
@@ -16,6 +18,7 @@ from factors.inference.compiled.reading_kernels import (
     COVARIANCE,
     DAMPING,
     EFFECT,
+    ENTRY_ROWS,
     FACTOR,
     FIRST,
     INVERSE,
@@ -37,13 +40,12 @@ from factors.inference.compiled.reading_kernels import (
     SHARE,
     SITTING,
     SITTING_VARIANCE,
-    SPREAD,
     SUM,
     VARIANCE,
     WEIGHT,
     WEIGHTS,
-    WIDE,
     Array,
+    filled,
 )
 from factors.inference.compiled.score_kernels import EXP, LANES, MIDDLE, MILLS, ROOT_TWO_PI
 from factors.inference.ordinal import LEAST_CAVITY as _LEAST_CAVITY
@@ -67,7 +69,7 @@ def set_prior(
     """Write the linear term of the prior to `vector[PRIOR]`, its precision to `square[SECOND]`, and where the
     fixed point begins, from `start` (1 + d, d).
     """
-    dim, width = sizes[RANK] + 1, sizes[WIDE] + 4
+    dim = sizes[RANK] + 1
     share = 1.0 / math.sqrt(max(float(n), 1.0))
     if cold:
         share = 1.0 / math.sqrt(max(float(n), 1.0, numbers[COLD_COUNT]))
@@ -81,10 +83,10 @@ def set_prior(
         for b in range(dim):
             square[SECOND, a, b] = cold_precision[a, b] if cold else precision[a, b]
             vector[PRIOR, a] += vector[FIRST, b] * square[SECOND, a, b]
-    for a in range(width):
-        vector[MEAN, a] = start[0, a] if a < dim else 0.0
-        for b in range(width):
-            square[COVARIANCE, a, b] = start[1 + a, b] if a < dim and b < dim else 0.0
+    for a in range(dim):
+        vector[MEAN, a] = start[0, a]
+        for b in range(dim):
+            square[COVARIANCE, a, b] = start[1 + a, b]
 
 
 def take_sites(
@@ -107,7 +109,7 @@ def take_sites(
     """Move the sites of the entries to where the posterior points, as `ordinal.ordinal_sites`, from where
     they were if they have `begun`.
     """
-    rank, wide = sizes[RANK], sizes[WIDE]
+    rank = sizes[RANK]
     dim = rank + 1
     # What the codes of an item are multiplied with: the second moments of the row's features.
     t = 0
@@ -118,50 +120,62 @@ def take_sites(
             inner = square[COVARIANCE, a, b] if a < rank else 0.0
             weights[t] = (1.0 if a == b else 2.0) * (left * right + inner) * units[t]
             t += 1
-    for e in range(n):
-        score = vector[MEAN, rank] + entry[e, BIAS] + entry[e, OFFSET]
-        for a in range(wide):
-            score += vector[MEAN, a] * latent[e, a]
-        for b in range(wide):
-            vector[SPREAD, b] = 2.0 * square[COVARIANCE, rank, b] if b < rank else 0.0
-        for a in range(0, wide, 4):
-            f0, f1, f2, f3 = latent[e, a], latent[e, a + 1], latent[e, a + 2], latent[e, a + 3]
-            for b in range(wide):
-                vector[SPREAD, b] += (f0 * square[COVARIANCE, a, b] + f1 * square[COVARIANCE, a + 1, b]) + (
-                    f2 * square[COVARIANCE, a + 2, b] + f3 * square[COVARIANCE, a + 3, b]
-                )
-        own = square[COVARIANCE, rank, rank]
-        for b in range(wide):
-            own += vector[SPREAD, b] * latent[e, b]
-        other = weights[0] * code[e, 0]
-        for t in range(1, dim * (dim + 1) // 2):
-            other += weights[t] * code[e, t]
-        # Stored covariances are rounded: some have a negative direction.
-        beyond = max(float(other) * entry[e, SCALE], 0.0) + entry[e, BEYOND]
-        g = session[e]
-        if g >= 0:
-            score += group[g, EFFECT]
-            both = shared[g, rank]
-            for a in range(rank):
-                both += latent[e, a] * shared[g, a]
-            own += group[g, VARIANCE] + 2.0 * both
-        entry[e, SCORE], entry[e, OWN], entry[e, OTHER] = score, own, beyond
-    for base in range(0, n, LANES):
-        move_sites(base, min(LANES, n - base), begun, numbers[NOISE], numbers[DAMPING], entry, lanes)
+    for first in range(0, n, LANES):
+        count = min(LANES, n - first)
+        whole, at, of = filled(count), first // LANES * rank, first // LANES * ENTRY_ROWS
+        for lane in range(whole):
+            entry[of + SCORE, lane] = vector[MEAN, rank] + entry[of + BIAS, lane] + entry[of + OFFSET, lane]
+            entry[of + OWN, lane] = square[COVARIANCE, rank, rank]
+        for a in range(rank):
+            mean, alone, cross = vector[MEAN, a], square[COVARIANCE, a, a], 2.0 * square[COVARIANCE, rank, a]
+            for lane in range(whole):
+                entry[of + SCORE, lane] += mean * latent[at + a, lane]
+                lanes[8, lane] = cross + alone * latent[at + a, lane]
+            fours = a - a % 4
+            for b in range(0, fours, 4):
+                c0, c1 = 2.0 * square[COVARIANCE, a, b], 2.0 * square[COVARIANCE, a, b + 1]
+                c2, c3 = 2.0 * square[COVARIANCE, a, b + 2], 2.0 * square[COVARIANCE, a, b + 3]
+                for lane in range(whole):
+                    lanes[8, lane] += (c0 * latent[at + b, lane] + c1 * latent[at + b + 1, lane]) + (
+                        c2 * latent[at + b + 2, lane] + c3 * latent[at + b + 3, lane]
+                    )
+            for b in range(fours, a):
+                c0 = 2.0 * square[COVARIANCE, a, b]
+                for lane in range(whole):
+                    lanes[8, lane] += c0 * latent[at + b, lane]
+            for lane in range(whole):
+                entry[of + OWN, lane] += lanes[8, lane] * latent[at + a, lane]
+        for lane in range(count):
+            e = first + lane
+            other = weights[0] * code[e, 0]
+            for t in range(1, dim * (dim + 1) // 2):
+                other += weights[t] * code[e, t]
+            # Stored covariances are rounded: some have a negative direction.
+            beyond = max(float(other) * entry[of + SCALE, lane], 0.0)
+            entry[of + OTHER, lane] = beyond + entry[of + BEYOND, lane]
+            g = session[e]
+            if g >= 0:
+                entry[of + SCORE, lane] += group[g, EFFECT]
+                both = shared[g, rank]
+                for a in range(rank):
+                    both += latent[at + a, lane] * shared[g, a]
+                entry[of + OWN, lane] += group[g, VARIANCE] + 2.0 * both
+        move_sites(of, count, begun, numbers[NOISE], numbers[DAMPING], entry, lanes)
 
 
 def move_sites(
-    base: int, n: int, begun: bool, noise: float, damping: float, entry: Array, lanes: Array
+    of: int, n: int, begun: bool, noise: float, damping: float, entry: Array, lanes: Array
 ) -> None:
-    """Move the sites of `n` entries from `base` on by their scores, by way of `lanes` (8, LANES)."""
+    """Move the sites of the `n` entries of a block by their scores, by way of `lanes` (10, LANES); `of`:
+    where the block begins in `entry`.
+    """
     for i in range(n):
-        e = base + i
-        lanes[0, i], lanes[1, i] = entry[e, BELOW], entry[e, ABOVE]
-        lanes[2, i], lanes[3, i], lanes[4, i] = entry[e, SCORE], entry[e, OWN], entry[e, OTHER]
-        lanes[5, i] = entry[e, OFFSET]
+        lanes[0, i], lanes[1, i] = entry[of + BELOW, i], entry[of + ABOVE, i]
+        lanes[2, i], lanes[3, i], lanes[4, i] = entry[of + SCORE, i], entry[of + OWN, i], entry[of + OTHER, i]
+        lanes[5, i] = entry[of + OFFSET, i]
         # Sites that have not begun are 0: nothing is taken out for the cavity, and they are not damped.
-        lanes[6, i] = entry[e, WEIGHT] if begun else 0.0
-        lanes[7, i] = entry[e, LINEAR] if begun else 0.0
+        lanes[6, i] = entry[of + WEIGHT, i] if begun else 0.0
+        lanes[7, i] = entry[of + LINEAR, i] if begun else 0.0
     # As in `score_kernels.move_sites`, where each step has its reason.
     for i in range(n):
         own, fixed, before = lanes[3, i], lanes[5, i], lanes[6, i]
@@ -207,8 +221,8 @@ def move_sites(
         lanes[1, i] = new * (score - fixed + slope / curvature)
     step = damping if begun else 1.0
     for i in range(n):
-        entry[base + i, WEIGHT] = lanes[6, i] + step * (lanes[0, i] - lanes[6, i])
-        entry[base + i, LINEAR] = lanes[7, i] + step * (lanes[1, i] - lanes[7, i])
+        entry[of + WEIGHT, i] = lanes[6, i] + step * (lanes[0, i] - lanes[6, i])
+        entry[of + LINEAR, i] = lanes[7, i] + step * (lanes[1, i] - lanes[7, i])
 
 
 def sum_entries(
@@ -225,49 +239,73 @@ def sum_entries(
     session: Array,
     square: Array,
     vector: Array,
+    weights: Array,
+    lanes: Array,
 ) -> None:
     """Write precision and linear term of the posterior to `square[FACTOR]`, its lower triangle, and
     `vector[RIGHT]`; sessions marginalised out.
     """
-    rank, wide = sizes[RANK], sizes[WIDE]
+    rank = sizes[RANK]
     dim = rank + 1
     packed = dim * (dim + 1) // 2
-    for a in range(wide):
+    for a in range(rank):
         vector[FIRST, a] = vector[RIGHT, a] = 0.0
-        for b in range(wide):
+        for b in range(rank):
             square[INVERSE, a, b] = 0.0
     for t in range(packed):
         vector[OTHERS, t] = 0.0
     total = rest = 0.0
-    for e in range(0, n, 4):
-        w0, w1, w2, w3 = entry[e, WEIGHT], entry[e + 1, WEIGHT], entry[e + 2, WEIGHT], entry[e + 3, WEIGHT]
-        l0 = entry[e, LINEAR] - w0 * entry[e, BIAS]
-        l1 = entry[e + 1, LINEAR] - w1 * entry[e + 1, BIAS]
-        l2 = entry[e + 2, LINEAR] - w2 * entry[e + 2, BIAS]
-        l3 = entry[e + 3, LINEAR] - w3 * entry[e + 3, BIAS]
-        total += (w0 + w1) + (w2 + w3)
-        rest += (l0 + l1) + (l2 + l3)
-        for a in range(wide):
-            vector[FIRST, a] += (w0 * latent[e, a] + w1 * latent[e + 1, a]) + (
-                w2 * latent[e + 2, a] + w3 * latent[e + 3, a]
-            )
-            vector[RIGHT, a] += (l0 * latent[e, a] + l1 * latent[e + 1, a]) + (
-                l2 * latent[e + 2, a] + l3 * latent[e + 3, a]
-            )
+    for begin in range(0, n, LANES):
+        count = min(LANES, n - begin)
+        whole, at, of = filled(count), begin // LANES * rank, begin // LANES * ENTRY_ROWS
+        for lane in range(whole):
+            weight = entry[of + WEIGHT, lane]
+            lanes[0, lane] = weight
+            lanes[1, lane] = entry[of + LINEAR, lane] - weight * entry[of + BIAS, lane]
+            total += weight
+            rest += lanes[1, lane]
         for a in range(rank):
-            f0, f1 = w0 * latent[e, a], w1 * latent[e + 1, a]
-            f2, f3 = w2 * latent[e + 2, a], w3 * latent[e + 3, a]
-            # Whole registers, some beyond the diagonal.
-            for b in range((a + 4) // 4 * 4):
-                square[INVERSE, a, b] += (f0 * latent[e, b] + f1 * latent[e + 1, b]) + (
-                    f2 * latent[e + 2, b] + f3 * latent[e + 3, b]
-                )
-        w0, w1 = w0 * entry[e, SCALE], w1 * entry[e + 1, SCALE]
-        w2, w3 = w2 * entry[e + 2, SCALE], w3 * entry[e + 3, SCALE]
+            first = right = 0.0
+            for lane in range(whole):
+                moved = lanes[0, lane] * latent[at + a, lane]
+                lanes[2, lane] = moved
+                first += moved
+                right += lanes[1, lane] * latent[at + a, lane]
+            vector[FIRST, a] += first
+            vector[RIGHT, a] += right
+            fours = (a + 1) // 4 * 4
+            for b in range(0, fours, 4):
+                s0 = s1 = s2 = s3 = 0.0
+                for lane in range(whole):
+                    moved = lanes[2, lane]
+                    s0 += moved * latent[at + b, lane]
+                    s1 += moved * latent[at + b + 1, lane]
+                    s2 += moved * latent[at + b + 2, lane]
+                    s3 += moved * latent[at + b + 3, lane]
+                square[INVERSE, a, b] += s0
+                square[INVERSE, a, b + 1] += s1
+                square[INVERSE, a, b + 2] += s2
+                square[INVERSE, a, b + 3] += s3
+            for b in range(fours, a + 1):
+                s0 = 0.0
+                for lane in range(whole):
+                    s0 += lanes[2, lane] * latent[at + b, lane]
+                square[INVERSE, a, b] += s0
+        # Of a block in float32: rounding stays that of a single one.
         for t in range(packed):
-            vector[OTHERS, t] += (w0 * code[e, t] + w1 * code[e + 1, t]) + (
-                w2 * code[e + 2, t] + w3 * code[e + 3, t]
-            )
+            weights[t] = 0.0
+        for lane in range(0, count, 4):
+            e = begin + lane
+            w0 = np.float32(entry[of + WEIGHT, lane] * entry[of + SCALE, lane])
+            w1 = np.float32(entry[of + WEIGHT, lane + 1] * entry[of + SCALE, lane + 1])
+            w2 = np.float32(entry[of + WEIGHT, lane + 2] * entry[of + SCALE, lane + 2])
+            w3 = np.float32(entry[of + WEIGHT, lane + 3] * entry[of + SCALE, lane + 3])
+            for t in range(packed):
+                weights[t] += (w0 * code[e, t] + w1 * code[e + 1, t]) + (
+                    w2 * code[e + 2, t] + w3 * code[e + 3, t]
+                )
+        for t in range(packed):
+            vector[OTHERS, t] += weights[t]
     t = 0
     for a in range(rank):
         for b in range(a + 1):
@@ -297,23 +335,24 @@ def take_sessions(
     vector: Array,
 ) -> None:
     """Take from `square[FACTOR]` and `vector[RIGHT]` what sessions and sittings account for."""
-    rank, wide = sizes[RANK], sizes[WIDE]
+    rank = sizes[RANK]
     dim = rank + 1
     for g in range(groups):
         sitting = group[g, KEY] < 0.0
         group[g, SUM] = 0.0
         group[g, WEIGHTS] = 1.0 / numbers[SITTING_VARIANCE if sitting else SESSION_VARIANCE]
-        for a in range(wide + 4):
+        for a in range(dim):
             load[g, a] = 0.0
     if groups > 0:
         for e in range(n):
             g = session[e]
             if g >= 0:
-                w = entry[e, WEIGHT]
+                lane, at, of = e % LANES, e // LANES * rank, e // LANES * ENTRY_ROWS
+                w = entry[of + WEIGHT, lane]
                 group[g, WEIGHTS] += w
-                group[g, SUM] += entry[e, LINEAR] - w * entry[e, BIAS]
+                group[g, SUM] += entry[of + LINEAR, lane] - w * entry[of + BIAS, lane]
                 for a in range(rank):
-                    load[g, a] += w * latent[e, a]
+                    load[g, a] += w * latent[at + a, lane]
                 load[g, rank] += w
     # Sittings stand behind their sessions, as `sittings.Sittings.add_sums` has them.
     for g in range(groups):

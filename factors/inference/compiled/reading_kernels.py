@@ -2,13 +2,13 @@
 
 Invariant: each pair stands once, with its last value, as after `histories.compress`.
 
-`d = rank + 1`; `t = d (d + 1) / 2`; `wide`: the rank in whole registers, `f` the latent part of an item, 0
-beyond the rank. Of each entry that holds, `entry` (n, 12) has the columns below, `latent` (n, wide) float64
-its `f`, `code` (n, t) float32 the codes of its covariance. Of each session `group` (n, 8) has the columns
-below, `load` and `shared` (n, wide + 4) float64 its load and its effect's covariance with the row
-(`session_effects`). Of the row `square` (4, wide + 4, wide + 4) float64 has the posterior covariance, a
-Cholesky factor and its inverse, and the prior's precision; `vector` (6, wide + 4 or t) float64 the mean, the
-linear term and sums.
+`d = rank + 1`; `t = d (d + 1) / 2`; `f` the latent part of an item. Entries that hold are read in blocks of
+`LANES`, so that loops run over the entries of a block: of each block `entry` (13, LANES) has the numbers
+below of each, and `latent` (rank, LANES) float64 the `f`, one block after the other; lanes without an entry
+are 0. `code` (n, t) float32 has the codes of their covariances. Of each session `group` (n, 8) has the
+columns below, `load` and `shared` (n, d) float64 its load and its effect's covariance with the row
+(`session_effects`). Of the row `square` (4, d, d) float64 has the posterior covariance, a Cholesky factor and
+its inverse, and the prior's precision; `vector` (5, t) float64 the mean, the linear term and sums.
 """
 
 # ruff: noqa: PLR0912, PLR0917  numba takes no keyword-only arguments
@@ -18,21 +18,23 @@ from typing import Any
 
 from numpy import rint
 
+from factors.inference.compiled.score_kernels import LANES
+
 # Numba reads no annotations: every argument below is an array or a number.
 Array = Any
 
-# Columns of `entry`, and how many there are.
+# Rows of a block of `entry`, and how many there are.
 BIAS, SCALE, OFFSET, BEYOND, WEIGHT, LINEAR, BELOW, ABOVE, TIME = range(9)
-SCORE, OWN, OTHER, ENTRY_COLUMNS = range(9, 13)
+SCORE, OWN, OTHER, ENTRY_ROWS = range(9, 13)
 # Columns of `group`.
 KEY, SUM, WEIGHTS, EFFECT, VARIANCE, TAKEN, SITTING, SHARE, GROUP_COLUMNS = range(9)
 # Rows of `vector`.
-MEAN, RIGHT, FIRST, SPREAD, OTHERS, PRIOR = range(6)
+MEAN, RIGHT, FIRST, OTHERS, PRIOR = range(5)
 # Places in `square`.
 COVARIANCE, FACTOR, INVERSE, SECOND = range(4)
 # Places in `sizes`.
-RANK, WIDE, SLOTS, OTHER_SLOTS, ITEM_WIDTH, USER_WIDTH, STEPS, ORDINAL = range(8)
-COLD, LEARNED, LEVELS, SLOTTED, N_USERS, N_ITEMS, N_SIZES = range(8, 15)
+RANK, SLOTS, OTHER_SLOTS, ITEM_WIDTH, USER_WIDTH, STEPS, ORDINAL = range(7)
+COLD, LEARNED, LEVELS, SLOTTED, N_USERS, N_ITEMS, N_SIZES = range(7, 14)
 # Places in `numbers`.
 ALL_MEAN, NOISE, DAMPING, AT_REST, LOW, PER_LEVEL, COLD_COUNT, KEPT = range(8)
 SESSION, SESSION_VARIANCE, OTHER_SESSION, OTHER_VARIANCE, WRAP = range(8, 13)
@@ -56,17 +58,16 @@ def read_item(
     vector: Array,
 ) -> None:
     """Read the stored `row` of an item into entry `n`, whose rating is of this `time`."""
-    rank, wide = sizes[RANK], sizes[WIDE]
+    rank = sizes[RANK]
     dim = rank + 1
     packed = dim * (dim + 1) // 2
     codes = 2 * (3 + dim)
     implicit = 3 + dim + (packed + 1) // 2
+    of, lane = n // LANES * ENTRY_ROWS, n % LANES
     for a in range(rank):
-        latent[n, a] = words[row, 2 + a]
-    for a in range(rank, wide):
-        latent[n, a] = 0.0
-    entry[n, BIAS] = words[row, 2 + rank]
-    entry[n, SCALE] = words[row, 2 + dim]
+        latent[n // LANES * rank + a, lane] = words[row, 2 + a]
+    entry[of + BIAS, lane] = words[row, 2 + rank]
+    entry[of + SCALE, lane] = words[row, 2 + dim]
     for t in range(packed):
         code[n, t] = halves[row, codes + t]
     learned = sizes[LEARNED] == 0
@@ -74,12 +75,12 @@ def read_item(
         learned = learned or words[row, implicit + a] != 0.0
     for a in range(dim):
         vector[PRIOR, a] += words[row, implicit + a] if learned else effect[a]
-    entry[n, OFFSET] = numbers[ALL_MEAN]
-    entry[n, BEYOND] = 0.0
-    entry[n, TIME] = time
+    entry[of + OFFSET, lane] = numbers[ALL_MEAN]
+    entry[of + BEYOND, lane] = 0.0
+    entry[of + TIME, lane] = time
     slots = sizes[OTHER_SLOTS]
     if slots > 0:
-        entry[n, BEYOND] = numbers[OTHER_VARIANCE]
+        entry[of + BEYOND, lane] = numbers[OTHER_VARIANCE]
         at = time / numbers[OTHER_SESSION]
         if math.isfinite(at):
             key = math.floor(at)
@@ -87,8 +88,8 @@ def read_item(
             first = implicit + dim
             for slot in range(slots):
                 if words[row, first + slot] == key:
-                    entry[n, OFFSET] += words[row, first + slots + slot]
-                    entry[n, BEYOND] = words[row, first + 2 * slots + slot]
+                    entry[of + OFFSET, lane] += words[row, first + slots + slot]
+                    entry[of + BEYOND, lane] = words[row, first + 2 * slots + slot]
                     break
 
 
@@ -120,7 +121,7 @@ def read_entries(
     The sum of their implicit effects goes to `vector[PRIOR]`, count and mean to the row of `user` in
     `result`.
     """
-    rank, wide = sizes[RANK], sizes[WIDE]
+    rank = sizes[RANK]
     dim = rank + 1
     packed = dim * (dim + 1) // 2
     size = 16
@@ -150,26 +151,34 @@ def read_entries(
             read_item(
                 n, 0, time[e], prior_words, prior_halves, effect, sizes, numbers, latent, code, entry, vector
             )
+        of, lane = n // LANES * ENTRY_ROWS, n % LANES
         if sizes[ORDINAL]:
             level = rint((value[e] - numbers[LOW]) * numbers[PER_LEVEL])
             level = int(min(max(level, 0.0), sizes[LEVELS] - 1.0))
-            entry[n, BELOW], entry[n, ABOVE] = bounds[level], bounds[level + 1]
+            entry[of + BELOW, lane], entry[of + ABOVE, lane] = bounds[level], bounds[level + 1]
         else:
-            entry[n, WEIGHT] = 1.0 / numbers[NOISE]
-            entry[n, LINEAR] = (value[e] - entry[n, OFFSET]) / numbers[NOISE]
+            entry[of + WEIGHT, lane] = 1.0 / numbers[NOISE]
+            entry[of + LINEAR, lane] = (value[e] - entry[of + OFFSET, lane]) / numbers[NOISE]
         session[n] = -1
         n += 1
     result[user, 0] = n
     result[user, 1] = total / max(n, 1)
-    # Four entries are summed at a time: those beyond the last weigh nothing.
+    # Whole registers of a block are read; those beyond the last entry weigh nothing.
+    for e in range(n, filled(n)):
+        for k in range(ENTRY_ROWS):
+            entry[n // LANES * ENTRY_ROWS + k, e % LANES] = 0.0
+        for a in range(rank):
+            latent[n // LANES * rank + a, e % LANES] = 0.0
+    # Four entries' codes are summed at a time.
     for e in range(n, (n + 3) // 4 * 4):
-        entry[e, WEIGHT] = entry[e, LINEAR] = entry[e, BIAS] = entry[e, SCALE] = 0.0
-        for a in range(wide):
-            latent[e, a] = 0.0
         for t in range(packed):
             code[e, t] = 0.0
-        session[e] = -1
     return n
+
+
+def filled(n: int) -> int:
+    """Return `n` in whole registers of AVX-512."""
+    return -(-n // 8) * 8
 
 
 def group_entries(
@@ -194,7 +203,7 @@ def group_entries(
         table[place] = -1
     groups = 0
     for e in range(n):
-        at = entry[e, TIME] / numbers[SESSION]
+        at = entry[e // LANES * ENTRY_ROWS + TIME, e % LANES] / numbers[SESSION]
         if not math.isfinite(at):
             continue
         key = math.floor(at)
@@ -237,5 +246,5 @@ def begin_group(g: int, key: float, sizes: Array, numbers: Array, group: Array, 
     group[g, EFFECT] = 0.0
     group[g, VARIANCE] = numbers[SESSION_VARIANCE] + numbers[SITTING_VARIANCE]
     group[g, SITTING] = -1.0
-    for a in range(sizes[WIDE] + 4):
+    for a in range(sizes[RANK] + 1):
         shared[g, a] = 0.0
