@@ -35,7 +35,7 @@ test: setup check
 	$(BIN)/python -m pytest -n auto -m "not slow" $(ORDER) $(ARGS)
 
 # Everything, and what is missing fails: both kinds of store, faults, whole stacks, containers, browsers, wheels, the neural engine.
-test-all: setup check docs
+test-all: setup check docs $(VENV)/supply/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch>=2.6'
 	CI=true FOLDIN_TEST_NEURAL=1 $(BIN)/python -m pytest -n auto --store both $(ORDER) $(ARGS)
 

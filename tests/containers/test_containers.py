@@ -15,6 +15,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,26 @@ def test_the_image_runs_without_privileges_and_cannot_be_written(stack: Stack) -
     assert in_service(stack, program) == "[]"
     program = "print(dict(line.split(':') for line in open('/proc/1/status'))['CapEff'].strip())"
     assert int(in_service(stack, program), 16) == 0
+
+
+async def test_the_image_says_what_it_is_and_has_the_manual(stack: Stack) -> None:
+    # The API of the engine: not every one has a command beside Compose.
+    socket = stack.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(socket)) as session,
+        session.get(f"http://engine/images/{IMAGE}/json") as answer,
+    ):
+        labels = (await answer.json())["Config"]["Labels"]
+    about = "org.opencontainers.image."
+    told = {name.removeprefix(about): text for name, text in labels.items() if name.startswith(about)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    known = {"title": "foldin", "licenses": project["license"], "version": project["version"], **ADDRESSES}
+    assert told.items() >= known.items()
+    assert told.keys() - known.keys() == {"description", "revision"}
+    async with client_of(stack.url, stack.key) as client:
+        # Without a manual there is no such file; the page is of a notebook that was run.
+        assert (await client.get("/manual/searchindex.js")).status == 200
+        assert "foldin_trainer_leading" in (await client.get("/manual/reference/metrics.html")).ok.text
 
 
 async def test_answers_through_nginx_carry_the_callers_request_id_and_problems_are_documents(

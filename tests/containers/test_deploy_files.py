@@ -1,6 +1,8 @@
 """The files that containers run on promise the same of every container. Needs no engine."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -8,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from tests.support.servers import missing
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
@@ -71,6 +75,18 @@ def test_the_image_gets_every_package_and_nothing_that_is_not_built_from() -> No
         assert f"!{name}" in sent
 
 
+def test_boards_and_alerts_ask_for_metrics_that_there_are() -> None:
+    modules = [path for room in ("service", "trainer") for path in (ROOT / room).rglob("*.py")]
+    code = "".join(path.read_text("utf-8") for path in modules)
+    declared = set(re.findall(r'"(foldin_\w+)"', code))
+    declared |= {f"foldin_trainer_{name}" for name in re.findall(r'\b_gauge\(\s*"(\w+)"', code)}
+    files = [ROOT / "deploy/prometheus/alerts.yml", *(ROOT / "deploy/grafana/dashboards").glob("*.json")]
+    asked = {path.name: set(re.findall(r"\bfoldin_\w+", path.read_text("utf-8"))) for path in files}
+    assert all(asked.values())
+    ends = re.compile("_(total|bucket|sum|count)$")
+    assert {name for names in asked.values() for name in names if ends.sub("", name) not in declared} == set()
+
+
 FOLDER = ROOT / "deploy/kubernetes"
 PODS = ("foldin-backup", "foldin-keys", "foldin-nginx", "foldin-service", "foldin-store", "foldin-trainer")
 # Of nginx's script, not of a process of Foldin.
@@ -114,6 +130,20 @@ def test_all_is_in_one_namespace_of_the_strictest_standard() -> None:
     others = [each for each in documents() if each["kind"] != "Namespace"]
     assert {each["metadata"]["namespace"] for each in others} == {"foldin"}
     assert tuple(sorted(workloads())) == PODS
+
+
+@pytest.mark.slow
+def test_the_files_are_what_the_releases_of_kubernetes_take(tmp_path: Path) -> None:
+    """By their schemas, strictly, as `make manifests` does."""
+    python = Path(sys.prefix, "supply/bin/python")
+    if not python.exists():
+        missing(f"{python}, which `make manifests` makes")
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text((FOLDER / "store.yaml").read_text("utf-8").replace("containerPort:", "port:"), "utf-8")
+    for files, code in (sorted(FOLDER.rglob("*.yaml")), 0), ([wrong], 1):
+        command = [python, ROOT / ".ci/manifests.py", *files]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", PODS)
