@@ -3,7 +3,7 @@
 Invariant: all is checked before anything is written, and what fails later leaves the files as they were. Then
 the version is in pyproject.toml, those of the clients too, and Dockerfile, and what was unreleased stands
 under it, committed and tagged; archives of sources, wheels and the package for npm are in dist/. Nothing is
-pushed. What comes before and after: docs/upgrades.md.
+pushed. What comes before and after: CONTRIBUTING.md.
 """
 
 import datetime as dt
@@ -121,7 +121,7 @@ def release(version: str) -> None:
         run("git", "checkout", "--quiet", "HEAD", "--", *written)
         raise
     print(
-        f"{tag} is committed and tagged, and dist/ has what is published. Not pushed. Next: docs/upgrades.md."
+        f"{tag} is committed and tagged, and dist/ has what is published. Not pushed. Next: CONTRIBUTING.md."
     )
 
 

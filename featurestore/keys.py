@@ -84,33 +84,57 @@ class Keys:
         self._ns = namespace.encode("ascii")
         self.partitions = partitions
         self._tags = tags or [b"%d" % partition for partition in range(partitions)]
+        # Hash: `layout`, `partitions`, `tags`, `scale`, `identity`, `backed_up`; `scale_open` until the scale
+        # is decided; `arriving` while `foldin migrate` fills the store.
         self.config = self._ns + b":config"
+        # Hash, the pointer: `epoch`, `generation`, `previous` (to roll back to), `held` (after a roll-back),
+        # `next`, `last_epoch`, `fence`, `erasures` (counted), `full` (why ratings are refused, until when),
+        # `migration`; of a new epoch `pending`, `pending_since`, `pending_by`, `abandoned`, `taking_over`.
         self.live = self._ns + b":live"
+        # String that expires: the token of the leader.
         self.lease = b"{%b}:lease" % self.live
+        # String: why the last trainer ended, if a person must act.
         self.ended = b"{%b}:ended" % self.live
+        # Hash: generation -> JSON; its `state` is `writing`, `ready` or `removing`.
         self.generations = b"{%b}:generations" % self.live
+        # Stream, for the trainer: `refit`, `epoch`, `erase`, `take_back`.
         self.commands = b"{%b}:commands" % self.live
+        # Hash: id of a command -> how far an open `erase` or `take_back` is.
         self.erasing = b"{%b}:erasing" % self.live
+        # Hash: id of a worker -> heartbeat.
         self.workers = b"{%b}:workers" % self.live
+        # Set: epochs of which something is stored.
         self.stored = b"{%b}:epochs" % self.live
+        # Hash: name -> definition; the empty field is the default scenario.
         self.experiments = b"{%b}:experiments" % self.live
+        # Hash: what came of lists, by generation.
         self.showings = b"{%b}:showings" % self.live
+        # Streams: points of each process; marks of traced calls.
         self.telemetry = b"{%b}:telemetry" % self.live
-        self.reports = b"{%b}:reports" % self.live
         self.traces = b"{%b}:traces" % self.live
+        # Hash: name -> report.
+        self.reports = b"{%b}:reports" % self.live
+        # String that expires: the token of `foldin migrate`.
         self.migrator = b"{%b}:migrator" % self.live
         # What a function needs that decides which generation is live.
         self.switched = [self.live, self.generations]
+        # String of a minute: what `WAITAOF` or `WAIT` waits for.
         self.synced = self._ns + b":synced"
+        # Hash: SHA-256 of an API key -> `name`, `role`, `created`; the empty field: there was a key once.
         self.access = self._ns + b":access"
+        # Strings, JSON: types of events; fields of contexts.
         self.event_types = self._ns + b":event_types"
         self.contexts = self._ns + b":contexts"
+        # String, the version: number of the last change, a dash, a random number.
         self.catalogue = self._ns + b":catalogue"
+        # Hash: item id -> JSON. Sorted sets, for pages and searches by prefix. Set of ids. Stream: the last
+        # changes.
         self.catalogue_items = b"{%b}:items" % self.catalogue
         self.catalogue_ids = b"{%b}:ids" % self.catalogue
         self.catalogue_titles = b"{%b}:titles" % self.catalogue
         self.catalogue_deleted = b"{%b}:deleted" % self.catalogue
         self.catalogue_changes = b"{%b}:changes" % self.catalogue
+        # Hashes: `items:NAME`, `users:NAME` -> type of the attribute; name -> JSON, `:NAME` -> its version.
         self.schema = b"{%b}:schema" % self.catalogue
         self.scenarios = b"{%b}:scenarios" % self.catalogue
         # Made once an epoch: the key of a lookup is then one concatenation.
@@ -148,7 +172,9 @@ class Keys:
         return b"{%b}:shown:%d" % (self.live, generation)
 
     def epochs(self, partition: int) -> bytes:
-        """Which epochs a partition's ratings go to."""
+        """Which epochs a partition's ratings go to: `1`, or `1,2` while 2 is prepared; then the stage of a
+        migration.
+        """
         return b"%b:{%b}:epochs" % (self._ns, self._tags[partition])
 
     def attributes(self, user_id: bytes) -> bytes:
@@ -185,7 +211,9 @@ class Keys:
         return b"%b.%d:{%b}:contexts:" % (self._ns, epoch, self._tags[partition])
 
     def user(self, epoch: int, user_id: bytes) -> bytes:
-        """A user's hash: `n` and the records."""
+        """A user's hash: `n`; `gG`, the record in the generation G; `sample` of a long history; `described`,
+        when attributes changed.
+        """
         return self.user_prefixes(epoch)[partition_of(user_id, self.partitions)] + user_id
 
     def users(self, epoch: int, user_ids: Sequence[bytes]) -> list[bytes]:
@@ -226,7 +254,7 @@ class Keys:
     def counts(self, epoch: int, partition: int) -> bytes:
         """Of a stream: id of its `last` entry, number of the last event that is `done`, and how many ratings
         came in live, not with the call that began the epoch (the field is called `loose`); `contexts` is 1
-        where any user of the partition gave a context.
+        where any user of the partition gave a context; `floor` is the least time, `identity` the store's.
         """
         return b"%b.%d:{%b}:counts" % (self._ns, epoch, self._tags[partition])
 
@@ -239,7 +267,7 @@ class Keys:
         return b"{%b}:order" % self.items(epoch)
 
     def meta(self, epoch: int, generation: int) -> bytes:
-        """What a generation is."""
+        """What a generation is, JSON: summary, positions, model, checksums, blobs."""
         return b"%b.%d:generation:%d:meta" % (self._ns, epoch, generation)
 
     def chunk(self, epoch: int, generation: int, chunk: int) -> bytes:

@@ -93,7 +93,7 @@ KINDS = (
 
 
 def kind_of(key: bytes) -> str:
-    """The kind of a key, as docs/architecture.md has it, without namespace, epoch and partition."""
+    """The kind of a key, as featurestore/keys.py has it, without namespace, epoch and partition."""
     text = re.sub(r"[{}]", "", key.decode())
     text = re.sub(r"^foldin(\.\d+)?:(\d+:)?", "", text)
     text = re.sub(r"^(user|history|contexts|attributes|live:command):.+", r"\1:ID", text)
