@@ -159,14 +159,14 @@ class HistoryTerms:
         groups = longest * (1 + (self.numbers[places.PER_SITTING] > 0)) if self.sizes[places.SLOTTED] else 0
         return (
             np.empty((blocks * rank, LANES)),
-            np.empty((blocks * LANES, packed), np.float32),
+            np.zeros((blocks * LANES, places.wide(packed)), np.float32),
             np.empty((blocks * places.ENTRY_ROWS, LANES)),
             np.empty((groups, places.GROUP_COLUMNS)),
             np.empty((groups, rank + 1)),
             np.empty((groups, rank + 1)),
             np.zeros((4, rank + 1, rank + 1)),
             np.zeros((5, packed)),
-            np.empty(packed, np.float32),
+            np.zeros(places.wide(packed), np.float32),
             np.empty((10, LANES)),
             np.empty(max(16, 4 << longest.bit_length()), np.int32),
             np.empty(blocks * LANES, np.int32),

@@ -30,6 +30,7 @@ from factors.inference.compiled.score_kernels import LANES
 
 # Callers behind what they call.
 _FUNCTIONS: tuple[Any, ...] = (
+    reading_kernels.wide,
     reading_kernels.filled,
     reading_kernels.read_item,
     reading_kernels.read_entries,
@@ -165,6 +166,7 @@ def _entry(carray: Callable[..., Any], fold: Callable[..., int]) -> Callable[...
         known = carray(sizes, (N_SIZES,))
         dim, item = known[RANK] + 1, known[ITEM_WIDTH]
         half, packed = 2 * item, dim * (dim + 1) // 2
+        width = -(-packed // 32) * 32  # as `reading_kernels.wide` has it
         # How many rows an array has is never asked.
         return fold(
             carray(words, (1, item)),
@@ -187,7 +189,7 @@ def _entry(carray: Callable[..., Any], fold: Callable[..., int]) -> Callable[...
             known,
             carray(numbers, (1,)),
             carray(latent, (1, LANES)),
-            carray(code, (1, packed)),
+            carray(code, (1, width)),
             carray(entry, (1, LANES)),
             carray(group, (1, GROUP_COLUMNS)),
             carray(load, (1, dim)),

@@ -46,6 +46,7 @@ from factors.inference.compiled.reading_kernels import (
     WEIGHTS,
     Array,
     filled,
+    wide,
 )
 from factors.inference.compiled.score_kernels import EXP, LANES, MIDDLE, MILLS, ROOT_TWO_PI
 from factors.inference.ordinal import LEAST_CAVITY as _LEAST_CAVITY
@@ -120,6 +121,7 @@ def take_sites(
             inner = square[COVARIANCE, a, b] if a < rank else 0.0
             weights[t] = (1.0 if a == b else 2.0) * (left * right + inner) * units[t]
             t += 1
+    width = wide(t)
     for first in range(0, n, LANES):
         count = min(LANES, n - first)
         whole, at, of = filled(count), first // LANES * rank, first // LANES * ENTRY_ROWS
@@ -147,8 +149,8 @@ def take_sites(
                 entry[of + OWN, lane] += lanes[8, lane] * latent[at + a, lane]
         for lane in range(count):
             e = first + lane
-            other = weights[0] * code[e, 0]
-            for t in range(1, dim * (dim + 1) // 2):
+            other = np.float32(0.0)
+            for t in range(width):
                 other += weights[t] * code[e, t]
             # Stored covariances are rounded: some have a negative direction.
             beyond = max(float(other) * entry[of + SCALE, lane], 0.0)
@@ -248,6 +250,7 @@ def sum_entries(
     rank = sizes[RANK]
     dim = rank + 1
     packed = dim * (dim + 1) // 2
+    width = wide(packed)
     for a in range(rank):
         vector[FIRST, a] = vector[RIGHT, a] = 0.0
         for b in range(rank):
@@ -292,7 +295,7 @@ def sum_entries(
                     s0 += lanes[2, lane] * latent[at + b, lane]
                 square[INVERSE, a, b] += s0
         # Of a block in float32: rounding stays that of a single one.
-        for t in range(packed):
+        for t in range(width):
             weights[t] = 0.0
         for lane in range(0, count, 4):
             e = begin + lane
@@ -300,7 +303,7 @@ def sum_entries(
             w1 = np.float32(entry[of + WEIGHT, lane + 1] * entry[of + SCALE, lane + 1])
             w2 = np.float32(entry[of + WEIGHT, lane + 2] * entry[of + SCALE, lane + 2])
             w3 = np.float32(entry[of + WEIGHT, lane + 3] * entry[of + SCALE, lane + 3])
-            for t in range(packed):
+            for t in range(width):
                 weights[t] += (w0 * code[e, t] + w1 * code[e + 1, t]) + (
                     w2 * code[e + 2, t] + w3 * code[e + 3, t]
                 )

@@ -5,10 +5,11 @@ Invariant: each pair stands once, with its last value, as after `histories.compr
 `d = rank + 1`; `t = d (d + 1) / 2`; `f` the latent part of an item. Entries that hold are read in blocks of
 `LANES`, so that loops run over the entries of a block: of each block `entry` (13, LANES) has the numbers
 below of each, and `latent` (rank, LANES) float64 the `f`, one block after the other; lanes without an entry
-are 0. `code` (n, t) float32 has the codes of their covariances. Of each session `group` (n, 8) has the
-columns below, `load` and `shared` (n, d) float64 its load and its effect's covariance with the row
-(`session_effects`). Of the row `square` (4, d, d) float64 has the posterior covariance, a Cholesky factor and
-its inverse, and the prior's precision; `vector` (5, t) float64 the mean, the linear term and sums.
+are 0. `code` (n, `wide(t)`) float32 has the codes of their covariances, 0 beyond them. Of each session
+`group` (n, 8) has the columns below, `load` and `shared` (n, d) float64 its load and its effect's covariance
+with the row (`session_effects`). Of the row `square` (4, d, d) float64 has the posterior covariance, a
+Cholesky factor and its inverse, and the prior's precision; `vector` (5, t) float64 the mean, the linear term
+and sums.
 """
 
 # ruff: noqa: PLR0912, PLR0917  numba takes no keyword-only arguments
@@ -68,13 +69,21 @@ def read_item(
         latent[n // LANES * rank + a, lane] = words[row, 2 + a]
     entry[of + BIAS, lane] = words[row, 2 + rank]
     entry[of + SCALE, lane] = words[row, 2 + dim]
+    # Of an index that may be below 0, for all that is known, a loop would run one number at a time.
+    stored, read = halves[row, codes : codes + packed], code[n]
     for t in range(packed):
-        code[n, t] = halves[row, codes + t]
+        read[t] = stored[t]
+    said, prior = words[row, implicit : implicit + dim], vector[PRIOR]
     learned = sizes[LEARNED] == 0
-    for a in range(dim):
-        learned = learned or words[row, implicit + a] != 0.0
-    for a in range(dim):
-        vector[PRIOR, a] += words[row, implicit + a] if learned else effect[a]
+    if not learned:
+        for a in range(dim):
+            learned = learned or said[a] != 0.0
+    if learned:
+        for a in range(dim):
+            prior[a] += said[a]
+    else:
+        for a in range(dim):
+            prior[a] += effect[a]
     entry[of + OFFSET, lane] = numbers[ALL_MEAN]
     entry[of + BEYOND, lane] = 0.0
     entry[of + TIME, lane] = time
@@ -123,7 +132,6 @@ def read_entries(
     """
     rank = sizes[RANK]
     dim = rank + 1
-    packed = dim * (dim + 1) // 2
     size = 16
     while size < 2 * (last - first):
         size *= 2
@@ -169,11 +177,12 @@ def read_entries(
             entry[n // LANES * ENTRY_ROWS + k, e % LANES] = 0.0
         for a in range(rank):
             latent[n // LANES * rank + a, e % LANES] = 0.0
-    # Four entries' codes are summed at a time.
-    for e in range(n, (n + 3) // 4 * 4):
-        for t in range(packed):
-            code[e, t] = 0.0
     return n
+
+
+def wide(packed: int) -> int:
+    """Return `packed` in the steps of loops over so many float32 numbers: four registers of AVX2."""
+    return -(-packed // 32) * 32
 
 
 def filled(n: int) -> int:
