@@ -1,5 +1,6 @@
 """`make release`, in a clone that has nowhere to push to: a whole release, or a line and nothing changed."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -23,25 +24,24 @@ UNRELEASED = "## Unreleased\n"
 def test_a_release_is_made_whole_or_refused_in_a_line(tmp_path: Path) -> None:
     if not (ROOT / ".git").exists() or shutil.which("npm") is None:
         missing("git's folder, or npm")
-    clone = tmp_path / "clone"
+    clone, changes = tmp_path / "clone", tmp_path / "clone/CHANGELOG.md"
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=clone, stdout=subprocess.PIPE, text=True, check=True
-        ).stdout
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=clone, stdout=subprocess.PIPE, text=True, check=True).stdout
 
     def commit() -> None:
         git("commit", "--quiet", "--allow-empty", "--all", "--message", "for the test")
 
-    def state() -> list[str]:
-        return [git(*each.split()) for each in ("rev-parse HEAD", "tag", "status --porcelain", "diff HEAD")]
+    def state() -> tuple[str, ...]:
+        return git("rev-parse", "HEAD"), git("tag"), git("status", "--porcelain")
 
-    def release(version: str, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, ".ci/release.py", version]
-        return subprocess.run(command, cwd=clone, env=environ, capture_output=True, text=True, check=False)
+    def release(version: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        command, variables = [sys.executable, ".ci/release.py", version], {**os.environ, **environ}
+        return subprocess.run(command, cwd=clone, env=variables, capture_output=True, text=True, check=False)
 
-    def refused(why: str, version: str = VERSION, environ: dict[str, str] | None = None) -> None:
-        before, done = state(), release(version, environ)
+    def refused(why: str, version: str = VERSION, **environ: str) -> None:
+        before, done = state(), release(version, **environ)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done
         assert done.stderr.startswith("no release: ")
         assert why in done.stderr
@@ -60,7 +60,6 @@ def test_a_release_is_made_whole_or_refused_in_a_line(tmp_path: Path) -> None:
     (clone / "left").unlink()
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/git").symlink_to(str(shutil.which("git")))
-    changes = clone / "CHANGELOG.md"
     good = changes.read_text("utf-8")
     for wrong, why in (
         (good.replace(UNRELEASED, "## Later\n", 1), "not Unreleased"),
@@ -72,13 +71,12 @@ def test_a_release_is_made_whole_or_refused_in_a_line(tmp_path: Path) -> None:
         changes.write_text(wrong, "utf-8")
         commit()
         # Of the good one the last step before the commit fails, when all files have the version.
-        refused(why, environ={"PATH": str(tmp_path / "bin")})
+        refused(why, PATH=str(tmp_path / "bin"))
 
     done = release(VERSION)
     assert done.returncode == 0, done.stderr
-    head, *_, status, difference = state()
-    assert git("rev-parse", f"v{VERSION}^{{commit}}") == head
-    assert git("cat-file", "-t", f"v{VERSION}") + status + difference == "tag\n"
+    assert state()[::2] == (git("rev-parse", f"v{VERSION}^{{commit}}"), "")
+    assert git("cat-file", "-t", f"v{VERSION}") == "tag\n"
     dated = re.sub(rf"(?<=## {VERSION} - )\d{{4}}-\d\d-\d\d$", "DAY", changes.read_text("utf-8"), flags=re.M)
     assert dated == good.replace(UNRELEASED, f"{UNRELEASED}\n## {VERSION} - DAY\n", 1)
     assert f"ARG VERSION={VERSION}\n" in (clone / "Dockerfile").read_text("utf-8")

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 # What hides the cursor, which a bar does first.
 BAR = b"\x1b[?25l"
-# The arguments of each command; {new} is another file or folder each time.
+# The arguments of commands, if other than `--data {data}`; {new} is another file or folder each time.
 LINES = {
     "up": "--no-play --workers 1 --data {data} --port {port} --environment-port {other_port}",
     "import": "{ratings} --data {data}",
@@ -31,13 +31,9 @@ LINES = {
     "evaluate": "{ratings} --engines bias --out {new}",
     "backup": "{new} --data {data}",
     "restore": "{backup} --data {data}",
-    "undo": "--data {data}",
-    "verify": "--data {data}",
     "migrate": "--data {data} --to {other} --dry-run",
-    "doctor": "--data {data}",
     "keys add": "shop --role rate --data {data}",
     "keys ensure": "second --role rate --file {new} --data {data}",
-    "keys list": "--data {data}",
     "keys remove": "none --data {data}",
     "size": "--users 1k --items 1k --ratings 1k",
     "client-example": "python --data {data}",
@@ -67,7 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
     def ended(name: str, *flags: str, line: str = "", terminal: bool = False) -> tuple[int, bytes, bytes]:
         places["new"] = Path(f"{places['new']}+")
-        words = (line or LINES[name]).format(**places, other=other.url).split()
+        words = (line or LINES.get(name, "--data {data}")).format(**places, other=other.url).split()
         command = python_command("foldin", *name.split(), *words, *flags)
         shown, end = pty.openpty() if terminal else os.pipe()
         said = b""
