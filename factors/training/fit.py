@@ -150,7 +150,7 @@ def _continues(start: Fitted, settings: FitSettings, n_ratings: int, offered: tu
     model, few, known = start.model, n_ratings < FEW_RATINGS, start.posterior.parameters
     # When there are so many times the ratings terms are chosen again: of few ratings that takes a second, but
     # with contexts many.
-    again = 1.1 if few and not known.decided_context else 1.5
+    again = 1.1 if few and not known.decided_context else 1.2
     return (
         model.scale == settings.scale
         and settings.rank in ("auto", model.rank)
