@@ -8,15 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, settings, stateful
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from factors import Float32s, posterior_of
 from featurestore import codecs
@@ -115,9 +109,8 @@ class CounterRule(RuleBasedStateMachine):
         """A trainer begins to fit what it sees now; an older fit can no longer finish."""
         store = self.store(False)
         seen = {user: self.do(store.users.history(1, user.encode())) for user in USERS}
-        writer = self.do(
-            store.generations.begin(self.lease, make_draft(MODEL, len(USERS), len(ITEMS)), {0: "1-1"})
-        )
+        draft = make_draft(MODEL, len(USERS), len(ITEMS))
+        writer = self.do(store.generations.begin(self.lease, draft, {0: "1-1"}))
         items = make_items(MODEL, len(ITEMS), seed)
         self.do(writer.write_items(items, MODEL))
         self.fits = [Fit(writer, items, seen)]
@@ -203,9 +196,7 @@ class CounterRule(RuleBasedStateMachine):
             prior: Float32s = self.live.posterior.prior_user
             return prior
         rows = np.array([ITEMS.index(item) for item in person.holds], dtype=np.int32)
-        history = History(
-            rows, np.array(list(person.holds.values()), dtype=np.float64), np.full(len(rows), 1e9)
-        )
+        history = History(rows, np.array([*person.holds.values()], np.float64), np.full(len(rows), 1e9))
         folded = self.live.posterior.fold_in_users(self.live.items, codecs.pack_histories([history]))
         row: Float32s = folded[0]
         return row
@@ -229,7 +220,7 @@ def rule_machine(store_server: StoreServer) -> type[CounterRule]:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("examples", [2, pytest.param(25, marks=pytest.mark.slow)])
 def test_a_reader_gets_what_the_ratings_say(rule_machine: type[CounterRule], examples: int) -> None:
-    run_state_machine_as_test(
+    stateful.run_state_machine_as_test(
         rule_machine,
         settings=settings(
             max_examples=examples,

@@ -12,9 +12,8 @@ from foldin.recovery.events import RatingEvents, with_codes_of
 from foldin.recovery.merging import merge
 from trainer.archive.events import string_array
 
-Event = tuple[
-    str, str, int, float, float
-]  # user, item (of another type than a rating with its code), n, rating, time
+# User, item (of another type than a rating with its code), n, rating, time.
+Event = tuple[str, str, int, float, float]
 Pair = tuple[str, str]
 
 # Few values, so that ratings repeat: that is what the rule turns on.

@@ -37,9 +37,8 @@ def world(n_users: int, n_items: int, known: float, scale: Scale = STARS, seed: 
     left, right = rng.normal(size=(n_users, 3)), rng.normal(size=(n_items, 3))
     score = rng.normal(0, 0.5, n_users)[user] + rng.normal(0, 0.5, n_items)[item]
     score += 0.4 * (left[user] * right[item]).sum(axis=1) + rng.normal(0, 0.4, len(pair))
-    value = np.clip(
-        (scale.low + scale.high) / 2 + (scale.high - scale.low) / 4 * score, scale.low, scale.high
-    )
+    value = (scale.low + scale.high) / 2 + (scale.high - scale.low) / 4 * score
+    value = np.clip(value, scale.low, scale.high)
     if scale.step is not None:
         value = scale.low + np.rint((value - scale.low) / scale.step) * scale.step
     time = BEGAN + np.sort(rng.uniform(0, 300 * DAY_S, len(pair)))
@@ -100,9 +99,8 @@ def _duplicates() -> OddData:
 
 def _unsorted() -> OddData:
     data = _plain()
-    return replace(
-        data, ratings=data.ratings.take(np.random.default_rng(3).permutation(len(data.ratings.value)))
-    )
+    order = np.random.default_rng(3).permutation(len(data.ratings.value))
+    return replace(data, ratings=data.ratings.take(order))
 
 
 def _one_rating_each(users: bool, items: bool) -> OddData:
@@ -146,4 +144,3 @@ ODD_DATA: dict[str, Callable[[], OddData]] = {
     "items with one rating each": lambda: _one_rating_each(users=False, items=True),
     "pairs of their own": lambda: _one_rating_each(users=True, items=True),
 }
-"""By name, so that a test says which it is of."""

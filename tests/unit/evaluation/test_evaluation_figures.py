@@ -1,6 +1,4 @@
-"""Figures of ratings, lists and plays by hand-made numbers and beside slow references; splits, which leak
-nothing; local players.
-"""
+"""Figures of ratings, lists and plays by hand and beside slow references; splits, which leak nothing."""
 
 import csv
 import math
@@ -79,17 +77,13 @@ def test_lists_leave_out_what_was_rated_and_put_ties_in_the_order_of_rows(questi
         seen = set(question.train_item[question.train_user == user].tolist())
         expected = [item for item in sorted(range(20), key=lambda i: (-score[i], i)) if item not in seen]
         assert line == expected + [-1] * (30 - len(expected))
-        short = top_by_score(
-            replace(question, top=3), lambda users: np.repeat(score[None], len(users), axis=0)
-        )
+        short = top_by_score(replace(question, top=3), lambda who: np.repeat(score[None], len(who), axis=0))
         assert short.tolist() == top[:, :3].tolist()
 
 
 def test_foldin_ranks_by_relevance_times_a_power_of_the_expected_rating(question: Question) -> None:
-    scale = question.scale()
-    fitted = fit(
-        question.ratings(), 30, 20, settings=FitSettings(scale, rank=2), rng=np.random.default_rng(1)
-    )
+    settings = FitSettings(question.scale(), rank=2)
+    fitted = fit(question.ratings(), 30, 20, settings=settings, rng=np.random.default_rng(1))
     served = top_by_served_score(question, fitted, 1).top
     head = fit_ranking(question.ratings(), 30, 20, rng=np.random.default_rng(1)).head
     alone = top_by_relevance(question, 1).top
@@ -106,9 +100,8 @@ def test_foldin_ranks_by_relevance_times_a_power_of_the_expected_rating(question
         unseen = np.isfinite(relevance)
         expected = [i for i in np.lexsort((every, -relevance, -score)).tolist() if unseen[i]][:8]
         np.testing.assert_allclose(score[line[line >= 0]], score[expected], rtol=1e-5)
-        np.testing.assert_allclose(
-            relevance[relevant[relevant >= 0]], np.sort(relevance[unseen])[::-1][:8], rtol=1e-5
-        )
+        best = np.sort(relevance[unseen])[::-1][:8]
+        np.testing.assert_allclose(relevance[relevant[relevant >= 0]], best, rtol=1e-5)
 
 
 def tally(*errors: float, missing: int = 0) -> Tally:

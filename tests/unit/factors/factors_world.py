@@ -1,7 +1,7 @@
 """Small worlds of ratings for the tests of `factors`."""
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import ArrayLike
 
 from factors import FitSettings, Fitted, Histories, Ratings, Scale, fit
 
@@ -25,9 +25,7 @@ def ratings_of(
     return Ratings(user.astype(np.int32), item.astype(np.int32), value, np.asarray(time, dtype=np.float64))
 
 
-def ratings(
-    user: npt.ArrayLike, item: npt.ArrayLike, value: npt.ArrayLike, time: npt.ArrayLike = np.nan
-) -> Ratings:
+def ratings(user: ArrayLike, item: ArrayLike, value: ArrayLike, time: ArrayLike = np.nan) -> Ratings:
     """Ratings of these columns; one `time` for all is spread out."""
     values = np.array(value, dtype=np.float64)
     times = np.broadcast_to(np.asarray(time, dtype=np.float64), values.shape).copy()
@@ -61,9 +59,5 @@ def histories_of(ratings: Ratings, n_rows: int, *, by: str = "user") -> Historie
 
 def history(rows: list[int], values: list[float], times: list[float] | None = None) -> Histories:
     n = len(rows)
-    return Histories(
-        np.array([0, n], dtype=np.int64),
-        np.array(rows, dtype=np.int32),
-        np.array(values, dtype=np.float64),
-        np.array(times if times is not None else [np.nan] * n, dtype=np.float64),
-    )
+    at = np.array([np.nan] * n if times is None else times, np.float64)
+    return Histories(np.array([0, n]), np.array(rows, np.int32), np.array(values, np.float64), at)

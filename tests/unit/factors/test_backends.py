@@ -122,9 +122,7 @@ def loop(request: pytest.FixtureRequest) -> history.Loop:
     "terms",
     [*TERMS[:4], Terms("ordinal", 2.0, 2.0, 3600.0, 7200.0, user_attributes=True, user_sitting=14400.0)],
 )
-def test_histories_are_folded_in_by_loops_as_by_numpy(
-    monkeypatch: pytest.MonkeyPatch, loop: history.Loop, terms: Terms
-) -> None:
+def test_loops_fold_in_as_numpy(monkeypatch: pytest.MonkeyPatch, loop: history.Loop, terms: Terms) -> None:
     found = finish(swept(ratings_of(5, n_users=16, n_items=11, n=90), terms, NumpyBackend()), {})
     given = histories(12, [0, 1, 2, 3, 5, 0, 17, 60, *([] if loop is checked else [4_000])])
     columns, rows = (given.other_row, given.value, given.time), len(given.offsets) - 1

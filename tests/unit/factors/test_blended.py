@@ -7,19 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factors import (
-    Bools,
-    Float64s,
-    Histories,
-    Int64s,
-    Link,
-    PosteriorModel,
-    Ranker,
-    Ratings,
-    Scale,
-    Scorer,
-    posterior_of,
-)
+from factors import Bools, Float64s, Histories, Int64s, Link, Ranker, Ratings, Scale, Scorer, posterior_of
 from factors.inference.histories import compress_pairs
 from factors.ranking.choices import RankingChoices
 from factors.ranking.head import RankingHead
@@ -37,7 +25,7 @@ class World:
     def __init__(self) -> None:
         rng = np.random.default_rng(8)
         model = make_model()
-        self.posterior: PosteriorModel = posterior_of(model)
+        self.posterior = posterior_of(model)
         self.items = make_items(model, ITEMS)
         self.items[:, 2:5] += rng.normal(0.0, 0.8, (ITEMS, 3)).astype(np.float32)
         self.scorer = Scorer(self.posterior, self.items)
@@ -171,18 +159,15 @@ def test_loops_find_the_lists_of_numpy(
                 )
                 # Rows may differ among equal scores alone.
                 np.testing.assert_allclose(found.scores, one.scores, rtol=1e-4)
-                np.testing.assert_allclose(
-                    found.scores, np.maximum(found.relevance, 0.0) * found.rating**gamma, rtol=1e-4
-                )
+                scores = np.maximum(found.relevance, 0.0) * found.rating**gamma
+                np.testing.assert_allclose(found.scores, scores, rtol=1e-4)
                 assert not np.intersect1d(found.item_rows, exclude).size
     # They are what answers most: of so few items a mask leaves too little, and of some no rating is bounded.
     assert by_numpy.count(False) <= len(some)
     assert by_numpy.count(True) < 2 * len(some)
 
 
-def test_a_draw_shows_items_without_events_as_often_as_any_and_those_with_many_as_expected(
-    world: World,
-) -> None:
+def test_a_draw_shows_items_without_events_as_often_as_any_and_others_as_expected(world: World) -> None:
     head = replace(world.having(0.0).head, items=world.head.items.copy())
     events = np.full(ITEMS, 1e6)
     head.items[2_700:] = events[2_700:] = 0.0

@@ -39,9 +39,7 @@ def clusters(seed: int) -> Ratings:
 @pytest.mark.parametrize("weighted", [False, True])
 # Less than whole registers, and whole ones.
 @pytest.mark.parametrize("rank", [18, 64])
-def test_loops_solve_the_rows_of_numpy(
-    monkeypatch: pytest.MonkeyPatch, kind: str, rank: int, *, weighted: bool
-) -> None:
+def test_loops_match_numpy(monkeypatch: pytest.MonkeyPatch, kind: str, rank: int, *, weighted: bool) -> None:
     rng = np.random.default_rng(6)
     counts = np.array([0, 1, 3, 40, 7, 0])
     indptr = np.concatenate([[0], np.cumsum(counts)])
@@ -155,9 +153,7 @@ def test_a_refit_goes_on_from_the_head_before() -> None:
 
 
 @pytest.mark.parametrize("senseless", [False, True])
-def test_choices_that_find_the_newest_events_worse_do_not_follow(
-    monkeypatch: pytest.MonkeyPatch, *, senseless: bool
-) -> None:
+def test_worse_choices_do_not_follow(monkeypatch: pytest.MonkeyPatch, *, senseless: bool) -> None:
     given = clusters(3)
     rng, later = np.random.default_rng(5), np.arange(len(given.value)) % 16 >= 10
     live = fit_ranking(given.take(~later), MANY_USERS, MANY_ITEMS, rng=rng).head
@@ -190,31 +186,17 @@ def test_recency_costs_little_of_finding_events_of_any_time(monkeypatch: pytest.
     ("anytime", "graded", "latest", "power"),
     [
         # The highest graded gain, where it costs little of either.
-        (
-            {0.0: 0.50, 0.5: 0.52, 1.0: 0.518},
-            {0.0: 0.2, 0.5: 0.3, 1.0: 0.4},
-            {0.0: 0.3, 0.5: 0.3, 1.0: 0.3},
-            1.0,
-        ),
-        (
-            {0.0: 0.50, 0.5: 0.52, 1.0: 0.51},
-            {0.0: 0.2, 0.5: 0.3, 1.0: 0.4},
-            {0.0: 0.3, 0.5: 0.3, 1.0: 0.3},
-            0.5,
-        ),
-        (
-            {0.0: 0.50, 0.5: 0.50, 1.0: 0.50},
-            {0.0: 0.2, 0.5: 0.3, 1.0: 0.4},
-            {0.0: 0.3, 0.5: 0.29, 1.0: 0.2},
-            0.0,
-        ),
-        ({0.0: 0.40, 0.5: 0.50}, {0.0: 0.2, 0.5: 0.3}, {0.0: 0.3, 0.5: 0.2}, 0.0),
-        ({0.0: 0.50}, {0.0: 0.2}, {0.0: 0.3}, 0.0),
+        ([0.50, 0.52, 0.518], [0.2, 0.3, 0.4], [0.3, 0.3, 0.3], 1.0),
+        ([0.50, 0.52, 0.51], [0.2, 0.3, 0.4], [0.3, 0.3, 0.3], 0.5),
+        ([0.50, 0.50, 0.50], [0.2, 0.3, 0.4], [0.3, 0.29, 0.2], 0.0),
+        ([0.40, 0.50], [0.2, 0.3], [0.3, 0.2], 0.0),
+        ([0.50], [0.2], [0.3], 0.0),
     ],
 )
 def test_ratings_count_as_much_as_costs_little(
-    anytime: dict[float, float], graded: dict[float, float], latest: dict[float, float], power: float
+    anytime: list[float], graded: list[float], latest: list[float], power: float
 ) -> None:
     spread = np.array([-1e-4, 1e-4])
-    parts = [{gamma: value + spread for gamma, value in part.items()} for part in (anytime, graded, latest)]
+    # By the powers 0, 0.5 and 1.
+    parts = [{k / 2: value + spread for k, value in enumerate(part)} for part in (anytime, graded, latest)]
     assert search._best_power((parts[0], parts[1]), parts[2])[0] == power

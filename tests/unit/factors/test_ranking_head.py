@@ -1,4 +1,4 @@
-"""The ranking head: fold-ins, scores, explanations and bytes against slow references."""
+"""The ranking head: fold-ins, scores, likeness, explanations and bytes against slow references."""
 
 from dataclasses import replace
 
@@ -7,6 +7,7 @@ import pytest
 
 from factors import (
     Float64s,
+    HeadLikeness,
     Histories,
     ModelUnreadable,
     RankingFit,
@@ -120,3 +121,55 @@ def test_bytes_give_the_same_head_without_a_copy_and_others_are_refused(fit: Ran
             head_from_bytes(each, N_ITEMS)
     with pytest.raises(ModelUnreadable):
         head_from_bytes(encoded, N_ITEMS + 1)
+
+
+# The world has no rating of the last two.
+UNKNOWN = 2
+WEIGHTS = np.bincount(ratings_of(3).item_row, minlength=N_ITEMS + UNKNOWN).astype(np.float64)
+
+
+@pytest.fixture(scope="module")
+def alike() -> RankingFit:
+    return fit_ranking(ratings_of(3), N_USERS, N_ITEMS + UNKNOWN, rng=np.random.default_rng(1))
+
+
+def slow(head: RankingHead, weights: Float64s) -> Float64s:
+    p, items = head.parameters, head.items.astype(np.float64)
+    second = items @ p.item_gram @ items.T
+    square = np.diag(second).copy()
+    for item, weight in enumerate(weights.tolist()):
+        own = np.array([weight])
+        activity, ridge = p.activity("item", own)[0], p.ridges("item", own)[0]
+        users = p.item_gram * (activity + weight / (p.background * p.n_users))
+        covariance = p.noise * np.linalg.inv(users + ridge * np.eye(p.rank))
+        square[item] += np.trace(covariance @ p.item_gram)
+    return np.asarray(second / np.sqrt(np.outer(square, square)))
+
+
+def test_items_are_alike_by_the_formula_and_follow_the_head(alike: RankingFit) -> None:
+    likeness, expected = HeadLikeness(alike.head, WEIGHTS.__getitem__), slow(alike.head, WEIGHTS)
+    for item in (0, 7, N_ITEMS - 1):
+        found = likeness.similar(item, N_ITEMS + UNKNOWN)
+        assert sorted(found.item_rows.tolist()) == np.delete(np.arange(N_ITEMS), item).tolist()
+        np.testing.assert_allclose(found.scores, expected[item, found.item_rows], atol=1e-5)
+        assert (np.diff(found.scores) <= 0).all()
+        best = likeness.similar(item, 3, np.isin(np.arange(N_ITEMS), found.item_rows[4:]))
+        np.testing.assert_allclose(best.scores, found.scores[4:7], atol=1e-6)
+    directions = likeness.directions(np.arange(N_ITEMS + UNKNOWN)).astype(np.float64)
+    off = ~np.eye(N_ITEMS, dtype=bool)
+    products = (directions @ directions.T)[:N_ITEMS, :N_ITEMS]
+    np.testing.assert_allclose(products[off], expected[:N_ITEMS, :N_ITEMS][off], atol=1e-5)
+    assert not directions[N_ITEMS:].any()
+    for unknown in (N_ITEMS, N_ITEMS + UNKNOWN, -1):
+        assert len(likeness.similar(unknown, 5).item_rows) == 0
+    # One item is as another, one is new, and of a third there are more events.
+    items = np.concatenate([alike.head.items, alike.head.items[5:6]])
+    items[3] = items[9]
+    later, known = replace(alike.head, items=items), np.append(WEIGHTS, WEIGHTS[5])
+    known[3], known[11] = known[9], 1.0
+    likeness.update(np.array([3, 11]), later, known.__getitem__)
+    expected = slow(later, known)
+    for item in (3, 5, 11, len(items) - 1):
+        found = likeness.similar(item, len(items))
+        np.testing.assert_allclose(found.scores, expected[item, found.item_rows], atol=1e-5)
+    assert likeness.similar(3, 1).item_rows.tolist() == [9]

@@ -18,6 +18,7 @@ TYPES = (
     TypeWeight(DISLIKE, "negative", 2.0, decisive=True),
     TypeWeight(SHOWN, "shown", 0.25),
 )
+CODES, VALUES = st.sampled_from([0, VIEW, PURCHASE, DISLIKE, SHOWN, 9]), st.sampled_from([1.0, 3.0, np.nan])
 GROUPS, PER_GROUP, USERS = 4, 12, 120
 ITEMS = GROUPS * PER_GROUP
 Rows = list[tuple[int, int, int, float, float]]  # user, item, type, value, time
@@ -26,9 +27,7 @@ Rows = list[tuple[int, int, int, float, float]]  # user, item, type, value, time
 def choices_of(rows: Rows) -> Choices:
     columns = [list(column) for column in zip(*rows, strict=True)] or [[]] * 5
     dtypes = (np.int32, np.int32, np.uint8, np.float64, np.float64)
-    user, item, code, value, time = (
-        np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=True)
-    )
+    user, item, code, value, time = map(np.array, columns, dtypes)
     return Choices(user, item, value, time, code)
 
 
@@ -63,17 +62,7 @@ def fitted_anew(views_are: str) -> RankingFit:
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)
-@given(
-    st.lists(
-        st.tuples(
-            st.integers(0, 1),
-            st.integers(0, 2),
-            st.sampled_from([0, VIEW, PURCHASE, DISLIKE, SHOWN, 9]),
-            st.sampled_from([1.0, 3.0, np.nan]),
-        ),
-        max_size=15,
-    )
-)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 2), CODES, VALUES), max_size=15))
 def test_one_event_of_a_pair_counts(events: list[tuple[int, int, int, float]]) -> None:
     rows = [(user, item, code, value, float(k)) for k, (user, item, code, value) in enumerate(events)]
     found = one_of_pairs(choices_of(rows), 2, TypeTable.of(TYPES), high=5.0)

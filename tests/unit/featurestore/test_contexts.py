@@ -6,14 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featurestore.ratings.context_schema import (
-    ContextField,
-    ContextRefused,
-    ContextSchema,
-    Values,
-    schema_from_bytes,
-    schema_to_bytes,
-)
+from featurestore.ratings import context_schema
+from featurestore.ratings.context_schema import ContextField, ContextRefused, ContextSchema, Values
 from tests.support.waiting import some
 
 
@@ -90,7 +84,7 @@ def test_a_field_that_is_deleted_leaves_its_place_and_frees_its_name() -> None:
     rows = some(named.rows([{"device": 3}]))
     assert named.named(np.array([1, 5, 3], np.float32)) == {"hour": 5, "device": 3}
     np.testing.assert_array_equal(rows[0], np.array([np.nan, np.nan, 3], np.float32))
-    assert schema_from_bytes(schema_to_bytes(named)) == named
+    assert context_schema.schema_from_bytes(context_schema.schema_to_bytes(named)) == named
     # An archive says what the store says, place by place, and has what a store has lost.
     before = ContextSchema((DEVICE, HOUR))
     assert before.continued(named) == named == named.continued(before)

@@ -1,6 +1,4 @@
-"""Small parts of the store: slots of keys, settings, records, types of attributes, arms of experiments, the
-lock of rows, the folder of the item table, when files are written anew, and log lines.
-"""
+"""Small parts of the store: slots, settings, records, types, arms, the lock of rows, files, log lines."""
 
 import asyncio
 import json
@@ -45,20 +43,14 @@ def test_some_tags_that_stored_keys_have() -> None:
     assert len({*together, keys.items(2), keys.order(2), keys.deltas(1, 3), keys.deltas(2, 2)}) == 8
 
 
-@pytest.mark.parametrize(
-    ("text", "scale"),
-    [
-        ("1:5", Scale(1, 5)),
-        ("0.5:5:0.5", Scale(0.5, 5, 0.5)),
-        ("-10:10", Scale(-10, 10)),
-        ("0:1:0.1", Scale(0, 1, 0.1)),
-        ("0:1e-6", Scale(0, 1e-6)),
-        ("1e8:100000101", Scale(1e8, 1e8 + 101)),
-    ],
-)
-def test_scales_are_read_and_written(text: str, scale: Scale) -> None:
-    assert parse_scale(text) == scale
-    assert parse_scale(format_scale(scale)) == scale
+SCALES = {"1:5": Scale(1, 5), "0.5:5:0.5": Scale(0.5, 5, 0.5), "-10:10": Scale(-10, 10)}
+SCALES |= {"0:1:0.1": Scale(0, 1, 0.1), "0:1e-6": Scale(0, 1e-6), "1e8:100000101": Scale(1e8, 1e8 + 101)}
+
+
+@pytest.mark.parametrize("text", SCALES)
+def test_scales_are_read_and_written(text: str) -> None:
+    assert parse_scale(text) == SCALES[text]
+    assert parse_scale(format_scale(SCALES[text])) == SCALES[text]
 
 
 def test_a_password_is_not_shown() -> None:

@@ -10,12 +10,7 @@ from hypothesis import strategies as st
 
 from featurestore.errors import GenerationBroken
 from featurestore.generations import activity as activity_module
-from featurestore.generations.activity import (
-    HALF_LIFE_S,
-    activity_from_bytes,
-    activity_to_bytes,
-    is_by_events,
-)
+from featurestore.generations.activity import activity_from_bytes, activity_to_bytes, is_by_events
 from featurestore.generations.deltas import decode_deltas, encode_delta
 from featurestore.generations.manifest import GenerationMeta, decode_meta, decode_summary, encode_meta
 from tests.support.factories import make_draft, make_model
@@ -70,15 +65,13 @@ def packed(by_item: list[list[float]]) -> bytes:
 
 @settings(max_examples=30)
 @given(st.lists(TIMES, max_size=6), st.floats(0, 60), st.sampled_from([1, 2, 5, 1 << 20]))
-def test_a_rating_counts_half_as_much_with_each_week(
-    by_item: list[list[float]], days: float, at_once: int
-) -> None:
+def test_a_rating_counts_half_with_each_week(by_item: list[list[float]], days: float, at_once: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(activity_module, "_AT_ONCE", at_once)
         activity = activity_from_bytes(packed(by_item), len(by_item))
     now_s = activity.weighed_s + days * DAY_S
     expected = [
-        sum(2 ** (-(now_s - time) / HALF_LIFE_S) for time in times if not math.isnan(time))
+        sum(2 ** (-(now_s - time) / activity_module.HALF_LIFE_S) for time in times if not math.isnan(time))
         for times in by_item
     ]
     assert activity.at(now_s).tolist() == pytest.approx(expected, rel=1e-5, abs=1e-12)

@@ -41,9 +41,7 @@ def keep(path: Path, kept: bytes, mode: int) -> None:
     path.chmod(mode)
 
 
-async def test_what_is_kept_and_sound_is_loaded_and_all_else_is_made_again(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_only_sound_code_is_loaded(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child_that(monkeypatch, WRITES)
     # What others could have written and what is damaged is not loaded.
     for damage, mode, loaded in ((b"", 0o644, b"code"), (b"", 0o666, b"made"), (b"more", 0o644, b"made")):

@@ -1,6 +1,4 @@
-"""Files of ratings and items: layouts and columns are told apart, each row is taken or refused with its
-line and the reason; what an evaluation makes of them.
-"""
+"""Files of ratings and items: layouts are told apart, each row is taken or refused with line and reason."""
 
 import gzip
 import io
@@ -345,9 +343,7 @@ def test_columns_and_types_can_be_told(path: Path) -> None:
         ("", None, "which column|cannot be read"),
     ],
 )
-def test_what_cannot_be_read_says_why(
-    path: Path, content: str | bytes, columns: dict[str, str] | None, why: str
-) -> None:
+def test_unreadable_files(path: Path, content: str | bytes, columns: dict[str, str] | None, why: str) -> None:
     with pytest.raises(CannotStartError, match=why):
         read_items(path, content, columns)
 

@@ -1,7 +1,4 @@
-"""An import writes each rating, waits politely, stops in order, and goes on where it stopped.
-
-The target is a fake.
-"""
+"""An import writes each rating, waits politely, stops in order, and goes on where it stopped."""
 
 import json
 import os
@@ -106,9 +103,7 @@ def after(count: int, error: BaseException) -> Before:
     return look
 
 
-def test_every_rating_is_written_each_user_s_in_order(
-    run: Importing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ratings_come_in_order(run: Importing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[tuple[int, int]] = []
     monkeypatch.setattr(ImportProgress, "update", lambda _, *at: shown.append(at))
     # Positions that cannot be kept cost nothing.
@@ -128,9 +123,7 @@ def test_every_rating_is_written_each_user_s_in_order(
         assert written[-1] == (size, 200)
 
 
-def test_bad_rows_refuse_the_whole_file_or_are_left_out(
-    run: Importing, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_rows_refuse_the_file_or_are_left_out(run: Importing, capsys: pytest.CaptureFixture[str]) -> None:
     append(run.file, "ann,tea,9\n" * 30 + "ann,tea,none\nann,tea,1\n")
     with pytest.raises(
         CannotStartError, match=r"31 bad rows .* nothing was written: .*mend them, or .*--on-bad skip"
@@ -145,9 +138,7 @@ def test_bad_rows_refuse_the_whole_file_or_are_left_out(
     assert "31 bad rows were left out" in said
 
 
-def test_a_store_without_a_scale_gets_that_of_the_file(
-    run: Importing, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_store_without_a_scale_gets_the_files(run: Importing, capsys: pytest.CaptureFixture[str]) -> None:
     def undecided() -> FakeSink:
         sink = FakeSink()
         sink.scale = None

@@ -61,10 +61,8 @@ def test_a_log_is_bounded_and_costs_lines_at_most(tmp_path: Path) -> None:
     log.close()
     log.write(b"dropped")
     assert (tmp_path / "part.log").read_bytes().splitlines()[-1] == b"000000049"
-    assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == {
-        "part.log": 100,
-        "part.log.1": 100,
-    }
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert sizes == {"part.log": 100, "part.log.1": 100}
     # It cannot be renamed.
     (tmp_path / "other.log.1").mkdir()
     log = BoundedLog(tmp_path / "other.log", max_bytes=10)

@@ -10,20 +10,10 @@ from environment.settings import ServerSettings
 from evaluation.course.settings import PlaySettings
 from featurestore.settings import StoreSettings
 from foldin.settings import CommonOptions, ImportOptions, StackOptions
+from processes import settings
 from processes.configuration.file import configured
 from processes.configuration.keys import SECRETS, VARIABLES
-from processes.settings import (
-    HIDDEN,
-    SettingsError,
-    choice,
-    declarations,
-    load,
-    nested,
-    program,
-    real,
-    setting,
-    whole,
-)
+from processes.settings import SettingsError, choice, declarations, load, program, real, setting, whole
 from service.settings import ServiceSettings, read_settings
 from trainer.settings import TrainerSettings
 
@@ -108,8 +98,8 @@ class Outer:
     loud: bool = setting(False, "whether it is loud", excludes="quiet")
     quiet: bool = setting(False, "whether it is quiet")
     player: str = setting("python", "a program", program)
-    secret_number: int = setting(0, HIDDEN, int)
-    inner: Inner = nested(Inner, without=("left_out",))
+    secret_number: int = setting(0, settings.HIDDEN, int)
+    inner: Inner = settings.nested(Inner, without=("left_out",))
 
     def problems(self) -> list[str]:
         return ["blue cannot be loud"] if self.loud and self.colour == "blue" else []

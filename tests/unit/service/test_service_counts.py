@@ -53,9 +53,7 @@ def snapshot(worker: int = 0) -> Counts:
     return Counts(worker, 1.0, error_bounds(1.0, 5.0))
 
 
-def test_a_worker_goes_on_from_the_one_whose_place_it_takes_and_a_scrape_sums_the_workers(
-    tmp_path: Path,
-) -> None:
+def test_a_worker_goes_on_from_the_one_before_and_a_scrape_sums_the_workers(tmp_path: Path) -> None:
     first, second, other = snapshot(), snapshot(), snapshot(1)
     first.request("/predict", 200, 0.001, 4)
     first.rated(np.array([[0.25, 1.0], [1.0, 2.0]]), 2)
@@ -117,9 +115,6 @@ def test_refused_strangers_have_few_lines_and_are_counted(caplog: pytest.LogCapt
     now = 1.0
     audit.record(request, "/train", web.Response(status=403))
     told = [record.getMessage() for record in caplog.records[STRANGERS_PER_S:]]
-    assert [line.partition(":")[0].partition("=")[0] for line in told] == [
-        "key",
-        "calls_without_a_line",
-        "key",
-    ]
+    begin = [line.partition(":")[0].partition("=")[0] for line in told]
+    assert begin == ["key", "calls_without_a_line", "key"]
     assert told[1].startswith("calls_without_a_line=7:")

@@ -70,9 +70,7 @@ def test_archive_of_the_store(name: str, archived: ArchiveState, stored: StoreSt
         (archive(identity=None, epoch=2), store(epoch=4, last_epoch=4), "uses none of its epochs"),
     ],
 )
-def test_archive_that_is_not_the_stores_says_why(
-    archived: ArchiveState, stored: StoreState, why: str
-) -> None:
+def test_archive_of_another_store_says_why(archived: ArchiveState, stored: StoreState, why: str) -> None:
     found = compare(archived, stored)
     assert found is not None
     assert why in found

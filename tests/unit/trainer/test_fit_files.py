@@ -1,19 +1,24 @@
-"""From archive segments to what a fit learns: last wins, joined by item id, whole whatever goes meanwhile."""
+"""From archive segments to what a fit learns, and to items folded in since; who is erased is in no fit."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from factors import Ratings
-from tests.support.event_tables import append, free, item_ids, opened
+from factors import FitSettings, Fitted, Float32s, Histories, Ratings, Scale, fit, fit_ranking, posterior_of
+from tests.support.event_tables import append, event_table, free, item_ids, opened
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import ALWAYS, in_registry, string_array
 from trainer.archive.segments import read_segment
 from trainer.errors import SegmentGoneError
+from trainer.fit_job.folder import FitFolder
 from trainer.fit_job.ratings import FitInput, load_ratings
+from trainer.fit_job.result_files import erase_users, read_result, write_head, write_result
+from trainer.fit_job.results import FitResult, user_hash
 from trainer.fit_job.trial import newest
+from trainer.item_updates.since_fit import RatingsSinceFit
 
 NAN = float("nan")
 Event = tuple[str, int, int, float]
@@ -95,9 +100,8 @@ def test_the_newest_are_not_learned_yet_and_of_no_account_more_than_its_share() 
     ratings = Ratings(user.astype(np.int32), item.astype(np.int32), np.full(8_000, 3.0), np.full(8_000, 1e9))
     ids = string_array(b"u%d" % k for k in range(100))
     # The ratings of the last user came last.
-    unlearned = np.concatenate(
-        [np.random.default_rng(0).permutation(np.arange(4_000, 7_920)), np.arange(7_920, 8_000)]
-    )
+    shuffled = np.random.default_rng(0).permutation(np.arange(4_000, 7_920))
+    unlearned = np.concatenate([shuffled, np.arange(7_920, 8_000)])
     data = FitInput(ids, np.full(100, 80), ratings, 80, np.arange(100), unlearned)
     chosen = newest(data, 400)
     assert len(np.unique(chosen)) == 400
@@ -105,3 +109,123 @@ def test_the_newest_are_not_learned_yet_and_of_no_account_more_than_its_share() 
     assert (chosen >= 7_920).sum() == 20 == np.bincount(ratings.user_row[chosen]).max()
     assert set(newest(data, 10**6)) == set(unlearned[len(unlearned) // 2 :])
     assert len(newest(replace(data, unlearned=unlearned[:0]), 400)) == 0
+
+
+SETTINGS = FitSettings(Scale(1.0, 5.0), rank=2, link="gaussian", sweeps=4)
+
+
+def table_of(events: list[Event], first_ms: int = 1):  # type: ignore[no-untyped-def]  # an Arrow table
+    ms = np.arange(first_ms, first_ms + len(events))
+    return event_table(*zip(*events, strict=True), stream_ms=ms)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> FitResult:
+    rng = np.random.default_rng(0)
+    users, n = np.divmod(np.arange(100), 5)
+    rows = np.concatenate([rng.permutation(8)[:5] for _ in range(20)])
+    archive = EpochArchive(tmp_path / "archive", 1, guard=free)
+    ms = np.arange(1, 101)
+    append(archive, [f"u{user}" for user in users], n + 1, rows, rng.integers(1, 6, 100), stream_ms=ms)
+    given = load_ratings(opened(archive), item_ids(8))
+    fitted: Fitted = fit(given.ratings, 20, 8, settings=SETTINGS, rng=rng)
+    write_result(tmp_path / "fit", given, fitted, {})
+    write_head(tmp_path / "fit", fit_ranking(given.ratings, 20, 8, rng=rng))
+    return read_result(tmp_path / "fit")
+
+
+def current(base: FitResult, since: RatingsSinceFit, users: list[bytes]) -> tuple[np.ndarray, Float32s]:
+    """Stands for the store: some vector for each user that tells them apart."""
+    items = np.asarray(base.items)
+    vectors = []
+    for user in users:
+        rated = np.array([len(user) % 8, user[-1] % 8], dtype=np.int32)
+        history = Histories(np.array([0, 2]), rated, np.array([1.0, 5.0]), np.full(2, NAN))
+        vectors.append(posterior_of(base.model).fold_in_users(items, history)[0])
+    return np.full(len(users), 100), np.array(vectors)
+
+
+def folded(base: FitResult, since: RatingsSinceFit) -> dict[int, Float32s]:
+    rows: dict[int, Float32s] = {}
+    while since.waiting_items:
+        chosen = since.next_round()
+        if chosen.users:
+            since.set_users(chosen.slots, *current(base, since, chosen.users))
+        rows.update(zip(chosen.items, since.fold(chosen).vectors, strict=True))
+    return rows
+
+
+def expected(base: FitResult, item: int, ratings: dict[bytes, float], newer: set[bytes]) -> Float32s:
+    vectors = [
+        current(base, RatingsSinceFit(base.model, base), [user])[1][0]
+        if user in newer
+        else np.asarray(base.users)[base.rows_of([user])[0]]
+        for user in ratings
+    ]
+    history = Histories(
+        np.array([0, len(ratings)]),
+        np.arange(len(ratings), dtype=np.int32),
+        np.array(list(ratings.values())),
+        np.full(len(ratings), NAN),
+    )
+    before = np.asarray(base.items)[item] if item < len(base.items) else posterior_of(base.model).prior_item
+    table = np.array(vectors, dtype=np.float32)
+    row: Float32s = posterior_of(base.model).fold_in_items(table, history, current=before[None])[0]
+    return row
+
+
+def known(base: FitResult, item: int) -> dict[bytes, float]:
+    part = base.item_history(item)
+    users, values = np.asarray(base.item_users[part]), np.asarray(base.item_values[part])
+    return {base.user_ids(int(u), int(u) + 1)[0]: float(v) for u, v in zip(users, values, strict=True)}
+
+
+def test_touched_items_are_what_all_of_their_ratings_say(base: FitResult) -> None:
+    since = RatingsSinceFit(base.model, base)
+    rater = next(iter(known(base, 0))).decode()
+    since.add(table_of([("new", 1, 0, 5.0), (rater, 6, 0, 1.0), ("new", 2, 9, 4.0)]))
+    since.add(table_of([("new", 3, 0, 2.0)]))
+    assert since.waiting_items == 2
+    rows = folded(base, since)
+    newer = {b"new", rater.encode()}
+    zero = known(base, 0) | {rater.encode(): 1.0, b"new": 2.0}
+    np.testing.assert_allclose(rows[0], expected(base, 0, zero, newer), rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(rows[9], expected(base, 9, {b"new": 4.0}, newer), rtol=2e-4, atol=1e-5)
+
+
+def test_forgotten_user_counts_no_more(base: FitResult) -> None:
+    since = RatingsSinceFit(base.model, base)
+    since.add(table_of([("u3", 6, 7, 5.0), ("other", 1, 7, 2.0)]))
+    folded(base, since)
+    rated = {item for item in range(8) if b"u3" in known(base, item)}
+    items: dict[bytes, set[int]] = {b"u3": set()}
+    assert erase_users(base.path, [b"u3"], items) == 1
+    since.forget(b"u3")
+    since.fold_in_again(sorted(items[b"u3"]))
+    rows = folded(base, since)
+    assert set(rows) == rated | {7}
+    left = {user: value for user, value in known(base, 7).items() if value == value} | {b"other": 2.0}  # noqa: PLR0124
+    np.testing.assert_allclose(rows[7], expected(base, 7, left, {b"other"}), rtol=2e-4, atol=1e-5)
+
+
+def test_a_user_erased_during_a_fit_or_later_leaves_no_trace(tmp_path: Path, base: FitResult) -> None:
+    folder = FitFolder(tmp_path)
+    folder.begin_fit()
+    folder.erase([b"u1"])
+    # The process of the fit is done.
+    shutil.copytree(base.path, folder.new)
+    rated = int((np.asarray(base.item_users) == 1).sum())
+    assert read_result(folder.new).rows_of([b"u1"]).tolist() == [1]
+    folder.erase_from_new()
+    result = folder.adopt(read_result(folder.new), 7)
+    assert result.rows_of([b"u0", b"u1", b"u2"]).tolist() == [0, -1, 2]
+    assert (result.row_of(b"u1"), result.row_of(b"u2"), result.user_ids(1, 2)) == (None, 2, [b"\xff\xff"])
+    assert not erase_users(result.path, [b"u1"])
+    np.testing.assert_array_equal(result.users[1], posterior_of(result.model).prior_user)
+    assert np.isnan(result.item_values).sum() == rated > 0
+    assert result.ranking_users is not None
+    assert (result.ranking_users[1].any(), result.ranking_users[2].any()) == (False, True)
+    files = b"".join(path.read_bytes() for path in result.path.iterdir())
+    assert user_hash(b"u1").to_bytes(8, "little") not in files, "nor is the user known by a hash"
+    folder.erase([b"u2"])
+    assert result.rows_of([b"u2"]).tolist() == [-1]

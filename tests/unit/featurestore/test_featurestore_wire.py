@@ -1,4 +1,4 @@
-"""Where the primary is, by scripted sentinels: the newest failover counts; silence is no answer."""
+"""The primary by scripted sentinels; what error replies mean; a late answer is never another call's."""
 
 import asyncio
 import contextlib
@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from featurestore.confirmation import SILENT_S, online
-from featurestore.errors import StoreRefused, StoreUnavailable
+from featurestore.errors import StoreDamaged, StoreError, StoreFull, StoreRefused, StoreUnavailable
+from featurestore.wire.connection import ServerConnection
 from featurestore.wire.primary import Primary
-from featurestore.wire.resp import encode
-from tests.support.waiting import PATIENCE_S
+from featurestore.wire.resp import ReplyError, encode, store_error
+from tests.support.waiting import PATIENCE_S, retried
 
 MASTER = encode(b"SENTINEL", b"MASTER", b"main")
 
@@ -19,6 +20,17 @@ MASTER = encode(b"SENTINEL", b"MASTER", b"main")
 def says(port: int, version: int, flags: str = "master") -> bytes:
     fields = {"ip": "10.0.0.1", "port": str(port), "flags": flags, "config-epoch": str(version)}
     return encode(*[part.encode() for pair in fields.items() for part in pair])
+
+
+Connections = list[tuple[asyncio.StreamWriter, "asyncio.Task[None] | None"]]
+
+
+async def end(servers: list[asyncio.Server], connections: Connections) -> None:
+    for server in servers:
+        server.close()
+    for writer, _ in connections:
+        writer.transport.abort()
+    await asyncio.gather(*[task for _, task in connections if task], return_exceptions=True)
 
 
 @dataclass
@@ -29,7 +41,7 @@ class Sentinel:
     password: bytes | None = None
     port: int = 0
     seen: list[bytes] = field(default_factory=list)
-    open: list[tuple[asyncio.StreamWriter, "asyncio.Task[None] | None"]] = field(default_factory=list)
+    open: Connections = field(default_factory=list)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         known = self.password is None
@@ -60,12 +72,7 @@ async def asked(*sentinels: Sentinel, login: str = "") -> AsyncIterator[Primary]
         yield primary
     finally:
         primary.close()
-        for server in servers:
-            server.close()
-        connections = [each for sentinel in sentinels for each in sentinel.open]
-        for writer, _ in connections:
-            writer.transport.abort()
-        await asyncio.gather(*[task for _, task in connections if task], return_exceptions=True)
+        await end(servers, [each for sentinel in sentinels for each in sentinel.open])
 
 
 @pytest.fixture(autouse=True)
@@ -145,3 +152,69 @@ def test_replicas_that_follow_are_counted() -> None:
     ]
     assert online("\r\n".join(lines).encode()) == 2
     assert online(b"role:master\r\nconnected_slaves:0\r\n") == 0
+
+
+GREETING = b"+PONG\r\n+OK\r\n*1\r\n$6\r\nmaster\r\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        ("LOADING Redis is loading", StoreUnavailable),
+        ("MISCONF disk", StoreFull),
+        ("OOM command not allowed", StoreFull),
+        ("ERR max number of clients reached", StoreUnavailable),
+        ("NOAUTH Authentication required.", StoreRefused),
+        ("WRONGPASS invalid", StoreRefused),
+        ("MOVED 1 127.0.0.1:1", StoreRefused),
+        ("ERR whatever", StoreError),
+        ("WRONGTYPE Operation", StoreDamaged),
+        ("ERR hash value is not an integer script: f, on @user_function:3.", StoreDamaged),
+    ],
+)
+def test_error_replies_say_what_to_do(reply: str, kind: type[StoreError]) -> None:
+    assert type(store_error(ReplyError(reply))) is kind
+
+
+class Server:
+    def __init__(self) -> None:
+        self.reply = b""
+        self.open: Connections = []
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open.append((writer, asyncio.current_task()))
+        with contextlib.suppress(OSError):
+            await reader.read(65536)
+            writer.write(GREETING)
+            while await reader.read(65536):
+                writer.write(self.reply)
+        writer.close()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[str]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        try:
+            yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        finally:
+            await end([server], self.open)
+
+
+async def test_a_late_answer_fails_everything_in_flight_and_is_never_mixed_up() -> None:
+    server = Server()
+    async with server.running() as url:
+
+        async def opened() -> ServerConnection:
+            connection = ServerConnection(Primary(url), 0.1, "test")
+            await connection.open()
+            return connection
+
+        # A busy machine is slower than that.
+        connection = await retried(opened, "the connection is open", StoreUnavailable)
+        calls = [connection.execute(b"x", 1) for _ in range(3)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(result, StoreUnavailable) for result in results)
+        server.reply = b"+fresh\r\n"
+        again = await retried(lambda: connection.execute(b"x", 1), "the connection is back", StoreUnavailable)
+        assert again == [b"fresh"]
+        assert len(server.open) >= 2
+        await connection.close()
