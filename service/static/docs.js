@@ -26,9 +26,14 @@ const usable = ({ React: { createElement } }) => ({
     TextArea: (Area) => (props) => createElement(Area, { "aria-label": "body of the request", ...props }),
   },
 });
-// Tables of answers are landmarks: each has a name, so that those of two open calls can be told apart.
+// What it leaves without a name, or out of reach of the keyboard. Tables of answers are landmarks: each has a name, so
+// that those of two open calls can be told apart.
 const named = () => {
-  for (const table of document.querySelectorAll("#calls table[role=region]:not([aria-label])")) table.setAttribute("aria-label", table.id.replaceAll("_", " "));
+  const unnamed = (what) => document.querySelectorAll(`#calls ${what}:not([aria-label])`);
+  for (const table of unnamed("table[role=region]")) table.setAttribute("aria-label", table.id.replaceAll("_", " "));
+  for (const choice of unnamed("[data-param-name] select")) choice.setAttribute("aria-label", choice.closest("[data-param-name]").dataset.paramName);
+  // Long lines scroll.
+  for (const example of document.querySelectorAll("#calls pre:not([tabindex])")) example.tabIndex = 0;
 };
 new MutationObserver(named).observe(document.getElementById("calls"), { childList: true, subtree: true });
 

@@ -3,7 +3,6 @@
 import os
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from playwright.async_api import expect
@@ -259,25 +258,32 @@ async def test_what_is_wrong_is_said_and_what_to_do(client: Client, store: Store
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_the_documentation_shows_every_call_and_every_code_and_tries_them(
-    client: Client, watched: Watched
+    client: Client, scheme: str
 ) -> None:
-    page = watched.page
     description = (await client.get("/openapi.json")).json
-    await page.goto(f"{client.url}/docs")
-    calls = page.locator("#calls")
-    await expect(calls.locator(".opblock").first).to_be_visible()
-    shown = await calls.inner_text()
-    assert [path for path in description["paths"] if path not in shown.replace("\u200b", "")] == []
-    for code in description["x-problems"]:
-        await expect(page.locator(f"#problems #{code}")).to_be_attached()
-    await page.locator(".opblock-summary-path", has_text="/livez").click()
-    await page.get_by_role("button", name="Execute").click()
-    await expect(page.locator(".responses-table.live-responses-table")).to_contain_text('"alive": true')
-    await page.set_viewport_size(PHONE)
-    assert not await watched.overflows()
-    assert watched.complaints == []
-    assert watched.asked_only(client.url)
+    async with browsing(color_scheme=scheme) as watched:
+        page = watched.page
+        await page.goto(f"{client.url}/docs")
+        calls = page.locator("#calls")
+        await expect(calls.locator(".opblock").first).to_be_visible()
+        shown = await calls.inner_text()
+        assert [path for path in description["paths"] if path not in shown.replace("\u200b", "")] == []
+        for code in description["x-problems"]:
+            await expect(page.locator(f"#problems #{code}")).to_be_attached()
+        for path in ("/recommend/{user_id}", "/ratings", "/items/{item_id}", "/livez"):
+            of_path = calls.locator(".opblock").filter(has=page.locator(f"[data-path='{path}']"))
+            for verb in description["paths"][path]:
+                call = of_path.and_(page.locator(f".opblock-{verb}"))
+                await call.locator("button").first.click()
+        await call.get_by_role("button", name="Execute").click()
+        await expect(call.locator(".live-responses-table")).to_contain_text('"alive": true')
+        assert await watched.violations() == []
+        await page.set_viewport_size(PHONE)
+        assert not await watched.overflows()
+        assert watched.complaints == []
+        assert watched.asked_only(client.url)
 
 
 @pytest.mark.slow
@@ -348,38 +354,6 @@ async def test_a_recommendation_is_explained_by_the_keyboard_alone(client: Clien
     await page.keyboard.press("Enter")
     await expect(first).to_have_attribute("aria-expanded", "true")
     await expect(page.locator(".why .bars").first).to_contain_text("dune")
-    assert watched.complaints == []
-
-
-CSV = """Customer;"Product, name";Stars;When
-zoe;"A ""fine"" thing";5;2024-01-02
-zoe;"Another; thing";3;
-yan;x;many;
-"""
-
-
-@pytest.mark.slow
-async def test_a_file_is_shown_checked_and_loaded(client: Client, watched: Watched, tmp_path: Path) -> None:
-    page = watched.page
-    file = tmp_path / "mine.csv"
-    file.write_text(CSV, "utf-8")
-    await page.goto(f"{client.url}/#/data")
-    await page.set_input_files("#file", file)
-    # Names that say nothing: the reader says which is which.
-    await page.locator(".check input").check()
-    await page.click("#check")
-    found = page.locator("#found")
-    await expect(found).to_contain_text("2 ratings of 1 user for 2 items, from 3 to 5")
-    await expect(found).to_contain_text('the rating "many" is no number')
-    assert (await client.get("/users/zoe")).status == 404
-    await found.get_by_role("button", name="Load 2 ratings").click()
-    await expect(page.locator("#sent")).to_have_text("2 of 2 are stored.")
-    kept = (await client.get("/users/zoe/ratings")).json["ratings"]
-    assert [(each["item_id"], each["rating"]) for each in kept] == [
-        ("Another; thing", 3.0),
-        ('A "fine" thing', 5.0),
-    ]
-    assert kept[1]["timestamp"] == 1704153600
     assert watched.complaints == []
 
 

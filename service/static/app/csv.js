@@ -4,8 +4,14 @@
 // Letters; a rating has a hundred. A quote that is never closed makes the rest of a file one row.
 const LONGEST_ROW = 1 << 20;
 
-/** Yield arrays of texts. `file`: a Blob. The separator is that of the first line: comma, semicolon, tab or `::`.
- *  Throws where a quote is not closed or a row has no end, with the line where it begins. */
+/** The bytes of a part of a file. A browser reads none of a file that has changed since it was chosen. */
+const read = (part) => part.arrayBuffer().catch((error) => {
+  throw error.name === "NotReadableError" ? new Error("the file has changed since it was chosen: choose it again") : error;
+});
+
+/** Yield arrays of rows: `{line, cells}`, in which line of the file one begins, and its texts. `file`: a Blob. The separator
+ *  is that of the first line: comma, semicolon, tab or `::`. Throws where a quote is not closed or a row has no end, with
+ *  the line where it begins. */
 export async function* rows(file, pieceBytes = 1 << 20) {
   const decoder = new TextDecoder("utf-8", { fatal: true });
   let rest = "";
@@ -13,7 +19,7 @@ export async function* rows(file, pieceBytes = 1 << 20) {
   let line = 1; // where `rest` begins
   for (let from = 0; from < file.size || from === 0; from += pieceBytes) {
     const last = from + pieceBytes >= file.size;
-    rest += decoder.decode(await file.slice(from, from + pieceBytes).arrayBuffer(), { stream: !last });
+    rest += decoder.decode(await read(file.slice(from, from + pieceBytes)), { stream: !last });
     if (separator === null) {
       const line = rest.slice(0, rest.search(/\r?\n|$/));
       separator = ["::", "\t", ";", ","].find((each) => line.includes(each)) ?? ",";
@@ -32,7 +38,7 @@ export function split(text, separator, last, line = 1) {
   let row = [], field = "", quoted = false, begun = 0, at = 0, now = line, opened = line;
   const endRow = (next) => {
     row.push(field);
-    if (row.length > 1 || row[0] !== "") found.push(row);
+    if (row.length > 1 || row[0] !== "") found.push({ line, cells: row });
     row = [];
     field = "";
     begun = next;

@@ -53,21 +53,20 @@ export function event(cells, columns) {
   return { user_id: at("user"), item_id: at("item"), rating, ...(timestamp === undefined ? {} : { timestamp }) };
 }
 
-/** The events of a file, each as `[row, event]`, bad rows told to `bad`; `read` is told how much of the file is read. */
-async function* events(file, { has_head, columns }, bad, read) {
-  let row = 0;
+/** The events of a file, each as `[line, event]`, bad rows told to `bad`; `read` is told how much of the file is read. */
+async function* events(file, { has_head, columns }, bad, read = () => {}) {
+  let head = has_head;
   let seen = 0;
   for await (const piece of rows(file)) {
     const found = [];
-    for (const cells of piece) {
-      row += 1;
-      if (row === 1 && has_head) continue;
+    for (const { line, cells } of head ? piece.slice(1) : piece) {
       try {
-        found.push([row, event(cells, columns)]);
+        found.push([line, event(cells, columns)]);
       } catch (error) {
-        bad(row, error.message);
+        bad(line, error.message);
       }
     }
+    head = head && !piece.length;
     seen = Math.min(file.size, seen + (1 << 20));
     read(seen / (file.size || 1));
     yield found;
@@ -89,9 +88,9 @@ const asText = ({ low, high, step }) => `${low}:${high}${step ? `:${step}` : ""}
 /** Read the whole file, and say what is in it. */
 async function check(file, map, read) {
   const seen = { ratings: 0, users: new Set(), items: new Set(), low: Infinity, high: -Infinity, values: new Set(), bad: [], n_bad: 0 };
-  const bad = (row, why) => {
+  const bad = (line, why) => {
     seen.n_bad += 1;
-    if (seen.bad.length < SHOWN_BAD) seen.bad.push([number(row), why]);
+    if (seen.bad.length < SHOWN_BAD) seen.bad.push([number(line), why]);
   };
   for await (const found of events(file, map, bad, read)) {
     for (const [, { user_id, item_id, rating }] of found) {
@@ -106,7 +105,7 @@ async function check(file, map, read) {
   return { ...seen, scale: seen.ratings ? scaleOf(seen) : null };
 }
 
-// What is loaded now, or was last, wherever its reader looks meanwhile: `{file, sent, total, part, busy, stop, error}`.
+// What is loaded now, or was last, wherever its reader looks meanwhile: `{file, sent, total, busy, stop, error}`.
 const loading = signal(null);
 const tellLoad = (more) => (loading.value = { ...loading.value, ...more });
 window.addEventListener("beforeunload", (event_) => loading.value?.busy && event_.preventDefault());
@@ -120,7 +119,7 @@ async function send(batch) {
       return await call("POST", "/ratings", body, { timeout_s: 120 });
     } catch (error) {
       // Sending a call again is harmless: of a pair the last rating counts.
-      if (loading.value.stop || tries >= 60 || !passes(error)) throw Number.isInteger(error.row) ? new Error(`Row ${number(batch[error.row][0])} of the file: ${error.message}`) : error;
+      if (loading.value.stop || tries >= 60 || !passes(error)) throw Number.isInteger(error.row) ? new Error(`Line ${number(batch[error.row][0])} of the file: ${error.message}`) : error;
       await new Promise((go) => setTimeout(go, 1000 * (error.retryAfter ?? 1)));
     }
   }
@@ -128,7 +127,7 @@ async function send(batch) {
 
 /** Send the ratings of a file that was checked; what comes of it is in `loading`. */
 async function load(file, map, total) {
-  loading.value = { file: file.name, sent: 0, total, part: 0, busy: true, stop: false, error: null };
+  loading.value = { file: file.name, sent: 0, total, busy: true, stop: false, error: null };
   let batch = [];
   const flush = async () => {
     await send(batch);
@@ -136,7 +135,7 @@ async function load(file, map, total) {
     batch = [];
   };
   try {
-    for await (const some of events(file, map, () => {}, (part) => tellLoad({ part }))) {
+    for await (const some of events(file, map, () => {})) {
       for (const each of some) {
         if (loading.value.stop) return;
         if (batch.push(each) === BATCH) await flush();
@@ -151,9 +150,9 @@ async function load(file, map, total) {
 }
 
 const Loading = () => {
-  const { file, sent, total, part, busy, stop, error } = loading.value;
+  const { file, sent, total, busy, stop, error } = loading.value;
   return html`<p><span id="sent" role="status">${number(sent)} of ${number(total)} are stored.</span> <span class="soft">${file}${stop ? ", stopped" : ""}</span></p>
-    ${busy && html`<p><progress max="1" value=${part} aria-label="progress of the load"></progress> <button type="button" disabled=${stop} onClick=${() => tellLoad({ stop: true })}>Stop</button></p>`}
+    ${busy && html`<p><progress max=${total} value=${sent} aria-label="progress of the load"></progress> <button type="button" disabled=${stop} onClick=${() => tellLoad({ stop: true })}>Stop</button></p>`}
     <${Failure} error=${error} />`;
 };
 
@@ -168,33 +167,37 @@ const Import = () => {
   const [file, take] = useState(null);
   const [head, setHead] = useState([]);
   const [map, setMap] = useState(null);
-  const [found, setFound] = useState(null);
+  const [checked, setChecked] = useState(null);
   const [scale, setScale] = useState(null);
   const [progress, tell] = useState(null);
   const [error, fail] = useState(null);
+  // What was found in another file, or by other columns, says nothing of these.
+  const found = checked?.file === file && checked.map === map ? checked.seen : null;
 
   const choose = async (event_) => {
     const [chosen] = event_.target.files;
-    [setFound, fail, tell].forEach((set) => set(null));
+    [take, fail, tell].forEach((set) => set(null));
     if (!loading.value?.busy) loading.value = null;
     if (!chosen) return;
     try {
       const { value } = await rows(chosen, 1 << 16).next();
       if (!value?.length) throw new Error("the file has no rows");
       take(chosen);
-      setHead(value.slice(0, 4));
-      setMap(mapping(value[0]));
+      const first = value.slice(0, 4).map(({ cells }) => cells);
+      setHead(first);
+      setMap(mapping(first[0]));
     } catch (error_) {
-      take(null);
       fail(error_ instanceof TypeError ? new Error("the file is not text in UTF-8; `foldin import` reads Parquet and gzip, too") : error_);
     }
   };
+  // Else a browser says nothing where the same file is chosen, of which lines were mended meanwhile.
+  const chooseAgain = (event_) => (event_.target.value = "");
   const dryRun = async () => {
-    fail(null);
+    [setChecked, fail].forEach((set) => set(null));
     try {
       const seen = await check(file, map, tell);
       setScale(seen.scale);
-      setFound(seen);
+      setChecked({ file, map, seen });
     } catch (error_) {
       fail(error_);
     }
@@ -211,18 +214,18 @@ const Import = () => {
   const ready = found && found.ratings > 0 && fits(found, open ? [scale.low, scale.high] : status.value.scale);
   return html`<h2 id="import">Load a file</h2>
     <p>CSV or another text of columns: MovieLens, RecBole, your own. Nothing is sent before you have seen what it was taken for.</p>
-    <p><input type="file" id="file" aria-label="a file of ratings" accept=".csv,.tsv,.txt,.dat,.data,.inter,text/*" onChange=${choose} /></p>
+    <p><input type="file" id="file" aria-label="a file of ratings" accept=".csv,.tsv,.txt,.dat,.data,.inter,text/*" onClick=${chooseAgain} onChange=${choose} /></p>
     <${Failure} error=${error} />
     ${file && map && html`
       <${Table} label="the first rows" columns=${names} rows=${(map.has_head ? head.slice(1) : head).slice(0, 3)} />
-      <div class="search">${ROLES.map((role) => html`<${Field} label=${role}><select id=${`column-${role}`} value=${String(map.columns[role])} onChange=${(event_) => (setFound(null), setMap({ ...map, columns: { ...map.columns, [role]: Number(event_.target.value) } }))}>
+      <div class="search">${ROLES.map((role) => html`<${Field} label=${role}><select id=${`column-${role}`} value=${String(map.columns[role])} onChange=${(event_) => setMap({ ...map, columns: { ...map.columns, [role]: Number(event_.target.value) } })}>
           ${role === "timestamp" && html`<option value="-1">none</option>`}${names.map((name, n) => html`<option value=${String(n)}>${name}</option>`)}</select><//>`)}
-        <label class="check"><input type="checkbox" checked=${map.has_head} onChange=${() => (setFound(null), setMap({ ...map, has_head: !map.has_head }))} /> the first row has names</label></div>
+        <label class="check"><input type="checkbox" checked=${map.has_head} onChange=${() => setMap({ ...map, has_head: !map.has_head })} /> the first row has names</label></div>
       <p><button type="button" id="check" onClick=${dryRun}>Check the whole file</button></p>`}
     ${progress !== null && html`<p><progress max="1" value=${progress} aria-label="progress"></progress> ${number(100 * progress)} %</p>`}
     ${found && html`<div class="panel" id="found">
       <p>${plural(found.ratings, "rating")} of ${plural(found.users.size, "user")} for ${plural(found.items.size, "item")}${found.ratings > 0 ? `, from ${number(found.low, 3)} to ${number(found.high, 3)}${found.scale.step ? ` in steps of ${found.scale.step}` : ""}` : ""}.</p>
-      ${found.n_bad > 0 && html`<p class="bad">${plural(found.n_bad, "row")} cannot be read and will be left out; the first:</p><${Table} label="bad rows" columns=${[{ text: "row", number: true }, "why"]} rows=${found.bad} />`}
+      ${found.n_bad > 0 && html`<p class="bad">${plural(found.n_bad, "row")} cannot be read and will be left out; the first:</p><${Table} label="bad rows" columns=${[{ text: "line", number: true }, "why"]} rows=${found.bad} />`}
       ${found.ratings > 0 && open && html`<${Scale} scale=${scale} set=${setScale} />${!ready && html`<p class="bad">Not all ratings of the file are on it.</p>`}`}
       ${found.ratings > 0 && !open && !ready && html`<p class="bad">The scale of this store is ${number(status.value.scale[0], 2)} to ${number(status.value.scale[1], 2)}.</p>
         <p class="soft">A store has one, for good: <code>FOLDIN_SCALE=${asText(found.scale)} foldin up --no-play --data ./mine</code> begins one for this file.</p>`}

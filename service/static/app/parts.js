@@ -176,15 +176,17 @@ export function Fold({ title, children }) {
 /** The call that a part of a page makes, to be copied. */
 export function Commands({ method = "GET", path, body, python }) {
   const [said, say] = useState("");
+  const timer = useRef(0);
   const copy = async (text, what) => {
+    clearTimeout(timer.current);
     try {
       await navigator.clipboard.writeText(text);
       say(`copied as ${what}`);
+      timer.current = setTimeout(() => say(""), 8000);
     } catch {
-      // Without TLS a browser has no clipboard for pages but that of this machine.
+      // Without TLS a browser has no clipboard for pages but that of this machine: it stays, to be selected.
       say(text);
     }
-    setTimeout(() => say(""), 8000);
   };
   return html`<span class="commands">
     <button type="button" class="quiet" onClick=${() => copy(asCurl(method, path, body), "curl")}>copy as curl</button>
