@@ -90,7 +90,9 @@ def one_worker(options: Options, requests: str, port: int, bare_port: int, cpus:
     loads = peaks(options, requests, port, bare_port, cpus)
     rows = peak_rows("GET /predict, 1 worker, 64 connections", loads, "bare handler, 1 process")
     # At the peak latency is a matter of the number of connections alone.
-    half = float(np.median([load.per_second for load in loads["foldin"]])) / 2
+    half, bare_half = (
+        float(np.median([load.per_second for load in loads[name]])) / 2 for name in ("foldin", "bare")
+    )
     before = buckets(metrics_text(port), LOOKUP)
     lookups: list[float] = []
 
@@ -104,7 +106,11 @@ def one_worker(options: Options, requests: str, port: int, bare_port: int, cpus:
 
     open_loads = interleave(
         options.rounds,
-        {"bare": lambda: drive(plan_for(options, requests, bare_port, half), cpus=cpus), "foldin": product},
+        {
+            "bare": lambda: drive(plan_for(options, requests, bare_port, half), cpus=cpus),
+            "bare at its half": lambda: drive(plan_for(options, requests, bare_port, bare_half), cpus=cpus),
+            "foldin": product,
+        },
     )
     p99 = {name: tuple(load.percentile_ms(99) for load in each) for name, each in open_loads.items()}
     detail = f"{compared(p99['foldin'], p99['bare'])} ms"
@@ -114,6 +120,11 @@ def one_worker(options: Options, requests: str, port: int, bare_port: int, cpus:
     return [
         *rows,
         Row(work, "x", times, at_most(1.5, 2.0), "bare handler, same rate", detail),
+        Row(
+            f"p99 of the bare handler at half of its own, {number(bare_half)} a second",
+            "ms",
+            p99["bare at its half"],
+        ),
         Row("p50 there", "ms", tuple(load.percentile_ms(50) for load in open_loads["foldin"])),
         Row(inside, "ms", tuple(lookups), at_most(0.5, 1.0), detail="from /metrics"),
     ]
