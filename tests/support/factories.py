@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypedDict, Unpack
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from factors import (
     Float32s,
     Histories,
     Int64s,
+    Link,
     Model,
     Ranker,
     RankingHead,
@@ -40,17 +41,12 @@ from tests.support.waiting import some
 SCALE = Scale(1.0, 5.0)
 
 
-def make_model(
-    rank: int = 2, scale: Scale = SCALE, link: Literal["gaussian", "ordinal"] = "gaussian"
-) -> Model:
+def make_model(rank: int = 2, scale: Scale = SCALE, link: Link = "gaussian") -> Model:
     return prior_model(FitSettings(scale=scale, rank=rank, link=link))
 
 
 def make_items(model: Model, n_items: int, seed: int = 0) -> Float32s:
-    """An item table (n_items, item_width) that `factors` made: items folded in from ratings of made-up
-    users.
-    """
-
+    """An item table (n_items, item_width): items folded in from ratings of made-up users."""
     rng = np.random.default_rng(seed)
     users = np.repeat(posterior_of(model).prior_user[None], 5, axis=0)
     users = users + rng.normal(0.0, 0.3, users.shape).astype(np.float32) * (users != 0)
@@ -120,19 +116,6 @@ class Written:
         return float(scores.rating[0])
 
 
-class Options(TypedDict, total=False):
-    """How a generation is to be that a test publishes; see `write_generation`."""
-
-    epoch: int
-    n_items: int
-    users: Sequence[bytes]
-    seed: int
-    model: Model | None
-    head: RankingHead | None
-    activity: bytes | None
-    items: Float32s | None
-
-
 def as_live(written: Written, epoch: int = 1) -> LiveGeneration:
     posterior = posterior_of(written.model)
     return LiveGeneration(
@@ -163,9 +146,8 @@ async def write_generation(
     """A finished generation with the records of `users` as of now, not live yet."""
     model = model or make_model()
     items = make_items(model, n_items, seed) if items is None else items
-    writer = await store.generations.begin(
-        lease, make_draft(model, len(users), n_items, epoch=epoch), {0: "1-1"}
-    )
+    draft = make_draft(model, len(users), n_items, epoch=epoch)
+    writer = await store.generations.begin(lease, draft, {0: "1-1"})
     await writer.write_items(items, model)
     if head is not None:
         await writer.write_blob(RANKING, head_to_bytes(head))
@@ -179,7 +161,8 @@ async def write_generation(
     return Written(writer, model, items, await writer.finish())
 
 
-async def publish(store: Store, lease: Lease, **options: Unpack[Options]) -> Written:
+async def publish(store: Store, lease: Lease, **options: Any) -> Written:
+    """The same, live."""
     written = await write_generation(store, lease, **options)
     assert await written.writer.flip(automatic=False)
     return written
@@ -211,7 +194,6 @@ async def publish_for_ann(store: Store, ratings: Mapping[str, float], n_items: i
 async def opened(
     at: StoreServer | StoreSettings, timeout_s: float = 30.0, *, hot: bool = True
 ) -> AsyncIterator[Store]:
-    """A store for the length of a `with`."""
     if isinstance(at, StoreServer):
         at = StoreSettings(url=at.url, partitions=4, timeout_s=timeout_s)
     store = await Store.open(at, hot=hot)

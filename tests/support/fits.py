@@ -19,7 +19,6 @@ class _Fit:
         self._task: asyncio.Task[None] | None = None
 
     async def ask(self, payload: bytes) -> bytes:
-        """Begin to fit; return the first answer."""
         loop, request = asyncio.get_running_loop(), msgspec.msgpack.decode(payload, type=FitRequest)
 
         def tell(answer: Answer) -> None:

@@ -13,12 +13,10 @@ from tests.support.waiting import some
 
 
 def live_of(follower: Follower) -> LiveGeneration:
-    """What it serves."""
     return some(follower.live)
 
 
 def head_of(follower: Follower) -> RankingHead:
-    """The ranking head of what it serves."""
     return some(live_of(follower).ranking).head
 
 
@@ -26,7 +24,6 @@ def head_of(follower: Follower) -> RankingHead:
 async def following(
     store: Store, folder: Path, name: str = "w", poll_s: float = 0.02
 ) -> AsyncIterator[Follower]:
-    """A follower that runs within the block."""
     follower = Follower(store, folder, name, poll_s)
     stop = asyncio.Event()
     task = asyncio.create_task(follower.run(stop))

@@ -26,8 +26,6 @@ _ERROR = '<?xml version="1.0"?><Error><Code>{}</Code><Message>secret-of-tests ke
 
 @dataclass(frozen=True)
 class ObjectServer:
-    """An S3 server of a test worker."""
-
     endpoint: str
 
     def address(self) -> ObjectAddress:
@@ -47,7 +45,6 @@ def everything(address: ObjectAddress) -> dict[str, bytes]:
 
 @contextmanager
 def object_server(folder: Path) -> Iterator[ObjectServer]:
-    """Start a server with an empty bucket."""
     port = unused_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     child = BlockingChild(command, folder / "objects.log", environment=dict(os.environ))
@@ -89,9 +86,7 @@ class Between:
                     return
                 headers = dict(self.headers.items())
                 if between.lies:
-                    headers = {
-                        name: text for name, text in headers.items() if name.lower() != "if-none-match"
-                    }
+                    headers = {name: it for name, it in headers.items() if name.lower() != "if-none-match"}
                 connection = http.client.HTTPConnection(behind.hostname or "", behind.port, timeout=30)
                 connection.request(self.command, self.path, body, headers)
                 answer = connection.getresponse()

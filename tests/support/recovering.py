@@ -33,8 +33,8 @@ opened = factories.opened
 GIVEN = low_rank_ratings(users=10, items=12)
 LATER = low_rank_ratings(users=10, items=12, seed=1, prefix="late")
 
+# By user and item: rating and time, None where that is unknown.
 Held = dict[tuple[str, str], tuple[float, float | None]]
-"""By user and item: rating and time, None where that is unknown."""
 
 
 async def held(store: Store, epoch: int | None = None) -> Held:
@@ -51,29 +51,24 @@ async def held(store: Store, epoch: int | None = None) -> Held:
 
 
 async def now_held(settings: TrainerSettings) -> Held:
-    """All ratings that hold in the live epoch."""
     async with opened(settings.store) as store:
         return await held(store)
 
 
 def without(of: Held, *users: str) -> Held:
-    """What is held without the ratings of some users."""
     return {pair: entry for pair, entry in of.items() if pair[0] not in users}
 
 
 def copy_of(settings: TrainerSettings, name: str = "copy") -> Path:
-    """A copy of the archive as it is now, beside it."""
     return Path(shutil.copytree(settings.archive_folder, settings.archive_folder.parent.with_name(name)))
 
 
 async def backed_up(settings: TrainerSettings, target: Location) -> Manifest:
-    """Back up to a folder or an object store."""
     async with opened(settings.store) as store:
         return await back_up(store, settings, target, lambda _line: None)
 
 
 async def verified(settings: TrainerSettings) -> Verified:
-    """What the comparison of store and archive finds."""
     async with opened(settings.store) as store:
         return await verify(store, settings, lambda _line: None)
 
@@ -113,7 +108,6 @@ def put_back(server: StoreServer, files: Path) -> None:
 
 
 def copied_files(server: StoreServer, folder: Path) -> Path:
-    """A copy of the files of a store, which goes on."""
     server.stop()
     shutil.copytree(server.folder / "appendonlydir", folder)
     server.start()
@@ -121,7 +115,6 @@ def copied_files(server: StoreServer, folder: Path) -> Path:
 
 
 def trashed(settings: TrainerSettings) -> list[Path]:
-    """The entries in the trash of an archive."""
     return sorted((settings.archive_folder / "trash").glob("epoch-*Z"))
 
 

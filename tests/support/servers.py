@@ -1,6 +1,4 @@
-"""Real stores for tests: each server is started here, on a free port, with a folder of its own, and ended
-by its pid.
-"""
+"""Real stores for tests: each is started here, on its own port and folder, and ended by its pid."""
 
 import os
 import shutil
@@ -39,7 +37,6 @@ def server_binary(kind: ServerKind) -> Path | None:
 
 
 def store_environment(store: StoreSettings) -> dict[str, str]:
-    """What a process must be told to use this store."""
     named = {"FOLDIN_REDIS_URL": store.url, "FOLDIN_NAMESPACE": store.namespace}
     return {**named, "FOLDIN_PARTITIONS": str(store.partitions)}
 
@@ -69,12 +66,10 @@ class StoreServer:
 
     @property
     def url(self) -> str:
-        """The address."""
         return f"redis://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
-        """The process, while it runs."""
         assert self._process is not None
         return self._process.pid
 
@@ -97,11 +92,9 @@ class StoreServer:
         return redis_reply(("127.0.0.1", self.port)).startswith((b"+PONG", b"-NOAUTH"))
 
     def kill(self) -> None:
-        """SIGKILL, as a power cut would."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """Stop in order."""
         self._end(signal.SIGTERM)
 
     def pause(self) -> None:
@@ -109,7 +102,6 @@ class StoreServer:
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Answer again."""
         os.kill(self.pid, signal.SIGCONT)
 
     def _end(self, how: signal.Signals) -> None:

@@ -88,8 +88,11 @@ async def client_of(url: str, key: str = "") -> AsyncIterator[Client]:
         yield Client(session, url)
 
 
+Served = tuple[Client, web.Application]
+
+
 @contextlib.asynccontextmanager
-async def serving(store: StoreSettings, **changes: Any) -> AsyncIterator[tuple[Client, web.Application]]:
+async def serving(store: StoreSettings, **changes: Any) -> AsyncIterator[Served]:
     """A service in this process, and a client of it."""
     with tempfile.TemporaryDirectory(prefix="foldin-test-") as cache:
         settings = replace(ServiceSettings(store=store, cache_dir=Path(cache), keepalive_s=75.0), **changes)
@@ -160,7 +163,6 @@ class Service:
         return code
 
     def worker_pids(self) -> list[int]:
-        """The processes that the supervisor started."""
         listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text("ascii")
         return sorted(map(int, listed.split()))
 
@@ -188,7 +190,6 @@ async def serves(client: Client, generation: int, timeout_s: float = PATIENCE_S)
 
 
 async def until_receipt(client: Client, receipt: str, state: str = "erased") -> None:
-    """Wait until a receipt says that the archive is in this state."""
     path, what = f"/receipts/{receipt}", f"the receipt says {state}"
     await wait_until_async(lambda: client.get(path), what, lambda reply: reply.json["archive"] == state)
 
@@ -200,7 +201,6 @@ class QuietHandler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def answering(handler: type[QuietHandler]) -> Iterator[str]:
-    """The address at which it answers."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:

@@ -48,7 +48,6 @@ class Trainer:
 
 @contextlib.asynccontextmanager
 async def running(trainer: Trainer) -> AsyncIterator[Trainer]:
-    """It runs for the length of a `with`."""
     task = asyncio.create_task(trainer.run())
     try:
         yield trainer

@@ -27,10 +27,7 @@ EVERY_COMMAND: dict[str, Command] = {
 
 
 def processes(data: Path) -> list[int]:
-    """Ids of the processes that serve this data directory, except the supervisor.
-
-    Each has it in its environment.
-    """
+    """Ids of the processes that have this data directory in their environment, except the supervisor."""
     found = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
@@ -46,12 +43,9 @@ def processes(data: Path) -> list[int]:
 
 
 def foldin(*arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
     command = [sys.executable, "-m", "foldin", *map(str, arguments)]
-    environ = plain_environment(os.environ, settings)
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE_S, env=environ, check=False
-    )
+    env = plain_environment(os.environ, settings)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=env, check=False)
 
 
 class Stack:
@@ -72,7 +66,6 @@ class Stack:
 
     @property
     def text(self) -> str:
-        """All that it said."""
         return self.process.text
 
     def says(self, words: str, timeout_s: float = PATIENCE_S) -> None:
@@ -87,11 +80,9 @@ class Stack:
         )
 
     def call(self, method: str, path: str, body: object = None, key: str | None = None) -> Any:
-        """A call of the API."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self.url + path, data, {"Content-Type": "application/json"}, method=method
-        )
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
         if key is not None:
             request.add_header("Authorization", f"Bearer {key}")
         try:
@@ -102,7 +93,6 @@ class Stack:
             raise
 
     def part(self, name: str) -> int:
-        """Process id of a part."""
         program = "valkey-server" if name == "store" else f"-m\0{name}"
         for pid in processes(self.data):
             try:
@@ -115,7 +105,6 @@ class Stack:
         return 0
 
     def interrupt(self) -> int:
-        """Ctrl-C; the exit code."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(PATIENCE_S)
 

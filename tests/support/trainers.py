@@ -1,13 +1,13 @@
 """Trainers for tests: in this process, or as a child that can be killed at a named step."""
 
 import asyncio
-import json
 import os
+import pickle
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock
@@ -23,7 +23,7 @@ from tests.support.servers import store_environment
 from tests.support.waiting import PATIENCE_S, some, wait_until, wait_until_async
 from trainer.app import Trainer
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.segments import Step, no_step, read_segment
+from trainer.archive.segments import SegmentName, Step, no_step, read_segment
 from trainer.archive.storage.address import ObjectAddress
 from trainer.errors import CannotStartError, SegmentGoneError
 from trainer.schedule import Rules
@@ -125,9 +125,7 @@ async def until_live(store: Store, generation: int = 1, epoch: int = 1) -> None:
 
 async def until_drained(store: Store, epoch: int = 1) -> None:
     """Wait until all that was acknowledged is in the archive."""
-    await wait_until_async(
-        lambda: store.stream.lag(epoch), "streams archived and trimmed", lambda lag: not sum(lag.values())
-    )
+    await wait_until_async(lambda: store.stream.lag(epoch), "streams archived", lambda n: not sum(n.values()))
 
 
 async def fitted(store: Store, kind: CommandKind = "refit", epoch: int = 1) -> int:
@@ -138,7 +136,6 @@ async def fitted(store: Store, kind: CommandKind = "refit", epoch: int = 1) -> i
 
 
 async def outcome_of(store: Store, command: str) -> Outcome:
-    """What came of a command."""
     # A fit takes seconds, and a minute and more of a machine that is busy.
     return some(await store.commands.wait(command, 100))
 
@@ -167,8 +164,6 @@ def archived(settings: TrainerSettings, epoch: int = 1, *, path: Path | None = N
 
 
 def _uncovered(folder: Path) -> list[Path]:
-    from trainer.archive.segments import SegmentName
-
     files = [(SegmentName.parse(path.name), path) for path in folder.glob("*.parquet")]
     named = sorted((name, path) for name, path in files if name is not None)
     return [path for name, path in named if not any(other.covers(name) for other, _ in named)]
@@ -180,26 +175,13 @@ def reopened(settings: TrainerSettings, epoch: int = 1) -> EpochArchive:
 
 
 CHILD = """
-import asyncio, json, signal, sys, threading
-from pathlib import Path
-from featurestore.settings import StoreSettings
+import asyncio, pickle, signal, sys, threading
+from featurestore.telemetry.log_lines import configure
 from processes.loop import stop_event
 from trainer.app import Trainer
-from trainer.archive.storage.address import ObjectCredentials, archive_address
-from trainer.gate import Policy
-from featurestore.telemetry.log_lines import configure
-from trainer.schedule import Rules
-from trainer.settings import TrainerSettings
 
-given = json.loads(sys.argv[1])
+settings = pickle.loads(bytes.fromhex(sys.argv[1]))
 victim, occurrence, how = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-given["store"] = StoreSettings(**given["store"])
-given["gate"] = Policy(**given["gate"])
-given["rules"] = Rules(**given["rules"])
-given["archive_dir"] = archive_address(given["archive_dir"])
-given["fits_dir"] = Path(given["fits_dir"])
-given["credentials"] = ObjectCredentials(file=Path(given["credentials"]))
-given["store_dir"] = given["store_dir"] and Path(given["store_dir"])
 seen = 0
 
 def step(name):
@@ -212,7 +194,7 @@ def step(name):
 exec(sys.argv[5])
 
 async def main():
-    await Trainer(TrainerSettings(**given), step=step).run(stop_event())
+    await Trainer(settings, step=step).run(stop_event())
 
 configure("INFO", "text")
 asyncio.run(main())
@@ -220,7 +202,6 @@ asyncio.run(main())
 
 
 def trainer_environment(settings: TrainerSettings) -> dict[str, str]:
-    """What `python -m trainer` must be told to work with these settings."""
     archive = settings.archive_dir
     return {
         **os.environ,
@@ -262,21 +243,13 @@ class ChildTrainer:
         how: signal.Signals = signal.SIGKILL,
         patch: str = "",
     ) -> None:
-        given = asdict(settings)
-        archive, fits = settings.archive_dir, settings.fits_dir
-        given["archive_dir"] = str(archive) if isinstance(archive, Path) else archive.text
-        given["store_dir"] = settings.store_dir and str(settings.store_dir)
-        given["fits_dir"] = str(fits)
-        given["credentials"] = str(settings.credentials.file)
-        self.log = (archive if isinstance(archive, Path) else fits).with_name("trainer.log")
-        self.process = BlockingChild(
-            [sys.executable, "-c", CHILD, json.dumps(given), step, str(occurrence), str(int(how)), patch],
-            self.log,
-        )
+        archive = settings.archive_dir
+        self.log = (archive if isinstance(archive, Path) else settings.fits_dir).with_name("trainer.log")
+        arguments = [pickle.dumps(settings).hex(), step, str(occurrence), str(int(how)), patch]
+        self.process = BlockingChild([sys.executable, "-c", CHILD, *arguments], self.log)
 
     @property
     def ended(self) -> bool:
-        """Whether it is gone."""
         return self.process.code is not None
 
     @property
@@ -285,5 +258,4 @@ class ChildTrainer:
         return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
     def end(self, how: signal.Signals = signal.SIGKILL) -> int:
-        """Signal it, wait for it; its exit code."""
         return self.process.end(how, 30)

@@ -14,7 +14,6 @@ PATIENCE_S = 60.0
 
 
 def some(value: T | None) -> T:
-    """Return a value that is there."""
     assert value is not None
     return value
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from aiohttp import web
 
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
@@ -17,7 +16,7 @@ from service.http.dispatch import Connection
 from service.server import connections
 from tests.support.factories import Written, opened, publish_for_ann
 from tests.support.servers import KIND, own_namespace
-from tests.support.serving import Client, serves, serving
+from tests.support.serving import Client, Served, serves, serving
 
 SHARED_ITEMS = 12
 
@@ -37,16 +36,14 @@ async def published(store: Store) -> Written:
 
 
 @pytest.fixture
-async def served(
-    store_settings: StoreSettings, published: Written
-) -> AsyncIterator[tuple[Client, web.Application]]:
+async def served(store_settings: StoreSettings, published: Written) -> AsyncIterator[Served]:
     async with serving(store_settings, erase_wait_s=0.1) as (client, app):
         await serves(client, published.writer.number)
         yield client, app
 
 
 @pytest.fixture
-def client(served: tuple[Client, web.Application]) -> Client:
+def client(served: Served) -> Client:
     return served[0]
 
 
@@ -75,9 +72,7 @@ async def shared(shared_store: Store) -> Written:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def asked(
-    shared_settings: StoreSettings, shared: Written
-) -> AsyncIterator[tuple[Client, web.Application]]:
+async def asked(shared_settings: StoreSettings, shared: Written) -> AsyncIterator[Served]:
     """The service of all tests of a module, with its fast path."""
     async with serving(shared_settings, erase_wait_s=0.1) as (client, app):
         await serves(client, shared.writer.number)
@@ -85,9 +80,7 @@ async def asked(
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def plain(
-    shared_settings: StoreSettings, shared: Written
-) -> AsyncIterator[tuple[Client, web.Application]]:
+async def plain(shared_settings: StoreSettings, shared: Written) -> AsyncIterator[Served]:
     """The same without its fast path: another worker on the same store."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connections, "fast_connections", lambda context: Connection)
@@ -97,5 +90,5 @@ async def plain(
 
 
 @pytest.fixture(scope="module")
-def both(asked: tuple[Client, web.Application], plain: tuple[Client, web.Application]) -> list[Client]:
+def both(asked: Served, plain: Served) -> list[Client]:
     return [asked[0], plain[0]]

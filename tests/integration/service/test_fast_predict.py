@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from featurestore.settings import StoreSettings
 from service.context import CONTEXT
@@ -17,7 +16,7 @@ from service.http.dispatch import Connection
 from service.server import connections, fast_predict
 from service.server.fast_predict import FastConnection
 from tests.support.factories import Written
-from tests.support.serving import BOTH_WAYS, Client, hold, serves, serving
+from tests.support.serving import BOTH_WAYS, Client, Served, hold, serves, serving
 from tests.support.waiting import wait_until_async
 
 ROUTE = "/predict"
@@ -123,9 +122,7 @@ def named(number: int) -> str:
 
 
 @BOTH_WAYS
-async def test_what_comes_meanwhile_is_answered_after_it_in_order(
-    ways: Ways, served: tuple[Client, web.Application], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_answers_are_in_order(ways: Ways, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     client, app = served
     gate = hold(app, "users", "lookup", monkeypatch)
     async with wire_to(client) as wire:
@@ -135,9 +132,7 @@ async def test_what_comes_meanwhile_is_answered_after_it_in_order(
         rest = get(3, named(3)) + get(4, named(4), method="HEAD") + get(5, named(5))
         wire.send(rest[:40])
         if ways.fast:
-            await wait_until_async(
-                lambda: any(connection.held for connection in ways.made), "bytes are held back"
-            )
+            await wait_until_async(lambda: any(each.held for each in ways.made), "bytes are held back")
         assert app[CONTEXT].traffic.in_flight == 1
         gate.set()
         wire.send(rest[40:])

@@ -78,9 +78,7 @@ async def ask(client: Client, route: Route, headers: dict[str, str]) -> int:
 
 
 @BOTH_WAYS
-async def test_every_route_by_every_role(
-    client: Client, keys: dict[str, str], store: Store, trainer: Trainer
-) -> None:
+async def test_routes_by_role(client: Client, keys: dict[str, str], store: Store, trainer: Trainer) -> None:
     before = await store.stream.lag(1), await store.generations.live()
     for sent in ("none", "unknown", *sorted(ROLES, key=lambda role: LEVELS[role])):
         secret = {**keys, "unknown": new_secret()}.get(sent)
@@ -231,9 +229,7 @@ async def test_beyond_loopback_nothing_starts_without_keys_unless_told_so(
         service.end()
 
 
-async def test_what_operates_is_recorded_and_nothing_else(
-    client: Client, keys: dict[str, str], caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_audited_calls(client: Client, keys: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "foldin.audit")
     history: dict[str, Any] = {"nb_users": 1, "nb_items": 1, "replace": True}
     history |= {"user_history": [0], "item_history": [0], "rating_history": [3]}

@@ -10,7 +10,6 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
-from aiohttp import web
 
 from featurestore.access import new_secret
 from featurestore.settings import StoreSettings
@@ -21,7 +20,7 @@ from service.context import CONTEXT
 from service.http import rating_quota
 from service.http import response as answers
 from tests.support.factories import Written, lead, publish, rating
-from tests.support.serving import Client, Reply, hold, is_problem, serves, serving
+from tests.support.serving import Client, Reply, Served, hold, is_problem, serves, serving
 from tests.support.waiting import wait_until_async
 
 
@@ -64,9 +63,7 @@ async def test_a_key_may_give_so_many_ratings_a_second_and_one_that_operates_any
         assert app[CONTEXT].counts.impressions_lost > 0
 
 
-async def test_a_user_may_have_so_many_entries_of_which_each_can_be_taken_back(
-    store: Store, store_settings: StoreSettings, published: Written
-) -> None:
+async def test_entries_are_bounded(store: Store, store_settings: StoreSettings, published: Written) -> None:
     async with serving(store_settings, history_entries=50) as (client, _):
         # One is there.
         assert (await client.post("/ratings", rows(40))).status == 200
@@ -122,9 +119,7 @@ async def test_large_calls_that_are_too_many_are_refused_at_once_and_others_are_
         assert (await client.post(path, body)).status == 200
 
 
-async def test_a_client_that_does_not_read_is_dropped(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_clients_that_read_nothing_are_dropped(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "READ_WITHIN_S", 0.3)
     body = json.dumps({"user_id": "ann", "item_ids": ["item-1"] * 10_000}).encode()
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -167,7 +162,7 @@ def after(users: int, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], A
     monkeypatch.setattr(UserSearch, "all", slowly)
 
 
-async def test_an_export_is_whole_in_small_pages_or_cut_off(
+async def test_exports_are_whole_or_cut(
     client: Client, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.routes.exporting._LINES_AT_ONCE", 7)
@@ -198,9 +193,7 @@ async def test_an_export_is_whole_in_small_pages_or_cut_off(
         await client.get("/export/ratings")
 
 
-async def test_exports_are_few_at_a_time(
-    served: tuple[Client, web.Application], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_exports_are_few_at_a_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     client, app = served
     go_on = asyncio.Event()
     after(1, monkeypatch, go_on.wait)

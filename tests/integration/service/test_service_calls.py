@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from featurestore.codecs import pack_histories
 from featurestore.store import Store
 from service.context import CONTEXT
 from tests.support.factories import Written, rating
-from tests.support.serving import JSON, LINES, SHARED, Client, is_problem, send_raw
+from tests.support.serving import JSON, LINES, SHARED, Client, Served, is_problem, send_raw
 
 pytestmark = SHARED
 ITEMS = 12
@@ -22,7 +21,7 @@ PAIR = "/predict?user_id=ann&item_id=item-5"
 
 
 @pytest.fixture(scope="module")
-def client(asked: tuple[Client, web.Application]) -> Client:
+def client(asked: Served) -> Client:
     return asked[0]
 
 
@@ -31,9 +30,7 @@ async def expected(store: Store, written: Written, user: str, row: int) -> float
     return written.rating_of(pack_histories([history]), row)
 
 
-async def test_a_pair_is_what_the_generation_gives_however_it_is_asked(
-    both: list[Client], shared_store: Store, shared: Written
-) -> None:
+async def test_a_pair_is_the_same_each_way(both: list[Client], shared_store: Store, shared: Written) -> None:
     wanted = await expected(shared_store, shared, "ann", 5)
     for client in both:
         reply = await client.get(PAIR)
@@ -61,9 +58,7 @@ async def test_a_pair_is_what_the_generation_gives_however_it_is_asked(
             assert (reply.status, reply.json["basis"]) == (200, basis)
 
 
-async def test_what_was_rated_is_known_at_once_to_every_worker(
-    both: list[Client], shared_store: Store, shared: Written
-) -> None:
+async def test_a_rating_is_known_everywhere(both: list[Client], shared_store: Store, shared: Written) -> None:
     one, other = both
     for step, value in enumerate((1.0, 5.0, 2.0)):
         reply = await one.post("/ratings", {"user_id": "eve", "item_id": f"item-{step}", "rating": value})
@@ -117,10 +112,8 @@ async def test_lists_and_explanations(client: Client) -> None:
     scores = [each["score"] for each in reply["items"]]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] == pytest.approx((await client.get(f"/predict?user=ann&item={names[0]}")).json["rating"])
-    page = (await client.post("/recommend/ann", {"n": 3, "offset": 2, "candidate_items": known})).json[
-        "items"
-    ]
-    assert [each["item_id"] for each in page] == names[2:5]
+    page = await client.post("/recommend/ann", {"n": 3, "offset": 2, "candidate_items": known})
+    assert [each["item_id"] for each in page.json["items"]] == names[2:5]
     every = {"n": 1000, "exclude_seen": False, "candidate_items": known}
     assert len((await client.post("/recommend/ann", every)).json["items"]) == ITEMS
     drawn = {"explore": "thompson", "seed": 1, "candidate_items": known}
@@ -226,10 +219,9 @@ async def test_wrong_methods_and_types(client: Client) -> None:
         assert is_problem(reply, 415, "unsupported_media_type", says="Content-Encoding")
     # Without any type, as a form of another site sends it.
     for path in ("/ratings", "/train", "/recommend"):
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
-        )
-        found = await asyncio.to_thread(send_raw, client.port, head.encode() + b"\r\n" + body)
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
+        found = await asyncio.to_thread(send_raw, client.port, head.encode() + body)
         assert found.split()[1] == b"415", path
 
 
@@ -258,10 +250,7 @@ async def test_pages_and_probes(client: Client, shared: Written) -> None:
 
 
 async def test_a_rating_is_predicted_by_what_was_known_before_it_and_counted(
-    asked: tuple[Client, web.Application],
-    shared_store: Store,
-    shared: Written,
-    monkeypatch: pytest.MonkeyPatch,
+    asked: Served, shared_store: Store, shared: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, app = asked
     counts, wanted = app[CONTEXT].counts, 0.0

@@ -165,9 +165,7 @@ async def test_a_type_is_held_and_told(client: Client) -> None:
     assert (await client.get("/schema")).json == schema
 
 
-async def test_a_type_that_was_inferred_wrongly_is_deleted_and_another_one_told(
-    client: Client, other: Client, store: Store
-) -> None:
+async def test_a_wrong_type_is_deleted_and_another_told(client: Client, other: Client, store: Store) -> None:
     await put(client, "item-0", attributes={"year": "1965", "tags": ["a"]})
     assert (await client.post("/users", [{"user_id": "ann", "attributes": {"year": "x"}}])).status == 200
     old = {"filter": {"must": [{"key": "year", "match": {"value": "1965"}}]}}
@@ -193,9 +191,7 @@ async def test_a_type_that_was_inferred_wrongly_is_deleted_and_another_one_told(
     assert is_problem(await client.get("/users/ann/attributes"), 404, "unknown_user")
 
 
-async def test_items_are_listed_searched_and_exported(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_items_are_listed_found_and_exported(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue_routes, "_EXPORTED_AT_ONCE", 7)
     rows: list[dict[str, object]] = [
         {"item_id": f"i/{n:02}", "title": f"{'Star' if n % 2 else 'Moon'} {n}"} for n in range(20)
@@ -211,9 +207,8 @@ async def test_items_are_listed_searched_and_exported(
     assert [each["item_id"] for each in page["items"]] == ["z", "i/01"]
     exported = await client.get("/export/items")
     assert exported.headers["Content-Type"] == "application/x-ndjson"
-    assert [json.loads(line) for line in exported.text.splitlines()] == [
-        {**row, "hidden": False} for row in (*rows, dated)
-    ]
+    shown = [{**row, "hidden": False} for row in (*rows, dated)]
+    assert [json.loads(line) for line in exported.text.splitlines()] == shown
     assert (await client.ask("HEAD", "/export/items")).status == 200
     # Copied over a catalogue in which an item was hidden since, it shows that one again.
     await client.ask("PATCH", "/items/z", json={"hidden": True})
@@ -228,9 +223,8 @@ async def test_items_that_ratings_or_events_alone_name_are_listed(
     await put(client, "item-3", title="Dune", hidden=True)
     await put(client, "a", title="first")
     # One that has just come, by a worker that has met it, and one that no one has rated.
-    assert (
-        await client.post("/ratings", {"user_id": "bob", "item_id": "item-31", "rating": 3})
-    ).status == 200
+    rated = {"user_id": "bob", "item_id": "item-31", "rating": 3}
+    assert (await client.post("/ratings", rated)).status == 200
     event = {"user_id": "bob", "item_id": "seen", "type": "view"}
     assert (await client.post("/events", event)).status == 200
     everything = ["a", *(f"item-{n}" for n in (0, 1, 2, 3, 31, 4, 5, 6, 7)), "seen"]
@@ -259,9 +253,7 @@ async def test_items_that_ratings_or_events_alone_name_are_listed(
     assert ids_of(await pages_of(other, "/items?of=all&n=2")) == everything
 
 
-async def test_what_an_item_is_expected_to_get_is_told_with_its_chances(
-    store_settings: StoreSettings, store: Store
-) -> None:
+async def test_what_an_item_is_expected_to_get_is_told(store_settings: StoreSettings, store: Store) -> None:
     """GET /items/{item_id}: what an average user would give, and each step of the scale by an unknown one."""
     lease = await lead(store)
     await store.items(1).register([b"rated", b"unrated"])

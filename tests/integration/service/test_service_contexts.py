@@ -57,13 +57,9 @@ def expected(
     written: Written, rated: list[tuple[int, float, list[float]]], item: int, now: list[float]
 ) -> float:
     posterior = posterior_of(written.model)
-    history = Histories(
-        np.array([0, len(rated)]),
-        np.array([each[0] for each in rated], dtype=np.int32),
-        np.array([each[1] for each in rated]),
-        np.full(len(rated), 1e9),
-        context=np.array([each[2] for each in rated], dtype=np.float32),
-    )
+    rows, values, contexts = zip(*rated, strict=True)
+    columns = np.array(rows, np.int32), np.array(values), np.full(len(rated), 1e9)
+    history = Histories(np.array([0, len(rated)]), *columns, context=np.array(contexts, np.float32))
     users = posterior.fold_in_users(written.items, history)
     scorer = Scorer(posterior, written.items)
     context = np.array([now], dtype=np.float32)
@@ -88,10 +84,8 @@ async def test_what_one_worker_took_in_a_context_the_other_answers_with(
         answer = (await client.get(pair("ann", 5, MORNING))).json
         assert answer["rating"] == pytest.approx(expected(written, rated, 5, [8.0, 0.0]), abs=2e-3)
         page = (await other.get("/users/ann/ratings")).json["ratings"]
-        assert [(each["item_id"], each.get("context")) for each in page] == [
-            ("item-0", None),
-            ("item-1", MORNING),
-        ]
+        found = [(each["item_id"], each.get("context")) for each in page]
+        assert found == [("item-0", None), ("item-1", MORNING)]
 
 
 async def test_every_answer_about_a_pair_is_the_same_number(client: Client) -> None:
@@ -104,9 +98,8 @@ async def test_every_answer_about_a_pair_is_the_same_number(client: Client) -> N
         asked = "" if context is None else f"?context={quote(json.dumps(context))}"
         why = (await client.get(f"/explain/ann/item-4{asked}")).json
         assert (why["rating"], why["std"]) == (got["rating"], got["std"])
-        assert why["base"] + sum(part["contribution"] for part in why["parts"]) == pytest.approx(
-            why["rating"]
-        )
+        total = why["base"] + sum(part["contribution"] for part in why["parts"])
+        assert total == pytest.approx(why["rating"])
         with_steps = (await client.get(pair("ann", 4, context) + "&timestamp=1e9")).json
         assert with_steps["rating"] == got["rating"]
         for listed in (
@@ -145,9 +138,8 @@ async def test_a_field_that_was_not_named_is_refused_wherever_it_is_given(client
     assert (await client.get("/users/u/ratings")).status == 404
     # One that is deleted is none, and its name is free: nothing of before comes back under it.
     assert (await client.post("/ratings", row("ann", 1, 5, EVENING))).status == 200
-    assert (await client.ask("DELETE", "/schema/context/device")).json["context"] == {
-        "hour": {"kind": "number"}
-    }
+    left = (await client.ask("DELETE", "/schema/context/device")).json["context"]
+    assert left == {"hour": {"kind": "number"}}
     again = await client.ask("PUT", "/schema", json={"context": {"device": {"kind": "number"}}})
     assert again.json["context"]["device"] == {"kind": "number"}
     assert (await client.get("/users/ann/ratings")).json["ratings"][0]["context"] == {"hour": 20}

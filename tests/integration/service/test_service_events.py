@@ -58,9 +58,7 @@ async def until_shown(client: Client, user: str, count: int) -> list[str]:
         events = (await client.get(f"/users/{user}/events")).json.get("events", [])
         return [each["item_id"] for each in events if each["type"] == "impression"]
 
-    return list(
-        await wait_until_async(recorded, f"{count} shown to {user}", lambda items: len(items) >= count)
-    )
+    return list(await wait_until_async(recorded, f"{count} shown to {user}", lambda ids: len(ids) >= count))
 
 
 async def test_events_are_beside_the_ratings(client: Client, store: Store) -> None:
@@ -177,9 +175,7 @@ async def test_what_counts_as_seen_is_said_by_type(client: Client) -> None:
     assert (refused.json["field"], "glance" in refused.json["detail"]) == ("exclude_seen", True)
 
 
-async def test_what_a_list_shows_is_recorded_and_what_comes_of_it_is_counted(
-    client: Client, published: Written
-) -> None:
+async def test_what_is_shown_and_what_comes_of_it_are_counted(client: Client, published: Written) -> None:
     number = published.writer.number
     answer = (await client.get("/recommend/ann?n=4&impressions=true")).json
     items = [each["item_id"] for each in answer["items"]]

@@ -27,9 +27,8 @@ OLD = {"must": [{"key": "year", "range": {"lt": 1906}}]}
 def film(row: int, **changes: Any) -> CatalogueItem:
     """Every third one is a drama, the others crime; a tag is that of four neighbours."""
     attributes: dict[str, AttributeValue] = {"year": 1900.0 + row, "tags": [f"tag-{row // 4}"]}
-    return CatalogueItem(
-        f"item-{row}", f"Film {row}", ["drama" if row % 3 == 0 else "crime"], attributes, **changes
-    )
+    genre = "drama" if row % 3 == 0 else "crime"
+    return CatalogueItem(f"item-{row}", f"Film {row}", [genre], attributes, **changes)
 
 
 async def put(store: Store, *films: CatalogueItem) -> None:
@@ -200,9 +199,7 @@ async def test_a_scenario_is_the_one_that_was_put_last(client: Client, other: Cl
     assert is_problem(await other.ask("DELETE", "/scenarios/home"), 404, "unknown_scenario")
 
 
-async def test_rules_that_are_wrong_are_named_in_calls_and_scenarios(
-    client: Client, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_wrong_rules_are_named(client: Client, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for body, field in WRONG:
         assert is_problem(await client.post("/recommend/ann", body), 422, "invalid_rule", field=field)
         assert is_problem(await client.post("/recommend", {"ratings": [], **body}), 422, "invalid_rule")

@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from featurestore.store import Store
 from featurestore.telemetry.points import Point
 from featurestore.telemetry.reports import MOST_REPORTS
 from service.context import CONTEXT
 from service.telemetry.reporter import Reporter
-from tests.support.serving import SHARED, Client, is_problem, serving
+from tests.support.serving import SHARED, Client, Served, is_problem, serving
 
 pytestmark = SHARED
 ROW = {"data": "a.csv", "split": "random 1", "engine": "auto", "rmse": 0.9}
 
 
 @pytest.fixture(scope="module")
-def client(asked: tuple[Client, web.Application]) -> Client:
+def client(asked: Served) -> Client:
     return asked[0]
 
 
@@ -56,9 +55,7 @@ async def test_users_are_found_by_how_ids_begin_and_ratings_are_exported(client:
     assert [lines[row["user_id"]] for row in rows] == rows
 
 
-async def test_a_worker_tells_what_it_did_since_it_told_before(
-    asked: tuple[Client, web.Application], shared_store: Store
-) -> None:
+async def test_a_worker_tells_what_it_did_since(asked: Served, shared_store: Store) -> None:
     client, app = asked
     reporter = Reporter(app[CONTEXT], "here")
     # What other tests did.
@@ -83,9 +80,7 @@ async def test_a_worker_tells_what_it_did_since_it_told_before(
     is_problem(await client.get("/history?seconds=1"), 400, "invalid_parameter")
 
 
-async def test_no_more_points_are_kept_than_there_is_room_for(
-    shared_store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_kept_points_are_bounded(shared_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featurestore.telemetry.points.MOST_POINTS", 150)
     for n in range(400):
         await shared_store.telemetry.add(Point("worker 0", "full", float(n), 10.0))
@@ -119,7 +114,7 @@ async def test_reports_are_kept_as_far_as_there_is_room(client: Client, shared_s
     assert (await put("new", [ROW])).status == 200
 
 
-async def test_the_manual_is_served_as_it_was_built_and_nothing_else_of_the_disk(
+async def test_the_manual_is_served_and_nothing_else_of_the_disk(
     shared_settings: Any, tmp_path: Path
 ) -> None:
     folder = tmp_path / "manual"

@@ -71,9 +71,7 @@ async def test_forgetting_is_complete_at_once(client: Client) -> None:
         is_problem(await client.get(f"/receipts/{wrong}"), 404, "unknown_receipt")
 
 
-async def test_what_has_no_room_is_refused_whole(
-    store: Store, store_settings: StoreSettings, published: Written
-) -> None:
+async def test_what_is_full_refuses(store: Store, store_settings: StoreSettings, published: Written) -> None:
     before = await store.stream.lag(1), await store.redis.llen(store.keys.order(1))
     async with serving(replace(store_settings, stream_limit=5)) as (client, _):
         is_problem(await client.post("/ratings", rows(30, user="u")), 429, "stream_full")

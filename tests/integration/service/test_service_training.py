@@ -58,9 +58,7 @@ async def test_a_new_history_replaces_the_old_one_and_nothing_unasked(client: Cl
     is_problem(await client.get("/users/u"), 404, "unknown_user")
 
 
-async def test_what_was_live_answers_until_the_new_one_is(
-    client: Client, store_settings: StoreSettings, trainer: Trainer
-) -> None:
+async def test_the_old_one_answers(client: Client, store_settings: StoreSettings, trainer: Trainer) -> None:
     trainer.hold.clear()
     asked = asyncio.create_task(client.post("/train", HISTORY))
     await wait_until_async(lambda: bool(trainer.taken), "the command is taken")
@@ -93,9 +91,7 @@ async def test_a_failure_leaves_what_was(client: Client, store: Store, trainer: 
     assert (await client.post("/train", HISTORY)).status == 200
 
 
-async def test_a_call_waits_as_long_as_it_says_and_its_receipt_tells_the_rest(
-    client: Client, store_settings: StoreSettings, trainer: Trainer
-) -> None:
+async def test_waits_and_receipts(client: Client, store_settings: StoreSettings, trainer: Trainer) -> None:
     trainer.hold.clear()
     patient = asyncio.create_task(client.ask("POST", "/train?wait=600"))
     await wait_until_async(lambda: bool(trainer.taken), "the refit is taken")
@@ -113,14 +109,11 @@ async def test_a_call_waits_as_long_as_it_says_and_its_receipt_tells_the_rest(
         await wait_until_async(lambda: bool(trainer.taken), "it is taken")
         told = (await other.get(progress)).json
         assert (told["state"], told["since"]) == ("running", reply.json["since"])
-        trainer.decide = lambda command: Outcome(
-            "failed", code="fit_failed", detail="it ended", phase="trial"
-        )
+        failed = Outcome("failed", code="fit_failed", detail="it ended", phase="trial")
+        trainer.decide = lambda command: failed
         trainer.hold.set()
         state = "the training has failed"
-        await wait_until_async(
-            lambda: other.get(progress), state, lambda reply: reply.json["state"] == "failed"
-        )
+        await wait_until_async(lambda: other.get(progress), state, lambda got: got.json["state"] == "failed")
         told = (await other.get(progress)).json
         assert [told[name] for name in ("cause", "detail", "phase")] == ["fit_failed", "it ended", "trial"]
     for wait in ("-1", "3601", "1.5"):
@@ -133,9 +126,7 @@ async def test_a_call_waits_as_long_as_it_says_and_its_receipt_tells_the_rest(
         assert told.get("state") == "waiting"
 
 
-async def test_without_a_trainer_a_history_is_given_up_and_a_refit_waits(
-    store_settings: StoreSettings, store: Store
-) -> None:
+async def test_without_a_trainer_a_history_is_given_up(store_settings: StoreSettings, store: Store) -> None:
     await publish(store, await lead(store), n_items=1)
     async with serving(store_settings, train_wait_s=0.2) as (client, _):
         await serves(client, 1)
@@ -171,9 +162,7 @@ async def status(client: Client) -> tuple[list[float | None], bool]:
 
 
 @pytest.mark.slow
-async def test_a_scale_that_is_put_is_that_of_every_answer(
-    undecided: StoreSettings, settings: TrainerSettings
-) -> None:
+async def test_a_scale_is_that_of_every_answer(undecided: StoreSettings, settings: TrainerSettings) -> None:
     scale = {"low": -10.0, "high": 10.0, "step": 0.5}
     given = [-10.0 + 0.5 * (k * 13 % 41) for k in range(120)]
     async with running_trainer(settings), serving(undecided) as (one, _), serving(undecided) as (other, _):

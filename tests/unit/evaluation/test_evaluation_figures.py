@@ -138,13 +138,9 @@ def made(n: int = 300, *, times: bool = True, seed: int = 1) -> DataSet:
     rng = np.random.default_rng(seed)
     pairs = rng.permutation(600)[:n]
     time = rng.uniform(1e9, 2e9, n) if times else np.full(n, np.nan)
-    ratings = Ratings(
-        (pairs // 20).astype(np.int32),
-        (pairs % 20).astype(np.int32),
-        rng.integers(1, 6, n).astype(float),
-        time,
-    )
-    return DataSet("made", ratings, 30, 20, Scale(1, 5, 1))
+    user, item = (column.astype(np.int32) for column in np.divmod(pairs, 20))
+    ratings = Ratings(user, item, rng.integers(1, 6, n).astype(float), time)
+    return DataSet("made", ratings, 30, 20, FIVE)
 
 
 def all_splits(data: DataSet) -> list[splits.Split]:

@@ -33,12 +33,8 @@ def ratings(user: ArrayLike, item: ArrayLike, value: ArrayLike, time: ArrayLike 
 
 
 def joined(one: Ratings, other: Ratings) -> Ratings:
-    pairs = zip(
-        (one.user_row, one.item_row, one.value, one.time),
-        (other.user_row, other.item_row, other.value, other.time),
-        strict=True,
-    )
-    return Ratings(*(np.concatenate(pair) for pair in pairs))  # type: ignore[arg-type]
+    names = ("user_row", "item_row", "value", "time")
+    return Ratings(*(np.concatenate([getattr(each, name) for each in (one, other)]) for name in names))
 
 
 def fitted_of(ratings: Ratings, *, n_users: int = 40, n_items: int = 30, **settings: object) -> Fitted:

@@ -70,13 +70,9 @@ def test_scores_are_the_moments_of_the_product(fitted: Fitted) -> None:
     user, item = np.arange(30), np.arange(30)[::-1].copy()
     mean, variance, _ = Scorer(posterior, fitted.items).latent(fitted.users, user, item)
     for j in range(30):
-        (x, S), (y, T) = (
-            (
-                row[layout.mean].astype(float),
-                unpack(row[None, layout.covariance].astype(float), layout.dim)[0],
-            )
-            for row in (fitted.users[user[j]], items[item[j]])
-        )
+        both = [row.astype(float) for row in (fitted.users[user[j]], items[item[j]])]
+        x, y = (row[layout.mean] for row in both)
+        S, T = (unpack(row[None, layout.covariance], layout.dim)[0] for row in both)
         f, g = np.append(x[:-1], 1.0), np.append(y[:-1], 1.0)
         expected = posterior.parameters.mean + x[-1] + y[-1] + x[:-1] @ y[:-1]
         assert mean[j] == pytest.approx(expected, abs=1e-5)

@@ -111,6 +111,7 @@ def test_columns_can_be_named_and_numbered(tmp_path: Path) -> None:
 
 
 PLAIN = b"user,item,rating\n1,2,3\n"
+TWICE = parquet([["a"], ["b"], ["i"], [3]], ["user", "user", "item", "rating"])
 NOISE = np.random.default_rng(1).integers(0, 10**9, 40_000)
 
 
@@ -128,12 +129,7 @@ NOISE = np.random.default_rng(1).integers(0, 10**9, 40_000)
         (PLAIN, "parquet", None, "not a Parquet file"),
         # All would be one header, and no rating.
         (b"user,item,rating\r1,2,3\r4,5,1\r", "auto", None, "carriage return alone"),
-        (
-            parquet([["a"], ["b"], ["i"], [3]], ["user", "user", "item", "rating"]),
-            "auto",
-            None,
-            "two columns",
-        ),
+        (TWICE, "auto", None, "two columns"),
         (parquet({"user": [1.5], "item": [1], "rating": [2.0]}), "auto", None, "column user .* holds double"),
         (b"PAR1 and nothing", "auto", None, "damaged Parquet"),
         (gzip.compress(PLAIN + b"".join(b"%d,1,3\n" % n for n in NOISE))[:-2000], "auto", None, "damaged"),

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from factors import FitSettings, Fitted, Float32s, Histories, Ratings, Scale, fit, fit_ranking, posterior_of
+from factors import FitSettings, Fitted, Float32s, Ratings, Scale, fit, fit_ranking, posterior_of
 from tests.support.event_tables import append, event_table, free, item_ids, opened
+from tests.unit.factors.factors_world import history
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import ALWAYS, in_registry, string_array
 from trainer.archive.segments import read_segment
@@ -139,9 +140,8 @@ def current(base: FitResult, since: RatingsSinceFit, users: list[bytes]) -> tupl
     items = np.asarray(base.items)
     vectors = []
     for user in users:
-        rated = np.array([len(user) % 8, user[-1] % 8], dtype=np.int32)
-        history = Histories(np.array([0, 2]), rated, np.array([1.0, 5.0]), np.full(2, NAN))
-        vectors.append(posterior_of(base.model).fold_in_users(items, history)[0])
+        rated = [len(user) % 8, user[-1] % 8]
+        vectors.append(posterior_of(base.model).fold_in_users(items, history(rated, [1.0, 5.0]))[0])
     return np.full(len(users), 100), np.array(vectors)
 
 
@@ -162,15 +162,10 @@ def expected(base: FitResult, item: int, ratings: dict[bytes, float], newer: set
         else np.asarray(base.users)[base.rows_of([user])[0]]
         for user in ratings
     ]
-    history = Histories(
-        np.array([0, len(ratings)]),
-        np.arange(len(ratings), dtype=np.int32),
-        np.array(list(ratings.values())),
-        np.full(len(ratings), NAN),
-    )
+    past = history(list(range(len(ratings))), list(ratings.values()))
     before = np.asarray(base.items)[item] if item < len(base.items) else posterior_of(base.model).prior_item
     table = np.array(vectors, dtype=np.float32)
-    row: Float32s = posterior_of(base.model).fold_in_items(table, history, current=before[None])[0]
+    row: Float32s = posterior_of(base.model).fold_in_items(table, past, current=before[None])[0]
     return row
 
 
