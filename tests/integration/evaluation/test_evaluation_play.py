@@ -1,8 +1,12 @@
 """Plays and evaluations over HTTP, the deployed player against a stand-in for the API."""
 
+import json
+import math
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +25,109 @@ from evaluation.players import PlayerFailedError
 from evaluation.players.model import model_players
 from processes.probes import unused_port
 from processes.settings import SettingsError
-from tests.integration.evaluation.api_fake import FakeApi, problem, serving
 
-SMALL = WorldOptions(n_users=15, n_items=20, n_known=120)
+
+class FakeApi:
+    """`ratings`: (user id, item id) -> rating. `live_ratings`: whether some came in by other ways than
+    `POST /train`. `contexts`, `asked_in`: of the ratings that came in those ways, and of the questions.
+    """
+
+    def __init__(self) -> None:
+        self.ratings: dict[tuple[str, str], float] = {}
+        self.contexts: list[dict[str, float] | None] = []
+        self.asked_in: list[dict[str, float] | None] = []
+        self.live_ratings = False
+        self.generation = 0
+        self.fitted = 0
+        self.trains: list[dict[str, Any] | None] = []
+        self.refusals: list[web.Response] = []
+        self.answers: list[web.Response] = []
+
+    def refuse(self, status: int, **headers: str) -> None:
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.refusals.append(web.Response(status=status, headers=names))
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_post("/train", self._train)
+        app.router.add_post("/ratings", self._rate)
+        app.router.add_get("/predict", self._predict)
+        app.router.add_get("/generations", self._generations)
+        return app
+
+    async def _train(self, request: web.Request) -> web.Response:
+        if self.refusals:
+            return self.refusals.pop(0)
+        document = await request.json() if request.can_read_body else None
+        self.trains.append(document)
+        if document is not None:
+            if self.live_ratings and not document.get("replace"):
+                return problem(409, "ratings_would_be_lost")
+            columns = (document["user_history"], document["item_history"], document["rating_history"])
+            assert len(document.keys() - {"replace", "variables_history"}) == 5
+            self.ratings = {(str(u), str(i)): float(r) for u, i, r in zip(*columns, strict=True)}
+            self.live_ratings = False
+        self.generation += 1
+        self.fitted = len(self.ratings)
+        told = {"epoch": 1, "ratings": self.fitted, "metrics": {}, "served": True}
+        return web.json_response({"generation": self.generation, **told})
+
+    async def _rate(self, request: web.Request) -> web.Response:
+        if self.refusals:
+            return self.refusals.pop(0)
+        assert request.content_type == "application/x-ndjson"
+        for line in (await request.read()).splitlines():
+            row = json.loads(line)
+            assert row.keys() - {"context"} == {"user_id", "item_id", "rating"}
+            assert isinstance(row["user_id"], str)
+            self.ratings[row["user_id"], row["item_id"]] = row["rating"]
+            self.contexts.append(row.get("context"))
+        self.live_ratings = True
+        return web.json_response({"accepted": 1, "generation": 1})
+
+    async def _predict(self, request: web.Request) -> web.Response:
+        if self.answers:
+            return self.answers.pop(0)
+        user, item = request.query["user_id"], request.query["item_id"]
+        self.asked_in.append(json.loads(request.query.get("context", "null")))
+        of_item = [rating for (_, other), rating in self.ratings.items() if other == item]
+        of_user = [rating for (other, _), rating in self.ratings.items() if other == user]
+        rating = fmean([*of_item, *of_user, 3.0])
+        assert math.isfinite(rating)
+        return web.json_response(
+            {"rating": rating, "std": 0.6, "basis": "user+item", "generation": self.generation}
+        )
+
+    async def _generations(self, _request: web.Request) -> web.Response:
+        more = {"epoch": 1, "live": True, "created": 0.0, "rank": 1, "n_users": 1, "n_items": 1}
+        names = {"state": "ready", "link": "identity", "engine": "auto", "metrics": {}}
+        row = {"generation": self.generation, "n_ratings": self.fitted, **names, **more}
+        rows = [row] if self.generation else []
+        return web.json_response({"live": self.generation, "epoch": 1, "held": False, "generations": rows})
+
+
+def problem(status: int, code: str) -> web.Response:
+    return web.json_response(
+        {"type": "about:blank", "title": code, "status": status, "detail": "no", "code": code},
+        status=status,
+        content_type="application/problem+json",
+    )
+
+
+@asynccontextmanager
+async def serving(app: web.Application) -> AsyncIterator[str]:
+    runner = web.AppRunner(app, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        yield f"http://{host}:{port}"
+    finally:
+        await runner.cleanup()
+
+
+WORLD = WorldOptions(n_users=15, n_items=20)
+SMALL = replace(WORLD, n_known=120)
 
 
 @pytest.fixture
@@ -46,9 +150,8 @@ async def played(settings: PlaySettings) -> list[Progress]:
 
 
 async def test_all_players_face_the_same_pairs_and_progress_is_reported(environment: str) -> None:
-    settings = PlaySettings(
-        environment=environment, players=("constant", "constant", "bias"), steps=50, report_every=20, seed=4
-    )
+    players = ("constant", "constant", "bias")
+    settings = PlaySettings(environment=environment, players=players, steps=50, report_every=20, seed=4)
     reports = await played(settings)
     assert [report.step for report in reports] == [0, 20, 40, 50]
     last = reports[-1]
@@ -56,13 +159,10 @@ async def test_all_players_face_the_same_pairs_and_progress_is_reported(environm
     assert last.known == 120
     first, second, _ = last.standings
     assert np.array_equal(first.tally.squared_error, second.tally.squared_error)
-    again = (await played(settings))[-1]
-    assert again.mse == last.mse
+    assert (await played(settings))[-1].mse == last.mse
 
 
-async def test_a_fresh_api_is_trained_as_in_the_lecture_and_then_learns(
-    environment: str, api: tuple[FakeApi, str]
-) -> None:
+async def test_a_fresh_api_is_trained_and_then_learns(environment: str, api: tuple[FakeApi, str]) -> None:
     fake, address = api
     players = ("constant", "deployed")
     settings = PlaySettings(environment=environment, api=address, players=players, steps=40, seed=4)
@@ -81,9 +181,7 @@ async def test_a_fresh_api_is_trained_as_in_the_lecture_and_then_learns(
 
 
 @pytest.mark.parametrize("live", [False, True])
-async def test_ratings_of_others_are_kept_unless_told(
-    environment: str, api: tuple[FakeApi, str], live: bool
-) -> None:
+async def test_ratings_of_others_are_kept(environment: str, api: tuple[FakeApi, str], live: bool) -> None:
     """Also those that came by a `POST /train`, which another one would replace without asking."""
     fake, address = api
     fake.ratings, fake.live_ratings, fake.generation, fake.fitted = {("ann", "film"): 4.0}, live, 1, 1
@@ -96,9 +194,7 @@ async def test_ratings_of_others_are_kept_unless_told(
     assert len(fake.ratings) == 123
 
 
-async def test_a_busy_api_is_waited_for_and_a_refusal_ends_the_play(
-    environment: str, api: tuple[FakeApi, str]
-) -> None:
+async def test_a_busy_api_is_waited_for_a_refusal_ends_it(environment: str, api: tuple[FakeApi, str]) -> None:
     fake, address = api
     for status in (503, 429, 502):
         fake.refuse(status, Retry_After="0")
@@ -111,9 +207,7 @@ async def test_a_busy_api_is_waited_for_and_a_refusal_ends_the_play(
         await played(settings)
 
 
-async def test_a_missing_answer_counts_a_thousand_and_the_game_goes_on(
-    environment: str, api: tuple[FakeApi, str]
-) -> None:
+async def test_a_missing_answer_counts_a_thousand(environment: str, api: tuple[FakeApi, str]) -> None:
     fake, address = api
     fake.answers = [
         problem(503, "unavailable"),
@@ -121,9 +215,8 @@ async def test_a_missing_answer_counts_a_thousand_and_the_game_goes_on(
         web.json_response({"rating": None}),
         web.Response(text='{"rating": 1e999, "std": 1, "basis": "user", "generation": 1}'),
     ]
-    last = (await played(PlaySettings(environment=environment, api=address, players=("deployed",), steps=6)))[
-        -1
-    ]
+    settings = PlaySettings(environment=environment, api=address, players=("deployed",), steps=6)
+    last = (await played(settings))[-1]
     tally = last.standings[0].tally
     assert tally.squared_error[:4].tolist() == [MISSING_ERROR] * 4
     assert tally.missing == 4
@@ -136,37 +229,27 @@ async def test_variables_go_along_but_for_a_player_that_is_blind(api: tuple[Fake
     settings = ServerSettings(port=0, world=replace(SMALL, n_variables=2))
     async with running_server(settings) as environment:
         for player in ("deployed", "deployed-blind"):
-            options = PlaySettings(
-                environment=environment, api=address, players=(player,), steps=3, replace=True
-            )
-            await played(options)
+            how = PlaySettings(environment=environment, api=address, players=(player,), steps=3, replace=True)
+            await played(how)
     told = [sorted(each or ()) for each in (*fake.asked_in, *fake.contexts)]
     assert told == [*[["v1", "v2"]] * 3, *[[]] * 3] * 2
 
 
 async def test_an_evaluation_starts_its_own_environment_and_repeats_by_seed() -> None:
     moments: list[Moment] = []
-    settings = EvaluationSettings(
-        players=("constant", "als"), steps=30, runs=2, known=(40, 120), seed=5, world=WorldOptions(15, 20)
-    )
+    players, known = ("constant", "als"), (40, 120)
+    settings = EvaluationSettings(players=players, steps=30, runs=2, known=known, seed=5, world=WORLD)
     report = await evaluate(settings, moments.append)
     assert report.same_worlds
     assert len(report.results) == 8
-    assert [(summary.known, summary.player) for summary in report.summaries()] == [
-        (40, "constant"),
-        (40, "als"),
-        (120, "constant"),
-        (120, "als"),
-    ]
+    found = [(summary.known, summary.player) for summary in report.summaries()]
+    assert found == [(40, "constant"), (40, "als"), (120, "constant"), (120, "als")]
     assert len(moments) == 8
     again = await evaluate(settings)
     assert [s.run_mse for s in again.summaries()] == [s.run_mse for s in report.summaries()]
     few, many = (summary for summary in report.summaries() if summary.player == "constant")
     assert few.run_mse == many.run_mse
     assert few.run_mse[0] != few.run_mse[1]
-
-
-WORLD = WorldOptions(n_users=15, n_items=20)
 
 
 async def test_a_rating_counts_at_once_also_of_a_new_user() -> None:

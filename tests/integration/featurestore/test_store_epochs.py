@@ -9,7 +9,7 @@ import pytest
 from featurestore.errors import EpochBusy, EpochGone, GenerationUnknown
 from featurestore.keys import partition_of
 from featurestore.store import Store
-from tests.integration.featurestore.test_store_lease import a_read_waits
+from tests.integration.featurestore.test_store_generations import a_read_waits
 from tests.integration.featurestore.test_store_ratings import held
 from tests.support.factories import keys_of, lead, opened, publish, rating, write_generation
 

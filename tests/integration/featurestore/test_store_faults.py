@@ -87,9 +87,7 @@ async def test_a_store_that_was_started_again_confirms_nothing_of_before(own_ser
             await store.confirmation.wait(since)
 
 
-async def test_a_store_that_hangs_is_unavailable_and_nothing_is_sent_to_it_again(
-    own_server: StoreServer,
-) -> None:
+async def test_a_store_that_hangs_is_unavailable_and_nothing_is_sent_again(own_server: StoreServer) -> None:
     impatient = StoreSettings(url=own_server.url, partitions=4, timeout_s=0.3)
     store = await retried(lambda: Store.open(impatient), "the store is open", StoreUnavailable)
     own_server.pause()
@@ -142,9 +140,7 @@ async def test_what_would_grow_a_full_store_is_refused_whole(own_server: StoreSe
             await attempt()
 
 
-async def test_what_leads_and_what_frees_a_full_store_goes_on(
-    own_server: StoreServer, tmp_path: Path
-) -> None:
+async def test_what_leads_and_frees_a_full_store_goes_on(own_server: StoreServer, tmp_path: Path) -> None:
     async with opened(own_server) as store:
         lease = await lead(store)
         older = await publish(store, lease)

@@ -1,4 +1,4 @@
-"""Users by the counter rule, beside what `test_featurestore_counter_rule` walks through."""
+"""Users by the counter rule, beside `test_featurestore_counter_rule`; histories of any length cost little."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from factors import Float32s
+from factors import SAMPLED, Float32s
 from featurestore import codecs
 from featurestore.generations.live import LiveGeneration
+from featurestore.ratings.batches import Columns
 from featurestore.store import Store
 from featurestore.users import records as users_module
-from tests.support.factories import as_live, lead, publish, rating
+from featurestore.users.histories import ANSWER_ENTRIES, RENEW_EVENTS
+from tests.support.factories import as_live, lead, make_items, make_model, publish, rating
 from tests.support.waiting import some, wait_until_async
 
 
@@ -28,10 +30,11 @@ async def world(store: Store) -> World:
     return World(store, as_live(await publish(store, await lead(store))))
 
 
-async def expected(world: World, user: bytes) -> Float32s:
-    _, history = await world.store.users.history(1, user)
-    rows = world.live.posterior.fold_in_users(world.live.items, codecs.pack_histories([history]))
-    row: Float32s = rows[0]
+async def by_hand(world: World, user: bytes = b"u") -> Float32s:
+    data = await world.store.redis.get(world.store.keys.history(1, user))
+    assert isinstance(data, bytes)
+    packed = codecs.pack_histories([codecs.unpack_history(data, world.store.scale.value)])
+    row: Float32s = world.live.posterior.fold_in_users(world.live.items, packed)[0]
     return row
 
 
@@ -45,7 +48,7 @@ async def stored(world: World, user: bytes) -> bytes | None:
 async def settled(world: World, user: bytes, n: int) -> None:
     await wait_until_async(
         lambda: stored(world, user),
-        "the record is handed back",
+        "the record is written back",
         lambda record: record and int.from_bytes(record[:8], "little") == n,
     )
 
@@ -74,7 +77,7 @@ async def test_an_answer_rests_on_no_record_that_is_not_sound(
             await store.ratings.append([rating("u", "2", 1.0)])
         current = await store.users.current(world.live, [b"unknown", b"u"])
         assert current.folded.tolist() == [False, True]
-        np.testing.assert_array_equal(current.vectors[1], await expected(world, b"u"))
+        np.testing.assert_array_equal(current.vectors[1], await by_hand(world))
         profile = await store.users.profile(world.live, b"u")
         np.testing.assert_array_equal(profile.vector, current.vectors[1])
         await settled(world, b"u", n)
@@ -90,9 +93,7 @@ async def test_a_flushed_library_comes_back_in_mid_flight(world: World) -> None:
         assert current.n.tolist() == [5 * (round_ + 1)]
 
 
-async def test_a_large_batch_is_what_its_users_are_one_by_one(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_large_batch_equals_its_users_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     store, users = world.store, [b"u%d" % i for i in range(40)]
     await store.ratings.append([rating(user.decode(), str(k % 8)) for k, user in enumerate(users)])
     await store.ratings.append([rating("u7", str(k % 8)) for k in range(12)])
@@ -109,3 +110,68 @@ async def test_a_large_batch_is_what_its_users_are_one_by_one(
     for position, alone in enumerate(one_by_one):
         if position != 3:
             np.testing.assert_array_equal(mixed.vectors[position + 1], alone.vectors[0])
+
+
+ITEMS, MANY = 16_000, 10_000
+
+
+@pytest.fixture
+async def live(store: Store) -> LiveGeneration:
+    ids = [b"%d" % row for row in range(ITEMS)]
+    await store.items(1).register(ids)
+    items = np.tile(make_items(make_model(), 400), (ITEMS // 400, 1))
+    return as_live(await publish(store, await lead(store), items=items, n_items=ITEMS))
+
+
+async def rate(store: Store, items: np.ndarray) -> None:
+    for part in np.split(items, range(5_000, len(items), 5_000)):
+        ids, times = [b"%d" % item for item in part.tolist()], np.full(len(part), 1e9)
+        await store.ratings.append_columns(Columns([b"u"] * len(ids), ids, 1.0 + part % 5, times))
+
+
+async def vector(world: World) -> Float32s:
+    current = await world.store.users.current(world.live, [b"u"])
+    await settled(world, b"u", current.n[0])
+    row: Float32s = current.vectors[0]
+    return row
+
+
+async def sent(store: Store) -> int:
+    return int((await store.redis.info("stats"))["total_net_output_bytes"])
+
+
+async def test_a_user_with_many_ratings_costs_a_bounded_answer(store: Store, live: LiveGeneration) -> None:
+    world, order = World(store, live), np.random.default_rng(1).permutation(ITEMS)
+    await rate(store, order[:MANY])
+    before = await sent(store)
+    (end,) = await store.users.parts(1, [b"u"], one_look=True)
+    assert await sent(store) - before < ANSWER_ENTRIES * codecs.ENTRY_BYTES + 10_000
+    assert end.item_row.tolist() == order[MANY - ANSWER_ENTRIES : MANY].tolist()
+    await vector(world)
+    # More come than one sample spans. None is taken back, so that what is read gives the same as everything.
+    rated = MANY
+    for more in (1, 1, 700, 1_500, 1, 3_000, 1):
+        await rate(store, order[rated : rated + more])
+        rated += more
+        before = await sent(store)
+        folded = await store.users.current(live, [b"u"])
+        profile = await store.users.profile(live, b"u")
+        assert folded.folded[0]
+        if more == 1:
+            # Each of the two: the sample and the latest entries, not 200 KB.
+            most = 2 * (2 * SAMPLED + ANSWER_ENTRIES) * codecs.ENTRY_BYTES
+            assert await sent(store) - before < most + 10_000
+            assert not profile.whole
+            assert len(profile.history) <= 2 * SAMPLED + ANSWER_ENTRIES
+            (part,) = await store.users.parts(1, [b"u"], one_look=True)
+            assert part.item_row.tolist() == profile.history.item_row.tolist()
+        np.testing.assert_allclose(folded.vectors[0], await by_hand(world), atol=1e-5)
+        await vector(world)
+    assert profile.n == rated
+    sample = await store.redis.hget(store.keys.user(1, b"u"), "sample")
+    assert isinstance(sample, bytes)
+    assert int.from_bytes(sample[:8], "little") > rated - RENEW_EVENTS
+    # A damaged one is as good as none.
+    await store.redis.hset(store.keys.user(1, b"u"), "sample", b"\xff" * 44)
+    await rate(store, order[:1])
+    np.testing.assert_allclose(await vector(world), await by_hand(world), atol=1e-5)

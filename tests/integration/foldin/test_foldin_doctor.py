@@ -23,15 +23,13 @@ from tests.support.serving import QuietHandler, answering, serving
 
 
 class Doctor:
-    def __init__(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-    ) -> None:
-        self._patch, self._capfd = monkeypatch, capfd
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self._patch, self._capfd = patch, capfd
         for name in [name for name in os.environ if name.startswith("FOLDIN_")]:
-            monkeypatch.delenv(name)
+            patch.delenv(name)
         ports = {"FOLDIN_PORT": str(unused_port()), "FOLDIN_ENVIRONMENT_PORT": str(unused_port())}
         self.has(**ports)
-        monkeypatch.chdir(folder)
+        patch.chdir(folder)
 
     def has(self, **variables: str) -> None:
         for name, value in variables.items():
@@ -62,10 +60,8 @@ def bare(tmp_path: Path) -> Iterator[StoreServer]:
 def test_before_anything_runs_nothing_is_wrong(doctor: Doctor, tmp_path: Path) -> None:
     code, found, said = doctor()
     assert code == 0, found
-    assert {name: each["status"] for name, each in found.items() if each["status"] != "ok"} == {
-        "store": "warn",
-        "service": "warn",
-    }
+    wrong = {name: each["status"] for name, each in found.items() if each["status"] != "ok"}
+    assert wrong == {"store": "warn", "service": "warn"}
     assert "foldin up" in found["store"]["advice"]
     assert "-> start everything with `foldin up`" in said
     assert not list((tmp_path / "here").iterdir()), "nothing is made"
@@ -103,9 +99,7 @@ def test_a_store_that_loses_ratings_is_a_failure(bare: StoreServer, doctor: Doct
         assert "ratings are refused" in doctor()[1]["memory"]["found"]
 
 
-async def test_a_namespace_a_service_and_an_archive(
-    store_settings: StoreSettings, doctor: Doctor, tmp_path: Path
-) -> None:
+async def test_namespace_to_archive(store_settings: StoreSettings, doctor: Doctor, tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     segments = archive / store_settings.namespace / "epoch-000001"
     segments.mkdir(parents=True)

@@ -17,9 +17,7 @@ ENGINES = "auto,global-mean,bias"
 @pytest.fixture
 def ratings(tmp_path: Path) -> Path:
     rng = np.random.default_rng(5)
-    score = (
-        3 + rng.normal(0, 0.8, 40)[:, None] + rng.normal(0, 0.8, 30)[None, :] + rng.normal(0, 0.5, (40, 30))
-    )
+    score = 3 + rng.normal(0, 0.8, 40)[:, None] + rng.normal(0, 0.8, 30)[None] + rng.normal(0, 0.5, (40, 30))
     value = np.clip(np.rint(score), 1, 5).astype(int)
     lines = [
         f"u{p // 30},i{p % 30},{value[p // 30, p % 30]},{j}"

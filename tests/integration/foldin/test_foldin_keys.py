@@ -1,6 +1,4 @@
-"""`foldin keys` against a real store: keys are shown once, kept as digests, and held by files of their
-owner.
-"""
+"""`foldin keys` on a real store: keys are shown once, kept as digests, and held by files of their owner."""
 
 import asyncio
 import re
@@ -47,9 +45,7 @@ def keys(
     return Keys(capfd)
 
 
-async def test_a_key_is_shown_once_and_only_its_digest_is_stored(
-    keys: Keys, store: Store, tmp_path: Path
-) -> None:
+async def test_a_key_is_shown_once_and_stored_as_a_digest(keys: Keys, store: Store, tmp_path: Path) -> None:
     secret, told = (await keys("add", "shop", "--role", "rate")).strip().splitlines()
     assert "from now on every call" in told
     assert is_secret(secret)

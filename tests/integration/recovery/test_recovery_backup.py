@@ -36,13 +36,9 @@ async def test_all_that_was_acknowledged_comes_back_from_the_backup_alone(
         number = 0
         async with opened(settings.store) as store:
             while not stop.is_set():
-                given = [
-                    rating(f"w{number % 7}", f"i{k}", 1.0 + number % 5, float(number)) for k in range(12)
-                ]
-                await store.ratings.append(given)
-                acknowledged.update(
-                    {(g.user_id.decode(), g.item_id.decode()): (g.rating, g.time) for g in given}
-                )
+                user, value = f"w{number % 7}", 1.0 + number % 5
+                await store.ratings.append([rating(user, f"i{k}", value, float(number)) for k in range(12)])
+                acknowledged.update({(user, f"i{k}"): (value, float(number)) for k in range(12)})
                 number += 1
                 if number % 20 == 0:
                     await store.ratings.forget(b"u4")
@@ -81,9 +77,7 @@ async def test_all_that_was_acknowledged_comes_back_from_the_backup_alone(
     assert found.ratings == len(now)
 
 
-async def test_again_only_what_is_new_is_copied_and_the_forgotten_leave(
-    learned: Learned, tmp_path: Path
-) -> None:
+async def test_again_what_is_new_is_copied_and_the_forgotten_leave(learned: Learned, tmp_path: Path) -> None:
     settings, target = learned.settings, tmp_path / "backup"
     async with running_trainer(settings), opened(settings.store) as store:
         assert await store.telemetry.last_backup() is None

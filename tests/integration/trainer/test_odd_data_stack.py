@@ -21,16 +21,9 @@ from tests.support.waiting import wait_until_async
 
 # In one call: of the heavy user's ratings so many say as much as all.
 MOST = 4_000
-# The fits of all the others are in tests/unit/factors/test_odd_data.py.
-GATE = {
-    "two ratings",
-    "constant",
-    "half without times",
-    "off-step values",
-    "-10 to 10",
-    "half stars",
-    "duplicates",
-}
+# The fits of all the others are in tests/unit/factors/test_factors_fit.py.
+GATE = {"two ratings", "constant", "half without times", "off-step values", "-10 to 10", "half stars"}
+GATE |= {"duplicates"}
 RANKING = ("ranking.fit", "ranking.training", "ranking.selection.search")
 COLUMNS = ("user_id", "item_id", "rating", "timestamp")
 
@@ -122,9 +115,7 @@ async def test_what_is_odd_is_published_and_answers(
 @pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("scale", [Scale(-10, 10), Scale(0.5, 5, 0.5)], ids=["continuous", "stars"])
 @pytest.mark.parametrize("n", [100_000, 500_000, 1_000_000])
-async def test_many_ratings_are_published_and_answer(
-    n: int, scale: Scale, store_server: StoreServer, tmp_path: Path
-) -> None:
+async def test_many_ratings_do_too(n: int, scale: Scale, store_server: StoreServer, tmp_path: Path) -> None:
     odd = world(n // 50, 1_000, 0.05, scale)
     asked = np.random.default_rng(5).permutation(n)[:5_000]
     held_out, given = odd.ratings.take(asked), odd.ratings.take(np.setdiff1d(np.arange(n), asked))

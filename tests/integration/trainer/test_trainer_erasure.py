@@ -148,9 +148,7 @@ async def test_no_byte_is_left(server: StoreServer, settings: TrainerSettings, t
             assert suffixes & {".aof"}, value
             assert value in values[:2] or suffixes & {".parquet", ".npy"}, (value, suffixes)
         found = traces(tmp_path, ID, RATED, values)
-        assert any(
-            found[name] == {"id", "rating", "time", "value"} for name in found if name.endswith(".aof")
-        )
+        assert any(found[aof] == {"id", "rating", "time", "value"} for aof in found if aof.endswith(".aof"))
         assert {"id_bytes.npy", "item_values.npy", "item_times.npy"} <= {Path(name).name for name in found}
         async with others_rate(store):
             fit = asyncio.create_task(fitted(store, epoch=2))
@@ -191,9 +189,7 @@ async def test_a_trainer_that_ends_at_a_step(settings: TrainerSettings, tmp_path
         assert await keys_with_user(store) == []
 
 
-async def test_many_erasures_share_a_pass_and_nothing_waits_for_it(
-    settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_erasures_share_one_pass(settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     passes, may_go = list[int](), threading.Event()
     erase = EpochArchive.erase
 
@@ -253,9 +249,7 @@ async def test_a_history_that_was_replaced_meanwhile_leaves_the_store_first(
         assert traces(tmp_path, ID, RATED) == {}
 
 
-async def test_more_erasures_than_a_trainer_takes_on_at_a_time_end(
-    settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_any_number_of_erasures_end(settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.commands._AT_ONCE", 5)
     # Files are written anew only once so few commands are left.
     monkeypatch.setattr("featurestore.ratings.files._MOST_ENTRIES", 10)

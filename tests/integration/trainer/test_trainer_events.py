@@ -84,9 +84,7 @@ def group(item_id: str) -> int:
     return int(item_id[1:]) // PER_GROUP
 
 
-async def test_the_most_popular_have_the_most_positive_events_by_weight(
-    store: Store, settings: TrainerSettings
-) -> None:
+async def test_the_most_popular_has_the_most_positive_events(store: Store, settings: TrainerSettings) -> None:
     types = [{"name": name, "meaning": meaning, "weight": weight} for name, meaning, weight in TYPES]
     await store.event_types.known()
     async with serving(settings.store) as (client, _):
@@ -108,25 +106,19 @@ async def test_the_most_popular_have_the_most_positive_events_by_weight(
             await buy(client, [f"n{user}" for user in range(40)], ["fresh"])
 
         async def fresh(score: int) -> bool:
-            best, rising = [
-                (await ask(client, f"/{path}?n=1"))["items"][0] for path in ("popular", "trending")
-            ]
-            return (best["item_id"], best["score"], rising["item_id"]) == ("fresh", float(score), "fresh")
+            best, up = [(await ask(client, f"/{path}?n=1"))["items"][0] for path in ("popular", "trending")]
+            return (best["item_id"], best["score"], up["item_id"]) == ("fresh", float(score), "fresh")
 
         await wait_until_async(lambda: fresh(40), "what is bought now is the most popular, and trending")
         assert (await client.ask("DELETE", "/events/n0/fresh/purchase")).status == 200
         assert (await client.ask("DELETE", "/users/n1")).status == 200
-        await wait_until_async(
-            lambda: fresh(38), "what was taken back, and who was forgotten, counts no more"
-        )
+        await wait_until_async(lambda: fresh(38), "what was taken back and who was forgotten count no more")
         # A refit says the same.
         await serves(client, await fitted(store))
         assert (await ask(client, "/popular?n=1"))["items"][0]["score"] == 38.0
 
 
-async def test_lists_similar_items_and_neighbours_follow_the_events(
-    store: Store, settings: TrainerSettings
-) -> None:
+async def test_lists_and_neighbours_follow_the_events(store: Store, settings: TrainerSettings) -> None:
     async with stack(store, settings, columns(purchases())) as client:
         # Of one who purchased seven of a group the other three are what comes next.
         for user in range(GROUPS):
@@ -175,9 +167,7 @@ async def test_lists_similar_items_and_neighbours_follow_the_events(
         await wait_until_async(erased, "the events are gone from the fit")
 
 
-async def test_the_engine_implicit_recommends_by_events_alone(
-    store: Store, store_settings: StoreSettings, tmp_path: Path
-) -> None:
+async def test_implicit_recommends(store: Store, store_settings: StoreSettings, tmp_path: Path) -> None:
     settings = trainer_settings(store_settings, tmp_path / "archive", engine="implicit", lease_ttl_s=30.0)
     async with stack(store, settings, columns(purchases())) as client:
         for user in range(GROUPS):

@@ -49,9 +49,7 @@ def pairs(of: list[NewRating]) -> list[tuple[str, str, float]]:
     return sorted((r.user_id.decode(), r.item_id.decode(), r.rating) for r in of)
 
 
-async def test_ratings_are_archived_once_learned_folded_in_and_known_after_a_restart(
-    store: Store, settings: TrainerSettings, tmp_path: Path
-) -> None:
+async def test_ratings_are_learned_and_stay(store: Store, settings: TrainerSettings, tmp_path: Path) -> None:
     given = GIVEN
     async with following(store, tmp_path / "cache") as follower:
 
@@ -82,9 +80,8 @@ async def test_ratings_are_archived_once_learned_folded_in_and_known_after_a_res
             await store.ratings.append([NewRating(f"u{k}".encode(), b"fresh", 5.0, 1e9) for k in range(5)])
             await store.ratings.append([NewRating(b"late", b"i3", 1.0, 1e9)])
             await wait_until_async(lambda: store.items(1).row(b"fresh"), "the new item has a row")
-            await wait_until_async(
-                lambda: (statistics(b"fresh"), statistics(b"i3")) == (5, before + 1), "items folded in"
-            )
+            after = (5, before + 1)
+            await wait_until_async(lambda: (statistics(b"fresh"), statistics(b"i3")) == after, "folded in")
             unknown = await store.commands.ask("dance", epoch=1)  # type: ignore[arg-type]  # on purpose
             outcome = await outcome_of(store, unknown)
             assert (outcome.state, outcome.code) == ("failed", "unknown_command")
@@ -181,9 +178,7 @@ async def test_a_history_is_replaced_as_a_whole_and_the_one_before_is_whole_in_t
 
 
 @pytest.mark.parametrize("what", ["lost", "flipped", "older"])
-async def test_an_archive_that_lacks_something_is_made_anew_from_the_histories(
-    learned: Learned, tmp_path: Path, what: str
-) -> None:
+async def test_an_archive_that_lacks_something_is_remade(learned: Learned, tmp_path: Path, what: str) -> None:
     settings, folder = learned.settings, learned.settings.archive_folder / "epoch-000001"
     victim = reopened(settings).snapshot().paths[0]
     if what == "lost":
@@ -240,7 +235,7 @@ async def test_a_killed_fit_fails_its_command_and_one_that_hangs_gives_way(learn
 async def test_a_fit_that_the_gate_refuses_does_not_go_live_and_the_page_shows_why(
     learned: Learned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which fits these are: tests/unit/trainer/test_trainer_decisions.py."""
+    """Which fits these are: tests/unit/trainer/test_trainer_parts.py."""
     monkeypatch.setattr(reporter, "EVERY_S", 0.02)
     # Clocks always differ by more than that: the page has this, too.
     monkeypatch.setattr(signs, "_CLOCK_S", -1.0)
