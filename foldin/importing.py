@@ -9,7 +9,7 @@ import asyncio
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -54,10 +54,12 @@ class Findings:
     first: list[BadRow] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     seen: Values = field(default_factory=lambda: np.empty(0))
+    good: int = 0
 
     def add(self, batch: Batch) -> None:
         """Add what a batch had."""
         self.seen = distinct(np.concatenate((self.seen, batch.seen)))
+        self.good += len(batch)
         for row in batch.bad:
             self.add_bad(row)
 
@@ -93,14 +95,15 @@ def run_import(options: ImportOptions, settings: FrontDoorSettings) -> int:
 
     Raises CannotStartError (nothing was written) and ImportStoppedError (some was).
     """
-    console = Console(highlight=False, soft_wrap=True)
+    # A dry run asks for nothing.
+    console = Console(highlight=False, soft_wrap=True, force_interactive=False if options.dry_run else None)
     layout = find_layout(options.path, options.format, options.columns)
     console.print(f"{options.path}: {layout.describe()}", markup=False)
     if missing := missing_columns(layout.names, layout.columns):
         console.print(f"Not read, as --columns does not name them: {', '.join(missing)}", markup=False)
     importer = Importer(RatingsFile(options.path, layout), options, settings, console)
     try:
-        asyncio.run(importer.run())
+        asyncio.run(importer.dry_run() if options.dry_run else importer.run())
     except KeyboardInterrupt:
         console.print(importer.how_to_go_on("stopped"), markup=False)
         settings.emit({"error": "interrupted", "exit_code": INTERRUPTED})
@@ -130,12 +133,7 @@ class Importer:
         try:
             positions = PositionFile(self._settings.state_dir, self._options.path, sink.name)
             start = self._start(positions, sink)
-            # One moment for all ratings without a time, in both passes.
-            rules = RowRules(sink.scale or await self._wanted_scale(), time.time())
-            if any(role.startswith(CONTEXT_PREFIX) for role in self._file.layout.columns):
-                known = await sink.context_schema()
-                rules = replace(rules, fields=FileFields(known))
-                self._named = {each.name for each in known.named_fields}
+            rules = await self._rules(sink)
             if self._options.on_bad == "refuse":
                 await self._check(rules)
             # Where the file was checked, all of them, before anything is decided.
@@ -149,6 +147,48 @@ class Importer:
             positions.remove()
         finally:
             await sink.close()
+
+    async def dry_run(self) -> None:
+        """Check the file as an import does, against the target where one runs, and tell what would be
+        written. Raises CannotStartError.
+        """
+        began, sink = time.monotonic(), None
+        try:
+            sink = await open_sink(self._options, self._settings)
+        except CannotStartError as exc:
+            if self._options.url or self._options.data:
+                raise
+            self._console.print(f"Checked by itself, as {exc}", markup=False)
+        try:
+            rules = await self._rules(sink)
+        finally:
+            if sink is not None:
+                await sink.close()
+        ids: dict[str, set[bytes]] = {"users": set(), "items": set()}
+        await self._check(rules, ids)
+        good, bad, scale = self._findings.good, self._findings.bad, format_scale(rules.scale)
+        counts = {name: len(each) for name, each in ids.items()}
+        self._report_bad_rows()
+        self._tell_empty(rules)
+        self._console.print(
+            f"{good:,} ratings of {counts['users']:,} users and {counts['items']:,} items on the scale "
+            f"{scale} would be written to {sink.name if sink else 'an empty store'}, {bad:,} bad rows left "
+            "out. Nothing was written: a dry run.",
+            markup=False,
+        )
+        told = {"file": self._options.path, "target": sink and sink.name, "written": 0, "left_out": bad}
+        took_s = round(time.monotonic() - began, 3)
+        self._settings.emit({**told, "seconds": took_s, "ratings": good, **counts, "scale": scale})
+
+    async def _rules(self, sink: Sink | None) -> RowRules:
+        """Return what rows of the file must be: on the scale of the target, where it has one."""
+        # One moment for all ratings without a time, in both passes.
+        rules = RowRules((sink and sink.scale) or await self._wanted_scale(), time.time())
+        if sink is not None and self._file.layout.may_have_contexts:
+            known = await sink.context_schema()
+            rules = replace(rules, fields=FileFields(known))
+            self._named = {each.name for each in known.named_fields}
+        return rules
 
     async def _wanted_scale(self) -> Scale:
         return await scale_of_file(self._file, self._options.scale, self._console)
@@ -185,16 +225,21 @@ class Importer:
         self._console.print(f"Going on after line {kept.line:,} ({kept.ratings:,} ratings written before).")
         return kept
 
-    async def _check(self, rules: RowRules) -> None:
-        """Read the whole file. Raises CannotStartError where it has a bad row."""
+    async def _check(self, rules: RowRules, ids: Mapping[str, set[bytes]] | None = None) -> None:
+        """Read the whole file. Raises CannotStartError where it has a bad row that is not to be skipped.
+        `ids`: sets to which those of users and items are added.
+        """
         ratings = 0
         with ImportProgress(self._console, "Checking", self._file.total_bytes) as progress:
             batches = self._file.read(rules)
             while (batch := await _next(batches)) is not None:
                 self._findings.add(batch)
                 ratings += len(batch)
+                if ids is not None:
+                    ids["users"].update(batch.user_ids.unique().to_pylist())
+                    ids["items"].update(batch.item_ids.unique().to_pylist())
                 progress.update(self._file.position, ratings)
-        if not self._findings.bad:
+        if not self._findings.bad or self._options.on_bad == "skip":
             return
         self._report_bad_rows()
         advice = "mend them, or leave them out with --on-bad skip"

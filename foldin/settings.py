@@ -17,7 +17,7 @@ from trainer.archive.storage.address import ObjectAddress, archive_address
 
 # What the columns of contexts are called by, before the name of the field.
 CONTEXT_PREFIX = "context."
-FILE_FORMATS = ("auto", "movielens", "recbole", "csv", "parquet")
+FILE_FORMATS = ("auto", "movielens", "recbole", "csv", "parquet", "ndjson")
 FORMAT_HELP = f"layout of the file: {', '.join(FILE_FORMATS)}"
 DEFAULT_API = "http://127.0.0.1:8080"
 DEFAULT_DATA = Path("data")  # where `foldin up` has it
@@ -156,7 +156,9 @@ class ImportOptions:
         False, "with --items: bring back what was deleted; without, a deleted item of the file stays deleted"
     )
     dry_run: bool = setting(
-        False, "with --items or --users: show what the columns were taken for, and write nothing"
+        False,
+        "read and check the whole file, tell what it has and what would be written, and write nothing",
+        excludes="resume",
     )
     scale: str | None = setting(
         None,
@@ -187,7 +189,7 @@ class ImportOptions:
             types = {each for name, each in named.items() if name not in fields}
             wrong = ", ".join(sorted(types - set(ATTRIBUTE_TYPES)))
             return [f"--columns says {wrong}, which is no type of an attribute"] if wrong else []
-        found = ["--dry-run goes with --items or --users"] if self.dry_run else []
+        found: list[str] = []
         roles = {"user", "item", "rating", "timestamp", "type"}
         # With a type the rating is the value of an event, which may have none.
         least = {"user", "item", "type" if "type" in named else "rating"}

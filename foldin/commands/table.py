@@ -52,20 +52,22 @@ IMPORT = Command(
     "import",
     "give a running Foldin the ratings of a file",
     "Import ratings: MovieLens (u.data, ratings.dat, ratings.csv), RecBole (.inter), CSV and Parquet with "
-    "named columns, each also gzipped. Importing again does no harm: the last rating of a user for an item "
-    "counts. With --items, titles, categories and attributes of items for the catalogue: what was hidden or "
-    "deleted there stays so, where the file does not say `hidden`. With --users, attributes of users.",
+    "named columns, NDJSON as `foldin export` writes it; text also gzipped. Importing again does no harm: "
+    "the last rating of a user for an item counts. With --items, titles, categories and attributes of items "
+    "for the catalogue: what was hidden or deleted there stays so, where the file does not say `hidden`. "
+    "With --users, attributes of users.",
     "foldin.importing:run_any_import",
     "foldin.settings:ImportOptions",
     "`file`, `target`, `written`, `left_out` (rows; with --items or --users values), `seconds`; with --items "
-    "or --users `still_deleted`, of those written",
+    "or --users `still_deleted`, of those written; a dry run of ratings has `ratings`, "
+    "`users`, `items` and `scale`, too",
 )
 EXPORT = Command(
     "export",
     "write ratings, items or users of a running Foldin to a file",
-    "Export from the API of a running Foldin as NDJSON, which the API takes, or as CSV or Parquet, which "
-    "`foldin import` reads. A file is there whole or not at all; one that breaks off is begun again. Before "
-    "an empty store imports it, give that by `PUT /schema` what `GET /schema` answers: CSV has no types.",
+    "Export from the API of a running Foldin as NDJSON, CSV or Parquet, which `foldin import` reads; the API "
+    "takes NDJSON, too. A file is there whole or not at all; one that breaks off is begun again. Before an "
+    "empty store imports it, give that by `PUT /schema` what `GET /schema` answers: CSV has no types.",
     "foldin.commands.export.run:run_export",
     "foldin.commands.settings:ExportOptions",
     "`what`, `rows`, `file`, `format`, `bytes`, `seconds`; without --output the rows themselves",

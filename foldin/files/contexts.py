@@ -38,6 +38,14 @@ class FileFields:
     def __init__(self, known: ContextSchema | None = None) -> None:
         self.schema = known or ContextSchema()
         self.given = set[str]()
+        self._told: dict[str, ContextKind] = {}
+
+    def told(self, name: str, kind: ContextKind) -> ContextKind:
+        """Return the kind of a field of which a file says one, as JSON does: that of the target, else the
+        first that was said.
+        """
+        known = next((each for each in self.schema.named_fields if each.name == name), None)
+        return known.kind if known else self._told.setdefault(name, kind)
 
     def take(self, role: str, column: pa.Array, refuse: Refuse, good: Callable[[], Mask]) -> pa.Array:
         """Return a column as numbers or categories; refuse rows with a value that is none, or has no room.
@@ -45,7 +53,7 @@ class FileFields:
         """
         name = role.removeprefix(CONTEXT_PREFIX)
         known = next((each for each in self.schema.named_fields if each.name == name), None)
-        kind = known.kind if known else _kind_of(column)
+        kind = known.kind if known else self._told.get(name) or _kind_of(column)
         column = (_numbers if kind == "number" else _categories)(role, column, refuse)
         there = good() & column.is_valid().to_numpy(zero_copy_only=False)
         if not there.any():

@@ -35,13 +35,16 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "rating": ("rating", "score", "stars", "overall", "bookrating", "ratingvalue"),
     "timestamp": ("timestamp", "time", "unixreviewtime", "date", "createdat", "ratedat"),
 }
+# Of a line, beside `context`.
+NDJSON_MEMBERS = ("user_id", "item_id", "rating", "timestamp")
+NDJSON_COLUMNS = {"user": 0, "item": 1, "rating": 2, "timestamp": 3}
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How to read a file. `kind`: `text` or `parquet`. `columns`: the roles user, item, rating and perhaps
-    timestamp and `context.NAME`, each with its position in `names`. `separator`: one character, or the `::`
-    of MovieLens. `header_lines`: lines before the first rating.
+    """How to read a file. `kind`: `text`, `ndjson` or `parquet`. `columns`: the roles user, item, rating
+    and perhaps timestamp and `context.NAME`, each with its position in `names`. `separator`: one character,
+    or the `::` of MovieLens. `header_lines`: lines before the first rating.
     """
 
     kind: str
@@ -52,10 +55,16 @@ class Layout:
     quoted: bool = False
     header_lines: int = 0
 
+    @property
+    def may_have_contexts(self) -> bool:
+        """Whether rows may have contexts: lines of NDJSON say it themselves."""
+        return self.kind == "ndjson" or any(role.startswith(CONTEXT_PREFIX) for role in self.columns)
+
     def describe(self) -> str:
         """Return the layout in a few words."""
         what = {"::": "`::`", "\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
-        text = "Parquet" if self.kind == "parquet" else f"text with {what[self.separator]}"
+        kinds = {"parquet": "Parquet", "ndjson": "NDJSON"}
+        text = kinds.get(self.kind) or f"text with {what[self.separator]}"
         named = ", ".join(f"{role}={self.names[position]}" for role, position in self.columns.items())
         return f"{'gzipped ' if self.compressed else ''}{text}; {named}"
 
@@ -125,6 +134,10 @@ def find_layout(path: Path, kind: str, columns: Mapping[str, str] | None) -> Lay
     if "\r" in first:
         # All of it would be its first line.
         raise CannotStartError(f"lines of {path} end with a carriage return alone: give them newlines")
+    if kind in {"auto", "ndjson"} and first.lstrip().startswith("{"):
+        if columns:
+            raise CannotStartError(f"{path} is NDJSON, whose members have names: leave --columns out")
+        return Layout("ndjson", NDJSON_MEMBERS, NDJSON_COLUMNS, compressed=compressed)
     return _clear(path, _text_layout(path, first, kind, columns, compressed=compressed))
 
 

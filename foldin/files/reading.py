@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from foldin.files.contexts import may_be_context
 from foldin.files.layout import BOM, CountingFile, Layout, open_text
+from foldin.files.lines import parse_lines
 from foldin.files.rows import BadRow, Batch, Lines, RowRules
 from processes.errors import CannotStartError
 
@@ -71,6 +72,9 @@ class RatingsFile:
 
     def _parse(self, data: bytes, first: int, last: int, rules: RowRules) -> Batch:
         layout = self.layout
+        if layout.kind == "ndjson":
+            rows, numbers, no_rows = parse_lines(data, first, rules)
+            return rules.check(rows, numbers, last, no_rows)
         separator = layout.separator
         if separator == "::":
             data, separator = data.replace(b"::", UNIT_SEPARATOR), "\x1f"

@@ -17,8 +17,6 @@ from foldin.files.reading import RatingsFile
 from foldin.files.rows import RowRules, distinct, scale_for
 from processes.errors import CannotStartError
 
-_ANY = RowRules(Scale(-inf, inf), 0.0)
-
 
 async def scale_of_file(file: RatingsFile, told: str | None, console: Console) -> Scale:
     """Return the scale that a person has `told`, else the one of the ratings in a file, the default one where
@@ -34,7 +32,7 @@ async def scale_of_file(file: RatingsFile, told: str | None, console: Console) -
 async def _asked(file: RatingsFile, console: Console) -> str:
     seen, ratings = np.empty(0), 0
     with ImportProgress(console, "Looking at the scale", file.total_bytes) as progress:
-        batches = file.read(_ANY)
+        batches = file.read(RowRules(Scale(-inf, inf), 0.0))
         # A thread: 2 MB of text are decoded at a time.
         while (batch := await asyncio.to_thread(next, batches, None)) is not None:
             seen, ratings = distinct(np.concatenate((seen, batch.seen))), ratings + len(batch)

@@ -19,7 +19,7 @@ from featurestore.store import Store
 from foldin.__main__ import main
 from foldin.files import item_import  # noqa: F401 - it takes its number of rows before a test patches that
 from foldin.sinks import ApiSink, Row, RowRefusedError, Sink, StoreSink
-from tests.support.serving import LINES, Client, serving
+from tests.support.serving import Client, serving
 
 Rows = list[dict[str, Any]]
 RATINGS: Rows = [
@@ -38,10 +38,6 @@ USERS: Rows = [
     {"user_id": "ann", "attributes": {"age": 30.0, "likes": ["tea", "go"]}},
     {"user_id": "böb", "attributes": {"vip": False, "since": "2020-01-31T00:00:00Z"}},
 ]
-COLUMNS = (
-    "user=user_id,item=item_id,rating=rating,timestamp=timestamp,"
-    "context.hour=context.hour,context.on=context.on"
-)
 ALL = {"ratings": RATINGS, "items": ITEMS, "users": USERS}
 
 
@@ -98,10 +94,7 @@ async def test_what_is_exported_makes_an_empty_store_the_same(
         assert (await other.ask("PUT", "/schema", json=schema)).json == schema
         for what in ALL:
             path = tmp_path / f"{what}.{ending}"
-            if ending == "ndjson":
-                assert (await other.post(f"/{what}", path.read_bytes(), headers=LINES)).status < 300
-                continue
-            flags = ("--columns", COLUMNS) if what == "ratings" else (f"--{what}",)
+            flags = () if what == "ratings" else (f"--{what}",)
             assert await run("import", path, "--url", other.url, *flags) == 0, capsys.readouterr()
         assert {what: await exported(other, what) for what in ALL} == before
 

@@ -16,6 +16,7 @@ from evaluation.offline import splits
 from factors import Scale
 from featurestore.catalogue.schema import Types
 from featurestore.ratings.context_schema import ContextField, ContextKind, ContextSchema
+from foldin.files import reading
 from foldin.files.attributes import side_columns
 from foldin.files.contexts import FileFields
 from foldin.files.dataset import FileRules, read_files
@@ -61,6 +62,8 @@ FILES = {
     '"186";"302";"4";"891717742"\r\n',
     "no_last_end.csv": "timestamp,rating,item,user\n881250949,3,242,196\n891717742,4,302,186",
     "bom.csv": "\ufeffuser,item,rating,timestamp\n196,242,3,881250949\n186,302,4,891717742\n",
+    "lines.ndjson": '\ufeff{"user_id": 196, "item_id": "242", "rating": 3, "timestamp": 881250949}\r\n'
+    '{"timestamp":"1998-04-04T19:22:22Z","rating":4.0,"item_id":302,"user_id":"186","context":null}',
     "spare.csv": "x,user,item,rating,timestamp,y\n,196,242, 3 ,881250949,\n,186,302,4, 891717742,\n",
 }
 
@@ -68,7 +71,7 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_each_layout_gives_the_same_ratings(tmp_path: Path, name: str) -> None:
     path, content = tmp_path / name, FILES[name].encode()
-    first = 1 if name in {"u.data", "ratings.dat"} else 2
+    first = 1 if name in {"u.data", "ratings.dat", "lines.ndjson"} else 2
     for written in (content, gzip.compress(content, mtime=0)):
         path.write_bytes(written)
         assert read(path) == (EXPECTED, [first, first + 1], [])
@@ -127,6 +130,8 @@ NOISE = np.random.default_rng(1).integers(0, 10**9, 40_000)
         (b"who,what,how\n1,2,3\n", "auto", None, r"who, what, how.*--columns"),
         (b"a,b,c\n1,2,3\n", "csv", {"user": "a", "item": "b", "rating": "x"}, "no column x.*a, b, c"),
         (PLAIN, "parquet", None, "not a Parquet file"),
+        (PLAIN, "ndjson", None, "does not look like a ndjson file"),
+        (b'{"u": "a"}', "auto", {"user": "u", "item": "i", "rating": "r"}, "leave --columns out"),
         # All would be one header, and no rating.
         (b"user,item,rating\r1,2,3\r4,5,1\r", "auto", None, "carriage return alone"),
         (TWICE, "auto", None, "two columns"),
@@ -249,6 +254,34 @@ def test_a_context_that_is_none_is_a_bad_row(tmp_path: Path) -> None:
     rows, bad = read_contexts(path, device="category")
     assert (len(rows), len(bad)) == (256, 1 + 4)
     assert bad[-1][1].startswith("context.device: 'device' has 256 categories")
+
+
+def test_lines_of_ndjson_say_the_kinds_of_contexts_and_bad_ones_their_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 100)  # a line or two
+
+    def line(context: str, more: str = "") -> str:
+        return f'{{"user_id": "a", "item_id": "x", "rating": 3, "context": {context}{more}}}\n'
+
+    path = tmp_path / "r.ndjson"
+    good = [line('{"hour": 14, "on": "8"}'), line('{"hour": null}'), line('{"on": "tv", "new": true}')]
+    bad = [line('{"on": 8}'), line('{"hour": "noon"}'), line("null", ', "stars": 1'), '{"user_id": "a"\n']
+    bad += ['{"user_id": "a", "item_id": "", "rating": 3}\n', '{"user_id": "a", "item_id": "b"}\n', "[]\n"]
+    bad += ['{"user_id": "\udcff", "item_id": "x", "rating": 3}\n']
+    many = ", ".join(f'"f{k}": 1' for k in range(33))
+    path.write_text("".join([*good, "\n", *bad, line(f"{{{many}}}")]), errors="surrogateescape")
+    rows, found = read_contexts(path)
+    assert [row[4:] for row in rows] == [
+        (None, {"hour": 14.0, "on": "8"}),
+        (),
+        (None, {"on": "tv", "new": 1.0}),
+    ]
+    assert [number for number, _ in found] == list(range(5, 14))
+    words = ("context.on is of", "context.hour is of", "stars", "", "item is empty", "`rating`", "", "", "32")
+    assert all(word in reason for word, (_, reason) in zip(words, found, strict=True)), found
+    # What the target has decides, as the API does.
+    assert read_contexts(path, on="number")[1][0][0] == 1
 
 
 CSV = """movieId,Title,genres,year,seen,out,tagline

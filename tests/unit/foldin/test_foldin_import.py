@@ -138,6 +138,31 @@ def test_bad_rows_refuse_the_file_or_are_left_out(run: Importing, capsys: pytest
     assert "31 bad rows were left out" in said
 
 
+def test_a_dry_run_tells_what_an_import_would_write_and_writes_nothing(
+    run: Importing, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    run.settings = replace(run.settings, emit=told.append)
+    append(run.file, "ann,tea,9\n")
+    with pytest.raises(CannotStartError, match=r"1 bad rows .* nothing was written"):
+        run(dry_run=True)
+    assert run(dry_run=True, on_bad="skip") == 0
+    assert (run.sink.rows, run.sink.closed, run.sink.decides) == ([], True, None)
+    expected = {"target": "the fake", "written": 0, "left_out": 1, "ratings": 200, "users": 20, "items": 10}
+    assert [{**each, **expected, "scale": "1:5"} for each in told] == told != []
+    assert "200 ratings of 20 users and 10 items on the scale 1:5 would be" in capsys.readouterr().out
+
+    async def none_runs(*_: object) -> FakeSink:
+        raise CannotStartError("no API answers")
+
+    monkeypatch.setattr(importing, "open_sink", none_runs)
+    # The file by itself: its scale is that which an empty store would get.
+    assert run(dry_run=True) == 0
+    assert (told[-1]["target"], told[-1]["ratings"], told[-1]["scale"]) == (None, 201, "1:9")
+    with pytest.raises(CannotStartError, match="no API answers"):
+        run(dry_run=True, url="http://localhost:1")
+
+
 def test_a_store_without_a_scale_gets_the_files(run: Importing, capsys: pytest.CaptureFixture[str]) -> None:
     def undecided() -> FakeSink:
         sink = FakeSink()
