@@ -50,6 +50,14 @@ class Watched:
         found = (await Axe().run(self.page)).response["violations"]
         return [f"{each['impact']} {each['id']}: {each['nodes'][0]['html'][:200]}" for each in found]
 
+    async def cells(self, table: str) -> list[list[str]]:
+        """Return the texts of a table; in place of the name of an item its id."""
+        shown: list[list[str]] = await self.page.get_by_role("region", name=table, exact=True).evaluate(
+            """(it) => [...it.querySelectorAll("tbody tr")].map((row) => [...row.cells].map((cell) =>
+              cell.querySelector("a[title], .quiet[title]")?.title ?? cell.innerText))"""
+        )
+        return shown
+
     async def overflows(self) -> bool:
         return bool(
             await self.page.evaluate(

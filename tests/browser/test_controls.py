@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.async_api import Response, expect
+from playwright.async_api import Response, Route, expect
 
 from featurestore.access import new_secret
 from featurestore.settings import StoreSettings
@@ -46,15 +46,6 @@ async def live(store_settings: StoreSettings, store: Store, tmp_path: Path) -> A
         yield client
 
 
-async def cells(watched: Watched, table: str) -> list[list[str]]:
-    """The texts of a table; in place of the name of an item its id."""
-    shown: list[list[str]] = await watched.page.get_by_role("region", name=table, exact=True).evaluate(
-        """(it) => [...it.querySelectorAll("tbody tr")].map((row) => [...row.cells].map((cell) =>
-          cell.querySelector("a[title], .quiet[title]")?.title ?? cell.innerText))"""
-    )
-    return shown
-
-
 async def give(watched: Watched, item: str, value: int) -> None:
     """Add a rating of someone who is not stored."""
     await watched.page.get_by_label("Item").fill(item)
@@ -62,14 +53,17 @@ async def give(watched: Watched, item: str, value: int) -> None:
     await watched.page.get_by_role("button", name="Add").click()
 
 
-async def listed(client: Client, path: str) -> list[str]:
-    return [each["item_id"] for each in (await client.get(path)).ok.json["items"]]
+ZEBRA = {"title": "Zebra", "categories": ["sf"], "attributes": {"year": 1965, "cast": ["Ann", "Bob"]}}
+
+
+async def listed(client: Client, path: str, name: str = "items") -> list[str]:
+    return [each["item_id"] for each in (await client.get(path)).ok.json[name]]
 
 
 async def test_a_hidden_item_is_in_no_list_until_it_is_shown_again(live: Client, watched: Watched) -> None:
     page = watched.page
     (best,) = await listed(live, "/recommend/u1?n=1")
-    assert (await live.ask("PUT", f"/items/{best}", json={"title": "Zebra"})).status == 200
+    assert (await live.ask("PUT", f"/items/{best}", json=ZEBRA)).status == 200
 
     async def lists_with_it() -> int:
         return sum([best in await listed(live, path) for path in ("/recommend/u1?n=30", "/popular?n=30")])
@@ -79,11 +73,19 @@ async def test_a_hidden_item_is_in_no_list_until_it_is_shown_again(live: Client,
     await page.get_by_label("Begins with").fill("Zeb")
     mine = page.locator("tr").filter(has=page.get_by_role("button", name=re.compile("hide|show again")))
     await expect(mine).to_have_count(1)
+    ((shown_id, *_, categories, attributes, _),) = await watched.cells("items")
+    assert (shown_id, categories, attributes) == (best, "sf", "year: 1965; cast: Ann, Bob")
     for button, hidden in (("hide", True), ("show again", False)):
         await mine.get_by_role("button", name=button).click()
         await expect(mine.locator(".tag")).to_have_count(int(hidden))
         assert (await live.get(f"/items/{best}")).json.get("hidden", False) is hidden
         await wait_until_async(lists_with_it, "they heed it", (0 if hidden else 2).__eq__)
+    await page.goto(f"{live.url}/#/items/{best}")
+    about = ["categories", "sf"], ["year", "1965"], ["cast", "Ann, Bob"], ["hidden", "no"]
+    await expect(
+        page.get_by_role("region", name="what the catalogue says").locator("tbody tr")
+    ).to_have_count(4)
+    assert await watched.cells("what the catalogue says") == list(about)
     await page.goto(f"{live.url}/#/items/i2")
     for by in ("content", "both", "behaviour"):
         path = f"/similar/i2?n=10&by={by}"
@@ -91,7 +93,7 @@ async def test_a_hidden_item_is_in_no_list_until_it_is_shown_again(live: Client,
         await page.get_by_label("near by what").select_option(by)
 
         async def shown() -> list[str]:
-            return [row[0] for row in await cells(watched, "similar items")]
+            return [row[0] for row in await watched.cells("similar items")]
 
         await wait_until_async(shown, f"near by {by}: {near}", near.__eq__)
     assert watched.complaints == []
@@ -109,7 +111,7 @@ async def test_someone_who_is_not_stored_gets_the_list_of_these_ratings(
         wanted = [(each["item_id"], f"{each['rating']:.2f}", f"{each['score']:.2f}") for each in answer]
 
         async def shown() -> list[tuple[str, ...]]:
-            return [(row[1], row[2], row[4]) for row in await cells(watched, "recommended")]
+            return [(row[1], row[2], row[4]) for row in await watched.cells("recommended")]
 
         await wait_until_async(shown, f"the list of {given}: {wanted}", wanted.__eq__)
 
@@ -162,7 +164,7 @@ async def test_what_is_copied_runs_and_answers_the_same(live: Client, store: Sto
                 assert secret not in text
                 if copied[-1] == "Python":
                     ids = re.findall(r"item_id='(\w+)'", await ran(text, environ=environ))
-                    assert ids == [row[1] for row in await cells(watched, "recommended")]
+                    assert ids == [row[1] for row in await watched.cells("recommended")]
                     continue
                 shell = ["sh", "-c", text.replace("curl", "curl --silent --fail", 1)]
                 done = await asyncio.to_thread(run, shell, env=environ, capture_output=True, check=True)
@@ -241,11 +243,12 @@ async def test_a_file_is_shown_checked_mended_and_loaded(
     await check()
     await expect(found).to_contain_text("2 ratings of 1 user for 2 items, from 3 to 5")
     await expect(found).to_contain_text('the rating "many" is no number')
-    lines = [row[0] for row in await cells(watched, "bad rows")]
+    lines = [row[0] for row in await watched.cells("bad rows")]
     named = "user=Customer,item=Product; name,rating=Stars,timestamp=When"
     done = await asyncio.to_thread(foldin, "import", file, "--columns", named, "--url", client.url)
     assert lines == re.findall(r"line (\d+)", done.stdout) == ["6", "7", "8"], done
     assert (await client.get("/users/zoe")).status == 404
+    assert await watched.violations() == []
     await found.get_by_role("button", name="Load 2 ratings").click()
     await expect(page.locator("#sent")).to_have_text("2 of 2 are stored.")
     kept = (await client.get("/users/zoe/ratings")).json["ratings"]
@@ -261,6 +264,23 @@ async def test_a_file_is_shown_checked_mended_and_loaded(
     await expect(found).to_have_count(0)
     await check()
     await expect(found).to_contain_text("12,000 ratings of 400 users for 30 items, from 1 to 5.")
+    # Stopped while the first part of it is on its way: that is stored, and nothing behind it.
+    stopped = asyncio.Event()
+
+    async def held(route: Route) -> None:
+        await stopped.wait()
+        await route.continue_()
+
+    await page.route("**/ratings", held)
+    await found.get_by_role("button", name="Load 12,000 ratings").click()
+    await page.get_by_role("button", name="Stop").click()
+    await expect(page.get_by_role("button", name="Stop")).to_be_disabled()
+    stopped.set()
+    await expect(page.get_by_role("button", name="Stop")).to_have_count(0)
+    await expect(page.locator("#sent")).to_have_text("5,000 of 12,000 are stored.")
+    await expect(page.locator("#sent + .soft")).to_have_text("mine.csv, stopped")
+    assert len((await client.get("/export/ratings")).text.splitlines()) == 5_000 + 2 + 2
+    await page.unroute("**/ratings")
     await page.evaluate(SEEN)
     await found.get_by_role("button", name="Load 12,000 ratings").click()
     await expect(page.locator("#sent")).to_have_text("12,000 of 12,000 are stored.")
@@ -277,21 +297,50 @@ async def test_quality_shows_the_figures_of_the_fit_of_lists_and_of_a_report(
     live: Client, watched: Watched, tmp_path: Path
 ) -> None:
     page, card = watched.page, watched.page.locator(".card")
-    await live.get("/recommend/u1?n=5&impressions=true")
+    list_ = (await live.get("/recommend/u1?n=5&impressions=true")).ok.json
+    bought = {"user_id": "u1", "item_id": list_["items"][1]["item_id"], "type": "purchase", "value": 2}
+    await live.post("/events", {**bought, "recommendation_id": list_["recommendation_id"]})
 
     async def generation() -> dict[str, Any]:
         return next(each for each in (await live.get("/generations")).json["generations"] if each["live"])
 
-    told = await wait_until_async(generation, "a list was told", lambda each: "feedback" in each)
+    told = await wait_until_async(
+        generation, "a purchase came of a list", lambda each: each.get("feedback", {}).get("positives") == 1
+    )
     metrics, lists = told["metrics"], told["feedback"]
     await page.goto(f"{live.url}/#/quality")
     tenths = [f"{100 * metrics[f'held_out_coverage_tenth_{n}']:.1f} %" for n in range(1, 11)]
     await expect(page.locator("[aria-label=calibration] .figure")).to_have_text(tenths)
-    figures = dict(await cells(watched, "held-out metrics"))
+    figures = dict(await watched.cells("held-out metrics"))
     assert figures["error (RMSE)"] == f"{metrics['held_out_rmse']:.4f}"
+    baseline = f"{metrics['baseline_loss']:.4f}"
+    assert figures["error of averages of users and items (RMSE)"] == baseline
     assert figures["share within the 90 % interval"] == f"{metrics['held_out_coverage']:.4f}"
     await expect(card.filter(has_text="items shown")).to_contain_text(str(lists["shown"]))
+    await expect(card.filter(has_text="positive rate")).to_contain_text("20.0 %")
     await expect(card.filter(has_text="catalogue shown")).to_contain_text(f"{100 * lists['coverage']:.1f} %")
+    # What was bought is told beside the ratings.
+    await page.goto(f"{live.url}/#/users/u1")
+    await expect(page.get_by_role("region", name="other events of this user")).to_be_visible()
+    events = [(each["item_id"], each["type"]) for each in (await live.get("/users/u1/events")).json["events"]]
+    assert [(row[0], row[1]) for row in await watched.cells("other events of this user")] == events
+    assert (bought["item_id"], "purchase") in events
+
+    # An engine of choices has other figures: shares, not errors.
+    async def of_choices(route: Route) -> None:
+        answer = await (await route.fetch()).json()
+        for each in answer["generations"]:
+            each |= {"engine": "implicit", "metrics": {"loss": 0.2, "baseline_loss": 0.3}}
+        await route.fulfill(json=answer)
+
+    await page.route("**/generations", of_choices)
+    await page.goto(f"{live.url}/#/quality")
+    await expect(page.get_by_role("region", name="held-out metrics").locator("tbody tr")).to_have_count(2)
+    assert await watched.cells("held-out metrics") == [
+        ["share of the other items placed above a chosen one", "0.2000"],
+        ["the same, with items placed by popularity", "0.3000"],
+    ]
+    await page.unroute("**/generations")
     # A report, as the command prints it.
     ratings, report = tmp_path / "ratings.csv", tmp_path / "my films.jsonl"
     exported = map(json.loads, (await live.get("/export/ratings")).text.splitlines())
@@ -304,7 +353,7 @@ async def test_quality_shows_the_figures_of_the_fit_of_lists_and_of_a_report(
     await page.get_by_role("button", name="Keep it here").click()
     await expect(page.get_by_role("region", name="report my-films")).to_contain_text("bias")
     lines = [each for each in map(json.loads, done.stdout.splitlines()) if "engine" in each]
-    shown = await cells(watched, "report my-films")
+    shown = await watched.cells("report my-films")
     assert [row[:6] for row in shown] == [
         [each["engine"], each["data"], each["split"], str(each["n_test"])]
         + [f"{each[name]:.4f}" for name in ("rmse", "mae")]
@@ -319,6 +368,65 @@ async def test_quality_shows_the_figures_of_the_fit_of_lists_and_of_a_report(
     await page.goto(f"{live.url}/#/overview")
     await expect(card.filter(has_text="30 known")).to_contain_text("items30in this generation")
     assert (await live.get("/status")).json["known_items"] == 30
+    assert watched.complaints == []
+
+
+async def test_the_list_of_a_user_is_what_the_api_says_and_moves(live: Client, watched: Watched) -> None:
+    page = watched.page
+    await live.post("/ratings", {"user_id": "zoe", "item_id": "i0", "rating": 5})
+    before = await listed(live, "/recommend/zoe?n=10")
+    asked = {"user_id": "zoe", "item_ids": before}
+    predicted = (await live.post("/predict", asked)).ok.json["predictions"]
+    await page.goto(f"{live.url}/#/users/zoe")
+    region = page.get_by_role("region", name="recommended")
+    await expect(region.locator("tbody tr")).to_have_count(10)
+    assert [(row[1], " ".join(row[2].split())) for row in await watched.cells("recommended")] == [
+        (item, f"{each['rating']:.2f} ± {each['std']:.2f}")
+        for item, each in zip(before, predicted, strict=True)
+    ]
+    drawn = "(all) => all.map((it) => [it.style.left, it.style.width].map(parseFloat))"
+    bars = await region.locator(".interval i").evaluate_all(drawn)
+    for (left, width), each in zip(bars, predicted, strict=True):
+        ends = np.clip([each["rating"] - each["std"], each["rating"] + each["std"]], 1.0, 5.0)
+        assert [left, left + width] == pytest.approx(25.0 * (ends - 1.0), abs=0.01)
+    # One is rated by its name, though it is in the list: it is gone, and others have moved, to where it says.
+    await page.get_by_label("Item").fill(before[3])
+    await page.get_by_role("group", name=f"rate {before[3]}").last.get_by_role("button", name="1").click()
+    await expect(region.locator(".good", has_text="new").first).to_be_visible()
+    after = await listed(live, "/recommend/zoe?n=10")
+    by = [before.index(item) - n if item in before else None for n, item in enumerate(after)]
+    signs = ["new" if n is None else f"{'▲' if n > 0 else '▼'}{abs(n)}" if n else "" for n in by]
+    shown = [(row[0].split(maxsplit=1)[1:] or [""])[0] for row in await watched.cells("recommended")]
+    assert (before[3] in after, shown) == (False, signs)
+    assert {sign[0] for sign in signs if sign} == {"n", "▲", "▼"}
+    assert (await live.get("/users/zoe/ratings")).json["total"] == 2
+    assert watched.complaints == []
+
+
+async def test_long_lists_have_pages(live: Client, watched: Watched) -> None:
+    page = watched.page
+    films = [{"item_id": f"z{n:02}", "title": f"Later {n:02}"} for n in range(25)]
+    assert (await live.post("/items", films)).status == 200
+    await live.post("/ratings", [{"user_id": "zoe", "item_id": f"i{n}", "rating": 3} for n in range(25)])
+    some, ratings = "/items?n=50&of=all&by=id", "/users/zoe/ratings?n=20"
+    behind = (await live.get(some)).json["next"]
+    pages = {
+        ("items", "items", "more", "back"): [
+            await listed(live, path) for path in (some, f"{some}&cursor={behind}")
+        ],
+        ("users/zoe", "ratings of this user", "earlier ones", "later ones"): [
+            await listed(live, path, "ratings") for path in (ratings, f"{ratings}&offset=20")
+        ],
+    }
+    for (name, table, on, back), (one, two) in pages.items():
+        await page.goto(f"{live.url}/#/{name}")
+        rows = page.get_by_role("region", name=table, exact=True).locator("tbody tr")
+        for button, ids in ((None, one), (on, two), (back, one)):
+            if button:
+                await page.get_by_role("button", name=button).click()
+            await expect(rows).to_have_count(len(ids))
+            assert [row[0] for row in await watched.cells(table)] == ids
+    assert (len(one), len(two)) == (20, 5)
     assert watched.complaints == []
 
 

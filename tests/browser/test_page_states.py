@@ -5,6 +5,7 @@ import re
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,12 +19,13 @@ from tests.browser.pages import BROWSER, Watched, browsing
 from tests.support.factories import lead, opened, publish, rating
 from tests.support.servers import StoreServer
 from tests.support.serving import Client, serves, serving
+from tests.support.waiting import wait_until_async
 
 pytestmark = [pytest.mark.slow, *BROWSER, pytest.mark.timeout(300)]
 # Title -> the lines by what they are called and their field of `GET /history`, and the digits of a number.
 CHARTS: dict[str, tuple[dict[str, str], int | None]] = {
     "Error of arriving ratings, each predicted before it was learned": (
-        {"RMSE": "rmse", "one prediction for all": "baseline_rmse"},
+        {"RMSE": "rmse", "what an unknown user is told": "baseline_rmse"},
         3,
     ),
     "Requests a second": ({"requests/s": "requests_per_s", "of these 5xx": "failures_per_s"}, 1),
@@ -32,6 +34,8 @@ CHARTS: dict[str, tuple[dict[str, str], int | None]] = {
     "Rating events that wait for the archive": ({"events": "lag"}, 0),
     "Memory": ({"workers": "workers_bytes", "store": "store_bytes", "trainer": "trainer_bytes"}, None),
 }
+# How far back the curves go, as the page has it and as it asks.
+SPANS = {"3 h": "10800", "1 day": "86400", "7 days": "604800"}
 # What is not known.
 UNKNOWN = "\N{EN DASH}"
 # What a number is told in.
@@ -69,19 +73,26 @@ async def tell(store: Store) -> None:
 async def test_the_table_behind_each_chart_has_what_the_api_says(
     client: Client, store: Store, watched: Watched
 ) -> None:
-    page, told = watched.page, dict[str, Any]()
+    page, answers = watched.page, dict[str, Any]()
     await tell(store)
 
     async def once(route: Route) -> None:
         # The answer of the service, the same one as long as the page is looked at.
-        if not told:
-            told.update(await (await route.fetch()).json())
-        await route.fulfill(json=told)
+        asked = route.request.url.partition("=")[2]
+        if asked not in answers:
+            answers[asked] = await (await route.fetch()).json()
+        await route.fulfill(json=answers[asked])
 
-    await page.route("**/history?seconds=900", once)
+    await page.route("**/history?seconds=*", once)
     await page.goto(f"{client.url}/#/overview")
     charts = page.locator("figure.chart")
     await expect(charts).to_have_count(len(CHARTS))
+    await expect(charts.locator(".marks")).to_have_text(["dotted: generation 2, generation 3"])
+    replicas, told = answers["300"]["replicas"], answers["900"]
+    assert {"worker-a", "worker-b", "trainer"} <= {each["process"] for each in replicas}
+    assert [row[:3] for row in await watched.cells("processes")] == [
+        [each["process"], each["host"], str(each["generation"])] for each in replicas
+    ]
     for title, (lines, digits) in CHARTS.items():
         chart = charts.filter(has=page.locator("figcaption", has_text=re.compile(f"^{re.escape(title)}$")))
         await expect(chart.locator(".u-legend .u-series")).to_have_count(1 + len(lines))
@@ -103,6 +114,15 @@ async def test_the_table_behind_each_chart_has_what_the_api_says(
             known = [value for value in values if value is not None]
             assert len(known) >= 20, name
             assert None in values, name
+    assert await watched.violations() == []
+    table = page.get_by_role("region", name="Ratings a second, as a table").locator("tbody tr")
+    for span, seconds in SPANS.items():
+        await page.get_by_role("link", name=span).click()
+        await expect(page.get_by_role("link", name=span)).to_have_attribute("aria-current", "true")
+        found = await wait_until_async(partial(answers.get, seconds), f"the curves of {span}")
+        oldest = datetime.fromtimestamp(found["at"][0], UTC)
+        await expect(table.last).to_contain_text(f"{oldest:%Y-%m-%d %H:%M}")
+        await expect(table).to_have_count(len(found["at"]))
     assert watched.complaints == []
 
 

@@ -1,6 +1,7 @@
 """The pages in a real browser: what people see and do there; they load nothing from anywhere else."""
 
 import os
+import re
 import time
 from dataclasses import replace
 
@@ -29,6 +30,13 @@ PAGES = {
     "data": ("Data", "text=None was made yet", "text=None was made yet"),
     "system": ("System", "[aria-label=settings]", "[aria-label=settings]"),
 }
+# What is compared of two generations: in the table, and by the API.
+COMPARED = {"engine": "engine", "link": "link", "rank": "rank"} | {
+    name: f"n_{name}" for name in ("users", "items", "ratings")
+}
+# What a key with the role `read` may do with buttons.
+NEEDS = re.compile("needs a key with the role (rate|operate)")
+EXPORTS = ["ratings.ndjson", "items.ndjson", "users.ndjson"]
 MANUAL = ServiceSettings().manual_dir
 FIRST = "Foldin recommends, and learns from every rating the moment it arrives."
 
@@ -175,6 +183,15 @@ async def test_generations_are_compared_and_made_live_by_typing_the_number(
     for n in (0, 1):
         await rows.nth(n).get_by_role("checkbox").check()
     await expect(page.locator("h2", has_text="1 beside 2")).to_be_visible()
+    compared = {name: values for name, *values in await watched.cells("two generations compared")}
+    told = sorted((await client.get("/generations")).json["generations"], key=lambda it: it["generation"])
+    for name, field in COMPARED.items():
+        assert compared[name] == [str(each[field]) for each in told], name
+    for name in {name for each in told for name in each["metrics"]}:
+        assert [float(each) for each in compared[name]] == [
+            pytest.approx(each["metrics"][name], abs=5e-5) for each in told
+        ]
+    assert await watched.violations() == []
     back = rows.nth(1)
     await expect(back.get_by_role("button", name="make live")).to_be_disabled()
     await back.get_by_role("textbox").fill("1")
@@ -303,8 +320,19 @@ async def test_the_page_asks_for_a_key_where_the_api_does(
         await expect(page.locator("#state")).to_have_text("live")
         await expect(page.locator("#login")).to_be_hidden()
         # What the key may not do cannot be pressed.
-        await page.goto(f"{closed.url}/#/generations")
-        await expect(page.get_by_role("button", name="Fit now")).to_be_disabled()
+        others, refused = page.locator(".action button"), set()
+        for name, (heading, there, _) in PAGES.items():
+            await page.goto(f"{closed.url}/#/{name}")
+            await expect(page.locator("h1")).to_have_text(heading)
+            await expect(
+                page.locator("[aria-label=workers]" if name == "system" else there).first
+            ).to_be_attached()
+            for button in await others.all():
+                if (text := await button.inner_text()) not in EXPORTS:
+                    await expect(button).to_be_disabled()
+                    await expect(button).to_have_attribute("title", NEEDS)
+                    refused.add(text)
+        assert refused == {"rate", "take back", "hide", "Keep it here", "Fit now", "Hold generation 1"}
         assert secret not in await page.content()
         # It is there after a reload, and kept by nothing that outlives the tab.
         await page.reload()
@@ -313,6 +341,10 @@ async def test_the_page_asks_for_a_key_where_the_api_does(
         assert await page.context.cookies() == []
         assert watched.asked_only(closed.url)
         assert not any(secret in url for url in watched.asked)
+        await page.get_by_role("button", name="Forget the key").click()
+        await expect(page.locator("#state")).to_have_text("a key is needed")
+        await expect(page.locator("#login")).to_be_visible()
+        assert await page.evaluate("sessionStorage.length") == 0
         # What the browser says of each answer of 401, and nothing else.
         assert all("401" in complaint for complaint in watched.complaints)
 
@@ -354,6 +386,7 @@ async def test_a_recommendation_is_explained_by_the_keyboard_alone(client: Clien
     await page.keyboard.press("Enter")
     await expect(first).to_have_attribute("aria-expanded", "true")
     await expect(page.locator(".why .bars").first).to_contain_text("dune")
+    assert await watched.violations() == []
     assert watched.complaints == []
 
 

@@ -1,5 +1,5 @@
 // Numbers, times and commands as people read them. Invariant: what is not known is a dash, never 0.
-import { key } from "./api.js";
+import { key, may } from "./api.js";
 
 export const number = (value, digits = 0) =>
   value === null || value === undefined || Number.isNaN(value) ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits });
@@ -26,6 +26,11 @@ export const when = (moment) => {
 export const plural = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+/** A program of Python that runs as it is. The key is that of a variable: what is copied ends in files and chats. */
+export const asPython = (...lines) => {
+  const [imports, key] = may.value.keys ? ["import os\n\n", ', key=os.environ["FOLDIN_API_KEY"]'] : ["", ""];
+  return `# pip install foldin-client\n${imports}from foldin_client import Client\n\nwith Client("${location.origin}"${key}) as foldin:\n${lines.map((line) => `    ${line}\n`).join("")}`;
+};
 /** The call as a command of the shell: with a key its place is shown, and not the key itself. */
 export function asCurl(method, path, body) {
   const parts = ["curl"];

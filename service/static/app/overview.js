@@ -23,7 +23,7 @@ const Cards = ({ now }) => {
   return html`<dl class="cards" id="cards">
     <${Card} label="generation" value=${number(now.generation)} note=${live ? `epoch ${now.epoch}, ${ago(now.created)}${now.users ? "" : "; the first fit comes at once from 100 ratings or other events on"}` : "the first is made from 100 ratings or other events on"} />
     <${Card} label="model" value=${now.ratings ? `rank ${now.rank}` : "–"} note=${live ? `${now.engine}, ${now.link}${now.ratings ? "" : "; it has learned nothing yet"}` : ""} />
-    <${Card} label="users" value=${number(now.users)} note="in this generation" />
+    <${Card} label="users" value=${number(now.users)} note="in this generation; those who came since are known, too, and not counted" />
     <${Card} label="items" value=${number(now.items)} note=${`in this generation; ${number(now.known_items)} known`} />
     <${Card} label="ratings" value=${number(now.ratings)} note=${`in this generation; ${number(now.known_events)} events in all`} />
     <${Card} label="ratings arriving" value=${`${number(now.ratings_per_s, 1)} /s`} note=${`${number(now.accepted_ratings)} since the start`} />
@@ -33,16 +33,19 @@ const Cards = ({ now }) => {
   </dl>`;
 };
 
-/** The points of a history where the live generation changed. */
+/** The points of a history where the live generation changed: to the last one that is known, as after a stop it is the same. */
 const changes = ({ at, generation }) =>
-  at.flatMap((moment, n) => (n && generation[n] !== generation[n - 1] && generation[n] ? [{ at: moment, text: `generation ${generation[n]}` }] : []));
+  at.flatMap((moment, n) => {
+    const [before, now] = [generation.slice(0, n).findLast((each) => each), generation[n]];
+    return before && now && now !== before ? [{ at: moment, text: `generation ${now}` }] : [];
+  });
 
 const Charts = ({ history }) => {
   const { at: times } = history;
   const line = (label, name, more) => ({ label, values: history[name], ...more });
   return html`<div class="charts">
     <${Chart} title="Error of arriving ratings, each predicted before it was learned" times=${times} marks=${changes(history)}
-      lines=${[line("RMSE", "rmse"), line("one prediction for all", "baseline_rmse", { dash: [6, 4] })]} format=${(value) => fixed(value, 3)} empty="No rating has arrived in this time." />
+      lines=${[line("RMSE", "rmse"), line("what an unknown user is told", "baseline_rmse", { dash: [6, 4] })]} format=${(value) => fixed(value, 3)} empty="No rating has arrived in this time." />
     <${Chart} title="Requests a second" times=${times} lines=${[line("requests/s", "requests_per_s"), line("of these 5xx", "failures_per_s")]} format=${(value) => number(value, 1)} />
     <${Chart} title="Time to answer, trainings left out" times=${times} lines=${[line("p50", "p50_s"), line("p99", "p99_s")]} format=${seconds} />
     <${Chart} title="Ratings a second" times=${times} lines=${[line("ratings/s", "ratings_per_s")]} format=${(value) => number(value, 1)} />

@@ -173,7 +173,7 @@ export function Fold({ title, children }) {
   return html`<details open=${open} onToggle=${(event) => set(event.currentTarget.open)}><summary>${title}</summary>${open && children()}</details>`;
 }
 
-/** The call that a part of a page makes, to be copied. */
+/** The call that a part of a page makes, to be copied; or a program alone. */
 export function Commands({ method = "GET", path, body, python }) {
   const [said, say] = useState("");
   const timer = useRef(0);
@@ -189,7 +189,7 @@ export function Commands({ method = "GET", path, body, python }) {
     }
   };
   return html`<span class="commands">
-    <button type="button" class="quiet" onClick=${() => copy(asCurl(method, path, body), "curl")}>copy as curl</button>
+    ${path && html`<button type="button" class="quiet" onClick=${() => copy(asCurl(method, path, body), "curl")}>copy as curl</button>`}
     ${python && html`<button type="button" class="quiet" onClick=${() => copy(python, "Python")}>copy as Python</button>`}
     <span role="status" class="soft">${said}</span>
   </span>`;

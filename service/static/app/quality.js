@@ -5,9 +5,12 @@ import { ago, fixed, number, percent, together } from "./format.js";
 import { Action, Bars, Card, Failure, Table, useLoad } from "./parts.js";
 
 // By the names of `factors/serving/metrics.py` and of the engines.
-const HELD_OUT = [
+const OF_RATINGS = [
   ["held_out_rmse", "error (RMSE)", 4], ["baseline_loss", "error of averages of users and items (RMSE)", 4], ["held_out_mae", "mean absolute error", 4],
   ["held_out_log_likelihood", "log likelihood of a rating, nats", 4], ["held_out_coverage", "share within the 90 % interval", 4], ["held_out_count", "ratings asked", 0],
+];
+const OF_CHOICES = [
+  ["loss", "share of the other items placed above a chosen one", 4], ["baseline_loss", "the same, with items placed by popularity", 4], ["held_out_recall_at_20", "share of chosen items among the first 20", 4],
 ];
 const TENTH = /^held_out_coverage_tenth_(\d+)$/;
 
@@ -59,7 +62,7 @@ export function quality() {
   const shown = live?.feedback;
   const metrics = live?.metrics ?? {};
   const tenths = Object.entries(metrics).filter(([name]) => TENTH.test(name));
-  const told = HELD_OUT.filter(([name]) => name in metrics);
+  const told = (live?.engine === "implicit" ? OF_CHOICES : OF_RATINGS).filter(([name]) => name in metrics);
   const rest = Object.entries(metrics).filter(([name]) => !TENTH.test(name) && !told.some(([other]) => other === name));
   return html`<h1>Quality</h1><${Failure} error=${error} />
     ${live && html`

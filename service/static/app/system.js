@@ -41,7 +41,7 @@ const Keys = () => {
 
 const Settings = () => {
   const { data, error } = useLoad((signal) => get("/settings", { signal }), []);
-  return html`<h2>Settings in force</h2><${Failure} error=${error} />
+  return html`<h2>Settings of the service</h2><${Failure} error=${error} />
     ${data && html`<${Table} label="settings" columns=${["name", "value", "if nothing is set", "what it does"]} rows=${data.settings.map((each) => [html`<code>${each.name}</code>`, each.value, each.default.replaceAll("`", ""), each.help.replaceAll("`", "")])} />`}`;
 };
 

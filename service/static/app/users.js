@@ -1,14 +1,10 @@
 // One user: what was rated, what is recommended and why; rate, and see the list move.
 import { html, useEffect, useState } from "../vendor/preact.js";
-import { call, get, id, may, retrying, status } from "./api.js";
-import { fixed, number, plural, when } from "./format.js";
+import { call, get, id, retrying, status } from "./api.js";
+import { asPython, fixed, number, plural, when } from "./format.js";
 import { Action, Bars, Card, Commands, Failure, Field, ItemLink, Table, titled, useLoad } from "./parts.js";
 
-/** A program that runs as it is. The key is that of a variable: what is copied ends in files and chats. */
-const python = (call) => {
-  const [imports, key] = may.value.keys ? ["import os\n\n", ', key=os.environ["FOLDIN_API_KEY"]'] : ["", ""];
-  return `# pip install foldin-client\n${imports}from foldin_client import Client\n\nwith Client("${location.origin}"${key}) as foldin:\n    print(foldin.${call})\n`;
-};
+const python = (call) => asPython(`print(foldin.${call})`);
 const text = (value) => JSON.stringify(value);
 
 const SHOWN = 20;
@@ -161,6 +157,16 @@ const History = ({ user, turn, done }) => {
       ${from + 20 < data.total && html`<button type="button" onClick=${() => page(from + 20)}>earlier ones</button>`} <span class="soft">${plural(data.total, "rating")} in all</span></p>`;
 };
 
+/** What was done besides rating, where there is any. */
+const Events = ({ user, turn }) => {
+  const { data, error } = useLoad((signal) => titled(get(`/users/${id(user)}/events?n=50`, { signal }), signal, "events"), [user, turn]);
+  if (!data?.total) return html`<${Failure} error=${error} />`;
+  return html`<h2>Other events, the latest first</h2>
+    <${Table} label="other events of this user" columns=${["item", "type", { text: "value", number: true }, "when (UTC)"]}
+      rows=${data.events.map((each) => [html`<${ItemLink} item=${each.item_id} title=${each.title} />`, each.type, number(each.value, 2), when(each.timestamp)])} />
+    <p class="soft">${plural(data.total, "event")} in all</p>`;
+};
+
 const Stored = ({ user }) => {
   const [turn, next] = useState(0);
   const [before, keep] = useState([]);
@@ -183,6 +189,7 @@ const Stored = ({ user }) => {
     ${list.data && html`<${Recommended} list=${list.data} user=${user} done=${done} before=${before} />
       <${Commands} path=${`/recommend/${id(user)}?n=10`} python=${python(`recommend(${text(user)}, n=10)`)} />`}
     ${!unknown && html`<h2>Ratings, the latest first</h2><${History} user=${user} turn=${turn} done=${done} />`}
+    ${about.data && html`<${Events} user=${user} turn=${turn} />`}
     <${Other} user=${user} done=${done} />`;
 };
 

@@ -1,10 +1,13 @@
 // What a first visitor sees: what this is, and three ways to begin.
 import { html } from "../vendor/preact.js";
 import { status } from "./api.js";
-import { asCurl } from "./format.js";
+import { asCurl, asPython } from "./format.js";
+import { Commands } from "./parts.js";
 
 export function Welcome() {
   const middle = (status.value.scale[0] + status.value.scale[1]) / 2 || 4;
+  const rating = { user_id: "ann", item_id: "dune", rating: middle };
+  const program = asPython(`foldin.rate(${JSON.stringify(rating)})`, 'print(foldin.predict("ann", "dune").rating)', 'print(foldin.recommend("ann", n=5).items)');
   return html`<section class="welcome">
     <h1>Foldin recommends, and learns from every rating the moment it arrives.</h1>
     <p>Nothing is known yet. Three ways to begin:</p>
@@ -18,10 +21,12 @@ export function Welcome() {
         <pre>foldin import ratings.csv</pre></article>
       <article class="panel"><h2>Three calls</h2>
         <pre>${[
-          asCurl("POST", "/ratings", { user_id: "ann", item_id: "dune", rating: middle }),
+          asCurl("POST", "/ratings", rating),
           asCurl("GET", "/predict?user_id=ann&item_id=dune"),
           asCurl("GET", "/recommend/ann?n=5"),
         ].join("\n")}</pre>
+        <p>The same in Python: <${Commands} python=${program} /></p>
+        <pre>${program}</pre>
         <p>All calls, to be tried: <a href="/docs">API</a>. All else: the <a href="/manual">manual</a>.</p></article>
     </div>
   </section>`;
