@@ -4,6 +4,7 @@ Prints what breaks one; code 1 where anything does.
 """
 
 import ast
+import gzip
 import json
 import re
 import shlex
@@ -14,6 +15,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from house import written_bytes  # of .ci/house.py
 
 from clients.generator import document
 from environment.settings import ServerSettings
@@ -51,9 +54,12 @@ MODULES = {
     "trainer": TrainerSettings,
 }
 COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(curl|foldin|make|python) ([^|;&>]*)")
+# Gzipped, of the scripts that every page loads or draws by; those of /docs are others.
+VENDORED, MOST_VENDORED_BYTES = ("preact.js", "uplot.js"), 32 * 1024
 # Printed from the declarations, and compared with them: tests/unit/test_docs_settings.py.
 PRINTED = {"cli.md", "settings.md"}
 
+MOST_WRITTEN_BYTES = 170_000
 ROLE = re.compile(r'"(read|rate|operate)"')
 Rule = Callable[[Path], list[str]]
 
@@ -265,6 +271,19 @@ def untaken_commands(root: Path) -> list[str]:
     return found
 
 
+def heavy_scripts(root: Path) -> list[str]:
+    """Vendored scripts of the dashboard (Preact with htm and signals, uPlot), where they weigh too much."""
+    scripts = [(root / "service/static/vendor" / name).read_bytes() for name in VENDORED]
+    weight = sum(len(gzip.compress(each, mtime=0)) for each in scripts)
+    return [f"{weight:,} bytes of {VENDORED}"] if weight > MOST_VENDORED_BYTES else []
+
+
+def long_manual(root: Path) -> list[str]:
+    """How much of the manual people wrote, as `make house` counts it, where that is too much to read."""
+    written = written_bytes(list((root / "docs").rglob("*.md")))
+    return [f"{written:,} bytes, of {MOST_WRITTEN_BYTES:,}"] if written > MOST_WRITTEN_BYTES else []
+
+
 RULES: tuple[Rule, ...] = (
     module_cycles,
     room_cycles,
@@ -274,6 +293,8 @@ RULES: tuple[Rule, ...] = (
     clients_apart,
     untaken_commands,
     buttons_of_other_roles,
+    long_manual,
+    heavy_scripts,
 )
 
 

@@ -129,7 +129,7 @@ const Recommended = ({ list, user, done, before }) => {
         html`<${Expected} rating=${each.rating ?? each.score} std=${each.std} />`, fixed(each.relevance), fixed(each.score),
         user === null ? "" : html`<${Rate} user=${user} item=${each.item_id} done=${done} />`,
       ])} />
-    ${why && html`<${Why} user=${user} item=${why} />`}`;
+    ${list.items.some((each) => each.item_id === why) && html`<${Why} user=${user} item=${why} />`}`;
 };
 
 /** The list of a user with error bars: what /predict says of its items is asked in the same turn. */

@@ -25,9 +25,10 @@ export function Welcome() {
           asCurl("GET", "/predict?user_id=ann&item_id=dune"),
           asCurl("GET", "/recommend/ann?n=5"),
         ].join("\n")}</pre>
-        <p>The same in Python: <${Commands} python=${program} /></p>
-        <pre>${program}</pre>
         <p>All calls, to be tried: <a href="/docs">API</a>. All else: the <a href="/manual">manual</a>.</p></article>
     </div>
+    <h2>The three calls in Python</h2>
+    <pre>${program}</pre>
+    <p><${Commands} python=${program} /></p>
   </section>`;
 }
