@@ -52,6 +52,13 @@ def built(sources: Path, folder: Path) -> Path:
     return wheel
 
 
+def locked(folder: Path) -> Path:
+    """A file with the versions of the lock, for what a wheel asks for by itself."""
+    versions = re.findall(r"^([\w.-]+==.*?) \\$", LOCK.read_text("utf-8"), re.MULTILINE)
+    (folder / "locked.txt").write_text("\n".join(versions))
+    return folder / "locked.txt"
+
+
 def checked(python: Path, program: str, elsewhere: Path) -> str:
     """What mypy says of a program, by what is installed for `python` alone."""
     flags = ("--strict", "--cache-dir", os.devnull, "--python-executable", python)
@@ -75,8 +82,8 @@ def installed(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pyt
     folder = tmp_path_factory.mktemp("environment")
     programs = folder / "bin"
     ran(request.param, "-m", "venv", folder)
-    ran(programs / "pip", "install", "--quiet", "--require-hashes", "-r", LOCK)
-    ran(programs / "pip", "install", "--quiet", "--no-deps", "--no-index", wheel)
+    # Not the whole lock, which has extras, too: what the wheel itself does not ask for is not there.
+    ran(programs / "pip", "install", "--quiet", "--constraint", locked(folder), wheel)
     ran(programs / "pip", "check")
     return programs
 
@@ -95,10 +102,7 @@ def test_the_client_is_installed_imported_and_typed_without_foldin(interpreter: 
     wheel = built(house.ROOT / house.CLIENT, tmp_path / "dist")
     python = tmp_path / "environment/bin/python"
     ran(interpreter, "-m", "venv", tmp_path / "environment")
-    # Versions of the lock, of what the client asks for by itself.
-    locked = re.findall(r"^([\w.-]+==.*?) \\$", LOCK.read_text("utf-8"), re.MULTILINE)
-    (tmp_path / "locked.txt").write_text("\n".join(locked))
-    ran(python, "-m", "pip", "install", "--quiet", "--constraint", tmp_path / "locked.txt", wheel)
+    ran(python, "-m", "pip", "install", "--quiet", "--constraint", locked(tmp_path), wheel)
     program = (
         "import importlib.util as found, foldin_client as c; print(c.__all__, found.find_spec('foldin'))"
     )
