@@ -78,7 +78,10 @@ def test_the_image_gets_every_package_and_nothing_that_is_not_built_from() -> No
 def test_boards_and_alerts_ask_for_metrics_that_there_are() -> None:
     modules = [path for room in ("service", "trainer") for path in (ROOT / room).rglob("*.py")]
     code = "".join(path.read_text("utf-8") for path in modules)
-    declared = set(re.findall(r'"(foldin_\w+)"', code))
+    # A name with what it is behind it.
+    declared = set(re.findall(r'"(foldin_\w+)",\s*f?"', code))
+    constants = dict(re.findall(r'^(\w+) = "(foldin_\w+)"', code, re.MULTILINE))
+    declared |= {constants[name] for name in re.findall(r"MetricFamily\((\w+),", code) if name in constants}
     declared |= {f"foldin_trainer_{name}" for name in re.findall(r'\b_gauge\(\s*"(\w+)"', code)}
     files = [ROOT / "deploy/prometheus/alerts.yml", *(ROOT / "deploy/grafana/dashboards").glob("*.json")]
     asked = {path.name: set(re.findall(r"\bfoldin_\w+", path.read_text("utf-8"))) for path in files}

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -100,3 +102,21 @@ def shape(value: Any) -> Any:
     return (
         "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
     )
+
+
+def left_out(shown: object, made: object, at: str = "") -> str:
+    """Where the first member of JSON `shown` is that a value `made` of it has lost; empty where none is."""
+    if isinstance(made, msgspec.Struct):
+        values = (getattr(made, name) for name in made.__struct_fields__)
+        made = dict(zip(made.__struct_encode_fields__, values, strict=True))
+    if isinstance(shown, dict) and isinstance(made, dict):
+        for name, value in shown.items():
+            if name not in made:
+                return f"{at}.{name}"
+            if found := left_out(value, made[name], f"{at}.{name}"):
+                return found
+    if isinstance(shown, list) and isinstance(made, list | tuple):
+        for one, other in zip(shown, made, strict=True):
+            if found := left_out(one, other, f"{at}[]"):
+                return found
+    return ""

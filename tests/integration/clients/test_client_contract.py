@@ -13,8 +13,10 @@ import pytest
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin_client import AsyncClient, UnreadableAnswerError, models, problems
+from foldin_client.asynchronous import transport
+from foldin_client.wire import decoded
 from tests.support import house
-from tests.support.examples import examples, ran
+from tests.support.examples import examples, left_out, ran
 from tests.support.factories import rating
 from tests.support.serving import Client
 from tests.support.small_trainer import serving_with_trainer
@@ -171,7 +173,16 @@ async def operation(foldin: Any) -> str:
     return key
 
 
-async def test_every_call_of_the_description_is_made(served: Client) -> None:
+async def test_every_call_of_the_description_is_made(served: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = set[str]()
+
+    def compared(response: httpx.Response, kind: Any) -> Any:
+        made = decoded(response, kind)
+        if found := left_out(response.json(), made):
+            lost.add(f"{response.request.method} {response.request.url.path}: {found}")
+        return made
+
+    monkeypatch.setattr(transport, "decoded", compared)
     described = (await served.get("/openapi.json")).json
     known = {(method.upper(), path) for path, methods in described["paths"].items() for method in methods}
     made = set[tuple[str, str]]()
@@ -194,6 +205,7 @@ async def test_every_call_of_the_description_is_made(served: Client) -> None:
         assert [key.name for key in (await keyed.get_keys()).keys] == ["shop"]
         assert (await keyed.remove_key("shop")).removed == 1
     assert known - made == set()
+    assert lost == set(), "what the service answers, the description has not"
 
 
 @pytest.mark.slow

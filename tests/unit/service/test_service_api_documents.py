@@ -9,7 +9,7 @@ from clients.generator import __main__ as generator
 from service.http.problems import KINDS
 from service.openapi import Route
 from service.routes import ROUTES
-from tests.support.examples import Example, examples
+from tests.support.examples import Example, examples, left_out
 
 API = Path(__file__).resolve().parents[3] / "docs/api.md"
 
@@ -21,7 +21,9 @@ def test_what_is_made_of_the_description_is_made_of_the_one_of_now() -> None:
 def test_every_call_and_code_is_in_the_manual() -> None:
     manual = API.read_text("utf-8")
     calls = {f"{route.method} {re.sub(r':[^}]*}', '}', route.path)}" for route in ROUTES}
-    assert {call for call in calls if call not in manual} == set()
+    # Whole: `GET /items` does not stand there by `GET /items/{item_id}`.
+    there = set(re.findall(r"\b(?:GET|PUT|POST|PATCH|DELETE) /[\w/{}.-]*", manual))
+    assert calls - {call.rstrip(".") for call in there} == set()
     assert {code for code in KINDS if f"`{code}`" not in manual} == set()
 
 
@@ -57,20 +59,5 @@ def misfit(shown: object, kind: type) -> str:
         made: object = msgspec.convert(shown, kind)
     except msgspec.ValidationError as exc:
         return str(exc)
-    lost = left_out(shown, msgspec.to_builtins(made))
+    lost = left_out(shown, made)
     return f"there is no {lost}" if lost else ""
-
-
-def left_out(shown: object, made: object, at: str = "") -> str:
-    if isinstance(shown, dict) and isinstance(made, dict):
-        for name, value in shown.items():
-            # A member that has its default is not written.
-            if name not in made and value not in (None, False, [], {}):
-                return f"{at}.{name}"
-            if name in made and (found := left_out(value, made[name], f"{at}.{name}")):
-                return found
-    if isinstance(shown, list) and isinstance(made, list):
-        for one, other in zip(shown, made, strict=True):
-            if found := left_out(one, other, f"{at}[]"):
-                return found
-    return ""
