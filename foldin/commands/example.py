@@ -29,12 +29,13 @@ print(foldin.rate({rating}))
 print(foldin.predict("ann", "dune"))
 print(foldin.recommend("ann", n=5))
 """
+# By `npm install` of clients/javascript, which has no dependency.
 JAVASCRIPT = """\
-const headers = {headers};
-const call = async (path, more) => (await fetch({url} + path, {{ headers, ...more }})).json();
-console.log(await call("/ratings", {{ method: "POST", body: '{rating}' }}));
-console.log(await call("{predict}"));
-console.log(await call("{recommend}"));
+import {{ Foldin }} from "foldin-client";
+const foldin = new Foldin({url}{key});
+console.log(await foldin.rate({rating}));
+console.log(await foldin.predict("ann", "dune"));
+console.log(await foldin.recommend("ann", {{ n: 5 }}));
 """
 PATHS = {
     "ratings": "/ratings",
@@ -84,20 +85,13 @@ def examples(url: str, best: float, *, asks: bool) -> dict[str, str]:
     """
     value = int(best) if best.is_integer() else best
     rating = json.dumps({"user_id": "ann", "item_id": "dune", "rating": value})
-    # Sent with every call: it does no harm where there is no body, and saves a line.
-    javascript = '"Content-Type": "application/json"'
-    if asks:
-        javascript += ', Authorization: "Bearer " + process.env.FOLDIN_API_KEY'
     # By a variable: a key in a command line can be seen by others of the machine.
     key = ' -H "Authorization: Bearer $FOLDIN_API_KEY"' if asks else ""
     addresses = {name: shlex.quote(url + path) for name, path in PATHS.items()}
-    asked = {
-        "url": json.dumps(url),
-        "rating": rating,
-        **{name: PATHS[name] for name in ("predict", "recommend")},
-    }
+    asked = {"url": json.dumps(url), "rating": rating}
+    secret = ", { key: process.env.FOLDIN_API_KEY }" if asks else ""
     return {
         "curl": CURL.format(**addresses, rating=rating, key=key),
         "python": PYTHON.format(**asked, secret='os.environ["FOLDIN_API_KEY"]' if asks else "None"),
-        "javascript": JAVASCRIPT.format(**asked, headers=f"{{ {javascript} }}"),
+        "javascript": JAVASCRIPT.format(**asked, key=secret),
     }

@@ -15,7 +15,9 @@ from redis import Redis
 from redis.exceptions import ConnectionError as LostConnection
 
 from processes import backoff
+from tests.support import house
 from tests.support.disks import leave_free, small_disk
+from tests.support.servers import missing
 from tests.support.stacks import Stack, foldin, processes, stack
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -47,8 +49,19 @@ def test_up_play_ctrl_c_and_up_again(tmp_path: Path) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{running.environment_port}/reset?user_id=x") as answer:
             assert json.loads(answer.read())["nb_users"] == 7
         example = json.loads(foldin("client-example", "--json", "--data", data).stdout)
-        for command in ([sys.executable, "-c", example["python"]], ["bash", "-ec", example["curl"]]):
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        # As npm lays the client there.
+        (tmp_path / "node_modules").mkdir()
+        (tmp_path / "node_modules/foldin-client").symlink_to(house.ROOT / "clients/javascript")
+        (tmp_path / "example.mjs").write_text(example["javascript"])
+        node = shutil.which("node") or missing("node")
+        # The last one takes back what they have rated.
+        programs = (
+            [node, "example.mjs"],
+            [sys.executable, "-c", example["python"]],
+            ["bash", "-ec", example["curl"]],
+        )
+        for command in programs:
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
             assert "generation" in done.stdout
         found = json.loads(foldin("doctor", "--json", "--data", data, "--config", config).stdout)
         assert found["worst"] == "ok", found
