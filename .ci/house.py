@@ -19,7 +19,7 @@ def lines_of(paths: list[Path]) -> int:
 
 def written_bytes(pages: list[Path]) -> int:
     """Return how much of these pages people wrote: without printed pages and recorded tables."""
-    texts = (path.read_text("utf-8") for path in pages if path.as_posix() not in PRINTED)
+    texts = (path.read_text("utf-8") for path in pages if not path.as_posix().endswith(tuple(PRINTED)))
     return sum(len(RECORDED.sub("", text).encode()) for text in texts)
 
 
