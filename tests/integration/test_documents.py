@@ -1,5 +1,5 @@
-"""The README, the tutorial, the how-to guides, the operations and the programs of the manual are run as they
-stand, on a made set in the form of the tutorial's. Invariant: what they show is what a user gets.
+"""The README, the tutorial, the how-to guides, some other pages and the programs of the manual are run as
+they stand, on made sets in the form of the tutorial's. Invariant: what they show is what a user gets.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from processes.blocking import plain_environment
 from tests.integration.environment.test_environment_server import environment
 from tests.support import house
 from tests.support.examples import ran, shape
-from tests.support.movies import write_files
+from tests.support.movies import write_files, write_tables
 from tests.support.stacks import Stack, local_stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -29,8 +29,8 @@ _MARK = "=== next ==="
 ENVIRONMENT, API = "http://127.0.0.1:8081", "http://127.0.0.1:8080"
 # In place of the course's own sizes: three runs of 1,000 steps are minutes.
 STEPS = 150
-# What commands of docs/operations.md need beyond this machine, by how they begin. They do not run here:
-# `.ci/rules.py` holds their flags to the code.
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("operations", "evaluation", "sizing", "environment")))
+# Why commands of them do not run here, by how they begin. `.ci/rules.py` holds their flags to the code.
 ELSEWHERE = {
     "docker ": "an engine of containers",
     "FOLDIN_IMAGE=foldin:2 docker ": "an engine of containers, and two versions",
@@ -39,6 +39,10 @@ ELSEWHERE = {
     "kubectl ": "Kubernetes",
     "cat deploy/redis/cluster.env ": "an engine of containers",
     "FOLDIN_REDIS_URL=redis+cluster://": "six servers",
+    "make ": "its own environment, and minutes",
+    "python -m ": "a terminal, until Ctrl-C: tests/integration/environment and evaluation run these",
+    "foldin evaluate ": "minutes of the course's protocol, or a file: README.md runs those of files",
+    ".venv/bin/foldin evaluate --api ": "minutes: tests/integration/evaluation runs fewer steps of it",
     "foldin migrate ": "two stores: tests/integration/migration/test_while_serving.py runs these",
 }
 
@@ -114,7 +118,10 @@ def programs(name: str) -> list[str]:
 
 async def test_the_tutorial_the_readme_and_the_guides(tmp_path: Path) -> None:
     async with movies(tmp_path) as stack:
-        await fits(text_of("README.md"), stack, tmp_path)
+        write_tables(tmp_path)
+        for name in ("README", "docs/evaluation", "docs/sizing"):
+            await fits(text_of(f"{name}.md"), stack, tmp_path)
+        assert list((tmp_path / "results/evaluate").glob("summary.csv"))
         (program,) = programs("README.md")
         said = await ran(program.replace("http://localhost:8080", stack.url), "-W", "error")
         assert re.fullmatch(r"\d\.\d+ \['\d+', '\d+'\]\n", said), said
@@ -155,9 +162,11 @@ async def test_restore(tmp_path: Path) -> None:
         assert [each["name"] for each in listed_keys["keys"]] == ["deploy"]
 
 
-def test_what_does_not_run_of_operations_needs_more_than_this_machine() -> None:
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text_of("docs/operations.md"), re.DOTALL | re.MULTILINE)
-    lines = [line for kind, block in blocks if kind != "console" for line in block.splitlines()]
+def test_what_does_not_run_has_its_reason() -> None:
+    texts = "\n".join(map(text_of, PAGES))
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", texts, re.DOTALL | re.MULTILINE)
+    programs = {"console", "python"}  # which run
+    lines = [line for kind, block in blocks if kind not in programs for line in block.splitlines()]
     assert [line for line in lines if not line.startswith(tuple(ELSEWHERE))] == []
     assert [begin for begin in ELSEWHERE if not any(line.startswith(begin) for line in lines)] == []
 

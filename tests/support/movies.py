@@ -24,3 +24,18 @@ def write_files(folder: Path) -> None:
             ratings.append(f"{user}\t{item}\t{value}\t{880_000_000 + len(ratings)}")
     for name, lines in (("item", items), ("user", users), ("inter", ratings)):
         (folder / f"ml-100k.{name}").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def write_tables(folder: Path) -> None:
+    """Files by the names that the README has for a person's own; their ids are of no movie above."""
+    users, items = range(1001, 1031), range(2001, 2021)
+    ratings = (
+        f"{user},{item},{1 + (user * item) % 5},{890_000_000 + item}" for user in users for item in items
+    )
+    tables = {
+        "ratings": ["userId,movieId,rating,timestamp", *ratings],
+        "movies": ["movieId,title,genres,year", *(f"{item},Film {item},Drama|War,1999" for item in items)],
+        "users": ["userId,age", *(f"{user},30" for user in users)],
+    }
+    for name, lines in tables.items():
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n", "utf-8")

@@ -1,9 +1,12 @@
-"""docs/settings.md is what the declarations of all settings say, and the environment is read there alone."""
+"""docs/settings.md is what the declarations of all settings say, and the environment is read there alone;
+and pictures are what is drawn.
+"""
 
 import ast
 import re
 from functools import cache
 from importlib import import_module
+from runpy import run_path
 from typing import Any
 
 import pytest
@@ -33,6 +36,13 @@ def settings_classes() -> list[type[Any]]:
 def _is_setting(field: ast.stmt) -> bool:
     call = field.value if isinstance(field, ast.AnnAssign) else None
     return isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "setting"
+
+
+def test_the_pictures_of_the_concepts_are_what_their_script_draws() -> None:
+    """`python docs/concepts/drawings.py` brings them up to date."""
+    folder = ROOT / "docs/concepts"
+    drawn = {name: draw() for name, draw in run_path(str(folder / "drawings.py"))["DRAWINGS"].items()}
+    assert {path.stem: path.read_text("utf-8") for path in folder.glob("*.svg")} == drawn
 
 
 def test_the_document_is_what_the_declarations_say() -> None:

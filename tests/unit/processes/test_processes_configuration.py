@@ -1,5 +1,6 @@
 """`foldin.toml`: what it may have, what wins over it, and what is said of mistakes in it."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,16 @@ def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(tmp_path: Pa
     assert port([], {"FOLDIN_PORT": ""}) == 9000
     (tmp_path / "foldin.toml").unlink()
     assert port([], {}) == 8080
+
+
+def test_the_example_of_the_manual_is_taken_by_each_role(tmp_path: Path) -> None:
+    manual = Path(__file__).parents[3] / "docs/settings.md"
+    (example,) = re.findall(r"```toml\n(.*?)```", manual.read_text("utf-8"), re.DOTALL)
+    write(tmp_path, example)
+    read = {each: load(each, *configured([], {}, tmp_path)) for each in ROLES if each is not ImportOptions}
+    assert (read[ServiceSettings].port, read[TrainerSettings].rules.seconds) == (8000, 120)
+    assert read[StoreSettings].url == "redis://foldin@store.example:6379"
+    assert read[StackOptions].data == Path("/srv/foldin")
 
 
 @pytest.mark.parametrize(
