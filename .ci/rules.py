@@ -18,8 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from house import written_bytes  # of .ci/house.py
 
-from house import written_bytes  # of .ci/house.py
-
 from clients.generator import document
 from environment.settings import ServerSettings
 from evaluation.course.settings import EvaluationSettings, PlaySettings
@@ -61,7 +59,6 @@ VENDORED, MOST_VENDORED_BYTES = ("preact.js", "uplot.js"), 32 * 1024
 # Printed from the declarations, and compared with them: tests/unit/test_docs_settings.py.
 PRINTED = {"cli.md", "settings.md"}
 
-MOST_WRITTEN_BYTES = 170_000
 MOST_WRITTEN_BYTES = 170_000
 ROLE = re.compile(r'"(read|rate|operate)"')
 Rule = Callable[[Path], list[str]]
@@ -287,12 +284,6 @@ def long_manual(root: Path) -> list[str]:
     return [f"{written:,} bytes, of {MOST_WRITTEN_BYTES:,}"] if written > MOST_WRITTEN_BYTES else []
 
 
-def long_manual(root: Path) -> list[str]:
-    """How much of the manual people wrote, as `make house` counts it, where that is too much to read."""
-    written = written_bytes(list((root / "docs").rglob("*.md")))
-    return [f"{written:,} bytes, of {MOST_WRITTEN_BYTES:,}"] if written > MOST_WRITTEN_BYTES else []
-
-
 RULES: tuple[Rule, ...] = (
     module_cycles,
     room_cycles,
@@ -302,7 +293,6 @@ RULES: tuple[Rule, ...] = (
     clients_apart,
     untaken_commands,
     buttons_of_other_roles,
-    long_manual,
     long_manual,
     heavy_scripts,
 )
