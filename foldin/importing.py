@@ -25,7 +25,17 @@ from foldin.files.layout import find_layout
 from foldin.files.positions import Position, PositionFile
 from foldin.files.progress import ImportProgress
 from foldin.files.reading import RatingsFile
-from foldin.files.rows import BadRow, Batch, RowRules, Values, distinct, pieces, scale_for
+from foldin.files.rows import (
+    BadRow,
+    Batch,
+    RowRules,
+    Values,
+    beyond,
+    distinct,
+    off_scale,
+    pieces,
+    scale_for,
+)
 from foldin.files.scale import scale_of_file
 from foldin.settings import CONTEXT_PREFIX, FrontDoorSettings, ImportOptions
 from foldin.sinks import Row, RowRefusedError, Sink, SinkBusyError, open_sink, same_context
@@ -239,12 +249,17 @@ class Importer:
                     ids["users"].update(batch.user_ids.unique().to_pylist())
                     ids["items"].update(batch.item_ids.unique().to_pylist())
                 progress.update(self._file.position, ratings)
+        seen = self._findings.seen
+        between = seen[off_scale(seen, rules.scale) & ~beyond(seen, rules.scale)]
+        if len(between):
+            steps = f"the steps of the scale {format_scale(rules.scale)}"
+            self._console.print(f"Ratings between {steps}, such as {between[0]:g}, are kept as they are.")
         if not self._findings.bad or self._options.on_bad == "skip":
             return
         self._report_bad_rows()
         advice = "mend them, or leave them out with --on-bad skip"
         if self._findings.off_scale:
-            seen, scale = self._findings.seen, format_scale(rules.scale)
+            scale = format_scale(rules.scale)
             begin = f"FOLDIN_SCALE={format_scale(scale_for(seen))} and another FOLDIN_NAMESPACE or --data"
             advice = (
                 f"its ratings run from {seen[0]:g} to {seen[-1]:g}, the scale is {scale}; a store has one "

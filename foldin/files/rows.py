@@ -102,8 +102,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class RowRules:
-    """What a rating must be: on the scale. One without a time is from `now`, seconds since 1970. `fields`: of
-    contexts; `check` adds those that it meets first.
+    """What a rating must be: between the ends of the scale, as for the API. One without a time is from `now`,
+    seconds since 1970. `fields`: of contexts; `check` adds those that it meets first.
     """
 
     scale: Scale
@@ -143,7 +143,7 @@ class RowRules:
             times = np.full(len(lines), self.now)
         seen = distinct(ratings[rated])
         refuse(
-            off_scale(ratings, self.scale) & rated,
+            beyond(ratings, self.scale) & rated,
             lambda position: f"rating {ratings[position]:g} is off the scale",
             off_scale=True,
         )
@@ -182,9 +182,14 @@ def _is_text(column: pa.Array) -> bool:
 Refuse = Any  # a callback with a keyword-only argument has no short type
 
 
+def beyond(ratings: Values, scale: Scale) -> Mask:
+    """Return which ratings are beyond the ends of the scale; NaN is not."""
+    return (ratings < scale.low) | (ratings > scale.high)
+
+
 def off_scale(ratings: Values, scale: Scale) -> Mask:
     """Return which ratings are beyond the ends of the scale, or between its steps. NaN is neither."""
-    off = (ratings < scale.low) | (ratings > scale.high)
+    off = beyond(ratings, scale)
     if scale.step is not None:
         steps = (ratings - scale.low) / scale.step
         off |= np.abs(steps - np.round(steps)) > STEP_TOLERANCE

@@ -173,9 +173,10 @@ def test_a_store_without_a_scale_gets_the_files(run: Importing, capsys: pytest.C
     assert run(sink=undecided()) == 0
     assert (run.sink.decides, len(run.sink.rows)) == (Scale(0.5, 5.0, 0.5), 3)
     assert "The scale of the fake is 0.5:5:0.5 from now on, for good." in capsys.readouterr().out
-    # A person knows better, or not.
-    assert run(sink=undecided(), scale="0:10") == 0
-    assert run.sink.decides == Scale(0.0, 10.0)
+    # A person knows better, or not; what lies between the steps is taken, as by the API.
+    assert run(sink=undecided(), scale="0:10:1") == 0
+    assert (run.sink.decides, len(run.sink.rows)) == (Scale(0.0, 10.0, 1.0), 3)
+    assert "between the steps of the scale 0:10:1, such as 0.5, are kept" in capsys.readouterr().out
     with pytest.raises(CannotStartError, match="must have its low end under its high end, not '10:0'"):
         run(sink=undecided(), scale="10:0")
     # Another import was first: the file is held to what that one has decided, before anything is written.
