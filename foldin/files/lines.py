@@ -39,6 +39,7 @@ def parse_lines(
     lines: list[int] = []
     bad: list[BadRow] = []
     contexts: dict[str, dict[int, Value]] = {}
+    kinds: dict[str, ContextKind] = {}
     for number, text in enumerate(data.split(b"\n"), first):
         if not text.strip():
             continue
@@ -51,9 +52,9 @@ def parse_lines(
         if len(contexts.keys() | given.keys()) > MOST_FIELDS:
             bad.append(BadRow(number, f"context: a file may give {MOST_FIELDS} fields"))
             continue
-        if wrong := [
-            name for name in given if rules.fields.told(name, _kind(given[name])) != _kind(given[name])
-        ]:
+        for name in given.keys() - kinds.keys():
+            kinds[name] = rules.fields.told(name, _kind(given[name]))
+        if wrong := [name for name, value in given.items() if kinds[name] != _kind(value)]:
             shown = repr(given[wrong[0]])[:SHOWN_CHARACTERS]
             bad.append(BadRow(number, f"{CONTEXT_PREFIX}{wrong[0]} is of another kind than {shown}"))
             continue
