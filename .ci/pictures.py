@@ -1,14 +1,17 @@
 """Takes the pictures of the dashboard that the documents have, into docs/pictures: `make pictures`.
 
 A stack of its own has films with titles, users with tastes, two fits and calls; each page is taken once it
-shows what it is for.
+shows what it is for. Prints what the first page weighs, when it shows something, and what axe finds in all
+pages.
 """
 
 import asyncio
+import gzip
 import itertools
 import sys
 import tempfile
 import time
+from collections import Counter
 from io import BytesIO
 from pathlib import Path
 
@@ -17,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402  # the path first
 from PIL import Image  # noqa: E402
-from playwright.async_api import Page, expect  # noqa: E402
+from playwright.async_api import Page, Response, expect  # noqa: E402
 
 from tests.browser.pages import browsing  # noqa: E402
 from tests.support.stacks import Stack, stack  # noqa: E402
@@ -126,6 +129,27 @@ async def picture(page: Page, name: str, *, most_px: int = 10_000) -> None:
     _of_few_colours(taken).save(ROOT / f"docs/pictures/{name}.png", optimize=True)
 
 
+async def open_first(page: Page, url: str) -> None:
+    """Open the first page, and print what its files weigh and when it shows something."""
+    answers: list[Response] = []
+
+    # A built-in method is none that Playwright takes.
+    def note(answer: Response) -> None:
+        answers.append(answer)
+
+    page.on("response", note)
+    await page.goto(f"{url}/")
+    await expect(page.locator(".u-legend").first).to_be_visible(timeout=20_000)
+    files = [each for each in answers if each.url == f"{url}/" or "/static/" in each.url]
+    weight = sum([len(gzip.compress(await each.body())) for each in files])
+    paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+    print(
+        f"first page: {len(files)} files, {weight / 1024:.0f} KB gzipped; first contentful paint after",
+        end=" ",
+    )
+    print(f"{await page.evaluate(paint):.0f} ms")
+
+
 async def main(folder: Path) -> None:
     """Bring a stack up, let it learn, and take every page."""
     file, world = folder / "more.csv", World()
@@ -134,7 +158,8 @@ async def main(folder: Path) -> None:
     with stack(folder / "data", "--no-play") as up:
         await asyncio.to_thread(learn, up)
         async with browsing(color_scheme="light") as watched:
-            page = watched.page
+            page, found = watched.page, Counter[str]()
+            await open_first(page, up.url)
             for name, (there, most_px) in PAGES.items():
                 await page.goto(f"{up.url}/#/{name}")
                 if name == "users":
@@ -147,11 +172,13 @@ async def main(folder: Path) -> None:
                     await page.set_input_files("#file", file)
                     await page.click("#check")
                 await expect(page.locator(there).first).to_be_visible(timeout=20_000)
+                found.update(each.split()[0] for each in await watched.violations())
                 await picture(page, f"dashboard-{name.replace('/', '-')}", most_px=most_px)
                 if name == "users":
                     await page.get_by_role("region", name="recommended").locator("button.quiet").first.click()
                     await expect(page.locator(".why")).to_be_visible()
-                    await picture(page, "why")
+                    await picture(page, "why", most_px=1_400)
+            print("findings of axe:", dict(found) or "none")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 // The first page: how it is, how well ratings that arrive were predicted, and who answers.
 import { html } from "../vendor/preact.js";
-import { get, status } from "./api.js";
+import { answeredAt, get, status, trouble } from "./api.js";
 import { Conditions, conditions, lately } from "./conditions.js";
 import { ago, bytes, fixed, number, plural, seconds, when } from "./format.js";
 import { Card, Chart, Failure, Table, useLoad } from "./parts.js";
@@ -12,6 +12,7 @@ const INTERVALS = 180;
 
 /** How it is, in a sentence. */
 const Health = ({ now }) => {
+  if (trouble.value) return html`<p id="health" class="bad">The service does not answer: the figures are those of ${when(answeredAt.value)} (UTC).</p>`;
   const how = conditions(now, lately.value.data).length ? "Something needs a look" : "All is well";
   if (!now.generation) return html`<p id="health">${how}: no generation answers yet, the first is made from 100 ratings or other events on.</p>`;
   const arriving = now.recent_rmse == null ? "no rating has arrived in the last minute" : `ratings of the last minute were predicted with an error of ${fixed(now.recent_rmse, 3)}`;
@@ -23,7 +24,7 @@ const Cards = ({ now }) => {
   return html`<dl class="cards" id="cards">
     <${Card} label="generation" value=${number(now.generation)} note=${live ? `epoch ${now.epoch}, ${ago(now.created)}${now.users ? "" : "; the first fit comes at once from 100 ratings or other events on"}` : "the first is made from 100 ratings or other events on"} />
     <${Card} label="model" value=${now.ratings ? `rank ${now.rank}` : "–"} note=${live ? `${now.engine}, ${now.link}${now.ratings ? "" : "; it has learned nothing yet"}` : ""} />
-    <${Card} label="users" value=${number(now.users)} note="in this generation; those who came since are known, too, and not counted" />
+    <${Card} label="users" value=${number(now.users)} note="in this generation; newer ones are not counted" />
     <${Card} label="items" value=${number(now.items)} note=${`in this generation; ${number(now.known_items)} known`} />
     <${Card} label="ratings" value=${number(now.ratings)} note=${`in this generation; ${number(now.known_events)} events in all`} />
     <${Card} label="ratings arriving" value=${`${number(now.ratings_per_s, 1)} /s`} note=${`${number(now.accepted_ratings)} since the start`} />
