@@ -56,8 +56,9 @@ export async function retrying(make, { signal: abort, times = 2 } = {}) {
   }
 }
 
-// What /status said last, why it did not, and what the key may do.
+// What /status said last and when (seconds since 1970), why it did not since, and what the key may do.
 export const status = signal(null);
+export const answeredAt = signal(null);
 export const trouble = signal(null);
 export const may = signal({ role: "operate", keys: false });
 const LEVELS = ["none", "metrics", "read", "rate", "operate"];
@@ -74,6 +75,7 @@ export async function look() {
     const sent = key.value;
     try {
       status.value = await get("/status", { timeout_s: 5 });
+      answeredAt.value = Date.now() / 1000;
       trouble.value = null;
     } catch (error) {
       // What was asked with another key says nothing of this one.
