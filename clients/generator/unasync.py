@@ -19,6 +19,7 @@ NAMES = {
     "asynchronous": "synchronous",
     "asyncio": "time",
     "aeach": "each",
+    "running_loop": "no_loop",
 }
 _NAME = re.compile(rf"\b({'|'.join(NAMES)})\b")
 _WORD = re.compile(r"\b(?:async|await) ")

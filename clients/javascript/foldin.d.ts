@@ -6,7 +6,7 @@ export type Rows<Row> = Row | Iterable<Row> | AsyncIterable<Row>;
 export interface Options {
   /** Sent as `Authorization: Bearer`. */
   key?: string;
-  /** A call fails when nothing comes for so long. */
+  /** A call fails when nothing comes for so long; with Infinity it waits. A RangeError from 2 ** 31 on. */
   timeoutMs?: number;
   /** For so long, and so often in all, is a call sent again where that helps and does no harm. */
   retryMs?: number;
@@ -34,7 +34,7 @@ export declare class FoldinError extends Error {
   readonly isLost: boolean;
   /** How often the call was sent. */
   readonly attempts: number;
-  /** Rows that were stored by the calls before this one. */
+  /** Rows that were stored by the calls before this one. What the caller's own rows throw has it, too. */
   readonly accepted: number;
   /** What else the problem document has. */
   readonly more: Record<string, unknown>;

@@ -10,6 +10,8 @@ const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 5_000;
 // Their pauses take longer than the minute for which a call is sent again, which is what bounds them.
 const MOST_ATTEMPTS = 100;
+// A timer of more runs out at once.
+const MOST_MS = 2 ** 31 - 1;
 // As long as the service waits for a training unasked.
 const TRAINING_MS = 60_000;
 const BUSY = new Set([408, 429, 502, 503, 504, 507]);
@@ -41,11 +43,19 @@ export class Foldin {
   #options;
 
   constructor(url, { key, timeoutMs = 30_000, retryMs = 60_000, attempts = MOST_ATTEMPTS, fetch: ask } = {}) {
-    if (!/^https?:\/\/[^/]/.test(url)) throw new TypeError(`${url} is no address such as http://127.0.0.1:8080`);
+    if (!/^https?:\/\/[^/]/.test(url) || parsed(url) === null) {
+      throw new TypeError(`${withoutUser(url)} is no address such as http://127.0.0.1:8080`);
+    }
+    if (timeoutMs !== Infinity && !(timeoutMs > 0 && timeoutMs <= MOST_MS)) {
+      throw new RangeError(`timeoutMs is more than 0 and at most ${MOST_MS}, or Infinity`);
+    }
     // A line break would begin another header.
     if (key !== undefined && !/^[!-~]+$/.test(key)) throw new TypeError("a key is printable ASCII");
-    this.url = url.replace(/\/+$/, "");
+    this.url = withoutUser(url).replace(/\/+$/, "");
+    const { username, password } = parsed(url);
     this.#headers = key === undefined ? {} : { Authorization: `Bearer ${key}` };
+    // `fetch` takes no address that names a user.
+    if (username || password) this.#headers.Authorization = basic(username, password);
     // Called without this object, as browsers want it.
     this.#options = { timeoutMs, retryMs, attempts, ask: ask ?? ((...request) => fetch(...request)) };
   }
@@ -93,23 +103,29 @@ export class Foldin {
       try {
         answer = await this._json(operation, { path: operation.path, query: {}, body, lines: true });
       } catch (error) {
-        if (error instanceof FoldinError) {
-          error.accepted = accepted;
-          if (error.row !== null) error.row += accepted;
-        }
+        if (error instanceof FoldinError && error.row !== null) error.row += accepted;
         throw error;
       }
       accepted += answer.accepted;
       stillDeleted += answer.still_deleted ?? 0;
     };
-    for await (const row of severalOf(rows)) {
-      const line = JSON.stringify(row);
-      const size = encoder.encode(line).length + 1;
-      if (lines.length === MAX_ROWS || (lines.length > 0 && bytes + size > MAX_BYTES)) await send();
-      lines.push(line);
-      bytes += size;
+    let given = 0;
+    try {
+      for await (const row of severalOf(rows)) {
+        const line = JSON.stringify(row);
+        if (line === undefined) throw new TypeError(`row ${given} is no object but ${typeof row}`);
+        given += 1;
+        const size = encoder.encode(line).length + 1;
+        if (lines.length === MAX_ROWS || (lines.length > 0 && bytes + size > MAX_BYTES)) await send();
+        lines.push(line);
+        bytes += size;
+      }
+      if (lines.length > 0) await send();
+    } catch (error) {
+      // Also one of the caller's rows: how far they came is nowhere else. One that is frozen stays as it is.
+      if (Object(error) === error) Reflect.set(error, "accepted", accepted);
+      throw error;
     }
-    if (lines.length > 0) await send();
     return { ...answer, accepted, ...(stillDeleted > 0 && { still_deleted: stillDeleted }) };
   }
 
@@ -157,12 +173,13 @@ export class Foldin {
 
   // Waits for a step of an answer; gives it up after the time of a call.
   async _within(state, step) {
-    const timer = setTimeout(state.stop, state.timeoutMs);
+    const timer = state.timeoutMs === Infinity ? undefined : setTimeout(state.stop, Math.min(state.timeoutMs, MOST_MS));
     try {
       return await step();
     } catch (cause) {
       const { method, path } = state.operation;
-      const why = cause?.cause?.message ?? cause?.message ?? cause;
+      // An address in it has users and items behind its `?`.
+      const why = String(cause?.cause?.message ?? cause?.message ?? cause).replace(/\?\S*/g, "");
       throw new FoldinError(`${method} ${this.url}${path}: no whole answer (${why})`, { cause, isLost: true });
     } finally {
       clearTimeout(timer);
@@ -207,6 +224,25 @@ function requestOf(operation, given) {
     body = JSON.stringify(named);
   }
   return { path, query, body, shows };
+}
+
+// All that is shown of an address goes through here. Of a text that is none, what is behind its last `@` is left.
+function withoutUser(url) {
+  const text = String(url);
+  return parsed(text) ? text.replace(/\/\/[^/?#]*@/, "//") : text.split("@").at(-1);
+}
+
+function parsed(url) {
+  try {
+    return new URL(url);
+  } catch {
+    return null;
+  }
+}
+
+function basic(username, password) {
+  const bytes = new TextEncoder().encode(`${decodeURIComponent(username)}:${decodeURIComponent(password)}`);
+  return `Basic ${btoa(String.fromCharCode(...bytes))}`;
 }
 
 // Whatever is in it stays in one part of the path.

@@ -94,7 +94,33 @@ test("long lists go in calls of ten thousand, and errors count from the beginnin
     await new Foldin(url).putItems(large);
     assert.deepEqual(asked.map(({ body }) => body.trim().split("\n").length), [3, 2]);
     assert.equal((await new Foldin(url).putItems([])).accepted, 0);
+    await assert.rejects(new Foldin(url).rate([RATING, undefined]), { name: "TypeError", message: /^row 1 / });
   });
+  function* stopping() {
+    yield* Array.from({ length: 10_001 }, () => RATING);
+    throw new Error("my disk");
+  }
+  await scripted([[200, {}, '{"accepted":10000,"generation":1}']], async (url) => {
+    await assert.rejects(new Foldin(url).rate(stopping()), { message: "my disk", accepted: 10_000 });
+  });
+});
+
+test("the user of an address goes along, and shows in no error", async () => {
+  await scripted([refusal(401, "unauthorized"), LOST], async (url, asked) => {
+    const foldin = new Foldin(url.replace("//", "//me:se%63ret@"), { attempts: 1, timeoutMs: Infinity });
+    assert.equal(foldin.url, url);
+    for (const status of [401, 0]) {
+      await assert.rejects(foldin.predict("ann", "dune"), (error) => error.status === status && !/secret|ann/.test(error.stack));
+    }
+    assert.equal(asked[0].headers.authorization, `Basic ${btoa("me:secret")}`);
+  });
+  const ask = async (address) => {
+    throw new Error(`cannot reach ${address} now`);
+  };
+  const lost = new Foldin("http://me:secret@here", { attempts: 1, fetch: ask });
+  await assert.rejects(lost.predict("ann", "dune"), { message: /\(cannot reach http:\/\/here\/predict now\)$/ });
+  assert.throws(() => new Foldin("http://me:secret@here:port"), { name: "TypeError", message: /^here:port is no address/ });
+  for (const timeoutMs of [0, NaN, 2 ** 31]) assert.throws(() => new Foldin("http://here", { timeoutMs }), RangeError);
 });
 
 test("an export that breaks off throws after what came; a line may have any letter", async () => {

@@ -4,6 +4,8 @@
 `errors` groups these by what a caller can do.
 """
 
+import logging
+
 from foldin_client import models, problems
 from foldin_client.asynchronous.client import AsyncClient
 from foldin_client.errors import (
@@ -19,6 +21,9 @@ from foldin_client.errors import (
     UnreadableAnswerError,
 )
 from foldin_client.synchronous.client import Client
+
+# It logs each attempt: for programs that set up no logging Python would print its bare name.
+logging.getLogger("stamina").addHandler(logging.NullHandler())
 
 __all__ = [
     "AsyncClient",

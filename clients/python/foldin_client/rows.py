@@ -58,6 +58,10 @@ class Packer:
     def __init__(self) -> None:
         self._lines: list[bytes] = []
         self._bytes = 0
+        self._given = 0
+        # Where the lines that wait, and those that were taken last, stand among all that were given.
+        self._places: list[int] = []
+        self._taken: list[int] = []
 
     @property
     def count(self) -> int:
@@ -75,11 +79,18 @@ class Packer:
         if line:
             self._lines.append(line)
             self._bytes += len(line) + 1
+            self._places.append(self._given)
+        self._given += 1
+
+    def place(self, row: int) -> int:
+        """Return where a row of the body that was taken last stands among all that were given."""
+        return self._taken[row] if 0 <= row < len(self._taken) else row
 
     def take(self) -> bytes:
         """Return what waits as one body, and begin another."""
         body = b"\n".join(self._lines) + b"\n"
         self._lines, self._bytes = [], 0
+        self._taken, self._places = self._places, []
         return body
 
 

@@ -3,8 +3,11 @@
 Nothing here waits or does I/O, so that both clients share it.
 """
 
+import asyncio
 import ipaddress
+import math
 import random
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -36,6 +39,8 @@ LASTING = {"no_generation", "training_failed", "training_timeout", "data_damaged
 _SHOWN = 200
 # Added to what `Retry-After` says, as a part of it: clients that were refused together come back one by one.
 _SPREAD = 0.25
+# Sockets fail with more than 2**63 nanoseconds, and no date is further away.
+_MOST_S = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +107,44 @@ def headers(key: str | None) -> dict[str, str]:
 def is_address(url: str) -> bool:
     """Whether this is the address of a server."""
     try:
-        return url.startswith(("http://", "https://")) and bool(httpx.URL(url).host)
-    except httpx.InvalidURL:
+        parts = httpx.URL(url)
+        # A part of a name that is empty or longer than 63 letters, and a large port, fail in sockets alone.
+        named = parts.raw_host.decode().encode("idna")
+        return parts.scheme in {"http", "https"} and bool(named) and (parts.port or 1) < 65_536
+    except (httpx.InvalidURL, UnicodeError):
         return False
+
+
+def without_user(url: str) -> str:
+    """Return an address without the user and the password that may stand before its host: all that is shown
+    of one goes through here. Of a text that is no address, what is behind its last `@` is left.
+    """
+    return re.sub(r"(?<=//)[^/?#]*@", "", url) if is_address(url) else url.rpartition("@")[2]
+
+
+def user_of(url: str) -> httpx.Auth | None:
+    """Return what sends the user and the password of an address; None where it names none."""
+    parts = httpx.URL(url)
+    return httpx.BasicAuth(parts.username, parts.password) if parts.userinfo else None
+
+
+def limit_of(timeout_s: float) -> float | None:
+    """Return a timeout as sockets take it, None for no limit. Raises ValueError for what is no time."""
+    if timeout_s == math.inf:
+        return None
+    if not 0 < timeout_s < _MOST_S:
+        raise ValueError(f"timeout_s is more than 0 and less than {_MOST_S:g}, or inf, not {timeout_s}")
+    return timeout_s
+
+
+def running_loop() -> object:
+    """Return the event loop that runs: connections of one cannot be used in another."""
+    return asyncio.get_running_loop()
+
+
+def no_loop() -> object:
+    """Return what stands for the loop of a client that blocks."""
+    return None
 
 
 def is_here(url: str) -> bool:
@@ -189,10 +229,10 @@ def retry_after(text: str | None) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(text).timestamp() - time()
-        except ValueError:
+        except (ValueError, OverflowError):  # the latter of a year that no clock has
             return None
     # NaN is none of these.
-    return max(seconds, 0.0) if -1e9 < seconds < 1e9 else None
+    return max(seconds, 0.0) if -_MOST_S < seconds < _MOST_S else None
 
 
 def no_answer(error: httpx.HTTPError, method: str, url: str) -> FoldinError:

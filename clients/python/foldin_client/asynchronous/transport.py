@@ -18,11 +18,15 @@ from foldin_client.wire import (
     headers,
     is_address,
     is_here,
+    limit_of,
     no_answer,
     problem,
     repeats,
+    running_loop,
     unreadable,
     unreadable_line,
+    user_of,
+    without_user,
 )
 
 T = TypeVar("T")
@@ -49,21 +53,36 @@ class AsyncTransport:
     ) -> None:
         """`url`: as `http://127.0.0.1:8080`; `key`: sent as `Authorization: Bearer`.
 
-        A request fails when nothing comes for `timeout_s`. A call that may be sent again is, up to `attempts`
-        times in all and for `retry_s`; `attempts=1`: never. `http`: a client of the caller's, who closes it;
-        without it one is made, that asks addresses of this machine without a proxy. Raises ValueError for an
-        address or a key that cannot be one.
+        A request fails when nothing comes for `timeout_s`; with `math.inf` it waits. A call that may be sent
+        again is, up to `attempts` times in all and for `retry_s`; `attempts=1`: never. `http`: a client of
+        the caller's, who closes it; without it one is made, that asks addresses of this machine without a
+        proxy. Raises ValueError for an address, a key or a timeout that cannot be one.
         """
-        self.url = url.rstrip("/")
-        if not is_address(self.url):
-            raise ValueError(f"{url!r} is no address such as http://127.0.0.1:8080")
+        # Errors and logs show the address: who is behind it goes along by itself.
+        self.url = without_user(url).rstrip("/")
+        if not is_address(url):
+            raise ValueError(f"{without_user(url)!r} is no address such as http://127.0.0.1:8080")
         if attempts < 1:
             raise ValueError("a call is sent once at least")
         self._headers = headers(key)
-        self._timeout_s, self._retry_s, self._most = timeout_s, retry_s, attempts
+        self._limit_s, self._retry_s, self._most = limit_of(timeout_s), retry_s, attempts
+        self._auth = user_of(url) or httpx.USE_CLIENT_DEFAULT
+        self._given, self._own = http, self._new() if http is None else None
+        self._loop: object = None
+
+    def _new(self) -> httpx.AsyncClient:
         # A proxy that the environment names for the web does not know what 127.0.0.1 is here.
-        self._own = httpx.AsyncClient(trust_env=not is_here(self.url)) if http is None else None
-        self._http = http or self._own or httpx.AsyncClient()
+        return httpx.AsyncClient(trust_env=not is_here(self.url))
+
+    def _http(self) -> httpx.AsyncClient:
+        """Return the client of the loop that runs: a second `asyncio.run` has another than the first."""
+        if self._given is not None:
+            return self._given
+        loop = running_loop()
+        if self._own is None or self._loop not in {None, loop}:
+            self._own = self._new()
+        self._loop = loop
+        return self._own
 
     async def __aenter__(self) -> Self:
         return self
@@ -75,8 +94,8 @@ class AsyncTransport:
 
     async def aclose(self) -> None:
         """Close the connections, but for those of a client that was given."""
-        if self._own is not None:
-            await self._own.aclose()
+        if self._given is None:
+            await self._http().aclose()
 
     async def _ask(self, call: Call, kind: type[T]) -> T:
         """Return the answer of a call. Raises FoldinError."""
@@ -132,19 +151,26 @@ class AsyncTransport:
             call = Call("POST", path, body=packer.take(), content_type=LINES, is_repeatable=is_repeatable)
             try:
                 answer = together(answer, await self._ask(call, kind))
-            except FoldinError as error:
-                error.accepted = counted(answer)
-                if isinstance(error, ProblemError) and error.row is not None:
-                    error.row += error.accepted
+            except ProblemError as error:
+                if error.row is not None:
+                    error.row = packer.place(error.row)
                 raise
 
-        async for row in aeach(rows):
-            text = line(row)
-            if packer.is_full_with(text):
+        try:
+            async for row in aeach(rows):
+                text = line(row)
+                if packer.is_full_with(text):
+                    await send()
+                packer.add(text)
+            if packer.count:
                 await send()
-            packer.add(text)
-        if packer.count:
-            await send()
+        except BaseException as error:
+            # Also those of the caller's rows: how far they came is nowhere else.
+            if isinstance(error, FoldinError):
+                error.accepted = counted(answer)
+            if counted(answer):
+                error.add_note(f"{counted(answer)} rows before were stored")
+            raise
         return answer
 
     async def _send(self, call: Call, *, stream: bool = False) -> httpx.Response:
@@ -170,16 +196,18 @@ class AsyncTransport:
 
     async def _send_once(self, call: Call, *, stream: bool) -> httpx.Response:
         more = {} if call.body is None else {"Content-Type": call.content_type}
-        request = self._http.build_request(
+        http = self._http()
+        limit_s = self._limit_s
+        request = http.build_request(
             call.method,
             self.url + call.path,
             params=call.parameters or None,
             content=call.body,
             headers={**self._headers, **more},
-            timeout=httpx.Timeout(self._timeout_s, read=self._timeout_s + call.longer_s),
+            timeout=httpx.Timeout(limit_s, read=None if limit_s is None else limit_s + call.longer_s),
         )
         try:
-            response = await self._http.send(request, stream=stream, follow_redirects=False)
+            response = await http.send(request, stream=stream, auth=self._auth, follow_redirects=False)
             if stream and not response.is_success:
                 # Of a stream only the head is there.
                 await response.aread()
