@@ -8,7 +8,8 @@ if sys.version_info < (3, 11):  # noqa: UP036 - a checkout can be run with any P
 import os
 from collections.abc import Sequence
 
-from foldin.commands.running import find, run
+from foldin.commands.running import find, flush, run, stopped
+from foldin.settings import no_document
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,7 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Only here: who runs a command does not wait for Typer.
         from foldin.commands.app import show
 
-        show(arguments, os.environ)
+        try:
+            try:
+                show(arguments, os.environ)
+            finally:
+                flush()
+        except OSError as exc:
+            return stopped(exc, no_document)
         return 2
     return run(call, os.environ)
 

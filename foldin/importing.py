@@ -39,6 +39,7 @@ from foldin.files.rows import (
 from foldin.files.scale import scale_of_file
 from foldin.settings import CONTEXT_PREFIX, FrontDoorSettings, ImportOptions
 from foldin.sinks import Row, RowRefusedError, Sink, SinkBusyError, open_sink, same_context
+from foldin_client.wire import without_user
 from processes.errors import CannotStartError
 
 SHOWN_ROWS = 20  # of the bad rows: what fits on a terminal
@@ -418,7 +419,7 @@ class Importer:
         options = self._options
         parts = ["foldin", "import", str(options.path)]
         told = {
-            "--url": options.url,
+            "--url": options.url and without_user(options.url),
             "--data": options.data,
             # A key itself is shown nowhere.
             "--key-file": options.key_file,

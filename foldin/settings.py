@@ -350,7 +350,7 @@ class FrontDoorSettings:
             redis_url=environ.get("FOLDIN_REDIS_URL") or None,
             state_dir=state / "foldin",
             open_access=environ.get("FOLDIN_ACCESS") == "open",
-            inherited=dict(environ),
+            inherited=environ,
             data=Path(environ.file.get("up.data", DEFAULT_DATA))
             if isinstance(environ, Environment)
             else DEFAULT_DATA,

@@ -218,7 +218,8 @@ def switch(text: str) -> bool:
 def url(text: str) -> str:
     """Parse the address of an HTTP server; a slash at its end is taken off."""
     if not text.startswith(("http://", "https://")) or not text.split("://", 1)[1].strip("/"):
-        raise ValueError(f"must be an address that begins with http:// or https://, not {text!r}")
+        shown = text.rpartition("@")[2]  # a password may stand before it
+        raise ValueError(f"must be an address that begins with http:// or https://, not {shown!r}")
     return text.rstrip("/")
 
 

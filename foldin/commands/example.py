@@ -9,6 +9,7 @@ from foldin.address import api_client, find_api
 from foldin.commands.settings import LANGUAGES, ExampleOptions
 from foldin.settings import FrontDoorSettings
 from foldin_client import FoldinError, ProblemError
+from foldin_client.wire import without_user
 from processes.settings import api_key_of
 
 TIMEOUT_S = 5.0  # a service that is there answers within milliseconds
@@ -50,12 +51,15 @@ def run_example(options: ExampleOptions, settings: FrontDoorSettings) -> int:
     """Print the example; return the exit code. Raises CannotStartError where no stack runs on --data."""
     url = find_api(options.url, options.data, settings)
     key = api_key_of(settings.inherited.get("FOLDIN_API_KEY") or None, options.key_file)
+    shown = without_user(url)
     try:
         asks, best = asyncio.run(_told(url, key))
     except FoldinError:
-        print(f"No service answers at {url} now: start one with `foldin up`, or give --url.", file=sys.stderr)
+        print(
+            f"No service answers at {shown} now: start one with `foldin up`, or give --url.", file=sys.stderr
+        )
         asks, best = False, _BEST
-    found = examples(url, best, asks=asks)
+    found = examples(shown, best, asks=asks)
     wanted = LANGUAGES if options.language is None else (options.language,)
     if asks:
         print(

@@ -80,7 +80,7 @@ def _ended(call: Call, environ: Mapping[str, str], emit: Emit) -> int:
     try:
         code = _run(call, environ, emit)
         # Here, not at the exit of Python, which could not say so any more.
-        _flush()
+        flush()
         return code
     except CannotStartError as exc:
         return _failed(exc, 2, emit)
@@ -90,10 +90,11 @@ def _ended(call: Call, environ: Mapping[str, str], emit: Emit) -> int:
         emit({"error": "interrupted", "exit_code": INTERRUPTED})
         return INTERRUPTED
     except Exception as exc:  # noqa: BLE001  # the edge of the process: what is wrong is said as JSON, too
-        return _stopped(exc, emit)
+        return stopped(exc, emit)
 
 
-def _flush() -> None:
+def flush() -> None:
+    """Write what waits of standard output. Raises OSError where there is no room for it."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -119,8 +120,10 @@ def _run(call: Call, environ: Mapping[str, str], emit: Emit) -> int:
     return code
 
 
-def _stopped(error: Exception, emit: Emit) -> int:
-    """Say what a command did not expect; with where it was, but for output that cannot be written."""
+def stopped(error: Exception, emit: Emit) -> int:
+    """Say what a command did not expect; with where it was, but for output that cannot be written. Return the
+    exit code.
+    """
     if isinstance(error, OSError) and error.errno in _NOT_WRITTEN:
         _give_up_output()
         why = "nothing reads what it prints" if error.errno == EPIPE else error.strerror

@@ -120,7 +120,8 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, list) and name in MANY:
         return " ".join(_text("", each) for each in value)
     if isinstance(value, bool):
-        return "1" if value else "0"
+        # Not 1 and 0, which numbers would take.
+        return "true" if value else "false"
     if not isinstance(value, str | int | float):
         raise ValueError(
             "must be a text, a number, or true or false" + (", or a list" if name in MANY else "")

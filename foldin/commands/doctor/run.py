@@ -31,15 +31,15 @@ from foldin.address import api_client, find_api, running_stack, running_stack_ur
 from foldin.commands.doctor import machine, store
 from foldin.commands.doctor.findings import Finding, Status, worst, worst_of
 from foldin.commands.settings import DoctorOptions
-from foldin.settings import FrontDoorSettings
+from foldin.settings import FrontDoorSettings, StackOptions
 from foldin.up import KEY_FILE
 from foldin_client import AsyncClient, BusyError, FoldinError, NoAnswerError, ProblemError
 from foldin_client.models import Ready
-from foldin_client.wire import is_here
+from foldin_client.wire import is_here, without_user
 from processes import module_name
 from processes.errors import CannotStartError
 from processes.probes import http_ok
-from processes.settings import SettingsError, api_key_of
+from processes.settings import Environment, SettingsError, api_key_of, load
 from trainer.settings import TrainerSettings
 
 _T = TypeVar("_T")
@@ -64,6 +64,11 @@ class Place:
     trainer: TrainerSettings
     environ: Mapping[str, str]
 
+    @property
+    def shown(self) -> str:
+        """The address of the service without a password."""
+        return without_user(self.api)
+
 
 def run_doctor(options: DoctorOptions, settings: FrontDoorSettings) -> int:
     """Look, and print what was found; return the exit code: 1 where something fails; a warning does not."""
@@ -87,8 +92,13 @@ def _find_place(options: DoctorOptions, settings: FrontDoorSettings) -> tuple[Pl
     folders = {"FOLDIN_ARCHIVE_DIR": str(data / "archive"), "FOLDIN_STORE_DIR": str(data / "store")}
     # Without a stack the archive is where `python -m trainer` has it, but for a folder that was named.
     ours = stack is not None or options.data is not None or settings.redis_url is None
-    environ = {**settings.inherited, **(folders if ours else {}), **(stack or {})}
+    told = settings.inherited
+    environ = {**told, **(folders if ours else {}), **(stack or {})}
+    if isinstance(told, Environment):
+        environ = Environment(environ, told.file, told.sources)
     try:
+        # What `foldin up` itself reads.
+        load(StackOptions, (), environ)
         trainer = TrainerSettings.load((), environ)
         key = api_key_of(options.key, options.key_file)
     except SettingsError as exc:
@@ -143,11 +153,11 @@ async def _no_store(place: Place) -> Finding:
     """Return that no store is known, and how the one of the service that answers is named."""
     none = f"no stack runs on {place.data}"
     if (folder := await _folder_of_stack(place)) is not None:
-        found = f"{none}; that of {place.api} has {folder}"
+        found = f"{none}; that of {place.shown} has {folder}"
         return Finding("store", "warn", found, f"foldin doctor --data {shlex.quote(str(folder))}")
     if await _asked(place, AsyncClient.livez) is not None:
         advice = "name the folder of its stack by --data, or its store in FOLDIN_REDIS_URL"
-        return Finding("store", "warn", f"{none}, and a service answers at {place.api}", advice)
+        return Finding("store", "warn", f"{none}, and a service answers at {place.shown}", advice)
     return Finding("store", "warn", f"{none}, and FOLDIN_REDIS_URL is not set", _START)
 
 
@@ -277,7 +287,7 @@ async def _look_at_service(place: Place) -> list[Finding]:
             began = time.time()
             ready = await client.readyz()
             ended = time.time()
-            found = [_service(place.api, ready)]
+            found = [_service(place.shown, ready)]
             if told := heads[0].get("Date"):
                 # It has whole seconds.
                 ahead = parsedate_to_datetime(told).timestamp() + 0.5 - (began + ended) / 2
@@ -286,13 +296,13 @@ async def _look_at_service(place: Place) -> list[Finding]:
             return [*found, await _figures(client)]
     except BusyError as exc:
         advice = "wait for the first generation, or look at the trainer and the store"
-        return [Finding("service", "fail", f"{place.api} is not ready ({told_problem(exc)})", advice)]
+        return [Finding("service", "fail", f"{place.shown} is not ready ({told_problem(exc)})", advice)]
     except (NoAnswerError, TimeoutError) as exc:
         why = " ".join(str(exc).split()) or "no answer in time"
         advice = f"{_START}, or name it by --url"
-        return [Finding("service", absent, f"{place.api} does not answer ({why})", advice)]
+        return [Finding("service", absent, f"{place.shown} does not answer ({why})", advice)]
     except (FoldinError, ValueError):
-        found_there = f"what answers at {place.api} is no Foldin API, or one of another version"
+        found_there = f"what answers at {place.shown} is no Foldin API, or one of another version"
         return [Finding("service", "fail", found_there, "give another --url")]
 
 

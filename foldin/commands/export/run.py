@@ -33,6 +33,7 @@ from foldin.errors import ExportStoppedError
 from foldin.settings import FrontDoorSettings
 from foldin_client import AsyncClient, BusyError, FoldinError, ProblemError
 from foldin_client.models import SchemaBody
+from foldin_client.wire import without_user
 from processes.errors import CannotStartError
 from processes.settings import api_key_of
 
@@ -123,6 +124,7 @@ def _writer(file: BinaryIO, what: What, kind: str, schema: SchemaBody) -> Writer
 async def _export(url: str, key: str | None, what: What, make: MakeWriter, *, tabular: bool) -> int:
     """Write all rows; return how many. Raises CannotStartError, ExportStoppedError."""
     writer, rows, until, waited = None, 0, time.monotonic() + BUSY_S, False
+    shown_url = without_user(url)
     async with api_client(url, key, timeout_s=SILENT_S) as client:
         while True:
             try:
@@ -141,15 +143,15 @@ async def _export(url: str, key: str | None, what: What, make: MakeWriter, *, ta
                 again_s = exc.retry_after_s if isinstance(exc, BusyError) else None
                 wait_s = math.inf if again_s is None else max(_LEAST_WAIT_S, again_s)
                 if time.monotonic() + wait_s > until:
-                    raise CannotStartError(f"{url} answers {told_problem(exc)}") from exc
+                    raise CannotStartError(f"{shown_url} answers {told_problem(exc)}") from exc
                 if not waited:
-                    print(f"foldin: waiting, as {url} answers {told_problem(exc)}", file=sys.stderr)
+                    print(f"foldin: waiting, as {shown_url} answers {told_problem(exc)}", file=sys.stderr)
                 waited = True
                 await asyncio.sleep(wait_s)
             except FoldinError as exc:
                 if writer is None:
                     advice = "start one with `foldin up`, or give --url or --data"
-                    raise CannotStartError(f"no API answers at {url} ({exc}): {advice}") from exc
+                    raise CannotStartError(f"no API answers at {shown_url} ({exc}): {advice}") from exc
                 why = f"the export broke off ({exc})"
                 raise ExportStoppedError(f"{why}; it cannot be gone on with, so begin it again") from exc
 

@@ -41,21 +41,15 @@ def test_every_command_names_a_function_its_options_and_what_it_prints() -> None
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("up --port 0", "--port must"),
-        ("up --play --no-play", "--play and --no-play"),
+        *(("up --port 0", "--port must"), ("up --play --no-play", "--play and --no-play")),
         ("up --port 9000 --environment-port 9000", "cannot both have port 9000"),
-        ("import", "FILE needs"),
-        ("import f --columns user=a", "--columns"),
-        ("import f --url http://x --data d", "--url and --data"),
+        *(("import", "FILE needs"), ("import f --columns user=a", "--columns"), ("backup", "DIR needs")),
+        *(("import f --url http://x --data d", "--url and --data"), ("keys add shop", "--role")),
         ("import nowhere.csv --items --undelete --users", "--items and --users"),
-        ("evaluate --engines auto bias", "FILE"),
-        ("backup", "DIR needs"),
-        ("restore --to yesterday", "--to must be a time"),
-        ("keys add shop", "--role"),
-        ("bench nothing", "choose one of"),
-        ("size --users 1e3 --items 1 --ratings 1", "--users must"),
-        ("version --config nowhere.toml", "nowhere.toml"),
-        ("nosuch", "No such command 'nosuch'."),
+        *(("evaluate --engines auto bias", "FILE"), ("restore --to yesterday", "--to must be a time")),
+        *(("bench nothing", "choose one of"), ("size --users 1e3 --items 1 --ratings 1", "--users must")),
+        *(("version --config nowhere.toml", "nowhere.toml"), ("nosuch", "No such command 'nosuch'.")),
+        ("doctor --url ftp://me:word@x", "not 'x'"),
         # What benchmarks and the torture refuse, a process of their own says.
         *((f"{name} --nosuch", "--nosuch") for name in EVERY_COMMAND if name not in {"bench", "torture"}),
     ],
@@ -106,8 +100,7 @@ done
     [
         *((CannotStartError("do this"), 2), (StackFailedError("do that"), 1)),
         *((ImportStoppedError("go on"), 1), (RecoveryStoppedError("again"), 1)),
-        (RecoveryRefusedError("first this"), 2),
-        (ZeroDivisionError("by chance"), 1),
+        *((RecoveryRefusedError("first this"), 2), (ZeroDivisionError("by chance"), 1)),
     ],
 )
 def test_each_failure_is_one_line_and_its_code(
@@ -145,6 +138,12 @@ print("afterwards")
     assert json.loads(document) == {"name": "\udcff", "nan": None, "inside": [[None, 1.5]]}
     assert after == "afterwards"
     assert sorted(done.stderr.split()) == ["a", "by", "child", "said", "written"]
+
+
+def test_help_that_cannot_be_written_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = python("import sys; from foldin.__main__ import main; sys.exit(main(['--help']))", stdout=full)
+    assert (done.returncode, done.stderr) == (1, "foldin: stopped: No space left on device\n")
 
 
 def test_the_supervisor_and_help_load_no_heavy_library() -> None:
