@@ -59,11 +59,8 @@ class Watched:
         return shown
 
     async def overflows(self) -> bool:
-        return bool(
-            await self.page.evaluate(
-                "document.documentElement.scrollWidth > document.documentElement.clientWidth"
-            )
-        )
+        wider = "(it) => it.scrollWidth > it.clientWidth"
+        return bool(await self.page.locator("html").evaluate(wider))
 
 
 @asynccontextmanager

@@ -1,5 +1,6 @@
 """Pages of other origins in a real browser: none can train, rate or read."""
 
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -66,11 +67,10 @@ class Scene:
 
     @property
     def statuses(self) -> dict[str, int]:
-        found: dict[str, int] = {}
+        found = Counter[str]()
         for route, by_status in self.app[CONTEXT].counts.requests.items():
             if route not in {"/readyz", "/", "/access", "unmatched"} and "/static" not in route:
-                for status, count in by_status.items():
-                    found[status] = found.get(status, 0) + count
+                found.update(by_status)
         return found
 
     async def untouched(self) -> bool:
@@ -125,9 +125,8 @@ async def test_a_page_of_another_site_changes_and_learns_nothing(scene: Scene, p
     assert set(await run(page, WITHOUT_LEAVE, scene.url)) <= {"opaque", "sent", "stopped"}
     assert set(await run(page, WITH_LEAVE, scene.url)) == {"stopped"}
     # They did come: it is the service that refused them.
-    await wait_until_async(
-        lambda: scene.statuses.get("403", 0) >= before + len(WITHOUT_LEAVE), "all calls came"
-    )
+    wanted = before + len(WITHOUT_LEAVE)
+    await wait_until_async(lambda: scene.statuses.get("403", 0) >= wanted, "all calls came")
     assert set(scene.statuses) <= {"403", "204", "405"}
     async with page.expect_navigation():
         await page.evaluate("document.getElementById('f').submit()")

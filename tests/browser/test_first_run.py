@@ -1,13 +1,8 @@
 """The first minutes with a file of half stars: it is loaded by the page, a recommendation is explained and
-rated, and an older generation made live, on a stack of its own.
-
-`FOLDIN_TEST_PICTURES` names a folder for pictures of these five steps.
-"""
+rated, and an older generation made live, on a stack of its own."""
 
 import asyncio
-import os
 import re
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,16 +36,10 @@ def half_stars(path: Path) -> Path:
 
 
 async def test_from_an_empty_page_to_a_recommendation_and_back(tmp_path: Path, watched: Watched) -> None:
-    pictures = Path(os.environ.get("FOLDIN_TEST_PICTURES", tmp_path))
-
-    async def taken(name: str) -> None:
-        await watched.page.screenshot(path=pictures / f"{name}.png", full_page=True)
-
     async with local_stack(tmp_path / "mine") as up:
-        program = await load(up, watched, half_stars(tmp_path / "half-stars.csv"), taken)
-        await explain_and_rate(up, watched, taken)
+        program = await load(up, watched, half_stars(tmp_path / "half-stars.csv"))
+        await explain_and_rate(up, watched)
         await step_back(up, watched)
-        await taken("5-stepped-back")
         # Five lines of the first page, without the one that says how to install the client.
         assert len([line for line in program.splitlines() if line and not line.startswith("#")]) == 5
         assert re.match(r"[\d.]+\n\[.*item_id=", await ran(program))
@@ -58,12 +47,11 @@ async def test_from_an_empty_page_to_a_recommendation_and_back(tmp_path: Path, w
         assert watched.asked_only(up.url)
 
 
-async def load(up: Stack, watched: Watched, file: Path, taken: Callable[[str], Awaitable[None]]) -> str:
+async def load(up: Stack, watched: Watched, file: Path) -> str:
     """Return the program of the first page."""
     page = watched.page
     await page.goto(f"{up.url}/")
     await expect(page.locator("#state")).to_have_text("nothing learned yet")
-    await taken("1-empty")
     program = await page.locator(".welcome pre", has_text="import Client").inner_text()
     await page.click(".ways .button")
     await page.set_input_files("#file", file)
@@ -74,7 +62,6 @@ async def load(up: Stack, watched: Watched, file: Path, taken: Callable[[str], A
     for name, value in (("low", "0.5"), ("high", "5"), ("step", "0.5")):
         await expect(page.locator(f"#scale-{name}")).to_have_value(value)
     assert await watched.violations() == []
-    await taken("2-checked")
     # It may be changed, yet not so that ratings of the file would lie outside.
     load = found.get_by_role("button", name="Load 200 ratings")
     await page.fill("#scale-low", "1")
@@ -88,11 +75,10 @@ async def load(up: Stack, watched: Watched, file: Path, taken: Callable[[str], A
         "the first fit, of all that was loaded",
         lambda status: status["ratings"] == 200 and status["scale"] == [0.0, 5.0, 0.5],
     )
-    await taken("3-loaded")
     return program
 
 
-async def explain_and_rate(up: Stack, watched: Watched, taken: Callable[[str], Awaitable[None]]) -> None:
+async def explain_and_rate(up: Stack, watched: Watched) -> None:
     page = watched.page
     await page.goto(f"{up.url}/#/users/reader7")
     listed = page.get_by_role("region", name="recommended").locator("tbody tr")
@@ -116,7 +102,6 @@ async def explain_and_rate(up: Stack, watched: Watched, taken: Callable[[str], A
     await expect(page.locator(".why")).to_have_count(0)
     await listed.first.locator("button.quiet").click()
     await expect(page.locator(".why .bars").first).to_contain_text(title)
-    await taken("4-rated")
 
 
 async def step_back(up: Stack, watched: Watched) -> None:

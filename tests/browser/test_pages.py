@@ -64,7 +64,16 @@ async def test_the_overview_tells_what_is_live_and_when_no_service_answers(
     await expect(health).to_have_text(re.compile(r"^The service does not answer: .* 20[\d-]+ [\d:]+ "))
     await page.unroute("**/status")
     await expect(page.locator("#state")).to_have_text("live")
-    await expect(health).to_contain_text("All is well: generation 2 answers")
+    # An item that is rated again by its name is so in the history.
+    await page.goto(f"{client.url}/#/users/eve")
+    await page.get_by_label("Item").fill("dune")
+    await expect(page.get_by_label("rating of dune")).to_have_count(2)
+    await page.get_by_label("rating of dune").last.fill("2")
+    await page.get_by_role("button", name="rate").last.click()
+    await expect(page.get_by_label("rating of dune").first).to_have_value("2")
+    for name in ("users", "items"):
+        await page.goto(f"{client.url}/#/{name}/..")
+        await expect(page.locator("main")).to_contain_text('a browser cannot ask for the id ".."')
 
 
 @pytest.mark.slow
@@ -77,9 +86,8 @@ async def test_a_first_visitor_sees_three_ways_to_begin(
         await page.goto(f"{empty.url}/")
         await expect(page.locator("#state")).to_have_text("no generation yet")
         await expect(page.locator(".ways article")).to_have_count(3)
-        await expect(page.locator(".welcome")).to_contain_text(
-            f"{empty.url}/predict?user_id=ann&item_id=dune"
-        )
+        program = f"{empty.url}/predict?user_id=ann&item_id=dune"
+        await expect(page.locator(".welcome")).to_contain_text(program)
         # The page does not know the folder of the stack: a whole command would begin another one.
         player = page.locator(".ways article").first
         await expect(player).to_contain_text("the same command as before, with --play in place of --no-play")
@@ -102,9 +110,8 @@ async def test_a_first_visitor_sees_three_ways_to_begin(
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_every_page_can_be_used_by_everybody_and_on_a_phone(client: Client, scheme: str) -> None:
-    await client.ask(
-        "PUT", "/items/dune", json={"title": "Dune", "categories": ["sf"], "attributes": {"year": 1965}}
-    )
+    dune = {"title": "Dune", "categories": ["sf"], "attributes": {"year": 1965}}
+    await client.ask("PUT", "/items/dune", json=dune)
     async with browsing(viewport=PHONE, color_scheme=scheme) as watched:
         for name, (heading, there, _) in PAGES.items():
             await watched.page.goto(f"{client.url}/#/{name}")
@@ -187,9 +194,8 @@ async def test_generations_are_compared_and_made_live_by_typing_the_number(
     for name, field in COMPARED.items():
         assert compared[name] == [str(each[field]) for each in told], name
     for name in {name for each in told for name in each["metrics"]}:
-        assert [float(each) for each in compared[name]] == [
-            pytest.approx(each["metrics"][name], abs=5e-5) for each in told
-        ]
+        metrics = [each["metrics"][name] for each in told]
+        assert [float(each) for each in compared[name]] == pytest.approx(metrics, abs=5e-5)
     assert await watched.violations() == []
     back = rows.nth(1)
     await expect(back.get_by_role("button", name="make live")).to_be_disabled()
@@ -237,8 +243,7 @@ async def test_what_is_wrong_is_said_and_what_to_do(client: Client, store: Store
     link = wrong.get_by_role("link", name="What to do").first
     assert await link.get_attribute("href") == "/manual/alerts.html#foldinfitfails"
     # It leads somewhere, whether the manual was built here or not.
-    (href,) = [await link.get_attribute("href")]
-    assert (await client.get((href or "").partition("#")[0])).status == 200
+    assert (await client.get("/manual/alerts.html")).status == 200
     # The one sentence of health does not say else.
     await expect(page.locator("#state")).to_have_text("2 problems")
     await expect(page.get_by_role("region", name="tasks")).to_contain_text("fit: trial")
@@ -263,9 +268,8 @@ async def test_what_is_wrong_is_said_and_what_to_do(client: Client, store: Store
         "FoldinMistakes": "ended in an unexpected exception",
         "FoldinBackupOld": "The last backup was made 9 days ago",
     }.items():
-        line = wrong.locator("li").filter(has_text=said)
-        href = await line.get_by_role("link").get_attribute("href")
-        assert href == f"/manual/alerts.html#{alert.lower()}"
+        link = wrong.locator("li").filter(has_text=said).get_by_role("link")
+        await expect(link).to_have_attribute("href", f"/manual/alerts.html#{alert.lower()}")
     for name in ("overview", "generations"):
         await page.goto(f"{client.url}/#/{name}")
         await expect(page.locator("main")).to_contain_text(why)
@@ -323,9 +327,8 @@ async def test_the_page_asks_for_a_key_where_the_api_does(
         for name, (heading, there, _) in PAGES.items():
             await page.goto(f"{closed.url}/#/{name}")
             await expect(page.locator("h1")).to_have_text(heading)
-            await expect(
-                page.locator("[aria-label=workers]" if name == "system" else there).first
-            ).to_be_attached()
+            seen = "[aria-label=workers]" if name == "system" else there
+            await expect(page.locator(seen).first).to_be_attached()
             for button in await others.all():
                 if (text := await button.inner_text()) not in EXPORTS:
                     await expect(button).to_be_disabled()

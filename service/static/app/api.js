@@ -26,8 +26,18 @@ const read = async (answer) => {
   return text ? JSON.parse(text) : null;
 };
 
+// A browser takes both for folders, and leaves them out of an address, however they are encoded.
+const FOLDERS = [".", ".."];
+/** Why a browser cannot send a call whose path has these parts; null where it can. */
+export const noAddress = (parts) => {
+  const part = parts.find((each) => FOLDERS.includes(each));
+  return part === undefined ? null : `a browser cannot ask for the id "${part}"; the client for Python can.`;
+};
+
 /** Call the API. `body`: an object is sent as JSON, a text as NDJSON. Throws `Problem`, or TypeError without an answer. */
 export async function ask(method, path, body, { signal: abort, timeout_s = 30 } = {}) {
+  const why = noAddress(path.split("?")[0].split("/"));
+  if (why) throw new Error(why);
   const headers = key.value ? { Authorization: `Bearer ${key.value}` } : {};
   const sent = body === undefined ? undefined : typeof body === "string" ? body : JSON.stringify(body);
   if (sent !== undefined) headers["Content-Type"] = typeof body === "string" ? "application/x-ndjson" : "application/json";

@@ -1,7 +1,7 @@
 // The frame of the dashboard: which page is shown, the sentence of health, the key. Invariant: what is open is
 // in the address, so that it can be sent to a colleague and comes back after a reload.
 import { html, render, signal, useEffect, useErrorBoundary, useRef } from "../vendor/preact.js";
-import { enter, key, locked, scraping, setKey, status, trouble } from "./api.js";
+import { enter, key, locked, noAddress, scraping, setKey, status, trouble } from "./api.js";
 import { conditions, lately, useLately } from "./conditions.js";
 import { data } from "./data.js";
 import { plural } from "./format.js";
@@ -63,7 +63,8 @@ const Login = () => {
 const Page = ({ page, rest }) => {
   const [error, forget] = useErrorBoundary();
   useEffect(forget, [page, rest.join("/")]);
-  if (error) return html`<p class="bad" role="alert">This page cannot be shown: ${error.message}. <a href="#/overview" onClick=${forget}>Overview</a></p>`;
+  const why = error ? `${error.message}.` : noAddress(rest);
+  if (why) return html`<p class="bad" role="alert">This page cannot be shown: ${why} <a href="#/overview" onClick=${forget}>Overview</a></p>`;
   if (locked.value || scraping.value) return html`<h1>Foldin</h1><${Login} />`;
   if (!status.value) return html`<h1>Foldin</h1><p class="soft">${trouble.value ? "The service does not answer; this page goes on by itself when it does." : "looking…"}</p>`;
   return html`<${PAGES[page]} rest=${rest} />`;

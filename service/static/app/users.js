@@ -87,6 +87,7 @@ export function Rate({ user, item, rated, done }) {
   const [low, high, step] = status.value.scale;
   const steps = step ? Math.round((high - low) / step) + 1 : Infinity;
   const [value, set] = useState(rated ?? "");
+  useEffect(() => set(rated ?? ""), [rated]);
   const give = (rating) => async () => {
     await call("POST", "/ratings", { user_id: user, item_id: item, rating });
     done();
@@ -175,7 +176,8 @@ const Stored = ({ user }) => {
   useEffect(() => keep([]), [user]);
   const done = () => {
     keep(list.data ? list.data.items.map((each) => each.item_id) : []);
-    next(turn + 1);
+    // This one may be of an earlier turn: several ratings can be on their way.
+    next((before) => before + 1);
   };
   const unknown = about.error?.code === "unknown_user";
   return html`<h1>${user}</h1>
