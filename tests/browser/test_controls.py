@@ -280,6 +280,8 @@ async def test_a_file_is_shown_checked_mended_and_loaded(
     await expect(page.locator("#sent + .soft")).to_have_text("mine.csv, stopped")
     assert len((await client.get("/export/ratings")).text.splitlines()) == 5_000 + 2 + 2
     await page.unroute("**/ratings")
+    # Of a proxy before a service that starts: it passes.
+    await page.route("**/ratings", lambda route: route.fulfill(status=502), times=1)
     await page.evaluate(SEEN)
     await found.get_by_role("button", name="Load 12,000 ratings").click()
     await expect(page.locator("#sent")).to_have_text("12,000 of 12,000 are stored.")
@@ -289,7 +291,14 @@ async def test_a_file_is_shown_checked_mended_and_loaded(
     stored = map(json.loads, (await client.get("/export/ratings")).text.splitlines())
     rows = {(each["timestamp"], each["item_id"], each["rating"], each["user_id"]) for each in stored}
     assert set(table) <= rows
-    assert watched.complaints == []
+    # Of two columns with one name none is taken, as by the command.
+    (file := file.with_name("twice.csv")).write_text("user,user,item,rating\na,b,x,4\n", "utf-8")
+    await page.set_input_files("#file", file)
+    await expect(page.locator("main [role=alert]")).to_contain_text(twice := "has two columns user")
+    await expect(page.locator("#check")).to_be_disabled()
+    done = await asyncio.to_thread(foldin, "import", file, "--url", client.url)
+    assert twice in done.stdout + done.stderr
+    assert [each for each in watched.complaints if "502" not in each] == []
 
 
 async def test_quality_shows_the_figures_of_the_fit_of_lists_and_of_a_report(

@@ -25,6 +25,12 @@ const ISO = /^(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d(?:\.\d+)?)?)(?:Z|([+-]\
 const [MOST_ID_BYTES, MOST_TIME_S] = [256, 1e15];
 const numeric = (text) => (NUMBER.test(text) ? Number(text) : NaN);
 
+/** The name of a column that is read and of another one: which of them has the values is not known, as `foldin import` has it. */
+const twice = (head, { has_head, columns }) => {
+  const names = has_head ? head.map((name) => name.trim()) : [];
+  return Object.values(columns).map((place) => names[place]).find((name) => name && names.indexOf(name) !== names.lastIndexOf(name));
+};
+
 /** Seconds since 1970 of a date in ISO 8601, in UTC where it names no zone; NaN of anything else. */
 function dated(text) {
   const [, day, time = "00:00", hours, minutes = "00"] = ISO.exec(text) ?? [];
@@ -109,7 +115,8 @@ async function check(file, map, read) {
 const loading = signal(null);
 const tellLoad = (more) => (loading.value = { ...loading.value, ...more });
 window.addEventListener("beforeunload", (event_) => loading.value?.busy && event_.preventDefault());
-const passes = (error) => [429, 503, 507].includes(error.status) || error instanceof TypeError || error.name === "TimeoutError";
+// As the clients have it; a proxy answers 502 and 504 while a service behind it starts.
+const passes = (error) => [408, 429, 502, 503, 504, 507].includes(error.status) || error instanceof TypeError || error.name === "TimeoutError";
 
 /** Send one batch; a store that is busy or full for a moment is waited for, and so is a connection that was lost. */
 async function send(batch) {
@@ -210,6 +217,7 @@ const Import = () => {
   };
   const width = Math.max(...head.map((each) => each.length), 0);
   const names = Array.from({ length: width }, (_, n) => (map?.has_head ? head[0][n] : `column ${n + 1}`));
+  const repeated = map && twice(head[0], map);
   const open = !status.value.scale_decided;
   const ready = found && found.ratings > 0 && fits(found, open ? [scale.low, scale.high] : status.value.scale);
   return html`<h2 id="import">Load a file</h2>
@@ -221,7 +229,8 @@ const Import = () => {
       <div class="search">${ROLES.map((role) => html`<${Field} label=${role}><select id=${`column-${role}`} value=${String(map.columns[role])} onChange=${(event_) => setMap({ ...map, columns: { ...map.columns, [role]: Number(event_.target.value) } })}>
           ${role === "timestamp" && html`<option value="-1">none</option>`}${names.map((name, n) => html`<option value=${String(n)}>${name}</option>`)}</select><//>`)}
         <label class="check"><input type="checkbox" checked=${map.has_head} onChange=${() => setMap({ ...map, has_head: !map.has_head })} /> the first row has names</label></div>
-      <p><button type="button" id="check" onClick=${dryRun}>Check the whole file</button></p>`}
+      ${repeated && html`<p class="bad" role="alert">The file has two columns ${repeated}: leave one, or give one another name.</p>`}
+      <p><button type="button" id="check" disabled=${Boolean(repeated)} onClick=${dryRun}>Check the whole file</button></p>`}
     ${progress !== null && html`<p><progress max="1" value=${progress} aria-label="progress"></progress> ${number(100 * progress)} %</p>`}
     ${found && html`<div class="panel" id="found">
       <p>${plural(found.ratings, "rating")} of ${plural(found.users.size, "user")} for ${plural(found.items.size, "item")}${found.ratings > 0 ? `, from ${number(found.low, 3)} to ${number(found.high, 3)}${found.scale.step ? ` in steps of ${found.scale.step}` : ""}` : ""}.</p>
