@@ -73,7 +73,7 @@ async def test_the_overview_tells_what_is_live_and_when_no_service_answers(
     await expect(page.get_by_label("rating of dune").first).to_have_value("2")
     for name in ("users", "items"):
         await page.goto(f"{client.url}/#/{name}/..")
-        await expect(page.locator("main")).to_contain_text('a browser cannot ask for the id ".."')
+        await expect(page.locator("main")).to_contain_text('A browser cannot ask for the id ".."')
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ const FOLDERS = [".", ".."];
 /** Why a browser cannot send a call whose path has these parts; null where it can. */
 export const noAddress = (parts) => {
   const part = parts.find((each) => FOLDERS.includes(each));
-  return part === undefined ? null : `a browser cannot ask for the id "${part}"; the client for Python can.`;
+  return part === undefined ? null : `A browser cannot ask for the id "${part}"; the client for Python can.`;
 };
 
 /** Call the API. `body`: an object is sent as JSON, a text as NDJSON. Throws `Problem`, or TypeError without an answer. */

@@ -63,8 +63,8 @@ const Login = () => {
 const Page = ({ page, rest }) => {
   const [error, forget] = useErrorBoundary();
   useEffect(forget, [page, rest.join("/")]);
-  const why = error ? `${error.message}.` : noAddress(rest);
-  if (why) return html`<p class="bad" role="alert">This page cannot be shown: ${why} <a href="#/overview" onClick=${forget}>Overview</a></p>`;
+  const why = error ? `This page cannot be shown: ${error.message}.` : noAddress(rest);
+  if (why) return html`<p class="bad" role="alert">${why} <a href="#/overview" onClick=${forget}>Overview</a></p>`;
   if (locked.value || scraping.value) return html`<h1>Foldin</h1><${Login} />`;
   if (!status.value) return html`<h1>Foldin</h1><p class="soft">${trouble.value ? "The service does not answer; this page goes on by itself when it does." : "looking…"}</p>`;
   return html`<${PAGES[page]} rest=${rest} />`;
