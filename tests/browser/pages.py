@@ -58,6 +58,11 @@ class Watched:
         )
         return shown
 
+    async def taken(self, name: str) -> None:
+        """Write a picture into the folder that `FOLDIN_TEST_PICTURES` names, if it names one."""
+        if folder := os.environ.get("FOLDIN_TEST_PICTURES"):
+            await self.page.screenshot(path=f"{folder}/{name}.png", full_page=True)
+
     async def overflows(self) -> bool:
         wider = "(it) => it.scrollWidth > it.clientWidth"
         return bool(await self.page.locator("html").evaluate(wider))

@@ -15,10 +15,7 @@ from tests.support.stacks import Stack, local_stack
 from tests.support.waiting import wait_until_async
 
 pytestmark = [pytest.mark.slow, *BROWSER, pytest.mark.timeout(300)]
-MOVIES = (
-    *("Alien", "Amelie", "Brazil", "Casablanca", "Fargo", "Heat"),
-    *("Ikiru", "Jaws", "Memento", "Ran", "Solaris", "Vertigo"),
-)
+MOVIES = tuple(f"Movie{letter}" for letter in "ABCDEFGHIJKL")
 
 
 def half_stars(path: Path) -> Path:
@@ -40,6 +37,7 @@ async def test_from_an_empty_page_to_a_recommendation_and_back(tmp_path: Path, w
         program = await load(up, watched, half_stars(tmp_path / "half-stars.csv"))
         await explain_and_rate(up, watched)
         await step_back(up, watched)
+        await watched.taken("5-stepped-back")
         # Five lines of the first page, without the one that says how to install the client.
         assert len([line for line in program.splitlines() if line and not line.startswith("#")]) == 5
         assert re.match(r"[\d.]+\n\[.*item_id=", await ran(program))
@@ -52,6 +50,7 @@ async def load(up: Stack, watched: Watched, file: Path) -> str:
     page = watched.page
     await page.goto(f"{up.url}/")
     await expect(page.locator("#state")).to_have_text("nothing learned yet")
+    await watched.taken("1-empty")
     program = await page.locator(".welcome pre", has_text="import Client").inner_text()
     await page.click(".ways .button")
     await page.set_input_files("#file", file)
@@ -62,6 +61,7 @@ async def load(up: Stack, watched: Watched, file: Path) -> str:
     for name, value in (("low", "0.5"), ("high", "5"), ("step", "0.5")):
         await expect(page.locator(f"#scale-{name}")).to_have_value(value)
     assert await watched.violations() == []
+    await watched.taken("2-checked")
     # It may be changed, yet not so that ratings of the file would lie outside.
     load = found.get_by_role("button", name="Load 200 ratings")
     await page.fill("#scale-low", "1")
@@ -75,6 +75,7 @@ async def load(up: Stack, watched: Watched, file: Path) -> str:
         "the first fit, of all that was loaded",
         lambda status: status["ratings"] == 200 and status["scale"] == [0.0, 5.0, 0.5],
     )
+    await watched.taken("3-loaded")
     return program
 
 
@@ -102,6 +103,7 @@ async def explain_and_rate(up: Stack, watched: Watched) -> None:
     await expect(page.locator(".why")).to_have_count(0)
     await listed.first.locator("button.quiet").click()
     await expect(page.locator(".why .bars").first).to_contain_text(title)
+    await watched.taken("4-rated")
 
 
 async def step_back(up: Stack, watched: Watched) -> None:

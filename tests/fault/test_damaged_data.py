@@ -1,7 +1,6 @@
 """Other bytes under every kind of key: the same answer, or a clear 503 with the key in the log; a trainer
-that goes on, or leaves with one line that names the key; and whatever happens nothing is removed.
-
-Each kind of key meets one, drawn by its name: the same one in every run, so that a failure comes again.
+that goes on, or leaves with one line that names the key; nothing is removed. By its name each kind of key
+meets one of them, the same in every run.
 """
 
 import asyncio

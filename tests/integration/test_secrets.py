@@ -1,6 +1,5 @@
-"""What a stack tells others: no secret leaves its file, not in what it logs at DEBUG, not in its metrics,
-traces, command lines or data, whatever is asked of it and whatever breaks; and one call is one trace over
-service, store and trainer.
+"""What a stack tells: no secret in logs at DEBUG, metrics, traces, command lines or data, whatever is asked
+and breaks; and one call is one trace over service, store and trainer.
 """
 
 import contextlib

@@ -1,7 +1,5 @@
-"""The wheels of Foldin and of its client, as a user has them: built from the sources that are released, in an
-environment that has nothing.
-
-`FOLDIN_TEST_PYTHONS` names more interpreters to install them for; `make wheels-check` does.
+"""The wheels of Foldin and of its client, as a user has them: built from the sources that are released, in
+an empty environment of this Python and of those that `FOLDIN_TEST_PYTHONS` names (`make wheels-check`).
 """
 
 import json

@@ -1,7 +1,5 @@
-"""Who may import what.
-
-The table of rooms in docs/architecture.md is the rule between packages, and it is exact: a row loses what its
-package no longer imports. The walls inside packages stand here.
+"""Who may import what. The table of rooms in docs/architecture.md is the rule between packages, and it is
+exact: a row loses what its package no longer imports. The walls inside packages stand here.
 """
 
 import re

@@ -1,7 +1,5 @@
-"""Fixtures of the tests of a service: one of its own for a test, or one that all tests of a module ask.
-
-A module that shares has `pytestmark = SHARED` and takes no fixture of a test's own event loop; its tests
-write under names of their own.
+"""Fixtures of a service: one of its own for a test, or one that all tests of a module ask, which has
+`pytestmark = SHARED`, no fixture of a test's own event loop, and names of its own in each test.
 """
 
 from collections.abc import AsyncIterator, Callable
