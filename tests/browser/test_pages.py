@@ -42,9 +42,7 @@ FIRST = "Foldin recommends, and learns from every rating the moment it arrives."
 
 
 @pytest.mark.slow
-async def test_the_overview_tells_what_is_live_and_when_no_service_answers(
-    client: Client, watched: Watched
-) -> None:
+async def test_the_overview_tells_what_is_live(client: Client, watched: Watched) -> None:
     page = watched.page
     await page.goto(f"{client.url}/")
     cards = page.locator("#cards")
@@ -147,9 +145,7 @@ async def test_a_user_is_found_explained_rated_and_the_list_moves(client: Client
 
 
 @pytest.mark.slow
-async def test_items_that_ratings_alone_name_are_listed_and_what_they_would_get_is_drawn(
-    client: Client, watched: Watched
-) -> None:
+async def test_items_of_ratings_alone_are_listed_and_drawn(client: Client, watched: Watched) -> None:
     page = watched.page
     await page.goto(f"{client.url}/#/items")
     listed = page.get_by_role("region", name="items", exact=True).locator("tbody tr")
@@ -178,9 +174,7 @@ async def test_items_that_ratings_alone_name_are_listed_and_what_they_would_get_
 
 
 @pytest.mark.slow
-async def test_generations_are_compared_and_made_live_by_typing_the_number(
-    client: Client, watched: Watched
-) -> None:
+async def test_generations_are_compared_and_made_live(client: Client, watched: Watched) -> None:
     page = watched.page
     await page.goto(f"{client.url}/#/generations")
     await page.get_by_role("button", name="Fit now").click()
@@ -279,9 +273,7 @@ async def test_what_is_wrong_is_said_and_what_to_do(client: Client, store: Store
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_the_documentation_shows_every_call_and_every_code_and_tries_them(
-    client: Client, scheme: str
-) -> None:
+async def test_the_documentation_shows_and_tries_calls(client: Client, scheme: str) -> None:
     description = (await client.get("/openapi.json")).json
     async with browsing(color_scheme=scheme) as watched:
         page = watched.page

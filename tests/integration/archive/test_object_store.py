@@ -28,7 +28,11 @@ from trainer.errors import ArchiveFailedError, ArchiveRefusedError
 from trainer.settings import TrainerSettings
 
 # Of all steps, which `tests/unit/trainer/test_trainer_archive.py` has for a folder, those round a commit.
-STEPS = ("segment:synced", "segment:renamed", "replace:unlink")
+SLOW = pytest.mark.slow
+STEPS = (
+    "segment:synced",
+    *(pytest.param(each, marks=SLOW) for each in ("segment:renamed", "replace:unlink")),
+)
 TERMS = iter(range(1, 10_000))
 KEPT = [ms for ms in range(1, 91) if ms % 3 != 1]
 

@@ -63,6 +63,7 @@ async def contexts_of(store: Store) -> dict[str, dict[str, float | str]]:
     return {item: context for item, context in found.items() if item in WANTED or context}
 
 
+@pytest.mark.slow
 async def test_they_are_verified_and_restored_from_either_copy(learned: Learned, tmp_path: Path) -> None:
     settings, backup, copy = learned.settings, tmp_path / "backup", tmp_path / "copy"
     archive = settings.archive_folder / "epoch-000001"

@@ -331,7 +331,9 @@ async def test_a_damaged_ledger_brings_no_forgotten_user_unasked(learned: Learne
         assert await now_held(settings) == wanted
 
 
-@pytest.mark.parametrize("way", ["adopt", "restore", "emptied"])
+@pytest.mark.parametrize(
+    "way", ["adopt", *(pytest.param(each, marks=pytest.mark.slow) for each in ("restore", "emptied"))]
+)
 async def test_a_store_that_was_put_back_from_a_copy(learned: Learned, tmp_path: Path, way: str) -> None:
     """u1 was erased and came back before the copy; u3, u4 and users with attributes alone went after it."""
     settings, server = learned.settings, learned.server

@@ -22,8 +22,7 @@ from tests.support.waiting import wait_until_async
 # In one call: of the heavy user's ratings so many say as much as all.
 MOST = 4_000
 # The fits of all the others are in tests/unit/factors/test_factors_fit.py.
-GATE = {"two ratings", "constant", "half without times", "off-step values", "-10 to 10", "half stars"}
-GATE |= {"duplicates"}
+GATE = {"two ratings", "constant", "half without times", "off-step values", "half stars"}
 RANKING = ("ranking.fit", "ranking.training", "ranking.selection.search")
 COLUMNS = ("user_id", "item_id", "rating", "timestamp")
 

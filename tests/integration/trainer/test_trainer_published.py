@@ -163,6 +163,7 @@ def measured(trainer: Trainer) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 async def test_a_live_generation_that_is_worse_is_told_from_the_one_before(
     store: Store, store_settings: StoreSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
