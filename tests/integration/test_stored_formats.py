@@ -99,7 +99,6 @@ def test_another_format_is_refused_in_one_line_and_stays(tmp_path: Path) -> None
         assert "\n" not in line
 
 
-@pytest.mark.slow
 async def test_a_namespace_of_another_layout_is_refused_untouched(
     own_server: StoreServer, tmp_path: Path
 ) -> None:
