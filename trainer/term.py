@@ -17,7 +17,7 @@ from trainer.commands import CommandHandler
 from trainer.consume.open_epochs import OpenEpochs
 from trainer.erasure.file_rewrites import FileRewrites
 from trainer.erasure.older_copy import keep_attributes_erased
-from trainer.fit_job.compiling import compile_ahead
+from trainer.fit_job.compiling import compile_ahead, load_fold_in_here
 from trainer.item_deletion.item_ratings import ItemRatings
 from trainer.item_updates.messages import Arrivals, ItemUpdates
 from trainer.item_updates.updater import ItemUpdater
@@ -121,6 +121,7 @@ class Term:
                 group.create_task(self.refitter.run(), name="refit")
                 if self._settings.engine == "variational":
                     group.create_task(compile_ahead(self.epochs.archived_events), name="compile loops")
+                group.create_task(load_fold_in_here(), name="load the compiled fold-in")
                 group.create_task(self.arriving.run(), name="predict what arrives")
                 group.create_task(self.upkeep.run(), name="upkeep")
                 if self._store.traces is not None:

@@ -55,7 +55,7 @@ class PosteriorModel(ABC):
         are 0, and a user counts as one who was in the fit. `at`: seconds since 1970; the rows then keep the
         effect of the session of that time, for a prediction of that time (see `keeps_time`). `attributes`: of
         these users, as they were encoded for the fit; None for none. `backend`: what computes rows of many
-        ratings, without `at`; None for numpy.
+        ratings, without `at`, from `current` on and to a thousandth of the noise; None for numpy.
         """
         known = self._known("user", attributes)
         rows = self._rows("user", items, histories, current, at, attributes=known, backend=backend)
@@ -74,8 +74,10 @@ class PosteriorModel(ABC):
         positions in `users` (n, user_width). `current` (b, item_width), `attributes` and `backend` as for
         users.
         """
-        # Covariances are nine tenths of the rows so far, and none of it is needed here.
-        before = None if current is None else self.item_codec.decode(current, covariance=False)
+        # Covariances are nine tenths of the rows so far, and only a backend begins with them.
+        before = None
+        if current is not None:
+            before = self.item_codec.decode(current, covariance=backend is not None)
         known = self._known("item", attributes)
         rows = self._rows("item", users, histories, before, None, attributes=known, backend=backend)
         return self.item_codec.encode(rows)

@@ -14,7 +14,7 @@ from factors.inference.backend import HalfStepBackend
 from factors.inference.cold_start import known_effects
 from factors.inference.compiled.history import LOADED, HistoryTerms
 from factors.inference.entry_moments import HalfStepInput
-from factors.inference.half_step import entry_terms, half_step
+from factors.inference.half_step import Iteration, begun, entry_terms, half_step
 from factors.inference.histories import Compressed, compress
 from factors.model.columns import Columns
 from factors.model.layout import COUNT, NO_SESSION, FloatTable, session_keys
@@ -22,6 +22,9 @@ from factors.model.parameters import SideName
 from factors.model.quantized_rows import QuantizedTable
 from factors.model.types import Bools, Float32s, Float64s, Histories
 from factors.posterior.posterior_model import PosteriorModel
+
+# What folds whole tables in compares fits by them: in units of the noise deviation, a thousandth tells.
+_NEAR = 1e-3
 
 
 class RatingPosterior(PosteriorModel):
@@ -67,9 +70,10 @@ class RatingPosterior(PosteriorModel):
             read = QuantizedTable(table, self.item_codec) if name == "user" else table
             data = compress(histories, len(table), whole=name == "item")
             inputs = HalfStepInput.of(self.parameters, name, read, data, new=new, attributes=attributes)
-            rows = (
-                half_step(inputs, keep_session=keep).rows if backend is None else _many(name, inputs, backend)
-            )
+            if backend is None:
+                rows = half_step(inputs, keep_session=keep).rows
+            else:
+                rows = _many(name, inputs, backend, current)
         # A half-step knows no implicit effects of its own rows.
         if current is not None:
             rows[:, own.layout.implicit_effect] = current[:, own.layout.implicit_effect]
@@ -92,10 +96,10 @@ class RatingPosterior(PosteriorModel):
         return np.asarray(~current[:, own.layout.implicit_effect].any(axis=1))
 
 
-def _many(name: SideName, inputs: HalfStepInput, backend: HalfStepBackend) -> Float64s:
-    """Return the rows (b, width) of `inputs` of side `name`; by numpy those that came after the fit, and
-    those with a rating of an unknown other row: a backend knows neither.
-    """
+def _many(
+    name: SideName, inputs: HalfStepInput, backend: HalfStepBackend, current: FloatTable | None
+) -> Float64s:
+    """Return the rows (b, width) of `inputs` of side `name`, `current` so far; by numpy those after the fit, and those with a rating of an unknown other row: a backend knows neither."""
     data, table = inputs.data, inputs.table
     table = table.expanded() if isinstance(table, QuantizedTable) else table
     effects = table[:, inputs.other.layout.implicit_effect].astype(np.float64)
@@ -112,8 +116,10 @@ def _many(name: SideName, inputs: HalfStepInput, backend: HalfStepBackend) -> Fl
             *(inputs.parameters, name, table, entries), new=inputs.new, attributes=inputs.attributes
         )
 
+    given = part(~apart) if apart.any() else replace(inputs, table=table)
+    begin = None if current is None else begun(given, current.astype(np.float64))
+    rows = backend.half_step(given, Iteration(begin=begin, at_rest=_NEAR, spent=True)).rows
     if not apart.any():
-        return backend.half_step(replace(inputs, table=table)).rows
-    rows = backend.half_step(part(~apart)).rows
+        return rows
     rows[apart] = half_step(part(apart)).rows[apart]
     return rows

@@ -12,6 +12,7 @@ import numpy as np
 from factors.errors import FitDiverged, FitRefused
 from factors.inference.compiled.backend import choose_backend
 from factors.inference.entry_moments import HalfStepInput
+from factors.inference.half_step import Iteration, begun
 from factors.inference.histories import Compressed, compress_pairs
 from factors.inference.side_moments import prior_rows
 from factors.model.columns import Columns
@@ -209,14 +210,16 @@ def finish(state: State, metrics: dict[str, float]) -> Fitted:
         raise FitDiverged("the fit gave item rows or priors that are not finite")
     effect = parameters.users.layout.implicit_effect
     effects = user_rows[:, effect].copy()
-    del user_rows, item_rows
+    del item_rows
     # Users are folded in with items as the service reads them, so that a later fold-in gives the same row.
     table = QuantizedTable(items, codec)
     by_user = training.by_user.thinned()
     of_users = training.attributes.get("user")
-    step = training.backend.half_step(
-        HalfStepInput.of(parameters, "user", table, by_user, attributes=of_users)
-    )
+    inputs = HalfStepInput.of(parameters, "user", table, by_user, attributes=of_users)
+    # Where they begin saves steps, and does not tell where they end.
+    to_the_end = Iteration(begin=begun(inputs, user_rows), spent=True)
+    del user_rows
+    step = training.backend.half_step(inputs, to_the_end)
     users: Float32s = step.rows.astype(np.float32)
     users[:, effect] = effects
     unrated = np.flatnonzero(users[:, COUNT] == 0)

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from factors.inference.entry_moments import HalfStepInput, Posterior
-from factors.inference.half_step import HalfStep, Iteration
+from factors.inference.entry_moments import HalfStepInput
+from factors.inference.half_step import HalfStep, Iteration, begun
 from factors.inference.motion import motion_at
-from factors.inference.ordinal import NO_SITES, Sites, interval_derivatives, learn_link, level_bounds
+from factors.inference.ordinal import Sites, interval_derivatives, learn_link, level_bounds
 from factors.inference.session_effects import SessionEffects
 from factors.inference.side_moments import prior_rows
 from factors.model.context import ContextEffects
@@ -169,21 +169,12 @@ class State:
         # are there. Users and items step in turn on each other's sites: undamped, MovieLens 100K swings.
         begin, inputs, steps = self.steps.get(name), self._input(name), 1
         if begin is None:
-            begin = self._begun(name, inputs)
+            begin = begun(inputs, self.user_rows if name == "user" else self.item_rows)
             steps = 6 if begin is None else 3
         # By the users' cut points and rank are learned.
         iteration = Iteration(steps, 0.6, begin, scored=name == "user", spent=True)
         self.steps[name] = step = self.training.backend.half_step(inputs, iteration)
         return step
-
-    def _begun(self, name: SideName, inputs: HalfStepInput) -> HalfStep | None:
-        """Return what the sites of a side that has none yet begin with: the rows of a state that goes on from
-        another; None where these do not say all, or nothing yet.
-        """
-        rows, layout = self.user_rows if name == "user" else self.item_rows, inputs.own.layout
-        if layout.moving or len(inputs.sessions) or not rows[:, COUNT].any():
-            return None
-        return HalfStep(rows, Posterior(rows[:, layout.mean], rows[:, layout.covariance]), NO_SITES)
 
     def _learn_side(self, name: SideName, step: HalfStep, effects: Float64s) -> tuple[Side, Float64s]:
         """Return the side of this name with the prior that `step` speaks for, and the `effects` (n_others, d)

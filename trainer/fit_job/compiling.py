@@ -5,12 +5,15 @@ process compiles at a time: those that come meanwhile find what it made.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from factors import MANY_RATINGS, fit_code
+from featurestore.users.compiled import HOME, load_fold_in
 from processes.blocking import BlockingChild, python_command
 from processes.child import Child, ChildSpec
 from trainer import log
@@ -43,6 +46,14 @@ async def compile_ahead(archived: Callable[[], int]) -> None:
         log.warning("loops_not_compiled_apart", why=str(exc) or f"not done after {_LONGEST_S:.0f} s")
     finally:
         await child.stop()
+
+
+async def load_fold_in_here() -> None:
+    """Have this process fold users in by compiled loops, which are kept where those of fits are."""
+    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or HOME)
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    await load_fold_in(folder)
 
 
 def compile_apart(n_events: int) -> None:

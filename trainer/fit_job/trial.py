@@ -127,8 +127,7 @@ def as_served(
 ) -> Fitted:
     """Return an earlier fit as it answers when the ratings `known` (m,) have been folded into it, first the
     users, then the items, which have the attributes `described`. `is_new` (m,): which of them it has not
-    learned; rows without any such rating stay as they are, and of the items all that `asked` has no rating
-    of.
+    learned; rows without any such rating stay as they are, and all that `asked` has no rating of.
     """
     posterior = posterior_of(live.model)
     users = np.repeat(posterior.prior_user[None], data.n_users, axis=0)
@@ -140,6 +139,8 @@ def as_served(
     changed = np.ones(data.n_users, dtype=bool)
     # Also those who have taken ratings back.
     changed[: len(data.kept)] = data.user_n[: len(data.kept)] != live.user_n[data.kept]
+    if asked is not None:
+        changed &= np.bincount(asked.user_row, minlength=data.n_users) > 0
     fold = partial(_folded, threads=threads)
     fold_in, of_users = partial(posterior.fold_in_users, items), described.get("user")
     users = fold(
