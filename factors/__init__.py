@@ -7,7 +7,7 @@ one function gives the same answer in the fit, in the service and in a notebook.
 from factors.errors import FactorsError, FitDiverged, FitRefused, ModelUnreadable
 from factors.inference.backend import MANY_RATINGS, HalfStepBackend, NumpyBackend
 from factors.inference.compiled.backend import choose_backend
-from factors.inference.histories import RECENT, SAMPLED, sample_order
+from factors.inference.histories import RECENT, SAMPLED, order_by_pair, sample_order
 from factors.model.attributes import Attribute, Encoding, Labels, Numbers, learn_encoding
 from factors.model.columns import Columns
 from factors.model.layout import MAX_RANK, Layout, stored_width
@@ -161,6 +161,7 @@ __all__ = [
     "learn_encoding",
     "log_density",
     "mark_described",
+    "order_by_pair",
     "posterior_of",
     "prior_model",
     "read_index",

@@ -92,8 +92,8 @@ TO_THE_END = Iteration()
 
 
 def begun(inputs: HalfStepInput, rows: Float64s) -> HalfStep | None:
-    """Return what a half-step of `inputs` may begin with that has no sites yet: `rows` (b, width) from another
-    one. None where these do not say all that they rest on, or nothing yet.
+    """Return what a half-step of `inputs` may begin with that has no sites yet: `rows` (b, width) from
+    another one. None where these do not say all that they rest on, or nothing yet.
     """
     layout = inputs.own.layout
     if layout.moving or len(inputs.sessions) or not rows[:, COUNT].any():

@@ -90,7 +90,8 @@ class Compressed:
         of_row = np.repeat(rows, self.counts[rows])
         entry = np.concatenate([np.arange(self.indptr[row], self.indptr[row + 1]) for row in rows.tolist()])
         latest = np.zeros(len(entry), dtype=bool)
-        latest[_first_of_rows(of_row, -self.source[entry], recent)] = True
+        source = self.source[entry].astype(np.uint64)
+        latest[_first_of_rows(of_row, source.max() - source, recent)] = True
         others = np.flatnonzero(~latest)
         chosen = _first_of_rows(of_row[others], sample_order(self.other[entry[others]]), sampled)
         keep = np.ones(len(self.other), dtype=bool)
@@ -152,7 +153,7 @@ def compress_pairs(
 
     A NaN value takes the pair back.
     """
-    order = _order_by_pair(row, other)
+    order = order_by_pair(row, other)
     row, other = row[order], other[order]
     keep = np.ones(len(order), dtype=bool)
     # The last of equal pairs.
@@ -176,8 +177,8 @@ def _at(context: Float32s | None, entries: Int64s | Bools) -> Float32s | None:
     return None if context is None else context[entries]
 
 
-def _order_by_pair(row: Rows, other: Rows) -> Int64s:
-    """Return the order by row, then by other row, then as written."""
+def order_by_pair(row: Rows, other: Rows) -> Int64s:
+    """Return the order of entries (n,) by `row`, which is not below 0, then by `other`, then as written."""
     n = len(row)
     if n < _MANY:
         # Stable, so that of equal pairs the last written stands last.
@@ -208,10 +209,20 @@ def sample_order(other: Rows) -> npt.NDArray[np.uint64]:
     return np.asarray(other.astype(np.uint64) * _SPREAD)
 
 
-def _first_of_rows(row: Int64s, key: npt.NDArray[Any], most: int) -> Int64s:
-    """Return the positions of the `most` entries of lowest `key` (n,) of each row; `row` (n,) ascends."""
-    order = np.lexsort((key, row))
-    return order[np.arange(len(order)) - np.searchsorted(row, row) < most]
+def _first_of_rows(row: Int64s, key: npt.NDArray[np.uint64], most: int) -> Int64s:
+    """Return the positions of the `most` entries of lowest `key` (n,) of each row; `row` (n,) ascends. Keys
+    of a row differ in their highest 32 bits, or have no more than that.
+    """
+    if len(row) == 0:
+        return np.zeros(0, dtype=np.int64)
+    # Numbers are sorted in a tenth of the time that it takes to find an order.
+    bits = np.uint64(64 - max(1, int(row[-1]).bit_length()))
+    spare = np.uint64(max(0, int(key.max()).bit_length() - int(bits)))
+    packed = row.astype(np.uint64) << bits | key >> spare
+    first = np.flatnonzero(np.diff(row, prepend=-1))
+    last = np.minimum(first + most, np.append(first[1:], len(row))) - 1
+    highest = np.repeat(np.sort(packed)[last], np.diff(first, append=len(row)))
+    return np.flatnonzero(packed <= highest)
 
 
 def compress(histories: Histories, n_other: int, *, whole: bool = True) -> Compressed:

@@ -99,7 +99,9 @@ class RatingPosterior(PosteriorModel):
 def _many(
     name: SideName, inputs: HalfStepInput, backend: HalfStepBackend, current: FloatTable | None
 ) -> Float64s:
-    """Return the rows (b, width) of `inputs` of side `name`, `current` so far; by numpy those after the fit, and those with a rating of an unknown other row: a backend knows neither."""
+    """Return the rows (b, width) of `inputs` of side `name`, which are `current` so far; by numpy those that
+    came after the fit, and those with a rating of an unknown other row: a backend knows neither.
+    """
     data, table = inputs.data, inputs.table
     table = table.expanded() if isinstance(table, QuantizedTable) else table
     effects = table[:, inputs.other.layout.implicit_effect].astype(np.float64)

@@ -18,6 +18,7 @@ from factors.model.types import Float32s, Float64s, Int64s, UInt8s
 from factors.ranking.choices import RankingChoices
 from factors.ranking.half_steps import Events, Floats, solve_rows
 from factors.ranking.head import RankingHead
+from factors.ranking.neighbours import no_neighbours
 from factors.ranking.parameters import Counts, RankingParameters, SideName
 from factors.ranking.regressions import regressions
 from factors.ranking.type_weights import TypeTable, event_counts
@@ -53,14 +54,16 @@ def fit_with(
     how: dict[str, Any] = {"rng": rng, "begin": begin, "threads": threads, "codes": codes}
     compiled = len(by_user.other) >= MANY_RATINGS
     parameters, items = fit_factors(by_user, n_items, choices, compiled=compiled, **how)
-    term = regressions(
-        *(by_user, n_items, said(by_user, choices, codes)),
-        most=choices.neighbours,
-        threads=threads,
-        compiled=compiled,
-    )
-    every = choices.neighbours >= n_items
-    neighbours = (term.fit_all if every else term.fit)(choices.neighbour_ridge)
+    neighbours = no_neighbours(n_items)
+    if choices.sparse_weight:
+        term = regressions(
+            *(by_user, n_items, said(by_user, choices, codes)),
+            most=choices.neighbours,
+            threads=threads,
+            compiled=compiled,
+        )
+        every = choices.neighbours >= n_items
+        neighbours = (term.fit_all if every else term.fit)(choices.neighbour_ridge)
     # As a history is folded in.
     events, counts = events_of_users(by_user.thinned(), choices, codes)
     table = items if compiled else items.astype(np.float64)

@@ -18,7 +18,7 @@ from factors.inference.ordinal import Sites, interval_derivatives, learn_link, l
 from factors.inference.session_effects import SessionEffects
 from factors.inference.side_moments import prior_rows
 from factors.model.context import ContextEffects
-from factors.model.layout import COUNT, FloatTable
+from factors.model.layout import FloatTable
 from factors.model.parameters import Parameters, Side, SideName
 from factors.model.scale import rating_levels, scale_range
 from factors.model.types import Bools, Float32s, Float64s, Int64s

@@ -50,10 +50,14 @@ async def compile_ahead(archived: Callable[[], int]) -> None:
 
 async def load_fold_in_here() -> None:
     """Have this process fold users in by compiled loops, which are kept where those of fits are."""
+    await load_fold_in(await asyncio.to_thread(_folder))
+
+
+def _folder() -> Path:
     folder = Path(os.environ.get("NUMBA_CACHE_DIR") or HOME)
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    await load_fold_in(folder)
+    return folder
 
 
 def compile_apart(n_events: int) -> None:

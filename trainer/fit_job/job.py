@@ -260,7 +260,7 @@ def has_learned(live: FitResult, data: FitInput, request: FitRequest) -> bool:
 
 
 def _from_trial(task: FitTask, trial: Fitted) -> FitTask:
-    """Return the task of the fit of all ratings, which goes on from its trial: only what that held out is new."""
+    """Return the task of the fit of all ratings, which goes on from its trial, where little is new."""
     start = task.start
     # One that chose its terms anew, or learned much, is still on its way in places.
     chose = start is None or start.posterior.parameters.decided != trial.posterior.parameters.decided

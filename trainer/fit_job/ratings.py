@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factors import Choices, Float32s, Ratings, typed_items
+from factors import Choices, Float32s, Ratings, order_by_pair, typed_items
 from featurestore.contexts.codec import joined, trimmed
 from trainer.archive.events import CONTEXT, contexts_in
 from trainer.archive.segments import read_columns
@@ -72,7 +72,7 @@ def load_ratings(
     rows[order] = np.arange(len(order), dtype=np.int32)
     # Each column gives way to its successor: of many ratings every one counts.
     user_row, events.user = rows[events.user], _NONE
-    by_n = np.lexsort((events.n, user_row))
+    by_n = order_by_pair(user_row, events.n)
     user_row, n = user_row[by_n], events.n[by_n]
     events.n = _NONE
     user_n = np.zeros(len(user_ids), dtype=np.int64)
@@ -166,12 +166,10 @@ def _item_rows(events: _Events, item_ids: pa.StringArray) -> npt.NDArray[np.int3
 
 def _last_in_order(user_row: npt.NDArray[np.int32], item: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Return which events, ordered by user, are the last of their user and item."""
-    # Item rows and types have 32 bits, with one more for unknown items.
-    pair = user_row.astype(np.int64) << 33 | (item + 1)
-    order = np.argsort(pair, kind="stable")
-    pair = pair[order]
-    last = np.zeros(len(pair), dtype=bool)
-    last[order[np.flatnonzero(np.diff(pair, append=-1))]] = True
+    order = order_by_pair(user_row, item)
+    user, item = user_row[order], item[order]
+    last = np.zeros(len(order), dtype=bool)
+    last[order[(np.diff(user, append=-1) != 0) | (np.diff(item, append=-2) != 0)]] = True
     return last
 
 
