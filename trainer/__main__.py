@@ -41,12 +41,15 @@ async def _run(settings: "TrainerSettings") -> None:
 
     from processes.memory import give_back_freed
     from trainer.app import Trainer
+    from trainer.fit_job.compiling import NICENESS
     from trainer.health.listener import serving_health
     from trainer.health.reporter import reporting
 
     # Arrow's own allocators keep what each of many threads has freed.
     pa.set_memory_pool(pa.system_memory_pool())
     give_back_freed()
+    # Those that answer users go first. What it starts gives way to it as well.
+    os.nice(NICENESS)
     trainer, stop = Trainer(settings), stop_event()
     async with serving_health(trainer, settings.address), reporting(trainer):
         await trainer.run(stop)

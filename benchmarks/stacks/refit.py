@@ -24,13 +24,14 @@ from benchmarks.harness import stack
 from benchmarks.harness.command import Options, benchmark
 from benchmarks.harness.report import Row, Target, at_most, number
 from benchmarks.load.client import Client
-from benchmarks.load.generator import post
+from benchmarks.load.generator import get, post
 from benchmarks.ratings import until_archived
 from factors import Ratings
 from featurestore.errors import StreamFull
 from featurestore.ratings.batches import Columns
 from featurestore.settings import format_scale
 from featurestore.store import Store
+from foldin.sizing.model import Deployment
 from processes.blocking import BlockingChild, python_command
 from processes.settings import setting, whole
 
@@ -46,6 +47,8 @@ BASE_BYTES = 150e6
 A_CALL = 10_000
 # As long as a call may wait.
 LIVE_S = 3600
+# The formula of docs/sizing.md beside what is measured.
+SIZED = "what `foldin size` says of its memory"
 PHASES = ("archiving", "loading", "trial", "fitting", "ranking", "publishing")
 
 
@@ -63,13 +66,14 @@ class RefitOptions(Options):
 @dataclass(frozen=True, slots=True)
 class Measured:
     """A fit: `seconds` from the call until it is live, those of its phases, `cpu_s` and memory of its process
-    and the error of the ratings held out, as they are answered.
+    the `rank` that it found, and the error of the ratings held out, as they are answered.
     """
 
     seconds: float
     cpu_s: float
     phases: dict[str, float]
     peak_bytes: float
+    rank: int
     rmse: float
 
     @property
@@ -162,6 +166,10 @@ def _rows(made: MadeSet, target: Target | None, console: Console) -> Iterator[Ro
             "",
             f"{number(fitted.peak_bytes / 1e6)} MB",
         )
+    said = Deployment(made.data.n_users, made.data.n_items, n, rank=cold.rank).fit_bytes
+    off = max(said / cold.peak_bytes, cold.peak_bytes / said)
+    detail = f"{number(said / 1e6)} against {number(cold.peak_bytes / 1e6)} MB"
+    yield Row(SIZED, "x", (off,), at_most(1.15, 1.25), "memory of the first fit, or the other way", detail)
     yield from memory
 
 
@@ -224,10 +232,12 @@ def _fit(port: int, trainer: BlockingChild, test: Ratings) -> Measured:
         if "generation" not in answer:
             raise BenchmarkError(f"the fit was not live after {LIVE_S} s: {answer}")
         rmse = _rmse(client, test)
+        kept = json.loads(client.ask(get("/generations")))["generations"]
+        rank = next(int(each["rank"]) for each in kept if each["live"])
     told = _last(trainer.text, "fit_published")
     ended = _last(trainer.text, "fit_ended")
     phases = {name: float(told[f"{name}_s"]) for name in PHASES if f"{name}_s" in told}
-    return Measured(seconds, float(ended["cpu_s"]), phases, float(ended.get("peak_bytes", 0)), rmse)
+    return Measured(seconds, float(ended["cpu_s"]), phases, float(ended.get("peak_bytes", 0)), rank, rmse)
 
 
 def _head_s(trainer: BlockingChild) -> float:

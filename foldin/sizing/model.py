@@ -32,8 +32,9 @@ DISK = (4 + 1) * 1.05
 LEAST_PRIMARIES = 3
 # A rating in the archive: 16 in large segments, 19 in those of a busy day.
 ARCHIVED = 19
-# A fit: a rating, one with sessions, a number of a row of either side, and all else.
-FIT_RATING, FIT_SESSIONS, FIT_NUMBER, FIT_REST = 145, 56, 32, 330e6
+# A fit: a rating, one with sessions, a number of a row of either side, and all else. `foldin bench refit`
+# prints how far off that is.
+FIT_RATING, FIT_SESSIONS, FIT_NUMBER, FIT_REST = 95, 56, 32, 330e6
 # Of a service process, by item: both ways of its id, rows for large batches, when it may be shown.
 WORKER_ITEM = 200 + 30 + 17
 # Seconds in which the records of a user are written, by the largest publication that was measured.

@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from benchmarks.stacks import refit
 from factors import Layout
 from featurestore.settings import CLUSTER_PARTITIONS
 from foldin.sizing import model
@@ -25,22 +27,25 @@ def formula_of(name: str) -> str:
 
 def test_store_and_fit_take_what_the_formulas_of_the_manual_say() -> None:
     names = {"R": SHOP.ratings / SHOP.users, "E": 100_000, "P": 16, "r": 64, "neighbours": 100}
-    names |= {"U": SHOP.users, "I": SHOP.items}
     names |= {"user_width": SHOP.user_width, "item_width": SHOP.item_width}
+    names |= {"N": SHOP.ratings, "w": Layout(16, 0).width, "U": SHOP.users, "I": SHOP.items}
     assert SHOP.store_bytes(16) == pytest.approx(eval(formula_of("store"), {}, names))
-    names = {"N": SHOP.ratings, "w": Layout(16, 0).width, "U": SHOP.users, "I": SHOP.items}
     assert SHOP.fit_bytes == pytest.approx(eval(formula_of("fit"), {}, names))
     more = replace(SHOP, sessions=16).fit_bytes - SHOP.fit_bytes
     assert more == pytest.approx(56 * SHOP.ratings + 32 * 48 * (SHOP.users + SHOP.items))
+
+
+@pytest.mark.slow
+def test_fits_take_within_15_per_cent_of_what_is_said() -> None:
+    rows = refit.measure(refit.RefitOptions(sizes=(100_000, 400_000, 1_000_000)), Console(quiet=True))
+    assert max(row.median for row in rows if row.work == refit.SIZED) < 1.15
 
 
 def test_a_store_that_fits_one_server_is_one_and_a_larger_one_a_cluster() -> None:
     assert SHOP.primaries == 1
     large = Deployment(users=10e6, items=1e6, ratings=1e9)
     assert large.primaries == 3
-    # No server of it holds more than it has room for.
     fullest = large.store_bytes(CLUSTER_PARTITIONS) * model.FULLEST / large.primaries
     assert fullest * model.ROOM <= large.server_bytes
-    # Two of them, which would have room, cannot agree.
     assert replace(large, server_bytes=40e9).primaries == 3
     assert replace(large, server_bytes=8e9).primaries == 10
