@@ -100,7 +100,8 @@ def measure(options: RefitOptions, console: Console) -> list[Row]:
         n = options.size(full, 2_000)
         made = draw(n + min(HELD_OUT, n // 20), options.rank, seed=options.seed)
         console.print(f"{len(made.data.ratings.value):,} ratings made", style="dim")
-        rows += _rows(made, COLD.get(full), console)
+        found = _rows(made, COLD.get(full), console)
+        rows += [replace(row, work=f"{n:,} ratings: {row.work}") for row in found]
     return rows
 
 
@@ -129,14 +130,10 @@ def _rows(made: MadeSet, target: Target | None, console: Console) -> Iterator[Ro
         memory = tuple(_trainer_rows(trainer.pid, loaded_mb, empty_mb))
     expected = made.expected(test.user_row.astype(np.int64), test.item_row.astype(np.int64))
     known = float(np.sqrt(np.mean((expected - test.value) ** 2)))
-    yield Row(f"{first:,} ratings: POST /train until live", "s", (cold.seconds,), target, "", cold.detail)
-    yield Row(
-        "the same until lists are by a ranking head", "s", (listed_s,), None, "", f"head {number(head_s)}"
-    )
-    yield Row(f"the same after {n - first:,} more", "s", (warm.seconds,), None, "", warm.detail)
-    yield Row(
-        f"{n:,} ratings: a refit", "x", (warm.seconds / cold.seconds,), at_most(0.2, 0.33), "the first fit"
-    )
+    yield Row("POST /train until live", "s", (cold.seconds,), target, "", cold.detail)
+    yield Row("until lists are by a ranking head", "s", (listed_s,), None, "", f"head {number(head_s)}")
+    yield Row(f"again after {n - first:,} more", "s", (warm.seconds,), None, "", warm.detail)
+    yield Row("a refit", "x", (warm.seconds / cold.seconds,), at_most(0.2, 0.33), "the first fit")
     yield Row(
         "processor time of the refit's process",
         "x",

@@ -52,7 +52,7 @@ class Point(NamedTuple):
 
 
 # `foldin bench refit`, rows of docs/performance.md.
-POINTS = (Point(990_099, 45.19, 15.82),)
+POINTS = (Point(990_099, 14.69, 9.741), Point(4_950_495, 63.59, 48.63))
 
 
 class Figure(NamedTuple):

@@ -7,8 +7,9 @@ within a standard error. How much expected ratings count is chosen by events of 
 of finding the latest. The fits are short, and go on from each other.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -226,30 +227,32 @@ class _Search:
                     break
                 before = found[tried]
         # Lists get worse by it for users whose next events are unlike their last ones.
-        costs = anytime.costs(choices, found)
-        cheap = (tried for tried in found if costs[tried] <= _COST_OF_RECENCY)
-        qualities = {tried: found[tried] for tried in sorted(cheap, key=lambda each: each.recency_boost)}
-        best = max(qualities, key=lambda choices: float(qualities[choices].mean()))
+        cost = anytime.costs(choices)
+        least_first = sorted(found, key=lambda each: each.recency_boost)
+        best_first = sorted(least_first, key=lambda each: -float(found[each].mean()))
+        best = next(tried for tried in best_first if cost(tried) <= _COST_OF_RECENCY)
         # The least boost that is as good within a standard error (Breiman et al., 1984): it costs least where
         # the next event is not what is asked for. None at all where the best one is better by chance.
-        allowed = (tried for tried in qualities if not surely_better(qualities[best], qualities[tried]))
-        return next(allowed)
+        allowed = (tried for tried in least_first if not surely_better(found[best], found[tried]))
+        return next(tried for tried in allowed if cost(tried) <= _COST_OF_RECENCY)
 
-    def costs(self, choices: RankingChoices, others: Iterable[RankingChoices]) -> dict[RankingChoices, float]:
-        """Return which part of the quality of lists is lost by other choices than these, which have the same
-        factors. Fits these.
+    def costs(self, choices: RankingChoices) -> Callable[[RankingChoices], float]:
+        """Return what says which part of the quality of lists is lost by other choices than these, which have
+        the same factors. Fits these.
         """
         known, most = self.held.known, choices.neighbours
-        self.factors = self._fit(replace(choices, sweeps=_FIRST_SWEEPS))
+        factors = self.factors = self._fit(replace(choices, sweeps=_FIRST_SWEEPS))
         told = said(known, choices, self._codes)
         how: dict[str, Any] = {"threads": self.threads, "compiled": self.compiled}
         found = regressions(known, self.n_items, told, most=most, **how)
         self.neighbours = (found.fit_all if most >= self.n_items else found.fit)(choices.neighbour_ridge)
-        plain = max(float(self._quality(choices, self.factors).mean()), 1e-12)
-        return {
-            each: 0.0 if each == choices else 1 - float(self._quality(each, self.factors).mean()) / plain
-            for each in others
-        }
+        plain = max(float(self._quality(choices, factors).mean()), 1e-12)
+
+        @cache
+        def cost(other: RankingChoices) -> float:
+            return 0.0 if other == choices else 1 - float(self._quality(other, factors).mean()) / plain
+
+        return cost
 
     def rated(
         self, choices: RankingChoices, scale: Scale, rng: np.random.Generator

@@ -38,7 +38,7 @@ def test_store_and_fit_take_what_the_formulas_of_the_manual_say() -> None:
 @pytest.mark.slow
 def test_fits_take_within_15_per_cent_of_what_is_said() -> None:
     rows = refit.measure(refit.RefitOptions(sizes=(100_000, 400_000, 1_000_000)), Console(quiet=True))
-    assert max(row.median for row in rows if row.work == refit.SIZED) < 1.15
+    assert max(row.median for row in rows if row.work.endswith(refit.SIZED)) < 1.15
 
 
 def test_a_store_that_fits_one_server_is_one_and_a_larger_one_a_cluster() -> None:
