@@ -121,7 +121,7 @@ class Term:
                 group.create_task(self.refitter.run(), name="refit")
                 if self._settings.engine == "variational":
                     group.create_task(compile_ahead(self.epochs.archived_events), name="compile loops")
-                group.create_task(load_fold_in_here(), name="load the compiled fold-in")
+                    group.create_task(load_fold_in_here(), name="load the compiled fold-in")
                 group.create_task(self.arriving.run(), name="predict what arrives")
                 group.create_task(self.upkeep.run(), name="upkeep")
                 if self._store.traces is not None:

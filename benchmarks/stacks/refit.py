@@ -65,8 +65,8 @@ class RefitOptions(Options):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A fit: `seconds` from the call until it is live, those of its phases, `cpu_s` and memory of its process
-    the `rank` that it found, and the error of the ratings held out, as they are answered.
+    """A fit: `seconds` from the call until it is live, those of its phases, `cpu_s` and memory of its
+    process, the `rank` that it found, and the error of the ratings held out, as they are answered.
     """
 
     seconds: float

@@ -23,7 +23,7 @@ from factors.model.quantized_rows import QuantizedTable
 from factors.model.types import Bools, Float32s, Float64s, Histories
 from factors.posterior.posterior_model import PosteriorModel
 
-# What folds whole tables in compares fits by them: in units of the noise deviation, a thousandth tells.
+# Whole tables are folded in to compare fits: near enough, in units of the noise deviation.
 _NEAR = 1e-3
 
 

@@ -23,8 +23,8 @@ _LONGEST_S = 600.0
 # Ratings come by thousands or hundreds of thousands a second: by the time that a fit needs the loops, those
 # that began here are there or nearly so.
 _SOON, _LOOK_S = MANY_RATINGS // 2, 1.0
-# Of fits, too. Workers that answer users on the same cores go first, but POST /train is waited for: no idle
-# priority.
+# Of the trainer, whose children have it too, and of fits beside that. Workers that answer users on the same
+# cores go first, but POST /train is waited for: no idle priority.
 NICENESS = 5
 
 
@@ -80,7 +80,6 @@ def compile_apart(n_events: int) -> None:
 
 def main() -> int:
     """Compile what is missing; return 0."""
-    os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
     if fit_code.is_missing():
         folder = fit_code.folder_of(fit_code.ALWAYS[0])
         folder.mkdir(parents=True, exist_ok=True)

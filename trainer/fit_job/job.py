@@ -68,8 +68,7 @@ _LARGE = 1 << 24
 # twice for its trial and once for all ratings.
 _FEW_NEW = 0.05
 _SWEEPS_OF_FEW = 2  # the first takes the new ratings in, the second what follows for all others
-# Of sets of 100,000 and of a million these end within 0.0002 of the error of a fit that goes on until it has
-# settled, which takes up to eight times as many.
+# Further ones, until the fit has settled, change the error of ratings that were not seen by chance alone.
 _SWEEPS_OF_HELD_OUT = 3
 
 # What may come of a fit without a mistake in it.

@@ -1,7 +1,7 @@
 """The trial of a fit: made without some of the ratings, and measured on these.
 
 Invariant: where the live generation is measured too, it is on the same ratings, which neither has learned,
-and with all others folded in, as services answer from it.
+and with all others of their users and items folded in, as services answer from it.
 """
 
 from collections.abc import Mapping
