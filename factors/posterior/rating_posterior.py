@@ -63,8 +63,8 @@ class RatingPosterior(PosteriorModel):
         own, _ = self.parameters.side(name)
         new = self._came_after(name, current)
         keep = math.nan if at is None else float(session_keys(np.array([at]), own.session_length)[0])
-        rows, loop, terms = None, LOADED.loop, self._loop_terms
-        if name == "user" and loop is not None and terms is not None and backend is None:
+        rows, loop, terms = None, LOADED.loop, self._loop_terms[name]
+        if loop is not None and terms is not None and backend is None:
             rows = terms.rows(loop, table, histories, new=new, attributes=attributes, keep=keep)
         if rows is None:
             read = QuantizedTable(table, self.item_codec) if name == "user" else table
@@ -80,8 +80,12 @@ class RatingPosterior(PosteriorModel):
         return rows
 
     @cached_property
-    def _loop_terms(self) -> HistoryTerms | None:
-        return HistoryTerms.of(self.parameters, self.item_codec)
+    def _loop_terms(self) -> dict[SideName, HistoryTerms | None]:
+        parameters = self.parameters
+        return {
+            "user": HistoryTerms.of(parameters, "user", self.item_codec),
+            "item": HistoryTerms.of(parameters, "item", None),
+        }
 
     def _came_after(self, name: SideName, current: FloatTable | None) -> Bools | None:
         """Return which of the rows `current` (b, width) came after the fit; None where that makes no

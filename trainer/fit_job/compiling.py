@@ -49,7 +49,7 @@ async def compile_ahead(archived: Callable[[], int]) -> None:
 
 
 async def load_fold_in_here() -> None:
-    """Have this process fold users in by compiled loops, which are kept where those of fits are."""
+    """Have this process fold users and items in by compiled loops, which are kept where those of fits are."""
     await load_fold_in(await asyncio.to_thread(_folder))
 
 

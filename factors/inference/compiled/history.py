@@ -1,4 +1,4 @@
-"""Folding users in by the loops of `history_kernels`.
+"""Folding users and items in by the loops of `history_kernels`.
 
 Invariant: rows are those of `half_step` to the last digits of float32. What the loops cannot do (users or
 items that move, contexts, a matrix without an inverse) is left to it, as all is in a process that has not
@@ -20,12 +20,12 @@ from factors.inference.histories import RECENT, SAMPLED, compress
 from factors.inference.side_moments import prior_rows, rests_on_attributes
 from factors.model.columns import Columns
 from factors.model.layout import COUNT, RATING_MEAN, SESSION_KEYS, sitting_keys
-from factors.model.parameters import Parameters
+from factors.model.parameters import Parameters, Side, SideName
 from factors.model.quantized_rows import RowCodec
 from factors.model.scale import scale_levels
 from factors.model.types import Bools, Float32s, Float64s, Histories, Int64s
 
-# `history_kernels.fold_in`: from arrays to how many users are folded in.
+# `history_kernels.fold_in`: from arrays to how many rows are folded in.
 Loop = Callable[..., int]
 Arrays = tuple[npt.NDArray[Any], ...]
 
@@ -43,23 +43,28 @@ LOADED = Loaded()
 
 @dataclass(frozen=True, slots=True)
 class HistoryTerms:
-    """What of a model the loops read, in the order of their arguments."""
+    """What of a model the loops read to fold in rows of a side, in the order of their arguments. `codec`: of
+    the rows of the other side, None where these are read as they are.
+    """
 
-    parameters: Parameters
-    codec: RowCodec
+    own: Side
+    codec: RowCodec | None
+    width: int
     constants: Arrays
     sizes: Int64s
     numbers: Float64s
 
     @staticmethod
-    def of(parameters: Parameters, codec: RowCodec) -> "HistoryTerms | None":
-        """Return the terms of a model; None where the loops do not know its users or items."""
-        own, other = parameters.users, parameters.items
-        if parameters.moves or parameters.context is not None or other.sitting_length:
+    def of(parameters: Parameters, name: SideName, codec: RowCodec | None) -> "HistoryTerms | None":
+        """Return the terms of side `name` of a model; None where the loops do not know its rows."""
+        own, other = parameters.side(name)
+        if parameters.moves or parameters.context is not None:
             return None
         dim, cold, scale = own.layout.dim, own.cold_start, parameters.scale
         begin = cold or own
-        words = codec.encode(prior_rows(other, 1))
+        prior = prior_rows(other, 1)
+        words = prior.astype(np.float32) if codec is None else codec.encode(prior)
+        units = np.ones(own.layout.packed) if codec is None else codec.units.astype(np.float64)
         constants: Arrays = (
             words,
             words.view(np.int16),
@@ -67,7 +72,7 @@ class HistoryTerms:
             own.precision,
             begin.precision,
             np.vstack([begin.mean, begin.covariance]),
-            codec.units.astype(np.float64),
+            units,
             np.concatenate([[-math.inf], parameters.cuts, [math.inf]]),
         )
         ordinal = parameters.link == "ordinal"
@@ -76,14 +81,15 @@ class HistoryTerms:
             places.RANK: own.layout.rank,
             places.SLOTS: own.layout.slots,
             places.OTHER_SLOTS: other.layout.slots * other.has_sessions,
-            places.ITEM_WIDTH: codec.width,
-            places.USER_WIDTH: own.layout.width,
+            places.OTHER_WIDTH: words.shape[1],
+            places.WIDTH: own.layout.width,
             places.STEPS: TO_THE_END.steps if ordinal else 1,
             places.ORDINAL: ordinal,
             places.COLD: cold is not None,
             places.LEARNED: cold is not None and own.implicit_ridge > 0,
             places.LEVELS: levels,
             places.SLOTTED: own.has_sessions and own.session_length > 0,
+            places.PLAIN: codec is None,
         }
         numbers = {
             places.ALL_MEAN: parameters.mean,
@@ -95,45 +101,47 @@ class HistoryTerms:
             places.SESSION: own.session_length,
             places.SESSION_VARIANCE: own.session_variance,
             places.OTHER_SESSION: other.session_length,
-            places.OTHER_VARIANCE: other.session_variance,
+            places.OTHER_VARIANCE: other.effect_variance,
             places.COLD_COUNT: 0.0 if cold is None else cold.count,
             places.WRAP: SESSION_KEYS,
             places.PER_SITTING: own.sessions_a_sitting,
             places.SITTING_VARIANCE: own.sitting_variance,
+            places.PER_OTHER_SITTING: other.sessions_a_sitting,
         }
         of_sizes, of_numbers = np.zeros(places.N_SIZES, np.int64), np.zeros(places.N_NUMBERS)
         of_sizes[list(sizes)], of_numbers[list(numbers)] = list(sizes.values()), list(numbers.values())
         constants = tuple(map(np.ascontiguousarray, constants))
-        return HistoryTerms(parameters, codec, constants, of_sizes, of_numbers)
+        return HistoryTerms(own, codec, words.shape[1], constants, of_sizes, of_numbers)
 
     def rows(
         self,
         loop: Loop,
-        items: Float32s,
+        others: Float32s,
         histories: Histories,
         *,
         new: Bools | None,
         attributes: Columns | None,
         keep: float,
     ) -> Float64s | None:
-        """Return what `half_step` would for users with these histories (b, width); None where the loop cannot
+        """Return what `half_step` would for rows with these histories (b, width); None where the loop cannot
         tell. `new` and `attributes` as in `HalfStepInput`, `keep`: key of the session that rows must keep.
         """
-        if not items.flags.c_contiguous or items.shape[1] != self.codec.width:
+        if not others.flags.c_contiguous or others.dtype != np.float32 or others.shape[1] != self.width:
             return None
-        own = self.parameters.users
+        own = self.own
         offsets = np.ascontiguousarray(histories.offsets, dtype=np.int64)
         lengths = np.diff(offsets)
         longest, b = int(lengths.max(initial=0)), len(lengths)
         ratings: Arrays = (histories.other_row, histories.value, histories.time)
-        if longest > RECENT + SAMPLED:
-            data = compress(histories, len(items), whole=False)
+        # The fold-in of users alone has a bound.
+        if longest > RECENT + SAMPLED and self.codec is not None:
+            data = compress(histories, len(others), whole=False)
             offsets, longest = data.indptr, int(data.counts.max(initial=0))
             ratings = tuple(column[data.source] for column in ratings)
         kinds = np.int32, np.float64, np.float64
         ratings = tuple(map(np.ascontiguousarray, ratings, kinds))
         sizes, numbers = self.sizes.copy(), self.numbers.copy()
-        sizes[places.N_USERS], sizes[places.N_ITEMS], numbers[places.KEPT] = b, len(items), keep
+        sizes[places.N_ROWS], sizes[places.N_OTHERS], numbers[places.KEPT] = b, len(others), keep
         numbers[places.KEPT_SITTING] = math.nan
         if own.sitting_length:
             numbers[places.KEPT_SITTING] = sitting_keys(np.array([keep]), own.sessions_a_sitting)[0]
@@ -143,7 +151,7 @@ class HistoryTerms:
         since = np.zeros(b, np.uint8) if new is None else new.view(np.uint8)
         rows = np.empty((b, own.layout.width))
         done = loop(
-            *(items, items.view(np.int16), offsets, *ratings, since, base, cold_base),
+            *(others, others.view(np.int16), offsets, *ratings, since, base, cold_base),
             *(*self.constants, sizes, numbers, *self._memory(longest), rows),
         )
         if done < b:
@@ -155,7 +163,7 @@ class HistoryTerms:
 
     def _memory(self, longest: int) -> Arrays:
         """Return arrays for the loops to work in, for histories of up to `longest` entries."""
-        blocks, rank, packed = -(-longest // LANES), int(self.sizes[places.RANK]), self.codec.layout.packed
+        blocks, rank, packed = -(-longest // LANES), int(self.sizes[places.RANK]), self.own.layout.packed
         groups = longest * (1 + (self.numbers[places.PER_SITTING] > 0)) if self.sizes[places.SLOTTED] else 0
         return (
             np.empty((blocks * rank, LANES)),

@@ -1,4 +1,4 @@
-"""Loops that fold a user in from one history, for numba to compile ahead and to run as plain Python too.
+"""Loops that fold a row in from one history, for numba to compile ahead and to run as plain Python too.
 
 Invariant: the row is that of `half_step` to the last digits of float32, covariances of items being read as
 their codes. Nothing is allocated here, and no error raised, so that the compiled code needs neither numba nor
@@ -22,7 +22,7 @@ from factors.inference.compiled.reading_kernels import (
     KEPT_SITTING,
     KEY,
     MEAN,
-    N_USERS,
+    N_ROWS,
     NOISE,
     ORDINAL,
     RANK,
@@ -46,26 +46,26 @@ def write_row(
     group: Array,
     square: Array,
     vector: Array,
-    user: int,
+    row: int,
     result: Array,
 ) -> None:
-    """Write the posterior to the row of `user` in `result`, with the latest session, the one of key `KEPT`,
+    """Write the posterior to `row` in `result`, with the latest session, the one of key `KEPT`,
     its sitting, and those of the largest effects.
     """
     dim, slots = sizes[RANK] + 1, sizes[SLOTS]
     t = 2 + dim
     for a in range(dim):
-        result[user, 2 + a] = vector[MEAN, a]
+        result[row, 2 + a] = vector[MEAN, a]
         for b in range(a + 1):
-            result[user, t] = square[COVARIANCE, a, b]
+            result[row, t] = square[COVARIANCE, a, b]
             t += 1
     for a in range(dim):
-        result[user, t + a] = 0.0
+        result[row, t + a] = 0.0
     t += dim
     for slot in range(slots):
         # As of `side_moments.prior_rows`.
-        result[user, t + slot], result[user, t + slots + slot] = -1.0, 0.0
-        result[user, t + 2 * slots + slot] = numbers[SESSION_VARIANCE] + numbers[SITTING_VARIANCE]
+        result[row, t + slot], result[row, t + slots + slot] = -1.0, 0.0
+        result[row, t + 2 * slots + slot] = numbers[SESSION_VARIANCE] + numbers[SITTING_VARIANCE]
     latest = -1.0
     for g in range(groups):
         group[g, TAKEN] = 0.0
@@ -89,19 +89,19 @@ def write_row(
         if best < 0:
             break
         group[best, TAKEN] = 1.0
-        result[user, t + slot] = group[best, KEY]
-        result[user, t + slots + slot] = group[best, EFFECT]
-        result[user, t + 2 * slots + slot] = group[best, VARIANCE]
+        result[row, t + slot] = group[best, KEY]
+        result[row, t + slots + slot] = group[best, EFFECT]
+        result[row, t + 2 * slots + slot] = group[best, VARIANCE]
         # Of a session in a sitting no more is known.
         if group[best, KEY] < 0.0:
-            result[user, t + 2 * slots + slot] += numbers[SESSION_VARIANCE]
+            result[row, t + 2 * slots + slot] += numbers[SESSION_VARIANCE]
 
 
 def fold_in(
     words: Array,
     halves: Array,
     offsets: Array,
-    item_row: Array,
+    other_row: Array,
     value: Array,
     time: Array,
     new: Array,
@@ -131,19 +131,20 @@ def fold_in(
     session: Array,
     result: Array,
 ) -> int:
-    """Fold in the users whose ratings begin at `offsets` (b + 1,), `new` (b,) as in `HalfStepInput`, into
+    """Fold in the rows whose ratings begin at `offsets` (b + 1,), `new` (b,) as in `HalfStepInput`, into
     `result` (b, width); return how many, fewer than b where the next one has no finite posterior.
 
-    `words` (n_items, ...): the item table and `halves` the same as int16, and `prior_words`, `prior_halves`
-    (1, ...) those of an unknown item; `units` (t,): see `RowCodec`. `base`, `cold_base` (b, d): prior means
-    with what attributes add; `effect` (d,): of items that no fit has learned; `start` (1 + d, d): mean and
+    `words` (n, ...): the table of the other side and `halves` the same as int16, and `prior_words`,
+    `prior_halves` (1, ...) those of an unknown row; `units` (t,): what its codes are worth (`RowCodec`), 1
+    where rows are `PLAIN`. `base`, `cold_base` (b, d): prior means with what attributes add; `effect` (d,):
+    of other rows that no fit has learned; `start` (1 + d, d): mean and
     covariance where the fixed point begins.
     """
     dim = sizes[RANK] + 1
     rest = numbers[AT_REST] * math.sqrt(numbers[NOISE])
-    for row in range(sizes[N_USERS]):
+    for row in range(sizes[N_ROWS]):
         n = read_entries(
-            offsets[row], offsets[row + 1], words, halves, item_row, value, time, prior_words, prior_halves,
+            offsets[row], offsets[row + 1], words, halves, other_row, value, time, prior_words, prior_halves,
             effect, bounds, sizes, numbers, latent, code, entry, vector, table, session, row, result,
         )  # fmt: skip
         groups = group_entries(n, sizes, numbers, entry, group, shared, table, session)
@@ -172,4 +173,4 @@ def fold_in(
             if moved < rest:
                 break
         write_row(groups, sizes, numbers, group, square, vector, row, result)
-    return int(sizes[N_USERS])
+    return int(sizes[N_ROWS])

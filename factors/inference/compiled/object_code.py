@@ -21,10 +21,10 @@ from factors.errors import FactorsError
 from factors.inference.compiled import history_kernels, posterior_kernels, reading_kernels, score_kernels
 from factors.inference.compiled.reading_kernels import (
     GROUP_COLUMNS,
-    ITEM_WIDTH,
     N_SIZES,
+    OTHER_WIDTH,
     RANK,
-    USER_WIDTH,
+    WIDTH,
 )
 from factors.inference.compiled.score_kernels import LANES
 
@@ -32,7 +32,7 @@ from factors.inference.compiled.score_kernels import LANES
 _FUNCTIONS: tuple[Any, ...] = (
     reading_kernels.wide,
     reading_kernels.filled,
-    reading_kernels.read_item,
+    reading_kernels.read_other,
     reading_kernels.read_entries,
     reading_kernels.place_of,
     reading_kernels.begin_group,
@@ -133,7 +133,7 @@ def _entry(carray: Callable[..., Any], fold: Callable[..., int]) -> Callable[...
         words: Any,
         halves: Any,
         offsets: Any,
-        item_row: Any,
+        other_row: Any,
         value: Any,
         time: Any,
         new: Any,
@@ -164,21 +164,21 @@ def _entry(carray: Callable[..., Any], fold: Callable[..., int]) -> Callable[...
         result: Any,
     ) -> int:
         known = carray(sizes, (N_SIZES,))
-        dim, item = known[RANK] + 1, known[ITEM_WIDTH]
-        half, packed = 2 * item, dim * (dim + 1) // 2
+        dim, other = known[RANK] + 1, known[OTHER_WIDTH]
+        half, packed = 2 * other, dim * (dim + 1) // 2
         width = -(-packed // 32) * 32  # as `reading_kernels.wide` has it
         # How many rows an array has is never asked.
         return fold(
-            carray(words, (1, item)),
+            carray(words, (1, other)),
             carray(halves, (1, half)),
             carray(offsets, (1,)),
-            carray(item_row, (1,)),
+            carray(other_row, (1,)),
             carray(value, (1,)),
             carray(time, (1,)),
             carray(new, (1,)),
             carray(base, (1, dim)),
             carray(cold_base, (1, dim)),
-            carray(prior_words, (1, item)),
+            carray(prior_words, (1, other)),
             carray(prior_halves, (1, half)),
             carray(effect, (1,)),
             carray(precision, (1, dim)),
@@ -200,7 +200,7 @@ def _entry(carray: Callable[..., Any], fold: Callable[..., int]) -> Callable[...
             carray(lanes, (1, LANES)),
             carray(table, (1,)),
             carray(session, (1,)),
-            carray(result, (1, known[USER_WIDTH])),
+            carray(result, (1, known[WIDTH])),
         )
 
     return by_pointers

@@ -55,7 +55,7 @@ from factors.inference.ordinal import LEAST_CAVITY as _LEAST_CAVITY
 def set_prior(
     n: int,
     cold: bool,
-    user: int,
+    row: int,
     base: Array,
     cold_base: Array,
     effect: Array,
@@ -76,9 +76,9 @@ def set_prior(
         share = 1.0 / math.sqrt(max(float(n), 1.0, numbers[COLD_COUNT]))
     for a in range(dim):
         if cold:
-            vector[FIRST, a] = cold_base[user, a] + share * (vector[PRIOR, a] - n * effect[a])
+            vector[FIRST, a] = cold_base[row, a] + share * (vector[PRIOR, a] - n * effect[a])
         else:
-            vector[FIRST, a] = base[user, a] + share * vector[PRIOR, a]
+            vector[FIRST, a] = base[row, a] + share * vector[PRIOR, a]
     for a in range(dim):
         vector[PRIOR, a] = 0.0
         for b in range(dim):
@@ -112,7 +112,7 @@ def take_sites(
     """
     rank = sizes[RANK]
     dim = rank + 1
-    # What the codes of an item are multiplied with: the second moments of the row's features.
+    # What the codes of an other row are multiplied with: the second moments of the row's features.
     t = 0
     for a in range(dim):
         left = vector[MEAN, a] if a < rank else 1.0

@@ -2,14 +2,14 @@
 
 Invariant: each pair stands once, with its last value, as after `histories.compress`.
 
-`d = rank + 1`; `t = d (d + 1) / 2`; `f` the latent part of an item. Entries that hold are read in blocks of
-`LANES`, so that loops run over the entries of a block: of each block `entry` (13, LANES) has the numbers
-below of each, and `latent` (rank, LANES) float64 the `f`, one block after the other; lanes without an entry
-are 0. `code` (n, `wide(t)`) float32 has the codes of their covariances, 0 beyond them. Of each session
-`group` (n, 8) has the columns below, `load` and `shared` (n, d) float64 its load and its effect's covariance
-with the row (`session_effects`). Of the row `square` (4, d, d) float64 has the posterior covariance, a
-Cholesky factor and its inverse, and the prior's precision; `vector` (5, t) float64 the mean, the linear term
-and sums.
+`d = rank + 1`; `t = d (d + 1) / 2`; `f` the latent part of a row of the other side. Entries that hold are
+read in blocks of `LANES`, so that loops run over the entries of a block: of each block `entry` (13, LANES)
+has the numbers below of each, and `latent` (rank, LANES) float64 the `f`, one block after the other; lanes
+without an entry are 0. `code` (n, `wide(t)`) float32 has the codes of their covariances, 0 beyond them. Of
+each session `group` (n, 8) has the columns below, `load` and `shared` (n, d) float64 its load and its
+effect's covariance with the row (`session_effects`). Of the row `square` (4, d, d) float64 has the posterior
+covariance, a Cholesky factor and its inverse, and the prior's precision; `vector` (5, t) float64 the mean,
+the linear term and sums.
 """
 
 # ruff: noqa: PLR0912, PLR0917  numba takes no keyword-only arguments
@@ -34,17 +34,17 @@ MEAN, RIGHT, FIRST, OTHERS, PRIOR = range(5)
 # Places in `square`.
 COVARIANCE, FACTOR, INVERSE, SECOND = range(4)
 # Places in `sizes`.
-RANK, SLOTS, OTHER_SLOTS, ITEM_WIDTH, USER_WIDTH, STEPS, ORDINAL = range(7)
-COLD, LEARNED, LEVELS, SLOTTED, N_USERS, N_ITEMS, N_SIZES = range(7, 14)
+RANK, SLOTS, OTHER_SLOTS, OTHER_WIDTH, WIDTH, STEPS, ORDINAL = range(7)
+COLD, LEARNED, LEVELS, SLOTTED, N_ROWS, N_OTHERS, PLAIN, N_SIZES = range(7, 15)
 # Places in `numbers`.
 ALL_MEAN, NOISE, DAMPING, AT_REST, LOW, PER_LEVEL, COLD_COUNT, KEPT = range(8)
 SESSION, SESSION_VARIANCE, OTHER_SESSION, OTHER_VARIANCE, WRAP = range(8, 13)
-PER_SITTING, SITTING_VARIANCE, KEPT_SITTING, N_NUMBERS = range(13, 17)
+PER_SITTING, SITTING_VARIANCE, KEPT_SITTING, PER_OTHER_SITTING, N_NUMBERS = range(13, 18)
 # A prime near 2^31 over the golden ratio: neighbouring numbers are spread evenly over a hash table.
 _SPREAD = 1327217885
 
 
-def read_item(
+def read_other(
     n: int,
     row: int,
     time: float,
@@ -58,21 +58,30 @@ def read_item(
     entry: Array,
     vector: Array,
 ) -> None:
-    """Read the stored `row` of an item into entry `n`, whose rating is of this `time`."""
+    """Read the `row` of the other side into entry `n`, whose rating is of this `time`: as items are stored,
+    or as it is where rows are `PLAIN`.
+    """
     rank = sizes[RANK]
     dim = rank + 1
     packed = dim * (dim + 1) // 2
     codes = 2 * (3 + dim)
-    implicit = 3 + dim + (packed + 1) // 2
+    implicit = 2 + dim + packed if sizes[PLAIN] else 3 + dim + (packed + 1) // 2
     of, lane = n // LANES * ENTRY_ROWS, n % LANES
     for a in range(rank):
         latent[n // LANES * rank + a, lane] = words[row, 2 + a]
     entry[of + BIAS, lane] = words[row, 2 + rank]
-    entry[of + SCALE, lane] = words[row, 2 + dim]
     # Of an index that may be below 0, for all that is known, a loop would run one number at a time.
-    stored, read = halves[row, codes : codes + packed], code[n]
-    for t in range(packed):
-        read[t] = stored[t]
+    read = code[n]
+    if sizes[PLAIN]:
+        entry[of + SCALE, lane] = 1.0
+        plain = words[row, 2 + dim : implicit]
+        for t in range(packed):
+            read[t] = plain[t]
+    else:
+        entry[of + SCALE, lane] = words[row, 2 + dim]
+        stored = halves[row, codes : codes + packed]
+        for t in range(packed):
+            read[t] = stored[t]
     said, prior = words[row, implicit : implicit + dim], vector[PRIOR]
     learned = sizes[LEARNED] == 0
     if not learned:
@@ -94,12 +103,20 @@ def read_item(
         if math.isfinite(at):
             key = math.floor(at)
             key -= math.floor(key / numbers[WRAP]) * numbers[WRAP]
+            around = key
+            if numbers[PER_OTHER_SITTING] > 0.0:
+                around = -2.0 - math.floor(key / numbers[PER_OTHER_SITTING])
             first = implicit + dim
+            # Of a session that is not kept its sitting may be.
+            found = -1
             for slot in range(slots):
-                if words[row, first + slot] == key:
-                    entry[of + OFFSET, lane] += words[row, first + slots + slot]
-                    entry[of + BEYOND, lane] = words[row, first + 2 * slots + slot]
-                    break
+                if words[row, first + slot] == key or (found < 0 and words[row, first + slot] == around):
+                    found = slot
+                    if words[row, first + slot] == key:
+                        break
+            if found >= 0:
+                entry[of + OFFSET, lane] += words[row, first + slots + found]
+                entry[of + BEYOND, lane] = words[row, first + 2 * slots + found]
 
 
 def read_entries(
@@ -107,7 +124,7 @@ def read_entries(
     last: int,
     words: Array,
     halves: Array,
-    item_row: Array,
+    other_row: Array,
     value: Array,
     time: Array,
     prior_words: Array,
@@ -122,13 +139,12 @@ def read_entries(
     vector: Array,
     table: Array,
     session: Array,
-    user: int,
+    own_row: int,
     result: Array,
 ) -> int:
     """Read the ratings `first` to `last` that hold, the latest first; return how many.
 
-    The sum of their implicit effects goes to `vector[PRIOR]`, count and mean to the row of `user` in
-    `result`.
+    The sum of their implicit effects goes to `vector[PRIOR]`, count and mean to `own_row` in `result`.
     """
     rank = sizes[RANK]
     dim = rank + 1
@@ -142,10 +158,10 @@ def read_entries(
     n = 0
     total = 0.0
     for e in range(last - 1, first - 1, -1):
-        j = int(item_row[e])
+        j = int(other_row[e])
         # Open addressing; what stands in the table is the position of the rating.
         place = ((j * _SPREAD) >> 9) & (size - 1)
-        while table[place] >= 0 and item_row[table[place]] != j:
+        while table[place] >= 0 and other_row[table[place]] != j:
             place = (place + 1) & (size - 1)
         if table[place] >= 0:
             continue
@@ -153,10 +169,10 @@ def read_entries(
         if math.isnan(value[e]):
             continue
         total += value[e]
-        if 0 <= j < sizes[N_ITEMS]:
-            read_item(n, j, time[e], words, halves, effect, sizes, numbers, latent, code, entry, vector)
+        if 0 <= j < sizes[N_OTHERS]:
+            read_other(n, j, time[e], words, halves, effect, sizes, numbers, latent, code, entry, vector)
         else:
-            read_item(
+            read_other(
                 n, 0, time[e], prior_words, prior_halves, effect, sizes, numbers, latent, code, entry, vector
             )
         of, lane = n // LANES * ENTRY_ROWS, n % LANES
@@ -169,8 +185,8 @@ def read_entries(
             entry[of + LINEAR, lane] = (value[e] - entry[of + OFFSET, lane]) / numbers[NOISE]
         session[n] = -1
         n += 1
-    result[user, 0] = n
-    result[user, 1] = total / max(n, 1)
+    result[own_row, 0] = n
+    result[own_row, 1] = total / max(n, 1)
     # Whole registers of a block are read; those beyond the last entry weigh nothing.
     for e in range(n, filled(n)):
         for k in range(ENTRY_ROWS):

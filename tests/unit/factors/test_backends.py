@@ -118,28 +118,32 @@ def loop(request: pytest.FixtureRequest) -> history.Loop:
 
 
 @pytest.mark.timeout(600)  # compiling takes 20 s, and several times that on a machine that does other things
-@pytest.mark.parametrize(
-    "terms",
-    [*TERMS[:4], Terms("ordinal", 2.0, 2.0, 3600.0, 7200.0, user_attributes=True, user_sitting=14400.0)],
-)
-def test_loops_fold_in_as_numpy(monkeypatch: pytest.MonkeyPatch, loop: history.Loop, terms: Terms) -> None:
+@pytest.mark.parametrize("terms", [*TERMS[:4], replace(TERMS[5], user_drift=0.0, user_attributes=True)])
+@pytest.mark.parametrize("side", ["user", "item"])
+def test_loops_fold_in_as_numpy(
+    monkeypatch: pytest.MonkeyPatch, loop: history.Loop, terms: Terms, side: SideName
+) -> None:
     found = finish(swept(ratings_of(5, n_users=16, n_items=11, n=90), terms, NumpyBackend()), {})
     given = histories(12, [0, 1, 2, 3, 5, 0, 17, 60, *([] if loop is checked else [4_000])])
+    posterior: Any = found.posterior
+    fold, read = posterior.fold_in_users, np.asarray
+    own, others, has = found.users, found.items, terms.user_attributes
+    if side == "item":
+        fold, read = posterior.fold_in_items, posterior.item_codec.decode
+        own, others, has = found.items, found.users, terms.item_attributes
     columns, rows = (given.other_row, given.value, given.time), len(given.offsets) - 1
     # Every second number of arrays twice as long.
     strided = Histories(given.offsets, *(np.repeat(column, 2)[::2] for column in columns))  # type: ignore[arg-type]
-    described = columns_of(rows) if terms.user_attributes else None
-    cases: tuple[dict[str, Any], ...] = ({}, {"current": found.users[:rows]}, {"at": 8.8e8 + 9_000})
-    for more in cases:
+    described = columns_of(rows) if has else None
+    for more in ({}, {"current": own[:rows]}, {} if side == "item" else {"at": 8.8e8 + 9_000}):
         results = []
         for each in (None, loop):
             with monkeypatch.context() as patch:
                 patch.setattr(history.LOADED, "loop", each)
                 if each is not None:
                     patch.setattr(rating_posterior, "half_step", lambda *_, **__: pytest.fail("numpy"))
-                folded = found.posterior.fold_in_users(found.items, strided, attributes=described, **more)
-                results.append(folded)
+                results.append(read(fold(others, strided, attributes=described, **more)))
         np.testing.assert_allclose(results[1], results[0], rtol=1e-5, atol=2e-6)
     # A table that is no block of memory, or has no posterior, is left to numpy.
     monkeypatch.setattr(history.LOADED, "loop", lambda *_: pytest.fail("read as a block"))
-    found.posterior.fold_in_users(np.asfortranarray(found.items), given, attributes=described)
+    fold(np.asfortranarray(others), given, attributes=described)

@@ -45,14 +45,10 @@ def test_a_store_without_a_limit_is_never_full() -> None:
 
 
 def test_what_is_refused_is_taken_again_only_with_clearly_more_room() -> None:
-    def space(free: int) -> Space:
-        return Space("store_disk", free, 1000, 100)
-
-    assert fullest([space(100)], None) is None
-    assert fullest([space(99)], None) == space(99)
-    assert fullest([space(109)], "store_disk") == space(109)
-    assert fullest([space(109)], "archive_disk") is None
-    assert fullest([space(111)], "store_disk") is None
+    some, few, more, enough = (Space("store_disk", free, 1000, 100) for free in (100, 99, 109, 111))
+    assert [fullest([space], None) for space in (some, few)] == [None, few]
+    assert [fullest([space], "store_disk") for space in (more, enough)] == [more, None]
+    assert fullest([more], "archive_disk") is None
 
 
 @pytest.mark.parametrize(
