@@ -5,7 +5,7 @@ float32 tables.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -33,7 +33,7 @@ class RatedSets(Protocol):
 class HalfStepBackend(Protocol):
     """What a fit needs to be computed over all ratings. `most_apart`: only a fit of fewer ratings has users
     who move and contexts, with which a row is another one at each of its ratings. `at_once`: so many ratings
-    take some 100 MB.
+    take some 100 MB. `values`: the type of the ratings that it reads.
     """
 
     @property
@@ -42,6 +42,10 @@ class HalfStepBackend(Protocol):
 
     @property
     def at_once(self) -> int:
+        """See the class."""
+
+    @property
+    def values(self) -> type[np.floating[Any]]:
         """See the class."""
 
     def half_step(self, inputs: HalfStepInput, iteration: Iteration = TO_THE_END) -> HalfStep:
@@ -67,6 +71,7 @@ class NumpyBackend:
     most_apart: ClassVar[float] = MANY_RATINGS
     # At rank 50.
     at_once: ClassVar[int] = 100_000
+    values: ClassVar[type[np.floating[Any]]] = np.float64
 
     def half_step(self, inputs: HalfStepInput, iteration: Iteration = TO_THE_END) -> HalfStep:
         """See `HalfStepBackend`."""

@@ -138,6 +138,11 @@ class Parameters:
     decided_context: int = 0
 
     @property
+    def reads_times(self) -> bool:
+        """Whether it matters when ratings were made."""
+        return self.moves or self.users.has_sessions or self.items.has_sessions
+
+    @property
     def moves(self) -> bool:
         """Whether rows of either side have a velocity."""
         # A fit lets users alone move; a half-step takes either side.

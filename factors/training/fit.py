@@ -25,7 +25,7 @@ from factors.model.types import ContextKind, Float32s, Float64s, Int64s, Ratings
 from factors.posterior.fitted import Fitted
 from factors.training.drift import narrowed, widened
 from factors.training.initialization import FEW_RATINGS, initial_state
-from factors.training.model_selection import LEAST_RATINGS, observed_scale, select_terms
+from factors.training.model_selection import LEAST_RATINGS, Selection, observed_scale, select_terms
 from factors.training.priors import learn_cold_start, prior_fit
 from factors.training.settings import FitSettings
 from factors.training.sweep import State
@@ -84,7 +84,10 @@ def fit(
         if columns.rows != training.side(name).rows:
             raise FitRefused(f"attributes of {columns.rows} {name}s, not of {training.side(name).rows}")
     goes_on = start is not None and _continues(start, settings, len(training), _offered(training))
-    state, found = _begin(training, settings, rng, start if goes_on else None)
+    begin = _begin(training, settings, rng, start if goes_on else None)
+    if not begin.parameters.reads_times:
+        training = training.without_times()
+    state, found = begin.on(training)
     if goes_on and continuation is not None and len(training) >= _MANY_TO_SETTLE:
         settings = replace(settings, sweeps=min(settings.sweeps, continuation))
     tolerance = settings.tolerance * (0.2 if len(training) < _MANY_TO_SETTLE else 1.0)
@@ -102,9 +105,9 @@ def fit(
 
 def _begin(
     training: TrainingSet, settings: FitSettings, rng: np.random.Generator, start: Fitted | None
-) -> tuple[State, dict[str, float]]:
-    """Return the state from which to sweep: that of `start`, or one whose terms are chosen, or a plain one
-    for few ratings.
+) -> Selection:
+    """Return how to sweep: from `start`, or with terms that are chosen, or from a plain state for few
+    ratings.
     """
     n = len(training)
     offered = _offered(training)
@@ -121,17 +124,27 @@ def _begin(
         )
         encoding = None if known.context is None else training.context
         known = replace(known, users=users, items=items, context=with_context(known, encoding))
-        item_rows = start.posterior.item_codec.decode(start.items).astype(np.float64)
-        return State.of_rows(training, known, start.users.astype(np.float64), item_rows), {}
+
+        def goes_on(training: TrainingSet) -> tuple[State, dict[str, float]]:
+            item_rows = start.posterior.item_codec.decode(start.items).astype(np.float64)
+            return State.of_rows(training, known, start.users.astype(np.float64), item_rows), {}
+
+        return Selection(known, goes_on)
     decides = settings.link != "gaussian" or settings.implicit_effects or settings.session_effects
     if n < LEAST_RATINGS or not decides:
         state = initial_state(training, settings, rng)
-        return (state.branch(Terms("ordinal")) if settings.link == "ordinal" else state), {}
-    found = select_terms(training, settings, rng)
-    found.state.parameters = replace(
-        found.state.parameters, decided=float(n), decided_columns=offered[:2], decided_context=offered[2]
-    )
-    return found.state, found.metrics
+        state = state.branch(Terms("ordinal")) if settings.link == "ordinal" else state
+        return Selection(state.parameters, lambda _: (state, {}))
+    chosen = select_terms(training, settings, rng)
+
+    def decided(training: TrainingSet) -> tuple[State, dict[str, float]]:
+        state, metrics = chosen.on(training)
+        state.parameters = replace(
+            state.parameters, decided=float(n), decided_columns=offered[:2], decided_context=offered[2]
+        )
+        return state, metrics
+
+    return replace(chosen, on=decided)
 
 
 def _sides(parameters: Parameters) -> tuple[tuple[SideName, Side], tuple[SideName, Side]]:

@@ -6,6 +6,7 @@ ratings can carry: it is chosen on all of them, by sweeps that are the fit's own
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,10 +48,12 @@ _SITTINGS = (1.0, 64.0), (1.0, 16.0), (0.0625, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The state that the chosen terms and rank were found with, and how well it predicted."""
+    """The terms of `parameters`. `on`: from the ratings that they were chosen for, which may be without times
+    by now where no term reads any, to the state to sweep from, and how well it predicted.
+    """
 
-    state: State
-    metrics: dict[str, float]
+    parameters: Parameters
+    on: Callable[[TrainingSet], tuple[State, dict[str, float]]]
 
 
 def observed_scale(scale: Scale, value: Float64s) -> Scale:
@@ -70,8 +73,8 @@ def observed_scale(scale: Scale, value: Float64s) -> Scale:
 
 
 def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Generator) -> Selection:
-    """Choose terms and rank for these ratings, from sweeps that go on from each other. The state has all rows
-    of `training`: those that the choice has not seen a rating of are the prior.
+    """Choose terms and rank for these ratings, from sweeps that go on from each other. The state that one
+    gets has all rows of `training`: those that the choice has not seen a rating of are the prior.
     """
     sample, users, items = _sample(training, rng)
     may_move = settings.session_effects and len(training) < training.backend.most_apart
@@ -84,26 +87,32 @@ def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Ge
     else:
         whole, state = search.best_terms(whole, may_move=may_move)
     may_grow = whole is None and not training.sparse
-    if sample is training:
-        part, settle = with_rank(state, search.scores, settings, rng) if may_grow else state, SETTLE
-    else:
+
+    def settled(part: State, sweeps: int) -> tuple[State, dict[str, float]]:
+        # Deviations are learned from a settled state: one on its way is off otherwise than the fit will be.
+        part.run(min(sweeps, settings.sweeps), until=settings.tolerance)
+        score = float(search.scores(part).mean())
+        return search.calibrated(_widened(part)), {"held_out_log_likelihood": score}
+
+    def on_sample(training: TrainingSet) -> tuple[State, dict[str, float]]:
+        grown = with_rank(state, search.scores, settings, rng) if may_grow else state
+        part, metrics = settled(grown, SETTLE)
+        if whole is None:
+            return State.of_rows(training, part.parameters, part.user_rows, part.item_rows), metrics
+        swept = search.run(whole.branch(terms_of(part.parameters)), 8)
+        return _as_calibrated(part.parameters, swept), metrics
+
+    def on_all(training: TrainingSet) -> tuple[State, dict[str, float]]:
         # From here on the sweeps are those of the fit itself.
-        state = _with_rows_of(state, training, users, items)
+        grown = _with_rows_of(state, training, users, items)
         if may_grow:
-            state = with_rank(state, left_out_scores, settings, rng)
-        part, settle = State.of_priors(search.part, state.parameters), SETTLE // 2
-        part.user_rows, part.item_rows = state.user_rows[users], state.item_rows[items]
-    # Deviations are learned from a settled state: one on its way is off otherwise than the fit will be.
-    part.run(min(settle, settings.sweeps), until=settings.tolerance)
-    score = float(search.scores(part).mean())
-    part = search.calibrated(_widened(part))
-    if whole is not None:
-        state = _as_calibrated(part.parameters, search.run(whole.branch(terms_of(part.parameters)), 8))
-    elif sample is training:
-        state = State.of_rows(training, part.parameters, part.user_rows, part.item_rows)
-    else:
-        state = _as_calibrated(part.parameters, state)
-    return Selection(state, {"held_out_log_likelihood": score})
+            grown = with_rank(grown, left_out_scores, settings, rng)
+        part = State.of_priors(search.part, grown.parameters)
+        part.user_rows, part.item_rows = grown.user_rows[users], grown.item_rows[items]
+        part, metrics = settled(part, SETTLE // 2)
+        return _as_calibrated(part.parameters, grown), metrics
+
+    return Selection(state.parameters, on_sample if sample is training else on_all)
 
 
 class _Search:

@@ -139,8 +139,10 @@ class State:
         scores = self.training.backend.score_errors(
             self._input("user"), self.steps["user"], self.steps["item"], every=1
         )[1]
-        slope = ((value - scores) / parameters.noise).astype(np.float32)
-        return slope, np.full(len(value), 1.0 / parameters.noise, np.float32)
+        # In place: of many ratings each further vector is as much as the fit may take.
+        np.subtract(value, scores, out=scores)
+        scores /= parameters.noise
+        return scores.astype(np.float32), np.broadcast_to(np.float32(1.0 / parameters.noise), len(value))
 
     def leave_one_out(self, most: int) -> tuple[Int64s, Float64s, Float64s]:
         """Of about `most` ratings their entries in `training.by_user`, and mean and variance of their scores

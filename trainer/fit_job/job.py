@@ -33,7 +33,7 @@ from factors import (
     learn_encoding,
 )
 from featurestore.catalogue.columns import attributes_of
-from processes.memory import give_back_freed
+from processes.memory import give_back_freed, give_back_now
 from processes.messages import Parent
 from trainer.archive.item_list import read_items
 from trainer.catalogue.reading import read_catalogue
@@ -171,6 +171,7 @@ def run_fit(request: FitRequest, report: Report, begin: Callable[[Phase], None] 
         start = None if request.from_scratch else live
         threads, types = request.threads, request.types
         begin("ranking")
+        give_back_now()
         how = partial(add_head, rng=rng, threads=threads, types=types, engine=request.engine)
         how(unnamed(output), data, start)
     take_name(output)
@@ -198,6 +199,7 @@ def _fit_ratings(
     # Decided once, so that the trial is of what goes live; and what no fit reads is not carried along.
     data = replace(data, ratings=of_fields(data.ratings, request.context_kinds))
     data, has_read = in_file(data, Path(request.output).parent)
+    give_back_now()
     head: Literal["none", "now", "later"] = "none"
     if engine_has_head(request.engine, events=data.choices is not None):
         # The head learns from these, the ratings among them.
@@ -231,6 +233,7 @@ def _fit_ratings(
     begin("trial")
     trial, metrics = try_out(engine, task, data, live, before, threads=request.threads)
     begin("fitting")
+    give_back_now()
     fitted = engine.fit(task if trial is None else _from_trial(task, trial))
     finite = {name: float(value) for name, value in fitted.metrics.items() if np.isfinite(value)}
     if data.unknown:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,7 @@ class LoopBackend:
 
     most_apart: ClassVar[float] = math.inf
     at_once: ClassVar[int] = 1_000_000
+    values: ClassVar[type[np.floating[Any]]] = np.float32
 
     def __init__(self, loops: Mapping[Kernel, Kernel], threads: int = 1) -> None:
         self._loops = loops
@@ -174,6 +175,7 @@ class _Entries:
         self._other_layout, self._scale = inputs.other.layout, inputs.parameters.scale
         # Of one width, so that loops are compiled once.
         self._other = inputs.data.other.astype(np.int32, copy=False)
+        self._value = inputs.data.value.astype(np.float32, copy=False)
         self._attributes = inputs.attributes
         layout = self._other_layout
         self._rows: FloatTable = table.expanded() if isinstance(table, QuantizedTable) else table
@@ -208,8 +210,8 @@ class _Entries:
         go: what a rating is foretold to be without itself, and effects of contexts, are learned from them.
         """
         step = self.solve(NO_SITES)
-        unit, value = 1.0 / self._parameters.noise, self._data.value - self._parameters.mean
-        linear = unit * (value - self._offset if len(self._offset) else value)
+        unit, value = 1.0 / self._parameters.noise, self._value - self._parameters.mean
+        linear = cast("Float64s", unit * (value - self._offset if len(self._offset) else value))
         weight = np.broadcast_to(np.float64(unit), len(linear))
         return replace(step, sites=Sites.gaussian(weight, linear))
 
@@ -220,7 +222,9 @@ class _Entries:
         own, data, sessions, layout = self._own, self._data, self._sessions, self._own.layout
         gaussian, n = len(sites.weight) == 0, len(sessions)
         unit = 1.0 / self._parameters.noise if gaussian else 1.0
-        target = data.value - self._offset if len(self._offset) else data.value
+        target = self._value
+        if len(self._offset):
+            target = (target - self._offset).astype(np.float32)
         weight, linear = (_NOTHING32, _NOTHING32) if gaussian else (sites.weight, sites.linear)
         seen = (target, self._parameters.mean, weight, linear, unit, self._solve_table())
         sums = self._session_sums(seen)
@@ -232,7 +236,7 @@ class _Entries:
         square = np.zeros(data.rows)
         moving = data.rows * layout.moving
         states, parts = np.empty((moving, 2 * layout.dim)), np.empty((moving, 3 * layout.packed))
-        entries = (data.indptr, self._other, data.value)
+        entries = (data.indptr, self._other, self._value)
         mean = own.mean[None]
         if self._attributes is not None and own.attribute_effects is not None:
             mean = mean + self._attributes.times(own.attribute_effects)
@@ -277,7 +281,7 @@ class _Entries:
             own_variance, *room = (each[: part.stop - part.start] for each in scratch)
             mean, variance = (sites.mean[part], sites.variance[part]) if len(sites.mean) else room
             self._score_rows(slice(start, stop), posterior, rows, (mean, own_variance, variance))
-            known = (data.value[part], self._offset[part], parameters.mean)
+            known = (self._value[part], self._offset[part], parameters.mean)
             before = (own_variance, sites.weight[part], sites.linear[part], mean, variance)
             self._run(score_kernels.move_sites, len(own_variance), *known, *link, *before)
 
@@ -303,7 +307,7 @@ class _Entries:
         motion = (back[part], velocity, moved[part], of_other)
         entries = (indptr, self._other[part], rows[own], *states, self._score_view(), *motion, layout.dim)
         sessions = (self._session_of_entry[part], effects.mean, effects.variance, effects.covariance)
-        known = (self._parameters.mean, self._offset[part], self._beyond[part], data.value[part])
+        known = (self._parameters.mean, self._offset[part], self._beyond[part], self._value[part])
         square = np.zeros(len(indptr) - 1)
         self._run(score_kernels.score_entries, indptr, *entries, *sessions, *known, *found, square)
         return square
