@@ -34,7 +34,7 @@ LEAST_PRIMARIES = 3
 ARCHIVED = 19
 # A fit: a rating, one with sessions, a number of a row of either side, and all else. `foldin bench refit`
 # prints how far off that is.
-FIT_RATING, FIT_SESSIONS, FIT_NUMBER, FIT_REST = 95, 56, 32, 330e6
+FIT_RATING, FIT_SESSIONS, FIT_NUMBER, FIT_REST = 67, 72, 32, 330e6
 # Of a service process, by item: both ways of its id, rows for large batches, when it may be shown.
 WORKER_ITEM = 200 + 30 + 17
 # Seconds in which the records of a user are written, by the largest publication that was measured.
