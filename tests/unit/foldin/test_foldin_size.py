@@ -32,7 +32,7 @@ def test_store_and_fit_take_what_the_formulas_of_the_manual_say() -> None:
     assert SHOP.store_bytes(16) == pytest.approx(eval(formula_of("store"), {}, names))
     assert SHOP.fit_bytes == pytest.approx(eval(formula_of("fit"), {}, names))
     more = replace(SHOP, sessions=16).fit_bytes - SHOP.fit_bytes
-    assert more == pytest.approx(56 * SHOP.ratings + 32 * 48 * (SHOP.users + SHOP.items))
+    assert more == pytest.approx(72 * SHOP.ratings + 32 * 48 * (SHOP.users + SHOP.items))
 
 
 @pytest.mark.slow
