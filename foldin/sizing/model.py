@@ -22,8 +22,9 @@ ITEM, EVENT = 120, 86  # in the registry of items; one that waits for the traine
 GENERATIONS = 3
 # Of the ranking head of a large catalogue.
 HEAD_RANK, NEIGHBOURS = RankingChoices().rank, RankingChoices().neighbours
-# Of the servers of a cluster the fullest has so much more than the mean, for 1 to 64 of them.
-FULLEST = 1.05
+# Of the servers of a cluster the fullest has so much more than the mean, for 1 to 64 of them; for more than
+# so many the ratings must be in this number of partitions, as each server holds whole ones (operations.md).
+FULLEST, FEW_SERVERS, MANY_PARTITIONS = 1.05, 8, 2048
 # The room that refits and the limit at which ratings are refused leave (`maxmemory`).
 ROOM = 1.1
 # The append-only file before it is rewritten, the rewrite, and what is kept free, in bytes of data.
@@ -114,8 +115,18 @@ class Deployment:
         """So many servers hold the store: one, or the primaries of a cluster."""
         if self.store_bytes(PARTITIONS) * ROOM <= self.server_bytes:
             return 1
-        needed = self.store_bytes(CLUSTER_PARTITIONS) * FULLEST * ROOM / self.server_bytes
-        return max(LEAST_PRIMARIES, math.ceil(needed))
+        few, many = (
+            math.ceil(self.store_bytes(partitions) * FULLEST * ROOM / self.server_bytes)
+            for partitions in (CLUSTER_PARTITIONS, MANY_PARTITIONS)
+        )
+        return max(LEAST_PRIMARIES, few if few <= FEW_SERVERS else many)
+
+    @property
+    def partitions(self) -> int:
+        """In so many parts the users' keys are to be (`FOLDIN_PARTITIONS`)."""
+        if self.primaries == 1:
+            return PARTITIONS
+        return CLUSTER_PARTITIONS if self.primaries <= FEW_SERVERS else MANY_PARTITIONS
 
     @property
     def fit_bytes(self) -> float:
@@ -134,12 +145,13 @@ class Deployment:
 
     def _store(self) -> Iterator[Figure]:
         n = self.primaries
-        total = self.store_bytes(PARTITIONS if n == 1 else CLUSTER_PARTITIONS)
+        total = self.store_bytes(self.partitions)
         fullest = total * (FULLEST if n > 1 else 1.0) / n
         kind = "one server" if n == 1 else "a cluster of primaries"
         yield Figure("store", "memory in all, without replicas", total, "bytes", "sizing.md, the store")
         yield Figure("store", kind, n, "", "--server")
         yield Figure("store", "replicas", n * self.replicas, "", "--replicas")
+        yield Figure("store", "FOLDIN_PARTITIONS", self.partitions, "", "before the first start")
         yield Figure(
             "store", "maxmemory of each", ROOM * fullest, "bytes", f"fullest <= {FULLEST:g} x the mean"
         )

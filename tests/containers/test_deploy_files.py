@@ -43,9 +43,8 @@ def test_the_store_is_on_a_network_of_its_own_and_what_asks_for_no_key_is_for_th
     for name in published.keys() - open_to_all:
         for port in published[name]:
             assert re.match(r"\$\{\w+:-127\.0\.0\.1:\d+\}:\d+$", port), (name, port)
-    grafana = COMPOSE["services"]["grafana"]["environment"]
-    for name in ("AUTH_DISABLE_LOGIN_FORM", "SECURITY_DISABLE_INITIAL_ADMIN_CREATION"):
-        assert grafana[f"GF_{name}"] == "true"
+    names = ("AUTH_DISABLE_LOGIN_FORM", "SECURITY_DISABLE_INITIAL_ADMIN_CREATION")
+    assert {COMPOSE["services"]["grafana"]["environment"][f"GF_{name}"] for name in names} == {"true"}
 
 
 def test_secrets_are_in_files_that_few_mount() -> None:
@@ -91,15 +90,19 @@ def test_boards_and_alerts_ask_for_metrics_that_there_are() -> None:
 
 
 FOLDER = ROOT / "deploy/kubernetes"
-PODS = ("foldin-backup", "foldin-keys", "foldin-nginx", "foldin-service", "foldin-store", "foldin-trainer")
+CLUSTER, DROPPED = "cluster/", {"drop": ["ALL"]}
+PARTS = ("backup", "keys", "nginx", "service", "store", "trainer")
+PODS = (*(f"{CLUSTER}foldin-{part}" for part in ("cluster", "store")), *(f"foldin-{part}" for part in PARTS))
 # Of nginx's script, not of a process of Foldin.
-OTHERS = {"FOLDIN_SERVICE", "FOLDIN_NGINX_PROXIES", "NUMBA_CACHE_DIR"}
+OTHERS = {"FOLDIN_SERVICE", "FOLDIN_NGINX_PROXIES", "NUMBA_CACHE_DIR", "REDIS_PEERS"}
 
 
 @cache
 def documents() -> list[dict[str, Any]]:
-    files = sorted(FOLDER.glob("*.yaml"))
-    return [document for file in files for document in yaml.safe_load_all(file.read_text("utf-8"))]
+    files = {each: list(yaml.safe_load_all(each.read_text("utf-8"))) for each in FOLDER.rglob("*.yaml")}
+    for document in files[FOLDER / CLUSTER / "store.yaml"]:
+        document["metadata"]["name"] = CLUSTER + document["metadata"]["name"]
+    return [document for file in sorted(files) for document in files[file]]
 
 
 def of_kind(kind: str) -> dict[str, dict[str, Any]]:
@@ -107,9 +110,8 @@ def of_kind(kind: str) -> dict[str, dict[str, Any]]:
 
 
 def workloads() -> dict[str, dict[str, Any]]:
-    found = {
-        name: each for kind in ("Deployment", "StatefulSet", "Job") for name, each in of_kind(kind).items()
-    }
+    kinds = ("Deployment", "StatefulSet", "Job")
+    found = {name: each for kind in kinds for name, each in of_kind(kind).items()}
     # Of what makes jobs, the job.
     return found | {name: each["spec"]["jobTemplate"] for name, each in of_kind("CronJob").items()}
 
@@ -161,21 +163,17 @@ def test_every_pod_has_no_rights_is_bounded_and_has_settings_and_secrets_by_file
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["runAsUser"] > 0
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    bounded = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": DROPPED}
     for each in containers(name):
-        assert each["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        }
+        assert each["securityContext"] == bounded
         assert each["resources"]["limits"]["memory"]
         assert each["resources"]["requests"].keys() == {"cpu", "memory"}
         for variable in each.get("env", ()):
             assert f"`{variable['name']}`" in known or variable["name"] in OTHERS, variable
-            assert "@" not in variable["value"] or re.fullmatch(r"redis://\w+@[\w-]+:6379", variable["value"])
+            address = r"redis(://\w+@[\w-]+:6379|\+cluster://cluster@[\w.,-]+)"
+            assert "@" not in variable["value"] or re.fullmatch(address, variable["value"])
         assert {mount["name"] for mount in each["volumeMounts"]} <= volumes
-    for volume in spec["volumes"]:
-        if "emptyDir" in volume:
-            assert volume["emptyDir"]["sizeLimit"]
+    assert all(each["emptyDir"]["sizeLimit"] for each in spec["volumes"] if "emptyDir" in each)
 
 
 def test_who_may_speak_to_whom() -> None:
@@ -197,6 +195,6 @@ def test_who_may_speak_to_whom() -> None:
     assert all(rule["from"] for rule in rules)
     # What is opened is what listens.
     for name in ("nginx", "service", "trainer", "store"):
-        (listens,) = [each for each in PODS if component(each) == name]
+        (listens,) = [each for each in PODS if component(each) == name and CLUSTER not in each]
         ports = {port["containerPort"] for each in pod(listens)["containers"] for port in each["ports"]}
         assert {port["port"] for rule in policies[name]["spec"]["ingress"] for port in rule["ports"]} == ports

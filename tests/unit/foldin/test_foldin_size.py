@@ -48,4 +48,5 @@ def test_a_store_that_fits_one_server_is_one_and_a_larger_one_a_cluster() -> Non
     fullest = large.store_bytes(CLUSTER_PARTITIONS) * model.FULLEST / large.primaries
     assert fullest * model.ROOM <= large.server_bytes
     assert replace(large, server_bytes=40e9).primaries == 3
-    assert replace(large, server_bytes=8e9).primaries == 10
+    small = replace(large, server_bytes=8e9)
+    assert (large.partitions, small.primaries, small.partitions) == (CLUSTER_PARTITIONS, 12, 2048)
