@@ -53,7 +53,7 @@ class Point(NamedTuple):
 
 
 # `foldin bench refit`, rows of docs/performance.md.
-POINTS = (Point(990_099, 14.69, 9.741), Point(4_950_495, 63.59, 48.63))
+POINTS = (Point(990_099, 13.85, 8.536), Point(4_950_495, 59.2, 40.29), Point(19_801_980, 332.3, 223.3))
 
 
 class Figure(NamedTuple):
@@ -174,7 +174,7 @@ class Deployment:
     def _fit(self) -> Iterator[Figure]:
         rests = "sizing.md, a fit; on one machine"
         yield Figure("fit", "memory", self.fit_bytes, "bytes", rests)
-        measured = f"`bench refit`, {' and '.join(f'{point.ratings:,}' for point in POINTS)} ratings"
+        measured = f"`bench refit`, {', '.join(f'{point.ratings:,}' for point in POINTS)} ratings"
         if self.ratings > POINTS[-1].ratings:
             measured += "; beyond in proportion"
         first = along(self.ratings, [(each.ratings, each.cold_s) for each in POINTS])
