@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from factors.inference.compiled import score_kernels, solve_kernels
+from factors.inference.compiled import backend, score_kernels, solve_kernels
 from factors.inference.compiled.backend import LoopBackend, load_loops
 from factors.inference.compiled.least_squares import solve_events
 from factors.inference.compiled.loading import Kernel
@@ -47,12 +47,13 @@ def folder_of(loop: Kernel) -> Path:
 
 def _is_kept(loop: Kernel) -> bool:
     """Return whether numba has an index of the `loop`, compiled for this Python, that is newer than its
-    source.
+    source, and than what says what types it is called with.
     """
     code, source = loop.__code__, Path(loop.__code__.co_filename)
+    changed = max(Path(each).stat().st_mtime for each in (source, str(backend.__file__)))
     python = f"py{sys.version_info[0]}{sys.version_info[1]}"
     found = folder_of(loop).glob(f"{source.stem}.{code.co_name}-{code.co_firstlineno}.{python}*.nbi")
-    return any(index.stat().st_mtime >= source.stat().st_mtime for index in found)
+    return any(index.stat().st_mtime >= changed for index in found)
 
 
 def compile_loops() -> None:

@@ -5,7 +5,7 @@ float32 tables.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import TO_THE_END, HalfStep, Iteration, entry_errors, half_step
 from factors.inference.histories import Compressed
+from factors.model.layout import FloatTable
 from factors.model.types import Float64s
 
 # Compiling takes 25 s once for each version on a machine, reading it back 1 s. Compiled loops take half the
@@ -33,7 +34,7 @@ class RatedSets(Protocol):
 class HalfStepBackend(Protocol):
     """What a fit needs to be computed over all ratings. `most_apart`: only a fit of fewer ratings has users
     who move and contexts, with which a row is another one at each of its ratings. `at_once`: so many ratings
-    take some 100 MB. `values`: the type of the ratings that it reads.
+    take some 100 MB.
     """
 
     @property
@@ -42,10 +43,6 @@ class HalfStepBackend(Protocol):
 
     @property
     def at_once(self) -> int:
-        """See the class."""
-
-    @property
-    def values(self) -> type[np.floating[Any]]:
         """See the class."""
 
     def half_step(self, inputs: HalfStepInput, iteration: Iteration = TO_THE_END) -> HalfStep:
@@ -57,6 +54,9 @@ class HalfStepBackend(Protocol):
         """Return the expected sum of squares of ratings less scores, and the mean score of each `every`-th
         entry, given the half-step of `inputs` and the one of the other side after it.
         """
+
+    def values(self, value: FloatTable) -> FloatTable:
+        """Return ratings (n,) as they are read."""
 
     def rated_sets(self, data: Compressed, others: Compressed) -> RatedSets:
         """Return the sets of `data`; `others`: the same ratings by the other side."""
@@ -71,7 +71,6 @@ class NumpyBackend:
     most_apart: ClassVar[float] = MANY_RATINGS
     # At rank 50.
     at_once: ClassVar[int] = 100_000
-    values: ClassVar[type[np.floating[Any]]] = np.float64
 
     def half_step(self, inputs: HalfStepInput, iteration: Iteration = TO_THE_END) -> HalfStep:
         """See `HalfStepBackend`."""
@@ -84,6 +83,10 @@ class NumpyBackend:
         _ = other_step
         square, mean = entry_errors(inputs, step)
         return float(square.sum()), mean[::every]
+
+    def values(self, value: FloatTable) -> FloatTable:
+        """See `HalfStepBackend`."""
+        return value
 
     def rated_sets(self, data: Compressed, others: Compressed) -> RatedSets:
         """See `HalfStepBackend`."""

@@ -213,7 +213,7 @@ def _first_of_rows(row: Int64s, key: npt.NDArray[np.uint64], most: int) -> Int64
     """Return the positions of the `most` entries of lowest `key` (n,) of each row; `row` (n,) ascends. Keys
     of a row differ in their highest 32 bits, or have no more than that.
     """
-    if len(row) == 0:
+    if len(row) == 0 or most == 0:
         return np.zeros(0, dtype=np.int64)
     # Numbers are sorted in a tenth of the time that it takes to find an order.
     bits = np.uint64(64 - max(1, int(row[-1]).bit_length()))

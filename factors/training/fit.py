@@ -88,6 +88,7 @@ def fit(
     if not begin.parameters.reads_times:
         training = training.without_times()
     state, found = begin.on(training)
+    del begin
     if goes_on and continuation is not None and len(training) >= _MANY_TO_SETTLE:
         settings = replace(settings, sweeps=min(settings.sweeps, continuation))
     tolerance = settings.tolerance * (0.2 if len(training) < _MANY_TO_SETTLE else 1.0)
@@ -162,8 +163,8 @@ def _continues(start: Fitted, settings: FitSettings, n_ratings: int, offered: tu
     as many ratings as there are now, and with or without attributes and contexts as now.
     """
     model, few, known = start.model, n_ratings < FEW_RATINGS, start.posterior.parameters
-    # When there are so many times the ratings terms are chosen again: of few ratings that takes a second, but
-    # with contexts many.
+    # When there are so many times the ratings, or fewer by that, terms are chosen again: of few ratings that
+    # takes a second, but with contexts many.
     again = 1.1 if few and not known.decided_context else 1.2
     return (
         model.scale == settings.scale
@@ -171,7 +172,7 @@ def _continues(start: Fitted, settings: FitSettings, n_ratings: int, offered: tu
         and settings.link in ("auto", model.link)
         and [columns > 0 for columns in offered]
         == [columns > 0 for columns in (*known.decided_columns, known.decided_context)]
-        and LEAST_RATINGS <= n_ratings < again * known.decided
+        and max(LEAST_RATINGS, known.decided / again) <= n_ratings < again * known.decided
     )
 
 

@@ -5,7 +5,7 @@ Invariant: it never changes, so that all states of a fit share one.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +76,7 @@ class TrainingSet:
             # Where the entries came from is asked of long histories alone.
             by_user = replace(by_user, source=_none(by_user.source))
         by_user, by_item = (
-            replace(each, value=each.value.astype(backend.values, copy=False))
+            replace(each, value=cast("Float64s", backend.values(each.value)))
             for each in (by_user, by_user.by_other(n_items))
         )
         return TrainingSet(by_user, by_item, backend, attributes or {}, context)

@@ -33,9 +33,9 @@ DISK = (4 + 1) * 1.05
 LEAST_PRIMARIES = 3
 # A rating in the archive: 16 in large segments, 19 in those of a busy day.
 ARCHIVED = 19
-# A fit: a rating, one with sessions, a number of a row of either side, and all else. `foldin bench refit`
-# prints how far off that is.
-FIT_RATING, FIT_SESSIONS, FIT_NUMBER, FIT_REST = 67, 72, 32, 330e6
+# A fit: a rating, one with sessions, a number of a row of either side, and all else; a rating while it is
+# read. `foldin bench refit` prints how far off that is.
+FIT_RATING, FIT_SESSIONS, FIT_NUMBER, FIT_REST, FIT_READING = 67, 72, 32, 330e6, 120
 # Of a service process, by item: both ways of its id, rows for large batches, when it may be shown.
 WORKER_ITEM = 200 + 30 + 17
 # Seconds in which the records of a user are written, by the largest publication that was measured.
@@ -132,7 +132,8 @@ class Deployment:
     def fit_bytes(self) -> float:
         """The most that the process of a fit takes."""
         rating = FIT_RATING + FIT_SESSIONS * (self.sessions > 0)
-        return rating * self.ratings + FIT_NUMBER * self.user_width * (self.users + self.items) + FIT_REST
+        fitting = rating * self.ratings + FIT_NUMBER * self.user_width * (self.users + self.items)
+        return max(FIT_READING * self.ratings, fitting) + FIT_REST
 
     def figures(self) -> Iterator[Figure]:
         """Yield all that is known of it."""

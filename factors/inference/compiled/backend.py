@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,8 @@ _NOTHING: Float64s = np.zeros(0)
 _NOTHING32: Float32s = np.zeros(0, dtype=np.float32)
 # Sites of float32 let no table of rows come nearer to rest: a fit ended with 30 steps, where 6 are enough.
 _AT_REST = 1e-6
+# In ranges of the ratings: float32 then knows them to 1/65,536 of that.
+_FARTHEST = 128.0
 # Entries whose scores are in memory at once, 12 bytes each.
 _SCORED_AT_ONCE = 1 << 18
 _NO_ROWS: Float32s = np.zeros((0, 0), dtype=np.float32)
@@ -54,7 +56,6 @@ class LoopBackend:
 
     most_apart: ClassVar[float] = math.inf
     at_once: ClassVar[int] = 1_000_000
-    values: ClassVar[type[np.floating[Any]]] = np.float32
 
     def __init__(self, loops: Mapping[Kernel, Kernel], threads: int = 1) -> None:
         self._loops = loops
@@ -99,6 +100,15 @@ class LoopBackend:
         if not math.isfinite(squares):
             squares = float(entries.score_moments(step.posterior, step.rows, _NOTHING32).sum())
         return squares, entries.score_means(step, every)
+
+    def values(self, value: FloatTable) -> FloatTable:
+        """See `HalfStepBackend`."""
+        if value.dtype == np.float32 or len(value) == 0:
+            return value
+        low, high = float(value.min()), float(value.max())
+        # Half the memory where that says the same: far from 0 a scale has steps that float32 does not know.
+        near = max(-low, high) <= _FARTHEST * (high - low)
+        return value.astype(np.float32 if near else np.float64, copy=False)
 
     def rated_sets(self, data: Compressed, others: Compressed) -> RatedSets:
         """See `HalfStepBackend`."""
@@ -175,7 +185,7 @@ class _Entries:
         self._other_layout, self._scale = inputs.other.layout, inputs.parameters.scale
         # Of one width, so that loops are compiled once.
         self._other = inputs.data.other.astype(np.int32, copy=False)
-        self._value = inputs.data.value.astype(np.float32, copy=False)
+        self._value = backend.values(inputs.data.value)
         self._attributes = inputs.attributes
         layout = self._other_layout
         self._rows: FloatTable = table.expanded() if isinstance(table, QuantizedTable) else table
@@ -224,7 +234,7 @@ class _Entries:
         unit = 1.0 / self._parameters.noise if gaussian else 1.0
         target = self._value
         if len(self._offset):
-            target = (target - self._offset).astype(np.float32)
+            target = (target - self._offset).astype(target.dtype)
         weight, linear = (_NOTHING32, _NOTHING32) if gaussian else (sites.weight, sites.linear)
         seen = (target, self._parameters.mean, weight, linear, unit, self._solve_table())
         sums = self._session_sums(seen)

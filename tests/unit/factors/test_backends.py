@@ -88,6 +88,7 @@ def test_compiled_loops_give_what_numpy_gives_on_two_threads() -> None:
     backends = (NumpyBackend(), LoopBackend(loops, 1), LoopBackend(loops, 2))
     states = [swept(ratings, TERMS[-1], given) for given in backends]
     assert_same(states[0], states[1])
+    assert [backends[1].values(low + ratings.value).dtype for low in (0.0, 2e7)] == ["float32", "float64"]
     np.testing.assert_array_equal(states[1].user_rows, states[2].user_rows)
     np.testing.assert_array_equal(states[1].item_rows, states[2].item_rows)
 

@@ -105,7 +105,9 @@ def test_of_a_long_history_the_latest_count_and_a_sample_of_the_others() -> None
     others = given.other_row[:-RECENT]
     lowest = others[np.argsort(sample_order(others))[:SAMPLED]]
     assert set(found.other.tolist()) == {*given.other_row[-RECENT:].tolist(), *lowest.tolist()}
-    # The items of an item's raters are not thinned.
+    two = Histories(np.array([0, 4_990, 5_000]), given.other_row, given.value, given.time)
+    few = compress(two, 5_000).thinned(0, 50)
+    assert (few.counts.tolist(), set(few.other[50:])) == ([50, 10], set(given.other_row[4_990:]))
     assert len(compress(given, 5_000).other) == 5_000
 
 
