@@ -28,6 +28,8 @@ HEAD_LINES = 2
 # As wide as the widest table of docs/accuracy.md.
 TEXT_WIDTH = 130
 GIT_S = 30.0  # git looks at every file: seconds on a busy disk
+# Beside the commit of a row where what it is about has changed since; by benchmark, where that is not all.
+OLDER, PRODUCT, ABOUT = " (older)", ("factors", "featurestore", "service", "trainer"), {"`fit`": ("factors",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,9 @@ def write_rows(path: Path, name: str, rows: Sequence[Row], of: Origin, *, whole:
     notes = {_note_of(line): line for line in inside if line.startswith("- ")}
     table = _replaced(table, f"`{name}`", {row.work: _line(name, row, of) for row in rows}, whole=whole)
     notes[f"`{name}`", of.commit] = f"- `{name}` of {of.commit}: {of.machine}"
-    kept = {(cells[0], cells[-1]) for cells in map(_cells, table)}
+    kept = {(cells[0], cells[-1].removesuffix(OLDER)) for cells in map(_cells, table)}
+    older = {each for each in kept if _is_older(*each)}
+    table = [_marked(_cells(line), older) for line in table]
     shown = sorted(line for key, line in notes.items() if key in kept)
     head = [_joined(HEADINGS), _joined("---" for _ in HEADINGS)]
     lines[start:end] = [*head, *table, "", *shown, *([""] if shown else [])]
@@ -115,6 +119,21 @@ def output_markers(name: str) -> tuple[str, str]:
 def has_output(path: Path, name: str) -> bool:
     """Whether a document has a place for the printed tables of a part."""
     return output_markers(name)[0] in path.read_text(encoding="utf-8").split("\n")
+
+
+def _is_older(name: str, commit: str) -> bool:
+    """Return whether what a benchmark is about was changed after a commit; False where git cannot tell."""
+    about = ABOUT.get(name, PRODUCT)
+    try:
+        return bool(_git(ROOT, "log", "-1", "--format=%h", f"{commit}..HEAD", "--", *about))
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
+def _marked(cells: list[str], older: Collection[tuple[str, str]]) -> str:
+    """Return the line of a row whose commit is marked if it is one of those that are `older`."""
+    commit = cells[-1].removesuffix(OLDER)
+    return _joined([*cells[:-1], commit + OLDER * ((cells[0], commit) in older)])
 
 
 def _replaced(table: Sequence[str], name: str, rows: Mapping[str, str], *, whole: bool) -> list[str]:
