@@ -49,11 +49,14 @@ def _is_kept(loop: Kernel) -> bool:
     """Return whether numba has an index of the `loop`, compiled for this Python, that is newer than its
     source, and than what says what types it is called with.
     """
-    code, source = loop.__code__, Path(loop.__code__.co_filename)
-    changed = max(Path(each).stat().st_mtime for each in (source, str(backend.__file__)))
-    python = f"py{sys.version_info[0]}{sys.version_info[1]}"
-    found = folder_of(loop).glob(f"{source.stem}.{code.co_name}-{code.co_firstlineno}.{python}*.nbi")
-    return any(index.stat().st_mtime >= changed for index in found)
+    changed = max(Path(each).stat().st_mtime for each in (loop.__code__.co_filename, str(backend.__file__)))
+    return any(index.stat().st_mtime >= changed for index in _indexes(loop))
+
+
+def _indexes(loop: Kernel) -> list[Path]:
+    code, python = loop.__code__, f"py{sys.version_info[0]}{sys.version_info[1]}"
+    name = f"{Path(code.co_filename).stem}.{code.co_name}-{code.co_firstlineno}.{python}*.nbi"
+    return list(folder_of(loop).glob(name))
 
 
 def compile_loops() -> None:
@@ -71,3 +74,6 @@ def compile_loops() -> None:
         state = state.branch(Terms(link, 1.0, 1.0, _SECONDS, _SECONDS)).run(1)
     finish(state, {})
     row_loops(), neighbour_loops(), list_loops()
+    for index in (index for loop in ALWAYS for index in _indexes(loop)):
+        # What was there is not written again.
+        index.touch()

@@ -122,10 +122,12 @@ def has_output(path: Path, name: str) -> bool:
 
 
 def _is_older(name: str, commit: str) -> bool:
-    """Return whether what a benchmark is about was changed after a commit; False where git cannot tell."""
-    about = ABOUT.get(name, PRODUCT)
+    """Return whether what a benchmark is about was changed after a commit, or git knows none of that name."""
+    since, about = f"{commit.removesuffix('+')}..HEAD", ABOUT.get(name, PRODUCT)
     try:
-        return bool(_git(ROOT, "log", "-1", "--format=%h", f"{commit}..HEAD", "--", *about))
+        return bool(_git(ROOT, "log", "-1", "--format=%h", since, "--", *about))
+    except subprocess.CalledProcessError:
+        return True
     except (OSError, subprocess.SubprocessError):
         return False
 

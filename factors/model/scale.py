@@ -8,7 +8,12 @@ import math
 import numpy as np
 
 from factors.errors import FitRefused
-from factors.model.types import Float64s, Int64s, Scale
+from factors.model.layout import FloatTable
+from factors.model.types import Int64s, Scale
+
+# What is half-way between two levels is the upper one, whatever rounding has left of it: in float64, in
+# float32, and with a factor in place of a quotient.
+HALF = 0.5001
 
 
 def check_scale(scale: Scale) -> None:
@@ -41,8 +46,8 @@ def scale_range(scale: Scale) -> float:
     return (scale.high - scale.low) or 1.0
 
 
-def rating_levels(scale: Scale, value: Float64s) -> Int64s:
-    """Return the level (0 to levels - 1) nearest to each rating."""
+def rating_levels(scale: Scale, value: FloatTable) -> Int64s:
+    """Return the level (0 to levels - 1) nearest to each rating, of two the upper one."""
     last = scale_levels(scale) - 1
-    level = np.rint((value - scale.low) * (last / (scale.high - scale.low)))
-    return np.clip(level, 0, last).astype(np.int64)
+    level = np.floor((value - scale.low) * (last / (scale.high - scale.low)) + HALF)
+    return np.asarray(np.clip(level, 0, last), dtype=np.int64)

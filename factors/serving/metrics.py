@@ -5,7 +5,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from factors.model.scale import scale_levels
+from factors.model.scale import HALF, scale_levels
 from factors.model.std_calibration import NINETY
 from factors.model.types import Float64s, Ratings, Scale
 from factors.posterior.fitted import Fitted
@@ -62,7 +62,7 @@ def held_out_metrics(fitted: Fitted, ratings: Ratings) -> dict[str, float]:
 def step_log_likelihood(value: Float64s, probabilities: npt.NDArray[np.floating], scale: Scale) -> Float64s:
     """Return the log-likelihood of the step of each of `value` (m,), given those of all steps (m, levels)."""
     last = probabilities.shape[1] - 1
-    level = np.clip(np.rint((value - scale.low) / ((scale.high - scale.low) / last)), 0, last)
+    level = np.clip(np.floor((value - scale.low) / ((scale.high - scale.low) / last) + HALF), 0, last)
     chance = np.take_along_axis(probabilities, level.astype(np.int64)[:, None], axis=1)[:, 0]
     # A step that is all but ruled out still costs a finite number of nats.
     return np.asarray(np.log(np.maximum(chance.astype(np.float64), 1e-12)))

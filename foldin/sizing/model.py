@@ -22,9 +22,9 @@ ITEM, EVENT = 120, 86  # in the registry of items; one that waits for the traine
 GENERATIONS = 3
 # Of the ranking head of a large catalogue.
 HEAD_RANK, NEIGHBOURS = RankingChoices().rank, RankingChoices().neighbours
-# Of the servers of a cluster the fullest has so much more than the mean, for 1 to 64 of them; for more than
-# so many the ratings must be in this number of partitions, as each server holds whole ones (operations.md).
-FULLEST, FEW_SERVERS, MANY_PARTITIONS = 1.05, 8, 2048
+# Of the servers of a cluster the fullest has so much more than the mean, for 1 to 64 of them, if there are
+# enough partitions: each server holds whole ones (operations.md). More servers were never tried.
+FULLEST, MANY_PARTITIONS, MOST_SERVERS = 1.05, 2048, 64
 # The room that refits and the limit at which ratings are refused leave (`maxmemory`).
 ROOM = 1.1
 # The append-only file before it is rewritten, the rewrite, and what is kept free, in bytes of data.
@@ -113,20 +113,23 @@ class Deployment:
     @property
     def primaries(self) -> int:
         """So many servers hold the store: one, or the primaries of a cluster."""
-        if self.store_bytes(PARTITIONS) * ROOM <= self.server_bytes:
-            return 1
-        few, many = (
-            math.ceil(self.store_bytes(partitions) * FULLEST * ROOM / self.server_bytes)
-            for partitions in (CLUSTER_PARTITIONS, MANY_PARTITIONS)
-        )
-        return max(LEAST_PRIMARIES, few if few <= FEW_SERVERS else many)
+        return self._servers()[0]
 
     @property
     def partitions(self) -> int:
         """In so many parts the users' keys are to be (`FOLDIN_PARTITIONS`)."""
-        if self.primaries == 1:
-            return PARTITIONS
-        return CLUSTER_PARTITIONS if self.primaries <= FEW_SERVERS else MANY_PARTITIONS
+        return self._servers()[1]
+
+    def _servers(self) -> tuple[int, int]:
+        if self.store_bytes(PARTITIONS) * ROOM <= self.server_bytes:
+            return 1, PARTITIONS
+        found = []
+        for partitions in (CLUSTER_PARTITIONS, MANY_PARTITIONS):
+            needed = math.ceil(self.store_bytes(partitions) * FULLEST * ROOM / self.server_bytes)
+            n = max(LEAST_PRIMARIES, needed)
+            uneven = math.ceil(partitions / n) * n > FULLEST * partitions
+            found.append((uneven, n, partitions))
+        return min(found)[1:]
 
     @property
     def fit_bytes(self) -> float:
@@ -150,7 +153,8 @@ class Deployment:
         fullest = total * (FULLEST if n > 1 else 1.0) / n
         kind = "one server" if n == 1 else "a cluster of primaries"
         yield Figure("store", "memory in all, without replicas", total, "bytes", "sizing.md, the store")
-        yield Figure("store", kind, n, "", "--server")
+        rests = "--server" if n <= MOST_SERVERS else f"more than {MOST_SERVERS} were never tried: larger ones"
+        yield Figure("store", kind, n, "", rests)
         yield Figure("store", "replicas", n * self.replicas, "", "--replicas")
         yield Figure("store", "FOLDIN_PARTITIONS", self.partitions, "", "before the first start")
         yield Figure(

@@ -38,8 +38,8 @@ _NOTHING: Float64s = np.zeros(0)
 _NOTHING32: Float32s = np.zeros(0, dtype=np.float32)
 # Sites of float32 let no table of rows come nearer to rest: a fit ended with 30 steps, where 6 are enough.
 _AT_REST = 1e-6
-# In ranges of the ratings: float32 then knows them to 1/65,536 of that.
-_FARTHEST = 128.0
+# In ranges of the ratings: float32 then knows them to a millionth of that.
+_FARTHEST = 16.0
 # Entries whose scores are in memory at once, 12 bytes each.
 _SCORED_AT_ONCE = 1 << 18
 _NO_ROWS: Float32s = np.zeros((0, 0), dtype=np.float32)
@@ -105,10 +105,10 @@ class LoopBackend:
         """See `HalfStepBackend`."""
         if value.dtype == np.float32 or len(value) == 0:
             return value
-        low, high = float(value.min()), float(value.max())
+        low, high, narrow = float(value.min()), float(value.max()), value.astype(np.float32)
         # Half the memory where that says the same: far from 0 a scale has steps that float32 does not know.
-        near = max(-low, high) <= _FARTHEST * (high - low)
-        return value.astype(np.float32 if near else np.float64, copy=False)
+        near = max(-low, high) <= _FARTHEST * (high - low) or bool((narrow == value).all())
+        return narrow if near else value.astype(np.float64, copy=False)
 
     def rated_sets(self, data: Compressed, others: Compressed) -> RatedSets:
         """See `HalfStepBackend`."""

@@ -27,6 +27,7 @@ from factors.inference.compiled.reading_kernels import (
     WIDTH,
 )
 from factors.inference.compiled.score_kernels import LANES
+from factors.model import scale
 
 # Callers behind what they call.
 _FUNCTIONS: tuple[Any, ...] = (
@@ -68,7 +69,7 @@ _OPTIONS = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
 def fingerprint() -> str:
     """Return a name of the code for this version of the loops and this processor."""
     llvm: Any = import_module("llvmlite.binding")
-    modules = reading_kernels, score_kernels, posterior_kernels, history_kernels
+    modules = reading_kernels, score_kernels, posterior_kernels, history_kernels, scale
     files = [__file__, *map(inspect.getfile, modules)]
     host = (llvm.get_default_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     parts = [*(Path(file).read_bytes() for file in files), repr((llvm.llvm_version_info, *host)).encode()]

@@ -17,9 +17,8 @@ the linear term and sums.
 import math
 from typing import Any
 
-from numpy import rint
-
 from factors.inference.compiled.score_kernels import LANES
+from factors.model.scale import HALF
 
 # Numba reads no annotations: every argument below is an array or a number.
 Array = Any
@@ -177,7 +176,7 @@ def read_entries(
             )
         of, lane = n // LANES * ENTRY_ROWS, n % LANES
         if sizes[ORDINAL]:
-            level = rint((value[e] - numbers[LOW]) * numbers[PER_LEVEL])
+            level = (value[e] - numbers[LOW]) * numbers[PER_LEVEL] + HALF
             level = int(min(max(level, 0.0), sizes[LEVELS] - 1.0))
             entry[of + BELOW, lane], entry[of + ABOVE, lane] = bounds[level], bounds[level + 1]
         else:

@@ -13,6 +13,7 @@ from numpy.polynomial import chebyshev
 from scipy.special import erfcx
 
 from factors.inference.ordinal import LEAST_CAVITY as _LEAST_CAVITY
+from factors.model.scale import HALF
 from factors.model.types import Float64s
 
 # So many float32 numbers fill a vector register of AVX-512.
@@ -276,7 +277,7 @@ def move_sites(
         n = min(LANES, stop - base)
         for i in range(n):
             e = base + i
-            level = int(min(max(np.rint((target[e] - low) * steps), 0.0), levels))
+            level = int(min(max(np.floor((target[e] - low) * steps + HALF), 0.0), levels))
             lanes[0, i] = bounds[level]
             lanes[1, i] = bounds[level + 1]
             lanes[2, i] = score_mean[e]

@@ -47,4 +47,4 @@ def test_a_store_that_fits_one_server_is_one_and_a_larger_one_a_cluster() -> Non
     assert (large.primaries, replace(large, server_bytes=40e9).primaries) == (3, 3)
     assert large.store_bytes(CLUSTER_PARTITIONS) * model.FULLEST * model.ROOM <= 3 * large.server_bytes
     small = replace(large, server_bytes=8e9)
-    assert (large.partitions, small.primaries, small.partitions) == (CLUSTER_PARTITIONS, 12, 2048)
+    assert (large.partitions, small.primaries, small.partitions) == (CLUSTER_PARTITIONS, 10, 256)
