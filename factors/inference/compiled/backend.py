@@ -105,10 +105,11 @@ class LoopBackend:
         """See `HalfStepBackend`."""
         if value.dtype == np.float32 or len(value) == 0:
             return value
-        low, high, narrow = float(value.min()), float(value.max()), value.astype(np.float32)
-        # Half the memory where that says the same: far from 0 a scale has steps that float32 does not know.
-        near = max(-low, high) <= _FARTHEST * (high - low) or bool((narrow == value).all())
-        return narrow if near else value.astype(np.float64, copy=False)
+        low, high = float(value.min()), float(value.max())
+        # Half the memory where that says the same: far from 0 a scale has steps that float32 does not know,
+        # and means that are off by as much.
+        near = max(-low, high) <= _FARTHEST * (high - low) or low == high == float(np.float32(low))
+        return value.astype(np.float32 if near else np.float64, copy=False)
 
     def rated_sets(self, data: Compressed, others: Compressed) -> RatedSets:
         """See `HalfStepBackend`."""
