@@ -77,7 +77,7 @@ from factors.serving.metrics import held_out_metrics, log_density, step_log_like
 from factors.serving.ranking import Ranker
 from factors.serving.scoring import Scorer, item_statistics
 from factors.serving.tastes import HeadTastes, Tastes
-from factors.training.fit import fit
+from factors.training.fit import FitOptions, TrialFit, fit
 from factors.training.priors import prior_model
 from factors.training.settings import FitSettings
 
@@ -102,6 +102,7 @@ __all__ = [
     "Factorize",
     "FactorsError",
     "FitDiverged",
+    "FitOptions",
     "FitRefused",
     "FitSettings",
     "Fitted",
@@ -138,6 +139,7 @@ __all__ = [
     "SideAttributes",
     "SideName",
     "Tastes",
+    "TrialFit",
     "TypeWeight",
     "UInt8s",
     "all_finite_items",

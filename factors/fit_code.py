@@ -19,9 +19,9 @@ from factors.model.types import Scale
 from factors.ranking.half_steps import row_loops
 from factors.ranking.regressions import neighbour_loops
 from factors.ranking.selection.lists import list_loops
-from factors.training.fit import finish
 from factors.training.initialization import initial_state
 from factors.training.settings import FitSettings
+from factors.training.tables import finish
 from factors.training.terms import Terms
 from factors.training.training_set import TrainingSet
 

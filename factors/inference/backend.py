@@ -14,7 +14,7 @@ from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import TO_THE_END, HalfStep, Iteration, entry_errors, half_step
 from factors.inference.histories import Compressed
 from factors.model.layout import FloatTable
-from factors.model.types import Float64s
+from factors.model.types import Float32s, Float64s
 
 # Compiling takes 25 s once for each version on a machine, reading it back 1 s. Compiled loops take half the
 # time of numpy, which for so many ratings is that long for a first fit and its ranking head.
@@ -61,6 +61,11 @@ class HalfStepBackend(Protocol):
     def rated_sets(self, data: Compressed, others: Compressed) -> RatedSets:
         """Return the sets of `data`; `others`: the same ratings by the other side."""
 
+    def product(self, data: Compressed, entries: Float32s, table: Float32s) -> Float32s:
+        """Return the matrix (rows, others) that has these `entries` (n,) of `data`, times `table` (others,
+        d).
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class NumpyBackend:
@@ -91,6 +96,11 @@ class NumpyBackend:
     def rated_sets(self, data: Compressed, others: Compressed) -> RatedSets:
         """See `HalfStepBackend`."""
         return SparseSets(set_matrix(data, others.rows))
+
+    def product(self, data: Compressed, entries: Float32s, table: Float32s) -> Float32s:
+        """See `HalfStepBackend`."""
+        matrix = sp.csr_array((entries, data.other, data.indptr), shape=(data.rows, len(table)))
+        return np.asarray(matrix @ table)
 
 
 @dataclass(frozen=True, slots=True)

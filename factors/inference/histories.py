@@ -101,6 +101,24 @@ class Compressed:
         entries = (self.other[keep], self.value[keep], self.time[keep], self.source[keep])
         return Compressed(indptr, *entries, _at(self.context, keep))
 
+    def of_rows(self, rows: Int64s) -> "Compressed":
+        """Return these rows alone, ascending, with the `source` that they have here."""
+        chosen = np.zeros(self.rows, dtype=np.bool_)
+        chosen[rows] = True
+        keep = np.repeat(chosen, self.counts)
+        indptr = np.append(0, np.cumsum(self.counts[rows]))
+        columns = (self.other[keep], self.value[keep], self.time[keep], self.source[keep])
+        return Compressed(indptr, *columns, _at(self.context, keep))
+
+    def places(self, row: Rows, other: Rows) -> Int64s:
+        """Return before which entries `row` and `other` (m,) belong, pairs that it does not have."""
+        low, high = self.indptr[row], self.indptr[np.asarray(row) + 1]
+        while (open_ := low < high).any():
+            middle = (low + high) // 2
+            before = open_ & (self.other[np.minimum(middle, len(self.other) - 1)] < other)
+            low, high = np.where(before, middle + 1, low), np.where(open_ & ~before, middle, high)
+        return low
+
     def part(self, rows: slice) -> "Compressed":
         """Return these rows alone, with the `source` that they have here."""
         indptr = self.indptr[rows.start : rows.stop + 1]
@@ -147,9 +165,10 @@ def compress_pairs(
     *,
     context: Float32s | None = None,
     wide: bool = True,
+    without: Bools | None = None,
 ) -> Compressed:
     """Return entries (n,) in the order in which they were written, as rows in which the last entry of a pair
-    counts; `narrow` unless `wide`.
+    counts; `narrow` unless `wide`. A pair whose last entry is one of `without` (n,) is left out.
 
     A NaN value takes the pair back.
     """
@@ -159,6 +178,8 @@ def compress_pairs(
     # The last of equal pairs.
     keep[:-1] = (row[1:] != row[:-1]) | (other[1:] != other[:-1])
     keep &= ~np.isnan(value[order])
+    if without is not None:
+        keep &= ~without[order]
     if not keep.all():
         order, row, other = order[keep], row[keep], other[keep]
     indptr = np.zeros(n_rows + 1, dtype=np.int64)

@@ -6,55 +6,43 @@ Invariant: what `fit` returns is finite, and its user rows are what `fold_in_use
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Required, TypedDict, Unpack
 
 import numpy as np
 
-from factors.errors import FitDiverged, FitRefused
+from factors.errors import FitRefused
 from factors.inference.compiled.backend import choose_backend
-from factors.inference.entry_moments import HalfStepInput
-from factors.inference.half_step import Iteration, begun
-from factors.inference.histories import Compressed, compress_pairs
-from factors.inference.side_moments import prior_rows
+from factors.inference.histories import NO_HISTORIES, Compressed, compress_pairs
 from factors.model.columns import Columns
 from factors.model.context import learn_context_encoding
-from factors.model.layout import COUNT
-from factors.model.parameters import Parameters, Side, SideName, to_model
-from factors.model.quantized_rows import QuantizedTable, item_codec
+from factors.model.parameters import Parameters, Side, SideName
 from factors.model.scale import scale_range
-from factors.model.types import ContextKind, Float32s, Float64s, Int64s, Ratings
+from factors.model.types import ContextKind, Int64s, Ratings
 from factors.posterior.fitted import Fitted
-from factors.training.drift import narrowed, widened
+from factors.training.drift import narrowed
 from factors.training.initialization import FEW_RATINGS, initial_state
 from factors.training.model_selection import LEAST_RATINGS, Selection, observed_scale, select_terms
-from factors.training.priors import learn_cold_start, prior_fit
+from factors.training.priors import prior_fit
 from factors.training.settings import FitSettings
 from factors.training.sweep import State
+from factors.training.tables import finish, served
 from factors.training.terms import Terms, with_attributes, with_context
 from factors.training.training_set import TrainingSet
-from factors.training.units import in_rating_units
 
 # With fewer ratings a sweep costs next to nothing, and the fit goes on until it is more settled.
 _MANY_TO_SETTLE = 50_000
 
 Progress = Callable[[int, dict[str, float]], None]
 
+# Sweeps after which a fit that held out more than a hundredth has learned these too, from where it was; of
+# fewer one is enough. Further ones change the error of ratings that were not seen by 0.005 % (1 M made ones).
+_SWEEPS_OF_HELD_OUT = 3
+_FEW_HELD_OUT = 0.01
+_NONE_HELD_OUT: Int64s = np.zeros(0, dtype=np.int64)
 
-def fit(
-    ratings: Ratings,
-    n_users: int,
-    n_items: int,
-    *,
-    settings: FitSettings,
-    rng: np.random.Generator,
-    start: Fitted | None = None,
-    continuation: int | None = None,
-    progress: Progress | None = None,
-    attributes: Mapping[SideName, Columns] | None = None,
-    context_kinds: Sequence[ContextKind] = (),
-    has_read: Callable[[], None] | None = None,
-) -> Fitted:
-    """Fit `ratings` of `n_users` x `n_items`; users (n_users, w) and items (n_items, w') of the result are
-    float32.
+
+class FitOptions(TypedDict, total=False):
+    """How to fit.
 
     `start`: an earlier fit, perhaps of fewer users and items, to begin from; it is used where its rank is the
     same, and changes how long the fit takes. `continuation`: at most so many sweeps from there, where there
@@ -62,49 +50,149 @@ def fit(
     ratings, if they keep one. `progress(sweep, metrics)` is called after each sweep; what it raises ends the
     fit. `attributes`: of the rows of either side; held-out ratings decide whether they have effects.
     `context_kinds`: of the fields of the context of `ratings`; of many it is looked at where loops are
-    compiled (`backend`). `has_read` is called once `ratings` are not read any more. Raises
-    `FitRefused` where the input cannot be fitted and `FitDiverged` where the result is not finite.
+    compiled (`backend`). `has_read` is called once `ratings` are not read any more.
     """
-    by_user = prepare(ratings, n_users, n_items, settings)
-    if has_read is not None:
-        has_read()
-    if len(by_user.value) == 0:
-        return prior_fit(settings, n_users, n_items)
-    settings = replace(settings, scale=observed_scale(settings.scale, by_user.value))
+
+    settings: Required[FitSettings]
+    rng: Required[np.random.Generator]
+    start: Fitted | None
+    continuation: int | None
+    progress: Progress | None
+    attributes: Mapping[SideName, Columns] | None
+    context_kinds: Sequence[ContextKind]
+    has_read: Callable[[], None] | None
+
+
+def fit(ratings: Ratings, n_users: int, n_items: int, **options: Unpack[FitOptions]) -> Fitted:
+    """Fit `ratings` of `n_users` x `n_items`; users (n_users, w) and items (n_items, w') of the result are
+    float32. Raises `FitRefused` where the input cannot be fitted and `FitDiverged` where the result is not
+    finite.
+    """
+    return TrialFit(ratings, n_users, n_items, **options).complete()
+
+
+class TrialFit:
+    """A fit of `ratings` but those at the positions `held_out`, which goes on with these from where it is:
+    all are ordered once. Of a pair that is held out `ratings` have no other entry. Raises as `fit` does.
+    """
+
+    def __init__(
+        self,
+        ratings: Ratings,
+        n_users: int,
+        n_items: int,
+        held_out: Int64s = _NONE_HELD_OUT,
+        **options: Unpack[FitOptions],
+    ) -> None:
+        settings, start = options["settings"], options.get("start")
+        self._shape, self._rng, self._progress = (n_users, n_items), options["rng"], options.get("progress")
+        self._settings, self._short = settings, False
+        by_user = prepare(ratings, n_users, n_items, settings, held_out)
+        self._held_out = _held_out(ratings, held_out, n_users)
+        has_read = options.get("has_read")
+        if has_read is not None:
+            has_read()
+        self._state: State | None = None
+        self._metrics: dict[str, float] = {}
+        if len(by_user.value) == 0:
+            return
+        every = np.append(by_user.value, self._held_out.value) if len(held_out) else by_user.value
+        self._settings = replace(settings, scale=observed_scale(settings.scale, every))
+        del every
+        training = _training(
+            by_user, n_items, self._settings, options, more=int(self._held_out.counts.max(initial=0))
+        )
+        # It has narrower columns of its own.
+        del by_user
+        offered = _offered(training)
+        goes_on = start is not None and _continues(start, self._settings, len(training), offered)
+        self._begin(training, start if goes_on else None)
+        continuation = options.get("continuation")
+        self._short = goes_on and continuation is not None
+        self._sweep(continuation if goes_on else None)
+
+    def fitted(self) -> Fitted:
+        """Return the fit without what it holds out. Of the users only those of whom it does are as they are
+        served.
+        """
+        if self._state is None:
+            return prior_fit(self._settings, *self._shape)
+        return served(self._state, self._metrics, np.flatnonzero(self._held_out.counts))
+
+    def complete(self) -> Fitted:
+        """Return the fit of all ratings. Called once: nothing is left of this fit then."""
+        if len(self._held_out.value):
+            self._take_in()
+        state, self._state = self._state, None
+        return prior_fit(self._settings, *self._shape) if state is None else finish(state, self._metrics)
+
+    def _take_in(self) -> None:
+        """Learn what was held out."""
+        state, held_out = self._state, self._held_out
+        self._held_out = NO_HISTORIES
+        if state is None:
+            return
+        state = self._state = state.with_ratings(held_out)
+        training = state.training
+        if not state.parameters.decided and len(training) >= LEAST_RATINGS and _decides(self._settings):
+            # The others alone were too few to choose terms by.
+            self._begin(training, None)
+        few = self._short or len(held_out.value) < _FEW_HELD_OUT * len(training)
+        self._sweep(1 if few else _SWEEPS_OF_HELD_OUT)
+
+    def _begin(self, training: TrainingSet, start: Fitted | None) -> None:
+        begin = _selection(training, self._settings, self._rng, start)
+        if not begin.parameters.reads_times:
+            training = training.without_times()
+        self._state, self._metrics = begin.on(training)
+
+    def _sweep(self, continuation: int | None) -> None:
+        """Sweep until the fit has settled, or where there are many ratings as often as `continuation`."""
+        state, most = self._state, self._settings.sweeps
+        if state is None:
+            return
+        many = len(state.training) >= _MANY_TO_SETTLE
+        if continuation is not None and many:
+            most = min(most, continuation)
+        tolerance = self._settings.tolerance * (1.0 if many else 0.2)
+        sweeps, change = 0, 0.0
+        for sweeps in range(1, most + 1):
+            change = state.sweep()
+            if self._progress is not None:
+                self._progress(sweeps, {"change": change, "noise": state.parameters.noise})
+            if change < tolerance:
+                break
+        self._metrics |= {"sweeps": float(sweeps), "change": change}
+
+
+def _held_out(ratings: Ratings, positions: Int64s, n_users: int) -> Compressed:
+    """Return the ratings at these positions by user, which they have as their `source`."""
+    if len(positions) == 0:
+        return NO_HISTORIES
+    out = ratings.take(positions)
+    columns = (out.user_row, out.item_row, out.value, out.time, n_users)
+    found = compress_pairs(*columns, context=out.context, wide=False)
+    return replace(found, source=positions[found.source])
+
+
+def _training(
+    by_user: Compressed, n_items: int, settings: FitSettings, options: FitOptions, *, more: int
+) -> TrainingSet:
+    """Return the training set of these ratings, to which at most so many `more` of a user are added later."""
     backend = choose_backend(len(by_user.value), threads=settings.threads, block_rows=settings.block_rows)
     encoding = None
     if len(by_user.value) < backend.most_apart:
-        encoding = learn_context_encoding(by_user.context, context_kinds)
+        encoding = learn_context_encoding(by_user.context, options.get("context_kinds", ()))
     if encoding is None:
         by_user = replace(by_user, context=None)
-    training = TrainingSet.of(by_user, n_items, backend, attributes, encoding)
-    # It has narrower columns of its own.
-    del by_user
+    training = TrainingSet.of(by_user, n_items, backend, options.get("attributes"), encoding, more=more)
     for name, columns in training.attributes.items():
         if columns.rows != training.side(name).rows:
             raise FitRefused(f"attributes of {columns.rows} {name}s, not of {training.side(name).rows}")
-    goes_on = start is not None and _continues(start, settings, len(training), _offered(training))
-    begin = _begin(training, settings, rng, start if goes_on else None)
-    if not begin.parameters.reads_times:
-        training = training.without_times()
-    state, found = begin.on(training)
-    del begin
-    if goes_on and continuation is not None and len(training) >= _MANY_TO_SETTLE:
-        settings = replace(settings, sweeps=min(settings.sweeps, continuation))
-    tolerance = settings.tolerance * (0.2 if len(training) < _MANY_TO_SETTLE else 1.0)
-    sweeps, change = 0, 0.0
-    for sweeps in range(1, settings.sweeps + 1):
-        change = state.sweep()
-        if progress is not None:
-            progress(sweeps, {"change": change, "noise": state.parameters.noise})
-        if change < tolerance:
-            break
-    # `finish` lets the ratings by item go.
-    del training
-    return finish(state, found | {"sweeps": float(sweeps), "change": change})
+    return training
 
 
-def _begin(
+def _selection(
     training: TrainingSet, settings: FitSettings, rng: np.random.Generator, start: Fitted | None
 ) -> Selection:
     """Return how to sweep: from `start`, or with terms that are chosen, or from a plain state for few
@@ -131,8 +219,7 @@ def _begin(
             return State.of_rows(training, known, start.users.astype(np.float64), item_rows), {}
 
         return Selection(known, goes_on)
-    decides = settings.link != "gaussian" or settings.implicit_effects or settings.session_effects
-    if n < LEAST_RATINGS or not decides:
+    if n < LEAST_RATINGS or not _decides(settings):
         state = initial_state(training, settings, rng)
         state = state.branch(Terms("ordinal")) if settings.link == "ordinal" else state
         return Selection(state.parameters, lambda _: (state, {}))
@@ -146,6 +233,11 @@ def _begin(
         return state, metrics
 
     return replace(chosen, on=decided)
+
+
+def _decides(settings: FitSettings) -> bool:
+    """Return whether there are terms to choose."""
+    return settings.link != "gaussian" or settings.implicit_effects or settings.session_effects
 
 
 def _sides(parameters: Parameters) -> tuple[tuple[SideName, Side], tuple[SideName, Side]]:
@@ -176,8 +268,12 @@ def _continues(start: Fitted, settings: FitSettings, n_ratings: int, offered: tu
     )
 
 
-def prepare(ratings: Ratings, n_users: int, n_items: int, settings: FitSettings) -> Compressed:
-    """Return the ratings by user, each pair once. Raises `FitRefused` for what cannot be fitted."""
+def prepare(
+    ratings: Ratings, n_users: int, n_items: int, settings: FitSettings, held_out: Int64s | None = None
+) -> Compressed:
+    """Return the ratings by user, each pair once, without those at the positions `held_out`. Raises
+    `FitRefused` for what cannot be fitted.
+    """
     user, item = np.asarray(ratings.user_row), np.asarray(ratings.item_row)
     value, time = np.asarray(ratings.value, dtype=np.float64), np.asarray(ratings.time, dtype=np.float64)
     if n_users < 0 or n_items < 0:
@@ -200,51 +296,9 @@ def prepare(ratings: Ratings, n_users: int, n_items: int, settings: FitSettings)
             f"from {settings.scale.low:g} to {settings.scale.high:g}"
         )
     user, item = user.astype(np.int32, copy=False), item.astype(np.int32, copy=False)
-    return compress_pairs(user, item, value, time, n_users, context=context, wide=False)
-
-
-def finish(state: State, metrics: dict[str, float]) -> Fitted:
-    """Return the tables as they are published: items as they are stored, users folded in with exactly these.
-    The state has no rows any more. Raises `FitDiverged`.
-    """
-    parameters, user_rows, item_rows = in_rating_units(state.parameters, state.user_rows, state.item_rows)
-    # The last half-step has sites of its own, and reads no ratings by item.
-    state.end()
-    training = state.training
-    parameters = learn_cold_start(
-        widened(parameters), user_rows, item_rows, training.by_user, training.attributes
-    )
-    model = to_model(parameters)
-    codec = item_codec(parameters)
-    items = codec.encode(item_rows)
-    # The sweeps know no cold start: rows without ratings get the prior of new ones.
-    unrated = np.flatnonzero(item_rows[:, COUNT] == 0)
-    items[unrated] = codec.encode(_priors(parameters.items, unrated, training.attributes.get("item")))
-    if not (codec.all_finite(items) and all(np.isfinite(array).all() for array in model.parameters.values())):
-        raise FitDiverged("the fit gave item rows or priors that are not finite")
-    effect = parameters.users.layout.implicit_effect
-    effects = user_rows[:, effect].copy()
-    del item_rows
-    # Users are folded in with items as the service reads them, so that a later fold-in gives the same row.
-    table = QuantizedTable(items, codec)
-    by_user = training.by_user.thinned()
-    of_users = training.attributes.get("user")
-    inputs = HalfStepInput.of(parameters, "user", table, by_user, attributes=of_users)
-    # Where they begin saves steps, and does not tell where they end.
-    to_the_end = Iteration(begin=begun(inputs, user_rows), spent=True)
-    del user_rows
-    step = training.backend.half_step(inputs, to_the_end)
-    users: Float32s = step.rows.astype(np.float32)
-    users[:, effect] = effects
-    unrated = np.flatnonzero(users[:, COUNT] == 0)
-    users[unrated] = _priors(parameters.users, unrated, of_users)
-    if not np.isfinite(users).all():
-        raise FitDiverged("the fit gave user rows that are not finite")
-    return Fitted(model, users, items, metrics)
-
-
-def _priors(side: Side, rows: Int64s, attributes: Columns | None) -> Float64s:
-    """Return the rows (m, width) of those at `rows` (m,), which have no ratings."""
-    if attributes is None:
-        return np.repeat(prior_rows(side, 1), len(rows), axis=0)
-    return prior_rows(side, len(rows), attributes.take(rows))
+    without = None
+    if held_out is not None and len(held_out):
+        without = np.zeros(len(value), dtype=np.bool_)
+        without[held_out] = True
+    columns = (user, item, value, time, n_users)
+    return compress_pairs(*columns, context=context, wide=False, without=without)

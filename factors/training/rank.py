@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.sparse as sp
 
 from factors.inference.entry_moments import Posterior
 from factors.inference.half_step import HalfStep
@@ -178,15 +177,14 @@ def _singular(
     `by_user`, and their vectors (items, most).
     """
     by_user, by_item = state.training.by_user, state.training.by_item
-    shape = by_user.rows, by_item.rows
-    matrix = sp.csr_array((entries, by_user.other, by_user.indptr), shape=shape)
+    product = state.training.backend.product
     # By item as well: a product with the transposed matrix would jump between its rows.
-    turned = sp.csr_array((entries[by_item.source], by_item.other, by_item.indptr), shape=shape[::-1])
-    vectors = rng.standard_normal((shape[1], most + _SPARE), dtype=np.float32)
+    turned = entries[by_item.source]
+    vectors = rng.standard_normal((by_item.rows, most + _SPARE), dtype=np.float32)
     for _ in range(_ITERATIONS):
-        users = np.linalg.qr(matrix @ vectors)[0]
-        vectors = np.linalg.qr(turned @ users)[0]
-    _, values, turn = np.linalg.svd(matrix @ vectors, full_matrices=False)
+        users = np.linalg.qr(product(by_user, entries, vectors))[0]
+        vectors = np.linalg.qr(product(by_item, turned, users))[0]
+    _, values, turn = np.linalg.svd(product(by_user, entries, vectors), full_matrices=False)
     return values[:most].astype(np.float64), (vectors @ turn.T)[:, :most].astype(np.float64)
 
 

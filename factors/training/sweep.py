@@ -13,6 +13,7 @@ import numpy as np
 
 from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import HalfStep, Iteration, begun
+from factors.inference.histories import Compressed
 from factors.inference.motion import motion_at
 from factors.inference.ordinal import Sites, interval_derivatives, learn_link, level_bounds
 from factors.inference.session_effects import SessionEffects
@@ -80,6 +81,20 @@ class State:
             users[:, parameters.users.layout.implicit_effect] = 0.0
         state = State(self.training, parameters, users, items)
         state._scores = self._scores
+        return state
+
+    def with_ratings(self, by_user: Compressed) -> "State":
+        """Return a state that goes on from this one with further ratings, of pairs that it has none of. This
+        one is not to be used any more.
+        """
+        # What this one has makes room piece by piece.
+        self.training, places = self.training.with_ratings(by_user)
+        state = State(self.training, self.parameters, self.user_rows, self.item_rows)
+        # Sessions, and where rows that move are seen from, may be others with these.
+        in_sessions = any(len(step.posterior.effects.mean) for step in self.steps.values())
+        if self.parameters.link == "ordinal" and not in_sessions and not self.parameters.moves:
+            for name in tuple(self.steps):
+                state.steps[name] = _with_sites(self.steps.pop(name), places[name])
         return state
 
     def sweep(self, *, learn_priors: bool = True) -> float:
@@ -274,6 +289,17 @@ class State:
         if self._compared is not None and len(scores):
             self.change = float(np.sqrt(np.mean((scores - self._compared) ** 2)))
         self._compared = scores
+
+
+def _with_sites(step: HalfStep, places: Int64s) -> HalfStep:
+    """Return the half-step with sites that say nothing yet before the entries at `places`."""
+    sites = step.sites
+    # Those that no one asked for are empty.
+    weight, linear, mean, variance = (
+        np.insert(column, places, 0.0) if len(column) else column
+        for column in (sites.weight, sites.linear, sites.mean, sites.variance)
+    )
+    return replace(step, sites=Sites(weight, linear, mean, variance))
 
 
 def _ordinal_slopes(parameters: Parameters, value: Float64s, sites: Sites) -> tuple[Float32s, Float32s]:

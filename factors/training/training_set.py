@@ -43,6 +43,24 @@ def _none(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.broadcast_to(column.dtype.type(unknown), column.shape)
 
 
+def inserted(column: npt.NDArray[Any], places: Int64s, values: npt.NDArray[Any] | float) -> npt.NDArray[Any]:
+    """Return a column (n,) with `values` (m,) before the entries at `places`; one of `_none` stays so."""
+    if column.strides == (0,):
+        return np.broadcast_to(column[0] if len(column) else column.dtype.type(0), len(column) + len(places))
+    return np.insert(column, places, values)
+
+
+def _with(data: Compressed, more: Compressed, places: Int64s) -> Compressed:
+    """Return `data` and the entries `more`, which come before its own at `places`."""
+    names = ("other", "value", "time", "source")
+    columns = (inserted(getattr(data, name), places, getattr(more, name)) for name in names)
+    context = None
+    if data.context is not None and more.context is not None:
+        context = np.insert(data.context, places, more.context, axis=0)
+    other, value, time, source = columns
+    return Compressed(data.indptr + more.indptr, other, value, time, source, context)
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
     """The same ratings `by_user` and `by_item`, the `backend` that computes over them, the `attributes`
@@ -69,10 +87,14 @@ class TrainingSet:
         backend: HalfStepBackend | None = None,
         attributes: Mapping[SideName, Columns] | None = None,
         context: ContextEncoding | None = None,
+        *,
+        more: int = 0,
     ) -> "TrainingSet":
-        """Return the training set of ratings by user, each pair once."""
+        """Return the training set of ratings by user, each pair once, to which at most `more` of a user are
+        added later.
+        """
         backend, by_user = backend or NumpyBackend(), by_user.narrow()
-        if by_user.counts.max(initial=0) <= RECENT + SAMPLED:
+        if by_user.counts.max(initial=0) + more <= RECENT + SAMPLED:
             # Where the entries came from is asked of long histories alone.
             by_user = replace(by_user, source=_none(by_user.source))
         by_user, by_item = (
@@ -85,10 +107,32 @@ class TrainingSet:
         """Return the same without the ratings by item, and without what was computed from them."""
         return TrainingSet(self.by_user, NO_HISTORIES, self.backend, self.attributes, self.context)
 
+    def of_users(self, rows: Int64s) -> "TrainingSet":
+        """Return the users at `rows` (m,), ascending, alone, without the ratings by item."""
+        attributes = dict(self.attributes)
+        if "user" in attributes:
+            attributes["user"] = attributes["user"].take(rows)
+        return TrainingSet(self.by_user.of_rows(rows), NO_HISTORIES, self.backend, attributes, self.context)
+
     def without_times(self) -> "TrainingSet":
         """Return the same ratings, of unknown time: 16 bytes a rating less."""
         by_user, by_item = (replace(each, time=_none(each.time)) for each in (self.by_user, self.by_item))
         return TrainingSet(by_user, by_item, self.backend, self.attributes, self.context)
+
+    def with_ratings(self, by_user: Compressed) -> tuple["TrainingSet", dict[SideName, Int64s]]:
+        """Return the same and these ratings of pairs that it does not have, without ordering all again; and
+        before which entries of either side they have come.
+        """
+        by_item = by_user.by_other(self.by_item.rows)
+        of_user = self.by_user.places(by_user.row, by_user.other)
+        of_item = self.by_item.places(by_item.row, by_item.other)
+        # Entries of `by_user` move by how many have come before them.
+        source = self.by_item.source + np.searchsorted(of_user, self.by_item.source, side="right")
+        kept = replace(self.by_item, source=source.astype(self.by_item.source.dtype))
+        by_item = replace(by_item, source=(of_user + np.arange(len(of_user)))[by_item.source])
+        both = (_with(self.by_user, by_user, of_user), _with(kept, by_item, of_item))
+        found = TrainingSet(*both, self.backend, self.attributes, self.context)
+        return found, {"user": of_user, "item": of_item}
 
     def __len__(self) -> int:
         return len(self.by_user.value)

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
-from factors import Columns, ContextKind, Fitted, Float64s, Int32s, Ratings, SideName
+from factors import Columns, ContextKind, Fitted, Float64s, Int32s, Int64s, Ratings, SideName
 
 Report = Callable[[dict[str, float]], None]
 
@@ -44,11 +44,45 @@ class FitTask:
         return self.ratings.take(~np.isnan(self.ratings.value))
 
 
+class Trial(Protocol):
+    """A fit that holds ratings out."""
+
+    def fitted(self) -> Fitted:
+        """Return the fit without them, in which the users that they are of are as they are served."""
+        ...
+
+    def complete(self) -> Fitted:
+        """Return the fit of all ratings, which goes on from this one. Called once."""
+        ...
+
+
+class TwoFits:
+    """A `Trial` as two fits, the second of which starts from the first."""
+
+    def __init__(self, fit: Callable[[FitTask], Fitted], task: FitTask, held_out: Int64s) -> None:
+        self._fit, self._task = fit, task
+        value = task.ratings.value.copy()
+        value[held_out] = np.nan
+        self._first = fit(replace(task, ratings=replace(task.ratings, value=value)))
+
+    def fitted(self) -> Fitted:
+        """See `Trial`."""
+        return self._first
+
+    def complete(self) -> Fitted:
+        """See `Trial`."""
+        return self._fit(replace(self._task, start=self._first))
+
+
 class Engine(Protocol):
     """One way to fit."""
 
     def fit(self, task: FitTask) -> Fitted:
         """Return the fit of `task`. Raises `FitRefused` and `FitDiverged`."""
+        ...
+
+    def trial(self, task: FitTask, held_out: Int64s) -> Trial:
+        """Return a fit of `task` that holds out the ratings at these positions. Raises as `fit` does."""
         ...
 
     def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:

@@ -19,7 +19,7 @@ from implicit.cpu.als import AlternatingLeastSquares
 from implicit.recommender_base import ModelFitError
 from threadpoolctl import threadpool_limits
 
-from factors import FitDiverged, FitSettings, Fitted, Float32s, Float64s, Ratings
+from factors import FitDiverged, FitSettings, Fitted, Float32s, Float64s, Int64s, Ratings
 from factors.engine_api import (
     Weighting,
     confidence_of,
@@ -28,7 +28,7 @@ from factors.engine_api import (
     thinned,
     weighting_of,
 )
-from trainer.engines.base import FitTask
+from trainer.engines.base import FitTask, Trial, TwoFits
 
 # The library's default.
 _SWEEPS = 15
@@ -71,6 +71,10 @@ class ImplicitEngine:
         if not (np.isfinite(items).all() and np.isfinite(users).all()):
             raise FitDiverged("implicit ALS gave factors that are not finite")
         return self._fitted(ratings, task.n_users, weighting, items)
+
+    def trial(self, task: FitTask, held_out: Int64s) -> Trial:
+        """See `Engine.trial`."""
+        return TwoFits(self.fit, task, held_out)
 
     def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:
         """See `Engine.held_out`: the mean percentile of each chosen item among all items that the user had

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from factors import FitDiverged, FitRefused, FitSettings, Fitted, Float64s, Ratings
+from factors import FitDiverged, FitRefused, FitSettings, Fitted, Float64s, Int64s, Ratings
 from factors.engine_api import (
     Compressed,
     explicit_fit,
@@ -22,7 +22,7 @@ from factors.engine_api import (
     prior_fit,
     scale_range,
 )
-from trainer.engines.base import FitTask
+from trainer.engines.base import FitTask, Trial, TwoFits
 from trainer.engines.variational import VariationalEngine
 
 MISSING = "the neural engine needs torch: pip install foldin[neural]"
@@ -51,6 +51,10 @@ class NeuralEngine:
         self._torch.set_num_threads(self._settings.threads)
         with threadpool_limits(limits=self._settings.threads, user_api="blas"):
             return self._fit(by_user, task)
+
+    def trial(self, task: FitTask, held_out: Int64s) -> Trial:
+        """See `Engine.trial`."""
+        return TwoFits(self.fit, task, held_out)
 
     def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:
         """See `Engine.held_out`: root mean square error."""

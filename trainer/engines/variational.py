@@ -7,8 +7,20 @@ import math
 
 import numpy as np
 
-from factors import FitSettings, Fitted, Float64s, Ratings, Scorer, fit, fit_biases, held_out_metrics
-from trainer.engines.base import FitTask
+from factors import (
+    FitOptions,
+    FitSettings,
+    Fitted,
+    Float64s,
+    Int64s,
+    Ratings,
+    Scorer,
+    TrialFit,
+    fit,
+    fit_biases,
+    held_out_metrics,
+)
+from trainer.engines.base import FitTask, Trial
 
 
 class VariationalEngine:
@@ -19,10 +31,14 @@ class VariationalEngine:
 
     def fit(self, task: FitTask) -> Fitted:
         """See `Engine.fit`."""
-        return fit(
-            task.ratings,
-            task.n_users,
-            task.n_items,
+        return fit(task.ratings, task.n_users, task.n_items, **self._options(task))
+
+    def trial(self, task: FitTask, held_out: Int64s) -> Trial:
+        """See `Engine.trial`."""
+        return TrialFit(task.ratings, task.n_users, task.n_items, held_out, **self._options(task))
+
+    def _options(self, task: FitTask) -> FitOptions:
+        return FitOptions(
             settings=self._settings,
             rng=task.rng,
             start=task.start,

@@ -64,12 +64,9 @@ HEAD_AT_ONCE = 20_000
 # million ratings a fit took a third longer with pieces of 1 MB, and 3 % less memory.
 _LARGE = 1 << 24
 
-# So few new ratings, a part of all, move little of what is settled: each refit sweeps on from the one before,
-# twice for its trial and once for all ratings.
+# So few new ratings, a part of all, move little of what is settled: each refit sweeps on from the one before.
 _FEW_NEW = 0.05
 _SWEEPS_OF_FEW = 2  # the first takes the new ratings in, the second what follows for all others
-# Further ones, until the fit has settled, change the error of ratings that were not seen by chance alone.
-_SWEEPS_OF_HELD_OUT = 3
 
 # What may come of a fit without a mistake in it.
 _EXPECTED = (
@@ -234,7 +231,8 @@ def _fit_ratings(
     trial, metrics = try_out(engine, task, data, live, before, threads=request.threads)
     begin("fitting")
     give_back_now()
-    fitted = engine.fit(task if trial is None else _from_trial(task, trial))
+    fitted = engine.fit(task) if trial is None else trial.complete()
+    del trial
     finite = {name: float(value) for name, value in fitted.metrics.items() if np.isfinite(value)}
     if data.unknown:
         metrics["unknown_items"] = float(data.unknown)
@@ -259,15 +257,6 @@ def has_learned(live: FitResult, data: FitInput, request: FitRequest) -> bool:
         and live.n_ratings == len(data.ratings.value)
         and (live.catalogue or "") == request.catalogue_version
     )
-
-
-def _from_trial(task: FitTask, trial: Fitted) -> FitTask:
-    """Return the task of the fit of all ratings, which goes on from its trial, where little is new."""
-    start = task.start
-    # One that chose its terms anew, or learned much, is still on its way in places.
-    chose = start is None or start.posterior.parameters.decided != trial.posterior.parameters.decided
-    sweeps = _SWEEPS_OF_HELD_OUT if chose or task.continuation is None else 1
-    return replace(task, start=trial, continuation=sweeps)
 
 
 def read_attributes(

@@ -17,17 +17,17 @@ from trainer.fit_job.ratings import FitInput
 
 
 def in_file(data: FitInput, folder: Path) -> tuple[FitInput, Callable[[], None]]:
-    """Return `data` with ratings and events that lie in a file on the disk of `folder`, 16 and 25 bytes each,
+    """Return `data` with ratings and events that lie in a file on the disk of `folder`, 24 and 25 bytes each,
     and what lets their memory go until they are read again. Where the disk has no room, the same `data`.
     """
     maps: list[mmap.mmap] = []
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            # The values are no part of it: a trial marks in them what it leaves out.
             ratings, choices = data.ratings, data.choices
             columns: dict[str, npt.NDArray[Any]] = {
                 "user_row": ratings.user_row,
                 "item_row": ratings.item_row,
+                "value": ratings.value,
                 "time": ratings.time,
             }
             if ratings.context is not None:

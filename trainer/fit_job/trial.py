@@ -5,7 +5,6 @@ and with all others of their users and items folded in, as services answer from 
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Protocol
@@ -27,7 +26,7 @@ from factors import (
     choose_backend,
     posterior_of,
 )
-from trainer.engines.base import Engine, FitTask, compared
+from trainer.engines.base import Engine, FitTask, Trial, compared
 from trainer.fit_job.ratings import FitInput
 from trainer.fit_job.results import FitResult
 
@@ -65,8 +64,8 @@ def try_out(
     described: Mapping[SideName, Columns] = _NOT_DESCRIBED,
     *,
     threads: int = 1,
-) -> tuple[Fitted | None, dict[str, float]]:
-    """Return a fit of a part of the ratings, None where there are too few, and what it is like on the others.
+) -> tuple[Trial | None, dict[str, float]]:
+    """Return a fit that holds ratings out, None where there are too few, and what it is like on these.
 
     `live`: the fit of the live generation; `described`: the sides as that has their attributes. `threads`: to
     fold in with. `newest` in what is returned: on how many ratings that one was measured, too, 0 for none.
@@ -79,25 +78,20 @@ def try_out(
     against_live = live is not None and len(held_out) >= _NEWEST_FROM
     if not against_live:
         held_out = task.rng.choice(size, wanted, replace=False)
+    trial = engine.trial(task, held_out)
+    fitted = trial.fitted()
     is_known = np.ones(size, dtype=bool)
     is_known[held_out] = False
-    tried = data.ratings.take(held_out)
-    # A rating of NaN is none. In place: a copy of the others would be there while the fit is.
-    data.ratings.value[held_out] = np.nan
-    try:
-        trial = engine.fit(replace(task, ratings=data.ratings))
-    finally:
-        data.ratings.value[held_out] = tried.value
-    known = data.ratings.take(is_known)
+    known, tried = data.ratings.take(is_known), data.ratings.take(held_out)
     # "unseen": under this name in the metrics of every generation that was ever stored.
-    metrics = {**engine.held_out(trial, known, tried), "unseen": float(len(held_out)), "newest": 0.0}
-    if live is not None and against_live and live.model.feedback == trial.model.feedback:
+    metrics = {**engine.held_out(fitted, known, tried), "unseen": float(len(held_out)), "newest": 0.0}
+    if live is not None and against_live and live.model.feedback == fitted.model.feedback:
         is_new = np.zeros(size, dtype=bool)
         is_new[data.unlearned] = True
-        served = as_served(
+        before = as_served(
             live, data, known, is_new[is_known], described=described, asked=tried, threads=threads
         )
-        own, other = (engine.losses(fitted, known, tried) for fitted in (trial, served))
+        own, other = (engine.losses(each, known, tried) for each in (fitted, before))
         metrics |= {**compared(own, other, tried.user_row[: len(own)]), "newest": float(len(own))}
     return trial, metrics
 

@@ -115,14 +115,28 @@ class LoopBackend:
         """See `HalfStepBackend`."""
         return _LoopSets(self, data, others, 1.0 / np.sqrt(np.maximum(data.counts, 1)))
 
-    def sum_rows(self, indptr: Int64s, columns: Int64s, table: Float64s, scale: Float64s) -> Float64s:
-        """For each row `scale` (rows,) times the sum of `table` (m, d) over its columns."""
+    def product(self, data: Compressed, entries: Float32s, table: Float32s) -> Float32s:
+        """See `HalfStepBackend`."""
+        ones = np.ones(data.rows)
+        return self.sum_rows(data.indptr, data.other, table, ones, entries).astype(np.float32)
+
+    def sum_rows(
+        self,
+        indptr: Int64s,
+        columns: Int64s,
+        table: FloatTable,
+        scale: Float64s,
+        weight: Float32s = _NOTHING32,
+    ) -> Float64s:
+        """For each row `scale` (rows,) times the sum of `table` (m, d) over its columns, each times its
+        `weight` (n,), which is empty for 1.
+        """
         result = np.empty((len(indptr) - 1, table.shape[1]))
         # In float32 a row of few numbers is one cache line.
         narrow = _aligned(*table.shape)
         narrow[:, : table.shape[1]] = table
         others = columns.astype(np.int32, copy=False)
-        self.run(solve_kernels.sum_rows, indptr, indptr, others, narrow, scale, result)
+        self.run(solve_kernels.sum_rows, indptr, indptr, others, weight, narrow, scale, result)
         return result
 
     def run(self, kernel: Kernel, rows: Int64s | int, *arguments: object) -> None:

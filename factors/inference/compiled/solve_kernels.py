@@ -350,12 +350,20 @@ def solve_rows(
 
 
 def sum_rows(
-    start: int, stop: int, indptr: Array, columns: Array, table: Array, scale: Array, result: Array
+    start: int,
+    stop: int,
+    indptr: Array,
+    columns: Array,
+    weight: Array,
+    table: Array,
+    scale: Array,
+    result: Array,
 ) -> None:
     """For rows `start` to `stop`, `scale` times the sum of `table` float32 (m, d or more) over their columns,
-    written to `result` (rows, d).
+    each times its `weight` (n,), which may be empty for 1, written to `result` (rows, d).
     """
     dim, wide = result.shape[1], table.shape[1]
+    weighed = len(weight) > 0
     part = np.zeros(wide, dtype=np.float32)
     for row in range(start, stop):
         result[row, :] = 0.0
@@ -365,12 +373,20 @@ def sum_rows(
             e = block
             while e + 4 <= end:
                 j0, j1, j2, j3 = columns[e], columns[e + 1], columns[e + 2], columns[e + 3]
-                for a in range(wide):
-                    part[a] += (table[j0, a] + table[j1, a]) + (table[j2, a] + table[j3, a])
+                if weighed:
+                    w0, w1, w2, w3 = weight[e], weight[e + 1], weight[e + 2], weight[e + 3]
+                    for a in range(wide):
+                        part[a] += (w0 * table[j0, a] + w1 * table[j1, a]) + (
+                            w2 * table[j2, a] + w3 * table[j3, a]
+                        )
+                else:
+                    for a in range(wide):
+                        part[a] += (table[j0, a] + table[j1, a]) + (table[j2, a] + table[j3, a])
                 e += 4
             for rest in range(e, end):
+                w0 = weight[rest] if weighed else np.float32(1.0)
                 for a in range(wide):
-                    part[a] += table[columns[rest], a]
+                    part[a] += w0 * table[columns[rest], a]
             for a in range(dim):
                 result[row, a] += part[a]
         for a in range(dim):

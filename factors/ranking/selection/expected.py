@@ -10,9 +10,9 @@ from factors.inference.compiled.backend import LoopBackend, load_loops
 from factors.inference.histories import Compressed
 from factors.model.layout import item_layout, user_layout
 from factors.model.types import Float32s, Int64s, Scale
-from factors.training.fit import finish
 from factors.training.initialization import initial_state
 from factors.training.settings import FitSettings
+from factors.training.tables import finish
 from factors.training.terms import Terms
 from factors.training.training_set import TrainingSet
 

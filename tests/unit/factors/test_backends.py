@@ -14,9 +14,10 @@ from factors.model.context import learn_context_encoding
 from factors.model.parameters import SideName
 from factors.model.types import ContextKind, Float64s
 from factors.posterior import rating_posterior
-from factors.training.fit import finish, prepare
+from factors.training.fit import prepare
 from factors.training.initialization import initial_state
 from factors.training.sweep import State
+from factors.training.tables import finish
 from factors.training.terms import Terms
 from factors.training.training_set import TrainingSet
 from featurestore.users import compiled
@@ -91,6 +92,32 @@ def test_compiled_loops_give_what_numpy_gives_on_two_threads() -> None:
     assert [backends[1].values(low + ratings.value).dtype for low in (0.0, 2e7)] == ["float32", "float64"]
     np.testing.assert_array_equal(states[1].user_rows, states[2].user_rows)
     np.testing.assert_array_equal(states[1].item_rows, states[2].item_rows)
+
+
+@pytest.mark.parametrize("given", [NumpyBackend(), LoopBackend({loop: loop for loop in LOOPS})])
+@pytest.mark.parametrize("terms", [Terms(), Terms("ordinal", 2.0), Terms("ordinal", 2.0, 2.0, 3600.0)])
+def test_a_state_takes_ratings_in_where_they_belong(given: HalfStepBackend, terms: Terms) -> None:
+    every = replace(
+        ratings_of(5, n_users=17, n_items=12, n=180), context=np.arange(180, dtype=np.float32)[:, None]
+    )
+    # All of a user and of an item, and neighbours in their rows.
+    out = np.flatnonzero((every.user_row == 3) | (every.item_row == 7) | (np.arange(180) % 11 == 0))
+    orders = [prepare(every, 17, 12, FitSettings(STARS), held_out) for held_out in (None, out)]
+    whole, part = (TrainingSet.of(order, 12, given, more=3_000) for order in orders)
+    known, state = (
+        initial_state(each, FitSettings(STARS, rank=2), np.random.default_rng(1)).branch(terms).run(3)
+        for each in (whole, part)
+    )
+    entries = np.flatnonzero(np.isin(whole.by_user.source, out))
+    state = state.with_ratings(replace(whole.by_user.only(entries), source=whole.by_user.source[entries]))
+    for taken, wanted in ((state.training.by_user, whole.by_user), (state.training.by_item, whole.by_item)):
+        for name in ("indptr", "other", "value", "time", "source", "context"):
+            np.testing.assert_array_equal(getattr(taken, name), getattr(wanted, name), name)
+    found, wanted_scores = (
+        each.user_rows[:, 2:4] @ each.item_rows[:, 2:4].T + each.user_rows[:, 4:5] + each.item_rows[:, 4]
+        for each in (state.run(60), known.run(60))
+    )
+    np.testing.assert_allclose(found, wanted_scores, atol=0.03)
 
 
 def histories(n_items: int, lengths: list[int]) -> Histories:

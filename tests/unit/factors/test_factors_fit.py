@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from factors import (
+    FitOptions,
     FitRefused,
     FitSettings,
     Fitted,
     Ratings,
     Scale,
     Scorer,
+    TrialFit,
     all_finite_items,
     fit,
     fit_biases,
@@ -128,6 +130,28 @@ def test_a_fit_goes_on_from_an_earlier_one_with_more_users_and_items() -> None:
     settings = FitSettings(scale=STARS, rank=2, sweeps=2)
     other = fit(given, 45, 35, settings=settings, rng=np.random.default_rng(0), start=first)
     assert other.model.rank == 2
+
+
+@pytest.mark.parametrize("how", [{}, {"link": "ordinal"}, {"link": "gaussian", "session_effects": False}])
+def test_a_trial_is_served_without_what_it_holds_out_and_ends_with_it(
+    monkeypatch: pytest.MonkeyPatch, how: dict[str, object]
+) -> None:
+    given, rng, sweeps = ratings_of(4, n=700), np.random.default_rng(0), list[int]()
+    out, settings = rng.choice(700, 60, replace=False), FitSettings(STARS, rank=2, **how)  # type: ignore[arg-type]
+    trial = TrialFit(given, 40, 30, out, settings=settings, rng=rng)
+    before, users = trial.fitted(), np.unique(given.user_row[out])
+    found, rest = trial.complete(), given.take(np.setdiff1d(np.arange(700), out))
+    for fitted, learned, rows in ((before, rest, users), (found, given, np.arange(40))):
+        folded = fitted.posterior.fold_in_users(fitted.items, histories_of(learned, 40), current=fitted.users)
+        np.testing.assert_allclose(fitted.users[rows], folded[rows], rtol=2e-5, atol=2e-5)
+        counts = fitted.posterior.item_codec.decode(fitted.items)[:, 0]
+        np.testing.assert_array_equal(counts, np.bincount(learned.item_row, minlength=30))
+    # With little news a refit goes on for as long as it is told, and then learns what it held out.
+    monkeypatch.setattr("factors.training.fit._MANY_TO_SETTLE", 100)
+    again = FitOptions(settings=settings, rng=rng, start=found, continuation=2)
+    again["progress"] = lambda sweep, _: sweeps.append(sweep)
+    TrialFit(given, 40, 30, out, **again).complete()
+    assert sweeps == [1, 2, 1]
 
 
 @pytest.mark.parametrize(

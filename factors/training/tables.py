@@ -1,0 +1,94 @@
+"""The tables of a fit as they are published, from a state of its sweeps.
+
+Invariant: items are as they are stored, and a user's row is what a fold-in gives with exactly these.
+"""
+
+import numpy as np
+
+from factors.errors import FitDiverged
+from factors.inference.entry_moments import HalfStepInput
+from factors.inference.half_step import Iteration, begun
+from factors.inference.side_moments import prior_rows
+from factors.model.columns import Columns
+from factors.model.layout import COUNT
+from factors.model.parameters import Parameters, Side, to_model
+from factors.model.quantized_rows import QuantizedTable, item_codec
+from factors.model.types import Float32s, Float64s, Int64s
+from factors.posterior.fitted import Fitted
+from factors.training.drift import widened
+from factors.training.priors import learn_cold_start
+from factors.training.sweep import State
+from factors.training.training_set import TrainingSet
+from factors.training.units import in_rating_units
+
+
+def finish(state: State, metrics: dict[str, float]) -> Fitted:
+    """Return the tables as they are published. The state has no rows any more. Raises `FitDiverged`."""
+    parameters, user_rows, item_rows = in_rating_units(state.parameters, state.user_rows, state.item_rows)
+    # The last half-step has sites of its own, and reads no ratings by item.
+    state.end()
+    parameters, items = _stored(parameters, user_rows, item_rows, state.training)
+    del item_rows
+    users = _folded_in(parameters, items, state.training, user_rows)
+    return Fitted(to_model(parameters), users, items, metrics)
+
+
+def served(state: State, metrics: dict[str, float], rows: Int64s) -> Fitted:
+    """Return the tables as `finish` does, of the users those at `rows` alone: the others are as the sweeps
+    left them, and so is the state. Raises `FitDiverged`.
+    """
+    parameters, user_rows, item_rows = in_rating_units(state.parameters, state.user_rows, state.item_rows)
+    parameters, items = _stored(parameters, user_rows, item_rows, state.training)
+    del item_rows
+    users: Float32s = user_rows.astype(np.float32)
+    users[rows] = _folded_in(parameters, items, state.training.of_users(rows), user_rows[rows])
+    return Fitted(to_model(parameters), users, items, metrics)
+
+
+def _stored(
+    parameters: Parameters, user_rows: Float64s, item_rows: Float64s, training: TrainingSet
+) -> tuple[Parameters, Float32s]:
+    """Return the parameters with the priors of rows that come later, and the items as they are stored."""
+    parameters = learn_cold_start(
+        widened(parameters), user_rows, item_rows, training.by_user, training.attributes
+    )
+    codec = item_codec(parameters)
+    items = codec.encode(item_rows)
+    # The sweeps know no cold start: rows without ratings get the prior of new ones.
+    unrated = np.flatnonzero(item_rows[:, COUNT] == 0)
+    items[unrated] = codec.encode(_priors(parameters.items, unrated, training.attributes.get("item")))
+    numbers = to_model(parameters).parameters.values()
+    if not (codec.all_finite(items) and all(np.isfinite(array).all() for array in numbers)):
+        raise FitDiverged("the fit gave item rows or priors that are not finite")
+    return parameters, items
+
+
+def _folded_in(
+    parameters: Parameters, items: Float32s, training: TrainingSet, user_rows: Float64s
+) -> Float32s:
+    """Return the users of `training`, folded in with the items as the service reads them, so that a later
+    fold-in gives the same rows. They begin where the sweeps left them, `user_rows`, which are spent.
+    """
+    effect = parameters.users.layout.implicit_effect
+    effects = user_rows[:, effect].copy()
+    table = QuantizedTable(items, item_codec(parameters))
+    of_users = training.attributes.get("user")
+    inputs = HalfStepInput.of(parameters, "user", table, training.by_user.thinned(), attributes=of_users)
+    # Where they begin saves steps, and does not tell where they end.
+    to_the_end = Iteration(begin=begun(inputs, user_rows), spent=True)
+    del user_rows
+    step = training.backend.half_step(inputs, to_the_end)
+    users: Float32s = step.rows.astype(np.float32)
+    users[:, effect] = effects
+    unrated = np.flatnonzero(users[:, COUNT] == 0)
+    users[unrated] = _priors(parameters.users, unrated, of_users)
+    if not np.isfinite(users).all():
+        raise FitDiverged("the fit gave user rows that are not finite")
+    return users
+
+
+def _priors(side: Side, rows: Int64s, attributes: Columns | None) -> Float64s:
+    """Return the rows (m, width) of those at `rows` (m,), which have no ratings."""
+    if attributes is None:
+        return np.repeat(prior_rows(side, 1), len(rows), axis=0)
+    return prior_rows(side, len(rows), attributes.take(rows))
