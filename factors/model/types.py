@@ -18,6 +18,7 @@ Int64s = npt.NDArray[np.int64]
 UInt8s = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
+Feedback = Literal["explicit", "implicit"]
 Link = Literal["gaussian", "ordinal"]
 ContextKind = Literal["number", "category"]
 """What a field of the context of ratings holds: a number, or the code of a category, a whole number from 0.
@@ -140,7 +141,7 @@ class Model:
     parameters: dict[str, Float64s] = field(default_factory=dict)
 
     @property
-    def feedback(self) -> Literal["explicit", "implicit"]:
+    def feedback(self) -> Feedback:
         """What it was fitted to: ratings, or choices, of which a rating only says how sure they are."""
         # Only a fit to implicit feedback has a confidence in what was chosen.
         return "implicit" if "confidence" in self.parameters else "explicit"

@@ -76,9 +76,9 @@ def learn_side(side: Side, rows: Float64s, offsets: Float64s | float = 0.0) -> S
     # The old mean counts as one further row.
     mean = (deviation[rated].sum(axis=0) + side.mean) / (n + 1.0)
     deviation = deviation[rated] - mean
-    scatter = (
-        deviation.T @ deviation + unpack(rows[rated][:, layout.covariance].sum(axis=0)[None], layout.dim)[0]
-    )
+    # No copy of the rows, which are as much as the ratings.
+    covariances = rated.astype(np.float64) @ rows[:, layout.covariance]
+    scatter = deviation.T @ deviation + unpack(covariances[None], layout.dim)[0]
     covariance = shrunk_covariance(scatter, n, side.covariance)
     return replace(side, mean=mean, covariance=covariance, precision=np.asarray(np.linalg.inv(covariance)))
 

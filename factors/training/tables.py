@@ -40,8 +40,9 @@ def served(state: State, metrics: dict[str, float], rows: Int64s) -> Fitted:
     parameters, user_rows, item_rows = in_rating_units(state.parameters, state.user_rows, state.item_rows)
     parameters, items = _stored(parameters, user_rows, item_rows, state.training)
     del item_rows
-    users: Float32s = user_rows.astype(np.float32)
-    users[rows] = _folded_in(parameters, items, state.training.of_users(rows), user_rows[rows])
+    users, begin = user_rows.astype(np.float32), user_rows[rows]
+    del user_rows
+    users[rows] = _folded_in(parameters, items, state.training.of_users(rows), begin)
     return Fitted(to_model(parameters), users, items, metrics)
 
 

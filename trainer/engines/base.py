@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from factors import Columns, ContextKind, Fitted, Float64s, Int32s, Int64s, Ratings, SideName
+from factors import Columns, ContextKind, Feedback, Fitted, Float64s, Int32s, Int64s, Ratings, SideName
 
 Report = Callable[[dict[str, float]], None]
 
@@ -74,8 +74,27 @@ class TwoFits:
         return self._fit(replace(self._task, start=self._first))
 
 
+class Judge(Protocol):
+    """Tells how good fits are on ratings that they have not learned. It keeps no others than it needs."""
+
+    def metrics(self, fitted: Fitted) -> dict[str, float]:
+        """Return how good `fitted` is: `loss`, `baseline_loss` (that of a baseline without factors), and
+        further figures for people to read.
+        """
+        ...
+
+    def losses(self, fitted: Fitted) -> Float64s:
+        """Return the loss of each of the ratings, or of as many of the first as can be afforded."""
+        ...
+
+
 class Engine(Protocol):
-    """One way to fit."""
+    """One way to fit, from `feedback` of this kind."""
+
+    @property
+    def feedback(self) -> Feedback:
+        """See the class."""
+        ...
 
     def fit(self, task: FitTask) -> Fitted:
         """Return the fit of `task`. Raises `FitRefused` and `FitDiverged`."""
@@ -85,14 +104,8 @@ class Engine(Protocol):
         """Return a fit of `task` that holds out the ratings at these positions. Raises as `fit` does."""
         ...
 
-    def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:
-        """Return how good `fitted`, which learned `train`, is on `test`: `loss`, `baseline_loss` (that of a
-        baseline without factors), and further figures for people to read.
-        """
-        ...
-
-    def losses(self, fitted: Fitted, train: Ratings, test: Ratings) -> Float64s:
-        """Return the loss of each rating of `test`, or of as many of the first as can be afforded."""
+    def judge(self, train: Ratings, test: Ratings) -> Judge:
+        """Return how fits that have learned `train` are judged by `test`."""
         ...
 
 

@@ -19,7 +19,7 @@ from implicit.cpu.als import AlternatingLeastSquares
 from implicit.recommender_base import ModelFitError
 from threadpoolctl import threadpool_limits
 
-from factors import FitDiverged, FitSettings, Fitted, Float32s, Float64s, Int64s, Ratings
+from factors import Feedback, FitDiverged, FitSettings, Fitted, Float32s, Float64s, Int64s, Ratings
 from factors.engine_api import (
     Weighting,
     confidence_of,
@@ -28,7 +28,7 @@ from factors.engine_api import (
     thinned,
     weighting_of,
 )
-from trainer.engines.base import FitTask, Trial, TwoFits
+from trainer.engines.base import FitTask, Judge, Trial, TwoFits
 
 # The library's default.
 _SWEEPS = 15
@@ -55,6 +55,8 @@ Factors = tuple[Float32s, Float32s]
 class ImplicitEngine:
     """`implicit.cpu.als.AlternatingLeastSquares`."""
 
+    feedback: Feedback = "implicit"
+
     def __init__(self, settings: FitSettings) -> None:
         self._settings = settings
 
@@ -76,24 +78,9 @@ class ImplicitEngine:
         """See `Engine.trial`."""
         return TwoFits(self.fit, task, held_out)
 
-    def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:
-        """See `Engine.held_out`: the mean percentile of each chosen item among all items that the user had
-        not chosen, against that of popularity.
-        """
-        n_items = len(fitted.items)
-        popularity = np.bincount(train.item_row, minlength=n_items).astype(np.float64)
-        users, items = implicit_factors(fitted)
-        above, among = _places(lambda user: items @ users[user], train, test, n_items)
-        most_popular, _ = _places(lambda _: popularity, train, test, n_items)
-        losses = {"loss": (above / among).mean(), "baseline_loss": (most_popular / among).mean()}
-        # Recall@20, as in the literature (Liang et al., 2018).
-        return {**losses, "held_out_recall_at_20": float((above < 20).mean())}
-
-    def losses(self, fitted: Fitted, train: Ratings, test: Ratings) -> Float64s:
-        """See `Engine.losses`: percentiles, of the first ratings only."""
-        users, items = implicit_factors(fitted)
-        above, among = _places(lambda user: items @ users[user], train, test, len(fitted.items))
-        return above / among
+    def judge(self, train: Ratings, test: Ratings) -> Judge:
+        """See `Engine.judge`."""
+        return _PlaceJudge(train, test)
 
     def _stands(self, start: Fitted, n_ratings: int) -> bool:
         """Return whether rank and weighting of an earlier fit stand for `n_ratings`."""
@@ -229,6 +216,32 @@ def _library(
         num_threads=threads,
         random_state=int(rng.integers(2**31)),
     )
+
+
+class _PlaceJudge:
+    """A `Judge` by the mean percentile of each chosen item among all items that the user had not chosen,
+    against that of popularity.
+    """
+
+    def __init__(self, train: Ratings, test: Ratings) -> None:
+        self._train, self._test = train, test
+
+    def metrics(self, fitted: Fitted) -> dict[str, float]:
+        """See `Judge`: mean percentiles."""
+        n_items = len(fitted.items)
+        popularity = np.bincount(self._train.item_row, minlength=n_items).astype(np.float64)
+        users, items = implicit_factors(fitted)
+        above, among = _places(lambda user: items @ users[user], self._train, self._test, n_items)
+        most_popular, _ = _places(lambda _: popularity, self._train, self._test, n_items)
+        losses = {"loss": (above / among).mean(), "baseline_loss": (most_popular / among).mean()}
+        # Recall@20, as in the literature (Liang et al., 2018).
+        return {**losses, "held_out_recall_at_20": float((above < 20).mean())}
+
+    def losses(self, fitted: Fitted) -> Float64s:
+        """See `Judge`: percentiles, of the first ratings only."""
+        users, items = implicit_factors(fitted)
+        above, among = _places(lambda user: items @ users[user], self._train, self._test, len(fitted.items))
+        return above / among
 
 
 def _places(

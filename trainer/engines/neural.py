@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from factors import FitDiverged, FitRefused, FitSettings, Fitted, Float64s, Int64s, Ratings
+from factors import Feedback, FitDiverged, FitRefused, FitSettings, Fitted, Float64s, Int64s, Ratings
 from factors.engine_api import (
     Compressed,
     explicit_fit,
@@ -22,14 +22,16 @@ from factors.engine_api import (
     prior_fit,
     scale_range,
 )
-from trainer.engines.base import FitTask, Trial, TwoFits
-from trainer.engines.variational import VariationalEngine
+from trainer.engines.base import FitTask, Judge, Trial, TwoFits
+from trainer.engines.variational import RatingJudge, VariationalEngine
 
 MISSING = "the neural engine needs torch: pip install foldin[neural]"
 
 
 class NeuralEngine:
     """A network trained through the fold-in (`trainer.engines.network`)."""
+
+    feedback: Feedback = "explicit"
 
     def __init__(self, settings: FitSettings) -> None:
         """Raises `FitRefused` where torch is not installed."""
@@ -56,13 +58,9 @@ class NeuralEngine:
         """See `Engine.trial`."""
         return TwoFits(self.fit, task, held_out)
 
-    def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:
-        """See `Engine.held_out`: root mean square error."""
-        return VariationalEngine(self._settings).held_out(fitted, train, test)
-
-    def losses(self, fitted: Fitted, train: Ratings, test: Ratings) -> Float64s:
-        """See `Engine.losses`: squared errors."""
-        return VariationalEngine(self._settings).losses(fitted, train, test)
+    def judge(self, train: Ratings, test: Ratings) -> Judge:
+        """See `Engine.judge`: as the default engine is judged."""
+        return RatingJudge(train, test)
 
     def _fit(self, by_user: Compressed, task: FitTask) -> Fitted:
         from trainer.engines.network import train

@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from factors import (
+    Feedback,
     FitOptions,
     FitSettings,
     Fitted,
@@ -20,11 +21,13 @@ from factors import (
     fit_biases,
     held_out_metrics,
 )
-from trainer.engines.base import FitTask, Trial
+from trainer.engines.base import FitTask, Judge, Trial
 
 
 class VariationalEngine:
     """`factors.fit`."""
+
+    feedback: Feedback = "explicit"
 
     def __init__(self, settings: FitSettings) -> None:
         self._settings = settings
@@ -49,17 +52,28 @@ class VariationalEngine:
             has_read=task.has_read,
         )
 
-    def held_out(self, fitted: Fitted, train: Ratings, test: Ratings) -> dict[str, float]:
-        """See `Engine.held_out`: root mean square errors."""
-        metrics = held_out_metrics(fitted, test)
-        own, baseline = self.losses(fitted, train, test), bias_errors(train, test) ** 2
+    def judge(self, train: Ratings, test: Ratings) -> Judge:
+        """See `Engine.judge`: root mean square errors, and squared errors."""
+        return RatingJudge(train, test)
+
+
+class RatingJudge:
+    """A `Judge` by the error of ratings, against that of a bias model."""
+
+    def __init__(self, train: Ratings, test: Ratings) -> None:
+        self._test, self._baseline = test, bias_errors(train, test) ** 2
+
+    def metrics(self, fitted: Fitted) -> dict[str, float]:
+        """See `Judge`: root mean square errors."""
+        metrics = held_out_metrics(fitted, self._test)
+        own, baseline = self.losses(fitted), self._baseline
         losses = {"loss": math.sqrt(own.mean()), "baseline_loss": math.sqrt(baseline.mean())}
         kept = {f"held_out_{name}": value for name, value in metrics.items() if math.isfinite(value)}
         return {**kept, **losses}
 
-    def losses(self, fitted: Fitted, train: Ratings, test: Ratings) -> Float64s:
-        """See `Engine.losses`: squared errors."""
-        scorer = Scorer(fitted.posterior, fitted.items)
+    def losses(self, fitted: Fitted) -> Float64s:
+        """See `Judge`: squared errors."""
+        test, scorer = self._test, Scorer(fitted.posterior, fitted.items)
         scores = scorer.score(fitted.users, test.user_row, test.item_row, test.time, test.context)
         return np.asarray((test.value - scores.rating) ** 2)
 

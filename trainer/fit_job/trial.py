@@ -78,21 +78,24 @@ def try_out(
     against_live = live is not None and len(held_out) >= _NEWEST_FROM
     if not against_live:
         held_out = task.rng.choice(size, wanted, replace=False)
-    trial = engine.trial(task, held_out)
-    fitted = trial.fitted()
     is_known = np.ones(size, dtype=bool)
     is_known[held_out] = False
     known, tried = data.ratings.take(is_known), data.ratings.take(held_out)
-    # "unseen": under this name in the metrics of every generation that was ever stored.
-    metrics = {**engine.held_out(fitted, known, tried), "unseen": float(len(held_out)), "newest": 0.0}
-    if live is not None and against_live and live.model.feedback == fitted.model.feedback:
+    judge, before = engine.judge(known, tried), None
+    if live is not None and against_live and live.model.feedback == engine.feedback:
         is_new = np.zeros(size, dtype=bool)
         is_new[data.unlearned] = True
-        before = as_served(
-            live, data, known, is_new[is_known], described=described, asked=tried, threads=threads
-        )
-        own, other = (engine.losses(each, known, tried) for each in (fitted, before))
-        metrics |= {**compared(own, other, tried.user_row[: len(own)]), "newest": float(len(own))}
+        served = partial(as_served, described=described, asked=tried, threads=threads)
+        before = judge.losses(served(live, data, known, is_new[is_known]))
+    # All that reads them comes before the fit has an order of its own: both would be there at once.
+    del known, is_known
+    trial = engine.trial(task, held_out)
+    fitted = trial.fitted()
+    # "unseen": under this name in the metrics of every generation that was ever stored.
+    metrics = {**judge.metrics(fitted), "unseen": float(len(held_out)), "newest": 0.0}
+    if before is not None:
+        own = judge.losses(fitted)
+        metrics |= {**compared(own, before, tried.user_row[: len(own)]), "newest": float(len(own))}
     return trial, metrics
 
 
