@@ -257,11 +257,12 @@ def _shifts(options: Choice) -> list[Shift]:
     return shifts
 
 
-def _record(found: Found, of: Origin, console: Console) -> None:
-    path = DOCS / "accuracy.md"
+def _record(found: Found, of: Origin, options: Choice, console: Console) -> None:
+    path, usual = DOCS / "accuracy.md", options.ratings == Choice().ratings
     write_rows(path, NAME, list(goals(found)), of, whole=False)
     for section in found.sections():
-        name = f"{NAME} {section}"
+        # The tables of made sets are of one size; those of others have rows.
+        name = f"{NAME} {section}" if usual or section not in MADE else f"{NAME} {section} of another size"
         if has_output(path, name):
             write_output(path, name, list(recorded_tables(found, section)), of)
         else:
@@ -283,7 +284,7 @@ def main(argv: Sequence[str]) -> int:
     full = options.scale == 1 and not options.quick
     show(found, console, full=full)
     if options.record:
-        _record(found, of, console)
+        _record(found, of, options, console)
     watched = watch.since()
     # Errors do not depend on the load: a busy machine is named, not refused as for figures of speed.
     if watched.others is not None and watched.others > 0.1:
