@@ -140,7 +140,7 @@ def ordinal_sites(
 ) -> Sites:
     """Return the sites (n,) of ratings whose levels lie between `bounds`, from the moments of their `scores`
     under a posterior that has the sites `before` in it; None stands for the prior. Goes `damping` of the way
-    from `before`.
+    from `before`, and all of it from a site of weight 0, which says nothing yet.
     """
     mean, own = scores.mean, scores.own_variance
     if before is not None:
@@ -175,12 +175,13 @@ def ordinal_sites(
     linear -= scores.offset
     linear *= weight
     if before is not None:
-        _damp(weight, before.weight, damping)
-        _damp(linear, before.linear, damping)
+        part = np.where(before.weight > 0.0, damping, 1.0)
+        _damp(weight, before.weight, part)
+        _damp(linear, before.linear, part)
     return Sites(weight, linear, mean, predicted)
 
 
-def _damp(new: Float64s, old: Float64s, damping: float) -> None:
+def _damp(new: Float64s, old: Float64s, damping: Float64s) -> None:
     new -= old
     new *= damping
     new += old

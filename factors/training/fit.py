@@ -73,7 +73,7 @@ def fit(ratings: Ratings, n_users: int, n_items: int, **options: Unpack[FitOptio
 
 class TrialFit:
     """A fit of `ratings` but those at the positions `held_out`, which goes on with these from where it is:
-    all are ordered once. Of a pair that is held out `ratings` have no other entry. Raises as `fit` does.
+    all are ordered once. Raises as `fit` does.
     """
 
     def __init__(
@@ -84,32 +84,12 @@ class TrialFit:
         held_out: Int64s = _NONE_HELD_OUT,
         **options: Unpack[FitOptions],
     ) -> None:
-        settings, start = options["settings"], options.get("start")
-        self._shape, self._rng, self._progress = (n_users, n_items), options["rng"], options.get("progress")
-        self._settings, self._short = settings, False
-        by_user = prepare(ratings, n_users, n_items, settings, held_out)
-        self._held_out = _held_out(ratings, held_out, n_users)
-        has_read = options.get("has_read")
-        if has_read is not None:
-            has_read()
+        self._shape, self._options, self._settings = (n_users, n_items), options, options["settings"]
         self._state: State | None = None
-        self._metrics: dict[str, float] = {}
-        if len(by_user.value) == 0:
-            return
-        every = np.append(by_user.value, self._held_out.value) if len(held_out) else by_user.value
-        self._settings = replace(settings, scale=observed_scale(settings.scale, every))
-        del every
-        training = _training(
-            by_user, n_items, self._settings, options, more=int(self._held_out.counts.max(initial=0))
-        )
-        # It has narrower columns of its own.
-        del by_user
-        offered = _offered(training)
-        goes_on = start is not None and _continues(start, self._settings, len(training), offered)
-        self._begin(training, start if goes_on else None)
-        continuation = options.get("continuation")
-        self._short = goes_on and continuation is not None
-        self._sweep(continuation if goes_on else None)
+        self._metrics, self._short = dict[str, float](), False
+        self._held_out = _held_out(ratings, held_out, n_users)
+        # Each step has what it is given to itself: nothing here keeps what a narrower copy stands for.
+        self._begin(self._training(self._by_user(ratings, held_out)))
 
     def fitted(self) -> Fitted:
         """Return the fit without what it holds out. Of the users only those of whom it does are as they are
@@ -121,34 +101,76 @@ class TrialFit:
 
     def complete(self) -> Fitted:
         """Return the fit of all ratings. Called once: nothing is left of this fit then."""
-        if len(self._held_out.value):
-            self._take_in()
+        held_out, self._held_out = self._held_out, NO_HISTORIES
+        if len(held_out.value):
+            self._take_in(held_out)
         state, self._state = self._state, None
         return prior_fit(self._settings, *self._shape) if state is None else finish(state, self._metrics)
 
-    def _take_in(self) -> None:
-        """Learn what was held out."""
-        state, held_out = self._state, self._held_out
-        self._held_out = NO_HISTORIES
-        if state is None:
+    def _take_in(self, held_out: Compressed) -> None:
+        if self._state is None:
+            self._begin(self._training(held_out))
             return
-        state = self._state = state.with_ratings(held_out)
-        training = state.training
-        if not state.parameters.decided and len(training) >= LEAST_RATINGS and _decides(self._settings):
+        state = self._state = self._state.with_ratings(held_out)
+        n = len(state.training)
+        if not state.parameters.decided and n >= LEAST_RATINGS and _decides(self._settings):
             # The others alone were too few to choose terms by.
-            self._begin(training, None)
-        few = self._short or len(held_out.value) < _FEW_HELD_OUT * len(training)
+            self._begin(state.training)
+            return
+        few = self._short or len(held_out.value) < _FEW_HELD_OUT * n
         self._sweep(1 if few else _SWEEPS_OF_HELD_OUT)
 
-    def _begin(self, training: TrainingSet, start: Fitted | None) -> None:
-        begin = _selection(training, self._settings, self._rng, start)
+    def _by_user(self, ratings: Ratings, held_out: Int64s) -> Compressed:
+        found = prepare(ratings, *self._shape, self._settings, held_out)
+        has_read = self._options.get("has_read")
+        if has_read is not None:
+            has_read()
+        return found
+
+    def _training(self, by_user: Compressed) -> TrainingSet | None:
+        """Return the training set of these ratings, None where there are none, with the scale and the codes
+        of contexts that all have in common, what is held out among them.
+        """
+        if len(by_user.value) == 0:
+            return None
+        settings, (_, n_items) = self._settings, self._shape
+        held_out = self._held_out = _without(self._held_out, by_user)
+        both = [by_user.value, held_out.value] if len(held_out.value) else [by_user.value]
+        self._settings = replace(settings, scale=observed_scale(settings.scale, np.concatenate(both)))
+        n = len(by_user.value) + len(held_out.value)
+        backend = choose_backend(n, threads=settings.threads, block_rows=settings.block_rows)
+        encoding = None
+        if n < backend.most_apart and by_user.context is not None:
+            contexts = [each for each in (by_user.context, held_out.context) if each is not None]
+            kinds = self._options.get("context_kinds", ())
+            encoding = learn_context_encoding(np.concatenate(contexts), kinds)
+        if encoding is None:
+            by_user = replace(by_user, context=None)
+        more, attributes = int(held_out.counts.max(initial=0)), self._options.get("attributes")
+        training = TrainingSet.of(by_user, n_items, backend, attributes, encoding, more=more)
+        for name, columns in training.attributes.items():
+            if columns.rows != training.side(name).rows:
+                raise FitRefused(f"attributes of {columns.rows} {name}s, not of {training.side(name).rows}")
+        return training
+
+    def _begin(self, training: TrainingSet | None) -> None:
+        """Sweep from the start that is given, where the fit may go on from it, or from one that is chosen."""
+        if training is None:
+            return
+        start, continuation = self._options.get("start"), self._options.get("continuation")
+        if start is not None and not _continues(start, self._settings, len(training), _offered(training)):
+            start = None
+        begin = _selection(training, self._settings, self._options["rng"], start)
         if not begin.parameters.reads_times:
             training = training.without_times()
         self._state, self._metrics = begin.on(training)
+        del training
+        self._short = start is not None and continuation is not None
+        self._sweep(continuation if self._short else None)
 
     def _sweep(self, continuation: int | None) -> None:
         """Sweep until the fit has settled, or where there are many ratings as often as `continuation`."""
-        state, most = self._state, self._settings.sweeps
+        state, most, progress = self._state, self._settings.sweeps, self._options.get("progress")
         if state is None:
             return
         many = len(state.training) >= _MANY_TO_SETTLE
@@ -158,11 +180,11 @@ class TrialFit:
         sweeps, change = 0, 0.0
         for sweeps in range(1, most + 1):
             change = state.sweep()
-            if self._progress is not None:
-                self._progress(sweeps, {"change": change, "noise": state.parameters.noise})
+            if progress is not None:
+                progress(sweeps, {"change": change, "noise": state.parameters.noise})
             if change < tolerance:
                 break
-        self._metrics |= {"sweeps": float(sweeps), "change": change}
+        self._metrics = {**self._metrics, "sweeps": float(sweeps), "change": change}
 
 
 def _held_out(ratings: Ratings, positions: Int64s, n_users: int) -> Compressed:
@@ -170,26 +192,22 @@ def _held_out(ratings: Ratings, positions: Int64s, n_users: int) -> Compressed:
     if len(positions) == 0:
         return NO_HISTORIES
     out = ratings.take(positions)
-    columns = (out.user_row, out.item_row, out.value, out.time, n_users)
-    found = compress_pairs(*columns, context=out.context, wide=False)
+    columns = (out.user_row, out.item_row, out.value, out.time)
+    found = compress_pairs(*columns, n_users, context=out.context, wide=False)
     return replace(found, source=positions[found.source])
 
 
-def _training(
-    by_user: Compressed, n_items: int, settings: FitSettings, options: FitOptions, *, more: int
-) -> TrainingSet:
-    """Return the training set of these ratings, to which at most so many `more` of a user are added later."""
-    backend = choose_backend(len(by_user.value), threads=settings.threads, block_rows=settings.block_rows)
-    encoding = None
-    if len(by_user.value) < backend.most_apart:
-        encoding = learn_context_encoding(by_user.context, options.get("context_kinds", ()))
-    if encoding is None:
-        by_user = replace(by_user, context=None)
-    training = TrainingSet.of(by_user, n_items, backend, options.get("attributes"), encoding, more=more)
-    for name, columns in training.attributes.items():
-        if columns.rows != training.side(name).rows:
-            raise FitRefused(f"attributes of {columns.rows} {name}s, not of {training.side(name).rows}")
-    return training
+def _without(held_out: Compressed, by_user: Compressed) -> Compressed:
+    """Return what is held out but pairs that `by_user` has, too: of these a later entry counts."""
+    row, other = held_out.row, held_out.other
+    at = by_user.places(row, other)
+    end = by_user.indptr[row + 1]
+    there = at < end
+    there[there] = by_user.other[at[there]] == other[there]
+    if not there.any():
+        return held_out
+    left = np.flatnonzero(~there)
+    return replace(held_out.only(left), source=held_out.source[left])
 
 
 def _selection(

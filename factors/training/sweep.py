@@ -87,14 +87,16 @@ class State:
         """Return a state that goes on from this one with further ratings, of pairs that it has none of. This
         one is not to be used any more.
         """
-        # What this one has makes room piece by piece.
-        self.training, places = self.training.with_ratings(by_user)
-        state = State(self.training, self.parameters, self.user_rows, self.item_rows)
         # Sessions, and where rows that move are seen from, may be others with these.
         in_sessions = any(len(step.posterior.effects.mean) for step in self.steps.values())
-        if self.parameters.link == "ordinal" and not in_sessions and not self.parameters.moves:
-            for name in tuple(self.steps):
-                state.steps[name] = _with_sites(self.steps.pop(name), places[name])
+        if self.parameters.link != "ordinal" or in_sessions or self.parameters.moves:
+            self.steps = {}
+        # What this one has makes room piece by piece.
+        self.training = self.training.anew()
+        self.training, places = self.training.with_ratings(by_user)
+        state = State(self.training, self.parameters, self.user_rows, self.item_rows)
+        for name in tuple(self.steps):
+            state.steps[name] = _with_sites(self.steps.pop(name), places[name])
         return state
 
     def sweep(self, *, learn_priors: bool = True) -> float:

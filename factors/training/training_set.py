@@ -26,6 +26,9 @@ from factors.model.types import Float64s, Int64s
 from factors.training.effects.attribute_effects import AttributeEffects, NoAttributeEffects
 from factors.training.effects.implicit_effects import ImplicitEffects, NoImplicitEffects
 
+# Entries that are looked at together.
+_BLOCK = 1 << 20
+
 
 def random_entries(n: int, most: int) -> Int64s:
     """Return `most` of the entries 0 to `n`, ascending, the same each time; all of them if there are no more.
@@ -107,6 +110,10 @@ class TrainingSet:
         """Return the same without the ratings by item, and without what was computed from them."""
         return TrainingSet(self.by_user, NO_HISTORIES, self.backend, self.attributes, self.context)
 
+    def anew(self) -> "TrainingSet":
+        """Return the same without what was computed from it."""
+        return TrainingSet(self.by_user, self.by_item, self.backend, self.attributes, self.context)
+
     def of_users(self, rows: Int64s) -> "TrainingSet":
         """Return the users at `rows` (m,), ascending, alone, without the ratings by item."""
         attributes = dict(self.attributes)
@@ -126,9 +133,12 @@ class TrainingSet:
         by_item = by_user.by_other(self.by_item.rows)
         of_user = self.by_user.places(by_user.row, by_user.other)
         of_item = self.by_item.places(by_item.row, by_item.other)
-        # Entries of `by_user` move by how many have come before them.
-        source = self.by_item.source + np.searchsorted(of_user, self.by_item.source, side="right")
-        kept = replace(self.by_item, source=source.astype(self.by_item.source.dtype))
+        source = self.by_item.source.copy()
+        for start in range(0, len(source), _BLOCK):
+            # Entries of `by_user` move by how many have come before them.
+            part = source[start : start + _BLOCK]
+            part += np.searchsorted(of_user, part, side="right").astype(part.dtype)
+        kept = replace(self.by_item, source=source)
         by_item = replace(by_item, source=(of_user + np.arange(len(of_user)))[by_item.source])
         both = (_with(self.by_user, by_user, of_user), _with(kept, by_item, of_item))
         found = TrainingSet(*both, self.backend, self.attributes, self.context)

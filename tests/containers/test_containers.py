@@ -183,6 +183,8 @@ def test_the_image_runs_without_privileges_and_cannot_be_written(stack: Stack) -
     assert in_service(stack, program) == "[]"
     program = "print(dict(line.split(':') for line in open('/proc/1/status'))['CapEff'].strip())"
     assert int(in_service(stack, program), 16) == 0
+    program = "from featurestore.users.compiled import *; print(len(kept([HOME / file_name()])))"
+    assert int(in_service(stack, program)) > 10_000, "the compiled fold-in"
 
 
 async def test_the_image_says_what_it_is_and_has_the_manual(stack: Stack) -> None:

@@ -191,11 +191,9 @@ async def publish_for_ann(store: Store, ratings: Mapping[str, float], n_items: i
 
 
 @asynccontextmanager
-async def opened(
-    at: StoreServer | StoreSettings, timeout_s: float = 30.0, *, hot: bool = True
-) -> AsyncIterator[Store]:
+async def opened(at: StoreServer | StoreSettings, *, hot: bool = True) -> AsyncIterator[Store]:
     if isinstance(at, StoreServer):
-        at = StoreSettings(url=at.url, partitions=4, timeout_s=timeout_s)
+        at = StoreSettings(url=at.url, partitions=4, timeout_s=30.0)
     store = await Store.open(at, hot=hot)
     try:
         yield store

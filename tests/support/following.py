@@ -21,10 +21,8 @@ def head_of(follower: Follower) -> RankingHead:
 
 
 @asynccontextmanager
-async def following(
-    store: Store, folder: Path, name: str = "w", poll_s: float = 0.02
-) -> AsyncIterator[Follower]:
-    follower = Follower(store, folder, name, poll_s)
+async def following(store: Store, folder: Path, name: str = "w") -> AsyncIterator[Follower]:
+    follower = Follower(store, folder, name, 0.02)
     stop = asyncio.Event()
     task = asyncio.create_task(follower.run(stop))
     try:

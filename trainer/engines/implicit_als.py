@@ -46,6 +46,8 @@ _POWER = 0.5
 _RANK, _MORE_RANK = 32, 64
 # Of more choices whole users are drawn, so that a decision takes minutes at most.
 _MOST_TRIED = 100_000
+# Ratings that fits are judged by.
+_MOST_JUDGED = 2_000
 # NDCG@100 decides, as in the literature (Liang et al., 2018).
 _DEPTH = 100
 
@@ -224,12 +226,17 @@ class _PlaceJudge:
     """
 
     def __init__(self, train: Ratings, test: Ratings) -> None:
-        self._train, self._test = train, test
+        # Each pair costs a score of every item.
+        self._test = test.take(np.arange(min(len(test.value), _MOST_JUDGED)))
+        asked = np.zeros(1 + max(int(each.user_row.max(initial=0)) for each in (train, test)), dtype=bool)
+        asked[self._test.user_row] = True
+        self._popularity = np.bincount(train.item_row).astype(np.float64)
+        self._train = train.take(asked[train.user_row])
 
     def metrics(self, fitted: Fitted) -> dict[str, float]:
         """See `Judge`: mean percentiles."""
         n_items = len(fitted.items)
-        popularity = np.bincount(self._train.item_row, minlength=n_items).astype(np.float64)
+        popularity = np.pad(self._popularity, (0, n_items - len(self._popularity)))
         users, items = implicit_factors(fitted)
         above, among = _places(lambda user: items @ users[user], self._train, self._test, n_items)
         most_popular, _ = _places(lambda _: popularity, self._train, self._test, n_items)
@@ -247,11 +254,10 @@ class _PlaceJudge:
 def _places(
     scores_of: Callable[[int], Float32s | Float64s], train: Ratings, test: Ratings, n_items: int
 ) -> tuple[Float64s, Float64s]:
-    """Return how many of the items that the user had not chosen have a higher score than each of the first
-    ratings of `test`, and among how many.
+    """Return how many of the items that the user had not chosen have a higher score than each rating of
+    `test`, and among how many.
     """
-    # Each pair costs a score of every item.
-    user_row, item_row = test.user_row[:2_000], test.item_row[:2_000]
+    user_row, item_row = test.user_row, test.item_row
     n_users = 1 + max(int(train.user_row.max(initial=0)), int(user_row.max(initial=0)))
     seen = _matrix(train, np.ones(len(train.value), np.float32), (n_users, n_items))
     above, among = np.empty(len(user_row)), np.empty(len(user_row))

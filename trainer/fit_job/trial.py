@@ -87,6 +87,7 @@ def try_out(
         is_new[data.unlearned] = True
         served = partial(as_served, described=described, asked=tried, threads=threads)
         before = judge.losses(served(live, data, known, is_new[is_known]))
+        del is_new
     # All that reads them comes before the fit has an order of its own: both would be there at once.
     del known, is_known
     trial = engine.trial(task, held_out)

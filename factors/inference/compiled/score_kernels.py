@@ -267,8 +267,8 @@ def move_sites(
     """Sites of entries `start` to `stop` as `ordinal.ordinal_sites` has them, from `score_mean`,
     `own_variance` and `variance` (n,), that of the other side; `mean` and `offset` as in `score_entries`.
 
-    `weight` and `linear` (n,) go `damping` of the way from what they hold, if they have `begun`; `score_mean`
-    and `variance` become those of the score without its own rating.
+    `weight` and `linear` (n,) go `damping` of the way from what they hold, if they have `begun` and are not
+    0, which is no site yet; `score_mean` and `variance` become those of the score without its own rating.
     """
     levels = len(bounds) - 2.0
     # What the loop in the middle reads and writes is side by side, so that vector registers hold it.
@@ -342,9 +342,10 @@ def move_sites(
             lanes[1, i] = new * (score - fixed + slope / curvature)
             lanes[2, i] = score
             lanes[3, i] = predicted
-        step = damping if begun else 1.0
         for i in range(n):
             e = base + i
+            # One that is 0 has come since.
+            step = damping if begun and lanes[6, i] > 0.0 else 1.0
             weight[e] = lanes[6, i] + step * (lanes[0, i] - lanes[6, i])
             linear[e] = lanes[7, i] + step * (lanes[1, i] - lanes[7, i])
             score_mean[e] = lanes[2, i]

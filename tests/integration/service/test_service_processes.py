@@ -15,7 +15,7 @@ from service.server.supervisor import bind
 from service.server.worker import Site, tls_context
 from tests.support.certificates import certificate
 from tests.support.factories import Written
-from tests.support.serving import Service, client_of, processes
+from tests.support.serving import Service, client_of, processes, send_raw
 from tests.support.waiting import PATIENCE_S, wait_until, wait_until_async
 
 # A worker takes a second to start, and many times that on a machine where others are busy.
@@ -24,12 +24,7 @@ PAIR = "/predict?user_id=ann&item_id=item-5"
 
 
 def raw_get(port: int, path: str) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-        found = b""
-        while chunk := connection.recv(65536):
-            found += chunk
-        return found
+    return send_raw(port, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
 
 
 def connects(port: int) -> bool:

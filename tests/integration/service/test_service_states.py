@@ -7,15 +7,13 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from factors import Histories
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service.context import CONTEXT
 from tests.support.factories import Written, lead, publish, publish_for_ann, write_generation
 from tests.support.serving import BOTH_WAYS, Client, is_problem, send_raw, serves, serving
 from tests.support.waiting import wait_until_async
+from tests.unit.factors.factors_world import history
 
 RATERS, FLIPS = 3, 2
 
@@ -104,11 +102,8 @@ async def test_a_body_that_does_not_come_is_given_up(store_settings: StoreSettin
         assert (context.counts.exceptions, context.counts.requests["/ratings"]) == (0, {"400": 1})
 
 
-def by_hand(written: Written, history: dict[int, float], row: int) -> float:
-    rows = np.array(list(history), dtype=np.int32)
-    values = np.array(list(history.values()), dtype=np.float64)
-    packed = Histories(np.array([0, len(history)]), rows, values, np.full(len(history), np.nan))
-    return written.rating_of(packed, row)
+def by_hand(written: Written, rated: dict[int, float], row: int) -> float:
+    return written.rating_of(history([*rated], [*rated.values()]), row)
 
 
 async def test_raters_read_their_writes_while_generations_flip(

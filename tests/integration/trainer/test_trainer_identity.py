@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import shutil
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -16,7 +15,7 @@ from featurestore.errors import LeaseLost
 from processes.probes import unused_port
 from tests.integration.conftest import Learned
 from tests.support.factories import rating
-from tests.support.recovering import GIVEN, LATER, archive_ratings, empty, opened, put_back
+from tests.support.recovering import GIVEN, LATER, archive_ratings, copied_files, empty, opened, put_back
 from tests.support.servers import KIND, StoreServer, running_server
 from tests.support.serving import Client, client_of, serving
 from tests.support.trainers import archived, fitted, refused, refuses, running_trainer, until_drained
@@ -102,9 +101,7 @@ async def test_an_archive_that_is_not_the_stores_is_refused_and_left_as_it_is(
 
 async def test_older_store_put_back(learned: Learned, tmp_path: Path) -> None:
     settings, server = learned.settings, learned.server
-    server.stop()
-    shutil.copytree(server.folder / "appendonlydir", tmp_path / "backup")
-    server.start()
+    copied_files(server, tmp_path / "backup")
     await archive_ratings(settings, LATER)
     before = files(settings)
     put_back(server, tmp_path / "backup")

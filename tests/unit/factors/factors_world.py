@@ -32,11 +32,6 @@ def ratings(user: ArrayLike, item: ArrayLike, value: ArrayLike, time: ArrayLike 
     return Ratings(np.array(user, dtype=np.int32), np.array(item, dtype=np.int32), values, times)
 
 
-def joined(one: Ratings, other: Ratings) -> Ratings:
-    names = ("user_row", "item_row", "value", "time")
-    return Ratings(*(np.concatenate([getattr(each, name) for each in (one, other)]) for name in names))
-
-
 def fitted_of(ratings: Ratings, *, n_users: int = 40, n_items: int = 30, **settings: object) -> Fitted:
     given = {"scale": STARS, "rank": 3, "sweeps": 6, **settings}
     rng = np.random.default_rng(1)

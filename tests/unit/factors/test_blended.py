@@ -43,9 +43,7 @@ class World:
         self.users = self.posterior.fold_in_users(self.items, self.histories)
 
     def history(self, user: int) -> Histories:
-        part = slice(60 * user, 60 * user + 60)
-        data = self.histories
-        return Histories(np.array([0, 60]), data.other_row[part], data.value[part], data.time[part])
+        return self.histories.part(user, user + 1)
 
     def parts(self, user: int) -> tuple[Float64s, Float64s]:
         relevance = self.head.scores(self.history(user), np.arange(ITEMS))

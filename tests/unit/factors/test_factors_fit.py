@@ -33,6 +33,7 @@ from tests.support.odd_data import ODD_DATA, OddData
 from tests.unit.factors.factors_world import STARS, fitted_of, histories_of, history, ratings, ratings_of
 
 NAN = math.nan
+LINKS = ("gaussian", "ordinal")
 
 
 def fitted(given: Ratings, n_users: int, n_items: int, scale: Scale = STARS, **settings: object) -> Fitted:
@@ -132,15 +133,22 @@ def test_a_fit_goes_on_from_an_earlier_one_with_more_users_and_items() -> None:
     assert other.model.rank == 2
 
 
-@pytest.mark.parametrize("how", [{}, {"link": "ordinal"}, {"link": "gaussian", "session_effects": False}])
+@pytest.mark.parametrize("how", [{}, *({"link": link, "session_effects": False} for link in LINKS)])
 def test_a_trial_is_served_without_what_it_holds_out_and_ends_with_it(
     monkeypatch: pytest.MonkeyPatch, how: dict[str, object]
 ) -> None:
-    given, rng, sweeps = ratings_of(4, n=700), np.random.default_rng(0), list[int]()
-    out, settings = rng.choice(700, 60, replace=False), FitSettings(STARS, rank=2, **how)  # type: ignore[arg-type]
+    # Of one item all are held out: five of the highest.
+    every, rng, sweeps = ratings_of(4, n=700), np.random.default_rng(0), list[int]()
+    given = every.take(
+        np.append(np.flatnonzero(every.item_row != 7), np.flatnonzero(every.item_row == 7)[:5])
+    )
+    n = len(given.value)
+    given.value[-5:] = 5.0
+    out = np.append(rng.choice(n - 5, 60, replace=False), np.arange(n - 5, n))
+    settings = FitSettings(STARS, rank=2, **how)  # type: ignore[arg-type]
     trial = TrialFit(given, 40, 30, out, settings=settings, rng=rng)
     before, users = trial.fitted(), np.unique(given.user_row[out])
-    found, rest = trial.complete(), given.take(np.setdiff1d(np.arange(700), out))
+    found, rest = trial.complete(), given.take(np.setdiff1d(np.arange(n), out))
     for fitted, learned, rows in ((before, rest, users), (found, given, np.arange(40))):
         folded = fitted.posterior.fold_in_users(fitted.items, histories_of(learned, 40), current=fitted.users)
         np.testing.assert_allclose(fitted.users[rows], folded[rows], rtol=2e-5, atol=2e-5)
@@ -148,10 +156,14 @@ def test_a_trial_is_served_without_what_it_holds_out_and_ends_with_it(
         np.testing.assert_array_equal(counts, np.bincount(learned.item_row, minlength=30))
     # With little news a refit goes on for as long as it is told, and then learns what it held out.
     monkeypatch.setattr("factors.training.fit._MANY_TO_SETTLE", 100)
-    again = FitOptions(settings=settings, rng=rng, start=found, continuation=2)
+    again = FitOptions(settings=settings, rng=rng, start=before, continuation=2)
     again["progress"] = lambda sweep, _: sweeps.append(sweep)
-    TrialFit(given, 40, 30, out, **again).complete()
+    found = TrialFit(given, 40, 30, out, **again).complete()
     assert sweeps == [1, 2, 1]
+    past = histories_of(given, 30, by="item").part(7, 8)
+    decode, mean = found.posterior.item_codec.decode, found.posterior.parameters.items.layout.mean
+    new = decode(found.posterior.fold_in_items(found.users, past, current=found.items[7:8]))[0, mean]
+    np.testing.assert_allclose(decode(found.items[7:8])[0, mean][-1], new[-1], rtol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +256,8 @@ def test_a_fit_is_finite_and_predicts_no_worse_than_biases(make: Callable[[], Od
     past = histories_of(learned, data.n_users)
     folded = found.posterior.fold_in_users(found.items, past, current=found.users)
     np.testing.assert_allclose(folded, found.users, rtol=1e-3, atol=1e-3)
+    rated = np.unique(learned.item_row[~np.isnan(learned.value)])
+    assert found.posterior.item_codec.decode(found.items)[rated, 0].min() >= 1
     # The next fit goes on from it.
     answers(data, fitted_odd(data, learned, found, sweeps=2), held_out)
     if len(held_out.value) >= LEAST_HELD_OUT and data.constant is None:

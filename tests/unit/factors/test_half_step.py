@@ -10,7 +10,7 @@ from factors.inference.histories import RECENT, SAMPLED, compress, sample_order
 from factors.model.layout import unpack
 from factors.model.parameters import SideName
 from factors.model.types import Float64s
-from tests.unit.factors.factors_world import fitted_of, histories_of, history, joined, ratings, ratings_of
+from tests.unit.factors.factors_world import fitted_of, histories_of, history, ratings_of
 
 LINKS = ("gaussian", "ordinal")
 
@@ -109,17 +109,3 @@ def test_of_a_long_history_the_latest_count_and_a_sample_of_the_others() -> None
     few = compress(two, 5_000).thinned(0, 50)
     assert (few.counts.tolist(), set(few.other[50:])) == ([50, 10], set(given.other_row[4_990:]))
     assert len(compress(given, 5_000).other) == 5_000
-
-
-@pytest.mark.parametrize("link", ["gaussian", "ordinal"])
-def test_the_row_of_a_heavy_user_in_a_fit_is_what_folding_in_gives(link: str) -> None:
-    n_items = 6_000
-    some = ratings_of(3, timed=False)
-    rng = np.random.default_rng(4)
-    heavy = rng.permutation(n_items)[:5_000]
-    given = joined(some, ratings(np.full(5_000, 40), heavy, rng.integers(1, 6, 5_000)))
-    fitted = fitted_of(given, n_users=41, n_items=n_items, link=link)
-    folded = fitted.posterior.fold_in_users(fitted.items, histories_of(given, 41), current=fitted.users)
-    assert np.allclose(folded, fitted.users, atol=1e-4)
-    # Its items have learned from all of them.
-    assert fitted.items[heavy, 0].min() >= 1

@@ -164,17 +164,11 @@ def in_contexts(seed: int = 5, n: int = 1_500, n_known: int = 1_200) -> tuple[Ra
     return found.take(np.arange(n_known)), found.take(np.arange(n_known, n))
 
 
-def with_contexts(
-    given: Ratings, link: Link = "gaussian", start: Fitted | None = None, sweeps: int = 15
-) -> Fitted:
-    settings = FitSettings(STARS, link=link, rank=2 if sweeps == 15 else "auto", sweeps=sweeps)
-    how = {"settings": settings, "rng": np.random.default_rng(3), "start": start}
-    return fit(given, USERS, ITEMS, context_kinds=("number",) * FIELDS, **how)  # type: ignore[arg-type]
-
-
 @pytest.fixture(scope="module")
 def shifted() -> Fitted:
-    return with_contexts(in_contexts()[0])
+    settings, rng = FitSettings(STARS, link="gaussian", rank=2, sweeps=15), np.random.default_rng(3)
+    how = {"context_kinds": ("number",) * FIELDS, "settings": settings, "rng": rng}
+    return fit(in_contexts()[0], USERS, ITEMS, **how)  # type: ignore[arg-type]
 
 
 def test_contexts(shifted: Fitted) -> None:

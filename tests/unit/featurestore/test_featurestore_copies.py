@@ -14,14 +14,8 @@ from tests.support.factories import make_items, make_model
 MODEL = make_model()
 ITEMS = make_items(MODEL, 4)
 POSTERIOR = posterior_of(MODEL)
-
-
-def live_generation(number: int = 1, epoch: int = 1) -> LiveGeneration:
-    scorer, ranker = Scorer(POSTERIOR, ITEMS), Ranker(POSTERIOR, ITEMS)
-    return LiveGeneration(epoch, number, POSTERIOR, ITEMS, len(ITEMS), scorer, ranker, None)  # type: ignore[arg-type]  # its meta is not asked
-
-
-LIVE = live_generation()
+SCORER, RANKER = Scorer(POSTERIOR, ITEMS), Ranker(POSTERIOR, ITEMS)
+LIVE = LiveGeneration(1, 1, POSTERIOR, ITEMS, len(ITEMS), SCORER, RANKER, None)  # type: ignore[arg-type]  # no meta
 
 
 def record(n: int) -> bytes:
@@ -33,8 +27,8 @@ def profile(n: int, ratings: int = 1) -> Profile:
     return Profile(n, POSTERIOR.prior_user, history, False)
 
 
-def held(copies: UserCopies, *user_ids: bytes, live: LiveGeneration = LIVE) -> list[int]:
-    found = copies.lookup(live, user_ids)
+def held(copies: UserCopies, *user_ids: bytes) -> list[int]:
+    found = copies.lookup(LIVE, user_ids)
     assert found.behind == []
     return list(map(int, found.n))
 

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from factors import FitSettings, Fitted, Histories, Ratings, Scale
 from factors.engine_api import confidence_of, implicit_factors, weighting_of
 from factors.model.layout import item_layout, user_layout
-from tests.unit.factors.factors_world import histories_of
+from tests.unit.factors.factors_world import histories_of, ratings
 from trainer.engines import make_engine
 from trainer.engines.base import FitTask
 
@@ -32,10 +32,7 @@ def choices() -> Ratings:
         for item in range(40)
         if rng.random() < (0.5 if item % 4 == user % 4 else 0.02)
     ]
-    user, item, value = (np.array(column) for column in zip(*rows, strict=True))
-    return Ratings(
-        user.astype(np.int32), item.astype(np.int32), value.astype(np.float64), np.full(len(rows), np.nan)
-    )
+    return ratings(*zip(*rows, strict=True))
 
 
 def fitted(ratings: Ratings) -> Fitted:

@@ -188,7 +188,6 @@ GOOD = Evidence(True, *(10, 5, 10, 5), 1000, 0.9, 1.0, n_newest=500, live_ratio=
     ("changes", "expected"),
     [
         ({}, Decision(None)),
-        ({"requested": True}, Decision("requested")),
         ({"requested": True, "held": True, "not_before": 1e9}, Decision("requested")),
         ({"new_events": 100}, Decision("events")),
         ({"new_events": 99, "first_new_at": 95.0}, Decision(None, 55.0)),
@@ -204,7 +203,6 @@ GOOD = Evidence(True, *(10, 5, 10, 5), 1000, 0.9, 1.0, n_newest=500, live_ratio=
         (PACED | {"new_events": 5_000, "paced_until": 100.0}, Decision("events")),
         (PACED | {"new_events": 5_000, "requested": True}, Decision("requested")),
         (PACED | {"new_events": 5_000, "files_missing": True}, Decision("files")),
-        (PACED | {"new_events": 5_000, "fitted_events": 0}, Decision("events")),
         # The first fit of a store comes at once, and then as it grows.
         (PACED | {"new_events": 100, "fitted_events": 0}, Decision("events")),
         (PACED | {"new_events": 99, "fitted_events": 0, "first_new_at": 95.0}, Decision(None, 55.0)),
@@ -226,7 +224,6 @@ def test_when_to_fit(changes: dict[str, float], expected: Decision) -> None:
         ({"loss": 1.06}, "baseline"),
         ({"loss": math.nan}, "baseline"),
         ({"loss": 1.06, "n_held_out": 99}, None),
-        ({"live_ratio": 1.05}, "live generation"),
         ({"live_ratio": 1.05, "live_ratio_error": 0.016}, "live generation"),
         ({"live_ratio": 1.05, "live_ratio_error": 0.017}, None),
         ({"live_ratio": 1.05, "n_newest": 99}, None),
