@@ -6,7 +6,6 @@ import logging
 import math
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def logs(tmp_path: Path) -> Iterator[None]:
     handler.close()
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def others_rate(store: Store) -> AsyncIterator[None]:
     async def rate() -> None:
         number = 0
@@ -84,7 +83,7 @@ async def others_rate(store: Store) -> AsyncIterator[None]:
             await rating
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def stack(settings: TrainerSettings) -> AsyncIterator[tuple[Store, Client]]:
     # No answer waits for a trainer that may not be there.
     async with opened(settings.store) as store, serving(settings.store, erase_wait_s=0.0) as (client, _):

@@ -6,6 +6,7 @@ import pytest
 from factors import Bools, Index, Ranker, build_index, posterior_of
 from factors.model.layout import item_layout
 from tests.support.factories import make_items, make_model
+from tests.support.waiting import some
 
 MODEL = make_model()
 COUNT, USERS = 4_000, 150
@@ -26,9 +27,7 @@ def tables() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def index(tables: tuple[np.ndarray, np.ndarray]) -> Index:
-    built = build_index(MODEL, *tables, np.random.default_rng(1), least_items=100)
-    assert built is not None
-    return built
+    return some(build_index(MODEL, *tables, np.random.default_rng(1), least_items=100))
 
 
 def scores_of(items: np.ndarray, user: np.ndarray) -> np.ndarray:

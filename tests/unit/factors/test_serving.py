@@ -1,14 +1,12 @@
 """What the service asks of a fit: scores of any batch, rankings, draws; item rows as they are stored."""
 
-from typing import Literal
-
 import numpy as np
 import pytest
 
 from factors import Fitted, Ranker, Scorer
 from factors.model.layout import Layout, stored_width, triangle, unpack
 from factors.model.quantized_rows import RowCodec
-from factors.model.types import Float64s
+from factors.model.types import Float64s, Link
 from factors.serving.posterior_draw import PosteriorDraw
 from tests.unit.factors.factors_world import fitted_of, ratings_of
 
@@ -35,7 +33,7 @@ def test_blocks_of_any_length_give_every_pair_the_same_bits(fitted: Fitted) -> N
 
 
 @pytest.mark.parametrize("link", LINKS)
-def test_a_list_is_the_beginning_of_a_longer_one(link: Literal["gaussian", "ordinal"]) -> None:
+def test_a_list_is_the_beginning_of_a_longer_one(link: Link) -> None:
     # Items that are known well and items that are hardly known: their ratings are in no order of the means.
     n = 1_000
     fitted = fitted_of(ratings_of(3), n_items=31, link=link)

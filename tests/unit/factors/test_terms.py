@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ from factors import (
     to_bytes,
 )
 from factors.model.layout import COUNT
-from factors.model.parameters import from_model
+from factors.model.parameters import SideName, from_model
 from factors.model.types import Float32s, Float64s, Link
 from factors.training.terms import terms_of
 from tests.unit.factors.factors_world import STARS, histories_of, history, ratings
@@ -208,7 +207,7 @@ def of_genres() -> tuple[Ratings, Columns]:
 
 
 def described(given: Ratings, columns: Columns | None, start: Fitted | None = None) -> Fitted:
-    attributes: dict[Literal["user", "item"], Columns] = {} if columns is None else {"item": columns}
+    attributes: dict[SideName, Columns] = {} if columns is None else {"item": columns}
     settings, rng = FitSettings(STARS, rank=4, link="gaussian", sweeps=12), np.random.default_rng(1)
     return fit(given, USERS, ITEMS, settings=settings, rng=rng, attributes=attributes, start=start)
 

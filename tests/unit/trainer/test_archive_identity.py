@@ -57,7 +57,6 @@ def test_archive_of_the_store(name: str, archived: ArchiveState, stored: StoreSt
 @pytest.mark.parametrize(
     ("archived", "stored", "why"),
     [
-        (archive(), emptied(OTHER), "another store"),
         (archive(identity=UNREADABLE), store(), "another store"),
         (archive(), store(identity=OTHER), "another store"),
         (archive(epoch=3), store(last_epoch=2), "epoch 3, and the store has begun no more than 2"),

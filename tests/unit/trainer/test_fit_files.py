@@ -115,9 +115,8 @@ def test_the_newest_are_not_learned_yet_and_of_no_account_more_than_its_share() 
 SETTINGS = FitSettings(Scale(1.0, 5.0), rank=2, link="gaussian", sweeps=4)
 
 
-def table_of(events: list[Event], first_ms: int = 1):  # type: ignore[no-untyped-def]  # an Arrow table
-    ms = np.arange(first_ms, first_ms + len(events))
-    return event_table(*zip(*events, strict=True), stream_ms=ms)
+def table_of(events: list[Event]):  # type: ignore[no-untyped-def]  # an Arrow table
+    return event_table(*zip(*events, strict=True), stream_ms=np.arange(1, 1 + len(events)))
 
 
 @pytest.fixture

@@ -24,12 +24,10 @@ STEPS = ("segment:write", "segment:synced", "segment:renamed", "segment:done")
 REPLACE_STEPS = (*STEPS, "replace:unlink", "replace:unlinked")
 
 
-def events(
-    first_ms: int, count: int, *, users: int = 3, partitions: int = 2
-) -> tuple[pa.Table, dict[int, Span]]:
+def events(first_ms: int, count: int, *, users: int = 3) -> tuple[pa.Table, dict[int, Span]]:
     """`count` events, one a millisecond from `first_ms`; event k belongs to user k % users."""
     ms = np.arange(first_ms, first_ms + count)
-    partition = (ms % users % partitions).astype(np.uint16)
+    partition = (ms % users % 2).astype(np.uint16)
     user_ids = [f"user-{k % users}" for k in ms.tolist()]
     table = event_table(
         user_ids, ms // users + 1, ms % 7, ms % 5 + 1.0, stream_ms=ms, partition=partition, time=ms / 1000
