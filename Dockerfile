@@ -42,7 +42,7 @@ RUN /opt/build/bin/python -m pip wheel --no-deps --no-build-isolation --no-index
  && /opt/foldin/bin/python -m compileall -q -s /package --invalidation-mode unchecked-hash /package/opt/foldin/lib
 # The compiled fold-in, for processors such as this one: on another kind a container makes its own, 15 s of a core.
 RUN PYTHONPATH=$(echo /package/opt/foldin/lib/python*/site-packages) \
-    /opt/foldin/bin/python -m featurestore.users.compiled
+    /opt/foldin/bin/python -P -m foldin.featurestore.users.compiled
 
 
 # The pages that the service has at /manual. Their notebooks are run here, with the package that was built.

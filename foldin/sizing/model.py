@@ -53,7 +53,7 @@ class Point(NamedTuple):
 
 
 # `foldin bench refit`, rows of docs/performance.md.
-POINTS = (Point(990_099, 11.81, 8.165), Point(4_950_495, 56.06, 39.78), Point(19_801_980, 332.3, 223.3))
+POINTS = (Point(990_099, 17.32, 9.477), Point(4_950_495, 54.85, 47.57), Point(19_801_980, 332.3, 223.3))
 
 
 class Figure(NamedTuple):

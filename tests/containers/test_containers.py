@@ -183,7 +183,7 @@ def test_the_image_runs_without_privileges_and_cannot_be_written(stack: Stack) -
     assert in_service(stack, program) == "[]"
     program = "print(dict(line.split(':') for line in open('/proc/1/status'))['CapEff'].strip())"
     assert int(in_service(stack, program), 16) == 0
-    program = "from featurestore.users.compiled import *; print(len(kept([HOME / file_name()])))"
+    program = "from foldin.featurestore.users.compiled import *; print(len(kept([HOME / file_name()])))"
     assert int(in_service(stack, program)) > 10_000, "the compiled fold-in"
 
 
