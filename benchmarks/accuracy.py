@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,7 +25,16 @@ from benchmarks.harness.progress import going_on
 from benchmarks.harness.recorded import DOCS, Origin, has_output, origin, write_output, write_rows
 from benchmarks.quality import cold_start as coldstart
 from benchmarks.quality.cold_start import ColdCurve, Side
-from benchmarks.quality.goals import ALL_FOLDS, SVDPP, TRUTH, Found, goals
+from benchmarks.quality.goals import (
+    ALL_FOLDS,
+    GAUSSIAN,
+    KNOWS_ITEMS,
+    KNOWS_USERS,
+    SVDPP,
+    TRUTH,
+    Found,
+    goals,
+)
 from benchmarks.quality.new_items import NewItems, measure_new_items
 from benchmarks.quality.over_http import ENGINE as DEPLOYED
 from benchmarks.quality.over_http import answer_over_http, play
@@ -71,7 +81,8 @@ SECTIONS = (
     "shills",
 )
 # Worlds of so many dimensions, of any size; on demand, as those of a million ratings take a while.
-MADE = {"made-4": 4, "made-12": 12, "made-40": 40}
+SLIDER = "made-slider"
+MADE = {"made-3": 3, "made-12": 12, "made-40": 40, SLIDER: 3}
 # Of a made set, held out: of a million, 50,000.
 MADE_SHARE = 0.05
 # The course takes 1,000 steps in 3 worlds after 10,000 known ratings: two worlds more, and fewer known ones.
@@ -84,7 +95,7 @@ QUICK_SECTIONS = ("environment", "ml-100k", "ml-latest-small", "ablation")
 
 
 def _engine(text: str) -> str:
-    if text not in (DEPLOYED, TRUTH):
+    if text not in (DEPLOYED, TRUTH, KNOWS_ITEMS, KNOWS_USERS):
         title(text)
     return text
 
@@ -157,8 +168,8 @@ def plans(
         case "prequential":
             yield plan([in_time_order(data)], (AUTO, "item-mean", "bias"))
         case _ if section in MADE:
-            told = f"{AUTO}:rank={MADE[section]}:settled"
-            engines = (TRUTH, AUTO, told, *BASELINES, "surprise-svd")
+            compared = (GAUSSIAN,) if section == SLIDER else (KNOWS_ITEMS, KNOWS_USERS)
+            engines = (TRUTH, AUTO, *compared, *BASELINES, "surprise-svd")
             yield plan(random_splits(data, 1, options.seed, MADE_SHARE), engines)
         case "ablation":
             yield plan(given_folds(data, [1]), ABLATION[:4] if options.quick else ABLATION)
@@ -193,8 +204,11 @@ def run(options: Choice, console: Console) -> Found:
             lines = found.lines.setdefault(section, [])
             others: dict[str, Ask] = {}
             if section in MADE:
-                made = draw(options.size(options.ratings, 1_000), MADE[section], seed=options.seed)
+                size, slider = options.size(options.ratings, 1_000), section == SLIDER
+                made = draw(size, MADE[section], seed=options.seed, slider=slider)
                 data, others[TRUTH] = made.data, made.answer
+                others[KNOWS_ITEMS] = partial(made.answer, knows="item")
+                others[KNOWS_USERS] = partial(made.answer, knows="user")
             else:
                 data = datasets.load(section, scale=options.scale, seed=options.seed)
             for plan in plans(section, data, options, others):

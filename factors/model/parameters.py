@@ -13,7 +13,7 @@ import numpy as np
 from factors.errors import ModelUnreadable
 from factors.model.context import ContextEffects, ContextEncoding, check_encoding
 from factors.model.layout import Layout, layout_of, stored_width
-from factors.model.scale import scale_levels
+from factors.model.scale import ordinal_levels
 from factors.model.types import Float64s, Link, Model, Scale
 
 # 1, and the logarithms and inverses of the two counts behind a pair (`std_calibration`).
@@ -210,7 +210,7 @@ def from_model(model: Model) -> Parameters:
     """Return the parameters of `model`. Raises `ModelUnreadable` where a name or a shape is not as it must
     be."""
     # Stored levels and cut points must belong together: a kernel indexes one with the other.
-    cuts = scale_levels(model.scale) - 1 if model.link == "ordinal" else 0
+    cuts = ordinal_levels(model.scale) - 1 if model.link == "ordinal" else 0
     mean, noise, decided, variance_scale = (
         float(_array(model, name, 1)[0]) for name in ("mean", "noise", "decided", "spread")
     )

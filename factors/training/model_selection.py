@@ -253,16 +253,20 @@ class _Search:
         return self._best(state, [terms, *options])
 
     def best_link(self, state: State, *, in_doubt_ordinal: bool) -> State:
-        """Return the state with the ordinal link if that is wanted, or allowed and predicts better."""
+        """Return the state with the ordinal link if that is wanted, or allowed and predicts better. On a
+        continuous scale it bends scores towards the ends, where those who rate have no room left.
+        """
         link, levels = self._settings.link, scale_levels(self._settings.scale)
-        if link == "gaussian" or (link == "auto" and not 2 <= levels <= _MOST_LEVELS):
+        if link == "gaussian" or (link == "auto" and (levels == 1 or levels > _MOST_LEVELS)):
             return state
         scores = self._test.log_likelihoods(state)
         ordinal = self.run(state.branch(replace(terms_of(state.parameters), link="ordinal")), 8)
         gain = self._test.log_likelihoods(ordinal) - scores
+        doubt = gain.std() / math.sqrt(len(gain))
         # Ratings in steps are ordinal: of few, those held out must be sure that the Gaussian link is better.
-        doubt = gain.std() / math.sqrt(len(gain)) if in_doubt_ordinal else 0.0
-        return ordinal if link == "ordinal" or gain.mean() > -doubt else state
+        # Without steps that is the simpler one, and the other must be better for sure.
+        least = doubt if levels == 0 else -doubt if in_doubt_ordinal else 0.0
+        return ordinal if link == "ordinal" or gain.mean() > least else state
 
     def _best(self, state: State, options: list[Terms], sweeps: int = 2) -> State:
         """Return the branch of `state`, one for each of `options`, that predicts best after these `sweeps`.

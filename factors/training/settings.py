@@ -9,7 +9,7 @@ from typing import Literal
 
 from factors.errors import FitRefused
 from factors.model.layout import MAX_RANK
-from factors.model.scale import check_scale, scale_levels
+from factors.model.scale import check_scale, ordinal_levels
 from factors.model.types import Scale
 
 # Further dimensions make each look-up and each fold-in dearer, and so do velocities: what either must bring,
@@ -45,7 +45,7 @@ class FitSettings:
             raise FitRefused(f"rank must be 'auto' or a whole number from 1 to {MAX_RANK}, not {self.rank!r}")
         if self.link not in ("auto", "gaussian", "ordinal"):
             raise FitRefused(f"link must be 'auto', 'gaussian' or 'ordinal', not {self.link!r}")
-        if self.link == "ordinal" and scale_levels(self.scale) < 2:
+        if self.link == "ordinal" and ordinal_levels(self.scale) < 2:
             raise FitRefused("the ordinal link needs a scale with at least two steps")
         if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
             raise FitRefused(f"tolerance must be a number >= 0, not {self.tolerance!r}")

@@ -12,7 +12,7 @@ from factors.inference.side_moments import prior_rows
 from factors.model.columns import Columns
 from factors.model.context import ContextEffects, ContextEncoding
 from factors.model.parameters import Parameters, Side, SideName
-from factors.model.scale import scale_levels
+from factors.model.scale import ordinal_levels
 from factors.model.types import Float64s, Link
 from factors.training.drift import start_drift
 from factors.training.training_set import TrainingSet
@@ -74,7 +74,7 @@ def with_terms(parameters: Parameters, terms: Terms, training: TrainingSet) -> P
     )
     if terms.link == "ordinal" and parameters.link == "gaussian":
         # Scores are in units of the ratings so far: half-way between the levels.
-        levels = np.linspace(parameters.scale.low, parameters.scale.high, scale_levels(parameters.scale))
+        levels = np.linspace(parameters.scale.low, parameters.scale.high, ordinal_levels(parameters.scale))
         return replace(changed, link="ordinal", cuts=0.5 * (levels[1:] + levels[:-1]))
     return changed
 

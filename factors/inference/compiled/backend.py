@@ -31,7 +31,7 @@ from factors.model.attributes import FARTHEST
 from factors.model.layout import NO_SESSION, SESSION_KEYS, FloatTable
 from factors.model.parameters import Side
 from factors.model.quantized_rows import QuantizedTable
-from factors.model.scale import scale_levels
+from factors.model.scale import ordinal_levels
 from factors.model.types import Float32s, Float64s, Int64s
 
 _NOTHING: Float64s = np.zeros(0)
@@ -296,7 +296,7 @@ class _Entries:
         """Move `sites` (n,) to where the posterior, with its `rows`, points."""
         data, parameters, scale = self._data, self._parameters, self._scale
         bounds = np.concatenate([[-np.inf], parameters.cuts, [np.inf]])
-        steps = (scale_levels(scale) - 1) / (scale.high - scale.low)
+        steps = (ordinal_levels(scale) - 1) / (scale.high - scale.low)
         link = (bounds, parameters.noise, scale.low, steps, begun, damping)
         # What scores are without a rating is kept of those sites that have room for it.
         edges = _edges(data.indptr, _SCORED_AT_ONCE)

@@ -22,7 +22,7 @@ from factors.model.columns import Columns
 from factors.model.layout import COUNT, RATING_MEAN, SESSION_KEYS, sitting_keys
 from factors.model.parameters import Parameters, Side, SideName
 from factors.model.quantized_rows import RowCodec
-from factors.model.scale import scale_levels
+from factors.model.scale import ordinal_levels
 from factors.model.types import Bools, Float32s, Float64s, Histories, Int64s
 
 # `history_kernels.fold_in`: from arrays to how many rows are folded in.
@@ -76,7 +76,7 @@ class HistoryTerms:
             np.concatenate([[-math.inf], parameters.cuts, [math.inf]]),
         )
         ordinal = parameters.link == "ordinal"
-        levels = scale_levels(scale) if ordinal else 1
+        levels = ordinal_levels(scale) if ordinal else 1
         sizes = {
             places.RANK: own.layout.rank,
             places.SLOTS: own.layout.slots,

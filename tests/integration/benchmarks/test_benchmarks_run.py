@@ -48,7 +48,7 @@ SIZES = {
     "erasures": ("--scale", "0.0005"),
 }
 SETS = {
-    "accuracy": ("--sets", "synthetic", "made-4", "--ratings", "4k", "--scale", "0.05"),
+    "accuracy": ("--sets", "synthetic", "made-3", "made-slider", "--ratings", "4k", "--scale", "0.05"),
     "ranking": ("--sets", "synthetic", "--scale", "0.03", "--repeats", "1"),
 }
 ENGINES = {"accuracy": ("auto", "bias", "surprise-svd"), "ranking": ("auto", "popularity", "edlae")}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factors import Columns, FitSettings, Histories, Ratings
+from factors import Columns, FitSettings, Histories, Ratings, Scale
 from factors.inference.backend import HalfStepBackend, NumpyBackend
 from factors.inference.compiled import backend, history, history_kernels, object_code
 from factors.inference.compiled.backend import LOOPS, LoopBackend, load_loops
@@ -53,7 +53,8 @@ def columns_of(rows: int) -> Columns:
 
 def swept(ratings: Ratings, terms: Terms, backend: HalfStepBackend, *, n_items: int = 12) -> State:
     """A state after some sweeps. 17 users: one more than fill the lanes twice."""
-    settings = FitSettings(STARS, rank=2)
+    # A continuous scale has the ordinal link's own levels.
+    settings = FitSettings(Scale(1, 5) if terms.user_sitting else STARS, rank=2)
     attributes: dict[SideName, Columns] = {"user": columns_of(17), "item": columns_of(n_items)}
     by_user = prepare(with_context(ratings), 17, n_items, settings)
     by_user.time[5] = np.nan

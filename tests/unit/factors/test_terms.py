@@ -273,15 +273,17 @@ def test_cold_start() -> None:
         assert np.mean(np.concatenate(errors) ** 2) < 1.05 * np.mean(np.concatenate(simple) ** 2)
 
 
-def test_ordinal_link() -> None:
+@pytest.mark.parametrize("scale", [STARS, Scale(-10, 10)], ids=["steps", "continuous"])
+def test_ordinal_link(scale: Scale) -> None:
     rng = np.random.default_rng(7)
     user, item = np.divmod(rng.permutation(60 * 50)[:1_800], 50)
     left, right = rng.normal(size=(60, 2)), rng.normal(size=(50, 2))
     score = (left[user] * right[item]).sum(axis=1) + 0.5 * rng.normal(size=50)[item]
-    level = np.searchsorted([-0.2, 0.0, 0.2, 0.4], score + rng.normal(0, 0.3, len(score)))
-    known, asked = split(ratings(user, item, level + 1.0))
-    gaussian, found = (learned(known, 60, 50, link=link, sweeps=15) for link in ("gaussian", "auto"))
-    assert found.model.link == "ordinal"
+    score += rng.normal(0, 0.3, len(score))
+    level = np.searchsorted([-0.2, 0.0, 0.2, 0.4], score)
+    known, asked = split(ratings(user, item, level + 1.0 if scale.step else 10 * np.tanh(4 * score)))
+    gaussian, found = (learned(known, 60, 50, scale, link=link, sweeps=15) for link in ("gaussian", "auto"))
+    assert found.model.link == "ordinal" and from_bytes(to_bytes(found.model)).link == "ordinal"
     assert error(found, asked) < 0.85 * error(gaussian, asked)
 
 
