@@ -154,7 +154,9 @@ def _made(found: Found) -> Iterator[Row]:
             # No one has the truth's own error: a user has made a hundred ratings. What is not known of users
             # and of items adds up, each as far as it matters to who knows the other side.
             least = float(np.sqrt(sides[0][0] ** 2 + sides[1][0] ** 2 - truth[0] ** 2))
-            detail = f"{own[0]:.4f} against {least:.4f}; users learned by who knows all items {sides[0][0]:.4f}, "
+            detail = (
+                f"{own[0]:.4f} against {least:.4f}; users learned by who knows all items {sides[0][0]:.4f}, "
+            )
             detail += f"items by who knows all users {sides[1][0]:.4f}, the truth itself {truth[0]:.4f}"
             work, target = f"{data}: Foldin / what can be known", at_most(1.02, 1.04)
             yield Row(work, "x", (own[0] / least,), target, detail=detail)

@@ -66,12 +66,14 @@ class RefitOptions(Options):
 @dataclass(frozen=True, slots=True)
 class Measured:
     """A fit: `seconds` from the call until it is live, those of its phases, `cpu_s` and memory of its
-    process, the `rank` that it found, and the error of the ratings held out, as they are answered.
+    process, the former also by phase, the `rank` that it found, and the error of the ratings held out, as
+    they are answered.
     """
 
     seconds: float
     cpu_s: float
     phases: dict[str, float]
+    phases_cpu: dict[str, float]
     peak_bytes: float
     rank: int
     rmse: float
@@ -81,16 +83,19 @@ class Measured:
         """The phases, for a row."""
         return ", ".join(f"{name} {number(seconds)}" for name, seconds in self.phases.items())
 
-    def head_row(self, name: str, head: float) -> Row | None:
-        """Return what the `head` seconds of a ranking head are beside the ratings, each with the choice of
-        its settings, in the fit of this name; None without one.
+    def head_rows(self, name: str, head: float, head_cpu: float) -> Iterator[Row]:
+        """Yield what the `head` seconds of a ranking head are beside the ratings, and those of processors,
+        each with the choice of its settings, in the fit of this name; nothing without one.
         """
-        ratings = self.phases.get("trial", 0.0) + self.phases.get("fitting", 0.0)
-        if not (head and ratings):
-            return None
-        detail = f"{number(head)} against {number(ratings)} s"
-        what = f"time of the ranking head, {name}"
-        return Row(what, "x", (head / ratings,), at_most(1.0, 1.0), "trial and fit of the ratings", detail)
+        for what, phases, took in (
+            ("time", self.phases, head),
+            ("processor time", self.phases_cpu, head_cpu),
+        ):
+            ratings = phases.get("trial", 0.0) + phases.get("fitting", 0.0)
+            if took and ratings:
+                detail = f"{number(took)} against {number(ratings)} s"
+                work, other = f"{what} of the ranking head, {name}", "trial and fit of the ratings"
+                yield Row(work, "x", (took / ratings,), at_most(1.0, 1.0), other, detail)
 
 
 def measure(options: RefitOptions, console: Console) -> list[Row]:
@@ -123,7 +128,7 @@ def _rows(made: MadeSet, target: Target | None, console: Console) -> Iterator[Ro
         console.print(f"{first:,} ratings archived", style="dim")
         began = time.perf_counter()
         cold = _fit(port, trainer, test)
-        head_s = _head_s(trainer)
+        head = _head(trainer)
         listed_s = time.perf_counter() - began
         asyncio.run(load(url, more))
         warm = _fit(port, trainer, test)
@@ -131,7 +136,7 @@ def _rows(made: MadeSet, target: Target | None, console: Console) -> Iterator[Ro
     expected = made.expected(test.user_row.astype(np.int64), test.item_row.astype(np.int64))
     known = float(np.sqrt(np.mean((expected - test.value) ** 2)))
     yield Row("POST /train until live", "s", (cold.seconds,), target, "", cold.detail)
-    yield Row("until lists are by a ranking head", "s", (listed_s,), None, "", f"head {number(head_s)}")
+    yield Row("until lists are by a ranking head", "s", (listed_s,), None, "", f"head {number(head[0])}")
     yield Row(f"again after {n - first:,} more", "s", (warm.seconds,), None, "", warm.detail)
     yield Row("a refit", "x", (warm.seconds / cold.seconds,), at_most(0.2, 0.33), "the first fit")
     yield Row(
@@ -150,10 +155,9 @@ def _rows(made: MadeSet, target: Target | None, console: Console) -> Iterator[Ro
         "after the first fit",
         f"{number(warm.rmse)} against {number(cold.rmse)}; the world itself {number(known)}",
     )
-    heads = (head_s, warm.phases.get("ranking", 0.0))
-    for name, fitted, head in zip(("first fit", "refit"), (cold, warm), heads, strict=True):
-        if row := fitted.head_row(name, head):
-            yield row
+    heads = (head, (warm.phases.get("ranking", 0.0), warm.phases_cpu.get("ranking", 0.0)))
+    for name, fitted, its_head in zip(("first fit", "refit"), (cold, warm), heads, strict=True):
+        yield from fitted.head_rows(name, *its_head)
         per_rating = max(0.0, fitted.peak_bytes - BASE_BYTES) / n
         yield Row(
             f"memory of the {name} beyond {BASE_BYTES / 1e6:.0f} MB, a rating",
@@ -233,16 +237,24 @@ def _fit(port: int, trainer: BlockingChild, test: Ratings) -> Measured:
         rank = next(int(each["rank"]) for each in kept if each["live"])
     told = _last(trainer.text, "fit_published")
     ended = _last(trainer.text, "fit_ended")
-    phases = {name: float(told[f"{name}_s"]) for name in PHASES if f"{name}_s" in told}
-    return Measured(seconds, float(ended["cpu_s"]), phases, float(ended.get("peak_bytes", 0)), rank, rmse)
+    phases, used = (
+        {name: float(line[key]) for name in PHASES if (key := f"{before}{name}_s") in line}
+        for line, before in ((told, ""), (ended, "cpu_"))
+    )
+    return Measured(
+        seconds, float(ended["cpu_s"]), phases, used, float(ended.get("peak_bytes", 0)), rank, rmse
+    )
 
 
-def _head_s(trainer: BlockingChild) -> float:
-    """Return the seconds of the first ranking head, which a fit that begins by itself may bring."""
+def _head(trainer: BlockingChild) -> tuple[float, float]:
+    """Return the seconds of the first ranking head, which a fit that begins by itself may bring, and those of
+    processors.
+    """
     for _ in range(LIVE_S * 5):
         for told in _lines(trainer.text, "fit_published"):
             if "ranking_s" in told:
-                return float(told["ranking_s"])
+                used = (line for line in _lines(trainer.text, "fit_ended") if "cpu_ranking_s" in line)
+                return float(told["ranking_s"]), float(next(used)["cpu_ranking_s"])
         time.sleep(0.2)
     raise BenchmarkError(f"no ranking head was live after {LIVE_S} s")
 

@@ -50,7 +50,7 @@ from trainer.errors import (
 )
 from trainer.fit_job.compiling import NICENESS, compile_apart
 from trainer.fit_job.mapped_columns import in_file
-from trainer.fit_job.progress import Phase
+from trainer.fit_job.progress import FitProgress, Phase
 from trainer.fit_job.ranking import add_head, engine_has_head
 from trainer.fit_job.ratings import FitInput, load_ratings
 from trainer.fit_job.result_files import read_result, take_name, unnamed, write_result
@@ -126,11 +126,12 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
 
 class Done(msgspec.Struct, frozen=True, tag=True):
     """The result lies where the request said. `peak_bytes`: the most memory that this process had; 0 where
-    the system does not tell. `cpu_s`: what it used of the cores.
+    the system does not tell. `cpu_s`: what it used of the cores; `phases_cpu_s`: in each phase, as `NAME_s`.
     """
 
     peak_bytes: int = 0
     cpu_s: float = 0.0
+    phases_cpu_s: dict[str, float] = {}
 
 
 class NothingNew(msgspec.Struct, frozen=True, tag=True):
@@ -190,7 +191,7 @@ def _fit_ratings(
     item_ids = read_items(Path(request.items))
     opened = [pa.PythonFile(os.fdopen(descriptor, "rb")) for descriptor in request.descriptors]
     segments = list(zip(map(Path, request.paths), opened, strict=True))
-    data = load_ratings(segments, item_ids, known_ids, learned)
+    data = load_ratings(segments, item_ids, known_ids, learned, threads=request.threads)
     if request.unless_same and live is not None and has_learned(live, data, request):
         raise NothingNewError
     # Decided once, so that the trial is of what goes live; and what no fit reads is not carried along.
@@ -318,16 +319,22 @@ def main() -> int:
 
 def answer_of(request: FitRequest, tell: Callable[[Answer], None]) -> Answer:
     """Fit; return the last answer. `tell` is called with those before it."""
+    used = FitProgress(time.process_time)
+
+    def begin(phase: Phase) -> None:
+        used.begin(phase)
+        tell(Began(phase))
+
     try:
         # Loops divide their rows among threads themselves, and what BLAS gives depends on how many it has.
         with threadpool_limits(limits={"blas": 1, "openmp": request.threads}):
-            run_fit(request, lambda metrics: tell(Progress(metrics)), lambda phase: tell(Began(phase)))
+            run_fit(request, lambda metrics: tell(Progress(metrics)), begin)
     except NothingNewError:
         return NothingNew()
     except _EXPECTED as exc:
         path = str(exc.path) if isinstance(exc, SegmentDamagedError | SegmentUnreadError) else None
         return Failed(_kind(exc), str(exc) or type(exc).__name__, path)
-    return Done(peak_bytes(), time.process_time())
+    return Done(peak_bytes(), time.process_time(), used.seconds())
 
 
 def peak_bytes() -> int:

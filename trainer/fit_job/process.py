@@ -59,7 +59,8 @@ async def fit_in_process(
         half_written = output.with_name(output.name + TEMPORARY)
         await asyncio.to_thread(shutil.rmtree, half_written, ignore_errors=True)
     if isinstance(answer, Done):
-        log.event("fit_ended", cpu_s=answer.cpu_s, peak_bytes=answer.peak_bytes or None)
+        used = {f"cpu_{phase}": seconds for phase, seconds in answer.phases_cpu_s.items()}
+        log.event("fit_ended", cpu_s=answer.cpu_s, peak_bytes=answer.peak_bytes or None, **used)
         return await asyncio.to_thread(read_result, output)
     if isinstance(answer, NothingNew):
         raise NothingNewError

@@ -4,7 +4,8 @@ User rows are numbered here: users of the earlier fit keep their order, new ones
 registry's, found by item id: the row that an event was archived with may be another item's by now.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ from trainer.archive.events import CONTEXT, contexts_in
 from trainer.archive.segments import read_columns
 
 _NONE = np.zeros(0, np.int32)
+_COLUMNS: Mapping[str, type[np.generic]] = {
+    "n": np.int64,
+    "rating": np.float64,
+    "time": np.float64,
+    "type_code": np.uint8,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +65,15 @@ def load_ratings(
     item_ids: pa.StringArray,
     earlier: pa.StringArray | None = None,
     learned: npt.NDArray[np.int64] | None = None,
+    *,
+    threads: int = 1,
 ) -> FitInput:
     """Read the open `segments`, each verified. `item_ids`: by item row of the registry.
 
     `earlier`: user ids of an earlier fit, which has `learned` these users up to that `n`. An erased one is no
     valid text, so no event has it. Raises `SegmentDamagedError`.
     """
-    events = _read(segments)
+    events = _read(segments, threads)
     item_row = _item_rows(events, item_ids)
     unknown = int((item_row < 0).sum())
     user_ids, order, kept = _in_order(events.user_ids, earlier)
@@ -128,32 +137,44 @@ class _Events:
     contexts: list[tuple[int, Float32s | None]]
 
 
-def _read(segments: Iterable[tuple[Path, pa.NativeFile]]) -> _Events:
-    ids = {"user_id": _Dictionary(), "item_id": _Dictionary()}
+def _read(segments: Iterable[tuple[Path, pa.NativeFile]], threads: int) -> _Events:
+    with ThreadPoolExecutor(threads, "read") as pool:
+        parts = list(pool.map(_read_segment, segments))
+    contexts = [(part.count, part.context) for part in parts]
     # Each begins with nothing of its type, so that no segment at all is no special case.
-    columns: dict[str, list[npt.NDArray[Any]]] = {
-        "n": [np.zeros(0, np.int64)],
-        "rating": [np.zeros(0, np.float64)],
-        "time": [np.zeros(0, np.float64)],
-        "type_code": [np.zeros(0, np.uint8)],
+    found = {
+        name: np.concatenate([np.zeros(0, kind), *(part.columns.pop(name) for part in parts)])
+        for name, kind in _COLUMNS.items()
     }
-    contexts = list[tuple[int, Float32s | None]]()
-    for path, file in segments:
-        count, context = 0, None
-        for name, column in read_columns(path, file):
-            count = len(column)
-            if name in ids:
-                ids[name].add(column)
-            elif name == CONTEXT.name:
-                context = contexts_in(column)
-            elif name in columns:
-                # A copy: what is read by Arrow goes with the column.
-                columns[name].append(np.array(column.to_numpy()))
-        contexts.append((count, context))
-    found = {name: np.concatenate(columns.pop(name)) for name in list(columns)}
-    user, user_ids = ids["user_id"].joined()
-    item, items = ids["item_id"].joined()
+    user, user_ids = _joined([chunk for part in parts for chunk in part.ids.pop("user_id")])
+    item, items = _joined([chunk for part in parts for chunk in part.ids.pop("item_id")])
     return _Events(user, user_ids, item, items, **found, contexts=contexts)
+
+
+@dataclass
+class _Segment:
+    """The events of a segment, `count` of them: their numbers, their ids, and what was told with them."""
+
+    count: int = 0
+    columns: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    ids: dict[str, list[pa.DictionaryArray]] = field(default_factory=dict)
+    context: Float32s | None = None
+
+
+def _read_segment(segment: tuple[Path, pa.NativeFile]) -> _Segment:
+    """Read a segment, verified; beside others in threads, as Arrow and the checksum hold no lock."""
+    found = _Segment()
+    for name, column in read_columns(*segment):
+        found.count = len(column)
+        if name in ("user_id", "item_id"):
+            # As codes: a Python object for each of millions would take longer than the fit.
+            found.ids[name] = column.dictionary_encode().chunks
+        elif name == CONTEXT.name:
+            found.context = contexts_in(column)
+        elif name in _COLUMNS:
+            # A copy: what is read by Arrow goes with the column.
+            found.columns[name] = np.array(column.to_numpy())
+    return found
 
 
 def _item_rows(events: _Events, item_ids: pa.StringArray) -> npt.NDArray[np.int32]:
@@ -229,23 +250,13 @@ def _in_order(
     return user_ids.take(pa.array(order)), order, kept
 
 
-class _Dictionary:
-    """A column of strings as codes: a Python object for each of millions would take longer than the fit."""
-
-    def __init__(self) -> None:
-        self._chunks: list[pa.DictionaryArray] = []
-
-    def add(self, column: pa.ChunkedArray) -> None:
-        """Add what a segment has of it."""
-        self._chunks.extend(column.dictionary_encode().chunks)
-
-    def joined(self) -> tuple[npt.NDArray[np.int32], pa.StringArray]:
-        """Return the code of each row, and the strings by code."""
-        if not self._chunks:
-            return np.zeros(0, np.int32), pa.array([], type=pa.string())
-        chunks = pa.chunked_array(self._chunks).unify_dictionaries().chunks
-        codes = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in chunks]
-        return np.concatenate(codes), chunks[-1].dictionary
+def _joined(chunks: list[pa.DictionaryArray]) -> tuple[npt.NDArray[np.int32], pa.StringArray]:
+    """Return the code of each row, and the strings by code."""
+    if not chunks:
+        return np.zeros(0, np.int32), pa.array([], type=pa.string())
+    chunks = pa.chunked_array(chunks).unify_dictionaries().chunks
+    codes = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in chunks]
+    return np.concatenate(codes), chunks[-1].dictionary
 
 
 def last_of_pairs(

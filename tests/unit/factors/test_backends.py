@@ -53,7 +53,6 @@ def columns_of(rows: int) -> Columns:
 
 def swept(ratings: Ratings, terms: Terms, backend: HalfStepBackend, *, n_items: int = 12) -> State:
     """A state after some sweeps. 17 users: one more than fill the lanes twice."""
-    # A continuous scale has the ordinal link's own levels.
     settings = FitSettings(Scale(1, 5) if terms.user_sitting else STARS, rank=2)
     attributes: dict[SideName, Columns] = {"user": columns_of(17), "item": columns_of(n_items)}
     by_user = prepare(with_context(ratings), 17, n_items, settings)
