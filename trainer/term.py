@@ -140,7 +140,7 @@ class Term:
         await with_retries(store.generations.prune, self._leadership.lease, REMOVAL_PAUSE_S)
         for number in {pointer.epoch, pointer.pending} - {0}:
             epoch = await self.epochs.begin(number)
-            await self._threads.run(epoch.fits.end_fit)
+            await with_retries(self._threads.run, epoch.fits.end_fit)
         await self.switch.follow(pointer)
         if pointer.pending == pointer.epoch:
             # Killed after the flip to a new epoch, before the old one was closed.

@@ -99,7 +99,8 @@ class FitFolder:
 
     def erase(self, user_ids: Collection[bytes]) -> dict[bytes, list[int]]:
         """Take users out of every fit here, one that runs or waits to be published included; return by user
-        the rows of the items of which these had the user's ratings or events. Repeating is safe.
+        the rows of the items of which these had the user's ratings or events. Repeating is safe. No power cut
+        brings back what was removed before.
 
         A fit that is damaged, and so cannot be searched, is removed: it can be made again. Raises
         `ArchiveFailedError` where one cannot be read or removed, when it has been through all others; the
@@ -114,6 +115,8 @@ class FitFolder:
                 with failures:
                     if path.exists():
                         self._erase_from(path, items)
+            with failures:
+                self._sync()
             failures.throw()
             return {user_id: sorted(self._items.pop(user_id)) for user_id in user_ids}
 
@@ -130,9 +133,20 @@ class FitFolder:
         return self._fitting and user_id in self._erased
 
     def _clear_new(self) -> None:
-        self._erased.clear()
         for leftover in self._path.glob("new*"):
             shutil.rmtree(leftover, ignore_errors=True)
+        # Before the erasures that wait for the end of this fit: it may know their users.
+        self._sync()
+        self._erased.clear()
+
+    def _sync(self) -> None:
+        try:
+            sync_directory(self._path)
+        except FileNotFoundError:
+            # With its epoch, on its way to the trash.
+            return
+        except OSError as exc:
+            raise ArchiveFailedError(f"cannot write {self._path}: {exc.strerror or exc}") from exc
 
     def _generations(self) -> list[int]:
         try:

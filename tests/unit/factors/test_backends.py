@@ -160,7 +160,6 @@ def test_loops_fold_in_as_numpy(
         fold, read = posterior.fold_in_items, posterior.item_codec.decode
         own, others, has = found.items, found.users, terms.item_attributes
     columns, rows = (given.other_row, given.value, given.time), len(given.offsets) - 1
-    # Every second number of arrays twice as long.
     strided = Histories(given.offsets, *(np.repeat(column, 2)[::2] for column in columns))  # type: ignore[arg-type]
     described = columns_of(rows) if has else None
     for more in ({}, {"current": own[:rows]}, {} if side == "item" else {"at": 8.8e8 + 9_000}):

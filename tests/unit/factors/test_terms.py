@@ -62,7 +62,6 @@ def test_implicit_effects() -> None:
         learned(known, 120, 60, link="gaussian", sweeps=25, implicit_effects=each) for each in (True, False)
     )
     assert error(found, asked) < 0.85 * error(without, asked)
-    # Users who came later are read by their sets, too.
     ones = [found.posterior.fold_in_users(found.items, history([k, k + 3, k + 6], [3.0] * 3)) for k in (0, 1)]
     items, scorer = np.flatnonzero(kind == 2), Scorer(found.posterior, found.items)
     zeros, other = (scorer.rating(row, np.zeros(20, np.int64), items) for row in ones)

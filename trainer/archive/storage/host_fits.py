@@ -15,6 +15,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from trainer.archive.identity import IDENTITY_FILE
+from trainer.archive.storage.files import sync_directory
 from trainer.archive.storage.local import probe_folder
 from trainer.errors import CannotStartError
 
@@ -123,5 +124,7 @@ def remove_fits(epoch: Path) -> None:
         return
     if fits.exists():
         shutil.rmtree(fits)
+        # A power cut would bring it back, with those who are erased from now on.
+        sync_directory(epoch)
     with contextlib.suppress(OSError):
         epoch.rmdir()
