@@ -26,7 +26,7 @@ from factors.ranking.type_weights import TypeTable, TypeWeight, one_of_pairs, re
 
 # From an earlier head so many sweeps take in what is new, and fewer what is a small part of all: of the last
 # hundredth of the events of two sets the first sweep leaves nothing that lists show.
-_SWEEPS, _SWEEPS_OF_FEW, _FEW_NEW = 4, 2, 0.05
+_SWEEPS, _SWEEPS_OF_FEW, _FEW_NEW, _FEWEST_NEW = 4, 2, 0.05, 0.01
 # From the factors of a library, which knows no activities and one ridge alone.
 _SWEEPS_OF_LIBRARY = 2
 # With so many times the events, of all or of a type, what was chosen is chosen again, as the terms of the
@@ -66,8 +66,9 @@ def fit_ranking(
         raise FitRefused("no rating to learn a ranking from, nor anything else that was wanted")
     chosen = typed is None or not typed.grown(by_user, _AGAIN)
     if start is not None and chosen and LEAST_EVENTS <= events < _AGAIN * start.parameters.decided:
-        few = abs(events - start.parameters.events) <= _FEW_NEW * events
-        settings = replace(choices_of(start.parameters), sweeps=_SWEEPS_OF_FEW if few else _SWEEPS)
+        changed = abs(events - start.parameters.events) / events
+        sweeps = _SWEEPS_OF_FEW - (changed <= _FEWEST_NEW) if changed <= _FEW_NEW else _SWEEPS
+        settings = replace(choices_of(start.parameters), sweeps=sweeps)
         settings = replace(settings, types=() if typed is None else typed.types)
         begin, figures = start.items, dict[str, float]()
     else:

@@ -22,7 +22,7 @@ RECORDS_AT_ONCE = 16
 # A store that is far, behind busy cores, or that syncs each write takes long to answer, whatever is asked: a
 # call for each so many seconds of the answer before goes into one write, so that they keep the store for a
 # third of that time.
-CALL_EACH_S = 0.0005
+CALL_EACH_S = 0.0003
 # However far: a lookup then waits for 0.8 ms of the store's work at most.
 CALLS_AT_ONCE = 8
 # At least half of the time is left to lookups, on a machine that is shared with them too. A longer wait than

@@ -65,8 +65,10 @@ HEAD_AT_ONCE = 20_000
 _LARGE = 1 << 24
 
 # So few new ratings, a part of all, move little of what is settled: each refit sweeps on from the one before.
-_FEW_NEW = 0.05
-_SWEEPS_OF_FEW = 2  # the first takes the new ratings in, the second what follows for all others
+# The first sweep takes the new ratings in, the next what follows for all others: of the fewest, that with the
+# ratings that the trial held out.
+_FEW_NEW, _FEWEST_NEW = 0.05, 0.01
+_SWEEPS_OF_FEW = 2
 
 # What may come of a fit without a mistake in it.
 _EXPECTED = (
@@ -224,8 +226,9 @@ def _fit_ratings(
             users = np.asarray(live.users)[data.kept]
             # What was taken back has to be unlearned, too.
             gone = live.n_ratings - (len(data.ratings.value) - len(data.unlearned))
-            few = len(data.unlearned) + max(gone, 0) <= _FEW_NEW * len(data.ratings.value)
-            task = replace(task, continuation=_SWEEPS_OF_FEW if few else None)
+            changed = (len(data.unlearned) + max(gone, 0)) / max(1, len(data.ratings.value))
+            sweeps = _SWEEPS_OF_FEW - (changed <= _FEWEST_NEW)
+            task = replace(task, continuation=sweeps if changed <= _FEW_NEW else None)
             task = replace(task, start=Fitted(live.model, users, np.asarray(live.items)[: data.n_items]))
         before = {name: each.encoding.encode(*given[name]) for name, each in live.known_attributes().items()}
     begin("trial")
