@@ -259,8 +259,11 @@ class _Search:
         link, levels = self._settings.link, scale_levels(self._settings.scale)
         if link == "gaussian" or (link == "auto" and (levels == 1 or levels > _MOST_LEVELS)):
             return state
-        scores = self._test.log_likelihoods(state)
-        ordinal = self.run(state.branch(replace(terms_of(state.parameters), link="ordinal")), 8)
+        terms = terms_of(state.parameters)
+        # Where the simpler link is to be kept in doubt, it has as many sweeps.
+        plain = state if levels else self.run(state.branch(terms), 8)
+        scores = self._test.log_likelihoods(plain)
+        ordinal = self.run(state.branch(replace(terms, link="ordinal")), 8)
         gain = self._test.log_likelihoods(ordinal) - scores
         doubt = gain.std() / math.sqrt(len(gain))
         # Ratings in steps are ordinal: of few, those held out must be sure that the Gaussian link is better.
