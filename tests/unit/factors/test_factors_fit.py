@@ -258,7 +258,6 @@ def test_a_fit_is_finite_and_predicts_no_worse_than_biases(make: Callable[[], Od
     np.testing.assert_allclose(folded, found.users, rtol=1e-3, atol=1e-3)
     rated = np.unique(learned.item_row[~np.isnan(learned.value)])
     assert found.posterior.item_codec.decode(found.items)[rated, 0].min() >= 1
-    # The next fit goes on from it.
     answers(data, fitted_odd(data, learned, found, sweeps=2), held_out)
     if len(held_out.value) >= LEAST_HELD_OUT and data.constant is None:
         biases = error_of_biases(data, learned, held_out)

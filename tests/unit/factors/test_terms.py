@@ -313,7 +313,6 @@ def test_nine_in_ten_unseen_ratings_are_inside(scale: Scale) -> None:
     order = np.argsort(np.bincount(train.user_row, minlength=n_users)[test.user_row], kind="stable")
     for some in np.array_split(inside[order], 3):
         assert 0.83 < some.mean() < 0.96
-    # The model keeps what was learned.
     known, again = from_model(found.model), from_model(from_bytes(to_bytes(found.model)))
     assert known.variance_scale == again.variance_scale
     np.testing.assert_array_equal(known.std_calibration, again.std_calibration)
