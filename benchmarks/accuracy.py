@@ -207,8 +207,9 @@ def run(options: Choice, console: Console) -> Found:
                 size, slider = options.size(options.ratings, 1_000), section == SLIDER
                 made = draw(size, MADE[section], seed=options.seed, slider=slider)
                 data, others[TRUTH] = made.data, made.answer
-                others[KNOWS_ITEMS] = partial(made.answer, knows="item")
-                others[KNOWS_USERS] = partial(made.answer, knows="user")
+                if not slider:
+                    others[KNOWS_ITEMS] = partial(made.answer, knows="item")
+                    others[KNOWS_USERS] = partial(made.answer, knows="user")
             else:
                 data = datasets.load(section, scale=options.scale, seed=options.seed)
             for plan in plans(section, data, options, others):

@@ -13,7 +13,7 @@ from factors import Scale
 from featurestore.codecs import MAX_ITEM_ROW
 from processes.settings import choice, real, secret_of, setting, url, whole
 
-# Each step of a scale is a cut point that the ordinal link learns; hundredths of 0 to 10 still fit.
+# The probability of each is answered in one list; hundredths of 0 to 10 still fit.
 MAX_STEPS = 1000
 FURTHEST = 5e8  # a wider scale cannot be kept in the float32 rows of a fit
 # Of the larger end, or of 1: float32 has 16 numbers in a scale so narrow, and its priors are not yet 0.

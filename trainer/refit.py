@@ -231,7 +231,7 @@ class Refitter:
                     raise EpochGone(number) from exc
                 raise
             finally:
-                await self._threads.run(epoch.fits.end_fit)
+                await with_retries(self._threads.run, epoch.fits.end_fit)
         except NothingNewError as exc:
             self.schedule.learned(exc.events)
             log.event("fit_ends", epoch=number, code="nothing_new", events=exc.events)
@@ -319,7 +319,7 @@ class Refitter:
         while True:
             attempt += 1
             # From here on the folder remembers whom the archive loses: the snapshot may still know them.
-            await self._threads.run(epoch.fits.begin_fit)
+            await with_retries(self._threads.run, epoch.fits.begin_fit)
             try:
                 snapshot, files = await with_retries(self._threads.run, epoch.open_snapshot)
             except SegmentDamagedError as exc:

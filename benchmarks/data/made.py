@@ -109,7 +109,8 @@ class MadeSet:
             (known, row), (of, asked) = given, test
         noise = NOISE_STD**2 + step**2 / 12
         known_rows = np.hstack([np.ones((len(table), 1)), table])
-        squares = (known_rows[:, :, None] * known_rows[:, None, :]).reshape(len(table), -1) / noise
+        scaled = known_rows / np.sqrt(noise)
+        squares = (scaled[:, :, None] * scaled[:, None, :]).reshape(len(table), -1)
         prior = np.diag(np.append(1 / std**2, np.full(k, k**0.5 / TASTE_STD)))
         rest, shape = (question.train_value - MIDDLE - bias[known]) / noise, (n_rows, len(table))
         count, total = (csr_array((each, (row, known)), shape) for each in (np.ones(len(row)), rest))

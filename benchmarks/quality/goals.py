@@ -152,7 +152,8 @@ def _made(found: Found) -> Iterator[Row]:
         )
         if own and truth and all(sides):
             # No one has the truth's own error: a user has made a hundred ratings. What is not known of users
-            # and of items adds up, each as far as it matters to who knows the other side.
+            # and of items adds up, each as far as it matters to who knows the other side: what is known at
+            # best of both is about that, no bound.
             least = float(np.sqrt(sides[0][0] ** 2 + sides[1][0] ** 2 - truth[0] ** 2))
             detail = (
                 f"{own[0]:.4f} against {least:.4f}; users learned by who knows all items {sides[0][0]:.4f}, "
@@ -163,7 +164,7 @@ def _made(found: Found) -> Iterator[Row]:
         if own and truth and gaussian:
             detail = f"{own[0]:.4f} against {gaussian[0]:.4f}; the truth itself {truth[0]:.4f}"
             work = f"{data}: Foldin / with the Gaussian link"
-            yield Row(work, "x", (own[0] / gaussian[0],), at_most(1.0, 1.0), detail=detail)
+            yield Row(work, "x", (own[0] / gaussian[0],), at_most(0.99, 1.0), detail=detail)
 
 
 def _intervals(found: Found) -> Iterator[Row]:

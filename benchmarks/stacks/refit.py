@@ -140,10 +140,12 @@ def _rows(made: MadeSet, target: Target | None, console: Console) -> Iterator[Ro
     yield Row(f"again after {n - first:,} more", "s", (warm.seconds,), None, "", warm.detail)
     # A refit has the head before it is live, the first fit after: the same work on both sides.
     both = "first fit and head"
-    for work, its, first_s, head_s in (
+    for work, its, first_s, later_s in (
         ("a refit", warm.seconds, cold.seconds, head[0]),
         ("processor time of the refit's process", warm.cpu_s, cold.cpu_s, head[1]),
     ):
+        # Of few ratings the first fit has its head as well.
+        head_s = 0.0 if "ranking" in cold.phases else later_s
         detail = f"{number(its)} against {number(first_s)} and {number(head_s)} s"
         yield Row(work, "x", (its / (first_s + head_s),), at_most(0.2, 0.33), both, detail)
     yield Row(

@@ -19,11 +19,13 @@ from scipy.special import ndtr
 
 from factors.errors import FactorsError
 from factors.model.parameters import Parameters
-from factors.model.scale import rating_levels, scale_levels, scale_range
+from factors.model.scale import MOST_LEVELS, rating_levels, scale_levels, scale_range
 from factors.model.types import Float64s
 
 # Means and standard deviations of the table that bounds ordinal ratings, within a hundredth of a level or so.
 _MEANS, _DEVIATIONS = 512, 64
+# An impossible rating costs 14 nats at most: one such decides nothing.
+_LEAST_CHANCE = 1e-6
 # So many times the noise: beyond it a score says next to nothing.
 _LARGEST_STD = 100.0
 
@@ -77,16 +79,16 @@ class RatingLink(ABC):
         return np.asarray(bounds[:, :-1] - bounds[:, 1:])
 
     def log_likelihoods(self, value: Float64s, mean: Float64s, variance: Float64s) -> Float64s:
-        """Return nats of each rating `value` (m,): of its level where the scale has several, else of its
-        density but for a constant.
+        """Return nats of each rating `value` (m,): of its level where the scale has several, else, and where
+        it has many, of its density but for a constant.
         """
-        if self._levels > 1:
+        if 1 < self._levels <= MOST_LEVELS:
             level = rating_levels(self._scale, value)
             chance = self.rating_distribution(mean, variance)[np.arange(len(value)), level]
-            # An impossible level costs 14 nats at most: one such rating decides nothing.
-            return np.asarray(np.log(np.maximum(chance, 1e-6)))
+            return np.asarray(np.log(np.maximum(chance, _LEAST_CHANCE)))
         rating, std = self.rating_moments(mean, variance)
-        return np.asarray(-0.5 * ((value - rating) / std) ** 2 - np.log(std))
+        density = -0.5 * ((value - rating) / std) ** 2 - np.log(std)
+        return np.asarray(np.maximum(density, math.log(_LEAST_CHANCE / scale_range(self._scale))))
 
 
 class GaussianLink(RatingLink):
@@ -129,12 +131,16 @@ class OrdinalLink(RatingLink):
         self._step = (self._scale.high - self._scale.low) / len(parameters.cuts)
         # The square of a level is the sum of these over the levels up to it.
         self._odd_numbers = 2.0 * np.arange(len(parameters.cuts)) + 1.0
+        # What ratings of one level differ by, where the scale has more of them than the link.
+        finer = self._levels != len(parameters.cuts) + 1
+        self._within = self._step * self._step / 12.0 if finer else 0.0
 
     def rating_moments(self, mean: Float64s, variance: Float64s) -> tuple[Float64s, Float64s]:
         """See `RatingLink`."""
-        above = self.exceedance(mean, variance)
+        above = self._above(self._cuts, mean, variance)
         steps = above.sum(axis=1)
-        std = self._step * np.sqrt(np.maximum(above @ self._odd_numbers - steps * steps, 0.0))
+        spread = self._step * self._step * np.maximum(above @ self._odd_numbers - steps * steps, 0.0)
+        std = np.sqrt(spread + self._within)
         return self._scale.low + self._step * steps, np.maximum(std, self._min_std)
 
     def highest_ratings(self, mean: Float64s) -> Float64s:
@@ -148,9 +154,23 @@ class OrdinalLink(RatingLink):
         return bounds.start, bounds.start + bounds.width * (len(bounds.steps) - 1)
 
     def exceedance(self, mean: Float64s, variance: Float64s) -> Float64s:
-        """See `RatingLink`: beyond the cut points."""
+        """See `RatingLink`: beyond the cut points, or where these lie between some of them."""
+        return self._above(self._edges, mean, variance)
+
+    def _above(self, cuts: Float64s, mean: Float64s, variance: Float64s) -> Float64s:
         std = np.sqrt(self._variance_scale * (variance + self._noise))
-        return np.asarray(ndtr((mean[:, None] - self._cuts) / std[:, None]))
+        return np.asarray(ndtr((mean[:, None] - cuts) / std[:, None]))
+
+    @cached_property
+    def _edges(self) -> Float64s:
+        """The cut points of the scale's own levels, (levels - 1,)."""
+        cuts, own = self._cuts, self._levels - 1
+        if not self._within or own < 1:
+            return cuts
+        # Between cut points, and on beyond the outer two as far apart as the next ones.
+        ends = 2 * cuts[:1] - cuts[1:2], 2 * cuts[-1:] - cuts[-2:-1]
+        places = np.arange(-0.5, len(cuts) + 1) / len(cuts)
+        return np.interp((np.arange(own) + 0.5) / own, places, np.concatenate([ends[0], cuts, ends[1]]))
 
     @cached_property
     def _bounds(self) -> "_OrdinalBounds":

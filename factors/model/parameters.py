@@ -115,9 +115,9 @@ class Parameters:
     """Everything a generation knows besides its tables.
 
     `mean`: that of all ratings. `noise`: variance of a rating (of its latent value, with the ordinal link)
-    round its score. `cuts`: the cut points of the ordinal link, ascending, one fewer than the scale has
-    levels; empty with the Gaussian link. `decided`: from so many ratings the terms were chosen, and with so
-    many columns of attributes of users and of items, `decided_columns`, and of contexts, `decided_context`.
+    round its score. `cuts`: the cut points of the ordinal link, ascending, one fewer than it has levels;
+    empty with the Gaussian link. `decided`: from so many ratings the terms were chosen, and with so many
+    columns of attributes of users and of items, `decided_columns`, and of contexts, `decided_context`.
     `context`: what contexts do to users; None for nothing.
     `variance_scale`, `std_calibration` (STD_TERMS,): see `factors.training.calibration`.
     """

@@ -14,9 +14,10 @@ from factors.model.types import Int64s, Scale
 # What is half-way between two levels is the upper one, whatever rounding has left of it: in float64, in
 # float32, and with a factor in place of a quotient.
 HALF = 0.5001
-# Of a continuous scale. The middle of one stands for all that it has: what that adds to the variance of a
-# rating is a 7,000th of the square of the range.
-INTERVALS = 25
+# The ordinal link learns a cut point between each two levels: a bound on its work, chosen and not measured.
+# Where there are more, or none, so many stand for those next to them, which adds a 7,000th of the square of
+# the range to the variance of a rating.
+MOST_LEVELS = 25
 
 
 def check_scale(scale: Scale) -> None:
@@ -45,10 +46,11 @@ def scale_levels(scale: Scale) -> int:
 
 
 def ordinal_levels(scale: Scale) -> int:
-    """Return how many intervals the ordinal link divides the scale into: its levels, and of a continuous one
-    as many of equal width.
+    """Return how many levels the ordinal link has, equally far apart: the scale's, or the most that it may
+    have.
     """
-    return scale_levels(scale) or INTERVALS
+    levels = scale_levels(scale)
+    return levels if 1 <= levels <= MOST_LEVELS else MOST_LEVELS
 
 
 def scale_range(scale: Scale) -> float:

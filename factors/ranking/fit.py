@@ -66,7 +66,8 @@ def fit_ranking(
         raise FitRefused("no rating to learn a ranking from, nor anything else that was wanted")
     chosen = typed is None or not typed.grown(by_user, _AGAIN)
     if start is not None and chosen and LEAST_EVENTS <= events < _AGAIN * start.parameters.decided:
-        changed = abs(events - start.parameters.events) / events
+        new = 0 if unlearned is None else len(unlearned)
+        changed = max(new, abs(events - start.parameters.events)) / events
         sweeps = _SWEEPS_OF_FEW - (changed <= _FEWEST_NEW) if changed <= _FEW_NEW else _SWEEPS
         settings = replace(choices_of(start.parameters), sweeps=sweeps)
         settings = replace(settings, types=() if typed is None else typed.types)

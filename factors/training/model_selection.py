@@ -17,7 +17,7 @@ from factors.inference.pair_moments import PairMoments
 from factors.model.links import link_of
 from factors.model.parameters import Parameters
 from factors.model.quantized_rows import item_codec
-from factors.model.scale import scale_levels
+from factors.model.scale import MOST_LEVELS, scale_levels
 from factors.model.types import Float64s, Int64s, Scale
 from factors.training.calibration import calibrate
 from factors.training.drift import best_drift, latest, narrowed, widened, with_widening
@@ -36,8 +36,6 @@ _MOST_RATINGS = 300_000
 _MOST_OF_USER = _MOST_RATINGS // 100
 # Ratings held out of a fit: the standard error of a mean over so many is under a hundredth of a nat.
 _MOST_HELD_OUT = 20_000
-# The ordinal link learns a cut point for each step: a bound on its work, chosen and not measured.
-_MOST_LEVELS = 25
 # Ridges of the implicit effects, in units of (noise of a row round its set's prediction / variance of an
 # effect).
 _RIDGES = (0.0, 20.0, 6.0, 2.0)
@@ -63,11 +61,11 @@ def observed_scale(scale: Scale, value: Float64s) -> Scale:
     ratings show no step.
     """
     values = np.unique(value)
-    if scale.step is not None or len(value) < LEAST_RATINGS or not 2 <= len(values) <= _MOST_LEVELS:
+    if scale.step is not None or len(value) < LEAST_RATINGS or not 2 <= len(values) <= MOST_LEVELS:
         return scale
     step = float(np.diff(values).min())
     steps = (np.append(values, scale.high) - scale.low) / step
-    if steps[-1] > _MOST_LEVELS - 1 or np.abs(steps - np.rint(steps)).max() > 1e-6:
+    if steps[-1] > MOST_LEVELS - 1 or np.abs(steps - np.rint(steps)).max() > 1e-6:
         return scale
     return replace(scale, step=(scale.high - scale.low) / float(np.rint(steps[-1])))
 
@@ -253,23 +251,25 @@ class _Search:
         return self._best(state, [terms, *options])
 
     def best_link(self, state: State, *, in_doubt_ordinal: bool) -> State:
-        """Return the state with the ordinal link if that is wanted, or allowed and predicts better. On a
-        continuous scale it bends scores towards the ends, where those who rate have no room left.
+        """Return the state with the ordinal link if that is wanted, or predicts better. On a scale without
+        steps, or with many, it bends scores towards the ends, where those who rate have no room left.
         """
         link, levels = self._settings.link, scale_levels(self._settings.scale)
-        if link == "gaussian" or (link == "auto" and (levels == 1 or levels > _MOST_LEVELS)):
+        if link == "gaussian" or levels == 1:
             return state
         terms = terms_of(state.parameters)
-        # Where the simpler link is to be kept in doubt, it has as many sweeps.
-        plain = state if levels else self.run(state.branch(terms), 8)
-        scores = self._test.log_likelihoods(plain)
         ordinal = self.run(state.branch(replace(terms, link="ordinal")), 8)
-        gain = self._test.log_likelihoods(ordinal) - scores
+        if link == "ordinal":
+            return ordinal
+        in_steps = 0 < levels <= MOST_LEVELS
+        # What is kept in doubt has as many sweeps.
+        plain = state if in_steps else self.run(state.branch(terms), 8)
+        gain = self._test.log_likelihoods(ordinal) - self._test.log_likelihoods(plain)
         doubt = gain.std() / math.sqrt(len(gain))
         # Ratings in steps are ordinal: of few, those held out must be sure that the Gaussian link is better.
         # Without steps that is the simpler one, and the other must be better for sure.
-        least = doubt if levels == 0 else -doubt if in_doubt_ordinal else 0.0
-        return ordinal if link == "ordinal" or gain.mean() > least else state
+        least = -doubt if in_doubt_ordinal else 0.0
+        return ordinal if gain.mean() > (least if in_steps else doubt) else plain
 
     def _best(self, state: State, options: list[Terms], sweeps: int = 2) -> State:
         """Return the branch of `state`, one for each of `options`, that predicts best after these `sweeps`.

@@ -46,7 +46,7 @@ class FitSettings:
         if self.link not in ("auto", "gaussian", "ordinal"):
             raise FitRefused(f"link must be 'auto', 'gaussian' or 'ordinal', not {self.link!r}")
         if self.link == "ordinal" and ordinal_levels(self.scale) < 2:
-            raise FitRefused("the ordinal link needs a scale with at least two steps")
+            raise FitRefused("the ordinal link needs a scale with more than one value")
         if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
             raise FitRefused(f"tolerance must be a number >= 0, not {self.tolerance!r}")
         for name in ("sweeps", "block_rows", "threads"):

@@ -52,7 +52,9 @@ class FitFolder:
         return folder / written.name
 
     def begin_fit(self) -> None:
-        """Make room for a fit. To be called before its snapshot of the archive is taken."""
+        """Make room for a fit. To be called before its snapshot of the archive is taken. Raises
+        `ArchiveFailedError`, as `end_fit`: it is to be called again.
+        """
         with self._lock:
             self._clear_new()
             self._fitting = True
@@ -134,7 +136,8 @@ class FitFolder:
 
     def _clear_new(self) -> None:
         for leftover in self._path.glob("new*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            if leftover.is_dir():
+                _remove(leftover)
         # Before the erasures that wait for the end of this fit: it may know their users.
         self._sync()
         self._erased.clear()

@@ -162,7 +162,7 @@ class _Segment:
 
 
 def _read_segment(segment: tuple[Path, pa.NativeFile]) -> _Segment:
-    """Read a segment, verified; beside others in threads, as Arrow and the checksum hold no lock."""
+    """Read a segment, verified; beside others in threads, as decoding and checksum hold no lock."""
     found = _Segment()
     for name, column in read_columns(*segment):
         found.count = len(column)

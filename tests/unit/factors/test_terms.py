@@ -272,7 +272,7 @@ def test_cold_start() -> None:
         assert np.mean(np.concatenate(errors) ** 2) < 1.05 * np.mean(np.concatenate(simple) ** 2)
 
 
-@pytest.mark.parametrize("scale", [STARS, Scale(-10, 10)], ids=["steps", "continuous"])
+@pytest.mark.parametrize("scale", [STARS, Scale(-10, 10), Scale(-10, 10, 0.01)], ids=repr)
 def test_ordinal_link(scale: Scale) -> None:
     rng = np.random.default_rng(7)
     user, item = np.divmod(rng.permutation(60 * 50)[:1_800], 50)

@@ -38,7 +38,7 @@ def test_events_are_joined_with_the_registry_by_item_id(tmp_path: Path) -> None:
     later = [("b", 2, 1, NAN), ("a", 3, 0, 5.0), ("c", 1, 1, 4.0), ("d", 2, 0, NAN)]
     archive = archived(tmp_path, later, first_ms=10)
     # Row 1 is another item's by now, `i1` came again later, `i2` never did.
-    given = load_ratings(opened(archive), string_array([b"i0", b"taken", b"rest", b"i1"]))
+    given = load_ratings(opened(archive), string_array([b"i0", b"taken", b"rest", b"i1"]), threads=2)
     ratings = given.ratings
     assert (given.n_items, given.unknown) == (4, 1)
     assert given.user_ids.to_pylist() == ["a", "b", "d", "c"]
