@@ -279,7 +279,7 @@ def test_ordinal_link(scale: Scale) -> None:
     left, right = rng.normal(size=(60, 2)), rng.normal(size=(50, 2))
     score = (left[user] * right[item]).sum(axis=1) + 0.5 * rng.normal(size=50)[item]
     level = np.searchsorted([-0.2, 0.0, 0.2, 0.4], score := score + rng.normal(0, 0.3, len(score)))
-    known, asked = split(ratings(user, item, level + 1.0 if scale.step else 10 * np.tanh(4 * score)))
+    known, asked = split(ratings(user, item, level + 1.0 if scale == STARS else 10 * np.tanh(4 * score)))
     gaussian, found = (learned(known, 60, 50, scale, link=link, sweeps=15) for link in ("gaussian", "auto"))
     assert from_bytes(to_bytes(found.model)).link == "ordinal"
     assert error(found, asked) < 0.85 * error(gaussian, asked)
