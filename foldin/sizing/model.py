@@ -53,7 +53,7 @@ class Point(NamedTuple):
 
 
 # `foldin bench refit`, rows of docs/performance.md.
-POINTS = (Point(990_099, 17.32, 9.477), Point(4_950_495, 54.85, 47.57), Point(19_801_980, 332.3, 223.3))
+POINTS = (Point(990_099, 14.79, 7.703), Point(4_950_495, 59.06, 34.06), Point(19_801_980, 226.9, 199.5))
 
 
 class Figure(NamedTuple):
