@@ -33,7 +33,7 @@ from featurestore.settings import format_scale
 from featurestore.store import Store
 from foldin.sizing.model import Deployment
 from processes.blocking import BlockingChild, python_command
-from processes.settings import setting, whole
+from processes.settings import real, setting, whole
 
 SIZES = (1_000_000, 5_000_000)  # 20 million, which take minutes, only where they are asked for
 # Seconds until live of the first fit: goal and floor, at the full sizes.
@@ -61,6 +61,7 @@ class RefitOptions(Options):
     )
     # Between those that few factors explain and those that hardly any number does.
     rank: int = setting(12, "of the world that ratings are drawn from", whole(1, 1000))
+    more: float = setting(MORE, "share of the ratings that come in before the refit", real(1e-6, 1.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +106,18 @@ def measure(options: RefitOptions, console: Console) -> list[Row]:
         n = options.size(full, 2_000)
         made = draw(n + min(HELD_OUT, n // 20), options.rank, seed=options.seed)
         console.print(f"{len(made.data.ratings.value):,} ratings made", style="dim")
-        found = _rows(made, COLD.get(full), console)
+        found = _rows(made, COLD.get(full), options.more, console)
         rows += [replace(row, work=f"{n:,} ratings: {row.work}") for row in found]
     return rows
 
 
-def _rows(made: MadeSet, target: Target | None, console: Console) -> Iterator[Row]:
+def _rows(made: MadeSet, target: Target | None, share: float, console: Console) -> Iterator[Row]:
     data, ratings = made.data, made.data.ratings
     # Ratings come in the order of their times; those held out are of any.
     order = np.random.default_rng(0).permutation(len(ratings.value))
     held_out = min(HELD_OUT, len(ratings.value) // 20)
     n = len(ratings.value) - held_out
-    first = round(n / (1 + MORE))
+    first = round(n / (1 + share))
     train = np.sort(order[:n])
     test, before, more = (data.part(rows) for rows in (order[n:], train[:first], train[first:]))
     with _stack() as (url, port, trainer):
