@@ -170,7 +170,8 @@ class OrdinalLink(RatingLink):
         # Between cut points, and on beyond the outer two as far apart as the next ones.
         ends = 2 * cuts[:1] - cuts[1:2], 2 * cuts[-1:] - cuts[-2:-1]
         places = np.arange(-0.5, len(cuts) + 1) / len(cuts)
-        return np.interp((np.arange(own) + 0.5) / own, places, np.concatenate([ends[0], cuts, ends[1]]))
+        known = np.concatenate([ends[0], cuts, ends[1]])
+        return np.asarray(np.interp((np.arange(own) + 0.5) / own, places, known))
 
     @cached_property
     def _bounds(self) -> "_OrdinalBounds":
