@@ -269,7 +269,7 @@ class _Search:
         # Ratings in steps are ordinal: of few, those held out must be sure that the Gaussian link is better.
         # Without steps that is the simpler one, and the other must be better for sure.
         least = -doubt if in_doubt_ordinal else 0.0
-        return ordinal if gain.mean() > (least if in_steps else doubt) else plain
+        return ordinal if gain.mean() > (least if in_steps else doubt) else state
 
     def _best(self, state: State, options: list[Terms], sweeps: int = 2) -> State:
         """Return the branch of `state`, one for each of `options`, that predicts best after these `sweeps`.

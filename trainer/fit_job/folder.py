@@ -4,6 +4,7 @@ Invariant: what is there and complete belongs to the generation that it is named
 erased from the archive is in a fit that leaves this module.
 """
 
+import contextlib
 import re
 import shutil
 import threading
@@ -136,7 +137,8 @@ class FitFolder:
 
     def _clear_new(self) -> None:
         for leftover in self._path.glob("new*"):
-            if leftover.is_dir():
+            # A link, or a file that a person put there, is nothing of a fit.
+            if leftover.is_dir() and not leftover.is_symlink():
                 _remove(leftover)
         # Before the erasures that wait for the end of this fit: it may know their users.
         self._sync()
@@ -166,10 +168,12 @@ class FitFolder:
 
 def _remove(path: Path) -> None:
     try:
-        shutil.rmtree(path)
+        # Gone with its epoch, on its way to the trash; or a file of it is, which somebody else removes.
+        while path.exists():
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(path)
         sync_directory(path.parent)
     except FileNotFoundError:
-        # With its epoch, on its way to the trash.
         return
     except OSError as exc:
         raise ArchiveFailedError(f"cannot remove {path}: {exc.strerror or exc}") from exc
