@@ -168,7 +168,7 @@ class FitFolder:
 
 def _remove(path: Path) -> None:
     try:
-        # Gone with its epoch, on its way to the trash; or a file of it is, which somebody else removes.
+        # Gone with its epoch, on its way to the trash; or a file of it is, which another one removes.
         while path.exists():
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(path)
