@@ -46,6 +46,10 @@ class ContextShifts:
             return None
         return ContextShifts(parameters.context, context, name == "user")
 
+    def all(self) -> Float64s:
+        """Return by how much the users of all entries are moved, (n, d)."""
+        return self.effects.shifts(self.context)
+
     def at(self, entries: Int64s) -> Float64s:
         """Return by how much the users of these `entries` (m,) are moved, (m, d)."""
         return self.effects.shifts(self.context[entries])
@@ -54,7 +58,7 @@ class ContextShifts:
         """Write to `mean` (n, d) and `covariance` (n, packed) of the other row of each entry where it stands
         then, in the coordinates of the side that is solved.
         """
-        amount = self.effects.shifts(self.context)
+        amount = self.all()
         if self.own:
             shift_items(layout, mean, covariance, amount)
         else:

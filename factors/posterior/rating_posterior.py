@@ -64,7 +64,7 @@ class RatingPosterior(PosteriorModel):
         new = self._came_after(name, current)
         keep = math.nan if at is None else float(session_keys(np.array([at]), own.session_length)[0])
         rows, loop, terms = None, LOADED.loop, self._loop_terms[name]
-        if loop is not None and terms is not None and backend is None:
+        if loop is not None and backend is None:
             rows = terms.rows(loop, table, histories, new=new, attributes=attributes, keep=keep)
         if rows is None:
             read = QuantizedTable(table, self.item_codec) if name == "user" else table
@@ -80,7 +80,7 @@ class RatingPosterior(PosteriorModel):
         return rows
 
     @cached_property
-    def _loop_terms(self) -> dict[SideName, HistoryTerms | None]:
+    def _loop_terms(self) -> dict[SideName, HistoryTerms]:
         parameters = self.parameters
         return {
             "user": HistoryTerms.of(parameters, "user", self.item_codec),

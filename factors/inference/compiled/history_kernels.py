@@ -7,7 +7,7 @@ Python: all memory is the caller's, and a matrix without an inverse is told by t
 All memory that they work in is laid out as `reading_kernels` says.
 """
 
-# ruff: noqa: PLR0917  numba takes no keyword-only arguments
+# ruff: noqa: PLR0912, PLR0917  numba takes no keyword-only arguments
 
 import math
 
@@ -21,7 +21,9 @@ from factors.inference.compiled.reading_kernels import (
     KEPT,
     KEPT_SITTING,
     KEY,
+    LATENT,
     MEAN,
+    MOVING,
     N_ROWS,
     NOISE,
     ORDINAL,
@@ -33,6 +35,7 @@ from factors.inference.compiled.reading_kernels import (
     STEPS,
     TAKEN,
     VARIANCE,
+    WIDTH,
     Array,
     group_entries,
     read_entries,
@@ -52,13 +55,19 @@ def write_row(
     """Write the posterior to `row` in `result`, with the latest session, the one of key `KEPT`,
     its sitting, and those of the largest effects.
     """
-    dim, slots = sizes[RANK] + 1, sizes[SLOTS]
+    latent, bias, slots = sizes[LATENT], sizes[RANK], sizes[SLOTS]
+    dim = latent + 1
     t = 2 + dim
     for a in range(dim):
-        result[row, 2 + a] = vector[MEAN, a]
+        # Of a row that moves, the velocity stands between its latent part and its bias.
+        of = a if a < latent else bias
+        result[row, 2 + a] = vector[MEAN, of]
         for b in range(a + 1):
-            result[row, t] = square[COVARIANCE, a, b]
+            result[row, t] = square[COVARIANCE, of, b if b < latent else bias]
             t += 1
+    if sizes[MOVING]:
+        for a in range(dim):
+            result[row, sizes[WIDTH] - 1 - dim + a] = vector[MEAN, latent + a]
     for a in range(dim):
         result[row, t + a] = 0.0
     t += dim
@@ -104,6 +113,7 @@ def fold_in(
     other_row: Array,
     value: Array,
     time: Array,
+    shift: Array,
     new: Array,
     base: Array,
     cold_base: Array,
@@ -136,16 +146,17 @@ def fold_in(
 
     `words` (n, ...): the table of the other side and `halves` the same as int16, and `prior_words`,
     `prior_halves` (1, ...) those of an unknown row; `units` (t,): what its codes are worth (`RowCodec`), 1
-    where rows are `PLAIN`. `base`, `cold_base` (b, d): prior means with what attributes add; `effect` (d,):
-    of other rows that no fit has learned; `start` (1 + d, d): mean and
+    where rows are `PLAIN`. `shift`: see `read_entries`. `base`, `cold_base` (b, d): prior means with what
+    attributes add; `effect` (d,): of other rows that no fit has learned; `start` (1 + d, d): mean and
     covariance where the fixed point begins.
     """
     dim = sizes[RANK] + 1
     rest = numbers[AT_REST] * math.sqrt(numbers[NOISE])
     for row in range(sizes[N_ROWS]):
         n = read_entries(
-            offsets[row], offsets[row + 1], words, halves, other_row, value, time, prior_words, prior_halves,
-            effect, bounds, sizes, numbers, latent, code, entry, vector, table, session, row, result,
+            offsets[row], offsets[row + 1], words, halves, other_row, value, time, shift, prior_words,
+            prior_halves, effect, units, bounds, sizes, numbers, latent, code, entry, vector, table, session,
+            row, result,
         )  # fmt: skip
         groups = group_entries(n, sizes, numbers, entry, group, shared, table, session)
         cold = sizes[COLD] != 0 and (n == 0 or new[row] != 0)

@@ -18,9 +18,11 @@ from typing import Any
 import numpy.typing as npt
 
 from factors.errors import FactorsError
+from factors.inference import motion
 from factors.inference.compiled import history_kernels, posterior_kernels, reading_kernels, score_kernels
 from factors.inference.compiled.reading_kernels import (
     GROUP_COLUMNS,
+    LATENT,
     N_SIZES,
     OTHER_WIDTH,
     RANK,
@@ -33,7 +35,11 @@ from factors.model import scale
 _FUNCTIONS: tuple[Any, ...] = (
     reading_kernels.wide,
     reading_kernels.filled,
+    reading_kernels.counted,
+    reading_kernels.age_at,
     reading_kernels.read_other,
+    reading_kernels.shift_entry,
+    reading_kernels.move_entries,
     reading_kernels.read_entries,
     reading_kernels.place_of,
     reading_kernels.begin_group,
@@ -50,7 +56,7 @@ _FUNCTIONS: tuple[Any, ...] = (
 )
 # Types of the arrays that `fold_in` takes, in their order.
 _KINDS = (
-    *("float32", "int16", "int64", "int32", "float64", "float64", "uint8", "float64", "float64"),
+    *("float32", "int16", "int64", "int32", "float64", "float64", "float64", "uint8", "float64", "float64"),
     *("float32", "int16", "float64", "float64", "float64", "float64", "float64", "float64"),
     *("int64", "float64"),
     *("float64", "float32", "float64", "float64", "float64", "float64", "float64", "float64", "float32"),
@@ -60,7 +66,7 @@ _NAME = "fold_in"
 _DIGEST = hashlib.sha256().digest_size
 # Which of the arrays have a rating for each entry, and a unit for each number of a covariance. To read so
 # many of these numbers takes about a millisecond.
-_VALUES, _UNITS, _BRIEF = 4, 15, 1 << 16
+_VALUES, _UNITS, _BRIEF = 4, 16, 1 << 16
 # Sums may be regrouped to fill vector registers; infinity keeps its meaning, for bounds are infinite.
 _OPTIONS = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
 
@@ -69,7 +75,7 @@ _OPTIONS = {"error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
 def fingerprint() -> str:
     """Return a name of the code for this version of the loops and this processor."""
     llvm: Any = import_module("llvmlite.binding")
-    modules = reading_kernels, score_kernels, posterior_kernels, history_kernels, scale
+    modules = reading_kernels, score_kernels, posterior_kernels, history_kernels, scale, motion
     files = [__file__, *map(inspect.getfile, modules)]
     host = (llvm.get_default_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     parts = [*(Path(file).read_bytes() for file in files), repr((llvm.llvm_version_info, *host)).encode()]
@@ -137,6 +143,7 @@ def _entry(carray: Callable[..., Any], fold: Callable[..., int]) -> Callable[...
         other_row: Any,
         value: Any,
         time: Any,
+        shift: Any,
         new: Any,
         base: Any,
         cold_base: Any,
@@ -176,6 +183,7 @@ def _entry(carray: Callable[..., Any], fold: Callable[..., int]) -> Callable[...
             carray(other_row, (1,)),
             carray(value, (1,)),
             carray(time, (1,)),
+            carray(shift, (1, known[LATENT] + 1)),
             carray(new, (1,)),
             carray(base, (1, dim)),
             carray(cold_base, (1, dim)),

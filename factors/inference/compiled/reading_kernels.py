@@ -2,22 +2,24 @@
 
 Invariant: each pair stands once, with its last value, as after `histories.compress`.
 
-`d = rank + 1`; `t = d (d + 1) / 2`; `f` the latent part of a row of the other side. Entries that hold are
-read in blocks of `LANES`, so that loops run over the entries of a block: of each block `entry` (13, LANES)
-has the numbers below of each, and `latent` (rank, LANES) float64 the `f`, one block after the other; lanes
-without an entry are 0. `code` (n, `wide(t)`) float32 has the codes of their covariances, 0 beyond them. Of
-each session `group` (n, 8) has the columns below, `load` and `shared` (n, d) float64 its load and its
-effect's covariance with the row (`session_effects`). Of the row `square` (4, d, d) float64 has the posterior
-covariance, a Cholesky factor and its inverse, and the prior's precision; `vector` (5, t) float64 the mean,
-the linear term and sums.
+`f` is the latent part of a row of the other side, of `LATENT` numbers, or `[f, -age f, -age]` where rows move
+(`motion`): the loops behind see one that stands still. It has `rank` numbers; `d = rank + 1`; `t = d (d + 1)
+/ 2`. Entries that hold are read in blocks of `LANES`, so that loops run over the entries of a block: of each
+block `entry` (13, LANES) has the numbers below of each, and `latent` (rank, LANES) float64 the `f`, one block
+after the other; lanes without an entry are 0. `code` (n, `wide(t)`) float32 has the codes of their
+covariances, 0 beyond them. Of each session `group` (n, 8) has the columns below, `load` and `shared` (n, d)
+float64 its load and its effect's covariance with the row (`session_effects`). Of the row `square` (4, d, d)
+float64 has the posterior covariance, a Cholesky factor and its inverse, and the prior's precision; `vector`
+(5, t) float64 the mean, the linear term and sums.
 """
 
-# ruff: noqa: PLR0912, PLR0917  numba takes no keyword-only arguments
+# ruff: noqa: PLR0912, PLR0915, PLR0917  numba takes no keyword-only arguments
 
 import math
 from typing import Any
 
 from factors.inference.compiled.score_kernels import LANES
+from factors.inference.motion import FARTHEST_TIME, MOST_AGE
 from factors.model.scale import HALF
 
 # Numba reads no annotations: every argument below is an array or a number.
@@ -34,11 +36,13 @@ MEAN, RIGHT, FIRST, OTHERS, PRIOR = range(5)
 COVARIANCE, FACTOR, INVERSE, SECOND = range(4)
 # Places in `sizes`.
 RANK, SLOTS, OTHER_SLOTS, OTHER_WIDTH, WIDTH, STEPS, ORDINAL = range(7)
-COLD, LEARNED, LEVELS, SLOTTED, N_ROWS, N_OTHERS, PLAIN, N_SIZES = range(7, 15)
+COLD, LEARNED, LEVELS, SLOTTED, N_ROWS, N_OTHERS, PLAIN, LATENT = range(7, 15)
+MOVING, OTHER_MOVING, SHIFTED, N_SIZES = range(15, 19)
 # Places in `numbers`.
 ALL_MEAN, NOISE, DAMPING, AT_REST, LOW, PER_LEVEL, COLD_COUNT, KEPT = range(8)
 SESSION, SESSION_VARIANCE, OTHER_SESSION, OTHER_VARIANCE, WRAP = range(8, 13)
-PER_SITTING, SITTING_VARIANCE, KEPT_SITTING, PER_OTHER_SITTING, N_NUMBERS = range(13, 18)
+PER_SITTING, SITTING_VARIANCE, KEPT_SITTING, PER_OTHER_SITTING = range(13, 17)
+ORIGIN, UNIT, OTHER_ORIGIN, OTHER_UNIT, N_NUMBERS = range(17, 22)
 # A prime near 2^31 over the golden ratio: neighbouring numbers are spread evenly over a hash table.
 _SPREAD = 1327217885
 
@@ -60,15 +64,22 @@ def read_other(
     """Read the `row` of the other side into entry `n`, whose rating is of this `time`: as items are stored,
     or as it is where rows are `PLAIN`.
     """
-    rank = sizes[RANK]
+    rank, bias = sizes[LATENT], sizes[RANK]
     dim = rank + 1
     packed = dim * (dim + 1) // 2
     codes = 2 * (3 + dim)
     implicit = 2 + dim + packed if sizes[PLAIN] else 3 + dim + (packed + 1) // 2
     of, lane = n // LANES * ENTRY_ROWS, n % LANES
+    at = n // LANES * bias
     for a in range(rank):
-        latent[n // LANES * rank + a, lane] = words[row, 2 + a]
+        latent[at + a, lane] = words[row, 2 + a]
     entry[of + BIAS, lane] = words[row, 2 + rank]
+    if sizes[OTHER_MOVING]:
+        last = sizes[OTHER_WIDTH] - 1
+        age = age_at(time, words[row, last], numbers[OTHER_ORIGIN], numbers[OTHER_UNIT])
+        for a in range(rank):
+            latent[at + a, lane] -= age * words[row, last - dim + a]
+        entry[of + BIAS, lane] -= age * words[row, last - 1]
     # Of an index that may be below 0, for all that is known, a loop would run one number at a time.
     read = code[n]
     if sizes[PLAIN]:
@@ -86,12 +97,9 @@ def read_other(
     if not learned:
         for a in range(dim):
             learned = learned or said[a] != 0.0
-    if learned:
-        for a in range(dim):
-            prior[a] += said[a]
-    else:
-        for a in range(dim):
-            prior[a] += effect[a]
+    for a in range(dim):
+        of_row = a if a < rank else bias
+        prior[of_row] += said[a] if learned else effect[of_row]
     entry[of + OFFSET, lane] = numbers[ALL_MEAN]
     entry[of + BEYOND, lane] = 0.0
     entry[of + TIME, lane] = time
@@ -118,6 +126,78 @@ def read_other(
                 entry[of + BEYOND, lane] = words[row, first + 2 * slots + found]
 
 
+def counted(time: float, origin: float, unit: float) -> float:
+    """Return `time` as `motion` counts it."""
+    return min(max((time - origin) / unit, -FARTHEST_TIME), FARTHEST_TIME)
+
+
+def age_at(time: float, anchor: float, origin: float, unit: float) -> float:
+    """Return the age of `time` at `anchor`, as `motion.ages`."""
+    return min(max(anchor - counted(time, origin, unit), 0.0), MOST_AGE) if math.isfinite(time) else 0.0
+
+
+def shift_entry(
+    n: int, e: int, shift: Array, units: Array, sizes: Array, latent: Array, code: Array, entry: Array
+) -> None:
+    """Move what was read into entry `n` by the context of rating `e`, as `ContextShifts.move_other`."""
+    rank, bias = sizes[LATENT], sizes[RANK]
+    of, at, lane = n // LANES * ENTRY_ROWS + BIAS, n // LANES * bias, n % LANES
+    entry[of, lane] += shift[e, rank]
+    if sizes[PLAIN]:
+        for a in range(rank):
+            latent[at + a, lane] += shift[e, a]
+        return
+    first, whole = rank * (rank + 1) // 2, bias * (bias + 1) // 2
+    both = 0.0
+    for a in range(rank):
+        entry[of, lane] += shift[e, a] * latent[at + a, lane]
+        moved = 0.0
+        for b in range(rank):
+            t = max(a, b) * (max(a, b) + 1) // 2 + min(a, b)
+            moved += units[t] * code[n, t] * shift[e, b]
+        unit = units[whole + a]
+        both += shift[e, a] * (2.0 * unit * code[n, first + a] + moved)
+        code[n, first + a] += moved / unit
+    code[n, first + rank] += both / units[whole + bias]
+
+
+def move_entries(n: int, sizes: Array, numbers: Array, latent: Array, code: Array, entry: Array) -> float:
+    """Make of the `f` of each entry `[f, -age f, -age]`, and of its codes those of that; return when the row
+    stood at its mean, that of its latest rating.
+    """
+    rank, bias = sizes[LATENT], sizes[RANK]
+    origin, unit = numbers[ORIGIN], numbers[UNIT]
+    latest = -math.inf
+    for e in range(n):
+        time = entry[e // LANES * ENTRY_ROWS + TIME, e % LANES]
+        if math.isfinite(time):
+            latest = max(latest, time)
+    anchor = counted(latest, origin, unit) if latest > -math.inf else 0.0
+    first, last = rank * (rank + 1) // 2, bias * (bias + 1) // 2
+    for e in range(n):
+        at, lane = e // LANES * bias, e % LANES
+        power = -age_at(entry[e // LANES * ENTRY_ROWS + TIME, lane], anchor, origin, unit)
+        for a in range(rank):
+            latent[at + rank + a, lane] = power * latent[at + a, lane]
+        latent[at + bias - 1, lane] = power
+        # Packed rows of what moves come to stand where the bias had its own: that goes first, behind them.
+        code[e, last + bias] = code[e, first + rank]
+        code[e, last + bias - 1] = 0.0
+        for a in range(rank):
+            code[e, last + a] = code[e, first + a]
+            code[e, last + rank + a] = power * code[e, first + a]
+        for a in range(bias):
+            code[e, last - bias + a] = 0.0
+        for a in range(rank):
+            of = (rank + a) * (rank + a + 1) // 2
+            for b in range(rank):
+                inner = code[e, max(a, b) * (max(a, b) + 1) // 2 + min(a, b)]
+                code[e, of + b] = power * inner
+                if b <= a:
+                    code[e, of + rank + b] = power * power * inner
+    return anchor
+
+
 def read_entries(
     first: int,
     last: int,
@@ -126,9 +206,11 @@ def read_entries(
     other_row: Array,
     value: Array,
     time: Array,
+    shift: Array,
     prior_words: Array,
     prior_halves: Array,
     effect: Array,
+    units: Array,
     bounds: Array,
     sizes: Array,
     numbers: Array,
@@ -143,7 +225,8 @@ def read_entries(
 ) -> int:
     """Read the ratings `first` to `last` that hold, the latest first; return how many.
 
-    The sum of their implicit effects goes to `vector[PRIOR]`, count and mean to `own_row` in `result`.
+    The sum of their implicit effects goes to `vector[PRIOR]`, count, mean and when it stood there, where rows
+    move, to `own_row` in `result`. `shift` (., LATENT + 1): what the context of each does, where it does.
     """
     rank = sizes[RANK]
     dim = rank + 1
@@ -174,6 +257,8 @@ def read_entries(
             read_other(
                 n, 0, time[e], prior_words, prior_halves, effect, sizes, numbers, latent, code, entry, vector
             )
+        if sizes[SHIFTED]:
+            shift_entry(n, e, shift, units, sizes, latent, code, entry)
         of, lane = n // LANES * ENTRY_ROWS, n % LANES
         if sizes[ORDINAL]:
             level = (value[e] - numbers[LOW]) * numbers[PER_LEVEL] + HALF
@@ -186,6 +271,8 @@ def read_entries(
         n += 1
     result[own_row, 0] = n
     result[own_row, 1] = total / max(n, 1)
+    if sizes[MOVING]:
+        result[own_row, sizes[WIDTH] - 1] = move_entries(n, sizes, numbers, latent, code, entry)
     # Whole registers of a block are read; those beyond the last entry weigh nothing.
     for e in range(n, filled(n)):
         for k in range(ENTRY_ROWS):

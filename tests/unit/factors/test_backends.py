@@ -127,7 +127,10 @@ def histories(n_items: int, lengths: list[int]) -> Histories:
     time: Float64s = np.asarray(8.8e8 + 3600.0 * rng.integers(0, 9, n), dtype=np.float64)
     value[rng.random(n) < 0.1] = time[rng.random(n) < 0.1] = np.nan
     item = rng.integers(-2, n_items + 4, n).astype(np.int32)
-    return Histories(np.concatenate([[0], np.cumsum(lengths)]), item, np.asarray(value, np.float64), time)
+    context = np.stack([rng.normal(size=n), rng.integers(0, 4, n)], axis=1).astype(np.float32)
+    context[rng.random(n) < 0.1] = np.nan
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Histories(offsets, item, np.asarray(value, np.float64), time, context=context)
 
 
 def checked(*arrays: Any) -> int:
@@ -146,7 +149,7 @@ def loop(request: pytest.FixtureRequest) -> history.Loop:
 
 
 @pytest.mark.timeout(600)  # compiling takes 20 s, and several times that on a machine that does other things
-@pytest.mark.parametrize("terms", [*TERMS[:4], replace(TERMS[5], user_drift=0.0, user_attributes=True)])
+@pytest.mark.parametrize("terms", [*TERMS[:7], replace(TERMS[7], user_attributes=True)])
 @pytest.mark.parametrize("side", ["user", "item"])
 def test_loops_fold_in_as_numpy(
     monkeypatch: pytest.MonkeyPatch, loop: history.Loop, terms: Terms, side: SideName
@@ -160,7 +163,8 @@ def test_loops_fold_in_as_numpy(
         fold, read = posterior.fold_in_items, posterior.item_codec.decode
         own, others, has = found.items, found.users, terms.item_attributes
     columns, rows = (given.other_row, given.value, given.time), len(given.offsets) - 1
-    strided = Histories(given.offsets, *(np.repeat(column, 2)[::2] for column in columns))  # type: ignore[arg-type]
+    other, value, time = (np.repeat(column, 2)[::2] for column in columns)
+    strided = Histories(given.offsets, other, value, time, context=given.context)  # type: ignore[arg-type]
     described = columns_of(rows) if has else None
     for more in ({}, {"current": own[:rows]}, {} if side == "item" else {"at": 8.8e8 + 9_000}):
         results = []
