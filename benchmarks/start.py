@@ -1,27 +1,39 @@
 """Start of a service worker until it is ready, with a large catalogue: the first one on a host, and the next
-ones.
+ones; and the memory of one that has made lists and answered batches.
 
 Invariant: the clock runs from the start of the process to the first 200 of /readyz.
 """
 
+import json
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from benchmarks.data import synthetic
+from benchmarks.data.made_head import make_head
 from benchmarks.harness import stack
 from benchmarks.harness.command import CatalogueOptions, benchmark
 from benchmarks.harness.machine import lacking_memory
 from benchmarks.harness.progress import turns
 from benchmarks.harness.report import Row, at_most
+from benchmarks.load.client import Client
+from benchmarks.load.generator import get, post
+from benchmarks.stacks.refit import memory_mb, sized
 from factors.engine_api import item_width
+from foldin.sizing.model import Deployment
 
 # The largest catalogue that the goals name; users play no part in a start.
 ITEMS, USERS = 1_000_000, 1_000
 SHARED = Path("/dev/shm")
 TARGET = at_most(3, 10)
+# Of a worker's memory, with a ranking head: items, and the rank that larger sets have.
+SIZES, SIZED_RANK = (50_000, 200_000, 500_000), 16
+# So many users are given lists, and so many pairs predicted at once.
+LISTS, PAIRS = 50, 1_000
 
 
 def measure(options: CatalogueOptions, console: Console) -> list[Row]:
@@ -50,7 +62,27 @@ def measure(options: CatalogueOptions, console: Console) -> list[Row]:
         Row(first, "s", tuple(cold), TARGET),
         Row(memory, "s", tuple(in_memory), TARGET, skipped=nowhere),
         Row(later, "s", tuple(warm), TARGET),
+        *sizes(tuple(options.size(n, 1_000) for n in SIZES), options.seed),
     ]
+
+
+def sizes(of: tuple[int, ...], seed: int) -> Iterator[Row]:
+    """Yield what `foldin size` says of a worker's memory, by the number of its items."""
+    for n_items in of:
+        generation = synthetic.make(LISTS, n_items, rank=SIZED_RANK, seed=seed)
+        generation = replace(generation, ranking=make_head(LISTS, n_items, seed=seed))
+        with (
+            stack.store_with(generation) as url,
+            stack.service_process(url) as (port, worker),
+            Client(port, timeout_s=300.0) as client,
+        ):
+            for user in range(LISTS):
+                client.ask(get(f"/recommend/{user}"))
+            pairs = [(str(user % LISTS), str(user % n_items)) for user in range(PAIRS)]
+            client.ask(post("/predict", json.dumps({"pairs": pairs}).encode()))
+            found = memory_mb(worker.pid, "RssAnon") * 1e6
+        said = Deployment(LISTS, n_items, LISTS, rank=SIZED_RANK).worker_bytes
+        yield sized(f"service, {n_items:,} items", said, found)
 
 
 def _start(url: str, cache: Path) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.data import synthetic
 from benchmarks.errors import BenchmarkError
@@ -139,7 +140,14 @@ def add_key(url: str, name: str = "benchmark") -> str:
 
 
 @contextlib.contextmanager
-def service(
+def service(url: str, **options: Any) -> Iterator[int]:
+    """Run the service on that store; its port. `options`: those of `service_process`."""
+    with service_process(url, **options) as (port, _):
+        yield port
+
+
+@contextlib.contextmanager
+def service_process(
     url: str,
     *,
     workers: int = 1,
@@ -147,8 +155,10 @@ def service(
     scale: str = synthetic.SCALE_TEXT,
     cache: Path | None = None,
     settings: Mapping[str, str] | None = None,
-) -> Iterator[int]:
-    """Run the service on that store; its port. `cache`: folder of item tables; else its own."""
+) -> Iterator[tuple[int, BlockingChild]]:
+    """Run the service on that store; its port, and its process, which with one of `workers` is that worker.
+    `cache`: folder of item tables; else its own.
+    """
     port = unused_port()
     with contextlib.ExitStack() as ends:
         # Its own, unless a start is measured: the table of an earlier service would be found there.
@@ -163,8 +173,9 @@ def service(
             **(settings or {}),
         }
         ready = partial(http_ok, HOST, port, "/readyz")
-        with running(python_command("service"), ready, environment=environment, cpus=cpus):
-            yield port
+        command = python_command("service")
+        with running(command, ready, environment=environment, cpus=cpus) as child:
+            yield port, child
 
 
 @contextlib.contextmanager

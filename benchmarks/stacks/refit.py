@@ -7,14 +7,17 @@ unasked; what both fits are judged by is in neither.
 import asyncio
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+import redis
 from rich.console import Console
 
 from benchmarks.data import synthetic
@@ -47,8 +50,10 @@ BASE_BYTES = 150e6
 A_CALL = 10_000
 # As long as a call may wait.
 LIVE_S = 3600
-# The formula of docs/sizing.md beside what is measured.
-SIZED = "what `foldin size` says of its memory"
+# The formulas of docs/sizing.md beside what is measured.
+SIZED = "what `foldin size` says of the memory of the "
+# The trainer's own memory is looked at so often.
+LOOK_S = 0.05
 PHASES = ("archiving", "loading", "trial", "fitting", "ranking", "publishing")
 
 
@@ -121,19 +126,21 @@ def _rows(made: MadeSet, target: Target | None, share: float, console: Console) 
     train = np.sort(order[:n])
     test, before, more = (data.part(rows) for rows in (order[n:], train[:first], train[first:]))
     with _stack() as (url, port, trainer):
-        # What is its own; pages of mapped files, which the system takes back when it needs room, apart.
-        empty_mb = _memory_mb(trainer.pid, "RssAnon")
-        asyncio.run(load(url, before))
-        until_archived(port)
-        loaded_mb = _memory_mb(trainer.pid, "RssAnon")
-        console.print(f"{first:,} ratings archived", style="dim")
-        began = time.perf_counter()
-        cold = _fit(port, trainer, test)
-        head = _head(trainer)
-        listed_s = time.perf_counter() - began
-        asyncio.run(load(url, more))
-        warm = _fit(port, trainer, test)
-        memory = tuple(_trainer_rows(trainer.pid, loaded_mb, empty_mb))
+        with _own_memory(trainer.pid) as own_bytes, redis.Redis.from_url(url) as server:
+            empty = _used(server)
+            asyncio.run(load(url, before))
+            until_archived(port)
+            console.print(f"{first:,} ratings archived", style="dim")
+            began = time.perf_counter()
+            cold = _fit(port, trainer, test)
+            head = _head(trainer)
+            listed_s = time.perf_counter() - began
+            asyncio.run(load(url, more))
+            warm = _fit(port, trainer, test)
+            until_archived(port)
+            kept = len(_generations(port))
+            stored = _used(server) - empty - _head_bytes(server)
+        mapped_mb, most_mb = (memory_mb(trainer.pid, name) for name in ("RssFile", "VmHWM"))
     expected = made.expected(test.user_row.astype(np.int64), test.item_row.astype(np.int64))
     known = float(np.sqrt(np.mean((expected - test.value) ** 2)))
     yield Row("POST /train until live", "s", (cold.seconds,), target, "", cold.detail)
@@ -157,7 +164,7 @@ def _rows(made: MadeSet, target: Target | None, share: float, console: Console) 
         "after the first fit",
         f"{number(warm.rmse)} against {number(cold.rmse)}; the world itself {number(known)}",
     )
-    heads = (head, (warm.phases.get("ranking", 0.0), warm.phases_cpu.get("ranking", 0.0)))
+    heads = (head[:2], (warm.phases.get("ranking", 0.0), warm.phases_cpu.get("ranking", 0.0)))
     for name, fitted, its_head in zip(("first fit", "refit"), (cold, warm), heads, strict=True):
         yield from fitted.head_rows(name, *its_head)
         per_rating = max(0.0, fitted.peak_bytes - BASE_BYTES) / n
@@ -169,20 +176,49 @@ def _rows(made: MadeSet, target: Target | None, share: float, console: Console) 
             "",
             f"{number(fitted.peak_bytes / 1e6)} MB",
         )
-    said = Deployment(made.data.n_users, made.data.n_items, n, rank=cold.rank).fit_bytes
-    off = max(said / cold.peak_bytes, cold.peak_bytes / said)
-    detail = f"{number(said / 1e6)} against {number(cold.peak_bytes / 1e6)} MB"
-    yield Row(SIZED, "x", (off,), at_most(1.15, 1.25), "memory of the first fit, or the other way", detail)
-    yield from memory
+    size = Deployment(made.data.n_users, made.data.n_items, n, rank=cold.rank)
+    yield sized("first fit", size.fit_bytes, cold.peak_bytes)
+    if "ranking" not in cold.phases:
+        yield sized("fit of a ranking head", size.head_fit_bytes, head[2])
+    yield sized("trainer", size.trainer_bytes, max(own_bytes))
+    # How many neighbours an item has in a head, held-out events choose: 0 to all that `foldin size` says.
+    yield sized("store, but for ranking heads", size.kept_bytes(kept, 0), stored)
+    yield Row("files mapped by the trainer, in memory", "MB", (mapped_mb,), None, "")
+    yield Row("most memory of the trainer", "MB", (most_mb,), None, "", "with files that it maps")
 
 
-def _trainer_rows(pid: int, loaded_mb: float, empty_mb: float) -> Iterator[Row]:
-    """Yield the memory of the trainer now; its own was `loaded_mb` before the fits, `empty_mb` at first."""
-    own, mapped, peak = (_memory_mb(pid, name) for name in ("RssAnon", "RssFile", "VmHWM"))
-    detail = f"{number(loaded_mb)} before the fits, {number(empty_mb)} before the first rating"
-    yield Row("the trainer's own memory after the fits", "MB", (own,), None, "", detail)
-    yield Row("files mapped by the trainer, in memory", "MB", (mapped,), None, "")
-    yield Row("most memory of the trainer", "MB", (peak,), None, "", "with files that it maps")
+def sized(part: str, said: float, found: float) -> Row:
+    """Return by how much `foldin size` is off that says so many bytes of a part, where so many are found."""
+    detail = f"{number(said / 1e6)} against {number(found / 1e6)} MB"
+    off = max(said / found, found / said)
+    return Row(f"{SIZED}{part}", "x", (off,), at_most(1.15, 1.25), "what it is, or the other way", detail)
+
+
+@contextmanager
+def _own_memory(pid: int) -> Iterator[list[float]]:
+    """Give the bytes that a process has of its own while the block runs."""
+    found, done = [memory_mb(pid, "RssAnon") * 1e6], threading.Event()
+
+    def look() -> None:
+        while not done.wait(LOOK_S):
+            found.append(memory_mb(pid, "RssAnon") * 1e6)
+
+    thread = threading.Thread(target=look, name="memory of the trainer", daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+
+
+def _used(server: "redis.Redis") -> float:
+    return float(server.info("memory")["used_memory"])
+
+
+def _head_bytes(server: "redis.Redis") -> float:
+    keys = server.scan_iter(match="*:generation:*:index:*", count=A_CALL)
+    return float(sum(server.memory_usage(key, samples=0) or 0 for key in keys))
 
 
 @contextmanager
@@ -235,8 +271,7 @@ def _fit(port: int, trainer: BlockingChild, test: Ratings) -> Measured:
         if "generation" not in answer:
             raise BenchmarkError(f"the fit was not live after {LIVE_S} s: {answer}")
         rmse = _rmse(client, test)
-        kept = json.loads(client.ask(get("/generations")))["generations"]
-        rank = next(int(each["rank"]) for each in kept if each["live"])
+    rank = next(int(each["rank"]) for each in _generations(port) if each["live"])
     told = _last(trainer.text, "fit_published")
     ended = _last(trainer.text, "fit_ended")
     phases, used = (
@@ -248,15 +283,21 @@ def _fit(port: int, trainer: BlockingChild, test: Ratings) -> Measured:
     )
 
 
-def _head(trainer: BlockingChild) -> tuple[float, float]:
-    """Return the seconds of the first ranking head, which a fit that begins by itself may bring, and those of
-    processors.
+def _generations(port: int) -> list[dict[str, Any]]:
+    with Client(port) as client:
+        kept: list[dict[str, Any]] = json.loads(client.ask(get("/generations")))["generations"]
+        return kept
+
+
+def _head(trainer: BlockingChild) -> tuple[float, float, float]:
+    """Return the seconds of the first ranking head, which a fit that begins by itself may bring, those of
+    processors, and the bytes of its process.
     """
     for _ in range(LIVE_S * 5):
         for told in _lines(trainer.text, "fit_published"):
             if "ranking_s" in told:
-                used = (line for line in _lines(trainer.text, "fit_ended") if "cpu_ranking_s" in line)
-                return float(told["ranking_s"]), float(next(used)["cpu_ranking_s"])
+                used = next(line for line in _lines(trainer.text, "fit_ended") if "cpu_ranking_s" in line)
+                return float(told["ranking_s"]), float(used["cpu_ranking_s"]), float(used["peak_bytes"])
         time.sleep(0.2)
     raise BenchmarkError(f"no ranking head was live after {LIVE_S} s")
 
@@ -282,7 +323,7 @@ def _lines(log: str, event: str) -> list[dict[str, str]]:
     return [dict(re.findall(r"(\w+)=(\S+)", line)) for line in log.splitlines() if f" {event} " in line]
 
 
-def _memory_mb(pid: int, name: str) -> float:
+def memory_mb(pid: int, name: str) -> float:
     """Return a figure of /proc/PID/status in MB; NaN where the system has none."""
     status = Path(f"/proc/{pid}/status")
     found = re.search(rf"{name}:\s+(\d+) kB", status.read_text("ascii")) if status.exists() else None

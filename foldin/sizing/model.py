@@ -16,12 +16,14 @@ from featurestore.settings import CLUSTER_PARTITIONS, PARTITIONS, STREAM_LIMIT
 
 # Of a user beside ratings and records, of a rating, and what a record takes beside its numbers (Redis 8.0,
 # ids of 12 bytes; Valkey takes less).
-USER, RATING, RECORD, RECORD_MORE = 260, 26, 12, 90
+USER, RATING, RECORD, RECORD_MORE = 260, 28, 12, 90
 ITEM, EVENT = 120, 86  # in the registry of items; one that waits for the trainer
 # The live generation, the one to roll back to, and the one that is being written.
 GENERATIONS = 3
 # Of the ranking head of a large catalogue.
 HEAD_RANK, NEIGHBOURS = RankingChoices().rank, RankingChoices().neighbours
+# Up to so many items the head may have them all as neighbours.
+ALL_NEIGHBOURS = 2_000
 # Of the servers of a cluster the fullest has so much more than the mean, for 1 to 64 of them, if there are
 # enough partitions: each server holds whole ones (operations.md). More servers were never tried.
 FULLEST, MANY_PARTITIONS, MOST_SERVERS = 1.05, 2048, 64
@@ -34,10 +36,16 @@ LEAST_PRIMARIES = 3
 # A rating in the archive: 16 in large segments, 19 in those of a busy day.
 ARCHIVED = 19
 # A fit: a rating, one with sessions, a number of a row of either side, and all else; a rating while it is
-# read. `foldin bench refit` prints how far off that is.
+# read. `foldin bench refit` prints how far off that is, and all that follows, but for the service.
 FIT_RATING, FIT_SESSIONS, FIT_NUMBER, FIT_REST, FIT_READING = 67, 72, 32, 330e6, 120
-# Of a service process, by item: both ways of its id, rows for large batches, when it may be shown.
-WORKER_ITEM = 200 + 30 + 17
+# Its ranking head, once the ratings are done: an event, an item, and pairs of items that are worked on; a
+# pair where all of them are neighbours.
+HEAD_EVENT, HEAD_ITEM, HEAD_PAIRS, HEAD_PAIR = 44, 6_000, 70e6, 78
+# The trainer: an event that is being archived or merged, and how many of them; a user and an item.
+TRAINER_EVENT, TRAINER_EVENTS, TRAINER_USER, TRAINER_ITEM, TRAINER_REST = 100, 1e6, 500, 1_500, 120e6
+# A service process, by item: both ways of its id, rows for large batches, when it may be shown; and all else.
+# `foldin bench start` prints how far off that is.
+WORKER_ITEM, WORKER_REST = 200 + 30 + 17, 120e6
 # Seconds in which the records of a user are written, by the largest publication that was measured.
 PUBLISHED_USER_S = 250e-6
 
@@ -93,16 +101,23 @@ class Deployment:
     @property
     def head_bytes(self) -> float:
         """The ranking head of a generation, an item."""
-        return 4 * HEAD_RANK + 8 + 8 * NEIGHBOURS
+        neighbours = self.items if self.items <= ALL_NEIGHBOURS else NEIGHBOURS
+        return 4 * HEAD_RANK + 8 + 8 * neighbours
 
     def store_bytes(self, partitions: int) -> float:
         """All that the store holds at most, with its ratings in so many partitions."""
-        records = GENERATIONS * (RECORD + 4 * self.user_width + RECORD_MORE)
-        rows = ITEM + GENERATIONS * (4 * self.item_width + self.head_bytes)
         # Items that change between two fits: their rows at most twice, and their factors.
-        rows += 8 * self.item_width + 8 * HEAD_RANK
+        changed = self.items * (8 * self.item_width + 8 * HEAD_RANK)
+        return self.kept_bytes(GENERATIONS, GENERATIONS) + changed + EVENT * STREAM_LIMIT * partitions
+
+    def kept_bytes(self, generations: int, heads: int) -> float:
+        """What the store holds at most with so many `generations`, some with `heads`, where nothing waits for
+        the trainer and no item has changed since the fit.
+        """
+        records = generations * (RECORD + 4 * self.user_width + RECORD_MORE)
+        rows = ITEM + generations * 4 * self.item_width + heads * self.head_bytes
         of_users = self.users * (USER + records) + RATING * self.ratings
-        return of_users + self.items * rows + GENERATIONS * self._index() + EVENT * STREAM_LIMIT * partitions
+        return of_users + self.items * rows + generations * self._index()
 
     def _index(self) -> float:
         """The indexes of a generation, of the items and of the ranking head."""
@@ -133,10 +148,29 @@ class Deployment:
 
     @property
     def fit_bytes(self) -> float:
-        """The most that the process of a fit takes."""
+        """The most that the process of a fit takes for the ratings."""
         rating = FIT_RATING + FIT_SESSIONS * (self.sessions > 0)
         fitting = rating * self.ratings + FIT_NUMBER * self.user_width * (self.users + self.items)
         return max(FIT_READING * self.ratings, fitting) + FIT_REST
+
+    @property
+    def head_fit_bytes(self) -> float:
+        """The most that it takes for the ranking head."""
+        pairs = HEAD_PAIRS + HEAD_ITEM * self.items
+        if self.items <= ALL_NEIGHBOURS:
+            pairs = HEAD_PAIR * self.items**2
+        return HEAD_EVENT * self.ratings + pairs + FIT_REST
+
+    @property
+    def trainer_bytes(self) -> float:
+        """The most of its own that the trainer takes; files that it maps are the system's cache."""
+        events = TRAINER_EVENT * min(self.ratings, TRAINER_EVENTS)
+        return events + TRAINER_USER * self.users + TRAINER_ITEM * self.items + TRAINER_REST
+
+    @property
+    def worker_bytes(self) -> float:
+        """What a process of the service takes of its own, once it has made lists and answered batches."""
+        return self.items * (4 * (self.rank + 1) + 4 * HEAD_RANK + 8 + WORKER_ITEM) + WORKER_REST
 
     def figures(self) -> Iterator[Figure]:
         """Yield all that is known of it."""
@@ -145,6 +179,9 @@ class Deployment:
         yield Figure("archive", "disk, backups as much again", ARCHIVED * self.ratings, "bytes", archive)
         yield from self._generation()
         yield from self._service()
+        yield Figure(
+            "trainer", "memory, beside that of a fit", self.trainer_bytes, "bytes", "sizing.md, the trainer"
+        )
         yield from self._fit()
 
     def _store(self) -> Iterator[Figure]:
@@ -171,14 +208,13 @@ class Deployment:
 
     def _service(self) -> Iterator[Figure]:
         table = 4 * self.item_width * (1.1 * self.items + 1024) + self.head_bytes * self.items
-        a_worker = self.items * (4 * (self.rank + 1) + 4 * HEAD_RANK + 8 + WORKER_ITEM)
         rests = "sizing.md, a service process"
         yield Figure("service", "item tables of a host, mapped", GENERATIONS * table, "bytes", rests)
-        yield Figure("service", "memory of a worker, beside its libraries", a_worker, "bytes", rests)
+        yield Figure("service", "memory of a worker", self.worker_bytes, "bytes", rests)
 
     def _fit(self) -> Iterator[Figure]:
         rests = "sizing.md, a fit; on one machine"
-        yield Figure("fit", "memory", self.fit_bytes, "bytes", rests)
+        yield Figure("fit", "memory", max(self.fit_bytes, self.head_fit_bytes), "bytes", rests)
         measured = f"`bench refit`, {', '.join(f'{point.ratings:,}' for point in POINTS)} ratings"
         if self.ratings > POINTS[-1].ratings:
             measured += "; beyond in proportion"
