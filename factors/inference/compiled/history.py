@@ -150,6 +150,8 @@ class HistoryTerms:
         ratings: Arrays = (histories.other_row, histories.value, histories.time)
         context = histories.context
         # The fold-in of users alone has a bound.
+        if context is not None and len(context) != len(histories.other_row):
+            return None
         if longest > RECENT + SAMPLED and self.codec is not None:
             data = compress(histories, len(others), whole=False)
             offsets, longest = data.indptr, int(data.counts.max(initial=0))
