@@ -149,9 +149,9 @@ class HistoryTerms:
         longest, b = int(lengths.max(initial=0)), len(lengths)
         ratings: Arrays = (histories.other_row, histories.value, histories.time)
         context = histories.context
-        # The fold-in of users alone has a bound.
         if context is not None and len(context) != len(histories.other_row):
             return None
+        # The fold-in of users alone has a bound.
         if longest > RECENT + SAMPLED and self.codec is not None:
             data = compress(histories, len(others), whole=False)
             offsets, longest = data.indptr, int(data.counts.max(initial=0))
