@@ -18,11 +18,11 @@ from benchmarks.data.made_head import make_head
 from benchmarks.harness import stack
 from benchmarks.harness.command import CatalogueOptions, benchmark
 from benchmarks.harness.machine import lacking_memory
+from benchmarks.harness.memory import memory_mb, sized
 from benchmarks.harness.progress import turns
 from benchmarks.harness.report import Row, at_most
 from benchmarks.load.client import Client
 from benchmarks.load.generator import get, post
-from benchmarks.stacks.refit import memory_mb, sized
 from factors.engine_api import item_width
 from foldin.sizing.model import Deployment
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -25,6 +24,7 @@ from benchmarks.data.made import SCALE, MadeSet, draw
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
 from benchmarks.harness.command import Options, benchmark
+from benchmarks.harness.memory import memory_mb, sized
 from benchmarks.harness.report import Row, Target, at_most, number
 from benchmarks.load.client import Client
 from benchmarks.load.generator import get, post
@@ -50,8 +50,6 @@ BASE_BYTES = 150e6
 A_CALL = 10_000
 # As long as a call may wait.
 LIVE_S = 3600
-# The formulas of docs/sizing.md beside what is measured.
-SIZED = "what `foldin size` says of the memory of the "
 # The trainer's own memory is looked at so often.
 LOOK_S = 0.05
 PHASES = ("archiving", "loading", "trial", "fitting", "ranking", "publishing")
@@ -187,13 +185,6 @@ def _rows(made: MadeSet, target: Target | None, share: float, console: Console) 
     yield Row("most memory of the trainer", "MB", (most_mb,), None, "", "with files that it maps")
 
 
-def sized(part: str, said: float, found: float) -> Row:
-    """Return by how much `foldin size` is off that says so many bytes of a part, where so many are found."""
-    detail = f"{number(said / 1e6)} against {number(found / 1e6)} MB"
-    off = max(said / found, found / said)
-    return Row(f"{SIZED}{part}", "x", (off,), at_most(1.15, 1.25), "what it is, or the other way", detail)
-
-
 @contextmanager
 def _own_memory(pid: int) -> Iterator[list[float]]:
     """Give the bytes that a process has of its own while the block runs."""
@@ -321,13 +312,6 @@ def _last(log: str, event: str) -> dict[str, str]:
 
 def _lines(log: str, event: str) -> list[dict[str, str]]:
     return [dict(re.findall(r"(\w+)=(\S+)", line)) for line in log.splitlines() if f" {event} " in line]
-
-
-def memory_mb(pid: int, name: str) -> float:
-    """Return a figure of /proc/PID/status in MB; NaN where the system has none."""
-    status = Path(f"/proc/{pid}/status")
-    found = re.search(rf"{name}:\s+(\d+) kB", status.read_text("ascii")) if status.exists() else None
-    return float("nan") if found is None else int(found[1]) * 1024 / 1e6
 
 
 main = benchmark("refit", __doc__, measure, RefitOptions)

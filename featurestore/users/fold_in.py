@@ -83,10 +83,13 @@ def fold_in(live: LiveGeneration, users: Sequence[StaleUser], histories: list[Hi
     return FoldedUsers(rows, histories)
 
 
-def is_brief(size: int, dim: int) -> bool:
-    """Say whether the event loop itself folds histories of so many bytes into vectors of `dim` numbers: what
-    that takes grows with the square of these.
+def is_brief(size: int, live: LiveGeneration) -> bool:
+    """Say whether the event loop itself folds in histories of so many bytes: what that takes grows with the
+    square of the numbers of a state.
     """
+    users = live.posterior.parameters.users.layout
+    # Of a user who moves, a velocity is folded in with the position.
+    dim = users.dim * (1 + users.moving)
     return size * max(dim, _INLINE_DIM) ** 2 <= INLINE_BYTES * _INLINE_DIM**2
 
 

@@ -474,7 +474,7 @@ class UserRecords:
 
     async def _fold_in(self, live: LiveGeneration, users: Sequence[StaleUser]) -> FoldedUsers:
         size = sum([len(user.history) + len(user.contexts) for user in users])
-        if is_brief(size, live.posterior.parameters.users.layout.dim):
+        if is_brief(size, live):
             folded = self._fold(live, users)
         else:
             folded = await live.in_thread(partial(self._fold, live, users))
