@@ -223,8 +223,10 @@ class Refitter:
                 # and so much that no room would be left for folding items in.
                 fitted = 0 if (live := self._switch.live) is None else live.fitted_events
                 few = epoch.consumer.archived_events - fitted <= MAX_EVENTS // 2
-                how = {"automatic": automatic, "unless_same": few and reason in {"events", "seconds"}}
-                published = await self._fit_and_publish(epoch, **how)
+                unless_same = few and reason in {"events", "seconds"}
+                # A first ranking head has all cores, as the first fit that it is a part of.
+                how = {"automatic": automatic, "spare": automatic and reason != "head"}
+                published = await self._fit_and_publish(epoch, unless_same=unless_same, **how)
             except FitFailedError as exc:
                 # Its folder went to the trash under the fit.
                 if self._epochs.opened(number) is not epoch:
@@ -262,7 +264,9 @@ class Refitter:
         )
         return generation if published.live else Failure("held", "an older generation is held live")
 
-    async def _fit_and_publish(self, epoch: OpenEpoch, *, automatic: bool, unless_same: bool) -> Published:
+    async def _fit_and_publish(
+        self, epoch: OpenEpoch, *, automatic: bool, spare: bool, unless_same: bool
+    ) -> Published:
         """Fit everything that was acknowledged before this call, and publish it. Raises `GateRefusedError`
         where it must not go live, `NothingNewError` where it is to be fitted `unless_same` and is.
         """
@@ -275,7 +279,7 @@ class Refitter:
         leaving = set(map(digest_of, await with_retries(self._store.commands.leaving)))
         forgotten = {digest: n for digest, n in forgotten.items() if digest not in leaving}
         self._step("fit:reached")
-        how = {"automatic": automatic, "unless_same": unless_same}
+        how = {"automatic": automatic, "spare": spare, "unless_same": unless_same}
         snapshot, n_items, result = await self._fit(epoch, **how)
         self._step("fit:done")
         self._progress.begin("publishing")
@@ -311,7 +315,7 @@ class Refitter:
             return await with_retries(self._threads.run, read_fields, epoch.archive.directory)
 
     async def _fit(
-        self, epoch: OpenEpoch, *, automatic: bool, unless_same: bool
+        self, epoch: OpenEpoch, *, automatic: bool, spare: bool, unless_same: bool
     ) -> tuple[Snapshot, int, FitResult]:
         """Fit what is archived now; return that, how many items the registry had, and the fit."""
         number, attempt = epoch.archive.epoch, 0
@@ -348,7 +352,7 @@ class Refitter:
                     low=scale.low,
                     high=scale.high,
                     step=scale.step,
-                    threads=self._fit_threads(spare=automatic and fit is not None),
+                    threads=self._fit_threads(spare=spare and fit is not None),
                     seed=number,
                     live=None if fit is None else str(fit.path.absolute()),
                     from_scratch=self._from_scratch,

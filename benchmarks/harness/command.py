@@ -38,6 +38,11 @@ class Options:
     output: Path = setting(Path("results/bench"), "folder for the JSON", Path)
     record: bool = setting(False, "write the rows into docs/, with the commit of this checkout")
 
+    @property
+    def whole(self) -> bool:
+        """Whether all is measured that this benchmark has in the documents; else what is not stays there."""
+        return True
+
     def problems(self) -> list[str]:
         """What is contradictory in these options, one sentence each."""
         if self.record and self.scale != 1:
@@ -105,7 +110,9 @@ def carry_out(name: str, measure: Measure[Chosen], options: Chosen) -> int:
     if options.record:
         about = f"{options.rounds} rounds, {options.seconds:g} s each"
         doubts = [f"not to be trusted: {complaint}" for complaint in report.complaints]
-        write_rows(DOCS / "performance.md", name, report.rows, of.about([about, *doubts]), whole=True)
+        write_rows(
+            DOCS / "performance.md", name, report.rows, of.about([about, *doubts]), whole=options.whole
+        )
     return 0
 
 

@@ -1,4 +1,5 @@
-"""Writes what a benchmark has measured into a document, with the commit that it measured.
+"""Writes what a benchmark has measured into a document, with the commit that it measured. Run as a program,
+it renews the marks of what is older than the code that it is about.
 
 Invariant: only lines between markers are changed, and of these only those of what was measured. Every row and
 every output says its commit, with a `+` where the checkout was not as it is there.
@@ -8,6 +9,7 @@ import re
 import subprocess
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 
@@ -29,7 +31,10 @@ HEAD_LINES = 2
 TEXT_WIDTH = 130
 GIT_S = 30.0  # git looks at every file: seconds on a busy disk
 # Beside the commit of a row where what it is about has changed since; by benchmark, where that is not all.
-OLDER, PRODUCT, ABOUT = " (older)", ("factors", "featurestore", "service", "trainer"), {"`fit`": ("factors",)}
+OLDER, ABOUT = " (older)", {"`fit`": ("factors",)}
+PRODUCT = "factors", "featurestore", "foldin", "processes", "requirements", "service", "trainer"
+# A commit in a line of the table of rows, or above printed tables.
+_COMMIT = re.compile(r"^(\| (`\w+`) \|.*\| |Of )([0-9a-f]{7}\+?|unknown)(?: \(older\))?( \||: .*)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +83,10 @@ def write_rows(path: Path, name: str, rows: Sequence[Row], of: Origin, *, whole:
     table = _replaced(table, f"`{name}`", {row.work: _line(name, row, of) for row in rows}, whole=whole)
     notes[f"`{name}`", of.commit] = f"- `{name}` of {of.commit}: {of.machine}"
     kept = {(cells[0], cells[-1].removesuffix(OLDER)) for cells in map(_cells, table)}
-    older = {each for each in kept if _is_older(*each)}
-    table = [_marked(_cells(line), older) for line in table]
     shown = sorted(line for key, line in notes.items() if key in kept)
     head = [_joined(HEADINGS), _joined("---" for _ in HEADINGS)]
     lines[start:end] = [*head, *table, "", *shown, *([""] if shown else [])]
-    _write(path, lines)
+    _write(path, _marked(lines))
 
 
 def write_output(path: Path, name: str, shown: Sequence[RenderableType], of: Origin) -> None:
@@ -98,7 +101,7 @@ def write_output(path: Path, name: str, shown: Sequence[RenderableType], of: Ori
     lines = path.read_text(encoding="utf-8").split("\n")
     start, end = _between(lines, *output_markers(name), path)
     lines[start:end] = ["", f"Of {of.commit}: {of.machine}", "", "```text", *printed, "```", ""]
-    _write(path, lines)
+    _write(path, _marked(lines))
 
 
 def narrowed(table: Table, without: Collection[str]) -> Table:
@@ -122,20 +125,23 @@ def has_output(path: Path, name: str) -> bool:
 
 
 def _is_older(name: str, commit: str) -> bool:
-    """Return whether what a benchmark is about was changed after a commit, or git knows none of that name."""
+    """Return whether what a benchmark is about was changed after a commit, or git cannot tell."""
     since, about = f"{commit.removesuffix('+')}..HEAD", ABOUT.get(name, PRODUCT)
     try:
         return bool(_git(ROOT, "log", "-1", "--format=%h", since, "--", *about))
-    except subprocess.CalledProcessError:
-        return True
     except (OSError, subprocess.SubprocessError):
-        return False
+        return True
 
 
-def _marked(cells: list[str], older: Collection[tuple[str, str]]) -> str:
-    """Return the line of a row whose commit is marked if it is one of those that are `older`."""
-    commit = cells[-1].removesuffix(OLDER)
-    return _joined([*cells[:-1], commit + OLDER * ((cells[0], commit) in older)])
+def _marked(lines: Sequence[str]) -> list[str]:
+    """Return the lines of a document, each commit marked that is older than what was measured of it."""
+    is_older = lru_cache(maxsize=None)(_is_older)
+
+    def marked(found: re.Match[str]) -> str:
+        before, name, commit, after = found.groups()
+        return f"{before}{commit}{OLDER * is_older(name or '', commit)}{after}"
+
+    return [_COMMIT.sub(marked, line) for line in lines]
 
 
 def _replaced(table: Sequence[str], name: str, rows: Mapping[str, str], *, whole: bool) -> list[str]:
@@ -193,3 +199,8 @@ def _write(path: Path, lines: Sequence[str]) -> None:
     unfinished = path.with_suffix(".part")
     unfinished.write_text("\n".join(lines), encoding="utf-8")
     unfinished.replace(path)
+
+
+if __name__ == "__main__":
+    for page in ("performance.md", "accuracy.md"):
+        _write(DOCS / page, _marked((DOCS / page).read_text(encoding="utf-8").split("\n")))

@@ -66,6 +66,11 @@ class RefitOptions(Options):
     rank: int = setting(12, "of the world that ratings are drawn from", whole(1, 1000))
     more: float = setting(MORE, "share of the ratings that come in before the refit", real(1e-6, 1.0))
 
+    @property
+    def whole(self) -> bool:
+        """See `Options`."""
+        return set(COLD) <= set(self.sizes)
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:

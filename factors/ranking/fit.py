@@ -29,8 +29,8 @@ from factors.ranking.type_weights import TypeTable, TypeWeight, one_of_pairs, re
 _SWEEPS, _SWEEPS_OF_FEW, _FEW_NEW, _FEWEST_NEW = 4, 2, 0.05, 0.01
 # From the factors of a library, which knows no activities and one ridge alone.
 _SWEEPS_OF_LIBRARY = 2
-# With so many times the events, of all or of a type, what was chosen is chosen again, as the terms of the
-# ratings' fit are.
+# With so many times the events, of all or of a type, what was chosen is chosen again. That takes
+# longer than to choose the terms of the ratings' fit again, which is done sooner.
 _AGAIN = 1.5
 
 

@@ -4,6 +4,7 @@ chapter 10).
 Invariant: what `fit` returns is finite, and its user rows are what `fold_in_users` gives with its item rows.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Required, TypedDict, Unpack
@@ -135,8 +136,8 @@ class TrialFit:
             return None
         settings, (_, n_items) = self._settings, self._shape
         held_out = self._held_out = _without(self._held_out, by_user)
-        both = [by_user.value, held_out.value] if len(held_out.value) else [by_user.value]
-        self._settings = replace(settings, scale=observed_scale(settings.scale, np.concatenate(both)))
+        scale = observed_scale(settings.scale, by_user.value, held_out.value)
+        self._settings = replace(settings, scale=scale)
         n = len(by_user.value) + len(held_out.value)
         backend = choose_backend(n, threads=settings.threads, block_rows=settings.block_rows)
         encoding = None
@@ -305,12 +306,12 @@ def prepare(
     if context is not None and (context.ndim != 2 or len(context) != len(value)):
         raise FitRefused("the context of ratings must have a row for each of them")
     # A NaN rating takes a pair back, here as in histories.
-    known = value[~np.isnan(value)]
+    low, high = np.fmin.reduce(value, initial=math.inf), np.fmax.reduce(value, initial=-math.inf)
     # Bounds such as 0.1 + 0.2 are no exact floats.
     slack = 1e-9 * scale_range(settings.scale)
-    if len(known) and (known.min() < settings.scale.low - slack or known.max() > settings.scale.high + slack):
+    if low < settings.scale.low - slack or high > settings.scale.high + slack:
         raise FitRefused(
-            f"ratings from {known.min():g} to {known.max():g} are outside the scale "
+            f"ratings from {low:g} to {high:g} are outside the scale "
             f"from {settings.scale.low:g} to {settings.scale.high:g}"
         )
     user, item = user.astype(np.int32, copy=False), item.astype(np.int32, copy=False)

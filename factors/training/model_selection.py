@@ -39,6 +39,8 @@ _MOST_HELD_OUT = 20_000
 # Ridges of the implicit effects, in units of (noise of a row round its set's prediction / variance of an
 # effect).
 _RIDGES = (0.0, 20.0, 6.0, 2.0)
+# So many ratings are looked at together for the levels of a scale: of one without, most are left out.
+_LOOKED_AT = 100_000
 # Lengths of sessions and of the sittings that these lie in, in the length of sessions that are best by
 # themselves: these may be what the two of them have in common.
 _SITTINGS = (1.0, 64.0), (1.0, 16.0), (0.0625, 1.0)
@@ -54,14 +56,21 @@ class Selection:
     on: Callable[[TrainingSet], tuple[State, dict[str, float]]]
 
 
-def observed_scale(scale: Scale, value: Float64s) -> Scale:
-    """Return `scale` with the step that all of `value` (n,) keep, where it names none and they keep one.
+def observed_scale(scale: Scale, *columns: Float64s) -> Scale:
+    """Return `scale` with the step that all values of `columns` keep, where it names none and they keep one.
 
     They keep it when each lies a whole number of steps from the low end and there are at most 25 levels. Few
     ratings show no step.
     """
-    values = np.unique(value)
-    if scale.step is not None or len(value) < LEAST_RATINGS or not 2 <= len(values) <= MOST_LEVELS:
+    if scale.step is not None or sum(map(len, columns)) < LEAST_RATINGS:
+        return scale
+    values = np.empty(0)
+    for column in columns:
+        for start in range(0, len(column), _LOOKED_AT):
+            values = np.union1d(values, column[start : start + _LOOKED_AT])
+            if len(values) > MOST_LEVELS:
+                return scale
+    if len(values) < 2:
         return scale
     step = float(np.diff(values).min())
     steps = (np.append(values, scale.high) - scale.low) / step

@@ -24,6 +24,7 @@ from factors import (
     prior_model,
 )
 from factors.inference.backend import NumpyBackend
+from factors.inference.compiled import backend
 from factors.inference.compiled.backend import LoopBackend, choose_backend
 from factors.inference.histories import compress_pairs
 from factors.model.types import Float64s, Link
@@ -110,7 +111,8 @@ def test_times_in_any_unit_and_of_which_some_are_nonsense() -> None:
     sensible(fitted_of(given), 40, 30, given.time)
 
 
-def test_a_fit_is_the_same_from_the_same_seed_and_on_threads() -> None:
+def test_a_fit_is_the_same_from_the_same_seed_and_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "MANY_RATINGS", 1)
     first, *others = (fitted_of(ratings_of(2), threads=threads) for threads in (1, 1, 2))
     for other in others:
         np.testing.assert_array_equal(first.items, other.items)
