@@ -26,14 +26,7 @@ from benchmarks.harness.report import Row, Target, at_most
 from benchmarks.load.client import Client
 from benchmarks.load.generator import get, post
 from evaluation.offline.data import DataSet
-from factors import FitSettings, Fitted, Float32s, Float64s, Histories, Scale, fit, fold_in_code
-from factors.inference.backend import NumpyBackend
-from factors.model.context import learn_context_encoding
-from factors.training.fit import prepare
-from factors.training.initialization import initial_state
-from factors.training.tables import finish
-from factors.training.terms import Terms
-from factors.training.training_set import TrainingSet
+from factors import FitSettings, Fitted, Float64s, Histories, Scale, fit, fold_in_code
 from featurestore.users import compiled
 
 STARS = Scale(1, 5, 1)
@@ -175,57 +168,21 @@ def latency_rows(name: str, of: str, rounds: Sequence[Float64s], target: Target 
 
 
 def fold_rows(options: Options, data: DataSet) -> Iterator[Row]:
-    """Fold histories in: by the model that the defaults fit, one of rank 16, and one of all terms."""
+    """Fold histories in, by the model that the defaults fit and by one of rank 16."""
     code = compiled.kept([compiled.HOME / compiled.file_name()])
     for settings in (FitSettings(data.scale), FitSettings(data.scale, rank=RANK, link="ordinal")):
         rng = np.random.default_rng(options.seed)
         fitted = fit(data.ratings, data.n_users, data.n_items, settings=settings, rng=rng)
+        model = fitted.model
         for length in LENGTHS:
+            name = f"fold in {length:,} ratings, {model.link}, rank {model.rank}"
             target = at_most(0.15, 0.3) if (length, settings.rank) == (300, RANK) else None
-            yield from _folded(options, fitted, history(length, data, rng), code, target=target)
-    rng = np.random.default_rng(options.seed)
-    fitted = of_all_terms(data, rng)
-    for length in LENGTHS:
-        given = replace(history(length, data, rng), context=contexts(length, rng))
-        yield from _folded(options, fitted, given, code, terms="days, contexts, moving users")
-
-
-def _folded(
-    options: Options,
-    fitted: Fitted,
-    given: Histories,
-    code: bytes | None,
-    *,
-    terms: str = "",
-    target: Target | None = None,
-) -> Iterator[Row]:
-    kind = ", ".join(filter(None, (fitted.model.link, f"rank {fitted.model.rank}", terms)))
-    name = f"fold in {len(given.value):,} ratings, {kind}"
-    yield Row(f"{name}, numpy", "ms", milliseconds(options, fitted, given, None))
-    if code is None:
-        yield Row(f"{name}, compiled", "ms", target=target, skipped="it could not be compiled")
-    else:
-        yield Row(f"{name}, compiled", "ms", milliseconds(options, fitted, given, code), target)
-
-
-def of_all_terms(data: DataSet, rng: np.random.Generator) -> Fitted:
-    """Return a model whose users have days, move, and rate in contexts, for what that costs."""
-    ratings = replace(data.ratings, context=contexts(len(data.ratings.value), rng))
-    settings = FitSettings(data.scale, rank=RANK, link="ordinal")
-    prepared = prepare(ratings, data.n_users, data.n_items, settings)
-    encoding = learn_context_encoding(prepared.context, ("number", "category"))
-    training_set = TrainingSet.of(prepared, data.n_items, NumpyBackend(), {}, encoding)
-    state = initial_state(training_set, settings, rng)
-    state.sweep()
-    state = state.branch(Terms("ordinal", 2.0, 2.0, 86_400.0, user_drift=0.3, context=True))
-    for _ in range(2):
-        state.sweep()
-    return finish(state, {})
-
-
-def contexts(n: int, rng: np.random.Generator) -> Float32s:
-    """Return the contexts of `n` ratings, a number and one of three categories: (n, 2)."""
-    return np.stack([rng.normal(size=n), rng.integers(0, 3, n)], axis=1).astype(np.float32)
+            given = history(length, data, rng)
+            yield Row(f"{name}, numpy", "ms", milliseconds(options, fitted, given, None))
+            if code is None:
+                yield Row(f"{name}, compiled", "ms", target=target, skipped="it could not be compiled")
+            else:
+                yield Row(f"{name}, compiled", "ms", milliseconds(options, fitted, given, code), target)
 
 
 def history(length: int, data: DataSet, rng: np.random.Generator) -> Histories:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +89,10 @@ def load_ratings(
     user_n[user_row[last_of_user]] = np.maximum(n[last_of_user], 0)
     item_row, type_code = item_row[by_n], events.type_code[by_n]
     item = np.where(item_row < 0, -1, typed_items(item_row, type_code))
-    given = _last_in_order(user_row, item)
+    pairs = _Pairs.of(user_row, item)
+    del item
+    given = np.zeros(len(user_row), dtype=bool)
+    given[pairs.order[pairs.last]] = True
     given &= (item_row >= 0) & ~np.isnan(events.rating[by_n])
     is_new, has_news = np.zeros(int(given.sum()), dtype=bool), True
     context = joined(events.contexts)
@@ -97,13 +100,13 @@ def load_ratings(
         learned_n = np.zeros(len(user_ids), dtype=np.int64)
         learned_n[: len(kept)] = learned[kept]
         later = n > learned_n[user_row]
-        repeats = _Repeats.of(user_row, item, later)
+        repeats = _Repeats.of(pairs, later)
         again = repeats.same(events.rating[by_n])
         is_new = (later & ~again)[given]
         # What is told with a rating is not compared.
         has_news = bool((later & ~(again & repeats.same(events.time[by_n]))).any()) or context is not None
     user_row, item_row, type_code, by_n = user_row[given], item_row[given], type_code[given], by_n[given]
-    del n, given
+    del n, given, pairs
     value, time = events.rating[by_n], events.time[by_n]
     events.rating = events.time = _NONE
     ratings, choices, rated = Ratings(user_row, item_row, value, time), None, type_code == 0
@@ -185,20 +188,24 @@ def _item_rows(events: _Events, item_ids: pa.StringArray) -> npt.NDArray[np.int3
     return rows
 
 
-def _last_in_order(user_row: npt.NDArray[np.int32], item: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Return which events, ordered by user, are the last of their user and item."""
-    order = order_by_pair(user_row, item)
-    user, item = user_row[order], item[order]
-    last = np.zeros(len(order), dtype=bool)
-    last[order[(np.diff(user, append=-1) != 0) | (np.diff(item, append=-2) != 0)]] = True
-    return last
+class _Pairs(NamedTuple):
+    """Events by user and item: their `order` (m,), and which of them in that order are the last of a pair."""
+
+    order: npt.NDArray[np.int64]
+    last: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, user_row: npt.NDArray[np.int32], item: npt.NDArray[np.int64]) -> "_Pairs":
+        """Find them. Events that are ordered by user and `n` keep this order in each pair."""
+        order = order_by_pair(user_row, item)
+        user, other = user_row[order], item[order]
+        return cls(order, (np.diff(user, append=-1) != 0) | (np.diff(other, append=-2) != 0))
 
 
 @dataclass(frozen=True, slots=True)
 class _Repeats:
-    """Events (m,), ordered by user and `n`, that come after another one of their pair that is learned, as
-    those of a file that is imported again do. `events`: their positions (k,), `known`: those of the last
-    learned one of their pairs.
+    """Events (m,) that are not learned and come after a learned one of their pair, as those of a file that is
+    imported again do. `events`: their positions (k,), `known`: those of the last learned one of their pairs.
     """
 
     total: int
@@ -206,26 +213,20 @@ class _Repeats:
     known: npt.NDArray[np.int64]
 
     @classmethod
-    def of(
-        cls,
-        user_row: npt.NDArray[np.int32],
-        item: npt.NDArray[np.int64],
-        later: npt.NDArray[np.bool_],
-    ) -> "_Repeats":
-        """Find them. `later`: which events are not learned."""
-        has_later = np.zeros(int(user_row.max(initial=-1)) + 1, dtype=bool)
-        has_later[user_row[later]] = True
-        # Those of other users, which are nearly all of a refit, need no sort.
-        among = np.flatnonzero(has_later[user_row])
-        pair = user_row[among].astype(np.int64) << 33 | (item[among] + 1)
-        order = np.argsort(pair, kind="stable")
-        among, pair = among[order], pair[order]
-        place = np.arange(len(pair))
-        begins = np.append(True, pair[1:] != pair[:-1])[: len(pair)]
-        first = np.maximum.accumulate(np.where(begins, place, 0))
-        known = np.maximum.accumulate(np.where(later[among], -1, place))
-        found = known >= first
-        return cls(len(later), among[found], among[known[found]])
+    def of(cls, pairs: _Pairs, later: npt.NDArray[np.bool_]) -> "_Repeats":
+        """Find them. `later`: which events (m,) are not learned."""
+        late = later[pairs.order]
+        pair = np.cumsum(pairs.last, dtype=np.int32) - pairs.last
+        # Of a refit nearly all pairs have no new event.
+        has_late = np.zeros(int(pair[-1]) + 1 if len(pair) else 0, dtype=bool)
+        has_late[pair[late]] = True
+        some = np.flatnonzero(has_late[pair])
+        events, late, pair = pairs.order[some], late[some], pair[some]
+        place = np.arange(len(events))
+        first = np.maximum.accumulate(np.where(np.diff(pair, prepend=-1) != 0, place, 0))
+        known = np.maximum.accumulate(np.where(late, -1, place))
+        found = late & (known >= first)
+        return cls(len(later), events[found], events[known[found]])
 
     def same(self, column: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         """Return which events (m,) have in this `column` what the learned one has; NaN is like NaN."""

@@ -24,6 +24,7 @@ from factors import (
     Ratings,
     SideName,
     choose_backend,
+    order_by_pair,
     posterior_of,
 )
 from trainer.engines.base import Engine, FitTask, Trial, compared
@@ -175,7 +176,7 @@ def _folded(
     """
     changed_row = np.flatnonzero(changed)
     order = np.flatnonzero(changed[row])
-    order = order[np.argsort(row[order], kind="stable")]
+    order = order[order_by_pair(row[order], order)]
     ends = np.concatenate([[0], np.cumsum(np.bincount(row[order], minlength=len(current))[changed_row])])
     rows, start = current.copy(), 0
     loops = choose_backend(len(order), threads=threads, block_rows=_BLOCK_ROWS)
