@@ -137,15 +137,19 @@ class Deployment:
         """In so many parts the users' keys are to be (`FOLDIN_PARTITIONS`)."""
         return self._servers()[1]
 
-    def _servers(self) -> tuple[int, int]:
+    def _servers(self) -> tuple[int, int, float]:
+        """Return the number of servers, that of partitions, and the share of the fullest server in all."""
         if self.store_bytes(PARTITIONS) * ROOM <= self.server_bytes:
-            return 1, PARTITIONS
+            return 1, PARTITIONS, 1.0
         found = []
         for partitions in (CLUSTER_PARTITIONS, MANY_PARTITIONS):
-            needed = math.ceil(self.store_bytes(partitions) * FULLEST * ROOM / self.server_bytes)
-            n = max(LEAST_PRIMARIES, needed)
-            uneven = math.ceil(partitions / n) * n > FULLEST * partitions
-            found.append((uneven, n, partitions))
+            room = self.server_bytes / (ROOM * self.store_bytes(partitions))
+            n = max(LEAST_PRIMARIES, math.ceil(FULLEST / room))
+            # A server holds whole partitions.
+            while n < partitions and math.ceil(partitions / n) > room * partitions:
+                n += 1
+            share = max(FULLEST / n, math.ceil(partitions / n) / partitions)
+            found.append((share > room, n, partitions, share))
         return min(found)[1:]
 
     @property
@@ -192,17 +196,17 @@ class Deployment:
         yield from self._fit()
 
     def _store(self) -> Iterator[Figure]:
-        n = self.primaries
-        total = self.store_bytes(self.partitions)
-        fullest = total * (FULLEST if n > 1 else 1.0) / n
+        n, partitions, share = self._servers()
+        total = self.store_bytes(partitions)
+        fullest = total * share
         kind = "one server" if n == 1 else "a cluster of primaries"
         yield Figure("store", "memory in all, without replicas", total, "bytes", "sizing.md, the store")
         rests = "--server" if n <= MOST_SERVERS else f"more than {MOST_SERVERS} were never tried: larger ones"
         yield Figure("store", kind, n, "", rests)
         yield Figure("store", "replicas", n * self.replicas, "", "--replicas")
-        yield Figure("store", "FOLDIN_PARTITIONS", self.partitions, "", "before the first start")
+        yield Figure("store", "FOLDIN_PARTITIONS", partitions, "", "before the first start")
         yield Figure(
-            "store", "maxmemory of each", ROOM * fullest, "bytes", f"fullest <= {FULLEST:g} x the mean"
+            "store", "maxmemory of each", ROOM * fullest, "bytes", f"fullest <= {share * n:.3g} x the mean"
         )
         yield Figure("store", "disk of each", DISK * fullest, "bytes", "five times the data, for rewrites")
 

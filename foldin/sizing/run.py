@@ -47,6 +47,10 @@ class SizeOptions:
     )
     replicas: int = setting(1, "of each server", whole(0, 5))
 
+    def problems(self) -> list[str]:
+        """What is contradictory in these options, one sentence each."""
+        return ["--ratings are no fewer than --users, who rated"] if self.ratings < self.users else []
+
 
 def run_size(options: SizeOptions, settings: FrontDoorSettings) -> int:
     """Print the figures; return the exit code."""

@@ -149,6 +149,10 @@ class HistoryTerms:
         longest, b = int(lengths.max(initial=0)), len(lengths)
         ratings: Arrays = (histories.other_row, histories.value, histories.time)
         context = histories.context
+        held = int(offsets[-1]) if lengths.min(initial=0) >= 0 else -1
+        # Numpy says what is wrong.
+        if any(len(column) < held or held < 0 for column in ratings):
+            return None
         if context is not None and len(context) != len(histories.other_row):
             return None
         # The fold-in of users alone has a bound.

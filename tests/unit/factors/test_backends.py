@@ -178,3 +178,7 @@ def test_loops_fold_in_as_numpy(
     # A table that is no block of memory, or has no posterior, is left to numpy.
     monkeypatch.setattr(history.LOADED, "loop", lambda *_: pytest.fail("read as a block"))
     fold(np.asfortranarray(others), given, attributes=described)
+    # So are histories that are none, of which it says what is wrong.
+    for offsets in ([0, len(given.value) + 9], [0, 5, 2]):
+        with pytest.raises((ValueError, IndexError)):
+            fold(others, replace(given, offsets=np.array(offsets)))

@@ -59,5 +59,11 @@ def test_a_store_that_fits_one_server_is_one_and_a_larger_one_a_cluster() -> Non
     large = Deployment(users=10e6, items=1e6, ratings=1e9)
     assert (large.primaries, replace(large, server_bytes=40e9).primaries) == (3, 3)
     assert large.store_bytes(CLUSTER_PARTITIONS) * model.FULLEST * model.ROOM <= 3 * large.server_bytes
+    # Servers hold whole partitions: of 256 on 61 to 63 servers, and of 2,048 on 1,001, some hold far more.
+    for server_bytes in (6e9, 1e9, 3e8, 2e8):
+        many = replace(large, server_bytes=server_bytes)
+        figures = {each.name: each.value for each in many.figures() if each.part == "store"}
+        assert many.primaries <= many.partitions
+        assert figures["maxmemory of each"] <= server_bytes
     small = replace(large, server_bytes=8e9)
     assert (large.partitions, small.primaries, small.partitions) == (CLUSTER_PARTITIONS, 10, 256)
