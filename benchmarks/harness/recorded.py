@@ -81,7 +81,9 @@ def write_rows(path: Path, name: str, rows: Sequence[Row], of: Origin, *, whole:
     table = [line for line in inside if line.startswith("|")][HEAD_LINES:]
     notes = {_note_of(line): line for line in inside if line.startswith("- ")}
     table = _replaced(table, f"`{name}`", {row.work: _line(name, row, of) for row in rows}, whole=whole)
-    notes[f"`{name}`", of.commit] = f"- `{name}` of {of.commit}: {of.machine}"
+    key, note = (f"`{name}`", of.commit), f"- `{name}` of {of.commit}: {of.machine}"
+    # Rows of another run of that commit may stay, with what was to be known of it.
+    notes[key] = note if whole or notes.get(key, note) == note else f"{notes[key]}; or: {of.machine}"
     kept = {(cells[0], cells[-1].removesuffix(OLDER)) for cells in map(_cells, table)}
     shown = sorted(line for key, line in notes.items() if key in kept)
     head = [_joined(HEADINGS), _joined("---" for _ in HEADINGS)]
