@@ -182,7 +182,7 @@ def _rows(made: MadeSet, target: Target | None, share: float, console: Console) 
     size = Deployment(made.data.n_users, made.data.n_items, n, rank=cold.rank)
     yield sized("first fit", size.fit_bytes, cold.peak_bytes)
     if "ranking" not in cold.phases:
-        yield sized("fit of a ranking head", size.head_fit_bytes, head[2])
+        yield sized("fit of a ranking head", max(size.fit_bytes, size.head_fit_bytes), head[2])
     yield sized("trainer", size.trainer_bytes, max(own_bytes))
     # How many neighbours an item has in a head, held-out events choose: 0 to all that `foldin size` says.
     yield sized("store, but for ranking heads", size.kept_bytes(kept, 0), stored)

@@ -43,8 +43,10 @@ FIT_RATING, FIT_SESSIONS, FIT_NUMBER, FIT_REST, FIT_READING = 67, 72, 32, 330e6,
 HEAD_EVENT, HEAD_ITEM, HEAD_PAIRS, HEAD_PAIR = 44, 6_000, 70e6, 78
 # All pairs are in one table of so many bytes, or of 40 a rating; else at most these.
 HEAD_TABLE, HEAD_MOST = 1e8, 1.9e9
-# The trainer: an event that is being archived or merged, and how many of them; a user and an item.
-TRAINER_EVENT, TRAINER_EVENTS, TRAINER_USER, TRAINER_ITEM, TRAINER_REST = 100, 1e6, 500, 1_500, 120e6
+# The trainer: an event that is being archived or merged, and how many of them; a user and an item. The users
+# of what came since the fit, a hundredth of the ratings, are there as the store has them.
+TRAINER_EVENT, TRAINER_EVENTS, TRAINER_USER, TRAINER_ITEM, TRAINER_REST = 100, 1e6, 500, 1_500, 115e6
+TRAINER_NEW = 0.01
 # A service process, by item: both ways of its id, rows for large batches, when it may be shown; and all else.
 # `foldin bench start` prints how far off that is.
 WORKER_ITEM, WORKER_REST = 200 + 30 + 17, 120e6
@@ -176,7 +178,8 @@ class Deployment:
     def trainer_bytes(self) -> float:
         """The most of its own that the trainer takes; files that it maps are the system's cache."""
         events = TRAINER_EVENT * min(self.ratings, TRAINER_EVENTS)
-        return events + TRAINER_USER * self.users + TRAINER_ITEM * self.items + TRAINER_REST
+        raters = 4 * self.user_width * min(self.users, TRAINER_NEW * self.ratings)
+        return events + TRAINER_USER * self.users + raters + TRAINER_ITEM * self.items + TRAINER_REST
 
     @property
     def worker_bytes(self) -> float:
