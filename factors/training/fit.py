@@ -87,7 +87,7 @@ class TrialFit:
     ) -> None:
         self._shape, self._options, self._settings = (n_users, n_items), options, options["settings"]
         self._state: State | None = None
-        self._metrics, self._short, self._chosen = dict[str, float](), False, False
+        self._metrics, self._short = dict[str, float](), False
         self._held_out = _held_out(ratings, held_out, n_users)
         # Each step has what it is given to itself: nothing here keeps what a narrower copy stands for.
         self._begin(self._training(self._by_user(ratings, held_out)))
@@ -114,9 +114,8 @@ class TrialFit:
             return
         state = self._state = self._state.with_ratings(held_out)
         n = len(state.training)
-        undecided = not state.parameters.decided and n >= LEAST_RATINGS and _decides(self._settings)
-        if undecided or (self._chosen and n < FEW_RATINGS):
-            # Of few ratings those held out may speak for other terms, or are what terms can be chosen by.
+        if not state.parameters.decided and n >= LEAST_RATINGS and _decides(self._settings):
+            # The others alone were too few to choose terms by.
             self._begin(state.training)
             return
         few = self._short or len(held_out.value) < _FEW_HELD_OUT * n
@@ -166,7 +165,6 @@ class TrialFit:
         if not begin.parameters.reads_times:
             training = training.without_times()
         self._state, self._metrics = begin.on(training)
-        self._chosen = start is None and self._state.parameters.decided > 0
         del training
         self._short = start is not None and continuation is not None
         self._sweep(continuation if self._short else None)
