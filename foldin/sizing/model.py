@@ -45,7 +45,7 @@ HEAD_EVENT, HEAD_ITEM, HEAD_PAIRS, HEAD_PAIR = 44, 6_000, 70e6, 78
 HEAD_TABLE, HEAD_MOST = 1e8, 1.9e9
 # The trainer: an event that is being archived or merged, and how many of them; a user and an item. The users
 # of what came since the fit, a hundredth of the ratings, are there as the store has them.
-TRAINER_EVENT, TRAINER_EVENTS, TRAINER_USER, TRAINER_ITEM, TRAINER_REST = 100, 1e6, 500, 1_500, 115e6
+TRAINER_EVENT, TRAINER_EVENTS, TRAINER_USER, TRAINER_ITEM, TRAINER_REST = 85, 1e6, 500, 1_500, 118e6
 TRAINER_NEW = 0.01
 # A service process, by item: both ways of its id, rows for large batches, when it may be shown; and all else.
 # `foldin bench start` prints how far off that is.
