@@ -1,8 +1,8 @@
 """Writes what a benchmark has measured into a document, with the commit that it measured. Run as a program,
 it renews the marks of what is older than the code that it is about.
 
-Invariant: only lines between markers are changed, and of these only those of what was measured. Every row and
-every output says its commit, with a `+` where the checkout was not as it is there.
+Invariant: but for marks, only lines between markers are changed, and of these only those of what was
+measured. Every row and every output says its commit, with a `+` where the checkout was not as it is there.
 """
 
 import re

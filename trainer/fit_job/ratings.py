@@ -96,17 +96,20 @@ def load_ratings(
     given &= (item_row >= 0) & ~np.isnan(events.rating[by_n])
     is_new, has_news = np.zeros(int(given.sum()), dtype=bool), True
     context = joined(events.contexts)
-    if learned is not None:
+    if learned is None:
+        del pairs
+    else:
         learned_n = np.zeros(len(user_ids), dtype=np.int64)
         learned_n[: len(kept)] = learned[kept]
         later = n > learned_n[user_row]
         repeats = _Repeats.of(pairs, later)
+        del pairs
         again = repeats.same(events.rating[by_n])
         is_new = (later & ~again)[given]
         # What is told with a rating is not compared.
         has_news = bool((later & ~(again & repeats.same(events.time[by_n]))).any()) or context is not None
     user_row, item_row, type_code, by_n = user_row[given], item_row[given], type_code[given], by_n[given]
-    del n, given, pairs
+    del n, given
     value, time = events.rating[by_n], events.time[by_n]
     events.rating = events.time = _NONE
     ratings, choices, rated = Ratings(user_row, item_row, value, time), None, type_code == 0

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,9 +40,10 @@ def split(given: Ratings, share: float = 0.25) -> tuple[Ratings, Ratings]:
     return given.take(~asked), given.take(asked)
 
 
-def learned(given: Ratings, n_users: int, n_items: int, scale: Scale = STARS, **settings: object) -> Fitted:
-    chosen = FitSettings(scale, **{"rank": 2, **settings})  # type: ignore[arg-type]
-    return fit(given, n_users, n_items, settings=chosen, rng=np.random.default_rng(0))
+def learned(given: Ratings, n_users: int, n_items: int, scale: Scale = STARS, **settings: Any) -> Fitted:
+    start, rng = settings.pop("start", None), np.random.default_rng(0)
+    chosen = FitSettings(scale, **{"rank": 2, **settings})
+    return fit(given, n_users, n_items, settings=chosen, rng=rng, start=start)
 
 
 def error(found: Fitted, of: Ratings, time: Float64s | None = None, context: Float32s | None = None) -> float:
@@ -62,6 +64,8 @@ def test_implicit_effects() -> None:
         learned(known, 120, 60, link="gaussian", sweeps=25, implicit_effects=each) for each in (True, False)
     )
     assert error(found, asked) < 0.85 * error(without, asked)
+    again = learned(known, 120, 60, start=found, link="gaussian", implicit_effects=False)
+    assert again.posterior.parameters.users.implicit_ridge == 0
     ones = [found.posterior.fold_in_users(found.items, history([k, k + 3, k + 6], [3.0] * 3)) for k in (0, 1)]
     items, scorer = np.flatnonzero(kind == 2), Scorer(found.posterior, found.items)
     zeros, other = (scorer.rating(row, np.zeros(20, np.int64), items) for row in ones)
@@ -106,6 +110,8 @@ def test_sessions_and_sittings(sitting_variance: float) -> None:
     assert (users.sitting_variance > 0) == (sitting_variance > 0)
     assert users.session_variance == pytest.approx(0.3, rel=0.4)
     assert error(found, asked, asked.time) < (0.85 if sitting_variance == 0 else 0.6) * error(found, asked)
+    again = learned(known, 150, 60, Scale(-9, 9), start=found, rank=1, session_effects=False)
+    assert not again.posterior.parameters.users.has_sessions
 
 
 SHAPE = (40, 60)
