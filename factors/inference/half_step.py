@@ -81,11 +81,13 @@ class Iteration:
         """Return the damping for a model with these cut points and noise."""
         return self.damping or fold_in_damping(parameters.cuts, parameters.noise)
 
-    def ends(self, parameters: Parameters, before: Float64s, after: Float64s) -> bool:
-        """Return whether means (b, d) that a step has led from `before` to `after` are at rest."""
-        moved = after - before
-        rest = self.at_rest * math.sqrt(parameters.noise)
-        return bool(np.abs(moved, out=moved).max(initial=0.0) < rest)
+    def moved(self, parameters: Parameters, before: Float64s, after: Float64s) -> Float64s:
+        """Return how far a step has moved each row (b,), whose means (b, d) it has led from `before` to
+        `after`, in units of the noise deviation.
+        """
+        change = after - before
+        found: Float64s = np.abs(change, out=change).max(axis=1, initial=0.0) / math.sqrt(parameters.noise)
+        return found
 
 
 TO_THE_END = Iteration()
@@ -223,7 +225,7 @@ class _Solver:
 def _gaussian_posterior(solver: _Solver, _iteration: Iteration) -> tuple[Posterior, Sites]:
     entries = solver.entries
     weight = np.full(len(entries.offset), 1.0 / entries.inputs.parameters.noise)
-    sites = Sites.gaussian(weight, weight * (entries.inputs.data.value - entries.offset))
+    sites = Sites.of(weight, weight * (entries.inputs.data.value - entries.offset))
     return solver.solve(sites), sites
 
 
@@ -237,7 +239,8 @@ def _ordinal_posterior(solver: _Solver, iteration: Iteration) -> tuple[Posterior
         scores = entries.scores(posterior)
         sites = ordinal_sites(bounds, parameters.noise, scores, sites, damping=damping)
         before, posterior = posterior, solver.solve(sites)
-        if iteration.ends(parameters, before.mean[:, :dim], posterior.mean[:, :dim]):
+        moved = iteration.moved(parameters, before.mean[:, :dim], posterior.mean[:, :dim])
+        if moved.max(initial=0.0) < iteration.at_rest:
             break
     return posterior, sites or NO_SITES
 

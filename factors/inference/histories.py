@@ -78,13 +78,13 @@ class Compressed:
         part = self.row[entries], self.other[entries], self.value[entries], self.time[entries]
         return compress_pairs(*part, self.rows, context=_at(self.context, entries))
 
-    def thinned(self, recent: int = RECENT, sampled: int = SAMPLED) -> "Compressed":
-        """Return the same rows, of the longer ones the `recent` entries of highest `source`, and `sampled` of
-        the others: those whose other row has the lowest `sample_order`.
+    def counting(self, recent: int = RECENT, sampled: int = SAMPLED) -> Bools | None:
+        """Return which entries count, None for all: of longer rows the `recent` ones of highest `source`, and
+        `sampled` of the others: those whose other row has the lowest `sample_order`.
         """
         long = self.counts > recent + sampled
         if not long.any():
-            return self
+            return None
         # Nothing is made of the others' entries, which may be nearly all.
         rows = np.flatnonzero(long)
         of_row = np.repeat(rows, self.counts[rows])
@@ -97,7 +97,14 @@ class Compressed:
         keep = np.ones(len(self.other), dtype=bool)
         keep[entry] = False
         keep[entry[latest]] = keep[entry[others[chosen]]] = True
-        indptr = np.append(0, np.cumsum(np.where(long, recent + sampled, self.counts)))
+        return keep
+
+    def thinned(self, recent: int = RECENT, sampled: int = SAMPLED) -> "Compressed":
+        """Return the same rows with the entries that are `counting` alone."""
+        keep = self.counting(recent, sampled)
+        if keep is None:
+            return self
+        indptr = np.append(0, np.cumsum(np.minimum(self.counts, recent + sampled)))
         entries = (self.other[keep], self.value[keep], self.time[keep], self.source[keep])
         return Compressed(indptr, *entries, _at(self.context, keep))
 

@@ -41,12 +41,12 @@ class Sites:
     variance: Float64s
 
     @staticmethod
-    def gaussian(weight: Float64s, linear: Float64s) -> "Sites":
-        """Return sites of the Gaussian link."""
+    def of(weight: Float64s, linear: Float64s) -> "Sites":
+        """Return sites that do not say what the scores are without their ratings."""
         return Sites(weight, linear, _NOTHING, _NOTHING)
 
 
-NO_SITES = Sites.gaussian(_NOTHING, _NOTHING)
+NO_SITES = Sites.of(_NOTHING, _NOTHING)
 
 
 @dataclass(frozen=True, slots=True)

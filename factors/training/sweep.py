@@ -189,7 +189,7 @@ class State:
         begin, inputs, steps = self.steps.get(name), self._input(name), 1
         if begin is None:
             begin = begun(inputs, self.user_rows if name == "user" else self.item_rows)
-            steps = 6 if begin is None else 3
+            steps = 6 if begin is None else 2
         # By the users' cut points and rank are learned.
         iteration = Iteration(steps, 0.6, begin, scored=name == "user", spent=True)
         self.steps[name] = step = self.training.backend.half_step(inputs, iteration)

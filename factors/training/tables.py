@@ -3,17 +3,21 @@
 Invariant: items are as they are stored, and a user's row is what a fold-in gives with exactly these.
 """
 
+import math
+from dataclasses import replace
+
 import numpy as np
 
 from factors.errors import FitDiverged
 from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import Iteration, begun
+from factors.inference.ordinal import NO_SITES, Sites
 from factors.inference.side_moments import prior_rows
 from factors.model.columns import Columns
 from factors.model.layout import COUNT
 from factors.model.parameters import Parameters, Side, to_model
 from factors.model.quantized_rows import QuantizedTable, item_codec
-from factors.model.types import Float32s, Float64s, Int64s
+from factors.model.types import Bools, Float32s, Float64s, Int64s
 from factors.posterior.fitted import Fitted
 from factors.training.drift import widened
 from factors.training.priors import learn_cold_start
@@ -25,11 +29,12 @@ from factors.training.units import in_rating_units
 def finish(state: State, metrics: dict[str, float]) -> Fitted:
     """Return the tables as they are published. The state has no rows any more. Raises `FitDiverged`."""
     parameters, user_rows, item_rows = in_rating_units(state.parameters, state.user_rows, state.item_rows)
-    # The last half-step has sites of its own, and reads no ratings by item.
+    sites = _sites(state, parameters, slice(None))
+    # The last half-step reads no ratings by item.
     state.end()
     parameters, items = _stored(parameters, user_rows, item_rows, state.training)
     del item_rows
-    users = _folded_in(parameters, items, state.training, user_rows)
+    users = _folded_in(parameters, items, state.training, user_rows, sites)
     return Fitted(to_model(parameters), users, items, metrics)
 
 
@@ -42,7 +47,10 @@ def served(state: State, metrics: dict[str, float], rows: Int64s) -> Fitted:
     del item_rows
     users, begin = user_rows.astype(np.float32), user_rows[rows]
     del user_rows
-    users[rows] = _folded_in(parameters, items, state.training.of_users(rows), begin)
+    chosen = np.zeros(len(users), dtype=np.bool_)
+    chosen[rows] = True
+    sites = _sites(state, parameters, np.repeat(chosen, state.training.by_user.counts))
+    users[rows] = _folded_in(parameters, items, state.training.of_users(rows), begin, sites)
     return Fitted(to_model(parameters), users, items, metrics)
 
 
@@ -64,20 +72,40 @@ def _stored(
     return parameters, items
 
 
+def _sites(state: State, parameters: Parameters, entries: Bools | slice) -> Sites:
+    """Return the sites that the sweeps left at these `entries` of the users' ratings, in the units of
+    `parameters`; none where there are none. Those of a slice are the state's own, which has them no more.
+    """
+    step = state.steps.get("user")
+    if step is None or parameters.link == "gaussian":
+        return NO_SITES
+    sites = Sites.of(step.sites.weight[entries], step.sites.linear[entries])
+    per = math.sqrt(state.parameters.noise / parameters.noise)
+    np.multiply(sites.weight, per * per, out=sites.weight)
+    np.multiply(sites.linear, per, out=sites.linear)
+    return sites
+
+
 def _folded_in(
-    parameters: Parameters, items: Float32s, training: TrainingSet, user_rows: Float64s
+    parameters: Parameters, items: Float32s, training: TrainingSet, user_rows: Float64s, sites: Sites
 ) -> Float32s:
     """Return the users of `training`, folded in with the items as the service reads them, so that a later
-    fold-in gives the same rows. They begin where the sweeps left them, `user_rows`, which are spent.
+    fold-in gives the same rows. They begin where the sweeps left them, `user_rows` with their `sites`, which
+    are spent.
     """
     effect = parameters.users.layout.implicit_effect
     effects = user_rows[:, effect].copy()
     table = QuantizedTable(items, item_codec(parameters))
     of_users = training.attributes.get("user")
-    inputs = HalfStepInput.of(parameters, "user", table, training.by_user.thinned(), attributes=of_users)
+    data, keep = training.by_user.thinned(), training.by_user.counting()
+    if keep is not None and len(sites.weight):
+        sites = Sites.of(sites.weight[keep], sites.linear[keep])
+    inputs = HalfStepInput.of(parameters, "user", table, data, attributes=of_users)
     # Where they begin saves steps, and does not tell where they end.
-    to_the_end = Iteration(begin=begun(inputs, user_rows), spent=True)
-    del user_rows
+    begin = begun(inputs, user_rows)
+    begin = None if begin is None else replace(begin, sites=sites)
+    to_the_end = Iteration(begin=begin, spent=True)
+    del user_rows, begin, sites
     step = training.backend.half_step(inputs, to_the_end)
     users: Float32s = step.rows.astype(np.float32)
     users[:, effect] = effects

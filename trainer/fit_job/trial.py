@@ -41,6 +41,9 @@ _HELD_OUT_FROM = 200
 _SHARE_OF_A_USER = 0.05
 # With fewer the two losses differ by chance alone: then ratings are drawn from all.
 _NEWEST_FROM = 100
+# New ratings that are so small a part of an item's move its scores by about as small a part of the noise, and
+# the error of these by the square of it.
+_FEW_NEW = 0.01
 # Rows whose normal matrices are in memory at once.
 _BLOCK_ROWS = 8192
 _NOT_DESCRIBED: Mapping[SideName, Columns] = MappingProxyType({})
@@ -126,7 +129,7 @@ def as_served(
 ) -> Fitted:
     """Return an earlier fit as it answers when the ratings `known` (m,) have been folded into it, first the
     users, then the items, which have the attributes `described`. `is_new` (m,): which of them it has not
-    learned; rows without any such rating stay as they are, and all that `asked` has no rating of.
+    learned; items with few of these stay as they are, users with none, and all that `asked` has no rating of.
     """
     posterior = posterior_of(live.model)
     users = np.repeat(posterior.prior_user[None], data.n_users, axis=0)
@@ -148,7 +151,8 @@ def as_served(
         changed=changed,
         described=of_users,
     )
-    changed = np.bincount(item_row[is_new], minlength=data.n_items) > 0
+    n_new = np.bincount(item_row[is_new], minlength=data.n_items)
+    changed = n_new > _FEW_NEW * np.bincount(item_row, minlength=data.n_items)
     changed[n_items:] = True
     if asked is not None:
         changed &= np.bincount(asked.item_row, minlength=data.n_items) > 0

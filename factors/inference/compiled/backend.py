@@ -32,12 +32,16 @@ from factors.model.layout import NO_SESSION, SESSION_KEYS, FloatTable
 from factors.model.parameters import Side
 from factors.model.quantized_rows import QuantizedTable
 from factors.model.scale import ordinal_levels
-from factors.model.types import Float32s, Float64s, Int64s
+from factors.model.types import Bools, Float32s, Float64s, Int64s
 
 _NOTHING: Float64s = np.zeros(0)
 _NOTHING32: Float32s = np.zeros(0, dtype=np.float32)
 # Sites of float32 let no table of rows come nearer to rest: a fit ended with 30 steps, where 6 are enough.
 _AT_REST = 1e-6
+# A row may come nearer to rest by a step than by any later one.
+_LEAST_RATE = 0.1
+# Rows that still move go on without the others where they have at most so many of the ratings.
+_FEW_MOVE = 0.25
 # In ranges of the ratings: float32 then knows them to a millionth of that.
 _FARTHEST = 16.0
 # Entries whose scores are in memory at once, 12 bytes each.
@@ -75,6 +79,7 @@ class LoopBackend:
         iteration = replace(iteration, at_rest=max(iteration.at_rest, _AT_REST))
         sites = current.sites if begun else _new_sites(inputs.data, scored=iteration.scored)
         spent = iteration.begin is None or iteration.spent
+        moved: Float64s | None = None
         for left in reversed(range(iteration.steps)):
             damping = iteration.damping_for(parameters)
             entries.score(current.posterior, current.rows, sites, begun=begun, damping=damping)
@@ -83,9 +88,27 @@ class LoopBackend:
             before = current.posterior.mean[:, :dim].copy()
             current = entries.solve(sites, current.rows if spent else None)
             begun = spent = True
-            if iteration.ends(parameters, before, current.posterior.mean[:, :dim]):
+            earlier, moved = moved, iteration.moved(parameters, before, current.posterior.mean[:, :dim])
+            moving = _is_moving(moved, earlier, iteration.at_rest)
+            if not moving.any():
+                break
+            if not iteration.scored and entries.go_apart(moving):
+                self._go_on(inputs, replace(iteration, steps=left), current, moving)
                 break
         return current
+
+    def _go_on(self, inputs: HalfStepInput, iteration: Iteration, at: HalfStep, moving: Bools) -> None:
+        """Go on from `at` with the rows that are `moving` (b,) alone, and write these to it."""
+        data, sites, rows = inputs.data, at.sites, np.flatnonzero(moving)
+        entry = np.flatnonzero(np.repeat(moving, data.counts))
+        attributes = None if inputs.attributes is None else inputs.attributes.take(rows)
+        part = replace(inputs, data=data.of_rows(rows), attributes=attributes, new=None)
+        posterior = Posterior(at.posterior.mean[rows], at.posterior.covariance[rows])
+        begin = HalfStep(at.rows[rows], posterior, Sites.of(sites.weight[entry], sites.linear[entry]))
+        step = self.half_step(part, replace(iteration, begin=begin, spent=True))
+        # The posterior of rows that stand still is a view of them.
+        at.rows[rows] = step.rows
+        sites.weight[entry], sites.linear[entry] = step.sites.weight, step.sites.linear
 
     def score_errors(
         self, inputs: HalfStepInput, step: HalfStep, other_step: HalfStep, every: int
@@ -221,6 +244,13 @@ class _Entries:
         """Whether the rows of both sides are the same at each entry."""
         return len(self._back) == 0 and len(self._moved) == 0
 
+    def go_apart(self, moving: Bools) -> bool:
+        """Return whether the rows that are `moving` (b,) go on without the others: what these have to
+        themselves is in their rows then, and they are few.
+        """
+        few = int(self._data.counts[moving].sum()) <= _FEW_MOVE * len(self._value)
+        return few and self.still and len(self._sessions) == 0
+
     def prior(self) -> HalfStep:
         """Return rows of which nothing is known but the prior."""
         own, motion = self._own, motion_of(self._own, NO_HISTORIES)
@@ -238,7 +268,7 @@ class _Entries:
         unit, value = 1.0 / self._parameters.noise, self._value - self._parameters.mean
         linear = cast("Float64s", unit * (value - self._offset if len(self._offset) else value))
         weight = np.broadcast_to(np.float64(unit), len(linear))
-        return replace(step, sites=Sites.gaussian(weight, linear))
+        return replace(step, sites=Sites.of(weight, linear))
 
     def solve(self, sites: Sites, rows: Float64s | None = None) -> HalfStep:
         """Return the posteriors that `sites` lead to; without any, those of the Gaussian link. `rows`: where
@@ -447,6 +477,18 @@ class _Entries:
             self._view[:, packed + rank] = 1.0
             self._view[:, packed + rank + 1] = rows[:, layout.bias]
         return self._view
+
+
+def _is_moving(moved: Float64s, earlier: Float64s | None, at_rest: float) -> Bools:
+    """Return which rows have further to go than `at_rest`, by how far the last step has moved them, and the
+    one before it, if there was one: a contraction leaves at most `moved * rate / (1 - rate)`.
+    """
+    moving = moved >= at_rest
+    if earlier is not None:
+        # The first step from rows without sites is of another kind: what follows may shrink less than by it.
+        rate = np.maximum(moved / np.maximum(earlier, moved + at_rest), _LEAST_RATE)
+        moving &= moved * rate >= at_rest * (1.0 - rate)
+    return moving
 
 
 def _new_sites(data: Compressed, *, scored: bool) -> Sites:

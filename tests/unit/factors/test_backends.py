@@ -94,6 +94,29 @@ def test_compiled_loops_give_what_numpy_gives_on_two_threads() -> None:
     np.testing.assert_array_equal(states[1].item_rows, states[2].item_rows)
 
 
+@pytest.mark.parametrize("terms", [Terms("ordinal"), Terms("ordinal", 2.0, item_attributes=True)])
+def test_users_of_a_fit_go_on_alone_and_end_where_a_fold_in_does(
+    monkeypatch: pytest.MonkeyPatch, terms: Terms
+) -> None:
+    monkeypatch.setattr(backend, "_FEW_MOVE", 1.0)
+    apart: list[int] = []
+    go_on = LoopBackend._go_on
+
+    def counted(*of: Any) -> None:
+        apart.append(int(of[-1].sum()))
+        go_on(*of)
+
+    monkeypatch.setattr(LoopBackend, "_go_on", counted)
+    state = swept(
+        ratings_of(5, n_users=16, n_items=11, n=90), terms, LoopBackend({each: each for each in LOOPS})
+    )
+    given = state.training.by_user.histories()
+    found = finish(state, {})
+    folded = found.posterior.fold_in_users(found.items, given, current=found.users)
+    np.testing.assert_allclose(found.users, folded, rtol=1e-5, atol=2e-6)
+    assert min(apart) < max(apart)
+
+
 @pytest.mark.parametrize("given", [NumpyBackend(), LoopBackend({loop: loop for loop in LOOPS})])
 @pytest.mark.parametrize("terms", [Terms(), Terms("ordinal", 2.0), Terms("ordinal", 2.0, 2.0, 3600.0)])
 def test_a_state_takes_ratings_in_where_they_belong(given: HalfStepBackend, terms: Terms) -> None:
