@@ -18,7 +18,7 @@ import numpy as np
 from factors.model.layout import COUNT, unpack
 from factors.model.parameters import Parameters, Side
 from factors.model.types import Float64s
-from factors.training.priors import start_parameters, uniform_variance
+from factors.training.priors import least_variance, spanned, start_parameters, uniform_variance
 from factors.training.settings import FitSettings
 from factors.training.sweep import State
 from factors.training.terms import Terms
@@ -41,8 +41,10 @@ def _parameters(training: TrainingSet, settings: FitSettings, rank: int | None) 
     value = training.by_user.value
     rank = rank or (_FIRST_RANK if settings.rank == "auto" else settings.rank)
     # With two pseudo-ratings: a few ratings that agree prove little.
-    square = len(value) * value.var() + 2.0 * uniform_variance(settings.scale)
-    return start_parameters(settings.scale, rank, float(value.mean()), float(square / (len(value) + 2.0)))
+    span = spanned(settings.scale, value)
+    square = len(value) * value.var() + 2.0 * uniform_variance(span)
+    variance = max(float(square / (len(value) + 2.0)), least_variance(span))
+    return start_parameters(settings.scale, rank, float(value.mean()), variance)
 
 
 def initial_state(

@@ -17,7 +17,7 @@ from factors.inference.pair_moments import PairMoments
 from factors.model.links import link_of
 from factors.model.parameters import Parameters
 from factors.model.quantized_rows import item_codec
-from factors.model.scale import MOST_LEVELS, scale_levels
+from factors.model.scale import MOST_LEVELS, scale_levels, scale_range
 from factors.model.types import Float64s, Int64s, Scale
 from factors.training.calibration import calibrate
 from factors.training.drift import best_drift, latest, narrowed, widened, with_widening
@@ -64,12 +64,17 @@ def observed_scale(scale: Scale, *columns: Float64s) -> Scale:
     """
     if scale.step is not None or sum(map(len, columns)) < LEAST_RATINGS:
         return scale
-    values = np.empty(0)
+    values, unit = np.empty(0), 1e-9 * scale_range(scale)
     for column in columns:
         for start in range(0, len(column), _LOOKED_AT):
             values = np.union1d(values, column[start : start + _LOOKED_AT])
             if len(values) > MOST_LEVELS:
-                return scale
+                values = np.unique(np.round(values / unit))
+                if len(values) > MOST_LEVELS:
+                    return scale
+                values *= unit
+    # Sums of tenths are no exact floats.
+    values = np.unique(np.round(values / unit)) * unit
     if len(values) < 2:
         return scale
     step = float(np.diff(values).min())

@@ -12,9 +12,9 @@ import numpy as np
 
 from factors.inference.histories import Compressed
 from factors.model.columns import Columns
-from factors.model.layout import COUNT, Layout, unpack
+from factors.model.layout import COUNT, FloatTable, Layout, unpack
 from factors.model.parameters import ColdStart, Parameters, Side, SideName, to_model
-from factors.model.scale import scale_range
+from factors.model.scale import MOST_LEVELS, scale_levels, scale_range
 from factors.model.types import Float64s, Int64s, Model, Scale
 from factors.posterior.fitted import Fitted, posterior_of
 from factors.training.effects.attribute_effects import AttributeEffects
@@ -31,12 +31,26 @@ def uniform_variance(scale: Scale) -> float:
     return (scale.high - scale.low) ** 2 / 12.0
 
 
+def least_variance(scale: Scale) -> float:
+    """Return what ratings that all agree still leave, so that there is a prior to learn from."""
+    return (1e-3 * scale_range(scale)) ** 2
+
+
+def spanned(scale: Scale, value: FloatTable) -> Scale:
+    """Return the part of a scale of many values or without steps that ratings speak of: what they span, and
+    what so many uniform ones leave beyond them; of few values, all of it.
+    """
+    if len(value) == 0 or 0 < scale_levels(scale) <= MOST_LEVELS:
+        return scale
+    low, high = float(value.min()), float(value.max())
+    beyond = 2.0 / (len(value) + 1.0)
+    return replace(scale, low=low + beyond * (scale.low - low), high=high + beyond * (scale.high - high))
+
+
 def start_parameters(scale: Scale, rank: int, mean: float, variance: float) -> Parameters:
     """Return Gaussian priors for ratings of this `mean` and `variance`: a half of it noise, a quarter biases,
     a quarter latent.
     """
-    # Ratings that all agree still leave a prior to learn from.
-    variance = max(variance, (1e-3 * scale_range(scale)) ** 2)
     layout = Layout(rank, 0)
     # Both sides have it, and `rank` products of the two are summed.
     latent = math.sqrt(0.25 * variance / rank)
@@ -52,7 +66,8 @@ def prior_model(settings: FitSettings) -> Model:
     scale = settings.scale
     # Without data there is no use for latent dimensions, but rows need a layout.
     rank = 1 if settings.rank == "auto" else settings.rank
-    return to_model(start_parameters(scale, rank, 0.5 * (scale.low + scale.high), uniform_variance(scale)))
+    variance = max(uniform_variance(scale), least_variance(scale))
+    return to_model(start_parameters(scale, rank, 0.5 * (scale.low + scale.high), variance))
 
 
 def prior_fit(settings: FitSettings, n_users: int, n_items: int) -> Fitted:

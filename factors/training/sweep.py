@@ -26,7 +26,7 @@ from factors.model.types import Bools, Float32s, Float64s, Int64s
 from factors.training.drift import learn_drift
 from factors.training.effects.context_effects import learn_context, part_size, regression_size
 from factors.training.leave_one_out import StepEntries, leave_one_out_scores
-from factors.training.priors import learn_side, uniform_variance
+from factors.training.priors import learn_side, least_variance, spanned, uniform_variance
 from factors.training.terms import Terms, relayout, with_terms
 from factors.training.training_set import TrainingSet
 from factors.training.units import score_range
@@ -214,13 +214,14 @@ class State:
         parameters, training, every = self.parameters, self.training, self._compared_each
         inputs = self._input("user")
         square, scores = training.backend.score_errors(inputs, user_step, item_step, every)
-        self._compare(scores / scale_range(parameters.scale))
+        span = spanned(parameters.scale, training.by_user.value)
+        self._compare(scores / scale_range(span))
         # All of them or none: the choice of terms needs the residual of each rating.
         self._scores = scores if every == 1 else None
         # One pseudo-rating, so that few ratings that agree are not taken for a world without noise, and a
         # floor, so that such a world does not divide by zero.
-        noise = (square + 0.5 * uniform_variance(parameters.scale)) / (len(training) + 1.0)
-        return replace(parameters, noise=max(noise, (1e-3 * scale_range(parameters.scale)) ** 2))
+        noise = (square + 0.5 * uniform_variance(span)) / (len(training) + 1.0)
+        return replace(parameters, noise=max(noise, least_variance(span)))
 
     def _learn_cuts(self, user_step: HalfStep, _item_step: HalfStep) -> Parameters:
         parameters = self.parameters

@@ -79,6 +79,7 @@ def test_no_ratings_give_the_prior_which_learns_from_the_first() -> None:
         (Scale(1, 5), [1, 3, 5], 2.0),
         (Scale(0, 1), [0, 0.1, 0.3, 0.7], 0.1),
         (Scale(-10, 10), [-10, -9, 10], 1.0),
+        (Scale(0, 2), [*np.cumsum(np.full(19, 0.1)), *np.arange(20) / 10], 0.1),
         (Scale(1, 5), [1, 2, 3.7], None),
         (Scale(1, 5), [3], None),
         (Scale(0, 1000), [0, 1, 2], None),
@@ -91,6 +92,13 @@ def test_the_step_of_a_scale_is_named_or_found(scale: Scale, values: list[float]
     found = fitted(ratings(user, item, np.resize(values, 150)), 10, 15, scale, rank=1, sweeps=2)
     sensible(found, 10, 15)
     assert found.model.scale.step == (None if step is None else pytest.approx(step))
+
+
+def test_a_scale_far_wider_than_the_ratings_costs_them_nothing() -> None:
+    given = ratings_of(3)
+    given.value[:] += np.random.default_rng(3).uniform(0.0, 0.5, len(given.value))
+    narrow, wide = (fitted_of(given, scale=Scale(1.0, high)) for high in (5.5, 1000.0))
+    np.testing.assert_allclose(wide.users, narrow.users, atol=0.02)
 
 
 def test_a_sample_of_a_full_panel_is_of_all_items() -> None:
