@@ -29,7 +29,8 @@ from factors.training.units import in_rating_units
 def finish(state: State, metrics: dict[str, float]) -> Fitted:
     """Return the tables as they are published. The state has no rows any more. Raises `FitDiverged`."""
     parameters, user_rows, item_rows = in_rating_units(state.parameters, state.user_rows, state.item_rows)
-    sites = _sites(state, parameters, slice(None))
+    keep = state.training.by_user.counting()
+    sites = _sites(state, parameters, slice(None) if keep is None else keep)
     # The last half-step reads no ratings by item.
     state.end()
     parameters, items = _stored(parameters, user_rows, item_rows, state.training)
@@ -47,10 +48,12 @@ def served(state: State, metrics: dict[str, float], rows: Int64s) -> Fitted:
     del item_rows
     users, begin = user_rows.astype(np.float32), user_rows[rows]
     del user_rows
-    chosen = np.zeros(len(users), dtype=np.bool_)
+    training, chosen = state.training.of_users(rows), np.zeros(len(users), dtype=np.bool_)
     chosen[rows] = True
-    sites = _sites(state, parameters, np.repeat(chosen, state.training.by_user.counts))
-    users[rows] = _folded_in(parameters, items, state.training.of_users(rows), begin, sites)
+    entries, keep = np.repeat(chosen, state.training.by_user.counts), training.by_user.counting()
+    if keep is not None:
+        entries[np.flatnonzero(entries)] = keep
+    users[rows] = _folded_in(parameters, items, training, begin, _sites(state, parameters, entries))
     return Fitted(to_model(parameters), users, items, metrics)
 
 
@@ -73,8 +76,8 @@ def _stored(
 
 
 def _sites(state: State, parameters: Parameters, entries: Bools | slice) -> Sites:
-    """Return the sites that the sweeps left at these `entries` of the users' ratings, in the units of
-    `parameters`; none where there are none. Those of a slice are the state's own, which has them no more.
+    """Return the sites that the sweeps left at these `entries` of the users' ratings, which count, in the
+    units of `parameters`; none where there are none. Those of a slice are the state's own, which is done.
     """
     step = state.steps.get("user")
     if step is None or parameters.link == "gaussian":
@@ -97,10 +100,7 @@ def _folded_in(
     effects = user_rows[:, effect].copy()
     table = QuantizedTable(items, item_codec(parameters))
     of_users = training.attributes.get("user")
-    data, keep = training.by_user.thinned(), training.by_user.counting()
-    if keep is not None and len(sites.weight):
-        sites = Sites.of(sites.weight[keep], sites.linear[keep])
-    inputs = HalfStepInput.of(parameters, "user", table, data, attributes=of_users)
+    inputs = HalfStepInput.of(parameters, "user", table, training.by_user.thinned(), attributes=of_users)
     # Where they begin saves steps, and does not tell where they end.
     begin = begun(inputs, user_rows)
     begin = None if begin is None else replace(begin, sites=sites)
