@@ -104,17 +104,21 @@ class Compressed:
         keep = self.counting(recent, sampled)
         if keep is None:
             return self
-        indptr = np.append(0, np.cumsum(np.minimum(self.counts, recent + sampled)))
-        entries = (self.other[keep], self.value[keep], self.time[keep], self.source[keep])
-        return Compressed(indptr, *entries, _at(self.context, keep))
+        return self._kept(keep, np.append(0, np.cumsum(np.minimum(self.counts, recent + sampled))))
 
     def of_rows(self, rows: Int64s) -> "Compressed":
         """Return these rows alone, ascending, with the `source` that they have here."""
         chosen = np.zeros(self.rows, dtype=np.bool_)
         chosen[rows] = True
         keep = np.repeat(chosen, self.counts)
-        indptr = np.append(0, np.cumsum(self.counts[rows]))
-        columns = (self.other[keep], self.value[keep], self.time[keep], self.source[keep])
+        return self._kept(keep, np.append(0, np.cumsum(self.counts[rows])))
+
+    def _kept(self, keep: Bools, indptr: Int64s) -> "Compressed":
+        def of(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            # A column of one number takes no memory, and goes on taking none.
+            return column[keep] if column.strides != (0,) else column[: indptr[-1]]
+
+        columns = (of(self.other), of(self.value), of(self.time), of(self.source))
         return Compressed(indptr, *columns, _at(self.context, keep))
 
     def places(self, row: Rows, other: Rows) -> Int64s:

@@ -132,7 +132,7 @@ class State:
         return self
 
     def end(self) -> None:
-        """Let all go that only sweeps need, 48 bytes a rating: sites, rows and the ratings by item."""
+        """Let all go that only sweeps need, 40 bytes a rating: sites, rows and the ratings by item."""
         self.steps, self.training = {}, self.training.by_user_alone()
         self.user_rows = self.item_rows = np.zeros((0, 0))
 
@@ -189,6 +189,8 @@ class State:
         begin, inputs, steps = self.steps.get(name), self._input(name), 1
         if begin is None:
             begin = begun(inputs, self.user_rows if name == "user" else self.item_rows)
+            # From the prior so many come near the fixed point; from rows the second knows the scores without
+            # their ratings, and later sweeps go on.
             steps = 6 if begin is None else 2
         # By the users' cut points and rank are learned.
         iteration = Iteration(steps, 0.6, begin, scored=name == "user", spent=True)

@@ -1,7 +1,7 @@
 """The trial of a fit: made without some of the ratings, and measured on these.
 
 Invariant: where the live generation is measured too, it is on the same ratings, which neither has learned,
-and with all others of their users and items folded in, as services answer from it.
+and with all others of their users folded in, and of their items where these have more than a few new ones.
 """
 
 from collections.abc import Mapping
@@ -41,8 +41,8 @@ _HELD_OUT_FROM = 200
 _SHARE_OF_A_USER = 0.05
 # With fewer the two losses differ by chance alone: then ratings are drawn from all.
 _NEWEST_FROM = 100
-# New ratings that are so small a part of an item's move its scores by about as small a part of the noise, and
-# the error of these by the square of it.
+# New ratings that are so small a part of an item's move its scores by about as small a part of how far they
+# are from these.
 _FEW_NEW = 0.01
 # Rows whose normal matrices are in memory at once.
 _BLOCK_ROWS = 8192

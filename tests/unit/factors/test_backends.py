@@ -10,14 +10,16 @@ from factors import Columns, FitSettings, Histories, Ratings, Scale
 from factors.inference.backend import HalfStepBackend, NumpyBackend
 from factors.inference.compiled import backend, history, history_kernels, object_code
 from factors.inference.compiled.backend import LOOPS, LoopBackend, load_loops
+from factors.inference.histories import Compressed
 from factors.model.context import learn_context_encoding
 from factors.model.parameters import SideName
 from factors.model.types import ContextKind, Float64s
 from factors.posterior import rating_posterior
+from factors.training import training_set
 from factors.training.fit import prepare
 from factors.training.initialization import initial_state
 from factors.training.sweep import State
-from factors.training.tables import finish
+from factors.training.tables import finish, served
 from factors.training.terms import Terms
 from factors.training.training_set import TrainingSet
 from featurestore.users import compiled
@@ -94,11 +96,15 @@ def test_compiled_loops_give_what_numpy_gives_on_two_threads() -> None:
     np.testing.assert_array_equal(states[1].item_rows, states[2].item_rows)
 
 
-@pytest.mark.parametrize("terms", [Terms("ordinal"), Terms("ordinal", 2.0, item_attributes=True)])
+@pytest.mark.parametrize("most", [0.5, 1.0])
 def test_users_of_a_fit_go_on_alone_and_end_where_a_fold_in_does(
-    monkeypatch: pytest.MonkeyPatch, terms: Terms
+    monkeypatch: pytest.MonkeyPatch, most: float
 ) -> None:
-    monkeypatch.setattr(backend, "_FEW_MOVE", 1.0)
+    monkeypatch.setattr(backend, "_FEW_MOVE", most)
+    for name in ("RECENT", "SAMPLED"):
+        monkeypatch.setattr(training_set, name, 3)
+    for method in (Compressed.counting, Compressed.thinned):
+        monkeypatch.setattr(method, "__defaults__", (3, 3))
     apart: list[int] = []
     go_on = LoopBackend._go_on
 
@@ -106,15 +112,23 @@ def test_users_of_a_fit_go_on_alone_and_end_where_a_fold_in_does(
         apart.append(int(of[-1].sum()))
         go_on(*of)
 
+    plain = LoopBackend({each: each for each in LOOPS})
+    state = swept(ratings_of(5, n_users=16, n_items=11, n=110), Terms("ordinal", 2.0), plain)
+    given, rows = state.training.by_user, np.array([2, 5, 9, 16])
+    assert given.counts.min() < 6 < given.counts.max()
+    as_made = np.lexsort((given.source, given.row))
+    columns = (given.other[as_made].astype(np.int32), given.value[as_made], given.time[as_made])
+    monkeypatch.setattr(history.LOADED, "loop", None)
     monkeypatch.setattr(LoopBackend, "_go_on", counted)
-    state = swept(
-        ratings_of(5, n_users=16, n_items=11, n=90), terms, LoopBackend({each: each for each in LOOPS})
-    )
-    given = state.training.by_user.histories()
-    found = finish(state, {})
-    folded = found.posterior.fold_in_users(found.items, given, current=found.users)
-    np.testing.assert_allclose(found.users, folded, rtol=1e-5, atol=2e-6)
-    assert min(apart) < max(apart)
+    weight = state.steps["user"].sites.weight.copy()
+    part = served(state, {}, rows)
+    np.testing.assert_array_equal(state.steps["user"].sites.weight, weight)
+    for found, chosen in ((part, rows), (finish(state, {}), np.arange(17))):
+        folded = found.posterior.fold_in_users(
+            found.items, Histories(given.indptr, *columns), current=found.users
+        )
+        np.testing.assert_allclose(found.users[chosen], folded[chosen], rtol=1e-5, atol=2e-6)
+    assert apart
 
 
 @pytest.mark.parametrize("given", [NumpyBackend(), LoopBackend({loop: loop for loop in LOOPS})])
