@@ -62,10 +62,10 @@ class HalfStep:
 class Iteration:
     """How a half-step with the ordinal link approaches its fixed point: at most `steps` steps, each `damping`
     of the way that it points (None: as suits the noise), from `begin`, whose sites may be missing, or else
-    from the prior. It ends when each row is `at_rest`, as far as its moves tell. The Gaussian link needs no
-    iteration. `scored`: the sites are to say what the scores are without their ratings, for which loops need
-    8 bytes a rating.
-    `spent`: the rows of `begin` are not read any more, and may become those of the half-step.
+    from the prior. It ends when no row moves any more; loops go on with those that do. The Gaussian link
+    needs no iteration. `scored`: the sites are to say what the scores are without their ratings, for which
+    loops need 8 bytes a rating. `spent`: the rows of `begin` are not read any more, and may become those of
+    the half-step.
     """
 
     # Damped steps to an ordinal posterior shrink by a factor of about 0.3: so many reach the last float32

@@ -79,9 +79,10 @@ def observed_scale(scale: Scale, *columns: Float64s) -> Scale:
         return scale
     step = float(np.diff(values).min())
     steps = (np.append(values, scale.high) - scale.low) / step
-    if steps[-1] > MOST_LEVELS - 1 or np.abs(steps - np.rint(steps)).max() > 1e-6:
+    whole = np.rint(steps)
+    if whole[-1] > MOST_LEVELS - 1 or np.abs(steps - whole).max() > 1e-6:
         return scale
-    return replace(scale, step=(scale.high - scale.low) / float(np.rint(steps[-1])))
+    return replace(scale, step=(scale.high - scale.low) / float(whole[-1]))
 
 
 def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Generator) -> Selection:

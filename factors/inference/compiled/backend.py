@@ -38,9 +38,6 @@ _NOTHING: Float64s = np.zeros(0)
 _NOTHING32: Float32s = np.zeros(0, dtype=np.float32)
 # Sites of float32 let no table of rows come nearer to rest: a fit ended with 30 steps, where 6 are enough.
 _AT_REST = 1e-6
-# By how much a step is shorter than the one before it, at most; and where that one was the first from rows
-# without sites, which is of another kind and says little.
-_LEAST_RATE, _RATE = 0.1, 0.3
 # Rows that still move go on without the others where they have at most so many of the ratings.
 _FEW_MOVE = 0.25
 # In ranges of the ratings: float32 then knows them to a millionth of that.
@@ -80,7 +77,6 @@ class LoopBackend:
         iteration = replace(iteration, at_rest=max(iteration.at_rest, _AT_REST))
         sites = current.sites if begun else _new_sites(inputs.data, scored=iteration.scored)
         spent = iteration.begin is None or iteration.spent
-        moved, regular = cast("Float64s | None", None), begun
         for left in reversed(range(iteration.steps)):
             damping = iteration.damping_for(parameters)
             entries.score(current.posterior, current.rows, sites, begun=begun, damping=damping)
@@ -89,9 +85,9 @@ class LoopBackend:
             before = current.posterior.mean[:, :dim].copy()
             current = entries.solve(sites, current.rows if spent else None)
             begun = spent = True
-            earlier, moved = moved, iteration.moved(parameters, before, current.posterior.mean[:, :dim])
-            moving = _is_moving(moved, earlier, iteration.at_rest, _LEAST_RATE if regular else _RATE)
-            regular = regular or earlier is not None
+            moved = iteration.moved(parameters, before, current.posterior.mean[:, :dim])
+            # Not by how fast steps get shorter: one may be short by chance, and the next are not.
+            moving = moved >= iteration.at_rest
             if not moving.any():
                 break
             if not iteration.scored and entries.go_apart(moving):
@@ -481,18 +477,6 @@ class _Entries:
             self._view[:, packed + rank] = 1.0
             self._view[:, packed + rank + 1] = rows[:, layout.bias]
         return self._view
-
-
-def _is_moving(moved: Float64s, earlier: Float64s | None, at_rest: float, least: float) -> Bools:
-    """Return which rows have further to go than `at_rest`, by how far the last step has `moved` them, and the
-    one before it, if there was one: a contraction leaves at most `moved * rate / (1 - rate)`, with a rate of
-    at `least` this.
-    """
-    moving = moved >= at_rest
-    if earlier is not None:
-        rate = np.maximum(moved / np.maximum(earlier, moved + at_rest), least)
-        moving &= moved * rate >= at_rest * (1.0 - rate)
-    return moving
 
 
 def _new_sites(data: Compressed, *, scored: bool) -> Sites:

@@ -79,6 +79,7 @@ def test_no_ratings_give_the_prior_which_learns_from_the_first() -> None:
         (Scale(1, 5), [1, 3, 5], 2.0),
         (Scale(0, 1), [0, 0.1, 0.3, 0.7], 0.1),
         (Scale(-10, 10), [-10, -9, 10], 1.0),
+        (Scale(100, 172), [*np.arange(100, 173, 3)], 3.0),
         (Scale(0, 2), [*np.cumsum(np.full(19, 0.1)), *np.arange(20) / 10], 0.1),
         (Scale(1, 5), [1, 2, 3.7], None),
         (Scale(1, 5), [3], None),
