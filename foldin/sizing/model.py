@@ -65,7 +65,7 @@ class Point(NamedTuple):
 
 
 # `foldin bench refit`, rows of docs/performance.md.
-POINTS = (Point(990_099, 14.79, 7.703), Point(4_950_495, 59.06, 34.06), Point(19_801_980, 226.9, 199.5))
+POINTS = (Point(990_099, 12.47, 6.099), Point(4_950_495, 41.32, 27.7), Point(19_801_980, 237.4, 129.2))
 
 
 class Figure(NamedTuple):

@@ -12,7 +12,7 @@ from benchmarks.harness.memory import SIZED
 from benchmarks.stacks import refit
 from factors import Layout
 from featurestore.settings import CLUSTER_PARTITIONS
-from foldin.sizing.model import Deployment
+from foldin.sizing.model import POINTS, Deployment
 
 DOCS = Path(__file__).parents[3] / "docs"
 SHOP = Deployment(users=200_000, items=30_000, ratings=10e6)
@@ -65,3 +65,18 @@ def test_a_store_that_fits_one_server_is_one_and_a_larger_one_a_cluster() -> Non
         assert figures["maxmemory of each"] <= server_bytes
     small = replace(large, server_bytes=8e9)
     assert (large.partitions, small.primaries, small.partitions) == (CLUSTER_PARTITIONS, 10, 256)
+
+
+def test_seconds_of_a_fit_are_the_rows_of_the_measurement() -> None:
+    rows = re.findall(
+        r"`refit` \| ([\d,]+) ratings: (POST /train until live|again after [\d,]+ more) \| ([\d.]+) s",
+        (DOCS / "performance.md").read_text(encoding="utf-8"),
+    )
+    found = {(each, how.startswith("again")): float(seconds) for each, how, seconds in rows}
+    # A row says what was made, a hundredth of which came later.
+    said = {
+        (f"{round(point.ratings * 1.01, -4):,.0f}", again): point.again_s if again else point.cold_s
+        for point in POINTS
+        for again in (False, True)
+    }
+    assert found == said

@@ -18,7 +18,7 @@ from trainer.fit_job.folder import FitFolder
 from trainer.fit_job.ratings import FitInput, load_ratings
 from trainer.fit_job.result_files import erase_users, read_result, write_head, write_result
 from trainer.fit_job.results import FitResult, user_hash
-from trainer.fit_job.trial import newest
+from trainer.fit_job.trial import as_served, newest
 from trainer.item_updates.since_fit import RatingsSinceFit
 
 NAN = float("nan")
@@ -132,6 +132,17 @@ def base(tmp_path: Path) -> FitResult:
     write_result(tmp_path / "fit", given, fitted, {})
     write_head(tmp_path / "fit", fit_ranking(given.ratings, 20, 8, rng=rng))
     return read_result(tmp_path / "fit")
+
+
+def test_live_items_are_folded_in_where_a_hundredth_of_their_ratings_is_new(base: FitResult) -> None:
+    user, item = np.append(np.arange(120), np.arange(20)).astype(np.int32), np.repeat([0, 1], [120, 20])
+    ratings = Ratings(user, item.astype(np.int32), np.full(140, 5.0), np.full(140, NAN))
+    ids, new = string_array(b"u%d" % k for k in range(120)), np.array([119, 139])
+    data = FitInput(ids, np.full(120, 5), ratings, 8, np.arange(20), new)
+    found = as_served(base, data, ratings, np.isin(np.arange(140), new))
+    # As bits: codes of an item may look like NaN.
+    rows, before = (np.asarray(items).view(np.uint32) for items in (found.items, base.items))
+    assert np.flatnonzero((rows != before).any(axis=1)).tolist() == [1]
 
 
 def current(base: FitResult, since: RatingsSinceFit, users: list[bytes]) -> tuple[np.ndarray, Float32s]:
