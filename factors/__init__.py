@@ -7,7 +7,8 @@ one function gives the same answer in the fit, in the service and in a notebook.
 from factors.errors import FactorsError, FitDiverged, FitRefused, ModelUnreadable
 from factors.inference.backend import MANY_RATINGS, HalfStepBackend, NumpyBackend
 from factors.inference.compiled.backend import choose_backend
-from factors.inference.histories import RECENT, SAMPLED, order_by_pair, sample_order
+from factors.inference.histories import RECENT, SAMPLED, sample_order
+from factors.inference.ordering import order_by_pair, taken
 from factors.model.attributes import Attribute, Encoding, Labels, Numbers, learn_encoding
 from factors.model.columns import Columns
 from factors.model.layout import MAX_RANK, Layout, stored_width
@@ -176,6 +177,7 @@ __all__ = [
     "side_attributes_to_bytes",
     "step_log_likelihood",
     "stored_width",
+    "taken",
     "to_bytes",
     "typed_items",
 ]

@@ -34,7 +34,7 @@ class RatedSets(Protocol):
 class HalfStepBackend(Protocol):
     """What a fit needs to be computed over all ratings. `most_apart`: only a fit of fewer ratings has users
     who move and contexts, with which a row is another one at each of its ratings. `at_once`: so many ratings
-    take some 100 MB.
+    take some 100 MB. `threads`: how many it computes with.
     """
 
     @property
@@ -43,6 +43,10 @@ class HalfStepBackend(Protocol):
 
     @property
     def at_once(self) -> int:
+        """See the class."""
+
+    @property
+    def threads(self) -> int:
         """See the class."""
 
     def half_step(self, inputs: HalfStepInput, iteration: Iteration = TO_THE_END) -> HalfStep:
@@ -76,6 +80,7 @@ class NumpyBackend:
     most_apart: ClassVar[float] = MANY_RATINGS
     # At rank 50.
     at_once: ClassVar[int] = 100_000
+    threads: ClassVar[int] = 1
 
     def half_step(self, inputs: HalfStepInput, iteration: Iteration = TO_THE_END) -> HalfStep:
         """See `HalfStepBackend`."""

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from factors.inference.ordering import order_by_pair, taken
 from factors.model.layout import session_keys, sitting_keys
 from factors.model.types import Bools, Float32s, Float64s, Histories, Int64s
 
@@ -22,8 +23,6 @@ RECENT = 1024
 SAMPLED = 1024
 # Odd, and 2^64 over the golden ratio: multiples of neighbouring rows are spread evenly (Knuth, volume 3).
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
-# From so many entries on, packing row, column and position into one number saves more than it costs.
-_MANY = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +59,12 @@ class Compressed:
             return np.zeros(len(self.other), dtype=np.int64)
         return np.repeat(np.arange(self.rows), self.counts)
 
-    def by_other(self, n_rows: int) -> "Compressed":
+    def by_other(self, n_rows: int, *, threads: int = 1) -> "Compressed":
         """Return the same ratings by the rows of the other table, which has `n_rows`."""
         row = np.repeat(np.arange(self.rows, dtype=self.other.dtype), self.counts)
         wide = self.other.dtype == np.int64
-        return compress_pairs(
-            *(self.other, row, self.value, self.time, n_rows), context=self.context, wide=wide
-        )
+        columns = self.other, row, self.value, self.time, n_rows
+        return compress_pairs(*columns, context=self.context, wide=wide, threads=threads)
 
     def narrow(self) -> "Compressed":
         """Return the same with row numbers of 32 bits: half of the memory, where they are kept for long."""
@@ -177,27 +175,30 @@ def compress_pairs(
     context: Float32s | None = None,
     wide: bool = True,
     without: Bools | None = None,
+    threads: int = 1,
 ) -> Compressed:
     """Return entries (n,) in the order in which they were written, as rows in which the last entry of a pair
     counts; `narrow` unless `wide`. A pair whose last entry is one of `without` (n,) is left out.
 
     A NaN value takes the pair back.
     """
-    order = order_by_pair(row, other)
-    row, other = row[order], other[order]
+    order = order_by_pair(row, other, threads=threads)
+    row, other = (taken(each, order, threads=threads) for each in (row, other))
     keep = np.ones(len(order), dtype=bool)
     # The last of equal pairs.
     keep[:-1] = (row[1:] != row[:-1]) | (other[1:] != other[:-1])
-    keep &= ~np.isnan(value[order])
+    value = taken(value, order, threads=threads)
+    keep &= ~np.isnan(value)
     if without is not None:
         keep &= ~without[order]
     if not keep.all():
-        order, row, other = order[keep], row[keep], other[keep]
+        order, row, other, value = order[keep], row[keep], other[keep], value[keep]
     indptr = np.zeros(n_rows + 1, dtype=np.int64)
     np.cumsum(np.bincount(row, minlength=n_rows), out=indptr[1:])
     del row, keep
     kind = np.int64 if wide else np.int32
-    columns = (value[order].astype(np.float64, copy=False), time[order].astype(np.float64, copy=False))
+    time = taken(time, order, threads=threads)
+    columns = (value.astype(np.float64, copy=False), time.astype(np.float64, copy=False))
     return Compressed(indptr, _as(kind, other), *columns, _as(kind, order), _at(context, order))
 
 
@@ -207,29 +208,6 @@ def _as(kind: type[np.integer[Any]], rows: Rows) -> Int64s:
 
 def _at(context: Float32s | None, entries: Int64s | Bools) -> Float32s | None:
     return None if context is None else context[entries]
-
-
-def order_by_pair(row: Rows, other: Rows) -> Int64s:
-    """Return the order of entries (n,) by `row`, which is not below 0, then by `other`, then as written."""
-    n = len(row)
-    if n < _MANY:
-        # Stable, so that of equal pairs the last written stands last.
-        return np.lexsort((other, row))
-    least = int(other.min(initial=0))
-    bits = [int(size).bit_length() for size in (row.max(initial=0), int(other.max(initial=0)) - least, n)]
-    # The sign bit and one to spare: more do not fit an int64.
-    if sum(bits) > 62:
-        return np.lexsort((other, row))
-    # All three in one number each: sorting numbers takes a tenth of the time of finding an order.
-    packed = row.astype(np.int64)
-    packed <<= bits[1]
-    packed += other
-    packed -= least
-    packed <<= bits[2]
-    packed += np.arange(n)
-    packed.sort()
-    packed &= (1 << bits[2]) - 1
-    return packed
 
 
 def sample_order(other: Rows) -> npt.NDArray[np.uint64]:

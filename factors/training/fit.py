@@ -321,5 +321,5 @@ def prepare(
     if held_out is not None and len(held_out):
         without = np.zeros(len(value), dtype=np.bool_)
         without[held_out] = True
-    columns = (user, item, value, time, n_users)
-    return compress_pairs(*columns, context=context, wide=False, without=without)
+    columns, threads = (user, item, value, time, n_users), settings.threads
+    return compress_pairs(*columns, context=context, wide=False, without=without, threads=threads)

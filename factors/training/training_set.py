@@ -102,7 +102,7 @@ class TrainingSet:
             by_user = replace(by_user, source=_none(by_user.source))
         by_user, by_item = (
             replace(each, value=cast("Float64s", backend.values(each.value)))
-            for each in (by_user, by_user.by_other(n_items))
+            for each in (by_user, by_user.by_other(n_items, threads=backend.threads))
         )
         return TrainingSet(by_user, by_item, backend, attributes or {}, context)
 

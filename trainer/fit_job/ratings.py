@@ -7,6 +7,7 @@ registry's, found by item id: the row that an event was archived with may be ano
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factors import Choices, Float32s, Ratings, order_by_pair, typed_items
+from factors import Choices, Float32s, Ratings, order_by_pair, taken, typed_items
 from featurestore.contexts.codec import joined, trimmed
 from trainer.archive.events import CONTEXT, contexts_in
 from trainer.archive.segments import read_columns
@@ -76,24 +77,25 @@ def load_ratings(
     events = _read(segments, threads)
     item_row = _item_rows(events, item_ids)
     unknown = int((item_row < 0).sum())
-    user_ids, order, kept = _in_order(events.user_ids, earlier)
-    rows = np.empty(len(order), dtype=np.int32)
-    rows[order] = np.arange(len(order), dtype=np.int32)
+    user_ids, rows, kept = _in_order(events.user_ids, earlier)
     # Each column gives way to its successor: of many ratings every one counts.
     user_row, events.user = rows[events.user], _NONE
-    by_n = order_by_pair(user_row, events.n)
-    user_row, n = user_row[by_n], events.n[by_n]
+    by_n = order_by_pair(user_row, events.n, threads=threads)
+    in_order = partial(taken, order=by_n, threads=threads)
+    user_row, n = in_order(user_row), in_order(events.n)
     events.n = _NONE
     user_n = np.zeros(len(user_ids), dtype=np.int64)
     last_of_user = np.flatnonzero(np.diff(user_row, append=-1))
     user_n[user_row[last_of_user]] = np.maximum(n[last_of_user], 0)
-    item_row, type_code = item_row[by_n], events.type_code[by_n]
+    item_row, type_code = in_order(item_row), in_order(events.type_code)
+    value, events.rating = in_order(events.rating), _NONE
+    time, events.time = in_order(events.time), _NONE
     item = np.where(item_row < 0, -1, typed_items(item_row, type_code))
-    pairs = _Pairs.of(user_row, item)
+    pairs = _Pairs.of(user_row, item, threads)
     del item
     given = np.zeros(len(user_row), dtype=bool)
     given[pairs.order[pairs.last]] = True
-    given &= (item_row >= 0) & ~np.isnan(events.rating[by_n])
+    given &= (item_row >= 0) & ~np.isnan(value)
     is_new, has_news = np.zeros(int(given.sum()), dtype=bool), True
     context = joined(events.contexts)
     if learned is None:
@@ -104,14 +106,13 @@ def load_ratings(
         later = n > learned_n[user_row]
         repeats = _Repeats.of(pairs, later)
         del pairs
-        again = repeats.same(events.rating[by_n])
+        again = repeats.same(value)
         is_new = (later & ~again)[given]
         # What is told with a rating is not compared.
-        has_news = bool((later & ~(again & repeats.same(events.time[by_n]))).any()) or context is not None
+        has_news = bool((later & ~(again & repeats.same(time))).any()) or context is not None
     user_row, item_row, type_code, by_n = user_row[given], item_row[given], type_code[given], by_n[given]
-    del n, given
-    value, time = events.rating[by_n], events.time[by_n]
-    events.rating = events.time = _NONE
+    value, time = value[given], time[given]
+    del n, given, in_order
     ratings, choices, rated = Ratings(user_row, item_row, value, time), None, type_code == 0
     new_choices = np.zeros(0, np.int32)
     if not rated.all():
@@ -198,11 +199,12 @@ class _Pairs(NamedTuple):
     last: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, user_row: npt.NDArray[np.int32], item: npt.NDArray[np.int64]) -> "_Pairs":
-        """Find them. Events that are ordered by user and `n` keep this order in each pair."""
-        order = order_by_pair(user_row, item)
-        user, other = user_row[order], item[order]
-        return cls(order, (np.diff(user, append=-1) != 0) | (np.diff(other, append=-2) != 0))
+    def of(cls, user_row: npt.NDArray[np.int32], item: npt.NDArray[np.int64], threads: int) -> "_Pairs":
+        """Find them. Events stand by user and `n`, and keep this order in each pair."""
+        order = order_by_pair(user_row, item, threads=threads)
+        other = taken(item, order, threads=threads)
+        # Those of a user stay together.
+        return cls(order, (np.diff(user_row, append=-1) != 0) | (np.diff(other, append=-2) != 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,17 +243,19 @@ class _Repeats:
 
 def _in_order(
     user_ids: pa.StringArray, earlier: pa.StringArray | None
-) -> tuple[pa.StringArray, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the users in the order of their rows, their positions (u,) in `user_ids`, and the rows in the
+) -> tuple[pa.StringArray, npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Return the users in the order of their rows, the row (u,) of each of `user_ids`, and the rows in the
     earlier fit of those who are in it, who come first.
     """
     if earlier is None or not len(earlier):
-        return user_ids, np.arange(len(user_ids)), np.zeros(0, np.int64)
+        return user_ids, np.arange(len(user_ids), dtype=np.int32), np.zeros(0, np.int64)
     found = pc.index_in(user_ids, value_set=earlier).fill_null(-1).to_numpy(zero_copy_only=False)
     # Known users by their earlier rows, then the others by their first event.
     order = np.argsort(np.where(found < 0, len(earlier), found), kind="stable")
     kept = found[order][: int((found >= 0).sum())].astype(np.int64)
-    return user_ids.take(pa.array(order)), order, kept
+    rows = np.empty(len(order), dtype=np.int32)
+    rows[order] = np.arange(len(order), dtype=np.int32)
+    return user_ids.take(pa.array(order)), rows, kept
 
 
 def _joined(chunks: list[pa.DictionaryArray]) -> tuple[npt.NDArray[np.int32], pa.StringArray]:

@@ -180,7 +180,7 @@ def _folded(
     """
     changed_row = np.flatnonzero(changed)
     order = np.flatnonzero(changed[row])
-    order = order[order_by_pair(row[order], order)]
+    order = order[order_by_pair(row[order], order, threads=threads)]
     ends = np.concatenate([[0], np.cumsum(np.bincount(row[order], minlength=len(current))[changed_row])])
     rows, start = current.copy(), 0
     loops = choose_backend(len(order), threads=threads, block_rows=_BLOCK_ROWS)

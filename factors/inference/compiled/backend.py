@@ -61,7 +61,7 @@ class LoopBackend:
 
     def __init__(self, loops: Mapping[Kernel, Kernel], threads: int = 1) -> None:
         self._loops = loops
-        self._threads = threads
+        self.threads = threads
         # One for all loops of a fit, thousands: to start threads for each took a tenth of its time.
         self._helpers = ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="fit")
 
@@ -168,7 +168,7 @@ class LoopBackend:
         """
         loop = self._loops[kernel]
         # So many parts that no thread waits long for the last one.
-        parts_wanted = 16 * self._threads
+        parts_wanted = 16 * self.threads
         if isinstance(rows, int):
             edges = np.linspace(0, rows, parts_wanted + 1).astype(np.int64)
         else:
@@ -184,7 +184,7 @@ class LoopBackend:
                 loop(start, stop, *arguments)
 
         # Each takes the next part that is left. The loops let go of the interpreter's lock.
-        helping = [self._helpers.submit(take_parts) for _ in range(min(self._threads, len(edges) - 1) - 1)]
+        helping = [self._helpers.submit(take_parts) for _ in range(min(self.threads, len(edges) - 1) - 1)]
         take_parts()
         for each in helping:
             each.result()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from factors import Columns, FitSettings, Histories, Ratings, Scale
+from factors.inference import ordering
 from factors.inference.backend import HalfStepBackend, NumpyBackend
 from factors.inference.compiled import backend, history, history_kernels, object_code
 from factors.inference.compiled.backend import LOOPS, LoopBackend, load_loops
@@ -217,3 +218,19 @@ def test_loops_fold_in_as_numpy(
     for offsets in ([0, len(given.value) + 9], [0, 5, 2]):
         with pytest.raises((ValueError, IndexError)):
             fold(others, replace(given, offsets=np.array(offsets)))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_ratings_are_ordered_the_same_by_any_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr(ordering, "_FEWEST", 5_000)
+    rng = np.random.default_rng(8)
+    row, other = rng.integers(0, 300, (2, 20_000)).astype(np.int32)
+
+    order = ordering.order_by_pair(row, other - 7, threads=threads)
+
+    # Of equal pairs the one that was written last stands last.
+    np.testing.assert_array_equal(order, np.lexsort((np.arange(20_000), other, row)))
+    np.testing.assert_array_equal(ordering.taken(row, order, threads=threads), row[order])
+    assert (np.diff(ordering.taken(row, order, threads=threads)) >= 0).all()
