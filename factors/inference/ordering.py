@@ -66,6 +66,6 @@ def _in_parts(n: int, threads: int, work: Callable[[slice], None]) -> int:
         work(slice(0, n))
         return 1
     edges = np.linspace(0, n, n_parts + 1).astype(np.int64).tolist()
-    with ThreadPoolExecutor(n_parts, "order") as pool:
+    with ThreadPoolExecutor(n_parts, thread_name_prefix="order") as pool:
         list(pool.map(work, map(slice, edges[:-1], edges[1:])))
     return n_parts

@@ -110,9 +110,10 @@ def load_ratings(
         is_new = (later & ~again)[given]
         # What is told with a rating is not compared.
         has_news = bool((later & ~(again & repeats.same(time))).any()) or context is not None
+    del n, in_order
     user_row, item_row, type_code, by_n = user_row[given], item_row[given], type_code[given], by_n[given]
     value, time = value[given], time[given]
-    del n, given, in_order
+    del given
     ratings, choices, rated = Ratings(user_row, item_row, value, time), None, type_code == 0
     new_choices = np.zeros(0, np.int32)
     if not rated.all():
