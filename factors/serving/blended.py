@@ -23,7 +23,7 @@ from factors.ranking.half_steps import GramAxes, Solve, solve_rows
 from factors.ranking.head import RankingHead
 from factors.serving.compiled_lists import CompiledLists, list_loops
 from factors.serving.ivf_index import Index
-from factors.serving.mean_table import MeanTable, Products, grown, largest, places
+from factors.serving.mean_table import MeanTable, Products, bar, grown, largest, places
 from factors.serving.posterior_draw import drawn_relevance, rate_by_draw
 from factors.serving.rating_bounds import RatingBounds
 from factors.serving.scoring import Scorer
@@ -235,7 +235,6 @@ class BlendedRanker:
         allowed: Bools | None = None,
         rng: np.random.Generator | None = None,
         events: Float64s | None = None,
-        exact: bool = False,
         bounds: RatingBounds | None = None,
         recency: float | None = None,
     ) -> list[Blended]:
@@ -246,8 +245,8 @@ class BlendedRanker:
         not. With `rng` draws of each user's vector in the head, of how relevant items are that have so few
         `events` (n_items,), ratings and others, and of the ratings give the order (Thompson sampling);
         scores, relevance and ratings are the expected ones all the same. Fewer than `n` where the table ends.
-        An index is not used where `exact`, nor for a draw. `bounds`: of the ratings that `scorer` gives.
-        `recency`: in the place of the head's `recency_boost`.
+        An index is not used for a draw. `bounds`: of the ratings that `scorer` gives. `recency`: in the place
+        of the head's `recency_boost`.
         """
         view, b = self._view, len(users)
         if n < 1 or b == 0:
@@ -262,14 +261,14 @@ class BlendedRanker:
         if rng is not None:
             return [self._by_draw(call, j, expected[j], rng, events) for j in range(b)]
         answers: list[Blended | None] = [None] * b
-        if bounds is not None and not exact:
+        if bounds is not None:
             answers = [self._quickly(call, j) for j in range(b)]
         if all(answer is not None for answer in answers):
             return [answer for answer in answers if answer is not None]
         left = [j for j, answer in enumerate(answers) if answer is None]
         features, without = call.features[left], [excluded[j] for j in left]
         depth = _PER_ITEM * n
-        looked_at = view.means.products(features, depth, without, exact=exact, allowed=allowed, spare=_SPARE)
+        looked_at = view.means.products(features, depth, without, allowed=allowed, spare=_SPARE)
         for j, products in zip(left, looked_at, strict=True):
             answers[j] = self._slowly(call, j, products)
         return [answer for answer in answers if answer is not None]
@@ -359,9 +358,7 @@ class BlendedRanker:
             each = np.concatenate([events[:count], np.zeros(max(0, count - len(events)))])
             relevance = drawn_relevance(relevance, each, rng)
         relevance[call.exclude[j]] = -np.inf
-        if call.allowed is not None:
-            relevance[: len(call.allowed)][~call.allowed[:count]] = -np.inf
-            relevance[len(call.allowed) :] = -np.inf
+        bar(relevance, call.allowed)
         every = _Candidates(view.means.positions[:count].astype(np.int64), relevance, -np.inf)
         best = self._best(
             view.means, every, call.n, rate_by_draw(self._posterior, call.scorer, call.users[j], rng)

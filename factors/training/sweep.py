@@ -29,7 +29,6 @@ from factors.training.leave_one_out import StepEntries, leave_one_out_scores
 from factors.training.priors import learn_side, least_variance, spanned, uniform_variance
 from factors.training.terms import Terms, relayout, with_terms
 from factors.training.training_set import TrainingSet
-from factors.training.units import score_range
 
 # Ratings whose slopes are computed at once, half a MB a vector, and whose scores without them, 2 KB of rows
 # each at rank 16.
@@ -230,7 +229,7 @@ class State:
         # The sites know the scores without their own rating: no further pass over the ratings.
         scores = user_step.sites.mean[:: self._compared_each].astype(np.float32)
         # In units of the range, so that a change of the unit of an ordinal model's scores is no change.
-        self._compare((scores - float(parameters.cuts.mean())) / score_range(parameters))
+        self._compare((scores - float(parameters.cuts.mean())) / parameters.score_range)
         # Of 60,000 synthetic ratings these and all give distances of cut points that differ by 2 % at most.
         entries, mean, variance = self.leave_one_out(10_000)
         level = rating_levels(parameters.scale, self.training.by_user.value[entries])

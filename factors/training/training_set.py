@@ -22,7 +22,7 @@ from factors.inference.histories import (
 from factors.model.columns import Columns
 from factors.model.context import ContextEncoding
 from factors.model.parameters import SideName
-from factors.model.types import Float64s, Int64s
+from factors.model.types import Float64s, Int64s, Ratings
 from factors.training.effects.attribute_effects import AttributeEffects, NoAttributeEffects
 from factors.training.effects.implicit_effects import ImplicitEffects, NoImplicitEffects
 
@@ -159,6 +159,13 @@ class TrainingSet:
         """
         rated = np.count_nonzero(self.by_user.counts) + np.count_nonzero(self.by_item.counts)
         return len(self) <= int(rated)
+
+    def ratings(self, entries: Int64s) -> Ratings:
+        """Return the ratings at these `entries` of `by_user`."""
+        by_user, rows = self.by_user, (self.by_user.row[entries], self.by_user.other[entries])
+        context = None if by_user.context is None else by_user.context[entries]
+        user_row, item_row = (each.astype(np.int32) for each in rows)
+        return Ratings(user_row, item_row, by_user.value[entries], by_user.time[entries], context)
 
     def without(self, held_out: Int64s) -> "TrainingSet":
         """Return the same users and items without the ratings at these entries of `by_user`."""

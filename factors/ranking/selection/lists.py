@@ -14,10 +14,9 @@ from factors.inference.compiled.loading import Kernel, compile_loops
 from factors.inference.compiled.ranking_kernels import add_neighbours, find_places
 from factors.inference.histories import Compressed, compress
 from factors.model.types import Float32s, Float64s, Int64s, UInt8s
-from factors.ranking.choices import RankingChoices
 from factors.ranking.half_steps import Events, solve_rows
 from factors.ranking.neighbours import Neighbours
-from factors.ranking.parameters import RankingParameters, later_events, recency_weights
+from factors.ranking.parameters import RankingChoices, RankingParameters, later_events, recency_weights
 from factors.ranking.selection.held_out import DEPTH, HeldOut
 from factors.ranking.type_weights import TypeTable, event_counts
 

@@ -19,9 +19,8 @@ from factors.inference.backend import MANY_RATINGS
 from factors.inference.histories import Compressed
 from factors.model.types import Bools, Float32s, Float64s, Scale, UInt8s
 from factors.ranking.blending import blended
-from factors.ranking.choices import RankingChoices
 from factors.ranking.neighbours import Neighbours, no_neighbours
-from factors.ranking.parameters import RankingParameters
+from factors.ranking.parameters import RankingChoices, RankingParameters
 from factors.ranking.regressions import regressions
 from factors.ranking.selection.expected import expected_ratings
 from factors.ranking.selection.held_out import LEAST_WANTED, SHORT, HeldOut, Typed, hold_out
