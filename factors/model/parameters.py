@@ -106,6 +106,11 @@ class Side:
         effects = [prior.attribute_effects for prior in priors if prior is not None]
         return max((len(each) for each in effects if each is not None), default=0)
 
+    def with_prior(self, mean: Float64s, covariance: Float64s) -> "Side":
+        """Return this side with another prior."""
+        precision = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
+        return replace(self, mean=mean, covariance=covariance, precision=precision)
+
     def with_drift(self, change: Callable[[Drift], Drift]) -> "Side":
         """Return this side with its drift changed; itself where its rows stand still."""
         return self if self.drift is None else replace(self, drift=change(self.drift))

@@ -17,7 +17,7 @@ from factors.inference.histories import Compressed
 from factors.model.types import Float32s, Float64s, Int64s, UInt8s
 from factors.ranking.half_steps import Events, Floats, solve_rows
 from factors.ranking.head import RankingHead
-from factors.ranking.neighbours import no_neighbours
+from factors.ranking.neighbours import Neighbours, no_neighbours
 from factors.ranking.parameters import KEPT_CHOICES, Counts, RankingChoices, RankingParameters, SideName
 from factors.ranking.regressions import regressions
 from factors.ranking.type_weights import TypeTable, event_counts
@@ -55,14 +55,7 @@ def fit_with(
     parameters, items = fit_factors(by_user, n_items, choices, compiled=compiled, **how)
     neighbours = no_neighbours(n_items)
     if choices.sparse_weight:
-        term = regressions(
-            *(by_user, n_items, said(by_user, choices, codes)),
-            most=choices.neighbours,
-            threads=threads,
-            compiled=compiled,
-        )
-        every = choices.neighbours >= n_items
-        neighbours = (term.fit_all if every else term.fit)(choices.neighbour_ridge)
+        neighbours = fit_sparse(by_user, n_items, choices, threads=threads, codes=codes, compiled=compiled)
     # As a history is folded in.
     events, counts = events_of_users(by_user.thinned(), choices, codes)
     table = items if compiled else items.astype(np.float64)
@@ -110,6 +103,21 @@ def fit_factors(
         items = solve_rows(items_of, users, prior, threads, compiled=compiled)
     parameters = replace(parameters, user_gram=_gram(items, parameters, "item", item_counts))
     return parameters, items.astype(np.float32)
+
+
+def fit_sparse(
+    by_user: Compressed,
+    n_items: int,
+    choices: RankingChoices,
+    *,
+    threads: int,
+    codes: UInt8s | None,
+    compiled: bool,
+) -> Neighbours:
+    """Return the sparse term of the events `by_user`, before it is weighed; arguments as of `fit_factors`."""
+    most, told = choices.neighbours, said(by_user, choices, codes)
+    term = regressions(by_user, n_items, told, most=most, threads=threads, compiled=compiled)
+    return (term.fit_all if most >= n_items else term.fit)(choices.neighbour_ridge)
 
 
 def events_of_users(

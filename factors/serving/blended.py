@@ -95,17 +95,6 @@ class _View:
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidates:
-    """Items at `positions` (m,) of a table with their `relevance` float64 (m,), -inf of one that may not be
-    returned; no other item is more relevant than `rest`.
-    """
-
-    positions: Int64s
-    relevance: Float64s
-    rest: float
-
-
-@dataclass(frozen=True, slots=True)
 class _Reached:
     """The rows (m,), ascending, that the sparse term adds `added` float64 (m,) to the relevance of."""
 
@@ -318,9 +307,10 @@ class BlendedRanker:
         )
         if found is None:
             return None
-        rated = self._valued(found.rows, found.relevance, call.rate(j, found.rows))
+        rows, relevance, rest = found
+        rated = self._valued(rows, relevance, call.rate(j, rows))
         best = rated.at(best_first(rated.scores, rated.relevance, rated.rating, rated.item_rows)[:n])
-        return best if len(best.scores) == n and best.scores[-1] > found.rest else None
+        return best if len(best.scores) == n and best.scores[-1] > rest else None
 
     def _slowly(self, call: "_Call", j: int, products: Products) -> Blended:
         """Return the list of the j-th user, of whom `products` were looked at, in numpy."""
@@ -359,7 +349,7 @@ class BlendedRanker:
             relevance = drawn_relevance(relevance, each, rng)
         relevance[call.exclude[j]] = -np.inf
         bar(relevance, call.allowed)
-        every = _Candidates(view.means.positions[:count].astype(np.int64), relevance, -np.inf)
+        every = Products(view.means.positions[:count].astype(np.int64), relevance)
         best = self._best(
             view.means, every, call.n, rate_by_draw(self._posterior, call.scorer, call.users[j], rng)
         )
@@ -394,11 +384,13 @@ class BlendedRanker:
         return rated, found
 
     def _best(
-        self, means: MeanTable, candidates: _Candidates, n: int, rate: Rate, bound: Rate | None = None
+        self, means: MeanTable, candidates: Products, n: int, rate: Rate, bound: Rate | None = None
     ) -> Blended | None:
-        """Return the best `n` of the candidates; None where an item that is none may belong among them."""
+        """Return the best `n` of the candidates, whose values are their relevance; None where an item that is
+        none may belong among them.
+        """
         scale, gamma = self._posterior.model.scale, self.head.parameters.gamma
-        relevance = candidates.relevance
+        relevance = np.asarray(candidates.values, np.float64)
         some = 2 * n + _SPARE
         # In no order: a third of the time of `largest`.
         chosen = (
@@ -441,8 +433,10 @@ class BlendedRanker:
         )
 
 
-def _with_reached(means: MeanTable, products: Products, user: Float32s, reached: _Reached) -> _Candidates:
-    """Return what was looked at for the features `user` (r,), with all that the sparse term reaches."""
+def _with_reached(means: MeanTable, products: Products, user: Float32s, reached: _Reached) -> Products:
+    """Return what was looked at for the features `user` (r,), with all that the sparse term reaches, in no
+    order and in float64.
+    """
     positions, relevance = products.positions, products.values.astype(np.float64)
     own = means.positions[reached.rows].astype(np.int64)
     hit, place = places(positions, own)
@@ -450,9 +444,8 @@ def _with_reached(means: MeanTable, products: Products, user: Float32s, reached:
     # What was not looked at and is not reached has no more than its factors say.
     apart = np.delete(np.arange(len(own)), hit)
     others = means.of_rows(user, reached.rows[apart]) + reached.added[apart]
-    return _Candidates(
-        np.concatenate([positions, own[apart]]), np.concatenate([relevance, others]), products.rest
-    )
+    both = np.concatenate([positions, own[apart]]), np.concatenate([relevance, others])
+    return Products(*both, products.rest)
 
 
 def _first(found: Blended, n: int) -> tuple[Int64s, tuple[float, float]]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from factors.model.layout import FloatTable
 from factors.model.types import Bools, Float32s, Int32s, Int64s
 from factors.serving.ivf_index import TOP, Index
 
@@ -53,9 +54,6 @@ class RememberedMasks:
         # By the mask's address; each has its mask, so no other one can have that address meanwhile.
         self._kept: OrderedDict[int, Allowed] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
     def get(self, mask: Bools) -> Allowed | None:
         """Return what a mask allows, None where it is not known."""
         with self._lock:
@@ -87,13 +85,13 @@ class Lists:
 
 @dataclass(frozen=True, slots=True)
 class Products:
-    """Distinct `positions` int64 (m,), ascending, and the products `values` float32 (m,) of the means there
-    with the features of one user, -inf where a row is excluded. No other row that was looked at has a higher
-    product than `rest`.
+    """Distinct `positions` int64 (m,), ascending unless it is said, and the products `values` (m,) of the
+    means there with the features of one user, -inf where a row is excluded. No other row that was looked at
+    has a higher product than `rest`.
     """
 
     positions: Int64s
-    values: Float32s
+    values: FloatTable
     rest: float = -np.inf
 
 
