@@ -117,7 +117,8 @@ def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Ge
 
     def on_all(training: TrainingSet) -> tuple[State, dict[str, float]]:
         # From here on the sweeps are those of the fit itself.
-        grown = _with_rows_of(state, training, users, items)
+        grown = State.of_priors(training, state.parameters)
+        grown.user_rows[users], grown.item_rows[items] = state.user_rows, state.item_rows
         if may_grow:
             grown = with_rank(grown, left_out_scores, settings, rng)
         part = State.of_priors(search.part, grown.parameters)
@@ -306,13 +307,6 @@ def _log_likelihoods(state: State, of: Ratings) -> Float64s:
     if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
         return np.full(len(mean), -math.inf)
     return link_of(state.parameters).log_likelihoods(of.value, mean, variance)
-
-
-def _with_rows_of(sample: State, training: TrainingSet, users: Int64s, items: Int64s) -> State:
-    """Return a state of all of `training` whose rows at `users` and `items` are those of `sample`."""
-    state = State.of_priors(training, sample.parameters)
-    state.user_rows[users], state.item_rows[items] = sample.user_rows, sample.item_rows
-    return state
 
 
 def _widened(state: State) -> State:

@@ -7,7 +7,7 @@ time.
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -35,23 +35,21 @@ from factors.training.training_set import TrainingSet
 _BLOCK, _LEFT_OUT_AT_ONCE = 1 << 16, 1 << 11
 
 
+@dataclass(eq=False)
 class State:
     """A fit between two sweeps: `parameters`, `user_rows`, `item_rows` (float64), `change`: the root mean
     square change of the scores in the last sweep, in units of the range of the scale; and `steps`: the last
     half-step of each side that has had one, whose sites the next one begins with.
     """
 
-    def __init__(
-        self, training: TrainingSet, parameters: Parameters, user_rows: Float64s, item_rows: Float64s
-    ) -> None:
-        self.training = training
-        self.parameters = parameters
-        self.user_rows = user_rows
-        self.item_rows = item_rows
-        self.change = math.inf
-        self.steps: dict[SideName, HalfStep] = {}
-        self._scores: Float64s | None = None
-        self._compared: FloatTable | None = None
+    training: TrainingSet
+    parameters: Parameters
+    user_rows: Float64s
+    item_rows: Float64s
+    change: float = field(default=math.inf, init=False)
+    steps: dict[SideName, HalfStep] = field(default_factory=dict, init=False)
+    _scores: Float64s | None = field(default=None, init=False)
+    _compared: FloatTable | None = field(default=None, init=False)
 
     @staticmethod
     def of_priors(training: TrainingSet, parameters: Parameters) -> "State":

@@ -48,9 +48,9 @@ _NO_ROWS: Float32s = np.zeros((0, 0), dtype=np.float32)
 _NO_ROWS64: Float64s = np.zeros((0, 0))
 
 
-def choose_backend(n_ratings: int, *, threads: int, block_rows: int) -> HalfStepBackend:
+def choose_backend(n_ratings: int, *, threads: int) -> HalfStepBackend:
     """Return the backend of a fit: compiled loops where so many ratings pay for them."""
-    return LoopBackend(load_loops(), threads) if n_ratings >= MANY_RATINGS else NumpyBackend(block_rows)
+    return LoopBackend(load_loops(), threads) if n_ratings >= MANY_RATINGS else NumpyBackend()
 
 
 class LoopBackend:
