@@ -39,12 +39,10 @@ from factors.model.types import (
 )
 from factors.posterior.fitted import Fitted, posterior_of
 from factors.posterior.posterior_model import PosteriorModel
-from factors.ranking.choices import RankingChoices
-from factors.ranking.confidences import Factorize
-from factors.ranking.fit import fit_ranking
+from factors.ranking.fit import Factorize, fit_ranking
 from factors.ranking.head import RankingHead
 from factors.ranking.neighbours import Neighbours
-from factors.ranking.parameters import RankingParameters
+from factors.ranking.parameters import RankingChoices, RankingParameters
 from factors.ranking.serialization import head_from_bytes, head_to_bytes
 from factors.ranking.side_attributes import (
     SideAttributes,

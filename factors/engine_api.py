@@ -235,20 +235,13 @@ def _in_rating_units(points: ItemPoints, scale: Scale) -> Parameters:
     broad, bias_unit = _broad(rank), _bias_unit(rank, unit)
     user_covariance = points.user_covariance * unit**2
     item_covariance = broad.items.covariance * np.outer(bias_unit, bias_unit)
-    users, items = (
-        replace(
-            side,
-            mean=mean,
-            covariance=covariance,
-            precision=np.asarray(np.linalg.inv(covariance), np.float64),
-        )
-        for side, mean, covariance in (
-            (broad.users, points.user_mean * unit, user_covariance),
-            (broad.items, broad.items.mean, item_covariance),
-        )
-    )
     return replace(
-        broad, scale=scale, mean=points.mean, noise=points.noise * unit**2, users=users, items=items
+        broad,
+        scale=scale,
+        mean=points.mean,
+        noise=points.noise * unit**2,
+        users=broad.users.with_prior(points.user_mean * unit, user_covariance),
+        items=broad.items.with_prior(broad.items.mean, item_covariance),
     )
 
 

@@ -78,6 +78,6 @@ def run(question: Question, options: Mapping[str, str], seed: int) -> tuple[dict
     nothing = [np.zeros(0, dtype=np.int64)] * len(users)
     asked = (fitted.users[users], histories_of(question, users), question.top, nothing)
     top = np.full((len(users), question.top), -1, dtype=np.int32)
-    for line, found in zip(top, ranker.top(scorer, *asked, allowed=allowed, exact=True), strict=True):
+    for line, found in zip(top, ranker.top(scorer, *asked, allowed=allowed), strict=True):
         line[: len(found.item_rows)] = found.item_rows
     return {"rating": scores.rating, "top": top}, ""

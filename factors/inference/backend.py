@@ -73,9 +73,8 @@ class HalfStepBackend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NumpyBackend:
-    """Numpy and scipy; `block_rows`: rows whose matrices are in memory at once."""
+    """Numpy and scipy."""
 
-    block_rows: int = 8192
     # Each rating takes 2 KB then.
     most_apart: ClassVar[float] = MANY_RATINGS
     # At rank 50.
@@ -84,7 +83,7 @@ class NumpyBackend:
 
     def half_step(self, inputs: HalfStepInput, iteration: Iteration = TO_THE_END) -> HalfStep:
         """See `HalfStepBackend`."""
-        return half_step(inputs, iteration, block_rows=self.block_rows)
+        return half_step(inputs, iteration)
 
     def score_errors(
         self, inputs: HalfStepInput, step: HalfStep, other_step: HalfStep, every: int

@@ -92,6 +92,8 @@ class Iteration:
 
 
 TO_THE_END = Iteration()
+# Rows whose matrices are in memory at once.
+_BLOCK_ROWS = 8192
 
 
 def begun(inputs: HalfStepInput, rows: Float64s) -> HalfStep | None:
@@ -105,19 +107,14 @@ def begun(inputs: HalfStepInput, rows: Float64s) -> HalfStep | None:
 
 
 def half_step(
-    inputs: HalfStepInput,
-    iteration: Iteration = TO_THE_END,
-    *,
-    block_rows: int = 8192,
-    keep_session: float = math.nan,
+    inputs: HalfStepInput, iteration: Iteration = TO_THE_END, *, keep_session: float = math.nan
 ) -> HalfStep:
     """Return posterior rows (b, width) of the rows of `inputs`; their implicit effects are left 0.
 
-    `block_rows`: rows whose matrices are in memory at once. `keep_session`: key of a session that the rows
-    must keep.
+    `keep_session`: key of a session that the rows must keep.
     """
     own, data = inputs.own, inputs.data
-    entries = EntryMoments.of(inputs, block_rows)
+    entries = EntryMoments.of(inputs, _BLOCK_ROWS)
     posterior, sites = _POSTERIOR_OF[inputs.parameters.link](_Solver.of(entries), iteration)
     rows = prior_rows(own, data.rows)
     rows[:, COUNT] = counts = data.counts

@@ -110,7 +110,19 @@ def gather_side_moments(
     if shifts is not None:
         shifts.move_other(side.layout, mean, covariance)
     implicit_effect = rows[:, side.layout.implicit_effect].astype(np.float64)
-    return _read(side, (mean, covariance, implicit_effect), columns, (effect, variance))
+    features, rank = mean, side.layout.rank
+    # In place of its own bias a row multiplies that of the side that is solved, with 1.
+    bias = features[:, rank].copy()
+    features[:, rank] = 1.0
+    direct = outer(features)
+    second = direct.copy()
+    latent_packed = rank * (rank + 1) // 2
+    second[:, :latent_packed] += covariance[:, :latent_packed]
+    # E[f b] is the product of the means and the covariance of latent part and bias.
+    cross = features * bias[:, None]
+    cross[:, :rank] += covariance[:, latent_packed : latent_packed + rank]
+    moments = (features, bias, direct, second, cross, covariance, implicit_effect)
+    return SideMoments(*moments, columns, effect, variance)
 
 
 def _rows_at(side: Side, table: Table, index: Int64s, known: Int64s) -> FloatTable:
@@ -128,28 +140,3 @@ def _prior_of(side: Side, table: Table) -> FloatTable:
     if isinstance(table, QuantizedTable):
         return table.codec.decode(table.codec.encode(prior))
     return np.asarray(prior, dtype=table.dtype)
-
-
-def _read(
-    side: Side,
-    known: tuple[Float64s, Float64s, Float64s],
-    columns: Int64s | None,
-    sessions: tuple[Float64s, Float64s],
-) -> SideMoments:
-    """Return the moments of rows of which mean, covariance and implicit effect are `known`. Writes to the
-    mean.
-    """
-    features, covariance, implicit_effect = known
-    rank = side.layout.rank
-    # In place of its own bias a row multiplies that of the side that is solved, with 1.
-    bias = features[:, rank].copy()
-    features[:, rank] = 1.0
-    direct = outer(features)
-    second = direct.copy()
-    latent_packed = rank * (rank + 1) // 2
-    second[:, :latent_packed] += covariance[:, :latent_packed]
-    # E[f b] is the product of the means and the covariance of latent part and bias.
-    cross = features * bias[:, None]
-    cross[:, :rank] += covariance[:, latent_packed : latent_packed + rank]
-    moments = (features, bias, direct, second, cross, covariance, implicit_effect)
-    return SideMoments(*moments, columns, *sessions)

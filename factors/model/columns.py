@@ -6,11 +6,13 @@ on average, so that the mean of a side means the same with attributes as without
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 
-from factors.model.types import Bools, Float64s, Int64s
+from factors.model.types import Bools, Float64s
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Columns:
         squares = int(self.described.sum()) * np.outer(self.center, self.center)
         return np.asarray(product - crossed - crossed.T + squares)
 
-    def take(self, rows: Int64s | Bools) -> "Columns":
+    def take(self, rows: npt.NDArray[np.integer[Any]] | Bools) -> "Columns":
         """Return those of `rows` (positions, or a mask) alone."""
         return Columns(self.matrix[rows], self.center)
 

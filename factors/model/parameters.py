@@ -4,6 +4,7 @@ Invariant: `to_model` and `from_model` undo each other exactly. The names in a `
 published format, so that a generation that was stored before is read.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -13,7 +14,7 @@ import numpy as np
 from factors.errors import ModelUnreadable
 from factors.model.context import ContextEffects, ContextEncoding, check_encoding
 from factors.model.layout import Layout, layout_of, stored_width
-from factors.model.scale import ordinal_levels
+from factors.model.scale import ordinal_levels, scale_range
 from factors.model.types import Float64s, Link, Model, Scale
 
 # 1, and the logarithms and inverses of the two counts behind a pair (`std_calibration`).
@@ -105,6 +106,11 @@ class Side:
         effects = [prior.attribute_effects for prior in priors if prior is not None]
         return max((len(each) for each in effects if each is not None), default=0)
 
+    def with_prior(self, mean: Float64s, covariance: Float64s) -> "Side":
+        """Return this side with another prior."""
+        precision = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
+        return replace(self, mean=mean, covariance=covariance, precision=precision)
+
     def with_drift(self, change: Callable[[Drift], Drift]) -> "Side":
         """Return this side with its drift changed; itself where its rows stand still."""
         return self if self.drift is None else replace(self, drift=change(self.drift))
@@ -141,6 +147,13 @@ class Parameters:
     def reads_times(self) -> bool:
         """Whether it matters when ratings were made."""
         return self.moves or self.users.has_sessions or self.items.has_sessions
+
+    @property
+    def score_range(self) -> float:
+        """The range of the scale in units of scores."""
+        if len(self.cuts) < 2:
+            return scale_range(self.scale) if len(self.cuts) == 0 else 2.0 * math.sqrt(self.noise)
+        return float(self.cuts[-1] - self.cuts[0]) * len(self.cuts) / (len(self.cuts) - 1)
 
     @property
     def moves(self) -> bool:

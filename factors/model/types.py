@@ -52,8 +52,8 @@ class Ratings:
     time: Float64s
     context: Float32s | None = None
 
-    def take(self, rows: Int64s | Bools) -> "Ratings":
-        """Return those at `rows` (positions, or a mask) alone."""
+    def take(self, rows: Int64s | Bools | slice) -> "Ratings":
+        """Return those at `rows` (positions, a mask, or a part) alone."""
         context = None if self.context is None else self.context[rows]
         return Ratings(self.user_row[rows], self.item_row[rows], self.value[rows], self.time[rows], context)
 

@@ -1,22 +1,21 @@
 """Fits a ranking head: chooses, then learns from everything. Invariant: what is published is finite."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from factors.errors import FitRefused
 from factors.inference.backend import MANY_RATINGS
 from factors.inference.histories import Compressed, compress_pairs
 from factors.model.columns import Columns
-from factors.model.types import Choices, Int64s, Ratings
-from factors.ranking.choices import choices_of
-from factors.ranking.confidences import Factorize, first_items
+from factors.model.types import Choices, Float32s, Int64s, Ratings, UInt8s
 from factors.ranking.half_steps import Events, solve_round
 from factors.ranking.head import RankingHead
-from factors.ranking.parameters import Counts
+from factors.ranking.parameters import Counts, RankingChoices, choices_of
 from factors.ranking.selection.held_out import Typed
 from factors.ranking.selection.search import LEAST_EVENTS, choose
 from factors.ranking.selection.succession import hold_out_newest, may_follow
@@ -32,6 +31,11 @@ _SWEEPS_OF_LIBRARY = 2
 # With so many times the events, of all or of a type, what was chosen is chosen again. That takes
 # longer than to choose the terms of the ratings' fit again, which is done sooner.
 _AGAIN = 1.5
+
+Factorize = Callable[[sp.csr_matrix, int, float], Float32s]
+"""What a library does: item factors (n_items, r) from confidences (n_users, n_items), which are negative
+where the user did not want the item, the rank r and the ridge.
+"""
 
 
 def fit_ranking(
@@ -142,3 +146,35 @@ def _described(
     items = np.where(attributes.described[:, None], items, head.items)
     described = np.flatnonzero(~chosen & attributes.described)
     return replace(found, head=replace(head, items=items), relevance=relevance, described=described)
+
+
+def first_items(
+    factorize: Factorize, by_user: Compressed, n_items: int, choices: RankingChoices, codes: UInt8s | None
+) -> Float32s:
+    """Return the item factors (n_items, r) that `factorize` gives for the events `by_user`, as a head with
+    these `choices` has them, to begin a fit with. `codes`: as in `fit_with`.
+
+    Divided by the weight `a0` of a pair, the squares of the head (`factors/ranking/half_steps.py`) have 1 for
+    each pair and `w / a0` more for an event of weight `w`. Hu, Koren and Volinsky (2008) have the confidence
+    `c = 1 + w / a0` there. With one ridge for users and one for items, `|x|` and `|y|` grow and shrink
+    against each other, and the root of the product of the two ridges alone decides; activities and the ridge
+    for each event are the head's own.
+    """
+    weight, target = TypeTable.of(choices.types).weights(codes, by_user)
+    weight = np.ones(len(by_user.other)) if weight is None else weight
+    wanted = np.ones(len(weight)) if target is None else target
+    total, n_users = float(weight @ wanted), by_user.rows
+    background = choices.negatives * total / (n_users * n_items)
+    confidence = np.where(wanted > 0, 1.0, -1.0) * (1.0 + weight / background)
+    # The mean ridge of a row, for a pair's weight.
+    of_users, of_items = (
+        choices.ridge * (total / rows / background + others)
+        for rows, others in ((n_users, n_items), (n_items, n_users))
+    )
+    matrix = sp.csr_matrix(
+        (confidence.astype(np.float32), by_user.other.astype(np.int32), by_user.indptr),
+        shape=(n_users, n_items),
+    )
+    rank = max(1, min(choices.rank, n_users, n_items))
+    items = factorize(matrix, rank, float(np.sqrt(of_users * of_items)))
+    return np.asarray(items * (of_users / of_items) ** 0.25, np.float32)

@@ -17,7 +17,7 @@ from factors.model.types import Bools, Float32s, Float64s, Histories, Int32s, In
 from factors.ranking.half_steps import Events, Solve, normal_equations, row_blocks, solve_round, solve_rows
 from factors.ranking.neighbours import Neighbours
 from factors.ranking.parameters import Counts, RankingParameters
-from factors.ranking.type_weights import TypeTable, compress_types, event_counts
+from factors.ranking.type_weights import TypeTable, compress_types, event_counts, kept
 
 # Of so many events at rank 64 the rows are 2 MB, as much as a core's cache holds.
 _FEW_EVENTS = 4096
@@ -110,23 +110,14 @@ class RankingHead:
 
     def relevance(self, histories: Histories, *, threads: int = 1) -> Float32s:
         """Return the relevance of all items to each of these users (b, n_items), in float32."""
-        return self.dense(histories, threads=threads) + self.sparse(histories)
-
-    def dense(self, histories: Histories, *, threads: int = 1) -> Float32s:
-        """Return the part of `relevance` that the factors have."""
-        data = self._events(histories)
-        rows = data.compressed
+        data, n_items = self._events(histories), len(self.items)
+        rows, said = data.compressed, self._said(data).astype(np.float32)
         events = Events(rows.indptr, rows.other, self._weights(data), data.target)
         # As the fit solves them, in half the time of float64: lists are compared, no answer is given.
         users = solve_rows(events, self.items, self.parameters.prior("user", data.counts), threads)
-        return np.asarray(users @ self.items.T, np.float32)
-
-    def sparse(self, histories: Histories) -> Float32s:
-        """Return the part of `relevance` that the sparse term has."""
-        data, n_items = self._events(histories), len(self.items)
-        weight, rows = self._said(data).astype(np.float32), data.compressed
-        chosen = sp.csr_array((weight, rows.other, rows.indptr), shape=(rows.rows, n_items))
-        return np.asarray((chosen @ self.neighbours.matrix()).toarray(), np.float32)
+        chosen = sp.csr_array((said, rows.other, rows.indptr), shape=(rows.rows, n_items))
+        sparse = np.asarray((chosen @ self.neighbours.matrix()).toarray(), np.float32)
+        return np.asarray(users @ self.items.T, np.float32) + sparse
 
     def explain(self, history: Histories, item_row: int) -> tuple[float, Int32s, Float64s]:
         """Return why `scores(history, [item_row])` is what it is: a base, the items of the history (n,), and
@@ -172,10 +163,12 @@ class RankingHead:
     ) -> "_Weighted":
         n_other = len(self.items) if n_other is None else n_other
         if histories.type_code is None:
-            return _Weighted(_known(compress(histories, n_other, whole=whole)))
+            rows = compress(histories, n_other, whole=whole)
+            return _Weighted(kept(rows, rows.other >= 0))
         table = TypeTable.of(self.parameters.types)
         rows = compress_types(histories, n_other, table)
-        rows = _known(rows if whole else rows.thinned())
+        rows = rows if whole else rows.thinned()
+        rows = kept(rows, rows.other >= 0)
         return _Weighted(rows, *table.weights(histories.type_code, rows))
 
     def _weights(self, data: "_Weighted") -> Float64s:
@@ -227,12 +220,3 @@ class _Weighted:
     def counts(self) -> Counts:
         """Events of each row (b,), or the weight of those that were wanted."""
         return event_counts(self.compressed, self.weight, self.target)
-
-
-def _known(data: Compressed) -> Compressed:
-    """Return the entries of known other rows, each with the `source` that it had."""
-    known = data.other >= 0
-    if known.all():
-        return data
-    indptr = np.concatenate([[0], np.cumsum(known)])[data.indptr]
-    return Compressed(indptr, data.other[known], data.value[known], data.time[known], data.source[known])

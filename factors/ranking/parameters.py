@@ -1,4 +1,4 @@
-"""What a ranking head knows besides its tables, and the weights that follow from it.
+"""What a ranking head is fitted with, what it knows besides its tables, and the weights that follow from it.
 
 Invariant: the fit, folding in and explaining take the weight of an event and the ridge of a row from here.
 """
@@ -18,6 +18,34 @@ from factors.ranking.type_weights import TypeWeight
 SideName = Literal["user", "item"]
 Counts = npt.NDArray[np.integer[Any]] | Float64s
 """Events of rows: whole numbers, or where events have weights the sum of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankingChoices:
+    """What a fit is told, and what of it an earlier head can hand on; nothing depends on its items or users.
+
+    `rank`, `sweeps`; `negatives`: weight of all pairs as a 0, for each event; `ridge`, `user_power`,
+    `item_power`, `recency_span`, `recency_boost`, `gamma`: see `RankingParameters`; `neighbours` an item and
+    `neighbour_ridge` of the sparse term, which counts `sparse_weight`; `decided`: events that all this was
+    chosen by; `types`: what events that are no ratings count.
+
+    The defaults are for sets that are too small to choose by: the middle of what sets of some size choose.
+    """
+
+    rank: int = 64
+    sweeps: int = 12
+    negatives: float = 8.0
+    ridge: float = 0.006
+    user_power: float = 0.0
+    item_power: float = 0.0
+    neighbours: int = 100
+    neighbour_ridge: float = 100.0
+    sparse_weight: float = 1.0
+    recency_span: float = 10.0
+    recency_boost: float = 0.0
+    gamma: float = 0.5
+    decided: float = 0.0
+    types: tuple[TypeWeight, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +149,16 @@ class RankingParameters:
         if self.recency_boost == 0.0:
             return np.ones(len(data.other))
         return recency_weights(later_events(data), self.recency_boost, self.recency_span)
+
+
+# Not the sweeps; the rank is that of the tables.
+KEPT_CHOICES = {each.name for each in fields(RankingChoices)} - {"rank", "sweeps"}
+
+
+def choices_of(parameters: RankingParameters) -> RankingChoices:
+    """Return the choices that a fit was made with."""
+    kept: dict[str, Any] = {name: getattr(parameters, name) for name in KEPT_CHOICES}
+    return RankingChoices(**{**kept, "rank": parameters.rank, "neighbours": int(parameters.neighbours)})
 
 
 def recency_weights(later: Int64s, boost: float, span: float) -> Float64s:

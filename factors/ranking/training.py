@@ -15,11 +15,10 @@ from factors.errors import FitDiverged
 from factors.inference.backend import MANY_RATINGS
 from factors.inference.histories import Compressed
 from factors.model.types import Float32s, Float64s, Int64s, UInt8s
-from factors.ranking.choices import RankingChoices
 from factors.ranking.half_steps import Events, Floats, solve_rows
 from factors.ranking.head import RankingHead
-from factors.ranking.neighbours import no_neighbours
-from factors.ranking.parameters import Counts, RankingParameters, SideName
+from factors.ranking.neighbours import Neighbours, no_neighbours
+from factors.ranking.parameters import KEPT_CHOICES, Counts, RankingChoices, RankingParameters, SideName
 from factors.ranking.regressions import regressions
 from factors.ranking.type_weights import TypeTable, event_counts
 
@@ -56,14 +55,7 @@ def fit_with(
     parameters, items = fit_factors(by_user, n_items, choices, compiled=compiled, **how)
     neighbours = no_neighbours(n_items)
     if choices.sparse_weight:
-        term = regressions(
-            *(by_user, n_items, said(by_user, choices, codes)),
-            most=choices.neighbours,
-            threads=threads,
-            compiled=compiled,
-        )
-        every = choices.neighbours >= n_items
-        neighbours = (term.fit_all if every else term.fit)(choices.neighbour_ridge)
+        neighbours = fit_sparse(by_user, n_items, choices, threads=threads, codes=codes, compiled=compiled)
     # As a history is folded in.
     events, counts = events_of_users(by_user.thinned(), choices, codes)
     table = items if compiled else items.astype(np.float64)
@@ -113,6 +105,21 @@ def fit_factors(
     return parameters, items.astype(np.float32)
 
 
+def fit_sparse(
+    by_user: Compressed,
+    n_items: int,
+    choices: RankingChoices,
+    *,
+    threads: int,
+    codes: UInt8s | None,
+    compiled: bool,
+) -> Neighbours:
+    """Return the sparse term of the events `by_user`, before it is weighed; arguments as of `fit_factors`."""
+    most, told = choices.neighbours, said(by_user, choices, codes)
+    term = regressions(by_user, n_items, told, most=most, threads=threads, compiled=compiled)
+    return (term.fit_all if most >= n_items else term.fit)(choices.neighbour_ridge)
+
+
 def events_of_users(
     by_user: Compressed, choices: RankingChoices, codes: UInt8s | None
 ) -> tuple[Events, Int64s | Float64s]:
@@ -150,28 +157,18 @@ def said(by_user: Compressed, choices: RankingChoices, codes: UInt8s | None) -> 
 
 def _begin(user_counts: Counts, item_counts: Counts, rank: int, choices: RankingChoices) -> RankingParameters:
     n_users, n_items = len(user_counts), len(item_counts)
+    kept: dict[str, Any] = {name: getattr(choices, name) for name in KEPT_CHOICES}
     return RankingParameters(
         background=choices.negatives * float(user_counts.sum()) / (n_users * n_items),
-        user_power=choices.user_power,
-        item_power=choices.item_power,
         user_unit=float(np.mean((user_counts + 1.0) ** choices.user_power)),
         item_unit=float(np.mean((item_counts + 1.0) ** choices.item_power)),
         n_users=float(n_users),
         n_items=float(n_items),
-        ridge=choices.ridge,
-        recency_span=choices.recency_span,
-        recency_boost=choices.recency_boost,
-        gamma=choices.gamma,
-        negatives=choices.negatives,
-        neighbours=float(choices.neighbours),
-        neighbour_ridge=choices.neighbour_ridge,
-        sparse_weight=choices.sparse_weight,
-        decided=choices.decided,
-        types=choices.types,
         noise=0.0,
         user_mean=np.zeros(rank),
         user_gram=np.eye(rank),
         item_gram=np.eye(rank),
+        **{**kept, "neighbours": float(choices.neighbours)},
     )
 
 

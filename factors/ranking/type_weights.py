@@ -169,6 +169,14 @@ def event_sums(histories: Histories, types: Sequence[TypeWeight]) -> Float32s:
     return np.stack(sums, axis=1).astype(np.float32)
 
 
+def kept(data: Compressed, keep: Bools) -> Compressed:
+    """Return the same rows with the entries to `keep` (n,) alone, each with the `source` that it had."""
+    if keep.all():
+        return data
+    indptr = np.concatenate([[0], np.cumsum(keep)])[data.indptr]
+    return Compressed(indptr, data.other[keep], data.value[keep], data.time[keep], data.source[keep])
+
+
 def event_counts(data: Compressed, weight: Float64s | None, target: Float64s | None) -> Int64s | Float64s:
     """Return how many events each row (b,) of `data` has, or the weight of those that were wanted."""
     if weight is None or target is None:

@@ -23,7 +23,7 @@ from factors.ranking.half_steps import GramAxes, Solve, solve_rows
 from factors.ranking.head import RankingHead
 from factors.serving.compiled_lists import CompiledLists, list_loops
 from factors.serving.ivf_index import Index
-from factors.serving.mean_table import MeanTable, Products, grown, largest, places
+from factors.serving.mean_table import MeanTable, Products, bar, grown, largest, places
 from factors.serving.posterior_draw import drawn_relevance, rate_by_draw
 from factors.serving.rating_bounds import RatingBounds
 from factors.serving.scoring import Scorer
@@ -92,17 +92,6 @@ class _View:
     head: RankingHead
     table: Float32s
     means: MeanTable
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidates:
-    """Items at `positions` (m,) of a table with their `relevance` float64 (m,), -inf of one that may not be
-    returned; no other item is more relevant than `rest`.
-    """
-
-    positions: Int64s
-    relevance: Float64s
-    rest: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +224,6 @@ class BlendedRanker:
         allowed: Bools | None = None,
         rng: np.random.Generator | None = None,
         events: Float64s | None = None,
-        exact: bool = False,
         bounds: RatingBounds | None = None,
         recency: float | None = None,
     ) -> list[Blended]:
@@ -246,8 +234,8 @@ class BlendedRanker:
         not. With `rng` draws of each user's vector in the head, of how relevant items are that have so few
         `events` (n_items,), ratings and others, and of the ratings give the order (Thompson sampling);
         scores, relevance and ratings are the expected ones all the same. Fewer than `n` where the table ends.
-        An index is not used where `exact`, nor for a draw. `bounds`: of the ratings that `scorer` gives.
-        `recency`: in the place of the head's `recency_boost`.
+        An index is not used for a draw. `bounds`: of the ratings that `scorer` gives. `recency`: in the place
+        of the head's `recency_boost`.
         """
         view, b = self._view, len(users)
         if n < 1 or b == 0:
@@ -262,14 +250,14 @@ class BlendedRanker:
         if rng is not None:
             return [self._by_draw(call, j, expected[j], rng, events) for j in range(b)]
         answers: list[Blended | None] = [None] * b
-        if bounds is not None and not exact:
+        if bounds is not None:
             answers = [self._quickly(call, j) for j in range(b)]
         if all(answer is not None for answer in answers):
             return [answer for answer in answers if answer is not None]
         left = [j for j, answer in enumerate(answers) if answer is None]
         features, without = call.features[left], [excluded[j] for j in left]
         depth = _PER_ITEM * n
-        looked_at = view.means.products(features, depth, without, exact=exact, allowed=allowed, spare=_SPARE)
+        looked_at = view.means.products(features, depth, without, allowed=allowed, spare=_SPARE)
         for j, products in zip(left, looked_at, strict=True):
             answers[j] = self._slowly(call, j, products)
         return [answer for answer in answers if answer is not None]
@@ -319,9 +307,10 @@ class BlendedRanker:
         )
         if found is None:
             return None
-        rated = self._valued(found.rows, found.relevance, call.rate(j, found.rows))
+        rows, relevance, rest = found
+        rated = self._valued(rows, relevance, call.rate(j, rows))
         best = rated.at(best_first(rated.scores, rated.relevance, rated.rating, rated.item_rows)[:n])
-        return best if len(best.scores) == n and best.scores[-1] > found.rest else None
+        return best if len(best.scores) == n and best.scores[-1] > rest else None
 
     def _slowly(self, call: "_Call", j: int, products: Products) -> Blended:
         """Return the list of the j-th user, of whom `products` were looked at, in numpy."""
@@ -359,10 +348,8 @@ class BlendedRanker:
             each = np.concatenate([events[:count], np.zeros(max(0, count - len(events)))])
             relevance = drawn_relevance(relevance, each, rng)
         relevance[call.exclude[j]] = -np.inf
-        if call.allowed is not None:
-            relevance[: len(call.allowed)][~call.allowed[:count]] = -np.inf
-            relevance[len(call.allowed) :] = -np.inf
-        every = _Candidates(view.means.positions[:count].astype(np.int64), relevance, -np.inf)
+        bar(relevance, call.allowed)
+        every = Products(view.means.positions[:count].astype(np.int64), relevance)
         best = self._best(
             view.means, every, call.n, rate_by_draw(self._posterior, call.scorer, call.users[j], rng)
         )
@@ -397,11 +384,13 @@ class BlendedRanker:
         return rated, found
 
     def _best(
-        self, means: MeanTable, candidates: _Candidates, n: int, rate: Rate, bound: Rate | None = None
+        self, means: MeanTable, candidates: Products, n: int, rate: Rate, bound: Rate | None = None
     ) -> Blended | None:
-        """Return the best `n` of the candidates; None where an item that is none may belong among them."""
+        """Return the best `n` of the candidates, whose values are their relevance; None where an item that is
+        none may belong among them.
+        """
         scale, gamma = self._posterior.model.scale, self.head.parameters.gamma
-        relevance = candidates.relevance
+        relevance = np.asarray(candidates.values, np.float64)
         some = 2 * n + _SPARE
         # In no order: a third of the time of `largest`.
         chosen = (
@@ -444,8 +433,10 @@ class BlendedRanker:
         )
 
 
-def _with_reached(means: MeanTable, products: Products, user: Float32s, reached: _Reached) -> _Candidates:
-    """Return what was looked at for the features `user` (r,), with all that the sparse term reaches."""
+def _with_reached(means: MeanTable, products: Products, user: Float32s, reached: _Reached) -> Products:
+    """Return what was looked at for the features `user` (r,), with all that the sparse term reaches, in no
+    order and in float64.
+    """
     positions, relevance = products.positions, products.values.astype(np.float64)
     own = means.positions[reached.rows].astype(np.int64)
     hit, place = places(positions, own)
@@ -453,9 +444,8 @@ def _with_reached(means: MeanTable, products: Products, user: Float32s, reached:
     # What was not looked at and is not reached has no more than its factors say.
     apart = np.delete(np.arange(len(own)), hit)
     others = means.of_rows(user, reached.rows[apart]) + reached.added[apart]
-    return _Candidates(
-        np.concatenate([positions, own[apart]]), np.concatenate([relevance, others]), products.rest
-    )
+    both = np.concatenate([positions, own[apart]]), np.concatenate([relevance, others])
+    return Products(*both, products.rest)
 
 
 def _first(found: Blended, n: int) -> tuple[Int64s, tuple[float, float]]:

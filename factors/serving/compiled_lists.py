@@ -47,17 +47,6 @@ _SIGNATURES: dict[Kernel, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Item `rows` int64 (m,) that may be the best, their `relevance` float64 (m,), and what the score of no
-    other item exceeds.
-    """
-
-    rows: Int64s
-    relevance: Float64s
-    rest: float
-
-
-@dataclass(frozen=True, slots=True)
 class CompiledLists:
     """`loops` by the function that they are made from; `factors` (k,): the highest that the rating counts in
     a score, by steps of `width` of the rating's score from `start` on.
@@ -104,9 +93,10 @@ class CompiledLists:
         some: int,
         allowed: Bools | None,
         most: int | None = None,
-    ) -> Found | None:
+    ) -> tuple[Int64s, Float64s, float] | None:
         """Return candidates of the best `n` for the `features` (r,) of a user who `said` so much by these
-        items; None where numpy has to look.
+        items: rows (m,), their relevance (m,), and what the score of no other item exceeds; None where numpy
+        has to look.
 
         `user` (user_width,): the row of the user; `bounds`: of the ratings; `least`: items that the index is
         looked into for; `some` of the most relevant tell what may be left out. None also where the lists
@@ -143,7 +133,7 @@ class CompiledLists:
         if most < 0:
             return None
         places = chosen[:most]
-        return Found(means.rows_at(where[places]), relevance[places], math.nextafter(rest, math.inf))
+        return means.rows_at(where[places]), relevance[places], math.nextafter(rest, math.inf)
 
 
 LOOPS: tuple[Kernel, ...] = tuple(_SIGNATURES)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from factors.model.types import Bools, Float32s, Float64s, Int64s, Ranked
 from factors.ranking.head import RankingHead
-from factors.serving.mean_table import largest
+from factors.serving.mean_table import bar, largest
 
 # Rows that are multiplied at once: 2 MB at rank 64, as much as a core's cache holds.
 _ROWS_AT_ONCE = 1 << 12
@@ -98,9 +98,7 @@ class HeadLikeness:
         scores = (state.items @ (self._root @ own)) * inverses
         scores[inverses == 0] = -np.inf
         scores[item_row] = -np.inf
-        if allowed is not None:
-            scores[: len(allowed)][~allowed[: len(scores)]] = -np.inf
-            scores[len(allowed) :] = -np.inf
+        bar(scores, allowed)
         rows = largest(scores, n)
         # The factors of some may be newer than the lengths that are kept.
         exact = self._directions(state, rows)[0] @ own

@@ -6,12 +6,10 @@ Invariant: they look at what `blended` looks at in numpy, and leave out no item 
 # ruff: noqa: C901, PLR0912, PLR0915, PLR0917  numba inlines loops, not calls, and takes no keyword-only arguments
 
 import math
-from typing import Any
 
 import numpy as np
 
-# Numba reads no annotations: every argument below is an array or a number.
-Array = Any
+from factors.inference.compiled.loading import Array
 
 
 def reach(

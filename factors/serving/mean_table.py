@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from factors.model.layout import FloatTable
 from factors.model.types import Bools, Float32s, Int32s, Int64s
 from factors.serving.ivf_index import TOP, Index
 
@@ -53,9 +54,6 @@ class RememberedMasks:
         # By the mask's address; each has its mask, so no other one can have that address meanwhile.
         self._kept: OrderedDict[int, Allowed] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
     def get(self, mask: Bools) -> Allowed | None:
         """Return what a mask allows, None where it is not known."""
         with self._lock:
@@ -87,13 +85,13 @@ class Lists:
 
 @dataclass(frozen=True, slots=True)
 class Products:
-    """Distinct `positions` int64 (m,), ascending, and the products `values` float32 (m,) of the means there
-    with the features of one user, -inf where a row is excluded. No other row that was looked at has a higher
-    product than `rest`.
+    """Distinct `positions` int64 (m,), ascending unless it is said, and the products `values` (m,) of the
+    means there with the features of one user, -inf where a row is excluded. No other row that was looked at
+    has a higher product than `rest`.
     """
 
     positions: Int64s
-    values: Float32s
+    values: FloatTable
     rest: float = -np.inf
 
 
@@ -174,24 +172,6 @@ class MeanTable:
         same = kept is not None and kept.rows is self.rows and kept.n_items == self.n_items
         return kept if same else None
 
-    def best(
-        self,
-        features: Float32s,
-        n: int,
-        exclude: Sequence[Int64s],
-        *,
-        exact: bool = False,
-        allowed: Bools | None = None,
-    ) -> list[Int64s]:
-        """Return the rows of the best `n` items, best first, for each of `features` (b, dim), without the
-        rows in `exclude` (b arrays). By the index where there is one and `n` is small, unless `exact`.
-
-        `allowed` (n_items,): the rows that may be returned; one beyond its end may not. What one allows that
-        cannot be written to is remembered for the next call with it.
-        """
-        found = self.products(features, n, exclude, exact=exact, allowed=allowed)
-        return [self._best_of(products, n) for products in found]
-
     def products(
         self,
         features: Float32s,
@@ -202,10 +182,13 @@ class MeanTable:
         allowed: Bools | None = None,
         spare: int = 0,
     ) -> list[Products]:
-        """Return the products of what a search for the best `n` looks at; arguments as of `best`.
+        """Return for each of `features` (b, dim) the products of what a search for the best `n` items looks
+        at, without the rows in `exclude` (b arrays).
 
-        By the index that is all in some of its lists. Else it is what may be among the best `n` and
-        `spare` more, as a second look would read all again.
+        By the index, where there is one and `n` is small, unless `exact`, that is all in some of its lists.
+        Else it is what may be among the best `n` and `spare` more, as a second look would read all again.
+        `allowed` (n_items,): the rows that may be returned; one beyond its end may not. What one allows that
+        cannot be written to is remembered for the next call with it.
         """
         excluded = [self._at(rows) for rows in exclude]
         pairs = zip(features, excluded, strict=True)
@@ -411,7 +394,7 @@ class MeanTable:
         values = [self.means[start:stop] @ user for start, stop in segments]
         return Products(_ranges(starts, stops), np.concatenate([np.zeros(0, np.float32), *values]))
 
-    def _best_of(self, products: Products, n: int) -> Int64s:
+    def best_of(self, products: Products, n: int) -> Int64s:
         """Return the rows of the best `n`, best first, ties by row."""
         best = largest(products.values, n)
         rows = self.rows_at(products.positions[best])
@@ -444,6 +427,13 @@ def grown(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
     larger = np.zeros((rows + rows // 8 + 1024, *array.shape[1:]), dtype=array.dtype)
     larger[: len(array)] = array
     return larger
+
+
+def bar(scores: npt.NDArray[np.floating[Any]], allowed: Bools | None) -> None:
+    """Write -inf to the `scores` (n_items,) of rows that are not `allowed`: one beyond its end is not."""
+    if allowed is not None:
+        scores[: len(allowed)][~allowed[: len(scores)]] = -np.inf
+        scores[len(allowed) :] = -np.inf
 
 
 def largest(scores: npt.NDArray[np.floating[Any]], n: int) -> Int64s:

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from factors.model.links import NINETY
 from factors.model.scale import HALF, scale_levels
-from factors.model.std_calibration import NINETY
 from factors.model.types import Float64s, Ratings, Scale
 from factors.posterior.fitted import Fitted
 from factors.serving.scoring import Scorer
@@ -25,10 +25,8 @@ def held_out_metrics(fitted: Fitted, ratings: Ratings) -> dict[str, float]:
     share of ratings within 1.6449 standard deviations of the prediction, which should be 90 %; from 200
     ratings on also that of each tenth, `coverage_tenth_1` (the smallest deviations) to `coverage_tenth_10`.
     """
-    keep = ~np.isnan(ratings.value)
-    value, time = ratings.value[keep], ratings.time[keep]
-    user, item = ratings.user_row[keep], ratings.item_row[keep]
-    context = None if ratings.context is None else ratings.context[keep]
+    ratings = ratings.take(~np.isnan(ratings.value))
+    value = ratings.value
     if len(value) == 0:
         return {"rmse": np.nan, "mae": np.nan, "log_likelihood": np.nan, "coverage": np.nan, "count": 0.0}
     scorer, scale = Scorer(fitted.posterior, fitted.items), fitted.model.scale
@@ -36,8 +34,8 @@ def held_out_metrics(fitted: Fitted, ratings: Ratings) -> dict[str, float]:
     rating, std, likelihood = np.empty(len(value)), np.empty(len(value)), np.empty(len(value))
     for start in range(0, len(value), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
-        asked = None if context is None else context[part]
-        pairs = (fitted.users, user[part], item[part], time[part], asked)
+        some = ratings.take(part)
+        pairs = (fitted.users, some.user_row, some.item_row, some.time, some.context)
         scores = scorer.score(*pairs)
         rating[part], std[part] = scores.rating, scores.std
         if levels > 1:

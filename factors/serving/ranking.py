@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from factors.model.layout import COUNT, FloatTable, outer, triangle
-from factors.model.std_calibration import NINETY
+from factors.model.links import NINETY
 from factors.model.types import Bools, Float32s, Float64s, Int64s, Ranked
 from factors.posterior.posterior_model import PosteriorModel
 from factors.serving.ivf_index import Index, query_features
-from factors.serving.mean_table import MeanTable, Products, grown, largest
+from factors.serving.mean_table import MeanTable, Products, bar, grown, largest
 from factors.serving.posterior_draw import PosteriorDraw, packed_weights
-from factors.serving.rating_bounds import ROUNDED, RatingBounds
+from factors.serving.rating_bounds import RatingBounds
 from factors.serving.scoring import Scorer
 
 # Rows that are read at once: their covariances stay in the cache while they become floats.
@@ -124,7 +124,6 @@ class Ranker:
         exclude: Sequence[npt.NDArray[np.integer[Any]]],
         rng: np.random.Generator | None = None,
         *,
-        exact: bool = False,
         allowed: Bools | None = None,
     ) -> list[Ranked]:
         """Return the best `n` items for each of `users` (b, user_width), without the item rows in `exclude`
@@ -133,32 +132,30 @@ class Ranker:
         `scores` are expected ratings. With `rng` the ranking is by one draw from the posteriors of user and
         items (Thompson sampling), and `scores` are still expected ratings, so not in order. Fewer than `n`
         where the table ends. Excluded rows beyond the table are no error. An index is used where there is one
-        and `n` is small, unless `exact`; a draw is always exact. With the ordinal link the ratings of at most
-        `_MOST_RATED` items are looked at besides those of the highest scores. `allowed` (n_items,): the rows
-        that may be returned; one beyond its end may not.
+        and `n` is small; a draw is always exact. With the ordinal link the ratings of at most `_MOST_RATED`
+        items are looked at besides those of the highest scores. `allowed` (n_items,): the rows that may be
+        returned; one beyond its end may not.
         """
         state = self._state
         count = len(state.items)
         if n < 1 or count == 0 or len(users) == 0:
             return [_nothing() for _ in range(len(users))]
-        excluded = []
-        for rows in exclude:
-            # Items that are newer than the table may have been rated already.
-            inside = np.asarray(rows, dtype=np.int64)
-            excluded.append(inside[(inside >= 0) & (inside < count)])
+        # Items that are newer than the table may have been rated already.
+        excluded = [np.asarray(rows, dtype=np.int64) for rows in exclude]
+        excluded = [rows[(rows >= 0) & (rows < count)] for rows in excluded]
         if rng is None:
-            features = query_features(self._posterior.model, users)
-            if not self._posterior.link.follows_mean:
-                first = min(2 * n + _SPARE, count)
-                looked_at = state.means.products(features, first, excluded, exact=exact, allowed=allowed)
+            follows_mean = self._posterior.link.follows_mean
+            features, depth = query_features(self._posterior.model, users), n
+            if not follows_mean:
+                depth = min(2 * n + _SPARE, count)
+            looked_at = state.means.products(features, depth, excluded, allowed=allowed)
+            if not follows_mean:
                 each = zip(looked_at, users, excluded, strict=True)
                 return [self._by_rating(state, *some, n=n, allowed=allowed) for some in each]
-            found = state.means.best(features, n, excluded, exact=exact, allowed=allowed)
+            found = [state.means.best_of(products, n) for products in looked_at]
         else:
-            if allowed is not None:
-                barred = _barred(allowed, count)
-                excluded = [np.concatenate([rows, barred]) for rows in excluded]
-            found = [self._drawn(state.items, users[j], n, rows, rng) for j, rows in enumerate(excluded)]
+            pairs = zip(users, excluded, strict=True)
+            found = [self._drawn(state.items, *pair, n, rng, allowed=allowed) for pair in pairs]
         sizes = [len(rows) for rows in found]
         index = np.repeat(np.arange(len(found)), sizes)
         ratings = np.split(state.scorer.rating(users, index, np.concatenate(found)), np.cumsum(sizes)[:-1])
@@ -177,20 +174,23 @@ class Ranker:
         """Return the best `n` for one user where a score of smaller variance may give the higher rating.
         `products`: what was looked at for the user.
         """
-        features, base = RatingBounds(self._posterior, state.means).score_of(user)
+        bounds = RatingBounds(self._posterior, state.means)
+        features, base = bounds.score_of(user)
         some = 2 * n + _SPARE
         while True:
-            best = self._rated(state, user, products, n, base)
+            best = self._rated(state, user, products, n, bounds)
             last = best.scores[-1] if len(best.scores) == n else -np.inf
             if products.rest == -np.inf or some >= _MOST_RATED:
                 return best
-            if self._highest(np.array([products.rest]), base)[0] < last:
+            if bounds.of_scores(np.array([products.rest]) + base)[0] < last:
                 return best
             some *= _MORE
             deeper = features[None], min(some, len(state.items)), [exclude]
             (products,) = state.means.products(*deeper, exact=True, allowed=allowed)
 
-    def _rated(self, state: _View, user: Float32s, products: Products, n: int, base: float) -> Ranked:
+    def _rated(
+        self, state: _View, user: Float32s, products: Products, n: int, bounds: RatingBounds
+    ) -> Ranked:
         """Return the best `n` of `products`: the highest are rated, and those of the others that may be among
         the best. Of equal ratings the lowest row is first.
         """
@@ -201,7 +201,8 @@ class Ranker:
         able = values > -np.inf
         able[first] = False
         left = np.flatnonzero(able)
-        left = left[self._highest(values[left], base) >= last]
+        _, base = bounds.score_of(user)
+        left = left[bounds.of_scores(values[left].astype(np.float64) + base) >= last]
         more = state.means.rows_at(products.positions[left[largest(values[left], _MOST_RATED)]])
         rows = np.concatenate([rows, more])
         ratings = np.concatenate([ratings, self._ratings(state, user, more)])
@@ -210,11 +211,6 @@ class Ranker:
 
     def _ratings(self, state: _View, user: Float32s, rows: Int64s) -> Float64s:
         return state.scorer.rating(user[None], np.zeros(len(rows), dtype=np.int64), rows)
-
-    def _highest(self, products: FloatTable, base: float) -> Float64s:
-        """Return what ratings do not exceed whose score has these `products` (m,) besides `base`."""
-        score = products.astype(np.float64) + base
-        return self._posterior.link.highest_ratings(score + ROUNDED * (1.0 + np.abs(score)))
 
     @property
     def rating_bounds(self) -> RatingBounds:
@@ -236,8 +232,7 @@ class Ranker:
         scores = summaries.directions[:count] @ summaries.directions[item_row]
         scores[~summaries.rated[:count]] = -np.inf
         scores[item_row] = -np.inf
-        if allowed is not None:
-            scores[_barred(allowed, count)] = -np.inf
+        bar(scores, allowed)
         rows = largest(scores, n)
         return Ranked(rows, scores[rows].astype(np.float64))
 
@@ -255,8 +250,7 @@ class Ranker:
         lower = self._prepared().lower[: self.n_items].copy()
         if n < 1 or len(lower) == 0:
             return _nothing()
-        if allowed is not None:
-            lower[_barred(allowed, len(lower))] = -np.inf
+        bar(lower, allowed)
         rows = largest(lower, n)
         rating, _ = self._posterior.link.rating_moments(lower[rows], np.zeros(len(rows)))
         return Ranked(rows, rating)
@@ -314,7 +308,14 @@ class Ranker:
         return np.asarray(directions, dtype=np.float32), mean
 
     def _drawn(
-        self, items: Float32s, user: FloatTable, n: int, exclude: Int64s, rng: np.random.Generator
+        self,
+        items: Float32s,
+        user: FloatTable,
+        exclude: Int64s,
+        n: int,
+        rng: np.random.Generator,
+        *,
+        allowed: Bools | None,
     ) -> Int64s:
         """Return the best rows by one draw: the user from the posterior, then each item's part of the score
         given the user.
@@ -325,6 +326,7 @@ class Ranker:
             part = slice(start, start + _ROWS_AT_ONCE)
             draws[part] = draw.scores(items[part], np.arange(start, min(part.stop, len(draws))))
         draws[exclude] = -np.inf
+        bar(draws, allowed)
         return largest(draws, n)
 
 
@@ -355,12 +357,6 @@ class _AverageUser:
         pairs = packed_weights(outer(np.append(latent, 1.0)[None])[0], layout.dim)
         offset = posterior.parameters.mean + float(users.mean[-1])
         return _AverageUser(latent, second, root, offset, latent_pairs, pairs)
-
-
-def _barred(allowed: Bools, count: int) -> Int64s:
-    """Return the rows below `count` that are not `allowed`."""
-    barred = np.flatnonzero(~allowed[:count])
-    return np.concatenate([barred, np.arange(len(allowed), count, dtype=np.int64)])
 
 
 def _nothing() -> Ranked:

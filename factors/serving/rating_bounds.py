@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from factors.model.layout import FloatTable
 from factors.model.types import Float32s, Float64s, Int64s
 from factors.posterior.posterior_model import PosteriorModel
 from factors.serving.mean_table import MeanTable
@@ -34,6 +35,9 @@ class RatingBounds:
         """Return what the expected ratings of `rows` (m,) by `user` (user_width,) do not exceed."""
         features, base = self.score_of(user)
         score = self.means.of_rows(features, np.minimum(rows, self.means.n_items - 1)) + base
-        highest = self.posterior.link.highest_ratings(score + ROUNDED * (1.0 + np.abs(score)))
         # Nothing is known of what is not in the table.
-        return np.where(rows < self.means.n_items, highest, self.posterior.model.scale.high)
+        return np.where(rows < self.means.n_items, self.of_scores(score), self.posterior.model.scale.high)
+
+    def of_scores(self, score: FloatTable) -> Float64s:
+        """Return what the expected ratings with these scores (m,), products in float32, do not exceed."""
+        return self.posterior.link.highest_ratings(score + ROUNDED * (1.0 + np.abs(score)))

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from factors.inference.pair_moments import PairMoments, Rows
 from factors.inference.side_moments import rests_on_attributes
 from factors.model.layout import COUNT, RATING_MEAN, FloatTable
-from factors.model.std_calibration import std_factors
+from factors.model.links import std_factors
 from factors.model.types import Float32s, Float64s, ItemStatistics, Scores
 from factors.posterior.posterior_model import PosteriorModel
 

@@ -19,15 +19,14 @@ import numpy as np
 
 from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import half_step
-from factors.inference.histories import Compressed, compress_pairs
+from factors.inference.histories import Rows, compress_pairs
 from factors.inference.pair_moments import PairMoments
 from factors.model.layout import COUNT
-from factors.model.links import link_of
+from factors.model.links import NINETY, calibration_features, link_of
 from factors.model.parameters import STD_TERMS, Parameters, SideName
 from factors.model.quantized_rows import item_codec
 from factors.model.scale import scale_levels
-from factors.model.std_calibration import NINETY, calibration_features
-from factors.model.types import Float64s, Int64s
+from factors.model.types import Float64s, Ratings
 from factors.training.priors import learn_cold_start
 from factors.training.sweep import State
 
@@ -38,44 +37,39 @@ _PRIOR = np.array([1.0, 0.2, 0.2, 0.5, 0.5])
 _ROWS_AT_ONCE = 512
 
 
-def calibrate(
-    state: State, by_user: Compressed, held_out: Int64s, rng: np.random.Generator
-) -> tuple[float, Float64s]:
-    """Return `variance_scale` and `std_calibration` for `state`, which has not seen the entries `held_out` of
-    `by_user`.
-    """
+def calibrate(state: State, held_out: Ratings, rng: np.random.Generator) -> tuple[float, Float64s]:
+    """Return `variance_scale` and `std_calibration` for `state`, which has not seen what is `held_out`."""
+    n = len(held_out.value)
     parameters = replace(state.parameters, variance_scale=1.0, std_calibration=np.zeros(STD_TERMS))
     # So few ratings say nothing of a quantile: deviations stay as they are.
-    if len(held_out) < 50:
+    if n < 50:
         return 1.0, parameters.std_calibration
     training = state.training
     parameters = learn_cold_start(
         parameters, state.user_rows, state.item_rows, training.by_user, training.attributes
     )
     items = item_codec(parameters).encode(state.item_rows)
-    pairs = PairMoments(parameters, items)
-    user, item = by_user.row[held_out], by_user.other[held_out]
-    value, time = by_user.value[held_out], by_user.time[held_out]
-    context = None if by_user.context is None else by_user.context[held_out]
-    mean, variance, _ = pairs.moments(state.user_rows, user, item, time, context)
+    value = held_out.value
+    user: Rows = held_out.user_row
+    item: Rows = held_out.item_row
+    mean, variance, _ = PairMoments(parameters, items).moments(
+        state.user_rows, user, item, held_out.time, held_out.context
+    )
     parameters = replace(parameters, variance_scale=_best_variance_scale(parameters, value, mean, variance))
     parts = [(value, mean, variance, state.user_rows[user, COUNT], items[item, COUNT])]
     # Few rows of a fit have few ratings, but new ones will: histories are cut short and folded in.
     for short_users, short_items in ((True, False), (False, True), (True, True)):
         # Each costs one or two fold-ins.
-        some = rng.permutation(len(held_out))[:1_500]
-        own, own_index = state.user_rows, user[some]
-        others, other_index = items, item[some]
+        some = held_out.take(rng.permutation(n)[:1_500])
+        own, others, each = state.user_rows, items, np.arange(len(some.value))
+        user, item = some.user_row, some.item_row
         if short_users:
-            own = _shortened(parameters, "user", state, user[some], rng)
-            own_index = np.arange(len(some))
+            own, user = _shortened(parameters, "user", state, user, rng), each
         if short_items:
-            others = item_codec(parameters).encode(_shortened(parameters, "item", state, item[some], rng))
-            other_index = np.arange(len(some))
-        pairs = PairMoments(parameters, others)
-        theirs = None if context is None else context[some]
-        mean, variance, _ = pairs.moments(own, own_index, other_index, time[some], theirs)
-        parts.append((value[some], mean, variance, own[own_index, COUNT], others[other_index, COUNT]))
+            short, item = _shortened(parameters, "item", state, item, rng), each
+            others = item_codec(parameters).encode(short)
+        mean, variance, _ = PairMoments(parameters, others).moments(own, user, item, some.time, some.context)
+        parts.append((some.value, mean, variance, own[user, COUNT], others[item, COUNT]))
     value, mean, variance, user_count, item_count = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
@@ -83,7 +77,7 @@ def calibrate(
     ratio = np.abs(value - rating) / (NINETY * std)
     # All rows made short together count half as much as rows as they are, at most.
     weight = np.ones(len(ratio))
-    weight[len(held_out) :] = min(1.0, 0.5 * len(held_out) / (len(ratio) - len(held_out)))
+    weight[n:] = min(1.0, 0.5 * n / (len(ratio) - n))
     features = calibration_features(np.stack([user_count, item_count])).T
     target = np.log(np.maximum(ratio, 1e-4))
     std_calibration = _quantile_regression(features, target, weight)
@@ -104,7 +98,7 @@ def _shortened(
     parameters: Parameters,
     name: SideName,
     state: State,
-    rows: Int64s,
+    rows: Rows,
     rng: np.random.Generator,
 ) -> Float64s:
     """Return `rows` (m,) folded in from random parts of their histories, as if they were new: (m, width)."""

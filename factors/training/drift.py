@@ -163,18 +163,11 @@ def learn_drift(side: Side, step: HalfStep) -> Side:
         # A single rating says nothing of a velocity.
         rated, layout = step.rows[:, COUNT] > 1, side.layout
         velocity = step.rows[rated][:, layout.velocity]
-        variance = unpack(step.posterior.covariance[rated][:, 2 * layout.packed :], layout.dim)
-        return learn_velocities(drift, velocity, variance)
+        if len(velocity) == 0:
+            return drift
+        covariance = unpack(step.posterior.covariance[rated][:, 2 * layout.packed :], layout.dim)
+        scatter = velocity.T @ velocity + covariance.sum(axis=0)
+        prior = shrunk_covariance(scatter, len(velocity), drift.covariance)
+        return replace(drift, covariance=prior, precision=np.asarray(np.linalg.inv(prior)))
 
     return side.with_drift(learned)
-
-
-def learn_velocities(drift: Drift, mean: Float64s, covariance: Float64s) -> Drift:
-    """Return `drift` with the prior that posterior velocities, `mean` (n, d) and `covariance` (n, d, d),
-    speak for.
-    """
-    if len(mean) == 0:
-        return drift
-    scatter = mean.T @ mean + covariance.sum(axis=0)
-    learned = shrunk_covariance(scatter, len(mean), drift.covariance)
-    return replace(drift, covariance=learned, precision=np.asarray(np.linalg.inv(learned)))

@@ -139,7 +139,7 @@ class TrialFit:
         scale = observed_scale(settings.scale, by_user.value, held_out.value)
         self._settings = replace(settings, scale=scale)
         n = len(by_user.value) + len(held_out.value)
-        backend = choose_backend(n, threads=settings.threads, block_rows=settings.block_rows)
+        backend = choose_backend(n, threads=settings.threads)
         encoding = None
         if n < backend.most_apart and by_user.context is not None:
             contexts = [each for each in (by_user.context, held_out.context) if each is not None]

@@ -68,9 +68,8 @@ def flat_state(training: TrainingSet, settings: FitSettings, rank: int | None = 
     parameters = _parameters(training, settings, rank)
     # The biases take over what the latent dimensions were to explain.
     shrink = np.append(np.full(parameters.users.layout.rank, 1e-3), math.sqrt(2.0))
-    covariance = parameters.users.covariance * np.outer(shrink, shrink)
-    precision = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
-    side = replace(parameters.users, covariance=covariance, precision=precision)
+    users = parameters.users
+    side = users.with_prior(users.mean, users.covariance * np.outer(shrink, shrink))
     return State.of_priors(training, replace(parameters, users=side, items=side))
 
 

@@ -18,7 +18,7 @@ from factors.model.links import link_of
 from factors.model.parameters import Parameters
 from factors.model.quantized_rows import item_codec
 from factors.model.scale import MOST_LEVELS, scale_levels, scale_range
-from factors.model.types import Float64s, Int64s, Scale
+from factors.model.types import Float64s, Int64s, Ratings, Scale
 from factors.training.calibration import calibrate
 from factors.training.drift import best_drift, latest, narrowed, widened, with_widening
 from factors.training.initialization import FEW_RATINGS, best_start, first_rank, flat_state, initial_state
@@ -117,7 +117,8 @@ def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Ge
 
     def on_all(training: TrainingSet) -> tuple[State, dict[str, float]]:
         # From here on the sweeps are those of the fit itself.
-        grown = _with_rows_of(state, training, users, items)
+        grown = State.of_priors(training, state.parameters)
+        grown.user_rows[users], grown.item_rows[items] = state.user_rows, state.item_rows
         if may_grow:
             grown = with_rank(grown, left_out_scores, settings, rng)
         part = State.of_priors(search.part, grown.parameters)
@@ -137,10 +138,9 @@ class _Search:
         n = len(training)
         # Of few ratings a larger part, so that chance does not decide.
         size = min(max(n // 10, min(300, n // 4)), _MOST_HELD_OUT)
-        self._held_out = np.sort(rng.permutation(n)[:size])
+        held_out = np.sort(rng.permutation(n)[:size])
         self._training, self._settings, self._rng = training, settings, rng
-        self._test = HeldOut(training.by_user, self._held_out)
-        self.part = training.without(self._held_out)
+        self._test, self.part = training.ratings(held_out), training.without(held_out)
 
     def flat(self) -> State:
         """Return a state of biases alone, with the link of the settings."""
@@ -171,11 +171,11 @@ class _Search:
 
     def scores(self, state: State) -> Float64s:
         """Return nats of the ratings held out."""
-        return self._test.log_likelihoods(state)
+        return _log_likelihoods(state, self._test)
 
     def calibrated(self, state: State) -> State:
         """Return the state with deviations learned from the ratings held out."""
-        scale, std_calibration = calibrate(state, self._training.by_user, self._held_out, self._rng)
+        scale, std_calibration = calibrate(state, self._test, self._rng)
         state.parameters = narrowed(
             replace(state.parameters, variance_scale=scale, std_calibration=std_calibration)
         )
@@ -208,24 +208,21 @@ class _Search:
             return plain, begun
         other = best_start(self._training, self._settings, self._rng, context=True)
         state = self.run(State.of_rows(self.part, other.parameters, other.user_rows, other.item_rows), 10)
-        gain = self._test.log_likelihoods(state) - self._test.log_likelihoods(begun)
+        gain = self.scores(state) - self.scores(begun)
         helps = gain.mean() > gain.std() / math.sqrt(len(gain))
         return (other, state) if helps else (plain, begun)
 
     def best_context(self, state: State) -> State:
         """Return the state with effects of the contexts of ratings if that predicts best."""
-        if state.training.context is None:
-            return state
         terms = terms_of(state.parameters)
+        options = [] if state.training.context is None else [terms, replace(terms, context=True)]
         # From nothing to nearly all of an effect: what users have taken for their own comes back slowly.
-        return self._best(state, [terms, replace(terms, context=True)], sweeps=6)
+        return self._best(state, options, sweeps=6)
 
     def best_ridge(self, state: State) -> State:
         """Return the state with the implicit effects that predict best, or with none."""
-        if not self._settings.implicit_effects:
-            return state
-        terms = terms_of(state.parameters)
-        return self._best(state, [replace(terms, user_ridge=ridge, item_ridge=ridge) for ridge in _RIDGES])
+        terms, ridges = terms_of(state.parameters), _RIDGES if self._settings.implicit_effects else ()
+        return self._best(state, [replace(terms, user_ridge=ridge, item_ridge=ridge) for ridge in ridges])
 
     def best_attributes(self, state: State) -> State:
         """Return the state with effects of the attributes of either side, or both, if that predicts best."""
@@ -235,35 +232,31 @@ class _Search:
             for user, item in ((False, False), (False, True), (True, False), (True, True))
             if user <= ("user" in sides) and item <= ("item" in sides)
         ]
-        return self._best(state, options) if len(options) > 1 else state
+        return self._best(state, options)
 
     def best_motion(self, state: State, drift: float) -> State:
         """Return the state whose users move, with velocities of relative variance `drift`, if that predicts
         best."""
-        if not drift:
-            return state
         terms = terms_of(state.parameters)
         moving = replace(terms, user_drift=drift)
         # Where users move, their sessions were but steps of that.
         alone = [replace(moving, user_session=0.0)] if terms.user_session else []
-        return self._best(state, [*alone, moving, terms])
+        return self._best(state, [*alone, moving, terms] if drift else [])
 
     def best_sessions(self, state: State) -> State:
         """Return the state without the sessions of users, or those of items, if that predicts best."""
         terms = terms_of(state.parameters)
         without = [replace(terms, user_session=0.0)] if terms.user_session else []
         without += [replace(terms, item_session=0.0)] if terms.item_session else []
-        return self._best(state, [*without, terms]) if without else state
+        return self._best(state, [*without, terms])
 
     def best_sittings(self, state: State) -> State:
         """Return the state whose users' sessions lie in sittings of some length, if that predicts best."""
         terms = terms_of(state.parameters)
-        if not terms.user_session:
-            return state
         # From the simplest on, as `_best` wants it.
         lengths = [(inner * terms.user_session, outer * terms.user_session) for inner, outer in _SITTINGS]
         options = (replace(terms, user_session=inner, user_sitting=outer) for inner, outer in lengths)
-        return self._best(state, [terms, *options])
+        return self._best(state, [terms, *options] if terms.user_session else [])
 
     def best_link(self, state: State, *, in_doubt_ordinal: bool) -> State:
         """Return the state with the ordinal link if that is wanted, or predicts better. On a scale without
@@ -279,7 +272,7 @@ class _Search:
         in_steps = 0 < levels <= MOST_LEVELS
         # What is kept in doubt has as many sweeps.
         plain = state if in_steps else self.run(state.branch(terms), 8)
-        gain = self._test.log_likelihoods(ordinal) - self._test.log_likelihoods(plain)
+        gain = self.scores(ordinal) - self.scores(plain)
         doubt = gain.std() / math.sqrt(len(gain))
         # Ratings in steps are ordinal: of few, those held out must be sure that the Gaussian link is better.
         # Without steps that is the simpler one, and the other must be better for sure.
@@ -287,15 +280,18 @@ class _Search:
         return ordinal if gain.mean() > (least if in_steps else doubt) else state
 
     def _best(self, state: State, options: list[Terms], sweeps: int = 2) -> State:
-        """Return the branch of `state`, one for each of `options`, that predicts best after these `sweeps`.
+        """Return the branch of `state`, one for each of `options`, that predicts best after these `sweeps`;
+        the state itself where there is no choice.
 
         `options` go from the simplest on: a later one must be better by more than the standard error of the
         difference.
         """
         best, best_scores = state, np.full(1, -math.inf)
+        if len(options) < 2:
+            return state
         for terms in options:
             branch = self.run(state.branch(terms), sweeps)
-            scores = self._test.log_likelihoods(branch)
+            scores = self.scores(branch)
             if not np.isfinite(scores).all():
                 continue
             gain = scores - best_scores
@@ -304,29 +300,13 @@ class _Search:
         return best
 
 
-class HeldOut:
-    """Ratings kept back, and how well a state predicts them."""
-
-    def __init__(self, by_user: Compressed, held_out: Int64s) -> None:
-        self._user, self._item = by_user.row[held_out], by_user.other[held_out]
-        self._time, self._value = by_user.time[held_out], by_user.value[held_out]
-        self._context = None if by_user.context is None else by_user.context[held_out]
-
-    def log_likelihoods(self, state: State) -> Float64s:
-        """Return nats of each rating (n,); -inf for a state that is not finite."""
-        pairs = PairMoments(state.parameters, item_codec(state.parameters).encode(state.item_rows))
-        asked = (self._user, self._item, self._time, self._context)
-        mean, variance, _ = pairs.moments(state.user_rows, *asked)
-        if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
-            return np.full(len(mean), -math.inf)
-        return link_of(state.parameters).log_likelihoods(self._value, mean, variance)
-
-
-def _with_rows_of(sample: State, training: TrainingSet, users: Int64s, items: Int64s) -> State:
-    """Return a state of all of `training` whose rows at `users` and `items` are those of `sample`."""
-    state = State.of_priors(training, sample.parameters)
-    state.user_rows[users], state.item_rows[items] = sample.user_rows, sample.item_rows
-    return state
+def _log_likelihoods(state: State, of: Ratings) -> Float64s:
+    """Return nats of each of these ratings (n,), which `state` has not seen; -inf if it is not finite."""
+    pairs = PairMoments(state.parameters, item_codec(state.parameters).encode(state.item_rows))
+    mean, variance, _ = pairs.moments(state.user_rows, of.user_row, of.item_row, of.time, of.context)
+    if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
+        return np.full(len(mean), -math.inf)
+    return link_of(state.parameters).log_likelihoods(of.value, mean, variance)
 
 
 def _widened(state: State) -> State:
@@ -337,9 +317,9 @@ def _widened(state: State) -> State:
         return state
     # In drifting environments a tenth says 1 to 4 by chance, a fifth 2 to 4.
     last = latest(state.training.by_user, 0.2)
-    before, test = state.training.without(last).by_user, HeldOut(state.training.by_user, last)
+    before, test = state.training.without(last).by_user, state.training.ratings(last)
     widenings = (1.0, 2.0, 4.0, 8.0, 16.0)
-    scores = [test.log_likelihoods(_folded_in(state, wider, before)).mean() for wider in widenings]
+    scores = [_log_likelihoods(_folded_in(state, wider, before), test).mean() for wider in widenings]
     return _folded_in(state, widenings[int(np.argmax(scores))], state.training.by_user)
 
 

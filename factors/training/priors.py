@@ -94,8 +94,7 @@ def learn_side(side: Side, rows: Float64s, offsets: Float64s | float = 0.0) -> S
     # No copy of the rows, which are as much as the ratings.
     covariances = rated.astype(np.float64) @ rows[:, layout.covariance]
     scatter = deviation.T @ deviation + unpack(covariances[None], layout.dim)[0]
-    covariance = shrunk_covariance(scatter, n, side.covariance)
-    return replace(side, mean=mean, covariance=covariance, precision=np.asarray(np.linalg.inv(covariance)))
+    return side.with_prior(mean, shrunk_covariance(scatter, n, side.covariance))
 
 
 def shrunk_covariance(scatter: Float64s, n: float, before: Float64s) -> Float64s:

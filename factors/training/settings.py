@@ -25,8 +25,8 @@ class FitSettings:
     how a score becomes a rating. `implicit_effects`, `session_effects`: whether these terms are looked at;
     held-out ratings decide. `sweeps`: at most so many; stops earlier when the root mean square change of the
     predictions in one sweep falls under `tolerance` (a fraction of the range of the scale; below 50,000
-    ratings under a fifth of it). `block_rows`: rows whose normal matrices are in memory at once. `threads`:
-    for kernels of this package, BLAS is the caller's to pin. Raises `FitRefused`.
+    ratings under a fifth of it). `threads`: for kernels of this package, BLAS is the caller's to pin. Raises
+    `FitRefused`.
     """
 
     scale: Scale
@@ -36,7 +36,7 @@ class FitSettings:
     session_effects: bool = True
     sweeps: int = 40
     tolerance: float = 5e-4
-    block_rows: int = 8192
+
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class FitSettings:
             raise FitRefused("the ordinal link needs a scale with more than one value")
         if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
             raise FitRefused(f"tolerance must be a number >= 0, not {self.tolerance!r}")
-        for name in ("sweeps", "block_rows", "threads"):
+        for name in ("sweeps", "threads"):
             value = getattr(self, name)
             if not (_is_count(value) and value >= 1):
                 raise FitRefused(f"{name} must be a whole number >= 1, not {value!r}")

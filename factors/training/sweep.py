@@ -7,7 +7,7 @@ time.
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,30 +29,27 @@ from factors.training.leave_one_out import StepEntries, leave_one_out_scores
 from factors.training.priors import learn_side, least_variance, spanned, uniform_variance
 from factors.training.terms import Terms, relayout, with_terms
 from factors.training.training_set import TrainingSet
-from factors.training.units import score_range
 
 # Ratings whose slopes are computed at once, half a MB a vector, and whose scores without them, 2 KB of rows
 # each at rank 16.
 _BLOCK, _LEFT_OUT_AT_ONCE = 1 << 16, 1 << 11
 
 
+@dataclass(eq=False)
 class State:
     """A fit between two sweeps: `parameters`, `user_rows`, `item_rows` (float64), `change`: the root mean
     square change of the scores in the last sweep, in units of the range of the scale; and `steps`: the last
     half-step of each side that has had one, whose sites the next one begins with.
     """
 
-    def __init__(
-        self, training: TrainingSet, parameters: Parameters, user_rows: Float64s, item_rows: Float64s
-    ) -> None:
-        self.training = training
-        self.parameters = parameters
-        self.user_rows = user_rows
-        self.item_rows = item_rows
-        self.change = math.inf
-        self.steps: dict[SideName, HalfStep] = {}
-        self._scores: Float64s | None = None
-        self._compared: FloatTable | None = None
+    training: TrainingSet
+    parameters: Parameters
+    user_rows: Float64s
+    item_rows: Float64s
+    change: float = field(default=math.inf, init=False)
+    steps: dict[SideName, HalfStep] = field(default_factory=dict, init=False)
+    _scores: Float64s | None = field(default=None, init=False)
+    _compared: FloatTable | None = field(default=None, init=False)
 
     @staticmethod
     def of_priors(training: TrainingSet, parameters: Parameters) -> "State":
@@ -230,7 +227,7 @@ class State:
         # The sites know the scores without their own rating: no further pass over the ratings.
         scores = user_step.sites.mean[:: self._compared_each].astype(np.float32)
         # In units of the range, so that a change of the unit of an ordinal model's scores is no change.
-        self._compare((scores - float(parameters.cuts.mean())) / score_range(parameters))
+        self._compare((scores - float(parameters.cuts.mean())) / parameters.score_range)
         # Of 60,000 synthetic ratings these and all give distances of cut points that differ by 2 % at most.
         entries, mean, variance = self.leave_one_out(10_000)
         level = rating_levels(parameters.scale, self.training.by_user.value[entries])

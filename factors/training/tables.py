@@ -14,21 +14,21 @@ from factors.inference.half_step import Iteration, begun
 from factors.inference.ordinal import NO_SITES, Sites
 from factors.inference.side_moments import prior_rows
 from factors.model.columns import Columns
-from factors.model.layout import COUNT
+from factors.model.layout import COUNT, Layout, triangle
 from factors.model.parameters import Parameters, Side, to_model
 from factors.model.quantized_rows import QuantizedTable, item_codec
+from factors.model.scale import scale_range
 from factors.model.types import Bools, Float32s, Float64s, Int64s
 from factors.posterior.fitted import Fitted
 from factors.training.drift import widened
 from factors.training.priors import learn_cold_start
 from factors.training.sweep import State
 from factors.training.training_set import TrainingSet
-from factors.training.units import in_rating_units
 
 
 def finish(state: State, metrics: dict[str, float]) -> Fitted:
     """Return the tables as they are published. The state has no rows any more. Raises `FitDiverged`."""
-    parameters, user_rows, item_rows = in_rating_units(state.parameters, state.user_rows, state.item_rows)
+    parameters, user_rows, item_rows = _in_rating_units(state.parameters, state.user_rows, state.item_rows)
     keep = state.training.by_user.counting()
     sites = _sites(state, parameters, slice(None) if keep is None else keep)
     # The last half-step reads no ratings by item.
@@ -43,7 +43,7 @@ def served(state: State, metrics: dict[str, float], rows: Int64s) -> Fitted:
     """Return the tables as `finish` does, of the users those at `rows` alone: the others are as the sweeps
     left them, and so is the state. Raises `FitDiverged`.
     """
-    parameters, user_rows, item_rows = in_rating_units(state.parameters, state.user_rows, state.item_rows)
+    parameters, user_rows, item_rows = _in_rating_units(state.parameters, state.user_rows, state.item_rows)
     parameters, items = _stored(parameters, user_rows, item_rows, state.training)
     del item_rows
     users, begin = user_rows.astype(np.float32), user_rows[rows]
@@ -121,3 +121,56 @@ def _priors(side: Side, rows: Int64s, attributes: Columns | None) -> Float64s:
     if attributes is None:
         return np.repeat(prior_rows(side, 1), len(rows), axis=0)
     return prior_rows(side, len(rows), attributes.take(rows))
+
+
+def _in_rating_units(
+    parameters: Parameters, user_rows: Float64s, item_rows: Float64s
+) -> tuple[Parameters, Float64s, Float64s]:
+    """Return the same model and rows with scores about in units of the ratings, as they leave a fit: without
+    this, those of an ordinal model would wander from fit to fit. Writes to neither.
+    """
+    if parameters.link == "gaussian":
+        return parameters, user_rows, item_rows
+    factor = scale_range(parameters.scale) / parameters.score_range
+    # Both sides share the unit of their products; a bias has all of it.
+    vector = np.append(np.full(parameters.users.layout.rank, math.sqrt(factor)), factor)
+    context = parameters.context
+    result = replace(
+        parameters,
+        mean=parameters.mean * factor,
+        noise=parameters.noise * factor * factor,
+        cuts=parameters.cuts * factor,
+        users=_scaled_side(parameters.users, vector),
+        items=_scaled_side(parameters.items, vector),
+        context=context and replace(context, effects=context.effects * vector),
+    )
+    return (
+        result,
+        _scaled_rows(parameters.users.layout, user_rows, vector),
+        _scaled_rows(parameters.items.layout, item_rows, vector),
+    )
+
+
+def _scaled_side(side: Side, vector: Float64s) -> Side:
+    squares, factor = np.outer(vector, vector), float(vector[-1])
+    return replace(
+        side.with_drift(lambda drift: drift.scaled(squares)),
+        mean=side.mean * vector,
+        covariance=side.covariance * squares,
+        precision=side.precision / squares,
+        session_variance=side.session_variance * factor * factor,
+        sitting_variance=side.sitting_variance * factor * factor,
+        attribute_effects=None if side.attribute_effects is None else side.attribute_effects * vector,
+    )
+
+
+def _scaled_rows(layout: Layout, rows: Float64s, vector: Float64s) -> Float64s:
+    triangle_rows, triangle_columns, _ = triangle(layout.dim)
+    factor, rows = float(vector[-1]), rows.copy()
+    rows[:, layout.velocity] *= vector[: layout.dim * layout.moving]
+    rows[:, layout.mean] *= vector
+    rows[:, layout.covariance] *= vector[triangle_rows] * vector[triangle_columns]
+    rows[:, layout.implicit_effect] *= vector
+    rows[:, layout.effects] *= factor
+    rows[:, layout.variances] *= factor * factor
+    return rows

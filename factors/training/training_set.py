@@ -22,7 +22,7 @@ from factors.inference.histories import (
 from factors.model.columns import Columns
 from factors.model.context import ContextEncoding
 from factors.model.parameters import SideName
-from factors.model.types import Float64s, Int64s
+from factors.model.types import Float64s, Int64s, Ratings
 from factors.training.effects.attribute_effects import AttributeEffects, NoAttributeEffects
 from factors.training.effects.implicit_effects import ImplicitEffects, NoImplicitEffects
 
@@ -77,11 +77,11 @@ class TrainingSet:
     attributes: Mapping[SideName, Columns] = field(default_factory=dict)
     context: ContextEncoding | None = None
     # Sorting times and factorising Gram matrices take seconds on large sets: once for all states.
-    _sessions: dict[tuple[SideName, float, float], Sessions] = field(default_factory=dict)
-    _of_samples: dict[tuple[SideName, float, float, int], Int64s] = field(default_factory=dict)
-    _implicit: dict[tuple[SideName, float], ImplicitEffects] = field(default_factory=dict)
-    _regressions: dict[SideName, AttributeEffects] = field(default_factory=dict)
-    _samples: dict[int, tuple[Int64s, Int64s]] = field(default_factory=dict)
+    _sessions: dict[tuple[SideName, float, float], Sessions] = field(init=False, default_factory=dict)
+    _of_samples: dict[tuple[SideName, float, float, int], Int64s] = field(init=False, default_factory=dict)
+    _implicit: dict[tuple[SideName, float], ImplicitEffects] = field(init=False, default_factory=dict)
+    _regressions: dict[SideName, AttributeEffects] = field(init=False, default_factory=dict)
+    _samples: dict[int, tuple[Int64s, Int64s]] = field(init=False, default_factory=dict)
 
     @staticmethod
     def of(
@@ -108,23 +108,24 @@ class TrainingSet:
 
     def by_user_alone(self) -> "TrainingSet":
         """Return the same without the ratings by item, and without what was computed from them."""
-        return TrainingSet(self.by_user, NO_HISTORIES, self.backend, self.attributes, self.context)
+        return replace(self, by_item=NO_HISTORIES)
 
     def anew(self) -> "TrainingSet":
         """Return the same without what was computed from it."""
-        return TrainingSet(self.by_user, self.by_item, self.backend, self.attributes, self.context)
+        return replace(self)
 
     def of_users(self, rows: Int64s) -> "TrainingSet":
         """Return the users at `rows` (m,), ascending, alone, without the ratings by item."""
         attributes = dict(self.attributes)
         if "user" in attributes:
             attributes["user"] = attributes["user"].take(rows)
-        return TrainingSet(self.by_user.of_rows(rows), NO_HISTORIES, self.backend, attributes, self.context)
+        by_user = self.by_user.of_rows(rows)
+        return replace(self, by_user=by_user, by_item=NO_HISTORIES, attributes=attributes)
 
     def without_times(self) -> "TrainingSet":
         """Return the same ratings, of unknown time: 16 bytes a rating less."""
         by_user, by_item = (replace(each, time=_none(each.time)) for each in (self.by_user, self.by_item))
-        return TrainingSet(by_user, by_item, self.backend, self.attributes, self.context)
+        return replace(self, by_user=by_user, by_item=by_item)
 
     def with_ratings(self, by_user: Compressed) -> tuple["TrainingSet", dict[SideName, Int64s]]:
         """Return the same and these ratings of pairs that it does not have, without ordering all again; and
@@ -159,14 +160,17 @@ class TrainingSet:
         rated = np.count_nonzero(self.by_user.counts) + np.count_nonzero(self.by_item.counts)
         return len(self) <= int(rated)
 
-    def only(self, entries: Int64s) -> "TrainingSet":
-        """Return the same users and items with these `entries` of `by_user` alone."""
-        part = self.by_user.only(entries)
-        return TrainingSet.of(part, self.by_item.rows, self.backend, self.attributes, self.context)
+    def ratings(self, entries: Int64s) -> Ratings:
+        """Return the ratings at these `entries` of `by_user`."""
+        by_user, rows = self.by_user, (self.by_user.row[entries], self.by_user.other[entries])
+        context = None if by_user.context is None else by_user.context[entries]
+        user_row, item_row = (each.astype(np.int32) for each in rows)
+        return Ratings(user_row, item_row, by_user.value[entries], by_user.time[entries], context)
 
     def without(self, held_out: Int64s) -> "TrainingSet":
         """Return the same users and items without the ratings at these entries of `by_user`."""
-        return self.only(np.delete(np.arange(len(self)), held_out))
+        part = self.by_user.only(np.delete(np.arange(len(self)), held_out))
+        return TrainingSet.of(part, self.by_item.rows, self.backend, self.attributes, self.context)
 
     def sample(self, most: int) -> tuple[Int64s, Int64s]:
         """Return at most `most` ratings, at random: their entries in `by_user` and in `by_item`."""

@@ -44,8 +44,6 @@ _NEWEST_FROM = 100
 # New ratings that are so small a part of an item's move its scores by about as small a part of how far they
 # are from these.
 _FEW_NEW = 0.01
-# Rows whose normal matrices are in memory at once.
-_BLOCK_ROWS = 8192
 _NOT_DESCRIBED: Mapping[SideName, Columns] = MappingProxyType({})
 
 
@@ -183,10 +181,10 @@ def _folded(
     order = order[order_by_pair(row[order], order, threads=threads)]
     ends = np.concatenate([[0], np.cumsum(np.bincount(row[order], minlength=len(current))[changed_row])])
     rows, start = current.copy(), 0
-    loops = choose_backend(len(order), threads=threads, block_rows=_BLOCK_ROWS)
+    loops = choose_backend(len(order), threads=threads)
     while start < len(changed_row):
         # Loops compute no rows that came after the fit.
-        backend = loops if changed_row[start] < n_known else NumpyBackend(_BLOCK_ROWS)
+        backend = loops if changed_row[start] < n_known else NumpyBackend()
         last = ends[start] + backend.at_once
         # At least one, however many ratings it has.
         stop = max(start + 1, int(np.searchsorted(ends, last, side="right")) - 1)

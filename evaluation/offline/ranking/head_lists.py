@@ -30,7 +30,7 @@ def top_by_served_score(question: Question, fitted: Fitted, seed: int) -> Predic
     for start in range(0, len(users), USERS_AT_ONCE):
         part = users[start : start + USERS_AT_ONCE]
         asked = (fitted.users[part], histories_of(question, part), question.top, seen_by(question, part))
-        for line, found in zip(top[start:], ranker.top(scorer, *asked, exact=True), strict=False):
+        for line, found in zip(top[start:], ranker.top(scorer, *asked), strict=False):
             line[: len(found.item_rows)] = found.item_rows
     return Predicted(top=top, note=_note(head))
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from factors.inference.backend import MANY_RATINGS, HalfStepBackend, NumpyBackend, RatedSets
-from factors.inference.compiled import entry_kernels, score_kernels, session_kernels, solve_kernels
+from factors.inference.compiled import entry_kernels, score_kernels, solve_kernels
 from factors.inference.compiled.loading import Kernel, compile_loops
 from factors.inference.context import ContextShifts
 from factors.inference.entry_moments import HalfStepInput, Posterior
@@ -48,9 +48,9 @@ _NO_ROWS: Float32s = np.zeros((0, 0), dtype=np.float32)
 _NO_ROWS64: Float64s = np.zeros((0, 0))
 
 
-def choose_backend(n_ratings: int, *, threads: int, block_rows: int) -> HalfStepBackend:
+def choose_backend(n_ratings: int, *, threads: int) -> HalfStepBackend:
     """Return the backend of a fit: compiled loops where so many ratings pay for them."""
-    return LoopBackend(load_loops(), threads) if n_ratings >= MANY_RATINGS else NumpyBackend(block_rows)
+    return LoopBackend(load_loops(), threads) if n_ratings >= MANY_RATINGS else NumpyBackend()
 
 
 class LoopBackend:
@@ -310,7 +310,7 @@ class _Entries:
             effects = self._with_sittings(sums, effects)
             of_groups = (sessions.key, matters(sessions, effects.mean), effects.mean, effects.variance)
             groups = (of_row, *of_groups, layout.dim, layout.slots)
-            self._run(session_kernels.write_sessions, of_row, *groups, rows)
+            self._run(entry_kernels.write_sessions, of_row, *groups, rows)
         posterior = Posterior(rows[:, layout.mean], rows[:, layout.covariance], effects)
         if layout.moving:
             rows[:, layout.velocity] = states[:, layout.dim :]
@@ -387,7 +387,7 @@ class _Entries:
             indptr = np.searchsorted(sessions.group, np.arange(n + 1))
             known = (indptr, sessions.entry, self._other, *seen, *self._motion, dim)
             known = (*known, self._own.session_variance)
-            self._run(session_kernels.sum_groups, indptr, *known, *sums)
+            self._run(entry_kernels.sum_groups, indptr, *known, *sums)
         if len(sessions.sitting):
             Sittings.of(self._own, sessions.sitting).add_sums(*sums)
         return sums
@@ -508,8 +508,8 @@ def _aligned(rows: int, columns: int) -> Float32s:
 LOOPS: tuple[Kernel, ...] = (
     solve_kernels.read_rows,
     solve_kernels.solve_rows,
-    session_kernels.sum_groups,
-    session_kernels.write_sessions,
+    entry_kernels.sum_groups,
+    entry_kernels.write_sessions,
     solve_kernels.sum_rows,
     entry_kernels.match_sessions,
     entry_kernels.look_back,

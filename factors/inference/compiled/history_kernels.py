@@ -11,6 +11,7 @@ All memory that they work in is laid out as `reading_kernels` says.
 
 import math
 
+from factors.inference.compiled.loading import Array
 from factors.inference.compiled.posterior_kernels import set_prior, solve, sum_entries, take_sites
 from factors.inference.compiled.reading_kernels import (
     AT_REST,
@@ -36,7 +37,6 @@ from factors.inference.compiled.reading_kernels import (
     TAKEN,
     VARIANCE,
     WIDTH,
-    Array,
     group_entries,
     read_entries,
 )

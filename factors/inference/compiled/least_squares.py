@@ -6,17 +6,15 @@ Invariant: rows are those of `half_steps.solve_rows` but for rounding. A row dep
 # ruff: noqa: C901, PLR0912, PLR0917  numba inlines loops, not calls, and takes no keyword-only arguments
 
 import math
-from typing import Any
 
 import numpy as np
+
+from factors.inference.compiled.loading import Array
 
 # Events whose rows are gathered for one product by BLAS: with ranks of some dozens these stay in the caches.
 _AT_ONCE = 256
 # Rows of a matrix are changed by whole registers, several at a time: so many float32 numbers fill them.
 _LANES = 32
-
-# Numba reads no annotations: every argument below is an array or a number.
-Array = Any
 
 
 def solve_events(

@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import Any
 
 Kernel = Callable[..., Any]
+# Of the arguments of loops: numba reads no annotations, and mypy no arrays of lanes.
+Array = Any
 
 
 def compile_loops(

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from factors.inference.compiled.loading import Array
 from factors.inference.compiled.reading_kernels import (
     ABOVE,
     BELOW,
@@ -44,7 +45,6 @@ from factors.inference.compiled.reading_kernels import (
     VARIANCE,
     WEIGHT,
     WEIGHTS,
-    Array,
     filled,
     wide,
 )

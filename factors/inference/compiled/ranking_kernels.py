@@ -7,12 +7,10 @@ Invariant: what they write is what `factors/ranking/` does in numpy, but for rou
 # ruff: noqa: PLR0912, PLR0917  numba inlines loops, not calls, and takes no keyword-only arguments
 
 import math
-from typing import Any
 
 import numpy as np
 
-# Numba reads no annotations: every argument below is an array or a number.
-Array = Any
+from factors.inference.compiled.loading import Array
 
 # A cosine of 1 as it is kept.
 ONE = 65535

@@ -16,14 +16,11 @@ float64 has the posterior covariance, a Cholesky factor and its inverse, and the
 # ruff: noqa: PLR0912, PLR0915, PLR0917  numba takes no keyword-only arguments
 
 import math
-from typing import Any
 
+from factors.inference.compiled.loading import Array
 from factors.inference.compiled.score_kernels import LANES
 from factors.inference.motion import FARTHEST_TIME, MOST_AGE
 from factors.model.scale import HALF
-
-# Numba reads no annotations: every argument below is an array or a number.
-Array = Any
 
 # Rows of a block of `entry`, and how many there are.
 BIAS, SCALE, OFFSET, BEYOND, WEIGHT, LINEAR, BELOW, ABOVE, TIME = range(9)

@@ -6,12 +6,12 @@ Invariant: scores and sites are those of `entry_moments` and `ordinal` but for t
 # ruff: noqa: PLR0912, PLR0915, PLR0917  numba inlines loops, not calls, and takes no keyword-only arguments
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.polynomial import chebyshev
 from scipy.special import erfcx
 
+from factors.inference.compiled.loading import Array
 from factors.inference.ordinal import LEAST_CAVITY as _LEAST_CAVITY
 from factors.model.scale import HALF
 from factors.model.types import Float64s
@@ -39,9 +39,6 @@ def _mills_polynomial() -> Float64s:
 MILLS = _mills_polynomial()
 # Those of `exp`, for -0.625 to 0: squared six times it is `exp` down to -40, to 1e-14 of itself.
 EXP = np.array([1.0 / math.factorial(power) for power in range(11, -1, -1)])
-
-# Numba reads no annotations, and mypy no arrays of lanes: every argument below is an array or a number.
-Array = Any
 
 
 def score_entries(

@@ -14,17 +14,15 @@ A table of the other side, float32 (m, w), has for each row, with `f = [latent, 
 # ruff: noqa: PLR0912, PLR0915, PLR0917  numba inlines loops, not calls, and takes no keyword-only arguments
 
 import math
-from typing import Any
 
 import numpy as np
+
+from factors.inference.compiled.loading import Array
 
 # Rows whose matrices are inverted together: so many float64 numbers fill a vector register of AVX-512.
 LANES = 8
 # Entries summed in float32 before the sum goes on in float64: rounding stays that of a single float32.
 _BLOCK = 64
-
-# Numba reads no annotations, and mypy no arrays of lanes: every argument below is an array or a number.
-Array = Any
 
 
 def read_rows(start: int, stop: int, rows: Array, dim: int, sets: bool, table: Array) -> None:

@@ -37,7 +37,7 @@ def expected_ratings(
     if len(known.value) == 0:
         return None
     settings = FitSettings(scale, rank=_RANK, threads=threads)
-    backend = LoopBackend(load_loops(), threads) if compiled else NumpyBackend(settings.block_rows)
+    backend = LoopBackend(load_loops(), threads) if compiled else NumpyBackend()
     try:
         state = initial_state(TrainingSet.of(known, n_items, backend), settings, rng).run(_FIRST_SWEEPS)
         fitted = finish(state.branch(Terms("gaussian", _RIDGE, _RIDGE)).run(_SWEEPS), {})

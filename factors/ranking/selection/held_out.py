@@ -9,7 +9,7 @@ import numpy as np
 from factors.inference.histories import Compressed
 from factors.model.types import Bools, Float32s, Float64s, Histories, Int64s, UInt8s
 from factors.ranking.parameters import later_events
-from factors.ranking.type_weights import TYPE_CODES, TypeTable, TypeWeight
+from factors.ranking.type_weights import TYPE_CODES, TypeTable, TypeWeight, kept
 
 # A tenth of the events is held out: so many are learned less than will be.
 _SHARE = 0.1
@@ -48,9 +48,9 @@ class HeldOut:
         typed: "Typed | None" = None,
     ) -> "HeldOut":
         """Hold out the entries `held` (n,). `typed`: what tells which of these are wanted; None: all."""
-        known, wanted = _part(by_user, ~held), _part(by_user, held)
+        known, wanted = kept(by_user, ~held), kept(by_user, held)
         if typed is not None:
-            wanted = _part(wanted, typed.wanted(wanted))
+            wanted = kept(wanted, typed.wanted(wanted))
         users = np.flatnonzero(wanted.counts)
         most = max(1, min(_MOST_USERS, _MOST_SCORES // max(1, n_items)))
         if len(users) > most:
@@ -62,7 +62,7 @@ class HeldOut:
         # Of ratings that are all alike each is as good.
         grade = (wanted.value[asked] - low) / (high - low) if high > low else np.ones(int(asked.sum()))
         row, item = among[wanted.row[asked]], wanted.other[asked]
-        listed = _part(known, among[known.row] >= 0)
+        listed = kept(known, among[known.row] >= 0)
         indptr = np.concatenate([[0], np.cumsum(listed.counts[users])])
         # As they were written, by which recency goes where times are unknown.
         order = np.lexsort((listed.source, listed.row))
@@ -78,14 +78,8 @@ class HeldOut:
         """Return where what each user wants begins and ends (u + 1,)."""
         return np.searchsorted(self.row, np.arange(len(self.users) + 1))
 
-    def quality(self, scores: Float32s, gain: Float64s | None = None, depth: int = DEPTH) -> Float64s:
-        """Return NDCG at `depth` (u,) of lists by `scores` (u, n_items), which are overwritten; see
-        `gained`.
-        """
-        return self.gained(self.before(scores, slice(0, len(self.users)), depth), gain, depth)
-
-    def before(self, scores: Float32s, rows: slice, depth: int = DEPTH) -> Int64s:
-        """Return how many items, `depth` where that many and more, stand before each wanted one (m,) of the
+    def before(self, scores: Float32s, rows: slice) -> Int64s:
+        """Return how many items, `DEPTH` where that many and more, stand before each wanted one (m,) of the
         users `rows`, by their `scores` (b, n_items), which are overwritten. What is in a history is not
         listed.
         """
@@ -95,7 +89,7 @@ class HeldOut:
         first, last = np.searchsorted(self.row, [rows.start, rows.stop])
         row = self.row[first:last] - rows.start
         # One more than are listed: what is no better than that one may not be in the list.
-        most = min(depth + 1, scores.shape[1])
+        most = min(DEPTH + 1, scores.shape[1])
         best = np.partition(scores, scores.shape[1] - most, axis=1)[:, scores.shape[1] - most :]
         own = scores[row, self.item[first:last]]
         # Equal scores count as ranked before: a list that does not decide wins nothing.
@@ -166,7 +160,7 @@ class Typed:
 
     def ratings(self, data: Compressed) -> Compressed:
         """Return the events that are ratings."""
-        return _part(data, self.codes[data.source] == 0)
+        return kept(data, self.codes[data.source] == 0)
 
 
 def hold_out(by_user: Compressed, rng: np.random.Generator) -> tuple[Bools, Bools | None]:
@@ -184,8 +178,3 @@ def hold_out(by_user: Compressed, rng: np.random.Generator) -> tuple[Bools, Bool
     if not latest.any() or np.mean(by_user.time[latest] > before[by_user.row[latest]]) < 0.5:
         return random, None
     return random, latest
-
-
-def _part(data: Compressed, keep: Bools) -> Compressed:
-    indptr = np.concatenate([[0], np.cumsum(keep)])[data.indptr]
-    return Compressed(indptr, data.other[keep], data.value[keep], data.time[keep], data.source[keep])

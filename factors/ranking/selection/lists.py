@@ -14,11 +14,10 @@ from factors.inference.compiled.loading import Kernel, compile_loops
 from factors.inference.compiled.ranking_kernels import add_neighbours, find_places
 from factors.inference.histories import Compressed, compress
 from factors.model.types import Float32s, Float64s, Int64s, UInt8s
-from factors.ranking.choices import RankingChoices
 from factors.ranking.half_steps import Events, solve_rows
 from factors.ranking.neighbours import Neighbours
-from factors.ranking.parameters import RankingParameters, later_events, recency_weights
-from factors.ranking.selection.held_out import DEPTH, HeldOut
+from factors.ranking.parameters import RankingChoices, RankingParameters, later_events, recency_weights
+from factors.ranking.selection.held_out import HeldOut
 from factors.ranking.type_weights import TypeTable, event_counts
 
 # Scores that are in memory at once, for each thread: 4 MB.
@@ -96,7 +95,7 @@ class Lists:
 
     def qualities(self, scores: Scores) -> list[Float64s]:
         """Return NDCG at `DEPTH` (u,) of each kind of `scores`."""
-        return [self.held.gained(before, depth=DEPTH) for before in self.places(scores)]
+        return [self.held.gained(before) for before in self.places(scores)]
 
     def _before(self, scores: Float32s, rows: slice) -> Int64s:
         held, wanted = self.held, self.held.wanted_indptr

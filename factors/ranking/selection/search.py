@@ -9,7 +9,7 @@ of finding the latest. The fits are short, and go on from each other.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -19,15 +19,15 @@ from factors.inference.backend import MANY_RATINGS
 from factors.inference.histories import Compressed
 from factors.model.types import Bools, Float32s, Float64s, Scale, UInt8s
 from factors.ranking.blending import blended
-from factors.ranking.choices import RankingChoices
 from factors.ranking.neighbours import Neighbours, no_neighbours
-from factors.ranking.parameters import RankingParameters
+from factors.ranking.parameters import RankingChoices, RankingParameters
 from factors.ranking.regressions import regressions
 from factors.ranking.selection.expected import expected_ratings
 from factors.ranking.selection.held_out import LEAST_WANTED, SHORT, HeldOut, Typed, hold_out
 from factors.ranking.selection.lists import Lists
 from factors.ranking.selection.succession import surely_better
-from factors.ranking.training import fit_factors, said
+from factors.ranking.training import fit_factors, fit_sparse, said
+from factors.ranking.type_weights import kept
 
 # Of fewer events less than a hundred are held out, and chance would choose.
 LEAST_EVENTS = 1_000
@@ -134,10 +134,8 @@ class _Search:
         choices = replace(choices, rank=_RANK, sweeps=_FIRST_SWEEPS)
         self.factors = self._fit(choices)
         choices = replace(choices, sweeps=_SWEEPS)
-        most, known = choices.neighbours, self.held.known
-        how: dict[str, Any] = {"threads": self.threads, "compiled": self.compiled}
-        told = said(known, self.begin, self._codes)
-        found = regressions(known, self.n_items, told, most=most, **how)
+        most, known, how = choices.neighbours, self.held.known, self._how
+        found = regressions(known, self.n_items, said(known, self.begin, self._codes), most=most, **how)
         terms: dict[tuple[int, float], tuple[float, Float64s, Neighbours]] = {}
 
         def sparse(most: int, ridge: float) -> float:
@@ -157,9 +155,11 @@ class _Search:
         weight, _, self.neighbours = terms[best]
         choices = replace(choices, neighbours=best[0], neighbour_ridge=best[1], sparse_weight=weight)
         for name in ("negatives", "ridge"):
-            choices = self._moved(choices, name, lambda value, up: value * _STEP**up)
+            change = partial(_changed, choices, name)
+            choices = self._moved(getattr(choices, name), lambda value, up: value * _STEP**up, change)
         for name in ("user_power", "item_power"):
-            choices = self._moved(choices, name, lambda value, up: value + _POWER_STEP * up)
+            change = partial(_changed, choices, name)
+            choices = self._moved(getattr(choices, name), lambda value, up: value + _POWER_STEP * up, change)
         weight, _ = self._weighted(choices, self.neighbours)
         choices = replace(choices, sparse_weight=weight)
         self.enough = self._settled(choices)
@@ -178,6 +178,10 @@ class _Search:
     def _codes(self) -> UInt8s | None:
         return None if self.typed is None else self.typed.codes
 
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"threads": self.threads, "compiled": self.compiled}
+
     def weights(self, choices: RankingChoices) -> RankingChoices:
         """Return choices with the weight of one type after the other moved to where lists are best."""
         if self.typed is None:
@@ -186,30 +190,10 @@ class _Search:
         for code in sorted(self.typed.open_codes):
             # Of fewer, chance would choose.
             if events[code] >= LEAST_WANTED:
-                choices = self._weight_moved(choices, code)
+                weight = next(each.weight or 1.0 for each in choices.types if each.code == code)
+                change = partial(_weighed, choices, code)
+                choices = self._moved(weight, lambda value, up: value * _RIDGE_STEP**up, change)
         return choices
-
-    def _weight_moved(self, choices: RankingChoices, code: int) -> RankingChoices:
-        found: dict[float, tuple[RankingChoices, Factors]] = {}
-
-        def measure(value: float) -> float:
-            types = (replace(each, weight=value) if each.code == code else each for each in choices.types)
-            return self._measured(replace(choices, types=tuple(types)), found, value)
-
-        weight = next(each.weight or 1.0 for each in choices.types if each.code == code)
-        best = climb(weight, lambda value, up: value * _RIDGE_STEP**up, measure)
-        chosen, self.factors = found[best]
-        return chosen
-
-    def _measured(
-        self,
-        choices: RankingChoices,
-        found: dict[float, tuple[RankingChoices, Factors]],
-        value: float,
-    ) -> float:
-        """Return how good lists are with these choices, and keep the factors with `value`."""
-        found[value] = choices, self._fit(choices)
-        return float(self._quality(choices, found[value][1]).mean())
 
     def recency(self, choices: RankingChoices, anytime: "_Search") -> RankingChoices:
         """Return choices with as little recency as is as good as the best that costs little: `anytime` is a
@@ -240,12 +224,9 @@ class _Search:
         """Return what says which part of the quality of lists is lost by other choices than these, which have
         the same factors. Fits these.
         """
-        known, most = self.held.known, choices.neighbours
         factors = self.factors = self._fit(replace(choices, sweeps=_FIRST_SWEEPS))
-        told = said(known, choices, self._codes)
-        how: dict[str, Any] = {"threads": self.threads, "compiled": self.compiled}
-        found = regressions(known, self.n_items, told, most=most, **how)
-        self.neighbours = (found.fit_all if most >= self.n_items else found.fit)(choices.neighbour_ridge)
+        known = self.held.known, self.n_items, choices
+        self.neighbours = fit_sparse(*known, codes=self._codes, **self._how)
         plain = max(float(self._quality(choices, factors).mean()), 1e-12)
 
         @cache
@@ -263,8 +244,7 @@ class _Search:
         held, relevance, rating = self.held, self._relevance(choices, self._best()), None
         rated = held.known if self.typed is None else self.typed.ratings(held.known)
         if scale.low < scale.high:
-            how: dict[str, Any] = {"threads": self.threads, "compiled": self.compiled}
-            rating = expected_ratings(rated, self.n_items, held.users, scale, rng, **how)
+            rating = expected_ratings(rated, self.n_items, held.users, scale, rng, **self._how)
         gammas = _GAMMAS if rating is not None else (0.0,)
 
         def scores(rows: slice) -> Iterator[Float32s]:
@@ -280,24 +260,25 @@ class _Search:
         return plain, {gamma: held.gained(each, held.gain, SHORT) for gamma, each in places.items()}
 
     def _moved(
-        self, choices: RankingChoices, name: str, move: Callable[[float, int], float]
+        self, start: float, move: Callable[[float, int], float], change: Callable[[float], RankingChoices]
     ) -> RankingChoices:
-        """Return choices with `name` moved to where lists are best, and keep the factors that go with it."""
+        """Return the choices of the value with which lists are best, and keep the factors that go with it."""
         tried: dict[float, tuple[RankingChoices, Factors]] = {}
 
         def measure(value: float) -> float:
-            change: dict[str, Any] = {name: value}
-            return self._measured(replace(choices, **change), tried, value)
+            choices = change(value)
+            tried[value] = choices, self._fit(choices)
+            return float(self._quality(*tried[value]).mean())
 
-        best, self.factors = tried[climb(getattr(choices, name), move, measure)]
+        best, self.factors = tried[climb(start, move, measure)]
         return best
 
     def _fit(self, choices: RankingChoices) -> Factors:
         begin = None if self.factors is None else self.factors[1]
         # All begin alike: a choice must not win by its start.
         rng = np.random.default_rng(1)
-        how: dict[str, Any] = {"rng": rng, "begin": begin, "threads": self.threads, "codes": self._codes}
-        return fit_factors(self.held.known, self.n_items, choices, compiled=self.compiled, **how)
+        known = self.held.known, self.n_items, choices
+        return fit_factors(*known, rng=rng, begin=begin, codes=self._codes, **self._how)
 
     def _best(self) -> Factors:
         if self.factors is None:
@@ -332,6 +313,16 @@ class _Search:
         found = dict(zip(_SPARSE_WEIGHTS, self.lists.qualities(scores), strict=True))
         best = max(found, key=lambda weight: float(found[weight].mean()))
         return best, found[best]
+
+
+def _changed(choices: RankingChoices, name: str, value: float) -> RankingChoices:
+    change: dict[str, Any] = {name: value}
+    return replace(choices, **change)
+
+
+def _weighed(choices: RankingChoices, code: int, weight: float) -> RankingChoices:
+    types = (replace(each, weight=weight) if each.code == code else each for each in choices.types)
+    return replace(choices, types=tuple(types))
 
 
 def _best_power(
@@ -385,8 +376,6 @@ def _sample(by_user: Compressed, n_items: int, rng: np.random.Generator) -> tupl
     number = np.full(n_items, -1, dtype=np.int64)
     number[chosen] = np.arange(len(chosen))
     keep = taken[by_user.row] & (number[by_user.other] >= 0)
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(by_user.row[keep], minlength=by_user.rows)[users])])
-    entries = Compressed(
-        indptr, number[by_user.other[keep]], by_user.value[keep], by_user.time[keep], by_user.source[keep]
-    )
-    return entries, len(chosen)
+    found = kept(by_user, keep)
+    indptr = np.append(0, np.cumsum(found.counts[users]))
+    return replace(found, indptr=indptr, other=number[found.other]), len(chosen)

@@ -9,8 +9,8 @@ import pytest
 
 from factors import Bools, Float64s, Histories, Int64s, Link, Ranker, Ratings, Scale, Scorer, posterior_of
 from factors.inference.histories import compress_pairs
-from factors.ranking.choices import RankingChoices
 from factors.ranking.head import RankingHead
+from factors.ranking.parameters import RankingChoices
 from factors.ranking.training import fit_with
 from factors.serving.blended import Blended, BlendedRanker
 from factors.serving.compiled_lists import LOOPS, list_loops

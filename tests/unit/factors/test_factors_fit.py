@@ -249,7 +249,7 @@ def error_of_biases(data: OddData, learned: Ratings, held_out: Ratings) -> float
 def half_step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     n = 1 if request.param == "compiled" else 10_000_000
     monkeypatch.setattr("factors.inference.compiled.backend.MANY_RATINGS", n)
-    assert isinstance(choose_backend(2, threads=1, block_rows=64), LoopBackend) == (n == 1)
+    assert isinstance(choose_backend(2, threads=1), LoopBackend) == (n == 1)
     if request.param == "compiled":
         # Terms are chosen by a part of the ratings, as those of large data are.
         monkeypatch.setattr(model_selection, "_MOST_RATINGS", 400)

@@ -39,7 +39,7 @@ def scores_of(items: np.ndarray, user: np.ndarray) -> np.ndarray:
 def recall(ranker: Ranker, items: np.ndarray, users: np.ndarray, allowed: Bools | None = None) -> float:
     """How much of the best ten is found; an exact ranking has the best, equal ones in any order."""
     nothing = [NOTHING] * len(users)
-    exact = ranker.top(users, 10, nothing, exact=True, allowed=allowed)
+    exact = Ranker(posterior_of(MODEL), items).top(users, 10, nothing, allowed=allowed)
     for user, ranked in zip(users, exact, strict=True):
         scores = scores_of(items, user)
         best = np.sort(scores if allowed is None else scores[allowed])[::-1][:10]

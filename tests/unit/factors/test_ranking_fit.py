@@ -11,9 +11,9 @@ from factors.inference.compiled.least_squares import solve_events
 from factors.inference.histories import Compressed, compress_pairs
 from factors.ranking import fit as ranking_fit
 from factors.ranking import half_steps, regressions
-from factors.ranking.choices import choices_of
 from factors.ranking.half_steps import Events, Prior, solve_rows
 from factors.ranking.neighbours import Neighbours
+from factors.ranking.parameters import choices_of
 from factors.ranking.selection import lists, search
 from tests.unit.factors.factors_world import ratings, ratings_of
 
