@@ -6,7 +6,7 @@ a few times a second at most is written as every user of redis-py would write it
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -127,6 +127,26 @@ class Client(Redis):
         args = [b"%d" % len(fields or {}), *sets, *gone]
         (reply,) = await self.call("change_fields", ([key], args))
         return int(reply[1])
+
+    async def of_each(
+        self, command: str, keys: Iterable[bytes], *args: Any, raise_on_error: bool = True
+    ) -> list[Any]:
+        """Return the replies to a command of each key, in one round trip."""
+        pipe = self.pipeline()
+        for key in keys:
+            pipe.execute_command(command, key, *args)
+        return await pipe.execute(raise_on_error=raise_on_error)
+
+    async def pages(self, match: bytes | None, count: int) -> AsyncIterator[list[bytes]]:
+        """Yield the keys that fit a pattern, those that are found among `count` keys at a time. One that is
+        there all along is among them, perhaps twice.
+        """
+        cursor, more = 0, True
+        found: Any
+        while more:
+            cursor, found = await self.scan(cursor, match, count)
+            yield found
+            more = cursor != 0
 
     async def each(self, *commands: Sequence[str]) -> list[list[Any]]:
         """Return the replies of each server of the store to these commands; here there is one."""

@@ -130,10 +130,8 @@ class StoredScale:
 
     async def _holds_events(self) -> bool:
         epoch = int(await self._client.hget(self._keys.live, "epoch") or 1)
-        pipe = self._client.pipeline()
-        for partition in range(self._keys.partitions):
-            pipe.hexists(self._keys.counts(epoch, partition), "last")
-        return any(await pipe.execute())
+        counts = [self._keys.counts(epoch, partition) for partition in range(self._keys.partitions)]
+        return any(await self._client.of_each("HEXISTS", counts, "last"))
 
 
 async def prepare(client: Client, name: str, config: NamespaceConfig, keys: Keys, scale: StoredScale) -> str:

@@ -9,7 +9,7 @@ items each has changed; what they are is read from the items.
 import asyncio
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
@@ -340,10 +340,16 @@ class Catalogue:
         ended = listed == len(entries) < n
         return Page(items, None if ended else entries[listed - 1], total)
 
-    async def deleted(self, cursor: int) -> tuple[int, list[bytes]]:
-        """Return the next cursor, 0 at the end, and ids of deleted items; begins at cursor 0."""
-        found: Any = await self._client.sscan(self._keys.catalogue_deleted, cursor, count=READ_AT_ONCE)
-        return int(found[0]), list(found[1])
+    async def deleted(self) -> AsyncIterator[list[bytes]]:
+        """Yield ids of deleted items, some at a time; one may come twice."""
+        cursor, more = 0, True
+        found: Any
+        while more:
+            cursor, found = await self._client.sscan(
+                self._keys.catalogue_deleted, cursor, count=READ_AT_ONCE
+            )
+            yield list(found)
+            more = cursor != 0
 
     async def require_whole(self) -> int:
         """Return how many items there are. Raises `StoreDamaged` where the list by id lacks some."""

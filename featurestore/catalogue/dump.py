@@ -213,19 +213,14 @@ class KeptDocuments:
 
     async def _rest(self, *, users: bool) -> dict[str, object]:
         deleted: set[str] = set()
-        cursor, more = 0, True
-        while more:
-            cursor, some = await self.catalogue.deleted(cursor)
+        async for ids in self.catalogue.deleted():
             # What is no UTF-8 was never the id of an item.
-            deleted.update(item_id.decode("utf-8", "replace") for item_id in some)
-            more = cursor != 0
+            deleted.update(item_id.decode("utf-8", "replace") for item_id in ids)
         dumped: dict[bytes, DumpedUser] = {}
-        more = users
-        while more:
-            cursor, found = await self.attributes.scan(cursor)
-            for user_id, (values, at_ms) in found.items():
-                dumped[user_id] = DumpedUser(user_id.decode(), at_ms, values)
-            more = cursor != 0
+        if users:
+            async for found in self.attributes.scan():
+                for user_id, (values, at_ms) in found.items():
+                    dumped[user_id] = DumpedUser(user_id.decode(), at_ms, values)
         known = await self.event_types.fresh()
         return {
             "types": {kind: await self.catalogue.schema.types(kind) for kind in KINDS},

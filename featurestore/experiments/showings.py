@@ -60,10 +60,8 @@ class StoredShowings:
                 raise StoreDamaged(shown_key(key), f"{len(data)} bytes are no sums of showings")
             sums = np.frombuffer(data if isinstance(data, bytes) else data.encode(), dtype="<f8")
             found[whole(number, key)] = Showings(*(round(value) for value in sums.tolist()))
-        pipe = self._client.pipeline()
-        for generation in found:
-            pipe.pfcount(self._keys.shown_items(generation))
-        for showings, distinct in zip(found.values(), await pipe.execute(), strict=True):
+        counts = await self._client.of_each("PFCOUNT", map(self._keys.shown_items, found))
+        for showings, distinct in zip(found.values(), counts, strict=True):
             showings.distinct = int(distinct)
         return found
 

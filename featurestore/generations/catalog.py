@@ -300,13 +300,8 @@ class Generations:
                 await self.remove(epoch, summary.generation, pause_s)
         # The registry first: without it no late caller can add to what is going.
         await self._client.unlink(self._keys.items(epoch), self._keys.order(epoch))
-        cursor = 0
-        while True:
-            found: Any
-            cursor, found = await self._client.scan(cursor, self._keys.epoch_pattern(epoch), SCAN_COUNT)
+        async for found in self._client.pages(self._keys.epoch_pattern(epoch), SCAN_COUNT):
             await self._unlink(found, pause_s)
-            if not cursor:
-                break
         await self._client.srem(self._keys.stored, name)
 
     async def _unlink(self, keys: Sequence[bytes], pause_s: float) -> None:

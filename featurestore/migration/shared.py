@@ -80,12 +80,8 @@ class SharedCopies:
 
     async def find_outcomes(self) -> None:
         """Take note of the outcomes of commands that there are; the source remembers those that follow."""
-        keys, cursor, more = self._source.keys, 0, True
-        names: Any
-        while more:
-            cursor, names = await self._source.redis.scan(cursor, match=keys.command_pattern, count=1000)
+        async for names in self._source.redis.pages(self._source.keys.command_pattern, 1000):
             self._commands |= {name.rpartition(b":")[2] for name in names}
-            more = cursor != 0
 
     async def _listed(self) -> list[GenerationSummary]:
         key = self._source.keys.generations

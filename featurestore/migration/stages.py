@@ -64,10 +64,8 @@ class Stages:
 
     async def read(self) -> list[bytes]:
         """Return what each slot says."""
-        pipe = self._store.redis.pipeline()
-        for key in self.slots:
-            pipe.get(self._keys.migration(key))
-        return [said or b"" for said in await pipe.execute()]
+        found = await self._store.redis.of_each("GET", map(self._keys.migration, self.slots))
+        return [said or b"" for said in found]
 
     async def begin(self, stage: str) -> None:
         """Take over from whichever command was there. Raises `StoreMigrating` where the source is gone,

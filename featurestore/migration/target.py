@@ -128,9 +128,5 @@ async def _own(client: Client, namespace: str) -> AsyncIterator[list[bytes]]:
     """Yield the keys of this namespace, among all that the servers have."""
     # A namespace has letters, digits, - and _; a dot, a colon or a brace ends it.
     own = re.compile(rb"\{?%b[.:}]" % re.escape(namespace.encode()))
-    cursor, more = 0, True
-    names: Any
-    while more:
-        cursor, names = await client.scan(cursor, count=_SCANNED)
+    async for names in client.pages(None, _SCANNED):
         yield [name for name in names if own.match(name)]
-        more = cursor != 0

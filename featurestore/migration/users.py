@@ -120,11 +120,8 @@ class UserCopies:
             (keys.attributes_pattern, keys.attributes_user),
         ]
         for pattern, user_of in kinds:
-            cursor, more = 0, True
-            names: Any
-            while more:
-                cursor, names = await store.redis.scan(cursor, match=pattern, count=_SCANNED)
-                ids, more = [user_of(name) for name in names], cursor != 0
+            async for names in store.redis.pages(pattern, _SCANNED):
+                ids = [user_of(name) for name in names]
                 for start in range(0, len(ids), AT_ONCE):
                     yield ids[start : start + AT_ONCE]
 

@@ -375,20 +375,14 @@ class RatingsLog:
         """Digest -> last `n` of every user that is to stay forgotten."""
         found: dict[bytes, int] = {}
         keys = [self._keys.forgotten(epoch, partition) for partition in range(self._keys.partitions)]
-        pipe = self._client.pipeline()
-        for key in keys:
-            pipe.hgetall(key)
-        for partition, fields in enumerate(await pipe.execute()):
-            found.update({digest: whole(n, keys[partition]) for digest, n in fields.items()})
+        for key, fields in zip(keys, await self._client.of_each("HGETALL", keys), strict=True):
+            found.update({digest: whole(n, key) for digest, n in fields.items()})
         return found
 
     async def stay_forgotten(self, epoch: int, before: int) -> None:
         """Have an epoch that is being prepared remember the forgotten users of the one before."""
         keys, partitions = self._keys, range(self._keys.partitions)
-        pipe = self._client.pipeline()
-        for partition in partitions:
-            pipe.hkeys(keys.forgotten(before, partition))
-        found = await pipe.execute()
+        found = await self._client.of_each("HKEYS", [keys.forgotten(before, p) for p in partitions])
         pipe = self._client.pipeline()
         for partition, digests in zip(partitions, found, strict=True):
             for digest in digests:
@@ -412,11 +406,8 @@ class RatingsLog:
     async def count_live(self, epoch: int) -> int:
         """How many ratings came into an epoch live: not with the call that began it."""
         keys = [self._keys.counts(epoch, partition) for partition in range(self._keys.partitions)]
-        pipe = self._client.pipeline()
-        for key in keys:
-            # What is stored keeps the name that live ratings had.
-            pipe.hget(key, "loose")
-        counts = zip(await pipe.execute(), keys, strict=True)
+        # What is stored keeps the name that live ratings had.
+        counts = zip(await self._client.of_each("HGET", keys, "loose"), keys, strict=True)
         return sum([0 if count is None else whole(count, key) for count, key in counts])
 
     async def _rate(

@@ -323,7 +323,10 @@ class UserRecords:
         # After the histories: a context that came with one of their entries is said to be there.
         pipe.hget(self._keys.counts(epoch, partition), "contexts")
         *replies, any_contexts = await pipe.execute()
-        contexts = await self._contexts(epoch, user_ids) if any_contexts else [b""] * len(user_ids)
+        contexts = [b""] * len(user_ids)
+        if any_contexts:
+            names = [self._keys.user_contexts(epoch, user_id) for user_id in user_ids]
+            contexts = [given or b"" for given in await self._client.of_each("GET", names)]
         for user_id, history in zip(user_ids, replies[1::2], strict=True):
             if len(history or b"") % ENTRY_BYTES:
                 key = shown_key(self._keys.history(epoch, user_id))
@@ -336,12 +339,6 @@ class UserRecords:
             if n is not None
         ]
         return cursor, users
-
-    async def _contexts(self, epoch: int, user_ids: Sequence[bytes]) -> list[bytes]:
-        pipe = self._client.pipeline()
-        for user_id in user_ids:
-            pipe.get(self._keys.user_contexts(epoch, user_id))
-        return [given or b"" for given in await pipe.execute()]
 
     def write_back(self, live: LiveGeneration, users: Sequence[StaleUser], folded: FoldedUsers) -> None:
         """Store the records of users who were folded in, unless newer ones are there or the users were

@@ -55,11 +55,6 @@ class UserSearch:
         """Yield all users of `epoch`, some at a time and in no order. One who is there all along is among
         them; the store may name one twice.
         """
-        start, pattern = 0, self._keys.users_pattern(epoch) + b"*"
-        while True:
-            reply: Any = await self._client.scan(start, match=pattern, count=_AT_ONCE)
-            start, keys = reply
+        async for keys in self._client.pages(self._keys.users_pattern(epoch) + b"*", _AT_ONCE):
             if keys:
                 yield [self._keys.user_of(key) for key in keys]
-            if not start:
-                return
