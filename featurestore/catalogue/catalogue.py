@@ -345,9 +345,7 @@ class Catalogue:
         cursor, more = 0, True
         found: Any
         while more:
-            cursor, found = await self._client.sscan(
-                self._keys.catalogue_deleted, cursor, count=READ_AT_ONCE
-            )
+            cursor, found = await self._client.sscan(self._keys.catalogue_deleted, cursor, count=READ_AT_ONCE)
             yield list(found)
             more = cursor != 0
 

@@ -91,7 +91,9 @@ async def wait_for_scale(
     return False
 
 
-async def wait_until_followed(generations: Generations, version: str, timeout_s: float, *, here: Here) -> bool:
+async def wait_until_followed(
+    generations: Generations, version: str, timeout_s: float, *, here: Here
+) -> bool:
     """Return whether every worker follows the experiments of this version, and `here` too; wait up to
     `timeout_s` for it.
 

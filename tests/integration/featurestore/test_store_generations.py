@@ -10,7 +10,7 @@ from featurestore.codecs import pack_records, unpack_records
 from featurestore.commands import Outcome
 from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError
 from featurestore.generations.manifest import CHUNK_BYTES
-from featurestore.generations.record_writer import RecordWriter
+from featurestore.generations.writer import RecordWriter
 from featurestore.keys import partition_of
 from featurestore.ratings.batches import Columns
 from featurestore.store import Store

@@ -20,7 +20,7 @@ from featurestore.codecs import RecordCorrupt
 from featurestore.errors import StoreRefused
 from featurestore.experiments.definition import Arm, Definition, Experiment
 from featurestore.generations.item_table_file import TableCache
-from featurestore.generations.row_lock import RowLock
+from featurestore.generations.live import RowLock
 from featurestore.ratings.files import FileState, Step, next_step
 from featurestore.settings import StoreSettings, format_scale, parse_scale, redacted
 from featurestore.telemetry.log_lines import JsonLines, TextLines
