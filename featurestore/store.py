@@ -30,8 +30,7 @@ from featurestore.ratings.room import Room
 from featurestore.ratings.stored_context_schema import StoredContextSchema
 from featurestore.ratings.stream import RatingsStream
 from featurestore.settings import StoreSettings, parse_scale
-from featurestore.telemetry.points import Telemetry
-from featurestore.telemetry.reports import Reports
+from featurestore.telemetry.points import Reports, Telemetry
 from featurestore.users.active import ActiveUsers
 from featurestore.users.copies import UserCopies
 from featurestore.users.records import UserRecords
@@ -41,7 +40,6 @@ from processes.errors import CannotStartError
 
 if TYPE_CHECKING:
     # With the extra `telemetry` alone.
-    from featurestore.telemetry.traces import Traces
     from featurestore.telemetry.tracing import Tracing
 
 
@@ -80,8 +78,8 @@ class Store:
         self.generations = Generations(self.keys, self.bulk, self.redis)
         self.epochs = Epochs(self.keys, self.redis, self.generations, self._prepare)
         self.stream = RatingsStream(self.keys, self.bulk, self.redis, self.scale)
-        # What leads a trace of this process to the trainer, or of others to this one.
-        self.traces = _traces(self)
+        tracing = self.tracing
+        self.traces = None if tracing is None else tracing.traces(self.keys, self.redis, self.stream)
         self.ratings = RatingsLog(
             self.keys,
             self.bulk,
@@ -236,11 +234,3 @@ def _tracing(settings: StoreSettings, traced_as: str) -> "Tracing | None":
     from featurestore.telemetry.tracing import Tracing
 
     return Tracing(settings.traces_url, traced_as)
-
-
-def _traces(store: Store) -> "Traces | None":
-    if store.tracing is None:
-        return None
-    from featurestore.telemetry.traces import Traces
-
-    return Traces(store.keys, store.redis, store.stream, store.tracing)
