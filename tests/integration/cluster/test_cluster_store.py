@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from redis.exceptions import ResponseError
 
-from featurestore.cluster.confirmation import ClusterConfirmation
+from featurestore.cluster.servers import ClusterConfirmation
 from featurestore.cluster.slots import even_tags, slot_of, slot_of_tag
 from featurestore.errors import StoreRefused, StoreUnavailable
 from featurestore.keys import partition_of

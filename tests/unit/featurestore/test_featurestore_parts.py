@@ -14,7 +14,7 @@ from factors import Scale
 from featurestore import codecs
 from featurestore.catalogue.item import AttributeType, type_of
 from featurestore.catalogue.schema import shown, typed
-from featurestore.cluster.keys import ClusterKeys
+from featurestore.cluster.servers import ClusterKeys
 from featurestore.cluster.slots import even_tags, slot_of
 from featurestore.codecs import RecordCorrupt
 from featurestore.errors import StoreRefused
