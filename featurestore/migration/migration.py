@@ -18,12 +18,19 @@ from typing import Any
 from featurestore.errors import StoreError, StoreMigrating, StoreUnavailable
 from featurestore.generations.served import FOLLOWED_S
 from featurestore.migration import target as targets
-from featurestore.migration.errors import MigrationRefused, MigrationStopped
-from featurestore.migration.opening import arriving
-from featurestore.migration.partitions import copy_partitions, until_archived, waits
-from featurestore.migration.placing import Placing, require
-from featurestore.migration.shared import SharedCopies
-from featurestore.migration.stages import CLOSING, COPYING, GONE, MOVED, Stages, require_one_history
+from featurestore.migration.shared import SharedCopies, copy_partitions, until_archived, waits
+from featurestore.migration.stages import (
+    CLOSING,
+    COPYING,
+    GONE,
+    MOVED,
+    MigrationRefused,
+    MigrationStopped,
+    Placing,
+    Stages,
+    require_one_history,
+)
+from featurestore.migration.target import arriving
 from featurestore.migration.users import UserCopies
 from featurestore.settings import StoreSettings, split_address
 from featurestore.store import Store
@@ -175,10 +182,8 @@ class Migration:
             await copy_partitions(self._source, target, placing, epoch)
             self._step("copied")
             await target.confirmation.wait(since)
-            require(
-                holds=target.bulk.reconnects_total == sockets,
-                why="the target was away for a moment, and may have lost what it had",
-            )
+            if target.bulk.reconnects_total != sockets:
+                raise MigrationStopped("the target was away for a moment, and may have lost what it had")
             digests = tuple(users.digests())
             self._step("decide")
             await _insist(stages.decide)
