@@ -15,9 +15,7 @@ from featurestore.cluster.servers import keys_of, servers_of
 from featurestore.commands import Commands
 from featurestore.confirmation import EVERYSEC_S
 from featurestore.errors import StoreChanged, StoreRefused
-from featurestore.experiments.showings import StoredShowings
-from featurestore.experiments.stored import StoredExperiments
-from featurestore.experiments.tallies import Tallies
+from featurestore.experiments import StoredExperiments, StoredShowings, Tallies
 from featurestore.generations.catalog import Generations
 from featurestore.item_registry import ItemRegistries
 from featurestore.leases import Leases

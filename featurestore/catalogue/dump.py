@@ -20,8 +20,7 @@ from featurestore.catalogue.item import AttributeType, AttributeValue, Catalogue
 from featurestore.catalogue.scenarios import Scenarios
 from featurestore.catalogue.schema import KINDS, Kind, Types
 from featurestore.errors import StoreRefused
-from featurestore.experiments.definition import Definition
-from featurestore.experiments.stored import ExperimentExists, StoredExperiments
+from featurestore.experiments import Definition, ExperimentExists, StoredExperiments
 from featurestore.ratings.context_schema import ContextField, schema_to_bytes
 from featurestore.ratings.event_types import (
     DEFAULT_TYPES,

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from featurestore.errors import GenerationUnknown
-from featurestore.experiments.definition import Experiments
+from featurestore.experiments import Experiments
 from featurestore.generations.catalog import Generations
 from featurestore.generations.live import LiveGeneration
 from featurestore.namespace import StoredScale

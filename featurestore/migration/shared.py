@@ -11,7 +11,7 @@ from math import gcd
 from operator import attrgetter, methodcaller
 from typing import Any, cast
 
-from featurestore.experiments.definition import read_experiments
+from featurestore.experiments import read_experiments
 from featurestore.generations.manifest import GenerationSummary, decode_summary
 from featurestore.keys import Keys, partition_of
 from featurestore.migration.stages import Filling, Kind, MigrationStopped, Placing, flat
@@ -257,9 +257,9 @@ async def copy_partitions(source: Store, target: Store, placing: Placing, epoch:
 
     The target goes on where the streams of the source end, so that the archive, which knows these ends, is
     the target's as it was the source's. Nothing waits in a stream by then: it was archived before. A
-    partition of the target that the source had too goes on counting where that ended, and so does one that the
-    namespace had in a store before; the others begin. Whichever partition a user comes from, no event that
-    follows has a time before those that there were.
+    partition of the target that the source had too goes on counting where that ended, and so does one that
+    the namespace had in a store before; the others begin. Whichever partition a user comes from, no event
+    that follows has a time before those that there were.
     """
     here, there = source.keys, target.keys
     counts, forgotten, active = await _read(source, epoch)

@@ -18,7 +18,7 @@ from featurestore.cluster.servers import ClusterKeys
 from featurestore.cluster.slots import even_tags, slot_of
 from featurestore.codecs import RecordCorrupt
 from featurestore.errors import StoreRefused
-from featurestore.experiments.definition import Arm, Definition, Experiment
+from featurestore.experiments import Arm, Definition, Experiment
 from featurestore.generations.item_table_file import TableCache
 from featurestore.generations.live import RowLock
 from featurestore.ratings.files import FileState, Step, next_step
