@@ -21,11 +21,11 @@ from featurestore.item_registry import ItemRegistries
 from featurestore.leases import Leases
 from featurestore.namespace import NamespaceConfig, StoredScale, prepare
 from featurestore.ratings.epochs import Epochs
-from featurestore.ratings.event_types import EventTypes
+from featurestore.ratings.event_types import DEFAULT_TYPES, types_from_bytes, types_to_bytes
 from featurestore.ratings.files import StoreFiles
 from featurestore.ratings.log import RatingsLog
 from featurestore.ratings.room import Room
-from featurestore.ratings.stored_context_schema import StoredContextSchema
+from featurestore.ratings.stored_document import EventTypes, StoredContextSchema
 from featurestore.ratings.stream import RatingsStream
 from featurestore.settings import StoreSettings, parse_scale
 from featurestore.telemetry.points import Reports, Telemetry
@@ -108,7 +108,13 @@ class Store:
         )
         self.attributes = UserAttributes(self.keys, self.redis, self.confirmation, self.epochs)
         self.scenarios = Scenarios(self.keys, self.hot or self.bulk, self.redis, self.confirmation)
-        self.event_types = EventTypes(self.keys, self.redis, self.confirmation)
+        self.event_types = EventTypes(
+            *(self.redis, self.confirmation),
+            key=self.keys.event_types,
+            default=DEFAULT_TYPES,
+            to_bytes=types_to_bytes,
+            from_bytes=types_from_bytes,
+        )
         self.contexts = StoredContextSchema(self.keys, self.redis, self.confirmation)
 
     def _open_figures(self) -> None:

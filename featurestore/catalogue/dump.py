@@ -22,14 +22,8 @@ from featurestore.catalogue.schema import KINDS, Kind, Types
 from featurestore.errors import StoreRefused
 from featurestore.experiments import Definition, ExperimentExists, StoredExperiments
 from featurestore.ratings.context_schema import ContextField, schema_to_bytes
-from featurestore.ratings.event_types import (
-    DEFAULT_TYPES,
-    EventType,
-    EventTypes,
-    types_to_bytes,
-    with_types,
-)
-from featurestore.ratings.stored_context_schema import StoredContextSchema
+from featurestore.ratings.event_types import DEFAULT_TYPES, EventType, types_to_bytes, with_types
+from featurestore.ratings.stored_document import EventTypes, StoredContextSchema
 
 FORMAT = "foldin-catalogue-1"
 # Text of one language: a higher level takes five times as long for a tenth less.
