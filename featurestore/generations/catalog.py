@@ -32,16 +32,6 @@ from featurestore.leases import Lease, fence_of
 from featurestore.wire.chunk_reader import read_chunks
 from featurestore.wire.connection import Connection
 
-__all__ = [
-    "Deltas",
-    "GenerationMeta",
-    "GenerationSummary",
-    "GenerationWriter",
-    "Generations",
-    "Pointer",
-    "Worker",
-]
-
 # Keys that one step of a removal unlinks: lookups wait for one step at most.
 KEYS_AT_ONCE = 64
 # Keys that one step looks at: 0.2 ms of the store.

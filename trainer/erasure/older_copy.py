@@ -197,7 +197,7 @@ def _kept(user: StoredUser, known: set[Key], registry: ItemRegistry) -> Columns 
 async def _erased_users(store: Store, epoch: int, ledgers: list[Ledger]) -> dict[bytes, StoredUser]:
     """Return the users of an epoch who are in the ledger and have a history, by id."""
     found: dict[bytes, StoredUser] = {}
-    for partition in range(store.config.partitions) if ledgers else ():
+    for partition in range(store.keys.partitions) if ledgers else ():
         cursor, more = 0, True
         while more:
             cursor, users = await with_retries(store.users.scan, epoch, partition, cursor)
