@@ -239,8 +239,8 @@ class UserRecords:
         if lookup.behind:
             stale = await self._stale(live, user_id, look)
             folded = await self._fold_in(live, [stale])
-            history, whole = folded.histories[0], stale.whole
-            return Profile(stale.n, folded.vectors[0], history, True, whole, stale.attributes)
+            history, look = folded.histories[0], stale.look
+            return Profile(stale.n, folded.vectors[0], history, True, look.whole, look.attributes or b"")
         data = b"" if look.n is None else look.part or b""
         history = await self._unpacked(live.epoch, user_id, data, look)
         n, vector = int(lookup.n[0]), lookup.vectors[0]
@@ -257,21 +257,18 @@ class UserRecords:
         return look.n or 0, await self._unpacked(epoch, user_id, look.tail, look)
 
     async def _unpacked(self, epoch: int, user_id: bytes, data: bytes, look: Look) -> History:
-        given = epoch, user_id, data, look.contexts, len(look.contexts) == look.contexts_size
         if len(data) + len(look.contexts) > INLINE_BYTES:
-            return await asyncio.to_thread(self._history, *given)
-        return self._history(*given)
+            return await asyncio.to_thread(self._history, epoch, user_id, data, look)
+        return self._history(epoch, user_id, data, look)
 
-    def _history(
-        self, epoch: int, user_id: bytes, data: bytes, contexts: bytes, whole_contexts: bool
-    ) -> History:
+    def _history(self, epoch: int, user_id: bytes, data: bytes, look: Look) -> History:
         try:
             history = codecs.unpack_history(data, self._scale.stored)
         except RecordCorrupt as exc:
             raise StoreDamaged(shown_key(self._keys.history(epoch, user_id)), str(exc)) from exc
-        if not contexts:
+        if not look.contexts:
             return history
-        found = context_codec.unpack(contexts, whole=whole_contexts)
+        found = context_codec.unpack(look.contexts, whole=len(look.contexts) == look.contexts_size)
         if not found.sound:
             # They count as not given: ratings are worth more than what was told with them.
             self.corrupt_total += 1
@@ -358,19 +355,19 @@ class UserRecords:
             ]
             args = [
                 *(record_field(live.generation), record, digest_of(user.user_id)),
-                *(b"%d" % self.kept.upto, self.kept.fields, user.described),
+                *(b"%d" % self.kept.upto, self.kept.fields, user.look.described),
                 b"1" if user.damaged else b"",
             ]
             # Of a history that is mostly superseded only what holds is kept, unless a rating came in since.
-            compacted = user.whole and codecs.worth_compacting(user.history, history)
-            if compacted or user.renews:
-                entries = history.entries if compacted else user.entries
-                due = due_after(entries, history.entries) if user.whole else user.due
+            compacted = user.look.whole and codecs.worth_compacting(user.history, history)
+            if compacted or user.look.renews:
+                entries = history.entries if compacted else user.look.entries
+                due = due_after(entries, history.entries) if user.look.whole else user.look.due
                 args += [
                     b"%d" % user.n,
                     codecs.pack_history(history) if compacted else b"",
                     pack_sample(user.n, user.n - entries, due, history, user.has_events)
-                    if user.renews
+                    if user.look.renews
                     else b"",
                     codecs.pack_contexts(history) if compacted else b"",
                 ]
@@ -456,21 +453,10 @@ class UserRecords:
             self.corrupt_total += 1
             key = shown_key(self._keys.user(live.epoch, user_id))
             log.warning("record damaged, folded in again: %s field=%s", key, field.decode())
-        return StaleUser(
-            *(user_id, look.n or 0, look.part or b"", record),
-            whole=look.whole,
-            entries=look.entries,
-            renews=look.renews,
-            due=look.due,
-            attributes=look.attributes or b"",
-            described=look.described,
-            contexts=look.contexts,
-            all_contexts=len(look.contexts) == look.contexts_size,
-            damaged=damaged,
-        )
+        return StaleUser(user_id, look, look.part or b"", record, damaged)
 
     async def _fold_in(self, live: LiveGeneration, users: Sequence[StaleUser]) -> FoldedUsers:
-        size = sum([len(user.history) + len(user.contexts) for user in users])
+        size = sum([len(user.history) + len(user.look.contexts) for user in users])
         if is_brief(size, live):
             folded = self._fold(live, users)
         else:
@@ -482,15 +468,9 @@ class UserRecords:
 
     def _fold(self, live: LiveGeneration, users: Sequence[StaleUser]) -> FoldedUsers:
         for user in users:
-            if user.n < user.entries:
+            if user.n < user.look.entries:
                 # Each event has added one entry; they are compacted, and `n` never falls.
                 key = shown_key(self._keys.user(live.epoch, user.user_id))
-                raise StoreDamaged(key, f"n is {user.n}, and the history has {user.entries} entries")
-        return fold_in(
-            live,
-            users,
-            [
-                self._history(live.epoch, user.user_id, user.history, user.contexts, user.all_contexts)
-                for user in users
-            ],
-        )
+                raise StoreDamaged(key, f"n is {user.n}, and the history has {user.look.entries} entries")
+        histories = [self._history(live.epoch, user.user_id, user.history, user.look) for user in users]
+        return fold_in(live, users, histories)
