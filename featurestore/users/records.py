@@ -29,11 +29,10 @@ from featurestore.keys import Keys, digest_of, partition_of, record_field, shown
 from featurestore.namespace import StoredScale
 from featurestore.users import counter_rule
 from featurestore.users.batch_lookup import LookupReader, write_lookups
-from featurestore.users.copies import UserCopies
+from featurestore.users.copies import RecentRaters, UserCopies
 from featurestore.users.counter_rule import Profile, UserLookup
 from featurestore.users.fold_in import INLINE_BYTES, FoldedUsers, StaleUser, blocks, fold_in, is_brief
 from featurestore.users.histories import CALLS_AT_ONCE, HistoryReader, Look, due_after, pack_sample
-from featurestore.users.recent_raters import RecentRaters
 from featurestore.wire.connection import Connection, swallow
 from featurestore.wire.functions import encode_call
 from featurestore.wire.resp import ReplyError
