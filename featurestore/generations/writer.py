@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from zlib import crc32
 
 import msgspec
@@ -186,15 +187,11 @@ class GenerationWriter:
         starts = range(0, len(table), step)
         self._summary = replace(self._summary, chunks=len(starts))
         await self._put_summary()
-        checksum = 0
-        for first in range(0, len(starts), CHUNKS_AT_ONCE):
-            some = []
-            for start in starts[first : first + CHUNKS_AT_ONCE]:
-                data = table[start : start + step].tobytes()
-                checksum = crc32(data, checksum)
-                some.append(encode(b"SET", self._keys.chunk(self._epoch, self.number, start // step), data))
-            await call_many(self._connection, some)
-            await asyncio.sleep(0)
+        await self._send(
+            (self._keys.chunk(self._epoch, self.number, k), table[start : start + step].tobytes())
+            for k, start in enumerate(starts)
+        )
+        checksum = await asyncio.to_thread(crc32, table.data)
         self._meta = GenerationMeta(self._summary, self._positions, len(table), step, checksum, model)
 
     async def write_index(self, index: bytes) -> None:
@@ -230,15 +227,21 @@ class GenerationWriter:
         chunks = len(blob.chunk_bytes)
         self._summary = replace(self._summary, index_chunks=before + chunks)
         await self._put_summary()
-        for first in range(0, chunks, CHUNKS_AT_ONCE):
-            some = []
-            for chunk in range(first, min(first + CHUNKS_AT_ONCE, chunks)):
-                piece = bytes(data[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES])
-                key = self._keys.index_chunk(self._epoch, self.number, before + chunk)
-                some.append(encode(b"SET", key, piece))
-            await call_many(self._connection, some)
-            await asyncio.sleep(0)
+        await self._send(
+            (
+                self._keys.index_chunk(self._epoch, self.number, before + k),
+                bytes(data[k * CHUNK_BYTES : (k + 1) * CHUNK_BYTES]),
+            )
+            for k in range(chunks)
+        )
         return blob
+
+    async def _send(self, chunks: Iterable[tuple[bytes, bytes]]) -> None:
+        """Write chunks under their keys, some at a time."""
+        left = iter(chunks)
+        while some := list(islice(left, CHUNKS_AT_ONCE)):
+            await call_many(self._connection, [encode(b"SET", *each) for each in some])
+            await asyncio.sleep(0)
 
     async def write_users(
         self, user_ids: Sequence[bytes], n: Int64s, vectors: Float32s, read_ms: int | None = None
