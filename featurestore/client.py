@@ -8,6 +8,7 @@ a few times a second at most is written as every user of redis-py would write it
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha1
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -223,6 +224,13 @@ class Client(Redis):
             if isinstance(reply, RedisError):
                 note_keys(reply, of)
                 raise self.failure(reply)
+
+
+def digest_of_value(value: bytes | None) -> bytes:
+    """Return what tells a function whether a value is still this one, None for none. There is nothing to gain
+    by making two alike.
+    """
+    return b"" if value is None else sha1(value, usedforsecurity=False).hexdigest().encode()
 
 
 def keys_of_command(command: Sequence[Any]) -> list[bytes]:

@@ -7,7 +7,6 @@ A store of before the list was kept has none: the first who reads the list goes 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
-from hashlib import sha1
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +14,7 @@ import msgspec
 
 from featurestore.catalogue.item import AttributeValue
 from featurestore.catalogue.schema import types_of
-from featurestore.client import Call, Client
+from featurestore.client import Call, Client, digest_of_value
 from featurestore.confirmation import Confirmation
 from featurestore.errors import StoreDamaged, StoreUnavailable
 from featurestore.keys import Keys, digest_of, partition_of, shown_key, whole
@@ -127,9 +126,8 @@ class UserAttributes:
             for field, kind in types_of("users", before or {}, after or {}).items():
                 if held.get(field, kind) != kind:
                     raise StoreUnavailable(f"the type of {field} is another one now", 0.1)
-            digest = b"" if data is None else sha1(data, usedforsecurity=False).hexdigest().encode()
             value = b"" if after is None else msgspec.json.encode(after)
-            calls.append((names, [expected, digest, value, digest_of(user_id), user_id]))
+            calls.append((names, [expected, digest_of_value(data), value, digest_of(user_id), user_id]))
             afters[user_id] = after
         replies = await self._client.call("put_attributes", *calls) if calls else []
         for (user_id, after), reply in zip(afters.items(), replies, strict=True):

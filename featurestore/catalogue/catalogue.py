@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha1
 from types import MappingProxyType
 from typing import Any
 
@@ -21,7 +20,7 @@ import msgspec
 
 from featurestore.catalogue.item import CatalogueItem, pack_item, unpack_item
 from featurestore.catalogue.schema import Kind, Schema, composed, leaving, type_named, types_of
-from featurestore.client import Client
+from featurestore.client import Client, digest_of_value
 from featurestore.confirmation import Confirmation
 from featurestore.errors import ItemDeleted, RegistryFull, StoreDamaged, StoreUnavailable
 from featurestore.keys import Keys, shown_key
@@ -387,10 +386,7 @@ def _title_entry(item: CatalogueItem | None) -> bytes:
 
 def _digest(state: ItemState) -> bytes:
     """Return what tells whether an item is still in this state."""
-    if state.data is None:
-        return b"deleted" if state.deleted else b""
-    # There is nothing to gain by making two alike.
-    return sha1(state.data, usedforsecurity=False).hexdigest().encode()
+    return b"deleted" if state.data is None and state.deleted else digest_of_value(state.data)
 
 
 def _readable(data: bytes | None, key: str) -> CatalogueItem | None:

@@ -6,7 +6,6 @@ Invariant: what is put back replaces nothing: a store that has an item, or has d
 import asyncio
 import re
 import zlib
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -232,10 +231,10 @@ async def _put_items(catalogue: Catalogue, dump: Dump, types: Types) -> int:
     by_id = {item.item_id.encode(): item for item in dump.items}
     gone = {item_id.encode() for item_id in dump.deleted}
     count = 0
-    for ids in _parts([*by_id, *gone]):
-        lacking = [
-            state.item_id for state in await catalogue.states(ids) if state.data is None and not state.deleted
-        ]
+    ids = [*by_id, *gone]
+    for start in range(0, len(ids), READ_AT_ONCE):
+        states = await catalogue.states(ids[start : start + READ_AT_ONCE])
+        lacking = [state.item_id for state in states if state.data is None and not state.deleted]
         count += sum(item_id in by_id for item_id in lacking)
         await catalogue.change({item_id: _put(by_id.get(item_id), types) for item_id in lacking})
     return count
@@ -259,7 +258,8 @@ async def _put_user(attributes: UserAttributes, user: DumpedUser, types: Types) 
     user_id = user.user_id.encode()
     if await attributes.get(user_id) is not None:
         return False
-    await attributes.change(user_id, partial(_kept, _fitting(user.values, types)))
+    values = _fitting(user.values, types)
+    await attributes.change(user_id, lambda now: now or values)
     return True
 
 
@@ -277,14 +277,5 @@ def _put(item: CatalogueItem | None, types: Types) -> Change:
     return lambda now: now or fitting
 
 
-def _kept(values: Values, now: Values | None) -> Values:
-    return now or values
-
-
 def _fitting(values: Values, types: Types) -> Values:
     return {name: value for name, value in values.items() if types.get(name) == type_of(value)}
-
-
-def _parts(ids: Collection[bytes]) -> list[list[bytes]]:
-    whole = list(ids)
-    return [whole[start : start + READ_AT_ONCE] for start in range(0, len(whole), READ_AT_ONCE)]

@@ -8,11 +8,10 @@ no category behind, as far as that is known before it is written.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from hashlib import sha1
 from typing import Any, Generic, TypeVar
 
 from factors import Float32s
-from featurestore.client import Client
+from featurestore.client import Client, digest_of_value
 from featurestore.confirmation import Confirmation
 from featurestore.errors import StoreDamaged, StoreUnavailable
 from featurestore.keys import Keys, shown_key
@@ -96,10 +95,9 @@ class StoredDocument(Generic[T]):
         for _ in range(_ATTEMPTS):
             data = await self._stored()
             after = change(await self._read(data))
-            digest = b"" if data is None else sha1(data, usedforsecurity=False).hexdigest().encode()
-            reply: Any
+            args = [digest_of_value(data), self._to_bytes(after)]
             asked_at = time.monotonic()
-            (reply,) = await self._client.call("put_text", ([self._key], [digest, self._to_bytes(after)]))
+            (reply,) = await self._client.call("put_text", ([self._key], args))
             if reply[0] == b"OK":
                 await self._confirmation.wait(since)
                 return self._keep(after, asked_at)
