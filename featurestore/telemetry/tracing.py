@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -162,14 +161,6 @@ class _Batch(NamedTuple):
     times_ns: tuple[int, int]
 
 
-@dataclass(slots=True)
-class _Followed:
-    """A mark, and by the clock of the loop until when it is followed."""
-
-    mark: Mark
-    until: float
-
-
 class Traces:
     """Marks calls, where this process stores ratings, and follows marks, where it archives them."""
 
@@ -181,7 +172,8 @@ class Traces:
         self._batches: deque[_Batch] = deque(maxlen=_BATCHES)
         # By epoch and partition, where the last batch ended.
         self._reached: dict[tuple[int, int], tuple[int, int]] = {}
-        self._followed: deque[_Followed] = deque(maxlen=MOST_MARKS)
+        # Marks, and by the clock of the loop until when each is followed.
+        self._followed: deque[tuple[Mark, float]] = deque(maxlen=MOST_MARKS)
 
     async def mark(self, epoch: int, partitions: Iterable[int]) -> None:
         """Mark the call of this task, whose ratings were stored just now. Raises nothing."""
@@ -219,11 +211,11 @@ class Traces:
                 except (KeyError, msgspec.MsgspecError):
                     # Of a later version, or damaged: no more than a span is lost.
                     continue
-                self._followed.append(_Followed(mark, loop.time() + _GIVEN_UP_AFTER_S))
+                self._followed.append((mark, loop.time() + _GIVEN_UP_AFTER_S))
             for _ in range(len(self._followed)):
-                followed = self._followed.popleft()
-                if not self._told(followed.mark) and loop.time() < followed.until:
-                    self._followed.append(followed)
+                mark, until = self._followed.popleft()
+                if not self._told(mark) and loop.time() < until:
+                    self._followed.append((mark, until))
             await asyncio.sleep(_LOOK_EVERY_S)
 
     def _told(self, mark: Mark) -> bool:
