@@ -152,7 +152,6 @@ class Servers:
             *(self._primary, self._settings.timeout_s, name),
             prepare=prepare,
             load_library=load_library,
-            finds=prepare is not None,
             block_s=block_s,
             around=around,
         )
@@ -230,7 +229,6 @@ class _Cluster(Servers):
                 *(node, timeout_s, name),
                 prepare=careful,
                 load_library=load_library,
-                finds=False,
                 block_s=block_s,
                 around=around,
                 astray=astray,
