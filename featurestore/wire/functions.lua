@@ -1398,28 +1398,14 @@ register('set_stage', ALWAYS, function(keys, args)
   return { 'OK' }
 end, plain)
 
--- How each type of key is filled.
+-- How each type of key is filled: by a command that takes all parts, or step by step. Of sorted sets the parts are members
+-- alone, as all scores are 0; `zrem` has those that go.
 local FILL = {
-  string = function(key, parts)
-    redis.call('SET', key, parts[1])
-  end,
-  hash = function(key, parts)
-    redis.call('HSET', key, unpack(parts))
-  end,
-  list = function(key, parts)
-    redis.call('RPUSH', key, unpack(parts))
-  end,
-  set = function(key, parts)
-    redis.call('SADD', key, unpack(parts))
-  end,
-  -- Members alone, as all scores are 0; those that go.
+  string = 'SET', hash = 'HSET', list = 'RPUSH', set = 'SADD', zrem = 'ZREM',
   zset = function(key, parts)
     for _, member in ipairs(parts) do
       redis.call('ZADD', key, 0, member)
     end
-  end,
-  zrem = function(key, parts)
-    redis.call('ZREM', key, unpack(parts))
   end,
   -- The last id that was given, then of each entry its id, how many parts its fields have, and these.
   stream = function(key, parts)
@@ -1445,15 +1431,16 @@ register('place', {}, function(keys, args)
   end
   local at = 2
   for k = 2, #keys do
-    local parts, count = {}, tonumber(args[at + 3])
-    for i = 1, count do
-      parts[i] = args[at + 3 + i]
-    end
+    local count = tonumber(args[at + 3])
+    local parts = { unpack(args, at + 4, at + 3 + count) }
     if args[at + 1] == '1' then
       redis.call('UNLINK', keys[k])
     end
-    if count > 0 then
-      FILL[args[at]](keys[k], parts)
+    local fill = FILL[args[at]]
+    if count > 0 and type(fill) == 'string' then
+      redis.call(fill, keys[k], unpack(parts))
+    elseif count > 0 then
+      fill(keys[k], parts)
     end
     if args[at + 2] ~= '' then
       redis.call('PEXPIRE', keys[k], args[at + 2])
