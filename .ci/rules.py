@@ -68,7 +68,7 @@ def definitions(path: Path) -> set[str]:
     """Dotted names that a file defines: functions, classes and their members, assigned names."""
     text = path.read_text("utf-8")
     if path.suffix == ".lua":
-        return set(re.findall(r"^(?:local )?function (\w+)", text, re.M))
+        return set(re.findall(r"^(?:(?:local )?function |register\(')(\w+)", text, re.M))
     found: set[str] = set()
 
     def visit(body: list[ast.stmt], prefix: str) -> None:

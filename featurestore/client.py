@@ -6,8 +6,9 @@ a few times a second at most is written as every user of redis-py would write it
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha1
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -128,6 +129,26 @@ class Client(Redis):
         (reply,) = await self.call("change_fields", ([key], args))
         return int(reply[1])
 
+    async def of_each(
+        self, command: str, keys: Iterable[bytes], *args: Any, raise_on_error: bool = True
+    ) -> list[Any]:
+        """Return the replies to a command of each key, in one round trip."""
+        pipe = self.pipeline()
+        for key in keys:
+            pipe.execute_command(command, key, *args)
+        return await pipe.execute(raise_on_error=raise_on_error)
+
+    async def pages(self, match: bytes | None, count: int) -> AsyncIterator[list[bytes]]:
+        """Yield the keys that fit a pattern, those that are found among `count` keys at a time. One that is
+        there all along is among them, perhaps twice.
+        """
+        cursor, more = 0, True
+        found: Any
+        while more:
+            cursor, found = await self.scan(cursor, match, count)
+            yield found
+            more = cursor != 0
+
     async def each(self, *commands: Sequence[str]) -> list[list[Any]]:
         """Return the replies of each server of the store to these commands; here there is one."""
         pipe = self.pipeline()
@@ -203,6 +224,13 @@ class Client(Redis):
             if isinstance(reply, RedisError):
                 note_keys(reply, of)
                 raise self.failure(reply)
+
+
+def digest_of_value(value: bytes | None) -> bytes:
+    """Return what tells a function whether a value is still this one, None for none. There is nothing to gain
+    by making two alike.
+    """
+    return b"" if value is None else sha1(value, usedforsecurity=False).hexdigest().encode()
 
 
 def keys_of_command(command: Sequence[Any]) -> list[bytes]:

@@ -19,10 +19,8 @@ from featurestore.errors import (
     StoreError,
     StoreUnavailable,
 )
-from featurestore.id_columns import Ids
-from featurestore.id_order import IdOrder
+from featurestore.id_columns import IdOrder, Ids, RowTable
 from featurestore.keys import Keys, shown_key, whole
-from featurestore.row_table import RowTable
 from featurestore.wire.connection import Connection
 from featurestore.wire.functions import call_many
 from featurestore.wire.resp import encode

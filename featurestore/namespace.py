@@ -5,7 +5,6 @@ all others on what was fixed when the namespace was created, and on its scale fr
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import inf
 from typing import Any
 
@@ -16,7 +15,7 @@ from featurestore.client import Client
 from featurestore.cluster.slots import TAGS_FORMAT
 from featurestore.errors import OffScale, StoreDamaged, StoreError, StoreMigrating, StoreRefused
 from featurestore.keys import Keys, shown_key
-from featurestore.settings import DEFAULT_SCALE, format_scale, parse_scale
+from featurestore.settings import DEFAULT_SCALE, StoreSettings, format_scale, parse_scale
 
 # Grows when keys or bytes change so that versions before cannot read them.
 LAYOUT = b"2"
@@ -35,18 +34,6 @@ SIGNS = {
     b"scale": re.compile(rb"[-+.:e\d]+"),
     b"identity": re.compile(rb"[0-9a-f]{32}"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class NamespaceConfig:
-    """What a process wants of a namespace. `scale`: None for the one that it has. `arriving`: of the command
-    that fills it from another store, its token; "" for every other process, which waits until that is done.
-    """
-
-    partitions: int
-    scale: Scale | None
-    in_cluster: bool = False
-    arriving: str = ""
 
 
 class StoredScale:
@@ -130,39 +117,40 @@ class StoredScale:
 
     async def _holds_events(self) -> bool:
         epoch = int(await self._client.hget(self._keys.live, "epoch") or 1)
-        pipe = self._client.pipeline()
-        for partition in range(self._keys.partitions):
-            pipe.hexists(self._keys.counts(epoch, partition), "last")
-        return any(await pipe.execute())
+        counts = [self._keys.counts(epoch, partition) for partition in range(self._keys.partitions)]
+        return any(await self._client.of_each("HEXISTS", counts, "last"))
 
 
-async def prepare(client: Client, name: str, config: NamespaceConfig, keys: Keys, scale: StoredScale) -> str:
-    """Make sure of the store for the namespace called `name`, at the start and whenever the store was away:
+async def prepare(
+    client: Client, settings: StoreSettings, keys: Keys, scale: StoredScale, *, arriving: str = ""
+) -> str:
+    """Make sure of the store for the namespace of the settings, at the start and whenever the store was away:
     it may be another one, restarted without its data, failed over, flushed. May be repeated.
+
+    `arriving`: of the command that fills it from another store, its token; "" for every other process, which
+    waits until that is done.
 
     Returns its identity: 32 hex digits, given with the namespace. Another one is another store. `scale` is
     then what the store has.
 
     Raises `StoreRefused`, `StoreUnavailable`.
     """
+    name = settings.namespace
     for (info,) in await client.each(["INFO"]):
-        check_server(info, in_cluster=config.in_cluster)
+        check_server(info, in_cluster=settings.is_cluster)
     await client.load_library()
-    wanted = {
-        b"layout": LAYOUT,
-        b"partitions": b"%d" % config.partitions,
-    }
-    if config.in_cluster:
+    wanted = {b"layout": LAYOUT, b"partitions": b"%d" % keys.partitions}
+    if settings.is_cluster:
         wanted[b"tags"] = TAGS_FORMAT
-    if config.scale is not None:
-        wanted[b"scale"] = format_scale(config.scale).encode()
+    if settings.scale is not None:
+        wanted[b"scale"] = format_scale(parse_scale(settings.scale)).encode()
     fields = [part for pair in wanted.items() for part in pair]
-    if config.scale is None:
+    if settings.scale is None:
         fields += [b"scale", format_scale(scale.value).encode()]
         # One that was decided stays so where the store was emptied, or has lost this key.
         fields += [] if scale.decided else [b"scale_open", b"1"]
     found: dict[Any, Any] = await client.hgetall(keys.config)
-    if found.get(ARRIVING, b"").decode() != config.arriving:
+    if found.get(ARRIVING, b"").decode() != arriving:
         raise StoreMigrating(
             f"the namespace {name!r} is not whole here: its migration is under way, or was cut off"
         )
@@ -178,7 +166,7 @@ async def prepare(client: Client, name: str, config: NamespaceConfig, keys: Keys
             pipe.hset(keys.counts(1, partition), "identity", found[b"identity"])
         await pipe.execute()
     # While it is filled it has a layout that nothing reads.
-    _require_readable(name, keys.config, found | ({b"layout": LAYOUT} if config.arriving else {}))
+    _require_readable(name, keys.config, found | ({b"layout": LAYOUT} if arriving else {}))
     tags = found.get(b"tags", b"")
     if tags != wanted.get(b"tags", b""):
         raise StoreRefused(
@@ -191,7 +179,7 @@ async def prepare(client: Client, name: str, config: NamespaceConfig, keys: Keys
     _require_same(name, found, wanted)
     scale.take(found[b"scale"], found.get(b"scale_open"))
     identity = str(found[b"identity"].decode())
-    if not config.arriving:
+    if not arriving:
         await _begin_epochs(client, keys, identity)
     return identity
 

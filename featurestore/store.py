@@ -15,23 +15,20 @@ from featurestore.cluster.servers import keys_of, servers_of
 from featurestore.commands import Commands
 from featurestore.confirmation import EVERYSEC_S
 from featurestore.errors import StoreChanged, StoreRefused
-from featurestore.experiments.showings import StoredShowings
-from featurestore.experiments.stored import StoredExperiments
-from featurestore.experiments.tallies import Tallies
+from featurestore.experiments import StoredExperiments, StoredShowings, Tallies
 from featurestore.generations.catalog import Generations
 from featurestore.item_registry import ItemRegistries
 from featurestore.leases import Leases
-from featurestore.namespace import NamespaceConfig, StoredScale, prepare
+from featurestore.namespace import StoredScale, prepare
 from featurestore.ratings.epochs import Epochs
-from featurestore.ratings.event_types import EventTypes
+from featurestore.ratings.event_types import DEFAULT_TYPES, types_from_bytes, types_to_bytes
 from featurestore.ratings.files import StoreFiles
 from featurestore.ratings.log import RatingsLog
 from featurestore.ratings.room import Room
-from featurestore.ratings.stored_context_schema import StoredContextSchema
+from featurestore.ratings.stored_document import EventTypes, StoredContextSchema
 from featurestore.ratings.stream import RatingsStream
 from featurestore.settings import StoreSettings, parse_scale
-from featurestore.telemetry.points import Telemetry
-from featurestore.telemetry.reports import Reports
+from featurestore.telemetry.points import Reports, Telemetry
 from featurestore.users.active import ActiveUsers
 from featurestore.users.copies import UserCopies
 from featurestore.users.records import UserRecords
@@ -41,7 +38,6 @@ from processes.errors import CannotStartError
 
 if TYPE_CHECKING:
     # With the extra `telemetry` alone.
-    from featurestore.telemetry.traces import Traces
     from featurestore.telemetry.tracing import Tracing
 
 
@@ -54,14 +50,14 @@ class Store:
         self.settings = settings
         self.tracing = _tracing(settings, traced_as)
         scale = None if settings.scale is None else parse_scale(settings.scale)
-        self.config = NamespaceConfig(settings.partitions, scale, settings.is_cluster, arriving)
+        self._arriving = arriving
         self.keys = keys_of(settings)
         # The address with its password is for connections alone.
         self._servers = servers_of(settings)
         self._following: asyncio.Task[None] | None = None
         self.redis = self._servers.client()
         self.scale = StoredScale(self.keys, self.redis, scale)
-        self.bulk = self._connection("bulk", self._prepare)
+        self.bulk = self._connection("bulk", self.look_again)
         self.redis.main = self.bulk
         self.hot: Connection | None = self._connection("hot") if hot else None
         # Which store this is, as last seen: another one behind the same address was emptied, or is another.
@@ -78,10 +74,10 @@ class Store:
         self.active = ActiveUsers(self.keys, self.redis)
         self.user_search = UserSearch(self.keys, self.redis)
         self.generations = Generations(self.keys, self.bulk, self.redis)
-        self.epochs = Epochs(self.keys, self.redis, self.generations, self._prepare)
+        self.epochs = Epochs(self.keys, self.redis, self.generations, self.look_again)
         self.stream = RatingsStream(self.keys, self.bulk, self.redis, self.scale)
-        # What leads a trace of this process to the trainer, or of others to this one.
-        self.traces = _traces(self)
+        tracing = self.tracing
+        self.traces = None if tracing is None else tracing.traces(self.keys, self.redis, self.stream)
         self.ratings = RatingsLog(
             self.keys,
             self.bulk,
@@ -112,7 +108,13 @@ class Store:
         )
         self.attributes = UserAttributes(self.keys, self.redis, self.confirmation, self.epochs)
         self.scenarios = Scenarios(self.keys, self.hot or self.bulk, self.redis, self.confirmation)
-        self.event_types = EventTypes(self.keys, self.redis, self.confirmation)
+        self.event_types = EventTypes(
+            *(self.redis, self.confirmation),
+            key=self.keys.event_types,
+            default=DEFAULT_TYPES,
+            to_bytes=types_to_bytes,
+            from_bytes=types_from_bytes,
+        )
         self.contexts = StoredContextSchema(self.keys, self.redis, self.confirmation)
 
     def _open_figures(self) -> None:
@@ -139,7 +141,7 @@ class Store:
         cls, settings: StoreSettings, *, hot: bool = True, traced_as: str = "", arriving: str = ""
     ) -> "Store":
         """Connect, check and prepare. `traced_as`: the name of this process in traces, which it then sends
-        where the settings name a collector. `arriving`: see `NamespaceConfig`.
+        where the settings name a collector. `arriving`: see `prepare`.
 
         Raises `StoreUnavailable` (try again), `StoreRefused` (nothing stays open).
         """
@@ -180,10 +182,6 @@ class Store:
         if self.tracing is not None:
             await self.tracing.close()
 
-    async def look_again(self) -> None:
-        """Make sure of the store, which may be another one: read its identity, bring back what it lost."""
-        await self._prepare()
-
     async def require_same(self) -> None:
         """Raise `StoreChanged` where the store no longer says that it is the one that was opened."""
         found = await self.redis.hget(self.keys.config, "identity")
@@ -214,12 +212,13 @@ class Store:
             around=None if self.tracing is None else self.tracing.around,
         )
 
-    async def _prepare(self) -> None:
+    async def look_again(self) -> None:
+        """Make sure of the store, which may be another one: read its identity, bring back what it lost."""
         # A client of its own, closed each time: `redis` asks nothing while the bulk connection is away, and
         # its sockets may lead to a server that is no longer the one to ask.
         client = self._servers.client()
         try:
-            identity = await prepare(*(client, self.settings.namespace, self.config, self.keys, self.scale))
+            identity = await prepare(client, self.settings, self.keys, self.scale, arriving=self._arriving)
             if self.identity in {"", identity}:
                 await self._registries.verify(client)
             else:
@@ -236,11 +235,3 @@ def _tracing(settings: StoreSettings, traced_as: str) -> "Tracing | None":
     from featurestore.telemetry.tracing import Tracing
 
     return Tracing(settings.traces_url, traced_as)
-
-
-def _traces(store: Store) -> "Traces | None":
-    if store.tracing is None:
-        return None
-    from featurestore.telemetry.traces import Traces
-
-    return Traces(store.keys, store.redis, store.stream, store.tracing)

@@ -17,8 +17,8 @@ from factors import Float32s
 from featurestore.commands import REFUSALS, CommandKind, Outcome
 from featurestore.confirmation import Since
 from featurestore.errors import RETRY_WHEN_FULL_S, RatingsLeftOut, StoreError
-from featurestore.generations.catalog import GenerationSummary
 from featurestore.generations.follower import Follower
+from featurestore.generations.manifest import GenerationSummary
 from featurestore.generations.served import wait_until_served
 from featurestore.ratings.batches import Columns
 from featurestore.store import Store

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from featurestore.cluster.keys import ClusterKeys
+from featurestore.cluster.servers import ClusterKeys
 from featurestore.cluster.slots import even_tags, slot_of_tag
 from torture.clients import Shared
 from torture.cluster_set import ClusterSet

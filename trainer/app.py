@@ -12,7 +12,7 @@ from pathlib import Path
 from featurestore.errors import LeaseLost, StoreChanged, StoreDamaged, StoreError, StoreRefused
 from featurestore.leases import Lease
 from featurestore.store import Store
-from featurestore.telemetry.servers import StoreServer
+from featurestore.telemetry.points import StoreServer
 from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.root import ArchiveRoot

@@ -17,8 +17,7 @@ from benchmarks.data.datasets import synthetic
 from benchmarks.data.made_head import MadeHead
 from factors import FitSettings, Index, Model, Scale, fit, head_to_bytes, index_to_bytes
 from factors.engine_api import vector_columns
-from featurestore.generations.catalog import GenerationSummary
-from featurestore.generations.manifest import RANKING, RANKING_INDEX
+from featurestore.generations.manifest import RANKING, RANKING_INDEX, GenerationSummary
 from featurestore.leases import Lease
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings

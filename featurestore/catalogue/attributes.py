@@ -7,7 +7,6 @@ A store of before the list was kept has none: the first who reads the list goes 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
-from hashlib import sha1
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +14,7 @@ import msgspec
 
 from featurestore.catalogue.item import AttributeValue
 from featurestore.catalogue.schema import types_of
-from featurestore.client import Call, Client
+from featurestore.client import Call, Client, digest_of_value
 from featurestore.confirmation import Confirmation
 from featurestore.errors import StoreDamaged, StoreUnavailable
 from featurestore.keys import Keys, digest_of, partition_of, shown_key, whole
@@ -127,9 +126,8 @@ class UserAttributes:
             for field, kind in types_of("users", before or {}, after or {}).items():
                 if held.get(field, kind) != kind:
                     raise StoreUnavailable(f"the type of {field} is another one now", 0.1)
-            digest = b"" if data is None else sha1(data, usedforsecurity=False).hexdigest().encode()
             value = b"" if after is None else msgspec.json.encode(after)
-            calls.append((names, [expected, digest, value, digest_of(user_id), user_id]))
+            calls.append((names, [expected, digest_of_value(data), value, digest_of(user_id), user_id]))
             afters[user_id] = after
         replies = await self._client.call("put_attributes", *calls) if calls else []
         for (user_id, after), reply in zip(afters.items(), replies, strict=True):
@@ -181,10 +179,8 @@ class UserAttributes:
 
     async def stored(self, user_ids: Sequence[bytes]) -> list[bytes]:
         """Return the attributes of users as they are stored, empty for none; one round trip."""
-        pipe = self._client.pipeline()
-        for user_id in user_ids:
-            pipe.hget(self._keys.attributes(user_id), "value")
-        replies = await pipe.execute(raise_on_error=False)
+        keys = map(self._keys.attributes, user_ids)
+        replies = await self._client.of_each("HGET", keys, "value", raise_on_error=False)
         return [reply if isinstance(reply, bytes) else b"" for reply in replies]
 
     async def read_all(self) -> AsyncIterator[Mapping[bytes, bytes]]:
@@ -223,20 +219,15 @@ class UserAttributes:
 
     async def _require_listed(self, partition: int) -> None:
         """Make the lists of all partitions where that of one is not known to have all."""
-        key = self._keys.attributes_list(partition)
-        pipe = self._client.pipeline()
-        pipe.zscore(key, b"")
-        (mark,) = await pipe.execute(raise_on_error=False)
+        lists = [self._keys.attributes_list(partition)]
+        (mark,) = await self._client.of_each("ZSCORE", lists, b"", raise_on_error=False)
         if mark is None or isinstance(mark, Exception):
             await self._list_all()
 
     async def _list_all(self) -> None:
         """List all who have attributes, by going through the keys of the store. Safe to repeat."""
         keys, partitions = self._keys, range(self._keys.partitions)
-        found: Any
-        cursor, more = 0, True
-        while more:
-            cursor, found = await self._client.scan(cursor, keys.attributes_pattern, SCANNED_AT_ONCE)
+        async for found in self._client.pages(keys.attributes_pattern, SCANNED_AT_ONCE):
             by_partition: dict[int, list[bytes]] = {}
             for user_id in map(keys.attributes_user, found):
                 by_partition.setdefault(partition_of(user_id, keys.partitions), []).append(user_id)
@@ -245,43 +236,35 @@ class UserAttributes:
                 for partition, some in by_partition.items()
             ]
             await self._client.call("list_attributes", *calls)
-            more = cursor != 0
         # Only now: who reads one before makes it anew.
         whole: list[Call] = [([keys.attributes_list(partition)], []) for partition in partitions]
         await self._client.call("list_attributes", *whole)
 
-    async def scan(self, cursor: int) -> tuple[int, Mapping[bytes, tuple[Values, int]]]:
-        """Return the next cursor, 0 at the end, and of each user the attributes and since when they are
-        these, in milliseconds by the store's clock; begins at cursor 0. A user may come twice.
+    async def scan(self) -> AsyncIterator[Mapping[bytes, tuple[Values, int]]]:
+        """Yield of each user the attributes and since when they are these, in milliseconds by the store's
+        clock. A user may come twice.
         """
-        found: Any
         # Of all partitions: each step looks at as many keys of the store, whichever it asks for.
-        cursor, found = await self._client.scan(cursor, self._keys.attributes_pattern, SCANNED_AT_ONCE)
-        user_ids = list(map(self._keys.attributes_user, found))
-        pipe = self._client.pipeline()
-        for key in found:
-            pipe.hmget(key, ["value", "at"])
-        values = zip(found, user_ids, await pipe.execute(), strict=True)
-        return cursor, {
-            user_id: (self._read(user_id, data), whole(at or b"0", key))
-            for key, user_id, (data, at) in values
-            if data is not None
-        }
+        async for keys in self._client.pages(self._keys.attributes_pattern, SCANNED_AT_ONCE):
+            user_ids = map(self._keys.attributes_user, keys)
+            replies = await self._client.of_each("HMGET", keys, "value", "at")
+            yield {
+                user_id: (self._read(user_id, data), whole(at or b"0", key))
+                for key, user_id, (data, at) in zip(keys, user_ids, replies, strict=True)
+                if data is not None
+            }
 
-    async def given_at(self, cursor: int) -> tuple[int, Mapping[bytes, int | None]]:
+    async def given_at(self) -> AsyncIterator[Mapping[bytes, int | None]]:
         """The same of the times alone, whatever the attributes are; None where the time cannot be read."""
-        found: Any
-        cursor, found = await self._client.scan(cursor, self._keys.attributes_pattern, SCANNED_AT_ONCE)
-        pipe = self._client.pipeline()
-        for key in found:
-            pipe.hmget(key, ["value", "at"])
-        times: dict[bytes, int | None] = {}
-        for key, reply in zip(found, await pipe.execute(raise_on_error=False), strict=True):
-            # Neither is there: removed since the scan.
-            if reply != [None, None]:
-                at = (reply[1] or b"0") if isinstance(reply, list) else b""
-                times[self._keys.attributes_user(key)] = int(at) if at.isdigit() else None
-        return cursor, times
+        async for keys in self._client.pages(self._keys.attributes_pattern, SCANNED_AT_ONCE):
+            times: dict[bytes, int | None] = {}
+            replies = await self._client.of_each("HMGET", keys, "value", "at", raise_on_error=False)
+            for key, reply in zip(keys, replies, strict=True):
+                # Neither is there: removed since the scan.
+                if reply != [None, None]:
+                    at = (reply[1] or b"0") if isinstance(reply, list) else b""
+                    times[self._keys.attributes_user(key)] = int(at) if at.isdigit() else None
+            yield times
 
     def _read(self, user_id: bytes, data: bytes) -> Values:
         try:

@@ -9,11 +9,10 @@ items each has changed; what they are is read from the items.
 import asyncio
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha1
 from types import MappingProxyType
 from typing import Any
 
@@ -21,7 +20,7 @@ import msgspec
 
 from featurestore.catalogue.item import CatalogueItem, pack_item, unpack_item
 from featurestore.catalogue.schema import Kind, Schema, composed, leaving, type_named, types_of
-from featurestore.client import Client
+from featurestore.client import Client, digest_of_value
 from featurestore.confirmation import Confirmation
 from featurestore.errors import ItemDeleted, RegistryFull, StoreDamaged, StoreUnavailable
 from featurestore.keys import Keys, shown_key
@@ -340,10 +339,14 @@ class Catalogue:
         ended = listed == len(entries) < n
         return Page(items, None if ended else entries[listed - 1], total)
 
-    async def deleted(self, cursor: int) -> tuple[int, list[bytes]]:
-        """Return the next cursor, 0 at the end, and ids of deleted items; begins at cursor 0."""
-        found: Any = await self._client.sscan(self._keys.catalogue_deleted, cursor, count=READ_AT_ONCE)
-        return int(found[0]), list(found[1])
+    async def deleted(self) -> AsyncIterator[list[bytes]]:
+        """Yield ids of deleted items, some at a time; one may come twice."""
+        cursor, more = 0, True
+        found: Any
+        while more:
+            cursor, found = await self._client.sscan(self._keys.catalogue_deleted, cursor, count=READ_AT_ONCE)
+            yield list(found)
+            more = cursor != 0
 
     async def require_whole(self) -> int:
         """Return how many items there are. Raises `StoreDamaged` where the list by id lacks some."""
@@ -383,10 +386,7 @@ def _title_entry(item: CatalogueItem | None) -> bytes:
 
 def _digest(state: ItemState) -> bytes:
     """Return what tells whether an item is still in this state."""
-    if state.data is None:
-        return b"deleted" if state.deleted else b""
-    # There is nothing to gain by making two alike.
-    return sha1(state.data, usedforsecurity=False).hexdigest().encode()
+    return b"deleted" if state.data is None and state.deleted else digest_of_value(state.data)
 
 
 def _readable(data: bytes | None, key: str) -> CatalogueItem | None:

@@ -6,7 +6,6 @@ Invariant: what is put back replaces nothing: a store that has an item, or has d
 import asyncio
 import re
 import zlib
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -20,17 +19,10 @@ from featurestore.catalogue.item import AttributeType, AttributeValue, Catalogue
 from featurestore.catalogue.scenarios import Scenarios
 from featurestore.catalogue.schema import KINDS, Kind, Types
 from featurestore.errors import StoreRefused
-from featurestore.experiments.definition import Definition
-from featurestore.experiments.stored import ExperimentExists, StoredExperiments
+from featurestore.experiments import Definition, ExperimentExists, StoredExperiments
 from featurestore.ratings.context_schema import ContextField, schema_to_bytes
-from featurestore.ratings.event_types import (
-    DEFAULT_TYPES,
-    EventType,
-    EventTypes,
-    types_to_bytes,
-    with_types,
-)
-from featurestore.ratings.stored_context_schema import StoredContextSchema
+from featurestore.ratings.event_types import DEFAULT_TYPES, EventType, types_to_bytes, with_types
+from featurestore.ratings.stored_document import EventTypes, StoredContextSchema
 
 FORMAT = "foldin-catalogue-1"
 # Text of one language: a higher level takes five times as long for a tenth less.
@@ -213,19 +205,14 @@ class KeptDocuments:
 
     async def _rest(self, *, users: bool) -> dict[str, object]:
         deleted: set[str] = set()
-        cursor, more = 0, True
-        while more:
-            cursor, some = await self.catalogue.deleted(cursor)
+        async for ids in self.catalogue.deleted():
             # What is no UTF-8 was never the id of an item.
-            deleted.update(item_id.decode("utf-8", "replace") for item_id in some)
-            more = cursor != 0
+            deleted.update(item_id.decode("utf-8", "replace") for item_id in ids)
         dumped: dict[bytes, DumpedUser] = {}
-        more = users
-        while more:
-            cursor, found = await self.attributes.scan(cursor)
-            for user_id, (values, at_ms) in found.items():
-                dumped[user_id] = DumpedUser(user_id.decode(), at_ms, values)
-            more = cursor != 0
+        if users:
+            async for found in self.attributes.scan():
+                for user_id, (values, at_ms) in found.items():
+                    dumped[user_id] = DumpedUser(user_id.decode(), at_ms, values)
         known = await self.event_types.fresh()
         return {
             "types": {kind: await self.catalogue.schema.types(kind) for kind in KINDS},
@@ -244,10 +231,10 @@ async def _put_items(catalogue: Catalogue, dump: Dump, types: Types) -> int:
     by_id = {item.item_id.encode(): item for item in dump.items}
     gone = {item_id.encode() for item_id in dump.deleted}
     count = 0
-    for ids in _parts([*by_id, *gone]):
-        lacking = [
-            state.item_id for state in await catalogue.states(ids) if state.data is None and not state.deleted
-        ]
+    ids = [*by_id, *gone]
+    for start in range(0, len(ids), READ_AT_ONCE):
+        states = await catalogue.states(ids[start : start + READ_AT_ONCE])
+        lacking = [state.item_id for state in states if state.data is None and not state.deleted]
         count += sum(item_id in by_id for item_id in lacking)
         await catalogue.change({item_id: _put(by_id.get(item_id), types) for item_id in lacking})
     return count
@@ -271,7 +258,8 @@ async def _put_user(attributes: UserAttributes, user: DumpedUser, types: Types) 
     user_id = user.user_id.encode()
     if await attributes.get(user_id) is not None:
         return False
-    await attributes.change(user_id, partial(_kept, _fitting(user.values, types)))
+    values = _fitting(user.values, types)
+    await attributes.change(user_id, lambda now: now or values)
     return True
 
 
@@ -289,14 +277,5 @@ def _put(item: CatalogueItem | None, types: Types) -> Change:
     return lambda now: now or fitting
 
 
-def _kept(values: Values, now: Values | None) -> Values:
-    return now or values
-
-
 def _fitting(values: Values, types: Types) -> Values:
     return {name: value for name, value in values.items() if types.get(name) == type_of(value)}
-
-
-def _parts(ids: Collection[bytes]) -> list[list[bytes]]:
-    whole = list(ids)
-    return [whole[start : start + READ_AT_ONCE] for start in range(0, len(whole), READ_AT_ONCE)]

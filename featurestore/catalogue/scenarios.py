@@ -9,7 +9,7 @@ from typing import Any
 from featurestore.client import Client
 from featurestore.confirmation import Confirmation
 from featurestore.errors import StoreDamaged, StoreRefused
-from featurestore.experiments.definition import DEFAULT_SCENARIO
+from featurestore.experiments import DEFAULT_SCENARIO
 from featurestore.keys import Keys, shown_key
 from featurestore.wire.connection import Connection
 from featurestore.wire.resp import encode

@@ -48,7 +48,7 @@ def asked_at(reply: Exception) -> Address:
 
 class Router:
     """The same as a `Connection`, over one for each server. `make` makes one, which has `astray` look at its
-    answers where this one `follows` slots; `load_library`, `finds`: see there.
+    answers where this one `follows` slots; `load_library`: see there; `finds`: it looks for the servers.
     """
 
     def __init__(

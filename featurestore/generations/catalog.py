@@ -32,16 +32,6 @@ from featurestore.leases import Lease, fence_of
 from featurestore.wire.chunk_reader import read_chunks
 from featurestore.wire.connection import Connection
 
-__all__ = [
-    "Deltas",
-    "GenerationMeta",
-    "GenerationSummary",
-    "GenerationWriter",
-    "Generations",
-    "Pointer",
-    "Worker",
-]
-
 # Keys that one step of a removal unlinks: lookups wait for one step at most.
 KEYS_AT_ONCE = 64
 # Keys that one step looks at: 0.2 ms of the store.
@@ -195,30 +185,21 @@ class Generations:
 
         Raises `GenerationUnknown`, `LeaseLost`.
         """
-        more = {"factors": factors, "positives": positives}
-        _, entries = await self._add_deltas(lease, epoch, generation, rows, vectors, **more)
+        tables = [table for table in (vectors, factors, positives) if table is not None]
+        _, entries = await self._add_deltas(lease, epoch, generation, rows, *tables)
         if entries > DELTAS_MERGED:
             rank = 0 if factors is None else factors.shape[1]
             await self._merge_deltas(lease, epoch, generation, vectors.shape[1], rank)
 
     async def _add_deltas(
-        self,
-        lease: Lease,
-        epoch: int,
-        generation: int,
-        rows: Int32s,
-        vectors: Float32s,
-        *,
-        factors: Float32s | None,
-        positives: Float32s | None,
+        self, lease: Lease, epoch: int, generation: int, rows: Int32s, *tables: Float32s
     ) -> tuple[bytes | None, int]:
         """Return the stream id of the first entry, and how many there are."""
         name, fence = self._keys.deltas(epoch, generation), b"%d" % lease.fence
         first, entries = None, 0
         for start in range(0, len(rows), ROWS_PER_DELTA):
             part = slice(start, start + ROWS_PER_DELTA)
-            some = (None if table is None else table[part] for table in (factors, positives))
-            args = [fence, *encode_delta(rows[part], vectors[part], *some)]
+            args = [fence, *encode_delta(rows[part], *[table[part] for table in tables])]
             (reply,) = await self._client.call("push_delta", ([name], args))
             if reply[0] != b"OK":
                 raise GenerationUnknown(generation)
@@ -300,13 +281,8 @@ class Generations:
                 await self.remove(epoch, summary.generation, pause_s)
         # The registry first: without it no late caller can add to what is going.
         await self._client.unlink(self._keys.items(epoch), self._keys.order(epoch))
-        cursor = 0
-        while True:
-            found: Any
-            cursor, found = await self._client.scan(cursor, self._keys.epoch_pattern(epoch), SCAN_COUNT)
+        async for found in self._client.pages(self._keys.epoch_pattern(epoch), SCAN_COUNT):
             await self._unlink(found, pause_s)
-            if not cursor:
-                break
         await self._client.srem(self._keys.stored, name)
 
     async def _unlink(self, keys: Sequence[bytes], pause_s: float) -> None:
@@ -325,11 +301,12 @@ class Generations:
         A reader between the two steps gets the same vectors twice, which changes nothing.
         """
         merged = await self.read_deltas(epoch, generation, width, rank=rank)
-        rows, more = merged.rows, dict[str, Float32s | None](factors=None, positives=None)
+        rows, tables = merged.rows, [merged.vectors]
         if rank:
-            more["factors"] = merged.factors_of(rows)
-            more["positives"] = merged.positives_of(rows) if len(merged.counted) else None
-        first, _ = await self._add_deltas(lease, epoch, generation, rows, merged.vectors, **more)
+            tables.append(merged.factors_of(rows))
+        if rank and len(merged.counted):
+            tables.append(merged.positives_of(rows))
+        first, _ = await self._add_deltas(lease, epoch, generation, rows, *tables)
         if first is not None:
             # However late this comes: all that was before the first of these is in them.
             name = self._keys.deltas(epoch, generation)

@@ -42,18 +42,15 @@ class Deltas:
         return _at_rows(self.counted, self.positives, rows)
 
 
-def encode_delta(
-    rows: Int32s, vectors: Float32s, factors: Float32s | None = None, positives: Float32s | None = None
-) -> list[bytes]:
-    """The values of an entry: rows, vectors, their checksum; with `factors` (m, r), rows of NaN where there
-    are none, these and the checksum of rows and factors; then the same of `positives` (m, 3), which go with
-    factors alone.
+def encode_delta(rows: Int32s, *tables: Float32s) -> list[bytes]:
+    """The values of an entry: rows, then of each table its rows, and the checksum of both. The tables:
+    vectors; factors (m, r), rows of NaN where there are none; positive events (m, 3), which go with factors
+    alone.
     """
     some_rows = rows.astype("<i4").tobytes()
-    parts = [part for part in (vectors, factors, positives) if part is not None]
     values = [some_rows]
-    for part in parts:
-        data = part.astype("<f4").tobytes()
+    for table in tables:
+        data = table.astype("<f4").tobytes()
         values += [data, _checksum(some_rows, data)]
     return values
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from featurestore.errors import FullReason, StoreDamaged, StoreError, StoreUnavailable
-from featurestore.experiments.definition import Experiments, read_experiments
+from featurestore.experiments import Experiments, read_experiments
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.loader import GenerationLoader
 from featurestore.generations.manifest import Beat, Kept, Pointer, read_pointer

@@ -1,17 +1,45 @@
 """Loads generations, and the rows that were folded in since. Invariant: what is loaded was checked, and has
-all that the store had when the load ended.
+all that the store had when the load ended; the item table and the ranking head of a state have the same
+items.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection
-from functools import partial
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
+from factors import (
+    BlendedRanker,
+    Float32s,
+    Float64s,
+    HeadLikeness,
+    Int64s,
+    ModelUnreadable,
+    PosteriorModel,
+    Ranker,
+    RankingHead,
+    Scorer,
+    SideAttributes,
+    head_from_bytes,
+    index_from_bytes,
+    item_statistics,
+    posterior_of,
+    read_index,
+    side_attributes_from_bytes,
+)
 from featurestore.errors import GenerationBroken
-from featurestore.generations.deltas import decode_deltas
+from featurestore.generations.activity import (
+    Positives,
+    activity_from_bytes,
+    is_by_events,
+    positives_from_bytes,
+)
+from featurestore.generations.deltas import Deltas, decode_deltas
 from featurestore.generations.item_table_file import TableCache
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import (
@@ -22,13 +50,16 @@ from featurestore.generations.manifest import (
     USER_ATTRIBUTES,
     GenerationMeta,
 )
-from featurestore.generations.states import as_fitted, room_for, updated
 
 if TYPE_CHECKING:
     from featurestore.store import Store
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+# What lies beside the items and is served.
+BLOBS = (RANKING, RANKING_INDEX, ACTIVITY, USER_ATTRIBUTES, POSITIVES)
 # Nothing waits for a load, and each read of deltas costs it a new state of the ranker.
 DELTAS_AT_LOAD = 256
 # More news are work for a thread.
@@ -51,18 +82,8 @@ class GenerationLoader:
         meta = await generations.meta(epoch, generation)
         table = await self._cache.table(meta, generations.load_items(meta))
         index = await generations.load_index(meta) if meta.index_bytes else b""
-        ranking = await self._blob(meta, RANKING), await self._blob(meta, RANKING_INDEX)
-        activity = await self._blob(meta, ACTIVITY)
-        users = await self._blob(meta, USER_ATTRIBUTES)
-        positives = await self._blob(meta, POSITIVES)
-        fitted = partial(
-            as_fitted,
-            *(meta, table, index, *ranking),
-            activity_bytes=activity,
-            positive_bytes=positives,
-            user_attribute_bytes=users,
-        )
-        live = await asyncio.to_thread(fitted)
+        blobs = {name: await self._blob(meta, name) for name in BLOBS}
+        live = await asyncio.to_thread(as_fitted, meta, table, index, blobs)
         deltas = self._store.keys.deltas(epoch, generation)
         while entries := await self._store.redis.xrange(deltas, f"({live.after}", "+", DELTAS_AT_LOAD):
             live = await self.with_deltas(live, entries)
@@ -103,3 +124,165 @@ class GenerationLoader:
         """Remove files of generations that are no longer there."""
         with contextlib.suppress(OSError):
             await asyncio.to_thread(self._cache.remove_unused, generations, current)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Where deltas are written: a table with room for them, of which `n_items` rows will be items, and the
+    ranking head, if there is one, with as many.
+    """
+
+    table: Float32s
+    n_items: int
+    head: RankingHead | None
+
+    def write(self, news: Deltas) -> None:
+        """Write the `news`."""
+        self.table[news.rows] = news.vectors
+        if self.head is not None:
+            self.head.items[news.ranked] = news.factors
+
+
+def as_fitted(
+    meta: GenerationMeta,
+    table: Float32s,
+    index_bytes: bytes,
+    blobs: Mapping[str, memoryview | None],
+) -> LiveGeneration:
+    """What is served of a generation, as it was fitted. `table` may have spare rows; `blobs`: by name."""
+    index = None
+    if index_bytes:
+        try:
+            index = index_from_bytes(index_bytes, meta.model, meta.item_rows)
+        except ModelUnreadable as exc:
+            # Without it the answers are exact, and later.
+            log.warning("the index of a generation cannot be used", extra={"why": str(exc)})
+    posterior = posterior_of(meta.model)
+    items = table[: meta.item_rows]
+    ranking = _ranking(meta, posterior, blobs[RANKING], blobs[RANKING_INDEX])
+    positives = _usable(positives_from_bytes, blobs[POSITIVES], meta, "the positive events of the items")
+    return LiveGeneration(
+        epoch=meta.summary.epoch,
+        generation=meta.summary.generation,
+        posterior=posterior,
+        items=items,
+        n_items=len(items),
+        scorer=Scorer(posterior, items),
+        ranker=Ranker(posterior, items, index),
+        meta=meta,
+        ranking=ranking,
+        likeness=None if ranking is None else HeadLikeness(ranking.head, weights_of(items, positives)),
+        activity=_usable(activity_from_bytes, blobs[ACTIVITY], meta, "the activity of the items"),
+        positives=positives,
+        user_attributes=user_attributes_of(posterior, blobs[USER_ATTRIBUTES]),
+        by_events=ranking is not None
+        and is_by_events(meta.summary.n_ratings, None if positives is None else positives.fitted),
+        table=table,
+    )
+
+
+def _usable(
+    read: Callable[[memoryview, int], T], data: memoryview | None, meta: GenerationMeta, what: str
+) -> T | None:
+    """What is stored beside a generation; None where there is nothing, or this version cannot read it."""
+    try:
+        return None if data is None else read(data, meta.item_rows)
+    except GenerationBroken as exc:
+        log.warning("%s cannot be used", what, extra={"why": str(exc)})
+        return None
+
+
+def weights_of(items: Float32s, positives: Positives | None) -> Callable[[Int64s], Float64s]:
+    """What the ratings and the positive events of items weigh (m,), by their rows (m,)."""
+
+    def weigh(rows: Int64s) -> Float64s:
+        found = item_statistics(items[rows]).count.astype(np.float64)
+        return found if positives is None else found + positives.weights[rows]
+
+    return weigh
+
+
+def user_attributes_of(posterior: PosteriorModel, data: memoryview | None) -> SideAttributes | None:
+    """How attributes of users are encoded; None where they play no part, or cannot be read."""
+    try:
+        known = None if data is None else side_attributes_from_bytes(data)
+    except ModelUnreadable as exc:
+        log.warning("attributes of users cannot be used", extra={"why": str(exc)})
+        return None
+    fits = known is not None and known.encoding.width == posterior.parameters.users.attribute_width
+    return known if fits else None
+
+
+def _ranking(
+    meta: GenerationMeta,
+    posterior: PosteriorModel,
+    head_bytes: memoryview | None,
+    index_bytes: memoryview | None,
+) -> BlendedRanker | None:
+    """What ranks by the head of a generation; None where there is none that this version reads."""
+    if head_bytes is None:
+        return None
+    try:
+        head = head_from_bytes(head_bytes, meta.item_rows)
+    except ModelUnreadable as exc:
+        # Without it lists are by expected rating, as those of a generation that never had one.
+        log.warning("the ranking head of a generation cannot be used", extra={"why": str(exc)})
+        return None
+    index = None
+    if index_bytes is not None:
+        try:
+            index = read_index(bytes(index_bytes), head.parameters.rank, meta.item_rows)
+        except ModelUnreadable as exc:
+            log.warning("the index of a ranking head cannot be used", extra={"why": str(exc)})
+    return BlendedRanker(head, posterior, index)
+
+
+def room_for(live: LiveGeneration, news: Deltas, known: int) -> Room:
+    """Return room for the `news` and for `known` rows; rows that are in between are the prior."""
+    table = live.items if live.table is None else live.table
+    n_items = max(live.n_items, known, int(news.rows.max(initial=-1)) + 1)
+    if n_items > len(table):
+        # An eighth more, so that a table that grows row by row is copied a few times, not each time.
+        table = np.empty((n_items + n_items // 8 + 1024, table.shape[1]), dtype=table.dtype)
+        table[: live.n_items] = live.items
+    table[live.n_items : n_items] = live.posterior.prior_item
+    # For its pages alone: those that are on the disk only are read here, not by who writes to them.
+    table.take(news.rows, axis=0)
+    if live.ranking is None:
+        return Room(table, n_items, None)
+    head = live.ranking.with_room(n_items)
+    head.items.take(news.ranked, axis=0)
+    return Room(table, n_items, head)
+
+
+def updated(live: LiveGeneration, news: Deltas, room: Room) -> LiveGeneration:
+    """The generation with the items of `room`, in which the `news` are."""
+    items, scorer = live.items, live.scorer
+    if room.n_items > live.n_items:
+        items = room.table[: room.n_items]
+        scorer = Scorer(live.posterior, items)
+    positives = live.positives
+    if positives is not None:
+        positives = positives.updated(news.counted, news.positives, room.n_items)
+    # Before what ranks: of an item that is in a list it is asked how like others it is.
+    if live.likeness is not None and room.head is not None:
+        changed = np.union1d(news.rows, news.counted)
+        live.likeness.update(changed, room.head, weights_of(items, positives))
+    live.ranker.update(news.rows, items)
+    if live.ranking is not None and room.head is not None:
+        live.ranking.follow(news.ranked, room.head)
+    activity = live.activity
+    if activity is not None:
+        counts = item_statistics(news.vectors).count.astype(np.int64)
+        events = None if positives is None else positives.gained(news.rows.astype(np.int64))
+        activity = activity.updated(news.rows, counts, room.n_items, events)
+    return replace(
+        live,
+        items=items,
+        n_items=room.n_items,
+        scorer=scorer,
+        table=room.table,
+        after=news.after,
+        activity=activity,
+        positives=positives,
+    )

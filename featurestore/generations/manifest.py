@@ -5,7 +5,7 @@ read as written is `GenerationBroken`, never a guess.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 from zlib import crc32
 
 import msgspec
@@ -26,6 +26,7 @@ USER_ATTRIBUTES, POSITIVES = "user_attributes", "positives"
 # Of summary, meta, tables and records. Grows when an older version could not read them.
 FORMAT = 1
 
+T = TypeVar("T")
 Text = bytes | str
 """What redis-py's types say that it returns. Without `decode_responses` it is bytes."""
 
@@ -209,8 +210,7 @@ def read_pointer(fields: Mapping[Text, Text], key: bytes) -> Pointer:
 
     # A new namespace has an epoch only; each other field comes with what it says.
     def number(name: bytes) -> int:
-        text = fields.get(name, b"0")
-        return whole(text if isinstance(text, bytes) else text.encode(), key)
+        return whole(fields.get(name, b"0"), key)
 
     full, _, until = _text(fields.get(b"full")).partition(":")
     return Pointer(
@@ -245,12 +245,16 @@ def decode_summary(text: Text, key: bytes) -> GenerationSummary:
         raise GenerationBroken(f"the summary of a generation cannot be read: {exc}", shown_key(key)) from exc
 
 
-def _require_format(summary: Text, key: bytes) -> None:
-    """Raises `GenerationBroken` for the summary of another format, whatever else is in it."""
+def _read(text: Text, kind: type[T], key: bytes) -> T:
     try:
-        number = msgspec.json.decode(summary, type=_Format).format
+        return msgspec.json.decode(text, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise GenerationBroken(f"it cannot be read: {exc}", shown_key(key)) from exc
+
+
+def _require_format(summary: Text, key: bytes) -> None:
+    """Raises `GenerationBroken` for the summary of another format, whatever else is in it."""
+    number = _read(summary, _Format, key).format
     if number != FORMAT:
         raise GenerationBroken(
             f"a generation has format {number}, this version reads {FORMAT}: use the version that wrote it",
@@ -271,17 +275,13 @@ def decode_meta(text: Text, key: bytes) -> GenerationMeta:
     body, found, check = data.rpartition(_CHECK)
     if found and check != b"%d}" % crc32(body + b"}"):
         raise GenerationBroken("it does not have its checksum", shown_key(key))
-    try:
-        summary = bytes(msgspec.json.decode(data, type=_Summary).summary)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
-        raise GenerationBroken(f"it cannot be read: {exc}", shown_key(key)) from exc
-    _require_format(summary, key)
+    _require_format(bytes(_read(data, _Summary, key).summary), key)
     if not found:
         raise GenerationBroken("it does not have its checksum", shown_key(key))
+    read = _read(data, _Meta, key)
     try:
-        read = msgspec.json.decode(data, type=_Meta)
         model = from_bytes(read.model)
-    except (msgspec.MsgspecError, UnicodeDecodeError, ModelUnreadable) as exc:
+    except ModelUnreadable as exc:
         raise GenerationBroken(f"it cannot be read: {exc}", shown_key(key)) from exc
     # Before any chunk is asked for: a reader makes as many names as these numbers say.
     if (

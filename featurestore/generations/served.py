@@ -4,14 +4,13 @@ began, by every worker that was alive then.
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 from featurestore.errors import GenerationUnknown
-from featurestore.experiments.definition import Experiments
+from featurestore.experiments import Experiments
 from featurestore.generations.catalog import Generations
 from featurestore.generations.live import LiveGeneration
-from featurestore.generations.manifest import Worker
 from featurestore.namespace import StoredScale
 
 # A worker beats twice a second; one that is silent for longer is gone or stuck and not waited for.
@@ -23,10 +22,23 @@ FOLLOWED_S = 1.2
 LOOK_AGAIN_S = 0.025
 
 
-class Serving(Protocol):
-    """What this process serves, as its follower says."""
+class Here(Protocol):
+    """What this process serves and follows, as its follower says."""
 
     live: LiveGeneration | None
+    experiments: Experiments
+
+
+async def _looks(timeout_s: float) -> AsyncIterator[float]:
+    """Yield for how many seconds was waited, again and again up to `timeout_s`, and once at least."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while True:
+        waited_s = loop.time() - began
+        yield waited_s
+        if waited_s >= timeout_s:
+            return
+        await asyncio.sleep(LOOK_AGAIN_S)
 
 
 async def wait_until_served(
@@ -35,7 +47,7 @@ async def wait_until_served(
     generation: int,
     timeout_s: float,
     *,
-    here: Serving | None = None,
+    here: Here | None = None,
     exactly: bool = False,
 ) -> bool:
     """Return whether every worker serves a generation, and `here` too; wait up to `timeout_s` for it.
@@ -44,35 +56,29 @@ async def wait_until_served(
     call goes back to an older one; a beat from before the call then says nothing, because that worker may
     have served another since. Raises `StoreError`.
     """
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    while True:
-        waited_s = loop.time() - began
+    async for waited_s in _looks(timeout_s):
         good = {(epoch, generation)}
         if not exactly:
             pointer = await generations.live()
             good.add((pointer.epoch, pointer.generation))
         live = None if here is None else here.live
         if here is None or (live is not None and (live.epoch, live.generation) in good):
-            workers = await generations.workers()
-            if all_serve(workers, good, waited_s if exactly else FRESH_BEAT_S):
+            newer_than_s = waited_s if exactly else FRESH_BEAT_S
+            alive = [each for each in await generations.workers() if each.age_s < FRESH_BEAT_S]
+            if all(each.age_s < newer_than_s and (each.epoch, each.generation) in good for each in alive):
                 return True
-        if waited_s >= timeout_s:
-            return False
-        await asyncio.sleep(LOOK_AGAIN_S)
+    return False
 
 
 async def wait_for_scale(
-    generations: Generations, scale: StoredScale, timeout_s: float, *, here: Serving | None = None
+    generations: Generations, scale: StoredScale, timeout_s: float, *, here: Here | None = None
 ) -> bool:
     """Return whether every worker serves a generation of the scale that was decided, and `here` too, or there
     is none at all yet; wait up to `timeout_s` for it.
 
     Raises `StoreError`.
     """
-    loop = asyncio.get_running_loop()
-    ends = loop.time() + timeout_s
-    while True:
+    async for waited_s in _looks(timeout_s):
         pointer = await generations.live()
         if not pointer.generation:
             return True
@@ -81,43 +87,22 @@ async def wait_for_scale(
             meta = await generations.meta(pointer.epoch, pointer.generation)
             if not scale.outdated(meta.model, meta.summary.n_ratings):
                 names = pointer.epoch, pointer.generation
-                return await wait_until_served(generations, *names, max(0.0, ends - loop.time()), here=here)
-        if loop.time() >= ends:
-            return False
-        await asyncio.sleep(LOOK_AGAIN_S)
-
-
-class Following(Protocol):
-    """What this process follows, as its follower says."""
-
-    experiments: Experiments
+                return await wait_until_served(generations, *names, timeout_s - waited_s, here=here)
+    return False
 
 
 async def wait_until_followed(
-    generations: Generations, version: str, timeout_s: float, *, here: Following
+    generations: Generations, version: str, timeout_s: float, *, here: Here
 ) -> bool:
     """Return whether every worker follows the experiments of this version, and `here` too; wait up to
     `timeout_s` for it.
 
     Raises `StoreError`.
     """
-    loop = asyncio.get_running_loop()
-    ends = loop.time() + timeout_s
-    while True:
+    async for _ in _looks(timeout_s):
         workers = await generations.workers()
         others = all(worker.experiments == version for worker in workers if worker.age_s < FRESH_BEAT_S)
         # One whose beat is late has not told of itself.
         if others and here.experiments.version == version:
             return True
-        if loop.time() >= ends:
-            return False
-        await asyncio.sleep(LOOK_AGAIN_S)
-
-
-def all_serve(workers: Iterable[Worker], good: set[tuple[int, int]], newer_than_s: float) -> bool:
-    """Whether each worker that is alive has told within `newer_than_s` that it serves one of `good`."""
-    return all(
-        worker.age_s < newer_than_s and (worker.epoch, worker.generation) in good
-        for worker in workers
-        if worker.age_s < FRESH_BEAT_S
-    )
+    return False

@@ -18,12 +18,19 @@ from typing import Any
 from featurestore.errors import StoreError, StoreMigrating, StoreUnavailable
 from featurestore.generations.served import FOLLOWED_S
 from featurestore.migration import target as targets
-from featurestore.migration.errors import MigrationRefused, MigrationStopped
-from featurestore.migration.opening import arriving
-from featurestore.migration.partitions import copy_partitions, until_archived, waits
-from featurestore.migration.placing import Placing, require
-from featurestore.migration.shared import SharedCopies
-from featurestore.migration.stages import CLOSING, COPYING, GONE, MOVED, Stages, require_one_history
+from featurestore.migration.shared import SharedCopies, copy_partitions, until_archived, waits
+from featurestore.migration.stages import (
+    CLOSING,
+    COPYING,
+    GONE,
+    MOVED,
+    MigrationRefused,
+    MigrationStopped,
+    Placing,
+    Stages,
+    require_one_history,
+)
+from featurestore.migration.target import arriving
 from featurestore.migration.users import UserCopies
 from featurestore.settings import StoreSettings, split_address
 from featurestore.store import Store
@@ -34,6 +41,8 @@ _SILENT_MS, _SAID_S = 15_000, 3.0
 _FEW, _MOST_ROUNDS = 500, 50
 # A store that is away for longer is not waited for by what must be said to it.
 _PATIENCE_S = 60.0
+# How long it may take the trainer to archive what waits.
+_ARCHIVED_S = 30.0
 
 Step = Callable[[str], None]
 """Called with the name of each step before it is done. Tests kill the process there."""
@@ -67,7 +76,7 @@ class Migrated:
 
 
 class Migration:
-    """One move of a namespace. `archived_s`: how long it may take the trainer to archive what waits."""
+    """One move of a namespace."""
 
     def __init__(
         self,
@@ -75,13 +84,11 @@ class Migration:
         target: StoreSettings,
         telling: Telling,
         *,
-        archived_s: float = 30.0,
         step: Step = no_step,
     ) -> None:
         self._source = source
         self._target = target
         self._telling = telling
-        self._archived_s = archived_s
         self._step = step
         self._token = secrets.token_hex(8)
         self._address = shown_address(target)
@@ -165,7 +172,7 @@ class Migration:
             await stages.go_on(COPYING, CLOSING)
             self._telling.say("Ratings are refused from here on; what waits is archived.")
             self._step("closed")
-            events = await until_archived(self._source, epoch, self._archived_s)
+            events = await until_archived(self._source, epoch, _ARCHIVED_S)
             self._step("archived")
             await stages.go_on(CLOSING, MOVED)
             moved_at = time.monotonic()
@@ -175,10 +182,8 @@ class Migration:
             await copy_partitions(self._source, target, placing, epoch)
             self._step("copied")
             await target.confirmation.wait(since)
-            require(
-                holds=target.bulk.reconnects_total == sockets,
-                why="the target was away for a moment, and may have lost what it had",
-            )
+            if target.bulk.reconnects_total != sockets:
+                raise MigrationStopped("the target was away for a moment, and may have lost what it had")
             digests = tuple(users.digests())
             self._step("decide")
             await _insist(stages.decide)

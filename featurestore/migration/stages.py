@@ -11,14 +11,26 @@ same step (`functions.lua:migrating`):
 released, after it the target is the store.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from featurestore.errors import StoreMigrating
 from featurestore.keys import Keys
-from featurestore.migration.errors import MigrationRefused
 from featurestore.store import Store
+from featurestore.wire.functions import call_many, encode_call
 
 COPYING, CLOSING, MOVED, GONE, ARRIVING = "copying", "closing", "moved", "gone", "arriving"
+
+Kind = Literal["string", "hash", "list", "set", "zset", "zrem", "stream"]
+
+
+class MigrationRefused(Exception):  # noqa: N818 - says what happened
+    """It cannot be done as things are: nothing was changed. The message says what to do."""
+
+
+class MigrationStopped(Exception):  # noqa: N818 - says what happened
+    """It was broken off, and the source takes ratings as before. Run it again."""
 
 
 def slots(keys: Keys, epoch: int) -> list[bytes]:
@@ -64,10 +76,8 @@ class Stages:
 
     async def read(self) -> list[bytes]:
         """Return what each slot says."""
-        pipe = self._store.redis.pipeline()
-        for key in self.slots:
-            pipe.get(self._keys.migration(key))
-        return [said or b"" for said in await pipe.execute()]
+        found = await self._store.redis.of_each("GET", map(self._keys.migration, self.slots))
+        return [said or b"" for said in found]
 
     async def begin(self, stage: str) -> None:
         """Take over from whichever command was there. Raises `StoreMigrating` where the source is gone,
@@ -133,3 +143,52 @@ class Stages:
                 raise StoreMigrating("another command has taken this migration over, or given it up")
         # A replica that is promoted without it would take what is refused here.
         await self._store.confirmation.wait(since)
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """What a key gets: the `parts` of its type, as `functions.lua:FILL` takes them; none: it goes. `fresh`:
+    in place of what it has. `stays_ms`: b"" for ever.
+    """
+
+    key: bytes
+    kind: Kind
+    parts: Sequence[bytes]
+    fresh: bool = True
+    stays_ms: bytes = b""
+
+
+class Placing:
+    """Fills the keys of the store that a namespace moves to, for one command. What another one has begun anew
+    since is left alone: each write looks, in the same step, whether this command still fills the slot.
+    """
+
+    def __init__(self, store: Store, token: str) -> None:
+        self._store = store
+        self._keys = store.keys
+        self.token = token
+        self._said = f"{ARRIVING} {token}".encode()
+
+    async def place(self, calls: Sequence[Sequence[Filling]]) -> None:
+        """Fill keys; those of one call, which are of one slot, in one step. Raises `StoreMigrating` where
+        another command fills this store, `StoreError`.
+        """
+        encoded = []
+        for some in calls:
+            args = [self._said]
+            for each in some:
+                args += [each.kind.encode(), b"1" if each.fresh else b"", each.stays_ms]
+                args += [b"%d" % len(each.parts), *each.parts]
+            names = [self._guard(some[0].key), *(each.key for each in some)]
+            encoded.append(encode_call("place", names, args))
+        if encoded:
+            await call_many(self._store.bulk, encoded)
+
+    def _guard(self, key: bytes) -> bytes:
+        # On one server what the pointer's slot says is there for every key.
+        return self._keys.migration(key if self._store.settings.is_cluster else self._keys.live)
+
+
+def flat(pairs: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+    """Return pairs one after the other, as commands take them."""
+    return [part for pair in pairs for part in pair]

@@ -1,7 +1,11 @@
-"""The store that a namespace moves to. Invariant: it is empty, or what a command that was cut off has left
-there, and no process opens it before it is whole.
+"""The store that a namespace moves to, and the opening of both. Invariant: it is empty, or what a command
+that was cut off has left there, and no process opens it before it is whole.
+
+What either store acknowledges to the command is on its disk, wherever it keeps an append-only file: by
+`decide` the target has all, and by the time it opens the source says so.
 """
 
+import contextlib
 import re
 import secrets
 from collections.abc import AsyncIterator, Mapping
@@ -11,14 +15,14 @@ from typing import Any
 from featurestore.client import Client
 from featurestore.cluster.servers import keys_of, looking
 from featurestore.cluster.slots import TAGS_FORMAT
+from featurestore.errors import StoreRefused
 from featurestore.keys import Keys
-from featurestore.migration.errors import MigrationRefused
-from featurestore.migration.placing import flat
-from featurestore.migration.stages import ARRIVING
+from featurestore.migration.stages import ARRIVING, MigrationRefused, flat
 from featurestore.migration.stages import slots as slots_of
 from featurestore.namespace import ARRIVING as ARRIVING_FIELD
 from featurestore.namespace import LAYOUT, check_server
-from featurestore.settings import StoreSettings
+from featurestore.settings import StoreSettings, redacted
+from featurestore.store import Store
 
 # Keys that one step of a scan looks at, and that are removed in one: a millisecond of the store.
 _SCANNED, _REMOVED = 2_000, 500
@@ -128,9 +132,51 @@ async def _own(client: Client, namespace: str) -> AsyncIterator[list[bytes]]:
     """Yield the keys of this namespace, among all that the servers have."""
     # A namespace has letters, digits, - and _; a dot, a colon or a brace ends it.
     own = re.compile(rb"\{?%b[.:}]" % re.escape(namespace.encode()))
-    cursor, more = 0, True
-    names: Any
-    while more:
-        cursor, names = await client.scan(cursor, count=_SCANNED)
+    async for names in client.pages(None, _SCANNED):
         yield [name for name in names if own.match(name)]
-        more = cursor != 0
+
+
+async def on_disk(settings: StoreSettings) -> StoreSettings:
+    """Return the settings that wait for the disk of each server, where these would wait for nothing."""
+    if settings.durability != "store":
+        return settings
+    told: list[Any] = []
+    async with looking(settings) as client:
+        infos = await client.each(["INFO", "persistence"])
+        # Where a user may not ask it is as on nearly every server.
+        with contextlib.suppress(StoreRefused):
+            told = await client.each(["CONFIG GET", "appendfsync"])
+    # With `no` the disk is never heard of.
+    syncs = all(info.get("aof_enabled") for (info,) in infos)
+    syncs = syncs and not any(found.get("appendfsync") == "no" for (found,) in told)
+    return replace(settings, durability="fsync") if syncs else settings
+
+
+@contextlib.asynccontextmanager
+async def leaving(settings: StoreSettings) -> AsyncIterator[Store]:
+    """Yield the store to move from, with as many partitions as it has. Raises `StoreError`,
+    `MigrationRefused`.
+    """
+    async with looking(settings) as client:
+        found = await client.hget(keys_of(settings).config, "partitions")
+    if found is None:
+        raise MigrationRefused(f"there is no namespace {settings.namespace!r} at {redacted(settings.url)}")
+    # Its scale is what it has.
+    settings = replace(await on_disk(settings), partitions=int(found), scale=None)
+    store = await Store.open(settings, hot=False)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@contextlib.asynccontextmanager
+async def arriving(settings: StoreSettings, token: str) -> AsyncIterator[Store]:
+    """Yield the target, for the command that fills it. Raises `StoreError`."""
+    # Its scale is what the source has.
+    settings = replace(await on_disk(settings), scale=None)
+    store = await Store.open(settings, hot=False, arriving=token)
+    try:
+        yield store
+    finally:
+        await store.close()

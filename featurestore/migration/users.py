@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, cast
 
 from featurestore.keys import partition_of
-from featurestore.migration.placing import Filling, Placing, flat, require
+from featurestore.migration.stages import Filling, MigrationStopped, Placing, flat
 from featurestore.store import Store
 from featurestore.wire.functions import call_many
 from featurestore.wire.resp import encode
@@ -82,7 +82,8 @@ class UserCopies:
             found = await _read(self._source, self._epoch, some)
             await self._placing.place([self._fillings(*each) for each in zip(some, found, strict=True)])
             stored = await _read(self._target, self._epoch, some)
-            require(holds=found == stored, why="the target does not keep what it is given")
+            if found != stored:
+                raise MigrationStopped("the target does not keep what it is given")
             for user_id, user in zip(some, found, strict=True):
                 if user == _NONE:
                     self.copied.pop(user_id, None)
@@ -120,11 +121,8 @@ class UserCopies:
             (keys.attributes_pattern, keys.attributes_user),
         ]
         for pattern, user_of in kinds:
-            cursor, more = 0, True
-            names: Any
-            while more:
-                cursor, names = await store.redis.scan(cursor, match=pattern, count=_SCANNED)
-                ids, more = [user_of(name) for name in names], cursor != 0
+            async for names in store.redis.pages(pattern, _SCANNED):
+                ids = [user_of(name) for name in names]
                 for start in range(0, len(ids), AT_ONCE):
                     yield ids[start : start + AT_ONCE]
 

@@ -10,12 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from factors import Meaning
-from featurestore.client import Client
 from featurestore.codecs import MAX_TYPE_CODE
-from featurestore.confirmation import Confirmation
 from featurestore.errors import StoreRefused
-from featurestore.keys import Keys
-from featurestore.ratings.stored_document import StoredDocument
 
 # Grows when an older version could not read what is stored.
 _FORMAT = 1
@@ -140,16 +136,3 @@ def types_from_bytes(data: bytes) -> tuple[EventType, ...]:
     if not len(codes) == len(names) == len(document.types) or codes - set(range(1, MAX_TYPE_CODE + 1)):
         raise ValueError("event types whose codes or names are not apart")
     return tuple(document.types)
-
-
-class EventTypes(StoredDocument[Sequence[EventType]]):
-    """Reads and changes the types, by code."""
-
-    def __init__(self, keys: Keys, client: Client, confirmation: Confirmation) -> None:
-        super().__init__(
-            *(client, confirmation),
-            key=keys.event_types,
-            default=DEFAULT_TYPES,
-            to_bytes=types_to_bytes,
-            from_bytes=types_from_bytes,
-        )

@@ -7,6 +7,7 @@ may repeat it, since the last rating of a pair wins.
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
@@ -23,7 +24,6 @@ from featurestore.errors import EpochGone, HistoryFull, StoreUnavailable, Stream
 from featurestore.item_registry import ItemRegistries
 from featurestore.keys import Keys, digest_of, partition_of, whole
 from featurestore.namespace import StoredScale
-from featurestore.ratings.admission import RETRY_FULL_S, require_room, require_short_histories
 from featurestore.ratings.batches import (
     Columns,
     Share,
@@ -36,8 +36,8 @@ from featurestore.ratings.batches import (
 from featurestore.ratings.epochs import Epochs
 from featurestore.ratings.stream import RatingsStream
 from featurestore.wire.connection import Connection
-from featurestore.wire.functions import ask_many
-from featurestore.wire.resp import ReplyError
+from featurestore.wire.functions import ask_many, call_many
+from featurestore.wire.resp import ReplyError, encode
 
 # An epoch changes twice in a `POST /train`; a call that finds it changed more often than this gives up.
 ATTEMPTS = 5
@@ -45,11 +45,13 @@ ATTEMPTS = 5
 KEPT_AT_ONCE = 5_000
 # Ratings that are packed between two looks at the event loop: about 1 ms.
 AT_ONCE = 1_000
-
+# As for a store that is away: the trainer frees room all the time.
+RETRY_FULL_S = 1.0
 # Of a history whose ratings are counted on the event loop, in some 0.2 ms.
 COUNTED_BYTES = 2_000 * codecs.ENTRY_BYTES
 
-
+Targets = Mapping[int, Sequence[int]]
+"""The epochs that take the ratings of each partition, the live one first."""
 # Gets the live epoch and the partitions of the ratings that were stored.
 Mark = Callable[[int, Iterable[int]], Awaitable[None]]
 
@@ -221,17 +223,44 @@ class RatingsLog:
             targets = dict.fromkeys(targets, (epoch,))
         epochs = sorted({each for several in targets.values() for each in several})
         registries = [self._registries.of(each) for each in epochs]
-        # Before items are registered: a call that is refused leaves nothing.
+        # Before items are registered: a call that is refused leaves nothing. It says what the store will say,
+        # as far as that can be known; in a race for the last room the store decides.
         if look or len(shares) > 1 or not all(each.knows(columns.item_id) for each in registries):
-            await require_room(self._stream, self._stream_limit, shares, targets)
+            await self._require_room(shares, targets)
             if most and columns.known is None:
-                await require_short_histories(self._keys, self._connection, shares, targets, most=most)
+                await self._require_short_histories(shares, targets, most)
         rows = [await registry.register(columns.item_id) for registry in registries]
         return (
             expected,
             targets,
             {each: np.array(of, dtype=np.int64) for each, of in zip(epochs, rows, strict=True)},
         )
+
+    async def _require_room(self, shares: Sequence[Share], targets: Targets) -> None:
+        """Raise `StreamFull` where more events of a partition than the limit would wait for the trainer."""
+        size = Counter[int]()
+        for share in shares:
+            size[share.partition] += len(share.rows)
+        for epoch in sorted({epoch for several in targets.values() for epoch in several}):
+            found = await self._stream.progress(epoch)
+            for partition, ratings in size.items():
+                room = self._stream_limit - found[partition].waiting
+                if epoch in targets[partition] and ratings > room:
+                    raise StreamFull("too many ratings wait for the trainer", RETRY_FULL_S)
+
+    async def _require_short_histories(self, shares: Sequence[Share], targets: Targets, most: int) -> None:
+        """Raise `HistoryFull` where a user would have more than `most` entries."""
+        names = [
+            self._keys.history_prefix(targets[share.partition][0], share.partition) + user
+            for share in shares
+            for user in share.users
+        ]
+        new = np.concatenate([np.diff(share.ends) for share in shares])
+        stored = await call_many(self._connection, [encode(b"STRLEN", name) for name in names])
+        full = np.flatnonzero(np.array(stored) // codecs.ENTRY_BYTES + new > most)
+        if len(full):
+            users = [user for share in shares for user in share.users]
+            raise HistoryFull(users[full[0]], most)
 
     async def _learned(
         self, shares: Sequence[Share], replies: Sequence[Any], most: int, *, leaves_out: bool
@@ -346,20 +375,14 @@ class RatingsLog:
         """Digest -> last `n` of every user that is to stay forgotten."""
         found: dict[bytes, int] = {}
         keys = [self._keys.forgotten(epoch, partition) for partition in range(self._keys.partitions)]
-        pipe = self._client.pipeline()
-        for key in keys:
-            pipe.hgetall(key)
-        for partition, fields in enumerate(await pipe.execute()):
-            found.update({digest: whole(n, keys[partition]) for digest, n in fields.items()})
+        for key, fields in zip(keys, await self._client.of_each("HGETALL", keys), strict=True):
+            found.update({digest: whole(n, key) for digest, n in fields.items()})
         return found
 
     async def stay_forgotten(self, epoch: int, before: int) -> None:
         """Have an epoch that is being prepared remember the forgotten users of the one before."""
         keys, partitions = self._keys, range(self._keys.partitions)
-        pipe = self._client.pipeline()
-        for partition in partitions:
-            pipe.hkeys(keys.forgotten(before, partition))
-        found = await pipe.execute()
+        found = await self._client.of_each("HKEYS", [keys.forgotten(before, p) for p in partitions])
         pipe = self._client.pipeline()
         for partition, digests in zip(partitions, found, strict=True):
             for digest in digests:
@@ -383,18 +406,15 @@ class RatingsLog:
     async def count_live(self, epoch: int) -> int:
         """How many ratings came into an epoch live: not with the call that began it."""
         keys = [self._keys.counts(epoch, partition) for partition in range(self._keys.partitions)]
-        pipe = self._client.pipeline()
-        for key in keys:
-            # What is stored keeps the name that live ratings had.
-            pipe.hget(key, "loose")
-        counts = zip(await pipe.execute(), keys, strict=True)
+        # What is stored keeps the name that live ratings had.
+        counts = zip(await self._client.of_each("HGET", keys, "loose"), keys, strict=True)
         return sum([0 if count is None else whole(count, key) for count, key in counts])
 
     async def _rate(
         self,
         shares: Iterable[Share],
         expected: Mapping[int, bytes],
-        targets: Mapping[int, Sequence[int]],
+        targets: Targets,
         item_rows: Mapping[int, Int64s],
         *,
         columns: Columns,

@@ -1,18 +1,30 @@
-"""One JSON document of the store that all processes follow, and change by compare-and-set.
+"""The JSON documents of the store that all processes follow, and change by compare-and-set: the types of
+events, and the schema of contexts, whose categories are extended by the ratings that come in.
 
-Invariant: a change is made from what is stored at that moment, or not at all.
+Invariant: a change is made from what is stored at that moment, or not at all. A rating that is refused leaves
+no category behind, as far as that is known before it is written.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
-from hashlib import sha1
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from featurestore.client import Client
+from factors import Float32s
+from featurestore.client import Client, digest_of_value
 from featurestore.confirmation import Confirmation
 from featurestore.errors import StoreDamaged, StoreUnavailable
-from featurestore.keys import shown_key
+from featurestore.keys import Keys, shown_key
+from featurestore.ratings.context_schema import (
+    ContextField,
+    ContextRefused,
+    ContextSchema,
+    UnknownContextField,
+    Values,
+    schema_from_bytes,
+    schema_to_bytes,
+)
+from featurestore.ratings.event_types import EventType
 
 # A process that has read the document asks again after so long: each knows of a change within this time.
 FOLLOWED_S = 1.0
@@ -20,8 +32,12 @@ FOLLOWED_S = 1.0
 _AT_ONCE_BYTES = 8_192
 # As often another call may change the document in between.
 _ATTEMPTS = 8
+# Values of contexts of a call that are read in about 1 ms; more are read in a thread.
+_AT_ONCE = 2_000
 
 T = TypeVar("T")
+V = TypeVar("V")
+Check = Callable[[], Awaitable[None]]
 
 
 class StoredDocument(Generic[T]):
@@ -79,10 +95,9 @@ class StoredDocument(Generic[T]):
         for _ in range(_ATTEMPTS):
             data = await self._stored()
             after = change(await self._read(data))
-            digest = b"" if data is None else sha1(data, usedforsecurity=False).hexdigest().encode()
-            reply: Any
+            args = [digest_of_value(data), self._to_bytes(after)]
             asked_at = time.monotonic()
-            (reply,) = await self._client.call("put_text", ([self._key], [digest, self._to_bytes(after)]))
+            (reply,) = await self._client.call("put_text", ([self._key], args))
             if reply[0] == b"OK":
                 await self._confirmation.wait(since)
                 return self._keep(after, asked_at)
@@ -111,3 +126,78 @@ class StoredDocument(Generic[T]):
         if asked_at >= self._read_at:
             self._kept, self._read_at = document, asked_at
         return document
+
+
+EventTypes = StoredDocument[tuple[EventType, ...]]
+"""The types by code."""
+
+
+class StoredContextSchema(StoredDocument[ContextSchema]):
+    """Reads and changes the schema of a store."""
+
+    def __init__(self, keys: Keys, client: Client, confirmation: Confirmation) -> None:
+        super().__init__(
+            *(client, confirmation),
+            key=keys.contexts,
+            default=ContextSchema(),
+            to_bytes=schema_to_bytes,
+            from_bytes=schema_from_bytes,
+        )
+
+    async def rows(self, given: Sequence[Values | None], *, extend: Check | None = None) -> Float32s | None:
+        """Return contexts as `ContextSchema.rows` does. `extend`: those of ratings, whose new categories are
+        stored when it has raised nothing that refuses the ratings; without it those of questions, which are
+        answered while the store is away.
+
+        Raises what `ContextSchema.rows`, `ContextSchema.lacking` and `ContextSchema.extended` raise.
+        """
+        values = sum(len(each) for each in given if each)
+        if not values:
+            return None
+        run = asyncio.to_thread if values > _AT_ONCE else _now
+        schema = await (self.known() if extend is None else self.current())
+        if extend is not None and await run(_lacks, (schema, given)):
+            # By the newest one: what this process lacks others may have stored, and then it is no change.
+            schema = await self.fresh()
+            if lacking := await run(schema.lacking, given):
+                await run(schema.extended, lacking)
+                await extend()
+                schema = await self.change(lambda before: before.extended(lacking))
+        try:
+            return await run(schema.rows, given)
+        except UnknownContextField:
+            # Another process may have stored it since this one asked.
+            return await run((await self.fresh()).rows, given)
+
+    async def check(self, fields: Sequence[ContextField]) -> None:
+        """Raise what `tell` would raise of these fields."""
+        (await self.fresh()).merged(ContextSchema(tuple(fields)))
+
+    async def tell(self, fields: Sequence[ContextField]) -> ContextSchema:
+        """Have these fields and categories; return what there is then. Raises what `ContextSchema.merged`
+        raises.
+        """
+        told = ContextSchema(tuple(fields))
+        schema = await self.fresh()
+        if schema.merged(told) is schema:
+            return schema
+        return await self.change(lambda before: before.merged(told))
+
+    async def delete(self, name: str) -> None:
+        """Delete a field: no process takes it after this. Raises what `ContextSchema.without` raises."""
+        await self.change(lambda before: before.without(name))
+        # Each process goes by what it has read at most so long ago.
+        await asyncio.sleep(FOLLOWED_S)
+
+
+async def _now(compute: Callable[[V], T], given: V) -> T:
+    return compute(given)
+
+
+def _lacks(both: tuple[ContextSchema, Sequence[Values | None]]) -> bool:
+    """Whether a schema, which may be of a moment ago, does not do for what is given."""
+    schema, given = both
+    try:
+        return bool(schema.lacking(given))
+    except ContextRefused:
+        return True

@@ -1,25 +1,56 @@
-"""How the processes of a deployment have been, in the store: a point of each every few seconds, so that a
-page shows all replicas, and what was before it was opened. Invariant: bounded; no rating rests on it.
+"""How the processes of a deployment and the servers of its store are: a point of each process every few
+seconds, so that a page shows all replicas, and what was before it was opened; and reports of evaluations.
+
+Invariant: bounded; no rating rests on it.
 """
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from featurestore.client import Client
+from featurestore.cluster.slots import SLOTS
+from featurestore.confirmation import Confirmation
+from featurestore.errors import StoreRefused
 from featurestore.keys import Keys
-from featurestore.telemetry.servers import StoreServer
 
 # Often enough for a picture of a quarter of an hour; a point costs the store 0.1 ms.
 EVERY_S = 10.0
 # A week of one worker, a day of seven: some 20 MB.
 MOST_POINTS = 60_480
+# As many as a page shows; a worker reads 1.3 MB for them at most.
+MOST_REPORTS = 20
 # What one step reads: a few milliseconds of the store.
 READ_AT_ONCE = 2_000
 _FIELD = b"p"
 # Of the configuration of the store.
 _BACKED_UP = b"backed_up"
+
+
+class StoreReplica(msgspec.Struct):
+    """A replica, as its primary sees it. `behind_bytes`: of what the primary wrote; `silent_s`: since when it
+    has said nothing.
+    """
+
+    address: str
+    online: bool
+    behind_bytes: int
+    silent_s: int = 0
+
+
+class StoreServer(msgspec.Struct):
+    """A server that takes writes. `slots`: how many it has, 0 where the store is no cluster; `limit_bytes`:
+    of its memory, 0 for none. Of one that is away, which does not `answer`, the rest is not known.
+    """
+
+    address: str
+    slots: int = 0
+    answers: bool = True
+    used_bytes: int = 0
+    limit_bytes: int = 0
+    replicas: list[StoreReplica] = []
 
 
 class Point(msgspec.Struct, omit_defaults=True):
@@ -112,3 +143,80 @@ class Telemetry:
         with contextlib.suppress(msgspec.MsgspecError):
             return None if text is None else msgspec.json.decode(text, type=Backup)
         return None
+
+
+async def look_at_servers(client: Client) -> list[StoreServer]:
+    """Ask each server once: less than a millisecond of it, however much it holds. One that is away keeps
+    nothing from being told of the others. Raises `StoreUnavailable` where the store is one server, which is
+    away.
+    """
+    told = await client.told_by_each(["INFO", "memory"], ["INFO", "replication"])
+    return [
+        StoreServer(address, slots, answers=False) if replies is None else _read(address, slots, *replies)
+        for address, slots, replies in told
+    ]
+
+
+def uncovered(servers: Sequence[StoreServer]) -> int:
+    """Return how many slots of a cluster no server answers for; 0 where the store is none."""
+    if not any(each.slots for each in servers):
+        return 0
+    return SLOTS - sum(each.slots for each in servers if each.answers)
+
+
+def skew(servers: Sequence[StoreServer]) -> float:
+    """Return the memory of the fullest server over the mean, of those that answer; 1 for none."""
+    used = [each.used_bytes for each in servers if each.answers]
+    return max(used) * len(used) / sum(used) if any(used) else 1.0
+
+
+def _read(address: str, slots: int, memory: Mapping[str, Any], replication: Mapping[str, Any]) -> StoreServer:
+    written = int(replication.get("master_repl_offset", 0))
+    return StoreServer(
+        address,
+        slots,
+        used_bytes=int(memory["used_memory"]),
+        limit_bytes=int(memory.get("maxmemory", 0)),
+        replicas=[
+            StoreReplica(
+                f"{each['ip']}:{each['port']}",
+                each.get("state") == "online",
+                max(0, written - int(each.get("offset", 0))),
+                int(each.get("lag", 0)),
+            )
+            for name, each in sorted(replication.items())
+            if name.startswith("slave") and isinstance(each, Mapping)
+        ],
+    )
+
+
+class Reports:
+    """Reads and changes reports, as bytes by name. Every method may raise `StoreUnavailable`, and may then be
+    repeated.
+    """
+
+    def __init__(self, keys: Keys, client: Client, confirmation: Confirmation) -> None:
+        self._key = keys.reports
+        self._client = client
+        self._confirmation = confirmation
+
+    async def all(self) -> dict[bytes, bytes]:
+        """Return all reports."""
+        found: Any = await self._client.hgetall(self._key)
+        return dict(found)
+
+    async def put(self, name: bytes, value: bytes) -> None:
+        """Store a report in place of the one before. Raises `StoreRefused` where there are too many."""
+        since = self._confirmation.begin()
+        call = [self._key], [b"%d" % MOST_REPORTS, name, value]
+        (reply,) = await self._client.call("put_report", call)
+        if reply[0] == b"FULL":
+            raise StoreRefused(f"there may be {MOST_REPORTS} reports")
+        await self._confirmation.wait(since)
+
+    async def delete(self, name: bytes) -> bool:
+        """Remove a report; whether it was there."""
+        since = self._confirmation.begin()
+        removed = await self._client.change_fields(self._key, gone=[name])
+        await self._confirmation.wait(since)
+        return bool(removed)

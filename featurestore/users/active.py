@@ -57,7 +57,5 @@ class ActiveUsers:
         await self._client.srem(self._keys.active(epoch, partition), user_id)
 
     async def _by_partition(self, epoch: int) -> list[set[bytes]]:
-        pipe = self._client.pipeline()
-        for partition in range(self._keys.partitions):
-            pipe.smembers(self._keys.active(epoch, partition))
-        return [set(found) for found in await pipe.execute()]
+        keys = [self._keys.active(epoch, partition) for partition in range(self._keys.partitions)]
+        return await self._client.of_each("SMEMBERS", keys)

@@ -27,6 +27,10 @@ LONGEST_ID_BYTES = 256
 SETTLED_S = 2.0
 # Each copy is dropped between one and two such times after it was read last.
 KEPT_S = 300.0
+# Those who rate and are then predicted for; of an import, which goes on long before, none is kept back.
+RATERS_KEPT = 4_096
+# Histories of up to 60 KB come with one lookup.
+RATERS_AT_ONCE = 16
 
 T = TypeVar("T")
 
@@ -176,4 +180,31 @@ class UserCopies:
         found = self._of.get((live.epoch, live.generation))
         if found is None:
             found = self._of[live.epoch, live.generation] = _OfGeneration(live)
+        return found
+
+
+class RecentRaters:
+    """Users who have rated by this process and were not looked up since. Their record is behind, so that the
+    history is asked for together with it, and not after it. It is a guess: no answer depends on it but by the
+    time that it takes.
+    """
+
+    def __init__(self) -> None:
+        self._user_ids: dict[bytes, None] = {}
+
+    def add(self, user_ids: Iterable[bytes]) -> None:
+        """Take in who has rated; those before the latest `RATERS_KEPT` are forgotten."""
+        for user_id in user_ids:
+            self._user_ids.pop(user_id, None)
+            self._user_ids[user_id] = None
+        for user_id in list(self._user_ids)[: max(0, len(self._user_ids) - RATERS_KEPT)]:
+            del self._user_ids[user_id]
+
+    def take(self, user_ids: Sequence[bytes]) -> list[bytes]:
+        """Return who of these has rated, each once and `RATERS_AT_ONCE` at most, and forget that."""
+        if not self._user_ids:
+            return []
+        found = [user_id for user_id in dict.fromkeys(user_ids) if user_id in self._user_ids][:RATERS_AT_ONCE]
+        for user_id in found:
+            del self._user_ids[user_id]
         return found

@@ -11,6 +11,7 @@ from featurestore.catalogue.columns import columns_of_users
 from featurestore.codecs import ENTRY_BYTES, History
 from featurestore.generations.live import LiveGeneration
 from featurestore.users.counter_rule import may_continue, unseen
+from featurestore.users.histories import Look
 
 # Ratings of one fold-in, which take most of its memory; what is more is folded in block by block.
 BLOCK_ENTRIES = 200_000
@@ -23,28 +24,20 @@ INLINE_BYTES, _INLINE_DIM = 2_000 * ENTRY_BYTES, 17
 
 @dataclass(frozen=True, slots=True)
 class StaleUser:
-    """A user whose record is not current, read at one moment: `n`, what was read of the history, and the
-    record of this generation if there is one, and whether it is `damaged`: then it is none.
-
-    `whole`: whether that is all of the history; `entries`: how many it has; `renews`: whether a new sample is
-    to be stored, and `due` what the one before says (see `histories`). `attributes`: as they are stored,
-    empty for none, and since when (`described`) they are these: empty where they play no part. `contexts`:
-    the latest, as entries, and whether those are all.
+    """A user whose record is not current: what was read at one moment, of which `history` has the entries
+    that count, and the record of this generation if there is one; one that is `damaged` is none.
     """
 
     user_id: bytes
-    n: int
+    look: Look
     history: bytes
     record: bytes | None = None
-    whole: bool = True
-    entries: int = 0
-    renews: bool = False
-    due: int = 0
-    attributes: bytes = b""
-    described: bytes = b""
-    contexts: bytes = b""
-    all_contexts: bool = True
     damaged: bool = False
+
+    @property
+    def n(self) -> int:
+        """How many rating events the user has made."""
+        return self.look.n or 0
 
     @property
     def has_events(self) -> bool:
@@ -78,7 +71,7 @@ def fold_in(live: LiveGeneration, users: Sequence[StaleUser], histories: list[Hi
             live.items,
             codecs.pack_histories([histories[k] for k in rated]),
             current=current[rated],
-            attributes=columns_of(live, [users[k].attributes for k in rated]),
+            attributes=columns_of(live, [users[k].look.attributes or b"" for k in rated]),
         )
     return FoldedUsers(rows, histories)
 
@@ -111,7 +104,7 @@ def has_its_ratings(user: StaleUser) -> bool:
         return False
     # Where the history was ever compacted, its last entries may not be those of the last events: one that was
     # taken back has none. What was read has at least so many of the latest.
-    if not 0 < count <= RECENT or user.n != user.entries:
+    if not 0 < count <= RECENT or user.n != user.look.entries:
         return False
     latest = user.history[-count * ENTRY_BYTES :]
     return len(latest) == count * ENTRY_BYTES and not codecs.has_ratings(latest)

@@ -29,11 +29,10 @@ from featurestore.keys import Keys, digest_of, partition_of, record_field, shown
 from featurestore.namespace import StoredScale
 from featurestore.users import counter_rule
 from featurestore.users.batch_lookup import LookupReader, write_lookups
-from featurestore.users.copies import UserCopies
+from featurestore.users.copies import RecentRaters, UserCopies
 from featurestore.users.counter_rule import Profile, UserLookup
 from featurestore.users.fold_in import INLINE_BYTES, FoldedUsers, StaleUser, blocks, fold_in, is_brief
 from featurestore.users.histories import CALLS_AT_ONCE, HistoryReader, Look, due_after, pack_sample
-from featurestore.users.recent_raters import RecentRaters
 from featurestore.wire.connection import Connection, swallow
 from featurestore.wire.functions import encode_call
 from featurestore.wire.resp import ReplyError
@@ -239,8 +238,8 @@ class UserRecords:
         if lookup.behind:
             stale = await self._stale(live, user_id, look)
             folded = await self._fold_in(live, [stale])
-            history, whole = folded.histories[0], stale.whole
-            return Profile(stale.n, folded.vectors[0], history, True, whole, stale.attributes)
+            history, look = folded.histories[0], stale.look
+            return Profile(stale.n, folded.vectors[0], history, True, look.whole, look.attributes or b"")
         data = b"" if look.n is None else look.part or b""
         history = await self._unpacked(live.epoch, user_id, data, look)
         n, vector = int(lookup.n[0]), lookup.vectors[0]
@@ -257,21 +256,18 @@ class UserRecords:
         return look.n or 0, await self._unpacked(epoch, user_id, look.tail, look)
 
     async def _unpacked(self, epoch: int, user_id: bytes, data: bytes, look: Look) -> History:
-        given = epoch, user_id, data, look.contexts, len(look.contexts) == look.contexts_size
         if len(data) + len(look.contexts) > INLINE_BYTES:
-            return await asyncio.to_thread(self._history, *given)
-        return self._history(*given)
+            return await asyncio.to_thread(self._history, epoch, user_id, data, look)
+        return self._history(epoch, user_id, data, look)
 
-    def _history(
-        self, epoch: int, user_id: bytes, data: bytes, contexts: bytes, whole_contexts: bool
-    ) -> History:
+    def _history(self, epoch: int, user_id: bytes, data: bytes, look: Look) -> History:
         try:
             history = codecs.unpack_history(data, self._scale.stored)
         except RecordCorrupt as exc:
             raise StoreDamaged(shown_key(self._keys.history(epoch, user_id)), str(exc)) from exc
-        if not contexts:
+        if not look.contexts:
             return history
-        found = context_codec.unpack(contexts, whole=whole_contexts)
+        found = context_codec.unpack(look.contexts, whole=len(look.contexts) == look.contexts_size)
         if not found.sound:
             # They count as not given: ratings are worth more than what was told with them.
             self.corrupt_total += 1
@@ -323,7 +319,10 @@ class UserRecords:
         # After the histories: a context that came with one of their entries is said to be there.
         pipe.hget(self._keys.counts(epoch, partition), "contexts")
         *replies, any_contexts = await pipe.execute()
-        contexts = await self._contexts(epoch, user_ids) if any_contexts else [b""] * len(user_ids)
+        contexts = [b""] * len(user_ids)
+        if any_contexts:
+            names = [self._keys.user_contexts(epoch, user_id) for user_id in user_ids]
+            contexts = [given or b"" for given in await self._client.of_each("GET", names)]
         for user_id, history in zip(user_ids, replies[1::2], strict=True):
             if len(history or b"") % ENTRY_BYTES:
                 key = shown_key(self._keys.history(epoch, user_id))
@@ -336,12 +335,6 @@ class UserRecords:
             if n is not None
         ]
         return cursor, users
-
-    async def _contexts(self, epoch: int, user_ids: Sequence[bytes]) -> list[bytes]:
-        pipe = self._client.pipeline()
-        for user_id in user_ids:
-            pipe.get(self._keys.user_contexts(epoch, user_id))
-        return [given or b"" for given in await pipe.execute()]
 
     def write_back(self, live: LiveGeneration, users: Sequence[StaleUser], folded: FoldedUsers) -> None:
         """Store the records of users who were folded in, unless newer ones are there or the users were
@@ -361,19 +354,19 @@ class UserRecords:
             ]
             args = [
                 *(record_field(live.generation), record, digest_of(user.user_id)),
-                *(b"%d" % self.kept.upto, self.kept.fields, user.described),
+                *(b"%d" % self.kept.upto, self.kept.fields, user.look.described),
                 b"1" if user.damaged else b"",
             ]
             # Of a history that is mostly superseded only what holds is kept, unless a rating came in since.
-            compacted = user.whole and codecs.worth_compacting(user.history, history)
-            if compacted or user.renews:
-                entries = history.entries if compacted else user.entries
-                due = due_after(entries, history.entries) if user.whole else user.due
+            compacted = user.look.whole and codecs.worth_compacting(user.history, history)
+            if compacted or user.look.renews:
+                entries = history.entries if compacted else user.look.entries
+                due = due_after(entries, history.entries) if user.look.whole else user.look.due
                 args += [
                     b"%d" % user.n,
                     codecs.pack_history(history) if compacted else b"",
                     pack_sample(user.n, user.n - entries, due, history, user.has_events)
-                    if user.renews
+                    if user.look.renews
                     else b"",
                     codecs.pack_contexts(history) if compacted else b"",
                 ]
@@ -459,21 +452,10 @@ class UserRecords:
             self.corrupt_total += 1
             key = shown_key(self._keys.user(live.epoch, user_id))
             log.warning("record damaged, folded in again: %s field=%s", key, field.decode())
-        return StaleUser(
-            *(user_id, look.n or 0, look.part or b"", record),
-            whole=look.whole,
-            entries=look.entries,
-            renews=look.renews,
-            due=look.due,
-            attributes=look.attributes or b"",
-            described=look.described,
-            contexts=look.contexts,
-            all_contexts=len(look.contexts) == look.contexts_size,
-            damaged=damaged,
-        )
+        return StaleUser(user_id, look, look.part or b"", record, damaged)
 
     async def _fold_in(self, live: LiveGeneration, users: Sequence[StaleUser]) -> FoldedUsers:
-        size = sum([len(user.history) + len(user.contexts) for user in users])
+        size = sum([len(user.history) + len(user.look.contexts) for user in users])
         if is_brief(size, live):
             folded = self._fold(live, users)
         else:
@@ -485,15 +467,9 @@ class UserRecords:
 
     def _fold(self, live: LiveGeneration, users: Sequence[StaleUser]) -> FoldedUsers:
         for user in users:
-            if user.n < user.entries:
+            if user.n < user.look.entries:
                 # Each event has added one entry; they are compacted, and `n` never falls.
                 key = shown_key(self._keys.user(live.epoch, user.user_id))
-                raise StoreDamaged(key, f"n is {user.n}, and the history has {user.entries} entries")
-        return fold_in(
-            live,
-            users,
-            [
-                self._history(live.epoch, user.user_id, user.history, user.contexts, user.all_contexts)
-                for user in users
-            ],
-        )
+                raise StoreDamaged(key, f"n is {user.n}, and the history has {user.look.entries} entries")
+        histories = [self._history(live.epoch, user.user_id, user.history, user.look) for user in users]
+        return fold_in(live, users, histories)

@@ -6,7 +6,6 @@ search goes over the keys, part by part.
 
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 from featurestore.client import Client
@@ -18,14 +17,6 @@ _STEPS = 10  # of one call: 20,000 keys in some 10 ms
 _GLOB = re.compile(rb"([*?\[\]\\^])")
 
 
-@dataclass(frozen=True, slots=True)
-class FoundUsers:
-    """Ids, and where to go on; `next` is 0 at the end."""
-
-    ids: list[bytes]
-    next: int
-
-
 class UserSearch:
     """Looks for users. Every method may raise `StoreUnavailable`, and may then be repeated."""
 
@@ -33,9 +24,9 @@ class UserSearch:
         self._keys = keys
         self._client = client
 
-    async def find(self, epoch: int, prefix: bytes, n: int, start: int = 0) -> FoundUsers:
+    async def find(self, epoch: int, prefix: bytes, n: int, start: int = 0) -> tuple[list[bytes], int]:
         """Return some of the users of `epoch` whose ids begin with `prefix`, from `start` on: the user of
-        this very id first, and about `n`, if one call finds so many.
+        this very id first, and about `n`, if one call finds so many; and where to go on, 0 at the end.
         """
         found: dict[bytes, None] = {}
         if prefix and not start and await self._client.exists(self._keys.user(epoch, prefix)):
@@ -49,17 +40,12 @@ class UserSearch:
                 found[self._keys.user_of(key)] = None
             if not start or len(found) >= n:
                 break
-        return FoundUsers(list(found), start)
+        return list(found), start
 
     async def all(self, epoch: int) -> AsyncIterator[list[bytes]]:
         """Yield all users of `epoch`, some at a time and in no order. One who is there all along is among
         them; the store may name one twice.
         """
-        start, pattern = 0, self._keys.users_pattern(epoch) + b"*"
-        while True:
-            reply: Any = await self._client.scan(start, match=pattern, count=_AT_ONCE)
-            start, keys = reply
+        async for keys in self._client.pages(self._keys.users_pattern(epoch) + b"*", _AT_ONCE):
             if keys:
                 yield [self._keys.user_of(key) for key in keys]
-            if not start:
-                return

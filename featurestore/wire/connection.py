@@ -77,9 +77,8 @@ class ServerConnection:
 
     `execute` is that of the present socket (`StoreSocket.execute`). `reconnects_total` counts sockets after
     the first. `prepare` makes sure of the store at each new socket, before any call is taken; `load_library`
-    gives it the functions that a call did not find. `finds`: this connection asks where the primary is;
-    others follow. `block_s`: how long a command may block beyond the timeout. `around`: what traces calls;
-    `astray`: see `StoreSocket`.
+    gives it the functions that a call did not find. `block_s`: how long a command may block beyond the
+    timeout. `around`: what traces calls; `astray`: see `StoreSocket`.
     """
 
     def __init__(
@@ -90,7 +89,6 @@ class ServerConnection:
         *,
         prepare: Prepare | None = None,
         load_library: Prepare | None = None,
-        finds: bool = True,
         block_s: float = 0.0,
         around: Around | None = None,
         astray: Astray | None = None,
@@ -102,7 +100,8 @@ class ServerConnection:
         self._timeout_s = timeout_s
         self._block_s = block_s
         self._name = name
-        self._finds = finds
+        # This one asks where the primary is; others follow.
+        self._finds = prepare is not None
         self._prepare = prepare or _nothing
         self.load_library = load_library or _nothing
         self._away = asyncio.Event()

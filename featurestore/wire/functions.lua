@@ -59,6 +59,102 @@ local function refused(reply)
   return type(reply) == 'table' and reply.err ~= nil
 end
 
+-- The key that says how far a migration of a namespace to another store is, in the slot of `key`, by that; kept for those of
+-- which there are few: not of users.
+local BESIDE = {}
+
+local function beside(key)
+  local found = BESIDE[key]
+  if not found then
+    found = string.match(key, '^{?([%w_-]+)') .. ':{' .. (string.match(key, '{(.-)}') or key) .. '}:migration'
+    if not string.find(key, '}:%a+:') then
+      BESIDE[key] = found
+    end
+  end
+  return found
+end
+
+-- A store that has reached its `maxmemory` refuses functions and commands that may write, and this would refuse also
+-- what makes room, or what the process that makes room needs to be heard. What has this flag writes a few bytes at
+-- most beside what it frees; ratings, items, records and new generations go without.
+local ALWAYS = { 'allow-oom' }
+
+-- What is taken while a namespace closes: a trainer archives what waits, and nothing else changes.
+local CLOSING = {
+  acquire_lease = true, renew_lease = true, release_lease = true, attach = true, trim = true, report = true,
+  drop_erasure = true, claim_deltas = true, push_delta = true, say_full = true, release_forgotten = true,
+  erase_attributes = true, renew_stream = true, ask = true,
+}
+
+-- The users and the outcomes of commands among `keys` have changed since they were copied, perhaps.
+local function remember(list, keys)
+  for _, key in ipairs(keys) do
+    local kind, name = string.match(key, '^[^}]*}:(%a+):(.*)$')
+    if kind == 'user' or kind == 'command' then
+      redis.call('SADD', list, name)
+    end
+  end
+end
+
+-- What a function of this name gets that a migration does not leave to it; else nil, and `keys` are remembered.
+local function kept_out(name, said, mark, keys)
+  local stage, token, address = string.match(said, '^(%a+) ?(%S*) ?(.*)$')
+  if stage == 'moved' or stage == 'gone' then
+    return { err = 'MIGRATED the namespace has moved to ' .. address .. ': set FOLDIN_REDIS_URL to it, and start again' }
+  elseif name == 'begin_epoch' or stage ~= 'copying' and not CLOSING[name] then
+    return { err = 'MIGRATED the namespace is moving to another store' }
+  end
+  -- For this command alone: one that was frozen takes nothing out of the list of the next.
+  remember(string.gsub(mark, 'migration$', 'changed:' .. token), keys)
+end
+
+-- Keeps a function to what a migration of its namespace leaves it, in the same step as what it does: so that no process
+-- that was frozen meanwhile writes to what has moved.
+local function migrating(name, callback)
+  return function(keys, args)
+    local mark = beside(keys[1])
+    local said = redis.pcall('GET', mark)
+    if refused(said) then
+      -- Its slot moves to another server of a cluster, which may have it: as the server says of a key that is given.
+      return { err = 'TRYAGAIN a slot of the cluster is moving just now' }
+    end
+    return said and kept_out(name, said, mark, keys) or callback(keys, args)
+  end
+end
+
+-- The same for one that compares the epochs, its first key, with its first argument: where a migration is said behind them
+-- they differ.
+local function migrating_epochs(name, callback)
+  return function(keys, args)
+    local stored = redis.call('GET', keys[1]) or ''
+    if stored == args[1] then
+      return callback(keys, args)
+    end
+    local epochs, said = string.match(stored, '^(%S+) (.+)$')
+    if epochs ~= args[1] then
+      return { 'EPOCHS', epochs or stored }
+    end
+    return kept_out(name, said, beside(keys[1]), keys) or callback(keys, args)
+  end
+end
+
+-- The same for the leader alone: the first key is the pointer, the first argument the fence.
+local function led(name, callback)
+  return migrating(name, function(keys, args)
+    return redis.call('HGET', keys[1], 'fence') ~= args[1] and LOST or callback(keys, args)
+  end)
+end
+
+-- For those that say how far a migration is, and what answers and their figures need.
+local function plain(_, callback)
+  return callback
+end
+
+local function register(name, flags, callback, guard)
+  callback = (guard or migrating)(name, callback)
+  redis.register_function({ function_name = '@LIBRARY@_' .. name, callback = callback, flags = flags })
+end
+
 -- Of a stream's counts: events ever added, those that are done, the milliseconds that no entry which follows is before,
 -- the identity of the store, where it was said, and whether any of its users has contexts.
 local function progress(counts)
@@ -225,11 +321,7 @@ end
 -- that replaces another does not get its context. Last, of 'shown', which writes nothing where a user was forgotten
 -- since, and of 'unchanged', which writes nothing either where a user has made an event of the same item since, the `n`
 -- of each user in the first epoch as the caller had read it, joined.
-local function rate(keys, args)
-  local epochs = redis.call('GET', keys[1]) or ''
-  if epochs ~= args[1] then
-    return { 'EPOCHS', epochs }
-  end
+register('rate', {}, function(keys, args)
   local limit, most, bootstrap, users = tonumber(args[2]), tonumber(args[3]), args[4] == 'bootstrap', tonumber(args[6])
   local each = (args[9] == '' or args[9] == '-') and 2 or 3
   local stride = 3 + each * users
@@ -290,7 +382,7 @@ local function rate(keys, args)
     end
   end
   return { 'OK' }
-end
+end, migrating_epochs)
 
 -- Whether a list of users with attributes can be changed. One of another type is dropped: without the mark that it has all,
 -- which went with it, the next reader makes it anew.
@@ -307,11 +399,7 @@ end
 -- first epoch ('': any), then what the user has again at once, in pieces, each an entry of the stream: whether a piece has
 -- any context, '1' or '0', for each piece; and for each epoch the entries of all pieces, then the contexts of all. Answers
 -- n and history of the first epoch, and the time of it: later than every event before it, no later than any that follows.
-local function forget(keys, args)
-  local epochs = redis.call('GET', keys[1]) or ''
-  if epochs ~= args[1] then
-    return { 'EPOCHS', epochs }
-  end
+register('forget', ALWAYS, function(keys, args)
   local found, time = {}, now_ms()
   for at = 4, #keys, 6 do
     -- These two raise before any write where a key has the wrong type.
@@ -366,10 +454,10 @@ local function forget(keys, args)
     end
   end
   return { 'OK', found[1].n or found[1].before or '0', found[1].history, whole(time) }
-end
+end, migrating_epochs)
 
 -- keys: forgotten. args: (digest, n) of users that no kept generation has seen. An entry that has moved on stays.
-local function release_forgotten(keys, args)
+register('release_forgotten', ALWAYS, function(keys, args)
   local released = 0
   for at = 1, #args, 2 do
     if redis.call('HGET', keys[1], args[at]) == args[at + 1] then
@@ -377,7 +465,7 @@ local function release_forgotten(keys, args)
     end
   end
   return { 'OK', released }
-end
+end)
 
 -- The names in a list, and how many there are.
 local function names(list)
@@ -427,7 +515,7 @@ end
 -- those that it rests on ('': it rests on none), '1' where the one that is there was found damaged[, n, compacted history
 -- or '', sample or '', contexts of the compacted history or '']. The compacted history is taken only while nothing was
 -- added since it was read, its contexts with it: so there are never more of these than entries.
-local function put_record(keys, args)
+register('put_record', {}, function(keys, args)
   -- Of a user of whom attributes alone are known `n` is 0.
   local floor = tonumber(redis.call('HGET', keys[3], args[3]) or '-1')
   local n = args[8] and redis.call('HGET', keys[1], 'n')
@@ -453,14 +541,14 @@ local function put_record(keys, args)
     drop_fields(keys[1], tonumber(args[4]), kept)
   end
   return { 'OK', taken and 1 or 0 }
-end
+end)
 
 -- keys: forgotten, users. args: field, upto, kept fields (with this one), fields that are not kept and likely to be
 -- there, when the attributes that the records rest on were read ('': they rest on none), the users' digests joined or '',
 -- a record for each user. One whose attributes were changed since is left to its first reader.
 -- Likely fields go unseen, and the names are looked at only where more are left than are kept: with the names of each
 -- user a record takes half as long again.
-local function put_records(keys, args)
+register('put_records', {}, function(keys, args)
   local call = redis.call
   local field, upto, read_ms, digests = args[1], tonumber(args[2]), tonumber(args[5]), args[6]
   if digests == '' and call('HLEN', keys[1]) > 0 then
@@ -493,11 +581,11 @@ local function put_records(keys, args)
     end
   end
   return { 'OK', taken }
-end
+end)
 
 -- keys: active users, users. args: their ids. Those who are known are among the active ones from here on: one who was
 -- forgotten since the caller had read of that user stays so.
-local function add_active(keys, args)
+register('add_active', {}, function(keys, args)
   local added = 0
   for u = 2, #keys do
     if redis.call('HEXISTS', keys[u], 'n') == 1 then
@@ -505,7 +593,7 @@ local function add_active(keys, args)
     end
   end
   return { 'OK', added }
-end
+end)
 
 -- What a reader needs of one user but the attributes.
 local function look_at_ratings(keys, args)
@@ -528,7 +616,7 @@ end
 -- keys: user, history, contexts[, attributes of the user]. args: field, most entries, entries that count in any case, most
 -- bytes of contexts. What a reader needs of one user, as of one moment: of a longer history its end, as far back as the
 -- sample that stands beside it, and the end of the contexts.
-local function look(keys, args)
+register('look', { 'no-writes' }, function(keys, args)
   local found = look_at_ratings(keys, args)
   if keys[4] then
     -- Attributes that cannot be read keep no user from an answer.
@@ -537,16 +625,16 @@ local function look(keys, args)
     found[9] = not refused(value) and value or ''
   end
   return found
-end
+end, plain)
 
 -- keys: user, history, history or contexts. args: first byte, last byte, of the third.
-local function look_at(keys, args)
+register('look_at', { 'no-writes' }, function(keys, args)
   local n = redis.call('HGET', keys[1], 'n')
   return { n, redis.call('STRLEN', keys[2]), redis.call('GETRANGE', keys[3], args[1], args[2]) }
-end
+end, plain)
 
 -- keys: items, order. args: most rows, most new ids that the same caller brings in further calls, ids. Answers the rows.
-local function register_items(keys, args)
+register('register_items', {}, function(keys, args)
   if redis.call('HEXISTS', keys[1], '') == 0 then
     return { 'GONE' }
   end
@@ -575,39 +663,39 @@ local function register_items(keys, args)
     redis.call('RPUSH', keys[2], id)
   end
   return { 'OK', rows }
-end
+end)
 
 -- keys: config. args: identity, then field, value, ... The first caller fixes them; answers what holds. A namespace
 -- without an identity gets one.
-local function create_namespace(keys, args)
+register('create_namespace', ALWAYS, function(keys, args)
   if redis.call('EXISTS', keys[1]) == 0 then
     redis.call('HSET', keys[1], unpack(args, 2))
   end
   redis.call('HSETNX', keys[1], 'identity', args[1])
   return { 'OK', redis.call('HGETALL', keys[1]) }
-end
+end)
 
 -- keys: config. args: field, value, ... Those of a namespace that is to be filled from another store; not where any other
 -- process has begun one meanwhile.
-local function claim_namespace(keys, args)
+register('claim_namespace', {}, function(keys, args)
   if redis.call('EXISTS', keys[1]) == 1 and redis.call('HEXISTS', keys[1], 'arriving') == 0 then
     return { 'TAKEN' }
   end
   redis.call('DEL', keys[1])
   redis.call('HSET', keys[1], unpack(args))
   return { 'OK' }
-end
+end, plain)
 
 -- keys: config. args: scale. The first caller decides; answers what holds. One that is not decided has a mark.
-local function decide_scale(keys, args)
+register('decide_scale', ALWAYS, function(keys, args)
   if redis.call('HDEL', keys[1], 'scale_open') == 1 then
     redis.call('HSET', keys[1], 'scale', args[1])
   end
   return { 'OK', redis.call('HGET', keys[1], 'scale') }
-end
+end)
 
 -- keys: lease, live. args: token, ttl in ms. The same token again is the same lease.
-local function acquire_lease(keys, args)
+register('acquire_lease', ALWAYS, function(keys, args)
   local holder = redis.call('GET', keys[1])
   if holder and holder ~= args[1] then
     return { 'TAKEN' }
@@ -618,36 +706,36 @@ local function acquire_lease(keys, args)
   end
   redis.call('SET', keys[1], args[1], 'PX', args[2])
   return { 'OK', fence }
-end
+end)
 
 -- keys: lease, live. args: token, ttl in ms, fence. An expired lease that no other trainer took goes on.
-local function renew_lease(keys, args)
+register('renew_lease', ALWAYS, function(keys, args)
   local holder = redis.call('GET', keys[1])
   if (holder and holder ~= args[1]) or redis.call('HGET', keys[2], 'fence') ~= args[3] then
     return LOST
   end
   redis.call('SET', keys[1], args[1], 'PX', args[2])
   return { 'OK' }
-end
+end)
 
 -- keys: lease. args: token.
-local function release_lease(keys, args)
+register('release_lease', ALWAYS, function(keys, args)
   if redis.call('GET', keys[1]) == args[1] then
     redis.call('DEL', keys[1])
   end
   return { 'OK' }
-end
+end)
 
 -- keys: live. args: fence. Answers the number of a new generation; a number is given once.
-local function allot_generation(keys, args)
+register('allot_generation', {}, function(keys, args)
   return { 'OK', redis.call('HINCRBY', keys[1], 'next', 1) }
-end
+end, led)
 
 -- keys: live, generations. args: fence, number, summary.
-local function put_generation(keys, args)
+register('put_generation', {}, function(keys, args)
   redis.call('HSET', keys[2], args[2], args[3])
   return { 'OK' }
-end
+end, led)
 
 -- Whether a later leader has come than that with this fence; '' is said by callers that lead nothing.
 local function replaced(live, fence)
@@ -655,7 +743,7 @@ local function replaced(live, fence)
 end
 
 -- keys: live, generations. args: number, fence or ''. From here on it cannot go live.
-local function retire_generation(keys, args)
+register('retire_generation', ALWAYS, function(keys, args)
   if replaced(keys[1], args[2]) then
     return LOST
   end
@@ -673,10 +761,10 @@ local function retire_generation(keys, args)
     redis.call('HSET', keys[1], 'previous', '0')
   end
   return { 'OK', summary }
-end
+end)
 
 -- keys: live, generations. args: number, fence ('' when a person asks), automatic '1' or '0', hold '1' or '0'.
-local function flip(keys, args)
+register('flip', ALWAYS, function(keys, args)
   local live = redis.call('HMGET', keys[1], 'epoch', 'generation', 'held', 'pending', 'abandoned')
   if replaced(keys[1], args[2]) then
     return LOST
@@ -706,11 +794,11 @@ local function flip(keys, args)
   end
   redis.call('HSET', keys[1], 'epoch', whole(new_epoch), 'generation', args[1], 'held', args[4])
   return { 'OK' }
-end
+end)
 
 -- keys: experiments. args: name, definition, most experiments. One experiment is about each scenario that calls ask for.
 -- Answers what stands there under this name.
-local function begin_experiment(keys, args)
+register('begin_experiment', {}, function(keys, args)
   local stands = redis.call('HGET', keys[1], args[1])
   if stands then
     return { 'EXISTS', stands }
@@ -730,10 +818,10 @@ local function begin_experiment(keys, args)
   end
   redis.call('HSET', keys[1], args[1], args[2])
   return { 'OK', args[2] }
-end
+end)
 
 -- keys: experiments, then what came of it. args: name, the scenario of calls that ask for none or ''.
-local function end_experiment(keys, args)
+register('end_experiment', ALWAYS, function(keys, args)
   if redis.call('HEXISTS', keys[1], args[1]) == 0 then
     return { 'GONE' }
   end
@@ -743,7 +831,7 @@ local function end_experiment(keys, args)
   redis.call('HDEL', keys[1], args[1])
   redis.call('UNLINK', unpack(keys, 2))
   return { 'OK' }
-end
+end)
 
 -- Adds doubles to those of a field, one by one; those of another number take the place of what was there.
 local function add_doubles(key, field, doubles)
@@ -771,17 +859,17 @@ end
 
 -- keys: showings, items shown by the generation. args: generation, doubles or '', item rows joined. Answers of how many
 -- generations there are any.
-local function add_showings(keys, args)
+register('add_showings', {}, function(keys, args)
   count_distinct(keys[2], args[3], 4)
   if args[2] ~= '' then
     add_doubles(keys[1], args[1], args[2])
   end
   return { 'OK', redis.call('HLEN', keys[1]) }
-end
+end, plain)
 
 -- keys: experiments, sums, users of the arm. args: name, arm, doubles or '', marks of users joined, when the experiment
 -- began: another one may have the name of one that has ended.
-local function add_tally(keys, args)
+register('add_tally', {}, function(keys, args)
   local is_json, stands = pcall(cjson.decode, redis.call('HGET', keys[1], args[1]) or '')
   if not is_json or type(stands) ~= 'table' or stands.began ~= tonumber(args[5]) then
     return { 'GONE' }
@@ -791,11 +879,11 @@ local function add_tally(keys, args)
     add_doubles(keys[2], args[2], args[3])
   end
   return { 'OK' }
-end
+end, plain)
 
 -- keys: live, stored. args: what prepares it, '' for a call that is over when its process is. Answers the number of a new
 -- epoch; one at a time is prepared.
-local function begin_epoch(keys, args)
+register('begin_epoch', {}, function(keys, args)
   if redis.call('HEXISTS', keys[1], 'pending') == 1 then
     return { 'BUSY' }
   end
@@ -803,20 +891,20 @@ local function begin_epoch(keys, args)
   redis.call('SADD', keys[2], whole(epoch))
   redis.call('HSET', keys[1], 'pending', whole(epoch), 'pending_since', redis.call('TIME')[1], 'pending_by', args[1] or '')
   return { 'OK', epoch }
-end
+end)
 
 -- keys: live. args: epoch, what prepares it. It is still being prepared, and not yet to be given up.
-local function hold_epoch(keys, args)
+register('hold_epoch', ALWAYS, function(keys, args)
   local live = redis.call('HMGET', keys[1], 'pending', 'abandoned')
   if live[1] ~= args[1] or live[2] == args[1] then
     return { 'GONE' }
   end
   redis.call('HSET', keys[1], 'pending_since', redis.call('TIME')[1], 'pending_by', args[2])
   return { 'OK' }
-end
+end)
 
 -- keys: live. args: epoch, fence or ''. From here on it cannot go live.
-local function abandon_epoch(keys, args)
+register('abandon_epoch', ALWAYS, function(keys, args)
   if replaced(keys[1], args[2]) then
     return LOST
   end
@@ -827,30 +915,30 @@ local function abandon_epoch(keys, args)
     redis.call('HSET', keys[1], 'abandoned', args[1])
   end
   return { 'OK' }
-end
+end)
 
 -- keys: live. args: epoch. It is live, and a worker that still serves the one before is to stop: ratings go to both for a
 -- little longer.
-local function take_over_epoch(keys, args)
+register('take_over_epoch', ALWAYS, function(keys, args)
   local live = redis.call('HMGET', keys[1], 'epoch', 'pending')
   if live[1] == args[1] and live[2] == args[1] then
     redis.call('HSET', keys[1], 'taking_over', args[1])
   end
   return { 'OK' }
-end
+end)
 
 -- keys: live. args: epoch. It is no longer being prepared: it is live, or there is nothing left of it.
-local function end_epoch(keys, args)
+register('end_epoch', ALWAYS, function(keys, args)
   if redis.call('HGET', keys[1], 'pending') == args[1] then
     redis.call('HDEL', keys[1], 'pending', 'pending_since', 'pending_by', 'abandoned', 'taking_over')
   end
   return { 'OK' }
-end
+end)
 
 -- keys: epochs, counts of the live epoch, of the other one. args: what it must be, what it becomes. Done already is done.
 -- Answers how many ratings had come in live: after this step each goes to the new epoch, too. No event that follows in
 -- either is from before those that either has: of events of a user times tell which came before an erasure.
-local function switch_epochs(keys, args)
+register('switch_epochs', ALWAYS, function(keys, args)
   local epochs, live = redis.call('GET', keys[1]) or '', redis.call('HGET', keys[2], 'loose') or '0'
   if epochs == args[2] then
     return { 'OK', live }
@@ -868,7 +956,7 @@ local function switch_epochs(keys, args)
   end
   redis.call('SET', keys[1], args[2])
   return { 'OK', live }
-end
+end)
 
 -- The fences of the groups on a stream, by name.
 local function fences(stream)
@@ -903,17 +991,17 @@ local function take_group(stream, fence, position)
 end
 
 -- keys: ratings, epochs. args: epoch, fence, position. From here on only this leader reads, from that position on.
-local function attach(keys, args)
+register('attach', ALWAYS, function(keys, args)
   local epochs = string.match(redis.call('GET', keys[2]) or '', '^%S*')
   if not string.find(',' .. epochs .. ',', ',' .. args[1] .. ',', 1, true) then
     return { 'GONE' }
   end
   return take_group(keys[1], args[2], args[3]) or { 'OK' }
-end
+end)
 
 -- keys: ratings, counts. args: fence, first stream id that stays, number of the last event that is done. A number that was
 -- never given was read before the store lost its end.
-local function trim(keys, args)
+register('trim', ALWAYS, function(keys, args)
   if not fences(keys[1])['trainer-' .. args[1]] then
     return LOST
   end
@@ -926,20 +1014,20 @@ local function trim(keys, args)
     redis.call('HSET', keys[2], 'done', args[3])
   end
   return { 'OK' }
-end
+end)
 
 -- keys: deltas. args: fence. From here on only this leader adds to them. The group is a mark in the slot of the deltas,
 -- which may not be that of the pointer: nothing is read with it.
-local function claim_deltas(keys, args)
+register('claim_deltas', ALWAYS, function(keys, args)
   if redis.call('EXISTS', keys[1]) == 0 then
     return { 'GONE' }
   end
   return take_group(keys[1], args[1], '$') or { 'OK' }
-end
+end)
 
 -- keys: deltas. args: fence, rows, vectors, their checksum[, factors of the ranking head, their checksum[,
 -- positive events, their checksum]]. Answers its stream id and how many entries there are.
-local function push_delta(keys, args)
+register('push_delta', {}, function(keys, args)
   if redis.call('EXISTS', keys[1]) == 0 then
     return { 'GONE' }
   end
@@ -953,18 +1041,18 @@ local function push_delta(keys, args)
   end
   local id = redis.call('XADD', keys[1], '*', unpack(fields))
   return { 'OK', id, redis.call('XLEN', keys[1]) }
-end
+end)
 
 -- keys: workers. args: worker id, beat.
-local function beat(keys, args)
+register('beat', ALWAYS, function(keys, args)
   redis.call('HSET', keys[1], args[1], args[2])
   return { 'OK' }
-end
+end, plain)
 
 -- keys: commands[, erasing[, live, which counts erasures[, command]]]. args: most that wait, what `erasing` says of it,
 -- 'id', the id, then the other fields. With the key of its outcome a command that was asked for, or has ended, is not
 -- asked for again.
-local function ask(keys, args)
+register('ask', ALWAYS, function(keys, args)
   if keys[4] and (redis.call('HEXISTS', keys[2], args[4]) == 1 or redis.call('EXISTS', keys[4]) == 1) then
     return { 'OK' }
   end
@@ -976,23 +1064,23 @@ local function ask(keys, args)
     redis.call('HINCRBY', keys[3], 'erasures', 1)
   end
   return { 'OK' }
-end
+end)
 
 -- keys: live, command, erasing. args: fence, outcome, seconds that it stays[, the id, of one that has ended].
-local function report(keys, args)
+register('report', ALWAYS, function(keys, args)
   redis.call('SET', keys[2], args[2], 'EX', args[3])
   if args[4] then
     redis.call('HDEL', keys[3], args[4])
   end
   return { 'OK' }
-end
+end, led)
 
 -- keys: live, commands, erasing. args: fence, stream id and id of a command to erase, which leaves: it names the user.
-local function drop_erasure(keys, args)
+register('drop_erasure', ALWAYS, function(keys, args)
   redis.call('HSET', keys[3], args[3], 'files')
   redis.call('XDEL', keys[2], args[2])
   return { 'OK' }
-end
+end, led)
 
 -- The value of a name in what XINFO answers.
 local function named(answer, name)
@@ -1005,7 +1093,7 @@ end
 
 -- keys: a stream. args: most entries that are copied. An entry that is removed stays in its node until all of that is, and
 -- so in the files that the store writes: those that are left are added anew, under their ids, with their groups.
-local function renew_stream(keys, args)
+register('renew_stream', ALWAYS, function(keys, args)
   local call, stream = redis.call, keys[1]
   local length = call('EXISTS', stream) == 1 and call('XLEN', stream) or 0
   if length == 0 then
@@ -1025,17 +1113,17 @@ local function renew_stream(keys, args)
     call('XGROUP', 'CREATE', stream, named(group, 'name'), named(group, 'last-delivered-id'))
   end
   return { 'OK' }
-end
+end)
 
 -- keys: any. args: value, seconds that it stays.
-local function keep_for(keys, args)
+register('keep_for', ALWAYS, function(keys, args)
   redis.call('SET', keys[1], args[1], 'EX', args[2])
   return { 'OK' }
-end
+end, plain)
 
 -- keys: schema. args: most attributes of a kind, then name and type of each; a name begins with its kind and a colon. The
 -- first use of a name fixes its type. All are held, or none.
-local function hold_types(keys, args)
+register('hold_types', {}, function(keys, args)
   local function kind_of(name)
     return string.match(name, '^[^:]*')
   end
@@ -1061,7 +1149,7 @@ local function hold_types(keys, args)
     redis.call('HSET', keys[1], args[at], args[at + 1])
   end
   return { 'OK' }
-end
+end)
 
 -- Whether a value is still the one with this SHA-1, '' for none: what replaces it was made from that.
 local function is_still(value, digest)
@@ -1072,7 +1160,7 @@ end
 -- number, the ids as the change says them, fields of the schema as they must be, fields as they become ('': they go), then of each item: id, SHA-1 of what it was ('': it was not there; 'deleted'), what it
 -- becomes ('': it is deleted), its entry among the titles before, and its entry after ('': none). The version is the number of the change, a dash, and the random number: so a store that lost its last
 -- changes, and took others since, has other versions.
-local function change_catalogue(keys, args)
+register('change_catalogue', {}, function(keys, args)
   local call, new = redis.call, 0
   for field, text in pairs(cjson.decode(args[5])) do
     if call('HGET', keys[7], field) ~= text then
@@ -1131,29 +1219,29 @@ local function change_catalogue(keys, args)
   end
   call('SET', keys[1], version)
   return { 'OK', version }
-end
+end)
 
 -- keys: a string. args: SHA-1 of what it was, what it becomes.
-local function put_text(keys, args)
+register('put_text', {}, function(keys, args)
   if not is_still(redis.call('GET', keys[1]), args[1]) then
     return { 'CHANGED' }
   end
   redis.call('SET', keys[1], args[2])
   return { 'OK' }
-end
+end)
 
 -- keys: reports. args: most reports, name, what it becomes.
-local function put_report(keys, args)
+register('put_report', {}, function(keys, args)
   if redis.call('HEXISTS', keys[1], args[2]) == 0 and redis.call('HLEN', keys[1]) >= tonumber(args[1]) then
     return { 'FULL' }
   end
   redis.call('HSET', keys[1], args[2], args[3])
   return { 'OK' }
-end
+end)
 
 -- keys: access. args: how many keys there were when it was decided, how many go, these, then those that may operate and
 -- stay, '' where none has to: removes them if there are as many still, and one of the latter.
-local function remove_keys(keys, args)
+register('remove_keys', ALWAYS, function(keys, args)
   local n, stays = tonumber(args[2]), false
   for i = 3 + n, #args do
     stays = stays or args[i] == '' or redis.call('HEXISTS', keys[1], args[i]) == 1
@@ -1162,7 +1250,7 @@ local function remove_keys(keys, args)
     return { 'CHANGED' }
   end
   return { 'OK', redis.call('HDEL', keys[1], unpack(args, 3, 2 + n)) }
-end
+end)
 
 -- Makes a user known, of whom nothing may be but attributes. One who was forgotten goes on above the mark of that.
 local function make_known(user, forgotten, digest)
@@ -1190,11 +1278,7 @@ end
 -- beside them, after every user of the partition who was forgotten before, whatever the clock says, so that an erasure
 -- that is seen through later leaves what came after it; and beside the records (`described`), where it never falls: a
 -- record that rests on earlier ones is refused.
-local function put_attributes(keys, args)
-  local epochs = redis.call('GET', keys[1]) or ''
-  if epochs ~= args[1] then
-    return { 'EPOCHS', epochs }
-  end
+register('put_attributes', {}, function(keys, args)
   if not is_still(redis.call('HGET', keys[2], 'value'), args[2]) then
     return { 'CHANGED' }
   end
@@ -1223,12 +1307,12 @@ local function put_attributes(keys, args)
     redis.call('HSET', keys[2], 'value', args[3], 'at', whole(since))
   end
   return { 'OK' }
-end
+end, migrating_epochs)
 
 -- keys: forgotten, then of each user attributes and user. args: digests joined. Users of whom attributes are known are known
 -- themselves from here on: of these a reader makes the prior that the attributes give. One who was forgotten since the
 -- attributes were read stays so.
-local function know_users(keys, args)
+register('know_users', {}, function(keys, args)
   for u = 1, (#keys - 1) / 2 do
     local user = keys[2 * u + 1]
     if redis.call('EXISTS', keys[2 * u]) == 1 and redis.call('HEXISTS', user, 'n') == 0 then
@@ -1236,11 +1320,11 @@ local function know_users(keys, args)
     end
   end
   return { 'OK' }
-end
+end)
 
 -- keys: list of users with attributes, then attributes of each user. args: their ids. Lists those who have any: who was
 -- forgotten since they were found stays out. Without users it says that the list has all, by an empty id.
-local function list_attributes(keys, args)
+register('list_attributes', {}, function(keys, args)
   list_users(keys[1])
   for u, id in ipairs(args) do
     if redis.call('EXISTS', keys[u + 1]) == 1 then
@@ -1251,12 +1335,12 @@ local function list_attributes(keys, args)
     redis.call('ZADD', keys[1], 0, '')
   end
   return { 'OK' }
-end
+end)
 
 -- keys: attributes of a user, user, history, list of users with attributes. args: when the user was forgotten, in
 -- milliseconds, and the id. Of one without a history
 -- nothing stays, of another one no record that rests on them.
-local function erase_attributes(keys, args)
+register('erase_attributes', ALWAYS, function(keys, args)
   local is_hash = redis.call('TYPE', keys[1]).ok == 'hash'
   local at = is_hash and tonumber(redis.call('HGET', keys[1], 'at') or '')
   if redis.call('EXISTS', keys[1]) == 1 and (not at or at <= tonumber(args[1])) then
@@ -1272,32 +1356,17 @@ local function erase_attributes(keys, args)
     redis.call('ZREM', keys[4], args[2])
   end
   return { 'OK' }
-end
+end)
 
 -- keys: live. args: fence, what has no room left and until when that is believed, or ''.
-local function say_full(keys, args)
+register('say_full', ALWAYS, function(keys, args)
   if args[2] == '' then
     redis.call('HDEL', keys[1], 'full')
   else
     redis.call('HSET', keys[1], 'full', args[2])
   end
   return { 'OK' }
-end
-
--- The key that says how far a migration of a namespace to another store is, in the slot of `key`, by that; kept for those of
--- which there are few: not of users.
-local BESIDE = {}
-
-local function beside(key)
-  local found = BESIDE[key]
-  if not found then
-    found = string.match(key, '^{?([%w_-]+)') .. ':{' .. (string.match(key, '{(.-)}') or key) .. '}:migration'
-    if not string.find(key, '}:%a+:') then
-      BESIDE[key] = found
-    end
-  end
-  return found
-end
+end, led)
 
 -- keys: what says how far a migration is, in one slot[, live, or the epochs of a partition]. args: what it must say ('':
 -- nothing), what it says from here on, and the epochs, '' where there are none: then workers read it beside the pointer.
@@ -1306,7 +1375,7 @@ end
 -- is: ratings go to a history that came since. Stages are words: `copying` (who changes is remembered), `closing` (what a
 -- trainer needs to archive what waits is all that is taken), `moved`, `gone`; then the token of the command, and the
 -- address that it goes to.
-local function set_stage(keys, args)
+register('set_stage', ALWAYS, function(keys, args)
   local said = redis.call('GET', keys[1]) or ''
   if said ~= args[2] and said ~= args[1] then
     return { 'CHANGED', said }
@@ -1327,30 +1396,16 @@ local function set_stage(keys, args)
     redis.call('HSET', keys[2], 'migration', args[2])
   end
   return { 'OK' }
-end
+end, plain)
 
--- How each type of key is filled.
+-- How each type of key is filled: by a command that takes all parts, or step by step. Of sorted sets the parts are members
+-- alone, as all scores are 0; `zrem` has those that go.
 local FILL = {
-  string = function(key, parts)
-    redis.call('SET', key, parts[1])
-  end,
-  hash = function(key, parts)
-    redis.call('HSET', key, unpack(parts))
-  end,
-  list = function(key, parts)
-    redis.call('RPUSH', key, unpack(parts))
-  end,
-  set = function(key, parts)
-    redis.call('SADD', key, unpack(parts))
-  end,
-  -- Members alone, as all scores are 0; those that go.
+  string = 'SET', hash = 'HSET', list = 'RPUSH', set = 'SADD', zrem = 'ZREM',
   zset = function(key, parts)
     for _, member in ipairs(parts) do
       redis.call('ZADD', key, 0, member)
     end
-  end,
-  zrem = function(key, parts)
-    redis.call('ZREM', key, unpack(parts))
   end,
   -- The last id that was given, then of each entry its id, how many parts its fields have, and these.
   stream = function(key, parts)
@@ -1370,21 +1425,22 @@ local FILL = {
 
 -- keys: what says which command fills this slot, then any. args: what that must say, then of each key: its type, '1' where it
 -- is filled anew, milliseconds that it stays or '', how many parts there are, and these.
-local function place(keys, args)
+register('place', {}, function(keys, args)
   if redis.call('GET', keys[1]) ~= args[1] then
     return { err = 'MIGRATED another command fills this store, or none does any more' }
   end
   local at = 2
   for k = 2, #keys do
-    local parts, count = {}, tonumber(args[at + 3])
-    for i = 1, count do
-      parts[i] = args[at + 3 + i]
-    end
+    local count = tonumber(args[at + 3])
+    local parts = { unpack(args, at + 4, at + 3 + count) }
     if args[at + 1] == '1' then
       redis.call('UNLINK', keys[k])
     end
-    if count > 0 then
-      FILL[args[at]](keys[k], parts)
+    local fill = FILL[args[at]]
+    if count > 0 and type(fill) == 'string' then
+      redis.call(fill, keys[k], unpack(parts))
+    elseif count > 0 then
+      fill(keys[k], parts)
     end
     if args[at + 2] ~= '' then
       redis.call('PEXPIRE', keys[k], args[at + 2])
@@ -1392,151 +1448,14 @@ local function place(keys, args)
     at = at + 4 + count
   end
   return { 'OK' }
-end
+end, plain)
 
 -- keys: a hash. args: how many fields are set, these with their values, then fields that go. Answers how many went.
-local function change_fields(keys, args)
+register('change_fields', ALWAYS, function(keys, args)
   local sets = 2 * tonumber(args[1])
   if sets > 0 then
     redis.call('HSET', keys[1], unpack(args, 2, 1 + sets))
   end
   local gone = #args > 1 + sets and redis.call('HDEL', keys[1], unpack(args, 2 + sets)) or 0
   return { 'OK', gone }
-end
-
--- A store that has reached its `maxmemory` refuses functions and commands that may write, and this would refuse also
--- what makes room, or what the process that makes room needs to be heard. What has this flag writes a few bytes at
--- most beside what it frees; ratings, items, records and new generations go without.
-local ALWAYS = { 'allow-oom' }
-
--- What is taken while a namespace closes: a trainer archives what waits, and nothing else changes.
-local CLOSING = {
-  acquire_lease = true, renew_lease = true, release_lease = true, attach = true, trim = true, report = true,
-  drop_erasure = true, claim_deltas = true, push_delta = true, say_full = true, release_forgotten = true,
-  erase_attributes = true, renew_stream = true, ask = true,
-}
-
--- The users and the outcomes of commands among `keys` have changed since they were copied, perhaps.
-local function remember(list, keys)
-  for _, key in ipairs(keys) do
-    local kind, name = string.match(key, '^[^}]*}:(%a+):(.*)$')
-    if kind == 'user' or kind == 'command' then
-      redis.call('SADD', list, name)
-    end
-  end
-end
-
--- What a function of this name gets that a migration does not leave to it; else nil, and `keys` are remembered.
-local function kept_out(name, said, mark, keys)
-  local stage, token, address = string.match(said, '^(%a+) ?(%S*) ?(.*)$')
-  if stage == 'moved' or stage == 'gone' then
-    return { err = 'MIGRATED the namespace has moved to ' .. address .. ': set FOLDIN_REDIS_URL to it, and start again' }
-  elseif name == 'begin_epoch' or stage ~= 'copying' and not CLOSING[name] then
-    return { err = 'MIGRATED the namespace is moving to another store' }
-  end
-  -- For this command alone: one that was frozen takes nothing out of the list of the next.
-  remember(string.gsub(mark, 'migration$', 'changed:' .. token), keys)
-end
-
--- Keeps a function to what a migration of its namespace leaves it, in the same step as what it does: so that no process
--- that was frozen meanwhile writes to what has moved.
-local function migrating(name, callback)
-  return function(keys, args)
-    local mark = beside(keys[1])
-    local said = redis.pcall('GET', mark)
-    if refused(said) then
-      -- Its slot moves to another server of a cluster, which may have it: as the server says of a key that is given.
-      return { err = 'TRYAGAIN a slot of the cluster is moving just now' }
-    end
-    return said and kept_out(name, said, mark, keys) or callback(keys, args)
-  end
-end
-
--- The same for one that compares the epochs, its first key, with its first argument: where a migration is said behind them
--- they differ.
-local function migrating_epochs(name, callback)
-  return function(keys, args)
-    local reply = callback(keys, args)
-    local epochs, said = nil, nil
-    if reply[1] == 'EPOCHS' then
-      epochs, said = string.match(reply[2], '^(%S+) (.+)$')
-    end
-    if not said then
-      return reply
-    elseif epochs ~= args[1] then
-      return { 'EPOCHS', epochs }
-    end
-    args[1] = reply[2]
-    return kept_out(name, said, beside(keys[1]), keys) or callback(keys, args)
-  end
-end
-
--- For the leader alone: the first key is the pointer, the first argument the fence.
-local function led(callback)
-  return function(keys, args)
-    return redis.call('HGET', keys[1], 'fence') ~= args[1] and LOST or callback(keys, args)
-  end
-end
-
--- For those that say how far a migration is, and what answers and their figures need.
-local function plain(_, callback)
-  return callback
-end
-
-local function register(name, callback, flags, guard)
-  callback = (guard or migrating)(name, callback)
-  redis.register_function({ function_name = '@LIBRARY@_' .. name, callback = callback, flags = flags })
-end
-
-register('rate', rate, {}, migrating_epochs)
-register('forget', forget, ALWAYS, migrating_epochs)
-register('release_forgotten', release_forgotten, ALWAYS)
-register('put_record', put_record, {})
-register('put_records', put_records, {})
-register('add_active', add_active, {})
-register('look', look, { 'no-writes' }, plain)
-register('look_at', look_at, { 'no-writes' }, plain)
-register('register_items', register_items, {})
-register('create_namespace', create_namespace, ALWAYS)
-register('decide_scale', decide_scale, ALWAYS)
-register('acquire_lease', acquire_lease, ALWAYS)
-register('renew_lease', renew_lease, ALWAYS)
-register('release_lease', release_lease, ALWAYS)
-register('allot_generation', led(allot_generation), {})
-register('put_generation', led(put_generation), {})
-register('retire_generation', retire_generation, ALWAYS)
-register('flip', flip, ALWAYS)
-register('begin_experiment', begin_experiment, {})
-register('end_experiment', end_experiment, ALWAYS)
-register('add_tally', add_tally, {}, plain)
-register('add_showings', add_showings, {}, plain)
-register('begin_epoch', begin_epoch, {})
-register('hold_epoch', hold_epoch, ALWAYS)
-register('abandon_epoch', abandon_epoch, ALWAYS)
-register('take_over_epoch', take_over_epoch, ALWAYS)
-register('end_epoch', end_epoch, ALWAYS)
-register('switch_epochs', switch_epochs, ALWAYS)
-register('attach', attach, ALWAYS)
-register('trim', trim, ALWAYS)
-register('say_full', led(say_full), ALWAYS)
-register('claim_deltas', claim_deltas, ALWAYS)
-register('push_delta', push_delta, {})
-register('beat', beat, ALWAYS, plain)
-register('ask', ask, ALWAYS)
-register('report', led(report), ALWAYS)
-register('drop_erasure', led(drop_erasure), ALWAYS)
-register('renew_stream', renew_stream, ALWAYS)
-register('keep_for', keep_for, ALWAYS, plain)
-register('hold_types', hold_types, {})
-register('change_catalogue', change_catalogue, {})
-register('put_text', put_text, {})
-register('put_report', put_report, {})
-register('remove_keys', remove_keys, ALWAYS)
-register('put_attributes', put_attributes, {}, migrating_epochs)
-register('know_users', know_users, {})
-register('list_attributes', list_attributes, {})
-register('erase_attributes', erase_attributes, ALWAYS)
-register('change_fields', change_fields, ALWAYS)
-register('set_stage', set_stage, ALWAYS, plain)
-register('place', place, {}, plain)
-register('claim_namespace', claim_namespace, {}, plain)
+end)

@@ -4,9 +4,9 @@ import asyncio
 from dataclasses import asdict, replace
 
 from featurestore.errors import StoreError, StoreRefused
-from featurestore.migration.errors import MigrationRefused, MigrationStopped
 from featurestore.migration.migration import Migrated, Migration, Telling, give_up
-from featurestore.migration.opening import leaving
+from featurestore.migration.stages import MigrationRefused, MigrationStopped
+from featurestore.migration.target import leaving
 from featurestore.settings import StoreSettings, redacted
 from foldin.commands.progress import Shown
 from foldin.commands.settings import MigrateOptions

@@ -104,7 +104,7 @@ async def _back_up(
     manifest = Manifest(
         identity=store.identity,
         namespace=settings.store.namespace,
-        partitions=store.config.partitions,
+        partitions=store.keys.partitions,
         scale=format_scale(store.scale.value),
         epoch=epoch,
         cut={str(p): format_position(progress.last) for p, progress in reached.cut.items()},

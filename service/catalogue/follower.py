@@ -170,15 +170,12 @@ class CatalogueFollower:
         view = CatalogueView(catalogue, self._store.items(epoch))
         # First: what changes while the items are read is read again.
         version = await catalogue.version()
-        after, cursor = b"", 0
+        after = b""
         while ids := await catalogue.ids(_LOADED_AT_ONCE, after=after):
             await self._fill(view, epoch, await catalogue.states(ids))
             after = ids[-1]
-        while True:
-            cursor, deleted = await catalogue.deleted(cursor)
+        async for deleted in catalogue.deleted():
             await self._fill(view, epoch, await catalogue.states(deleted))
-            if cursor == 0:
-                break
         await catalogue.require_whole()
         view.reached(version)
         self._views.pop(epoch, None)

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from factors import Float64s
-from featurestore.experiments.definition import GROUPS, Experiment
-from featurestore.experiments.tallies import Figure, Tallies, new_tally
+from featurestore.experiments import GROUPS, Experiment, Figure, Tallies, new_tally
 from service.experiments.background import BackgroundSteps
 
 # Figures are looked at by people; each flush is a call an arm.

@@ -11,8 +11,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from factors import Float64s
 from featurestore.errors import StoreError
-from featurestore.experiments.definition import Experiment
-from featurestore.experiments.tallies import Figure
+from featurestore.experiments import Experiment, Figure
 from featurestore.store import Store
 
 OF_GENERATION = {

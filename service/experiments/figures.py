@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from factors import Float64s
-from featurestore.experiments.tallies import Figure
+from featurestore.experiments import Figure
 
 # Two-sided 95 % quantile of Student's t with 31 degrees of freedom, as there are 32 groups.
 _T = 2.0395

@@ -15,8 +15,7 @@ import numpy as np
 
 from factors import Float64s
 from featurestore.errors import StoreDamaged, StoreUnavailable
-from featurestore.experiments.showings import Showings
-from featurestore.experiments.tallies import Figure
+from featurestore.experiments import Figure, Showings
 from featurestore.generations.follower import Follower
 from featurestore.keys import partition_of
 from featurestore.ratings.batches import Columns

@@ -18,7 +18,7 @@ from featurestore.ratings.context_schema import (
     UnknownContextField,
     Values,
 )
-from featurestore.ratings.stored_context_schema import Check, StoredContextSchema
+from featurestore.ratings.stored_document import Check, StoredContextSchema
 from service.http.parsing import Body, Query
 from service.http.problems import Problem
 

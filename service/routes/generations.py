@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from featurestore.errors import StoreDamaged
-from featurestore.experiments.showings import Showings
+from featurestore.experiments import Showings
 from featurestore.generations.served import wait_until_served
 from service.context import CONTEXT
 from service.experiments.figures import Estimate, wilson

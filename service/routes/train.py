@@ -25,7 +25,7 @@ from featurestore.ratings.context_schema import (
     ContextRefused,
     ContextSchema,
 )
-from featurestore.ratings.stored_context_schema import StoredContextSchema
+from featurestore.ratings.stored_document import StoredContextSchema
 from service.context import CONTEXT
 from service.http.audit import WHAT
 from service.http.parsing import Body, Id, Query, body_ids, check_rows, path_id, whole_number

@@ -147,9 +147,9 @@ async def get_users(request: web.Request) -> web.StreamResponse:
     if cursor is not None and _CURSOR.fullmatch(cursor) is None:
         raise Problem("invalid_parameter", "cursor must be `next` of a page", field="cursor")
     prefix = (query.text("prefix") or "").encode()
-    found = await context.store.user_search.find(await context.epoch(), prefix, n, int(cursor or "0", 16))
-    names = [each.decode() for each in found.ids]
-    return json_answer(UsersPage(names, f"{found.next:x}" if found.next else None))
+    start = int(cursor or "0", 16)
+    ids, after = await context.store.user_search.find(await context.epoch(), prefix, n, start)
+    return json_answer(UsersPage([each.decode() for each in ids], f"{after:x}" if after else None))
 
 
 @Route(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from factors import Bools, Float64s, Int32s, Int64s
 from featurestore.catalogue.item import AttributeType, AttributeValue, CatalogueItem, type_of
-from featurestore.generations.row_lock import RowLock
+from featurestore.generations.live import RowLock
 
 # So many comparisons of a million codes take as long as one look into a table by code.
 _FEW_CODES = 8

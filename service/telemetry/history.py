@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from factors import Bools, Float64s
-from featurestore.telemetry.points import EVERY_S, Point
-from featurestore.telemetry.servers import StoreServer
+from featurestore.telemetry.points import EVERY_S, Point, StoreServer
 from service.metrics import LATENCY_BOUNDS
 
 # A process that has told nothing for so long is not at work.

@@ -11,8 +11,7 @@ from playwright.async_api import expect
 from featurestore.access import new_secret
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from featurestore.telemetry.points import Backup, Point
-from featurestore.telemetry.servers import StoreServer
+from featurestore.telemetry.points import Backup, Point, StoreServer
 from service.settings import ServiceSettings
 from tests.browser.pages import BROWSER, PHONE, Watched, browsing
 from tests.support.serving import Client, serving

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from factors import Scale
 from featurestore import codecs
 from featurestore.codecs import History, pack_records, record_dtype
-from featurestore.id_columns import Ids
-from featurestore.id_order import IdOrder
+from featurestore.id_columns import IdOrder, Ids
 from featurestore.keys import partition_of, partitions_of
 from featurestore.users.batch_lookup import LookupReader
 from featurestore.users.histories import Look, due_after, pack_sample

@@ -22,6 +22,7 @@ from featurestore.leases import Lease
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from featurestore.users.fold_in import StaleUser, fold_in
+from featurestore.users.histories import Look
 from tests.support.factories import SCALE, Written, as_live, lead, make_draft, make_items, make_model, rating
 from tests.support.servers import StoreServer
 
@@ -176,8 +177,8 @@ class CounterRule(RuleBasedStateMachine):
         user_id = user.encode()
         n, _ = self.do(store.users.history(1, user_id))
         if self.people[user].known:
-            data = self.do(store.redis.get(store.keys.history(1, user_id)))
-            self.late.append((self.live, user, StaleUser(user_id, n, data or b"")))
+            data = self.do(store.redis.get(store.keys.history(1, user_id))) or b""
+            self.late.append((self.live, user, StaleUser(user_id, Look(n, None, data, len(data)), data)))
 
     @precondition(lambda self: self.late)
     @rule()

@@ -28,9 +28,9 @@ from factors import (
 )
 from featurestore.catalogue.item import CatalogueItem
 from featurestore.codecs import pack_histories
-from featurestore.generations.catalog import GenerationMeta, GenerationSummary, GenerationWriter
 from featurestore.generations.live import LiveGeneration
-from featurestore.generations.manifest import ACTIVITY, RANKING
+from featurestore.generations.manifest import ACTIVITY, RANKING, GenerationMeta, GenerationSummary
+from featurestore.generations.writer import GenerationWriter
 from featurestore.leases import Lease
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings

@@ -67,7 +67,7 @@ class EpochConsumer:
         self._ledger = ledger
         self._item_updates = item_updates
         self._threads = threads
-        self._count = max(1, settings.batch_events // store.config.partitions)
+        self._count = max(1, settings.batch_events // store.keys.partitions)
         # A reply that the store holds back longer than its time-out would count as lost.
         self._block_ms = min(_BLOCK_MS, round(500 * store.settings.timeout_s))
         self._linger_s = settings.linger_s

@@ -111,7 +111,7 @@ async def difference(store: Store, archive: ArchiveState) -> str | None:
     while True:
         last_epoch, epochs = await _epochs(store)
         streams = {epoch: await _streams(store, epoch, archive.ends.get(epoch, {})) for epoch in epochs}
-        partitions = store.config.partitions
+        partitions = store.keys.partitions
         why = compare(archive, StoreState(store.identity, last_epoch, streams, partitions))
         # The streams of an epoch that was given up meanwhile are gone, which says nothing.
         if why is None or await _epochs(store) == (last_epoch, epochs):

@@ -73,7 +73,7 @@ async def rebuild(store: Store, archive: EpochArchive, threads: Threads, keep: K
 async def _parts(store: Store, epoch: int) -> AsyncIterator[list[StoredUser]]:
     """Yield all users of an epoch, as many at a time as have a part's rows; one may come twice."""
     users: list[StoredUser] = []
-    for partition in range(store.config.partitions):
+    for partition in range(store.keys.partitions):
         cursor, more = 0, True
         while more:
             cursor, found = await with_retries(store.users.scan, epoch, partition, cursor)

@@ -107,11 +107,10 @@ async def erase_attributes_again(
 
     Safe to repeat. Raises `StoreError`.
     """
-    again = cursor = 0
-    more = bool(ledgers)
-    while more:
-        cursor, found = await store.attributes.given_at(cursor)
-        more = cursor != 0
+    again = 0
+    if not ledgers:
+        return again
+    async for found in store.attributes.given_at():
         erased = _erased_at(ledgers, list(found))
         for user_id, given_ms in found.items():
             at_ms = erased[user_id]
@@ -127,7 +126,7 @@ async def erase_attributes_again(
             again += 1
         await asyncio.sleep(_PAUSE_S)
     # Of a copy that was made between the two steps of forgetting a user.
-    erased = _erased_at(ledgers, await store.active.ids(epoch) if ledgers else [])
+    erased = _erased_at(ledgers, await store.active.ids(epoch))
     listed = [user_id for user_id, at_ms in erased.items() if at_ms > since_ms]
     for user in await store.users.stored(epoch, listed):
         if not user.history:
@@ -198,7 +197,7 @@ def _kept(user: StoredUser, known: set[Key], registry: ItemRegistry) -> Columns 
 async def _erased_users(store: Store, epoch: int, ledgers: list[Ledger]) -> dict[bytes, StoredUser]:
     """Return the users of an epoch who are in the ledger and have a history, by id."""
     found: dict[bytes, StoredUser] = {}
-    for partition in range(store.config.partitions) if ledgers else ():
+    for partition in range(store.keys.partitions) if ledgers else ():
         cursor, more = 0, True
         while more:
             cursor, users = await with_retries(store.users.scan, epoch, partition, cursor)

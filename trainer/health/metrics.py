@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from featurestore.telemetry.servers import StoreServer, skew, uncovered
+from featurestore.telemetry.points import StoreServer, skew, uncovered
 from trainer import log
 from trainer.app import Trainer
 from trainer.archive.epoch_archive import Snapshot

@@ -9,8 +9,7 @@ import time
 from contextlib import AbstractAsyncContextManager
 
 from featurestore.errors import StoreError
-from featurestore.telemetry.points import EVERY_S, Point
-from featurestore.telemetry.servers import look_at_servers
+from featurestore.telemetry.points import EVERY_S, Point, look_at_servers
 from processes.loop import beside
 from processes.memory import resident_bytes
 from trainer import log

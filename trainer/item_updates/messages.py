@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from featurestore.generations.catalog import GenerationMeta
+from featurestore.generations.manifest import GenerationMeta
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.fit_job.results import HEAD_WAITS, FitResult
 

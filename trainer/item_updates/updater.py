@@ -18,9 +18,8 @@ import pyarrow as pa
 from factors import Ranker, Scorer, SideAttributes
 from featurestore.codecs import pack_feedback
 from featurestore.errors import GenerationUnknown, StoreDamaged, StoreError, StoreUnavailable
-from featurestore.generations.catalog import GenerationMeta
 from featurestore.generations.live import LiveGeneration
-from featurestore.generations.manifest import RANKING
+from featurestore.generations.manifest import RANKING, GenerationMeta
 from featurestore.leases import Lease
 from featurestore.store import Store
 from processes.backoff import Backoff

@@ -15,7 +15,6 @@ import numpy as np
 from factors import Float32s, Index, build_index, index_of, index_to_bytes
 from featurestore.errors import LeaseLost, StoreError, StoreFull
 from featurestore.generations.activity import activity_to_bytes, is_by_events, positives_to_bytes
-from featurestore.generations.catalog import GenerationMeta, GenerationSummary, GenerationWriter
 from featurestore.generations.manifest import (
     ACTIVITY,
     ATTRIBUTES,
@@ -23,7 +22,10 @@ from featurestore.generations.manifest import (
     RANKING,
     RANKING_INDEX,
     USER_ATTRIBUTES,
+    GenerationMeta,
+    GenerationSummary,
 )
+from featurestore.generations.writer import GenerationWriter
 from featurestore.leases import Lease
 from featurestore.store import Store
 from featurestore.users.active import MOST_ACTIVE, MOST_ACTIVE_BY_EVENTS

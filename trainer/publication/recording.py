@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from featurestore.errors import StoreError
-from featurestore.generations.record_writer import RecordWriter
+from featurestore.generations.writer import RecordWriter
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from processes.messages import Parent

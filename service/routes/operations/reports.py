@@ -10,7 +10,7 @@ from aiohttp import web
 from msgspec import Meta
 
 from featurestore.errors import StoreRefused
-from featurestore.telemetry.reports import MOST_REPORTS
+from featurestore.telemetry.points import MOST_REPORTS
 from service.context import CONTEXT
 from service.http.audit import WHAT
 from service.http.parsing import Body

@@ -11,9 +11,16 @@ import msgspec
 from aiohttp import web
 
 from featurestore.errors import StoreDamaged, StoreRefused
-from featurestore.experiments.definition import ROUNDING, Arm, Definition, Experiment, require_readable
-from featurestore.experiments.stored import ExperimentExists, arm_named
-from featurestore.experiments.tallies import Figure
+from featurestore.experiments import (
+    ROUNDING,
+    Arm,
+    Definition,
+    Experiment,
+    ExperimentExists,
+    Figure,
+    arm_named,
+    require_readable,
+)
 from featurestore.generations.served import wait_until_followed
 from service.context import CONTEXT, ServiceContext
 from service.experiments.figures import Difference, Estimate, positive_rate, rate_difference

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from redis.exceptions import ResponseError
 
-from featurestore.cluster.confirmation import ClusterConfirmation
+from featurestore.cluster.servers import ClusterConfirmation
 from featurestore.cluster.slots import even_tags, slot_of, slot_of_tag
 from featurestore.errors import StoreRefused, StoreUnavailable
 from featurestore.keys import partition_of
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from featurestore.telemetry.servers import look_at_servers, uncovered
+from featurestore.telemetry.points import look_at_servers, uncovered
 from foldin.cluster.__main__ import servers_of
 from foldin.cluster.forming import command, form, myself, share, view_of
 from processes.errors import CannotStartError

@@ -10,7 +10,7 @@ from featurestore.codecs import pack_records, unpack_records
 from featurestore.commands import Outcome
 from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError
 from featurestore.generations.manifest import CHUNK_BYTES
-from featurestore.generations.record_writer import RecordWriter
+from featurestore.generations.writer import RecordWriter
 from featurestore.keys import partition_of
 from featurestore.ratings.batches import Columns
 from featurestore.store import Store
@@ -176,7 +176,7 @@ async def test_a_store_takes_no_more_than_foldin_size_says_and_not_far_less(stor
         await publish(store, lease, n_items=100, users=users, model=model)
     # As `foldin up` and the compose file set it.
     await store.redis.config_set("hash-max-listpack-value", 4096)
-    waiting = {store.keys.ratings(1, partition) for partition in range(store.config.partitions)}
+    waiting = {store.keys.ratings(1, partition) for partition in range(store.keys.partitions)}
     keys = [key for key in await keys_of(store) if key not in waiting]
     taken = sum([await store.redis.memory_usage(key, samples=0) or 0 for key in keys])
     said = Deployment(200, 100, 5_000, rank=16)

@@ -12,13 +12,12 @@ from redis.asyncio import Redis
 from featurestore.access import new_secret
 from featurestore.catalogue.item import CatalogueItem
 from featurestore.errors import StoreMigrating
-from featurestore.experiments.definition import Arm, Definition
-from featurestore.experiments.showings import Showings
+from featurestore.experiments import Arm, Definition, Showings
 from featurestore.keys import digest_of, partition_of
-from featurestore.migration.errors import MigrationRefused
 from featurestore.migration.migration import Migrated, Migration, Step, Telling, give_up, no_step
-from featurestore.migration.opening import leaving
 from featurestore.migration.shared import LEFT_BEHIND
+from featurestore.migration.stages import MigrationRefused
+from featurestore.migration.target import leaving
 from featurestore.ratings.context_schema import ContextField, ContextSchema
 from featurestore.ratings.event_types import NewType, with_new
 from featurestore.ratings.log import NewRating

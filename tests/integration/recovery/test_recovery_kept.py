@@ -14,7 +14,7 @@ from featurestore.access import AccessKeys, new_secret
 from featurestore.catalogue.dump import Dump, dump_from_bytes
 from featurestore.catalogue.item import CatalogueItem
 from featurestore.errors import StoreChanged
-from featurestore.experiments.definition import Arm, Definition
+from featurestore.experiments import Arm, Definition
 from featurestore.store import Store
 from foldin.recovery.backing_up import back_up
 from foldin.recovery.verifying import verify

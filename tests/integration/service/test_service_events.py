@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featurestore.experiments.tallies import new_tally
+from featurestore.experiments import new_tally
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import Written, lead, rating

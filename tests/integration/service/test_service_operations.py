@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from featurestore.store import Store
-from featurestore.telemetry.points import Point
-from featurestore.telemetry.reports import MOST_REPORTS
+from featurestore.telemetry.points import MOST_REPORTS, Point
 from service.context import CONTEXT
 from service.telemetry.reporter import Reporter
 from tests.support.serving import SHARED, Client, Served, is_problem, serving

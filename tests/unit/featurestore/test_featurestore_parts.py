@@ -14,13 +14,13 @@ from factors import Scale
 from featurestore import codecs
 from featurestore.catalogue.item import AttributeType, type_of
 from featurestore.catalogue.schema import shown, typed
-from featurestore.cluster.keys import ClusterKeys
+from featurestore.cluster.servers import ClusterKeys
 from featurestore.cluster.slots import even_tags, slot_of
 from featurestore.codecs import RecordCorrupt
 from featurestore.errors import StoreRefused
-from featurestore.experiments.definition import Arm, Definition, Experiment
+from featurestore.experiments import Arm, Definition, Experiment
 from featurestore.generations.item_table_file import TableCache
-from featurestore.generations.row_lock import RowLock
+from featurestore.generations.live import RowLock
 from featurestore.ratings.files import FileState, Step, next_step
 from featurestore.settings import StoreSettings, format_scale, parse_scale, redacted
 from featurestore.telemetry.log_lines import JsonLines, TextLines

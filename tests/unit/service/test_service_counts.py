@@ -11,8 +11,7 @@ from aiohttp.test_utils import make_mocked_request
 from prometheus_client.parser import text_string_to_metric_families
 
 from factors import Float64s
-from featurestore.experiments.definition import GROUPS
-from featurestore.experiments.tallies import Figure, new_tally
+from featurestore.experiments import GROUPS, Figure, new_tally
 from featurestore.telemetry.points import EVERY_S, Point
 from service.experiments.figures import positive_rate, rate_difference
 from service.http.audit import STRANGERS_PER_S, Audit, Operation

@@ -1,1 +1,0 @@
-"""Experiments: users split among scenarios, and what came of it."""
