@@ -5,7 +5,7 @@ float32 tables.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -37,17 +37,9 @@ class HalfStepBackend(Protocol):
     take some 100 MB. `threads`: how many it computes with.
     """
 
-    @property
-    def most_apart(self) -> float:
-        """See the class."""
-
-    @property
-    def at_once(self) -> int:
-        """See the class."""
-
-    @property
-    def threads(self) -> int:
-        """See the class."""
+    most_apart: float
+    at_once: int
+    threads: int
 
     def half_step(self, inputs: HalfStepInput, iteration: Iteration = TO_THE_END) -> HalfStep:
         """Return what `half_step.half_step` returns, for `inputs` without unknown other rows or new rows."""
@@ -71,15 +63,14 @@ class HalfStepBackend(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
 class NumpyBackend:
     """Numpy and scipy."""
 
     # Each rating takes 2 KB then.
-    most_apart: ClassVar[float] = MANY_RATINGS
+    most_apart: float = MANY_RATINGS
     # At rank 50.
-    at_once: ClassVar[int] = 100_000
-    threads: ClassVar[int] = 1
+    at_once: int = 100_000
+    threads: int = 1
 
     def half_step(self, inputs: HalfStepInput, iteration: Iteration = TO_THE_END) -> HalfStep:
         """See `HalfStepBackend`."""

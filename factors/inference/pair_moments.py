@@ -95,8 +95,8 @@ class PairMoments:
         """
         m = len(item_rows)
         if context is not None and self._context is not None:
-            users = self._shifted(users, user_index, context)
-            user_index = None
+            known = users if user_index is None else self._gather(0, users, user_index)
+            users, user_index = shift_rows(self._sides[0].layout, known, self._context, context), None
         if m == 1:
             # Numpy adds up a single column in another order than it adds up columns.
             table = users.repeat(2, axis=0) if user_index is None else users
@@ -126,11 +126,6 @@ class PairMoments:
             if self._moves:
                 mean += self._change_at(own, item_rows, time)
         return mean, variance, counts
-
-    def _shifted(self, users: FloatTable, user_index: Rows | None, context: Float32s) -> FloatTable:
-        """Return the user row of each pair as it is in its context."""
-        known = users if user_index is None else self._gather(0, users, user_index)
-        return shift_rows(self._sides[0].layout, known, self._context, context)
 
     def _block_latent(
         self, users: FloatTable, user_index: Rows | None, item_rows: Rows

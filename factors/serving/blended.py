@@ -23,7 +23,7 @@ from factors.ranking.half_steps import GramAxes, Solve, solve_rows
 from factors.ranking.head import RankingHead
 from factors.serving.compiled_lists import CompiledLists, list_loops
 from factors.serving.ivf_index import Index
-from factors.serving.mean_table import MeanTable, Products, bar, grown, largest, places
+from factors.serving.mean_table import MeanTable, Products, bar, grown, largest, nth_largest, places
 from factors.serving.posterior_draw import drawn_relevance, rate_by_draw
 from factors.serving.rating_bounds import RatingBounds
 from factors.serving.scoring import Scorer
@@ -409,7 +409,9 @@ class BlendedRanker:
         limits = np.full(len(left), scale.high) if bound is None or not len(left) else bound(left_rows)
         highest = self._valued(left_rows, relevance[left], limits)
         while True:
-            able = _not_behind(highest, last)
+            # What may stand before the last one of the list.
+            level = (highest.scores == last[0]) & (highest.relevance >= last[1])
+            able = (highest.scores > last[0]) | level
             if not able.any():
                 rest = np.array([candidates.rest])
                 settled = candidates.rest == -np.inf or last >= (
@@ -453,25 +455,12 @@ def _first(found: Blended, n: int) -> tuple[Int64s, tuple[float, float]]:
     where there are fewer.
     """
     # All that tie with the last of the list.
-    high = np.flatnonzero(found.scores >= _nth(found.scores, n))
+    high = np.flatnonzero(found.scores >= nth_largest(found.scores, n))
     tied = found.at(high)
     order = high[best_first(tied.scores, tied.relevance, tied.rating, tied.item_rows)[:n]]
     if len(order) < n:
         return order, (-np.inf, -np.inf)
     return order, (float(found.scores[order[-1]]), float(found.relevance[order[-1]]))
-
-
-def _not_behind(highest: Blended, last: tuple[float, float]) -> Bools:
-    """Return which of items with these `highest` scores (m,) may stand before the last of a list, which has
-    this score and relevance.
-    """
-    level = (highest.scores == last[0]) & (highest.relevance >= last[1])
-    return np.asarray((highest.scores > last[0]) | level)
-
-
-def _nth(scores: Float64s, n: int) -> float:
-    """Return the n-th largest score, -inf where there are fewer."""
-    return float(np.partition(scores, len(scores) - n)[len(scores) - n]) if n <= len(scores) else -np.inf
 
 
 def _nothing() -> Blended:

@@ -374,7 +374,7 @@ class MeanTable:
                 maxima[:, -1] = scores[:, whole:].max(axis=1)
         found = []
         for user, most in zip(features, maxima, strict=True):
-            bound = float(_nth_largest(most, n))
+            bound = float(nth_largest(most, n))
             # Scores of one item differ in their last bits between products of different shape.
             again = np.flatnonzero(most >= bound - 1e-5 * max(1.0, abs(bound))) * _RUN
             stops = np.minimum(again + _RUN, count)
@@ -446,18 +446,18 @@ def largest(scores: npt.NDArray[np.floating[Any]], n: int) -> Int64s:
     if m > 4 * _RUN and n * _RUN < m:
         whole = m // _RUN * _RUN
         maxima = np.append(scores[:whole].reshape(-1, _RUN).max(axis=1), scores[whole:].max(initial=-np.inf))
-        bound = _nth_largest(maxima, n)
+        bound = nth_largest(maxima, n)
         rows = (np.flatnonzero(maxima >= bound)[:, None] * _RUN + np.arange(_RUN)).ravel()
         rows = rows[rows < m]
         rows = rows[scores[rows] >= bound]
     rows = rows[scores[rows] > -np.inf]
     if len(rows) > n:
         # Everything that ties with the n-th stays until the ties are broken by position.
-        rows = rows[scores[rows] >= _nth_largest(scores[rows], n)]
+        rows = rows[scores[rows] >= nth_largest(scores[rows], n)]
     order = np.argsort(-scores[rows], kind="stable")
     return rows[order][:n].astype(np.int64)
 
 
-def _nth_largest(values: npt.NDArray[np.floating[Any]], n: int) -> np.floating[Any] | float:
+def nth_largest(values: npt.NDArray[np.floating[Any]], n: int) -> np.floating[Any] | float:
     """Return the n-th largest of `values`, -inf where there are fewer."""
     return np.partition(values, len(values) - n)[len(values) - n] if n <= len(values) else -np.inf

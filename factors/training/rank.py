@@ -21,13 +21,13 @@ import numpy as np
 from factors.inference.entry_moments import Posterior
 from factors.inference.half_step import HalfStep
 from factors.inference.histories import Compressed
-from factors.inference.side_moments import prior_rows
-from factors.model.layout import Layout, triangle
+from factors.model.layout import Layout
 from factors.model.links import link_of
 from factors.model.parameters import Side
 from factors.model.types import Float32s, Float64s, Int64s
 from factors.training.settings import WORTH, FitSettings
 from factors.training.sweep import State
+from factors.training.terms import relayout, spread
 
 # At most so many dimensions are found at a time; a few more vectors make the last of them exact.
 _AT_ONCE, _SPARE = 16, 4
@@ -196,10 +196,10 @@ def grown(state: State, directions: Directions) -> State:
     users, items = _grown_side(known.users, extra), _grown_side(known.items, extra)
     context = known.context
     if context is not None:
-        context = replace(context, effects=_spread(context.effects, users.layout, len(extra)))
+        context = replace(context, effects=spread(context.effects, users.layout))
     parameters = replace(known, users=users, items=items, context=context)
-    user_rows = _grown_rows(known.users, users, state.user_rows)
-    item_rows = _grown_rows(known.items, items, state.item_rows)
+    user_rows = relayout(known.users, users, state.user_rows)
+    item_rows = relayout(known.items, items, state.item_rows)
     # What ratings say of an item, were its users spread as the prior has it: the rest is left unknown.
     told = directions.information[:, None] * extra * extra
     told /= 1.0 + told
@@ -212,22 +212,23 @@ def grown(state: State, directions: Directions) -> State:
         # Posteriors of rows that move say more than the rows do: such a side begins from its prior.
         if not known.side(name)[0].layout.moving:
             rows = user_rows if name == "user" else item_rows
-            larger.steps[name] = _grown_step(step, rows, known.side(name)[0], len(extra))
+            larger.steps[name] = _grown_step(step, rows, parameters.side(name)[0].layout)
     return larger
 
 
-def _grown_step(step: HalfStep, rows: Float64s, before: Side, extra: int) -> HalfStep:
-    """Return `step` of a side that was as `before` and has these `rows` now, to iterate from."""
-    layout = replace(before.layout, rank=before.layout.rank + extra)
+def _grown_step(step: HalfStep, rows: Float64s, layout: Layout) -> HalfStep:
+    """Return `step` of a side that has these `rows` of this `layout` now, to iterate from."""
     effects = step.posterior.effects
     if len(effects.mean):
-        effects = replace(effects, covariance=_spread(effects.covariance, layout, extra))
+        effects = replace(effects, covariance=spread(effects.covariance, layout))
     return HalfStep(rows, Posterior(rows[:, layout.mean], rows[:, layout.covariance], effects), step.sites)
 
 
 def _grown_side(side: Side, extra: Float64s) -> Side:
     layout = replace(side.layout, rank=side.layout.rank + len(extra))
-    kept, new = _places(side.layout, len(extra))
+    # Where `[latent, bias]` stand once the new dimensions are between.
+    new = np.arange(side.layout.rank, layout.rank)
+    kept = np.append(np.arange(side.layout.rank), layout.rank)
     covariance = np.zeros((layout.dim, layout.dim))
     covariance[np.ix_(kept, kept)] = side.covariance
     covariance[new, new] = extra
@@ -242,48 +243,13 @@ def _grown_side(side: Side, extra: Float64s) -> Side:
     return replace(
         side,
         layout=layout,
-        mean=_spread(side.mean[None], layout, len(extra))[0],
+        mean=spread(side.mean[None], layout)[0],
         covariance=covariance,
         precision=_inverse(covariance),
         drift=drift,
-        attribute_effects=None if effects is None else _spread(effects, layout, len(extra)),
+        attribute_effects=None if effects is None else spread(effects, layout),
     )
 
 
 def _inverse(matrix: Float64s) -> Float64s:
     return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
-
-
-def _places(layout: Layout, extra: int) -> tuple[Int64s, Int64s]:
-    """Return where the `[latent, bias]` of `layout` stand once `extra` dimensions are between, and where
-    these do.
-    """
-    new = np.arange(layout.rank, layout.rank + extra)
-    return np.append(np.arange(layout.rank), layout.rank + extra), new
-
-
-def _spread(vectors: Float64s, layout: Layout, extra: int) -> Float64s:
-    """Return `vectors` (n, d) in the dimensions of `layout`, 0 in the `extra` last latent ones."""
-    return np.insert(vectors, [layout.rank - extra] * extra, 0.0, axis=1)
-
-
-def _grown_rows(old: Side, new: Side, rows: Float64s) -> Float64s:
-    """Return `rows` of side `old` in the layout of side `new`, which has more dimensions: those as the prior
-    has them, effects and velocities there 0.
-    """
-    before, layout = old.layout, new.layout
-    extra = layout.rank - before.rank
-    kept, _ = _places(before, extra)
-    result = prior_rows(new, len(rows))
-    result[:, : layout.mean.start] = rows[:, : before.mean.start]
-    result[:, layout.mean][:, kept] = rows[:, before.mean]
-    down, across, _ = triangle(before.dim)
-    result[:, layout.covariance][:, kept[down] * (kept[down] + 1) // 2 + kept[across]] = rows[
-        :, before.covariance
-    ]
-    result[:, layout.implicit_effect] = _spread(rows[:, before.implicit_effect], layout, extra)
-    result[:, layout.keys.start : layout.variances.stop] = rows[:, before.keys.start : before.variances.stop]
-    if before.moving:
-        result[:, layout.velocity] = _spread(rows[:, before.velocity], layout, extra)
-        result[:, layout.anchor_time] = rows[:, before.anchor_time]
-    return result

@@ -11,6 +11,7 @@ import numpy as np
 from factors.inference.side_moments import prior_rows
 from factors.model.columns import Columns
 from factors.model.context import ContextEffects, ContextEncoding
+from factors.model.layout import Layout, triangle
 from factors.model.parameters import Parameters, Side, SideName
 from factors.model.scale import ordinal_levels
 from factors.model.types import Float64s, Link
@@ -144,13 +145,29 @@ def _with_sessions(
 
 
 def relayout(old: Side, new: Side, rows: Float64s) -> Float64s:
-    """Return `rows` of side `old` in the layout of side `new`; sessions that are not the same are dropped."""
+    """Return `rows` of side `old` in the layout of side `new`, which may have more dimensions: those as the
+    prior has them, effects and velocities there 0. Sessions that are not the same are dropped.
+    """
+    before, layout = old.layout, new.layout
+    kept = np.append(np.arange(before.rank), layout.rank)
+    down, across, _ = triangle(before.dim)
     result = prior_rows(new, len(rows))
-    shared, end = new.layout.keys.start, new.layout.variances.stop
-    result[:, :shared] = rows[:, :shared]
+    result[:, : layout.mean.start] = rows[:, : before.mean.start]
+    result[:, layout.mean][:, kept] = rows[:, before.mean]
+    places = kept[down] * (kept[down] + 1) // 2 + kept[across]
+    result[:, layout.covariance][:, places] = rows[:, before.covariance]
+    result[:, layout.implicit_effect] = spread(rows[:, before.implicit_effect], layout)
     lengths = (old.session_length, old.sitting_length), (new.session_length, new.sitting_length)
-    if lengths[0] == lengths[1] and old.layout.slots == new.layout.slots:
-        result[:, shared:end] = rows[:, shared:end]
-    if old.layout.moving and new.layout.moving:
-        result[:, end:] = rows[:, old.layout.variances.stop :]
+    if lengths[0] == lengths[1] and before.slots == layout.slots:
+        of_sessions = rows[:, before.keys.start : before.variances.stop]
+        result[:, layout.keys.start : layout.variances.stop] = of_sessions
+    if before.moving and layout.moving:
+        result[:, layout.velocity] = spread(rows[:, before.velocity], layout)
+        result[:, layout.anchor_time] = rows[:, before.anchor_time]
     return result
+
+
+def spread(vectors: Float64s, layout: Layout) -> Float64s:
+    """Return `vectors` (n, d) in the dimensions of `layout`, 0 in the last latent ones that they have not."""
+    extra = layout.dim - vectors.shape[1]
+    return np.insert(vectors, [layout.rank - extra] * extra, 0.0, axis=1)

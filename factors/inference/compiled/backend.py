@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import ClassVar, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +56,8 @@ def choose_backend(n_ratings: int, *, threads: int) -> HalfStepBackend:
 class LoopBackend:
     """`loops` by the function that they are made from, run by `threads` threads over parts of the rows."""
 
-    most_apart: ClassVar[float] = math.inf
-    at_once: ClassVar[int] = 1_000_000
+    most_apart: float = math.inf
+    at_once: int = 1_000_000
 
     def __init__(self, loops: Mapping[Kernel, Kernel], threads: int = 1) -> None:
         self._loops = loops
