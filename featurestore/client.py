@@ -138,14 +138,16 @@ class Client(Redis):
             pipe.execute_command(command, key, *args)
         return await pipe.execute(raise_on_error=raise_on_error)
 
-    async def pages(self, match: bytes | None, count: int) -> AsyncIterator[list[bytes]]:
-        """Yield the keys that fit a pattern, those that are found among `count` keys at a time. One that is
-        there all along is among them, perhaps twice.
+    async def pages(self, match: bytes | None, count: int, *scan: str | bytes) -> AsyncIterator[Any]:
+        """Yield the keys that fit a pattern, those that are found among `count` keys at a time; or by `scan`,
+        a command like SSCAN and its key, what that key has. What is there all along comes, perhaps twice.
         """
+        pattern = () if match is None else (b"MATCH", match)
         cursor, more = 0, True
-        found: Any
         while more:
-            cursor, found = await self.scan(cursor, match, count)
+            cursor, found = await self.execute_command(
+                *(scan or ("SCAN",)), cursor, *pattern, b"COUNT", count
+            )
             yield found
             more = cursor != 0
 

@@ -90,10 +90,6 @@ class StoredScale:
         ends = model.scale.low, model.scale.high
         return self.decided and not n_ratings and ends != (self.value.low, self.value.high)
 
-    def decision(self) -> tuple[list[bytes], list[bytes]]:
-        """Return the call that decides on `value`."""
-        return [self._keys.config], [format_scale(self.value).encode()]
-
     async def require(self, values: Float64s) -> None:
         """Before ratings are stored: decide on the default scale where none is decided. Raises `OffScale`
         where `values` (m,), NaN for none, are off the one that is; nothing is decided for those.
@@ -174,7 +170,8 @@ async def prepare(
             "use the version that wrote it, or another FOLDIN_NAMESPACE"
         )
     if scale.decided and b"scale_open" in found:
-        ((_, found[b"scale"]),) = await client.call("decide_scale", scale.decision())
+        call = [keys.config], [format_scale(scale.value).encode()]
+        ((_, found[b"scale"]),) = await client.call("decide_scale", call)
         del found[b"scale_open"]
     _require_same(name, found, wanted)
     scale.take(found[b"scale"], found.get(b"scale_open"))

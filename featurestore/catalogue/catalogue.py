@@ -339,14 +339,9 @@ class Catalogue:
         ended = listed == len(entries) < n
         return Page(items, None if ended else entries[listed - 1], total)
 
-    async def deleted(self) -> AsyncIterator[list[bytes]]:
+    def deleted(self) -> AsyncIterator[list[bytes]]:
         """Yield ids of deleted items, some at a time; one may come twice."""
-        cursor, more = 0, True
-        found: Any
-        while more:
-            cursor, found = await self._client.sscan(self._keys.catalogue_deleted, cursor, count=READ_AT_ONCE)
-            yield list(found)
-            more = cursor != 0
+        return self._client.pages(None, READ_AT_ONCE, "SSCAN", self._keys.catalogue_deleted)
 
     async def require_whole(self) -> int:
         """Return how many items there are. Raises `StoreDamaged` where the list by id lacks some."""

@@ -200,11 +200,8 @@ async def _parts_of(store: Store, key: bytes, kind: str) -> AsyncIterator[list[b
             yield [value]
     elif kind in {"hash", "set", "zset"}:
         # In steps: a catalogue has hundreds of megabytes.
-        scan = {"hash": redis.hscan, "set": redis.sscan, "zset": redis.zscan}[kind]
-        cursor, more = 0, True
-        while more:
-            cursor, found = await scan(key, cursor, count=_PARTS // 2)
-            more = cursor != 0
+        scan = {"hash": "HSCAN", "set": "SSCAN", "zset": "ZSCAN"}[kind]
+        async for found in store.redis.pages(None, _PARTS // 2, scan, key):
             parts = _members(found, kind)
             for start in range(0, len(parts), _PARTS):
                 yield parts[start : start + _PARTS]
