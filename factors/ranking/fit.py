@@ -68,7 +68,8 @@ def fit_ranking(
     events = len(by_user.other)
     if events == 0 or not (typed is None or typed.wants_any(by_user)):
         raise FitRefused("no rating to learn a ranking from, nor anything else that was wanted")
-    chosen = typed is None or not typed.grown(by_user, _AGAIN)
+    chosen, anew = typed is None or not typed.grown(by_user, _AGAIN), False
+    begin: Float32s | None
     if start is not None and chosen and LEAST_EVENTS <= events < _AGAIN * start.parameters.decided:
         new = 0 if unlearned is None else len(unlearned)
         changed = max(new, abs(events - start.parameters.events)) / events
@@ -78,17 +79,19 @@ def fit_ranking(
         begin, figures = start.items, dict[str, float]()
     else:
         typed = None if typed is None else typed.counted(by_user)
-        rated = factorize is None
-        settings, figures = choose(by_user, n_items, rng, threads, types=typed, rated=rated)
-        begin = None
+        anew = factorize is None
+        chosen_now = choose(by_user, n_items, rng, threads, types=typed, rated=anew)
+        settings, figures, begin = chosen_now.choices, chosen_now.figures, chosen_now.begin
     if factorize is not None:
         begin = first_items(factorize, by_user, n_items, settings, codes)
         settings = replace(settings, sweeps=_SWEEPS_OF_LIBRARY, gamma=0.0)
     how: dict[str, Any] = {"rng": rng, "threads": threads, "codes": codes}
     found = fit_with(by_user, n_items, settings, begin=begin, **how)
-    if begin is None and start is not None and start.parameters.decided and unlearned is not None:
+    if anew and start is not None and start.parameters.decided and unlearned is not None:
         newest = hold_out_newest(by_user, unlearned, start, n_items, rng=rng, typed=typed)
-        tried = partial(fit_with, newest.known, n_items, settings, **how)
+        # From nothing: what the search found has learned these.
+        usual = replace(settings, sweeps=RankingChoices().sweeps)
+        tried = partial(fit_with, newest.known, n_items, usual, **how)
         if not may_follow(found.head, start, newest, lambda: tried().head):
             kept = replace(choices_of(start.parameters), sweeps=_SWEEPS, decided=settings.decided)
             settings = replace(kept, types=() if typed is None else typed.types)

@@ -65,7 +65,7 @@ class Point(NamedTuple):
 
 
 # `foldin bench refit`, rows of docs/performance.md.
-POINTS = (Point(990_099, 12.47, 6.099), Point(4_950_495, 41.32, 27.7), Point(19_801_980, 237.4, 129.2))
+POINTS = (Point(990_099, 11.22, 6.443), Point(4_950_495, 39.6, 32.11), Point(19_801_980, 237.4, 129.2))
 
 
 class Figure(NamedTuple):

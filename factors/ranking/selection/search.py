@@ -10,14 +10,13 @@ of finding the latest. The fits are short, and go on from each other.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from factors.inference.backend import MANY_RATINGS
 from factors.inference.histories import Compressed
-from factors.model.types import Bools, Float32s, Float64s, Scale, UInt8s
+from factors.model.types import Bools, Float32s, Float64s, Int64s, Scale, UInt8s
 from factors.ranking.blending import blended
 from factors.ranking.neighbours import Neighbours, no_neighbours
 from factors.ranking.parameters import RankingChoices, RankingParameters
@@ -36,9 +35,9 @@ LEAST_EVENTS = 1_000
 _MOST_EVENTS, _MOST_ITEMS = 200_000, 10_000
 # Ranks differ little in what they choose; sweeps from nothing, and from the factors of another choice.
 _RANK, _FIRST_SWEEPS, _SWEEPS = 48, 8, 3
-# Sweeps of a whole fit from nothing, and how much of NDCG more of them have to gain: two fits that differ in
-# nothing else differ by as much.
-_ENOUGH, _SETTLED = (4, 6, 8, 12), 0.002
+# Sweeps of all events from the factors of the items that were looked at: lists of a sample of 300 items of a
+# thousand are after four as after twelve from nothing. Where hardly any other has events, they are after one.
+_SWEEPS_OF_ALL, _NEARLY_ALL = (4, 2), 0.95
 # Steps of a choice, fine enough that the best of two neighbours is within the error of the best between them.
 _RIDGE_STEP, _STEP, _POWER_STEP = 3.0, 2.0, 0.25
 # A choice that wants more moves than these gains next to nothing by them.
@@ -59,6 +58,17 @@ _COST_OF_RECENCY, _COST_OF_RATINGS = 0.015, 0.015
 Factors = tuple[RankingParameters, Float32s]
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What was chosen, and `figures` of it. `begin` (n_items, r): factors of the items that were looked at, 0
+    of others, which a fit of all events goes on from; None of too few events to choose by.
+    """
+
+    choices: RankingChoices
+    figures: dict[str, float] = field(default_factory=dict)
+    begin: Float32s | None = None
+
+
 def choose(
     by_user: Compressed,
     n_items: int,
@@ -67,23 +77,23 @@ def choose(
     *,
     types: Typed | None = None,
     rated: bool = True,
-) -> tuple[RankingChoices, dict[str, float]]:
-    """Return the choices for the events `by_user`, and figures of how they were made. `types`: where there
-    are events that are no ratings. `rated`: whether expected ratings may play a part in lists.
+) -> Chosen:
+    """Return the choices for the events `by_user`. `types`: where there are events that are no ratings.
+    `rated`: whether expected ratings may play a part in lists.
     """
     decided, every = float(len(by_user.other)), n_items <= _ALL_NEIGHBOURS
     begin = RankingChoices() if types is None else RankingChoices(types=types.types)
     # A single user is not to be all that is looked at.
-    sample, n_items = _sample(by_user.thinned(), n_items, rng)
+    sample, items = _sample(by_user.thinned(), n_items, rng)
     if len(sample.other) < LEAST_EVENTS:
-        return begin, {}
+        return Chosen(begin)
     random, latest = hold_out(sample, rng)
     # The loops are compiled for the fit of all events anyway.
     compiled = len(by_user.other) >= MANY_RATINGS
 
     def search_of(held: Bools) -> _Search:
-        sets = HeldOut.of(sample, n_items, held, rng, types)
-        return _Search(sets, n_items, threads, begin, types, compiled, every)
+        sets = HeldOut.of(sample, len(items), held, rng, types)
+        return _Search(sets, len(items), threads, begin, types, compiled, every)
 
     search = search_of(random if latest is None else latest)
     if latest is not None and not len(search.held.users):
@@ -91,7 +101,7 @@ def choose(
         latest, search = None, search_of(random)
     anytime = search if latest is None else search_of(random)
     if not len(anytime.held.users):
-        return begin, {}
+        return Chosen(begin)
     choices = search.weights(search.settings(replace(begin, decided=decided)))
     if latest is not None:
         choices = search.recency(choices, anytime)
@@ -102,15 +112,19 @@ def choose(
     rated_latest = rated_anytime[0] if latest is None else search.rated(choices, scale, rng)[0]
     gamma, figures = _best_power(rated_anytime, rated_latest)
     choices = replace(choices, gamma=gamma)
-    figures |= {"ranking_latest": float(latest is not None), "ranking_sweeps": float(search.enough)}
-    return replace(choices, rank=RankingChoices().rank, sweeps=search.enough), figures
+    figures["ranking_latest"] = float(latest is not None)
+    own = search.best()[1]
+    factors = np.zeros((n_items, own.shape[1]), np.float32)
+    factors[items] = own
+    looked_at = np.bincount(by_user.other, minlength=n_items)[items].sum() / len(by_user.other)
+    sweeps = _SWEEPS_OF_ALL[int(looked_at >= _NEARLY_ALL)]
+    return Chosen(replace(choices, rank=begin.rank, sweeps=sweeps), figures, factors)
 
 
 @dataclass(slots=True)
 class _Search:
     """The fits of a search, from the choices `begin` on. `factors` and `found` are those of the best choices
-    so far; `enough`: sweeps from nothing; `compiled`: by loops; `every`: whether
-    each item of the catalogue may be a neighbour of each.
+    so far; `compiled`: by loops; `every`: whether each item of the catalogue may be a neighbour of each.
     """
 
     held: HeldOut
@@ -122,7 +136,6 @@ class _Search:
     every: bool = True
     lists: Lists = field(init=False)
     factors: Factors | None = None
-    enough: int = RankingChoices().sweeps
     neighbours: Neighbours = field(init=False)
 
     def __post_init__(self) -> None:
@@ -161,18 +174,7 @@ class _Search:
             change = partial(_changed, choices, name)
             choices = self._moved(getattr(choices, name), lambda value, up: value + _POWER_STEP * up, change)
         weight, _ = self._weighted(choices, self.neighbours)
-        choices = replace(choices, sparse_weight=weight)
-        self.enough = self._settled(choices)
-        return choices
-
-    def _settled(self, choices: RankingChoices) -> int:
-        """Return after how many sweeps from nothing lists are about as good as after the most."""
-        best, found, self.factors = self.factors, {}, None
-        for done, sweeps in pairwise((0, *_ENOUGH)):
-            self.factors = self._fit(replace(choices, sweeps=sweeps - done))
-            found[sweeps] = float(self._quality(choices, self.factors).mean())
-        self.factors = best
-        return next(each for each in found if found[each] >= (1 - _SETTLED) * max(found.values()))
+        return replace(choices, sparse_weight=weight)
 
     @property
     def _codes(self) -> UInt8s | None:
@@ -199,7 +201,7 @@ class _Search:
         """Return choices with as little recency as is as good as the best that costs little: `anytime` is a
         search whose events were held out of any time.
         """
-        factors = self._best()
+        factors = self.best()
         found = {choices: self._quality(choices, factors)}
         for span in _SPANS:
             before = found[choices]
@@ -241,7 +243,7 @@ class _Search:
         """Return the plain NDCG (u,) and the graded gain (u,) of lists by each power of the expected rating;
         of none alone where ratings tell nothing.
         """
-        held, relevance, rating = self.held, self._relevance(choices, self._best()), None
+        held, relevance, rating = self.held, self._relevance(choices, self.best()), None
         rated = held.known if self.typed is None else self.typed.ratings(held.known)
         if scale.low < scale.high:
             rating = expected_ratings(rated, self.n_items, held.users, scale, rng, **self._how)
@@ -280,7 +282,8 @@ class _Search:
         known = self.held.known, self.n_items, choices
         return fit_factors(*known, rng=rng, begin=begin, codes=self._codes, **self._how)
 
-    def _best(self) -> Factors:
+    def best(self) -> Factors:
+        """Return the factors of the best choices so far."""
         if self.factors is None:
             raise RuntimeError("no factors were fitted")
         return self.factors
@@ -302,8 +305,8 @@ class _Search:
 
     def _weighted(self, choices: RankingChoices, term: Neighbours) -> tuple[float, Float64s]:
         """Return the best weight of what a sparse term says beside the factors, and its quality."""
-        users, told = self.lists.users(choices, *self._best()), self.lists.said(choices)
-        items = self._best()[1]
+        users, told = self.lists.users(choices, *self.best()), self.lists.said(choices)
+        items = self.best()[1]
 
         def scores(rows: slice) -> Iterator[Float32s]:
             dense, sparse = users[rows] @ items.T, self.lists.sparse(term, told, rows)
@@ -363,8 +366,8 @@ def climb(start: float, move: Callable[[float, int], float], measure: Callable[[
     return max(found, key=found.__getitem__)
 
 
-def _sample(by_user: Compressed, n_items: int, rng: np.random.Generator) -> tuple[Compressed, int]:
-    """Return events of random users with the most chosen items, renumbered, and how many items these are."""
+def _sample(by_user: Compressed, n_items: int, rng: np.random.Generator) -> tuple[Compressed, Int64s]:
+    """Return events of random users with the most chosen items, renumbered, and which items these are."""
     users = np.arange(by_user.rows)
     if len(by_user.other) > _MOST_EVENTS:
         order = rng.permutation(users)
@@ -378,4 +381,4 @@ def _sample(by_user: Compressed, n_items: int, rng: np.random.Generator) -> tupl
     keep = taken[by_user.row] & (number[by_user.other] >= 0)
     found = kept(by_user, keep)
     indptr = np.append(0, np.cumsum(found.counts[users]))
-    return replace(found, indptr=indptr, other=number[found.other]), len(chosen)
+    return replace(found, indptr=indptr, other=number[found.other]), chosen

@@ -21,8 +21,8 @@ N_USERS, N_ITEMS = 40, 30
 MANY_USERS, MANY_ITEMS = 100, 120
 
 
-def by_user(of: Ratings) -> Compressed:
-    return compress_pairs(of.user_row, of.item_row, of.value, of.time, N_USERS)
+def by_user(of: Ratings, n_users: int = N_USERS) -> Compressed:
+    return compress_pairs(of.user_row, of.item_row, of.value, of.time, n_users)
 
 
 def clusters(seed: int) -> Ratings:
@@ -160,12 +160,30 @@ def test_worse_choices_do_not_follow(monkeypatch: pytest.MonkeyPatch, *, sensele
     others = replace(choices_of(live.parameters), gamma=0.0, decided=len(later))
     if senseless:
         others = replace(others, sparse_weight=0.0, ridge=1e4)
-    monkeypatch.setattr(ranking_fit, "choose", lambda *_, **__: (others, {}))
+    monkeypatch.setattr(ranking_fit, "choose", lambda *_, **__: search.Chosen(others))
     new = np.flatnonzero(later)
     found = fit_ranking(given, MANY_USERS, MANY_ITEMS, rng=rng, start=live, unlearned=new)
     assert found.head.parameters.ridge == live.parameters.ridge
     assert found.head.parameters.decided == len(later)
     assert ("ranking_kept" in found.metrics) == senseless
+
+
+@pytest.mark.parametrize("looked_at", [90, MANY_ITEMS])
+def test_the_factors_that_a_search_found_are_those_of_its_items(
+    monkeypatch: pytest.MonkeyPatch, looked_at: int
+) -> None:
+    monkeypatch.setattr(search, "_MOST_ITEMS", looked_at)
+    of = clusters(3)
+    begin = search.choose(by_user(of, MANY_USERS), MANY_ITEMS, np.random.default_rng(1)).begin
+    assert begin is not None
+    (found,) = np.nonzero(begin.any(axis=1))
+    most = np.argsort(-np.bincount(of.item_row, minlength=MANY_ITEMS), kind="stable")[:looked_at]
+    assert set(found) <= set(most.tolist())
+    assert len(found) > 0.9 * looked_at
+    # Items of a kind are near each other, and not to others.
+    similarity, kind = begin[found] @ begin[found].T, found % 6
+    alike = kind[:, None] == kind
+    assert similarity[alike].mean() > 4.0 * np.abs(similarity[~alike]).mean()
 
 
 def test_recency_costs_little_of_finding_events_of_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,9 +194,9 @@ def test_recency_costs_little_of_finding_events_of_any_time(monkeypatch: pytest.
     item = [rng.permutation(kinds[kind])[:n] for one, two in pairs for kind, n in ((one, 14), (two, 4))]
     user, n = np.repeat(np.arange(n_users), 18), 18 * n_users
     given = compress_pairs(user, np.concatenate(item), np.ones(n), np.arange(n) * np.float64(3600), n_users)
-    usual, _ = search.choose(given, MANY_ITEMS, np.random.default_rng(1))
+    usual = search.choose(given, MANY_ITEMS, np.random.default_rng(1)).choices
     monkeypatch.setattr(search, "_COST_OF_RECENCY", 1.0)
-    any_price, _ = search.choose(given, MANY_ITEMS, np.random.default_rng(1))
+    any_price = search.choose(given, MANY_ITEMS, np.random.default_rng(1)).choices
     assert usual.recency_boost < any_price.recency_boost
 
 
