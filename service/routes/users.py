@@ -21,7 +21,7 @@ from service.http.response import json_answer
 from service.neighbours.nearest import Seeker
 from service.openapi import MODEL, STORE, WRITES, Route, query_parameter, whole
 from service.prediction_json import Prediction, shown
-from service.routes.deletions.receipts import Receipt
+from service.routes.deletions import Receipt
 from service.routes.items import expected, item_names
 
 # A page for people; a long history is read page by page.
