@@ -18,8 +18,7 @@ from featurestore.errors import StoreDamaged
 from featurestore.item_registry import ItemRegistry
 from service.catalogue.availability import Availability
 from service.rules.columns import Columns, InThread
-from service.rules.filters import Filter, Rows
-from service.rules.masks import Masks
+from service.rules.filters import Filter, Masks, Rows
 
 log = logging.getLogger("foldin.service")
 

@@ -43,8 +43,7 @@ from service.routes.items import QUERY_N, item_names, item_row, positive_counts,
 from service.routes.recommend import MAX_OFFSET, QUERY_OFFSET, QUERY_SEEN, query_seen, seen_rows
 from service.rules.columns import Columns
 from service.rules.filter_parsing import refused
-from service.rules.likeness import best_rows, likeness
-from service.rules.listing import Ranking, Scored
+from service.rules.listing import Ranking, Scored, best_rows
 from service.rules.request import DEFAULT_N, ItemRuleFields, RuleFields
 
 T = TypeVar("T")
@@ -234,7 +233,7 @@ async def _similar(request: web.Request, asked: _Asked) -> web.StreamResponse:
     content = np.zeros(0)
     if made.by not in ("", "behaviour"):
         n_items = live.ranker.n_items
-        content = await _read(context, call, n_items, partial(likeness, call.view.columns, row, n_items))
+        content = await _read(context, call, n_items, partial(call.view.columns.likeness, row, n_items))
 
     async def by_content(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
         return await _read(context, call, len(content), partial(_best, content, n, exclude, allowed))

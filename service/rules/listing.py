@@ -290,3 +290,12 @@ def _without(categories: ListColumn, closed: Sequence[str], allowed: Bools | Non
 
 def _taken(selection: Selection, categories: ListColumn, found: Scored) -> Scored:
     return found.at(np.array(selection.take(categories.of(found.rows), found.scores, None), dtype=np.int64))
+
+
+def best_rows(scores: Float64s, n: int) -> Int64s:
+    """Return the rows of the `n` largest of `scores` (m,) above -inf, best first, ties by row."""
+    rows = np.flatnonzero(scores > -np.inf)
+    if 0 < n < len(rows):
+        last = np.partition(scores[rows], len(rows) - n)[len(rows) - n]
+        rows = rows[scores[rows] >= last]
+    return rows[np.argsort(-scores[rows], kind="stable")][:n]
