@@ -245,7 +245,7 @@ async def ruled(
     else:
         rows = await _rows(context, live, call)
         applied = await apply(
-            call.rules, rows, mask, call.view.both, n_items=n_items, shown=shown, exclude=left_out
+            call.rules, rows, mask, call.view.masks.both, n_items=n_items, shown=shown, exclude=left_out
         )
         if applied.empty:
             items = await ranking.top(0, left_out, None)
