@@ -202,11 +202,11 @@ def check_rearranging(rules: Rules, places: int, *, explores: bool) -> None:
     """Raise `invalid_rule` where rules do not go with the number of `places`, or with a draw."""
     if rules.include and (rules.n or DEFAULT_N) > MOST_INCLUDED:
         raise refused("/n", f"with include, n is {MOST_INCLUDED} at most")
-    if not (rules.boosts or rules.cap or rules.trade_off is not None):
+    if not (rules.boosts or rules.per_category or rules.diversity is not None):
         return
     if explores:
         raise refused("/explore", "a draw has no order that boosts, diversity or per_category could change")
-    if (rules.cap or rules.trade_off is not None) and places > MOST_COMPARED:
+    if (rules.per_category or rules.diversity is not None) and places > MOST_COMPARED:
         detail = f"with diversity or per_category, n and offset are {MOST_COMPARED} at most together"
         raise refused("/n", detail)
 
@@ -260,8 +260,8 @@ async def ruled(
         (NO_ITEM, _but(exclude, n_items)),
         (NONE_SHOWN, everything if shown is None else shown),
         (NONE_PASSES_SHOWN if passing.any() else NO_ITEM_PASSES, passing),
-        (NO_CANDIDATE, _but(_known(rows, call.rules.candidates), n_items, otherwise=False)),
-        (ALL_EXCLUDED, _but(_known(rows, call.rules.exclude), n_items)),
+        (NO_CANDIDATE, _but(_known(rows, call.rules.candidate_items), n_items, otherwise=False)),
+        (ALL_EXCLUDED, _but(_known(rows, call.rules.exclude_items), n_items)),
         (ALL_SEEN, _but(seen, n_items)),
     )
     return Listed(items, why_empty(steps))

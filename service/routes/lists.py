@@ -320,7 +320,7 @@ async def _latest(request: web.Request, asked: _Asked) -> web.StreamResponse:
     live, call = made.live, made.call
     # A scenario may have what is for other lists: a time is no score that could be multiplied, or weighed
     # against differences.
-    call = call._replace(rules=replace(call.rules, boosts=(), trade_off=None))
+    call = call._replace(rules=replace(call.rules, boosts=(), diversity=None))
     made = made._replace(call=call)
 
     async def top(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
@@ -391,11 +391,11 @@ async def _list_of(context: ServiceContext, asked: _Asked) -> _List:
         context, live, questions, asked.fields, category=asked.category, n_bytes=asked.n_bytes
     )
     seen: Int64s | None = None
-    if profile is not None and asked.user_id is not None and call.rules.seen:
+    if profile is not None and asked.user_id is not None and call.rules.exclude_seen:
         history = profile.history
         if not profile.whole:
             _, history = await context.store.users.history(live.epoch, asked.user_id)
-        seen = (await seen_rows(context, history, call.rules.seen)).astype(np.int64)
+        seen = (await seen_rows(context, history, call.rules.exclude_seen)).astype(np.int64)
     # A scenario may have what is for lists for someone.
     include = tuple(name for name in call.rules.include if name != "reasons")
     call = call._replace(degraded=call.degraded | degraded, rules=replace(call.rules, include=include))

@@ -445,7 +445,7 @@ def _wanted(page: Page, rules: Rules) -> Wanted:
     elif seed is None:
         # Sent back with the answer, so it must fit into `MAX_SEED`.
         seed = secrets.randbits(48)
-    return Wanted(rules.n or DEFAULT_N, page.offset, rules.seen, seed)
+    return Wanted(rules.n or DEFAULT_N, page.offset, rules.exclude_seen, seed)
 
 
 def query_seen(query: Query) -> bool | list[str] | None:

@@ -110,14 +110,14 @@ async def apply(
     what two masks pass; `shown` (n_items,): what may be shown at all, None for everything; `exclude`: rows
     that are left out besides.
     """
-    barred = {rows[item_id] for item_id in rules.exclude if item_id in rows}
+    barred = {rows[item_id] for item_id in rules.exclude_items if item_id in rows}
     allowed = shown
     if rules.filter != NO_FILTER:
         passing = await mask(rules.filter)
         allowed = passing if shown is None else both(passing, shown)
-    if rules.candidates is not None:
+    if rules.candidate_items is not None:
         candidates = np.zeros(n_items, dtype=np.bool_)
-        some = np.array([rows[item_id] for item_id in rules.candidates if item_id in rows], dtype=np.int64)
+        some = np.array([rows[item_id] for item_id in rules.candidate_items if item_id in rows], dtype=np.int64)
         candidates[some[some < n_items]] = True
         allowed = candidates if allowed is None else allowed & candidates
     may_pin = shown
@@ -133,7 +133,7 @@ async def apply(
     }
     exclude = np.concatenate([exclude, np.array(sorted(barred), dtype=np.int64)])
     boosts = [(factor, await mask(passing)) for factor, passing in rules.boosts]
-    return Applied(n_items, allowed, exclude, boosts, pinned, rules.trade_off, rules.cap)
+    return Applied(n_items, allowed, exclude, boosts, pinned, rules.diversity, rules.per_category)
 
 
 class RuledList:
