@@ -21,7 +21,7 @@ from service.http.problems import Problem
 from service.openapi import Schema, query_parameter
 from service.rules.filter_parsing import UnknownAttribute, refused
 from service.rules.filters import NO_FILTER, Filter
-from service.rules.listing import Ranking, RuledList, Scored, apply
+from service.rules.listing import Ranking, RuledList, Scored, Top, apply
 from service.rules.request import (
     DEFAULT_N,
     MAX_N,
@@ -211,7 +211,7 @@ def check_rearranging(rules: Rules, places: int, *, explores: bool) -> None:
         raise refused("/n", detail)
 
 
-async def directions(context: ServiceContext, live: LiveGeneration, rows: Int64s) -> Float32s:
+async def _directions(context: ServiceContext, live: LiveGeneration, rows: Int64s) -> Float32s:
     """Return a vector (m, rank) of each of `rows`, by which diversity compares items."""
     by_events = live.likeness if live.by_events else None
     vectors = (by_events or live.ranker).directions
@@ -222,16 +222,26 @@ async def ruled(
     context: ServiceContext,
     live: LiveGeneration,
     call: CallRules,
-    ranking: Ranking,
+    top: Top,
     *,
-    wanted: int,
-    exclude: Int64s,
+    floor: float = 0.0,
+    offset: int,
+    explores: bool = False,
+    less: Sequence[int] = (),
     seen: Int64s | None = None,
 ) -> Listed:
-    """Return the first `wanted` places of a list under rules. `exclude` int64 (m,): rows that are in none;
-    `seen` int64 (k,): those that the user has seen.
+    """Return the places of a list behind the best `offset`, under rules; `top` and `floor` as of a `Ranking`.
+    `explores`: a draw ranks; `less`: rows that are in no such list; `seen` int64 (k,): those that the user
+    has seen.
     """
-    n_items = live.ranker.n_items
+    # Items before the offset are ranked too: their scores decide which ones come behind them.
+    wanted = (call.rules.n or DEFAULT_N) + offset
+    check_rearranging(call.rules, wanted, explores=explores)
+    registry, n_items = context.store.items(live.epoch), live.ranker.n_items
+    if n_items > len(registry):
+        await registry.refresh()
+    # Rows that are not given to an item yet have no name.
+    exclude = np.append(np.array(less, dtype=np.int64), np.arange(len(registry), n_items))
     shown = call.view.allowed(time.time(), n_items)
     left_out = exclude if seen is None else np.concatenate([seen, exclude])
     rows: dict[bytes, int] = {}
@@ -241,19 +251,21 @@ async def ruled(
 
     # Most calls have none: these are ranked as ever, many users in one product.
     if call.rules == Rules(order=call.rules.order):
-        items = await ranking.top(wanted, left_out, shown)
+        items = await top(wanted, left_out, shown)
     else:
         rows = await _rows(context, live, call)
         applied = await apply(
             call.rules, rows, mask, call.view.masks.both, n_items=n_items, shown=shown, exclude=left_out
         )
         if applied.empty:
-            items = await ranking.top(0, left_out, None)
+            items = await top(0, left_out, None)
         else:
+            ranking = Ranking(top, partial(_directions, context, live), floor)
             made = RuledList(applied, ranking, call.view.columns, context.rankings.in_thread)
             items = await made.first(wanted)
     if len(items.rows):
-        return Listed(items, None)
+        page = items.at(slice(offset, None))
+        return Listed(page, None if len(page.rows) else BEHIND)
     everything = np.ones(n_items, dtype=np.bool_)
     passing = everything if call.rules.filter == NO_FILTER else await mask(call.rules.filter)
     steps = (

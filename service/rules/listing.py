@@ -60,14 +60,17 @@ def joined(parts: Sequence[Scored]) -> Scored:
     return Scored(rows, scores, relevance, rating)
 
 
+# The best `n` without the rows of an array, of those that are allowed (n_items,), all where None.
+Top = Callable[[int, Int64s, Bools | None], Awaitable[Scored]]
+
+
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """How items are ranked for one request. `top(n, exclude, allowed)`: the best `n` without the rows in
-    `exclude`, of those that are `allowed` (n_items,), all where None. `vectors(rows)`: of the items, (m, r).
+    """How items are ranked for one request. `vectors(rows)`: of the items, (m, r).
     `floor`: the score that a boost leaves as it is, and that of an item of which nothing is known.
     """
 
-    top: Callable[[int, Int64s, Bools | None], Awaitable[Scored]]
+    top: Top
     vectors: Callable[[Int64s], Awaitable[Float32s]]
     floor: float
 
