@@ -90,8 +90,7 @@ async def _service_context(
         async with (
             _opened(settings) as store,
             following_keys(store, settings, slot, loopback=loopback) as access,
-            _catalogue(store) as catalogue,
-            _following(store, settings, catalogue) as follower,
+            _following(store, settings) as (follower, catalogue),
         ):
             scale = store.scale.value
             snapshot_files = SnapshotFiles(slot.folder, slot.worker)
@@ -195,32 +194,22 @@ async def _open_store(settings: ServiceSettings) -> Store:
 
 
 @asynccontextmanager
-async def _catalogue(store: Store) -> AsyncIterator[CatalogueFollower]:
-    catalogue = CatalogueFollower(store)
-    task = asyncio.create_task(catalogue.run(), name="follow the catalogue")
-    try:
-        yield catalogue
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-@asynccontextmanager
 async def _following(
-    store: Store, settings: ServiceSettings, catalogue: CatalogueFollower
-) -> AsyncIterator[Follower]:
-    """Follow the live generation, which is loaded when this block begins."""
-    worker = f"{os.uname().nodename}:{os.getpid()}"
+    store: Store, settings: ServiceSettings
+) -> AsyncIterator[tuple[Follower, CatalogueFollower]]:
+    """Follow the live generation, which is loaded when this block begins, and the catalogue."""
+    worker, catalogue = f"{os.uname().nodename}:{os.getpid()}", CatalogueFollower(store)
     follower = Follower(store, settings.cache_dir, worker, prepare=catalogue.prepare)
     # Told to stop rather than cancelled: it takes leave of the store, so that nothing waits for this worker.
     stop = asyncio.Event()
-    task = asyncio.create_task(follower.run(stop), name="follow the live generation")
-    try:
-        await _load_first(store, follower)
-        yield follower
-    finally:
-        stop.set()
-        await asyncio.gather(task, return_exceptions=True)
+    async with beside(catalogue.run(), "follow the catalogue", _failed):
+        task = asyncio.create_task(follower.run(stop), name="follow the live generation")
+        try:
+            await _load_first(store, follower)
+            yield follower, catalogue
+        finally:
+            stop.set()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 async def _load_first(store: Store, follower: Follower) -> None:
@@ -246,12 +235,10 @@ async def _sampled(context: ServiceContext) -> AsyncIterator[None]:
     """Write the snapshot of this worker at once, once a second, and once more at the end."""
     # The others have it from it since when this replica runs.
     await asyncio.to_thread(context.snapshot_files.write, context.snapshot())
-    task = asyncio.create_task(_sample_always(context), name="sample the counts")
     try:
-        yield
+        async with beside(_sample_always(context), "sample the counts", _failed):
+            yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
         await asyncio.to_thread(context.snapshot_files.write, context.counts)
 
 

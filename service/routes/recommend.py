@@ -269,7 +269,9 @@ async def _for_user(
     context.feedback.listed(live.generation, call.member)
     if call.rules.impressions and not answer.degraded:
         registry = context.store.items(live.epoch)
-        shown = [(item_id, registry.row(item_id)) for item_id in (each.item_id.encode() for each in answer.items)]
+        shown = [
+            (item_id, registry.row(item_id)) for item_id in (each.item_id.encode() for each in answer.items)
+        ]
         known = [(item_id, row) for item_id, row in shown if row is not None]
         try:
             context.take_ratings(request, len(known))

@@ -50,7 +50,8 @@ class _Column(Generic[Asked]):
 
     def _is_empty(self, stored: npt.NDArray[Any]) -> Bools:
         """Return which numbers say that there is no value."""
-        return np.equal(stored, self._empty)
+        found: Bools = stored == self._empty
+        return found
 
     def _store(self, rows: Int64s, new: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Store the numbers of `rows` (m,), all different; return those of the rows that changed, as they
@@ -95,7 +96,8 @@ class NumberColumn(_Column[float]):
         self.kind = kind
 
     def _is_empty(self, stored: npt.NDArray[Any]) -> Bools:
-        return np.isnan(stored)
+        found: Bools = np.isnan(stored)
+        return found
 
     def put(self, rows: Int64s, places: Sequence[int], values: Sequence[float]) -> None:
         """Set the values of those of `rows` (m,), all different, at `places`; empty the others."""

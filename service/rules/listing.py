@@ -120,7 +120,9 @@ async def apply(
         allowed = passing if shown is None else both(passing, shown)
     if rules.candidate_items is not None:
         candidates = np.zeros(n_items, dtype=np.bool_)
-        some = np.array([rows[item_id] for item_id in rules.candidate_items if item_id in rows], dtype=np.int64)
+        some = np.array(
+            [rows[item_id] for item_id in rules.candidate_items if item_id in rows], dtype=np.int64
+        )
         candidates[some[some < n_items]] = True
         allowed = candidates if allowed is None else allowed & candidates
     may_pin = shown
