@@ -13,7 +13,7 @@ from aiohttp import HttpVersion11, hdrs, web
 
 from service.context import CONTEXT, ServiceContext
 from service.http.access import LEVELS
-from service.http.audit import CALLER, Operation
+from service.http.audit import CALLER
 from service.http.parsing import check_names
 from service.http.response import Answer
 from service.openapi import Handler, Route, content, document
@@ -106,7 +106,7 @@ ROUTES: tuple[Route, ...] = (
 
 
 # Recorded by `Audit`.
-OPERATIONS = tuple(Operation(route.method, route.path) for route in ROUTES if route.needs == "operate")
+OPERATIONS = tuple((route.method, route.path) for route in ROUTES if route.needs == "operate")
 
 
 @cache
