@@ -34,6 +34,7 @@ from service.http.parsing import (
     Body,
     DescribedId,
     Query,
+    Rows,
     Timestamp,
     body_ids,
     checked_times,
@@ -61,7 +62,6 @@ from service.routes.ratings import (
     Accepted,
     Deleted,
     check_scale,
-    decoded_rows,
     store_columns,
     take_back,
 )
@@ -133,8 +133,7 @@ class TypesOut(msgspec.Struct):
     types: list[EventType]
 
 
-_ONE = msgspec.json.Decoder(EventIn)
-_MANY = msgspec.json.Decoder(list[EventIn])
+_ROWS: Rows[EventIn] = Rows(EventIn, MAX_RATINGS, guesses_lines=True)
 _TYPES: Body[TypesIn] = Body(TypesIn)
 _TYPES_EXAMPLE = {
     "types": [
@@ -172,7 +171,7 @@ def parse_events(body: bytes | bytearray, known: Known, *, lines: bool) -> Event
     Raises a `Problem` that names a field, and the first bad row where there are rows.
     """
     codes = codes_taken(known.types.values())
-    rows, is_object = decoded_rows(body, _ONE, _MANY, lines=lines)
+    rows, is_object = _ROWS.decode(body, lines=lines)
     try:
         user_ids = body_ids([row.user_id for row in rows], "user_id")
         item_ids = body_ids([row.item_id for row in rows], "item_id")
