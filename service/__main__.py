@@ -28,7 +28,7 @@ def _work(settings: "ServiceSettings", slot: "WorkerSlot", sock: socket.socket) 
 def main() -> int:
     """Serve; the exit code."""
     from featurestore.telemetry.log_lines import configure
-    from processes.configuration.file import configured
+    from processes.configuration import configured
     from processes.settings import SettingsError
     from service.settings import read_settings
 
