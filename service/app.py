@@ -29,8 +29,7 @@ from service.feedback.recorder import FeedbackRecorder
 from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic
-from service.http.memory import MemoryWatch
-from service.http.rating_quota import RatingQuota
+from service.http.rating_limits import MemoryWatch, RatingQuota
 from service.key_copy import following_keys
 from service.metrics import RECENT_S, Counts, SnapshotFiles, error_bounds
 from service.micro_batcher import MicroBatcher

@@ -23,8 +23,7 @@ from service.http.access import Access
 from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic
-from service.http.memory import MemoryWatch
-from service.http.rating_quota import RatingQuota
+from service.http.rating_limits import MemoryWatch, RatingQuota
 from service.metrics import Counts, SnapshotFiles
 from service.micro_batcher import MicroBatcher
 from service.neighbours.nearest import Nearest
