@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -295,14 +296,14 @@ def expose(
         def collect(self) -> Iterable[Metric]:
             yield from _families(snapshots, lag, store_up)
             yield from more
-            full = GaugeMetricFamily(
-                "foldin_refusing",
-                "Whether ratings are refused for lack of room, by what is full.",
-                labels=["reason"],
+            yield gauge(
+                *(
+                    "foldin_refusing",
+                    "Whether ratings are refused for lack of room, by what is full.",
+                    "reason",
+                ),
+                {reason: float(reason == refusing) for reason in FULL_REASONS},
             )
-            for reason in FULL_REASONS:
-                full.add_metric([reason], float(reason == refusing))
-            yield full
             yield GaugeMetricFamily(
                 "foldin_supervisor_silent_seconds",
                 "Since when what starts workers again has said nothing of itself.",
@@ -339,16 +340,11 @@ def _families(snapshots: list[Counts], lag: Mapping[int, int] | None, store_up: 
     for field, (name, text) in _COUNTERS.items():
         yield CounterMetricFamily(name, text, value=getattr(total, field))
     for field, (name, text) in _GAUGES.items():
-        gauge = GaugeMetricFamily(name, text, labels=["worker"])
-        for snapshot in snapshots:
-            gauge.add_metric([str(snapshot.worker)], getattr(snapshot, field))
-        yield gauge
-    silent = GaugeMetricFamily(
-        "foldin_worker_silent_seconds", "Since when a worker has said nothing of itself.", labels=["worker"]
+        yield gauge(name, text, "worker", {each.worker: getattr(each, field) for each in snapshots})
+    yield gauge(
+        *("foldin_worker_silent_seconds", "Since when a worker has said nothing of itself.", "worker"),
+        {each.worker: max(0.0, time.time() - each.at) for each in snapshots},
     )
-    for snapshot in snapshots:
-        silent.add_metric([str(snapshot.worker)], max(0.0, time.time() - snapshot.at))
-    yield silent
     yield GaugeMetricFamily(
         "foldin_service_start_timestamp_seconds", "When this replica was started.", value=total.since
     )
@@ -357,12 +353,16 @@ def _families(snapshots: list[Counts], lag: Mapping[int, int] | None, store_up: 
         "foldin_store_up", "Whether the store answered this scrape.", value=float(store_up)
     )
     if lag is not None:
-        stream = GaugeMetricFamily(
-            "foldin_stream_lag_events", "Rating events that are not archived yet.", labels=["partition"]
-        )
-        for partition, events in sorted(lag.items()):
-            stream.add_metric([str(partition)], events)
-        yield stream
+        name, text = "foldin_stream_lag_events", "Rating events that are not archived yet."
+        yield gauge(name, text, "partition", dict(sorted(lag.items())))
+
+
+def gauge(name: str, text: str, label: str, values: Mapping[Any, float]) -> GaugeMetricFamily:
+    """Return a gauge with one label, by the values of that."""
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for each, value in values.items():
+        family.add_metric([str(each)], value)
+    return family
 
 
 def _histogram(name: str, text: str, by_route: Mapping[str, Histogram]) -> HistogramMetricFamily:

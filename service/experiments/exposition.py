@@ -4,16 +4,16 @@ Invariant: they are sums of the store, the same on every replica; labels are of 
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from factors import Float64s
 from featurestore.errors import StoreError
 from featurestore.experiments.definition import Experiment
 from featurestore.experiments.tallies import Figure
 from featurestore.store import Store
+from service.metrics import gauge
 
 OF_GENERATION = {
     "lists": ("foldin_generation_lists", "Lists that a generation has answered, in all replicas."),
@@ -39,30 +39,18 @@ async def stored_figures(store: Store, running: Iterable[Experiment], timeout_s:
             tallies = {each: await store.tallies.read(each) for each in running}
     except (StoreError, TimeoutError):
         return []
-    return [
-        *_of_generations(
-            {
-                number: {**asdict(each), "items": kept[number]}
-                for number, each in showings.items()
-                if number in kept
-            }
-        ),
-        *_of_arms({each: [tally for tally, _ in found] for each, found in tallies.items()}),
+    figures = {
+        number: {**asdict(showings[number]), "items": kept[number]}
+        for number in sorted(showings.keys() & kept.keys())
+    }
+    families: list[Metric] = [
+        gauge(metric, text, "generation", {number: each[name] for number, each in figures.items()})
+        for name, (metric, text) in OF_GENERATION.items()
     ]
-
-
-def _of_generations(figures: Mapping[int, Mapping[str, int]]) -> Iterable[Metric]:
-    for name, (metric, text) in OF_GENERATION.items():
-        family = GaugeMetricFamily(metric, text, labels=["generation"])
-        for number in sorted(figures):
-            family.add_metric([str(number)], figures[number][name])
-        yield family
-
-
-def _of_arms(tallies: Mapping[Experiment, list[Float64s]]) -> Iterable[Metric]:
     for figure, (metric, text) in OF_ARM.items():
         family = GaugeMetricFamily(metric, text, labels=["experiment", "arm"])
         for experiment, found in tallies.items():
-            for arm, tally in zip(experiment.arms, found, strict=True):
+            for arm, (tally, _) in zip(experiment.arms, found, strict=True):
                 family.add_metric([experiment.name, arm.name], float(tally[figure].sum()))
-        yield family
+        families.append(family)
+    return families
