@@ -202,7 +202,8 @@ class FeedbackRecorder:
 
     def count(self, noted: Noted) -> None:
         """Count the events of a call that is stored."""
-        columns, registry = noted.columns, self._store.items(self._epoch())
+        live = self._follower.live
+        columns, registry = noted.columns, self._store.items(1 if live is None else live.epoch)
         newest = self._store.users.kept.upto
         for events, figure in ((noted.shown, Figure.SHOWN), (noted.positives, Figure.POSITIVES)):
             for k, generation in events:
@@ -212,9 +213,6 @@ class FeedbackRecorder:
                 row = registry.row(columns.item_id[k]) if figure is Figure.SHOWN else None
                 member = self._member(columns.user_id[k], noted.tokens[k])
                 self._count(figure, generation, row, member)
-
-    def _epoch(self) -> int:
-        return 1 if self._follower.live is None else self._follower.live.epoch
 
     def _member(self, user_id: bytes, token: Token | None) -> Membership | None:
         """Return the arm that an event counts for: that of the answer, by its token, if it is the user's."""

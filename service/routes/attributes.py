@@ -22,7 +22,7 @@ from service.catalogue.parsing import (
     shown_values,
     values_of,
 )
-from service.context import CONTEXT, ServiceContext
+from service.context import CONTEXT
 from service.http.audit import WHAT
 from service.http.parsing import Body, Query, parsed, path_id
 from service.http.problems import Problem
@@ -223,11 +223,7 @@ async def _changed(request: web.Request, *, patches: bool) -> web.StreamResponse
     context.require_room()
     async with context.bodies.read(request, context.imports) as received:
         sent = _BODY.decode(received.raw)
-    found = await _stored(context, user_id, sent, patches=patches)
-    return json_answer(AttributesOut(user_id.decode(), shown_values(found)))
 
-
-async def _stored(context: ServiceContext, user_id: bytes, sent: dict[str, Any], *, patches: bool) -> Values:
     def changing(types: Types) -> Callable[[Values | None], Values]:
         def change(before: Values | None) -> Values:
             if patches:
@@ -242,4 +238,5 @@ async def _stored(context: ServiceContext, user_id: bytes, sent: dict[str, Any],
         return change
 
     change = await with_types(context.store, "users", changing)
-    return await context.store.attributes.change(user_id, change) or {}
+    found = await context.store.attributes.change(user_id, change) or {}
+    return json_answer(AttributesOut(user_id.decode(), shown_values(found)))
