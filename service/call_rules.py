@@ -4,7 +4,7 @@ the call began.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from service.http.parsing import MAX_ID_BYTES, Id, Query
 from service.http.problems import Problem
 from service.openapi import Schema, query_parameter
 from service.rules.filter_parsing import UnknownAttribute, refused
-from service.rules.filters import NO_FILTER, Filter
+from service.rules.filters import NO_FILTER, Filter, known_rows, mask_of_rows
 from service.rules.listing import Ranking, RuledList, Scored, Top, apply
 from service.rules.request import (
     DEFAULT_N,
@@ -257,24 +257,25 @@ async def ruled(
         applied = await apply(
             call.rules, rows, mask, call.view.masks.both, n_items=n_items, shown=shown, exclude=left_out
         )
-        if applied.empty:
-            items = await top(0, left_out, None)
-        else:
-            ranking = Ranking(top, partial(_directions, context, live), floor)
-            made = RuledList(applied, ranking, call.view.columns, context.rankings.in_thread)
-            items = await made.first(wanted)
+        ranking = Ranking(top, partial(_directions, context, live), floor)
+        made = RuledList(applied, ranking, call.view.columns, context.rankings.in_thread)
+        items = await made.first(wanted)
     if len(items.rows):
         page = items.at(slice(offset, None))
         return Listed(page, None if len(page.rows) else BEHIND)
-    everything = np.ones(n_items, dtype=np.bool_)
+
+    def without(left: Int64s) -> Bools:
+        return ~mask_of_rows(left, n_items)
+
+    everything, some = np.ones(n_items, dtype=np.bool_), call.rules.candidate_items
     passing = everything if call.rules.filter == NO_FILTER else await mask(call.rules.filter)
     steps = (
-        (NO_ITEM, _but(exclude, n_items)),
+        (NO_ITEM, without(exclude)),
         (NONE_SHOWN, everything if shown is None else shown),
         (NONE_PASSES_SHOWN if passing.any() else NO_ITEM_PASSES, passing),
-        (NO_CANDIDATE, _but(_known(rows, call.rules.candidate_items), n_items, otherwise=False)),
-        (ALL_EXCLUDED, _but(_known(rows, call.rules.exclude_items), n_items)),
-        (ALL_SEEN, _but(seen, n_items)),
+        (NO_CANDIDATE, everything if some is None else mask_of_rows(known_rows(some, rows), n_items)),
+        (ALL_EXCLUDED, without(known_rows(call.rules.exclude_items, rows))),
+        (ALL_SEEN, everything if seen is None else without(seen)),
     )
     return Listed(items, why_empty(steps))
 
@@ -287,22 +288,6 @@ def why_empty(steps: Sequence[tuple[str, Bools]]) -> str:
         if not left.any():
             return why
     return NONE_RANKED
-
-
-def _known(rows: Mapping[bytes, int], item_ids: Sequence[bytes] | None) -> Int64s | None:
-    """Return the rows of ids, of those that are known; None for no ids at all."""
-    if item_ids is None:
-        return None
-    return np.array([rows[item_id] for item_id in item_ids if item_id in rows], dtype=np.int64)
-
-
-def _but(rows: Int64s | None, n: int, *, otherwise: bool = True) -> Bools:
-    """Return a mask (n,) in which `rows` are another than `otherwise`; everything where there are no rows."""
-    if rows is None:
-        return np.ones(n, dtype=np.bool_)
-    mask: Bools = np.full(n, otherwise, dtype=np.bool_)
-    mask[rows[rows < n]] = not otherwise
-    return mask
 
 
 async def _rows(context: ServiceContext, live: LiveGeneration, call: CallRules) -> dict[bytes, int]:

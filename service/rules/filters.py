@@ -5,13 +5,13 @@ that a column has changed under is not used again.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from factors import Bools
+from factors import Bools, Int64s
 from service.rules.columns import Columns, InThread, ListColumn, NumberColumn, TextColumn
 
 # Rows times conditions that are looked at in less than 2 ms; more are in a thread.
@@ -107,18 +107,28 @@ Rows = Mapping[bytes, int]
 _Key = tuple[Filter, int, tuple[int, ...]]
 
 
+def known_rows(ids: Iterable[bytes], rows: Rows) -> Int64s:
+    """Return the rows of those `ids` that are known (m,)."""
+    return np.array([rows[item_id] for item_id in ids if item_id in rows], dtype=np.int64)
+
+
+def mask_of_rows(rows: Int64s, n: int) -> Bools:
+    """Return a mask (n,) of these rows; those beyond are left out."""
+    mask: Bools = np.zeros(n, dtype=np.bool_)
+    mask[rows[rows < n]] = True
+    return mask
+
+
 def mask_of(condition: Condition, columns: Columns, n: int, rows: Rows) -> Bools:
     """Return which of the first `n` item rows pass (n,). `rows`: of the ids that it names, where they are
     known. No item passes where the column has another type by now.
     """
-    mask: Bools = np.zeros(n, dtype=np.bool_)
     match condition:
         case Filter():
             return _mask_of_filter(condition, columns, n, rows)
         case HasId(ids=ids):
-            found = np.array([rows[item_id] for item_id in ids if item_id in rows], dtype=np.int64)
-            mask[found[found < n]] = True
-            return mask
+            return mask_of_rows(known_rows(ids, rows), n)
+    mask: Bools = np.zeros(n, dtype=np.bool_)
     match condition, columns.column(condition.key):
         case IsEmpty(), column:
             return np.logical_not(mask, out=mask) if column is None else column.empty(n)

@@ -16,7 +16,7 @@ import numpy as np
 
 from factors import Bools, Float32s, Float64s, Int64s
 from service.rules.columns import Columns, InThread, ListColumn
-from service.rules.filters import NO_FILTER, Filter
+from service.rules.filters import NO_FILTER, Filter, known_rows, mask_of_rows
 from service.rules.request import Rules
 from service.rules.rerank import Selection, boost_groups, unit, with_pinned
 
@@ -113,22 +113,20 @@ async def apply(
     what two masks pass; `shown` (n_items,): what may be shown at all, None for everything; `exclude`: rows
     that are left out besides.
     """
-    barred = {rows[item_id] for item_id in rules.exclude_items if item_id in rows}
-    allowed = shown
-    if rules.filter != NO_FILTER:
-        passing = await mask(rules.filter)
-        allowed = passing if shown is None else both(passing, shown)
+
+    async def passing(wanted: Filter) -> Bools | None:
+        """Return which rows pass a filter and may be shown (n_items,), None where all do."""
+        if wanted == NO_FILTER:
+            return shown
+        found = await mask(wanted)
+        return found if shown is None else both(found, shown)
+
+    barred = set(known_rows(rules.exclude_items, rows).tolist())
+    allowed = await passing(rules.filter)
     if rules.candidate_items is not None:
-        candidates = np.zeros(n_items, dtype=np.bool_)
-        some = np.array(
-            [rows[item_id] for item_id in rules.candidate_items if item_id in rows], dtype=np.int64
-        )
-        candidates[some[some < n_items]] = True
+        candidates = mask_of_rows(known_rows(rules.candidate_items, rows), n_items)
         allowed = candidates if allowed is None else allowed & candidates
-    may_pin = shown
-    if rules.pinned and rules.pins_pass != NO_FILTER:
-        passing = await mask(rules.pins_pass)
-        may_pin = passing if shown is None else both(passing, shown)
+    may_pin = await passing(rules.pins_pass) if rules.pinned else shown
     pinned = {
         position: rows[item_id]
         for position, item_id in rules.pinned
@@ -156,13 +154,14 @@ class RuledList:
 
     async def first(self, wanted: int) -> Scored:
         """Return the first `wanted` places."""
+        if self._rules.empty:
+            return await self._ranking.top(0, self._rules.exclude, None)
         pinned = {position: row for position, row in self._rules.pinned.items() if position <= wanted}
         chosen = await self._chosen(wanted - len(pinned))
         if not pinned:
             return chosen
         # They have scores like the others, as a client may show or sort by these.
-        mask = np.zeros(self._rules.n_items, dtype=np.bool_)
-        mask[list(pinned.values())] = True
+        mask = mask_of_rows(np.array(list(pinned.values())), self._rules.n_items)
         found = await self._ranking.top(len(pinned), np.zeros(0, dtype=np.int64), mask)
         # Lists such as the most loved rank nothing that is not rated.
         unranked = np.setdiff1d(list(pinned.values()), found.rows)
