@@ -9,10 +9,12 @@ a file once a second; the one that is scraped adds the others' snapshots to its 
 the slot of a dead one goes on from its last snapshot.
 """
 
+import asyncio
 import contextlib
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from featurestore.errors import FULL_REASONS, FullReason
+from featurestore.errors import FULL_REASONS, FullReason, StoreError
+from featurestore.experiments.definition import Experiment
+from featurestore.experiments.tallies import Figure
+from featurestore.store import Store
 from service.settings import SIGN_OF_LIFE
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -83,6 +88,19 @@ _GAUGES = {
     "in_flight": ("foldin_requests_in_flight", "Requests being answered."),
     "connections": ("foldin_connections", "Open connections of clients."),
     "resident_bytes": ("foldin_worker_resident_memory_bytes", "Resident memory of the worker."),
+}
+# Of what the store counts of lists, by generation and by arm of an experiment.
+_OF_GENERATION = {
+    "lists": ("foldin_generation_lists", "Lists that a generation has answered, in all replicas."),
+    "shown": ("foldin_generation_shown_items", "Items that its lists were recorded to have shown."),
+    "positives": ("foldin_generation_positives", "Items shown that a positive event followed in 7 days."),
+    "distinct": ("foldin_generation_distinct_items", "Different items that it has shown, about."),
+    "items": ("foldin_generation_items", "Items that it was fitted with."),
+}
+_OF_ARM = {
+    Figure.LISTS: ("foldin_arm_lists", "Lists that an arm has answered, in all replicas."),
+    Figure.SHOWN: ("foldin_arm_shown_items", "Items that its lists were recorded to have shown."),
+    Figure.POSITIVES: ("foldin_arm_positives", "Items shown that a positive event followed in 7 days."),
 }
 # Of these the sum over the workers says something too.
 _SUMMED = ("in_flight", "connections", "recent_ratings", "recent_errors", "recent_squared_error")
@@ -374,3 +392,32 @@ def _histogram(name: str, text: str, by_route: Mapping[str, Histogram]) -> Histo
         buckets = list(zip(bounds, accumulate(map(float, histogram.counts)), strict=True))
         family.add_metric([route] if route else [], buckets, histogram.sum)
     return family
+
+
+async def stored_figures(store: Store, running: Iterable[Experiment], timeout_s: float) -> list[Metric]:
+    """Return the figures of generations and of experiments that the store has, the same on every replica;
+    none where it does not answer in time. Labels are of what is kept, so bounded.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            showings = await store.showings.read()
+            # Sums outlive their generations: labels are of those that are kept.
+            kept = {each.generation: each.n_items for each in await store.generations.list()}
+            tallies = {each: await store.tallies.read(each) for each in running}
+    except (StoreError, TimeoutError):
+        return []
+    figures = {
+        number: {**asdict(showings[number]), "items": kept[number]}
+        for number in sorted(showings.keys() & kept.keys())
+    }
+    families: list[Metric] = [
+        gauge(metric, text, "generation", {number: each[name] for number, each in figures.items()})
+        for name, (metric, text) in _OF_GENERATION.items()
+    ]
+    for figure, (metric, text) in _OF_ARM.items():
+        family = GaugeMetricFamily(metric, text, labels=["experiment", "arm"])
+        for experiment, found in tallies.items():
+            for arm, (tally, _) in zip(experiment.arms, found, strict=True):
+                family.add_metric([experiment.name, arm.name], float(tally[figure].sum()))
+        families.append(family)
+    return families
