@@ -8,8 +8,10 @@ of a fit count against the service.
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from io import FileIO
@@ -18,13 +20,13 @@ from typing import Literal
 
 from processes.errors import ChildEndedError
 from processes.loop import first_of
-from processes.parent import die_with_parent
 from processes.priority import LOOK_FOR_FORKS_S, Forks
 
 # A person who waits for "ready" does not notice 50 ms.
 PROBE_EVERY_S = 0.05
 # A killed process is gone within milliseconds, except in an uninterruptible wait of the kernel.
 KILL_WAIT_S = 5.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Days of a quiet stack, hours of one that complains; a few parts with two files each stay far under 100 MB.
 MAX_LOG_BYTES = 8 * 1024 * 1024
 
@@ -236,3 +238,22 @@ async def _watch_forks(process: asyncio.subprocess.Process) -> None:
     while process.returncode is None:
         forks.look(loop.time())
         await asyncio.sleep(LOOK_FOR_FORKS_S)
+
+
+def die_with_parent(number: signal.Signals = signal.SIGTERM) -> Callable[[], None] | None:
+    """Return the `preexec_fn` with which a child asks Linux for this signal at the end of its parent.
+
+    SIGTERM lets the child end its own processes, too. Strictly the kernel means the thread that starts it.
+    Other systems have no such thing (None): there the children of a killed process stay.
+    """
+    if sys.platform != "linux":
+        return None
+    # Looked up before the fork: after it, beside threads, only a system call is safe.
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def before_exec() -> None:
+        prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+        if os.getppid() != parent:  # it died before the request was made
+            os._exit(1)
+
+    return before_exec
