@@ -33,7 +33,7 @@ from service.http.rating_limits import MemoryWatch, RatingQuota
 from service.key_copy import following_keys
 from service.metrics import RECENT_S, Counts, SnapshotFiles, error_bounds
 from service.micro_batcher import MicroBatcher
-from service.neighbours.nearest import Nearest
+from service.neighbours import Nearest
 from service.ranking_queue import RankingDesk
 from service.routes import OPERATIONS, add_routes
 from service.rules.scenarios import ScenarioReader

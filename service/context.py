@@ -26,7 +26,7 @@ from service.http.dispatch import Traffic
 from service.http.rating_limits import MemoryWatch, RatingQuota
 from service.metrics import Counts, SnapshotFiles
 from service.micro_batcher import MicroBatcher
-from service.neighbours.nearest import Nearest
+from service.neighbours import Nearest
 from service.ranking_queue import RankingDesk
 from service.rules.scenarios import ScenarioReader
 from service.scoring import PairScorer, require_live

@@ -18,7 +18,7 @@ from service.http.audit import WHAT
 from service.http.parsing import Query, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
-from service.neighbours.nearest import Seeker
+from service.neighbours import Seeker
 from service.openapi import MODEL, STORE, WRITES, Route, query_parameter, whole
 from service.prediction_json import Prediction, shown
 from service.routes.deletions import Receipt
