@@ -171,6 +171,11 @@ class Query:
         return default if text is None else text
 
 
+def cursor_of(after: bytes | None) -> str | None:
+    """Return the cursor of the page behind `after`, which `Query.bytes64` reads; None for no further page."""
+    return None if after is None else base64.urlsafe_b64encode(after).decode()
+
+
 def check_names(raw_path: str, known: Collection[str]) -> None:
     """Raise `unknown_parameter` where the query of `raw_path` has a name that is not `known`."""
     for name in Query(raw_path).names:

@@ -1,6 +1,5 @@
 """Attributes of users. Invariant: they go when the user is forgotten."""
 
-import base64
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
@@ -24,7 +23,7 @@ from service.catalogue.parsing import (
 )
 from service.context import CONTEXT
 from service.http.audit import WHAT
-from service.http.parsing import Body, Query, parsed, path_id
+from service.http.parsing import Body, Query, cursor_of, parsed, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import (
@@ -117,8 +116,7 @@ async def list_attributes(request: web.Request) -> web.StreamResponse:
     attributes, query = request.app[CONTEXT].store.attributes, Query(request.raw_path)
     found, behind = await attributes.page(query.integer("n", 100, 1, MAX_PAGE), query.bytes64("cursor"))
     users = [UserRow.of(user_id, values) for user_id, values in found.items()]
-    after = None if behind is None else base64.urlsafe_b64encode(behind).decode()
-    return json_answer(AttributesPage(users, after))
+    return json_answer(AttributesPage(users, cursor_of(behind)))
 
 
 @Route(
