@@ -26,8 +26,7 @@ from processes.errors import CannotStartError
 from processes.loop import first_of, stop_event
 from service.app import build_app
 from service.context import CONTEXT
-from service.http.dispatch import Dispatcher, Traffic
-from service.http.request_spans import traced
+from service.http.dispatch import Dispatcher, Traffic, traced
 from service.server.fast_predict import fast_connections
 from service.server.supervisor import CANNOT_START, address_of
 from service.settings import ServiceSettings, WorkerSlot
