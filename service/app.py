@@ -25,7 +25,7 @@ from service.catalogue.follower import CatalogueFollower
 from service.context import CONTEXT, ServiceContext
 from service.experiments.background import BackgroundSteps
 from service.experiments.counting import ArmCounts
-from service.feedback.recorder import FeedbackRecorder
+from service.feedback import FeedbackRecorder
 from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic

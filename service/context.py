@@ -18,7 +18,7 @@ from featurestore.store import Store
 from processes.memory import resident_bytes
 from service.catalogue.follower import CatalogueFollower
 from service.experiments.counting import ArmCounts
-from service.feedback.recorder import FeedbackRecorder
+from service.feedback import FeedbackRecorder
 from service.http.access import Access
 from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader

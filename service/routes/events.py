@@ -28,7 +28,7 @@ from featurestore.ratings.event_types import (
     with_retired,
 )
 from service.context import CONTEXT
-from service.feedback.tokens import Token, parse_token
+from service.feedback import Token, parse_token
 from service.http.parsing import (
     TEXT_ID_SCHEMA,
     Body,

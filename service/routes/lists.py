@@ -21,7 +21,7 @@ from featurestore.generations.activity import Positives
 from featurestore.generations.live import LiveGeneration
 from service.call_rules import QUERY_RULES, CallRules, ask, query_rules, ruled, rules_of
 from service.context import CONTEXT, ServiceContext
-from service.feedback.tokens import new_token
+from service.feedback import new_token
 from service.http.parsing import TEXT_ID_SCHEMA, Body, DescribedId, Query, body_ids, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer

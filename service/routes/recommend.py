@@ -21,7 +21,7 @@ from featurestore.generations.live import LiveGeneration
 from featurestore.ratings.event_types import RATING, codes_taken, consumed_codes, unknown_type
 from service.call_rules import QUERY_RULES, CallRules, ask_for_user, query_rules, ruled, rules_of
 from service.context import CONTEXT, ServiceContext
-from service.feedback.tokens import new_token
+from service.feedback import new_token
 from service.http.access import LEVELS
 from service.http.parsing import (
     Body,

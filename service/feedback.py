@@ -5,6 +5,8 @@ is left out and counted.
 """
 
 import asyncio
+import re
+import secrets
 import time
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -25,7 +27,6 @@ from featurestore.ratings.event_types import EventType
 from featurestore.store import Store
 from service.experiments.background import BackgroundSteps
 from service.experiments.counting import ArmCounts, Membership
-from service.feedback.tokens import Token
 from service.metrics import Counts
 
 # The type that what `/recommend` records has, where it has not been retired.
@@ -44,6 +45,46 @@ _FLUSH_S = 2.0
 MOST_POSITIVES = 256
 # To look for what had shown an item takes some 30 microseconds; a thread takes as long as a few.
 _INLINE_POSITIVES = 16
+# Of a scenario, an experiment or an arm; no name has a tilde or a colon.
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+_TOKEN = re.compile(
+    rf"(?P<generation>\d{{1,16}})~(?P<at>\d{{1,12}})~[0-9a-f]{{16}}~(?P<scenario>(?:{_NAME})?)"
+    rf"~(?P<arm>(?:{_NAME}:{_NAME})?)",
+    re.ASCII,
+)
+# A scenario, and the arm of an experiment, at their longest.
+MAX_TOKEN = 241
+# Two answers of a billion have the same with a chance of 1 to 37.
+_RANDOM_BYTES = 8
+
+
+class Token(NamedTuple):
+    """What the `recommendation_id` of an answer says: which generation, scenario and `arm` (of which
+    experiment) made it, and when (`at`, seconds since 1970).
+
+    It can be read without asking anything, and says nothing of the user. It is not signed: who may send
+    events may say that an item was shown anyway.
+    """
+
+    generation: int
+    at: float
+    scenario: str | None
+    arm: tuple[str, str] | None
+
+
+def new_token(generation: int, at: float, scenario: str | None, arm: tuple[str, str] | None) -> str:
+    """Return the `recommendation_id` of an answer."""
+    return f"{generation}~{at:.0f}~{secrets.token_hex(_RANDOM_BYTES)}~{scenario or ''}~{':'.join(arm or ())}"
+
+
+def parse_token(text: str) -> Token | None:
+    """Return what a `recommendation_id` says; None of a text that is none."""
+    match = _TOKEN.fullmatch(text) if len(text) <= MAX_TOKEN else None
+    if match is None:
+        return None
+    experiment, _, arm = match["arm"].partition(":")
+    made = (experiment, arm) if arm else None
+    return Token(int(match["generation"]), float(match["at"]), match["scenario"] or None, made)
 
 
 @dataclass(slots=True)
