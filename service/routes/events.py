@@ -51,9 +51,7 @@ from service.openapi import (
     Route,
     list_of,
     parameter,
-    query_parameter,
     request_body,
-    whole,
 )
 from service.routes.generations import MAX_NUMBER
 from service.routes.items import item_names
@@ -65,7 +63,7 @@ from service.routes.ratings import (
     store_columns,
     take_back,
 )
-from service.routes.users import MAX_OFFSET, MAX_PAGE
+from service.routes.users import HISTORY_PAGE, MAX_OFFSET, MAX_PAGE
 
 _PROBLEMS = ("too_many_ratings", "stream_full", "data_damaged", *WRITES)
 _PATH_TYPE = parameter("type", "path", TEXT_ID_SCHEMA, "A type of GET /event-types", required=True)
@@ -266,10 +264,7 @@ async def post_events(request: web.Request) -> web.StreamResponse:
     ("invalid_parameter", "not_found", "data_damaged", *STORE, "unknown_user"),
     needs="read",
     operation_id="getUserEvents",
-    parameters=(
-        query_parameter("n", whole(1, MAX_PAGE, 100), "How many"),
-        query_parameter("offset", whole(0, MAX_OFFSET, 0), "How many of the latest to leave out"),
-    ),
+    parameters=HISTORY_PAGE,
 )
 async def get_user_events(request: web.Request) -> web.StreamResponse:
     """The events of a user that are no ratings, the latest first."""
