@@ -5,7 +5,7 @@ import sys
 
 from environment.server import serve
 from environment.settings import ServerSettings
-from processes.configuration.file import configured
+from processes.configuration import configured
 from processes.loop import run
 from processes.settings import SettingsError
 

@@ -22,7 +22,7 @@ from foldin.settings import (
     VerifyOptions,
 )
 from foldin.sizing.run import SizeOptions
-from processes.configuration.keys import KEYS, SECRETS
+from processes.configuration import KEYS, SECRETS
 from processes.settings import HIDDEN, declarations, reference
 from service.settings import ServiceSettings
 from trainer.settings import TrainerSettings

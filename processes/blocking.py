@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 
 from processes import module_name
+from processes.child import die_with_parent
 from processes.errors import ChildEndedError
-from processes.parent import die_with_parent
 
 # Servers take hundreds of milliseconds to be ready: what a poll adds must not show in a measured start.
 POLL_S = 0.01

@@ -8,23 +8,27 @@ of a fit count against the service.
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Literal
 
 from processes.errors import ChildEndedError
-from processes.log_file import BoundedLog
 from processes.loop import first_of
-from processes.parent import die_with_parent
 from processes.priority import LOOK_FOR_FORKS_S, Forks
 
 # A person who waits for "ready" does not notice 50 ms.
 PROBE_EVERY_S = 0.05
 # A killed process is gone within milliseconds, except in an uninterruptible wait of the kernel.
 KILL_WAIT_S = 5.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# Days of a quiet stack, hours of one that complains; a few parts with two files each stay far under 100 MB.
+MAX_LOG_BYTES = 8 * 1024 * 1024
 
 Probe = Callable[[], bool]
 Sink = Callable[[str], None]
@@ -55,6 +59,46 @@ class ChildSpec:
     obstacle: Obstacle | None = None
     lasting: bool = False
     spared: Callable[[str], bool] | None = None
+
+
+class BoundedLog:
+    """Appends bytes to `path`, which is renamed to `.1` when it is full; never holds more than two files of
+    `max_bytes` (and one write).
+
+    A disk that is full costs log lines, never the part that wrote them: what cannot be written is dropped,
+    and a file that cannot be opened is tried again with the next line.
+    """
+
+    def __init__(self, path: Path, max_bytes: int = MAX_LOG_BYTES) -> None:
+        self.path = path
+        self._max_bytes = max_bytes
+        self._file: FileIO | None = None
+        self._size = 0
+        self._closed = False
+
+    def write(self, data: bytes) -> None:
+        """Append `data`, starting a new file when this one is full."""
+        if self._closed:
+            return
+        try:
+            if self._file is not None and self._size > 0 and self._size + len(data) > self._max_bytes:
+                self._file.close()
+                self._file = None
+                self.path.replace(self.path.with_name(self.path.name + ".1"))
+            if self._file is None:
+                # Unbuffered: the last line of a part that is killed is the one that is wanted.
+                self._file = FileIO(self.path, "ab")
+                self._size = self._file.tell()
+            self._file.write(data)
+            self._size += len(data)
+        except OSError:
+            return
+
+    def close(self) -> None:
+        """Close the file. Writes after that are dropped."""
+        self._closed = True
+        if self._file is not None:
+            self._file.close()
 
 
 class Child:
@@ -194,3 +238,22 @@ async def _watch_forks(process: asyncio.subprocess.Process) -> None:
     while process.returncode is None:
         forks.look(loop.time())
         await asyncio.sleep(LOOK_FOR_FORKS_S)
+
+
+def die_with_parent(number: signal.Signals = signal.SIGTERM) -> Callable[[], None] | None:
+    """Return the `preexec_fn` with which a child asks Linux for this signal at the end of its parent.
+
+    SIGTERM lets the child end its own processes, too. Strictly the kernel means the thread that starts it.
+    Other systems have no such thing (None): there the children of a killed process stay.
+    """
+    if sys.platform != "linux":
+        return None
+    # Looked up before the fork: after it, beside threads, only a system call is safe.
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def before_exec() -> None:
+        prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+        if os.getppid() != parent:  # it died before the request was made
+            os._exit(1)
+
+    return before_exec

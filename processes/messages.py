@@ -87,7 +87,7 @@ async def helper(module: str, descriptors: Sequence[int] = ()) -> AsyncIterator[
     """Run `module` as a helper until the block ends, however it ends. It has these open `descriptors`, under
     the same numbers. Raises `HelperEndedError`.
     """
-    # The end of its standard input tells the helper that its parent is gone. Not `parent.die_with_parent`:
+    # The end of its standard input tells the helper that its parent is gone. Not `die_with_parent`:
     # with a hook before the program starts, Python cannot use vfork, and a fork copies the page tables of the
     # parent. For a trainer with gigabytes in memory that stops the event loop.
     try:

@@ -62,7 +62,7 @@ class Setting:
 
     `many`: several values, separated by commas or spaces. `shown`: the default as the reference shows it.
     `metavar`: its value in the help. `excludes`: the field, declared below this one, of a flag that cannot be
-    given beside this one. `empty`: it may be given as an empty text.
+    given beside this one.
     """
 
     help: str
@@ -73,7 +73,6 @@ class Setting:
     shown: str
     metavar: str | None
     excludes: str | None
-    empty: bool
 
     @property
     def switch(self) -> bool:
@@ -122,7 +121,6 @@ def setting(
     secret: bool = False,
     metavar: str | None = None,
     excludes: str | None = None,
-    empty: bool = False,
 ) -> T:
     """Declare a field of a settings class. `default`: `...` where a value is needed, False for a switch.
 
@@ -133,7 +131,7 @@ def setting(
     if metavar is None:
         metavar = _metavar(parse, default)
     shown = _shown(default) if shown is None else shown
-    declared = Setting(help, parse, variable, flag, many, shown, metavar, excludes, empty)
+    declared = Setting(help, parse, variable, flag, many, shown, metavar, excludes)
     kept: Any = MISSING if default is ... else default
     # Typed as the value, as `dataclasses.field` is: the decorator puts the value in the field's place.
     found: T = field(default=kept, repr=not secret, metadata={"setting": declared})
@@ -440,7 +438,7 @@ def _make(
             # Several values come as a list; a variable holds the same as one text.
             text = text if text is None or isinstance(text, str) else " ".join(text)
             # An empty flag is a variable of a script that was not set, and an empty path is this folder.
-            if text is None or not (text.strip() or declared.empty):
+            if text is None or not text.strip():
                 errors.append(f"{source or declared.flag} needs a value")
                 continue
             try:

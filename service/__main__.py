@@ -17,18 +17,16 @@ if TYPE_CHECKING:
 
 def _work(settings: "ServiceSettings", slot: "WorkerSlot", sock: socket.socket) -> int:
     """Be a worker. What only workers need is imported here, so that a supervisor stays small."""
-    import uvloop
-
+    from processes.loop import run
     from service.server.worker import serve
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(settings, slot, sock))
+    return run(serve(settings, slot, sock))
 
 
 def main() -> int:
     """Serve; the exit code."""
     from featurestore.telemetry.log_lines import configure
-    from processes.configuration.file import configured
+    from processes.configuration import configured
     from processes.settings import SettingsError
     from service.settings import read_settings
 

@@ -25,16 +25,15 @@ from service.catalogue.follower import CatalogueFollower
 from service.context import CONTEXT, ServiceContext
 from service.experiments.background import BackgroundSteps
 from service.experiments.counting import ArmCounts
-from service.feedback.recorder import FeedbackRecorder
+from service.feedback import FeedbackRecorder
 from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic
-from service.http.memory import MemoryWatch
-from service.http.rating_quota import RatingQuota
+from service.http.rating_limits import MemoryWatch, RatingQuota
 from service.key_copy import following_keys
 from service.metrics import RECENT_S, Counts, SnapshotFiles, error_bounds
 from service.micro_batcher import MicroBatcher
-from service.neighbours.nearest import Nearest
+from service.neighbours import Nearest
 from service.ranking_queue import RankingDesk
 from service.routes import OPERATIONS, add_routes
 from service.rules.scenarios import ScenarioReader
@@ -90,8 +89,7 @@ async def _service_context(
         async with (
             _opened(settings) as store,
             following_keys(store, settings, slot, loopback=loopback) as access,
-            _catalogue(store) as catalogue,
-            _following(store, settings, catalogue) as follower,
+            _following(store, settings) as (follower, catalogue),
         ):
             scale = store.scale.value
             snapshot_files = SnapshotFiles(slot.folder, slot.worker)
@@ -195,32 +193,22 @@ async def _open_store(settings: ServiceSettings) -> Store:
 
 
 @asynccontextmanager
-async def _catalogue(store: Store) -> AsyncIterator[CatalogueFollower]:
-    catalogue = CatalogueFollower(store)
-    task = asyncio.create_task(catalogue.run(), name="follow the catalogue")
-    try:
-        yield catalogue
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-@asynccontextmanager
 async def _following(
-    store: Store, settings: ServiceSettings, catalogue: CatalogueFollower
-) -> AsyncIterator[Follower]:
-    """Follow the live generation, which is loaded when this block begins."""
-    worker = f"{os.uname().nodename}:{os.getpid()}"
+    store: Store, settings: ServiceSettings
+) -> AsyncIterator[tuple[Follower, CatalogueFollower]]:
+    """Follow the live generation, which is loaded when this block begins, and the catalogue."""
+    worker, catalogue = f"{os.uname().nodename}:{os.getpid()}", CatalogueFollower(store)
     follower = Follower(store, settings.cache_dir, worker, prepare=catalogue.prepare)
     # Told to stop rather than cancelled: it takes leave of the store, so that nothing waits for this worker.
     stop = asyncio.Event()
-    task = asyncio.create_task(follower.run(stop), name="follow the live generation")
-    try:
-        await _load_first(store, follower)
-        yield follower
-    finally:
-        stop.set()
-        await asyncio.gather(task, return_exceptions=True)
+    async with beside(catalogue.run(), "follow the catalogue", _failed):
+        task = asyncio.create_task(follower.run(stop), name="follow the live generation")
+        try:
+            await _load_first(store, follower)
+            yield follower, catalogue
+        finally:
+            stop.set()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 async def _load_first(store: Store, follower: Follower) -> None:
@@ -246,12 +234,10 @@ async def _sampled(context: ServiceContext) -> AsyncIterator[None]:
     """Write the snapshot of this worker at once, once a second, and once more at the end."""
     # The others have it from it since when this replica runs.
     await asyncio.to_thread(context.snapshot_files.write, context.snapshot())
-    task = asyncio.create_task(_sample_always(context), name="sample the counts")
     try:
-        yield
+        async with beside(_sample_always(context), "sample the counts", _failed):
+            yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
         await asyncio.to_thread(context.snapshot_files.write, context.counts)
 
 

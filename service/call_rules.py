@@ -4,7 +4,7 @@ the call began.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,8 +20,8 @@ from service.http.parsing import MAX_ID_BYTES, Id, Query
 from service.http.problems import Problem
 from service.openapi import Schema, query_parameter
 from service.rules.filter_parsing import UnknownAttribute, refused
-from service.rules.filters import NO_FILTER, Filter
-from service.rules.listing import Ranking, RuledList, Scored, apply
+from service.rules.filters import NO_FILTER, Filter, known_rows, mask_of_rows
+from service.rules.listing import Ranking, RuledList, Scored, Top, apply
 from service.rules.request import (
     DEFAULT_N,
     MAX_N,
@@ -202,16 +202,16 @@ def check_rearranging(rules: Rules, places: int, *, explores: bool) -> None:
     """Raise `invalid_rule` where rules do not go with the number of `places`, or with a draw."""
     if rules.include and (rules.n or DEFAULT_N) > MOST_INCLUDED:
         raise refused("/n", f"with include, n is {MOST_INCLUDED} at most")
-    if not (rules.boosts or rules.cap or rules.trade_off is not None):
+    if not (rules.boosts or rules.per_category or rules.diversity is not None):
         return
     if explores:
         raise refused("/explore", "a draw has no order that boosts, diversity or per_category could change")
-    if (rules.cap or rules.trade_off is not None) and places > MOST_COMPARED:
+    if (rules.per_category or rules.diversity is not None) and places > MOST_COMPARED:
         detail = f"with diversity or per_category, n and offset are {MOST_COMPARED} at most together"
         raise refused("/n", detail)
 
 
-async def directions(context: ServiceContext, live: LiveGeneration, rows: Int64s) -> Float32s:
+async def _directions(context: ServiceContext, live: LiveGeneration, rows: Int64s) -> Float32s:
     """Return a vector (m, rank) of each of `rows`, by which diversity compares items."""
     by_events = live.likeness if live.by_events else None
     vectors = (by_events or live.ranker).directions
@@ -222,16 +222,26 @@ async def ruled(
     context: ServiceContext,
     live: LiveGeneration,
     call: CallRules,
-    ranking: Ranking,
+    top: Top,
     *,
-    wanted: int,
-    exclude: Int64s,
+    floor: float = 0.0,
+    offset: int,
+    explores: bool = False,
+    less: Sequence[int] = (),
     seen: Int64s | None = None,
 ) -> Listed:
-    """Return the first `wanted` places of a list under rules. `exclude` int64 (m,): rows that are in none;
-    `seen` int64 (k,): those that the user has seen.
+    """Return the places of a list behind the best `offset`, under rules; `top` and `floor` as of a `Ranking`.
+    `explores`: a draw ranks; `less`: rows that are in no such list; `seen` int64 (k,): those that the user
+    has seen.
     """
-    n_items = live.ranker.n_items
+    # Items before the offset are ranked too: their scores decide which ones come behind them.
+    wanted = (call.rules.n or DEFAULT_N) + offset
+    check_rearranging(call.rules, wanted, explores=explores)
+    registry, n_items = context.store.items(live.epoch), live.ranker.n_items
+    if n_items > len(registry):
+        await registry.refresh()
+    # Rows that are not given to an item yet have no name.
+    exclude = np.append(np.array(less, dtype=np.int64), np.arange(len(registry), n_items))
     shown = call.view.allowed(time.time(), n_items)
     left_out = exclude if seen is None else np.concatenate([seen, exclude])
     rows: dict[bytes, int] = {}
@@ -241,28 +251,31 @@ async def ruled(
 
     # Most calls have none: these are ranked as ever, many users in one product.
     if call.rules == Rules(order=call.rules.order):
-        items = await ranking.top(wanted, left_out, shown)
+        items = await top(wanted, left_out, shown)
     else:
         rows = await _rows(context, live, call)
         applied = await apply(
-            call.rules, rows, mask, call.view.both, n_items=n_items, shown=shown, exclude=left_out
+            call.rules, rows, mask, call.view.masks.both, n_items=n_items, shown=shown, exclude=left_out
         )
-        if applied.empty:
-            items = await ranking.top(0, left_out, None)
-        else:
-            made = RuledList(applied, ranking, call.view.columns, context.rankings.in_thread)
-            items = await made.first(wanted)
+        ranking = Ranking(top, partial(_directions, context, live), floor)
+        made = RuledList(applied, ranking, call.view.columns, context.rankings.in_thread)
+        items = await made.first(wanted)
     if len(items.rows):
-        return Listed(items, None)
-    everything = np.ones(n_items, dtype=np.bool_)
+        page = items.at(slice(offset, None))
+        return Listed(page, None if len(page.rows) else BEHIND)
+
+    def without(left: Int64s) -> Bools:
+        return ~mask_of_rows(left, n_items)
+
+    everything, some = np.ones(n_items, dtype=np.bool_), call.rules.candidate_items
     passing = everything if call.rules.filter == NO_FILTER else await mask(call.rules.filter)
     steps = (
-        (NO_ITEM, _but(exclude, n_items)),
+        (NO_ITEM, without(exclude)),
         (NONE_SHOWN, everything if shown is None else shown),
         (NONE_PASSES_SHOWN if passing.any() else NO_ITEM_PASSES, passing),
-        (NO_CANDIDATE, _but(_known(rows, call.rules.candidates), n_items, otherwise=False)),
-        (ALL_EXCLUDED, _but(_known(rows, call.rules.exclude), n_items)),
-        (ALL_SEEN, _but(seen, n_items)),
+        (NO_CANDIDATE, everything if some is None else mask_of_rows(known_rows(some, rows), n_items)),
+        (ALL_EXCLUDED, without(known_rows(call.rules.exclude_items, rows))),
+        (ALL_SEEN, everything if seen is None else without(seen)),
     )
     return Listed(items, why_empty(steps))
 
@@ -275,22 +288,6 @@ def why_empty(steps: Sequence[tuple[str, Bools]]) -> str:
         if not left.any():
             return why
     return NONE_RANKED
-
-
-def _known(rows: Mapping[bytes, int], item_ids: Sequence[bytes] | None) -> Int64s | None:
-    """Return the rows of ids, of those that are known; None for no ids at all."""
-    if item_ids is None:
-        return None
-    return np.array([rows[item_id] for item_id in item_ids if item_id in rows], dtype=np.int64)
-
-
-def _but(rows: Int64s | None, n: int, *, otherwise: bool = True) -> Bools:
-    """Return a mask (n,) in which `rows` are another than `otherwise`; everything where there are no rows."""
-    if rows is None:
-        return np.ones(n, dtype=np.bool_)
-    mask: Bools = np.full(n, otherwise, dtype=np.bool_)
-    mask[rows[rows < n]] = not otherwise
-    return mask
 
 
 async def _rows(context: ServiceContext, live: LiveGeneration, call: CallRules) -> dict[bytes, int]:

@@ -18,16 +18,15 @@ from featurestore.store import Store
 from processes.memory import resident_bytes
 from service.catalogue.follower import CatalogueFollower
 from service.experiments.counting import ArmCounts
-from service.feedback.recorder import FeedbackRecorder
+from service.feedback import FeedbackRecorder
 from service.http.access import Access
 from service.http.audit import Audit
 from service.http.bodies import Admission, BodyReader
 from service.http.dispatch import Traffic
-from service.http.memory import MemoryWatch
-from service.http.rating_quota import RatingQuota
+from service.http.rating_limits import MemoryWatch, RatingQuota
 from service.metrics import Counts, SnapshotFiles
 from service.micro_batcher import MicroBatcher
-from service.neighbours.nearest import Nearest
+from service.neighbours import Nearest
 from service.ranking_queue import RankingDesk
 from service.rules.scenarios import ScenarioReader
 from service.scoring import PairScorer, require_live

@@ -9,12 +9,15 @@ a file once a second; the one that is scraped adds the others' snapshots to its 
 the slot of a dead one goes on from its last snapshot.
 """
 
+import asyncio
 import contextlib
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,7 +27,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from featurestore.errors import FULL_REASONS, FullReason
+from featurestore.errors import FULL_REASONS, FullReason, StoreError
+from featurestore.experiments import Experiment, Figure
+from featurestore.store import Store
 from service.settings import SIGN_OF_LIFE
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -82,6 +87,19 @@ _GAUGES = {
     "in_flight": ("foldin_requests_in_flight", "Requests being answered."),
     "connections": ("foldin_connections", "Open connections of clients."),
     "resident_bytes": ("foldin_worker_resident_memory_bytes", "Resident memory of the worker."),
+}
+# Of what the store counts of lists, by generation and by arm of an experiment.
+_OF_GENERATION = {
+    "lists": ("foldin_generation_lists", "Lists that a generation has answered, in all replicas."),
+    "shown": ("foldin_generation_shown_items", "Items that its lists were recorded to have shown."),
+    "positives": ("foldin_generation_positives", "Items shown that a positive event followed in 7 days."),
+    "distinct": ("foldin_generation_distinct_items", "Different items that it has shown, about."),
+    "items": ("foldin_generation_items", "Items that it was fitted with."),
+}
+_OF_ARM = {
+    Figure.LISTS: ("foldin_arm_lists", "Lists that an arm has answered, in all replicas."),
+    Figure.SHOWN: ("foldin_arm_shown_items", "Items that its lists were recorded to have shown."),
+    Figure.POSITIVES: ("foldin_arm_positives", "Items shown that a positive event followed in 7 days."),
 }
 # Of these the sum over the workers says something too.
 _SUMMED = ("in_flight", "connections", "recent_ratings", "recent_errors", "recent_squared_error")
@@ -295,14 +313,14 @@ def expose(
         def collect(self) -> Iterable[Metric]:
             yield from _families(snapshots, lag, store_up)
             yield from more
-            full = GaugeMetricFamily(
-                "foldin_refusing",
-                "Whether ratings are refused for lack of room, by what is full.",
-                labels=["reason"],
+            yield gauge(
+                *(
+                    "foldin_refusing",
+                    "Whether ratings are refused for lack of room, by what is full.",
+                    "reason",
+                ),
+                {reason: float(reason == refusing) for reason in FULL_REASONS},
             )
-            for reason in FULL_REASONS:
-                full.add_metric([reason], float(reason == refusing))
-            yield full
             yield GaugeMetricFamily(
                 "foldin_supervisor_silent_seconds",
                 "Since when what starts workers again has said nothing of itself.",
@@ -339,16 +357,11 @@ def _families(snapshots: list[Counts], lag: Mapping[int, int] | None, store_up: 
     for field, (name, text) in _COUNTERS.items():
         yield CounterMetricFamily(name, text, value=getattr(total, field))
     for field, (name, text) in _GAUGES.items():
-        gauge = GaugeMetricFamily(name, text, labels=["worker"])
-        for snapshot in snapshots:
-            gauge.add_metric([str(snapshot.worker)], getattr(snapshot, field))
-        yield gauge
-    silent = GaugeMetricFamily(
-        "foldin_worker_silent_seconds", "Since when a worker has said nothing of itself.", labels=["worker"]
+        yield gauge(name, text, "worker", {each.worker: getattr(each, field) for each in snapshots})
+    yield gauge(
+        *("foldin_worker_silent_seconds", "Since when a worker has said nothing of itself.", "worker"),
+        {each.worker: max(0.0, time.time() - each.at) for each in snapshots},
     )
-    for snapshot in snapshots:
-        silent.add_metric([str(snapshot.worker)], max(0.0, time.time() - snapshot.at))
-    yield silent
     yield GaugeMetricFamily(
         "foldin_service_start_timestamp_seconds", "When this replica was started.", value=total.since
     )
@@ -357,12 +370,16 @@ def _families(snapshots: list[Counts], lag: Mapping[int, int] | None, store_up: 
         "foldin_store_up", "Whether the store answered this scrape.", value=float(store_up)
     )
     if lag is not None:
-        stream = GaugeMetricFamily(
-            "foldin_stream_lag_events", "Rating events that are not archived yet.", labels=["partition"]
-        )
-        for partition, events in sorted(lag.items()):
-            stream.add_metric([str(partition)], events)
-        yield stream
+        name, text = "foldin_stream_lag_events", "Rating events that are not archived yet."
+        yield gauge(name, text, "partition", dict(sorted(lag.items())))
+
+
+def gauge(name: str, text: str, label: str, values: Mapping[Any, float]) -> GaugeMetricFamily:
+    """Return a gauge with one label, by the values of that."""
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for each, value in values.items():
+        family.add_metric([str(each)], value)
+    return family
 
 
 def _histogram(name: str, text: str, by_route: Mapping[str, Histogram]) -> HistogramMetricFamily:
@@ -374,3 +391,32 @@ def _histogram(name: str, text: str, by_route: Mapping[str, Histogram]) -> Histo
         buckets = list(zip(bounds, accumulate(map(float, histogram.counts)), strict=True))
         family.add_metric([route] if route else [], buckets, histogram.sum)
     return family
+
+
+async def stored_figures(store: Store, running: Iterable[Experiment], timeout_s: float) -> list[Metric]:
+    """Return the figures of generations and of experiments that the store has, the same on every replica;
+    none where it does not answer in time. Labels are of what is kept, so bounded.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            showings = await store.showings.read()
+            # Sums outlive their generations: labels are of those that are kept.
+            kept = {each.generation: each.n_items for each in await store.generations.list()}
+            tallies = {each: await store.tallies.read(each) for each in running}
+    except (StoreError, TimeoutError):
+        return []
+    figures = {
+        number: {**asdict(showings[number]), "items": kept[number]}
+        for number in sorted(showings.keys() & kept.keys())
+    }
+    families: list[Metric] = [
+        gauge(metric, text, "generation", {number: each[name] for number, each in figures.items()})
+        for name, (metric, text) in _OF_GENERATION.items()
+    ]
+    for figure, (metric, text) in _OF_ARM.items():
+        family = GaugeMetricFamily(metric, text, labels=["experiment", "arm"])
+        for experiment, found in tallies.items():
+            for arm, (tally, _) in zip(experiment.arms, found, strict=True):
+                family.add_metric([experiment.name, arm.name], float(tally[figure].sum()))
+        families.append(family)
+    return families

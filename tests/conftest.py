@@ -96,10 +96,10 @@ def _fits_in_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 @pytest.fixture(autouse=True, scope="session")
 def _heard_of_late() -> Iterator[None]:
     """Let no answer be marked for what a busy machine keeps waiting, in services of this process."""
-    names = ["featurestore.users.records.FOLLOWED_S", "service.neighbours.nearest.FOLLOWED_S"]
-    waiting = ("training", "routes.generations", "routes.rules.experiments", "routes.operations.scale")
+    names = ["featurestore.users.records.FOLLOWED_S", "service.neighbours.FOLLOWED_S"]
+    waiting = ("training", "routes.generations", "routes.experiments", "routes.administration")
     names += [f"service.{module}.SERVED_WITHIN_S" for module in waiting]
-    names.append("service.routes.operations.status._PROBE_TIMEOUT_S")
+    names.append("service.routes.status._PROBE_TIMEOUT_S")
     with pytest.MonkeyPatch.context() as patch:
         for name in names:
             patch.setattr(name, 600.0)

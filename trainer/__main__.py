@@ -17,7 +17,7 @@ CANNOT_START = 2
 def main() -> int:
     """Work; return the exit code: 0 after a signal, 2 where a person must change something."""
     from featurestore.telemetry.log_lines import configure
-    from processes.configuration.file import configured
+    from processes.configuration import configured
     from processes.settings import SettingsError
     from trainer.errors import CannotStartError
     from trainer.settings import TrainerSettings

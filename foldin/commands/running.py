@@ -18,7 +18,7 @@ from foldin.commands.table import COMMANDS, Command, loaded
 from foldin.errors import ExportStoppedError, ImportStoppedError
 from foldin.recovery.errors import RecoveryStoppedError
 from foldin.settings import FrontDoorSettings, no_document
-from processes.configuration.file import configured
+from processes.configuration import configured
 from processes.errors import CannotStartError, StackFailedError
 from processes.settings import load
 

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from featurestore.catalogue.item import AttributeType
 from featurestore.catalogue.schema import MOST_NAME_BYTES, AttributeLeaving, Kind, SchemaChanged, SchemaFull
 from featurestore.errors import StoreUnavailable
 from featurestore.store import Store
@@ -27,28 +26,10 @@ async def with_types(store: Store, kind: Kind, make: Callable[[Types], T], *, of
         held = await store.catalogue.schema.types(kind)
         types = dict(held)
         made = await asyncio.to_thread(make, types) if off_loop else make(types)
-        if await hold(store, kind, held, types):
+        new = {name: each for name, each in types.items() if name not in held}
+        if await _are_held(store, {kind: new}):
             return made
     raise StoreUnavailable("others are changing the schema", 0.1)
-
-
-async def hold(store: Store, kind: Kind, held: Types, types: Mapping[str, AttributeType]) -> bool:
-    """Fix those `types` that were not `held`; False where another call has just fixed one otherwise: look
-    again. Raises `invalid_body` where there are too many, `attribute_in_use`.
-    """
-    new = {name: each for name, each in types.items() if name not in held}
-    try:
-        await store.catalogue.schema.hold(kind, new)
-    except (AttributeLeaving, SchemaFull) as exc:
-        raise _refused(exc) from exc
-    except SchemaChanged:
-        return False
-    return True
-
-
-def _refused(why: AttributeLeaving | SchemaFull) -> Problem:
-    code = "attribute_in_use" if isinstance(why, AttributeLeaving) else "invalid_body"
-    return Problem(code, str(why), field="attributes")
 
 
 async def hold_told(store: Store, told: Mapping[Kind, Types]) -> None:
@@ -66,11 +47,18 @@ async def hold_told(store: Store, told: Mapping[Kind, Types]) -> None:
                 if held.get(name, each) != each:
                     detail = f"{name} is of type {held[name]} since its first use, not {each}"
                     raise Problem("invalid_body", detail, field=field)
-        try:
-            await store.catalogue.schema.hold_all(told)
-        except (AttributeLeaving, SchemaFull) as exc:
-            raise _refused(exc) from exc
-        except SchemaChanged:
-            continue
-        return
+        if await _are_held(store, told):
+            return
     raise StoreUnavailable("others are changing the schema", 0.1)
+
+
+async def _are_held(store: Store, types: Mapping[Kind, Types]) -> bool:
+    """Fix types, all or none; return False where another call has just fixed one otherwise: look again."""
+    try:
+        await store.catalogue.schema.hold_all(types)
+    except (AttributeLeaving, SchemaFull) as exc:
+        code = "attribute_in_use" if isinstance(exc, AttributeLeaving) else "invalid_body"
+        raise Problem(code, str(exc), field="attributes") from exc
+    except SchemaChanged:
+        return False
+    return True

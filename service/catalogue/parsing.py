@@ -3,7 +3,7 @@ of another type than its attribute has, or an item that is larger than one may b
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -20,7 +20,7 @@ from featurestore.catalogue.schema import (
     typed,
 )
 from featurestore.ratings.context_schema import category_name
-from service.http.parsing import NOT_DECODED, DescribedId, body_ids, check_rows, field_names, problem_of
+from service.http.parsing import DescribedId, Rows, body_ids
 from service.http.problems import Problem
 
 # So many items take the store about 100 ms (10 us each), in steps of a few milliseconds.
@@ -121,9 +121,8 @@ class ItemLine(ItemShown, omit_defaults=True, kw_only=True):
 
 Types = dict[str, AttributeType]
 
-T = TypeVar("T")
-_ITEM, _ITEMS = msgspec.json.Decoder(ItemRowIn), msgspec.json.Decoder(list[ItemRowIn])
-_USER, _USERS = msgspec.json.Decoder(UserRowIn), msgspec.json.Decoder(list[UserRowIn])
+_ITEMS: Rows[ItemRowIn] = Rows(ItemRowIn, MAX_ROWS)
+_USERS: Rows[UserRowIn] = Rows(UserRowIn, MAX_ROWS)
 
 
 def parse_items(body: bytes | bytearray, *, lines: bool) -> tuple[list[ItemRowIn], list[bytes]]:
@@ -131,35 +130,14 @@ def parse_items(body: bytes | bytearray, *, lines: bool) -> tuple[list[ItemRowIn
 
     Raises a `Problem` that names a field, and the first bad row.
     """
-    rows = _rows(body, _ITEM, _ITEMS, lines=lines)
+    rows, _ = _ITEMS.decode(body, lines=lines)
     return rows, body_ids([row.item_id for row in rows], "item_id")
 
 
 def parse_users(body: bytes | bytearray, *, lines: bool) -> tuple[list[UserRowIn], list[bytes]]:
     """The same of users."""
-    rows = _rows(body, _USER, _USERS, lines=lines)
+    rows, _ = _USERS.decode(body, lines=lines)
     return rows, body_ids([row.user_id for row in rows], "user_id")
-
-
-def _rows(
-    body: bytes | bytearray,
-    one: msgspec.json.Decoder[T],
-    several: msgspec.json.Decoder[list[T]],
-    *,
-    lines: bool,
-) -> list[T]:
-    is_object = body[:64].lstrip()[:1] == b"{"
-    try:
-        if lines:
-            rows = one.decode_lines(body)
-        elif is_object:
-            rows = [one.decode(body)]
-        else:
-            rows = several.decode(body)
-    except NOT_DECODED as exc:
-        raise problem_of(exc, body, lines=lines, names=field_names(one.type)) from None
-    check_rows(len(rows), MAX_ROWS)
-    return rows
 
 
 def new_items(ids: Sequence[bytes], rows: Sequence[ItemRowIn], types: Types) -> list[CatalogueItem]:

@@ -5,6 +5,7 @@ nothing is kept.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -50,30 +51,24 @@ class ArmCounts:
     """What one worker has counted since the last flush, by experiment and arm."""
 
     def __init__(self) -> None:
-        self._waiting: dict[tuple[Experiment, int], _Arm] = {}
+        self._waiting = defaultdict[tuple[Experiment, int], _Arm](_Arm)
 
     def asked(self, experiment: Experiment, arm: int, marks: Iterable[int]) -> None:
         """Count users that an arm has answered."""
-        waiting = self._of(experiment, arm).marks
+        waiting = self._waiting[experiment, arm].marks
         if len(waiting) < _MOST_MARKS:
             waiting.update(marks)
 
     def count(self, member: Membership, figure: Figure, number: float = 1.0) -> None:
         """Count something of a user."""
-        self._of(member.experiment, member.arm).tally[figure, member.mark % GROUPS] += number
-
-    def _of(self, experiment: Experiment, arm: int) -> _Arm:
-        found = self._waiting.get((experiment, arm))
-        if found is None:
-            found = self._waiting[experiment, arm] = _Arm()
-        return found
+        self._waiting[member.experiment, member.arm].tally[figure, member.mark % GROUPS] += number
 
     async def flush(self, tallies: Tallies) -> None:
         """Hand what waits to the store. Raises `StoreUnavailable`; what had not been handed over is lost, as
         it may have been counted.
         """
         # Taken first: what is counted while the store is asked belongs to the next flush.
-        waiting, self._waiting = self._waiting, {}
+        waiting, self._waiting = self._waiting, defaultdict(_Arm)
         for (experiment, arm), found in waiting.items():
             await tallies.add(experiment, arm, found.tally, [*found.marks])
 

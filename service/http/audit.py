@@ -11,7 +11,6 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from aiohttp import web
 
@@ -29,19 +28,14 @@ STRANGERS_PER_S = 10
 _ID_SENT = re.compile(rb"X-Request-ID: ([^\r]*)\r\n")
 
 
-class Operation(NamedTuple):
-    """A route whose calls are recorded."""
-
-    method: str
-    route: str
-
-
 class Audit:
-    """Writes the lines of one worker. `proxies`: whose `X-Forwarded-For` is believed."""
+    """Writes the lines of one worker. `operations`: method and route of calls that are recorded; `proxies`:
+    whose `X-Forwarded-For` is believed.
+    """
 
     def __init__(
         self,
-        operations: Iterable[Operation],
+        operations: Iterable[tuple[str, str]],
         proxies: Iterable[Network] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

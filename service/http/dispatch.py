@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
@@ -20,6 +21,10 @@ from service.http.audit import Audit
 from service.http.problems import CONTENT_TYPE, Problem, problem_of_store
 from service.http.response import Answer, header_lines
 from service.metrics import Counts
+
+if TYPE_CHECKING:
+    from featurestore.telemetry.tracing import Tracing
+    from service.http.access import Access
 
 log = logging.getLogger("foldin.service")
 
@@ -31,6 +36,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:@-]{1,128}")
 ID_HEADER = "X-Request-ID"
 # The label of requests whose route is not known; addresses as such are not bounded in number.
 UNMATCHED = "unmatched"
+# What nginx says of a client that has gone.
+_CANCELLED = 499
 
 
 @dataclass(slots=True)
@@ -86,6 +93,44 @@ class Dispatcher:
         if (traffic.draining or told_no) and isinstance(answer, Answer):
             answer.close_connection()
         return answer
+
+
+def traced(dispatcher: Handler, tracing: "Tracing", access: "Access") -> Handler:
+    """Return `dispatcher` with a span round each request that it answers, and round what it logs. A call goes
+    on with the trace that it brings where `access` knows its key, or asks for none.
+
+    The answer is the same as without it; a span has the route, never the address, which has ids in it.
+    """
+
+    async def answered(request: web.BaseRequest) -> web.StreamResponse:
+        # Before access is checked, as refusals have spans, too: then the sampler decides.
+        is_known = not access.asks or access.key_of(request.headers) is not None
+        with tracing.request(request.method, request.headers if is_known else {}) as span:
+            status = _CANCELLED
+            try:
+                answer = await dispatcher(request)
+                status = answer.status
+                return answer
+            finally:
+                route = _route_of(request)
+                span.update_name(f"{request.method} {route}")
+                span.set_attribute("http.route", route)
+                span.set_attribute("http.response.status_code", status)
+                # The id that leads to the log, where the client gave one.
+                if ID_HEADER in request.headers:
+                    span.set_attribute("foldin.request_id", request_id_of(request.headers))
+                if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                    tracing.fail(span)
+
+    return answered
+
+
+def _route_of(request: web.BaseRequest) -> str:
+    try:
+        return route_of(request)
+    except (AssertionError, AttributeError):
+        # It was refused before it was routed, and aiohttp asserts that it was.
+        return UNMATCHED
 
 
 def failure_answer(exc: Exception, headers: Headers, route: str, counts: Counts) -> Answer:

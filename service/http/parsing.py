@@ -171,6 +171,11 @@ class Query:
         return default if text is None else text
 
 
+def cursor_of(after: bytes | None) -> str | None:
+    """Return the cursor of the page behind `after`, which `Query.bytes64` reads; None for no further page."""
+    return None if after is None else base64.urlsafe_b64encode(after).decode()
+
+
 def check_names(raw_path: str, known: Collection[str]) -> None:
     """Raise `unknown_parameter` where the query of `raw_path` has a name that is not `known`."""
     for name in Query(raw_path).names:
@@ -246,6 +251,8 @@ def check_rows(count: int, limit: int, field: str | None = None) -> None:
         raise Problem("too_many_rows", f"one call takes {limit} rows, not {count}", field=field)
 
 
+# Where one object ends and the next begins on a later line.
+_NEXT_LINE = re.compile(rb"\}[ \t\r]*\n\s*\{")
 # What msgspec raises of a body that is not what it should be; `problem_of` tells what is wrong.
 NOT_DECODED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -269,13 +276,41 @@ class Body(Generic[T]):
         return await parsed(self.decode, body)
 
 
-def field_names(kind: Any) -> frozenset[str]:
-    """Return the names of the fields of a struct and of the structs in it, however these stand in it."""
-    return _field_names(kind)
+class Rows(Generic[T]):
+    """Decodes bodies of rows of one type: one object, an array, or an object a line; `limit` rows at most.
+    `guesses_lines`: objects on lines of their own are taken for rows, too, where the body is not declared so.
+    """
+
+    def __init__(self, kind: Any, limit: int, *, guesses_lines: bool = False) -> None:
+        self._one: msgspec.json.Decoder[T] = msgspec.json.Decoder(kind)
+        self._many: msgspec.json.Decoder[list[T]] = msgspec.json.Decoder(list[kind])
+        self._limit = limit
+        self._guesses_lines = guesses_lines
+        self._names = field_names(kind)
+
+    def decode(self, body: bytes | bytearray, *, lines: bool) -> tuple[list[T], bool]:
+        """Return the rows, and whether the body is one object. Raises a `Problem` that names a field, and the
+        first bad row where there are rows.
+        """
+        is_object = body[:64].lstrip()[:1] == b"{"
+        if is_object and self._guesses_lines and not lines:
+            # Between two members of one object there would be a comma, and in a string no newline stands as
+            # it is.
+            lines = _NEXT_LINE.search(body) is not None
+        try:
+            if lines:
+                rows, is_object = self._one.decode_lines(body), False
+            else:
+                rows = [self._one.decode(body)] if is_object else self._many.decode(body)
+        except NOT_DECODED as exc:
+            raise problem_of(exc, body, lines=lines, names=self._names) from None
+        check_rows(len(rows), self._limit)
+        return rows, is_object
 
 
 @cache
-def _field_names(kind: Any) -> frozenset[str]:
+def field_names(kind: Any) -> frozenset[str]:
+    """Return the names of the fields of a struct and of the structs in it, however these stand in it."""
     return frozenset(
         field.encode_name for each in _structs_of(kind) for field in msgspec.structs.fields(each)
     )

@@ -13,28 +13,32 @@ from aiohttp import HttpVersion11, hdrs, web
 
 from service.context import CONTEXT, ServiceContext
 from service.http.access import LEVELS
-from service.http.audit import CALLER, Operation
+from service.http.audit import CALLER
 from service.http.parsing import check_names
 from service.http.response import Answer
 from service.openapi import Handler, Route, content, document
 from service.routes import (
+    administration,
     attributes,
     catalogue,
+    deletions,
+    events,
+    experiments,
     explain,
     exporting,
     generations,
     items,
     lists,
+    pages,
     predict,
     ratings,
     recommend,
+    reports,
+    scenarios,
+    status,
     train,
     users,
 )
-from service.routes.deletions import item, receipts
-from service.routes.events import event_types, events
-from service.routes.operations import administration, manual, page, reports, scale, status
-from service.routes.rules import experiments, scenarios
 
 # As RFC 9512 names it.
 YAML_TYPE = "application/yaml"
@@ -69,20 +73,20 @@ ROUTES: tuple[Route, ...] = (
     *(predict.get_predict, predict.post_predict),
     *(ratings.post_ratings, ratings.delete_rating, exporting.get_ratings),
     *(events.post_events, events.get_user_events, events.delete_event),
-    *(event_types.get_event_types, event_types.put_event_types, event_types.delete_event_type),
+    *(events.get_event_types, events.put_event_types, events.delete_event_type),
     *(recommend.get_recommend, recommend.post_recommend_user, recommend.post_recommend),
     *(scenarios.get_scenarios, scenarios.get_scenario, scenarios.put_scenario, scenarios.delete_scenario),
     *(experiments.get_experiments, experiments.get_experiment),
     *(experiments.put_experiment, experiments.delete_experiment),
     *(*lists.ROUTES, explain.get_explain),
     users.get_users,
-    *(users.get_user, users.delete_user, users.get_user_ratings, receipts.get_receipt, items.get_item),
+    *(users.get_user, users.delete_user, users.get_user_ratings, deletions.get_receipt, items.get_item),
     users.get_neighbours,
     *(attributes.get_attributes, attributes.put_attributes, attributes.post_users),
     *(attributes.patch_attributes, attributes.delete_attributes),
     *(attributes.list_attributes, attributes.get_export),
     *(catalogue.get_items, catalogue.post_items, catalogue.get_export),
-    *(catalogue.put_item, catalogue.patch_item, item.delete_item),
+    *(catalogue.put_item, catalogue.patch_item, deletions.delete_item),
     *(catalogue.get_schema, catalogue.put_schema),
     *(
         catalogue.delete_item_attribute,
@@ -92,23 +96,17 @@ ROUTES: tuple[Route, ...] = (
     *(train.post_train, train.get_train, generations.get_generations, generations.post_activate),
     *(status.get_livez, status.get_readyz, status.get_access),
     *(administration.get_settings, administration.get_keys),
-    *(administration.post_key, administration.delete_key, scale.put_scale),
+    *(administration.post_key, administration.delete_key, administration.put_scale),
     *(status.get_status, status.get_history, status.get_metrics),
     *(reports.get_reports, reports.put_report, reports.delete_report),
-    *(
-        get_openapi,
-        get_openapi_yaml,
-        page.get_static,
-        page.get_static_of_folder,
-        page.get_docs,
-        page.get_page,
-    ),
-    *(manual.get_manual, manual.get_manual_page),
+    *(get_openapi, get_openapi_yaml),
+    *(pages.get_static, pages.get_static_of_folder, pages.get_docs, pages.get_page),
+    *(pages.get_manual, pages.get_manual_page),
 )
 
 
 # Recorded by `Audit`.
-OPERATIONS = tuple(Operation(route.method, route.path) for route in ROUTES if route.needs == "operate")
+OPERATIONS = tuple((route.method, route.path) for route in ROUTES if route.needs == "operate")
 
 
 @cache

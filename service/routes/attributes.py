@@ -1,6 +1,5 @@
 """Attributes of users. Invariant: they go when the user is forgotten."""
 
-import base64
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
@@ -22,9 +21,9 @@ from service.catalogue.parsing import (
     shown_values,
     values_of,
 )
-from service.context import CONTEXT, ServiceContext
+from service.context import CONTEXT
 from service.http.audit import WHAT
-from service.http.parsing import Body, Query, parsed, path_id
+from service.http.parsing import Body, Query, cursor_of, parsed, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import (
@@ -117,8 +116,7 @@ async def list_attributes(request: web.Request) -> web.StreamResponse:
     attributes, query = request.app[CONTEXT].store.attributes, Query(request.raw_path)
     found, behind = await attributes.page(query.integer("n", 100, 1, MAX_PAGE), query.bytes64("cursor"))
     users = [UserRow.of(user_id, values) for user_id, values in found.items()]
-    after = None if behind is None else base64.urlsafe_b64encode(behind).decode()
-    return json_answer(AttributesPage(users, after))
+    return json_answer(AttributesPage(users, cursor_of(behind)))
 
 
 @Route(
@@ -223,11 +221,7 @@ async def _changed(request: web.Request, *, patches: bool) -> web.StreamResponse
     context.require_room()
     async with context.bodies.read(request, context.imports) as received:
         sent = _BODY.decode(received.raw)
-    found = await _stored(context, user_id, sent, patches=patches)
-    return json_answer(AttributesOut(user_id.decode(), shown_values(found)))
 
-
-async def _stored(context: ServiceContext, user_id: bytes, sent: dict[str, Any], *, patches: bool) -> Values:
     def changing(types: Types) -> Callable[[Values | None], Values]:
         def change(before: Values | None) -> Values:
             if patches:
@@ -242,4 +236,5 @@ async def _stored(context: ServiceContext, user_id: bytes, sent: dict[str, Any],
         return change
 
     change = await with_types(context.store, "users", changing)
-    return await context.store.attributes.change(user_id, change) or {}
+    found = await context.store.attributes.change(user_id, change) or {}
+    return json_answer(AttributesOut(user_id.decode(), shown_values(found)))

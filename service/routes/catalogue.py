@@ -3,7 +3,6 @@
 Invariant: what was answered with a 2xx is in the next answer of every worker.
 """
 
-import base64
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -46,6 +45,7 @@ from service.http.parsing import (
     Body,
     Query,
     checked_id,
+    cursor_of,
     parsed,
     path_id,
 )
@@ -271,11 +271,7 @@ async def get_items(request: web.Request) -> web.StreamResponse:
         return json_answer(ItemPage(len(items), items, None))
     begins = title_key(prefix) if by_title else prefix.encode()
     page = await catalogue.page(n, prefix=begins, after=after, by_title=by_title)
-    return json_answer(ItemPage(page.total, list(map(ItemListed.of, page.items)), _cursor(page.after)))
-
-
-def _cursor(after: bytes | None) -> str | None:
-    return None if after is None else base64.urlsafe_b64encode(after).decode()
+    return json_answer(ItemPage(page.total, list(map(ItemListed.of, page.items)), cursor_of(page.after)))
 
 
 async def _known(
@@ -303,7 +299,7 @@ async def _known(
         known = zip(items, statistics_of(live, rows), positive_counts(live.positives, rows), strict=True)
         for item, (ratings, mean), positives in known:
             item.ratings, item.mean, item.positives = ratings, mean, positives
-    return ItemPage(total, items, _cursor(behind))
+    return ItemPage(total, items, cursor_of(behind))
 
 
 def _ids(text: str) -> list[bytes]:

@@ -19,20 +19,9 @@ from msgspec import Meta
 from factors import Bools, Float64s, Int64s
 from featurestore.generations.activity import Positives
 from featurestore.generations.live import LiveGeneration
-from service.call_rules import (
-    BEHIND,
-    QUERY_RULES,
-    CallRules,
-    Listed,
-    ask,
-    check_rearranging,
-    directions,
-    query_rules,
-    ruled,
-    rules_of,
-)
+from service.call_rules import QUERY_RULES, CallRules, ask, query_rules, ruled, rules_of
 from service.context import CONTEXT, ServiceContext
-from service.feedback.tokens import new_token
+from service.feedback import new_token
 from service.http.parsing import TEXT_ID_SCHEMA, Body, DescribedId, Query, body_ids, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
@@ -43,9 +32,8 @@ from service.routes.items import QUERY_N, item_names, item_row, positive_counts,
 from service.routes.recommend import MAX_OFFSET, QUERY_OFFSET, QUERY_SEEN, query_seen, seen_rows
 from service.rules.columns import Columns
 from service.rules.filter_parsing import refused
-from service.rules.likeness import best_rows, likeness
-from service.rules.listing import Ranking, Scored
-from service.rules.request import DEFAULT_N, ItemRuleFields, RuleFields
+from service.rules.listing import Scored, Top, best_rows
+from service.rules.request import ItemRuleFields, RuleFields
 
 T = TypeVar("T")
 Making = Callable[[web.Request, "_Asked"], Awaitable[web.StreamResponse]]
@@ -177,13 +165,12 @@ class _Asked(NamedTuple):
 
 
 class _List(NamedTuple):
-    """A list that is to be made: of what is live, under the rules of the `call`, `n` places behind `offset`,
+    """A list that is to be made: of what is live, under the rules of the `call`, the places behind `offset`,
     without the rows that were `seen`.
     """
 
     live: LiveGeneration
     call: CallRules
-    n: int
     offset: int
     seen: Int64s | None
     by: str
@@ -234,10 +221,9 @@ async def _similar(request: web.Request, asked: _Asked) -> web.StreamResponse:
     content = np.zeros(0)
     if made.by not in ("", "behaviour"):
         n_items = live.ranker.n_items
-        content = await _read(context, call, n_items, partial(likeness, call.view.columns, row, n_items))
+        content = await _read(context, call, n_items, partial(call.view.columns.likeness, row, n_items))
 
-    async def by_content(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
-        return await _read(context, call, len(content), partial(_best, content, n, exclude, allowed))
+    by_content = _by(context, call, content)
 
     async def by_both(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
         depth = _PER_ITEM * n + _SPARE
@@ -255,8 +241,7 @@ async def _similar(request: web.Request, asked: _Asked) -> web.StreamResponse:
         return _scored(rows[best], scores[best])
 
     top = {"content": by_content, "both": by_both}.get(made.by, behaviour)
-    ranking = Ranking(top, partial(directions, context, live), 0.0)
-    found, reason = await _listed(context, made, ranking, row)
+    found, reason = await ruled(context, live, call, top, offset=made.offset, less=[row], seen=made.seen)
     scores = zip(shown(found.scores, live.model.scale))
     items, degraded = await _named(context, made, found, Neighbour, scores)
     token = _token(made)
@@ -284,8 +269,7 @@ async def _popular(request: web.Request, asked: _Asked) -> web.StreamResponse:
         return await _read(context, call, live.ranker.n_items, chosen)
 
     top, floor = (most_chosen, 0.0) if by == "events" else (most_loved, live.model.scale.low)
-    ranking = Ranking(top, partial(directions, context, live), floor)
-    found, reason = await _listed(context, made, ranking)
+    found, reason = await ruled(context, live, call, top, floor=floor, offset=made.offset, seen=made.seen)
     scores, counts = shown(found.scores, live.model.scale), positive_counts(positives, found.rows)
     parts = zip(scores, statistics_of(live, found.rows), counts, strict=True)
     columns = ((score, *known, count) for score, known, count in parts)
@@ -301,12 +285,8 @@ async def _trending(request: web.Request, asked: _Asked) -> web.StreamResponse:
     if activity is None:
         return json_answer(Trending(live.generation, [], _token(made), call.degraded, NO_ACTIVITY))
     scores = await _read(context, call, activity.n_items, partial(activity.at, time.time()))
-
-    async def top(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
-        return await _read(context, call, len(scores), partial(_best, scores, n, exclude, allowed))
-
-    ranking = Ranking(top, partial(directions, context, live), 0.0)
-    found, reason = await _listed(context, made, ranking)
+    top = _by(context, call, scores)
+    found, reason = await ruled(context, live, call, top, offset=made.offset, seen=made.seen)
     columns = zip(shown(found.scores, live.model.scale))
     items, degraded = await _named(context, made, found, Rising, columns)
     return json_answer(Trending(live.generation, items, _token(made), degraded, reason))
@@ -321,15 +301,14 @@ async def _latest(request: web.Request, asked: _Asked) -> web.StreamResponse:
     live, call = made.live, made.call
     # A scenario may have what is for other lists: a time is no score that could be multiplied, or weighed
     # against differences.
-    call = call._replace(rules=replace(call.rules, boosts=(), trade_off=None))
+    call = call._replace(rules=replace(call.rules, boosts=(), diversity=None))
     made = made._replace(call=call)
 
     async def top(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
         mask = _without(allowed, exclude, live.ranker.n_items)
         return await _read(context, call, len(mask), partial(_newest, call.view.columns, mask, n))
 
-    ranking = Ranking(top, partial(directions, context, live), 0.0)
-    found, reason = await _listed(context, made, ranking)
+    found, reason = await ruled(context, live, call, top, offset=made.offset, seen=made.seen)
     columns = ((None if math.isinf(since) else since,) for since in found.scores.tolist())
     items, degraded = await _named(context, made, found, New, columns)
     return json_answer(Latest(live.generation, items, _token(made), degraded, reason))
@@ -347,7 +326,8 @@ async def _named(
     """
     names = await item_names(context.store.items(made.live.epoch), found.rows)
     items = [kind(name, *each) for name, each in zip(names, columns, strict=True) if name is not None]
-    return items, await _described(context, made.call, items)
+    said = await describe(context, made.call.rules.include, [(each.item_id, each) for each in items])
+    return items, made.call.degraded or not said
 
 
 def _by_query(request: web.Request, kind: str) -> _Asked:
@@ -392,15 +372,15 @@ async def _list_of(context: ServiceContext, asked: _Asked) -> _List:
         context, live, questions, asked.fields, category=asked.category, n_bytes=asked.n_bytes
     )
     seen: Int64s | None = None
-    if profile is not None and asked.user_id is not None and call.rules.seen:
+    if profile is not None and asked.user_id is not None and call.rules.exclude_seen:
         history = profile.history
         if not profile.whole:
             _, history = await context.store.users.history(live.epoch, asked.user_id)
-        seen = (await seen_rows(context, history, call.rules.seen)).astype(np.int64)
+        seen = (await seen_rows(context, history, call.rules.exclude_seen)).astype(np.int64)
     # A scenario may have what is for lists for someone.
     include = tuple(name for name in call.rules.include if name != "reasons")
     call = call._replace(degraded=call.degraded | degraded, rules=replace(call.rules, include=include))
-    return _List(live, call, call.rules.n or DEFAULT_N, asked.offset, seen, asked.by)
+    return _List(live, call, asked.offset, seen, asked.by)
 
 
 def _token(made: _List) -> str:
@@ -408,35 +388,20 @@ def _token(made: _List) -> str:
     return new_token(made.live.generation, time.time(), made.call.scenario, None)
 
 
-async def _described(
-    context: ServiceContext, call: CallRules, items: Sequence[Neighbour | Loved | Rising | New]
-) -> bool:
-    """Write what the call includes into `items`; return whether the answer is degraded."""
-    said = await describe(context, call.rules.include, [(each.item_id, each) for each in items])
-    return call.degraded or not said
-
-
-async def _listed(context: ServiceContext, made: _List, ranking: Ranking, *less: int) -> Listed:
-    """Return the part of a list that is asked for, without the rows `less`."""
-    live, places = made.live, made.n + made.offset
-    check_rearranging(made.call.rules, places, explores=False)
-    registry, n_items = context.store.items(live.epoch), live.ranker.n_items
-    if n_items > len(registry):
-        await registry.refresh()
-    # Rows that are not given to an item yet have no name.
-    exclude = np.array([*less, *range(len(registry), n_items)], dtype=np.int64)
-    found, reason = await ruled(
-        context, live, made.call, ranking, wanted=places, exclude=exclude, seen=made.seen
-    )
-    page = found.at(slice(made.offset, None))
-    return Listed(page, reason or (None if len(page.rows) else BEHIND))
-
-
 async def _read(context: ServiceContext, call: CallRules, n_items: int, compute: Callable[[], T]) -> T:
     """Return what `compute` makes of the columns, in a thread where there are many rows."""
     await call.view.settle()
     in_thread, quick = context.rankings.in_thread, n_items <= _QUICK_ROWS
     return await call.view.columns.read(compute, in_thread, quick=quick)
+
+
+def _by(context: ServiceContext, call: CallRules, scores: Float64s) -> Top:
+    """Return what ranks the items by `scores` (m,), of those above 0."""
+
+    async def top(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
+        return await _read(context, call, len(scores), partial(_best, scores, n, exclude, allowed))
+
+    return top
 
 
 def _newest(columns: Columns, allowed: Bools, n: int) -> Scored:

@@ -6,12 +6,11 @@ Invariant: a call is valid as a whole or refused, and acknowledged when all of i
 import asyncio
 import logging
 import math
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -23,16 +22,13 @@ from featurestore.generations.live import LiveGeneration
 from featurestore.ratings.batches import Columns
 from service.context import CONTEXT, ServiceContext
 from service.http.parsing import (
-    NOT_DECODED,
     DescribedId,
+    Rows,
     Timestamp,
     body_ids,
-    check_rows,
     checked_times,
-    field_names,
     parsed,
     path_id,
-    problem_of,
 )
 from service.http.problems import Problem
 from service.http.rating_contexts import CONTEXT_PROBLEMS, Context, Given, context_rows, given_contexts
@@ -53,8 +49,6 @@ _ASKED_ALONG = 16
 _CONTEXT = (*CONTEXT_PROBLEMS, "data_damaged")
 # As often another history takes the place of the one that was read: once in a great while.
 _ATTEMPTS = 4
-# Where one object ends and the next begins on a later line.
-_NEXT_LINE = re.compile(rb"\}[ \t\r]*\n\s*\{")
 
 
 class RatingIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -85,9 +79,7 @@ class Deleted(msgspec.Struct):
     generation: int | None
 
 
-T = TypeVar("T")
-_ONE = msgspec.json.Decoder(RatingIn)
-_MANY = msgspec.json.Decoder(list[RatingIn])
+_ROWS: Rows[RatingIn] = Rows(RatingIn, MAX_RATINGS, guesses_lines=True)
 
 
 class Rated(NamedTuple):
@@ -104,7 +96,7 @@ def parse_ratings(
 
     Raises a `Problem` that names a field, and the first bad row where there are rows.
     """
-    rows, is_object = decoded_rows(body, _ONE, _MANY, lines=lines)
+    rows, is_object = _ROWS.decode(body, lines=lines)
     try:
         user_ids = body_ids([row.user_id for row in rows], "user_id")
         item_ids = body_ids([row.item_id for row in rows], "item_id")
@@ -117,29 +109,6 @@ def parse_ratings(
         raise
     columns = Columns(user_ids, item_ids, ratings, np.array(times, dtype=np.float64))
     return Rated(columns, given_contexts([row.context for row in rows], numbered=not is_object))
-
-
-def decoded_rows(
-    body: bytes | bytearray,
-    one: msgspec.json.Decoder[T],
-    many: msgspec.json.Decoder[list[T]],
-    *,
-    lines: bool,
-) -> tuple[Sequence[T], bool]:
-    """Return the rows in `body`, and whether it is one object. Raises a `Problem` as `parse_ratings`."""
-    is_object = body[:64].lstrip()[:1] == b"{"
-    # Between two members of one object there would be a comma, and in a string no newline stands as it is.
-    lines = lines or (is_object and _NEXT_LINE.search(body) is not None)
-    rows: Sequence[T]
-    try:
-        if lines:
-            rows, is_object = one.decode_lines(body), False
-        else:
-            rows = [one.decode(body)] if is_object else many.decode(body)
-    except NOT_DECODED as exc:
-        raise problem_of(exc, body, lines=lines, names=field_names(one.type)) from None
-    check_rows(len(rows), MAX_RATINGS)
-    return rows, is_object
 
 
 def check_scale(

@@ -19,19 +19,9 @@ from factors import BASIS, Bools, Float32s, Int32s, Int64s, relevance_basis
 from featurestore.codecs import ENTRY_BYTES, NO_FEEDBACK, Feedback, History, pack_histories
 from featurestore.generations.live import LiveGeneration
 from featurestore.ratings.event_types import RATING, codes_taken, consumed_codes, unknown_type
-from service.call_rules import (
-    BEHIND,
-    QUERY_RULES,
-    CallRules,
-    ask_for_user,
-    check_rearranging,
-    directions,
-    query_rules,
-    ruled,
-    rules_of,
-)
+from service.call_rules import QUERY_RULES, CallRules, ask_for_user, query_rules, ruled, rules_of
 from service.context import CONTEXT, ServiceContext
-from service.feedback.tokens import new_token
+from service.feedback import new_token
 from service.http.access import LEVELS
 from service.http.parsing import (
     Body,
@@ -60,8 +50,8 @@ from service.ranking_queue import RankingRequest
 from service.routes.included import Described, Reason, describe, reasons_of
 from service.routes.items import QUERY_N, item_names
 from service.routes.ratings import MAX_RATINGS, check_scale
-from service.rules.listing import Ranking, Scored
-from service.rules.request import DEFAULT_N, EXPLORE, MAX_N, ORDERS, RECENCY_SCHEMA, Order, RuleFields, Rules
+from service.rules.listing import Scored
+from service.rules.request import EXPLORE, MAX_N, ORDERS, RECENCY_SCHEMA, Order, RuleFields
 
 # A client that reads on further wants the whole catalogue, which is no ranking.
 MAX_OFFSET = 10_000
@@ -156,20 +146,9 @@ class RecommendBody(ListBody, kw_only=True):
 
 
 class Page(NamedTuple):
-    """Which part of a list: what is behind the best `offset`; `seed` makes a draw repeatable."""
+    """Which part of a list: what is behind the best `offset`; by a draw from the posterior with a `seed`."""
 
     offset: int
-    seed: int | None
-
-
-class Wanted(NamedTuple):
-    """The `n` items behind the best `offset`; with `seed`, a draw from the posterior ranks them.
-    `exclude_seen`: whether items are left out that were seen, or the types of events that count as that.
-    """
-
-    n: int
-    offset: int
-    exclude_seen: bool | tuple[str, ...]
     seed: int | None
 
 
@@ -277,23 +256,22 @@ async def _for_user(
     asked = ask_for_user(context, scenario, user_id)
     profile, degraded = await context.scorer.profile(live, user_id)
     call = await rules_of(context, live, asked, fields, category=category, n_bytes=n_bytes)
-    wanted, seen = _wanted(page, call.rules), profile.history
-    if wanted.exclude_seen and not profile.whole:
+    seen = profile.history
+    if call.rules.exclude_seen and not profile.whole:
         _, seen = await context.store.users.history(live.epoch, user_id)
     vector = _in_context(live, profile.vector, circumstances)
-    person = _Person(vector, profile.history, await seen_rows(context, seen, wanted.exclude_seen))
-    items, reason = await _best_items(context, live, person, wanted, call)
-    answer = _answer(live, items, call)
-    answer.user_id, answer.reason = user_id.decode(), reason
-    said = await _describe(context, call, items)
-    answer.seed, answer.degraded = wanted.seed, degraded | call.degraded | (not said)
+    person = _Person(vector, profile.history, await seen_rows(context, seen, call.rules.exclude_seen))
+    answer = await _answer(context, live, person, page, call)
+    answer.user_id, answer.degraded = user_id.decode(), answer.degraded | degraded
     if request.method == "HEAD":
         # No list is shown.
         return json_answer(answer)
     context.feedback.listed(live.generation, call.member)
     if call.rules.impressions and not answer.degraded:
         registry = context.store.items(live.epoch)
-        shown = [(item_id, registry.row(item_id)) for item_id in (each.item_id.encode() for each in items)]
+        shown = [
+            (item_id, registry.row(item_id)) for item_id in (each.item_id.encode() for each in answer.items)
+        ]
         known = [(item_id, row) for item_id, row in shown if row is not None]
         try:
             context.take_ratings(request, len(known))
@@ -304,18 +282,28 @@ async def _for_user(
     return json_answer(answer)
 
 
-async def _describe(context: ServiceContext, call: CallRules, items: list[Recommended]) -> bool:
-    """Write what the call includes into `items` and their reasons; return False where the store is away."""
-    named: list[tuple[str, Described]] = [(each.item_id, each) for each in items]
-    named += [(each.item_id, each) for item in items for each in item.reasons or ()]
-    return await describe(context, call.rules.include, named)
-
-
-def _answer(live: LiveGeneration, items: list[Recommended], call: CallRules) -> Recommendations:
+async def _answer(
+    context: ServiceContext, live: LiveGeneration, person: _Person, page: Page, call: CallRules
+) -> Recommendations:
+    """Return the answer to a call, its items described."""
+    if call.rules.explore == "none":
+        page = page._replace(seed=None)
+    elif page.seed is None:
+        # Sent back with the answer, so it must fit into `MAX_SEED`.
+        page = page._replace(seed=secrets.randbits(48))
+    items, reason = await _best_items(context, live, person, page, call)
     arm = None if call.member is None else (call.member.experiment.name, call.member.name)
     token = new_token(live.generation, time.time(), call.scenario, arm)
-    arms = None if arm is None else dict([arm])
-    return Recommendations(live.generation, items, _ranked_by(live, call), token, arms=arms)
+    named: list[tuple[str, Described]] = [(each.item_id, each) for each in items]
+    named += [(each.item_id, each) for item in items for each in item.reasons or ()]
+    said = await describe(context, call.rules.include, named)
+    return Recommendations(
+        *(live.generation, items, _ranked_by(live, call), token),
+        seed=page.seed,
+        degraded=call.degraded or not said,
+        reason=reason,
+        arms=None if arm is None else dict([arm]),
+    )
 
 
 def _in_context(live: LiveGeneration, vector: Float32s, circumstances: Float32s | None) -> Float32s:
@@ -389,14 +377,10 @@ async def post_recommend(request: web.Request) -> web.StreamResponse:
         )
         packed = pack_histories([history])
         vectors = await computed(live, history, partial(live.posterior.fold_in_users, live.items, packed))
-        wanted = _wanted(page, call.rules)
-        seen = await seen_rows(context, history, wanted.exclude_seen)
+        seen = await seen_rows(context, history, call.rules.exclude_seen)
         person = _Person(_in_context(live, vectors[0], circumstances), history, seen)
-        items, reason = await _best_items(context, live, person, wanted, call)
-    answer = _answer(live, items, call)
-    answer.reason, answer.ignored = reason, rows.count(None)
-    said = await _describe(context, call, items)
-    answer.seed, answer.degraded = wanted.seed, call.degraded | (not said)
+        answer = await _answer(context, live, person, page, call)
+    answer.ignored = rows.count(None)
     return json_answer(answer)
 
 
@@ -437,17 +421,6 @@ def _page(body: ListBody) -> Page:
     return Page(body.offset, body.seed)
 
 
-def _wanted(page: Page, rules: Rules) -> Wanted:
-    """Return what is wanted of a list under the rules of the call and its scenario."""
-    seed = page.seed
-    if rules.explore == "none":
-        seed = None
-    elif seed is None:
-        # Sent back with the answer, so it must fit into `MAX_SEED`.
-        seed = secrets.randbits(48)
-    return Wanted(rules.n or DEFAULT_N, page.offset, rules.seen, seed)
-
-
 def query_seen(query: Query) -> bool | list[str] | None:
     """Return what a query says of what was seen: whether it is left out, or which types count as that."""
     text = query.text("exclude_seen")
@@ -464,18 +437,11 @@ def _ranked_by(live: LiveGeneration, call: CallRules) -> Order:
 
 
 async def _best_items(
-    context: ServiceContext, live: LiveGeneration, person: _Person, wanted: Wanted, call: CallRules
+    context: ServiceContext, live: LiveGeneration, person: _Person, page: Page, call: CallRules
 ) -> tuple[list[Recommended], str | None]:
     """Return the items that are wanted for someone, and why there are none."""
-    places = wanted.n + wanted.offset
-    check_rearranging(call.rules, places, explores=wanted.seed is not None)
-    registry, n_items = context.store.items(live.epoch), live.ranker.n_items
-    if n_items > len(registry):
-        await registry.refresh()
-    # Rows that are not given to an item yet have no name.
-    exclude = np.arange(len(registry), n_items, dtype=np.int64)
-    seen = person.seen.astype(np.int64) if wanted.exclude_seen else None
-    rng = None if wanted.seed is None else np.random.default_rng(wanted.seed)
+    seen = person.seen.astype(np.int64) if call.rules.exclude_seen else None
+    rng = None if page.seed is None else np.random.default_rng(page.seed)
     history = person.history if _ranked_by(live, call) == "score" else None
 
     async def top(n: int, without: Int64s, allowed: Bools | None) -> Scored:
@@ -487,30 +453,28 @@ async def _best_items(
 
     # A boost multiplies a score, or what is above the lowest rating: a scale may begin below 0.
     floor = live.model.scale.low if history is None else 0.0
-    ranking = Ranking(top, partial(directions, context, live), floor)
-    # Items before the offset are ranked too: their scores decide which ones come behind them.
-    found, reason = await ruled(context, live, call, ranking, wanted=places, exclude=exclude, seen=seen)
-    page, scale = found.at(slice(wanted.offset, None)), live.model.scale
-    names = await item_names(registry, page.rows)
+    found, reason = await ruled(
+        context, live, call, top, floor=floor, offset=page.offset, explores=rng is not None, seen=seen
+    )
+    names, scale = await item_names(context.store.items(live.epoch), found.rows), live.model.scale
     # The expected rating alone has no relevance beside it.
     relevance: Sequence[float | None] = [None] * len(names)
     chosen: Sequence[str | None] = [None] * len(names)
     if history is not None:
-        relevance, chosen = shown(page.relevance, scale), relevance_bases(live, history, page.rows)
+        relevance, chosen = shown(found.relevance, scale), relevance_bases(live, history, found.rows)
     everyone = np.zeros(len(names), dtype=np.int64)
-    basis = [BASIS[code] for code in live.scorer.basis(person.vector[None], everyone, page.rows)]
-    scores, rating = shown(page.scores, scale), shown(page.rating, scale)
+    basis = [BASIS[code] for code in live.scorer.basis(person.vector[None], everyone, found.rows)]
+    scores, rating = shown(found.scores, scale), shown(found.rating, scale)
     parts = zip(names, scores, rating, basis, relevance, chosen, strict=True)
     listed = [None if each[0] is None else Recommended(each[0], *each[1:]) for each in parts]
     if "reasons" in call.rules.include:
         by_score = history is not None
-        may_show = call.view.allowed(time.time(), n_items)
-        why = await reasons_of(context, live, person.history, page.rows, may_show, by_score=by_score)
+        may_show = call.view.allowed(time.time(), live.ranker.n_items)
+        why = await reasons_of(context, live, person.history, found.rows, may_show, by_score=by_score)
         for item, reasons in zip(listed, why, strict=True):
             if item is not None:
                 item.reasons = reasons
-    items = [each for each in listed if each is not None]
-    return items, reason or (None if len(page.rows) else BEHIND)
+    return [each for each in listed if each is not None], reason
 
 
 def relevance_bases(live: LiveGeneration, history: History, rows: Int64s) -> list[str]:

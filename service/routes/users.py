@@ -18,10 +18,10 @@ from service.http.audit import WHAT
 from service.http.parsing import Query, path_id
 from service.http.problems import Problem
 from service.http.response import json_answer
-from service.neighbours.nearest import Seeker
+from service.neighbours import Seeker
 from service.openapi import MODEL, STORE, WRITES, Route, query_parameter, whole
 from service.prediction_json import Prediction, shown
-from service.routes.deletions.receipts import Receipt
+from service.routes.deletions import Receipt
 from service.routes.items import expected, item_names
 
 # A page for people; a long history is read page by page.
@@ -33,6 +33,11 @@ NO_ONE = (
 )
 # No history is longer.
 MAX_OFFSET = 2**31
+# Which part of what a user has done, the latest first.
+HISTORY_PAGE = (
+    query_parameter("n", whole(1, MAX_PAGE, 100), "How many"),
+    query_parameter("offset", whole(0, MAX_OFFSET, 0), "How many of the latest to leave out"),
+)
 # Where a search of users goes on: 64 bits of the store, as a page says.
 _CURSOR = re.compile("^[0-9a-f]{1,16}$")
 
@@ -157,10 +162,7 @@ async def get_users(request: web.Request) -> web.StreamResponse:
     ("invalid_parameter", "not_found", *STORE, "unknown_user"),
     needs="read",
     operation_id="getUserRatings",
-    parameters=(
-        query_parameter("n", whole(1, MAX_PAGE, 100), "How many"),
-        query_parameter("offset", whole(0, MAX_OFFSET, 0), "How many of the latest to leave out"),
-    ),
+    parameters=HISTORY_PAGE,
 )
 async def get_user_ratings(request: web.Request) -> web.StreamResponse:
     """The ratings of a user, the latest first."""

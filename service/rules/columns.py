@@ -7,7 +7,7 @@ Invariant: a row is in every column what the last `put` said of it. Rows beyond 
 
 import sys
 from array import array
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -26,6 +26,8 @@ _NO_PLACES = array("i")
 
 T = TypeVar("T")
 Value = TypeVar("Value", bound=Hashable)
+# What rows are asked for.
+Asked = TypeVar("Asked", float, str)
 Texts = tuple[str, ...]
 
 
@@ -36,75 +38,100 @@ class InThread(Protocol):
         """Run `compute`."""
 
 
-class NumberColumn:
-    """Numbers, times in seconds since 1970, or booleans as 0 and 1. `changes` rises with each change."""
+class _Column(Generic[Asked]):
+    """A number for each row, in `_stored` (capacity,), which says its value. `changes` rises with each
+    change; `filled`: how many rows have a value.
+    """
+
+    def __init__(self, stored: npt.NDArray[Any], empty: float) -> None:
+        self.changes = self.filled = 0
+        self._stored = stored
+        self._empty = empty
+
+    def _is_empty(self, stored: npt.NDArray[Any]) -> Bools:
+        """Return which numbers say that there is no value."""
+        found: Bools = stored == self._empty
+        return found
+
+    def _store(self, rows: Int64s, new: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Store the numbers of `rows` (m,), all different; return those of the rows that changed, as they
+        were and as they are.
+        """
+        filled = ~self._is_empty(new)
+        if rows.max(initial=-1) >= len(self._stored):
+            # Up to the last row that has a value.
+            end = int(rows[filled].max(initial=-1)) + 1
+            if end > len(self._stored):
+                self._stored = _grown(self._stored, end, self._empty)
+            inside = rows < len(self._stored)
+            rows, new, filled = rows[inside], new[inside], filled[inside]
+        old = self._stored[rows]
+        was_filled = ~self._is_empty(old)
+        # Two NaN differ as numbers.
+        changed = (old != new) & (was_filled | filled)
+        if changed.any():
+            self._stored[rows] = new
+            self.filled += int(filled.sum()) - int(was_filled.sum())
+            self.changes += 1
+        return old[changed], new[changed]
+
+    def empty(self, n: int) -> Bools:
+        """Return which of the first `n` rows have no value (n,)."""
+        return _ended(self._is_empty(self._stored[:n]), n, True)
+
+    def equals_any(self, values: Sequence[Asked], n: int) -> Bools:
+        """Return which of the first `n` rows have one of `values` (n,); of a list, among their texts."""
+        raise NotImplementedError
+
+    def has_other(self, values: Sequence[Asked], n: int) -> Bools:
+        """Return which rows have a value, or a text of a list, that is not one of `values` (n,)."""
+        return ~self.empty(n) & ~self.equals_any(values, n)
+
+
+class NumberColumn(_Column[float]):
+    """Numbers, times in seconds since 1970, or booleans as 0 and 1."""
 
     def __init__(self, kind: AttributeType) -> None:
+        super().__init__(np.empty(0), np.nan)
         self.kind = kind
-        self.changes = self.filled = 0
-        self._values: Float64s = np.empty(0)
+
+    def _is_empty(self, stored: npt.NDArray[Any]) -> Bools:
+        found: Bools = np.isnan(stored)
+        return found
 
     def put(self, rows: Int64s, places: Sequence[int], values: Sequence[float]) -> None:
         """Set the values of those of `rows` (m,), all different, at `places`; empty the others."""
         new = np.full(len(rows), np.nan)
         new[places] = values
-        rows, new = self._reached(rows, new, ~np.isnan(new))
-        old = self._values[rows]
-        was, is_now = ~np.isnan(old), ~np.isnan(new)
-        # Two empty values differ as numbers.
-        if ((was != is_now) | (is_now & (old != new))).any():
-            self.filled += int(is_now.sum()) - int(was.sum())
-            self._values[rows] = new
-            self.changes += 1
-
-    def _reached(self, rows: Int64s, new: Float64s, filled: Bools) -> tuple[Int64s, Float64s]:
-        """Grow up to the last row that has a value; return the rows within, and their values."""
-        if rows.max(initial=-1) >= len(self._values):
-            end = int(rows[filled].max(initial=-1)) + 1
-            if end > len(self._values):
-                self._values = _grown(self._values, end, np.nan)
-            inside = rows < len(self._values)
-            return rows[inside], new[inside]
-        return rows, new
+        self._store(rows, new)
 
     def values(self, n: int) -> Float64s:
         """Return the values of the first `n` rows (n,), NaN where empty."""
-        return _ended(self._values, n, np.nan)
+        return _ended(self._stored, n, np.nan)
 
     def equals_any(self, values: Sequence[float], n: int) -> Bools:
-        """Return which of the first `n` rows have one of `values` (n,)."""
-        here = self._values[:n]
-        if len(values) > _FEW_CODES:
-            return _ended(np.isin(here, values), n, False)
-        return _ended(_any_equal(here, values), n, False)
-
-    def has_other(self, values: Sequence[float], n: int) -> Bools:
-        """Return which rows have a value that is not one of `values` (n,)."""
-        return ~self.empty(n) & ~self.equals_any(values, n)
+        here = self._stored[:n]
+        found = np.isin(here, values) if len(values) > _FEW_CODES else _any_equal(here, values)
+        return _ended(found, n, False)
 
     def between(self, low: float, high: float, n: int, *, open_low: bool, open_high: bool) -> Bools:
         """Return which rows have a value from `low` to `high` (n,), without these where the end is open."""
-        here = self._values[:n]
+        here = self._stored[:n]
         above = here > low if open_low else here >= low
         above &= here < high if open_high else here <= high
         return _ended(above, n, False)
 
-    def empty(self, n: int) -> Bools:
-        """Return which rows have no value (n,)."""
-        return _ended(np.isnan(self._values[:n]), n, True)
 
-
-class _CodedColumn(Generic[Value]):
-    """One code for each different value of a row, in `_codes` int32 (capacity,), 0 where empty. A code that
-    no row has any more is given again, so there are never more than rows.
+class _CodedColumn(_Column[str], Generic[Value]):
+    """One code for each different value of a row, 0 where empty. A code that no row has any more is given
+    again, so there are never more than rows.
     """
 
     kind: AttributeType
     _none: Value
 
     def __init__(self) -> None:
-        self.changes = self.filled = 0
-        self._codes: Int32s = np.zeros(0, dtype=np.int32)
+        super().__init__(np.zeros(0, dtype=np.int32), 0)
         # By code: the value and how many rows have it. Code 0 is the empty value's.
         self._values: list[Value] = [self._none]
         self._rows = array("i", [0])
@@ -113,21 +140,10 @@ class _CodedColumn(Generic[Value]):
 
     def _set(self, rows: Int64s, places: Sequence[int], values: Sequence[Value]) -> None:
         """Set the values of those of `rows` (m,), all different, at `places`; empty the others."""
-        new = np.zeros(len(rows), dtype=np.int32)
+        codes = np.zeros(len(rows), dtype=np.int32)
         get, none = self._code_of.get, self._none
-        new[places] = [0 if value == none else get(value) or self._added(value) for value in values]
-        if rows.max(initial=-1) >= len(self._codes):
-            end = int(rows[new > 0].max(initial=-1)) + 1
-            if end > len(self._codes):
-                self._codes = _grown(self._codes, end, 0)
-            inside = rows < len(self._codes)
-            rows, new = rows[inside], new[inside]
-        old = self._codes[rows]
-        changed = old != new
-        if not changed.any():
-            return
-        rows, new, old = rows[changed], new[changed], old[changed]
-        self._codes[rows] = new
+        codes[places] = [0 if value == none else get(value) or self._added(value) for value in values]
+        old, new = self._store(rows, codes)
         # Those that come first: a value that goes from one row to another keeps its code.
         for code in new.tolist():
             self._rows[code] += 1
@@ -135,8 +151,6 @@ class _CodedColumn(Generic[Value]):
             self._rows[code] -= 1
             if self._rows[code] == 0:
                 self._removed(code)
-        self.filled += int((new > 0).sum()) - int((old > 0).sum())
-        self.changes += 1
 
     def _added(self, value: Value) -> int:
         if self._free:
@@ -156,7 +170,7 @@ class _CodedColumn(Generic[Value]):
 
     def _has_code(self, codes: Sequence[int] | Int32s, n: int) -> Bools:
         """Return which of the first `n` rows have one of `codes` (n,)."""
-        here = self._codes[:n]
+        here = self._stored[:n]
         if len(codes) <= _FEW_CODES:
             return _ended(_any_equal(here, codes), n, False)
         table = np.zeros(len(self._values), dtype=np.bool_)
@@ -164,15 +178,11 @@ class _CodedColumn(Generic[Value]):
         return _ended(table.take(here), n, False)
 
     def _value(self, row: int) -> Value:
-        return self._values[self._codes[row]] if row < len(self._codes) else self._none
-
-    def empty(self, n: int) -> Bools:
-        """Return which rows have no value (n,)."""
-        return _ended(self._codes[:n] == 0, n, True)
+        return self._values[self._stored[row]] if row < len(self._stored) else self._none
 
 
 class TextColumn(_CodedColumn[str | None]):
-    """Texts. `changes` rises with each change."""
+    """Texts."""
 
     kind: AttributeType = "text"
     _none = None
@@ -182,12 +192,7 @@ class TextColumn(_CodedColumn[str | None]):
         self._set(rows, places, values)
 
     def equals_any(self, values: Sequence[str], n: int) -> Bools:
-        """Return which of the first `n` rows have one of `values` (n,)."""
         return self._has_code([self._code_of[value] for value in values if value in self._code_of], n)
-
-    def has_other(self, values: Sequence[str], n: int) -> Bools:
-        """Return which rows have a value that is not one of `values` (n,)."""
-        return ~self.empty(n) & ~self.equals_any(values, n)
 
     def texts_of(self, row: int) -> Texts:
         """Return the text of a row as a list."""
@@ -204,7 +209,7 @@ class TextColumn(_CodedColumn[str | None]):
 
 
 class ListColumn(_CodedColumn[Texts]):
-    """Lists of texts, such as categories. `changes` rises with each change.
+    """Lists of texts, such as categories.
 
     A list has one code, and each text the codes of the lists with it: the work of a look is that of a text.
     """
@@ -236,23 +241,21 @@ class ListColumn(_CodedColumn[Texts]):
         counts = np.zeros(len(self._values), dtype=np.int32)
         for text in texts:
             counts[np.array(self._with.get(text, ()), dtype=np.int64)] += 1
-        return _ended(counts.take(self._codes[:n]), n, 0)
+        return _ended(counts.take(self._stored[:n]), n, 0)
 
     def sizes(self, n: int) -> Int32s:
         """Return how many texts each of the first `n` rows has (n,)."""
-        return _ended(np.array(self._lengths).take(self._codes[:n]), n, 0)
+        return _ended(np.array(self._lengths).take(self._stored[:n]), n, 0)
 
     def equals_any(self, values: Sequence[str], n: int) -> Bools:
-        """Return which of the first `n` rows have one of `values` among their texts (n,)."""
         found = [np.array(self._with[value], dtype=np.int32) for value in values if value in self._with]
         return self._has_code(np.concatenate(found) if found else (), n)
 
     def has_other(self, values: Sequence[str], n: int) -> Bools:
-        """Return which rows have a text that is not one of `values` (n,)."""
         left = np.array(self._lengths)
         for value in dict.fromkeys(values):
             left[np.array(self._with.get(value, ()), dtype=np.int64)] -= 1
-        return _ended((left > 0).take(self._codes[:n]), n, False)
+        return _ended((left > 0).take(self._stored[:n]), n, False)
 
     def _added(self, value: Texts) -> int:
         # Each text once, however many lists it is in: as they were read, no two are one object.
@@ -296,8 +299,13 @@ class Columns:
 
     def __init__(self) -> None:
         self.lock = RowLock()
-        self.title, self.categories = TextColumn(), ListColumn()
-        self.available_from, self.available_until = NumberColumn("time"), NumberColumn("time")
+        self.categories, self.available_from = ListColumn(), NumberColumn("time")
+        self._fields: dict[str, Column] = {
+            "title": TextColumn(),
+            "categories": self.categories,
+            "available_from": self.available_from,
+            "available_until": NumberColumn("time"),
+        }
         self._attributes: dict[str, Column] = {}
 
     def put(self, rows: Sequence[int], items: Sequence[CatalogueItem]) -> None:
@@ -305,11 +313,8 @@ class Columns:
         its row.
         """
         where = np.array(rows, dtype=np.int64)
-        for key, column in (
-            *(("title", self.title), ("categories", self.categories)),
-            *(("available_from", self.available_from), ("available_until", self.available_until)),
-        ):
-            given = [getattr(item, key) for item in items]
+        for key, column in self._fields.items():
+            given: list[Any] = [getattr(item, key) for item in items]
             # What is empty is no value; the beginning of 1970 is one.
             places = [place for place, value in enumerate(given) if value or value == 0.0]
             column.put(where, places, [given[place] for place in places])
@@ -324,11 +329,7 @@ class Columns:
 
     def column(self, key: str) -> Column | None:
         """Return the column of a key; None for a key that no item has had."""
-        match key:
-            case "title" | "categories" | "available_from" | "available_until":
-                column: Column = getattr(self, key)
-                return column
-        return self._attributes.get(key)
+        return self._fields.get(key) or self._attributes.get(key)
 
     async def read(self, compute: Callable[[], T], in_thread: InThread, *, quick: bool) -> T:
         """Return what `compute` makes of the columns: at once where that is quick, else in a thread, and
@@ -343,10 +344,20 @@ class Columns:
 
         return await in_thread(run)
 
-    def texts(self) -> Iterator[TextColumn | ListColumn]:
-        """Yield the columns of categories, and of attributes that are texts or lists of texts."""
-        yield self.categories
-        yield from (each for each in self._attributes.values() if not isinstance(each, NumberColumn))
+    def likeness(self, row: int, n: int) -> Float64s:
+        """Return how alike each of the first `n` items is to the item of `row` (n,): the share of texts that
+        both have, of those that either has (Jaccard). Categories, and attributes that are texts or lists of
+        texts. An item is as like another as that is like it, and 1 is the same.
+        """
+        shared, sizes, own = np.zeros(n), np.zeros(n), 0
+        for column in (self.categories, *self._attributes.values()):
+            if not isinstance(column, NumberColumn):
+                texts = column.texts_of(row)
+                shared += column.shared(texts, n)
+                sizes += column.sizes(n)
+                own += len(texts)
+        either = own + sizes - shared
+        return np.divide(shared, either, out=np.zeros(n), where=either > 0)
 
     def _put_attribute(
         self, name: str, rows: Int64s, places: Sequence[int], values: Sequence[AttributeValue]

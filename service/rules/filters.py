@@ -1,15 +1,27 @@
-"""Filters of items as values, and their masks over item rows.
+"""Filters of items as values, and their masks over item rows, kept for the next request with the same filter.
 
-Invariant: a filter is a value that can be compared and hashed, and its mask depends on the columns alone.
+Invariant: a filter is a value that can be compared and hashed, and its mask depends on the columns alone: one
+that a column has changed under is not used again.
 """
 
-from collections.abc import Iterator, Mapping
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from factors import Bools
-from service.rules.columns import Columns, ListColumn, NumberColumn, TextColumn
+from factors import Bools, Int64s
+from service.rules.columns import Columns, InThread, ListColumn, NumberColumn, TextColumn
+
+# Rows times conditions that are looked at in less than 2 ms; more are in a thread.
+_QUICK = 2_000_000
+# Values that are looked up in 1 ms.
+_QUICK_VALUES = 2_000
+# A front-end has some ten filters, and a mask of a million items is a megabyte.
+_KEPT_BYTES = 32_000_000
+# Of a filter and what may be shown: as many as a ranking remembers.
+_PAIRS_KEPT = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +104,31 @@ NO_FILTER = Filter()
 Leaf = HasId | IsEmpty | NumberMatch | TextMatch | Range
 Condition = Filter | Leaf
 Rows = Mapping[bytes, int]
+_Key = tuple[Filter, int, tuple[int, ...]]
+
+
+def known_rows(ids: Iterable[bytes], rows: Rows) -> Int64s:
+    """Return the rows of those `ids` that are known (m,)."""
+    return np.array([rows[item_id] for item_id in ids if item_id in rows], dtype=np.int64)
+
+
+def mask_of_rows(rows: Int64s, n: int) -> Bools:
+    """Return a mask (n,) of these rows; those beyond are left out."""
+    mask: Bools = np.zeros(n, dtype=np.bool_)
+    mask[rows[rows < n]] = True
+    return mask
 
 
 def mask_of(condition: Condition, columns: Columns, n: int, rows: Rows) -> Bools:
     """Return which of the first `n` item rows pass (n,). `rows`: of the ids that it names, where they are
     known. No item passes where the column has another type by now.
     """
-    mask: Bools = np.zeros(n, dtype=np.bool_)
     match condition:
         case Filter():
             return _mask_of_filter(condition, columns, n, rows)
         case HasId(ids=ids):
-            found = np.array([rows[item_id] for item_id in ids if item_id in rows], dtype=np.int64)
-            mask[found[found < n]] = True
-            return mask
+            return mask_of_rows(known_rows(ids, rows), n)
+    mask: Bools = np.zeros(n, dtype=np.bool_)
     match condition, columns.column(condition.key):
         case IsEmpty(), column:
             return np.logical_not(mask, out=mask) if column is None else column.empty(n)
@@ -135,3 +158,58 @@ def _mask_of_filter(condition: Filter, columns: Columns, n: int, rows: Rows) -> 
     for mask in masks[1:]:
         passing &= mask
     return passing
+
+
+class Masks:
+    """The masks of filters over `columns`; those that were used last are kept."""
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
+        self._kept: dict[_Key, Bools] = {}
+        self._bytes = 0
+        self._pairs: dict[tuple[int, int], tuple[Bools, Bools, Bools]] = {}
+
+    async def mask(
+        self, wanted: Filter, n: int, rows: Rows, in_thread: InThread = asyncio.to_thread
+    ) -> Bools:
+        """Return which of the first `n` item rows pass (n,), not to be written to. `rows`: of the ids that it
+        names; `in_thread`: where it is made if that takes long.
+        """
+        keys = [None if isinstance(leaf, HasId) else leaf.key for leaf in wanted.leaves()]
+        quick = n * len(keys) <= _QUICK and wanted.n_values <= _QUICK_VALUES
+        make = partial(mask_of, wanted, self._columns, n, rows)
+        if None in keys:
+            # An item may be given its row at any time.
+            return await self._columns.read(make, in_thread, quick=quick)
+        columns = [self._columns.column(key) for key in keys if key is not None]
+        key = (wanted, n, tuple(-1 if column is None else column.changes for column in columns))
+        mask = self._kept.get(key)
+        if mask is None:
+            mask = await self._columns.read(make, in_thread, quick=quick)
+            mask.flags.writeable = False
+        self._keep(key, mask)
+        return mask
+
+    def _keep(self, key: _Key, mask: Bools) -> None:
+        """Keep a mask as what was used last."""
+        if self._kept.pop(key, None) is None:
+            self._bytes += mask.nbytes
+        self._kept[key] = mask
+        while self._bytes > _KEPT_BYTES and len(self._kept) > 1:
+            self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
+
+    def both(self, first: Bools, second: Bools) -> Bools:
+        """Return what two masks (n,) pass (n,); of a `first` that is kept, the same object for the same two,
+        not to be written to: a ranking may remember what it allows.
+        """
+        if first.flags.writeable:
+            # Made for one call, as it names ids.
+            return first & second
+        key = id(first), id(second)
+        pair = self._pairs.pop(key, None) or (first, second, first & second)
+        pair[2].flags.writeable = False
+        # With the two, so that no other mask has the address of one meanwhile.
+        self._pairs[key] = pair
+        if len(self._pairs) > _PAIRS_KEPT:
+            del self._pairs[next(iter(self._pairs))]
+        return pair[2]

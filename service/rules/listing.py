@@ -16,7 +16,7 @@ import numpy as np
 
 from factors import Bools, Float32s, Float64s, Int64s
 from service.rules.columns import Columns, InThread, ListColumn
-from service.rules.filters import NO_FILTER, Filter
+from service.rules.filters import NO_FILTER, Filter, known_rows, mask_of_rows
 from service.rules.request import Rules
 from service.rules.rerank import Selection, boost_groups, unit, with_pinned
 
@@ -60,14 +60,17 @@ def joined(parts: Sequence[Scored]) -> Scored:
     return Scored(rows, scores, relevance, rating)
 
 
+# The best `n` without the rows of an array, of those that are allowed (n_items,), all where None.
+Top = Callable[[int, Int64s, Bools | None], Awaitable[Scored]]
+
+
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """How items are ranked for one request. `top(n, exclude, allowed)`: the best `n` without the rows in
-    `exclude`, of those that are `allowed` (n_items,), all where None. `vectors(rows)`: of the items, (m, r).
+    """How items are ranked for one request. `vectors(rows)`: of the items, (m, r).
     `floor`: the score that a boost leaves as it is, and that of an item of which nothing is known.
     """
 
-    top: Callable[[int, Int64s, Bools | None], Awaitable[Scored]]
+    top: Top
     vectors: Callable[[Int64s], Awaitable[Float32s]]
     floor: float
 
@@ -110,20 +113,20 @@ async def apply(
     what two masks pass; `shown` (n_items,): what may be shown at all, None for everything; `exclude`: rows
     that are left out besides.
     """
-    barred = {rows[item_id] for item_id in rules.exclude if item_id in rows}
-    allowed = shown
-    if rules.filter != NO_FILTER:
-        passing = await mask(rules.filter)
-        allowed = passing if shown is None else both(passing, shown)
-    if rules.candidates is not None:
-        candidates = np.zeros(n_items, dtype=np.bool_)
-        some = np.array([rows[item_id] for item_id in rules.candidates if item_id in rows], dtype=np.int64)
-        candidates[some[some < n_items]] = True
+
+    async def passing(wanted: Filter) -> Bools | None:
+        """Return which rows pass a filter and may be shown (n_items,), None where all do."""
+        if wanted == NO_FILTER:
+            return shown
+        found = await mask(wanted)
+        return found if shown is None else both(found, shown)
+
+    barred = set(known_rows(rules.exclude_items, rows).tolist())
+    allowed = await passing(rules.filter)
+    if rules.candidate_items is not None:
+        candidates = mask_of_rows(known_rows(rules.candidate_items, rows), n_items)
         allowed = candidates if allowed is None else allowed & candidates
-    may_pin = shown
-    if rules.pinned and rules.pins_pass != NO_FILTER:
-        passing = await mask(rules.pins_pass)
-        may_pin = passing if shown is None else both(passing, shown)
+    may_pin = await passing(rules.pins_pass) if rules.pinned else shown
     pinned = {
         position: rows[item_id]
         for position, item_id in rules.pinned
@@ -133,7 +136,7 @@ async def apply(
     }
     exclude = np.concatenate([exclude, np.array(sorted(barred), dtype=np.int64)])
     boosts = [(factor, await mask(passing)) for factor, passing in rules.boosts]
-    return Applied(n_items, allowed, exclude, boosts, pinned, rules.trade_off, rules.cap)
+    return Applied(n_items, allowed, exclude, boosts, pinned, rules.diversity, rules.per_category)
 
 
 class RuledList:
@@ -151,13 +154,14 @@ class RuledList:
 
     async def first(self, wanted: int) -> Scored:
         """Return the first `wanted` places."""
+        if self._rules.empty:
+            return await self._ranking.top(0, self._rules.exclude, None)
         pinned = {position: row for position, row in self._rules.pinned.items() if position <= wanted}
         chosen = await self._chosen(wanted - len(pinned))
         if not pinned:
             return chosen
         # They have scores like the others, as a client may show or sort by these.
-        mask = np.zeros(self._rules.n_items, dtype=np.bool_)
-        mask[list(pinned.values())] = True
+        mask = mask_of_rows(np.array(list(pinned.values())), self._rules.n_items)
         found = await self._ranking.top(len(pinned), np.zeros(0, dtype=np.int64), mask)
         # Lists such as the most loved rank nothing that is not rated.
         unranked = np.setdiff1d(list(pinned.values()), found.rows)
@@ -290,3 +294,12 @@ def _without(categories: ListColumn, closed: Sequence[str], allowed: Bools | Non
 
 def _taken(selection: Selection, categories: ListColumn, found: Scored) -> Scored:
     return found.at(np.array(selection.take(categories.of(found.rows), found.scores, None), dtype=np.int64))
+
+
+def best_rows(scores: Float64s, n: int) -> Int64s:
+    """Return the rows of the `n` largest of `scores` (m,) above -inf, best first, ties by row."""
+    rows = np.flatnonzero(scores > -np.inf)
+    if 0 < n < len(rows):
+        last = np.partition(scores[rows], len(rows) - n)[len(rows) - n]
+        rows = rows[scores[rows] >= last]
+    return rows[np.argsort(-scores[rows], kind="stable")][:n]

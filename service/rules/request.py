@@ -5,7 +5,7 @@ Invariant: what a call says takes the place of what its scenario says, field by 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta
@@ -21,6 +21,8 @@ from service.rules.filter_parsing import (
 )
 from service.rules.filters import NO_FILTER, Filter, TextMatch
 
+C = TypeVar("C", bound=str)
+N = TypeVar("N", int, float)
 Order = Literal["score", "rating"]
 ORDERS: tuple[Order, ...] = get_args(Order)
 Explore = Literal["none", "thompson"]
@@ -114,46 +116,27 @@ class RuleFields(ItemRuleFields, kw_only=True):
     impressions: bool | None = None
 
 
-# What each field becomes.
-_PARTS = {
-    "filter": "filter",
-    "exclude_items": "exclude",
-    "candidate_items": "candidates",
-    "boosts": "boosts",
-    "diversity": "trade_off",
-    "per_category": "cap",
-    "pinned": "pinned",
-    "order": "order",
-    "n": "n",
-    "exclude_seen": "seen",
-    "explore": "explore",
-    "recency": "recency",
-    "impressions": "impressions",
-    "include": "include",
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Rules, checked. `candidates`: the only items there may be, None for all; `pinned`: position and item,
-    of those that `pins_pass`; `trade_off`: of maximal marginal relevance; `cap`: of items of a category; `n`
-    items, None where neither says; `seen`: what is left out, as `exclude_seen` has it; `impressions`: what is
-    shown is recorded.
+    """Rules, checked; each part has the name of its field. `candidate_items`: the only items there may be,
+    None for all; `pinned`: position and item, of those that `pins_pass`; `diversity`: the trade-off of
+    maximal marginal relevance; `n` items, None where neither says; `exclude_seen`: whether what was seen is
+    left out, or the types of events that count as that; `impressions`: what is shown is recorded.
     """
 
     filter: Filter = NO_FILTER
-    exclude: tuple[bytes, ...] = ()
-    candidates: tuple[bytes, ...] | None = None
+    exclude_items: tuple[bytes, ...] = ()
+    candidate_items: tuple[bytes, ...] | None = None
     boosts: tuple[tuple[float, Filter], ...] = ()
-    trade_off: float | None = None
-    cap: int | None = None
+    diversity: float | None = None
+    per_category: int | None = None
     pinned: tuple[tuple[int, bytes], ...] = ()
     order: Order | None = None
     pins_pass: Filter = field(default=NO_FILTER, kw_only=True)
     # Of who asks and what happens to a list, not of what it may have: rules that differ in these alone are
     # equal.
     n: int | None = field(default=None, compare=False)
-    seen: bool | tuple[str, ...] = field(default=True, compare=False)
+    exclude_seen: bool | tuple[str, ...] = field(default=True, compare=False)
     explore: Explore = field(default="none", compare=False)
     recency: float | None = field(default=None, compare=False)
     impressions: bool = field(default=False, compare=False)
@@ -163,13 +146,13 @@ class Rules:
     def n_values(self) -> int:
         """How many ids and values it names."""
         filters = (self.filter, *(passing for _, passing in self.boosts))
-        ids = len(self.exclude) + len(self.candidates or ()) + len(self.pinned)
+        ids = len(self.exclude_items) + len(self.candidate_items or ()) + len(self.pinned)
         return ids + sum(each.n_values for each in filters)
 
     def ids(self) -> Iterator[bytes]:
         """Yield all ids that it names."""
-        yield from self.exclude
-        yield from self.candidates or ()
+        yield from self.exclude_items
+        yield from self.candidate_items or ()
         yield from (item_id for _, item_id in self.pinned)
         for each in (self.filter, *(passing for _, passing in self.boosts)):
             yield from each.ids()
@@ -183,21 +166,21 @@ def merged(call: Rules, fields: RuleFields, scenario: Rules | None) -> Rules:
     """
     if scenario is None:
         return call
-    given = {part: getattr(call, part) for name, part in _PARTS.items() if getattr(fields, name) is not None}
-    joined = replace(scenario, **given)
+    names = [name for name in RuleFields.__struct_fields__ if getattr(fields, name) is not None]
+    joined = replace(scenario, **{name: getattr(call, name) for name in names})
     filters = tuple(each for each in (scenario.filter, call.filter) if each != NO_FILTER)
-    caps = [cap for cap in (scenario.cap, call.cap) if cap is not None]
+    caps = [cap for cap in (scenario.per_category, call.per_category) if cap is not None]
     if fields.pinned is not None:
         # What an editor has pinned stands beside the filter of the same rules.
-        may_be = None if scenario.candidates is None else set(scenario.candidates)
+        may_be = None if scenario.candidate_items is None else set(scenario.candidate_items)
         pinned = tuple(pin for pin in call.pinned if may_be is None or pin[1] in may_be)
         joined = replace(joined, pinned=pinned, pins_pass=scenario.filter)
     return replace(
         joined,
         filter=filters[0] if len(filters) == 1 else Filter(must=filters),
-        exclude=tuple(dict.fromkeys((*scenario.exclude, *call.exclude))),
-        candidates=_both(scenario.candidates, call.candidates),
-        cap=min(caps, default=None),
+        exclude_items=tuple(dict.fromkeys((*scenario.exclude_items, *call.exclude_items))),
+        candidate_items=_both(scenario.candidate_items, call.candidate_items),
+        per_category=min(caps, default=None),
     )
 
 
@@ -225,23 +208,36 @@ def parse_rules(fields: RuleFields, types: Types) -> Rules:
 
     Raises `invalid_rule`, whose field is the pointer of what is wrong, `UnknownAttribute` among them.
     """
-    candidates = fields.candidate_items
+    candidates, order, seen = fields.candidate_items, fields.order, fields.exclude_seen
     return Rules(
-        NO_FILTER if fields.filter is None else parse_filter(fields.filter, types, "/filter"),
-        _ids(fields.exclude_items or (), "/exclude_items"),
-        None if candidates is None else _ids(candidates, "/candidate_items"),
-        tuple(_boosts(fields.boosts or (), types)),
-        _trade_off(fields.diversity),
-        _cap(fields.per_category),
-        tuple(_pinned(fields.pinned or ())),
-        _order(fields.order),
-        _places(fields.n),
-        _seen(fields.exclude_seen),
-        _explore(fields.explore),
-        _recency(fields.recency),
-        bool(fields.impressions),
-        _include(fields.include or (), types),
+        filter=NO_FILTER if fields.filter is None else parse_filter(fields.filter, types, "/filter"),
+        exclude_items=_ids(fields.exclude_items or (), "/exclude_items"),
+        candidate_items=None if candidates is None else _ids(candidates, "/candidate_items"),
+        boosts=tuple(_boosts(fields.boosts or (), types)),
+        diversity=_trade_off(fields.diversity),
+        per_category=_cap(fields.per_category),
+        pinned=tuple(_pinned(fields.pinned or ())),
+        order=None if order is None else _one_of(order, ORDERS, "/order"),
+        n=_within(fields.n, 1, MAX_N, "/n"),
+        exclude_seen=tuple(seen) if isinstance(seen, list) else seen is not False,
+        explore=_one_of(fields.explore or "none", EXPLORE, "/explore"),
+        recency=_within(fields.recency, 0, MAX_RECENCY, "/recency"),
+        impressions=bool(fields.impressions),
+        include=_include(fields.include or (), types),
     )
+
+
+def _within(value: N | None, low: float, high: float, pointer: str) -> N | None:
+    if value is not None and not low <= value <= high:
+        raise refused(pointer, f"must be from {low:g} to {high:g}")
+    return value
+
+
+def _one_of(text: str, options: Sequence[C], pointer: str) -> C:
+    for option in options:
+        if option == text:
+            return option
+    raise refused(pointer, f"must be one of {', '.join(options)}")
 
 
 def _ids(values: Sequence[Id], pointer: str) -> tuple[bytes, ...]:
@@ -255,43 +251,14 @@ def _boosts(boosts: Sequence[Boost], types: Types) -> Iterator[tuple[float, Filt
         raise refused("/boosts", f"there may be {MAX_BOOSTS} boosts")
     for place, boost in enumerate(boosts):
         pointer = pointer_to("/boosts", place)
-        if not LEAST_FACTOR <= boost.multiply <= MOST_FACTOR:
-            raise refused(f"{pointer}/multiply", f"must be from {LEAST_FACTOR:g} to {MOST_FACTOR:g}")
+        _within(boost.multiply, LEAST_FACTOR, MOST_FACTOR, f"{pointer}/multiply")
         yield boost.multiply, parse_filter(boost.filter, types, f"{pointer}/filter")
 
 
 def _trade_off(diversity: Diversity | None) -> float | None:
-    if diversity is None:
-        return None
-    if not 0 <= diversity.trade_off <= 1:
-        raise refused("/diversity/lambda", "must be from 0 to 1")
-    # The order of the scores: nothing is to be compared.
-    return None if diversity.trade_off == 1 else diversity.trade_off
-
-
-def _places(n: int | None) -> int | None:
-    if n is not None and not 1 <= n <= MAX_N:
-        raise refused("/n", f"must be from 1 to {MAX_N}")
-    return n
-
-
-def _seen(exclude_seen: bool | Sequence[str] | None) -> bool | tuple[str, ...]:
-    if isinstance(exclude_seen, bool) or exclude_seen is None:
-        return exclude_seen is not False
-    return tuple(exclude_seen)
-
-
-def _explore(text: str | None) -> Explore:
-    chosen = next((each for each in EXPLORE if each == (text or "none")), None)
-    if chosen is None:
-        raise refused("/explore", f"must be one of {', '.join(EXPLORE)}")
-    return chosen
-
-
-def _recency(boost: float | None) -> float | None:
-    if boost is not None and not 0 <= boost <= MAX_RECENCY:
-        raise refused("/recency", f"must be from 0 to {MAX_RECENCY:g}")
-    return boost
+    trade_off = None if diversity is None else _within(diversity.trade_off, 0, 1, "/diversity/lambda")
+    # At 1 it is the order of the scores: nothing is to be compared.
+    return None if trade_off == 1 else trade_off
 
 
 def _include(names: Sequence[str], types: Types) -> tuple[str, ...]:
@@ -333,10 +300,3 @@ def _pinned(pinned: Sequence[Pin]) -> Iterator[tuple[int, bytes]]:
         positions.add(pin.position)
         items.add(item_id)
         yield pin.position, item_id
-
-
-def _order(order: str | None) -> Order | None:
-    found = next((each for each in ORDERS if each == order), None)
-    if order is not None and found is None:
-        raise refused("/order", f"must be one of {', '.join(ORDERS)}")
-    return found

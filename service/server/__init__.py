@@ -1,1 +1,1 @@
-"""Processes and sockets of the service: supervisor, workers, connections, the fast path of GET /predict."""
+"""Processes and sockets of the service: supervisor, workers, the fast path of GET /predict."""

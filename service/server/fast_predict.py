@@ -1,5 +1,5 @@
 """GET /predict past aiohttp's tasks: from the parser into the batch and back, without a task or a request
-object. Two lines of `connections`, its import and its use, name it: with a plain `Connection` in these, this
+object. Two lines of `worker`, its import and its use, name it: with a plain `Connection` in these, this
 file can be deleted.
 
 Invariant: a client sees no difference but the time. A connection has one such request at a time; what comes

@@ -4,6 +4,7 @@ so that the sum over points is what was done.
 
 import asyncio
 import time
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ class Reporter:
         self._context = context
         self._host = host
         self._steps = BackgroundSteps("tell what this worker does", context.counts)
-        self._before = _done(context.counts, host)
+        self._done = _done(context.counts)
         self._answered = _answered(context.counts)
         self._told = time.monotonic()
 
@@ -35,24 +36,16 @@ class Reporter:
         """Tell once."""
         context, store, now = self._context, self._context.store, time.monotonic()
         counts = context.snapshot()
-        total, answered, before = _done(counts, self._host), _answered(counts), self._before
+        done, answered = _done(counts), _answered(counts)
         point = Point(
-            *(total.process, total.host, time.time(), now - self._told),
-            requests=total.requests - before.requests,
-            failures=total.failures - before.failures,
-            turned_away=total.turned_away - before.turned_away,
-            mistakes=total.mistakes - before.mistakes,
+            *(f"worker {counts.worker}", self._host, time.time(), now - self._told),
+            **{name: each - self._done[name] for name, each in done.items()},
             latency=(answered - self._answered).tolist(),
-            predictions=total.predictions - before.predictions,
-            ratings=total.ratings - before.ratings,
-            errors=total.errors - before.errors,
-            squared_error=total.squared_error - before.squared_error,
-            baseline=total.baseline - before.baseline,
             generation=counts.generation,
             in_flight=counts.in_flight,
             resident_bytes=counts.resident_bytes,
         )
-        self._before, self._answered, self._told = total, answered, now
+        self._done, self._answered, self._told = done, answered, now
         if context.slot.worker == 0:
             # One process of a host asks for what is the same for all of them.
             lag = await store.stream.lag(await context.epoch())
@@ -60,21 +53,20 @@ class Reporter:
         await store.telemetry.add(point)
 
 
-def _done(counts: Counts, host: str) -> Point:
-    """Return all that was counted so far."""
+def _done(counts: Counts) -> dict[str, Any]:
+    """Return all that was counted so far, by the names of a point."""
     statuses = [each for by_status in counts.requests.values() for each in by_status.items()]
-    return Point(
-        *(f"worker {counts.worker}", host, counts.at, 0.0),
-        requests=sum(n for _, n in statuses),
-        failures=sum(n for status, n in statuses if status >= "500"),
-        turned_away=sum(n for status, n in statuses if status in {"401", "403", "429"}),
-        mistakes=counts.exceptions,
-        predictions=counts.predictions,
-        ratings=counts.ratings,
-        errors=counts.squared_error.count,
-        squared_error=counts.squared_error.sum,
-        baseline=counts.baseline_squared_error,
-    )
+    return {
+        "requests": sum(n for _, n in statuses),
+        "failures": sum(n for status, n in statuses if status >= "500"),
+        "turned_away": sum(n for status, n in statuses if status in {"401", "403", "429"}),
+        "mistakes": counts.exceptions,
+        "predictions": counts.predictions,
+        "ratings": counts.ratings,
+        "errors": counts.squared_error.count,
+        "squared_error": counts.squared_error.sum,
+        "baseline": counts.baseline_squared_error,
+    }
 
 
 def _answered(counts: Counts) -> Int64s:

@@ -11,7 +11,7 @@ import pytest_asyncio
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service.http.dispatch import Connection
-from service.server import connections
+from service.server import worker
 from tests.support.factories import Written, opened, publish_for_ann
 from tests.support.servers import KIND, own_namespace
 from tests.support.serving import Client, Served, serves, serving
@@ -24,7 +24,7 @@ def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> boo
     """Whether GET /predict goes past aiohttp's tasks. Where not, the module that does it is taken out."""
     is_fast = bool(getattr(request, "param", True))
     if not is_fast:
-        monkeypatch.setattr(connections, "fast_connections", lambda context: Connection)
+        monkeypatch.setattr(worker, "fast_connections", lambda context: Connection)
     return is_fast
 
 
@@ -81,7 +81,7 @@ async def asked(shared_settings: StoreSettings, shared: Written) -> AsyncIterato
 async def plain(shared_settings: StoreSettings, shared: Written) -> AsyncIterator[Served]:
     """The same without its fast path: another worker on the same store."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(connections, "fast_connections", lambda context: Connection)
+        patch.setattr(worker, "fast_connections", lambda context: Connection)
         async with serving(shared_settings, erase_wait_s=0.1) as (client, app):
             await serves(client, shared.writer.number)
             yield client, app

@@ -13,7 +13,7 @@ import pytest
 from featurestore.settings import StoreSettings
 from service.context import CONTEXT
 from service.http.dispatch import Connection
-from service.server import connections, fast_predict
+from service.server import fast_predict, worker
 from service.server.fast_predict import FastConnection
 from tests.support.factories import Written
 from tests.support.serving import BOTH_WAYS, Client, Served, hold, serves, serving
@@ -181,7 +181,7 @@ async def test_every_answer_is_the_same_both_ways(
     both: list[list[Heard]] = []
     for fast in (True, False):
         if not fast:
-            monkeypatch.setattr(connections, "fast_connections", lambda context: Connection)
+            monkeypatch.setattr(worker, "fast_connections", lambda context: Connection)
         heard: list[Heard] = []
         both.append(heard)
         async with serving(store_settings) as (client, app):

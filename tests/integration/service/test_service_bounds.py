@@ -17,7 +17,7 @@ from featurestore.store import Store
 from featurestore.users.histories import ANSWER_ENTRIES
 from featurestore.users.search import UserSearch
 from service.context import CONTEXT
-from service.http import rating_quota
+from service.http import rating_limits
 from service.http import response as answers
 from tests.support.factories import Written, lead, publish, rating
 from tests.support.serving import Client, Reply, Served, hold, is_problem, serves, serving
@@ -36,7 +36,7 @@ async def test_a_key_may_give_so_many_ratings_a_second_and_one_that_operates_any
     store: Store, store_settings: StoreSettings, published: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1_000.0
-    monkeypatch.setattr(rating_quota, "monotonic", lambda: now)
+    monkeypatch.setattr(rating_limits, "monotonic", lambda: now)
     keys = {role: {"Authorization": f"Bearer {new_secret()}"} for role in ("rate", "operate")}
     for role, headers in keys.items():
         await store.access.add(headers["Authorization"].split()[1], role, role)  # type: ignore[arg-type]

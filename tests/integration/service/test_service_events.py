@@ -23,7 +23,7 @@ USERS = [f"user-{k}" for k in range(20)]
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is counted is written at once, and not every two seconds."""
-    for module in ("service.feedback.recorder", "service.experiments.counting"):
+    for module in ("service.feedback", "service.experiments.counting"):
         monkeypatch.setattr(f"{module}._FLUSH_S", 0.05)
 
 

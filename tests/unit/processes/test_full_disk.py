@@ -13,8 +13,8 @@ from foldin.settings import FrontDoorSettings, StackOptions
 from foldin.up import Stack
 from processes import backoff
 from processes.backoff import Backoff, FailureRecord
+from processes.child import BoundedLog
 from processes.container import memory_left, usable_cores
-from processes.log_file import BoundedLog
 
 
 def test_a_stack_that_cannot_write_where_it_is_goes_on(

@@ -12,8 +12,7 @@ from evaluation.course.settings import PlaySettings
 from featurestore.settings import StoreSettings
 from foldin.settings import CommonOptions, ImportOptions, StackOptions
 from processes import settings
-from processes.configuration.file import configured
-from processes.configuration.keys import SECRETS, VARIABLES
+from processes.configuration import SECRETS, VARIABLES, configured
 from processes.settings import SettingsError, choice, declarations, load, program, real, setting, whole
 from service.settings import ServiceSettings, read_settings
 from trainer.settings import TrainerSettings

@@ -14,7 +14,7 @@ from factors import Float64s
 from featurestore.experiments import GROUPS, Figure, new_tally
 from featurestore.telemetry.points import EVERY_S, Point
 from service.experiments.figures import positive_rate, rate_difference
-from service.http.audit import STRANGERS_PER_S, Audit, Operation
+from service.http.audit import STRANGERS_PER_S, Audit
 from service.metrics import LATENCY_BOUNDS, Counts, SnapshotFiles, error_bounds, expose, together
 from service.telemetry.history import history_of
 from tests.support.waiting import some
@@ -104,7 +104,7 @@ def test_an_interval_has_the_truth_in_it_and_a_difference_excludes_zero_where_th
 def test_refused_strangers_have_few_lines_and_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "foldin.audit")
     now = 0.0
-    audit = Audit([Operation("POST", "/train")], clock=lambda: now)
+    audit = Audit([("POST", "/train")], clock=lambda: now)
     request = make_mocked_request("POST", "/train")
     for _ in range(STRANGERS_PER_S + 7):
         audit.record(request, "/train", web.Response(status=401))

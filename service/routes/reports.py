@@ -17,7 +17,7 @@ from service.http.parsing import Body
 from service.http.problems import Problem
 from service.http.response import Answer, json_answer
 from service.openapi import BODY, STORE, WRITES, Route, request_body
-from service.routes.rules.scenarios import NAME_IN_PATH, named_in
+from service.routes.scenarios import NAME_IN_PATH, named_in
 
 # A line of a report takes 1 to 2 KB with its curves, and 200 to 300 bytes of it are kept.
 _MOST_BYTES, _MOST_KEPT_BYTES, _MOST_ROWS = 250_000, 64_000, 200

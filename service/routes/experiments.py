@@ -29,7 +29,7 @@ from service.http.parsing import Body, Query
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import BODY, STORE, WRITES, Route, query_parameter, request_body
-from service.routes.rules.scenarios import NAME, NAME_IN_PATH, NAME_SCHEMA, named_in
+from service.routes.scenarios import NAME, NAME_IN_PATH, NAME_SCHEMA, named_in
 from service.training import SERVED_WITHIN_S
 
 # More arms than these share too few users to tell them apart.

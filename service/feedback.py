@@ -5,15 +5,18 @@ is left out and counted.
 """
 
 import asyncio
+import re
+import secrets
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from factors import Float64s
+from featurestore.codecs import Feedback
 from featurestore.errors import StoreDamaged, StoreUnavailable
 from featurestore.experiments import Figure, Showings
 from featurestore.generations.follower import Follower
@@ -23,12 +26,12 @@ from featurestore.ratings.event_types import EventType
 from featurestore.store import Store
 from service.experiments.background import BackgroundSteps
 from service.experiments.counting import ArmCounts, Membership
-from service.feedback.attribution import positives, with_showings
-from service.feedback.tokens import Token
 from service.metrics import Counts
 
 # The type that what `/recommend` records has, where it has not been retired.
 IMPRESSION = "impression"
+# As long as someone may think about a purchase; windows of shops and advertisers are 1 to 30 days.
+_WINDOW_S = 7 * 86_400.0
 # Soon after the answer, and together with those of other answers.
 _STORE_S = 0.2
 # 3 MB; a worker answers some 2,000 lists of 10 items in the time.
@@ -41,6 +44,46 @@ _FLUSH_S = 2.0
 MOST_POSITIVES = 256
 # To look for what had shown an item takes some 30 microseconds; a thread takes as long as a few.
 _INLINE_POSITIVES = 16
+# Of a scenario, an experiment or an arm; no name has a tilde or a colon.
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+_TOKEN = re.compile(
+    rf"(?P<generation>\d{{1,16}})~(?P<at>\d{{1,12}})~[0-9a-f]{{16}}~(?P<scenario>(?:{_NAME})?)"
+    rf"~(?P<arm>(?:{_NAME}:{_NAME})?)",
+    re.ASCII,
+)
+# A scenario, and the arm of an experiment, at their longest.
+MAX_TOKEN = 241
+# Two answers of a billion have the same with a chance of 1 to 37.
+_RANDOM_BYTES = 8
+
+
+class Token(NamedTuple):
+    """What the `recommendation_id` of an answer says: which generation, scenario and `arm` (of which
+    experiment) made it, and when (`at`, seconds since 1970).
+
+    It can be read without asking anything, and says nothing of the user. It is not signed: who may send
+    events may say that an item was shown anyway.
+    """
+
+    generation: int
+    at: float
+    scenario: str | None
+    arm: tuple[str, str] | None
+
+
+def new_token(generation: int, at: float, scenario: str | None, arm: tuple[str, str] | None) -> str:
+    """Return the `recommendation_id` of an answer."""
+    return f"{generation}~{at:.0f}~{secrets.token_hex(_RANDOM_BYTES)}~{scenario or ''}~{':'.join(arm or ())}"
+
+
+def parse_token(text: str) -> Token | None:
+    """Return what a `recommendation_id` says; None of a text that is none."""
+    match = _TOKEN.fullmatch(text) if len(text) <= MAX_TOKEN else None
+    if match is None:
+        return None
+    experiment, _, arm = match["arm"].partition(":")
+    made = (experiment, arm) if arm else None
+    return Token(int(match["generation"]), float(match["at"]), match["scenario"] or None, made)
 
 
 @dataclass(slots=True)
@@ -92,13 +135,13 @@ class FeedbackRecorder:
         self._arm_counts = arm_counts
         self._most_entries = most_entries
         self._shown: list[_Shown] = []
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting = defaultdict[int, _Waiting](_Waiting)
         self._flushed_at = time.monotonic()
         self._steps = BackgroundSteps("record what was shown", counts)
 
     def listed(self, generation: int, member: Membership | None) -> None:
         """Count an answered list, of an arm where the user is a `member` of one."""
-        self._of(generation).showings.lists += 1
+        self._waiting[generation].showings.lists += 1
         if member is not None:
             self._arm_counts.count(member, Figure.LISTS)
 
@@ -182,7 +225,7 @@ class FeedbackRecorder:
             for history, (user_id, places) in zip(histories, of_user.items(), strict=True):
                 # What a call shows comes before what it says was chosen, as clients send in batches.
                 here = [k for k in shown_to.get(user_id, ()) if columns.item_id[k] in row_of]
-                before = with_showings(
+                before = _with_showings(
                     history.feedback,
                     [row_of[columns.item_id[k]] for k in here],
                     columns.time[here],
@@ -191,7 +234,7 @@ class FeedbackRecorder:
                 )
                 items = [row_of[columns.item_id[k]] for k in places]
                 times = [float(columns.time[k]) for k in places]
-                for place, generation in positives(before, items, times, shown, positive):
+                for place, generation in _positives(before, items, times, shown, positive):
                     found.append((places[place], generation))
             return found
 
@@ -199,7 +242,8 @@ class FeedbackRecorder:
 
     def count(self, noted: Noted) -> None:
         """Count the events of a call that is stored."""
-        columns, registry = noted.columns, self._store.items(self._epoch())
+        live = self._follower.live
+        columns, registry = noted.columns, self._store.items(1 if live is None else live.epoch)
         newest = self._store.users.kept.upto
         for events, figure in ((noted.shown, Figure.SHOWN), (noted.positives, Figure.POSITIVES)):
             for k, generation in events:
@@ -209,9 +253,6 @@ class FeedbackRecorder:
                 row = registry.row(columns.item_id[k]) if figure is Figure.SHOWN else None
                 member = self._member(columns.user_id[k], noted.tokens[k])
                 self._count(figure, generation, row, member)
-
-    def _epoch(self) -> int:
-        return 1 if self._follower.live is None else self._follower.live.epoch
 
     def _member(self, user_id: bytes, token: Token | None) -> Membership | None:
         """Return the arm that an event counts for: that of the answer, by its token, if it is the user's."""
@@ -223,7 +264,7 @@ class FeedbackRecorder:
         return member if member is not None and member.name == arm else None
 
     def _count(self, figure: Figure, generation: int, row: int | None, member: Membership | None) -> None:
-        waiting = self._of(generation)
+        waiting = self._waiting[generation]
         if figure is Figure.SHOWN:
             waiting.showings.shown += 1
             if row is not None:
@@ -232,12 +273,6 @@ class FeedbackRecorder:
             waiting.showings.positives += 1
         if member is not None:
             self._arm_counts.count(member, figure)
-
-    def _of(self, generation: int) -> _Waiting:
-        found = self._waiting.get(generation)
-        if found is None:
-            found = self._waiting[generation] = _Waiting()
-        return found
 
     async def run(self) -> None:
         """Store and hand over until cancelled, and once more then."""
@@ -254,7 +289,7 @@ class FeedbackRecorder:
     async def _flush(self) -> None:
         """Hand the sums over."""
         self._flushed_at = time.monotonic()
-        waiting, self._waiting = self._waiting, {}
+        waiting, self._waiting = self._waiting, defaultdict(_Waiting)
         for generation, each in waiting.items():
             await self._store.showings.add(generation, each.showings, each.rows)
 
@@ -309,4 +344,52 @@ def _columns(some: Sequence[_Shown], code: int) -> Columns:
         np.array([each.at for each in some]),
         np.full(len(some), code, dtype=np.uint8),
         known,
+    )
+
+
+def _positives(
+    before: Feedback,
+    rows: Sequence[int],
+    times: Sequence[float],
+    shown: Collection[int],
+    positive: Collection[int],
+) -> list[tuple[int, int]]:
+    """Return which events of one user follow a showing, on items `rows` (m,), at `times` (m,), in their
+    order: places among them, and the generations that had shown the items. Of each showing of an item one
+    event counts, at most seven days later; what a user had done before the item was shown again does not.
+
+    `before`: the events of the user before these; `shown`, `positive`: codes of the types that mean so.
+    """
+    found: list[tuple[int, int]] = []
+    counted: set[int] = set()
+    is_shown, is_positive = (np.isin(before.type_code, [*codes]) for codes in (shown, positive))
+    for place, (row, at) in enumerate(zip(rows, times, strict=True)):
+        own = before.item_row == row
+        showings = np.flatnonzero(own & is_shown)
+        if row in counted or not len(showings):
+            continue
+        # Entries stand in the order of arrival; clients may send what is older later.
+        last = showings[np.argmax(before.time[showings])]
+        since = before.time[last]
+        answered = (before.time[own & is_positive] >= since).any()
+        if 0.0 <= at - since <= _WINDOW_S and not answered:
+            counted.add(row)
+            found.append((place, int(before.value[last])))
+    return found
+
+
+def _with_showings(
+    before: Feedback, rows: Sequence[int], times: Float64s, generations: Float64s, shown: Sequence[int]
+) -> Feedback:
+    """Return the events of a user with showings of items `rows` (m,) at `times` (m,) by `generations` (m,)
+    behind them.
+    """
+    if not len(rows):
+        return before
+    return Feedback(
+        np.append(before.item_row, np.array(rows, dtype=np.int32)),
+        np.append(before.type_code, np.full(len(rows), shown[0], dtype=np.uint8)),
+        np.append(before.value, generations),
+        np.append(before.time, times),
+        np.append(before.place, np.zeros(len(rows), dtype=np.int64)),
     )

@@ -1,6 +1,7 @@
-"""The settings that are in force, and the keys of the API, for those who operate it.
+"""The settings that are in force, the keys of the API and the scale of the ratings, for those who operate it.
 
-Invariant: no answer has a secret, but the one that a key is made by.
+Invariant: no answer has a secret, but the one that a key is made by. The scale is decided once: after a 2xx
+every worker holds ratings to it, and none answers by the prior of another.
 """
 
 from dataclasses import fields, is_dataclass
@@ -12,7 +13,8 @@ from msgspec import Meta
 
 from featurestore.access import KEY_NAME, Role, new_secret, operating
 from featurestore.errors import LastOperateKey, StoreRefused
-from featurestore.settings import redacted
+from featurestore.generations.served import wait_for_scale
+from featurestore.settings import format_scale, redacted, scale_of
 from processes.settings import Setting
 from service.context import CONTEXT
 from service.http.audit import WHAT
@@ -20,8 +22,9 @@ from service.http.parsing import Body
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import BODY, STORE, WRITES, Route, parameter, request_body
+from service.training import SERVED_WITHIN_S
 
-_MOST_BYTES = 1_000  # a name and a role
+_MOST_BYTES = 1_000  # a name and a role, or three numbers
 _NAME = {"type": "string", "pattern": f"^{KEY_NAME.pattern}$"}
 HIDDEN = "is set"
 
@@ -77,7 +80,25 @@ class KeyRemoved(msgspec.Struct):
     removed: int
 
 
-_BODY: Body[KeyIn] = Body(KeyIn)
+class ScaleIn(msgspec.Struct, forbid_unknown_fields=True):
+    """A scale: its low end, its high end, and the step between its values where all ratings keep one."""
+
+    low: float
+    high: float
+    step: float | None = None
+
+
+class ScaleOut(msgspec.Struct):
+    """The scale of the ratings. `served`: whether every worker answers by it already."""
+
+    low: float
+    high: float
+    step: float | None
+    served: bool
+
+
+_KEY: Body[KeyIn] = Body(KeyIn)
+_SCALE: Body[ScaleIn] = Body(ScaleIn)
 
 
 @Route("GET", "/settings", "Operations", SettingsOut, needs="operate", operation_id="settings")
@@ -139,7 +160,7 @@ async def post_key(request: web.Request) -> web.StreamResponse:
     """
     context = request.app[CONTEXT]
     async with context.bodies.read(request, context.imports, limit_bytes=_MOST_BYTES) as received:
-        wanted = _BODY.decode(received.raw)
+        wanted = _KEY.decode(received.raw)
     # The pattern's `$` lets a line break through.
     if KEY_NAME.fullmatch(wanted.name) is None:
         raise Problem("invalid_body", "name may not end with a line break", field="name")
@@ -184,3 +205,34 @@ async def delete_key(request: web.Request) -> web.StreamResponse:
     if not removed:
         raise Problem("unknown_key", "no key has this name")
     return json_answer(KeyRemoved(removed))
+
+
+@Route(
+    *("PUT", "/scale", "Operations", ScaleOut),
+    (*BODY, "scale_decided", "data_damaged", *WRITES),
+    needs="operate",
+    operation_id="decideScale",
+    body=request_body(ScaleIn, {"low": 0.5, "high": 5, "step": 0.5}),
+)
+async def put_scale(request: web.Request) -> web.StreamResponse:
+    """Decide on the scale of the ratings, before the first one is stored. May be repeated."""
+    context = request.app[CONTEXT]
+    async with context.bodies.read(request, None, limit_bytes=_MOST_BYTES) as (raw, _):
+        body = _SCALE.decode(raw)
+    try:
+        wanted = scale_of(body.low, body.high, body.step)
+    except ValueError as exc:
+        raise Problem("invalid_body", f"the scale {exc}", field="low") from None
+    request[WHAT] = f"scale={format_scale(wanted)}"
+    store = context.store
+    since = store.confirmation.begin()
+    if not await store.scale.decide(wanted):
+        detail = (
+            f"it is {format_scale(store.scale.value)}, for good: for another one begin another store, with "
+            "another FOLDIN_NAMESPACE, or `foldin up --data` on another folder"
+        )
+        raise Problem("scale_decided", detail)
+    await store.confirmation.wait(since)
+    served = await wait_for_scale(store.generations, store.scale, SERVED_WITHIN_S, here=context.follower)
+    scale = store.scale.value
+    return json_answer(ScaleOut(scale.low, scale.high, scale.step, served))

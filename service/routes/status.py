@@ -20,11 +20,10 @@ from featurestore.ratings.stream import Progress
 from featurestore.store import Store
 from featurestore.telemetry.points import EVERY_S, Backup
 from service.context import CONTEXT
-from service.experiments.exposition import stored_figures
 from service.http.parsing import Query
 from service.http.problems import Problem
 from service.http.response import Answer, json_answer
-from service.metrics import CONTENT_TYPE, RECENT_S, expose, together
+from service.metrics import CONTENT_TYPE, RECENT_S, expose, stored_figures, together
 from service.openapi import MODEL, STORE, Route, content, query_parameter, whole
 from service.telemetry.history import LONGEST_S, HistoryOut, history_of
 

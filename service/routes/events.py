@@ -1,27 +1,40 @@
-"""Events: what users did beside rating.
+"""Events: what users did beside rating, and the types that there are of them.
 
 Invariant: an event is written as a rating is, in one log: valid as a whole call or refused, acknowledged when
-all of it is stored, and known to every read after that.
+all of it is stored, and known to every read after that. What a type means never changes, for stored events
+keep it.
 """
 
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
 from aiohttp import web
+from msgspec import Meta
 
-from factors import Scale
+from factors import Meaning, Scale
+from featurestore.errors import StoreDamaged, StoreRefused
 from featurestore.ratings.batches import Columns
-from featurestore.ratings.event_types import RATING, EventType, codes_taken, unknown_type
+from featurestore.ratings.event_types import (
+    RATING,
+    EventType,
+    NewType,
+    codes_taken,
+    unknown_type,
+    with_new,
+    with_retired,
+)
 from service.context import CONTEXT
-from service.feedback.tokens import Token, parse_token
+from service.feedback import Token, parse_token
 from service.http.parsing import (
     TEXT_ID_SCHEMA,
+    Body,
     DescribedId,
     Query,
+    Rows,
     Timestamp,
     body_ids,
     checked_times,
@@ -38,9 +51,7 @@ from service.openapi import (
     Route,
     list_of,
     parameter,
-    query_parameter,
     request_body,
-    whole,
 )
 from service.routes.generations import MAX_NUMBER
 from service.routes.items import item_names
@@ -49,14 +60,17 @@ from service.routes.ratings import (
     Accepted,
     Deleted,
     check_scale,
-    decoded_rows,
     store_columns,
     take_back,
 )
-from service.routes.users import MAX_OFFSET, MAX_PAGE
+from service.routes.users import HISTORY_PAGE, MAX_OFFSET, MAX_PAGE
 
 _PROBLEMS = ("too_many_ratings", "stream_full", "data_damaged", *WRITES)
 _PATH_TYPE = parameter("type", "path", TEXT_ID_SCHEMA, "A type of GET /event-types", required=True)
+# An event counts as much as ten ratings at most: beyond, one click would be all that a list rests on.
+MAX_WEIGHT = 10.0
+# Thirty types take 4 KB.
+_MOST_TYPES_BYTES = 10_000
 
 
 class EventIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -94,8 +108,37 @@ class EventsPage(msgspec.Struct):
     events: list[EventOut]
 
 
-_ONE = msgspec.json.Decoder(EventIn)
-_MANY = msgspec.json.Decoder(list[EventIn])
+class TypeIn(msgspec.Struct, forbid_unknown_fields=True):
+    """A type as it is put. `weight`: how much an event counts where a rating counts 1; null: a fit
+    chooses.
+    """
+
+    name: Annotated[str, Meta(pattern="^[a-z][a-z0-9_-]{0,31}$")]
+    meaning: Meaning
+    weight: Annotated[float, Meta(ge=0, le=MAX_WEIGHT)] | None = None
+    consumed: bool = False
+
+
+class TypesIn(msgspec.Struct, forbid_unknown_fields=True):
+    """Types that are to take events, beside those that do."""
+
+    types: list[TypeIn]
+
+
+class TypesOut(msgspec.Struct):
+    """All types by code, those that were retired too."""
+
+    types: list[EventType]
+
+
+_ROWS: Rows[EventIn] = Rows(EventIn, MAX_RATINGS, guesses_lines=True)
+_TYPES: Body[TypesIn] = Body(TypesIn)
+_TYPES_EXAMPLE = {
+    "types": [
+        {"name": "view", "meaning": "positive"},
+        {"name": "purchase", "meaning": "positive", "weight": 1, "consumed": True},
+    ]
+}
 
 
 class Known(NamedTuple):
@@ -126,7 +169,7 @@ def parse_events(body: bytes | bytearray, known: Known, *, lines: bool) -> Event
     Raises a `Problem` that names a field, and the first bad row where there are rows.
     """
     codes = codes_taken(known.types.values())
-    rows, is_object = decoded_rows(body, _ONE, _MANY, lines=lines)
+    rows, is_object = _ROWS.decode(body, lines=lines)
     try:
         user_ids = body_ids([row.user_id for row in rows], "user_id")
         item_ids = body_ids([row.item_id for row in rows], "item_id")
@@ -221,10 +264,7 @@ async def post_events(request: web.Request) -> web.StreamResponse:
     ("invalid_parameter", "not_found", "data_damaged", *STORE, "unknown_user"),
     needs="read",
     operation_id="getUserEvents",
-    parameters=(
-        query_parameter("n", whole(1, MAX_PAGE, 100), "How many"),
-        query_parameter("offset", whole(0, MAX_OFFSET, 0), "How many of the latest to leave out"),
-    ),
+    parameters=HISTORY_PAGE,
 )
 async def get_user_events(request: web.Request) -> web.StreamResponse:
     """The events of a user that are no ratings, the latest first."""
@@ -270,3 +310,65 @@ async def delete_event(request: web.Request) -> web.StreamResponse:
     if (code := codes.get(name)) is None or not await take_back(request, user_id, item_id, code):
         raise Problem("unknown_event", f"this user has no event of the type {name[:50]!r} of this item")
     return json_answer(Deleted(1, live.generation if live else None))
+
+
+@Route(
+    *("GET", "/event-types", "Events", TypesOut, ("data_damaged", *STORE)),
+    needs="read",
+    operation_id="getEventTypes",
+)
+async def get_event_types(request: web.Request) -> web.StreamResponse:
+    """The types of events."""
+    return json_answer(TypesOut(list(await request.app[CONTEXT].store.event_types.current())))
+
+
+@Route(
+    *("PUT", "/event-types", "Events", TypesOut),
+    (*BODY, "invalid_type", "data_damaged", *WRITES),
+    needs="operate",
+    operation_id="putEventTypes",
+    body=request_body(TypesIn, _TYPES_EXAMPLE),
+)
+async def put_event_types(request: web.Request) -> web.StreamResponse:
+    """Have these types take events, as they are put here.
+
+    Those that are left out stay as they are.
+    """
+    context = request.app[CONTEXT]
+    async with context.bodies.read(request, context.imports, limit_bytes=_MOST_TYPES_BYTES) as received:
+        body = _TYPES.decode(received.raw)
+    seen = {RATING}
+    for row, each in enumerate(body.types):
+        if each.name in seen:
+            twice = "is a type of its own" if each.name == RATING else "stands twice"
+            raise Problem("invalid_type", f"types: {each.name} {twice}", field="types.name", row=row)
+        # The pattern's `$` lets it through.
+        if each.name.endswith("\n"):
+            raise Problem(
+                "invalid_type", "types: a name may not end with a line break", field="types.name", row=row
+            )
+        seen.add(each.name)
+    wanted = [NewType(each.name, each.meaning, each.weight, each.consumed) for each in body.types]
+    try:
+        types = await context.store.event_types.change(lambda before: with_new(before, wanted))
+    except StoreDamaged:
+        raise
+    except StoreRefused as exc:
+        raise Problem("invalid_type", str(exc), field="types") from exc
+    return json_answer(TypesOut(list(types)))
+
+
+@Route(
+    *("DELETE", "/event-types/{type}", "Events", TypesOut),
+    ("invalid_parameter", "not_found", "data_damaged", *WRITES),
+    needs="operate",
+    operation_id="retireEventType",
+)
+async def delete_event_type(request: web.Request) -> web.StreamResponse:
+    """Retire a type: it takes no events any more, and those that there are stay, and count on."""
+    name = path_id(request.rel_url.raw_path, 1, "type").decode()
+    try:
+        types = await request.app[CONTEXT].store.event_types.change(lambda before: with_retired(before, name))
+    except KeyError:
+        raise Problem("not_found", f"there is no event type {name[:50]!r}") from None
+    return json_answer(TypesOut(list(types)))

@@ -1,1 +1,0 @@
-"""`foldin.toml`: one file with the settings of all roles."""

@@ -1,1 +1,0 @@
-"""What was shown, and what came of it."""

@@ -1,1 +1,0 @@
-"""Users of a like taste."""

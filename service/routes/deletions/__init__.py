@@ -1,1 +1,0 @@
-"""Deleting for good, and the receipts of it."""

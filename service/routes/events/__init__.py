@@ -1,1 +1,0 @@
-"""Events of other types than ratings, and which types there are."""

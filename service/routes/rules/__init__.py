@@ -1,1 +1,0 @@
-"""Calls about what lists may have, and what is tried on a share of the users."""
