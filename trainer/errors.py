@@ -1,5 +1,7 @@
 """The errors of the trainer, split by what the caller should do."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Protocol
 
 from processes.errors import DATA_REFUSED
@@ -45,6 +47,15 @@ class ArchiveFailedError(TrainerError):
     """The archive cannot be read or written (disk full or failing, read-only, no permission, no memory):
     nothing was committed or set aside, try again later.
     """
+
+
+@contextlib.contextmanager
+def archive_errors(doing: str) -> Iterator[None]:
+    """Raise an OSError of the block as `ArchiveFailedError`: what could not be done, and why."""
+    try:
+        yield
+    except OSError as exc:
+        raise ArchiveFailedError(f"cannot {doing}: {exc.strerror or exc}") from exc
 
 
 class SegmentUnreadError(ArchiveFailedError):

@@ -22,7 +22,7 @@ from trainer.archive.segments import Step
 from trainer.archive.storage.files import files_of
 from trainer.archive.trash import Overdue, Why, surplus
 from trainer.consume.open_epochs import OpenEpochs
-from trainer.errors import ArchiveFailedError
+from trainer.errors import ArchiveFailedError, archive_errors
 from trainer.keeping import KeptFile
 from trainer.publication.forgotten import ForgottenUsers
 from trainer.publication.switch import Switch
@@ -141,10 +141,8 @@ class Upkeep:
 
     def _remove_left(self) -> None:
         archive = self.root.root
-        try:
+        with archive_errors(f"tidy up {archive}"):
             files_of(archive).remove_unnamed(archive)
-        except OSError as exc:
-            raise ArchiveFailedError(f"cannot tidy up {archive}: {exc.strerror or exc}") from exc
 
     async def _unused(self) -> tuple[Pointer, set[int], list[int]]:
         """Return the pointer, the epochs of which something is stored, and those that are no longer needed by

@@ -15,7 +15,7 @@ from featurestore.catalogue.item import CatalogueItem, unpack_item
 from featurestore.errors import RegistryFull, StoreDamaged
 from featurestore.item_registry import ItemRegistry
 from trainer import log
-from trainer.errors import ArchiveFailedError
+from trainer.errors import archive_errors
 
 # The name of the file in its folder, an item in JSON a line.
 _NAME = "items.ndjson"
@@ -42,15 +42,13 @@ async def write_catalogue(catalogue: Catalogue, registry: ItemRegistry, folder: 
     path = folder / _NAME
     # First: what changes while the items are read is told as a change after it.
     version = await catalogue.version()
-    try:
+    with archive_errors(f"write {path}"):
         await asyncio.to_thread(folder.mkdir, exist_ok=True)
         with path.open("wb") as file:
             async for states in _all_items(catalogue, version):
                 lines = [state.data for state in states if state.data is not None]
                 await asyncio.to_thread(file.write, b"".join(line + b"\n" for line in lines))
                 await _rows(registry, [state.item_id for state in states])
-    except OSError as exc:
-        raise ArchiveFailedError(f"cannot write {path}: {exc.strerror or exc}") from exc
     return path, version.decode()
 
 

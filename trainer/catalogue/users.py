@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from factors import Attribute
 from featurestore.catalogue.columns import user_attributes_of
 from featurestore.store import Store
-from trainer.errors import ArchiveFailedError
+from trainer.errors import archive_errors
 
 _SCHEMA = pa.schema([("user_id", pa.binary()), ("value", pa.binary())])
 
@@ -31,19 +31,16 @@ async def write_user_attributes(
     # Otherwise all keys of the store would be gone through for nothing.
     if not await store.catalogue.schema.types("users"):
         return None
-    with contextlib.ExitStack() as unless_whole:
-        try:
-            await asyncio.to_thread(folder.mkdir, exist_ok=True)
-            file = unless_whole.enter_context(tempfile.TemporaryFile(dir=folder))
-            with pa.ipc.new_stream(file, _SCHEMA) as writer:
-                async for found in store.attributes.read_all():
-                    if make_known and found:
-                        await store.attributes.make_known(epoch, list(found))
-                    columns = [pa.array(list(part), pa.binary()) for part in (found, found.values())]
-                    writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
-            file.flush()
-        except OSError as exc:
-            raise ArchiveFailedError(f"cannot write to {folder}: {exc.strerror or exc}") from exc
+    with archive_errors(f"write to {folder}"), contextlib.ExitStack() as unless_whole:
+        await asyncio.to_thread(folder.mkdir, exist_ok=True)
+        file = unless_whole.enter_context(tempfile.TemporaryFile(dir=folder))
+        with pa.ipc.new_stream(file, _SCHEMA) as writer:
+            async for found in store.attributes.read_all():
+                if make_known and found:
+                    await store.attributes.make_known(epoch, list(found))
+                columns = [pa.array(list(part), pa.binary()) for part in (found, found.values())]
+                writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+        file.flush()
         unless_whole.pop_all()
     return file
 

@@ -19,7 +19,7 @@ from trainer.archive.storage.files import Location, on_objects
 from trainer.archive.storage.local import probe_folder
 from trainer.archive.storage.object_path import ObjectPath
 from trainer.archive.storage.shares import share_problem
-from trainer.errors import ArchiveFailedError
+from trainer.errors import archive_errors
 
 # Between the folder's name and that of a term. No namespace has a dot.
 _TERM = ".term-"
@@ -88,11 +88,8 @@ class FolderFence:
     def claim(self, term: str) -> list[Path]:
         """As `Fence`: the names of others."""
         own = self._root.with_name(f"{self._root.name}{_TERM}{term}")
-        try:
-            with contextlib.suppress(FileExistsError):
-                own.symlink_to(self._root.name)
-        except OSError as exc:
-            raise ArchiveFailedError(f"cannot make the link {own}: {exc.strerror or exc}") from exc
+        with archive_errors(f"make the link {own}"), contextlib.suppress(FileExistsError):
+            own.symlink_to(self._root.name)
         self._path = own
         # After the link is there: of two that claim it at once, the later one finds the other.
         names = self._root.parent.glob(f"{self._root.name}{_TERM}*")
