@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from trainer.archive.events import CONTEXT, SCHEMA, Rows, Span, Spans
 from trainer.archive.storage.client import ObjectStoreError
-from trainer.archive.storage.files import Location, Staged, files_of, sync_directory
+from trainer.archive.storage.files import Location, files_of, sync_directory
+from trainer.archive.storage.local import Staged
 from trainer.errors import (
     ArchiveFailedError,
     ArchiveRefusedError,

@@ -16,7 +16,8 @@ from trainer.archive.epoch_archive import EpochArchive, Snapshot
 from trainer.archive.item_list import write_items
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step
-from trainer.archive.storage.files import WithDescriptor, files_of, on_objects
+from trainer.archive.storage.files import files_of, on_objects
+from trainer.archive.storage.local import WithDescriptor
 from trainer.consume.archive_erasures import ArchiveErasures
 from trainer.consume.consumer import EpochConsumer
 from trainer.errors import ArchiveFailedError

@@ -12,8 +12,7 @@ import msgspec
 from processes.messages import HelperEndedError, helper
 from trainer import log
 from trainer.archive.segments import Step, no_step
-from trainer.archive.storage.files import WithDescriptor
-from trainer.archive.storage.local import TEMPORARY
+from trainer.archive.storage.local import TEMPORARY, WithDescriptor
 from trainer.errors import FitFailedError, NothingNewError
 from trainer.fit_job.job import Answer, Began, Done, FitRequest, NothingNew, Progress
 from trainer.fit_job.progress import FitProgress

@@ -12,7 +12,7 @@ On an object store: the numbers of commits (`object_archive.py`).
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from trainer import log
 from trainer.archive.storage.files import Location, on_objects
@@ -34,34 +34,8 @@ KEEPS_VERSIONS = (
 Step = Callable[[str], None]
 
 
-class Fence(Protocol):
-    """Of one archive. Every method raises OSError."""
-
-    @property
-    def path(self) -> Location:
-        """By which name this process reaches the archive."""
-
-    @property
-    def taken_away(self) -> bool:
-        """Whether another leader has taken the archive since this term did."""
-
-    def probe(self) -> None:
-        """See that the archive can be written, and that what it rests on holds there. Raises
-        `ArchiveRefusedError` where it does not.
-        """
-
-    def claim(self, term: str) -> Any:
-        """Return what this term finds, which is for `take` once the store has said that no other leads."""
-
-    def take(self, found: Any, step: Step) -> bool:
-        """Keep out what wrote before; return False where another one has written since `claim`."""
-
-    def leave(self) -> None:
-        """Give the archive up, once nothing of this term is under way."""
-
-
 class FolderFence:
-    """As `Fence`, by links."""
+    """Of an archive in a folder, by links. Every method raises OSError."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -69,24 +43,28 @@ class FolderFence:
 
     @property
     def path(self) -> Path:
-        """As `Fence`."""
+        """By which name this process reaches the archive."""
         return self._path
 
     @property
     def taken_away(self) -> bool:
-        """As `Fence`."""
+        """Whether another leader has taken the archive since this term did."""
         return not self._path.exists()
 
     def probe(self) -> None:
-        """As `Fence`."""
+        """See that the archive can be written, and that what it rests on holds there. Raises
+        `ArchiveRefusedError` where it does not.
+        """
         self._root.mkdir(parents=True, exist_ok=True)
         # Before this trainer takes the lease from another host.
         probe_folder(self._root)
         if (problem := share_problem(self._root)) is not None:
             log.warning("archive_share", folder=str(self._root), problem=problem)
 
-    def claim(self, term: str) -> list[Path]:
-        """As `Fence`: the names of others."""
+    def claim(self, term: str) -> Any:
+        """Return what this term finds, the names of others, which is for `take` once the store has said that
+        no other leads.
+        """
         own = self._root.with_name(f"{self._root.name}{_TERM}{term}")
         with archive_errors(f"make the link {own}"), contextlib.suppress(FileExistsError):
             own.symlink_to(self._root.name)
@@ -96,14 +74,16 @@ class FolderFence:
         return [path for path in names if path != own and path.is_symlink()]
 
     def take(self, found: list[Path], step: Step) -> bool:
-        """As `Fence`: what the processes of these names do from now on fails."""
+        """Keep out what wrote before: what the processes of these names do from now on fails. Return False
+        where another one has written since `claim`.
+        """
         for path in found:
             step("archive:take")
             path.unlink(missing_ok=True)
         return True
 
     def leave(self) -> None:
-        """As `Fence`."""
+        """Give the archive up, once nothing of this term is under way."""
         if self._path != self._root:
             # It may have been taken; one that stays is removed by the next leader.
             with contextlib.suppress(OSError):
@@ -112,7 +92,7 @@ class FolderFence:
 
 
 class CommitFence:
-    """As `Fence`, by the numbers of commits."""
+    """As `FolderFence`, of an archive on an object store, by the numbers of commits."""
 
     def __init__(self, root: ObjectPath) -> None:
         self._root = root
@@ -120,16 +100,16 @@ class CommitFence:
 
     @property
     def path(self) -> Location:
-        """As `Fence`."""
+        """As `FolderFence`."""
         return cast("Location", self._root)
 
     @property
     def taken_away(self) -> bool:
-        """As `Fence`: as far as it was noticed, by a commit that did not come about."""
+        """As `FolderFence`: as far as it was noticed, by a commit that did not come about."""
         return self._root.archive.taken
 
     def probe(self) -> None:
-        """As `Fence`."""
+        """As `FolderFence`."""
         if self._root.archive.client.check():
             log.warning(
                 "archive_bucket_versioned",
@@ -137,22 +117,22 @@ class CommitFence:
                 problem=f"it keeps what is removed, users who were forgotten included: {KEEPS_VERSIONS}",
             )
 
-    def claim(self, term: str) -> int:
-        """As `Fence`: the number of the last commit."""
+    def claim(self, term: str) -> Any:
+        """As `FolderFence`: the number of the last commit."""
         self._term = term
         return self._root.archive.last_number()
 
     def take(self, found: int, step: Step) -> bool:
-        """As `Fence`."""
+        """As `FolderFence`."""
         step("archive:take")
         return self._root.archive.take(found, self._term)
 
     def leave(self) -> None:
-        """As `Fence`."""
+        """As `FolderFence`."""
         self._root.archive.leave()
 
 
-def fence_of(root: Location) -> Fence:
+def fence_of(root: Location) -> FolderFence | CommitFence:
     """Return what keeps others out of this archive."""
     place = on_objects(root)
     return FolderFence(root) if place is None else CommitFence(place)
