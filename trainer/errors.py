@@ -31,6 +31,13 @@ class ArchiveRefusedError(CannotStartError):
         self.why = why
 
 
+def other_format(path: object, found: object, known: int) -> ArchiveRefusedError:
+    """Return the error of a file that another version has written."""
+    return ArchiveRefusedError(
+        f"{path} has format {found}, this version reads {known}: use the version that wrote it"
+    )
+
+
 class ArchiveWaitsError(TrainerError):
     """The archive cannot be opened for now: wait and try again."""
 

@@ -24,8 +24,8 @@ from featurestore.ratings.event_types import EventType
 from featurestore.store import Store
 from processes.container import usable_cores
 from trainer import gate, log
-from trainer.archive.context_fields import read_fields
 from trainer.archive.epoch_archive import Snapshot
+from trainer.archive.meanings import read_fields
 from trainer.archive.segments import Step
 from trainer.catalogue.changes import ChangedItems
 from trainer.catalogue.reading import write_catalogue

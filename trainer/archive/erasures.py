@@ -21,7 +21,7 @@ from factors import Int64s
 from trainer import log
 from trainer.archive.segments import Guard
 from trainer.archive.storage.files import Location, files_of, write_whole
-from trainer.errors import ArchiveRefusedError, LedgerDamagedError, archive_errors
+from trainer.errors import LedgerDamagedError, archive_errors, other_format
 
 FILES = "erasures-*.log"
 # Grows when a ledger of today could not be read by an older trainer.
@@ -195,9 +195,7 @@ def _key_of(path: Location, content: bytes) -> bytes:
     # The format first: what follows it may be otherwise in a newer one.
     _, number, key = _HEADER.unpack(header[:-4])
     if number != FORMAT and (number > FORMAT or _is_whole(header)):
-        raise ArchiveRefusedError(
-            f"{path} has format {number}, this version reads {FORMAT}: use the version that wrote it"
-        )
+        raise other_format(path, number, FORMAT)
     if not _is_whole(header):
         raise LedgerDamagedError(path)
     return bytes(key)

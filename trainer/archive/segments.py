@@ -25,10 +25,10 @@ from trainer.archive.storage.files import Location, files_of, sync_directory
 from trainer.archive.storage.local import Staged
 from trainer.errors import (
     ArchiveFailedError,
-    ArchiveRefusedError,
     SegmentDamagedError,
     SegmentGoneError,
     SegmentUnreadError,
+    other_format,
 )
 
 METADATA_KEY = b"foldin"
@@ -363,10 +363,7 @@ def _header(path: Location, metadata: dict[bytes, bytes] | None) -> dict[str, ob
         raise SegmentDamagedError(path, "has no header") from exc
     if number != FORMAT:
         # Whole, and of another version or program: not ours to set aside.
-        raise ArchiveRefusedError(
-            f"{path} has format {str(number)[:20]}, this version reads {FORMAT}: "
-            "use the version that wrote it"
-        )
+        raise other_format(path, str(number)[:20], FORMAT)
     return header  # type: ignore[no-any-return]  # json gives Any; the fields are checked where they are read
 
 

@@ -21,16 +21,14 @@ from featurestore.ratings.stream import Events
 from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
-from trainer.archive import context_fields, type_names
-from trainer.archive.context_fields import ContextFields
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.erasures import Erasures
 from trainer.archive.events import START, Position, contexts_of, new_events, not_of_users, type_codes
 from trainer.archive.identity import ArchiveState
+from trainer.archive.meanings import FIELDS, TYPES, ContextFields, TypeNames
 from trainer.archive.segments import Step
 from trainer.archive.storage.files import Location
 from trainer.archive.trash import Trash
-from trainer.archive.type_names import TypeNames
 from trainer.consume.matching import difference
 from trainer.consume.rebuild import is_incomplete, rebuild
 from trainer.erasure.together import Together
@@ -303,7 +301,7 @@ class EpochConsumer:
     async def _rebuild(self) -> None:
         def keep(paths: Sequence[Location]) -> None:
             # Without what the codes in them mean, segments cannot be restored.
-            meanings = [self._archive.directory / name for name in (type_names.NAME, context_fields.NAME)]
+            meanings = [self._archive.directory / name for name in (TYPES, FIELDS)]
             paths = [*paths, *(path for path in meanings if path.exists())]
             entry = self._trash.keep(paths, self.epoch, self._identity, "rebuilt")
             log.event("epoch_to_trash", epoch=self.epoch, why="rebuilt", entry=entry.path.name)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from trainer.errors import ArchiveRefusedError
+from trainer.errors import ArchiveRefusedError, other_format
 
 # Grows when a commit of today could not be read by an older trainer.
 FORMAT = 1
@@ -81,10 +81,7 @@ class Commit:
         try:
             told = json.loads(content)
             if int(told["format"]) != FORMAT:
-                raise ArchiveRefusedError(
-                    f"{where} has format {told['format']}, this version reads {FORMAT}: "
-                    "use the version that wrote it"
-                )
+                raise other_format(where, told["format"], FORMAT)
             files = {
                 str(path): StoredFile(str(key), int(size), float(at))
                 for path, (key, size, at) in told["files"].items()

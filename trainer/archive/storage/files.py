@@ -25,8 +25,12 @@ A commit is kept until 64 others have followed, the first of each leader for goo
 last one stays taken, however late that leader wakes up.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+
+import pyarrow as pa
 
 from trainer.archive.storage.address import ObjectAddress, ObjectCredentials
 from trainer.archive.storage.client import ObjectClient
@@ -60,14 +64,27 @@ def files_of(path: Location) -> Files:
     return FOLDERS if place is None else ObjectFiles(place.archive)
 
 
+@contextlib.contextmanager
+def whole_file(path: Location) -> Iterator[pa.NativeFile]:
+    """Give what a file is written into, which is in place when the block has ended, durably, or not at all.
+    Raises OSError.
+    """
+    staged = files_of(path).staged(path)
+    try:
+        with staged.open() as file:
+            yield file
+        staged.sync()
+        staged.put_in_place()
+        sync_directory(path.parent)
+    except OSError:
+        staged.discard()
+        raise
+
+
 def write_whole(path: Location, content: bytes) -> None:
     """Put a file in place, durable when this returns. Raises OSError."""
-    staged = files_of(path).staged(path)
-    with staged.open() as file:
+    with whole_file(path) as file:
         file.write(content)
-    staged.sync()
-    staged.put_in_place()
-    sync_directory(path.parent)
 
 
 def sync_directory(path: Location) -> None:
