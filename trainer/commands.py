@@ -27,7 +27,7 @@ from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
 from trainer.erasure import waiting
 from trainer.erasure.file_rewrites import FileRewrites
 from trainer.errors import ArchiveFailedError
-from trainer.item_deletion.item_ratings import ItemRatings
+from trainer.item_ratings import ItemRatings
 from trainer.refit import Ending, Failure, RefitRequests
 from trainer.retry import with_retries
 

@@ -41,9 +41,8 @@ from trainer.errors import (
     NothingNewError,
     SegmentDamagedError,
 )
-from trainer.fit_job.job import FitRequest
+from trainer.fit_job.job import FitProgress, FitRequest
 from trainer.fit_job.process import fit_in_process
-from trainer.fit_job.progress import FitProgress
 from trainer.fit_job.results import FitResult
 from trainer.item_updates.messages import LiveFit
 from trainer.item_updates.since_fit import MAX_EVENTS

@@ -12,16 +12,15 @@ import asyncio
 from featurestore.store import Store
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step
-from trainer.capacity.watch import RoomWatch
+from trainer.capacity import RoomWatch
 from trainer.commands import CommandHandler
 from trainer.consume.open_epochs import OpenEpochs
 from trainer.erasure.file_rewrites import FileRewrites
 from trainer.erasure.older_copy import keep_attributes_erased
 from trainer.fit_job.compiling import compile_ahead, load_fold_in_here
-from trainer.item_deletion.item_ratings import ItemRatings
+from trainer.item_ratings import ItemRatings
 from trainer.item_updates.messages import Arrivals, ItemUpdates
 from trainer.item_updates.updater import ItemUpdater
-from trainer.keeping import KeptFile
 from trainer.leadership import Leadership
 from trainer.publication.arriving_error import ArrivingError
 from trainer.publication.forgotten import ForgottenUsers
@@ -31,7 +30,7 @@ from trainer.refit import RefitRequests, Refitter
 from trainer.retry import with_retries
 from trainer.settings import TrainerSettings
 from trainer.threads import Threads
-from trainer.upkeep import REMOVAL_PAUSE_S, Upkeep
+from trainer.upkeep import REMOVAL_PAUSE_S, KeptFile, Upkeep
 
 # Batches that wait to be predicted. Which ratings are does not matter: what comes beyond is let go.
 _WAITING_ARRIVALS = 4

@@ -17,13 +17,13 @@ from featurestore.generations.manifest import Pointer
 from featurestore.leases import Lease
 from featurestore.store import Store
 from trainer import log
+from trainer.archive.kept import kept_version
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import Step
 from trainer.archive.storage.files import files_of
 from trainer.archive.trash import Overdue, Why, surplus
 from trainer.consume.open_epochs import OpenEpochs
 from trainer.errors import ArchiveFailedError, archive_errors
-from trainer.keeping import KeptFile
 from trainer.publication.forgotten import ForgottenUsers
 from trainer.publication.switch import Switch
 from trainer.retry import with_retries
@@ -38,6 +38,57 @@ _TRASH_S = 60.0
 _LEFT_S = 3_600.0
 # Between small steps of removing: leaves the store to lookups.
 REMOVAL_PAUSE_S = 0.002
+
+# All that is no rating is read anew after a change: a tenth of the time at most goes into that.
+_KEEP_REST = 9.0
+# After a failure, so that it is told once a minute.
+_KEEP_AGAIN_S = 60.0
+
+
+class KeptFile:
+    """The file of what the store has besides ratings, for one term. It is that of the archive's own store:
+    what was read while the store was emptied is not written. `clock`: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        root: ArchiveRoot,
+        threads: Threads,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._root = root
+        self._threads = threads
+        self._clock = clock
+        self._due = -math.inf
+        # Which version the file has; None before it was looked at.
+        self._version: str | None = None
+
+    async def follow(self) -> None:
+        """Write the file anew where anything has changed since. Raises `StoreError`, `ArchiveFailedError`."""
+        began = self._clock()
+        if began < self._due:
+            return
+        self._due = began + _KEEP_AGAIN_S
+        await self._follow()
+        ended = self._clock()
+        self._due = ended + _KEEP_REST * (ended - began)
+
+    async def _follow(self) -> None:
+        if self._version is None:
+            self._version = await self._threads.run(kept_version, self._root.root)
+        kept = self._store.kept
+        if await kept.version() == self._version:
+            return
+        version, data = await kept.packed(users=False)
+        changed = await kept.version() != version
+        # After all of it: an emptied store would leave nothing in the file that brings it back.
+        await self._store.require_same()
+        await self._threads.run(self._root.keep, data)
+        # What changed meanwhile may be in it or not, and may be changed back.
+        self._version = "" if changed else version
 
 
 @dataclass

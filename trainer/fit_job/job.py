@@ -50,7 +50,6 @@ from trainer.errors import (
 )
 from trainer.fit_job.compiling import NICENESS, compile_apart
 from trainer.fit_job.mapped_columns import in_file
-from trainer.fit_job.progress import FitProgress, Phase
 from trainer.fit_job.ranking import add_head, engine_has_head
 from trainer.fit_job.ratings import FitInput, load_ratings
 from trainer.fit_job.result_files import read_result, take_name, unnamed, write_result
@@ -76,6 +75,7 @@ _EXPECTED = (
     *(FactorsError, MemoryError, OSError),
 )
 
+Phase = Literal["archiving", "loading", "trial", "fitting", "ranking", "publishing"]
 FailureKind = Literal["damaged", "refused", "diverged", "memory", "disk"]
 
 
@@ -112,6 +112,31 @@ class FitRequest:
     context_kinds: tuple[ContextKind | None, ...] = ()
     head_may_wait: bool = False
     unless_same: bool = False
+
+
+class FitProgress:
+    """How far a fit has come: its `phase`, and how many sweeps of that have ended; and what each phase took.
+    One ends when the next one begins, in the order of `Phase`.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since = clock()
+        self.phase: Phase = "archiving"
+        self.sweep = 0
+        self._seconds: dict[Phase, float] = {}
+
+    def begin(self, phase: Phase) -> None:
+        """Take note of the beginning of a phase."""
+        now = self._clock()
+        self._seconds[self.phase] = self._seconds.get(self.phase, 0.0) + now - self._since
+        self.phase, self.sweep, self._since = phase, 0, now
+
+    def seconds(self) -> dict[str, float]:
+        """Return what each phase before this one took, and this one so far, as `NAME_s`."""
+        now = self._clock()
+        known = {**self._seconds, self.phase: self._seconds.get(self.phase, 0.0) + now - self._since}
+        return {f"{phase}_s": seconds for phase, seconds in known.items()}
 
 
 class Began(msgspec.Struct, frozen=True, tag=True):

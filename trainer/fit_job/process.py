@@ -14,8 +14,7 @@ from trainer import log
 from trainer.archive.segments import Step, no_step
 from trainer.archive.storage.local import TEMPORARY, WithDescriptor
 from trainer.errors import FitFailedError, NothingNewError
-from trainer.fit_job.job import Answer, Began, Done, FitRequest, NothingNew, Progress
-from trainer.fit_job.progress import FitProgress
+from trainer.fit_job.job import Answer, Began, Done, FitProgress, FitRequest, NothingNew, Progress
 from trainer.fit_job.result_files import read_result, take_name
 from trainer.fit_job.results import FitResult
 

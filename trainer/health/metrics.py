@@ -91,7 +91,7 @@ def of_term(term: Term) -> Iterator[Metric]:
         run = int(room.store_run[:_RUN_DIGITS], 16)
         text = "A number of the store's server: another one after its start, and after a promotion."
         yield _gauge("store_run", text, run)
-    free = {space.reason: space.free_bytes for space in room.spaces}
+    free: dict[str, float] = {space.reason: space.free_bytes for space in room.spaces}
     yield _gauges("free_bytes", "What is free, by what may fill up.", "place", free)
     yield _gauge("trash_bytes", "What the trash of the archive holds.", term.upkeep.trash_bytes)
     if live is None:

@@ -34,8 +34,7 @@ from trainer.archive.segments import Step
 from trainer.errors import ArchiveFailedError, NoRoomError
 from trainer.fit_job.folder import FitFolder
 from trainer.fit_job.results import FitResult, is_erased
-from trainer.publication.record_process import RecordProcess, record_process
-from trainer.publication.recording import Task
+from trainer.publication.recording import RecordProcess, Task, record_process
 from trainer.retry import with_retries
 from trainer.threads import Threads
 

@@ -18,7 +18,7 @@ from trainer.archive.erasures import Erasures, Ledger, ledger_files, parse_ledge
 from trainer.archive.events import Span
 from trainer.archive.storage.host_fits import HostFits
 from trainer.archive.storage.shares import problem_in
-from trainer.capacity.watermarks import LEAST_FREE_BYTES, MOST_FREE_BYTES, Space, disk, fullest, memory
+from trainer.capacity import LEAST_FREE_BYTES, MOST_FREE_BYTES, Space, disk, fullest, memory
 from trainer.consume.rebuild import is_incomplete
 from trainer.errors import CannotStartError, LedgerDamagedError
 from trainer.fit_job import compiling
