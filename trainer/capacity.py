@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore.errors import FullReason, StoreUnavailable
-from featurestore.leases import Lease
-from featurestore.store import Store
 from trainer import log
-from trainer.threads import Threads
+from trainer.stage import Stage, Tools
 
 # A second of ratings is megabytes, far less than what is kept free; one look costs the store 0.1 ms.
 _ROUND_S = 1.0
@@ -67,18 +65,15 @@ def fullest(spaces: Iterable[Space], refusing: FullReason | None) -> Space | Non
     return min(lacking, key=lambda space: space.free_bytes / space.needed_bytes, default=None)
 
 
-class RoomWatch:
-    """Looks once a second, for one term. `store_folder`: None where the store's disk is not this host's."""
+class RoomWatch(Stage):
+    """Looks once a second, for one term."""
 
-    def __init__(
-        self, store: Store, lease: Lease, archive_folder: Path, store_folder: Path | None, threads: Threads
-    ) -> None:
-        self._store = store
-        self._lease = lease
-        self._disks: dict[FullReason, Path] = {"archive_disk": archive_folder}
-        if store_folder is not None:
+    def __init__(self, tools: Tools) -> None:
+        super().__init__(tools)
+        self._disks: dict[FullReason, Path] = {"archive_disk": tools.root.disk}
+        # None where the store's disk is not this host's.
+        if (store_folder := tools.settings.store_dir) is not None:
             self._disks["store_disk"] = store_folder
-        self._threads = threads
         self._unreadable: set[FullReason] = set()
         self.refusing: FullReason | None = None
         # What was seen last: the room by place, by how many seconds this host's clock is ahead, and which

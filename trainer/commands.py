@@ -19,10 +19,7 @@ from featurestore.errors import (
     StoreError,
     StoreUnavailable,
 )
-from featurestore.leases import Lease
-from featurestore.store import Store
 from trainer import log
-from trainer.archive.segments import Step
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
 from trainer.erasure import waiting
 from trainer.erasure.file_rewrites import FileRewrites
@@ -30,6 +27,7 @@ from trainer.errors import ArchiveFailedError
 from trainer.item_ratings import ItemRatings
 from trainer.refit import Ending, Failure, RefitRequests
 from trainer.retry import with_retries
+from trainer.stage import Stage, Tools
 
 # How long the store holds a blocking read: a stop waits for it at most so long.
 _BLOCK_MS = 250
@@ -48,27 +46,22 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class CommandHandler:
+class CommandHandler(Stage):
     """Takes commands and sees them through, several at a time; fits are `requests` to the refitter."""
 
     def __init__(
         self,
-        store: Store,
-        lease: Lease,
+        tools: Tools,
         epochs: OpenEpochs,
         requests: RefitRequests,
-        *,
         rewrites: FileRewrites,
         item_ratings: ItemRatings,
-        step: Step,
     ) -> None:
-        self._store = store
-        self._lease = lease
+        super().__init__(tools)
         self._epochs = epochs
         self._requests = requests
         self._rewrites = rewrites
         self._item_ratings = item_ratings
-        self._step = step
         # When those were asked for that are taken and have no outcome yet, in milliseconds by the store's
         # clock, by their ids.
         self._open: dict[str, int] = {}

@@ -21,13 +21,11 @@ from featurestore.errors import GenerationUnknown, StoreDamaged, StoreError, Sto
 from featurestore.generations.catalog import GenerationMeta
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import RANKING
-from featurestore.leases import Lease
-from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.events import START, Position, after, in_registry, parse_position, string_array
-from trainer.archive.segments import Step, open_rows, read_spans
+from trainer.archive.segments import open_rows, read_spans
 from trainer.catalogue.described import DescribedItems
 from trainer.catalogue.reading import read_all, read_changes
 from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
@@ -41,7 +39,7 @@ from trainer.item_updates.messages import (
 )
 from trainer.item_updates.since_fit import SPARE_ROWS, RatingsSinceFit, Round
 from trainer.retry import with_retries
-from trainer.threads import Threads
+from trainer.stage import Stage, Tools
 
 # How often the version of the catalogue is asked for: a new item is served within a second.
 LOOK_S = 0.25
@@ -71,27 +69,15 @@ class _Target:
         return self.meta.summary.generation
 
 
-class ItemUpdater:
+class ItemUpdater(Stage):
     """Folds items in for one term, as told by `updates`. What arrives for the live generation is offered to
     `arrivals`, too.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        lease: Lease,
-        updates: ItemUpdates,
-        threads: Threads,
-        arrivals: Arrivals,
-        *,
-        step: Step,
-    ) -> None:
-        self._store = store
-        self._lease = lease
+    def __init__(self, tools: Tools, updates: ItemUpdates, arrivals: Arrivals) -> None:
+        super().__init__(tools)
         self._updates = updates
         self._arrivals = arrivals
-        self._threads = threads
-        self._step = step
         # The live generation, where its items can be folded in.
         self._target: _Target | None = None
 

@@ -8,31 +8,27 @@ import numpy as np
 from factors import FitSettings, prior_model
 from featurestore.errors import GenerationBroken, GenerationUnknown
 from featurestore.generations.manifest import Pointer
-from featurestore.leases import Lease
 from featurestore.store import Store
 from trainer import log
-from trainer.archive.segments import Step
 from trainer.fit_job.results import fit_in_memory
 from trainer.publication.publish import Publisher
 from trainer.retry import with_retries
-from trainer.settings import TrainerSettings
-from trainer.threads import Threads
+from trainer.stage import Tools
 
 
-async def publish_prior(
-    store: Store, lease: Lease, settings: TrainerSettings, threads: Threads, step: Step
-) -> None:
+async def publish_prior(tools: Tools) -> None:
     """Publish the prior in a store that has no generation, or that of another scale. Raises `LeaseLost`."""
+    store = tools.store
     scale = await with_retries(store.scale.look)
     pointer = await with_retries(store.generations.live)
     if not pointer.epoch or (pointer.generation and not await _is_outdated(store, pointer)):
         return
     model = prior_model(FitSettings(scale))
     users, items = (np.zeros((0, width), np.float32) for width in (model.user_width, model.item_width))
-    prior = await Publisher(store, lease, threads, step=step).publish(
+    prior = await Publisher(store, tools.lease, tools.threads, step=tools.step).publish(
         pointer.epoch,
         fit_in_memory(model, users, items, []),
-        engine=settings.engine,
+        engine=tools.settings.engine,
         positions={},
         folder=None,
         automatic=False,
