@@ -39,15 +39,9 @@ def other_format(path: object, found: object, known: int) -> ArchiveRefusedError
 
 
 class ArchiveWaitsError(TrainerError):
-    """The archive cannot be opened for now: wait and try again."""
-
-
-class ArchiveFullError(ArchiveWaitsError):
-    """The disk of the archive is full."""
-
-
-class ArchiveUnreachableError(ArchiveWaitsError):
-    """The object store of the archive does not answer."""
+    """The archive cannot be opened for now, as its disk is full or its object store does not answer: wait and
+    try again.
+    """
 
 
 class ArchiveFailedError(TrainerError):

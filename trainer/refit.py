@@ -48,7 +48,7 @@ from trainer.publication.prior import publish_prior
 from trainer.publication.publish import Published, Publisher
 from trainer.publication.switch import Switch
 from trainer.retry import with_retries
-from trainer.schedule import Reason, Schedule
+from trainer.schedule import Reason, Schedule, Situation
 from trainer.stage import Stage, Tools
 
 # A damaged file of a snapshot is rebuilt.
@@ -160,18 +160,17 @@ class Refitter(Stage):
                 continue
             live = self._switch.live
             fitted = live if live is not None and live.epoch == pointer.epoch else None
-            decision = self.schedule.look(
+            found = Situation(
                 time.monotonic(),
-                pointer.epoch,
-                epoch.consumer.archived_events,
-                0 if fitted is None else fitted.fitted_events,
                 requested=len(self._requests) > 0,
                 # What a fit writes during a migration would be copied once more.
                 held=pointer.held or pointer.migration != "",
+                fitted_events=0 if fitted is None else fitted.fitted_events,
                 files_missing=live is not None and live.files_missing,
                 head_missing=fitted is not None and fitted.head_missing,
                 catalogue=await self._changed.look(time.monotonic(), _version_of(fitted)),
             )
+            decision = self.schedule.look(found, pointer.epoch, epoch.consumer.archived_events)
             if decision.reason is None:
                 wait_s = _LOOK_S if decision.wait_s is None else min(decision.wait_s, _LOOK_S)
                 continue

@@ -21,15 +21,16 @@ from trainer.archive.storage.files import Location, files_of, on_objects
 from trainer.archive.storage.host_fits import HostFits
 from trainer.archive.trash import Trash, TrashEntry, Why
 from trainer.archive.unread import UnreadFiles
-from trainer.errors import ArchiveFailedError, ArchiveFullError, ArchiveUnreachableError, archive_errors
+from trainer.errors import ArchiveFailedError, ArchiveWaitsError, archive_errors
 
 
 class ArchiveRoot:
     """The archive folder of one namespace, `root`: to read from, and after `claim` to write.
 
-    Raises `ArchiveFullError` where its disk has no room for now; `ArchiveFailedError` where it cannot be
-    written; `CannotStartError` where the folder of fits may be of something else. `fits`: the folder of this
-    host for fits, which an archive on an object store has beside it.
+    Raises `ArchiveWaitsError` where its disk has no room for now, or its store of objects does not answer;
+    `ArchiveFailedError` where it cannot be written; `CannotStartError` where the folder of fits may be of
+    something else. `fits`: the folder of this host for fits, which an archive on an object store has beside
+    it.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class ArchiveRoot:
         except ObjectStoreError as exc:
             if exc.lasting:
                 raise ArchiveFailedError(exc.strerror) from exc
-            raise ArchiveUnreachableError(exc.strerror) from exc
+            raise ArchiveWaitsError(exc.strerror) from exc
         except OSError as exc:
             raise _unwritable(root, exc) from exc
         if self._fits is not None:
@@ -234,5 +235,5 @@ class ArchiveRoot:
 
 def _unwritable(folder: Location, exc: OSError, advice: str = "") -> Exception:
     if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return ArchiveFullError(f"the disk under {folder} is full: make room, it goes on by itself")
+        return ArchiveWaitsError(f"the disk under {folder} is full: make room, it goes on by itself")
     return ArchiveFailedError(f"cannot write {folder}: {exc.strerror or exc}{advice}")

@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -176,11 +175,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 Answer = Began | Progress | Done | NothingNew | Failed
 
 
-def _no_phase(_phase: Phase) -> None:
-    """Let the beginning of a phase go."""
-
-
-def run_fit(request: FitRequest, report: Report, begin: Callable[[Phase], None] = _no_phase) -> None:
+def run_fit(request: FitRequest, report: Report, begin: Callable[[Phase], None]) -> None:
     """Load the ratings, measure a trial fit on a part of them, fit all, write the result; then fit the
     ranking head, and add it. A process that is killed at that leaves the ratings' result to `take_name`.
     Where no generation is live that has learned anything, of many ratings that result is all: predictions
@@ -194,11 +189,15 @@ def run_fit(request: FitRequest, report: Report, begin: Callable[[Phase], None] 
     data, live, head = _fit_ratings(request, rng, report, begin)
     if head == "now":
         start = None if request.from_scratch else live
-        threads, types = request.threads, request.types
         begin("ranking")
         give_back_now()
-        how = partial(add_head, rng=rng, threads=threads, types=types, engine=request.engine)
-        how(unnamed(output), data, start)
+        add_head(
+            *(unnamed(output), data, start),
+            rng=rng,
+            threads=request.threads,
+            types=request.types,
+            engine=request.engine,
+        )
     take_name(output)
 
 

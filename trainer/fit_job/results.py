@@ -141,7 +141,7 @@ class FitResult:
         edges = (offsets - offsets[0]).tolist()
         return [content[a:b] for a, b in pairwise(edges)]
 
-    def most_active(self, most: int, *, by_events: bool = False) -> list[bytes]:
+    def most_active(self, most: int, *, by_events: bool) -> list[bytes]:
         """Return the ids of the `most` users with the most ratings, or `by_events` with the most others; of
         equal ones those that came first.
         """

@@ -6,7 +6,6 @@ and with all others of their users folded in, and of their items where these hav
 
 from collections.abc import Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -46,7 +45,6 @@ _NEWEST_FROM = 100
 _FEW_NEW = 0.01
 # Rows whose normal matrices are in memory at once.
 _BLOCK_ROWS = 8192
-_NOT_DESCRIBED: Mapping[SideName, Columns] = MappingProxyType({})
 
 
 class _FoldIn(Protocol):
@@ -65,9 +63,9 @@ def try_out(
     task: FitTask,
     data: FitInput,
     live: FitResult | None,
-    described: Mapping[SideName, Columns] = _NOT_DESCRIBED,
+    described: Mapping[SideName, Columns],
     *,
-    threads: int = 1,
+    threads: int,
 ) -> tuple[Trial | None, dict[str, float]]:
     """Return a fit that holds ratings out, None where there are too few, and what it is like on these.
 
@@ -123,7 +121,7 @@ def as_served(
     known: Ratings,
     is_new: Bools,
     *,
-    described: Mapping[SideName, Columns] = _NOT_DESCRIBED,
+    described: Mapping[SideName, Columns],
     asked: Ratings | None = None,
     threads: int = 1,
 ) -> Fitted:

@@ -4,12 +4,15 @@ took it last can change anything in it.
 In a folder: a leader reaches it by a name of its own, a symbolic link beside it, and the next leader removes
 that name. The kernel looks the name up in each call, so that one which comes later, by a process that was
 frozen between any two, finds nothing. A leader that was replaced leaves the folder as one that was killed
-does, and no file needs a mark of whose it is.
+does, and no file needs a mark of whose it is. So the archive asks of a share of another machine that a
+rename and a link are one step which all hosts see, that `fsync` of a file and of a folder keep them, and that
+a name is looked up anew in each call: a client of NFS remembers names for a minute unless it is told not to.
 
 On an object store: the numbers of commits (`object_archive.py`).
 """
 
 import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +21,6 @@ from trainer import log
 from trainer.archive.storage.files import Location, on_objects
 from trainer.archive.storage.local import probe_folder
 from trainer.archive.storage.object_path import ObjectPath
-from trainer.archive.storage.shares import share_problem
 from trainer.errors import archive_errors
 
 # Between the folder's name and that of a term. No namespace has a dot.
@@ -30,6 +32,11 @@ NOT_LISTED = "its store does not list what was put there: use one that is strong
 KEEPS_VERSIONS = (
     "suspend the versions of the bucket, or let a rule of its life cycle expire those that are not current"
 )
+
+_FENCE = "a trainer that was replaced may go on writing for as long"
+_NFS = re.compile(r"nfs4?")
+# These say of no name how long they remember it.
+_OTHERS = re.compile(r"cifs|smb3?|fuse\.(?:sshfs|glusterfs|s3fs|rclone|mergerfs)|9p|virtiofs|afs|ceph")
 
 Step = Callable[[str], None]
 
@@ -136,3 +143,44 @@ def fence_of(root: Location) -> FolderFence | CommitFence:
     """Return what keeps others out of this archive."""
     place = on_objects(root)
     return FolderFence(root) if place is None else CommitFence(place)
+
+
+def share_problem(folder: Path) -> str | None:
+    """Return what is wrong with how the share of a folder is mounted; None where nothing is known to be, as
+    of a file system that is not known.
+    """
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
+        return problem_in(mounts, str(folder.resolve()))
+    except OSError:
+        # Not a system that tells.
+        return None
+
+
+def problem_in(mounts: str, folder: str) -> str | None:
+    """Return the problem of the mount that a folder is on. `mounts`: lines as `/proc/self/mountinfo` has
+    them.
+    """
+    found = ("", "", "")
+    for line in mounts.splitlines():
+        left, _, right = line.partition(" - ")
+        before, after = left.split(), right.split()
+        if len(before) < 6 or len(after) < 3:
+            continue
+        place = re.sub(r"\\(\d{3})", lambda code: chr(int(code.group(1), 8)), before[4])
+        inside = folder == place or folder.startswith(place.rstrip("/") + "/")
+        # The last one of a place covers those before it.
+        if inside and len(place) >= len(found[0]):
+            found = place, after[0], f"{before[5]},{after[2]}"
+    place, kind, told = found
+    options = set(told.split(","))
+    if _NFS.fullmatch(kind):
+        exact = "lookupcache=none" in options or "noac" in options
+        if not exact:
+            return f"{place} is mounted without lookupcache=none, so that {_FENCE}: mount it with that"
+        if "soft" in options or "softerr" in options:
+            return f"{place} is mounted soft, so that a write may be lost unseen: mount it hard"
+        return None
+    if _OTHERS.fullmatch(kind):
+        return f"{place} is {kind}, of which it is not known whether names are looked up anew: {_FENCE}"
+    return None
