@@ -26,7 +26,7 @@ from trainer.errors import (
     NoRoomError,
 )
 from trainer.leadership import Leadership
-from trainer.publication.prior import publish_prior
+from trainer.publication.publish import publish_prior
 from trainer.retry import with_retries
 from trainer.settings import TrainerSettings
 from trainer.stage import Tools

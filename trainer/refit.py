@@ -44,8 +44,7 @@ from trainer.fit_job.results import FitResult
 from trainer.item_updates.messages import LiveFit
 from trainer.item_updates.since_fit import MAX_EVENTS
 from trainer.publication.forgotten import ForgottenUsers
-from trainer.publication.prior import publish_prior
-from trainer.publication.publish import Published, Publisher
+from trainer.publication.publish import Published, Publisher, publish_prior
 from trainer.publication.switch import Switch
 from trainer.retry import with_retries
 from trainer.schedule import Reason, Schedule, Situation

@@ -21,7 +21,7 @@ from trainer.item_updates.updater import ItemUpdater
 from trainer.leadership import Leadership
 from trainer.publication.arriving_error import ArrivingError
 from trainer.publication.forgotten import ForgottenUsers
-from trainer.publication.prior import publish_prior
+from trainer.publication.publish import publish_prior
 from trainer.publication.switch import Switch
 from trainer.refit import RefitRequests, Refitter
 from trainer.retry import with_retries

@@ -29,25 +29,6 @@ Own = Any
 """A path of the kind that the implementation is for."""
 
 
-class Staged(Protocol):
-    """A file that is written and has no name yet. Every method raises OSError."""
-
-    def open(self) -> pa.NativeFile:
-        """Return what it is written into, from its beginning."""
-
-    def read(self) -> pa.NativeFile:
-        """Return what was written, to be read."""
-
-    def sync(self) -> None:
-        """Have what was written durable."""
-
-    def put_in_place(self) -> None:
-        """Give it its name, durably after `sync_directory` of its folder."""
-
-    def discard(self) -> None:
-        """Remove what has no name. Raises nothing."""
-
-
 class WithDescriptor(Protocol):
     """An open file that another process can read."""
 
@@ -58,34 +39,39 @@ class WithDescriptor(Protocol):
         """Close it."""
 
 
-class StagedFile:
-    """A file beside the one that it becomes."""
+class Staged:
+    """A file that is written and has no name yet: here one beside that which it becomes, in a folder. Every
+    method raises OSError.
+    """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Own) -> None:
         self._path = path
-        self._temporary = path.with_name(path.name + TEMPORARY)
+
+    @property
+    def _temporary(self) -> Path:
+        return Path(self._path.with_name(self._path.name + TEMPORARY))
 
     def open(self) -> pa.NativeFile:
-        """As `Staged`."""
+        """Return what it is written into, from its beginning."""
         return pa.OSFile(str(self._temporary), "wb")
 
     def read(self) -> pa.NativeFile:
-        """As `Staged`."""
+        """Return what was written, to be read."""
         return pa.OSFile(str(self._temporary), "rb")
 
     def sync(self) -> None:
-        """As `Staged`."""
+        """Have what was written durable."""
         # Before it has its name: one that a power cut leaves must not stand before content that it takes
         # away.
         with self._temporary.open("rb+") as written:
             os.fsync(written.fileno())
 
     def put_in_place(self) -> None:
-        """As `Staged`."""
+        """Give it its name, durably after `sync_directory` of its folder."""
         self._temporary.rename(self._path)
 
     def discard(self) -> None:
-        """As `Staged`."""
+        """Remove what has no name. Raises nothing."""
         self._temporary.unlink(missing_ok=True)
 
 
@@ -100,7 +86,7 @@ class Files:
 
     def staged(self, path: Own) -> Staged:
         """Return a file to be written and put in place under this path."""
-        return StagedFile(path)
+        return Staged(path)
 
     def append(self, path: Own, content: bytes) -> None:
         """Add to the end of a file, durably when this returns."""

@@ -20,9 +20,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from trainer.archive.storage.client import RangeFile
-from trainer.archive.storage.commits import BESIDE, Names, StoredFile
-from trainer.archive.storage.local import Files
-from trainer.archive.storage.object_archive import ObjectArchive
+from trainer.archive.storage.local import Files, Staged
+from trainer.archive.storage.object_archive import BESIDE, Names, ObjectArchive, StoredFile
 
 # Requests side by side: one gets some 50 MB/s of a store that is near, and waits 20 ms for its first byte.
 _AT_ONCE = 8
@@ -202,11 +201,11 @@ class ObjectPath:
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
 
 
-class StagedObject:
+class StagedObject(Staged):
     """A file in memory until it is uploaded: a segment has some 30 MB."""
 
     def __init__(self, path: ObjectPath) -> None:
-        self._path = path
+        super().__init__(path)
         self._sink = pa.BufferOutputStream()
         self._content: bytes | None = None
         self._uploaded: StoredFile | None = None
