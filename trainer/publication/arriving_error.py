@@ -65,7 +65,7 @@ class _Predictor:
         users[known] = self.fit.users[rows[known]]
         fresh = ~known
         fresh[known] = arrived.n[known] > self.fit.user_n[rows[known]]
-        known_by = self.fit.attributes_of_users()
+        known_by = self.fit.side_attributes("user")
         columns = None if known_by is None else columns_of_users(known_by.encoding, stored)
         users = self.posterior.fold_in_users(self.fit.items, histories, current=users, attributes=columns)
         scorer, scale = Scorer(self.posterior, self.fit.items), self.fit.model.scale
