@@ -166,7 +166,9 @@ class CommandHandler(Stage):
             elif kind == "erase":
                 await self._erase_and_tell(command)
             elif kind == "take_back":
-                ending = await self._take_back(command)
+                if not await self._item_ratings.taken_back(command):
+                    why = "its ratings are gone, or were restored"
+                    ending = Failure("epoch_gone", f"epoch {command.epoch} was replaced: {why}")
             else:
                 return Outcome("failed", code="unknown_command", detail=f"this trainer cannot {kind!r}")
         except (StoreUnavailable, LeaseLost):
@@ -235,13 +237,6 @@ class CommandHandler(Stage):
         if not isinstance(ending, Failure):
             await self._finish_epoch(epoch)
         return ending
-
-    async def _take_back(self, command: Command) -> Failure | None:
-        if await self._item_ratings.taken_back(command):
-            return None
-        return Failure(
-            "epoch_gone", f"epoch {command.epoch} was replaced: its ratings are gone, or were restored"
-        )
 
     async def _erase_and_tell(self, command: Command) -> None:
         """Erase to the end; tell what that waits for, once it has waited for a second."""

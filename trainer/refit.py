@@ -25,8 +25,7 @@ from trainer import gate, log
 from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.meanings import read_fields
 from trainer.catalogue.changes import ChangedItems
-from trainer.catalogue.reading import write_catalogue
-from trainer.catalogue.users import write_user_attributes
+from trainer.catalogue.reading import write_catalogue, write_user_attributes
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
 from trainer.errors import (
     ArchiveFailedError,

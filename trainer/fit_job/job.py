@@ -35,8 +35,7 @@ from featurestore.catalogue.columns import attributes_of
 from processes.memory import give_back_freed, give_back_now
 from processes.messages import Parent
 from trainer.archive.item_list import read_items
-from trainer.catalogue.reading import read_catalogue
-from trainer.catalogue.users import read_user_attributes
+from trainer.catalogue.reading import read_catalogue, read_user_attributes
 from trainer.engines import EngineName, make_engine
 from trainer.engines.base import FitTask, Report
 from trainer.errors import (
