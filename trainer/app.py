@@ -26,9 +26,10 @@ from trainer.errors import (
     NoRoomError,
 )
 from trainer.leadership import Leadership
-from trainer.publication.prior import publish_prior
+from trainer.publication.publish import publish_prior
 from trainer.retry import with_retries
 from trainer.settings import TrainerSettings
+from trainer.stage import Tools
 from trainer.term import Term
 from trainer.threads import Threads
 
@@ -128,12 +129,12 @@ class Trainer:
             lease, began_at = await self._acquire(store)
             leadership = self.leadership = Leadership(lease, self._settings.lease_ttl_s, began_at)
             log.event("leading", fence=lease.fence)
-            threads = Threads()
+            tools = Tools(self._settings, store, lease, root, Threads(), self._step)
             try:
-                await self._match(store, root, leadership, threads, adopt=adopt)
+                await self._match(tools, leadership, adopt=adopt)
                 adopt = False
                 await with_retries(store.leases.say_ended, "")
-                self.term = Term(self._settings, store, leadership, root, step=self._step)
+                self.term = Term(tools, leadership)
                 await self.term.run()
             except (BaseExceptionGroup, StoreError) as exc:
                 # What fails in a folder that was taken away is what the fence is for.
@@ -145,7 +146,7 @@ class Trainer:
                 self.term = None
                 leadership.end()
                 # What waits for an object store has the archive until it is answered.
-                await threads.drained()
+                await tools.threads.drained()
                 root.leave()
                 with contextlib.suppress(StoreError, TimeoutError):
                     async with asyncio.timeout(_LAST_CALL_S):
@@ -155,16 +156,16 @@ class Trainer:
                 return
             await asyncio.sleep(backoff.next_s())
 
-    async def _match(
-        self, store: Store, root: ArchiveRoot, leadership: Leadership, threads: Threads, *, adopt: bool
-    ) -> None:
+    @staticmethod
+    async def _match(tools: Tools, leadership: Leadership, *, adopt: bool) -> None:
+        root, threads = tools.root, tools.threads
         try:
-            await match(store, root, leadership, threads, adopt=adopt)
+            await match(tools.store, root, leadership, threads, adopt=adopt)
             await with_retries(threads.run, root.take_fits)
         except ArchiveRefusedError:
             # Beside an archive that is not the store's the services answer all the same.
             with contextlib.suppress(StoreError):
-                await publish_prior(store, leadership.lease, self._settings, threads, self._step)
+                await publish_prior(tools)
             raise
 
     async def _acquire(self, store: Store) -> tuple[Lease, float]:

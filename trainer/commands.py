@@ -19,17 +19,15 @@ from featurestore.errors import (
     StoreError,
     StoreUnavailable,
 )
-from featurestore.leases import Lease
-from featurestore.store import Store
 from trainer import log
-from trainer.archive.segments import Step
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
 from trainer.erasure import waiting
 from trainer.erasure.file_rewrites import FileRewrites
 from trainer.errors import ArchiveFailedError
-from trainer.item_deletion.item_ratings import ItemRatings
+from trainer.item_ratings import ItemRatings
 from trainer.refit import Ending, Failure, RefitRequests
 from trainer.retry import with_retries
+from trainer.stage import Stage, Tools
 
 # How long the store holds a blocking read: a stop waits for it at most so long.
 _BLOCK_MS = 250
@@ -48,27 +46,22 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class CommandHandler:
+class CommandHandler(Stage):
     """Takes commands and sees them through, several at a time; fits are `requests` to the refitter."""
 
     def __init__(
         self,
-        store: Store,
-        lease: Lease,
+        tools: Tools,
         epochs: OpenEpochs,
         requests: RefitRequests,
-        *,
         rewrites: FileRewrites,
         item_ratings: ItemRatings,
-        step: Step,
     ) -> None:
-        self._store = store
-        self._lease = lease
+        super().__init__(tools)
         self._epochs = epochs
         self._requests = requests
         self._rewrites = rewrites
         self._item_ratings = item_ratings
-        self._step = step
         # When those were asked for that are taken and have no outcome yet, in milliseconds by the store's
         # clock, by their ids.
         self._open: dict[str, int] = {}
@@ -173,7 +166,9 @@ class CommandHandler:
             elif kind == "erase":
                 await self._erase_and_tell(command)
             elif kind == "take_back":
-                ending = await self._take_back(command)
+                if not await self._item_ratings.taken_back(command):
+                    why = "its ratings are gone, or were restored"
+                    ending = Failure("epoch_gone", f"epoch {command.epoch} was replaced: {why}")
             else:
                 return Outcome("failed", code="unknown_command", detail=f"this trainer cannot {kind!r}")
         except (StoreUnavailable, LeaseLost):
@@ -242,13 +237,6 @@ class CommandHandler:
         if not isinstance(ending, Failure):
             await self._finish_epoch(epoch)
         return ending
-
-    async def _take_back(self, command: Command) -> Failure | None:
-        if await self._item_ratings.taken_back(command):
-            return None
-        return Failure(
-            "epoch_gone", f"epoch {command.epoch} was replaced: its ratings are gone, or were restored"
-        )
 
     async def _erase_and_tell(self, command: Command) -> None:
         """Erase to the end; tell what that waits for, once it has waited for a second."""

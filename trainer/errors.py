@@ -1,5 +1,7 @@
 """The errors of the trainer, split by what the caller should do."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Protocol
 
 from processes.errors import DATA_REFUSED
@@ -29,22 +31,32 @@ class ArchiveRefusedError(CannotStartError):
         self.why = why
 
 
+def other_format(path: object, found: object, known: int) -> ArchiveRefusedError:
+    """Return the error of a file that another version has written."""
+    return ArchiveRefusedError(
+        f"{path} has format {found}, this version reads {known}: use the version that wrote it"
+    )
+
+
 class ArchiveWaitsError(TrainerError):
-    """The archive cannot be opened for now: wait and try again."""
-
-
-class ArchiveFullError(ArchiveWaitsError):
-    """The disk of the archive is full."""
-
-
-class ArchiveUnreachableError(ArchiveWaitsError):
-    """The object store of the archive does not answer."""
+    """The archive cannot be opened for now, as its disk is full or its object store does not answer: wait and
+    try again.
+    """
 
 
 class ArchiveFailedError(TrainerError):
     """The archive cannot be read or written (disk full or failing, read-only, no permission, no memory):
     nothing was committed or set aside, try again later.
     """
+
+
+@contextlib.contextmanager
+def archive_errors(doing: str) -> Iterator[None]:
+    """Raise an OSError of the block as `ArchiveFailedError`: what could not be done, and why."""
+    try:
+        yield
+    except OSError as exc:
+        raise ArchiveFailedError(f"cannot {doing}: {exc.strerror or exc}") from exc
 
 
 class SegmentUnreadError(ArchiveFailedError):

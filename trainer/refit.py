@@ -7,7 +7,7 @@ From top to bottom: decide -> take a snapshot -> fit -> judge -> publish -> swit
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -18,18 +18,14 @@ from featurestore.errors import EpochGone, GenerationBroken, GenerationUnknown, 
 from featurestore.generations.manifest import Pointer
 from featurestore.item_registry import ItemRegistry
 from featurestore.keys import digest_of
-from featurestore.leases import Lease
 from featurestore.ratings.context_schema import ContextSchema
 from featurestore.ratings.event_types import EventType
-from featurestore.store import Store
 from processes.container import usable_cores
 from trainer import gate, log
-from trainer.archive.context_fields import read_fields
 from trainer.archive.epoch_archive import Snapshot
-from trainer.archive.segments import Step
+from trainer.archive.meanings import read_fields
 from trainer.catalogue.changes import ChangedItems
-from trainer.catalogue.reading import write_catalogue
-from trainer.catalogue.users import write_user_attributes
+from trainer.catalogue.reading import write_catalogue, write_user_attributes
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
 from trainer.errors import (
     ArchiveFailedError,
@@ -41,20 +37,17 @@ from trainer.errors import (
     NothingNewError,
     SegmentDamagedError,
 )
-from trainer.fit_job.job import FitRequest
+from trainer.fit_job.job import FitProgress, FitRequest
 from trainer.fit_job.process import fit_in_process
-from trainer.fit_job.progress import FitProgress
 from trainer.fit_job.results import FitResult
 from trainer.item_updates.messages import LiveFit
 from trainer.item_updates.since_fit import MAX_EVENTS
 from trainer.publication.forgotten import ForgottenUsers
-from trainer.publication.prior import publish_prior
-from trainer.publication.publish import Published, Publisher
+from trainer.publication.publish import Published, Publisher, publish_prior
 from trainer.publication.switch import Switch
 from trainer.retry import with_retries
-from trainer.schedule import Reason, Schedule
-from trainer.settings import TrainerSettings
-from trainer.threads import Threads
+from trainer.schedule import Reason, Schedule, Situation
+from trainer.stage import Stage, Tools
 
 # A damaged file of a snapshot is rebuilt.
 _ATTEMPTS = 4
@@ -116,44 +109,33 @@ class RefitRequests:
         return len(self._endings)
 
 
-class Refitter:
+class Refitter(Stage):
     """Fits for one term: when it is due, and when `requests` ask for it."""
 
     def __init__(
         self,
-        settings: TrainerSettings,
-        store: Store,
-        lease: Lease,
-        *,
+        tools: Tools,
         epochs: OpenEpochs,
         switch: Switch,
         requests: RefitRequests,
         forgotten: ForgottenUsers,
-        threads: Threads,
-        step: Step,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._settings = settings
-        self._store = store
+        super().__init__(tools)
         self._epochs = epochs
         self._switch = switch
         self._requests = requests
         self._forgotten = forgotten
-        self._threads = threads
-        self._step = step
-        self._clock = clock
-        self._lease = lease
-        self._publisher = Publisher(store, lease, threads, step=step)
-        self.schedule = Schedule(settings.rules)
-        # Since when a fit runs, by `clock`, and how many seconds the last one took.
+        self._publisher = Publisher(self._store, self._lease, self._threads, step=self._step)
+        self.schedule = Schedule(self._settings.rules)
+        # Since when a fit runs, by the monotonic clock, and how many seconds the last one took.
         self.fitting_since: float | None = None
         self.last_fit_s: float | None = None
         # Why the last fit did not go live, and when, in seconds since 1970; None where it did.
         self.failed: tuple[Failure, float] | None = None
-        self._progress = FitProgress(clock)
+        self._progress = FitProgress()
         # After a refusal of the gate the next fit starts from nothing, not from the generation before.
         self._from_scratch = False
-        self._changed = ChangedItems(store.catalogue)
+        self._changed = ChangedItems(self._store.catalogue)
         # Epochs that know the users of whom there were attributes before.
         self._described_epochs: set[int] = set()
         # That of the prior, as far as this term has looked.
@@ -176,18 +158,17 @@ class Refitter:
                 continue
             live = self._switch.live
             fitted = live if live is not None and live.epoch == pointer.epoch else None
-            decision = self.schedule.look(
-                self._clock(),
-                pointer.epoch,
-                epoch.consumer.archived_events,
-                0 if fitted is None else fitted.fitted_events,
+            found = Situation(
+                time.monotonic(),
                 requested=len(self._requests) > 0,
                 # What a fit writes during a migration would be copied once more.
                 held=pointer.held or pointer.migration != "",
+                fitted_events=0 if fitted is None else fitted.fitted_events,
                 files_missing=live is not None and live.files_missing,
                 head_missing=fitted is not None and fitted.head_missing,
-                catalogue=await self._changed.look(self._clock(), _version_of(fitted)),
+                catalogue=await self._changed.look(time.monotonic(), _version_of(fitted)),
             )
+            decision = self.schedule.look(found, pointer.epoch, epoch.consumer.archived_events)
             if decision.reason is None:
                 wait_s = _LOOK_S if decision.wait_s is None else min(decision.wait_s, _LOOK_S)
                 continue
@@ -195,8 +176,8 @@ class Refitter:
             requested = self._requests.take()
             # A new epoch has the higher number, and goes first: it takes the place of the other.
             for number in sorted(requested or {pointer.epoch}, reverse=True):
-                self.fitting_since = self._clock()
-                self._requests.progress = self._progress = FitProgress(self._clock)
+                self.fitting_since = time.monotonic()
+                self._requests.progress = self._progress = FitProgress()
                 ending = await self._refit(number, decision.reason, automatic=not requested)
                 self.fitting_since = self._requests.progress = None
                 if number in requested:
@@ -205,7 +186,7 @@ class Refitter:
     async def _pointer(self) -> Pointer:
         """Return what is live, with the prior of the scale that was decided meanwhile."""
         if await with_retries(self._store.scale.look) != self._scale:
-            await publish_prior(self._store, self._lease, self._settings, self._threads, self._step)
+            await publish_prior(self._tools)
             self._scale = self._store.scale.value
             pointer = await with_retries(self._store.generations.live)
             await self._switch.follow(pointer)
@@ -214,7 +195,7 @@ class Refitter:
 
     async def _refit(self, number: int, reason: Reason, *, automatic: bool) -> Ending:
         """Run one refit from snapshot to switch; an error that can be expected is its ending."""
-        began_at = self._clock()
+        began_at = time.monotonic()
         log.event("fit_begins", epoch=number, reason=reason)
         try:
             epoch = await self._epochs.open(number)
@@ -246,14 +227,14 @@ class Refitter:
             if isinstance(exc, GateRefusedError):
                 # Refused from nothing too: the next one may start from the live generation again.
                 self._from_scratch = not self._from_scratch
-            failure, delay_s = _failure(exc), self.schedule.failed(self._clock())
+            failure, delay_s = _failure(exc), self.schedule.failed(time.monotonic())
             self.failed = failure, time.time()
             log.warning("fit_failed", epoch=number, code=failure.code, why=failure.detail, retry_s=delay_s)
             return failure
         self.schedule.fitted(live=published.live)
         self._from_scratch, self.failed = False, None
         generation = published.meta.summary.generation
-        seconds = self.last_fit_s = self._clock() - began_at
+        seconds = self.last_fit_s = time.monotonic() - began_at
         log.event(
             "fit_published",
             epoch=number,
@@ -423,11 +404,11 @@ class Refitter:
         """Return the result of `fitting`, and take note of its time: without what archive and store were
         waited for, before and after.
         """
-        began_at = self._clock()
+        began_at = time.monotonic()
         try:
             return await (self._unless_requested(fitting) if automatic else fitting)
         finally:
-            self.schedule.ran(began_at, self._clock())
+            self.schedule.ran(began_at, time.monotonic())
 
     async def _unless_requested(self, fitting: Coroutine[None, None, FitResult]) -> FitResult:
         """Return the result of `fitting`. Raises `GaveWayError`, with its process ended, when a request

@@ -4,7 +4,7 @@ holds an older generation live nothing is fitted unasked.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from processes.backoff import Backoff
@@ -78,26 +78,28 @@ class CatalogueChanges:
 class Situation:
     """What is known when the scheduler looks. Times are seconds of one monotonic clock.
 
-    `requested`: whether a command waits for a fit. `new_events`: archived since the snapshot of the newest
-    fit; `first_new_at`: when the first of them was; `fitted_events`: how many that fit knew. `lately`: how
-    many came in the last seconds. `files_missing`: this host does not have the live generation's fit, so
-    that items cannot be folded in; `head_missing`: that fit went live before its ranking head.
-    `not_before`: no automatic fit earlier than this, after failures; `paced_until`: no refit, for what the
-    last one took. `catalogue`: what has changed in it.
+    `requested`: whether a command waits for a fit. `fitted_events`: how many of the archived events the live
+    fit had learned. `files_missing`: this host does not have the live generation's fit, so that items cannot
+    be folded in; `head_missing`: that fit went live before its ranking head. `catalogue`: what has changed
+    in it.
+
+    What `Schedule` adds: `new_events`: archived since the snapshot of the newest fit; `first_new_at`: when
+    the first of them was. `lately`: how many came in the last seconds. `not_before`: no automatic fit earlier
+    than this, after failures; `paced_until`: no refit, for what the last one took.
     """
 
     now: float
     requested: bool
     held: bool
-    new_events: int
     fitted_events: int
-    lately: int
-    first_new_at: float | None
     files_missing: bool
-    not_before: float
-    catalogue: CatalogueChanges = CatalogueChanges()
-    paced_until: float = 0.0
     head_missing: bool = False
+    catalogue: CatalogueChanges = CatalogueChanges()
+    new_events: int = 0
+    lately: int = 0
+    first_new_at: float | None = None
+    not_before: float = 0.0
+    paced_until: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,22 +176,9 @@ class Schedule:
         """How many events came in the last two seconds."""
         return self._looks[-1][1] - self._looks[0][1] if self._looks else 0
 
-    def look(
-        self,
-        now: float,
-        epoch: int,
-        archived_events: int,
-        fitted_events: int,
-        *,
-        requested: bool = False,
-        held: bool = False,
-        files_missing: bool = False,
-        head_missing: bool = False,
-        catalogue: CatalogueChanges = CatalogueChanges(),
-    ) -> Decision:
-        """Take note of how many events are archived, and how many of them the live fit had learned; return
-        whether to fit now. For the rest see `Situation`.
-        """
+    def look(self, found: Situation, epoch: int, archived_events: int) -> Decision:
+        """Take note of how many events are archived; return whether to fit now."""
+        now = found.now
         if epoch != self._epoch:
             self._epoch = epoch
             self._looks.clear()
@@ -198,21 +187,15 @@ class Schedule:
         self._looks.append((now, archived_events))
         while self._looks[0][0] < now - _LATELY_S:
             self._looks.popleft()
-        new_events = archived_events - max(fitted_events, self.learned_events)
+        new_events = archived_events - max(found.fitted_events, self.learned_events)
         if new_events > 0 and self.first_new_at is None:
             self.first_new_at = now
-        situation = Situation(
-            now=now,
-            requested=requested,
-            held=held,
+        situation = replace(
+            found,
             new_events=new_events,
-            fitted_events=fitted_events,
             lately=self.lately,
             first_new_at=self.first_new_at,
-            files_missing=files_missing,
-            head_missing=head_missing,
             not_before=self._not_before,
-            catalogue=catalogue,
             paced_until=self._paced_until,
         )
         return decide(situation, self._rules)

@@ -9,28 +9,23 @@ ends, nothing of this term is still writing.
 
 import asyncio
 
-from featurestore.store import Store
-from trainer.archive.root import ArchiveRoot
-from trainer.archive.segments import Step
-from trainer.capacity.watch import RoomWatch
+from trainer.capacity import RoomWatch
 from trainer.commands import CommandHandler
 from trainer.consume.open_epochs import OpenEpochs
 from trainer.erasure.file_rewrites import FileRewrites
 from trainer.erasure.older_copy import keep_attributes_erased
 from trainer.fit_job.compiling import compile_ahead, load_fold_in_here
-from trainer.item_deletion.item_ratings import ItemRatings
+from trainer.item_ratings import ItemRatings
 from trainer.item_updates.messages import Arrivals, ItemUpdates
 from trainer.item_updates.updater import ItemUpdater
-from trainer.keeping import KeptFile
 from trainer.leadership import Leadership
 from trainer.publication.arriving_error import ArrivingError
 from trainer.publication.forgotten import ForgottenUsers
-from trainer.publication.prior import publish_prior
+from trainer.publication.publish import publish_prior
 from trainer.publication.switch import Switch
 from trainer.refit import RefitRequests, Refitter
 from trainer.retry import with_retries
-from trainer.settings import TrainerSettings
-from trainer.threads import Threads
+from trainer.stage import Stage, Tools
 from trainer.upkeep import REMOVAL_PAUSE_S, Upkeep
 
 # Batches that wait to be predicted. Which ratings are does not matter: what comes beyond is let go.
@@ -40,69 +35,26 @@ _WAITING_ARRIVALS = 4
 _WAITING_UPDATES = 32
 
 
-class Term:
+class Term(Stage):
     """The trainer while it leads."""
 
-    def __init__(
-        self,
-        settings: TrainerSettings,
-        store: Store,
-        leadership: Leadership,
-        root: ArchiveRoot,
-        *,
-        step: Step,
-    ) -> None:
-        lease = leadership.lease
-        threads = Threads()
-        group = asyncio.TaskGroup()
-        item_updates = ItemUpdates(_WAITING_UPDATES)
-        requests = self.requests = RefitRequests()
-        forgotten = ForgottenUsers(store)
-        self._settings = settings
-        self._store = store
-        self._root = root
+    def __init__(self, tools: Tools, leadership: Leadership) -> None:
+        super().__init__(tools)
+        item_updates, arrivals = ItemUpdates(_WAITING_UPDATES), Arrivals(_WAITING_ARRIVALS)
+        forgotten = ForgottenUsers(tools.store)
+        self.requests = RefitRequests()
         self._leadership = leadership
-        self._threads = threads
-        self._group = group
-        self._step = step
-        self.epochs = OpenEpochs(
-            *(settings, store, lease, root),
-            item_updates=item_updates,
-            threads=threads,
-            group=group,
-            step=step,
-        )
-        self.switch = Switch(store, self.epochs, threads, item_updates, requests.want)
-        arrivals = Arrivals(_WAITING_ARRIVALS)
-        self.items = ItemUpdater(store, lease, item_updates, threads, arrivals, step=step)
-        self.arriving = ArrivingError(store, self.epochs, self.switch, arrivals, threads)
-        self.rewrites = FileRewrites(store, lambda: self.room.refusing == "store_disk")
-        self.item_ratings = ItemRatings(store, self.epochs, threads, step=step)
-        self.commands = CommandHandler(
-            store,
-            lease,
-            self.epochs,
-            requests,
-            rewrites=self.rewrites,
-            item_ratings=self.item_ratings,
-            step=step,
-        )
-        self.refitter = Refitter(
-            settings,
-            store,
-            lease,
-            epochs=self.epochs,
-            switch=self.switch,
-            requests=requests,
-            forgotten=forgotten,
-            threads=threads,
-            step=step,
-        )
-        self.room = RoomWatch(store, lease, root.disk, settings.store_dir, threads)
-        kept = KeptFile(store, root, threads)
-        self.upkeep = Upkeep(
-            *(store, lease, root, kept, self.epochs, self.switch, forgotten, settings, threads, step)
-        )
+        self._group = asyncio.TaskGroup()
+        self.epochs = OpenEpochs(tools, item_updates, self._group)
+        self.switch = Switch(tools, self.epochs, item_updates, self.requests.want)
+        self.items = ItemUpdater(tools, item_updates, arrivals)
+        self.arriving = ArrivingError(tools, self.epochs, self.switch, arrivals)
+        self.room = RoomWatch(tools)
+        rewrites = FileRewrites(tools.store, lambda: self.room.refusing == "store_disk")
+        self.item_ratings = ItemRatings(tools, self.epochs)
+        self.commands = CommandHandler(tools, self.epochs, self.requests, rewrites, self.item_ratings)
+        self.refitter = Refitter(tools, self.epochs, self.switch, self.requests, forgotten)
+        self.upkeep = Upkeep(tools, self.epochs, self.switch, forgotten)
 
     async def run(self) -> None:
         """Lead until cancelled. Raises an exception group with `LeaseLost`, or with an error that was not
@@ -135,9 +87,9 @@ class Term:
     async def _begin(self) -> None:
         """Finish what an earlier leader left, and make sure that something is live."""
         store = self._store
-        await publish_prior(store, self._leadership.lease, self._settings, self._threads, self._step)
+        await publish_prior(self._tools)
         pointer = await with_retries(store.generations.live)
-        await with_retries(store.generations.prune, self._leadership.lease, REMOVAL_PAUSE_S)
+        await with_retries(store.generations.prune, self._lease, REMOVAL_PAUSE_S)
         for number in {pointer.epoch, pointer.pending} - {0}:
             epoch = await self.epochs.begin(number)
             await with_retries(self._threads.run, epoch.fits.end_fit)

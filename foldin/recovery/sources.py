@@ -22,7 +22,6 @@ from foldin.recovery.errors import RecoveryRefusedError
 from foldin.recovery.events import RatingEvents, of_tables
 from foldin.recovery.manifest import NAME as MANIFEST
 from foldin.recovery.manifest import Manifest, read_manifest
-from trainer.archive.context_fields import read_fields
 from trainer.archive.erasures import Ledger
 from trainer.archive.identity import IDENTITY_FILE, read_identity
 from trainer.archive.item_list import NAME as ITEMS
@@ -31,10 +30,10 @@ from trainer.archive.json_files import read_json
 from trainer.archive.kept import NAME as KEPT
 from trainer.archive.kept import read_kept
 from trainer.archive.listing import uncovered
+from trainer.archive.meanings import read_fields, read_types
 from trainer.archive.segments import DAMAGED, SegmentName, open_segment, read_segment
 from trainer.archive.storage.files import Location
 from trainer.archive.trash import NOTE
-from trainer.archive.type_names import read_types
 from trainer.errors import (
     ArchiveFailedError,
     ArchiveRefusedError,

@@ -31,7 +31,7 @@ from trainer.archive.erasures import Erasures, ledger_files, parse_ledger
 from trainer.archive.item_list import read_items, write_items
 from trainer.archive.json_files import read_json, write_json
 from trainer.archive.segments import METADATA_KEY
-from trainer.archive.storage.commits import Commit
+from trainer.archive.storage.object_archive import Commit
 from trainer.errors import ArchiveRefusedError
 
 FORMAT = re.compile(r"(?!_NO)_?([A-Z]+_)?(FORMAT|LAYOUT)")

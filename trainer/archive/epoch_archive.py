@@ -50,6 +50,7 @@ from trainer.errors import (
     SegmentDamagedError,
     SegmentGoneError,
     SegmentUnreadError,
+    archive_errors,
 )
 
 Until = Mapping[int, Position] | None
@@ -103,18 +104,15 @@ class EpochArchive:
         # Held by whatever replaces segments, so that an erasure never misses rows that a merge just moved.
         self._maintenance = threading.Lock()
         self._appending = threading.Lock()
-        self._segments: list[Segment] = []
         # Replaced, and perhaps not removed yet.
         self._covered: list[Segment] = []
-        self.damaged: list[SegmentDamagedError] = []
         self.rebuilding = False
         self._unread = UnreadFiles() if unread is None else unread
-        try:
+        with archive_errors(f"open {directory}"):
             # Without its parents: the name of a term that has ended must not come into being again.
             directory.mkdir(exist_ok=True)
-            self._recover()
-        except OSError as exc:
-            raise ArchiveFailedError(f"cannot open {directory}: {exc.strerror or exc}") from exc
+            # What a kill left half done is finished.
+            self._segments, self.damaged = recover(directory, self._unread, step)
 
     def snapshot(self) -> Snapshot:
         """Return what is archived now."""
@@ -390,13 +388,8 @@ class EpochArchive:
             sync_directory(self.directory)
         self._covered.clear()
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Tell that the archive cannot be written as what it is. Raises `ArchiveFailedError`."""
-        try:
-            yield
-        except OSError as exc:
-            raise ArchiveFailedError(f"cannot write {self.directory}: {exc.strerror or exc}") from exc
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return archive_errors(f"write {self.directory}")
 
     def _set_aside(self, segment: Segment, damage: SegmentDamagedError) -> None:
         with self._state:
@@ -406,10 +399,6 @@ class EpochArchive:
         with self._writing():
             if segment.path.exists():
                 segment.path.rename(segment.path.with_name(segment.path.name + DAMAGED))
-
-    def _recover(self) -> None:
-        """Finish what a kill left half done, then list the segments."""
-        self._segments, self.damaged = recover(self.directory, self._unread, self._step)
 
 
 def _without(rows: Rows, before_ms: Mapping[bytes, int], until: Until) -> tuple[Rows, int]:

@@ -21,7 +21,7 @@ from factors import Int64s
 from trainer import log
 from trainer.archive.segments import Guard
 from trainer.archive.storage.files import Location, files_of, write_whole
-from trainer.errors import ArchiveFailedError, ArchiveRefusedError, LedgerDamagedError
+from trainer.errors import LedgerDamagedError, archive_errors, other_format
 
 FILES = "erasures-*.log"
 # Grows when a ledger of today could not be read by an older trainer.
@@ -83,16 +83,16 @@ class Erasures:
 
         Raises `ArchiveFailedError` and what the guard raises.
         """
-        with self._adding:
+        with archive_errors(f"write {self._folder}"), self._adding:
             try:
                 path = self._path = self._path or self._open()
                 records = [_RECORD.pack(_digest(self._key, user_id), at_ms, 0) for user_id, at_ms in erased]
                 self._guard()
                 files_of(path).append(path, b"".join(map(_with_crc, records)))
-            except OSError as exc:
+            except OSError:
                 # Part of a record may be there now: what comes next would stand askew behind it.
                 self._path = None
-                raise ArchiveFailedError(f"cannot write {self._folder}: {exc.strerror or exc}") from exc
+                raise
 
     def _open(self) -> Location:
         """Return the file to add to. Raises OSError."""
@@ -176,10 +176,8 @@ def readable_ledgers(folder: Location) -> list[Ledger]:
     `ArchiveFailedError`.
     """
     found = []
-    try:
+    with archive_errors(f"read the ledger in {folder}"):
         contents = [(path, path.read_bytes()) for path in ledger_files(folder)]
-    except OSError as exc:
-        raise ArchiveFailedError(f"cannot read the ledger in {folder}: {exc.strerror or exc}") from exc
     for path, content in contents:
         try:
             found.append(parse_ledger(path, content))
@@ -197,9 +195,7 @@ def _key_of(path: Location, content: bytes) -> bytes:
     # The format first: what follows it may be otherwise in a newer one.
     _, number, key = _HEADER.unpack(header[:-4])
     if number != FORMAT and (number > FORMAT or _is_whole(header)):
-        raise ArchiveRefusedError(
-            f"{path} has format {number}, this version reads {FORMAT}: use the version that wrote it"
-        )
+        raise other_format(path, number, FORMAT)
     if not _is_whole(header):
         raise LedgerDamagedError(path)
     return bytes(key)

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from trainer.archive.events import string_array
 from trainer.archive.segments import METADATA_KEY
 from trainer.archive.storage.client import ObjectStoreError
-from trainer.archive.storage.files import Location, files_of, sync_directory
-from trainer.errors import ArchiveFailedError, ArchiveRefusedError
+from trainer.archive.storage.files import Location, files_of, whole_file
+from trainer.errors import ArchiveFailedError, archive_errors, other_format
 
 # Not `*.parquet`, which it is: those are the segments.
 NAME = "items.list"
@@ -25,25 +25,17 @@ FORMAT = 1
 def write_items(directory: Location, ids: Sequence[bytes]) -> Location:
     """Write the ids by item row; return the file, which is on disk then. Raises `ArchiveFailedError`."""
     path = directory / NAME
-    staged = files_of(path).staged(path)
     header = json.dumps({"format": FORMAT, "rows": len(ids)}).encode()
     table = pa.table({"item_id": string_array(ids)})
-    try:
-        with staged.open() as file:
-            pq.write_table(
-                table.replace_schema_metadata({METADATA_KEY: header}),
-                file,
-                compression="zstd",
-                compression_level=1,
-                use_dictionary=False,
-                write_page_checksum=True,
-            )
-        staged.sync()
-        staged.put_in_place()
-        sync_directory(directory)
-    except OSError as exc:
-        staged.discard()
-        raise ArchiveFailedError(f"cannot write {path}: {exc.strerror or exc}") from exc
+    with archive_errors(f"write {path}"), whole_file(path) as file:
+        pq.write_table(
+            table.replace_schema_metadata({METADATA_KEY: header}),
+            file,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=False,
+            write_page_checksum=True,
+        )
     return path
 
 
@@ -58,9 +50,7 @@ def read_items(path: Location) -> pa.StringArray:
         header = json.loads((table.schema.metadata or {})[METADATA_KEY])
         number, rows = int(header["format"]), int(header["rows"])
         if number != FORMAT:
-            raise ArchiveRefusedError(
-                f"{path} has format {number}, this version reads {FORMAT}: use the version that wrote it"
-            )
+            raise other_format(path, number, FORMAT)
         ids = table["item_id"].combine_chunks()
     except FileNotFoundError:
         return pa.array([], type=pa.string())

@@ -7,7 +7,7 @@ from typing import Any
 
 from trainer.archive.storage.client import ObjectStoreError
 from trainer.archive.storage.files import Location, write_whole
-from trainer.errors import ArchiveFailedError, ArchiveRefusedError
+from trainer.errors import ArchiveFailedError, other_format
 
 # Grows when a file of today could not be read by an older trainer.
 FORMAT = 1
@@ -34,7 +34,5 @@ def read_json(path: Location) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     if number != FORMAT:
-        raise ArchiveRefusedError(
-            f"{path} has format {number}, this version reads {FORMAT}: use the version that wrote it"
-        )
+        raise other_format(path, number, FORMAT)
     return dict(content)

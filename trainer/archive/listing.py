@@ -21,6 +21,7 @@ from trainer.errors import (
     SegmentDamagedError,
     SegmentGoneError,
     SegmentUnreadError,
+    archive_errors,
 )
 
 # A trainer that was replaced a moment ago may merge, or move the epoch, while it is listed.
@@ -101,19 +102,15 @@ def read_spans(directory: Location, unread: UnreadFiles) -> dict[int, Span]:
     """
     for _ in range(_LISTINGS):
         found, failures = [], Failures()
-        try:
+        with archive_errors(f"read {directory}"), contextlib.suppress(SegmentGoneError, FileNotFoundError):
             listed = uncovered(directory) if directory.exists() else []
             files_of(directory).read_ahead([path for _, path in listed])
             unread.keep({path.name for _, path in listed})
             for name, path in listed:
                 with contextlib.suppress(SegmentDamagedError), failures:
                     found.append(_inspect(path, name, unread).spans)
-        except (SegmentGoneError, FileNotFoundError):
-            continue
-        except OSError as exc:
-            raise ArchiveFailedError(f"cannot read {directory}: {exc.strerror or exc}") from exc
-        failures.throw()
-        return join_spans(found)
+            failures.throw()
+            return join_spans(found)
     raise ArchiveFailedError(f"{directory} changes all the time")
 
 

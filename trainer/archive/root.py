@@ -21,15 +21,16 @@ from trainer.archive.storage.files import Location, files_of, on_objects
 from trainer.archive.storage.host_fits import HostFits
 from trainer.archive.trash import Trash, TrashEntry, Why
 from trainer.archive.unread import UnreadFiles
-from trainer.errors import ArchiveFailedError, ArchiveFullError, ArchiveUnreachableError
+from trainer.errors import ArchiveFailedError, ArchiveWaitsError, archive_errors
 
 
 class ArchiveRoot:
     """The archive folder of one namespace, `root`: to read from, and after `claim` to write.
 
-    Raises `ArchiveFullError` where its disk has no room for now; `ArchiveFailedError` where it cannot be
-    written; `CannotStartError` where the folder of fits may be of something else. `fits`: the folder of this
-    host for fits, which an archive on an object store has beside it.
+    Raises `ArchiveWaitsError` where its disk has no room for now, or its store of objects does not answer;
+    `ArchiveFailedError` where it cannot be written; `CannotStartError` where the folder of fits may be of
+    something else. `fits`: the folder of this host for fits, which an archive on an object store has beside
+    it.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class ArchiveRoot:
         except ObjectStoreError as exc:
             if exc.lasting:
                 raise ArchiveFailedError(exc.strerror) from exc
-            raise ArchiveUnreachableError(exc.strerror) from exc
+            raise ArchiveWaitsError(exc.strerror) from exc
         except OSError as exc:
             raise _unwritable(root, exc) from exc
         if self._fits is not None:
@@ -65,12 +66,10 @@ class ArchiveRoot:
 
         It is to be handed to `take` once the store has said that no other leads.
         """
-        try:
+        with archive_errors(f"claim {self.root}"):
             if self._fits is not None:
                 self._fits.look()
             return self._fence.claim(term)
-        except OSError as exc:
-            raise ArchiveFailedError(f"cannot claim {self.root}: {exc.strerror or exc}") from exc
 
     def take(self, others: Any) -> bool:
         """Keep these others out: what their processes do from now on fails. Then open everything anew. Return
@@ -78,12 +77,10 @@ class ArchiveRoot:
 
         Raises `ArchiveFailedError`.
         """
-        try:
+        with archive_errors(f"take {self.root}"):
             if not self._fence.take(others, self._step):
                 return False
             self.trash.clean()
-        except OSError as exc:
-            raise ArchiveFailedError(f"cannot take {self.root}: {exc.strerror or exc}") from exc
         # What is on disk counts, not what a term believed that was cut off.
         self._epochs.clear()
         self.erasures = Erasures(self._path, guard=self._require_ours)
@@ -174,10 +171,8 @@ class ArchiveRoot:
         # Where it is tried again and again, until the lease has gone to another.
         self._require_ours()
         own = place.archive
-        try:
+        with archive_errors(f"write {fits.folder}"):
             fits.take(own.term, own.term_before, [self.folder(number).name for number in self.epochs()])
-        except OSError as exc:
-            raise ArchiveFailedError(f"cannot write {fits.folder}: {exc.strerror or exc}") from exc
 
     def discard(self, number: int, why: Why) -> TrashEntry | None:
         """Move all of an epoch to the trash; return the entry, None where it never held a rating. Killed at
@@ -198,19 +193,15 @@ class ArchiveRoot:
         of this store takes the other one's place.
         """
         kept = self._path / KEPT
-        try:
+        with archive_errors(f"write {folder}"):
             if folder.exists() and kept.exists() and not (folder / KEPT).exists():
                 files_of(kept).link(kept, folder / KEPT)
-        except OSError as exc:
-            raise ArchiveFailedError(f"cannot write {folder}: {exc.strerror or exc}") from exc
 
     def keep(self, content: bytes) -> None:
         """Put the file of what the store keeps besides ratings in place. Raises `ArchiveFailedError`."""
-        try:
+        with archive_errors(f"write {self.root / KEPT}"):
             self._require_ours()
             write_kept(self._path, content)
-        except OSError as exc:
-            raise ArchiveFailedError(f"cannot write {self.root / KEPT}: {exc.strerror or exc}") from exc
 
     def identity(self) -> str | None:
         """Return which store this archive says that it belongs to. Raises `ArchiveRefusedError`."""
@@ -220,11 +211,9 @@ class ArchiveRoot:
         """Say from now on that this is the archive of the store with this identity; `since_ms`: since now, by
         that store's clock, where it was another one's.
         """
-        try:
+        with archive_errors(f"write {self.root}"):
             self._require_ours()
             write_identity(self._path, identity, since_ms)
-        except OSError as exc:
-            raise ArchiveFailedError(f"cannot write {self.root}: {exc.strerror or exc}") from exc
 
     def state(self, replaced: Collection[int] = ()) -> ArchiveState:
         """Return what the archive says of itself. Opens no epoch and changes nothing. `replaced`: epochs that
@@ -232,11 +221,9 @@ class ArchiveRoot:
 
         Raises `ArchiveRefusedError` where something in it is newer than this version, `ArchiveFailedError`.
         """
-        try:
+        with archive_errors(f"read {self.root}"):
             require_known(self.root)
             numbers = self.epochs()
-        except OSError as exc:
-            raise ArchiveFailedError(f"cannot read {self.root}: {exc.strerror or exc}") from exc
         ends = {
             number: read_ends(
                 self.folder(number), replaced=number in replaced, unread=self._unread_of(number)
@@ -248,5 +235,5 @@ class ArchiveRoot:
 
 def _unwritable(folder: Location, exc: OSError, advice: str = "") -> Exception:
     if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return ArchiveFullError(f"the disk under {folder} is full: make room, it goes on by itself")
+        return ArchiveWaitsError(f"the disk under {folder} is full: make room, it goes on by itself")
     return ArchiveFailedError(f"cannot write {folder}: {exc.strerror or exc}{advice}")

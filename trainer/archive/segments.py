@@ -10,9 +10,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +20,14 @@ import pyarrow.parquet as pq
 
 from trainer.archive.events import CONTEXT, SCHEMA, Rows, Span, Spans
 from trainer.archive.storage.client import ObjectStoreError
-from trainer.archive.storage.files import Location, Staged, files_of, sync_directory
+from trainer.archive.storage.files import Location, files_of, sync_directory
+from trainer.archive.storage.local import Staged
 from trainer.errors import (
     ArchiveFailedError,
-    ArchiveRefusedError,
     SegmentDamagedError,
     SegmentGoneError,
     SegmentUnreadError,
+    other_format,
 )
 
 METADATA_KEY = b"foldin"
@@ -265,10 +265,10 @@ def read_columns(path: Location, file: pa.NativeFile) -> Iterator[tuple[str, pa.
         state = _digest_of(header["spans"])
         for field in schema:
             with _reading(path):
-                column = reader.read([field.name], use_threads=False).column(0)
-            _add_column(state, field, partial(_repeated, column))
-            yield field.name, column
-            del column
+                table = reader.read([field.name], use_threads=False)
+            _add_column(state, field, Rows.of(table))
+            yield field.name, table.column(0)
+            del table
         if header.get("rows") != reader.metadata.num_rows or header.get("digest") != state.hexdigest():
             raise SegmentDamagedError(path, "checksum does not match")
 
@@ -306,40 +306,29 @@ def digest(rows: Rows, spans: object) -> str:
     """
     state = _digest_of(spans)
     for field in rows.schema:
-        _add_column(state, field, partial(_column, rows, field.name))
+        _add_column(state, field, rows)
     return state.hexdigest()
-
-
-def _column(rows: Rows, name: str) -> Iterator[pa.ChunkedArray]:
-    return (part[name] for part in rows.read([name]))
 
 
 def _digest_of(spans: object) -> "hashlib._Hash":
     return hashlib.sha256(json.dumps(spans, sort_keys=True).encode())
 
 
-def _add_column(
-    state: "hashlib._Hash", field: pa.Field, parts: Callable[[], Iterable[pa.ChunkedArray]]
-) -> None:
-    """Add a column, which `parts` gives as often as it is called."""
+def _add_column(state: "hashlib._Hash", field: pa.Field, rows: Rows) -> None:
     if pa.types.is_primitive(field.type):
-        for chunk in _chunks(parts()):
+        for chunk in _chunks(rows, field.name):
             state.update(np.ascontiguousarray(chunk.to_numpy(zero_copy_only=False)).data)
         return
     # All lengths, then all texts: so the digest does not depend on where the chunks end, and no two columns
     # share it.
-    for ends, _ in map(_texts, _chunks(parts())):
+    for ends, _ in map(_texts, _chunks(rows, field.name)):
         state.update(np.diff(ends).astype("<i4").data)
-    for ends, text in map(_texts, _chunks(parts())):
+    for ends, text in map(_texts, _chunks(rows, field.name)):
         state.update(text[ends[0] : ends[-1]])
 
 
-def _repeated(column: pa.ChunkedArray) -> list[pa.ChunkedArray]:
-    return [column]
-
-
-def _chunks(parts: Iterable[pa.ChunkedArray]) -> Iterator[pa.Array]:
-    return (chunk for part in parts for chunk in part.chunks if len(chunk))
+def _chunks(rows: Rows, name: str) -> Iterator[pa.Array]:
+    return (chunk for part in rows.read([name]) for chunk in part[name].chunks if len(chunk))
 
 
 def _texts(chunk: pa.Array) -> tuple[npt.NDArray[np.int32], memoryview]:
@@ -362,10 +351,7 @@ def _header(path: Location, metadata: dict[bytes, bytes] | None) -> dict[str, ob
         raise SegmentDamagedError(path, "has no header") from exc
     if number != FORMAT:
         # Whole, and of another version or program: not ours to set aside.
-        raise ArchiveRefusedError(
-            f"{path} has format {str(number)[:20]}, this version reads {FORMAT}: "
-            "use the version that wrote it"
-        )
+        raise other_format(path, str(number)[:20], FORMAT)
     return header  # type: ignore[no-any-return]  # json gives Any; the fields are checked where they are read
 
 

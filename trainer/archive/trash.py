@@ -34,6 +34,7 @@ from trainer.errors import (
     Failures,
     SegmentDamagedError,
     SegmentGoneError,
+    archive_errors,
 )
 
 NOTE = "trash.json"
@@ -145,7 +146,7 @@ class Trash:
         Killed at any step it is to be called again.
         """
         self._guard()
-        try:
+        with archive_errors(f"move {folder}"):
             if not _holds_ratings(folder):
                 files_of(folder).remove_tree(folder)
                 sync_directory(folder.parent)
@@ -160,13 +161,11 @@ class Trash:
             folder.rename(target)
             sync_directory(self.folder)
             sync_directory(folder.parent)
-        except OSError as exc:
-            raise ArchiveFailedError(f"cannot move {folder}: {exc.strerror or exc}") from exc
         return _entry(target, note)
 
     def keep(self, paths: Sequence[Location], epoch: int, identity: str, why: Why) -> TrashEntry:
         """Keep files of an epoch that are about to be replaced, under their names in a new entry."""
-        try:
+        with archive_errors(f"keep files in {self.folder}"):
             self.folder.mkdir(exist_ok=True)
             beside = self.folder / f"epoch-{epoch:06d}{_UNFINISHED}"
             with contextlib.suppress(FileNotFoundError):
@@ -181,8 +180,6 @@ class Trash:
             self._guard()
             beside.rename(target)
             sync_directory(self.folder)
-        except OSError as exc:
-            raise ArchiveFailedError(f"cannot keep files in {self.folder}: {exc.strerror or exc}") from exc
         return _entry(target, note)
 
     def erase(self, before_ms: Mapping[bytes, int]) -> int:
@@ -202,15 +199,13 @@ class Trash:
 
     def remove(self, entry: TrashEntry) -> None:
         """Remove an entry for good. What a kill leaves of it is removed with the next one."""
-        try:
+        with archive_errors(f"remove {entry.path}"):
             self._guard()
             entry.path.rename(entry.path.with_name(entry.path.name + _REMOVING))
             for leftover in self.folder.glob(f"*{_REMOVING}"):
                 files_of(leftover).remove_tree(leftover)
             files_of(self.folder).forget_replaced(self.folder)
             sync_directory(self.folder)
-        except OSError as exc:
-            raise ArchiveFailedError(f"cannot remove {entry.path}: {exc.strerror or exc}") from exc
 
     def _folders(self) -> list[Location]:
         if not self.folder.is_dir():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from factors import Columns, Float32s, Int64s, SideAttributes
+from factors import Columns, Int64s, SideAttributes
 from featurestore.catalogue.columns import attributes_of
 from featurestore.catalogue.item import CatalogueItem
 
@@ -43,11 +43,8 @@ class DescribedItems:
     def columns(self, rows: Int64s) -> Columns:
         """Return the columns (m, c) of items, m > 0; of one that is not known without any entry."""
         none = self._base.take(np.zeros(0, dtype=np.int64)).resized(1)
-        return Columns.joined([self._newer.get(row) or self._of_fit(row, none) for row in rows.tolist()])
 
-    def factors(self, columns: Columns) -> Float32s | None:
-        """Return the factors (m, r) in the ranking head of items with these columns and no events."""
-        return self.attributes.factors(columns)
+        def of_fit(row: int) -> Columns:
+            return self._base.take(np.array([row])) if row < self._base.rows else none
 
-    def _of_fit(self, row: int, none: Columns) -> Columns:
-        return self._base.take(np.array([row])) if row < self._base.rows else none
+        return Columns.joined([self._newer.get(row) or of_fit(row) for row in rows.tolist()])

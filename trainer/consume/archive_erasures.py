@@ -10,19 +10,16 @@ import asyncio
 from collections.abc import Collection, Sequence
 
 from featurestore.errors import StoreDamaged
-from featurestore.store import Store
 from trainer import log
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.erasures import Erasures
 from trainer.archive.events import ALWAYS
-from trainer.archive.trash import Trash
 from trainer.consume.consumer import EpochConsumer
 from trainer.erasure.together import Together
 from trainer.errors import Failures
 from trainer.fit_job.folder import FitFolder
 from trainer.item_updates.messages import ErasedUser, ItemUpdates
 from trainer.retry import with_retries
-from trainer.threads import Threads
+from trainer.stage import Stage, Tools
 
 # A pass rests as long as it took.
 _REST = 1.0
@@ -31,33 +28,29 @@ Forgotten = tuple[bytes, int]
 """A user, and when it was forgotten, in milliseconds by the store's clock; 0 where that is not known."""
 
 
-class ArchiveErasures:
+class ArchiveErasures(Stage):
     """The erasures of one epoch. `moving` is held while the trash is searched, and by whatever moves an epoch
     there.
     """
 
     def __init__(
         self,
-        store: Store,
+        tools: Tools,
         archive: EpochArchive,
         consumer: EpochConsumer,
         fits: FitFolder,
         *,
-        trash: Trash,
-        ledger: Erasures,
-        moving: asyncio.Lock,
         item_updates: ItemUpdates,
-        threads: Threads,
+        moving: asyncio.Lock,
     ) -> None:
-        self._store = store
+        super().__init__(tools)
         self._archive = archive
         self._consumer = consumer
         self._fits = fits
-        self._trash = trash
-        self._ledger = ledger
+        self._trash = tools.root.trash
+        self._ledger = tools.root.erasures
         self._moving = moving
         self._item_updates = item_updates
-        self._threads = threads
         self._passes = Together(self._pass, rest=_REST)
 
     async def erase(self, user_id: bytes, at_ms: int) -> None:

@@ -16,57 +16,36 @@ import pyarrow.compute as pc
 from featurestore.codecs import FORGOTTEN_ROW
 from featurestore.errors import EpochGone, StoreChanged, StoreDamaged, StoreUnavailable
 from featurestore.keys import shown_key
-from featurestore.leases import Lease
 from featurestore.ratings.stream import Events
-from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
-from trainer.archive import context_fields, type_names
-from trainer.archive.context_fields import ContextFields
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.erasures import Erasures
 from trainer.archive.events import START, Position, contexts_of, new_events, not_of_users, type_codes
 from trainer.archive.identity import ArchiveState
-from trainer.archive.segments import Step
+from trainer.archive.meanings import FIELDS, TYPES, ContextFields, TypeNames
 from trainer.archive.storage.files import Location
-from trainer.archive.trash import Trash
-from trainer.archive.type_names import TypeNames
 from trainer.consume.matching import difference
 from trainer.consume.rebuild import is_incomplete, rebuild
 from trainer.erasure.together import Together
 from trainer.item_updates.messages import ArchivedBatch, ErasedUser, ItemUpdates
 from trainer.retry import with_retries
-from trainer.settings import TrainerSettings
-from trainer.threads import Threads
+from trainer.stage import Stage, Tools
 
 # How long the store holds a blocking read: a stop and an erasure wait for it at most so long.
 _BLOCK_MS = 100
 
 
-class EpochConsumer:
+class EpochConsumer(Stage):
     """The one reader of an epoch's streams; hands what it has archived on to `item_updates`."""
 
-    def __init__(
-        self,
-        settings: TrainerSettings,
-        store: Store,
-        lease: Lease,
-        archive: EpochArchive,
-        *,
-        trash: Trash,
-        ledger: Erasures,
-        item_updates: ItemUpdates,
-        threads: Threads,
-        step: Step,
-    ) -> None:
+    def __init__(self, tools: Tools, archive: EpochArchive, item_updates: ItemUpdates) -> None:
+        super().__init__(tools)
+        settings, store = tools.settings, tools.store
         self.epoch = archive.epoch
         self._archive = archive
-        self._store = store
-        self._lease = lease
-        self._trash = trash
-        self._ledger = ledger
+        self._trash = tools.root.trash
+        self._ledger = tools.root.erasures
         self._item_updates = item_updates
-        self._threads = threads
         self._count = max(1, settings.batch_events // store.keys.partitions)
         # A reply that the store holds back longer than its time-out would count as lost.
         self._block_ms = min(_BLOCK_MS, round(500 * store.settings.timeout_s))
@@ -74,7 +53,6 @@ class EpochConsumer:
         self._identity = store.identity
         # Sockets of the store so far: behind a new one it may have lost its end.
         self._sockets = store.bulk.reconnects_total
-        self._step = step
         self.positions: dict[int, Position] = {}
         self.archived_events = 0
         # When the streams were last found read to their ends, by the monotonic clock.
@@ -303,7 +281,7 @@ class EpochConsumer:
     async def _rebuild(self) -> None:
         def keep(paths: Sequence[Location]) -> None:
             # Without what the codes in them mean, segments cannot be restored.
-            meanings = [self._archive.directory / name for name in (type_names.NAME, context_fields.NAME)]
+            meanings = [self._archive.directory / name for name in (TYPES, FIELDS)]
             paths = [*paths, *(path for path in meanings if path.exists())]
             entry = self._trash.keep(paths, self.epoch, self._identity, "rebuilt")
             log.event("epoch_to_trash", epoch=self.epoch, why="rebuilt", entry=entry.path.name)

@@ -5,26 +5,22 @@ consumer.
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore.errors import EpochGone, StoreChanged
-from featurestore.leases import Lease
-from featurestore.store import Store
 from trainer import log
 from trainer.archive.epoch_archive import EpochArchive, Snapshot
 from trainer.archive.item_list import write_items
-from trainer.archive.root import ArchiveRoot
-from trainer.archive.segments import Step
-from trainer.archive.storage.files import WithDescriptor, files_of, on_objects
+from trainer.archive.storage.files import files_of, on_objects
+from trainer.archive.storage.local import WithDescriptor
 from trainer.consume.archive_erasures import ArchiveErasures
 from trainer.consume.consumer import EpochConsumer
 from trainer.errors import ArchiveFailedError
 from trainer.fit_job.folder import FitFolder
 from trainer.item_updates.messages import ItemUpdates
 from trainer.retry import with_retries
-from trainer.settings import TrainerSettings
-from trainer.threads import Threads
+from trainer.stage import Stage, Tools
 
 # Each takes as long as a copy of the archive; of one that was erased from meanwhile nothing is left to read.
 _SNAPSHOTS = 10
@@ -65,27 +61,23 @@ class OpenEpoch:
         return written if on_objects(written) is None else self.fits.write_items(ids)
 
 
-@dataclass
-class OpenEpochs:
+class OpenEpochs(Stage):
     """Opens epochs on first use. Their consumers are tasks of `group`, which is the term's."""
 
-    settings: TrainerSettings
-    store: Store
-    lease: Lease
-    root: ArchiveRoot
-    item_updates: ItemUpdates
-    threads: Threads
-    group: asyncio.TaskGroup
-    step: Step
-    # Several stages ask for an epoch at once: one of them opens it, and it is not opened while it is closed.
-    _opening: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
-    _open: dict[int, OpenEpoch] = field(init=False, default_factory=dict)
-    _consuming: dict[int, asyncio.Task[None]] = field(init=False, default_factory=dict)
-    # Held while the trash is searched for a user, and while an epoch is moved there: else one that is moved
-    # just then would be missed.
-    moving: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
-    # Counted: a service that got no answer may have asked twice for the same new epoch.
-    _claims: Counter[int] = field(init=False, default_factory=Counter)
+    def __init__(self, tools: Tools, item_updates: ItemUpdates, group: asyncio.TaskGroup) -> None:
+        super().__init__(tools)
+        self._item_updates = item_updates
+        self._group = group
+        # Several stages ask for an epoch at once: one of them opens it, and it is not opened while it is
+        # closed.
+        self._opening = asyncio.Lock()
+        self._open: dict[int, OpenEpoch] = {}
+        self._consuming: dict[int, asyncio.Task[None]] = {}
+        # Held while the trash is searched for a user, and while an epoch is moved there: else one that is
+        # moved just then would be missed.
+        self.moving = asyncio.Lock()
+        # Counted: a service that got no answer may have asked twice for the same new epoch.
+        self._claims: Counter[int] = Counter()
 
     def numbers(self) -> set[int]:
         """Return the epochs that are open now."""
@@ -103,8 +95,8 @@ class OpenEpochs:
         """Return the epochs that are stored or archived and not `needed`: upkeep removes them from the store
         and moves them to the trash.
         """
-        stored = await with_retries(self.store.generations.epochs)
-        return (stored | set(await self.threads.run(self.root.epochs))) - needed
+        stored = await with_retries(self._store.generations.epochs)
+        return (stored | set(await self._threads.run(self._root.epochs))) - needed
 
     async def open(self, number: int) -> OpenEpoch:
         """Return the epoch once its archive is known to be complete. Raises `EpochGone`, `StoreChanged`."""
@@ -120,9 +112,9 @@ class OpenEpochs:
             raise StoreChanged("the store was emptied: it names no epoch")
         async with self._opening:
             if number not in self._open:
-                archive = await with_retries(self.threads.run, self.root.epoch, number)
+                archive = await with_retries(self._threads.run, self._root.epoch, number)
                 epoch = self._open[number] = self._with_consumer(archive)
-                self._consuming[number] = self.group.create_task(
+                self._consuming[number] = self._group.create_task(
                     self._consume(epoch.consumer), name=f"consume epoch {number}"
                 )
             return self._open[number]
@@ -130,25 +122,10 @@ class OpenEpochs:
     def _with_consumer(self, archive: EpochArchive) -> OpenEpoch:
         for damage in archive.damaged:
             log.warning("segment_damaged", epoch=archive.epoch, segment=damage.path.name, why=damage.why)
-        fits = FitFolder(self.root.folder_of_fits(archive.epoch))
-        consumer = EpochConsumer(
-            self.settings,
-            self.store,
-            self.lease,
-            archive,
-            trash=self.root.trash,
-            ledger=self.root.erasures,
-            item_updates=self.item_updates,
-            threads=self.threads,
-            step=self.step,
-        )
+        fits = FitFolder(self._root.folder_of_fits(archive.epoch))
+        consumer = EpochConsumer(self._tools, archive, self._item_updates)
         erasures = ArchiveErasures(
-            *(self.store, archive, consumer, fits),
-            trash=self.root.trash,
-            ledger=self.root.erasures,
-            moving=self.moving,
-            item_updates=self.item_updates,
-            threads=self.threads,
+            *(self._tools, archive, consumer, fits), item_updates=self._item_updates, moving=self.moving
         )
         return OpenEpoch(archive, fits, consumer, erasures)
 
@@ -158,14 +135,14 @@ class OpenEpochs:
         """
         await self.close(number)
         # Not with retries: other epochs are tidied up meanwhile.
-        epoch = self._with_consumer(await self.threads.run(self.root.epoch, number))
+        epoch = self._with_consumer(await self._threads.run(self._root.epoch, number))
         await epoch.consumer.drain()
-        self.step("epoch:drained")
-        registry = self.store.items(number)
+        self._step("epoch:drained")
+        registry = self._store.items(number)
         await with_retries(registry.refresh)
         # None where a removal that was cut off has taken the registry: the list is from before.
         if len(registry):
-            await with_retries(self.threads.run, write_items, epoch.archive.directory, registry.ids)
+            await with_retries(self._threads.run, write_items, epoch.archive.directory, registry.ids)
 
     async def _consume(self, consumer: EpochConsumer) -> None:
         try:

@@ -91,10 +91,7 @@ class Judge(Protocol):
 class Engine(Protocol):
     """One way to fit, from `feedback` of this kind."""
 
-    @property
-    def feedback(self) -> Feedback:
-        """See the class."""
-        ...
+    feedback: Feedback
 
     def fit(self, task: FitTask) -> Fitted:
         """Return the fit of `task`. Raises `FitRefused` and `FitDiverged`."""

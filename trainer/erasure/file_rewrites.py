@@ -43,14 +43,11 @@ class FileRewrites:
         await self._runs.run(None)
 
     async def _rewrite_for(self, waiting: Sequence[None]) -> None:
-        await self._rewrite()
-        self.waits_for = FILES
-        log.event("store_files_rewritten", erasures=len(waiting))
-
-    async def _rewrite(self) -> None:
         # After a restart, or with another primary, what was done before may not be in the files.
         while not await self._rewritten_in_one_run():
             pass
+        self.waits_for = FILES
+        log.event("store_files_rewritten", erasures=len(waiting))
 
     async def _rewritten_in_one_run(self) -> bool:
         await self._renew_streams()

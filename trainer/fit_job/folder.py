@@ -15,7 +15,7 @@ from pathlib import Path
 from trainer import log
 from trainer.archive.item_list import write_items
 from trainer.archive.storage.files import sync_directory
-from trainer.errors import ArchiveFailedError, Failures, FitFailedError
+from trainer.errors import ArchiveFailedError, Failures, FitFailedError, archive_errors
 from trainer.fit_job.result_files import erase_users, read_result
 from trainer.fit_job.results import FitResult
 
@@ -78,12 +78,10 @@ class FitFolder:
         with self._lock:
             self._adopted = generation
             shutil.rmtree(path, ignore_errors=True)
-            try:
+            # An erasure may have removed it, where it was damaged.
+            with archive_errors(f"name {result.path}"):
                 result.path.rename(path)
                 sync_directory(self._path)
-            except OSError as exc:
-                # An erasure may have removed it, where it was damaged.
-                raise ArchiveFailedError(f"cannot name {result.path}: {exc.strerror or exc}") from exc
         return replace(result, path=path)
 
     def read(self, generation: int) -> FitResult | None:
@@ -145,13 +143,9 @@ class FitFolder:
         self._erased.clear()
 
     def _sync(self) -> None:
-        try:
+        # It may have gone with its epoch, on its way to the trash.
+        with archive_errors(f"write {self._path}"), contextlib.suppress(FileNotFoundError):
             sync_directory(self._path)
-        except FileNotFoundError:
-            # With its epoch, on its way to the trash.
-            return
-        except OSError as exc:
-            raise ArchiveFailedError(f"cannot write {self._path}: {exc.strerror or exc}") from exc
 
     def _generations(self) -> list[int]:
         try:
@@ -167,13 +161,9 @@ class FitFolder:
 
 
 def _remove(path: Path) -> None:
-    try:
+    with archive_errors(f"remove {path}"), contextlib.suppress(FileNotFoundError):
         # Gone with its epoch, on its way to the trash; or a file of it is, which another one removes.
         while path.exists():
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(path)
         sync_directory(path.parent)
-    except FileNotFoundError:
-        return
-    except OSError as exc:
-        raise ArchiveFailedError(f"cannot remove {path}: {exc.strerror or exc}") from exc

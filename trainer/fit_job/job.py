@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -36,8 +35,7 @@ from featurestore.catalogue.columns import attributes_of
 from processes.memory import give_back_freed, give_back_now
 from processes.messages import Parent
 from trainer.archive.item_list import read_items
-from trainer.catalogue.reading import read_catalogue
-from trainer.catalogue.users import read_user_attributes
+from trainer.catalogue.reading import read_catalogue, read_user_attributes
 from trainer.engines import EngineName, make_engine
 from trainer.engines.base import FitTask, Report
 from trainer.errors import (
@@ -50,7 +48,6 @@ from trainer.errors import (
 )
 from trainer.fit_job.compiling import NICENESS, compile_apart
 from trainer.fit_job.mapped_columns import in_file
-from trainer.fit_job.progress import FitProgress, Phase
 from trainer.fit_job.ranking import add_head, engine_has_head
 from trainer.fit_job.ratings import FitInput, load_ratings
 from trainer.fit_job.result_files import read_result, take_name, unnamed, write_result
@@ -76,6 +73,7 @@ _EXPECTED = (
     *(FactorsError, MemoryError, OSError),
 )
 
+Phase = Literal["archiving", "loading", "trial", "fitting", "ranking", "publishing"]
 FailureKind = Literal["damaged", "refused", "diverged", "memory", "disk"]
 
 
@@ -112,6 +110,31 @@ class FitRequest:
     context_kinds: tuple[ContextKind | None, ...] = ()
     head_may_wait: bool = False
     unless_same: bool = False
+
+
+class FitProgress:
+    """How far a fit has come: its `phase`, and how many sweeps of that have ended; and what each phase took.
+    One ends when the next one begins, in the order of `Phase`.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since = clock()
+        self.phase: Phase = "archiving"
+        self.sweep = 0
+        self._seconds: dict[Phase, float] = {}
+
+    def begin(self, phase: Phase) -> None:
+        """Take note of the beginning of a phase."""
+        now = self._clock()
+        self._seconds[self.phase] = self._seconds.get(self.phase, 0.0) + now - self._since
+        self.phase, self.sweep, self._since = phase, 0, now
+
+    def seconds(self) -> dict[str, float]:
+        """Return what each phase before this one took, and this one so far, as `NAME_s`."""
+        now = self._clock()
+        known = {**self._seconds, self.phase: self._seconds.get(self.phase, 0.0) + now - self._since}
+        return {f"{phase}_s": seconds for phase, seconds in known.items()}
 
 
 class Began(msgspec.Struct, frozen=True, tag=True):
@@ -151,11 +174,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 Answer = Began | Progress | Done | NothingNew | Failed
 
 
-def _no_phase(_phase: Phase) -> None:
-    """Let the beginning of a phase go."""
-
-
-def run_fit(request: FitRequest, report: Report, begin: Callable[[Phase], None] = _no_phase) -> None:
+def run_fit(request: FitRequest, report: Report, begin: Callable[[Phase], None]) -> None:
     """Load the ratings, measure a trial fit on a part of them, fit all, write the result; then fit the
     ranking head, and add it. A process that is killed at that leaves the ratings' result to `take_name`.
     Where no generation is live that has learned anything, of many ratings that result is all: predictions
@@ -169,11 +188,15 @@ def run_fit(request: FitRequest, report: Report, begin: Callable[[Phase], None] 
     data, live, head = _fit_ratings(request, rng, report, begin)
     if head == "now":
         start = None if request.from_scratch else live
-        threads, types = request.threads, request.types
         begin("ranking")
         give_back_now()
-        how = partial(add_head, rng=rng, threads=threads, types=types, engine=request.engine)
-        how(unnamed(output), data, start)
+        add_head(
+            *(unnamed(output), data, start),
+            rng=rng,
+            threads=request.threads,
+            types=request.types,
+            engine=request.engine,
+        )
     take_name(output)
 
 

@@ -11,12 +11,10 @@ import msgspec
 
 from processes.messages import HelperEndedError, helper
 from trainer import log
-from trainer.archive.segments import Step, no_step
-from trainer.archive.storage.files import WithDescriptor
-from trainer.archive.storage.local import TEMPORARY
+from trainer.archive.segments import Step
+from trainer.archive.storage.local import TEMPORARY, WithDescriptor
 from trainer.errors import FitFailedError, NothingNewError
-from trainer.fit_job.job import Answer, Began, Done, FitRequest, NothingNew, Progress
-from trainer.fit_job.progress import FitProgress
+from trainer.fit_job.job import Answer, Began, Done, FitProgress, FitRequest, NothingNew, Progress
 from trainer.fit_job.result_files import read_result, take_name
 from trainer.fit_job.results import FitResult
 
@@ -24,10 +22,10 @@ from trainer.fit_job.results import FitResult
 async def fit_in_process(
     request: FitRequest,
     files: Sequence[WithDescriptor],
-    users: BinaryIO | None = None,
+    users: BinaryIO | None,
     *,
-    step: Step = no_step,
-    told: FitProgress | None = None,
+    step: Step,
+    told: FitProgress,
 ) -> FitResult:
     """Fit in a child process; return the result, mapped from its files. `files`: the segments of the request,
     open; `users`: the file of the attributes of users, where there are any; `told`: is kept up to date.
@@ -71,10 +69,9 @@ async def fit_in_process(
     raise FitFailedError(answer.why, permanent=answer.kind == "refused", damaged=damaged, unread=unread)
 
 
-def _note(answer: Began | Progress, told: FitProgress | None) -> None:
+def _note(answer: Began | Progress, told: FitProgress) -> None:
     if isinstance(answer, Progress):
         log.LOGGER.debug("%s", log.line("fit_progress", dict(answer.metrics)))
-        if told is not None:
-            told.sweep += 1
-    elif told is not None:
+        told.sweep += 1
+    else:
         told.begin(answer.phase)

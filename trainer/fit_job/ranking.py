@@ -40,8 +40,8 @@ def add_head(
     *,
     rng: np.random.Generator,
     threads: int,
-    types: Sequence[TypeWeight] = (),
-    engine: EngineName = "variational",
+    types: Sequence[TypeWeight],
+    engine: EngineName,
 ) -> None:
     """Fit the ranking head of these ratings and other events, which count as `types` say, and of the
     attributes in the result `path`, begun from that of the `live` fit, and add it to the result. The `engine`

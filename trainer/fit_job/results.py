@@ -96,28 +96,19 @@ class FitResult:
     user_attributes: npt.NDArray[np.uint8] | None = None
     users_read_ms: int | None = None
 
-    def item_attributes(self) -> SideAttributes | None:
-        """Return how attributes of items are encoded; None where there are none that can be read."""
-        return self._read(self.attributes)
-
-    def attributes_of_users(self) -> SideAttributes | None:
-        """Return how attributes of users are encoded; None where there are none that can be read."""
-        return self._read(self.user_attributes)
-
-    def known_attributes(self) -> dict[SideName, SideAttributes]:
-        """Return how attributes of each side are encoded, of those that have any that can be read."""
-        sides: dict[SideName, SideAttributes | None] = {
-            "item": self.item_attributes(),
-            "user": self.attributes_of_users(),
-        }
-        return {name: known for name, known in sides.items() if known is not None}
-
-    def _read(self, attributes: npt.NDArray[np.uint8] | None) -> SideAttributes | None:
+    def side_attributes(self, side: SideName) -> SideAttributes | None:
+        """Return how attributes of a side are encoded; None where there are none that can be read."""
+        stored = self.attributes if side == "item" else self.user_attributes
         try:
-            return None if attributes is None else side_attributes_from_bytes(attributes.data)
+            return None if stored is None else side_attributes_from_bytes(stored.data)
         except ModelUnreadable as exc:
             log.warning("attributes_unreadable", fit=self.path.name, error=str(exc))
             return None
+
+    def known_attributes(self) -> dict[SideName, SideAttributes]:
+        """Return how attributes of each side are encoded, of those that have any that can be read."""
+        sides: tuple[SideName, ...] = ("item", "user")
+        return {side: known for side in sides if (known := self.side_attributes(side)) is not None}
 
     def head(self) -> RankingHead | None:
         """Return the ranking head, a view of the file; None where there is none that can be read."""
@@ -141,7 +132,7 @@ class FitResult:
         edges = (offsets - offsets[0]).tolist()
         return [content[a:b] for a, b in pairwise(edges)]
 
-    def most_active(self, most: int, *, by_events: bool = False) -> list[bytes]:
+    def most_active(self, most: int, *, by_events: bool) -> list[bytes]:
         """Return the ids of the `most` users with the most ratings, or `by_events` with the most others; of
         equal ones those that came first.
         """

@@ -6,7 +6,6 @@ and with all others of their users folded in, and of their items where these hav
 
 from collections.abc import Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -44,7 +43,6 @@ _NEWEST_FROM = 100
 # New ratings that are so small a part of an item's move its scores by about as small a part of how far they
 # are from these.
 _FEW_NEW = 0.01
-_NOT_DESCRIBED: Mapping[SideName, Columns] = MappingProxyType({})
 
 
 class _FoldIn(Protocol):
@@ -63,9 +61,9 @@ def try_out(
     task: FitTask,
     data: FitInput,
     live: FitResult | None,
-    described: Mapping[SideName, Columns] = _NOT_DESCRIBED,
+    described: Mapping[SideName, Columns],
     *,
-    threads: int = 1,
+    threads: int,
 ) -> tuple[Trial | None, dict[str, float]]:
     """Return a fit that holds ratings out, None where there are too few, and what it is like on these.
 
@@ -121,7 +119,7 @@ def as_served(
     known: Ratings,
     is_new: Bools,
     *,
-    described: Mapping[SideName, Columns] = _NOT_DESCRIBED,
+    described: Mapping[SideName, Columns],
     asked: Ratings | None = None,
     threads: int = 1,
 ) -> Fitted:

@@ -6,7 +6,7 @@ The trainer asks nothing of this: it reads what the parts of a term say of thems
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -30,57 +30,42 @@ def of_process(trainer: Trainer) -> Iterator[Metric]:
     if leads and trainer.leadership is not None:
         yield _gauge("fence", "Number of its lease.", trainer.leadership.lease.fence)
         yield _gauge("lease_left_seconds", "For how long its lease still holds.", trainer.leadership.left_s)
-    unread = GaugeMetricFamily(
-        "foldin_trainer_unread_seconds",
-        "For how long files of the archive could not be read that are waited for.",
-        labels=["file"],
-    )
     found = {} if trainer.root is None else trainer.root.unread_s()
-    for file in sorted(found, key=lambda name: found[name])[-_SHOWN:]:
-        unread.add_metric([file], found[file])
-    yield unread
+    longest = sorted(found, key=lambda name: found[name])[-_SHOWN:]
+    text = "For how long files of the archive could not be read that are waited for."
+    yield _gauges("unread_seconds", text, "file", {file: found[file] for file in longest})
     yield from _of_servers(trainer.store_servers)
-    lines = log.logged()
+    lines = dict(sorted(log.logged().items()))
     counts = CounterMetricFamily(
         "foldin_trainer_events", "Lines of the log by name, whatever is shown of them.", labels=["event"]
     )
-    last = GaugeMetricFamily(
-        "foldin_trainer_event_timestamp_seconds", "When the last line of a name was logged.", labels=["event"]
-    )
-    for name, logged in sorted(lines.items()):
+    for name, logged in lines.items():
         counts.add_metric([name], logged.count)
-        last.add_metric([name], logged.at)
     yield counts
-    yield last
+    last = {name: logged.at for name, logged in lines.items()}
+    yield _gauges("event_timestamp_seconds", "When the last line of a name was logged.", "event", last)
 
 
 def _of_servers(servers: Sequence[StoreServer]) -> Iterator[Metric]:
     """What the servers of the store are; of one server that no other shares slots with its memory."""
     if not servers:
         return
-    memory = GaugeMetricFamily(
-        "foldin_trainer_store_used_bytes", "Memory of a server of the store.", labels=["server"]
-    )
-    slots = GaugeMetricFamily(
-        "foldin_trainer_store_slots", "Slots of a server of the cluster that answers.", labels=["server"]
-    )
-    followed = GaugeMetricFamily(
-        "foldin_trainer_store_replicas", "Replicas that follow a server of the cluster.", labels=["server"]
-    )
+    answering = [each for each in servers if each.answers]
+    memory = {each.address: each.used_bytes for each in answering}
+    slots = {each.address: each.slots for each in answering if each.slots}
+    replicas = {each.address: sum(it.online for it in each.replicas) for each in answering if each.slots}
+    yield _gauges("store_used_bytes", "Memory of a server of the store.", "server", memory)
+    yield _gauges("store_slots", "Slots of a server of the cluster that answers.", "server", slots)
+    yield _gauges("store_replicas", "Replicas that follow a server of the cluster.", "server", replicas)
     behind = GaugeMetricFamily(
         "foldin_trainer_store_replica_behind_bytes",
         "What a replica has not got yet of what its primary wrote.",
         labels=["server", "replica"],
     )
     for each in servers:
-        if each.answers:
-            memory.add_metric([each.address], each.used_bytes)
         for replica in each.replicas:
             behind.add_metric([each.address, replica.address], replica.behind_bytes)
-        if each.slots and each.answers:
-            slots.add_metric([each.address], each.slots)
-            followed.add_metric([each.address], sum(replica.online for replica in each.replicas))
-    yield from (memory, slots, followed, behind)
+    yield behind
     text = "Slots of the cluster for which no server answers."
     yield _gauge("store_uncovered_slots", text, uncovered(servers))
     yield _gauge("store_skew", "Memory of the fullest server over the mean.", skew(servers))
@@ -106,12 +91,8 @@ def of_term(term: Term) -> Iterator[Metric]:
         run = int(room.store_run[:_RUN_DIGITS], 16)
         text = "A number of the store's server: another one after its start, and after a promotion."
         yield _gauge("store_run", text, run)
-    free = GaugeMetricFamily(
-        "foldin_trainer_free_bytes", "What is free, by what may fill up.", labels=["place"]
-    )
-    for space in room.spaces:
-        free.add_metric([space.reason], space.free_bytes)
-    yield free
+    free: dict[str, float] = {space.reason: space.free_bytes for space in room.spaces}
+    yield _gauges("free_bytes", "What is free, by what may fill up.", "place", free)
     yield _gauge("trash_bytes", "What the trash of the archive holds.", term.upkeep.trash_bytes)
     if live is None:
         return
@@ -132,14 +113,9 @@ def of_term(term: Term) -> Iterator[Metric]:
         "Archived events that the live fit has not learned.",
         max(0, consumer.archived_events - max(live.fitted_events, term.refitter.schedule.learned_events)),
     )
-    position = GaugeMetricFamily(
-        "foldin_trainer_archive_position_seconds",
-        "Arrival of the newest archived event, by the store's clock.",
-        labels=["partition"],
-    )
-    for partition, (arrived_ms, _) in sorted(consumer.positions.items()):
-        position.add_metric([str(partition)], arrived_ms / 1000)
-    yield position
+    arrived = {str(partition): ms / 1000 for partition, (ms, _) in sorted(consumer.positions.items())}
+    text = "Arrival of the newest archived event, by the store's clock."
+    yield _gauges("archive_position_seconds", text, "partition", arrived)
 
 
 def _of_arriving(term: Term, generation: int) -> Iterator[Metric]:
@@ -147,14 +123,10 @@ def _of_arriving(term: Term, generation: int) -> Iterator[Metric]:
     compared = term.arriving.comparison
     if compared is None or compared.generation != generation:
         return
-    error = GaugeMetricFamily(
-        "foldin_trainer_arriving_rmse",
-        "Root mean squared error of ratings that arrived since the flip, predicted before they were learned.",
-        labels=["which"],
+    text = (
+        "Root mean squared error of ratings that arrived since the flip, predicted before they were learned."
     )
-    for which, value in compared.rmse.items():
-        error.add_metric([which], value)
-    yield error
+    yield _gauges("arriving_rmse", text, "which", compared.rmse)
     yield _gauge("arriving_ratings", "How many ratings that error is of.", compared.ratings)
 
 
@@ -171,3 +143,11 @@ def of_archive(snapshot: Snapshot) -> Iterator[Metric]:
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(f"foldin_trainer_{name}", text, value=value)
+
+
+def _gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    """Return a metric with a value for each that a label names."""
+    family = GaugeMetricFamily(f"foldin_trainer_{name}", text, labels=[label])
+    for each, value in values.items():
+        family.add_metric([each], value)
+    return family

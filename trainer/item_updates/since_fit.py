@@ -305,7 +305,7 @@ class RatingsSinceFit:
         """
         if self.described is None or columns is None:
             return head.fold_in_items(users, piece)[0]
-        expected = self.described.factors(columns)
+        expected = self.described.attributes.factors(columns)
         factors, chosen = head.fold_in_items(users, piece, expected)
         if expected is not None:
             mark_described(vectors, np.flatnonzero(~chosen & columns.described))

@@ -15,18 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from factors import Ranker, Scorer, SideAttributes
+from factors import Ranker, RankingHead, Scorer, SideAttributes
 from featurestore.codecs import pack_feedback
 from featurestore.errors import GenerationUnknown, StoreDamaged, StoreError, StoreUnavailable
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import RANKING, GenerationMeta
-from featurestore.leases import Lease
-from featurestore.store import Store
 from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.events import START, Position, after, in_registry, parse_position, string_array
-from trainer.archive.segments import Step, open_rows, read_spans
+from trainer.archive.segments import open_rows, read_spans
 from trainer.catalogue.described import DescribedItems
 from trainer.catalogue.reading import read_all, read_changes
 from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
@@ -40,7 +38,7 @@ from trainer.item_updates.messages import (
 )
 from trainer.item_updates.since_fit import SPARE_ROWS, RatingsSinceFit, Round
 from trainer.retry import with_retries
-from trainer.threads import Threads
+from trainer.stage import Stage, Tools
 
 # How often the version of the catalogue is asked for: a new item is served within a second.
 LOOK_S = 0.25
@@ -70,27 +68,15 @@ class _Target:
         return self.meta.summary.generation
 
 
-class ItemUpdater:
+class ItemUpdater(Stage):
     """Folds items in for one term, as told by `updates`. What arrives for the live generation is offered to
     `arrivals`, too.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        lease: Lease,
-        updates: ItemUpdates,
-        threads: Threads,
-        arrivals: Arrivals,
-        *,
-        step: Step,
-    ) -> None:
-        self._store = store
-        self._lease = lease
+    def __init__(self, tools: Tools, updates: ItemUpdates, arrivals: Arrivals) -> None:
+        super().__init__(tools)
         self._updates = updates
         self._arrivals = arrivals
-        self._threads = threads
-        self._step = step
         # The live generation, where its items can be folded in.
         self._target: _Target | None = None
 
@@ -262,23 +248,23 @@ def _open_target(
     """Add up what was archived since the fit of a generation. `files`: of the snapshot, open; each is
     closed. `ids`: of the items, by row.
     """
-    item_ids = string_array(ids)
-    # What has no head that is served needs none kept up to date.
-    served = live.result is not None and RANKING in live.meta.blobs
-    head = live.result.head() if live.result is not None and served else None
-    attributes = None if live.result is None else live.result.item_attributes()
-    described = None
-    if live.result is not None and live.result.columns is not None and attributes is not None:
-        described = DescribedItems(attributes, live.result.columns)
-    ratings = RatingsSinceFit(live.meta.model, live.result, head, described)
-    items = np.zeros((0, live.meta.model.item_width), dtype=np.float32)
-    if live.result is not None:
-        items = np.load(live.result.path / "items.npy", mmap_mode="c", allow_pickle=False)
+    item_ids, fit, model = string_array(ids), live.result, live.meta.model
+    head: RankingHead | None = None
+    described: DescribedItems | None = None
+    of_users: SideAttributes | None = None
+    items, version = np.zeros((0, model.item_width), dtype=np.float32), b""
+    if fit is not None:
+        # What has no head that is served needs none kept up to date.
+        head = fit.head() if RANKING in live.meta.blobs else None
+        attributes, of_users = fit.side_attributes("item"), fit.side_attributes("user")
+        if fit.columns is not None and attributes is not None:
+            described = DescribedItems(attributes, fit.columns)
+        items = np.load(fit.path / "items.npy", mmap_mode="c", allow_pickle=False)
+        version = (fit.catalogue or "").encode()
+    ratings = RatingsSinceFit(model, fit, head, described)
     fitted = {partition: parse_position(text) for partition, text in live.meta.positions.items()}
     for table in events_since(snapshot, files, fitted):
         ratings.add(in_registry(table, item_ids))
-    version = b"" if live.result is None else (live.result.catalogue or "").encode()
-    of_users = None if live.result is None else live.result.attributes_of_users()
     return _Target(live.meta, ratings, items, snapshot.positions, version, of_users)
 
 

@@ -18,14 +18,13 @@ from featurestore.catalogue.columns import columns_of_users
 from featurestore.codecs import ENTRY_DTYPE
 from featurestore.contexts import codec as contexts
 from featurestore.errors import EpochGone, GenerationUnknown, StoreUnavailable
-from featurestore.store import Store
 from trainer import log
 from trainer.archive.events import contexts_of, ratings_of
 from trainer.consume.open_epochs import OpenEpochs
 from trainer.fit_job.results import FitResult
 from trainer.item_updates.messages import ArchivedBatch, Arrivals, LiveFit
 from trainer.publication.switch import Switch
-from trainer.threads import Threads
+from trainer.stage import Stage, Tools
 
 # Of a batch, which comes twice a second at most: 20 ms of a thread, and a reply of the store of 1 MB at most.
 _RATINGS_OF_A_BATCH = 64
@@ -66,7 +65,7 @@ class _Predictor:
         users[known] = self.fit.users[rows[known]]
         fresh = ~known
         fresh[known] = arrived.n[known] > self.fit.user_n[rows[known]]
-        known_by = self.fit.attributes_of_users()
+        known_by = self.fit.side_attributes("user")
         columns = None if known_by is None else columns_of_users(known_by.encoding, stored)
         users = self.posterior.fold_in_users(self.fit.items, histories, current=users, attributes=columns)
         scorer, scale = Scorer(self.posterior, self.fit.items), self.fit.model.scale
@@ -109,20 +108,19 @@ class Comparison:
         self.ratings += int(np.count_nonzero(counted))
 
 
-@dataclass
-class ArrivingError:
+class ArrivingError(Stage):
     """Compares for one term, by what comes in `arrivals`. `comparison`: of the generation that is live; None
     where there is none before it, or a fit of either is not here.
     """
 
-    store: Store
-    epochs: OpenEpochs
-    switch: Switch
-    arrivals: Arrivals
-    threads: Threads
-    comparison: Comparison | None = None
-    # The live generation that `comparison` is about, also where it is None.
-    _live: int = 0
+    def __init__(self, tools: Tools, epochs: OpenEpochs, switch: Switch, arrivals: Arrivals) -> None:
+        super().__init__(tools)
+        self._epochs = epochs
+        self._switch = switch
+        self.arrivals = arrivals
+        self.comparison: Comparison | None = None
+        # The live generation that `comparison` is about, also where it is None.
+        self._live = 0
 
     async def run(self) -> None:
         """Measure until cancelled."""
@@ -135,7 +133,7 @@ class ArrivingError:
                 log.warning("arrivals_not_predicted", error=str(exc))
 
     async def _take(self, batch: ArchivedBatch) -> None:
-        live = self.switch.live
+        live = self._switch.live
         if live is None or live.epoch != batch.epoch:
             return
         if self._live != live.generation:
@@ -144,18 +142,18 @@ class ArrivingError:
         comparison = self.comparison
         if comparison is None:
             return
-        arrived = await self.threads.run(_chosen, batch.table)
+        arrived = await self._threads.run(_chosen, batch.table)
         arrived, histories = await self._histories(batch.epoch, arrived)
-        stored = await self.store.attributes.stored(arrived.users) if comparison.reads_attributes else []
-        await self.threads.run(comparison.add, arrived, histories, stored)
+        stored = await self._store.attributes.stored(arrived.users) if comparison.reads_attributes else []
+        await self._threads.run(comparison.add, arrived, histories, stored)
 
     async def _begin(self, live: LiveFit) -> Comparison | None:
         """Return the comparison of the live generation, if there is one to go back to."""
-        pointer = await self.store.generations.live()
+        pointer = await self._store.generations.live()
         if pointer.generation != live.generation or not pointer.previous:
             return None
-        epoch = await self.epochs.open(live.epoch)
-        before = await self.threads.run(epoch.fits.read, pointer.previous)
+        epoch = await self._epochs.open(live.epoch)
+        before = await self._threads.run(epoch.fits.read, pointer.previous)
         # Scores of implicit feedback are no ratings.
         if live.result is None or before is None or "implicit" in _feedback(live.result, before):
             return None
@@ -164,7 +162,7 @@ class ArrivingError:
 
     async def _histories(self, epoch: int, arrived: _Arrived) -> tuple[_Arrived, Histories]:
         """Return those of the ratings whose users are still there, with the histories before them."""
-        stored = await self.store.users.stored(epoch, arrived.users)
+        stored = await self._store.users.stored(epoch, arrived.users)
         keep, parts = [], []
         for k, user in enumerate(stored):
             count = len(user.history) // ENTRY_DTYPE.itemsize

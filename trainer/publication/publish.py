@@ -12,8 +12,8 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 
-from factors import Float32s, Index, build_index, index_of, index_to_bytes
-from featurestore.errors import LeaseLost, StoreError, StoreFull
+from factors import FitSettings, Float32s, Index, build_index, index_of, index_to_bytes, prior_model
+from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreError, StoreFull
 from featurestore.generations.activity import activity_to_bytes, is_by_events, positives_to_bytes
 from featurestore.generations.manifest import (
     ACTIVITY,
@@ -24,6 +24,7 @@ from featurestore.generations.manifest import (
     USER_ATTRIBUTES,
     GenerationMeta,
     GenerationSummary,
+    Pointer,
 )
 from featurestore.generations.writer import GenerationWriter
 from featurestore.leases import Lease
@@ -35,10 +36,10 @@ from trainer.archive.events import Position, format_position
 from trainer.archive.segments import Step
 from trainer.errors import ArchiveFailedError, NoRoomError
 from trainer.fit_job.folder import FitFolder
-from trainer.fit_job.results import FitResult, is_erased
-from trainer.publication.record_process import RecordProcess, record_process
-from trainer.publication.recording import Task
+from trainer.fit_job.results import FitResult, fit_in_memory, is_erased
+from trainer.publication.recording import RecordProcess, Task, record_process
 from trainer.retry import with_retries
+from trainer.stage import Tools
 from trainer.threads import Threads
 
 P = ParamSpec("P")
@@ -208,6 +209,37 @@ def _made_beside(fit: FitResult) -> _Beside:
         return _Beside(index, None, None, of_items, of_users, None)
     head_index = index_of(head.items, fit.ranking_users, rng)
     return _Beside(index, fit.ranking.data, head_index, of_items, of_users, fit.positives())
+
+
+async def publish_prior(tools: Tools) -> None:
+    """Publish what is known before any rating, so that services can answer, in a store that has no
+    generation, or such a one of another scale than was decided meanwhile. Raises `LeaseLost`.
+    """
+    store = tools.store
+    scale = await with_retries(store.scale.look)
+    pointer = await with_retries(store.generations.live)
+    if not pointer.epoch or (pointer.generation and not await _is_outdated(store, pointer)):
+        return
+    model = prior_model(FitSettings(scale))
+    users, items = (np.zeros((0, width), np.float32) for width in (model.user_width, model.item_width))
+    prior = await Publisher(store, tools.lease, tools.threads, step=tools.step).publish(
+        pointer.epoch,
+        fit_in_memory(model, users, items, []),
+        engine=tools.settings.engine,
+        positions={},
+        folder=None,
+        automatic=False,
+    )
+    log.event("prior_published", generation=prior.meta.summary.generation)
+
+
+async def _is_outdated(store: Store, pointer: Pointer) -> bool:
+    try:
+        meta = await with_retries(store.generations.meta, pointer.epoch, pointer.generation)
+    except (GenerationUnknown, GenerationBroken):
+        # A fit takes its place.
+        return False
+    return store.scale.outdated(meta.model, meta.summary.n_ratings)
 
 
 async def _write_items(writer: GenerationWriter, fit: FitResult, beside: _Beside) -> None:

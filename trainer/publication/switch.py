@@ -3,38 +3,41 @@ what the item updater was told last.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from featurestore.errors import GenerationBroken, GenerationUnknown
 from featurestore.generations.manifest import Pointer
-from featurestore.store import Store
 from trainer import log
 from trainer.consume.open_epochs import OpenEpochs
 from trainer.item_updates.messages import ItemUpdates, LiveFit
 from trainer.retry import with_retries
-from trainer.threads import Threads
+from trainer.stage import Stage, Tools
 
 
-@dataclass
-class Switch:
+class Switch(Stage):
     """Knows the live generation of a term, and hands a new one on to the item updater. `want_fit`: asks for a
     fit of an epoch.
     """
 
-    store: Store
-    epochs: OpenEpochs
-    threads: Threads
-    item_updates: ItemUpdates
-    want_fit: Callable[[int], None]
-    live: LiveFit | None = None
-    _damaged: tuple[int, int] | None = field(init=False, default=None)
+    def __init__(
+        self,
+        tools: Tools,
+        epochs: OpenEpochs,
+        item_updates: ItemUpdates,
+        want_fit: Callable[[int], None],
+    ) -> None:
+        super().__init__(tools)
+        self._epochs = epochs
+        self._item_updates = item_updates
+        self._want_fit = want_fit
+        self.live: LiveFit | None = None
+        self._damaged: tuple[int, int] | None = None
 
     async def to(self, live: LiveFit) -> None:
         """Fold items in for this generation from now on."""
         self.live = live
         # In the queue of the batches: what is archived before the switch is in its snapshot, what is archived
         # after it comes behind it.
-        await self.item_updates.put(live)
+        await self._item_updates.put(live)
 
     async def follow(self, pointer: Pointer) -> None:
         """Fold items in for the generation that the pointer names, whichever process made it live."""
@@ -47,9 +50,9 @@ class Switch:
             pointer.generation,
         ):
             return
-        epoch = await self.epochs.open(pointer.epoch)
+        epoch = await self._epochs.open(pointer.epoch)
         try:
-            meta = await with_retries(self.store.generations.meta, pointer.epoch, pointer.generation)
+            meta = await with_retries(self._store.generations.meta, pointer.epoch, pointer.generation)
         except GenerationUnknown:
             # It was replaced and removed since the pointer was read: the next look finds the newer one.
             return
@@ -57,7 +60,7 @@ class Switch:
             # Workers that have it loaded go on; a fit, which needs nothing of it, takes its place.
             self._damaged = (pointer.epoch, pointer.generation)
             log.warning("generation_damaged", generation=pointer.generation, error=str(exc))
-            self.want_fit(pointer.epoch)
+            self._want_fit(pointer.epoch)
             return
-        result = await self.threads.run(epoch.fits.read, pointer.generation)
+        result = await self._threads.run(epoch.fits.read, pointer.generation)
         await self.to(LiveFit(meta, result, epoch.archive))

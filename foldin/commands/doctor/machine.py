@@ -12,7 +12,7 @@ from foldin.commands.doctor.findings import Finding
 from foldin.preflight import ROOM_BYTES, require_free_port
 from processes.errors import CannotStartError
 from processes.probes import http_ok
-from trainer.capacity.watermarks import disk
+from trainer.capacity import disk
 
 # Connections that a worker of the service holds at most, and what it has open besides.
 FILES = 8192 + 256

@@ -11,7 +11,7 @@ from foldin.commands.doctor.findings import Finding, Status
 from trainer.archive.identity import SHOWN, read_identity
 from trainer.archive.storage.fences import KEEPS_VERSIONS
 from trainer.archive.storage.files import Location, on_objects
-from trainer.capacity.watermarks import memory
+from trainer.capacity import memory
 from trainer.consume.matching import WHAT_TO_DO
 from trainer.errors import ArchiveFailedError, ArchiveRefusedError
 

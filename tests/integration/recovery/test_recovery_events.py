@@ -16,7 +16,7 @@ from featurestore.store import Store
 from tests.integration.conftest import Learned
 from tests.support.recovering import backed_up, empty, live_history, opened, restored, verified
 from tests.support.trainers import fitted, running_trainer, until_drained
-from trainer.archive import context_fields, type_names
+from trainer.archive.meanings import read_fields, read_types
 
 SHARE = EventType("share", 8, "positive")
 # Views beyond the scale, one of an item that was rated, one of an item that has no rating; one taken back.
@@ -90,8 +90,8 @@ async def test_they_are_verified_and_restored_from_either_copy(learned: Learned,
         async with running_trainer(settings):
             await fitted(store)
             assert (await verified(settings)).differences == ()
-        assert type_names.read_types(archive)[-1] == SHARE
-        assert context_fields.read_fields(archive) == FIELDS
+        assert read_types(archive)[-1] == SHARE
+        assert read_fields(archive) == FIELDS
     for source in (backup, copy):
         empty(learned.server)
         with_new = replace(settings, archive_dir=tmp_path / f"new-{source.name}")

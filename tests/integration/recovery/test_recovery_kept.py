@@ -27,9 +27,9 @@ from tests.support.trainers import erased, running_trainer
 from tests.support.waiting import some, wait_until_async
 from trainer.archive.kept import NAME, kept_version, read_kept
 from trainer.archive.root import ArchiveRoot
-from trainer.keeping import KeptFile
 from trainer.settings import TrainerSettings
 from trainer.threads import Threads
+from trainer.upkeep import KeptFile
 
 pytestmark = pytest.mark.usefixtures("quick_rounds")
 ANEW = CatalogueItem("b", "Put anew")

@@ -17,7 +17,7 @@ from tests.support.factories import lead, make_items, make_model, rating
 from tests.support.waiting import PATIENCE_S
 from trainer.fit_job.results import fit_in_memory
 from trainer.publication import publish as publisher
-from trainer.publication import record_process
+from trainer.publication import recording
 from trainer.publication.publish import Publisher
 from trainer.threads import Threads
 
@@ -29,16 +29,16 @@ MODEL = make_model()
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[record_process.RecordProcess]:
+def started(monkeypatch: pytest.MonkeyPatch) -> list[recording.RecordProcess]:
     monkeypatch.setattr(publisher, "_USERS_AT_ONCE", USERS_AT_ONCE)
     # It runs only when no other process does.
-    monkeypatch.setattr(record_process, "START_S", PATIENCE_S)
-    monkeypatch.setattr(record_process, "PATIENCE_S", PATIENCE_S)
-    found: list[record_process.RecordProcess] = []
+    monkeypatch.setattr(recording, "START_S", PATIENCE_S)
+    monkeypatch.setattr(recording, "PATIENCE_S", PATIENCE_S)
+    found: list[recording.RecordProcess] = []
 
     @contextlib.asynccontextmanager
-    async def watched(*args: Any, **options: Any) -> AsyncIterator[record_process.RecordProcess]:
-        async with record_process.record_process(*args, **options) as running:
+    async def watched(*args: Any, **options: Any) -> AsyncIterator[recording.RecordProcess]:
+        async with recording.record_process(*args, **options) as running:
             found.append(running)
             yield running
 
@@ -51,7 +51,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[record_process.RecordProces
     "how", ["does not start", *(pytest.param(each, marks=pytest.mark.slow) for each in HOW)]
 )
 async def test_a_process_writes_the_records_of_many_and_the_trainer_what_that_one_does_not(
-    store: Store, started: list[record_process.RecordProcess], monkeypatch: pytest.MonkeyPatch, how: str
+    store: Store, started: list[recording.RecordProcess], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     if how == "does not start":
         monkeypatch.setattr(sys, "executable", "/nonexistent/python")

@@ -139,7 +139,7 @@ def test_live_items_are_folded_in_where_a_hundredth_of_their_ratings_is_new(base
     ratings = Ratings(user, item.astype(np.int32), np.full(140, 5.0), np.full(140, NAN))
     ids, new = string_array(b"u%d" % k for k in range(120)), np.array([119, 139])
     data = FitInput(ids, np.full(120, 5), ratings, 8, np.arange(20), new)
-    found = as_served(base, data, ratings, np.isin(np.arange(140), new))
+    found = as_served(base, data, ratings, np.isin(np.arange(140), new), described={})
     # As bits: codes of an item may look like NaN.
     rows, before = (np.asarray(items).view(np.uint32) for items in (found.items, base.items))
     assert np.flatnonzero((rows != before).any(axis=1)).tolist() == [1]

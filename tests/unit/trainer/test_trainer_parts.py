@@ -16,9 +16,9 @@ from tests.support.waiting import some
 from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.erasures import Erasures, Ledger, ledger_files, parse_ledger
 from trainer.archive.events import Span
+from trainer.archive.storage.fences import problem_in
 from trainer.archive.storage.host_fits import HostFits
-from trainer.archive.storage.shares import problem_in
-from trainer.capacity.watermarks import LEAST_FREE_BYTES, MOST_FREE_BYTES, Space, disk, fullest, memory
+from trainer.capacity import LEAST_FREE_BYTES, MOST_FREE_BYTES, Space, disk, fullest, memory
 from trainer.consume.rebuild import is_incomplete
 from trainer.errors import CannotStartError, LedgerDamagedError
 from trainer.fit_job import compiling
@@ -179,7 +179,7 @@ async def test_loops_are_compiled_once_so_many_events_are_archived_that_a_fit_ma
     assert "loops_not_compiled_apart exit_code=1" in caplog.text
 
 
-CALM = Situation(100.0, *(False, False), 0, 0, 0, None, files_missing=False, not_before=0.0)
+CALM = Situation(100.0, requested=False, held=False, fitted_events=0, files_missing=False)
 PACED = {"fitted_events": 10**6, "paced_until": 150.0}
 GOOD = Evidence(True, *(10, 5, 10, 5), 1000, 0.9, 1.0, n_newest=500, live_ratio=1.0, live_ratio_error=0.01)
 

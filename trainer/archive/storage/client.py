@@ -4,6 +4,7 @@ has no secret in it; nothing is retried for longer than a trainer keeps its leas
 
 import contextlib
 import errno
+import io
 import re
 import secrets
 import threading
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
+import pyarrow as pa
+
 from trainer.archive.storage.address import ObjectAddress, ObjectCredentials
-from trainer.archive.storage.ranges import TAIL_BYTES
 from trainer.errors import ArchiveRefusedError
 
 T = TypeVar("T")
@@ -50,6 +52,8 @@ _CONNECT_S = 3.0
 # A lost packet, a server that restarts; what lasts longer is tried again by who asked, with a line.
 _RETRIES, _RETRY_S = 2, 5.0
 
+# A footer, or all of a small segment: less than what a request costs in time.
+TAIL_BYTES = 65_536
 # Of all segments of an epoch the footers, and of its small ones all: 32 MB at most.
 _TAILS = 512
 
@@ -256,3 +260,55 @@ class ObjectClient:
         raise ObjectStoreError(
             f"{where} does not answer: see that it runs, and that this host reaches it"
         ) from None
+
+
+class RangeFile(io.RawIOBase):
+    """An object of a known size as a file that is read where it is needed, by requests of ranges: of a
+    segment the footer, then the columns that are asked for. What is read is of one object, which never
+    changes; one that is gone raises FileNotFoundError with its name.
+    """
+
+    def __init__(self, client: ObjectClient, name: str, size: int) -> None:
+        super().__init__()
+        self._client = client
+        self._name = name
+        self._size = size
+        self._at = 0
+
+    @classmethod
+    def opened(cls, client: ObjectClient, name: str, size: int) -> pa.NativeFile:
+        """Return an object as Arrow reads files."""
+        return pa.PythonFile(cls(client, name, size), mode="r")
+
+    def readable(self) -> bool:
+        """As `io` has it."""
+        return True
+
+    def seekable(self) -> bool:
+        """As `io` has it."""
+        return True
+
+    def tell(self) -> int:
+        """As `io` has it."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As `io` has it."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = start + offset
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        """As `io` has it."""
+        end = self._size if size < 0 else min(self._at + size, self._size)
+        start, self._at = self._at, max(self._at, end)
+        if end <= start:
+            return b""
+        tail_at = max(0, self._size - TAIL_BYTES)
+        try:
+            if start >= tail_at:
+                return self._client.tail(self._name, self._size)[start - tail_at : end - tail_at]
+            return self._client.read(self._name, start, end - start)
+        except FileNotFoundError as exc:
+            # Of many that are copied side by side: which one.
+            raise FileNotFoundError(exc.errno, exc.strerror, self._name) from None

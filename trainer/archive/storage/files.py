@@ -25,18 +25,18 @@ A commit is kept until 64 others have followed, the first of each leader for goo
 last one stays taken, however late that leader wakes up.
 """
 
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
 
 from trainer.archive.storage.address import ObjectAddress, ObjectCredentials
 from trainer.archive.storage.client import ObjectClient
-from trainer.archive.storage.local import LOCAL
+from trainer.archive.storage.local import FOLDERS, Files
 from trainer.archive.storage.object_archive import ObjectArchive
-from trainer.archive.storage.object_path import ObjectPath
+from trainer.archive.storage.object_path import ObjectFiles, ObjectPath
 
 if TYPE_CHECKING:
     # What the archive asks of a path an `ObjectPath` has. A protocol of both would be as long as either, and
@@ -44,85 +44,6 @@ if TYPE_CHECKING:
     Location = Path
 else:
     Location = Path | ObjectPath
-
-Own = Any
-"""A path of the kind that the implementation is for."""
-
-
-class Staged(Protocol):
-    """A file that is written and has no name yet. Every method raises OSError."""
-
-    def open(self) -> pa.NativeFile:
-        """Return what it is written into, from its beginning."""
-
-    def read(self) -> pa.NativeFile:
-        """Return what was written, to be read."""
-
-    def sync(self) -> None:
-        """Have what was written durable."""
-
-    def put_in_place(self) -> None:
-        """Give it its name, durably after `sync_directory` of its folder."""
-
-    def discard(self) -> None:
-        """Remove what has no name. Raises nothing."""
-
-
-class WithDescriptor(Protocol):
-    """An open file that another process can read."""
-
-    def fileno(self) -> int:
-        """Return its descriptor."""
-
-    def close(self) -> None:
-        """Close it."""
-
-
-class Files(Protocol):
-    """What is done with the files of one kind of place. Every method raises OSError."""
-
-    def open(self, path: Own) -> pa.NativeFile:
-        """Return an open file. Of objects what is read last may be gone: FileNotFoundError then."""
-
-    def staged(self, path: Own) -> Staged:
-        """Return a file to be written and put in place under this path."""
-
-    def append(self, path: Own, content: bytes) -> None:
-        """Add to the end of a file, durably when this returns."""
-
-    def link(self, path: Own, target: Own) -> None:
-        """Have the same file under another name, too."""
-
-    def remove_tree(self, path: Own) -> None:
-        """Remove a folder with all that is in it."""
-
-    def sync_directory(self, path: Own) -> None:
-        """Wait until the names in a folder are durable."""
-
-    def batch(self, path: Own) -> AbstractContextManager[None]:
-        """Take what this thread renames and removes within the block as one step, where that can be."""
-
-    def at_one_moment(self, path: Own) -> AbstractContextManager[None]:
-        """Look only once which files there are for what this thread asks within the block, where that is a
-        request.
-        """
-
-    def forget_replaced(self, path: Own) -> None:
-        """Remove at once what is kept for readers of files that have no name any more."""
-
-    def remove_unnamed(self, path: Own) -> None:
-        """Remove what writers that were replaced have put there since, and could not name."""
-
-    def read_ahead(self, paths: Collection[Own]) -> None:
-        """Fetch the ends of files, side by side, which are opened next."""
-
-    def with_descriptors(self, files: Sequence[pa.NativeFile], folder: Path) -> "Sequence[WithDescriptor]":
-        """Return open files that another process can read by their descriptors. `folder`: of this host, which
-        has room for copies that have no name.
-        """
-
-    def beside(self, path: Own) -> Own:
-        """Return where one who does not lead may put ledgers of the archive at `path`."""
 
 
 def located(address: Path | ObjectAddress, credentials: ObjectCredentials) -> Location:
@@ -140,17 +61,30 @@ def on_objects(path: object) -> ObjectPath | None:
 def files_of(path: Location) -> Files:
     """Return what is done with files where this path lies."""
     place = on_objects(path)
-    return LOCAL if place is None else place.files
+    return FOLDERS if place is None else ObjectFiles(place.archive)
+
+
+@contextlib.contextmanager
+def whole_file(path: Location) -> Iterator[pa.NativeFile]:
+    """Give what a file is written into, which is in place when the block has ended, durably, or not at all.
+    Raises OSError.
+    """
+    staged = files_of(path).staged(path)
+    try:
+        with staged.open() as file:
+            yield file
+        staged.sync()
+        staged.put_in_place()
+        sync_directory(path.parent)
+    except OSError:
+        staged.discard()
+        raise
 
 
 def write_whole(path: Location, content: bytes) -> None:
     """Put a file in place, durable when this returns. Raises OSError."""
-    staged = files_of(path).staged(path)
-    with staged.open() as file:
+    with whole_file(path) as file:
         file.write(content)
-    staged.sync()
-    staged.put_in_place()
-    sync_directory(path.parent)
 
 
 def sync_directory(path: Location) -> None:

@@ -1,36 +1,79 @@
-"""Watch the room on the disks of archive and store and in the store's memory. Invariant: ratings are refused
-before a disk is full, and taken again by themselves, also when this trainer is gone.
+"""Watch the room on the disks of archive and store and in the store's memory; when ratings are refused for
+lack of it is a function of sizes. Invariant: ratings are refused before a disk is full, and taken again by
+themselves, also when this trainer is gone; but only when there is clearly more room than when that began.
 """
 
 import asyncio
 import contextlib
 import os
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore.errors import FullReason, StoreUnavailable
-from featurestore.leases import Lease
-from featurestore.store import Store
 from trainer import log
-from trainer.capacity.watermarks import Space, disk, fullest, memory
-from trainer.threads import Threads
+from trainer.stage import Stage, Tools
 
 # A second of ratings is megabytes, far less than what is kept free; one look costs the store 0.1 ms.
 _ROUND_S = 1.0
+# Of a disk: what others write to it in a second or two is little beside 5 %, and on a large one beside 1 GB.
+# The file of the store is not rewritten before it has 64 MB: with as much room the first rewrite ends.
+FREE_SHARE, MOST_FREE_BYTES, LEAST_FREE_BYTES = 0.05, 2**30, 64 * 2**20
+# Of the memory of the store: what is left lets it serve its clients, take deltas, and forget. At its limit it
+# refuses all that grows by itself.
+MEMORY_FREE_SHARE = 0.05
+# So much more than that is clearly more: else it would change from second to second.
+CLEARLY_MORE = 1.1
 
 
-class RoomWatch:
-    """Looks once a second, for one term. `store_folder`: None where the store's disk is not this host's."""
+@dataclass(frozen=True, slots=True)
+class Space:
+    """A place that may fill up. `needed_bytes` of `total_bytes` must be free for ratings to be taken."""
 
-    def __init__(
-        self, store: Store, lease: Lease, archive_folder: Path, store_folder: Path | None, threads: Threads
-    ) -> None:
-        self._store = store
-        self._lease = lease
-        self._disks: dict[FullReason, Path] = {"archive_disk": archive_folder}
-        if store_folder is not None:
+    reason: FullReason
+    free_bytes: int
+    total_bytes: int
+    needed_bytes: int
+
+
+def disk(reason: FullReason, free_bytes: int, total_bytes: int, rewritten_bytes: int = 0) -> Space:
+    """Return the space of a disk. `rewritten_bytes`: what is written anew before the old is removed."""
+    kept = min(MOST_FREE_BYTES, max(LEAST_FREE_BYTES, int(FREE_SHARE * total_bytes)))
+    return Space(reason, free_bytes, total_bytes, kept + rewritten_bytes)
+
+
+def memory(used_bytes: int, limit_bytes: int) -> Space | None:
+    """Return the space in the memory of the store; None where it has no limit."""
+    if limit_bytes <= 0:
+        return None
+    free_bytes = max(0, limit_bytes - used_bytes)
+    return Space("store_memory", free_bytes, limit_bytes, int(MEMORY_FREE_SHARE * limit_bytes))
+
+
+def fullest(spaces: Iterable[Space], refusing: FullReason | None) -> Space | None:
+    """Return the space for whose sake ratings are refused, None where there is room in all.
+
+    `refusing`: for whose sake they are refused so far.
+    """
+    lacking = [
+        space
+        for space in spaces
+        if space.free_bytes < space.needed_bytes * (CLEARLY_MORE if space.reason == refusing else 1.0)
+    ]
+    # The one that needs the most of what it has, so that a person begins there.
+    return min(lacking, key=lambda space: space.free_bytes / space.needed_bytes, default=None)
+
+
+class RoomWatch(Stage):
+    """Looks once a second, for one term."""
+
+    def __init__(self, tools: Tools) -> None:
+        super().__init__(tools)
+        self._disks: dict[FullReason, Path] = {"archive_disk": tools.root.disk}
+        # None where the store's disk is not this host's.
+        if (store_folder := tools.settings.store_dir) is not None:
             self._disks["store_disk"] = store_folder
-        self._threads = threads
         self._unreadable: set[FullReason] = set()
         self.refusing: FullReason | None = None
         # What was seen last: the room by place, by how many seconds this host's clock is ahead, and which

@@ -22,17 +22,16 @@ from factors import Bools, Int64s
 from featurestore.commands import Command
 from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreError, StoreUnavailable
 from featurestore.ratings.batches import Columns
-from featurestore.store import Store
 from trainer import log
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import SCHEMA, Position, lies_after, ratings_of, string_array
-from trainer.archive.segments import Step, read_parts
+from trainer.archive.segments import read_parts
 from trainer.archive.storage.files import Location
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
 from trainer.errors import SegmentDamagedError, SegmentGoneError
 from trainer.fit_job.ratings import last_of_pairs
 from trainer.retry import with_retries
-from trainer.threads import Threads
+from trainer.stage import Stage, Tools
 
 # Those of a script share one reading of the archive, which takes seconds; one alone waits no longer.
 _TOGETHER_S = 0.2
@@ -58,14 +57,12 @@ class _Waiting:
     due_s: float = 0.0
 
 
-class ItemRatings:
+class ItemRatings(Stage):
     """Takes ratings of items back for one term."""
 
-    def __init__(self, store: Store, epochs: OpenEpochs, threads: Threads, *, step: Step) -> None:
-        self._store = store
+    def __init__(self, tools: Tools, epochs: OpenEpochs) -> None:
+        super().__init__(tools)
         self._epochs = epochs
-        self._threads = threads
-        self._step = step
         # In the order of their turns.
         self._waiting: dict[_Waiting, None] = {}
         self._any = asyncio.Event()

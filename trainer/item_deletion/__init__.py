@@ -1,1 +1,0 @@
-"""Items that are deleted with their ratings."""
