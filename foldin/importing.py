@@ -19,7 +19,7 @@ from factors import Scale
 from featurestore.settings import format_scale
 from foldin.commands.progress import Shown
 from foldin.commands.running import INTERRUPTED
-from foldin.errors import ImportStoppedError
+from foldin.errors import StoppedError
 from foldin.files.contexts import FileFields, missing_columns
 from foldin.files.layout import find_layout
 from foldin.files.positions import Position, PositionFile
@@ -104,7 +104,7 @@ def run_any_import(options: ImportOptions, settings: FrontDoorSettings) -> int:
 def run_import(options: ImportOptions, settings: FrontDoorSettings) -> int:
     """Import a file; return the exit code.
 
-    Raises CannotStartError (nothing was written) and ImportStoppedError (some was).
+    Raises CannotStartError (nothing was written) and StoppedError (some was).
     """
     # A dry run asks for nothing.
     console = Console(highlight=False, soft_wrap=True, force_interactive=False if options.dry_run else None)
@@ -139,7 +139,7 @@ class Importer:
         self._named = set[str]()
 
     async def run(self) -> None:
-        """Import the file. Raises CannotStartError and ImportStoppedError."""
+        """Import the file. Raises CannotStartError and StoppedError."""
         sink = await open_sink(self._options, self._settings)
         try:
             positions = PositionFile(self._settings.state_dir, self._options.path, sink.name)
@@ -307,7 +307,7 @@ class Importer:
         if (stat.st_size, stat.st_mtime_ns) != (start.size, start.modified_ns):
             # As while it is still being copied: what came later may be missing, and was not checked.
             reason = f"{self._options.path} has changed while it was read"
-            raise ImportStoppedError(f"{reason}: import it as a whole when it changes no more")
+            raise StoppedError(f"{reason}: import it as a whole when it changes no more")
 
     async def _name_fields(self, sink: Sink, rules: RowRules) -> None:
         """Name the fields of the header that the target has not, before any row gives them."""
@@ -318,7 +318,7 @@ class Importer:
             except CannotStartError as exc:
                 if not self._written:
                     raise
-                raise ImportStoppedError(self.how_to_go_on(str(exc))) from exc
+                raise StoppedError(self.how_to_go_on(str(exc))) from exc
             self._named |= {each.name for each in fields}
 
     async def _write_batch(self, sink: Sink, batch: Batch, part: range, progress: ImportProgress) -> None:
@@ -351,7 +351,7 @@ class Importer:
     ) -> None:
         """Write the rows of one call, within reason however long the target is busy.
 
-        Rows that the target refuses are taken out of both lists. Raises ImportStoppedError.
+        Rows that the target refuses are taken out of both lists. Raises StoppedError.
         """
         began = time.monotonic()
         while rows:
@@ -362,15 +362,15 @@ class Importer:
                 if time.monotonic() - began > limit_s:
                     what = "is a trainer running?" if exc.full else "is it running?"
                     reason = f"nothing could be written for {limit_s:.0f} s ({exc}): {what}"
-                    raise ImportStoppedError(self.how_to_go_on(reason)) from exc
+                    raise StoppedError(self.how_to_go_on(reason)) from exc
                 progress.note(f"waiting: {exc}")
                 await asyncio.sleep(min(exc.retry_after_s, MAX_WAIT_S))
             except RowRefusedError as exc:
                 if not 0 <= exc.position < len(rows):
-                    raise ImportStoppedError(f"{sink.name} refuses the ratings: {exc}") from exc
+                    raise StoppedError(f"{sink.name} refuses the ratings: {exc}") from exc
                 line = lines[exc.position]
                 if self._options.on_bad == "refuse":
-                    raise ImportStoppedError(
+                    raise StoppedError(
                         self.how_to_go_on(f"{sink.name} refuses line {line} of {self._options.path}: {exc}")
                     ) from exc
                 # One refusal tells of all rows that give the same, which a call each would ask.

@@ -11,8 +11,8 @@ from typing import TypeVar
 from featurestore.errors import StoreError, StoreRefused
 from featurestore.store import Store
 from foldin.commands.progress import Shown
+from foldin.errors import StoppedError
 from foldin.recovery.backing_up import back_up
-from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.place import find_place
 from foldin.recovery.restoring import Restore, RestoreRequest
 from foldin.recovery.verifying import verify
@@ -100,9 +100,7 @@ def run_undo(options: UndoOptions, settings: FrontDoorSettings) -> int:
         if entry.path.name == options.name or (options.name == "last" and entry.why in _WAS_LIVE)
     ]
     if not wanted:
-        raise RecoveryRefusedError(
-            f"the trash has no entry {options.name}: `foldin undo` lists what there is"
-        )
+        raise CannotStartError(f"the trash has no entry {options.name}: `foldin undo` lists what there is")
     request = RestoreRequest(
         wanted[-1].path,
         "timed",
@@ -185,7 +183,7 @@ def _in_store(place: TrainerSettings, work: Callable[[Store], Awaitable[T]]) -> 
         try:
             return await work(store)
         except StoreError as exc:
-            raise RecoveryStoppedError(f"the store refuses: {exc}") from exc
+            raise StoppedError(f"the store refuses: {exc}") from exc
         finally:
             await store.close()
 
@@ -196,9 +194,9 @@ def _in_store(place: TrainerSettings, work: Callable[[Store], Awaitable[T]]) -> 
 @contextmanager
 def _object_store() -> Iterator[None]:
     """Have an object store that is in the way of a command end it with a line. Raises
-    `RecoveryStoppedError`.
+    `StoppedError`.
     """
     try:
         yield
     except (ArchiveFailedError, ObjectStoreError) as exc:
-        raise RecoveryStoppedError(f"{exc}; then run this again") from exc
+        raise StoppedError(f"{exc}; then run this again") from exc

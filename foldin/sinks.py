@@ -21,7 +21,7 @@ from featurestore.ratings.event_types import RATING, codes_taken, unknown_type
 from featurestore.settings import DEFAULT_SCALE, StoreSettings, format_scale
 from featurestore.store import Store
 from foldin.address import api_client, find_api, running_stack
-from foldin.errors import ImportStoppedError
+from foldin.errors import StoppedError
 from foldin.settings import CONTEXT_PREFIX, FrontDoorSettings, ImportOptions
 from foldin_client import AsyncClient, BusyError, FoldinError, NoAnswerError, ProblemError, problems
 from foldin_client.models import ContextFieldBody, EventIn, RatingIn, Status
@@ -83,7 +83,7 @@ class Sink(Protocol):
         """Decide on the scale; return the one that holds. Raises CannotStartError."""
 
     async def write(self, rows: Sequence[Row]) -> None:
-        """Write the rows of one call. Raises SinkBusyError, RowRefusedError, ImportStoppedError."""
+        """Write the rows of one call. Raises SinkBusyError, RowRefusedError, StoppedError."""
 
     async def close(self) -> None:
         """Close the connection."""
@@ -172,7 +172,7 @@ class StoreSink:
         except StoreUnavailable as exc:
             raise SinkBusyError(f"the store does not answer ({exc})", exc.retry_after_s, full=False) from exc
         except StoreError as exc:
-            raise ImportStoppedError(f"the store refuses the ratings: {exc}") from exc
+            raise StoppedError(f"the store refuses the ratings: {exc}") from exc
 
     async def _typed(self, columns: Columns, names: Sequence[bytes]) -> Columns:
         """Return events of types by name, held to the rules of the API. Raises RowRefusedError."""
@@ -288,7 +288,7 @@ class ApiSink:
         except FoldinError as exc:
             if isinstance(exc, ProblemError) and exc.row is not None:
                 raise RowRefusedError(exc.detail, exc.row, exc.field or "") from exc
-            raise ImportStoppedError(str(exc)) from exc
+            raise StoppedError(str(exc)) from exc
 
     async def close(self) -> None:
         """As in Sink."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from featurestore.errors import StoreError
 from featurestore.store import Store
 from foldin.commands.progress import Shown
-from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
+from foldin.errors import StoppedError
 from processes.errors import CannotStartError, StackFailedError
 from processes.settings import HIDDEN, choice, data_path, real, setting, whole
 from torture.auditor import BACK, Auditor
@@ -228,7 +228,7 @@ async def _auditing(auditor: Auditor) -> None:
     while True:
         await asyncio.sleep(AUDIT_S)
         # What stands still for now is waited for at the checkpoints.
-        with suppress(StoreError, RecoveryStoppedError, RecoveryRefusedError, TimeoutError):
+        with suppress(StoreError, StoppedError, CannotStartError, TimeoutError):
             async with asyncio.timeout(AUDIT_S):
                 await auditor.audit_archive()
 

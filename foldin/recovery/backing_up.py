@@ -17,9 +17,9 @@ from featurestore.errors import StoreError
 from featurestore.settings import format_scale
 from featurestore.store import Store
 from featurestore.telemetry.points import Backup
+from foldin.errors import StoppedError
 from foldin.recovery.adoption import require_match
 from foldin.recovery.erased import ledger_copies
-from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.manifest import (
     CATALOGUE_END,
     CHUNK_BYTES,
@@ -35,6 +35,7 @@ from foldin.recovery.manifest import (
 from foldin.recovery.reaching import reach
 from foldin.recovery.retries import Progress, Say, Step, no_progress, no_step, retried
 from processes.backoff import Backoff
+from processes.errors import CannotStartError
 from trainer.archive.erasures import FILES
 from trainer.archive.events import format_position
 from trainer.archive.item_list import write_items
@@ -60,13 +61,13 @@ async def back_up(
 ) -> Manifest:
     """Back the live history up into `target`; what an earlier backup there has is not copied again.
 
-    Raises `RecoveryRefusedError` (nothing was changed), `RecoveryStoppedError`.
+    Raises `CannotStartError` (nothing was changed), `StoppedError`.
     """
     await require_match(store, settings)
     try:
         await asyncio.to_thread(_require_own, target, store, settings)
     except OSError as exc:
-        raise RecoveryRefusedError(f"{target} cannot be read: {exc.strerror or exc}") from exc
+        raise CannotStartError(f"{target} cannot be read: {exc.strerror or exc}") from exc
     with _alone(target):
         return await _back_up(store, settings, target, say, step=step, progress=progress)
 
@@ -86,16 +87,16 @@ async def _back_up(
         except SegmentGoneError:
             continue
         except SegmentDamagedError as exc:
-            raise RecoveryStoppedError(
+            raise StoppedError(
                 f"{settings.archive_folder / name / str(exc)}: the trainer rebuilds it from the store within "
                 "a minute; run this again then"
             ) from exc
         except ArchiveFailedError as exc:
-            raise RecoveryStoppedError(f"{exc}: run this again") from exc
+            raise StoppedError(f"{exc}: run this again") from exc
         except OSError as exc:
-            raise RecoveryStoppedError(f"cannot write {folder}: {exc.strerror or exc}") from exc
+            raise StoppedError(f"cannot write {folder}: {exc.strerror or exc}") from exc
     else:
-        raise RecoveryStoppedError("the archive changes all the time: run this again")
+        raise StoppedError("the archive changes all the time: run this again")
     # After the segments: it has every item that they name.
     registry = store.items(epoch)
     await retried(registry.refresh)
@@ -119,7 +120,7 @@ async def _back_up(
             say(f"{path} is damaged, and so is its copy: users who were forgotten may be missing there")
         await asyncio.to_thread(_finish, folder, manifest, _Lists(ids, ledgers, kept), step)
     except (OSError, ArchiveFailedError) as exc:
-        raise RecoveryStoppedError(f"cannot write {folder}: {exc}") from exc
+        raise StoppedError(f"cannot write {folder}: {exc}") from exc
     say(f"{folder}: {manifest.events:,} events, {manifest.items:,} items, {len(files)} segments")
     # It is whole without that, too.
     with contextlib.suppress(StoreError):
@@ -128,22 +129,22 @@ async def _back_up(
 
 
 def _require_own(target: Location, store: Store, settings: TrainerSettings) -> None:
-    """Raise `RecoveryRefusedError` where the folder is none, is the archive's, or has the backup of another
+    """Raise `CannotStartError` where the folder is none, is the archive's, or has the backup of another
     store; OSError where it cannot be looked at.
     """
     if target.exists() and not target.is_dir():
-        raise RecoveryRefusedError(f"{target} is not a folder: name another one")
+        raise CannotStartError(f"{target} is not a folder: name another one")
     # The trainer would take the copies for its own, or move them to its trash; with the store's disk both go.
     archive = located(settings.archive_dir, settings.credentials)
     for what, folder in (("archive", archive), ("store", settings.store_dir)):
         own_folder, there = folder and folder.resolve(), target.resolve()
         if own_folder and (_is_in(there, own_folder) or _is_in(own_folder, there)):
-            raise RecoveryRefusedError(f"{target} is where the {what} is: name another folder")
+            raise CannotStartError(f"{target} is where the {what} is: name another folder")
     own = store.identity, settings.store.namespace
     for folder in sorted(target.glob("epoch-*")):
         manifest = read_manifest(folder)
         if manifest is not None and (manifest.identity, manifest.namespace) != own:
-            raise RecoveryRefusedError(f"{folder} is the backup of another store: name another folder")
+            raise CannotStartError(f"{folder} is the backup of another store: name another folder")
 
 
 def _is_in(path: Location, folder: Location) -> bool:
@@ -164,12 +165,12 @@ def _alone(target: Location) -> Iterator[None]:
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as exc:
-        raise RecoveryRefusedError(f"{target} cannot be made: {exc.strerror or exc}") from exc
+        raise CannotStartError(f"{target} cannot be made: {exc.strerror or exc}") from exc
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise RecoveryRefusedError(f"another backup into {target} is under way") from None
+        raise CannotStartError(f"another backup into {target} is under way") from None
     except OSError:
         pass  # some file systems of other machines lock no folders
     try:
@@ -192,11 +193,11 @@ def _taken(target: Location) -> Iterator[None]:
         while not fence.take(fence.claim(f"backup.{secrets.token_hex(4)}"), no_step):
             time.sleep(backoff.next_s())
             if backoff.failures >= fences.MOST_TAKES:
-                raise RecoveryRefusedError(f"{target} cannot be written: {fences.NOT_LISTED}")
+                raise CannotStartError(f"{target} cannot be written: {fences.NOT_LISTED}")
     except ArchiveRefusedError as exc:
-        raise RecoveryRefusedError(exc.why) from exc
+        raise CannotStartError(exc.why) from exc
     except OSError as exc:
-        raise RecoveryRefusedError(f"{target} cannot be written: {exc.strerror or exc}") from exc
+        raise CannotStartError(f"{target} cannot be written: {exc.strerror or exc}") from exc
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from foldin.recovery.errors import RecoveryRefusedError
+from processes.errors import CannotStartError
 from trainer.archive.erasures import FILES
 from trainer.archive.json_files import read_json, write_json
 from trainer.archive.storage.files import Location
@@ -61,30 +61,30 @@ class Manifest:
         return next((name for name in self.files if name.endswith(CATALOGUE_END)), None)
 
     def check(self, folder: Location) -> None:
-        """Raise `RecoveryRefusedError` naming the first file that is missing or not as it was."""
+        """Raise `CannotStartError` naming the first file that is missing or not as it was."""
         # All of each file, not only its size: a disk that was put away for a year forgets bits, not ends.
         for name, file in self.files.items():
             path = folder / name
             try:
                 found = file_of(path)
             except OSError as exc:
-                raise RecoveryRefusedError(
+                raise CannotStartError(
                     f"the backup is not whole: {path} is missing ({exc.strerror})"
                 ) from exc
             if found != file:
-                raise RecoveryRefusedError(f"the backup is damaged: {path} is not what was written")
+                raise CannotStartError(f"the backup is damaged: {path} is not what was written")
 
 
 def read_manifest(folder: Location, *, skip_damaged: bool = False) -> Manifest | None:
     """Return the manifest of a folder; None where there is none. `skip_damaged`: nor where it cannot be read.
 
-    Raises `RecoveryRefusedError` where it cannot be read, or is of a newer format.
+    Raises `CannotStartError` where it cannot be read, or is of a newer format.
     """
     path = folder / NAME
     try:
         content = read_json(path)
     except ArchiveRefusedError as exc:
-        raise RecoveryRefusedError(exc.why) from exc
+        raise CannotStartError(exc.why) from exc
     if content is None:
         return None
     try:
@@ -96,7 +96,7 @@ def read_manifest(folder: Location, *, skip_damaged: bool = False) -> Manifest |
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         if skip_damaged:
             return None
-        raise RecoveryRefusedError(
+        raise CannotStartError(
             f"the backup is damaged: {path} cannot be read; --skip-damaged restores what can be"
         ) from exc
 

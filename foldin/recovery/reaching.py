@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from featurestore.ratings.stream import Progress
 from featurestore.store import Store
-from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
+from foldin.errors import StoppedError
 from foldin.recovery.retries import Say, has_leader, retried
+from processes.errors import CannotStartError
 from trainer.archive.events import join_spans
 from trainer.archive.listing import uncovered
 from trainer.archive.segments import Segment, inspect_segment
@@ -45,7 +46,7 @@ async def reach(store: Store, epoch: int, folder: Location, say: Say) -> Reached
 
     A partition without events is left out of the cut.
 
-    Raises `RecoveryStoppedError` where no trainer archives it, `RecoveryRefusedError`.
+    Raises `StoppedError` where no trainer archives it, `CannotStartError`.
     """
     found = await retried(store.stream.progress, epoch)
     cut = {partition: progress for partition, progress in found.items() if progress.last > (0, 0)}
@@ -61,7 +62,7 @@ async def reach(store: Store, epoch: int, folder: Location, say: Say) -> Reached
                 say(f"Waiting for the trainer: {why}")
                 told = True
         elif time.monotonic() - led_at > _PATIENCE_S:
-            raise RecoveryStoppedError(
+            raise StoppedError(
                 f"{why}, and no trainer leads: start one, on the folder of this archive, and run this again"
             )
         await asyncio.sleep(_LOOK_S)
@@ -83,7 +84,7 @@ def listed(folder: Location, cut: Cut) -> tuple[str | None, list[Segment]]:
         # It is merged just now, or set aside and rebuilt by the trainer.
         return f"{folder / str(exc)}", segments
     except ArchiveRefusedError as exc:
-        raise RecoveryRefusedError(exc.why) from exc
+        raise CannotStartError(exc.why) from exc
     # Both: after a rebuild a span says no more than where it ends.
     spans = join_spans(segment.spans for segment in segments)
     behind = 0

@@ -23,9 +23,9 @@ from featurestore.generations.manifest import Pointer
 from featurestore.ratings.batches import Columns
 from featurestore.ratings.context_schema import ContextRefused, ContextSchema
 from featurestore.store import Store
+from foldin.errors import StoppedError
 from foldin.recovery.adoption import adopt, must_adopt, was_put_back
 from foldin.recovery.erased import Erased, find_erased, take_over
-from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.events import RatingEvents, as_bytes, joined, with_codes_of
 from foldin.recovery.merging import Change, change, holding, merge
 from foldin.recovery.reaching import reach
@@ -41,6 +41,7 @@ from foldin.recovery.sources import (
 )
 from foldin.recovery.stored import read_histories
 from foldin.recovery.taken_back import with_taken_back
+from processes.errors import CannotStartError
 from trainer.archive.storage.files import Location
 from trainer.erasure.older_copy import erase_attributes_again
 from trainer.settings import TrainerSettings
@@ -114,7 +115,7 @@ class Restore:
     async def run(self) -> int | None:
         """Restore; return the generation that is live then, None where nothing had to be done.
 
-        Raises `RecoveryRefusedError` (nothing was changed), `RecoveryStoppedError`.
+        Raises `CannotStartError` (nothing was changed), `StoppedError`.
         """
         pointer = await self._settled()
         if pointer.pending:
@@ -153,7 +154,7 @@ class Restore:
         try:
             epoch = await retried(self._store.epochs.begin, by=LOADING)
         except EpochBusy as exc:
-            raise RecoveryRefusedError(f"{exc}: run this again in a minute") from exc
+            raise CannotStartError(f"{exc}: run this again in a minute") from exc
         self._step("begun")
         try:
             if not await self._prepare(epoch, archived, is_new=is_new):
@@ -163,7 +164,7 @@ class Restore:
             self._step("asked")
             await retried(self._store.epochs.hold, epoch, LOADED)
         except EpochGone as exc:
-            raise RecoveryStoppedError(f"epoch {epoch} was given up meanwhile: run this again") from exc
+            raise StoppedError(f"epoch {epoch} was given up meanwhile: run this again") from exc
         except BaseException:
             await self._give_up(epoch)
             raise
@@ -230,7 +231,7 @@ class Restore:
         try:
             found = await retried(self._store.kept.put_back, dump, experiments=experiments)
         except StoreRefused as exc:
-            raise RecoveryRefusedError(f"{exc}: its events would mean something else") from exc
+            raise CannotStartError(f"{exc}: its events would mean something else") from exc
         if dump.items or dump.users or dump.scenarios or dump.experiments:
             self._say(
                 f"  {found.items:,} items of the catalogue, attributes of {found.users:,} users, "
@@ -239,7 +240,7 @@ class Restore:
 
     async def _recoded(self, archived: Archived) -> Archived:
         """Return what is archived with its contexts as this store has them, which gets the fields that it
-        lacks; what it has deleted stays so. Raises `RecoveryRefusedError` where a field means something else
+        lacks; what it has deleted stays so. Raises `CannotStartError` where a field means something else
         there, or there is no room for all of them.
         """
         source = ContextSchema(tuple(archived.catalogue.contexts if archived.catalogue else ()))
@@ -256,7 +257,7 @@ class Restore:
                     contexts.change, lambda before: before.merged(source, keep_deleted=True)
                 )
         except ContextRefused as exc:
-            raise RecoveryRefusedError(
+            raise CannotStartError(
                 f"the contexts of its ratings do not fit into this store: {exc}. Mend that and run this "
                 "again, or restore into an empty namespace (FOLDIN_NAMESPACE)"
             ) from exc
@@ -266,7 +267,7 @@ class Restore:
         return replace(archived, events=replace(archived.events, context=context))
 
     def _read(self, source: Source) -> Archived:
-        """Read what is wanted of the source. Raises `RecoveryRefusedError`."""
+        """Read what is wanted of the source. Raises `CannotStartError`."""
         request = self._request
         self._say(f"Reading {source.folder}")
         archived = read_source(
@@ -282,12 +283,12 @@ class Restore:
                     f"  {unknown:,} ratings do not say when they arrived (a rebuilt archive): they stay"
                 )
             if not in_time.any():
-                raise RecoveryRefusedError(
+                raise CannotStartError(
                     f"{source.folder} begins after that time: `foldin undo` lists what was live before"
                 )
             events = events.take(in_time)
         if not len(events):
-            raise RecoveryRefusedError(f"{source.folder} has no ratings")
+            raise CannotStartError(f"{source.folder} has no ratings")
         return replace(archived, events=events)
 
     async def _plan(self, archived: Archived, live_epoch: int) -> Plan:
@@ -405,7 +406,7 @@ class Restore:
             if outcome is not None and outcome.state == "failed":
                 await self._give_up(epoch)
                 why = outcome.detail or outcome.code
-                raise RecoveryStoppedError(f"the trainer refused it ({why}): the history before is live")
+                raise StoppedError(f"the trainer refused it ({why}): the history before is live")
             if outcome is not None and outcome.state == "done":
                 self._say(f"Generation {outcome.generation} is live. `foldin undo last` goes back.")
                 return int(outcome.generation or 0)
@@ -436,7 +437,7 @@ class Restore:
             elif not pointer.pending_by and silent_s > _UNASKED_S and not await self._is_expected(pointer):
                 await retried(self._store.epochs.abandon, pointer.pending)
             if time.monotonic() - waiting_since > 2 * _SILENT_S:
-                raise RecoveryRefusedError(
+                raise CannotStartError(
                     f"epoch {pointer.pending} is being prepared (by a restore, or POST /train): run this "
                     "again when that has ended"
                 )

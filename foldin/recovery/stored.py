@@ -36,7 +36,7 @@ async def read_histories(
     keep: Callable[[bytes], bool] = lambda _user_id: True,
     progress: Progress = no_progress,
 ) -> Histories:
-    """Read the users for whom `keep` says so; `progress` is by partitions. Raises `RecoveryStoppedError`."""
+    """Read the users for whom `keep` says so; `progress` is by partitions. Raises `StoppedError`."""
     # By id: a scan may give a user twice, later with more ratings.
     users: dict[bytes, StoredUser] = {}
     for partition in range(store.config.partitions):

@@ -19,8 +19,8 @@ from featurestore.catalogue.dump import dump_from_bytes
 from featurestore.errors import StoreDamaged
 from featurestore.keys import digest_of
 from featurestore.store import Store
+from foldin.errors import StoppedError
 from foldin.recovery.adoption import require_match
-from foldin.recovery.errors import RecoveryStoppedError
 from foldin.recovery.events import RatingEvents, of_tables, with_codes_of
 from foldin.recovery.merging import differences, holding
 from foldin.recovery.reaching import reach
@@ -58,7 +58,7 @@ async def verify(
     """Compare the live history in the store with its archive. `progress`: by partitions of the store, then
     by files of the archive.
 
-    Raises `RecoveryStoppedError` where the archive does not come to have all, `RecoveryRefusedError`.
+    Raises `StoppedError` where the archive does not come to have all, `CannotStartError`.
     """
     await require_match(store, settings)
     epoch = (await retried(store.generations.live)).epoch
@@ -101,7 +101,7 @@ async def _archived(
         with contextlib.suppress(SegmentGoneError):
             paths = [segment.path for segment in reached.segments]
             return await asyncio.to_thread(_read, paths, progress)
-    raise RecoveryStoppedError("the archive changes all the time: run this again")
+    raise StoppedError("the archive changes all the time: run this again")
 
 
 def _read(paths: Sequence[Location], progress: Progress) -> tuple[RatingEvents, Int64s]:
@@ -113,9 +113,9 @@ def _read(paths: Sequence[Location], progress: Progress) -> tuple[RatingEvents, 
             tables.append(read_segment(path, file)[0])
             progress(len(tables), len(files))
     except SegmentDamagedError as exc:
-        raise RecoveryStoppedError(f"{exc.path} is damaged ({exc.why}): the trainer rebuilds it") from exc
+        raise StoppedError(f"{exc.path} is damaged ({exc.why}): the trainer rebuilds it") from exc
     except ArchiveFailedError as exc:
-        raise RecoveryStoppedError(f"{exc}: run this again") from exc
+        raise StoppedError(f"{exc}: run this again") from exc
     rows = [np.zeros(0, np.int64), *[table["item_row"].to_numpy() for table in tables]]
     return of_tables(tables), np.concatenate(rows)
 
