@@ -37,6 +37,7 @@ from foldin.files.rows import (
     scale_for,
 )
 from foldin.files.scale import scale_of_file
+from foldin.recovery.retries import GIVE_UP_FULL_S, GIVE_UP_SILENT_S
 from foldin.settings import CONTEXT_PREFIX, FrontDoorSettings, ImportOptions
 from foldin.sinks import Row, RowRefusedError, Sink, SinkBusyError, open_sink, same_context
 from foldin_client.wire import without_user
@@ -45,10 +46,6 @@ from processes.errors import CannotStartError
 SHOWN_ROWS = 20  # of the bad rows: what fits on a terminal
 SHOWN_KINDS = 8  # on one line, the commonest
 SAVE_EVERY_S = 1.0  # what a kill costs at most
-# A store that restarts is back within seconds.
-GIVE_UP_SILENT_S = 60.0
-# A trainer that is behind archives at every moment: after so long there is none.
-GIVE_UP_FULL_S = 300.0
 MAX_WAIT_S = 5.0  # between two attempts, whatever the target asks for
 # Calls side by side: while the store works for one, the next is prepared.
 LANES = 2

@@ -10,10 +10,10 @@ from typing import TypeVar
 
 from featurestore.errors import StoreError, StoreRefused
 from featurestore.store import Store
+from foldin.address import running_stack
 from foldin.commands.progress import Shown
 from foldin.errors import StoppedError
 from foldin.recovery.backing_up import back_up
-from foldin.recovery.place import find_place
 from foldin.recovery.restoring import Restore, RestoreRequest
 from foldin.recovery.verifying import verify
 from foldin.settings import (
@@ -23,6 +23,7 @@ from foldin.settings import (
     UndoOptions,
     VerifyOptions,
 )
+from foldin.sinks import STORE_TIMEOUT_S
 from processes.errors import CannotStartError
 from trainer.archive.storage.address import ObjectAddress
 from trainer.archive.storage.client import ObjectStoreError
@@ -35,6 +36,33 @@ T = TypeVar("T")
 
 # Why an entry of the trash that was live is there; the others were never, or are parts.
 _WAS_LIVE = {"replaced", "adopted"}
+
+
+def find_place(data: Path | None, settings: FrontDoorSettings) -> TrainerSettings:
+    """Return which store and archive to work on: of the stack on `data` (or the usual one), else those of the
+    environment. Raises CannotStartError.
+    """
+    folder = data or settings.data
+    stack = running_stack(folder)
+    if stack is not None:
+        # As `foldin up` tells its trainer.
+        environ = {
+            **settings.inherited,
+            **stack,
+            "FOLDIN_ARCHIVE_DIR": str(folder / "archive"),
+            "FOLDIN_STORE_DIR": str(folder / "store"),
+        }
+    elif data is not None:
+        raise CannotStartError(f"no stack runs on {data}: start one with `foldin up --data {data}`")
+    elif settings.redis_url is None:
+        raise CannotStartError(
+            f"no stack runs on {folder}: give --data, or FOLDIN_REDIS_URL and FOLDIN_ARCHIVE_DIR"
+        )
+    else:
+        environ = dict(settings.inherited)
+    found = TrainerSettings.load((), environ)
+    # A late answer does no harm here, and a store that is busy with large calls answers late.
+    return replace(found, store=replace(found.store, timeout_s=max(found.store.timeout_s, STORE_TIMEOUT_S)))
 
 
 def run_backup(options: BackupOptions, settings: FrontDoorSettings) -> int:

@@ -11,7 +11,7 @@ from featurestore.settings import StoreSettings, redacted
 from foldin.commands.progress import Shown
 from foldin.commands.settings import MigrateOptions
 from foldin.errors import StoppedError
-from foldin.recovery.place import find_place
+from foldin.recovering import find_place
 from foldin.settings import FrontDoorSettings
 from processes.errors import CannotStartError
 from trainer.settings import TrainerSettings

@@ -21,18 +21,15 @@ from foldin.errors import StoppedError
 from foldin.recovery.adoption import require_match
 from foldin.recovery.erased import ledger_copies
 from foldin.recovery.manifest import (
-    CATALOGUE_END,
+    CATALOGUE,
     CHUNK_BYTES,
-    ITEMS_END,
+    ITEMS,
     File,
     Manifest,
-    catalogue_name,
     file_of,
-    items_name,
-    ledger_name,
     read_manifest,
 )
-from foldin.recovery.reaching import reach
+from foldin.recovery.reaching import Reached, read_reached
 from foldin.recovery.retries import Progress, Say, Step, no_progress, no_step, retried
 from processes.backoff import Backoff
 from processes.errors import CannotStartError
@@ -45,9 +42,6 @@ from trainer.archive.storage.files import Location, files_of, located, on_object
 from trainer.archive.storage.local import TEMPORARY
 from trainer.errors import ArchiveFailedError, ArchiveRefusedError, SegmentDamagedError, SegmentGoneError
 from trainer.settings import TrainerSettings
-
-# Merges take files away while others are copied; each listing finds most of them in place.
-_LISTINGS = 20
 
 
 async def back_up(
@@ -78,25 +72,21 @@ async def _back_up(
     epoch = (await retried(store.generations.live)).epoch
     name = f"epoch-{epoch:06d}"
     folder = target / name
-    for _ in range(_LISTINGS):
-        reached = await reach(store, epoch, settings.archive_folder / name, say)
+    archive = settings.archive_folder / name
+
+    def copied(reached: Reached) -> tuple[Reached, dict[str, File]]:
         step("reached")
         try:
-            files = await asyncio.to_thread(_copy, reached.segments, folder, step, progress)
-            break
-        except SegmentGoneError:
-            continue
+            return reached, _copy(reached.segments, folder, step, progress)
         except SegmentDamagedError as exc:
-            raise StoppedError(
-                f"{settings.archive_folder / name / str(exc)}: the trainer rebuilds it from the store within "
-                "a minute; run this again then"
-            ) from exc
+            why = "the trainer rebuilds it from the store within a minute; run this again then"
+            raise StoppedError(f"{archive / str(exc)}: {why}") from exc
         except ArchiveFailedError as exc:
             raise StoppedError(f"{exc}: run this again") from exc
         except OSError as exc:
             raise StoppedError(f"cannot write {folder}: {exc.strerror or exc}") from exc
-    else:
-        raise StoppedError("the archive changes all the time: run this again")
+
+    reached, files = await read_reached(store, epoch, archive, say, copied)
     # After the segments: it has every item that they name.
     registry = store.items(epoch)
     await retried(registry.refresh)
@@ -253,32 +243,30 @@ class _Lists:
 
 def _finish(folder: Location, manifest: Manifest, lists: _Lists, step: Step) -> None:
     """Write the lists and the manifest, then remove what that makes superfluous."""
+    files = dict(manifest.files)
+
+    def put(written: Location, pattern: str) -> None:
+        # A name of its own: until the new manifest is there the backup before must have its list.
+        found = file_of(written)
+        name = pattern.replace("*", found.sha256[:16])
+        files[name] = found
+        written.rename(folder / name)
+
     beside = folder / f"items{TEMPORARY}"
     beside.mkdir(exist_ok=True)
-    written = write_items(beside, lists.ids)
-    found = file_of(written)
-    # A name of its own: until the new manifest is there the backup before must have its list.
-    name = items_name(found)
-    written.rename(folder / name)
+    put(write_items(beside, lists.ids), ITEMS)
     beside.rmdir()
-    files = manifest.files | {name: found}
-    for ledger in lists.ledgers:
-        write_whole(folder / f"ledger{TEMPORARY}", ledger)
-        found = file_of(folder / f"ledger{TEMPORARY}")
-        files[ledger_name(found)] = found
-        (folder / f"ledger{TEMPORARY}").rename(folder / ledger_name(found))
-    beside = folder / f"catalogue{TEMPORARY}"
-    write_whole(beside, lists.kept)
-    found = file_of(beside)
-    files[catalogue_name(found)] = found
-    beside.rename(folder / catalogue_name(found))
+    for content, pattern in (*((each, FILES) for each in lists.ledgers), (lists.kept, CATALOGUE)):
+        beside = folder / f"list{TEMPORARY}"
+        write_whole(beside, content)
+        put(beside, pattern)
     sync_directory(folder)
     step("listed")
     replace(manifest, files=files).write(folder)
     step("manifest")
     # Merged or rewritten since the backup before: all that they have is in other files of this one.
     for path in folder.iterdir():
-        old = path.name.endswith((TEMPORARY, ITEMS_END, CATALOGUE_END)) or path.match(FILES)
+        old = path.name.endswith(TEMPORARY) or any(map(path.match, (ITEMS, CATALOGUE, FILES)))
         old = old or SegmentName.parse(path.name) is not None
         if old and path.is_file() and path.name not in files:
             path.unlink()

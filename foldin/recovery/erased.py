@@ -13,11 +13,10 @@ import pyarrow.compute as pc
 
 from factors import Int64s
 from featurestore.codecs import FORGOTTEN_ROW
-from featurestore.contexts.codec import joined
 from featurestore.keys import digest_of
 from featurestore.store import Store
 from foldin.errors import StoppedError
-from foldin.recovery.events import RatingEvents, as_bytes, of_tables, with_codes_of
+from foldin.recovery.events import RatingEvents, as_bytes, concatenated, of_tables, with_codes_of
 from foldin.recovery.retries import retried
 from processes.errors import CannotStartError
 from trainer.archive.erasures import Ledger, ledger_files, parse_ledger, put_ledger
@@ -60,12 +59,7 @@ class Erased:
         erased = self._at(as_bytes(events.user_ids)) > 0
         came = self.since.take(self.stays(self.since) & erased[self.since.user])
         stays = events.take(~erased[events.user])
-        columns = {
-            name: np.concatenate([getattr(stays, name), getattr(came, name)])
-            for name in ("user", "item", "n", "rating", "time", "arrived_ms", "type_code")
-        }
-        context = joined([(len(each), each.context) for each in (stays, came)])
-        return RatingEvents(events.user_ids, events.item_ids, context=context, **columns)
+        return concatenated(stays, came, codes=events)
 
     def _at(self, user_ids: list[bytes]) -> Int64s:
         found = np.zeros(len(user_ids), dtype=np.int64)

@@ -15,6 +15,9 @@ from factors import Float32s, Float64s, Int64s, UInt8s, typed_items
 from featurestore.contexts import codec as contexts
 from trainer.archive.events import contexts_of
 
+# Of RatingEvents, each (m,).
+_COLUMNS = ("user", "item", "n", "rating", "time", "arrived_ms", "type_code")
+
 
 @dataclass(frozen=True, slots=True)
 class RatingEvents:
@@ -49,17 +52,8 @@ class RatingEvents:
 
     def take(self, rows: Int64s | npt.NDArray[np.bool_]) -> "RatingEvents":
         """Some of the events, in this order, with the same codes."""
-        return replace(
-            self,
-            user=self.user[rows],
-            item=self.item[rows],
-            n=self.n[rows],
-            rating=self.rating[rows],
-            time=self.time[rows],
-            arrived_ms=self.arrived_ms[rows],
-            type_code=self.type_code[rows],
-            context=None if self.context is None else self.context[rows],
-        )
+        columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
+        return replace(self, context=None if self.context is None else self.context[rows], **columns)
 
 
 def as_bytes(ids: pa.StringArray) -> list[bytes]:
@@ -119,13 +113,18 @@ def joined(first: RatingEvents, later: RatingEvents) -> RatingEvents:
     """Events of both as one; `later` has the codes of `first` and further ones, and comes after it."""
     # A user's events of `later` follow all of `first`, whose counts are another store's.
     after = int(first.n.max(initial=0)) + 1 - int(later.n.min(initial=0))
-    columns = {
-        name: np.concatenate([getattr(first, name), getattr(later, name)])
-        for name in ("user", "item", "rating", "time", "arrived_ms", "type_code")
-    }
-    return RatingEvents(
-        *(later.user_ids, later.item_ids),
-        n=np.concatenate([first.n, later.n + after]),
-        context=contexts.joined([(len(each), each.context) for each in (first, later)]),
-        **columns,
-    )
+    return concatenated(first, replace(later, n=later.n + after), codes=later)
+
+
+def concatenated(first: RatingEvents, second: RatingEvents, *, codes: RatingEvents) -> RatingEvents:
+    """Events of both as one, with the codes of `codes`, which has those of both."""
+    columns = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in _COLUMNS}
+    context = contexts.joined([(len(each), each.context) for each in (first, second)])
+    return replace(codes, context=context, **columns)
+
+
+def numbered_pairs(one: RatingEvents, other: RatingEvents) -> tuple[Int64s, Int64s]:
+    """Return user and key of each event as one number, (m,), of both, which use the same codes."""
+    # A sort by one number, and a search in it.
+    width = 1 + max(one.key.max(initial=0), other.key.max(initial=0))
+    return one.user * width + one.key, other.user * width + other.key

@@ -3,14 +3,15 @@ returned no event up to the cut is missing.
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from featurestore.ratings.stream import Progress
 from featurestore.store import Store
 from foldin.errors import StoppedError
-from foldin.recovery.retries import Say, has_leader, retried
+from foldin.recovery.retries import Say, T, has_leader, retried
 from processes.errors import CannotStartError
 from trainer.archive.events import join_spans
 from trainer.archive.listing import uncovered
@@ -28,6 +29,9 @@ from trainer.errors import (
 _PATIENCE_S = 20.0
 # To read the footers of a hundred segments takes a few milliseconds.
 _LOOK_S = 0.2
+
+# Merges take files away while others are read; each listing finds most of them in place.
+_LISTINGS = 20
 
 Cut = Mapping[int, Progress]
 """By partition: how far its stream was."""
@@ -66,6 +70,17 @@ async def reach(store: Store, epoch: int, folder: Location, say: Say) -> Reached
                 f"{why}, and no trainer leads: start one, on the folder of this archive, and run this again"
             )
         await asyncio.sleep(_LOOK_S)
+
+
+async def read_reached(
+    store: Store, epoch: int, folder: Location, say: Say, read: Callable[[Reached], T]
+) -> T:
+    """Return what `read` makes, in a thread, of what `reach` returns. Raises as both, and `StoppedError`."""
+    for _ in range(_LISTINGS):
+        reached = await reach(store, epoch, folder, say)
+        with contextlib.suppress(SegmentGoneError):
+            return await asyncio.to_thread(read, reached)
+    raise StoppedError("the archive changes all the time: run this again")
 
 
 def listed(folder: Location, cut: Cut) -> tuple[str | None, list[Segment]]:

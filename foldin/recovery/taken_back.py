@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from foldin.recovery.erased import Erased
-from foldin.recovery.events import RatingEvents, joined, of_tables, with_codes_of
+from foldin.recovery.events import RatingEvents, joined, numbered_pairs, of_tables, with_codes_of
 from foldin.recovery.retries import Say
 from foldin.recovery.sources import LISTINGS
 from processes.errors import CannotStartError
@@ -40,9 +40,7 @@ def with_taken_back(live: RatingEvents, erased: Erased, folder: Location | None,
     gone = events.take(last[np.isnan(events.rating[last])])
     gone = replace(gone.take(erased.stays(gone)), context=None)
     live = with_codes_of(live, gone)
-    width = 1 + max(live.key.max(initial=0), gone.key.max(initial=0))
-    lacking = ~np.isin(gone.user * width + gone.key, live.user * width + live.key)
-    return joined(gone.take(lacking), live)
+    return joined(gone.take(~np.isin(*numbered_pairs(gone, live))), live)
 
 
 def _archived(folder: Location, say: Say) -> pa.Table:
