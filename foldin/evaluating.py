@@ -27,11 +27,10 @@ from evaluation.results.course import EvaluationReport
 from evaluation.results.lines import Line, LineStore
 from factors import Columns, Scale
 from featurestore.settings import format_scale, parse_scale
-from foldin.commands.progress import Shown
 from foldin.commands.running import INTERRUPTED
 from foldin.files.attributes import side_columns
 from foldin.files.dataset import FileData, FileRules, read_files
-from foldin.files.progress import bar
+from foldin.progress import Shown, bar
 from foldin.settings import FILE_FORMATS, FORMAT_HELP, FrontDoorSettings, columns, no_document
 from processes.errors import CannotStartError
 from processes.settings import choice, left_over, load, setting, whole

@@ -15,15 +15,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from rich.console import Console
 
-from factors import Scale
 from featurestore.settings import format_scale
-from foldin.commands.progress import Shown
 from foldin.commands.running import INTERRUPTED
 from foldin.errors import StoppedError
 from foldin.files.contexts import FileFields, missing_columns
 from foldin.files.layout import find_layout
 from foldin.files.positions import Position, PositionFile
-from foldin.files.progress import ImportProgress
 from foldin.files.reading import RatingsFile
 from foldin.files.rows import (
     BadRow,
@@ -37,6 +34,7 @@ from foldin.files.rows import (
     scale_for,
 )
 from foldin.files.scale import scale_of_file
+from foldin.progress import ImportProgress, Shown
 from foldin.recovery.retries import GIVE_UP_FULL_S, GIVE_UP_SILENT_S
 from foldin.settings import CONTEXT_PREFIX, FrontDoorSettings, ImportOptions
 from foldin.sinks import Row, RowRefusedError, Sink, SinkBusyError, open_sink, same_context
@@ -191,15 +189,14 @@ class Importer:
     async def _rules(self, sink: Sink | None) -> RowRules:
         """Return what rows of the file must be: on the scale of the target, where it has one."""
         # One moment for all ratings without a time, in both passes.
-        rules = RowRules((sink and sink.scale) or await self._wanted_scale(), time.time())
+        scale = sink and sink.scale
+        scale = scale or await scale_of_file(self._file, self._options.scale, self._console)
+        rules = RowRules(scale, time.time())
         if sink is not None and self._file.layout.may_have_contexts:
             known = await sink.context_schema()
             rules = replace(rules, fields=FileFields(known))
             self._named = {each.name for each in known.named_fields}
         return rules
-
-    async def _wanted_scale(self) -> Scale:
-        return await scale_of_file(self._file, self._options.scale, self._console)
 
     async def _decided(self, sink: Sink, rules: RowRules) -> RowRules:
         """Decide on the scale of a store that has none; return the rules of the one that it has now."""

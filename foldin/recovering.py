@@ -11,8 +11,8 @@ from typing import TypeVar
 from featurestore.errors import StoreError, StoreRefused
 from featurestore.store import Store
 from foldin.address import running_stack
-from foldin.commands.progress import Shown
 from foldin.errors import StoppedError
+from foldin.progress import Shown
 from foldin.recovery.backing_up import back_up
 from foldin.recovery.restoring import Restore, RestoreRequest
 from foldin.recovery.verifying import verify

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from featurestore.errors import StoreError
 from featurestore.store import Store
-from foldin.commands.progress import Shown
 from foldin.errors import StoppedError
+from foldin.progress import Shown
 from processes.errors import CannotStartError, StackFailedError
 from processes.settings import HIDDEN, choice, data_path, real, setting, whole
 from torture.auditor import BACK, Auditor

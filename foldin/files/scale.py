@@ -12,9 +12,9 @@ from rich.console import Console
 
 from factors import Scale
 from featurestore.settings import DEFAULT_SCALE, format_scale, parse_scale
-from foldin.files.progress import ImportProgress
 from foldin.files.reading import RatingsFile
 from foldin.files.rows import RowRules, distinct, scale_for
+from foldin.progress import ImportProgress
 from processes.errors import CannotStartError
 
 

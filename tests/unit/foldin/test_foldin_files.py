@@ -24,7 +24,6 @@ from foldin.files.items import ItemsFile, read_items_file
 from foldin.files.layout import find_layout
 from foldin.files.reading import RatingsFile
 from foldin.files.rows import BadRow, RowRules, pieces
-from foldin.sinks import Row
 from processes.errors import CannotStartError
 
 NOW = 1_700_000_000.0
@@ -33,13 +32,14 @@ RULES = RowRules(Scale(1.0, 5.0), NOW)
 
 def read(
     path: Path, rules: RowRules = RULES, kind: str = "auto", columns: dict[str, str] | None = None
-) -> tuple[list[Row], list[int], list[BadRow]]:
-    rows: list[Row] = []
+) -> tuple[list[tuple[Any, ...]], list[int], list[BadRow]]:
+    rows: list[tuple[Any, ...]] = []
     lines: list[int] = []
     bad: list[BadRow] = []
     for batch in RatingsFile(path, find_layout(path, kind, columns)).read(rules):
         for some, where in pieces(batch, 3):
-            rows += some
+            # Without what it does not say.
+            rows += [row if row[5] else row[: 5 if row[4] else 4] for row in some]
             lines += where
         bad += batch.bad
     return rows, lines, bad

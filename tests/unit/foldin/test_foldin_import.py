@@ -16,9 +16,9 @@ from foldin import importing
 from foldin.address import running_stack
 from foldin.errors import StoppedError
 from foldin.files import reading
-from foldin.files.progress import ImportProgress
 from foldin.importing import run_import
 from foldin.preflight import locked
+from foldin.progress import ImportProgress
 from foldin.settings import FrontDoorSettings, ImportOptions
 from foldin.sinks import Row, SinkBusyError
 from processes.errors import CannotStartError
