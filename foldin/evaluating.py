@@ -28,8 +28,7 @@ from evaluation.results.lines import Line, LineStore
 from factors import Columns, Scale
 from featurestore.settings import format_scale, parse_scale
 from foldin.commands.running import INTERRUPTED
-from foldin.files.attributes import side_columns
-from foldin.files.dataset import FileData, FileRules, read_files
+from foldin.files.dataset import FileData, FileRules, read_files, side_columns
 from foldin.progress import Shown, bar
 from foldin.settings import FILE_FORMATS, FORMAT_HELP, FrontDoorSettings, columns, no_document
 from processes.errors import CannotStartError

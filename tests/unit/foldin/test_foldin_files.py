@@ -17,9 +17,8 @@ from factors import Scale
 from featurestore.catalogue.schema import Types
 from featurestore.ratings.context_schema import ContextField, ContextKind, ContextSchema
 from foldin.files import reading
-from foldin.files.attributes import side_columns
 from foldin.files.contexts import FileFields
-from foldin.files.dataset import FileRules, read_files
+from foldin.files.dataset import FileRules, read_files, side_columns
 from foldin.files.items import ItemsFile, read_items_file
 from foldin.files.layout import find_layout
 from foldin.files.reading import RatingsFile
