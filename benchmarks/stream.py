@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.data import datasets
-from benchmarks.harness.command import Options, end_in_order, read
+from benchmarks.harness.command import Options, read
 from environment.world import WorldOptions, make_world
 from evaluation.offline.online import Learner, ratings_before
 from evaluation.report import new_console
@@ -51,7 +51,6 @@ def main(argv: Sequence[str]) -> int:
     """Print both errors of each data set; return 0."""
     options = read(Options, "stream", __doc__, argv)
     console = new_console()
-    end_in_order()
     data = datasets.ml_100k()
     n = round(len(data.ratings.value) * min(options.scale, 1))
     ordered = data.part(np.argsort(data.ratings.time, kind="stable")[:n])

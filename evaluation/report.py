@@ -7,6 +7,7 @@ played is in the files, so that any other figure can be had from them.
 import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +50,17 @@ def figure(value: float, form: str, missing: str = "") -> str:
 
 def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> Path:
     """Write the rows, the first of them names, to a file that is there whole or not at all."""
+    text = StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return write_whole(path, text.getvalue())
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a file that is there whole or not at all, as it stands in `text`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed when it is whole: a reader never sees half a table.
+    # Renamed when it is whole: a reader never sees half of it.
     unfinished = path.with_suffix(".part")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+    unfinished.write_text(text, "utf-8", newline="")
     unfinished.replace(path)
     return path
 

@@ -285,14 +285,11 @@ def _finished_before(store: LineStore, options: EvaluateOptions) -> dict[str, Li
     try:
         # Tried before the first engine runs: it may take an hour.
         options.out.mkdir(parents=True, exist_ok=True)
-        if options.resume:
-            return store.load()
-        store.clear()
+        return store.begin(resume=options.resume)
     except OSError as exc:
         raise CannotStartError(
             f"{options.out} cannot be written ({exc.strerror}): give another --out"
         ) from exc
-    return {}
 
 
 def _introduce(data: DataSet, plan: Plan, console: Console) -> None:

@@ -1,12 +1,10 @@
 """The command line that all benchmarks share: measure, judge whether the machine was quiet, print, write.
 
 Invariant: exit code 0 only when figures were reported; 3 when the machine was too busy to tell, and then
-nothing is written; 2 when the benchmark could not run, with one line that says why.
+nothing is written.
 """
 
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Any, TypeVar, overload
 
 from rich.console import Console
 
-from benchmarks.errors import BenchmarkError
 from benchmarks.harness.machine import Watch
 from benchmarks.harness.progress import going_on
 from benchmarks.harness.recorded import DOCS, origin, write_rows
@@ -82,16 +79,11 @@ def benchmark(name: str, doc: str | None, measure: Measure[Any], kind: type[Any]
 
 
 def carry_out(name: str, measure: Measure[Chosen], options: Chosen) -> int:
-    """Measure and report; return the exit code."""
+    """Measure and report; return the exit code. Raises `BenchmarkError`."""
     console = new_console()
-    end_in_order()
     of, watch = origin(), Watch()
-    try:
-        with going_on(name):
-            rows = measure(options, console)
-    except BenchmarkError as exc:
-        print(f"foldin bench {name}: {exc}", file=sys.stderr)
-        return 2
+    with going_on(name):
+        rows = measure(options, console)
     settings = {name: getattr(options, name) for name in ("seconds", "rounds", "scale", "seed")}
     if options.scale != 1:
         # The goals are for the full sizes.
@@ -114,15 +106,3 @@ def carry_out(name: str, measure: Measure[Chosen], options: Chosen) -> int:
             DOCS / "performance.md", name, report.rows, of.about([about, *doubts]), whole=options.whole
         )
     return 0
-
-
-def end_in_order() -> None:
-    """Let SIGTERM end this process as an exception does, so that the servers that it has started are
-    stopped."""
-    # Python takes signals in the main thread only; tests run benchmarks in others.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _leave)
-
-
-def _leave(number: int, _: object) -> None:
-    sys.exit(128 + number)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.harness import machine
 from benchmarks.harness.progress import turns
-from evaluation.report import new_table
+from evaluation.report import new_table, write_whole
 
 Verdict = Literal["met", "floor", "missed", "skipped", ""]
 T = TypeVar("T")
@@ -133,13 +133,9 @@ class Report:
 
     def write(self, folder: Path) -> Path:
         """Write `folder`/NAME.json, whole or not at all."""
-        # Renamed when it is whole: `all` reads the file of a benchmark that may have been killed.
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.name}.json"
-        unfinished = path.with_suffix(".part")
-        unfinished.write_text(json.dumps(self.as_json(), indent=2, default=str) + "\n")
-        unfinished.replace(path)
-        return path
+        # `all` reads the file of a benchmark that may have been killed.
+        text = json.dumps(self.as_json(), indent=2, default=str) + "\n"
+        return write_whole(folder / f"{self.name}.json", text)
 
     def show(self, console: Console) -> None:
         """Print the table, and below it what it must be read with."""
