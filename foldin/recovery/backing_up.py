@@ -11,7 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from featurestore.errors import StoreError
 from featurestore.settings import format_scale
@@ -30,13 +30,13 @@ from foldin.recovery.manifest import (
     read_manifest,
 )
 from foldin.recovery.reaching import Reached, read_reached
-from foldin.recovery.retries import Progress, Say, Step, no_progress, no_step, retried
+from foldin.recovery.retries import Progress, Say, no_progress, retried
 from processes.backoff import Backoff
 from processes.errors import CannotStartError
 from trainer.archive.erasures import FILES
 from trainer.archive.events import format_position
 from trainer.archive.item_list import write_items
-from trainer.archive.segments import Segment, SegmentName, read_segment
+from trainer.archive.segments import Segment, SegmentName, no_step, read_segment
 from trainer.archive.storage import fences
 from trainer.archive.storage.files import Location, files_of, located, on_objects, sync_directory, write_whole
 from trainer.archive.storage.local import TEMPORARY
@@ -49,8 +49,6 @@ async def back_up(
     settings: TrainerSettings,
     target: Location,
     say: Say,
-    *,
-    step: Step = no_step,
     progress: Progress = no_progress,
 ) -> Manifest:
     """Back the live history up into `target`; what an earlier backup there has is not copied again.
@@ -63,11 +61,11 @@ async def back_up(
     except OSError as exc:
         raise CannotStartError(f"{target} cannot be read: {exc.strerror or exc}") from exc
     with _alone(target):
-        return await _back_up(store, settings, target, say, step=step, progress=progress)
+        return await _back_up(store, settings, target, say, progress)
 
 
 async def _back_up(
-    store: Store, settings: TrainerSettings, target: Location, say: Say, *, step: Step, progress: Progress
+    store: Store, settings: TrainerSettings, target: Location, say: Say, progress: Progress
 ) -> Manifest:
     epoch = (await retried(store.generations.live)).epoch
     name = f"epoch-{epoch:06d}"
@@ -75,9 +73,8 @@ async def _back_up(
     archive = settings.archive_folder / name
 
     def copied(reached: Reached) -> tuple[Reached, dict[str, File]]:
-        step("reached")
         try:
-            return reached, _copy(reached.segments, folder, step, progress)
+            return reached, _copy(reached.segments, folder, progress)
         except SegmentDamagedError as exc:
             why = "the trainer rebuilds it from the store within a minute; run this again then"
             raise StoppedError(f"{archive / str(exc)}: {why}") from exc
@@ -108,7 +105,8 @@ async def _back_up(
         ledgers, damaged = await asyncio.to_thread(ledger_copies, settings.archive_folder)
         for path in damaged:
             say(f"{path} is damaged, and so is its copy: users who were forgotten may be missing there")
-        await asyncio.to_thread(_finish, folder, manifest, _Lists(ids, ledgers, kept), step)
+        lists = [*((ledger, FILES) for ledger in ledgers), (kept, CATALOGUE)]
+        await asyncio.to_thread(_finish, folder, manifest, ids, lists)
     except (OSError, ArchiveFailedError) as exc:
         raise StoppedError(f"cannot write {folder}: {exc}") from exc
     say(f"{folder}: {manifest.events:,} events, {manifest.items:,} items, {len(files)} segments")
@@ -194,7 +192,7 @@ def _taken(target: Location) -> Iterator[None]:
         fence.leave()
 
 
-def _copy(segments: Sequence[Segment], folder: Location, step: Step, progress: Progress) -> dict[str, File]:
+def _copy(segments: Sequence[Segment], folder: Location, progress: Progress) -> dict[str, File]:
     """Copy the segments that the folder does not have; return all by name. Raises OSError, and what reading
     a segment raises.
     """
@@ -206,7 +204,7 @@ def _copy(segments: Sequence[Segment], folder: Location, step: Step, progress: P
         try:
             files[name] = file_of(segment.path)
             if not _has(folder / name, files[name]):
-                _copy_one(segment.path, folder / name, step)
+                _copy_one(segment.path, folder / name)
         except FileNotFoundError as exc:
             raise SegmentGoneError(name) from exc
         progress(done, len(segments))
@@ -219,7 +217,7 @@ def _has(path: Location, file: File) -> bool:
     return path.exists() and file_of(path) == file
 
 
-def _copy_one(path: Location, copy: Location, step: Step) -> None:
+def _copy_one(path: Location, copy: Location) -> None:
     # A copy, not a link: a block that goes bad must not be in both.
     beside = files_of(copy).staged(copy)
     with files_of(path).open(path) as read, beside.open() as written:
@@ -228,21 +226,15 @@ def _copy_one(path: Location, copy: Location, step: Step) -> None:
     # What was damaged in the archive, or on the way, is found now, not when it is needed.
     read_segment(path, beside.read())
     beside.sync()
-    step("copied")
     beside.put_in_place()
 
 
-@dataclass(frozen=True, slots=True)
-class _Lists:
-    """What a backup has besides segments: item ids by row, erasures, what is kept besides ratings."""
-
-    ids: Sequence[bytes]
-    ledgers: Sequence[bytes]
-    kept: bytes
-
-
-def _finish(folder: Location, manifest: Manifest, lists: _Lists, step: Step) -> None:
-    """Write the lists and the manifest, then remove what that makes superfluous."""
+def _finish(
+    folder: Location, manifest: Manifest, ids: Sequence[bytes], lists: Sequence[tuple[bytes, str]]
+) -> None:
+    """Write the item ids, by row, what else `lists` has, by what it is called, and the manifest, then remove
+    what that makes superfluous.
+    """
     files = dict(manifest.files)
 
     def put(written: Location, pattern: str) -> None:
@@ -254,16 +246,14 @@ def _finish(folder: Location, manifest: Manifest, lists: _Lists, step: Step) -> 
 
     beside = folder / f"items{TEMPORARY}"
     beside.mkdir(exist_ok=True)
-    put(write_items(beside, lists.ids), ITEMS)
+    put(write_items(beside, ids), ITEMS)
     beside.rmdir()
-    for content, pattern in (*((each, FILES) for each in lists.ledgers), (lists.kept, CATALOGUE)):
+    for content, pattern in lists:
         beside = folder / f"list{TEMPORARY}"
         write_whole(beside, content)
         put(beside, pattern)
     sync_directory(folder)
-    step("listed")
     replace(manifest, files=files).write(folder)
-    step("manifest")
     # Merged or rewritten since the backup before: all that they have is in other files of this one.
     for path in folder.iterdir():
         old = path.name.endswith(TEMPORARY) or any(map(path.match, (ITEMS, CATALOGUE, FILES)))

@@ -90,28 +90,9 @@ def is_among(pairs: Int64s, ordered: Int64s) -> npt.NDArray[np.bool_]:
     return np.asarray(ordered[place] == pairs)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """How ratings that hold differ from others: pairs that are new, gone, or have another rating, time or
-    context."""
-
-    new: int
-    gone: int
-    other: int
-
-    def __bool__(self) -> bool:
-        return bool(self.new or self.gone or self.other)
-
-
-def change(before: RatingEvents, after: RatingEvents) -> Change:
-    """Return how `after` differs from `before`: events that hold, each pair once, with the same codes."""
-    new, gone, other = differences(before, after)
-    return Change(len(new), len(gone), len(other))
-
-
 def differences(before: RatingEvents, after: RatingEvents) -> tuple[Int64s, Int64s, Int64s]:
     """Return positions: in `after` of pairs that are new, in `before` of those that are gone, in `after` of
-    those with another rating, time or context. Both as in `change`.
+    those with another rating, time or context. Both hold, have each pair once, and use the same codes.
     """
     was, now = numbered_pairs(before, after)
     # Each side has a pair once: `holding` has seen to it.

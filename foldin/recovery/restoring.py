@@ -26,10 +26,10 @@ from featurestore.store import Store
 from foldin.errors import StoppedError
 from foldin.recovery.adoption import adopt, must_adopt, was_put_back
 from foldin.recovery.erased import Erased, find_erased, take_over
-from foldin.recovery.events import RatingEvents, as_bytes, joined, with_codes_of
-from foldin.recovery.merging import Change, change, holding, merge
+from foldin.recovery.events import RatingEvents, as_bytes, joined, read_histories, with_codes_of
+from foldin.recovery.merging import differences, holding, merge
 from foldin.recovery.reaching import reach
-from foldin.recovery.retries import Progress, Say, Step, has_leader, no_progress, no_step, retried
+from foldin.recovery.retries import Progress, Say, has_leader, no_progress, retried
 from foldin.recovery.sources import (
     Archived,
     Source,
@@ -39,9 +39,9 @@ from foldin.recovery.sources import (
     read_source,
     require_scale,
 )
-from foldin.recovery.stored import read_histories
 from foldin.recovery.taken_back import with_taken_back
 from processes.errors import CannotStartError
+from trainer.archive.segments import Step, no_step
 from trainer.archive.storage.files import Location
 from trainer.erasure.older_copy import erase_attributes_again
 from trainer.settings import TrainerSettings
@@ -81,14 +81,15 @@ class Plan:
     """The new history: events in the order in which they are written, and items in that of their rows.
 
     `kept_out`: ratings of users who were forgotten; `on_top`: live events that the source has not seen;
-    `change`: from what holds now; `erased`: who was forgotten.
+    `change`: how many pairs are new, gone, and have another rating, time or context than what holds now;
+    `erased`: who was forgotten.
     """
 
     events: RatingEvents
     items: list[bytes]
     kept_out: int
     on_top: int
-    change: Change
+    change: tuple[int, int, int]
     erased: Erased
 
 
@@ -183,7 +184,7 @@ class Restore:
             if await was_put_back(self._store, self._settings):
                 await retried(erase_attributes_again, self._store, live_epoch, plan.erased.ledgers)
             await self._put_back(archived.catalogue, plan.erased, experiments=is_new)
-            if not plan.change and not await must_adopt(self._store, self._settings):
+            if not any(plan.change) and not await must_adopt(self._store, self._settings):
                 return False
             self._step("planned")
             await self._load(epoch, plan)
@@ -330,17 +331,19 @@ class Restore:
             # Items without ratings, too; of another history only those that its ratings name.
             items += as_bytes(live.item_ids)
         items = [item_id for item_id in dict.fromkeys(items) if item_id]
-        return Plan(_in_order(events), items, kept_out, len(above), change(before, after), erased)
+        new, gone, other = differences(before, after)
+        change = len(new), len(gone), len(other)
+        return Plan(_in_order(events), items, kept_out, len(above), change, erased)
 
     def _tell(self, plan: Plan, *, would: bool = False) -> None:
-        new, gone, other = plan.change.new, plan.change.gone, plan.change.other
+        new, gone, other = plan.change
         ratings = int((~np.isnan(plan.events.rating)).sum())
         self._say(
             f"  {ratings:,} ratings, {len(plan.items):,} items; {plan.on_top:,} from the live store on top"
         )
         if plan.kept_out:
             self._say(f"  {plan.kept_out:,} ratings of users who were forgotten since stay away")
-        if plan.change:
+        if any(plan.change):
             verb = "would be" if would else "are"
             self._say(f"  {new:,} pairs {verb} rated again, {gone:,} no more, {other:,} otherwise")
         else:

@@ -25,13 +25,6 @@ Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
 """Shows how much of how much is done."""
 
-Step = Callable[[str], None]
-"""Called with the name of each step before it is done. Tests kill the process there."""
-
-
-def no_step(_name: str) -> None:
-    """Do nothing between steps."""
-
 
 def no_progress(_done: int, _total: int) -> None:
     """Show nothing."""

@@ -20,11 +20,10 @@ from featurestore.keys import digest_of
 from featurestore.store import Store
 from foldin.errors import StoppedError
 from foldin.recovery.adoption import require_match
-from foldin.recovery.events import RatingEvents, of_tables, with_codes_of
+from foldin.recovery.events import Histories, RatingEvents, of_tables, read_histories, with_codes_of
 from foldin.recovery.merging import differences, holding
 from foldin.recovery.reaching import Reached, read_reached
 from foldin.recovery.retries import Progress, Say, no_progress, retried
-from foldin.recovery.stored import Histories, read_histories
 from trainer.archive.kept import NAME as KEPT
 from trainer.archive.kept import read_kept
 from trainer.archive.segments import open_segment, read_segment
