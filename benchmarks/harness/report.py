@@ -19,6 +19,9 @@ from benchmarks.harness import machine
 from benchmarks.harness.progress import turns
 from evaluation.report import new_table, write_whole
 
+# The formulas of docs/sizing.md beside what is measured.
+SIZED = "what `foldin size` says of the memory of the "
+
 Verdict = Literal["met", "floor", "missed", "skipped", ""]
 T = TypeVar("T")
 
@@ -190,6 +193,13 @@ def compared(ours: Sequence[float], theirs: Sequence[float]) -> str:
 def _finite(value: float) -> float | None:
     # JSON has neither NaN nor infinity.
     return value if math.isfinite(value) else None
+
+
+def sized(part: str, said: float, found: float) -> Row:
+    """Return by how much `foldin size` is off that says so many bytes of a part, where so many are found."""
+    detail = f"{number(said / 1e6)} against {number(found / 1e6)} MB"
+    off = max(said / found, found / said)
+    return Row(f"{SIZED}{part}", "x", (off,), at_most(1.15, 1.25), "what it is, or the other way", detail)
 
 
 def interleave(rounds: int, arms: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:

@@ -21,11 +21,11 @@ from benchmarks.data.made import SCALE, MadeSet, draw
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
 from benchmarks.harness.command import Options, benchmark
-from benchmarks.harness.memory import memory_mb, sized
-from benchmarks.harness.report import Row, Target, at_most, number
+from benchmarks.harness.report import Row, Target, at_most, number, sized
 from benchmarks.load.client import Client
 from benchmarks.load.generator import get, post
 from benchmarks.ratings import until_archived
+from evaluation.offline.jobs import memory_mb
 from factors import Ratings
 from featurestore.errors import StreamFull
 from featurestore.ratings.batches import Columns
@@ -131,10 +131,10 @@ def _rows(made: MadeSet, target: Target | None, share: float, console: Console) 
         stack.trainer(url, scale=scale, settings=settings) as trainer,
         stack.service(url, scale=scale) as port,
     ):
-        own_bytes = [memory_mb(trainer.pid, "RssAnon") * 1e6]
+        own_bytes = [memory_mb("RssAnon", trainer.pid) * 1e6]
 
         def look() -> None:
-            own_bytes.append(memory_mb(trainer.pid, "RssAnon") * 1e6)
+            own_bytes.append(memory_mb("RssAnon", trainer.pid) * 1e6)
 
         with (
             stack.looking(look, LOOK_S, "memory of the trainer"),
@@ -153,7 +153,7 @@ def _rows(made: MadeSet, target: Target | None, share: float, console: Console) 
             until_archived(port)
             kept = len(_generations(port))
             stored = _used(server) - empty - _head_bytes(server)
-        mapped_mb, most_mb = (memory_mb(trainer.pid, name) for name in ("RssFile", "VmHWM"))
+        mapped_mb, most_mb = (memory_mb(name, trainer.pid) for name in ("RssFile", "VmHWM"))
     expected = made.expected(test.user_row.astype(np.int64), test.item_row.astype(np.int64))
     known = float(np.sqrt(np.mean((expected - test.value) ** 2)))
     yield Row("POST /train until live", "s", (cold.seconds,), target, "", cold.detail)

@@ -5,6 +5,7 @@ Invariant: the process never sees the held-out ratings, and ends with the proces
 
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -111,16 +112,14 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **safe, **ONE_CORE}
 
 
-def peak_mb() -> float:
-    """Return the highest resident memory of this process, in 10^6 bytes; NaN where the system has none."""
-    # From /proc: `ru_maxrss` would count what the parent had when it forked.
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024 / 1e6
-    except OSError:
-        pass
-    return float("nan")
+def memory_mb(name: str = "VmHWM", pid: int | str = "self") -> float:
+    """Return a figure of /proc/PID/status in 10^6 bytes, NaN where the system has none; without a name the
+    highest resident memory of this process.
+    """
+    # `ru_maxrss` would count what the parent had when it forked.
+    status = Path(f"/proc/{pid}/status")
+    found = re.search(rf"{name}:\s+(\d+) kB", status.read_text("ascii")) if status.exists() else None
+    return float("nan") if found is None else int(found[1]) * 1024 / 1e6
 
 
 def _named(text: str) -> Any:
@@ -150,7 +149,9 @@ def main(argv: list[str]) -> int:
         return NOT_INSTALLED
     seconds = time.process_time() - began
     np.savez(folder / "answer.npz", **answered)
-    (folder / "answer.json").write_text(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "note": note}))
+    (folder / "answer.json").write_text(
+        json.dumps({"seconds": seconds, "peak_mb": memory_mb(), "note": note})
+    )
     return 0
 
 

@@ -8,11 +8,10 @@ from featurestore.migration.errors import MigrationRefused, MigrationStopped
 from featurestore.migration.migration import Migrated, Migration, Telling, give_up
 from featurestore.migration.opening import leaving
 from featurestore.settings import StoreSettings, redacted
-from foldin.commands.settings import MigrateOptions
 from foldin.errors import StoppedError
 from foldin.progress import Shown
 from foldin.recovering import find_place
-from foldin.settings import FrontDoorSettings
+from foldin.settings import FrontDoorSettings, MigrateOptions
 from processes.errors import CannotStartError
 from trainer.settings import TrainerSettings
 

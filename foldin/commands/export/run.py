@@ -27,10 +27,9 @@ from foldin.commands.export.formats import (
     Writer,
     columns_of,
 )
-from foldin.commands.settings import ExportOptions
 from foldin.errors import StoppedError
 from foldin.progress import Shown
-from foldin.settings import FrontDoorSettings
+from foldin.settings import ExportOptions, FrontDoorSettings
 from foldin_client import AsyncClient, BusyError, FoldinError, ProblemError
 from foldin_client.models import SchemaBody
 from foldin_client.wire import without_user
