@@ -89,7 +89,7 @@ def run_backup(options: BackupOptions, settings: FrontDoorSettings) -> int:
 def run_restore(options: RestoreOptions, settings: FrontDoorSettings) -> int:
     """Restore; return the exit code."""
     place = find_place(options.data, settings)
-    with _object_store():
+    with _archives():
         source = place.archive_folder if options.path is None else find_source_at(options.path, place)
     request = RestoreRequest(
         source,
@@ -115,7 +115,7 @@ def run_undo(options: UndoOptions, settings: FrontDoorSettings) -> int:
     """List the trash, or bring one of its entries back; return the exit code."""
     place = find_place(options.data, settings)
     # Read only: the trainer has the archive, and goes on.
-    with _object_store():
+    with _archives():
         entries = Trash(place.archive_folder / "trash", guard=lambda: None).entries()
     if options.name is None:
         for line in listed(entries):
@@ -215,16 +215,18 @@ def _in_store(place: TrainerSettings, work: Callable[[Store], Awaitable[T]]) -> 
         finally:
             await store.close()
 
-    with _object_store():
+    with _archives():
         return asyncio.run(run())
 
 
 @contextmanager
-def _object_store() -> Iterator[None]:
-    """Have an object store that is in the way of a command end it with a line. Raises
-    `StoppedError`.
+def _archives() -> Iterator[None]:
+    """Have an archive or an object store that is in the way of a command end it with a line. Raises
+    `CannotStartError` for one of a newer version, or another's, `StoppedError`.
     """
     try:
         yield
+    except ArchiveRefusedError as exc:
+        raise CannotStartError(exc.why) from exc
     except (ArchiveFailedError, ObjectStoreError) as exc:
         raise StoppedError(f"{exc}; then run this again") from exc

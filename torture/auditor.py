@@ -31,7 +31,7 @@ from torture.clients import ITEMS, RETIRED, Shared, follow_deletion, read_user
 from torture.histories import Answered, Seen, World, Write, judge, observe
 from torture.stack import Stack
 from trainer.archive.segments import open_segment, read_segment
-from trainer.errors import SegmentGoneError
+from trainer.errors import ArchiveRefusedError, SegmentGoneError
 
 FILES = "no file has who was forgotten"
 ORDER = "order of events"
@@ -268,7 +268,7 @@ class Auditor:
                 await self._next_generation(verified)
         except TimeoutError:
             self._report.violated(BACK, f"{step}: not in time: {self._stack.said[-3:]}")
-        except (StoppedError, CannotStartError, StoreError) as exc:
+        except (StoppedError, CannotStartError, ArchiveRefusedError, StoreError) as exc:
             self._report.violated(BACK, f"{exc!r}: {self._stack.said[-3:]}")
         else:
             self._report.checked(BACK)

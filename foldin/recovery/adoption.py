@@ -18,7 +18,7 @@ from trainer.archive.identity import ArchiveState, read_identity
 from trainer.archive.listing import read_ends
 from trainer.archive.root import ArchiveRoot
 from trainer.consume.matching import WHAT_TO_DO, difference, match, replaced
-from trainer.errors import ArchiveFailedError, ArchiveRefusedError, ArchiveWaitsError
+from trainer.errors import ArchiveFailedError, ArchiveWaitsError
 from trainer.leadership import Leadership
 from trainer.settings import TrainerSettings
 from trainer.threads import Threads
@@ -32,7 +32,7 @@ _PATIENCE_S = 20.0
 async def mismatch(store: Store, settings: TrainerSettings) -> str | None:
     """Return why the archive here keeps trainers from leading in this store; None where it does not.
 
-    Raises `CannotStartError` for an archive of a newer version, `StoppedError` where the archive
+    Raises `ArchiveRefusedError` for an archive of a newer version, `StoppedError` where the archive
     of a history that the store has cannot be read.
     """
     # It has compared the two itself, and would have stopped.
@@ -61,10 +61,7 @@ async def was_put_back(store: Store, settings: TrainerSettings) -> bool:
     """Say whether the store is an older copy of the one that the archive here belongs to. Raises as
     `must_adopt`.
     """
-    try:
-        identity = await asyncio.to_thread(read_identity, settings.archive_folder)
-    except ArchiveRefusedError as exc:
-        raise CannotStartError(exc.why) from exc
+    identity = await asyncio.to_thread(read_identity, settings.archive_folder)
     return identity == store.identity and await must_adopt(store, settings)
 
 
@@ -119,7 +116,5 @@ def _state(settings: TrainerSettings, left: Collection[int]) -> ArchiveState:
             if number.isdigit() and folder.is_dir():
                 ends[int(number)] = read_ends(folder, replaced=int(number) in left)
         return ArchiveState(read_identity(root), ends)
-    except ArchiveRefusedError as exc:
-        raise CannotStartError(exc.why) from exc
     except ArchiveFailedError as exc:
         raise StoppedError(f"{exc}: put the file away if it never can be, and run this again") from exc

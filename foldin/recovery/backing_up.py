@@ -40,7 +40,7 @@ from trainer.archive.segments import Segment, SegmentName, no_step, read_segment
 from trainer.archive.storage import fences
 from trainer.archive.storage.files import Location, files_of, located, on_objects, sync_directory, write_whole
 from trainer.archive.storage.local import TEMPORARY
-from trainer.errors import ArchiveFailedError, ArchiveRefusedError, SegmentDamagedError, SegmentGoneError
+from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
 from trainer.settings import TrainerSettings
 
 
@@ -182,8 +182,6 @@ def _taken(target: Location) -> Iterator[None]:
             time.sleep(backoff.next_s())
             if backoff.failures >= fences.MOST_TAKES:
                 raise CannotStartError(f"{target} cannot be written: {fences.NOT_LISTED}")
-    except ArchiveRefusedError as exc:
-        raise CannotStartError(exc.why) from exc
     except OSError as exc:
         raise CannotStartError(f"{target} cannot be written: {exc.strerror or exc}") from exc
     try:

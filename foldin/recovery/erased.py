@@ -22,7 +22,7 @@ from processes.errors import CannotStartError
 from trainer.archive.erasures import Ledger, ledger_files, parse_ledger, put_ledger
 from trainer.archive.events import make_table
 from trainer.archive.storage.files import Location
-from trainer.errors import ArchiveRefusedError, LedgerDamagedError
+from trainer.errors import LedgerDamagedError
 
 # Of one step of reading a stream: a few milliseconds of the store.
 _ENTRIES = 1_000
@@ -127,8 +127,6 @@ def read_ledgers(folder: Location, *, skip_damaged: bool = False) -> list[Ledger
                     f"{path} is damaged, so users who were forgotten may come back: put the one of a backup "
                     "in its place, or go on with what can be read by --skip-damaged-ledger"
                 ) from exc
-        except ArchiveRefusedError as exc:
-            raise CannotStartError(exc.why) from exc
     return found
 
 
@@ -143,8 +141,6 @@ def ledger_copies(folder: Location) -> tuple[list[bytes], list[Location]]:
             content = parse_ledger(path, content).content
         except LedgerDamagedError:
             damaged.append(path)
-        except ArchiveRefusedError as exc:
-            raise CannotStartError(exc.why) from exc
         contents.append(content)
     return contents, damaged
 

@@ -10,7 +10,6 @@ from typing import Any
 from processes.errors import CannotStartError
 from trainer.archive.json_files import read_json, write_json
 from trainer.archive.storage.files import Location
-from trainer.errors import ArchiveRefusedError
 
 NAME = "manifest.json"
 # What a list of items is called, by its checksum, and a catalogue, where there is one.
@@ -79,13 +78,10 @@ class Manifest:
 def read_manifest(folder: Location, *, skip_damaged: bool = False) -> Manifest | None:
     """Return the manifest of a folder; None where there is none. `skip_damaged`: nor where it cannot be read.
 
-    Raises `CannotStartError` where it cannot be read, or is of a newer format.
+    Raises `CannotStartError` where it cannot be read, `ArchiveRefusedError` for a newer format.
     """
     path = folder / NAME
-    try:
-        content = read_json(path)
-    except ArchiveRefusedError as exc:
-        raise CannotStartError(exc.why) from exc
+    content = read_json(path)
     if content is None:
         return None
     try:

@@ -12,14 +12,12 @@ from featurestore.ratings.stream import Progress
 from featurestore.store import Store
 from foldin.errors import StoppedError
 from foldin.recovery.retries import Say, T, has_leader, retried
-from processes.errors import CannotStartError
 from trainer.archive.events import join_spans
 from trainer.archive.listing import uncovered
 from trainer.archive.segments import Segment, inspect_segment
 from trainer.archive.storage.files import Location, files_of
 from trainer.errors import (
     ArchiveFailedError,
-    ArchiveRefusedError,
     SegmentDamagedError,
     SegmentGoneError,
 )
@@ -98,8 +96,6 @@ def listed(folder: Location, cut: Cut) -> tuple[str | None, list[Segment]]:
     except (SegmentDamagedError, SegmentGoneError) as exc:
         # It is merged just now, or set aside and rebuilt by the trainer.
         return f"{folder / str(exc)}", segments
-    except ArchiveRefusedError as exc:
-        raise CannotStartError(exc.why) from exc
     # Both: after a rebuild a span says no more than where it ends.
     spans = join_spans(segment.spans for segment in segments)
     behind = 0

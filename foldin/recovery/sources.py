@@ -37,7 +37,6 @@ from trainer.archive.trash import NOTE
 from trainer.archive.type_names import read_types
 from trainer.errors import (
     ArchiveFailedError,
-    ArchiveRefusedError,
     SegmentDamagedError,
     SegmentGoneError,
 )
@@ -99,7 +98,7 @@ def find_source(
         return Source(folder, newest)
     with_events = [folder for folder in folders if uncovered(folder)]
     # Which one is live is written in the store alone: another store cannot tell.
-    if len(with_events) > 1 and _identity(path) == live[0]:
+    if len(with_events) > 1 and read_identity(path) == live[0]:
         with_events = [folder for folder in with_events if folder.name == f"epoch-{live[1]:06d}"]
     if len(with_events) == 1:
         return _without_manifest(with_events[0], skip_damaged=skip_damaged)
@@ -136,14 +135,7 @@ def is_live_archive(source: Source, live: tuple[str, int], root: Location) -> bo
 
 def live_archive(live: tuple[str, int], root: Location) -> Location | None:
     """Return the folder of the live epoch in an archive; None where that is another store's."""
-    return root / f"epoch-{live[1]:06d}" if _identity(root) == live[0] else None
-
-
-def _identity(root: Location) -> str | None:
-    try:
-        return read_identity(root)
-    except ArchiveRefusedError as exc:
-        raise CannotStartError(exc.why) from exc
+    return root / f"epoch-{live[1]:06d}" if read_identity(root) == live[0] else None
 
 
 def _identity_of(source: Source) -> str | None:
@@ -152,11 +144,8 @@ def _identity_of(source: Source) -> str | None:
         return source.manifest.identity
     note = source.folder / NOTE
     if note.exists():
-        try:
-            return str((read_json(note) or {}).get("identity", "")) or None
-        except ArchiveRefusedError as exc:
-            raise CannotStartError(exc.why) from exc
-    return _identity(source.folder.absolute().parent)
+        return str((read_json(note) or {}).get("identity", "")) or None
+    return read_identity(source.folder.absolute().parent)
 
 
 def read_source(source: Source, *, skip_damaged: bool = False, skip_damaged_ledger: bool = False) -> Archived:
@@ -231,8 +220,6 @@ def _tables(source: Source, *, skip_damaged: bool) -> list[pa.Table]:
         raise CannotStartError(
             f"{exc}: run this again, or take the file away and go on with --skip-damaged"
         ) from exc
-    except ArchiveRefusedError as exc:
-        raise CannotStartError(exc.why) from exc
     return tables
 
 
@@ -271,8 +258,6 @@ def _of_archive(folder: Location, *, skip_damaged: bool) -> tuple[Dump | None, s
         if skip_damaged:
             return None, f"{exc}: it is left out"
         raise CannotStartError(f"{exc}: leave it out with --skip-damaged") from exc
-    except ArchiveRefusedError as exc:
-        raise CannotStartError(exc.why) from exc
     if kept is None:
         lacks = f"There is no {KEPT}: of titles, attributes, what is hidden, scenarios, experiments and keys "
         found = Dump({}, [], [], [], event_types=types, contexts=list(fields.fields))
@@ -357,8 +342,6 @@ def _items(path: Location, events: RatingEvents, *, skip_damaged: bool) -> pa.St
         if not skip_damaged:
             raise CannotStartError(f"{exc}: leave it out with --skip-damaged") from exc
         listed = pa.array([], type=pa.string())
-    except ArchiveRefusedError as exc:
-        raise CannotStartError(exc.why) from exc
     return together(listed, events.item_ids)
 
 

@@ -16,6 +16,7 @@ from tests.support.recovering import GIVEN, LATER, Held, backed_up, empty, held,
 from tests.support.trainers import archived, erased, fitted, running_trainer, until_drained
 from tests.support.waiting import some
 from trainer.archive.json_files import FORMAT
+from trainer.errors import ArchiveRefusedError
 
 pytestmark = pytest.mark.usefixtures("quick_rounds")
 
@@ -122,7 +123,7 @@ async def test_what_is_missing_damaged_or_newer_is_refused(learned: Learned, tmp
     newer = said.replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}')
     manifest.write_text(newer)
     for refused in (restored(settings, target), backed_up(settings, target)):
-        with pytest.raises(CannotStartError, match="use the version that wrote it"):
+        with pytest.raises(ArchiveRefusedError, match="use the version that wrote it"):
             await refused
     assert manifest.read_text() == newer
     async with opened(settings.store) as store:
