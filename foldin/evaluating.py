@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from evaluation.offline import splits
 from evaluation.offline.data import DataSet
@@ -307,15 +307,13 @@ def _introduce(data: DataSet, plan: Plan, console: Console) -> None:
 def _shown(plan: Plan, store: LineStore, done: dict[str, Line], console: Console) -> Iterator[Line]:
     """Yield the lines, each printed, with a bar on a terminal."""
     works = list(plan.works())
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with bar(*columns) as progress:
-        task = progress.add_task(_label(*works[0]), total=len(works))
+    with Shown(_label(*works[0])) as shown:
+        shown.done(0, len(works))
         for number, (line, known) in enumerate(measure(plan, store, done), start=1):
             text = f"{line.split}, {line.summary()}" + (" (kept from before)" if known else "")
             console.print(text, style="dim", markup=False, soft_wrap=True)
-            description = _label(*works[number]) if number < len(works) else "done"
             # The bar names the engine that runs now, the line above it the one that has finished.
-            progress.update(task, completed=number, description=description)
+            shown.done(number, len(works), _label(*works[number]) if number < len(works) else "done")
             yield line
 
 

@@ -65,9 +65,9 @@ class Shown:
         """Show a line at once, above the bar."""
         print(text, flush=True)
 
-    def done(self, done: int, total: int | None) -> None:
-        """Show how much of all is done; of an unknown `total` only that it goes on."""
-        self._bar.update(self._task, completed=done)
+    def done(self, done: int, total: int | None, what: str | None = None) -> None:
+        """Show how much of all is done; of an unknown `total` only that it goes on. `what`: is done now."""
+        self._bar.update(self._task, completed=done, description=what)
         # `update` takes None for what it was.
         self._bar.tasks[0].total = total
 
