@@ -5,21 +5,23 @@ configuration for all data sets, and everything is seeded: the same command give
 CPU seconds of one core.
 """
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from benchmarks.data import datasets
 from benchmarks.data.made import draw
 from benchmarks.harness.command import Options, read
-from benchmarks.harness.kept import kept_or
 from benchmarks.harness.machine import Watch
 from benchmarks.harness.progress import going_on
 from benchmarks.harness.recorded import DOCS, Origin, has_output, origin, write_output, write_rows
@@ -47,7 +49,7 @@ from evaluation.offline.data import DataSet
 from evaluation.offline.engines import ATTRIBUTES, AUTO
 from evaluation.offline.running import Ask, Plan, measure
 from evaluation.offline.splits import Split, given_folds, in_time_order, random_splits
-from evaluation.report import new_console, write_lines
+from evaluation.report import new_console, write_lines, write_whole
 from evaluation.results.course import Summary
 from evaluation.results.lines import LineStore
 from processes.settings import choice, program, setting, whole
@@ -227,7 +229,7 @@ def _played(options: Choice) -> list[Summary]:
     settings = {"worlds": worlds, "steps": steps, "known": known, "seed": options.seed}
     course = EvaluationSettings(runs=worlds, steps=steps, known=known, seed=options.seed, output=folder)
     path = folder / "played.json"
-    return kept_or(path, settings, Summary, lambda: play(course), resume=options.resume)
+    return _kept_or(path, settings, Summary, lambda: play(course), resume=options.resume)
 
 
 def _kept(
@@ -237,7 +239,7 @@ def _kept(
     data = datasets.load(section, scale=options.scale, seed=options.seed)
     path = options.output / NAME / f"{section.replace('-', '_')}.json"
     settings = {"data": data.digest(), "seed": options.seed}
-    return kept_or(path, settings, make, lambda: list(measure(data)), resume=options.resume)
+    return _kept_or(path, settings, make, lambda: list(measure(data)), resume=options.resume)
 
 
 def _cold(options: Choice, console: Console, data: DataSet) -> Iterator[ColdCurve]:
@@ -249,6 +251,34 @@ def _cold(options: Choice, console: Console, data: DataSet) -> Iterator[ColdCurv
             # One engine that fails costs its own lines, not the table.
             except EngineFailedError as exc:
                 console.print(f"cold start, new {side}s: {exc}", style="red", markup=False)
+
+
+def _kept_or(
+    path: Path,
+    settings: Mapping[str, Any],
+    make: Callable[..., T],
+    measure: Callable[[], Sequence[T]],
+    *,
+    resume: bool,
+) -> list[T]:
+    """Return the rows in `path`, each made by `make(**fields)`, if there are any for these settings and
+    `resume` says so; else keep what `measure` returns: dataclasses of numbers, texts and tuples.
+    """
+    # Another version may predict otherwise. Through JSON, as the file has it: tuples become lists.
+    stamped = json.loads(json.dumps({**settings, "version": version("foldin")}))
+    if resume:
+        with suppress(OSError, ValueError):
+            document = json.loads(path.read_text())
+            if document.get("settings") == stamped:
+                return [make(**_with_tuples(row)) for row in document["rows"]]
+    found: list[Any] = list(measure())
+    # Whole: torn by a kill it would count as no rows, and all be measured again.
+    write_whole(path, json.dumps({"settings": stamped, "rows": [asdict(row) for row in found]}) + "\n")
+    return found
+
+
+def _with_tuples(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
 
 
 def _record(found: Found, of: Origin, options: Choice, console: Console) -> None:

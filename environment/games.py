@@ -103,11 +103,6 @@ def open_game(seed: int, options: WorldOptions, steps: int) -> tuple[bytes, Wind
     return msgspec.json.encode(answer), window
 
 
-def draw_window(seed: int, options: WorldOptions, start: int, steps: int) -> Window:
-    """Draw the window of a world that begins at event `start`. Pure, for a thread."""
-    return _window(make_world(seed, options), start, steps)
-
-
 def _window(world: World, start: int, steps: int) -> Window:
     cut = slice(start, start + steps)
     # Copies: a view would keep the whole world alive.
@@ -178,7 +173,7 @@ class Games:
             return rating
         if following - window.start == window.user.size:
             seed, options, steps = game.seed, self._options, self._steps
-            window = await self._in_executor(lambda: draw_window(seed, options, following, steps))
+            window = await self._in_executor(lambda: _window(make_world(seed, options), following, steps))
             game.window = window
         game.position = following
         index = following - window.start

@@ -15,14 +15,12 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from evaluation.offline import splits
 from evaluation.offline.data import DataSet
-from evaluation.offline.engines import AUTO, OPTIONS, find
-from evaluation.offline.ranking.table import ENGINES as RANKING_ENGINES
-from evaluation.offline.ranking.table import ranking_table
+from evaluation.offline.engines import AUTO, OPTIONS, RANKING, find
 from evaluation.offline.running import Plan, measure
 from evaluation.offline.splits import SPLITS, Split, SplitName
 from evaluation.pictures import draw_engines, drawn
 from evaluation.question import SideName
-from evaluation.report import engines_table, new_console, write_lines
+from evaluation.report import engines_table, new_console, ranking_table, write_lines
 from evaluation.results.course import EvaluationReport
 from evaluation.results.lines import Line, LineStore
 from factors import Columns, Scale
@@ -187,7 +185,7 @@ def evaluate_file(argv: Sequence[str], emit: Callable[[object], None] = no_docum
     read = _described(options, _read(options))
     for remark in read.remarks:
         console.print(remark, style="yellow", markup=False)
-    default: tuple[str, ...] = RANKING_ENGINES if options.ranking else DEFAULT_ENGINES
+    default: tuple[str, ...] = RANKING if options.ranking else DEFAULT_ENGINES
     if read.data.attributes:
         default = (WITH_ATTRIBUTES, *default)
     if read.data.context_kinds and not options.ranking:

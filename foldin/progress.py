@@ -43,14 +43,10 @@ def bar(*columns: ProgressColumn, hidden: bool = False) -> Progress:
     )
 
 
-class Shown:
-    """One command, within a `with`: a bar that moves until it is known how much there is to do."""
+class _Barred:
+    """Has a bar while it is within a `with`."""
 
-    def __init__(self, what: str, *, hidden: bool = False) -> None:
-        """`hidden`: show nothing."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bar = bar(*columns, hidden=hidden)
-        self._task = self._bar.add_task(what, total=None)
+    _bar: Progress
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -60,6 +56,16 @@ class Shown:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+
+class Shown(_Barred):
+    """One command, within a `with`: a bar that moves until it is known how much there is to do."""
+
+    def __init__(self, what: str, *, hidden: bool = False) -> None:
+        """`hidden`: show nothing."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = bar(*columns, hidden=hidden)
+        self._task = self._bar.add_task(what, total=None)
 
     def say(self, text: str) -> None:
         """Show a line at once, above the bar."""
@@ -72,7 +78,7 @@ class Shown:
         self._bar.tasks[0].total = total
 
 
-class ImportProgress:
+class ImportProgress(_Barred):
     """One pass over a file, shown within a `with`."""
 
     def __init__(self, console: Console, what: str, total_bytes: int) -> None:
@@ -91,15 +97,6 @@ class ImportProgress:
             TextColumn("{task.fields[note]}"),
         )
         self._task = self._bar.add_task(what, total=self._total_bytes, ratings=0, rate=0.0, note="")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def update(self, position: int, ratings: int) -> None:
         """Show the position in bytes and the ratings so far."""

@@ -120,7 +120,20 @@ def run_undo(options: UndoOptions, settings: FrontDoorSettings) -> int:
     if options.name is None:
         for line in listed(entries):
             say(line)
-        settings.emit({"entries": [_document(entry) for entry in entries]})
+        settings.emit(
+            {
+                "entries": [
+                    {
+                        "name": entry.path.name,
+                        "at": entry.at,
+                        "why": entry.why,
+                        "ratings": entry.ratings,
+                        "users": entry.users,
+                    }
+                    for entry in entries
+                ]
+            }
+        )
         return 0
     wanted = [
         entry
@@ -183,16 +196,6 @@ def listed(entries: list[TrashEntry]) -> list[str]:
         f"{entry.ratings:,} ratings of {entry.users:,} users"
         for entry in entries
     ]
-
-
-def _document(entry: TrashEntry) -> dict[str, object]:
-    return {
-        "name": entry.path.name,
-        "at": entry.at,
-        "why": entry.why,
-        "ratings": entry.ratings,
-        "users": entry.users,
-    }
 
 
 def say(text: str) -> None:

@@ -16,17 +16,17 @@ from benchmarks.harness.report import Row, Target
 from benchmarks.quality.comparison import Comparison, compare, comparison_table
 from benchmarks.rivals.engines import RIVALS, TARGET, title
 from benchmarks.rivals.ranking import RANKING_PEERS
-from evaluation.offline.ranking.table import ENGINES, ranking_table
+from evaluation.offline.engines import RANKING
 from evaluation.offline.running import Plan, measure
 from evaluation.offline.splits import LISTS_REPEATS, LISTS_SHARE, Split, list_protocols
-from evaluation.report import new_console, write_lines
+from evaluation.report import new_console, ranking_table, write_lines
 from evaluation.results.lines import Line, LineStore
 from processes.settings import choice, program, setting, whole
 
 NAME = "ranking"
 SETS = ("ml-100k", "ml-latest-small", "lectures")
 # What `foldin evaluate --ranking` compares, its rivals, and the trainer's engine for stores of choices.
-BENCH_ENGINES = (*ENGINES, *RANKING_PEERS, "implicit")
+BENCH_ENGINES = (*RANKING, *RANKING_PEERS, "implicit")
 LAST = 5  # of each user, as the goals have it
 # Columns that a document does not have: settings, and figures that no goal is about.
 NOT_RECORDED = {"data", "liked NDCG@100", "novelty@10", "RMSE", "note"}

@@ -30,6 +30,8 @@ from evaluation.question import (
 AUTO = "auto"
 ATTRIBUTES = "auto:attributes"
 CONTEXT = "auto:context"
+# What a table of lists compares, Foldin as it is served first.
+RANKING = (AUTO, "auto:order=relevance", "auto:order=rating", "popularity")
 # Beside the engines below.
 NO_MORE: Mapping[str, ComparedEngine] = {}
 OPTIONS = (

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluation.errors import EngineFailedError, NotInstalledError
-from evaluation.question import Answer, Predicted, Question
 from processes import module_name
 from processes.blocking import BlockingChild
 
@@ -35,32 +34,6 @@ LIMIT_S = 3600.0  # the slowest engine takes minutes for MovieLens 100K
 ENGINES = "evaluation.offline.engines:run"  # what answers for the engines of this package
 
 
-def answer(
-    engine: str,
-    question: Question,
-    *,
-    seed: int,
-    python: str = sys.executable,
-    limit_s: float = LIMIT_S,
-    target: str = ENGINES,
-) -> Answer:
-    """Let `engine` (see `engines.find`) answer the question with the interpreter `python`. `target`: as of
-    `run_apart`.
-
-    Raises `NotInstalledError` when its library is missing there and `EngineFailedError` when it fails.
-    """
-    arrays, cost = run_apart(
-        target,
-        question,
-        {"engine": engine},
-        seed=seed,
-        python=python,
-        limit_s=limit_s,
-    )
-    predicted = Predicted(**arrays, note=str(cost["note"]))
-    return Answer(predicted, float(cost["seconds"]), float(cost["peak_mb"]))
-
-
 def run_apart(
     target: str,
     question: Any,
@@ -71,7 +44,10 @@ def run_apart(
     limit_s: float = LIMIT_S,
 ) -> tuple[dict[str, npt.NDArray[Any]], Mapping[str, float | str]]:
     """Call `target` (`module:function`) with a question (a dataclass of arrays and numbers), the options and
-    the seed in a process of its own. Return the arrays that it returns, and its `note`, `seconds`, `peak_mb`.
+    the seed in a process of its own, by the interpreter `python`. Return the arrays that it returns, and its
+    `note`, `seconds`, `peak_mb`.
+
+    Raises `NotInstalledError` when a library is missing there and `EngineFailedError` when it fails.
     """
     what = options.get("engine", target)
     # Arrays by file, not by pickle: the other interpreter may have another numpy.

@@ -201,18 +201,15 @@ def _copy(segments: Sequence[Segment], folder: Location, progress: Progress) -> 
         name = segment.path.name
         try:
             files[name] = file_of(segment.path)
-            if not _has(folder / name, files[name]):
-                _copy_one(segment.path, folder / name)
+            copy = folder / name
+            if not (copy.exists() and file_of(copy) == files[name]):
+                _copy_one(segment.path, copy)
         except FileNotFoundError as exc:
             raise SegmentGoneError(name) from exc
         progress(done, len(segments))
     sync_directory(folder)
     sync_directory(folder.parent)
     return files
-
-
-def _has(path: Location, file: File) -> bool:
-    return path.exists() and file_of(path) == file
 
 
 def _copy_one(path: Location, copy: Location) -> None:
