@@ -11,11 +11,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 
 import numpy as np
 from rich.console import Console
 
-from featurestore.settings import format_scale
+from factors import Scale
+from featurestore.settings import DEFAULT_SCALE, format_scale, parse_scale
 from foldin.commands.running import INTERRUPTED
 from foldin.errors import StoppedError
 from foldin.files.contexts import FileFields, missing_columns
@@ -33,7 +35,6 @@ from foldin.files.rows import (
     pieces,
     scale_for,
 )
-from foldin.files.scale import scale_of_file
 from foldin.progress import ImportProgress, Shown
 from foldin.recovery.retries import GIVE_UP_FULL_S, GIVE_UP_SILENT_S
 from foldin.settings import CONTEXT_PREFIX, FrontDoorSettings, ImportOptions
@@ -190,7 +191,7 @@ class Importer:
         """Return what rows of the file must be: on the scale of the target, where it has one."""
         # One moment for all ratings without a time, in both passes.
         scale = sink and sink.scale
-        scale = scale or await scale_of_file(self._file, self._options.scale, self._console)
+        scale = scale or await _scale_of_file(self._file, self._options.scale, self._console)
         rules = RowRules(scale, time.time())
         if sink is not None and self._file.layout.may_have_contexts:
             known = await sink.context_schema()
@@ -435,3 +436,35 @@ class Importer:
 async def _next(batches: Generator[Batch, None, None]) -> Batch | None:
     # A thread: 2 MB of text are decoded and checked at a time.
     return await asyncio.to_thread(next, batches, None)
+
+
+async def _scale_of_file(file: RatingsFile, told: str | None, console: Console) -> Scale:
+    """Return the scale that a person has `told`, else the one of the ratings in a file, the default one where
+    it has none. On a terminal a person may say another. Raises CannotStartError where that is no scale.
+    """
+    told = told or await _asked(file, console)
+    try:
+        return parse_scale(told)
+    except ValueError as exc:
+        raise CannotStartError(f"the scale {exc}: give one with --scale") from None
+
+
+async def _asked(file: RatingsFile, console: Console) -> str:
+    seen, ratings = np.empty(0), 0
+    with ImportProgress(console, "Looking at the scale", file.total_bytes) as progress:
+        batches = file.read(RowRules(Scale(-inf, inf), 0.0))
+        while (batch := await _next(batches)) is not None:
+            seen, ratings = distinct(np.concatenate((seen, batch.seen))), ratings + len(batch)
+            progress.update(file.position, ratings)
+    if not seen.size:
+        return format_scale(DEFAULT_SCALE)
+    found = format_scale(scale_for(seen))
+    console.print(f"The ratings run from {seen[0]:g} to {seen[-1]:g}: the scale {found}.", markup=False)
+    if console.is_terminal and console.is_interactive:
+        console.print(f"The store has none yet. Enter takes {found}; or type another, low:high[:step].")
+        try:
+            return console.input("scale: ").strip() or found
+        except EOFError:
+            # There is no one to ask.
+            return found
+    return found

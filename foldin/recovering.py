@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from featurestore.errors import StoreError, StoreRefused
 from featurestore.store import Store
-from foldin.address import running_stack
+from foldin.address import stack_on
 from foldin.errors import StoppedError
 from foldin.progress import Shown
 from foldin.recovery.backing_up import back_up
@@ -42,8 +42,7 @@ def find_place(data: Path | None, settings: FrontDoorSettings) -> TrainerSetting
     """Return which store and archive to work on: of the stack on `data` (or the usual one), else those of the
     environment. Raises CannotStartError.
     """
-    folder = data or settings.data
-    stack = running_stack(folder)
+    folder, stack = stack_on(data, settings)
     if stack is not None:
         # As `foldin up` tells its trainer.
         environ = {
@@ -52,8 +51,6 @@ def find_place(data: Path | None, settings: FrontDoorSettings) -> TrainerSetting
             "FOLDIN_ARCHIVE_DIR": str(folder / "archive"),
             "FOLDIN_STORE_DIR": str(folder / "store"),
         }
-    elif data is not None:
-        raise CannotStartError(f"no stack runs on {data}: start one with `foldin up --data {data}`")
     elif settings.redis_url is None:
         raise CannotStartError(
             f"no stack runs on {folder}: give --data, or FOLDIN_REDIS_URL and FOLDIN_ARCHIVE_DIR"

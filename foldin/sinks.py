@@ -20,7 +20,7 @@ from featurestore.ratings.context_schema import ContextField, ContextKind, Conte
 from featurestore.ratings.event_types import RATING, codes_taken, unknown_type
 from featurestore.settings import DEFAULT_SCALE, StoreSettings, format_scale
 from featurestore.store import Store
-from foldin.address import api_client, find_api, running_stack
+from foldin.address import api_client, find_api, stack_on
 from foldin.errors import StoppedError
 from foldin.settings import CONTEXT_PREFIX, FrontDoorSettings, ImportOptions
 from foldin_client import AsyncClient, BusyError, FoldinError, NoAnswerError, ProblemError, problems
@@ -341,14 +341,9 @@ async def open_sink(options: ImportOptions, settings: FrontDoorSettings) -> Sink
     """
     if options.url is not None:
         return await ApiSink.open(options.url, api_key_of(options.key, options.key_file))
-    data = options.data or settings.data
-    stack = running_stack(data)
+    data, stack = stack_on(options.data, settings, ", or give --url")
     if stack is not None:
         return await StoreSink.open({**settings.inherited, **stack}, f"the stack on {data.resolve()}")
-    if options.data is not None:
-        raise CannotStartError(
-            f"no stack runs on {data}: start one with `foldin up --data {data}`, or give --url"
-        )
     if settings.redis_url is not None:
         return await StoreSink.open(settings.inherited, "the store in FOLDIN_REDIS_URL")
     return await ApiSink.open(find_api(None, None, settings), api_key_of(options.key, options.key_file))
