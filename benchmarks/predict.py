@@ -134,4 +134,4 @@ def one_worker(options: Options, requests: str, port: int, bare_port: int, cpus:
     ]
 
 
-main = benchmark("predict", __doc__, measure)
+main = benchmark("predict", __doc__, measure, Options)

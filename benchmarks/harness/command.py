@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TypeVar
 
 from rich.console import Console
 
@@ -69,11 +69,7 @@ def read(kind: type[T], name: str, doc: str | None, argv: Sequence[str]) -> T:
     return load(kind, argv, {}, command=f"foldin bench {name}", about=(doc or "").partition("\n\n")[0])
 
 
-@overload
-def benchmark(name: str, doc: str | None, measure: Measure[Options]) -> Main: ...
-@overload
-def benchmark(name: str, doc: str | None, measure: Measure[Chosen], kind: type[Chosen]) -> Main: ...
-def benchmark(name: str, doc: str | None, measure: Measure[Any], kind: type[Any] = Options) -> Main:
+def benchmark(name: str, doc: str | None, measure: Measure[Chosen], kind: type[Chosen]) -> Main:
     """Return the `main` of a benchmark: read the flags, measure, report."""
     return lambda argv: carry_out(name, measure, read(kind, name, doc, argv))
 

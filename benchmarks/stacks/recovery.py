@@ -125,4 +125,4 @@ def _tables(options: Options, ratings: int) -> Iterator[pa.Table]:
         yield make_table(events, items)
 
 
-main = benchmark("recovery", __doc__, measure)
+main = benchmark("recovery", __doc__, measure, Options)

@@ -37,11 +37,6 @@ class Progress:
     same_world: bool
     standings: tuple[Standing, ...]
 
-    @property
-    def mse(self) -> dict[str, float]:
-        """Return the mean squared error so far by player, NaN before the first step."""
-        return {standing.player: standing.tally.mse for standing in self.standings}
-
 
 def progress_line(progress: Progress) -> str:
     """Return one report as one line of plain text."""
