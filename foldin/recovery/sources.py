@@ -342,10 +342,6 @@ def _items(path: Location, events: RatingEvents, *, skip_damaged: bool) -> pa.St
         if not skip_damaged:
             raise CannotStartError(f"{exc}: leave it out with --skip-damaged") from exc
         listed = pa.array([], type=pa.string())
-    return together(listed, events.item_ids)
-
-
-def together(first: pa.StringArray, second: pa.StringArray) -> pa.StringArray:
-    """Ids of both, each once, those of `first` in front. The empty id, of an unknown item, is left out."""
-    ids = pa.chunked_array([first, second]).unique()
+    ids = pa.chunked_array([listed, events.item_ids]).unique()
+    # The empty id is that of an unknown item.
     return ids.filter(pc.not_equal(ids, ""))
