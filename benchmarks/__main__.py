@@ -1,9 +1,13 @@
-"""`python -m benchmarks [NAME ...]`: one benchmark by its name, all of them without one."""
+"""`python -m benchmarks [NAME ...]`: one benchmark by its name, all of them without one. Exit code 2 with one
+line where it cannot run.
+"""
 
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.harness.progress import hide
 from foldin.commands.bench import NO_BAR, benchmarks_in
 from processes.settings import SettingsError
@@ -19,10 +23,12 @@ def main(argv: list[str]) -> int:
     if name not in found:
         print(f"no benchmark is called {name!r}: choose one of {', '.join(found)}", file=sys.stderr)
         return 2
+    # SIGTERM ends this process as an exception does, so that the servers that it has started are stopped.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         code: int = import_module(found[name].module).main(rest)
     # Here for all of them: each declares its flags, and the loader finds all that is wrong.
-    except SettingsError as exc:
+    except (SettingsError, BenchmarkError) as exc:
         print(f"foldin bench {name}: {exc}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -5,21 +5,23 @@ configuration for all data sets, and everything is seeded: the same command give
 CPU seconds of one core.
 """
 
+import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from benchmarks.data import datasets
 from benchmarks.data.made import draw
-from benchmarks.errors import BenchmarkError
-from benchmarks.harness import kept
-from benchmarks.harness.command import Options, end_in_order, read
+from benchmarks.harness.command import Options, read
 from benchmarks.harness.machine import Watch
 from benchmarks.harness.progress import going_on
 from benchmarks.harness.recorded import DOCS, Origin, has_output, origin, write_output, write_rows
@@ -47,10 +49,12 @@ from evaluation.offline.data import DataSet
 from evaluation.offline.engines import ATTRIBUTES, AUTO
 from evaluation.offline.running import Ask, Plan, measure
 from evaluation.offline.splits import Split, given_folds, in_time_order, random_splits
-from evaluation.report import new_console, write_lines
+from evaluation.report import new_console, write_lines, write_whole
 from evaluation.results.course import Summary
 from evaluation.results.lines import LineStore
 from processes.settings import choice, program, setting, whole
+
+T = TypeVar("T")
 
 NAME = "accuracy"
 BASELINES = ("global-mean", "item-mean", "bias")
@@ -187,19 +191,17 @@ def run(options: Choice, console: Console) -> Found:
     """Run every section. Raises `BenchmarkError` where data or a deployment is missing."""
     found = Found()
     store = LineStore(options.output / NAME)
-    done = store.load() if options.resume else {}
-    # A line that another version has measured must not stand beside those of this one.
-    if not options.resume:
-        store.clear()
+    done = store.begin(resume=options.resume)
     for section in options.sections:
         if section == "environment":
             found.played = _played(options)
         elif section == "cold":
-            found.cold = _cold(options, console)
+            found.cold = _kept(options, section, ColdCurve, partial(_cold, options, console))
         elif section == "new-items":
-            found.new_items = _new_items(options)
+            measured = partial(measure_new_items, seed=options.seed)
+            found.new_items = _kept(options, section, NewItems, measured)
         elif section == "shills":
-            found.shifts = _shifts(options)
+            found.shifts = _kept(options, section, Shift, partial(measure_shifts, seed=options.seed))
         else:
             lines = found.lines.setdefault(section, [])
             others: dict[str, Ask] = {}
@@ -225,51 +227,58 @@ def _played(options: Choice) -> list[Summary]:
     folder = options.output / "environment"
     worlds, known = (1, QUICK_KNOWN) if options.quick else (WORLDS, KNOWN)
     settings = {"worlds": worlds, "steps": steps, "known": known, "seed": options.seed}
-    kept_rows = kept.load(folder / "played.json", settings, Summary) if options.resume else None
-    if kept_rows is not None:
-        return kept_rows
-    played = play(EvaluationSettings(runs=worlds, steps=steps, known=known, seed=options.seed, output=folder))
-    kept.save(folder / "played.json", settings, played)
-    return played
+    course = EvaluationSettings(runs=worlds, steps=steps, known=known, seed=options.seed, output=folder)
+    path = folder / "played.json"
+    return _kept_or(path, settings, Summary, lambda: play(course), resume=options.resume)
 
 
-def _cold(options: Choice, console: Console) -> list[ColdCurve]:
-    data = datasets.load("cold", scale=options.scale, seed=options.seed)
-    path, settings = options.output / NAME / "cold.json", {"data": data.digest(), "seed": options.seed}
-    curves = kept.load(path, settings, ColdCurve) if options.resume else None
-    if curves is not None:
-        return curves
-    curves = []
+def _kept(
+    options: Choice, section: str, make: Callable[..., T], measure: Callable[[DataSet], Iterable[T]]
+) -> list[T]:
+    """Return the rows of a section, kept or measured on its data set."""
+    data = datasets.load(section, scale=options.scale, seed=options.seed)
+    path = options.output / NAME / f"{section.replace('-', '_')}.json"
+    settings = {"data": data.digest(), "seed": options.seed}
+    return _kept_or(path, settings, make, lambda: list(measure(data)), resume=options.resume)
+
+
+def _cold(options: Choice, console: Console, data: DataSet) -> Iterator[ColdCurve]:
     sides: tuple[Side, ...] = ("user", "item")
     for side in sides:
         for engine in coldstart.ENGINES:
             try:
-                curves.append(coldstart.curve(data, side, engine, options.seed))
+                yield coldstart.curve(data, side, engine, options.seed)
             # One engine that fails costs its own lines, not the table.
             except EngineFailedError as exc:
                 console.print(f"cold start, new {side}s: {exc}", style="red", markup=False)
-    kept.save(path, settings, curves)
-    return curves
 
 
-def _new_items(options: Choice) -> list[NewItems]:
-    data = datasets.load("new-items", scale=options.scale, seed=options.seed)
-    path, settings = options.output / NAME / "new_items.json", {"data": data.digest(), "seed": options.seed}
-    lines = kept.load(path, settings, NewItems) if options.resume else None
-    if lines is None:
-        lines = measure_new_items(data, options.seed)
-        kept.save(path, settings, lines)
-    return lines
+def _kept_or(
+    path: Path,
+    settings: Mapping[str, Any],
+    make: Callable[..., T],
+    measure: Callable[[], Sequence[T]],
+    *,
+    resume: bool,
+) -> list[T]:
+    """Return the rows in `path`, each made by `make(**fields)`, if there are any for these settings and
+    `resume` says so; else keep what `measure` returns: dataclasses of numbers, texts and tuples.
+    """
+    # Another version may predict otherwise. Through JSON, as the file has it: tuples become lists.
+    stamped = json.loads(json.dumps({**settings, "version": version("foldin")}))
+    if resume:
+        with suppress(OSError, ValueError):
+            document = json.loads(path.read_text())
+            if document.get("settings") == stamped:
+                return [make(**_with_tuples(row)) for row in document["rows"]]
+    found: list[Any] = list(measure())
+    # Whole: torn by a kill it would count as no rows, and all be measured again.
+    write_whole(path, json.dumps({"settings": stamped, "rows": [asdict(row) for row in found]}) + "\n")
+    return found
 
 
-def _shifts(options: Choice) -> list[Shift]:
-    data = datasets.load("shills", scale=options.scale, seed=options.seed)
-    path, settings = options.output / NAME / "shills.json", {"data": data.digest(), "seed": options.seed}
-    shifts = kept.load(path, settings, Shift) if options.resume else None
-    if shifts is None:
-        shifts = list(measure_shifts(data, options.seed))
-        kept.save(path, settings, shifts)
-    return shifts
+def _with_tuples(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
 
 
 def _record(found: Found, of: Origin, options: Choice, console: Console) -> None:
@@ -285,17 +294,12 @@ def _record(found: Found, of: Origin, options: Choice, console: Console) -> None
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the tables of docs/accuracy.md; return 0, or 2 where what cannot be skipped is missing."""
+    """Print the tables of docs/accuracy.md; return 0, or 1 where an engine failed."""
     options = read(Choice, NAME, __doc__, argv)
     console = new_console()
-    end_in_order()
     of, watch = origin(), Watch()
-    try:
-        with going_on(NAME):
-            found = run(options, console)
-    except BenchmarkError as exc:
-        print(f"foldin bench {NAME}: {exc}", file=sys.stderr)
-        return 2
+    with going_on(NAME):
+        found = run(options, console)
     full = options.scale == 1 and not options.quick
     show(found, console, full=full)
     if options.record:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness.command import Options, end_in_order, read
+from benchmarks.harness.command import Options, read
 from benchmarks.harness.progress import flags
 from evaluation.report import new_console, new_table
 from processes.blocking import BlockingChild, python_command
@@ -46,7 +46,6 @@ def main(argv: Sequence[str]) -> int:
     options = read(AllOptions, "all", __doc__, argv)
     passed = [argument for argument in argv if argument != "--no-accuracy"]
     console = new_console()
-    end_in_order()
     codes: dict[str, int] = {}
     names = (*SPEED, *(("accuracy",) if not options.no_accuracy else ()))
     for number, name in enumerate(names, 1):

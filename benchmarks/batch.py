@@ -84,4 +84,4 @@ def bodies(n_users: int, n_items: int, n_pairs: int, *, seed: int) -> list[bytes
     return requests
 
 
-main = benchmark("batch", __doc__, measure)
+main = benchmark("batch", __doc__, measure, Options)

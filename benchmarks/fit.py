@@ -21,7 +21,7 @@ from benchmarks.harness.command import Options, carry_out, read
 from benchmarks.harness.progress import turns
 from benchmarks.harness.report import Row, at_most, compared, ratios
 from evaluation.offline.data import DataSet
-from evaluation.offline.jobs import peak_mb
+from evaluation.offline.jobs import memory_mb
 from factors import FitSettings, Link, fit
 from processes.settings import setting, whole
 
@@ -99,7 +99,7 @@ def measure(options: SweepOptions, console: Console) -> list[Row]:
     data = DataSet(data.name, data.part(kept), data.n_users, data.n_items, data.scale)
     console.print(f"{n_ratings:,} ratings of {n_users:,} users and {n_items:,} items made", style="dim")
     gaussian, ordinal = (_turns(data, options, link) for link in _LINKS)
-    per_rating = peak_mb() * 1e6 / n_ratings
+    per_rating = memory_mb() * 1e6 / n_ratings
     what = f"{n_ratings:,} ratings, rank {rank}, {threads} threads"
     return [
         Row("implicit, conjugate gradient: a sweep", "s", tuple(gaussian.peer_sweeps), guards=True),

@@ -62,4 +62,4 @@ def _arm(plan: Plan, cpus: Sequence[int]) -> Callable[[], float]:
     return lambda: drive(plan, cpus=cpus).per_second
 
 
-main = benchmark("growth", __doc__, measure)
+main = benchmark("growth", __doc__, measure, Options)

@@ -126,4 +126,4 @@ def _under(kind: Kind, flood: Plan, peak: float, others: Plan, *, cpus: Sequence
     kind.megabytes.append((most - before) / 1e6)
 
 
-main = benchmark("overload", __doc__, measure)
+main = benchmark("overload", __doc__, measure, Options)

@@ -5,7 +5,8 @@ Invariant: both get the same requests, from the same generator, on the same core
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,27 +34,30 @@ def measure(options: Options, console: Console) -> list[Row]:
         generation = synthetic.make(n_users, n_items, rank=RANK, seed=options.seed)
         with stack.store_with(generation, cpus=cores.others) as url:
             console.print(f"{n_users:,} users and {n_items:,} items loaded", style="dim")
-            with (
-                stack.service(url, cpus=cores.server) as port,
-                stack.yardstick("bare", "/predict", cpus=cores.server) as bare_port,
-            ):
+            with _both(url, cores.server) as (port, bare_port):
                 rows = one_worker(options, requests, port, bare_port, cores.others)
-            # No cores of their own: there are fewer cores than processes.
-            with (
-                stack.service(url, workers=2) as port,
-                stack.yardstick("bare", "/predict", "--processes", "2") as bare_port,
-            ):
-                rows += two_workers(options, requests, port, bare_port)
+            # As many processes as a small machine has cores, none of its own: all share them.
+            with _both(url, (), processes=2) as (port, bare_port):
+                loads = peaks(options, requests, port, bare_port, ())
+                work = "GET /predict, 2 workers, 64 connections"
+                rows += peak_rows(work, loads, "bare handler, 2 processes")
             key = stack.add_key(url)
             keyed = str(predict_requests(Path(name), n_users, n_items, seed=options.seed, key=key))
-            with (
-                stack.service(url, cpus=cores.server) as port,
-                stack.yardstick("bare", "/predict", cpus=cores.server) as bare_port,
-            ):
+            with _both(url, cores.server) as (port, bare_port):
                 loads = peaks(options, keyed, port, bare_port, cores.others)
                 work = "GET /predict with an API key, 1 worker, 64 connections"
                 rows += peak_rows(work, loads, "bare handler, the same requests")
     return rows
+
+
+@contextmanager
+def _both(url: str, cpus: Sequence[int], *, processes: int = 1) -> Iterator[tuple[int, int]]:
+    """Run the service and the bare handler; their ports."""
+    with (
+        stack.service(url, workers=processes, cpus=cpus) as port,
+        stack.yardstick("bare", "/predict", "--processes", str(processes), cpus=cpus) as bare_port,
+    ):
+        yield port, bare_port
 
 
 def peaks(
@@ -130,10 +134,4 @@ def one_worker(options: Options, requests: str, port: int, bare_port: int, cpus:
     ]
 
 
-def two_workers(options: Options, requests: str, port: int, bare_port: int) -> list[Row]:
-    """Measure the peak with as many processes as a small machine has cores, which all share."""
-    loads = peaks(options, requests, port, bare_port, ())
-    return peak_rows("GET /predict, 2 workers, 64 connections", loads, "bare handler, 2 processes")
-
-
-main = benchmark("predict", __doc__, measure)
+main = benchmark("predict", __doc__, measure, Options)

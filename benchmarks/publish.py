@@ -84,4 +84,4 @@ def while_publishing(
     return np.concatenate(parts), took
 
 
-main = benchmark("publish", __doc__, measure)
+main = benchmark("publish", __doc__, measure, Options)

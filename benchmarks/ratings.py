@@ -109,4 +109,4 @@ def body_of(rows: Iterable[tuple[int, int, int]]) -> bytes:
     return json.dumps(ratings, separators=(",", ":")).encode()
 
 
-main = benchmark("ratings", __doc__, measure)
+main = benchmark("ratings", __doc__, measure, Options)

@@ -18,11 +18,11 @@ from benchmarks.data.made_head import make_head
 from benchmarks.harness import stack
 from benchmarks.harness.command import CatalogueOptions, benchmark
 from benchmarks.harness.machine import lacking_memory
-from benchmarks.harness.memory import memory_mb, sized
 from benchmarks.harness.progress import turns
-from benchmarks.harness.report import Row, at_most
+from benchmarks.harness.report import Row, at_most, sized
 from benchmarks.load.client import Client
 from benchmarks.load.generator import get, post
+from evaluation.offline.jobs import memory_mb
 from factors.engine_api import item_width
 from foldin.sizing.model import Deployment
 
@@ -80,7 +80,7 @@ def sizes(of: tuple[int, ...], seed: int) -> Iterator[Row]:
                 client.ask(get(f"/recommend/{user}"))
             pairs = [(str(user % LISTS), str(user % n_items)) for user in range(PAIRS)]
             client.ask(post("/predict", json.dumps({"pairs": pairs}).encode()))
-            found = memory_mb(worker.pid, "RssAnon") * 1e6
+            found = memory_mb("RssAnon", worker.pid) * 1e6
         said = Deployment(LISTS, n_items, LISTS, rank=SIZED_RANK).worker_bytes
         yield sized(f"service, {n_items:,} items", said, found)
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.data import datasets
-from benchmarks.harness.command import Options, end_in_order, read
+from benchmarks.harness.command import Options, read
 from environment.world import WorldOptions, make_world
-from evaluation.offline.online import Learner, ratings_before
+from evaluation.offline.online import Learner
 from evaluation.report import new_console
 from factors import FitSettings, Ratings, Scale, fit
 
@@ -31,7 +31,7 @@ def compare(ratings: Ratings, shape: tuple[int, int], scale: Scale, seed: int) -
     begin, end = round(0.6 * n), round(0.8 * n)
 
     def fitted_on(first: int) -> Learner:
-        known, rng = ratings_before(ratings, first), np.random.default_rng(seed)
+        known, rng = ratings.take(np.arange(first)), np.random.default_rng(seed)
         return Learner(ratings, fit(known, *shape, settings=FitSettings(scale), rng=rng))
 
     streamed = fitted_on(begin)
@@ -51,7 +51,6 @@ def main(argv: Sequence[str]) -> int:
     """Print both errors of each data set; return 0."""
     options = read(Options, "stream", __doc__, argv)
     console = new_console()
-    end_in_order()
     data = datasets.ml_100k()
     n = round(len(data.ratings.value) * min(options.scale, 1))
     ordered = data.part(np.argsort(data.ratings.time, kind="stable")[:n])

@@ -14,6 +14,8 @@ from environment.contract import LastAnswer, PredictAnswer, ResetAnswer
 
 T = TypeVar("T")
 
+TIMEOUT_S = 30.0  # drawing the largest world takes seconds
+
 
 class EnvironmentFailedError(Exception):
     """The environment did not answer as the lecture's contract says; the message says what came instead."""
@@ -56,17 +58,14 @@ class Pair:
 
 
 class EnvironmentClient:
-    """One token's game. Each call waits `timeout_s` at most and raises EnvironmentFailedError for anything
+    """One token's game. Each call waits `TIMEOUT_S` at most and raises EnvironmentFailedError for anything
     unexpected.
     """
 
-    def __init__(
-        self, session: aiohttp.ClientSession, url: str, token: str, *, timeout_s: float = 30.0
-    ) -> None:
+    def __init__(self, session: aiohttp.ClientSession, url: str, token: str) -> None:
         self._session = session
         self._url = url
         self._token = token
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
 
     async def reset(self, seed: int | None = None) -> tuple[KnownRatings, Pair]:
         """Begin a new game; return what is known and the first pair. `seed` asks for a certain world.
@@ -117,14 +116,11 @@ class EnvironmentClient:
 
     async def _get(self, path: str, parameters: dict[str, str]) -> tuple[int, bytes]:
         try:
-            async with self._session.get(
-                self._url + path, params=parameters, timeout=self._timeout
-            ) as response:
+            timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+            async with self._session.get(self._url + path, params=parameters, timeout=timeout) as response:
                 return response.status, await response.read()
         except TimeoutError as error:
-            raise EnvironmentFailedError(
-                f"{self._url}{path} did not answer in {self._timeout.total:g} s"
-            ) from error
+            raise EnvironmentFailedError(f"{self._url}{path} did not answer in {TIMEOUT_S:g} s") from error
         except aiohttp.ClientError as error:
             raise EnvironmentFailedError(f"{self._url}{path} cannot be asked: {error}") from error
 

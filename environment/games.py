@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import UNSET, UnsetType
 
-from environment.contract import ResetAnswer
+from environment.contract import PredictAnswer, ResetAnswer
 from environment.world import World, WorldOptions, make_world
 
 R = TypeVar("R")
@@ -53,16 +53,6 @@ class Window:
     def variables_at(self, index: int) -> list[float] | UnsetType:
         """Return the numbers beside one event; unset in a world without any."""
         return self.variables[index].tolist() if self.variables.shape[1] else UNSET
-
-
-@dataclass(frozen=True, slots=True)
-class Rated:
-    """The true rating of the pair that was pending, and what is pending now (None: none is left)."""
-
-    rating: int
-    next_user: int | None
-    next_item: int | None
-    next_variables: list[float] | UnsetType = UNSET
 
 
 class UnknownTokenError(Exception):
@@ -113,11 +103,6 @@ def open_game(seed: int, options: WorldOptions, steps: int) -> tuple[bytes, Wind
     return msgspec.json.encode(answer), window
 
 
-def draw_window(seed: int, options: WorldOptions, start: int, steps: int) -> Window:
-    """Draw the window of a world that begins at event `start`. Pure, for a thread."""
-    return _window(make_world(seed, options), start, steps)
-
-
 def _window(world: World, start: int, steps: int) -> Window:
     cut = slice(start, start + steps)
     # Copies: a view would keep the whole world alive.
@@ -164,8 +149,10 @@ class Games:
             game.position = window.start
         return answer
 
-    async def rate(self, token: str) -> Rated:
-        """Rate the pending pair of `token` and move on. Raises UnknownTokenError or NoPairLeftError."""
+    async def rate(self, token: str) -> PredictAnswer | int:
+        """Rate the pending pair of `token` and move on; after the last pair return its rating alone. Raises
+        UnknownTokenError or NoPairLeftError.
+        """
         game = self._games.get(token)
         if game is None:
             raise UnknownTokenError(token)
@@ -175,7 +162,7 @@ class Games:
                 raise UnknownTokenError(token)
             return await self._step(game, game.window)
 
-    async def _step(self, game: _Game, window: Window) -> Rated:
+    async def _step(self, game: _Game, window: Window) -> PredictAnswer | int:
         if game.position == window.n_pairs:
             raise NoPairLeftError
         rating = int(window.rating[game.position - window.start])
@@ -183,15 +170,15 @@ class Games:
         if following == window.n_pairs:
             # The last pair: its rating is due although there is no next one.
             game.position = following
-            return Rated(rating, None, None)
+            return rating
         if following - window.start == window.user.size:
             seed, options, steps = game.seed, self._options, self._steps
-            window = await self._in_executor(lambda: draw_window(seed, options, following, steps))
+            window = await self._in_executor(lambda: _window(make_world(seed, options), following, steps))
             game.window = window
         game.position = following
         index = following - window.start
         variables = window.variables_at(index)
-        return Rated(rating, int(window.user[index]), int(window.item[index]), variables)
+        return PredictAnswer(int(window.item[index]), int(window.user[index]), rating, variables)
 
     def _draw_seed(self, token: str, resets: int) -> int:
         if self._seed is None:

@@ -15,7 +15,6 @@ from urllib.parse import parse_qsl
 import msgspec
 from aiohttp import web
 
-from environment.contract import PredictAnswer
 from environment.games import Games, NoPairLeftError, UnknownTokenError
 from environment.problems import ProblemError, problems_middleware
 from environment.settings import MAX_SEED, ServerSettings
@@ -106,7 +105,7 @@ async def _predict(request: web.Request) -> web.Response:
     token = _token(query)
     _predicted_score(query)  # checked, and then left to the player: the environment keeps no score
     try:
-        rated = await request.app[GAMES].rate(token)
+        answer = await request.app[GAMES].rate(token)
     except UnknownTokenError as error:
         raise ProblemError(
             HTTPStatus.NOT_FOUND,
@@ -118,14 +117,13 @@ async def _predict(request: web.Request) -> web.Response:
         raise ProblemError(
             HTTPStatus.GONE, "no_pair_left", "Every pair has been rated: call /reset to begin anew."
         ) from error
-    if rated.next_user is None or rated.next_item is None:
+    if isinstance(answer, int):
         raise ProblemError(
             HTTPStatus.GONE,
             "no_pair_left",
             "This was the last pair; its rating is in `rating`. Call /reset to begin anew.",
-            rating=rated.rating,
+            rating=answer,
         )
-    answer = PredictAnswer(rated.next_item, rated.next_user, rated.rating, rated.next_variables)
     return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
 

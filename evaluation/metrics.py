@@ -22,16 +22,8 @@ CURVE_POINTS = 20  # of the curve along time
 LEAST_OF_A_POINT = 20  # ratings; the RMSE of fewer is noise
 LEAST_PROBABILITY = 1e-12  # keeps one impossible rating from making the mean infinite
 LEAST_STD = 1e-12  # a std of 0 would divide by 0
-
-
-@dataclass(frozen=True, slots=True)
-class Deciles:
-    """Share of ratings inside their 90 % intervals in each tenth of the ratings by some number, lowest first,
-    and the mean of that number there.
-    """
-
-    coverage: tuple[float, ...]
-    mean: tuple[float, ...]
+Deciles = tuple[tuple[float, ...], tuple[float, ...]]
+NO_DECILES: Deciles = ((), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +60,7 @@ def figures(
     `sequential`: the predictions were made in this order, so the curve goes along them instead of `known`.
     """
     error = truth - predicted.rating
-    deciles = by_std = Deciles((), ())
+    deciles = by_std = NO_DECILES
     coverage = float("nan")
     reliability: tuple[float, ...] = ()
     if len(predicted.std):
@@ -84,23 +76,21 @@ def figures(
         mae=float(np.mean(np.abs(error))),
         log_likelihood=log_likelihood(predicted, truth, scale),
         coverage=coverage,
-        deciles=deciles.coverage,
-        decile_known=deciles.mean,
+        deciles=deciles[0],
+        decile_known=deciles[1],
         reliability=reliability,
         curve=curve,
-        std_deciles=by_std.coverage,
-        decile_std=by_std.mean,
+        std_deciles=by_std[0],
+        decile_std=by_std[1],
     )
 
 
 def coverage_by(number: Array | npt.NDArray[np.int64], held: npt.NDArray[np.bool_]) -> Deciles:
-    """Return the share of `held` (m,) in each tenth by `number` (m,)."""
+    """Return the share of `held` (m,) in each tenth by `number` (m,), lowest first, and the mean of that."""
     order = np.argsort(number, kind="stable")
     parts = [part for part in np.array_split(order, 10) if len(part)]
-    return Deciles(
-        tuple(float(held[part].mean()) for part in parts),
-        tuple(float(number[part].mean()) for part in parts),
-    )
+    held_there, means = ([float(of[part].mean()) for part in parts] for of in (held, number))
+    return tuple(held_there), tuple(means)
 
 
 def log_likelihood(predicted: Predicted, truth: Array, scale: Scale) -> float:

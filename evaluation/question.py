@@ -23,16 +23,6 @@ Probabilities = npt.NDArray[np.float32]
 Contexts = npt.NDArray[np.float32]
 
 
-def no_columns() -> Array:
-    """The columns of attributes where there are none."""
-    return np.empty((3, 0))
-
-
-def no_center() -> Array:
-    """The centre of such columns."""
-    return np.empty(0)
-
-
 def no_context() -> Contexts:
     """The contexts of ratings where there are none."""
     return np.empty((0, 0), dtype=np.float32)
@@ -72,10 +62,10 @@ class Question:
     top: int = 0
     tuning: Bools = field(default_factory=no_tuning)
     latest: bool = False
-    item_columns: Array = field(default_factory=no_columns)
-    item_center: Array = field(default_factory=no_center)
-    user_columns: Array = field(default_factory=no_columns)
-    user_center: Array = field(default_factory=no_center)
+    item_columns: Array = field(default_factory=lambda: np.empty((3, 0)))
+    item_center: Array = field(default_factory=lambda: np.empty(0))
+    user_columns: Array = field(default_factory=lambda: np.empty((3, 0)))
+    user_center: Array = field(default_factory=lambda: np.empty(0))
     train_context: Contexts = field(default_factory=no_context)
     test_context: Contexts = field(default_factory=no_context)
     categorical: Bools = field(default_factory=no_tuning)

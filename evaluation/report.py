@@ -7,6 +7,7 @@ played is in the files, so that any other figure can be had from them.
 import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,14 @@ from evaluation.results.lines import Line
 
 # Of an output that has no width, as a log file: room for every column and a note.
 WIDTH_OF_A_FILE = 160
+
+# Of lists.
+COMPARED = {
+    "recall_20": "Recall@20",
+    "ndcg_100": "NDCG@100",
+    "liked_ndcg_100": "liked NDCG@100",
+    "graded_ndcg_10": "graded NDCG@10",
+}
 
 Cell = Callable[[Sequence[Line]], str]
 
@@ -49,11 +58,17 @@ def figure(value: float, form: str, missing: str = "") -> str:
 
 def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> Path:
     """Write the rows, the first of them names, to a file that is there whole or not at all."""
+    text = StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return write_whole(path, text.getvalue())
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a file that is there whole or not at all, as it stands in `text`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed when it is whole: a reader never sees half a table.
+    # Renamed when it is whole: a reader never sees half of it.
     unfinished = path.with_suffix(".part")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+    unfinished.write_text(text, "utf-8", newline="")
     unfinished.replace(path)
     return path
 
@@ -193,6 +208,33 @@ def engines_table(lines: Sequence[Line], title: str) -> Table:
             blank = [""] * len(used)
             table.add_row(*names, group[0].title, *blank, f"{word}: {group[0].skipped}", style="dim")
     return table
+
+
+def ranking_table(lines: Sequence[Line], title: str) -> Table:
+    """Return a row a data set, kind of split and engine: means over the splits, with standard errors."""
+    headings = (*COMPARED.values(), "coverage@10", "novelty@10", "RMSE", "s")
+    left = ("data", "split", "engine", "note")
+    shown = new_table(title, (*left[:3], *headings, "note"), left=left)
+    for (data, kind, _), group in groups(lines).items():
+        good = [line for line in group if not line.skipped]
+        name = f"{kind} x {len(good)}" if len(good) > 1 else group[0].split
+        if not good:
+            word = "failed" if group[0].failed else "skipped"
+            shown.add_row(data, name, group[0].title, *[""] * len(headings), f"{word}: {group[0].skipped}")
+            continue
+        cells = [_with_error(good, figure_name) for figure_name in COMPARED]
+        cells += [figure(mean(good, "coverage_10"), ".1%"), figure(mean(good, "novelty_10"), ".2f")]
+        cells += [figure(mean(good, "rmse"), ".4f"), figure(mean(good, "seconds"), ".1f")]
+        shown.add_row(data, name, good[0].title, *cells, good[0].note)
+    return shown
+
+
+def _with_error(lines: Sequence[Line], name: str) -> str:
+    values = [getattr(line, name) for line in lines]
+    text = figure(mean(lines, name), ".4f")
+    if len(values) < 2 or not text:
+        return text
+    return f"{text} ± {np.std(values, ddof=1) / math.sqrt(len(values)):.4f}"
 
 
 def write_lines(lines: Iterable[Line], path: Path) -> Path:

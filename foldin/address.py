@@ -49,6 +49,19 @@ def told_problem(error: ProblemError) -> str:
     return why
 
 
+def stack_on(
+    data: Path | None, settings: FrontDoorSettings, advice: str = ""
+) -> tuple[Path, dict[str, str] | None]:
+    """Return `data`, else the usual folder, and the store settings of the stack that runs there, None where
+    none does. Raises CannotStartError, with this `advice` besides, where none runs on `data`.
+    """
+    folder = data or settings.data
+    stack = running_stack(folder)
+    if stack is None and data is not None:
+        raise CannotStartError(f"no stack runs on {data}: start one with `foldin up --data {data}`{advice}")
+    return folder, stack
+
+
 def running_stack(data: Path) -> dict[str, str] | None:
     """Return the store settings of the stack that runs on a data directory, None where none does."""
     try:

@@ -11,27 +11,23 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from evaluation.offline import splits
 from evaluation.offline.data import DataSet
-from evaluation.offline.engines import AUTO, OPTIONS, find
-from evaluation.offline.ranking.table import ENGINES as RANKING_ENGINES
-from evaluation.offline.ranking.table import ranking_table
+from evaluation.offline.engines import AUTO, OPTIONS, RANKING, find
 from evaluation.offline.running import Plan, measure
 from evaluation.offline.splits import SPLITS, Split, SplitName
 from evaluation.pictures import draw_engines, drawn
 from evaluation.question import SideName
-from evaluation.report import engines_table, new_console, write_lines
+from evaluation.report import engines_table, new_console, ranking_table, write_lines
 from evaluation.results.course import EvaluationReport
 from evaluation.results.lines import Line, LineStore
 from factors import Columns, Scale
 from featurestore.settings import format_scale, parse_scale
-from foldin.commands.progress import Shown
 from foldin.commands.running import INTERRUPTED
-from foldin.files.attributes import side_columns
-from foldin.files.dataset import FileData, FileRules, read_files
-from foldin.files.progress import bar
+from foldin.files.dataset import FileData, FileRules, read_files, side_columns
+from foldin.progress import Shown, bar
 from foldin.settings import FILE_FORMATS, FORMAT_HELP, FrontDoorSettings, columns, no_document
 from processes.errors import CannotStartError
 from processes.settings import choice, left_over, load, setting, whole
@@ -189,7 +185,7 @@ def evaluate_file(argv: Sequence[str], emit: Callable[[object], None] = no_docum
     read = _described(options, _read(options))
     for remark in read.remarks:
         console.print(remark, style="yellow", markup=False)
-    default: tuple[str, ...] = RANKING_ENGINES if options.ranking else DEFAULT_ENGINES
+    default: tuple[str, ...] = RANKING if options.ranking else DEFAULT_ENGINES
     if read.data.attributes:
         default = (WITH_ATTRIBUTES, *default)
     if read.data.context_kinds and not options.ranking:
@@ -287,14 +283,11 @@ def _finished_before(store: LineStore, options: EvaluateOptions) -> dict[str, Li
     try:
         # Tried before the first engine runs: it may take an hour.
         options.out.mkdir(parents=True, exist_ok=True)
-        if options.resume:
-            return store.load()
-        store.clear()
+        return store.begin(resume=options.resume)
     except OSError as exc:
         raise CannotStartError(
             f"{options.out} cannot be written ({exc.strerror}): give another --out"
         ) from exc
-    return {}
 
 
 def _introduce(data: DataSet, plan: Plan, console: Console) -> None:
@@ -312,15 +305,13 @@ def _introduce(data: DataSet, plan: Plan, console: Console) -> None:
 def _shown(plan: Plan, store: LineStore, done: dict[str, Line], console: Console) -> Iterator[Line]:
     """Yield the lines, each printed, with a bar on a terminal."""
     works = list(plan.works())
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with bar(*columns) as progress:
-        task = progress.add_task(_label(*works[0]), total=len(works))
+    with Shown(_label(*works[0])) as shown:
+        shown.done(0, len(works))
         for number, (line, known) in enumerate(measure(plan, store, done), start=1):
             text = f"{line.split}, {line.summary()}" + (" (kept from before)" if known else "")
             console.print(text, style="dim", markup=False, soft_wrap=True)
-            description = _label(*works[number]) if number < len(works) else "done"
             # The bar names the engine that runs now, the line above it the one that has finished.
-            progress.update(task, completed=number, description=description)
+            shown.done(number, len(works), _label(*works[number]) if number < len(works) else "done")
             yield line
 
 

@@ -11,19 +11,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 
 import numpy as np
 from rich.console import Console
 
 from factors import Scale
-from featurestore.settings import format_scale
-from foldin.commands.progress import Shown
+from featurestore.settings import DEFAULT_SCALE, format_scale, parse_scale
 from foldin.commands.running import INTERRUPTED
-from foldin.errors import ImportStoppedError
+from foldin.errors import StoppedError
 from foldin.files.contexts import FileFields, missing_columns
 from foldin.files.layout import find_layout
 from foldin.files.positions import Position, PositionFile
-from foldin.files.progress import ImportProgress
 from foldin.files.reading import RatingsFile
 from foldin.files.rows import (
     BadRow,
@@ -36,7 +35,8 @@ from foldin.files.rows import (
     pieces,
     scale_for,
 )
-from foldin.files.scale import scale_of_file
+from foldin.progress import ImportProgress, Shown
+from foldin.recovery.retries import GIVE_UP_FULL_S, GIVE_UP_SILENT_S
 from foldin.settings import CONTEXT_PREFIX, FrontDoorSettings, ImportOptions
 from foldin.sinks import Row, RowRefusedError, Sink, SinkBusyError, open_sink, same_context
 from foldin_client.wire import without_user
@@ -45,10 +45,6 @@ from processes.errors import CannotStartError
 SHOWN_ROWS = 20  # of the bad rows: what fits on a terminal
 SHOWN_KINDS = 8  # on one line, the commonest
 SAVE_EVERY_S = 1.0  # what a kill costs at most
-# A store that restarts is back within seconds.
-GIVE_UP_SILENT_S = 60.0
-# A trainer that is behind archives at every moment: after so long there is none.
-GIVE_UP_FULL_S = 300.0
 MAX_WAIT_S = 5.0  # between two attempts, whatever the target asks for
 # Calls side by side: while the store works for one, the next is prepared.
 LANES = 2
@@ -104,7 +100,7 @@ def run_any_import(options: ImportOptions, settings: FrontDoorSettings) -> int:
 def run_import(options: ImportOptions, settings: FrontDoorSettings) -> int:
     """Import a file; return the exit code.
 
-    Raises CannotStartError (nothing was written) and ImportStoppedError (some was).
+    Raises CannotStartError (nothing was written) and StoppedError (some was).
     """
     # A dry run asks for nothing.
     console = Console(highlight=False, soft_wrap=True, force_interactive=False if options.dry_run else None)
@@ -139,7 +135,7 @@ class Importer:
         self._named = set[str]()
 
     async def run(self) -> None:
-        """Import the file. Raises CannotStartError and ImportStoppedError."""
+        """Import the file. Raises CannotStartError and StoppedError."""
         sink = await open_sink(self._options, self._settings)
         try:
             positions = PositionFile(self._settings.state_dir, self._options.path, sink.name)
@@ -194,15 +190,14 @@ class Importer:
     async def _rules(self, sink: Sink | None) -> RowRules:
         """Return what rows of the file must be: on the scale of the target, where it has one."""
         # One moment for all ratings without a time, in both passes.
-        rules = RowRules((sink and sink.scale) or await self._wanted_scale(), time.time())
+        scale = sink and sink.scale
+        scale = scale or await _scale_of_file(self._file, self._options.scale, self._console)
+        rules = RowRules(scale, time.time())
         if sink is not None and self._file.layout.may_have_contexts:
             known = await sink.context_schema()
             rules = replace(rules, fields=FileFields(known))
             self._named = {each.name for each in known.named_fields}
         return rules
-
-    async def _wanted_scale(self) -> Scale:
-        return await scale_of_file(self._file, self._options.scale, self._console)
 
     async def _decided(self, sink: Sink, rules: RowRules) -> RowRules:
         """Decide on the scale of a store that has none; return the rules of the one that it has now."""
@@ -307,7 +302,7 @@ class Importer:
         if (stat.st_size, stat.st_mtime_ns) != (start.size, start.modified_ns):
             # As while it is still being copied: what came later may be missing, and was not checked.
             reason = f"{self._options.path} has changed while it was read"
-            raise ImportStoppedError(f"{reason}: import it as a whole when it changes no more")
+            raise StoppedError(f"{reason}: import it as a whole when it changes no more")
 
     async def _name_fields(self, sink: Sink, rules: RowRules) -> None:
         """Name the fields of the header that the target has not, before any row gives them."""
@@ -318,7 +313,7 @@ class Importer:
             except CannotStartError as exc:
                 if not self._written:
                     raise
-                raise ImportStoppedError(self.how_to_go_on(str(exc))) from exc
+                raise StoppedError(self.how_to_go_on(str(exc))) from exc
             self._named |= {each.name for each in fields}
 
     async def _write_batch(self, sink: Sink, batch: Batch, part: range, progress: ImportProgress) -> None:
@@ -351,7 +346,7 @@ class Importer:
     ) -> None:
         """Write the rows of one call, within reason however long the target is busy.
 
-        Rows that the target refuses are taken out of both lists. Raises ImportStoppedError.
+        Rows that the target refuses are taken out of both lists. Raises StoppedError.
         """
         began = time.monotonic()
         while rows:
@@ -362,15 +357,15 @@ class Importer:
                 if time.monotonic() - began > limit_s:
                     what = "is a trainer running?" if exc.full else "is it running?"
                     reason = f"nothing could be written for {limit_s:.0f} s ({exc}): {what}"
-                    raise ImportStoppedError(self.how_to_go_on(reason)) from exc
+                    raise StoppedError(self.how_to_go_on(reason)) from exc
                 progress.note(f"waiting: {exc}")
                 await asyncio.sleep(min(exc.retry_after_s, MAX_WAIT_S))
             except RowRefusedError as exc:
                 if not 0 <= exc.position < len(rows):
-                    raise ImportStoppedError(f"{sink.name} refuses the ratings: {exc}") from exc
+                    raise StoppedError(f"{sink.name} refuses the ratings: {exc}") from exc
                 line = lines[exc.position]
                 if self._options.on_bad == "refuse":
-                    raise ImportStoppedError(
+                    raise StoppedError(
                         self.how_to_go_on(f"{sink.name} refuses line {line} of {self._options.path}: {exc}")
                     ) from exc
                 # One refusal tells of all rows that give the same, which a call each would ask.
@@ -441,3 +436,35 @@ class Importer:
 async def _next(batches: Generator[Batch, None, None]) -> Batch | None:
     # A thread: 2 MB of text are decoded and checked at a time.
     return await asyncio.to_thread(next, batches, None)
+
+
+async def _scale_of_file(file: RatingsFile, told: str | None, console: Console) -> Scale:
+    """Return the scale that a person has `told`, else the one of the ratings in a file, the default one where
+    it has none. On a terminal a person may say another. Raises CannotStartError where that is no scale.
+    """
+    told = told or await _asked(file, console)
+    try:
+        return parse_scale(told)
+    except ValueError as exc:
+        raise CannotStartError(f"the scale {exc}: give one with --scale") from None
+
+
+async def _asked(file: RatingsFile, console: Console) -> str:
+    seen, ratings = np.empty(0), 0
+    with ImportProgress(console, "Looking at the scale", file.total_bytes) as progress:
+        batches = file.read(RowRules(Scale(-inf, inf), 0.0))
+        while (batch := await _next(batches)) is not None:
+            seen, ratings = distinct(np.concatenate((seen, batch.seen))), ratings + len(batch)
+            progress.update(file.position, ratings)
+    if not seen.size:
+        return format_scale(DEFAULT_SCALE)
+    found = format_scale(scale_for(seen))
+    console.print(f"The ratings run from {seen[0]:g} to {seen[-1]:g}: the scale {found}.", markup=False)
+    if console.is_terminal and console.is_interactive:
+        console.print(f"The store has none yet. Enter takes {found}; or type another, low:high[:step].")
+        try:
+            return console.input("scale: ").strip() or found
+        except EOFError:
+            # There is no one to ask.
+            return found
+    return found

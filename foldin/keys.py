@@ -25,7 +25,7 @@ from featurestore.access import (
 from featurestore.errors import LastOperateKey, StoreError, StoreRefused
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from foldin.address import running_stack
+from foldin.address import stack_on
 from foldin.settings import FrontDoorSettings
 from processes.errors import CannotStartError
 from processes.settings import choice, data_path, load, nested, setting
@@ -173,10 +173,7 @@ def _in_store(
     asks: bool = False,
 ) -> int:
     """Do the work in the store of a stack, or of the environment. `asks`: from then on keys are asked for."""
-    data = where.data or settings.data
-    stack = running_stack(data)
-    if stack is None and where.data is not None:
-        raise CannotStartError(f"no stack runs on {data}: start one with `foldin up --data {data}`")
+    data, stack = stack_on(where.data, settings)
 
     async def run() -> None:
         store = await Store.open(load(StoreSettings, (), {**settings.inherited, **(stack or {})}), hot=False)

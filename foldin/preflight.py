@@ -146,19 +146,14 @@ def locked(data: Path, orphans_gone_s: float = ORPHANS_GONE_S) -> Iterator[tuple
 def is_locked(data: Path) -> bool:
     """Say whether a stack holds the data directory; that of a copy of one that is held is not."""
     for path in (data / "lock", data):
-        with contextlib.suppress(OSError), _opened(path) as descriptor:
-            if not _try_lock(descriptor, fcntl.LOCK_SH):
-                return True
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if not _try_lock(descriptor, fcntl.LOCK_SH):
+                    return True
+            finally:
+                os.close(descriptor)
     return False
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:

@@ -10,10 +10,10 @@ from typing import TypeVar
 
 from featurestore.errors import StoreError, StoreRefused
 from featurestore.store import Store
-from foldin.commands.progress import Shown
+from foldin.address import stack_on
+from foldin.errors import StoppedError
+from foldin.progress import Shown
 from foldin.recovery.backing_up import back_up
-from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
-from foldin.recovery.place import find_place
 from foldin.recovery.restoring import Restore, RestoreRequest
 from foldin.recovery.verifying import verify
 from foldin.settings import (
@@ -23,6 +23,7 @@ from foldin.settings import (
     UndoOptions,
     VerifyOptions,
 )
+from foldin.sinks import STORE_TIMEOUT_S
 from processes.errors import CannotStartError
 from trainer.archive.storage.address import ObjectAddress
 from trainer.archive.storage.client import ObjectStoreError
@@ -35,6 +36,30 @@ T = TypeVar("T")
 
 # Why an entry of the trash that was live is there; the others were never, or are parts.
 _WAS_LIVE = {"replaced", "adopted"}
+
+
+def find_place(data: Path | None, settings: FrontDoorSettings) -> TrainerSettings:
+    """Return which store and archive to work on: of the stack on `data` (or the usual one), else those of the
+    environment. Raises CannotStartError.
+    """
+    folder, stack = stack_on(data, settings)
+    if stack is not None:
+        # As `foldin up` tells its trainer.
+        environ = {
+            **settings.inherited,
+            **stack,
+            "FOLDIN_ARCHIVE_DIR": str(folder / "archive"),
+            "FOLDIN_STORE_DIR": str(folder / "store"),
+        }
+    elif settings.redis_url is None:
+        raise CannotStartError(
+            f"no stack runs on {folder}: give --data, or FOLDIN_REDIS_URL and FOLDIN_ARCHIVE_DIR"
+        )
+    else:
+        environ = dict(settings.inherited)
+    found = TrainerSettings.load((), environ)
+    # A late answer does no harm here, and a store that is busy with large calls answers late.
+    return replace(found, store=replace(found.store, timeout_s=max(found.store.timeout_s, STORE_TIMEOUT_S)))
 
 
 def run_backup(options: BackupOptions, settings: FrontDoorSettings) -> int:
@@ -61,7 +86,7 @@ def run_backup(options: BackupOptions, settings: FrontDoorSettings) -> int:
 def run_restore(options: RestoreOptions, settings: FrontDoorSettings) -> int:
     """Restore; return the exit code."""
     place = find_place(options.data, settings)
-    with _object_store():
+    with _archives():
         source = place.archive_folder if options.path is None else find_source_at(options.path, place)
     request = RestoreRequest(
         source,
@@ -87,12 +112,25 @@ def run_undo(options: UndoOptions, settings: FrontDoorSettings) -> int:
     """List the trash, or bring one of its entries back; return the exit code."""
     place = find_place(options.data, settings)
     # Read only: the trainer has the archive, and goes on.
-    with _object_store():
+    with _archives():
         entries = Trash(place.archive_folder / "trash", guard=lambda: None).entries()
     if options.name is None:
         for line in listed(entries):
             say(line)
-        settings.emit({"entries": [_document(entry) for entry in entries]})
+        settings.emit(
+            {
+                "entries": [
+                    {
+                        "name": entry.path.name,
+                        "at": entry.at,
+                        "why": entry.why,
+                        "ratings": entry.ratings,
+                        "users": entry.users,
+                    }
+                    for entry in entries
+                ]
+            }
+        )
         return 0
     wanted = [
         entry
@@ -100,9 +138,7 @@ def run_undo(options: UndoOptions, settings: FrontDoorSettings) -> int:
         if entry.path.name == options.name or (options.name == "last" and entry.why in _WAS_LIVE)
     ]
     if not wanted:
-        raise RecoveryRefusedError(
-            f"the trash has no entry {options.name}: `foldin undo` lists what there is"
-        )
+        raise CannotStartError(f"the trash has no entry {options.name}: `foldin undo` lists what there is")
     request = RestoreRequest(
         wanted[-1].path,
         "timed",
@@ -159,16 +195,6 @@ def listed(entries: list[TrashEntry]) -> list[str]:
     ]
 
 
-def _document(entry: TrashEntry) -> dict[str, object]:
-    return {
-        "name": entry.path.name,
-        "at": entry.at,
-        "why": entry.why,
-        "ratings": entry.ratings,
-        "users": entry.users,
-    }
-
-
 def say(text: str) -> None:
     """Show a line at once."""
     print(text, flush=True)
@@ -185,20 +211,22 @@ def _in_store(place: TrainerSettings, work: Callable[[Store], Awaitable[T]]) -> 
         try:
             return await work(store)
         except StoreError as exc:
-            raise RecoveryStoppedError(f"the store refuses: {exc}") from exc
+            raise StoppedError(f"the store refuses: {exc}") from exc
         finally:
             await store.close()
 
-    with _object_store():
+    with _archives():
         return asyncio.run(run())
 
 
 @contextmanager
-def _object_store() -> Iterator[None]:
-    """Have an object store that is in the way of a command end it with a line. Raises
-    `RecoveryStoppedError`.
+def _archives() -> Iterator[None]:
+    """Have an archive or an object store that is in the way of a command end it with a line. Raises
+    `CannotStartError` for one of a newer version, or another's, `StoppedError`.
     """
     try:
         yield
+    except ArchiveRefusedError as exc:
+        raise CannotStartError(exc.why) from exc
     except (ArchiveFailedError, ObjectStoreError) as exc:
-        raise RecoveryStoppedError(f"{exc}; then run this again") from exc
+        raise StoppedError(f"{exc}; then run this again") from exc

@@ -8,14 +8,18 @@ from typing import Any
 from environment.settings import ServerSettings
 from evaluation.course.settings import EvaluationSettings, PlaySettings
 from featurestore.settings import StoreSettings
-from foldin.commands.settings import DoctorOptions, ExampleOptions, ExportOptions, MigrateOptions, NoOptions
 from foldin.evaluating import EvaluateOptions
 from foldin.keys import AddOptions, EnsureOptions, ListOptions, RemoveOptions
 from foldin.settings import (
     BackupOptions,
     CommonOptions,
+    DoctorOptions,
+    ExampleOptions,
+    ExportOptions,
     FrontDoorSettings,
     ImportOptions,
+    MigrateOptions,
+    NoOptions,
     RestoreOptions,
     StackOptions,
     UndoOptions,

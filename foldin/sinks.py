@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -20,8 +20,8 @@ from featurestore.ratings.context_schema import ContextField, ContextKind, Conte
 from featurestore.ratings.event_types import RATING, codes_taken, unknown_type
 from featurestore.settings import DEFAULT_SCALE, StoreSettings, format_scale
 from featurestore.store import Store
-from foldin.address import api_client, find_api, running_stack
-from foldin.errors import ImportStoppedError
+from foldin.address import api_client, find_api, stack_on
+from foldin.errors import StoppedError
 from foldin.settings import CONTEXT_PREFIX, FrontDoorSettings, ImportOptions
 from foldin_client import AsyncClient, BusyError, FoldinError, NoAnswerError, ProblemError, problems
 from foldin_client.models import ContextFieldBody, EventIn, RatingIn, Status
@@ -34,10 +34,10 @@ AGAIN_S = 1.0
 STORE_TIMEOUT_S = 15.0
 SERVED_WITHIN_S = 10.0  # a prior is published and loaded within one
 Context = Mapping[str, float | str] | None
-_Whole = tuple[bytes, bytes, float, float, bytes | None, Context]
-# User id, item id, rating, seconds since 1970; in a file with types the type, whose rating is its value; in
-# one with contexts the type or None, and the context by field.
-Row = tuple[bytes, bytes, float, float] | tuple[bytes, bytes, float, float, bytes] | _Whole
+Row = tuple[bytes, bytes, float, float, bytes | None, Context]
+"""User id, item id, rating, seconds since 1970; in a file with types the type, whose rating is its value; the
+context by field.
+"""
 
 
 class SinkBusyError(Exception):
@@ -83,7 +83,7 @@ class Sink(Protocol):
         """Decide on the scale; return the one that holds. Raises CannotStartError."""
 
     async def write(self, rows: Sequence[Row]) -> None:
-        """Write the rows of one call. Raises SinkBusyError, RowRefusedError, ImportStoppedError."""
+        """Write the rows of one call. Raises SinkBusyError, RowRefusedError, StoppedError."""
 
     async def close(self) -> None:
         """Close the connection."""
@@ -152,7 +152,7 @@ class StoreSink:
             # As a service does: past it the disk would fill up all the same.
             if (reason := await self._store.room.lacking()) is not None:
                 raise StoreFull(f"{reason} has no room", reason)
-            users, items, values, times, types, contexts = zip(*map(_whole, rows), strict=True)
+            users, items, values, times, types, contexts = zip(*rows, strict=True)
             numbers = np.array(values, dtype=np.float64), np.array(times, dtype=np.float64)
             columns = Columns(users, items, *numbers)
             if any(types):
@@ -172,7 +172,7 @@ class StoreSink:
         except StoreUnavailable as exc:
             raise SinkBusyError(f"the store does not answer ({exc})", exc.retry_after_s, full=False) from exc
         except StoreError as exc:
-            raise ImportStoppedError(f"the store refuses the ratings: {exc}") from exc
+            raise StoppedError(f"the store refuses the ratings: {exc}") from exc
 
     async def _typed(self, columns: Columns, names: Sequence[bytes]) -> Columns:
         """Return events of types by name, held to the rules of the API. Raises RowRefusedError."""
@@ -274,11 +274,10 @@ class ApiSink:
     async def write(self, rows: Sequence[Row]) -> None:
         """As in Sink."""
         try:
-            whole = list(map(_whole, rows))
-            if any(kind for *_, kind, _ in whole):
-                await self._client.post_events([_event(row) for row in whole])
+            if any(kind for *_, kind, _ in rows):
+                await self._client.post_events(map(_event, rows))
             else:
-                await self._client.rate([_rating(row) for row in whole])
+                await self._client.rate(map(_rating, rows))
         except NoAnswerError as exc:
             raise SinkBusyError(str(exc), AGAIN_S, full=False) from exc
         except BusyError as exc:
@@ -288,7 +287,7 @@ class ApiSink:
         except FoldinError as exc:
             if isinstance(exc, ProblemError) and exc.row is not None:
                 raise RowRefusedError(exc.detail, exc.row, exc.field or "") from exc
-            raise ImportStoppedError(str(exc)) from exc
+            raise StoppedError(str(exc)) from exc
 
     async def close(self) -> None:
         """As in Sink."""
@@ -299,7 +298,7 @@ def same_context(rows: Sequence[Row], position: int, field: str) -> list[int]:
     """Return the positions of the rows that give in a field of their contexts what the row at `position`
     does: the same category, or any number; that row alone where it gives nothing there.
     """
-    given = [(_whole(row)[5] or {}).get(field) for row in rows]
+    given = [(context or {}).get(field) for *_, context in rows]
     refused = given[position]
     if refused is None:
         return [position]
@@ -310,12 +309,6 @@ def same_context(rows: Sequence[Row], position: int, field: str) -> list[int]:
     ]
 
 
-def _whole(row: Row) -> _Whole:
-    padded: Any = (*row, None, None)[:6]
-    whole: _Whole = padded
-    return whole
-
-
 def _scale_of(status: Status) -> Scale:
     low, high, step = status.scale
     if low is None or high is None:
@@ -323,13 +316,13 @@ def _scale_of(status: Status) -> Scale:
     return Scale(low, high, step)
 
 
-def _rating(row: _Whole) -> RatingIn:
+def _rating(row: Row) -> RatingIn:
     user, item, rating, time, _, context = row
     told: dict[str, float | str | bool | None] | None = None if context is None else {**context}
     return RatingIn(user_id=user.decode(), item_id=item.decode(), rating=rating, timestamp=time, context=told)
 
 
-def _event(row: _Whole) -> EventIn:
+def _event(row: Row) -> EventIn:
     user, item, rating, time, kind, context = row
     return EventIn(
         user_id=user.decode(),
@@ -348,14 +341,9 @@ async def open_sink(options: ImportOptions, settings: FrontDoorSettings) -> Sink
     """
     if options.url is not None:
         return await ApiSink.open(options.url, api_key_of(options.key, options.key_file))
-    data = options.data or settings.data
-    stack = running_stack(data)
+    data, stack = stack_on(options.data, settings, ", or give --url")
     if stack is not None:
         return await StoreSink.open({**settings.inherited, **stack}, f"the stack on {data.resolve()}")
-    if options.data is not None:
-        raise CannotStartError(
-            f"no stack runs on {data}: start one with `foldin up --data {data}`, or give --url"
-        )
     if settings.redis_url is not None:
         return await StoreSink.open(settings.inherited, "the store in FOLDIN_REDIS_URL")
     return await ApiSink.open(find_api(None, None, settings), api_key_of(options.key, options.key_file))

@@ -21,16 +21,17 @@ from featurestore.errors import StoreError
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import Pointer
 from featurestore.store import Store
-from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
+from foldin.errors import StoppedError
 from foldin.recovery.reaching import reach
 from foldin.recovery.retries import retried
 from foldin.recovery.verifying import Verified, verify
+from processes.errors import CannotStartError
 from torture.calls import TRAIN_S
 from torture.clients import ITEMS, RETIRED, Shared, follow_deletion, read_user
 from torture.histories import Answered, Seen, World, Write, judge, observe
 from torture.stack import Stack
 from trainer.archive.segments import open_segment, read_segment
-from trainer.errors import SegmentGoneError
+from trainer.errors import ArchiveRefusedError, SegmentGoneError
 
 FILES = "no file has who was forgotten"
 ORDER = "order of events"
@@ -267,7 +268,7 @@ class Auditor:
                 await self._next_generation(verified)
         except TimeoutError:
             self._report.violated(BACK, f"{step}: not in time: {self._stack.said[-3:]}")
-        except (RecoveryStoppedError, RecoveryRefusedError, StoreError) as exc:
+        except (StoppedError, CannotStartError, ArchiveRefusedError, StoreError) as exc:
             self._report.violated(BACK, f"{exc!r}: {self._stack.said[-3:]}")
         else:
             self._report.checked(BACK)

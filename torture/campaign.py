@@ -15,8 +15,8 @@ from pathlib import Path
 
 from featurestore.errors import StoreError
 from featurestore.store import Store
-from foldin.commands.progress import Shown
-from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
+from foldin.errors import StoppedError
+from foldin.progress import Shown
 from processes.errors import CannotStartError, StackFailedError
 from processes.settings import HIDDEN, choice, data_path, real, setting, whole
 from torture.auditor import BACK, Auditor
@@ -27,6 +27,7 @@ from torture.faults import FAULTS, Scene, names_of
 from torture.report import Report
 from torture.stack import STORE_KINDS, StoreKind, running_stack
 from torture.weakened import WEAKNESSES
+from trainer.errors import ArchiveRefusedError
 
 # So often all comes to rest and is checked whole.
 CHECKPOINT_S = 45.0
@@ -228,7 +229,7 @@ async def _auditing(auditor: Auditor) -> None:
     while True:
         await asyncio.sleep(AUDIT_S)
         # What stands still for now is waited for at the checkpoints.
-        with suppress(StoreError, RecoveryStoppedError, RecoveryRefusedError, TimeoutError):
+        with suppress(StoreError, StoppedError, CannotStartError, ArchiveRefusedError, TimeoutError):
             async with asyncio.timeout(AUDIT_S):
                 await auditor.audit_archive()
 

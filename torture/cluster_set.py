@@ -28,13 +28,11 @@ MOVED_AT_ONCE = 10
 
 class ClusterSet(ServerSet):
     """Primaries with slots of one number each, and perhaps a replica of each. `url`: the address for
-    Foldin. `sync`: their `appendfsync`.
+    Foldin.
     """
 
-    def __init__(
-        self, kind: Kind, folder: Path, primaries: int, *, replicas: bool, sync: str = "everysec"
-    ) -> None:
-        self._command, self._folder, self._sync = str(program(kind)), folder, sync
+    def __init__(self, kind: Kind, folder: Path, primaries: int, *, replicas: bool) -> None:
+        self._command, self._folder = str(program(kind)), folder
         self._replaced = 0
         self.servers: list[Server] = []
         while len(self.servers) < primaries * (1 + replicas):
@@ -53,7 +51,7 @@ class ClusterSet(ServerSet):
             pass
         (place := self._folder / str(port)).mkdir(parents=True)
         options = [
-            *("--appendonly", "yes", "--appendfsync", self._sync, "--save", ""),
+            *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
             *("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS)),
             # A server alone serves its slots, whatever becomes of the others.
             *("--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0"),
@@ -195,10 +193,10 @@ class ClusterSet(ServerSet):
 
 @contextlib.contextmanager
 def cluster_set(
-    kind: Kind, folder: Path, primaries: int = 3, *, replicas: bool = False, sync: str = "everysec"
+    kind: Kind, folder: Path, primaries: int = 3, *, replicas: bool = False
 ) -> Iterator[ClusterSet]:
     """Run a cluster. Raises CannotStartError where its program is not installed."""
-    servers = ClusterSet(kind, folder, primaries, replicas=replicas, sync=sync)
+    servers = ClusterSet(kind, folder, primaries, replicas=replicas)
     try:
         servers.start()
         yield servers

@@ -210,27 +210,21 @@ _MOVES: dict[str, Fault] = {
     "a slot moves key by key": partial(_move, whole=False),
     "a slot moves as a whole": partial(_move, whole=True),
 }
+_KINDS = {
+    "the store": "store",
+    "a service's supervisor": "service",
+    "a worker": "worker",
+    "a trainer": "trainer",
+    "a fit": "fit",
+    "a publication": "publication",
+}
 FAULTS: dict[str, Fault] = {
-    **{
-        f"SIGKILL of {name}": partial(_kill, kind=kind)
-        for name, kind in {
-            "the store": "store",
-            "a service's supervisor": "service",
-            "a worker": "worker",
-            "a trainer": "trainer",
-            "a fit": "fit",
-            "a publication": "publication",
-        }.items()
-    },
+    **{f"SIGKILL of {name}": partial(_kill, kind=kind) for name, kind in _KINDS.items()},
+    # A trainer for longer, below.
     **{
         f"SIGSTOP of {name}": partial(_freeze, kind=kind)
-        for name, kind in {
-            "the store": "store",
-            "a service's supervisor": "service",
-            "a worker": "worker",
-            "a fit": "fit",
-            "a publication": "publication",
-        }.items()
+        for name, kind in _KINDS.items()
+        if kind != "trainer"
     },
     "SIGSTOP of a trainer past its lease": partial(_freeze, kind="trainer", seconds=PAST_LEASE_S),
     "connections of the services cut": partial(_cut, name="service"),

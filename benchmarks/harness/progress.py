@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from foldin.commands.bench import NO_BAR
-from foldin.commands.progress import Shown
+from foldin.progress import Shown
 
 _hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 _bar: ContextVar[Shown | None] = ContextVar("bar", default=None)

@@ -19,7 +19,7 @@ from rich.table import Table
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness import machine
 from benchmarks.harness.report import Row, number
-from evaluation.report import new_table
+from evaluation.report import new_table, write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -88,7 +88,7 @@ def write_rows(path: Path, name: str, rows: Sequence[Row], of: Origin, *, whole:
     shown = sorted(line for key, line in notes.items() if key in kept)
     head = [_joined(HEADINGS), _joined("---" for _ in HEADINGS)]
     lines[start:end] = [*head, *table, "", *shown, *([""] if shown else [])]
-    _write(path, _marked(lines))
+    write_whole(path, "\n".join(_marked(lines)))
 
 
 def write_output(path: Path, name: str, shown: Sequence[RenderableType], of: Origin) -> None:
@@ -103,7 +103,7 @@ def write_output(path: Path, name: str, shown: Sequence[RenderableType], of: Ori
     lines = path.read_text(encoding="utf-8").split("\n")
     start, end = _between(lines, *output_markers(name), path)
     lines[start:end] = ["", f"Of {of.commit}: {of.machine}", "", "```text", *printed, "```", ""]
-    _write(path, _marked(lines))
+    write_whole(path, "\n".join(_marked(lines)))
 
 
 def narrowed(table: Table, without: Collection[str]) -> Table:
@@ -196,13 +196,7 @@ def _between(lines: Sequence[str], first: str, last: str, path: Path) -> tuple[i
     return start, lines.index(last, start)
 
 
-def _write(path: Path, lines: Sequence[str]) -> None:
-    # Renamed when it is whole: a document is never half written.
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text("\n".join(lines), encoding="utf-8")
-    unfinished.replace(path)
-
-
 if __name__ == "__main__":
     for page in ("performance.md", "accuracy.md"):
-        _write(DOCS / page, _marked((DOCS / page).read_text(encoding="utf-8").split("\n")))
+        found = _marked((DOCS / page).read_text(encoding="utf-8").split("\n"))
+        write_whole(DOCS / page, "\n".join(found))

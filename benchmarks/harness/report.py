@@ -17,7 +17,10 @@ from rich.console import Console
 
 from benchmarks.harness import machine
 from benchmarks.harness.progress import turns
-from evaluation.report import new_table
+from evaluation.report import new_table, write_whole
+
+# The formulas of docs/sizing.md beside what is measured.
+SIZED = "what `foldin size` says of the memory of the "
 
 Verdict = Literal["met", "floor", "missed", "skipped", ""]
 T = TypeVar("T")
@@ -133,13 +136,9 @@ class Report:
 
     def write(self, folder: Path) -> Path:
         """Write `folder`/NAME.json, whole or not at all."""
-        # Renamed when it is whole: `all` reads the file of a benchmark that may have been killed.
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.name}.json"
-        unfinished = path.with_suffix(".part")
-        unfinished.write_text(json.dumps(self.as_json(), indent=2, default=str) + "\n")
-        unfinished.replace(path)
-        return path
+        # `all` reads the file of a benchmark that may have been killed.
+        text = json.dumps(self.as_json(), indent=2, default=str) + "\n"
+        return write_whole(folder / f"{self.name}.json", text)
 
     def show(self, console: Console) -> None:
         """Print the table, and below it what it must be read with."""
@@ -194,6 +193,13 @@ def compared(ours: Sequence[float], theirs: Sequence[float]) -> str:
 def _finite(value: float) -> float | None:
     # JSON has neither NaN nor infinity.
     return value if math.isfinite(value) else None
+
+
+def sized(part: str, said: float, found: float) -> Row:
+    """Return by how much `foldin size` is off that says so many bytes of a part, where so many are found."""
+    detail = f"{number(said / 1e6)} against {number(found / 1e6)} MB"
+    off = max(said / found, found / said)
+    return Row(f"{SIZED}{part}", "x", (off,), at_most(1.15, 1.25), "what it is, or the other way", detail)
 
 
 def interleave(rounds: int, arms: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:

@@ -92,22 +92,22 @@ def store(*, cpus: Sequence[int] = (), fsync: str = "everysec") -> Iterator[str]
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", fsync]
         command += ["--hash-max-listpack-value", "4096", "--auto-aof-rewrite-percentage", "300"]
         ready = partial(redis_pong, (HOST, port))
-        with (
-            running(command, ready, environment=ALLOCATOR, cpus=cpus) as child,
-            _watching(Forks(child.pid)),
-        ):
-            yield f"redis://{HOST}:{port}"
+        with running(command, ready, environment=ALLOCATOR, cpus=cpus) as child:
+            forks = Forks(child.pid)
+            with looking(lambda: forks.look(time.monotonic()), LOOK_FOR_FORKS_S, "forks of the store"):
+                yield f"redis://{HOST}:{port}"
 
 
 @contextlib.contextmanager
-def _watching(forks: Forks) -> Iterator[None]:
+def looking(look: Callable[[], object], every_s: float, name: str) -> Iterator[None]:
+    """Call `look` so often in a thread of that name while the block runs."""
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(LOOK_FOR_FORKS_S):
-            forks.look(time.monotonic())
+        while not done.wait(every_s):
+            look()
 
-    thread = threading.Thread(target=watch, name="forks of the store", daemon=True)
+    thread = threading.Thread(target=watch, name=name, daemon=True)
     thread.start()
     try:
         yield
@@ -181,8 +181,8 @@ def service_process(
 @contextlib.contextmanager
 def trainer(
     url: str, *, scale: str = synthetic.SCALE_TEXT, settings: Mapping[str, str] | None = None
-) -> Iterator[Path]:
-    """Run the trainer on that store; its archive folder. It may not lead yet when the block begins."""
+) -> Iterator[BlockingChild]:
+    """Run the trainer on that store; its process. It may not lead yet when the block begins."""
     with tempfile.TemporaryDirectory(prefix="foldin-bench-archive-") as folder:
         environment = {
             "FOLDIN_REDIS_URL": url,
@@ -192,8 +192,8 @@ def trainer(
             **(settings or {}),
         }
         # It serves nothing that could be asked.
-        with running(python_command("trainer"), lambda: True, environment=environment):
-            yield Path(folder)
+        with running(python_command("trainer"), lambda: True, environment=environment) as child:
+            yield child
 
 
 @contextlib.contextmanager

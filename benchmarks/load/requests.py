@@ -14,6 +14,8 @@ from benchmarks.load.generator import Load, LoadError, Plan, get, run, write_req
 DISTINCT = 20_000
 # Enough to keep one core busy, few enough that the generator's own work stays small.
 CONNECTIONS = 64
+# Requests that fill caches.
+WARMING = 2000
 
 
 def predict_requests(folder: Path, n_users: int, n_items: int, *, seed: int, key: str | None = None) -> Path:
@@ -49,7 +51,7 @@ def drive(plan: Plan, *, cpus: Sequence[int] = (), refusals: Collection[int] = (
     return load
 
 
-def warm(plan: Plan, *, requests: int = 2000) -> None:
+def warm(plan: Plan) -> None:
     """Send a few requests so that caches are filled and connections known to work."""
     # At the closed rate and for two seconds at most, whatever the plan says.
-    drive(replace(plan, max_requests=requests, warm_up_s=0.0, rate=None, seconds=min(plan.seconds, 2.0)))
+    drive(replace(plan, max_requests=WARMING, warm_up_s=0.0, rate=None, seconds=min(plan.seconds, 2.0)))

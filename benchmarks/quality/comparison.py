@@ -11,8 +11,8 @@ from typing import Literal
 from rich.table import Table
 
 from benchmarks.rivals.ranking import RANKING_PEERS
-from evaluation.offline.ranking.table import COMPARED, SERVED
-from evaluation.report import figure, groups, mean, new_table
+from evaluation.offline.engines import AUTO
+from evaluation.report import COMPARED, figure, groups, mean, new_table
 from evaluation.results.lines import Line
 
 # By kind of split and figure: goal and floor of Foldin's figure over that of the best tuned rival.
@@ -59,7 +59,7 @@ def compare(lines: Sequence[Line]) -> Iterator[Comparison]:
     """Yield a comparison for each data set, kind of split and figure that Foldin and a rival have."""
     ranked = groups(line for line in lines if not math.isnan(line.ndcg_100))
     for (data, kind, engine), own in ranked.items():
-        if engine != SERVED:
+        if engine != AUTO:
             continue
         splits = [line.split for line in own]
         rivals = [ranked.get((data, kind, peer), []) for peer in RANKING_PEERS]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchmarks.harness.command import Options, end_in_order, read
+from benchmarks.harness.command import Options, read
 from evaluation.report import new_console, new_table
 from factors import (
     BlendedRanker,
@@ -148,7 +148,6 @@ def _item_events(choices: Choices, head: RankingHead) -> Float64s:
 def main(argv: Sequence[str]) -> int:
     """Print a line for each way of making lists; return 0, or 1 where exploring is no better at the end."""
     options, console = read(ExploringOptions, NAME, __doc__, argv), new_console()
-    end_in_order()
     headings = ("explore", "regret", f"first {PART} rounds", f"last {PART}", "new items shown")
     title = f"{USERS} users, lists of {SLOTS}, {FIRST} items and {NEW} more in each of {options.turns} rounds"
     table, last = new_table(title, headings, left=headings[:1]), list[float]()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.data import datasets
-from benchmarks.harness.command import Options, end_in_order, read
+from benchmarks.harness.command import Options, read
 from evaluation.report import new_console, new_table
 from factors import Bools, Float32s, Float64s, Histories, Int64s, Ratings, fit_ranking
 
@@ -30,7 +30,6 @@ def main(argv: Sequence[str]) -> int:
     """Print a line for each number of events; return 0."""
     options = read(Options, "first_events", __doc__, argv)
     console, rng = new_console(), np.random.default_rng(options.seed)
-    end_in_order()
     data = datasets.ml_100k_described()
     ratings, columns = data.ratings, data.attributes["item"]
     often = np.flatnonzero(np.bincount(ratings.item_row, minlength=data.n_items) >= LEAST)

@@ -15,6 +15,7 @@ from evaluation.offline.data import DataSet
 from evaluation.offline.engines import ATTRIBUTES, AUTO, attributes_of, fit_options
 from evaluation.offline.jobs import run_apart
 from evaluation.offline.ranking.head_lists import histories_of
+from evaluation.offline.ranking.lists import rows_of
 from evaluation.offline.ranking.metrics import Wanted, ndcg
 from evaluation.offline.splits import TENTH, Split
 from evaluation.question import Question, Rows
@@ -77,7 +78,5 @@ def run(question: Question, options: Mapping[str, str], seed: int) -> tuple[dict
     allowed[question.test_item] = True
     nothing = [np.zeros(0, dtype=np.int64)] * len(users)
     asked = (fitted.users[users], histories_of(question, users), question.top, nothing)
-    top = np.full((len(users), question.top), -1, dtype=np.int32)
-    for line, found in zip(top, ranker.top(scorer, *asked, allowed=allowed), strict=True):
-        line[: len(found.item_rows)] = found.item_rows
-    return {"rating": scores.rating, "top": top}, ""
+    found = [each.item_rows for each in ranker.top(scorer, *asked, allowed=allowed)]
+    return {"rating": scores.rating, "top": rows_of(found, question.top)}, ""

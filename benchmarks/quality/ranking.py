@@ -9,25 +9,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.data.datasets import load
-from benchmarks.errors import BenchmarkError
-from benchmarks.harness.command import Options, end_in_order, read
+from benchmarks.harness.command import Options, read
 from benchmarks.harness.progress import going_on
 from benchmarks.harness.recorded import DOCS, Origin, has_output, narrowed, origin, write_output, write_rows
 from benchmarks.harness.report import Row, Target
 from benchmarks.quality.comparison import Comparison, compare, comparison_table
 from benchmarks.rivals.engines import RIVALS, TARGET, title
 from benchmarks.rivals.ranking import RANKING_PEERS
-from evaluation.offline.ranking.table import ENGINES, ranking_table
+from evaluation.offline.engines import RANKING
 from evaluation.offline.running import Plan, measure
 from evaluation.offline.splits import LISTS_REPEATS, LISTS_SHARE, Split, list_protocols
-from evaluation.report import new_console, write_lines
+from evaluation.report import new_console, ranking_table, write_lines
 from evaluation.results.lines import Line, LineStore
 from processes.settings import choice, program, setting, whole
 
 NAME = "ranking"
 SETS = ("ml-100k", "ml-latest-small", "lectures")
 # What `foldin evaluate --ranking` compares, its rivals, and the trainer's engine for stores of choices.
-BENCH_ENGINES = (*ENGINES, *RANKING_PEERS, "implicit")
+BENCH_ENGINES = (*RANKING, *RANKING_PEERS, "implicit")
 LAST = 5  # of each user, as the goals have it
 # Columns that a document does not have: settings, and figures that no goal is about.
 NOT_RECORDED = {"data", "liked NDCG@100", "novelty@10", "RMSE", "note"}
@@ -88,34 +87,26 @@ def goals(found: Sequence[Comparison]) -> list[Row]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the tables; return 0, 1 where an engine failed, or 2 where data is missing."""
+    """Print the tables; return 0, or 1 where an engine failed."""
     options = read(Choice, NAME, __doc__, argv)
     console, of = new_console(), origin()
-    end_in_order()
     store = LineStore(options.output / NAME)
-    done = store.load() if options.resume else {}
-    # A line that another version has measured must not stand beside those of this one.
-    if not options.resume:
-        store.clear()
+    done = store.begin(resume=options.resume)
     lines: list[Line] = []
-    try:
-        with going_on(NAME):
-            for name in options.sets:
-                plan = Plan(
-                    splits_of(name, options),
-                    options.engines,
-                    options.seed,
-                    ranking=True,
-                    python=options.peers,
-                    more=RIVALS,
-                    target=TARGET,
-                )
-                for line, _ in measure(plan, store, done):
-                    lines.append(line)
-                    console.print(f"{line.data} {line.split}, {line.summary()}", style="dim", markup=False)
-    except BenchmarkError as exc:
-        print(f"foldin bench {NAME}: {exc}", file=sys.stderr)
-        return 2
+    with going_on(NAME):
+        for name in options.sets:
+            plan = Plan(
+                splits_of(name, options),
+                options.engines,
+                options.seed,
+                ranking=True,
+                python=options.peers,
+                more=RIVALS,
+                target=TARGET,
+            )
+            for line, _ in measure(plan, store, done):
+                lines.append(line)
+                console.print(f"{line.data} {line.split}, {line.summary()}", style="dim", markup=False)
     for name in options.sets:
         console.print(ranking_table([line for line in lines if line.data == name], f"{name}: lists"))
     console.print(comparison_table(list(compare(lines)), verdicts=options.scale == 1))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.data import datasets
 from benchmarks.data.datasets import HALF_STARS, synthetic
-from benchmarks.harness.command import Options, end_in_order, read
+from benchmarks.harness.command import Options, read
 from evaluation.offline.data import DataSet
 from evaluation.offline.engines import AUTO
 from evaluation.offline.running import Plan, measure
@@ -63,11 +63,8 @@ class RankOptions(Options):
 def main(argv: Sequence[str]) -> int:
     """Print a line for each set; return 0, or 1 where `auto` is worse or slower than it may be."""
     options, console = read(RankOptions, NAME, __doc__, argv), new_console()
-    end_in_order()
     store = LineStore(options.output / NAME)
-    done = store.load() if options.resume else {}
-    if not options.resume:
-        store.clear()
+    done = store.begin(resume=options.resume)
     columns = [str(rank) for rank in options.ranks]
     table = new_table("RMSE, and CPU seconds", ("set", "ratings", AUTO, *columns, "to the best", "seconds"))
     is_met = True

@@ -106,14 +106,12 @@ def _myfm_full(question: Question, seed: int) -> Predicted:
     return Predicted(question.clip(rating), note="rank 10, 512 draws, dates and implicit terms")
 
 
-def _knn(surprise: Any, _seed: int) -> Any:
-    return surprise.KNNBaseline(verbose=False)
-
-
 PEERS: dict[str, ComparedEngine] = {
     "surprise-svd": ComparedEngine("Surprise SVD", _surprise(lambda s, seed: s.SVD(random_state=seed))),
     "surprise-svd++": ComparedEngine("Surprise SVD++", _surprise(lambda s, seed: s.SVDpp(random_state=seed))),
-    "surprise-knn": ComparedEngine("Surprise KNNBaseline", _surprise(_knn)),
+    "surprise-knn": ComparedEngine(
+        "Surprise KNNBaseline", _surprise(lambda s, _: s.KNNBaseline(verbose=False))
+    ),
     "myfm": ComparedEngine("myFM", _myfm),
     "myfm-full": ComparedEngine("myFM, dates and implicit terms", _myfm_full),
 }

@@ -204,4 +204,4 @@ def _lose(servers: ClusterSet, slot: int) -> None:
     time.sleep(1.0)
 
 
-main = benchmark("cluster", __doc__, measure)
+main = benchmark("cluster", __doc__, measure, Options)

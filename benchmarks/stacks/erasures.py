@@ -120,4 +120,4 @@ def _forget(port: int, user: str) -> str:
             time.sleep(1.0)
 
 
-main = benchmark("erasures", __doc__, measure)
+main = benchmark("erasures", __doc__, measure, Options)

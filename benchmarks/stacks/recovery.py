@@ -59,9 +59,7 @@ def measure(options: Options, console: Console) -> list[Row]:
         console.print(f"{ratings:,} ratings archived", style="dim")
         seconds = []
         for _ in turns(options.rounds):
-            # Refits only when asked.
-            settings = {"FOLDIN_REFIT_EVENTS": "1000000000", "FOLDIN_REFIT_SECONDS": "86400"}
-            with stack.store() as url, stack.trainer(url, settings=settings | {"FOLDIN_REFIT_GROWTH": "0"}):
+            with stack.store() as url, stack.trainer(url, settings=stack.NO_REFITS):
                 seconds.append(asyncio.run(_restored(url, Path(name), console)))
     return [Row(work, "s", tuple(seconds), TARGET)]
 
@@ -127,4 +125,4 @@ def _tables(options: Options, ratings: int) -> Iterator[pa.Table]:
         yield make_table(events, items)
 
 
-main = benchmark("recovery", __doc__, measure)
+main = benchmark("recovery", __doc__, measure, Options)

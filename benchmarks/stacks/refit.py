@@ -7,12 +7,9 @@ unasked; what both fits are judged by is in neither.
 import asyncio
 import json
 import re
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,18 +21,18 @@ from benchmarks.data.made import SCALE, MadeSet, draw
 from benchmarks.errors import BenchmarkError
 from benchmarks.harness import stack
 from benchmarks.harness.command import Options, benchmark
-from benchmarks.harness.memory import memory_mb, sized
-from benchmarks.harness.report import Row, Target, at_most, number
+from benchmarks.harness.report import Row, Target, at_most, number, sized
 from benchmarks.load.client import Client
 from benchmarks.load.generator import get, post
 from benchmarks.ratings import until_archived
+from evaluation.offline.jobs import memory_mb
 from factors import Ratings
 from featurestore.errors import StreamFull
 from featurestore.ratings.batches import Columns
 from featurestore.settings import format_scale
 from featurestore.store import Store
 from foldin.sizing.model import Deployment
-from processes.blocking import BlockingChild, python_command
+from processes.blocking import BlockingChild
 from processes.settings import real, setting, whole
 
 SIZES = (1_000_000, 5_000_000)  # 20 million, which take minutes, only where they are asked for
@@ -128,8 +125,21 @@ def _rows(made: MadeSet, target: Target | None, share: float, console: Console) 
     first = round(n / (1 + share))
     train = np.sort(order[:n])
     test, before, more = (data.part(rows) for rows in (order[n:], train[:first], train[first:]))
-    with _stack() as (url, port, trainer):
-        with _own_memory(trainer.pid) as own_bytes, redis.Redis.from_url(url) as server:
+    scale, settings = format_scale(SCALE), {**stack.NO_REFITS, "FOLDIN_LOG_LEVEL": "INFO"}
+    with (
+        stack.store(fsync="always") as url,
+        stack.trainer(url, scale=scale, settings=settings) as trainer,
+        stack.service(url, scale=scale) as port,
+    ):
+        own_bytes = [memory_mb("RssAnon", trainer.pid) * 1e6]
+
+        def look() -> None:
+            own_bytes.append(memory_mb("RssAnon", trainer.pid) * 1e6)
+
+        with (
+            stack.looking(look, LOOK_S, "memory of the trainer"),
+            redis.Redis.from_url(url) as server,
+        ):
             empty = _used(server)
             asyncio.run(load(url, before))
             until_archived(port)
@@ -143,7 +153,7 @@ def _rows(made: MadeSet, target: Target | None, share: float, console: Console) 
             until_archived(port)
             kept = len(_generations(port))
             stored = _used(server) - empty - _head_bytes(server)
-        mapped_mb, most_mb = (memory_mb(trainer.pid, name) for name in ("RssFile", "VmHWM"))
+        mapped_mb, most_mb = (memory_mb(name, trainer.pid) for name in ("RssFile", "VmHWM"))
     expected = made.expected(test.user_row.astype(np.int64), test.item_row.astype(np.int64))
     known = float(np.sqrt(np.mean((expected - test.value) ** 2)))
     yield Row("POST /train until live", "s", (cold.seconds,), target, "", cold.detail)
@@ -190,24 +200,6 @@ def _rows(made: MadeSet, target: Target | None, share: float, console: Console) 
     yield Row("most memory of the trainer", "MB", (most_mb,), None, "", "with files that it maps")
 
 
-@contextmanager
-def _own_memory(pid: int) -> Iterator[list[float]]:
-    """Give the bytes that a process has of its own while the block runs."""
-    found, done = [memory_mb(pid, "RssAnon") * 1e6], threading.Event()
-
-    def look() -> None:
-        while not done.wait(LOOK_S):
-            found.append(memory_mb(pid, "RssAnon") * 1e6)
-
-    thread = threading.Thread(target=look, name="memory of the trainer", daemon=True)
-    thread.start()
-    try:
-        yield found
-    finally:
-        done.set()
-        thread.join()
-
-
 def _used(server: "redis.Redis") -> float:
     return float(server.info("memory")["used_memory"])
 
@@ -215,24 +207,6 @@ def _used(server: "redis.Redis") -> float:
 def _head_bytes(server: "redis.Redis") -> float:
     keys = server.scan_iter(match="*:generation:*:index:*", count=A_CALL)
     return float(sum(server.memory_usage(key, samples=0) or 0 for key in keys))
-
-
-@contextmanager
-def _stack() -> Iterator[tuple[str, int, BlockingChild]]:
-    """Run store, service and trainer; the store's address, the service's port, the trainer."""
-    with TemporaryDirectory(prefix="foldin-bench-archive-") as folder, stack.store(fsync="always") as url:
-        environment = {
-            "FOLDIN_REDIS_URL": url,
-            "FOLDIN_SCALE": format_scale(SCALE),
-            "FOLDIN_ARCHIVE_DIR": folder,
-            **stack.NO_REFITS,
-        }
-        command = python_command("trainer")
-        with (
-            stack.running(command, lambda: True, environment=environment) as trainer,
-            stack.service(url, scale=format_scale(SCALE)) as port,
-        ):
-            yield url, port, trainer
 
 
 async def load(url: str, ratings: Ratings, scale: str | None = None) -> None:

@@ -37,11 +37,6 @@ class Progress:
     same_world: bool
     standings: tuple[Standing, ...]
 
-    @property
-    def mse(self) -> dict[str, float]:
-        """Return the mean squared error so far by player, NaN before the first step."""
-        return {standing.player: standing.tally.mse for standing in self.standings}
-
 
 def progress_line(progress: Progress) -> str:
     """Return one report as one line of plain text."""
@@ -76,7 +71,9 @@ def closing_lines(progress: Progress) -> list[str]:
 
 def progress_table(progress: Progress) -> Table:
     """Return the table for a terminal."""
-    table = Table(title=_title(progress), title_justify="left", expand=False)
+    known = f"{progress.known} ratings known before: mean squared error"
+    title = f"step {progress.step} of {progress.steps}, {known}"
+    table = Table(title=title, title_justify="left", expand=False)
     table.add_column("player")
     table.add_column("error so far", justify="right")
     table.add_column(f"last {RECENT_STEPS}", justify="right")
@@ -105,12 +102,6 @@ def curve(tally: Tally, steps: int) -> str:
         height = math.log(max(error, LOWEST_BAR) / LOWEST_BAR) / math.log(HIGHEST_BAR / LOWEST_BAR)
         bars.append(BARS[min(int(height * len(BARS)), len(BARS) - 1)])
     return "".join(bars)
-
-
-def _title(progress: Progress) -> str:
-    return (
-        f"step {progress.step} of {progress.steps}, {progress.known} ratings known before: mean squared error"
-    )
 
 
 def _figure(value: float) -> str:

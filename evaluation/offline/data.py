@@ -29,9 +29,7 @@ class DataSet:
 
     def part(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Ratings:
         """Return the ratings of these rows, a mask or positions."""
-        ratings = self.ratings
-        columns = (ratings.user_row[rows], ratings.item_row[rows], ratings.value[rows], ratings.time[rows])
-        return Ratings(*columns, context=None if ratings.context is None else ratings.context[rows])
+        return self.ratings.take(rows)
 
     def digest(self) -> str:
         """Return 16 bytes, hexadecimal, that differ between data sets."""

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluation.errors import NotInstalledError
-from evaluation.offline.ranking.lists import seen_by, top_by_score
+from evaluation.offline.ranking.lists import rows_of, seen_by, top_by_score
 from evaluation.question import (
     ComparedEngine,
     Predict,
@@ -30,6 +30,8 @@ from evaluation.question import (
 AUTO = "auto"
 ATTRIBUTES = "auto:attributes"
 CONTEXT = "auto:context"
+# What a table of lists compares, Foldin as it is served first.
+RANKING = (AUTO, "auto:order=relevance", "auto:order=rating", "popularity")
 # Beside the engines below.
 NO_MORE: Mapping[str, ComparedEngine] = {}
 OPTIONS = (
@@ -182,9 +184,7 @@ def answer_of(fitted: Any, question: Question, note: str) -> Predicted:
         ranked = Ranker(fitted.posterior, fitted.items).top(
             fitted.users[users], question.top, seen_by(question, users)
         )
-        top = np.full((len(users), question.top), -1, dtype=np.int32)
-        for line, one in zip(top, ranked, strict=True):
-            line[: len(one.item_rows)] = one.item_rows
+        top = rows_of([one.item_rows for one in ranked], question.top)
     return Predicted(scores.rating, scores.std, probabilities, top, note)
 
 

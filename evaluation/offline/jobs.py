@@ -5,6 +5,7 @@ Invariant: the process never sees the held-out ratings, and ends with the proces
 
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -19,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from evaluation.errors import EngineFailedError, NotInstalledError
-from evaluation.question import Answer, Predicted, Question
 from processes import module_name
 from processes.blocking import BlockingChild
 
@@ -34,32 +34,6 @@ LIMIT_S = 3600.0  # the slowest engine takes minutes for MovieLens 100K
 ENGINES = "evaluation.offline.engines:run"  # what answers for the engines of this package
 
 
-def answer(
-    engine: str,
-    question: Question,
-    *,
-    seed: int,
-    python: str = sys.executable,
-    limit_s: float = LIMIT_S,
-    target: str = ENGINES,
-) -> Answer:
-    """Let `engine` (see `engines.find`) answer the question with the interpreter `python`. `target`: as of
-    `run_apart`.
-
-    Raises `NotInstalledError` when its library is missing there and `EngineFailedError` when it fails.
-    """
-    arrays, cost = run_apart(
-        target,
-        question,
-        {"engine": engine},
-        seed=seed,
-        python=python,
-        limit_s=limit_s,
-    )
-    predicted = Predicted(**arrays, note=str(cost["note"]))
-    return Answer(predicted, float(cost["seconds"]), float(cost["peak_mb"]))
-
-
 def run_apart(
     target: str,
     question: Any,
@@ -70,7 +44,10 @@ def run_apart(
     limit_s: float = LIMIT_S,
 ) -> tuple[dict[str, npt.NDArray[Any]], Mapping[str, float | str]]:
     """Call `target` (`module:function`) with a question (a dataclass of arrays and numbers), the options and
-    the seed in a process of its own. Return the arrays that it returns, and its `note`, `seconds`, `peak_mb`.
+    the seed in a process of its own, by the interpreter `python`. Return the arrays that it returns, and its
+    `note`, `seconds`, `peak_mb`.
+
+    Raises `NotInstalledError` when a library is missing there and `EngineFailedError` when it fails.
     """
     what = options.get("engine", target)
     # Arrays by file, not by pickle: the other interpreter may have another numpy.
@@ -111,16 +88,14 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **safe, **ONE_CORE}
 
 
-def peak_mb() -> float:
-    """Return the highest resident memory of this process, in 10^6 bytes; NaN where the system has none."""
-    # From /proc: `ru_maxrss` would count what the parent had when it forked.
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024 / 1e6
-    except OSError:
-        pass
-    return float("nan")
+def memory_mb(name: str = "VmHWM", pid: int | str = "self") -> float:
+    """Return a figure of /proc/PID/status in 10^6 bytes, NaN where the system has none; without a name the
+    highest resident memory of this process.
+    """
+    # `ru_maxrss` would count what the parent had when it forked.
+    status = Path(f"/proc/{pid}/status")
+    found = re.search(rf"{name}:\s+(\d+) kB", status.read_text("ascii")) if status.exists() else None
+    return float("nan") if found is None else int(found[1]) * 1024 / 1e6
 
 
 def _named(text: str) -> Any:
@@ -150,7 +125,9 @@ def main(argv: list[str]) -> int:
         return NOT_INSTALLED
     seconds = time.process_time() - began
     np.savez(folder / "answer.npz", **answered)
-    (folder / "answer.json").write_text(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "note": note}))
+    (folder / "answer.json").write_text(
+        json.dumps({"seconds": seconds, "peak_mb": memory_mb(), "note": note})
+    )
     return 0
 
 

@@ -98,13 +98,13 @@ def predict_then_learn(
     n = len(ratings.value)
     rating, std = np.empty(n), np.empty(n)
     # Without ratings the fit is the prior: the first users and items are predicted from it.
-    nothing = ratings_before(ratings, 0)
+    nothing = ratings.take(np.arange(0))
     learner = Learner(ratings, fit(nothing, *shape, settings=settings, rng=np.random.default_rng(seed)))
     refits = 0
     # In steps of `fold_events`: within one the items stand still, as they do for a second in the product.
     for begin in range(0, n, fold_events):
         if begin and begin % refit_events < fold_events:
-            known = ratings_before(ratings, begin)
+            known = ratings.take(np.arange(begin))
             # The first fit that has ratings starts afresh: there is nothing to be warm from.
             start = learner.fitted if refits else None
             # A seed for each refit: what is drawn does not depend on the number of refits before.
@@ -116,12 +116,6 @@ def predict_then_learn(
         scores = learner.learn(events)
         rating[events], std[events] = scores.rating, scores.std
     return rating, std, f"{refits} warm refits"
-
-
-def ratings_before(ratings: Ratings, end: int) -> Ratings:
-    """Return the first `end` ratings."""
-    columns = ratings.user_row[:end], ratings.item_row[:end], ratings.value[:end], ratings.time[:end]
-    return Ratings(*columns, context=None if ratings.context is None else ratings.context[:end])
 
 
 def _positions(rows: npt.NDArray[np.int32], size: int) -> list[Rows]:

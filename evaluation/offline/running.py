@@ -16,10 +16,10 @@ import numpy as np
 from evaluation.errors import EngineFailedError, NotInstalledError
 from evaluation.metrics import figures
 from evaluation.offline.engines import NO_MORE, find
-from evaluation.offline.jobs import ENGINES, LIMIT_S, answer
+from evaluation.offline.jobs import ENGINES, LIMIT_S, run_apart
 from evaluation.offline.ranking.metrics import NDCG_AT, Wanted, ranking_figures
 from evaluation.offline.splits import Split
-from evaluation.question import Answer, ComparedEngine, Question
+from evaluation.question import Answer, ComparedEngine, Predicted, Question
 from evaluation.results.lines import Line, LineStore
 
 Ask = Callable[[Question], Answer]
@@ -28,8 +28,8 @@ Ask = Callable[[Question], Answer]
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is to be run. `ranking`: also figures of ranked lists; `others`: engines that are not run here,
-    such as a deployment; `more`: engines of others, for which `target` answers as in `jobs.answer`, with the
-    interpreter `python`.
+    such as a deployment; `more`: engines of others, for which `target` answers as in `jobs.run_apart`, with
+    the interpreter `python`.
     """
 
     splits: Sequence[Split]
@@ -90,14 +90,16 @@ def one(split: Split, engine: str, plan: Plan) -> Line:
         if other is not None:
             answered = other(question)
         else:
-            answered = answer(
-                engine,
+            arrays, cost = run_apart(
+                plan.target,
                 question,
+                {"engine": engine},
                 seed=plan.seed,
                 python=plan.python,
                 limit_s=plan.limit_s,
-                target=plan.target,
             )
+            predicted = Predicted(**arrays, note=str(cost["note"]))
+            answered = Answer(predicted, float(cost["seconds"]), float(cost["peak_mb"]))
         return judge(split, engine, name, question, answered)
     except EngineFailedError as exc:
         failed = not isinstance(exc, NotInstalledError)

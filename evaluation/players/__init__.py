@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from evaluation.players.als import AlsPlayer
-from evaluation.players.base import Player, PlayerFailedError
+from evaluation.players.base import BlindPlayer, Player, PlayerFailedError
 from evaluation.players.baselines import BiasPlayer, ConstantPlayer, RandomPlayer
-from evaluation.players.blind import BlindPlayer
 from evaluation.players.deployed import DeployedPlayer, SharedApi
 from evaluation.players.neighbours import NeighboursPlayer
 

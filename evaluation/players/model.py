@@ -16,6 +16,7 @@ from environment.client import KnownRatings, Pair
 from environment.world import SCALE
 from evaluation.offline.online import histories_of
 from evaluation.players import MakePlayer, PlayerFailedError
+from evaluation.players.baselines import LocalPlayer
 from factors import ContextKind, FitSettings, Fitted, Float32s, Ratings, Scale, Scorer
 from trainer.engines import ENGINES, make_engine
 from trainer.engines.base import FitTask
@@ -25,7 +26,7 @@ REFIT_RATINGS = 600  # a fit takes some seconds; ratings of that time are folded
 GRID = Scale(float(SCALE[0]), float(SCALE[-1]), 1.0)
 
 
-class ModelPlayer:
+class ModelPlayer(LocalPlayer):
     """Plays with an engine of the trainer. `note` names rank and link of the last fit, and whether the
     variables of the events move its predictions.
     """
@@ -37,8 +38,6 @@ class ModelPlayer:
         self._shape = (0, 0)
         self._fitted: Fitted | None = None
         self._new_ratings = 0
-        self.note = ""
-        self.std = float("nan")
 
     async def prepare(self, history: KnownRatings) -> None:
         """Fit to the history, in a thread."""
@@ -82,9 +81,6 @@ class ModelPlayer:
         self._rated.add(item)
         if self._new_ratings % FOLD_ITEMS_RATINGS == 0:
             self._fold_items(fitted)
-
-    async def close(self) -> None:
-        """Nothing is held."""
 
     def _known(self) -> Fitted:
         if self._fitted is None:

@@ -97,9 +97,14 @@ class LineStore:
                 continue  # torn by a kill, or of another version
         return found
 
-    def clear(self) -> None:
-        """Forget all lines."""
+    def begin(self, *, resume: bool) -> dict[str, Line]:
+        """Return the lines that are kept where an evaluation goes on; else forget all: a line that another
+        version has measured must not stand beside those of this one.
+        """
+        if resume:
+            return self.load()
         self._path.unlink(missing_ok=True)
+        return {}
 
     def append(self, key: str, line: Line) -> None:
         """Keep one line; it is on disk when this returns."""

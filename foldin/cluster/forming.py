@@ -107,7 +107,7 @@ def until(condition: Callable[[], bool], what: str, within_s: float = WITHIN_S) 
         time.sleep(LOOK_S)
 
 
-def form(servers: Sequence[Redis], primaries: int, within_s: float = WITHIN_S) -> list[str]:
+def form(servers: Sequence[Redis], primaries: int) -> list[str]:
     """Return when these servers are one cluster: all slots are served, and each server that has none follows
     one that has. The first `primaries` get slots where none has any yet.
 
@@ -118,18 +118,18 @@ def form(servers: Sequence[Redis], primaries: int, within_s: float = WITHIN_S) -
     Where the others serve all slots, servers that do not answer keep nothing from its end: nothing is done
     then, and their addresses are returned. Raises CannotStartError where it is not possible, TimeoutError.
     """
-    if missing := _missing(servers, within_s):
+    if missing := _missing(servers):
         away = [_address(server) for server in missing]
         if not _serve_all([server for server in servers if server not in missing]):
-            raise TimeoutError(f"not within {within_s:.0f} s: all servers answer, not {', '.join(away)}")
+            raise TimeoutError(f"not within {WITHIN_S:.0f} s: all servers answer, not {', '.join(away)}")
         return away
     _refuse_strangers(servers)
     _give_slots(servers, primaries)
-    _introduce(servers, within_s)
-    _replace_gone(servers, within_s)
-    _give_primaries(servers, within_s)
-    _forget_gone(servers, within_s)
-    until(lambda: all(_is_served(server) for server in servers), "all slots are served", within_s)
+    _introduce(servers)
+    _replace_gone(servers)
+    _give_primaries(servers)
+    _forget_gone(servers)
+    until(lambda: all(_is_served(server) for server in servers), "all slots are served")
     return []
 
 
@@ -141,7 +141,7 @@ def is_whole(servers: Sequence[Redis]) -> bool:
     )
 
 
-def _missing(servers: Sequence[Redis], within_s: float) -> list[Redis]:
+def _missing(servers: Sequence[Redis]) -> list[Redis]:
     """Wait for all; return those that do not answer."""
     missing: list[Redis] = []
 
@@ -150,7 +150,7 @@ def _missing(servers: Sequence[Redis], within_s: float) -> list[Redis]:
         return not missing
 
     with contextlib.suppress(TimeoutError):
-        until(all_answer, "all servers answer", within_s)
+        until(all_answer, "all servers answer")
     return missing
 
 
@@ -200,7 +200,7 @@ def _give_slots(servers: Sequence[Redis], primaries: int) -> None:
             command(server, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
 
 
-def _introduce(servers: Sequence[Redis], within_s: float) -> None:
+def _introduce(servers: Sequence[Redis]) -> None:
     met_at = float("-inf")
 
     def met() -> bool:
@@ -219,10 +219,10 @@ def _introduce(servers: Sequence[Redis], within_s: float) -> None:
                 meet(servers[one], servers[other])
         return not apart
 
-    until(met, "all servers know each other", within_s)
+    until(met, "all servers know each other")
 
 
-def _replace_gone(servers: Sequence[Redis], within_s: float) -> None:
+def _replace_gone(servers: Sequence[Redis]) -> None:
     """Have a replica take the place of each primary that is none of these servers any more."""
 
     def replaced() -> bool:
@@ -248,10 +248,10 @@ def _replace_gone(servers: Sequence[Redis], within_s: float) -> None:
                 raise _lost(lost, "the servers that had them are gone")
         return not absent
 
-    until(replaced, "a replica has the slots of each server that is gone", within_s)
+    until(replaced, "a replica has the slots of each server that is gone")
 
 
-def _give_primaries(servers: Sequence[Redis], within_s: float) -> None:
+def _give_primaries(servers: Sequence[Redis]) -> None:
     def following() -> bool:
         own = [myself(server) for server in servers]
         count = {member.name: 0 for member in own if member.slots}
@@ -269,10 +269,10 @@ def _give_primaries(servers: Sequence[Redis], within_s: float) -> None:
             count[primary] += 1
         return not idle
 
-    until(following, "each server without slots follows one that has some", within_s)
+    until(following, "each server without slots follows one that has some")
 
 
-def _forget_gone(servers: Sequence[Redis], within_s: float) -> None:
+def _forget_gone(servers: Sequence[Redis]) -> None:
     def forgotten() -> bool:
         absent = list(_absent([view_of(server) for server in servers]))
         for name in {member.name for member in absent if member.flags & _GONE}:
@@ -282,7 +282,7 @@ def _forget_gone(servers: Sequence[Redis], within_s: float) -> None:
                     command(server, "CLUSTER", "FORGET", name)
         return not absent
 
-    until(forgotten, "servers that are gone are forgotten", within_s)
+    until(forgotten, "servers that are gone are forgotten")
 
 
 def _absent(views: Sequence[View]) -> Iterator[Member]:

@@ -1,4 +1,7 @@
-"""`foldin bench`: runs the benchmarks of a checkout, in a process of its own and in the checkout's folder."""
+"""`foldin bench` and `foldin torture` run what a checkout has beside the product, in a process of its own.
+
+Invariant: nothing of it is in the wheel, nor loaded by the product.
+"""
 
 import ast
 import subprocess
@@ -12,7 +15,7 @@ from foldin.settings import FrontDoorSettings, no_document
 from processes.errors import CannotStartError
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = "benchmarks"
+FOLDER, TORTURE = "benchmarks", "torture"
 # Stands before all other arguments, for the process that runs a benchmark or the torture: no bar on standard
 # error.
 NO_BAR = "--no-bar"
@@ -62,13 +65,13 @@ def ended(what: str, code: int) -> dict[str, object]:
     return {**why, "exit_code": code}
 
 
-def bench(arguments: Sequence[str], root: Path = ROOT, *, bar: bool = True) -> int:
+def bench(arguments: Sequence[str], *, bar: bool = True) -> int:
     """Run the benchmark that the first argument names (without one: all of them) with the arguments after it.
     `bar`: show on a terminal how far it is.
 
     Return its exit code. Raises CannotStartError for an unknown name, or outside a checkout.
     """
-    found = benchmarks_in(root / FOLDER)
+    found = benchmarks_in(ROOT / FOLDER)
     if not found:
         raise CannotStartError(
             "benchmarks come with a checkout of the repository, not with the installed package"
@@ -83,4 +86,20 @@ def bench(arguments: Sequence[str], root: Path = ROOT, *, bar: bool = True) -> i
     command = [sys.executable, "-m", FOLDER, *(() if bar else (NO_BAR,)), *arguments]
     # Not by `processes`, whose children have a process group of their own: this one stands in for the command
     # that the user runs, so Ctrl-C must reach it, and it ends what it has started.
-    return subprocess.run(command, cwd=root, check=False).returncode  # noqa: S603 - ours
+    return subprocess.run(command, cwd=ROOT, check=False).returncode  # noqa: S603 - ours
+
+
+def run_torture(arguments: Sequence[str], settings: FrontDoorSettings | None) -> int:
+    """Run the torture with these arguments, emit how it ended; return its exit code. `settings`: None for
+    help. Raises CannotStartError outside a checkout.
+    """
+    if not (ROOT / TORTURE / "__main__.py").is_file():
+        raise CannotStartError("the torture comes with a checkout of the repository, not with the package")
+    began = time.monotonic()
+    # Not by `processes`, as above. It runs in the folder of its caller, which `--data` is relative to.
+    flags = () if settings is None or settings.emit is no_document else (NO_BAR,)
+    command = [sys.executable, "-m", TORTURE, *flags, *arguments]
+    code = subprocess.run(command, check=False).returncode  # noqa: S603 - ours
+    if settings is not None:
+        settings.emit({**ended("the torture", code), "seconds": round(time.monotonic() - began, 3)})
+    return code

@@ -6,8 +6,7 @@ import shlex
 import sys
 
 from foldin.address import api_client, find_api
-from foldin.commands.settings import LANGUAGES, ExampleOptions
-from foldin.settings import FrontDoorSettings
+from foldin.settings import LANGUAGES, ExampleOptions, FrontDoorSettings
 from foldin_client import FoldinError, ProblemError
 from foldin_client.wire import without_user
 from processes.settings import api_key_of

@@ -8,11 +8,10 @@ from featurestore.migration.migration import Migrated, Migration, Telling, give_
 from featurestore.migration.stages import MigrationRefused, MigrationStopped
 from featurestore.migration.target import leaving
 from featurestore.settings import StoreSettings, redacted
-from foldin.commands.progress import Shown
-from foldin.commands.settings import MigrateOptions
-from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
-from foldin.recovery.place import find_place
-from foldin.settings import FrontDoorSettings
+from foldin.errors import StoppedError
+from foldin.progress import Shown
+from foldin.recovering import find_place
+from foldin.settings import FrontDoorSettings, MigrateOptions
 from processes.errors import CannotStartError
 from trainer.settings import TrainerSettings
 
@@ -78,13 +77,13 @@ async def _run(
             settings.emit({**between, "dry_run": False, **(_document(made) if made else {})})
             return 0
     except MigrationRefused as exc:
-        raise RecoveryRefusedError(str(exc)) from exc
+        raise CannotStartError(str(exc)) from exc
     except MigrationStopped as exc:
-        raise RecoveryStoppedError(f"{exc}; run it again, or with --abort to leave all as it is") from exc
+        raise StoppedError(f"{exc}; run it again, or with --abort to leave all as it is") from exc
     except StoreRefused as exc:
         raise CannotStartError(" ".join(str(exc).split())) from exc
     except StoreError as exc:
-        raise RecoveryStoppedError(f"{exc}: run this again, or with --abort to leave all as it is") from exc
+        raise StoppedError(f"{exc}: run this again, or with --abort to leave all as it is") from exc
 
 
 def _document(made: Migrated) -> dict[str, object]:

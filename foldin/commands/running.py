@@ -15,8 +15,7 @@ from errno import EDQUOT, EFBIG, ENOSPC, EPIPE
 
 from foldin.commands.output import Emit, json_output
 from foldin.commands.table import COMMANDS, Command, loaded
-from foldin.errors import ExportStoppedError, ImportStoppedError
-from foldin.recovery.errors import RecoveryStoppedError
+from foldin.errors import StoppedError
 from foldin.settings import FrontDoorSettings, no_document
 from processes.configuration import configured
 from processes.errors import CannotStartError, StackFailedError
@@ -84,7 +83,7 @@ def _ended(call: Call, environ: Mapping[str, str], emit: Emit) -> int:
         return code
     except CannotStartError as exc:
         return _failed(exc, 2, emit)
-    except (StackFailedError, ImportStoppedError, RecoveryStoppedError, ExportStoppedError) as exc:
+    except (StackFailedError, StoppedError) as exc:
         return _failed(exc, 1, emit)
     except KeyboardInterrupt:
         emit({"error": "interrupted", "exit_code": INTERRUPTED})

@@ -69,7 +69,7 @@ EXPORT = Command(
     "takes NDJSON, too. A file is there whole or not at all; one that breaks off is begun again. Before an "
     "empty store imports it, give that by `PUT /schema` what `GET /schema` answers: CSV has no types.",
     "foldin.commands.export.run:run_export",
-    "foldin.commands.settings:ExportOptions",
+    "foldin.settings:ExportOptions",
     "`what`, `rows`, `file`, `format`, `bytes`, `seconds`; without --output the rows themselves",
 )
 EVALUATE = Command(
@@ -142,7 +142,7 @@ MIGRATE = Command(
     "on. Killed at any step, run it again, or with --abort: the store to move from is whole until the other "
     "one is.",
     "foldin.commands.migrate:run_migrate",
-    "foldin.commands.settings:MigrateOptions",
+    "foldin.settings:MigrateOptions",
     "`source`, `target`, `dry_run`, and of a migration that ran `users`, `events`, `again`, `refused_s` and "
     "`digests`, by partition; with --abort `aborted`",
 )
@@ -153,7 +153,7 @@ DOCTOR = Command(
     "Say of each whether it is well and what to do; exit code 1 where something fails, not for warnings. "
     "Changes nothing.",
     "foldin.commands.doctor.run:run_doctor",
-    "foldin.commands.settings:DoctorOptions",
+    "foldin.settings:DoctorOptions",
     "`worst`, and `checks`, each with `name`, `status`, `found` and `advice`",
 )
 # Name, summary, options, what runs it, and what `--json` prints.
@@ -196,7 +196,7 @@ CLIENT_EXAMPLE = Command(
     "Print a working example in curl, Python or JavaScript for the address of the service that runs here: it "
     "rates an item, and asks for a prediction and for recommendations.",
     "foldin.commands.example:run_example",
-    "foldin.commands.settings:ExampleOptions",
+    "foldin.settings:ExampleOptions",
     "the text of each language by its name",
 )
 SIZE = Command(
@@ -217,7 +217,7 @@ TORTURE = Command(
     "killed and frozen, connections cut, clocks moved, disks filled and the power cut. Every answer, the "
     "store and the archive are held against what was acknowledged; exit code 1 where anything is wrong. "
     "`judge CALLS` checks the answers that an earlier run has logged again. --help names its options.",
-    "foldin.commands.torture:run_torture",
+    "foldin.commands.bench:run_torture",
     prints="`exit_code`, `seconds`",
     usage="[judge CALLS] [OPTIONS]",
     raw=True,
@@ -227,7 +227,7 @@ SETTINGS = Command(
     "print every setting",
     "Print all settings, as Markdown.",
     "foldin.reference:run_settings",
-    "foldin.commands.settings:NoOptions",
+    "foldin.settings:NoOptions",
     "`settings`: `process`, `variable`, `flag`, `default`, `help` and the key in `file` of each",
 )
 VERSION = Command(
@@ -235,7 +235,7 @@ VERSION = Command(
     "print the version",
     "Print the version of foldin and of Python.",
     "foldin.commands.version:run_version",
-    "foldin.commands.settings:NoOptions",
+    "foldin.settings:NoOptions",
     "`foldin`, `python`",
 )
 

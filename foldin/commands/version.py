@@ -3,8 +3,7 @@
 import sys
 from importlib.metadata import version
 
-from foldin.commands.settings import NoOptions
-from foldin.settings import FrontDoorSettings
+from foldin.settings import FrontDoorSettings, NoOptions
 
 
 def run_version(_options: NoOptions, settings: FrontDoorSettings) -> int:

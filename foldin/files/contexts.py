@@ -82,7 +82,15 @@ class FileFields:
 
     def rows(self, contexts: Contexts, n_rows: int) -> Float32s:
         """Return the contexts of some rows as the target has them, (n, k), NaN where nothing is given."""
-        return _rows(self.schema, contexts, n_rows)
+        table = np.full((n_rows, len(self.schema.fields)), np.nan, dtype=np.float32)
+        for place, field in enumerate(self.schema.fields):
+            column = None if field.deleted else contexts.get(field.name)
+            if column is None or column.null_count == n_rows:
+                continue
+            if field.kind == "category":
+                column = pc.index_in(column, pa.array(field.categories, pa.string())).cast(pa.float64())
+            table[:, place] = column.to_numpy(zero_copy_only=False)
+        return table
 
 
 def context_columns(
@@ -130,18 +138,6 @@ def context_rows(contexts: Contexts, start: int, size: int) -> Iterator[dict[str
     for values in zip(*(column.slice(start, size).to_pylist() for column in contexts.values()), strict=True):
         given = {name: value for name, value in zip(names, values, strict=True) if value is not None}
         yield given or None
-
-
-def _rows(schema: ContextSchema, contexts: Contexts, n_rows: int) -> Float32s:
-    table = np.full((n_rows, len(schema.fields)), np.nan, dtype=np.float32)
-    for place, field in enumerate(schema.fields):
-        column = None if field.deleted else contexts.get(field.name)
-        if column is None or column.null_count == n_rows:
-            continue
-        if field.kind == "category":
-            column = pc.index_in(column, pa.array(field.categories, pa.string())).cast(pa.float64())
-        table[:, place] = column.to_numpy(zero_copy_only=False)
-    return table
 
 
 def _given(role: str, column: pa.Array, refuse: Refuse) -> pa.Array:

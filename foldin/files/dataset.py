@@ -1,7 +1,8 @@
-"""Files of ratings become a data set in memory, for an evaluation.
+"""Files of ratings become a data set in memory, for an evaluation, and what is said of its items or users.
 
 Invariant: no pair stands twice (its last rating counts, as in an import), and ids become rows in the order of
-their first appearance, so that the same file gives the same arrays everywhere.
+their first appearance, so that the same file gives the same arrays everywhere. A file of items is read as an
+import of items reads it, and what the data set has no rating of is left out.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,10 +16,14 @@ import pyarrow.compute as pc
 
 from evaluation.offline.data import DataSet
 from evaluation.question import SideName
-from factors import Float32s, Ratings, Scale
+from factors import Columns, Float32s, Ratings, Scale, learn_encoding
+from featurestore.catalogue.columns import attributes_by_row
+from featurestore.catalogue.item import AttributeType, AttributeValue
+from featurestore.catalogue.schema import ValueRefused, new_types, typed
 from featurestore.contexts.codec import joined, trimmed
 from featurestore.settings import format_scale
 from foldin.files.contexts import FileFields, missing_columns
+from foldin.files.items import SYNONYMS, USER_SYNONYMS, read_items_file
 from foldin.files.layout import find_layout
 from foldin.files.reading import RatingsFile
 from foldin.files.rows import BadRow, RowRules, Values, off_scale, scale_of
@@ -155,3 +160,42 @@ def last_of_each_pair(user: npt.NDArray[np.int32], item: npt.NDArray[np.int32]) 
     _, first_from_the_end = np.unique(pairs[::-1], return_index=True)
     kept: npt.NDArray[np.int64] = np.sort(len(pairs) - 1 - first_from_the_end)
     return kept
+
+
+@dataclass(frozen=True, slots=True)
+class SideColumns:
+    """`columns` (n, c): the attributes of items (or users), encoded; None where they say nothing.
+    `described`: of how many there are any; `remarks`: a line each.
+    """
+
+    columns: Columns | None
+    described: int
+    remarks: tuple[str, ...]
+
+
+def side_columns(path: Path, side: SideName, ids: pa.Array) -> SideColumns:
+    """Return the attributes of items (or users), by row of their `ids` (n,). Raises CannotStartError."""
+    read = read_items_file(path, None, {}, names=SYNONYMS if side == "item" else USER_SYNONYMS)
+    row_of = {each: row for row, each in enumerate(ids.to_pylist())}
+    held: dict[str, AttributeType] = dict(read.types)
+    # The last of one that stands twice, as in an import.
+    found: dict[int, tuple[list[str], dict[str, AttributeValue]]] = {}
+    for number, told in enumerate(read.rows, 1):
+        row = row_of.get(str(told.get(f"{side}_id")).encode())
+        if row is None:
+            continue
+        try:
+            values = {
+                name: typed(name, value, held.get(name))
+                for name, value in told.get("attributes", {}).items()
+                if value is not None
+            }
+        except (ValueRefused, AttributeError) as exc:
+            raise CannotStartError(f"row {number} of {path}: {exc}") from exc
+        held |= new_types(values, held)
+        found[row] = [str(each) for each in told.get("categories", [])], values
+    described = sum(bool(categories or values) for categories, values in found.values())
+    given = attributes_by_row((row, *each) for row, each in found.items())
+    encoding = learn_encoding(given, len(ids))
+    columns = encoding.encode(given, len(ids)) if encoding.width else None
+    return SideColumns(columns, described, tuple(read.remarks))

@@ -14,7 +14,7 @@ from rich.console import Console
 from featurestore.catalogue.schema import Kind
 from featurestore.catalogue.schema import Types as TypesOfOne
 from foldin.address import api_client, find_api
-from foldin.errors import ImportStoppedError
+from foldin.errors import StoppedError
 from foldin.files.items import SYNONYMS, USER_SYNONYMS, ItemsFile, read_items_file
 from foldin.settings import FrontDoorSettings, ImportOptions
 from foldin_client import AsyncClient, FoldinError, ProblemError
@@ -36,7 +36,7 @@ def run_item_import(
 ) -> int:
     """Import a file of items, or of users; return the exit code. `progress`: is told how many are written.
 
-    Raises CannotStartError (nothing was written) and ImportStoppedError (some was).
+    Raises CannotStartError (nothing was written) and StoppedError (some was).
     """
     asyncio.run(_run(options, settings, Console(highlight=False, soft_wrap=True), progress))
     return 0
@@ -86,7 +86,7 @@ async def _write(
     client: AsyncClient, file: ItemsFile, options: ImportOptions, kind: Kind, progress: _Progress
 ) -> tuple[int, int]:
     """Write all rows, and return how many they are, and how many of them stay deleted. Raises
-    ImportStoppedError.
+    StoppedError.
     """
     written = still_deleted = 0
     if options.undelete:
@@ -107,7 +107,7 @@ async def _write(
                 row = f"row {start + exc.row + 1} of {options.path}: "
             written += exc.accepted
             # Written again it does no harm.
-            raise ImportStoppedError(f"{row}{_reason(exc)}; {written:,} {kind} are written") from exc
+            raise StoppedError(f"{row}{_reason(exc)}; {written:,} {kind} are written") from exc
         written += accepted
         progress(written, len(file.rows))
     return written, still_deleted

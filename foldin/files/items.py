@@ -6,7 +6,6 @@ Invariant: a column has one type, told or inferred from all of its values, and a
 import csv
 import gzip
 import math
-import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 
 from featurestore.catalogue.item import AttributeType
 from featurestore.catalogue.schema import MOST_NAME_BYTES, TYPES, Types, parse_time, shown_time
-from foldin.files.layout import BOM, GZIP_MAGIC, NUMBER, PARQUET_MAGIC
+from foldin.files.layout import BOM, GZIP_MAGIC, NUMBER, PARQUET_MAGIC, plain_names, recbole_header
 from processes.errors import CannotStartError
 
 # Of the fields of an item, names that files use, without case, spaces and punctuation: MovieLens, RecBole,
@@ -40,8 +39,6 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
 USER_SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "user_id": ("userid", "user", "id", "uid", "reviewerid", "customerid")
 }
-# RecBole's types of columns.
-_RECBOLE = {"token", "token_seq", "float", "float_seq"}
 # So few values of another type may be slips; more are what the column has.
 _STRAY_PART = 0.01
 _SHOWN = 40  # characters of a bad value
@@ -125,12 +122,11 @@ def _of_text(
     skip_bad: bool,
 ) -> ItemsFile:
     first = data.partition(b"\n")[0].decode("utf-8", "replace").rstrip("\r")
-    typed = [name.rpartition(":") for name in first.split("\t")]
-    is_recbole = all(kind in _RECBOLE for _, _, kind in typed)
-    separator = "\t" if is_recbole else max(",\t;", key=first.count)
+    typed = recbole_header(first)
+    separator = "\t" if typed else max(",\t;", key=first.count)
     quote = None if separator == "\t" else '"'
     header = next(csv.reader([first], delimiter=separator, quotechar=quote, strict=False))
-    found = [name for name, _, _ in typed] if is_recbole else [name.strip() for name in header]
+    found = [name for name, _ in typed] if typed else [name.strip() for name in header]
     if len(set(found)) < len(found):
         raise CannotStartError(f"{path} has two columns of one name: rename one")
     table = pacsv.read_csv(
@@ -142,7 +138,7 @@ def _of_text(
         # Texts: what they are is decided by all values of a column.
         pacsv.ConvertOptions(column_types=dict.fromkeys(found, pa.string()), strings_can_be_null=False),
     )
-    sequences = {name for name, _, kind in typed if kind in _SEQUENCES} if is_recbole else set()
+    sequences = {name for name, kind in typed or () if kind in _SEQUENCES}
     types = {**dict.fromkeys(sequences, "list"), **told}
     return _Table(path, table, names, fields, types, skip_bad, frozenset(sequences)).read()
 
@@ -216,7 +212,7 @@ class _Table:
         if missing:
             shown = ", ".join(missing)
             raise CannotStartError(f"{self.path} has no column {shown}: name some of {', '.join(names)}")
-        plain = [re.sub(r"[^a-z]", "", name.lower()) for name in names]
+        plain = plain_names(names)
         found = dict(self.fields)
         for name, words in self.names.items():
             known = next((names[plain.index(word)] for word in words if word in plain), None)

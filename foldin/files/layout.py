@@ -35,6 +35,8 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "rating": ("rating", "score", "stars", "overall", "bookrating", "ratingvalue"),
     "timestamp": ("timestamp", "time", "unixreviewtime", "date", "createdat", "ratedat"),
 }
+# RecBole's types of columns.
+_RECBOLE = {"token", "token_seq", "float", "float_seq"}
 # Of a line, beside `context`.
 NDJSON_MEMBERS = ("user_id", "item_id", "rating", "timestamp")
 NDJSON_COLUMNS = {"user": 0, "item": 1, "rating": 2, "timestamp": 3}
@@ -192,15 +194,23 @@ def _movielens(first: str) -> Layout | None:
 
 def _recbole(first: str) -> Layout | None:
     """Layout with tabs and a header like `user_id:token<TAB>item_id:token<TAB>rating:float`."""
-    fields = first.split("\t")
-    typed = [field.rpartition(":") for field in fields]
-    if len(fields) < 3 or not all(
-        kind in {"token", "float", "token_seq", "float_seq"} for _, _, kind in typed
-    ):
+    typed = recbole_header(first)
+    if typed is None or len(typed) < 3:
         return None
-    names = tuple(name for name, _, _ in typed)
+    names = tuple(name for name, _ in typed)
     columns = _by_synonyms(names)
     return Layout("text", names, columns, separator="\t", header_lines=1) if columns else None
+
+
+def recbole_header(first: str) -> list[tuple[str, str]] | None:
+    """Return name and type of each column of a header of RecBole's; None of any other."""
+    typed = [field.rpartition(":")[::2] for field in first.split("\t")]
+    return typed if all(kind in _RECBOLE for _, kind in typed) else None
+
+
+def plain_names(names: Sequence[str]) -> list[str]:
+    """Return names of columns as those in use are listed: without case, spaces and punctuation."""
+    return [re.sub(r"[^a-z]", "", name.lower()) for name in names]
 
 
 def _csv(path: Path, first: str, columns: Mapping[str, str] | None) -> Layout:
@@ -248,7 +258,7 @@ def _by_names(path: Path, names: Sequence[str], columns: Mapping[str, str]) -> d
 
 
 def _by_synonyms(names: Sequence[str]) -> dict[str, int] | None:
-    plain = [re.sub(r"[^a-z]", "", name.lower()) for name in names]
+    plain = plain_names(names)
     found = {
         role: plain.index(next(word for word in words if word in plain))
         for role, words in SYNONYMS.items()

@@ -6,10 +6,9 @@ Invariant: columns are checked as a whole, and value by value only where one is 
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -20,15 +19,22 @@ import pyarrow.compute as pc
 from factors import Scale
 from featurestore.codecs import MAX_TIMESTAMP
 from featurestore.ratings.event_types import RATING
-from foldin.files.contexts import Contexts, FileFields, context_columns, context_rows, given_mask
+from foldin.files.contexts import (
+    SHOWN_CHARACTERS,
+    Contexts,
+    FileFields,
+    Mask,
+    Refuse,
+    context_columns,
+    context_rows,
+    given_mask,
+)
 from foldin.files.layout import NUMBER
 
 Lines = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 
 MAX_ID_BYTES = 256  # as the API has it
-SHOWN_CHARACTERS = 40  # of a bad value
 STEP_TOLERANCE = 1e-6  # of a step: 0.1 + 0.2 is on a scale in tenths
 MAX_DISTINCT = 1000  # more are as good as continuous
 # Stars, and half stars.
@@ -168,18 +174,11 @@ def _values(column: pa.Array | None, rated: Mask) -> pa.Array:
         return pa.array(np.ones(len(rated)), mask=rated)
     if rated.all():
         return column
-    missing = column.is_null()
+    missing, one = column.is_null(), pa.scalar(1)
     if pa.types.is_binary(column.type) or pa.types.is_string(column.type):
         missing = pc.or_(missing, pc.equal(pc.binary_length(column), 0).fill_null(fill_value=True))
-    one = pa.scalar(1).cast(pa.string()).cast(column.type) if _is_text(column) else pa.scalar(1)
+        one = one.cast(pa.string())
     return pc.if_else(pc.and_(missing, pa.array(~rated)), one.cast(column.type), column)
-
-
-def _is_text(column: pa.Array) -> bool:
-    return bool(pa.types.is_binary(column.type) or pa.types.is_string(column.type))
-
-
-Refuse = Any  # a callback with a keyword-only argument has no short type
 
 
 def beyond(ratings: Values, scale: Scale) -> Mask:
@@ -326,18 +325,16 @@ def _time(text: str) -> float:
 def pieces(batch: Batch, size: int) -> Iterator[tuple[list[Any], list[int]]]:
     """Yield a batch in pieces of at most `size` ratings: rows for a `foldin.sinks.Sink`, and their lines."""
     for start in range(0, len(batch), size):
-        end = min(start + size, len(batch))
-        more: list[Iterable[Any]] = []
-        if batch.types is not None:
-            more = [batch.types.slice(start, size).to_pylist()]
-        if batch.contexts:
-            more = [*(more or [repeat(None, end - start)]), context_rows(batch.contexts, start, size)]
+        part = slice(start, start + size)
+        lines = batch.lines[part].tolist()
+        nothing = [None] * len(lines)
         rows = zip(
             batch.user_ids.slice(start, size).to_pylist(),
             batch.item_ids.slice(start, size).to_pylist(),
-            batch.ratings[start:end].tolist(),
-            batch.times[start:end].tolist(),
-            *more,
+            batch.ratings[part].tolist(),
+            batch.times[part].tolist(),
+            nothing if batch.types is None else batch.types.slice(start, size).to_pylist(),
+            context_rows(batch.contexts, start, size) if batch.contexts else nothing,
             strict=True,
         )
-        yield list(rows), batch.lines[start:end].tolist()
+        yield list(rows), lines

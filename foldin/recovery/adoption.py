@@ -11,13 +11,14 @@ from collections.abc import Collection
 
 from featurestore.errors import LeaseLost, StoreUnavailable
 from featurestore.store import Store
-from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
+from foldin.errors import StoppedError
 from foldin.recovery.retries import Say, has_leader, retried
+from processes.errors import CannotStartError
 from trainer.archive.identity import ArchiveState, read_identity
 from trainer.archive.listing import read_ends
 from trainer.archive.root import ArchiveRoot
 from trainer.consume.matching import WHAT_TO_DO, difference, match, replaced
-from trainer.errors import ArchiveFailedError, ArchiveRefusedError, ArchiveWaitsError
+from trainer.errors import ArchiveFailedError, ArchiveWaitsError
 from trainer.leadership import Leadership
 from trainer.settings import TrainerSettings
 from trainer.threads import Threads
@@ -31,7 +32,7 @@ _PATIENCE_S = 20.0
 async def mismatch(store: Store, settings: TrainerSettings) -> str | None:
     """Return why the archive here keeps trainers from leading in this store; None where it does not.
 
-    Raises `RecoveryRefusedError` for an archive of a newer version, `RecoveryStoppedError` where the archive
+    Raises `ArchiveRefusedError` for an archive of a newer version, `StoppedError` where the archive
     of a history that the store has cannot be read.
     """
     # It has compared the two itself, and would have stopped.
@@ -49,28 +50,25 @@ async def must_adopt(store: Store, settings: TrainerSettings) -> bool:
 
 
 async def require_match(store: Store, settings: TrainerSettings) -> None:
-    """Raise `RecoveryRefusedError` where the archive here is not the store's: no trainer brings the two
+    """Raise `CannotStartError` where the archive here is not the store's: no trainer brings the two
     together.
     """
     if why := await mismatch(store, settings):
-        raise RecoveryRefusedError(f"{why}; {WHAT_TO_DO}")
+        raise CannotStartError(f"{why}; {WHAT_TO_DO}")
 
 
 async def was_put_back(store: Store, settings: TrainerSettings) -> bool:
     """Say whether the store is an older copy of the one that the archive here belongs to. Raises as
     `must_adopt`.
     """
-    try:
-        identity = await asyncio.to_thread(read_identity, settings.archive_folder)
-    except ArchiveRefusedError as exc:
-        raise RecoveryRefusedError(exc.why) from exc
+    identity = await asyncio.to_thread(read_identity, settings.archive_folder)
     return identity == store.identity and await must_adopt(store, settings)
 
 
 async def adopt(store: Store, settings: TrainerSettings, say: Say) -> None:
     """Move what the archive has to its trash, and say whose it is from now on. Safe to repeat.
 
-    Raises `RecoveryStoppedError`.
+    Raises `StoppedError`.
     """
     say("The archive was another store's: it goes to the trash, and this store's takes its place.")
     began = time.monotonic()
@@ -80,10 +78,10 @@ async def adopt(store: Store, settings: TrainerSettings, say: Say) -> None:
             return
         except (ArchiveWaitsError, LeaseLost, StoreUnavailable) as exc:
             if time.monotonic() - began > _PATIENCE_S:
-                raise RecoveryStoppedError(f"{exc}: stop the trainer, and run this again") from exc
+                raise StoppedError(f"{exc}: stop the trainer, and run this again") from exc
             await asyncio.sleep(0.2)
         except ArchiveFailedError as exc:
-            raise RecoveryStoppedError(f"{exc}: free it, and run this again") from exc
+            raise StoppedError(f"{exc}: free it, and run this again") from exc
 
 
 async def _adopt_once(store: Store, settings: TrainerSettings) -> None:
@@ -118,9 +116,5 @@ def _state(settings: TrainerSettings, left: Collection[int]) -> ArchiveState:
             if number.isdigit() and folder.is_dir():
                 ends[int(number)] = read_ends(folder, replaced=int(number) in left)
         return ArchiveState(read_identity(root), ends)
-    except ArchiveRefusedError as exc:
-        raise RecoveryRefusedError(exc.why) from exc
     except ArchiveFailedError as exc:
-        raise RecoveryStoppedError(
-            f"{exc}: put the file away if it never can be, and run this again"
-        ) from exc
+        raise StoppedError(f"{exc}: put the file away if it never can be, and run this again") from exc

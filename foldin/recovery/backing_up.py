@@ -11,42 +11,37 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from featurestore.errors import StoreError
 from featurestore.settings import format_scale
 from featurestore.store import Store
 from featurestore.telemetry.points import Backup
+from foldin.errors import StoppedError
 from foldin.recovery.adoption import require_match
 from foldin.recovery.erased import ledger_copies
-from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.manifest import (
-    CATALOGUE_END,
+    CATALOGUE,
     CHUNK_BYTES,
-    ITEMS_END,
+    ITEMS,
     File,
     Manifest,
-    catalogue_name,
     file_of,
-    items_name,
-    ledger_name,
     read_manifest,
 )
-from foldin.recovery.reaching import reach
-from foldin.recovery.retries import Progress, Say, Step, no_progress, no_step, retried
+from foldin.recovery.reaching import Reached, read_reached
+from foldin.recovery.retries import Progress, Say, no_progress, retried
 from processes.backoff import Backoff
+from processes.errors import CannotStartError
 from trainer.archive.erasures import FILES
 from trainer.archive.events import format_position
 from trainer.archive.item_list import write_items
-from trainer.archive.segments import Segment, SegmentName, read_segment
+from trainer.archive.segments import Segment, SegmentName, no_step, read_segment
 from trainer.archive.storage import fences
 from trainer.archive.storage.files import Location, files_of, located, on_objects, sync_directory, write_whole
 from trainer.archive.storage.local import TEMPORARY
-from trainer.errors import ArchiveFailedError, ArchiveRefusedError, SegmentDamagedError, SegmentGoneError
+from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
 from trainer.settings import TrainerSettings
-
-# Merges take files away while others are copied; each listing finds most of them in place.
-_LISTINGS = 20
 
 
 async def back_up(
@@ -54,48 +49,41 @@ async def back_up(
     settings: TrainerSettings,
     target: Location,
     say: Say,
-    *,
-    step: Step = no_step,
     progress: Progress = no_progress,
 ) -> Manifest:
     """Back the live history up into `target`; what an earlier backup there has is not copied again.
 
-    Raises `RecoveryRefusedError` (nothing was changed), `RecoveryStoppedError`.
+    Raises `CannotStartError` (nothing was changed), `StoppedError`.
     """
     await require_match(store, settings)
     try:
         await asyncio.to_thread(_require_own, target, store, settings)
     except OSError as exc:
-        raise RecoveryRefusedError(f"{target} cannot be read: {exc.strerror or exc}") from exc
+        raise CannotStartError(f"{target} cannot be read: {exc.strerror or exc}") from exc
     with _alone(target):
-        return await _back_up(store, settings, target, say, step=step, progress=progress)
+        return await _back_up(store, settings, target, say, progress)
 
 
 async def _back_up(
-    store: Store, settings: TrainerSettings, target: Location, say: Say, *, step: Step, progress: Progress
+    store: Store, settings: TrainerSettings, target: Location, say: Say, progress: Progress
 ) -> Manifest:
     epoch = (await retried(store.generations.live)).epoch
     name = f"epoch-{epoch:06d}"
     folder = target / name
-    for _ in range(_LISTINGS):
-        reached = await reach(store, epoch, settings.archive_folder / name, say)
-        step("reached")
+    archive = settings.archive_folder / name
+
+    def copied(reached: Reached) -> tuple[Reached, dict[str, File]]:
         try:
-            files = await asyncio.to_thread(_copy, reached.segments, folder, step, progress)
-            break
-        except SegmentGoneError:
-            continue
+            return reached, _copy(reached.segments, folder, progress)
         except SegmentDamagedError as exc:
-            raise RecoveryStoppedError(
-                f"{settings.archive_folder / name / str(exc)}: the trainer rebuilds it from the store within "
-                "a minute; run this again then"
-            ) from exc
+            why = "the trainer rebuilds it from the store within a minute; run this again then"
+            raise StoppedError(f"{archive / str(exc)}: {why}") from exc
         except ArchiveFailedError as exc:
-            raise RecoveryStoppedError(f"{exc}: run this again") from exc
+            raise StoppedError(f"{exc}: run this again") from exc
         except OSError as exc:
-            raise RecoveryStoppedError(f"cannot write {folder}: {exc.strerror or exc}") from exc
-    else:
-        raise RecoveryStoppedError("the archive changes all the time: run this again")
+            raise StoppedError(f"cannot write {folder}: {exc.strerror or exc}") from exc
+
+    reached, files = await read_reached(store, epoch, archive, say, copied)
     # After the segments: it has every item that they name.
     registry = store.items(epoch)
     await retried(registry.refresh)
@@ -117,9 +105,10 @@ async def _back_up(
         ledgers, damaged = await asyncio.to_thread(ledger_copies, settings.archive_folder)
         for path in damaged:
             say(f"{path} is damaged, and so is its copy: users who were forgotten may be missing there")
-        await asyncio.to_thread(_finish, folder, manifest, _Lists(ids, ledgers, kept), step)
+        lists = [*((ledger, FILES) for ledger in ledgers), (kept, CATALOGUE)]
+        await asyncio.to_thread(_finish, folder, manifest, ids, lists)
     except (OSError, ArchiveFailedError) as exc:
-        raise RecoveryStoppedError(f"cannot write {folder}: {exc}") from exc
+        raise StoppedError(f"cannot write {folder}: {exc}") from exc
     say(f"{folder}: {manifest.events:,} events, {manifest.items:,} items, {len(files)} segments")
     # It is whole without that, too.
     with contextlib.suppress(StoreError):
@@ -128,22 +117,22 @@ async def _back_up(
 
 
 def _require_own(target: Location, store: Store, settings: TrainerSettings) -> None:
-    """Raise `RecoveryRefusedError` where the folder is none, is the archive's, or has the backup of another
+    """Raise `CannotStartError` where the folder is none, is the archive's, or has the backup of another
     store; OSError where it cannot be looked at.
     """
     if target.exists() and not target.is_dir():
-        raise RecoveryRefusedError(f"{target} is not a folder: name another one")
+        raise CannotStartError(f"{target} is not a folder: name another one")
     # The trainer would take the copies for its own, or move them to its trash; with the store's disk both go.
     archive = located(settings.archive_dir, settings.credentials)
     for what, folder in (("archive", archive), ("store", settings.store_dir)):
         own_folder, there = folder and folder.resolve(), target.resolve()
         if own_folder and (_is_in(there, own_folder) or _is_in(own_folder, there)):
-            raise RecoveryRefusedError(f"{target} is where the {what} is: name another folder")
+            raise CannotStartError(f"{target} is where the {what} is: name another folder")
     own = store.identity, settings.store.namespace
     for folder in sorted(target.glob("epoch-*")):
         manifest = read_manifest(folder)
         if manifest is not None and (manifest.identity, manifest.namespace) != own:
-            raise RecoveryRefusedError(f"{folder} is the backup of another store: name another folder")
+            raise CannotStartError(f"{folder} is the backup of another store: name another folder")
 
 
 def _is_in(path: Location, folder: Location) -> bool:
@@ -164,12 +153,12 @@ def _alone(target: Location) -> Iterator[None]:
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as exc:
-        raise RecoveryRefusedError(f"{target} cannot be made: {exc.strerror or exc}") from exc
+        raise CannotStartError(f"{target} cannot be made: {exc.strerror or exc}") from exc
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise RecoveryRefusedError(f"another backup into {target} is under way") from None
+        raise CannotStartError(f"another backup into {target} is under way") from None
     except OSError:
         pass  # some file systems of other machines lock no folders
     try:
@@ -192,18 +181,16 @@ def _taken(target: Location) -> Iterator[None]:
         while not fence.take(fence.claim(f"backup.{secrets.token_hex(4)}"), no_step):
             time.sleep(backoff.next_s())
             if backoff.failures >= fences.MOST_TAKES:
-                raise RecoveryRefusedError(f"{target} cannot be written: {fences.NOT_LISTED}")
-    except ArchiveRefusedError as exc:
-        raise RecoveryRefusedError(exc.why) from exc
+                raise CannotStartError(f"{target} cannot be written: {fences.NOT_LISTED}")
     except OSError as exc:
-        raise RecoveryRefusedError(f"{target} cannot be written: {exc.strerror or exc}") from exc
+        raise CannotStartError(f"{target} cannot be written: {exc.strerror or exc}") from exc
     try:
         yield
     finally:
         fence.leave()
 
 
-def _copy(segments: Sequence[Segment], folder: Location, step: Step, progress: Progress) -> dict[str, File]:
+def _copy(segments: Sequence[Segment], folder: Location, progress: Progress) -> dict[str, File]:
     """Copy the segments that the folder does not have; return all by name. Raises OSError, and what reading
     a segment raises.
     """
@@ -214,8 +201,9 @@ def _copy(segments: Sequence[Segment], folder: Location, step: Step, progress: P
         name = segment.path.name
         try:
             files[name] = file_of(segment.path)
-            if not _has(folder / name, files[name]):
-                _copy_one(segment.path, folder / name, step)
+            copy = folder / name
+            if not (copy.exists() and file_of(copy) == files[name]):
+                _copy_one(segment.path, copy)
         except FileNotFoundError as exc:
             raise SegmentGoneError(name) from exc
         progress(done, len(segments))
@@ -224,11 +212,7 @@ def _copy(segments: Sequence[Segment], folder: Location, step: Step, progress: P
     return files
 
 
-def _has(path: Location, file: File) -> bool:
-    return path.exists() and file_of(path) == file
-
-
-def _copy_one(path: Location, copy: Location, step: Step) -> None:
+def _copy_one(path: Location, copy: Location) -> None:
     # A copy, not a link: a block that goes bad must not be in both.
     beside = files_of(copy).staged(copy)
     with files_of(path).open(path) as read, beside.open() as written:
@@ -237,47 +221,37 @@ def _copy_one(path: Location, copy: Location, step: Step) -> None:
     # What was damaged in the archive, or on the way, is found now, not when it is needed.
     read_segment(path, beside.read())
     beside.sync()
-    step("copied")
     beside.put_in_place()
 
 
-@dataclass(frozen=True, slots=True)
-class _Lists:
-    """What a backup has besides segments: item ids by row, erasures, what is kept besides ratings."""
+def _finish(
+    folder: Location, manifest: Manifest, ids: Sequence[bytes], lists: Sequence[tuple[bytes, str]]
+) -> None:
+    """Write the item ids, by row, what else `lists` has, by what it is called, and the manifest, then remove
+    what that makes superfluous.
+    """
+    files = dict(manifest.files)
 
-    ids: Sequence[bytes]
-    ledgers: Sequence[bytes]
-    kept: bytes
+    def put(written: Location, pattern: str) -> None:
+        # A name of its own: until the new manifest is there the backup before must have its list.
+        found = file_of(written)
+        name = pattern.replace("*", found.sha256[:16])
+        files[name] = found
+        written.rename(folder / name)
 
-
-def _finish(folder: Location, manifest: Manifest, lists: _Lists, step: Step) -> None:
-    """Write the lists and the manifest, then remove what that makes superfluous."""
     beside = folder / f"items{TEMPORARY}"
     beside.mkdir(exist_ok=True)
-    written = write_items(beside, lists.ids)
-    found = file_of(written)
-    # A name of its own: until the new manifest is there the backup before must have its list.
-    name = items_name(found)
-    written.rename(folder / name)
+    put(write_items(beside, ids), ITEMS)
     beside.rmdir()
-    files = manifest.files | {name: found}
-    for ledger in lists.ledgers:
-        write_whole(folder / f"ledger{TEMPORARY}", ledger)
-        found = file_of(folder / f"ledger{TEMPORARY}")
-        files[ledger_name(found)] = found
-        (folder / f"ledger{TEMPORARY}").rename(folder / ledger_name(found))
-    beside = folder / f"catalogue{TEMPORARY}"
-    write_whole(beside, lists.kept)
-    found = file_of(beside)
-    files[catalogue_name(found)] = found
-    beside.rename(folder / catalogue_name(found))
+    for content, pattern in lists:
+        beside = folder / f"list{TEMPORARY}"
+        write_whole(beside, content)
+        put(beside, pattern)
     sync_directory(folder)
-    step("listed")
     replace(manifest, files=files).write(folder)
-    step("manifest")
     # Merged or rewritten since the backup before: all that they have is in other files of this one.
     for path in folder.iterdir():
-        old = path.name.endswith((TEMPORARY, ITEMS_END, CATALOGUE_END)) or path.match(FILES)
+        old = path.name.endswith(TEMPORARY) or any(map(path.match, (ITEMS, CATALOGUE, FILES)))
         old = old or SegmentName.parse(path.name) is not None
         if old and path.is_file() and path.name not in files:
             path.unlink()

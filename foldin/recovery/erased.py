@@ -13,16 +13,16 @@ import pyarrow.compute as pc
 
 from factors import Int64s
 from featurestore.codecs import FORGOTTEN_ROW
-from featurestore.contexts.codec import joined
 from featurestore.keys import digest_of
 from featurestore.store import Store
-from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
-from foldin.recovery.events import RatingEvents, as_bytes, of_tables, with_codes_of
+from foldin.errors import StoppedError
+from foldin.recovery.events import RatingEvents, as_bytes, concatenated, of_tables, with_codes_of
 from foldin.recovery.retries import retried
+from processes.errors import CannotStartError
 from trainer.archive.erasures import Ledger, ledger_files, parse_ledger, put_ledger
 from trainer.archive.events import make_table
 from trainer.archive.storage.files import Location
-from trainer.errors import ArchiveRefusedError, LedgerDamagedError
+from trainer.errors import LedgerDamagedError
 
 # Of one step of reading a stream: a few milliseconds of the store.
 _ENTRIES = 1_000
@@ -59,12 +59,7 @@ class Erased:
         erased = self._at(as_bytes(events.user_ids)) > 0
         came = self.since.take(self.stays(self.since) & erased[self.since.user])
         stays = events.take(~erased[events.user])
-        columns = {
-            name: np.concatenate([getattr(stays, name), getattr(came, name)])
-            for name in ("user", "item", "n", "rating", "time", "arrived_ms", "type_code")
-        }
-        context = joined([(len(each), each.context) for each in (stays, came)])
-        return RatingEvents(events.user_ids, events.item_ids, context=context, **columns)
+        return concatenated(stays, came, codes=events)
 
     def _at(self, user_ids: list[bytes]) -> Int64s:
         found = np.zeros(len(user_ids), dtype=np.int64)
@@ -84,7 +79,7 @@ async def find_erased(
 ) -> Erased:
     """Return who was erased from an epoch and its archive, and from where the ledgers `more` come from.
 
-    Raises `RecoveryRefusedError`.
+    Raises `CannotStartError`.
     """
     # In the order in which an erasure goes: an erasure that has left one place is found in the next.
     commands = await retried(store.commands.take, "0", 0)
@@ -120,7 +115,7 @@ async def _waiting(store: Store, epoch: int) -> list[pa.Table]:
 def read_ledgers(folder: Location, *, skip_damaged: bool = False) -> list[Ledger]:
     """Return the ledgers in a folder. `skip_damaged`: what can be read of them.
 
-    Raises `RecoveryRefusedError`.
+    Raises `CannotStartError`.
     """
     found = []
     for path in ledger_files(folder):
@@ -128,18 +123,16 @@ def read_ledgers(folder: Location, *, skip_damaged: bool = False) -> list[Ledger
             found.append(parse_ledger(path, path.read_bytes(), skip_damaged=skip_damaged))
         except (LedgerDamagedError, OSError) as exc:
             if not skip_damaged:
-                raise RecoveryRefusedError(
+                raise CannotStartError(
                     f"{path} is damaged, so users who were forgotten may come back: put the one of a backup "
                     "in its place, or go on with what can be read by --skip-damaged-ledger"
                 ) from exc
-        except ArchiveRefusedError as exc:
-            raise RecoveryRefusedError(exc.why) from exc
     return found
 
 
 def ledger_copies(folder: Location) -> tuple[list[bytes], list[Location]]:
     """Return the content of each ledger in a folder, for a backup, and which are damaged: of the copies of
-    these, too, a restore says so. Raises `RecoveryRefusedError`, OSError.
+    these, too, a restore says so. Raises `CannotStartError`, OSError.
     """
     contents, damaged = [], []
     for path in ledger_files(folder):
@@ -148,14 +141,12 @@ def ledger_copies(folder: Location) -> tuple[list[bytes], list[Location]]:
             content = parse_ledger(path, content).content
         except LedgerDamagedError:
             damaged.append(path)
-        except ArchiveRefusedError as exc:
-            raise RecoveryRefusedError(exc.why) from exc
         contents.append(content)
     return contents, damaged
 
 
 def take_over(ledgers: Sequence[Ledger], folder: Location) -> None:
-    """Have erasures in an archive that it does not know of. Raises `RecoveryStoppedError`."""
+    """Have erasures in an archive that it does not know of. Raises `StoppedError`."""
     known = read_ledgers(folder, skip_damaged=True)
     for ledger in ledgers:
         if any(each.has_all_of(ledger) for each in known):
@@ -164,4 +155,4 @@ def take_over(ledgers: Sequence[Ledger], folder: Location) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             put_ledger(folder, ledger.content)
         except OSError as exc:
-            raise RecoveryStoppedError(f"cannot write {folder}: {exc.strerror or exc}") from exc
+            raise StoppedError(f"cannot write {folder}: {exc.strerror or exc}") from exc

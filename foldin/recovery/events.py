@@ -1,5 +1,5 @@
-"""Rating events of many users as columns, wherever they come from. Invariant: one code stands for one id,
-within these columns.
+"""Rating events of many users as columns, from an archive or a store. Invariant: one code stands for one id,
+within these columns, and each user's entries are in their order.
 """
 
 from collections.abc import Iterable
@@ -12,8 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factors import Float32s, Float64s, Int64s, UInt8s, typed_items
+from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, rated_items
 from featurestore.contexts import codec as contexts
-from trainer.archive.events import contexts_of
+from featurestore.store import Store
+from featurestore.users.records import StoredUser
+from foldin.recovery.retries import Progress, no_progress, retried
+from trainer.archive.events import contexts_of, string_array
+
+# Of RatingEvents, each (m,).
+_COLUMNS = ("user", "item", "n", "rating", "time", "arrived_ms", "type_code")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +56,8 @@ class RatingEvents:
 
     def take(self, rows: Int64s | npt.NDArray[np.bool_]) -> "RatingEvents":
         """Some of the events, in this order, with the same codes."""
-        return replace(
-            self,
-            user=self.user[rows],
-            item=self.item[rows],
-            n=self.n[rows],
-            rating=self.rating[rows],
-            time=self.time[rows],
-            arrived_ms=self.arrived_ms[rows],
-            type_code=self.type_code[rows],
-            context=None if self.context is None else self.context[rows],
-        )
+        columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
+        return replace(self, context=None if self.context is None else self.context[rows], **columns)
 
 
 def as_bytes(ids: pa.StringArray) -> list[bytes]:
@@ -119,13 +117,86 @@ def joined(first: RatingEvents, later: RatingEvents) -> RatingEvents:
     """Events of both as one; `later` has the codes of `first` and further ones, and comes after it."""
     # A user's events of `later` follow all of `first`, whose counts are another store's.
     after = int(first.n.max(initial=0)) + 1 - int(later.n.min(initial=0))
-    columns = {
-        name: np.concatenate([getattr(first, name), getattr(later, name)])
-        for name in ("user", "item", "rating", "time", "arrived_ms", "type_code")
-    }
-    return RatingEvents(
-        *(later.user_ids, later.item_ids),
-        n=np.concatenate([first.n, later.n + after]),
-        context=contexts.joined([(len(each), each.context) for each in (first, later)]),
-        **columns,
+    return concatenated(first, replace(later, n=later.n + after), codes=later)
+
+
+def concatenated(first: RatingEvents, second: RatingEvents, *, codes: RatingEvents) -> RatingEvents:
+    """Events of both as one, with the codes of `codes`, which has those of both."""
+    columns = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in _COLUMNS}
+    context = contexts.joined([(len(each), each.context) for each in (first, second)])
+    return replace(codes, context=context, **columns)
+
+
+def numbered_pairs(one: RatingEvents, other: RatingEvents) -> tuple[Int64s, Int64s]:
+    """Return user and key of each event as one number, (m,), of both, which use the same codes."""
+    # A sort by one number, and a search in it.
+    width = 1 + max(one.key.max(initial=0), other.key.max(initial=0))
+    return one.user * width + one.key, other.user * width + other.key
+
+
+@dataclass(frozen=True, slots=True)
+class Histories:
+    """All users of an epoch. `events`: their entries, `n` being the place in the history; `n` int64 (u,): the
+    count of each of the users, in the order of `events.user_ids`.
+    """
+
+    events: RatingEvents
+    n: Int64s
+
+
+async def read_histories(
+    store: Store,
+    epoch: int,
+    progress: Progress = no_progress,
+) -> Histories:
+    """Read all histories; what was acknowledged before the call is there. `progress`: by partitions. Raises
+    `StoppedError`.
+    """
+    # By id: a scan may give a user twice, later with more ratings.
+    users: dict[bytes, StoredUser] = {}
+    for partition in range(store.config.partitions):
+        cursor, more = 0, True
+        while more:
+            cursor, found = await retried(store.users.scan, epoch, partition, cursor)
+            more = cursor != 0
+            users |= {user.user_id: user for user in found}
+        progress(partition + 1, store.config.partitions)
+    registry = store.items(epoch)
+    # After the histories: it has all the items that they name.
+    await retried(registry.refresh)
+    return _columns(list(users.values()), string_array(registry.ids))
+
+
+def _columns(users: list[StoredUser], item_ids: pa.StringArray) -> Histories:
+    counts = np.array([len(user.history) // ENTRY_BYTES for user in users], dtype=np.int64)
+    data = b"".join(
+        [user.history[: count * ENTRY_BYTES] for user, count in zip(users, counts.tolist(), strict=True)]
     )
+    # One buffer for all: an array for each of a hundred thousand users costs more than their ratings.
+    entries = np.frombuffer(data, dtype=ENTRY_DTYPE)
+    owner = np.repeat(np.arange(len(users)), counts)
+    events = RatingEvents(
+        user_ids=string_array(user.user_id for user in users),
+        item_ids=item_ids,
+        user=owner,
+        item=entries["item_row"].astype(np.int64),
+        n=np.arange(len(entries)) - np.repeat(np.cumsum(counts) - counts, counts),
+        rating=entries["rating"].astype(np.float64),
+        time=entries["time"].astype(np.float64),
+        arrived_ms=np.zeros(len(entries), dtype=np.int64),
+        type_code=np.ascontiguousarray(entries["type_code"]),
+        context=_contexts(users, owner, entries),
+    )
+    # A row beyond the registry is of no item; the store has lost it.
+    known = events.item < len(item_ids)
+    return Histories(
+        events if known.all() else events.take(known), np.array([user.n for user in users], dtype=np.int64)
+    )
+
+
+def _contexts(users: list[StoredUser], owner: Int64s, entries: npt.NDArray[Any]) -> Float32s | None:
+    """Return the contexts of `entries` (m,), whose users are `owner` (m,)."""
+    given = [k for k, user in enumerate(users) if user.contexts]
+    every, of_entry = contexts.of_users([users[k].contexts for k in given], given)
+    time = entries["time"].astype(np.float64)
+    return contexts.match(rated_items(entries), time, every, (owner, of_entry))

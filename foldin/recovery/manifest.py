@@ -4,19 +4,16 @@ one was whole when it was written, and what is missing or damaged since is found
 
 import hashlib
 from dataclasses import asdict, dataclass, fields
+from pathlib import PurePath
 from typing import Any
 
-from foldin.recovery.errors import RecoveryRefusedError
-from trainer.archive.erasures import FILES
+from processes.errors import CannotStartError
 from trainer.archive.json_files import read_json, write_json
 from trainer.archive.storage.files import Location
-from trainer.errors import ArchiveRefusedError
 
 NAME = "manifest.json"
-# What the name of the list of items ends with.
-ITEMS_END = ".list"
-# And that of the catalogue, where there is one.
-CATALOGUE_END = ".catalogue"
+# What a list of items is called, by its checksum, and a catalogue, where there is one.
+ITEMS, CATALOGUE = "items-*.list", "items-*.catalogue"
 # A checksum is read through in parts: some 5 ms each.
 CHUNK_BYTES = 4_194_304
 
@@ -53,38 +50,38 @@ class Manifest:
     @property
     def items_file(self) -> str:
         """The name of the list of items."""
-        return next((name for name in self.files if name.endswith(ITEMS_END)), f"items{ITEMS_END}")
+        return self._called(ITEMS) or "items.list"
 
     @property
     def catalogue_file(self) -> str | None:
         """The name of the catalogue; None for a backup without one."""
-        return next((name for name in self.files if name.endswith(CATALOGUE_END)), None)
+        return self._called(CATALOGUE)
+
+    def _called(self, pattern: str) -> str | None:
+        return next((name for name in self.files if PurePath(name).match(pattern)), None)
 
     def check(self, folder: Location) -> None:
-        """Raise `RecoveryRefusedError` naming the first file that is missing or not as it was."""
+        """Raise `CannotStartError` naming the first file that is missing or not as it was."""
         # All of each file, not only its size: a disk that was put away for a year forgets bits, not ends.
         for name, file in self.files.items():
             path = folder / name
             try:
                 found = file_of(path)
             except OSError as exc:
-                raise RecoveryRefusedError(
+                raise CannotStartError(
                     f"the backup is not whole: {path} is missing ({exc.strerror})"
                 ) from exc
             if found != file:
-                raise RecoveryRefusedError(f"the backup is damaged: {path} is not what was written")
+                raise CannotStartError(f"the backup is damaged: {path} is not what was written")
 
 
 def read_manifest(folder: Location, *, skip_damaged: bool = False) -> Manifest | None:
     """Return the manifest of a folder; None where there is none. `skip_damaged`: nor where it cannot be read.
 
-    Raises `RecoveryRefusedError` where it cannot be read, or is of a newer format.
+    Raises `CannotStartError` where it cannot be read, `ArchiveRefusedError` for a newer format.
     """
     path = folder / NAME
-    try:
-        content = read_json(path)
-    except ArchiveRefusedError as exc:
-        raise RecoveryRefusedError(exc.why) from exc
+    content = read_json(path)
     if content is None:
         return None
     try:
@@ -96,24 +93,9 @@ def read_manifest(folder: Location, *, skip_damaged: bool = False) -> Manifest |
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         if skip_damaged:
             return None
-        raise RecoveryRefusedError(
+        raise CannotStartError(
             f"the backup is damaged: {path} cannot be read; --skip-damaged restores what can be"
         ) from exc
-
-
-def items_name(file: File) -> str:
-    """Return the name that a list of items has in a backup."""
-    return f"items-{file.sha256[:16]}{ITEMS_END}"
-
-
-def catalogue_name(file: File) -> str:
-    """Return the name that a catalogue has in a backup."""
-    return f"items-{file.sha256[:16]}{CATALOGUE_END}"
-
-
-def ledger_name(file: File) -> str:
-    """Return the name that a file of the ledger of erasures has in a backup."""
-    return FILES.replace("*", file.sha256[:16])
 
 
 def file_of(path: Location) -> File:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from factors import Float64s, Int64s
 from featurestore.contexts.codec import digests
-from foldin.recovery.events import RatingEvents
+from foldin.recovery.events import RatingEvents, numbered_pairs
 from trainer.fit_job.ratings import last_of_pairs
 
 # Every NaN is the same here, whichever bits it has.
@@ -39,9 +39,7 @@ def merge(source: RatingEvents, live: RatingEvents) -> Merged:
     """
     last_source = last_of_pairs(source.user, source.key, source.n)
     last_live = last_of_pairs(live.user, live.key, live.n)
-    # A pair as one number: a sort by one key, and a search in it.
-    width = 1 + max(source.key.max(initial=0), live.key.max(initial=0))
-    source_pair, live_pair = source.user * width + source.key, live.user * width + live.key
+    source_pair, live_pair = numbered_pairs(source, live)
     # Ordered as `last_of_pairs` orders them: by user, then item.
     wanted = live_pair[last_live]
     seen, given = (
@@ -92,31 +90,11 @@ def is_among(pairs: Int64s, ordered: Int64s) -> npt.NDArray[np.bool_]:
     return np.asarray(ordered[place] == pairs)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """How ratings that hold differ from others: pairs that are new, gone, or have another rating, time or
-    context."""
-
-    new: int
-    gone: int
-    other: int
-
-    def __bool__(self) -> bool:
-        return bool(self.new or self.gone or self.other)
-
-
-def change(before: RatingEvents, after: RatingEvents) -> Change:
-    """Return how `after` differs from `before`: events that hold, each pair once, with the same codes."""
-    new, gone, other = differences(before, after)
-    return Change(len(new), len(gone), len(other))
-
-
 def differences(before: RatingEvents, after: RatingEvents) -> tuple[Int64s, Int64s, Int64s]:
     """Return positions: in `after` of pairs that are new, in `before` of those that are gone, in `after` of
-    those with another rating, time or context. Both as in `change`.
+    those with another rating, time or context. Both hold, have each pair once, and use the same codes.
     """
-    width = 1 + max(before.key.max(initial=0), after.key.max(initial=0))
-    was, now = before.user * width + before.key, after.user * width + after.key
+    was, now = numbered_pairs(before, after)
     # Each side has a pair once: `holding` has seen to it.
     _, old, fresh = np.intersect1d(was, now, assume_unique=True, return_indices=True)
     same = (bits(before.rating[old]) == bits(after.rating[fresh])) & (

@@ -3,21 +3,21 @@ returned no event up to the cut is missing.
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from featurestore.ratings.stream import Progress
 from featurestore.store import Store
-from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
-from foldin.recovery.retries import Say, has_leader, retried
+from foldin.errors import StoppedError
+from foldin.recovery.retries import Say, T, has_leader, retried
 from trainer.archive.events import join_spans
 from trainer.archive.listing import uncovered
 from trainer.archive.segments import Segment, inspect_segment
 from trainer.archive.storage.files import Location, files_of
 from trainer.errors import (
     ArchiveFailedError,
-    ArchiveRefusedError,
     SegmentDamagedError,
     SegmentGoneError,
 )
@@ -27,6 +27,9 @@ from trainer.errors import (
 _PATIENCE_S = 20.0
 # To read the footers of a hundred segments takes a few milliseconds.
 _LOOK_S = 0.2
+
+# Merges take files away while others are read; each listing finds most of them in place.
+_LISTINGS = 20
 
 Cut = Mapping[int, Progress]
 """By partition: how far its stream was."""
@@ -45,7 +48,7 @@ async def reach(store: Store, epoch: int, folder: Location, say: Say) -> Reached
 
     A partition without events is left out of the cut.
 
-    Raises `RecoveryStoppedError` where no trainer archives it, `RecoveryRefusedError`.
+    Raises `StoppedError` where no trainer archives it, `CannotStartError`.
     """
     found = await retried(store.stream.progress, epoch)
     cut = {partition: progress for partition, progress in found.items() if progress.last > (0, 0)}
@@ -61,10 +64,21 @@ async def reach(store: Store, epoch: int, folder: Location, say: Say) -> Reached
                 say(f"Waiting for the trainer: {why}")
                 told = True
         elif time.monotonic() - led_at > _PATIENCE_S:
-            raise RecoveryStoppedError(
+            raise StoppedError(
                 f"{why}, and no trainer leads: start one, on the folder of this archive, and run this again"
             )
         await asyncio.sleep(_LOOK_S)
+
+
+async def read_reached(
+    store: Store, epoch: int, folder: Location, say: Say, read: Callable[[Reached], T]
+) -> T:
+    """Return what `read` makes, in a thread, of what `reach` returns. Raises as both, and `StoppedError`."""
+    for _ in range(_LISTINGS):
+        reached = await reach(store, epoch, folder, say)
+        with contextlib.suppress(SegmentGoneError):
+            return await asyncio.to_thread(read, reached)
+    raise StoppedError("the archive changes all the time: run this again")
 
 
 def listed(folder: Location, cut: Cut) -> tuple[str | None, list[Segment]]:
@@ -82,8 +96,6 @@ def listed(folder: Location, cut: Cut) -> tuple[str | None, list[Segment]]:
     except (SegmentDamagedError, SegmentGoneError) as exc:
         # It is merged just now, or set aside and rebuilt by the trainer.
         return f"{folder / str(exc)}", segments
-    except ArchiveRefusedError as exc:
-        raise RecoveryRefusedError(exc.why) from exc
     # Both: after a rebuild a span says no more than where it ends.
     spans = join_spans(segment.spans for segment in segments)
     behind = 0

@@ -23,13 +23,13 @@ from featurestore.generations.manifest import Pointer
 from featurestore.ratings.batches import Columns
 from featurestore.ratings.context_schema import ContextRefused, ContextSchema
 from featurestore.store import Store
+from foldin.errors import StoppedError
 from foldin.recovery.adoption import adopt, must_adopt, was_put_back
 from foldin.recovery.erased import Erased, find_erased, take_over
-from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
-from foldin.recovery.events import RatingEvents, as_bytes, joined, with_codes_of
-from foldin.recovery.merging import Change, change, holding, merge
+from foldin.recovery.events import RatingEvents, as_bytes, joined, read_histories, with_codes_of
+from foldin.recovery.merging import differences, holding, merge
 from foldin.recovery.reaching import reach
-from foldin.recovery.retries import Progress, Say, Step, has_leader, no_progress, no_step, retried
+from foldin.recovery.retries import Progress, Say, has_leader, no_progress, retried
 from foldin.recovery.sources import (
     Archived,
     Source,
@@ -39,8 +39,9 @@ from foldin.recovery.sources import (
     read_source,
     require_scale,
 )
-from foldin.recovery.stored import read_histories
 from foldin.recovery.taken_back import with_taken_back
+from processes.errors import CannotStartError
+from trainer.archive.segments import Step, no_step
 from trainer.archive.storage.files import Location
 from trainer.erasure.older_copy import erase_attributes_again
 from trainer.settings import TrainerSettings
@@ -80,14 +81,15 @@ class Plan:
     """The new history: events in the order in which they are written, and items in that of their rows.
 
     `kept_out`: ratings of users who were forgotten; `on_top`: live events that the source has not seen;
-    `change`: from what holds now; `erased`: who was forgotten.
+    `change`: how many pairs are new, gone, and have another rating, time or context than what holds now;
+    `erased`: who was forgotten.
     """
 
     events: RatingEvents
     items: list[bytes]
     kept_out: int
     on_top: int
-    change: Change
+    change: tuple[int, int, int]
     erased: Erased
 
 
@@ -114,7 +116,7 @@ class Restore:
     async def run(self) -> int | None:
         """Restore; return the generation that is live then, None where nothing had to be done.
 
-        Raises `RecoveryRefusedError` (nothing was changed), `RecoveryStoppedError`.
+        Raises `CannotStartError` (nothing was changed), `StoppedError`.
         """
         pointer = await self._settled()
         if pointer.pending:
@@ -153,7 +155,7 @@ class Restore:
         try:
             epoch = await retried(self._store.epochs.begin, by=LOADING)
         except EpochBusy as exc:
-            raise RecoveryRefusedError(f"{exc}: run this again in a minute") from exc
+            raise CannotStartError(f"{exc}: run this again in a minute") from exc
         self._step("begun")
         try:
             if not await self._prepare(epoch, archived, is_new=is_new):
@@ -163,7 +165,7 @@ class Restore:
             self._step("asked")
             await retried(self._store.epochs.hold, epoch, LOADED)
         except EpochGone as exc:
-            raise RecoveryStoppedError(f"epoch {epoch} was given up meanwhile: run this again") from exc
+            raise StoppedError(f"epoch {epoch} was given up meanwhile: run this again") from exc
         except BaseException:
             await self._give_up(epoch)
             raise
@@ -182,7 +184,7 @@ class Restore:
             if await was_put_back(self._store, self._settings):
                 await retried(erase_attributes_again, self._store, live_epoch, plan.erased.ledgers)
             await self._put_back(archived.catalogue, plan.erased, experiments=is_new)
-            if not plan.change and not await must_adopt(self._store, self._settings):
+            if not any(plan.change) and not await must_adopt(self._store, self._settings):
                 return False
             self._step("planned")
             await self._load(epoch, plan)
@@ -230,7 +232,7 @@ class Restore:
         try:
             found = await retried(self._store.kept.put_back, dump, experiments=experiments)
         except StoreRefused as exc:
-            raise RecoveryRefusedError(f"{exc}: its events would mean something else") from exc
+            raise CannotStartError(f"{exc}: its events would mean something else") from exc
         if dump.items or dump.users or dump.scenarios or dump.experiments:
             self._say(
                 f"  {found.items:,} items of the catalogue, attributes of {found.users:,} users, "
@@ -239,7 +241,7 @@ class Restore:
 
     async def _recoded(self, archived: Archived) -> Archived:
         """Return what is archived with its contexts as this store has them, which gets the fields that it
-        lacks; what it has deleted stays so. Raises `RecoveryRefusedError` where a field means something else
+        lacks; what it has deleted stays so. Raises `CannotStartError` where a field means something else
         there, or there is no room for all of them.
         """
         source = ContextSchema(tuple(archived.catalogue.contexts if archived.catalogue else ()))
@@ -256,7 +258,7 @@ class Restore:
                     contexts.change, lambda before: before.merged(source, keep_deleted=True)
                 )
         except ContextRefused as exc:
-            raise RecoveryRefusedError(
+            raise CannotStartError(
                 f"the contexts of its ratings do not fit into this store: {exc}. Mend that and run this "
                 "again, or restore into an empty namespace (FOLDIN_NAMESPACE)"
             ) from exc
@@ -266,7 +268,7 @@ class Restore:
         return replace(archived, events=replace(archived.events, context=context))
 
     def _read(self, source: Source) -> Archived:
-        """Read what is wanted of the source. Raises `RecoveryRefusedError`."""
+        """Read what is wanted of the source. Raises `CannotStartError`."""
         request = self._request
         self._say(f"Reading {source.folder}")
         archived = read_source(
@@ -282,12 +284,12 @@ class Restore:
                     f"  {unknown:,} ratings do not say when they arrived (a rebuilt archive): they stay"
                 )
             if not in_time.any():
-                raise RecoveryRefusedError(
+                raise CannotStartError(
                     f"{source.folder} begins after that time: `foldin undo` lists what was live before"
                 )
             events = events.take(in_time)
         if not len(events):
-            raise RecoveryRefusedError(f"{source.folder} has no ratings")
+            raise CannotStartError(f"{source.folder} has no ratings")
         return replace(archived, events=events)
 
     async def _plan(self, archived: Archived, live_epoch: int) -> Plan:
@@ -329,17 +331,19 @@ class Restore:
             # Items without ratings, too; of another history only those that its ratings name.
             items += as_bytes(live.item_ids)
         items = [item_id for item_id in dict.fromkeys(items) if item_id]
-        return Plan(_in_order(events), items, kept_out, len(above), change(before, after), erased)
+        new, gone, other = differences(before, after)
+        change = len(new), len(gone), len(other)
+        return Plan(_in_order(events), items, kept_out, len(above), change, erased)
 
     def _tell(self, plan: Plan, *, would: bool = False) -> None:
-        new, gone, other = plan.change.new, plan.change.gone, plan.change.other
+        new, gone, other = plan.change
         ratings = int((~np.isnan(plan.events.rating)).sum())
         self._say(
             f"  {ratings:,} ratings, {len(plan.items):,} items; {plan.on_top:,} from the live store on top"
         )
         if plan.kept_out:
             self._say(f"  {plan.kept_out:,} ratings of users who were forgotten since stay away")
-        if plan.change:
+        if any(plan.change):
             verb = "would be" if would else "are"
             self._say(f"  {new:,} pairs {verb} rated again, {gone:,} no more, {other:,} otherwise")
         else:
@@ -405,7 +409,7 @@ class Restore:
             if outcome is not None and outcome.state == "failed":
                 await self._give_up(epoch)
                 why = outcome.detail or outcome.code
-                raise RecoveryStoppedError(f"the trainer refused it ({why}): the history before is live")
+                raise StoppedError(f"the trainer refused it ({why}): the history before is live")
             if outcome is not None and outcome.state == "done":
                 self._say(f"Generation {outcome.generation} is live. `foldin undo last` goes back.")
                 return int(outcome.generation or 0)
@@ -436,7 +440,7 @@ class Restore:
             elif not pointer.pending_by and silent_s > _UNASKED_S and not await self._is_expected(pointer):
                 await retried(self._store.epochs.abandon, pointer.pending)
             if time.monotonic() - waiting_since > 2 * _SILENT_S:
-                raise RecoveryRefusedError(
+                raise CannotStartError(
                     f"epoch {pointer.pending} is being prepared (by a restore, or POST /train): run this "
                     "again when that has ended"
                 )

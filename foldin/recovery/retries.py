@@ -7,7 +7,7 @@ from typing import ParamSpec, TypeVar
 
 from featurestore.errors import StoreUnavailable, StreamFull
 from featurestore.store import Store
-from foldin.recovery.errors import RecoveryStoppedError
+from foldin.errors import StoppedError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,20 +25,13 @@ Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
 """Shows how much of how much is done."""
 
-Step = Callable[[str], None]
-"""Called with the name of each step before it is done. Tests kill the process there."""
-
-
-def no_step(_name: str) -> None:
-    """Do nothing between steps."""
-
 
 def no_progress(_done: int, _total: int) -> None:
     """Show nothing."""
 
 
 async def retried(call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Await `call`, which may be repeated, until the store takes it. Raises `RecoveryStoppedError`."""
+    """Await `call`, which may be repeated, until the store takes it. Raises `StoppedError`."""
     began = time.monotonic()
     while True:
         try:
@@ -46,7 +39,7 @@ async def retried(call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kw
         except StoreUnavailable as exc:
             limit_s = GIVE_UP_FULL_S if isinstance(exc, StreamFull) else GIVE_UP_SILENT_S
             if time.monotonic() - began > limit_s:
-                raise RecoveryStoppedError(f"{exc}: run this again later") from exc
+                raise StoppedError(f"{exc}: run this again later") from exc
             await asyncio.sleep(min(max(exc.retry_after_s, 0.05), _LONGEST_PAUSE_S))
 
 

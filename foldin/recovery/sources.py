@@ -18,10 +18,10 @@ from featurestore.settings import format_scale, parse_scale
 from featurestore.store import Store
 from foldin.files.rows import scale_for
 from foldin.recovery.erased import read_ledgers
-from foldin.recovery.errors import RecoveryRefusedError
 from foldin.recovery.events import RatingEvents, of_tables
 from foldin.recovery.manifest import NAME as MANIFEST
 from foldin.recovery.manifest import Manifest, read_manifest
+from processes.errors import CannotStartError
 from trainer.archive.erasures import Ledger
 from trainer.archive.identity import IDENTITY_FILE, read_identity
 from trainer.archive.item_list import NAME as ITEMS
@@ -36,7 +36,6 @@ from trainer.archive.storage.files import Location
 from trainer.archive.trash import NOTE
 from trainer.errors import (
     ArchiveFailedError,
-    ArchiveRefusedError,
     SegmentDamagedError,
     SegmentGoneError,
 )
@@ -74,14 +73,14 @@ def find_source(
     """Return the epoch that a folder stands for. `live`: identity and live epoch of the store;
     `skip_damaged`: what is there of a backup that is not whole will do.
 
-    Raises `RecoveryRefusedError` where there is none, or more than one that could be meant.
+    Raises `CannotStartError` where there is none, or more than one that could be meant.
     """
     try:
         there = path.is_dir()
     except OSError as exc:
-        raise RecoveryRefusedError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+        raise CannotStartError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     if not there:
-        raise RecoveryRefusedError(f"there is no folder {path}")
+        raise CannotStartError(f"there is no folder {path}")
     if (manifest := read_manifest(path, skip_damaged=skip_damaged)) is not None:
         return Source(path, manifest)
     if (path / NOTE).exists() or uncovered(path):
@@ -98,17 +97,17 @@ def find_source(
         return Source(folder, newest)
     with_events = [folder for folder in folders if uncovered(folder)]
     # Which one is live is written in the store alone: another store cannot tell.
-    if len(with_events) > 1 and _identity(path) == live[0]:
+    if len(with_events) > 1 and read_identity(path) == live[0]:
         with_events = [folder for folder in with_events if folder.name == f"epoch-{live[1]:06d}"]
     if len(with_events) == 1:
         return _without_manifest(with_events[0], skip_damaged=skip_damaged)
     if len(with_events) > 1:
         names = ", ".join(str(folder) for folder in with_events)
-        raise RecoveryRefusedError(f"{path} has several histories: name the one to restore ({names})")
+        raise CannotStartError(f"{path} has several histories: name the one to restore ({names})")
     # What `FOLDIN_ARCHIVE_DIR` names: it may have archives of several namespaces.
     if (path / namespace).is_dir():
         return find_source(path / namespace, live, namespace, skip_damaged=skip_damaged)
-    raise RecoveryRefusedError(f"{path} has no ratings: name an archive, a backup, or an entry of the trash")
+    raise CannotStartError(f"{path} has no ratings: name an archive, a backup, or an entry of the trash")
 
 
 def _without_manifest(folder: Location, *, skip_damaged: bool) -> Source:
@@ -120,7 +119,7 @@ def _without_manifest(folder: Location, *, skip_damaged: bool) -> Source:
     # On an object store it has none there; but beside its epochs an archive says whose it is.
     of_archive = of_archive or (folder.parent / IDENTITY_FILE).exists()
     if not of_archive and not skip_damaged:
-        raise RecoveryRefusedError(
+        raise CannotStartError(
             f"{folder} has no {MANIFEST}: the backup was cut off, or is not whole; --skip-damaged restores "
             "what is there"
         )
@@ -135,14 +134,7 @@ def is_live_archive(source: Source, live: tuple[str, int], root: Location) -> bo
 
 def live_archive(live: tuple[str, int], root: Location) -> Location | None:
     """Return the folder of the live epoch in an archive; None where that is another store's."""
-    return root / f"epoch-{live[1]:06d}" if _identity(root) == live[0] else None
-
-
-def _identity(root: Location) -> str | None:
-    try:
-        return read_identity(root)
-    except ArchiveRefusedError as exc:
-        raise RecoveryRefusedError(exc.why) from exc
+    return root / f"epoch-{live[1]:06d}" if read_identity(root) == live[0] else None
 
 
 def _identity_of(source: Source) -> str | None:
@@ -151,17 +143,14 @@ def _identity_of(source: Source) -> str | None:
         return source.manifest.identity
     note = source.folder / NOTE
     if note.exists():
-        try:
-            return str((read_json(note) or {}).get("identity", "")) or None
-        except ArchiveRefusedError as exc:
-            raise RecoveryRefusedError(exc.why) from exc
-    return _identity(source.folder.absolute().parent)
+        return str((read_json(note) or {}).get("identity", "")) or None
+    return read_identity(source.folder.absolute().parent)
 
 
 def read_source(source: Source, *, skip_damaged: bool = False, skip_damaged_ledger: bool = False) -> Archived:
     """Read all of a source, each file verified. `skip_damaged`: leave out what cannot be read.
 
-    Raises `RecoveryRefusedError`.
+    Raises `CannotStartError`.
     """
     # First: the name of a file that is missing is in no other place.
     if source.manifest is not None and not skip_damaged:
@@ -177,13 +166,13 @@ def read_source(source: Source, *, skip_damaged: bool = False, skip_damaged_ledg
             events = _named(events, catalogue, source, skip_damaged=skip_damaged)
             events = _told(events, catalogue, source, skip_damaged=skip_damaged)
             return Archived(events, listed, ledgers, catalogue, _identity_of(source), lacks)
-    raise RecoveryRefusedError(f"{source.folder} changes all the time: run this again")
+    raise CannotStartError(f"{source.folder} changes all the time: run this again")
 
 
 async def require_scale(archived: Archived, source: Source, store: Store, *, decide: bool) -> None:
     """Where wanted, decide on the scale of these ratings in a store that has none.
 
-    Raises `RecoveryRefusedError` where the store does not take such ratings, `StoreUnavailable`.
+    Raises `CannotStartError` where the store does not take such ratings, `StoreUnavailable`.
     """
     rating = archived.events.rating
     valid = rating[~np.isnan(rating) & (archived.events.type_code == 0)]
@@ -193,12 +182,12 @@ async def require_scale(archived: Archived, source: Source, store: Store, *, dec
         try:
             await store.scale.decide(parse_scale(known))
         except ValueError as exc:
-            raise RecoveryRefusedError(f"the scale of {source.folder} {exc}") from None
+            raise CannotStartError(f"the scale of {source.folder} {exc}") from None
     scale = store.scale.value
     off = len(valid) and (valid.min() < scale.low or valid.max() > scale.high)
     if off and store.scale.decided:
         told = source.manifest.scale if source.manifest else f"{valid.min():g}:{valid.max():g}"
-        raise RecoveryRefusedError(
+        raise CannotStartError(
             f"the ratings of {source.folder} are of the scale {told}, the store's is {format_scale(scale)}: "
             f"use a namespace with FOLDIN_SCALE={told}"
         )
@@ -221,17 +210,15 @@ def _tables(source: Source, *, skip_damaged: bool) -> list[pa.Table]:
                 tables.append(read_segment(path, file)[0])
             except SegmentDamagedError as exc:
                 if not skip_damaged:
-                    raise RecoveryRefusedError(
+                    raise CannotStartError(
                         f"{path} is damaged ({exc.why}): restore from a backup, or leave it out with "
                         "--skip-damaged"
                     ) from exc
     except ArchiveFailedError as exc:
         # Not damage that may be skipped: it may be read the next time.
-        raise RecoveryRefusedError(
+        raise CannotStartError(
             f"{exc}: run this again, or take the file away and go on with --skip-damaged"
         ) from exc
-    except ArchiveRefusedError as exc:
-        raise RecoveryRefusedError(exc.why) from exc
     return tables
 
 
@@ -253,7 +240,7 @@ def _catalogue(source: Source, *, skip_damaged: bool) -> tuple[Dump | None, str]
         if skip_damaged:
             return None, ""
         why = f"{source.folder / name} is damaged ({exc}): leave it out with --skip-damaged"
-        raise RecoveryRefusedError(why) from exc
+        raise CannotStartError(why) from exc
 
 
 def _of_archive(folder: Location, *, skip_damaged: bool) -> tuple[Dump | None, str]:
@@ -269,9 +256,7 @@ def _of_archive(folder: Location, *, skip_damaged: bool) -> tuple[Dump | None, s
     except ArchiveFailedError as exc:
         if skip_damaged:
             return None, f"{exc}: it is left out"
-        raise RecoveryRefusedError(f"{exc}: leave it out with --skip-damaged") from exc
-    except ArchiveRefusedError as exc:
-        raise RecoveryRefusedError(exc.why) from exc
+        raise CannotStartError(f"{exc}: leave it out with --skip-damaged") from exc
     if kept is None:
         lacks = f"There is no {KEPT}: of titles, attributes, what is hidden, scenarios, experiments and keys "
         found = Dump({}, [], [], [], event_types=types, contexts=list(fields.fields))
@@ -302,7 +287,7 @@ def _named(
         return events
     if not skip_damaged:
         codes = ", ".join(map(str, np.unique(events.type_code[~known]).tolist()))
-        raise RecoveryRefusedError(
+        raise CannotStartError(
             f"{source.folder} does not say what its events of the types {codes} are: leave them out with "
             "--skip-damaged"
         )
@@ -317,7 +302,7 @@ def _told(
     if events.context is None or events.context.shape[1] <= named:
         return events
     if not skip_damaged:
-        raise RecoveryRefusedError(
+        raise CannotStartError(
             f"{source.folder} does not say what the contexts of its ratings are: leave them out with "
             "--skip-damaged"
         )
@@ -333,7 +318,7 @@ def _require_whole(folder: Location) -> None:
     """Refuse a folder of which a part was set aside or is missing."""
     damaged = sorted(folder.glob(f"*{DAMAGED}"))
     if damaged:
-        raise RecoveryRefusedError(
+        raise CannotStartError(
             f"{damaged[0]} was damaged and set aside: restore from a backup, or leave it out with "
             "--skip-damaged"
         )
@@ -341,7 +326,7 @@ def _require_whole(folder: Location) -> None:
     expected = 1
     for name, path in uncovered(folder):
         if name.first != expected:
-            raise RecoveryRefusedError(
+            raise CannotStartError(
                 f"{folder} lacks what came before {path.name}: restore from a backup, or from what is there "
                 "with --skip-damaged"
             )
@@ -354,14 +339,8 @@ def _items(path: Location, events: RatingEvents, *, skip_damaged: bool) -> pa.St
         listed = read_items(path)
     except ArchiveFailedError as exc:
         if not skip_damaged:
-            raise RecoveryRefusedError(f"{exc}: leave it out with --skip-damaged") from exc
+            raise CannotStartError(f"{exc}: leave it out with --skip-damaged") from exc
         listed = pa.array([], type=pa.string())
-    except ArchiveRefusedError as exc:
-        raise RecoveryRefusedError(exc.why) from exc
-    return together(listed, events.item_ids)
-
-
-def together(first: pa.StringArray, second: pa.StringArray) -> pa.StringArray:
-    """Ids of both, each once, those of `first` in front. The empty id, of an unknown item, is left out."""
-    ids = pa.chunked_array([first, second]).unique()
+    ids = pa.chunked_array([listed, events.item_ids]).unique()
+    # The empty id is that of an unknown item.
     return ids.filter(pc.not_equal(ids, ""))

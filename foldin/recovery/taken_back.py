@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from foldin.recovery.erased import Erased
-from foldin.recovery.errors import RecoveryRefusedError
-from foldin.recovery.events import RatingEvents, joined, of_tables, with_codes_of
+from foldin.recovery.events import RatingEvents, joined, numbered_pairs, of_tables, with_codes_of
 from foldin.recovery.retries import Say
 from foldin.recovery.sources import LISTINGS
+from processes.errors import CannotStartError
 from trainer.archive.events import SCHEMA, Rows
 from trainer.archive.listing import uncovered
 from trainer.archive.segments import open_rows, open_segment
@@ -31,7 +31,7 @@ def with_taken_back(live: RatingEvents, erased: Erased, folder: Location | None,
     `folder`: the archive of that epoch, None where there is none that knows. What is damaged there is told to
     `say`.
 
-    Blocking: reads an archive in which anything was taken back twice. Raises `RecoveryRefusedError`.
+    Blocking: reads an archive in which anything was taken back twice. Raises `CannotStartError`.
     """
     events = of_tables([] if folder is None else [_archived(folder, say)])
     # What waits for the archive is later.
@@ -40,9 +40,7 @@ def with_taken_back(live: RatingEvents, erased: Erased, folder: Location | None,
     gone = events.take(last[np.isnan(events.rating[last])])
     gone = replace(gone.take(erased.stays(gone)), context=None)
     live = with_codes_of(live, gone)
-    width = 1 + max(live.key.max(initial=0), gone.key.max(initial=0))
-    lacking = ~np.isin(gone.user * width + gone.key, live.user * width + live.key)
-    return joined(gone.take(lacking), live)
+    return joined(gone.take(~np.isin(*numbered_pairs(gone, live))), live)
 
 
 def _archived(folder: Location, say: Say) -> pa.Table:
@@ -55,10 +53,10 @@ def _archived(folder: Location, say: Say) -> pa.Table:
                 among = partial(_is_of, pc.unique(gone["user_id"]), pc.unique(gone["item_id"]))
                 return _parts(segments, among) if len(gone) else gone
     except (ArchiveFailedError, ArchiveRefusedError, SegmentDamagedError, OSError) as exc:
-        raise RecoveryRefusedError(
+        raise CannotStartError(
             f"{folder} says what was taken back since, and cannot be read ({exc}): run this again"
         ) from exc
-    raise RecoveryRefusedError(f"{folder} changes all the time: run this again")
+    raise CannotStartError(f"{folder} changes all the time: run this again")
 
 
 def _segments(folder: Location, files: contextlib.ExitStack, say: Say) -> list[Rows]:

@@ -6,7 +6,6 @@ what was read of the store.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,24 +18,20 @@ from featurestore.catalogue.dump import dump_from_bytes
 from featurestore.errors import StoreDamaged
 from featurestore.keys import digest_of
 from featurestore.store import Store
+from foldin.errors import StoppedError
 from foldin.recovery.adoption import require_match
-from foldin.recovery.errors import RecoveryStoppedError
-from foldin.recovery.events import RatingEvents, of_tables, with_codes_of
+from foldin.recovery.events import Histories, RatingEvents, of_tables, read_histories, with_codes_of
 from foldin.recovery.merging import differences, holding
-from foldin.recovery.reaching import reach
+from foldin.recovery.reaching import Reached, read_reached
 from foldin.recovery.retries import Progress, Say, no_progress, retried
-from foldin.recovery.stored import Histories, read_histories
 from trainer.archive.kept import NAME as KEPT
 from trainer.archive.kept import read_kept
 from trainer.archive.segments import open_segment, read_segment
-from trainer.archive.storage.files import Location
-from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
+from trainer.errors import ArchiveFailedError, SegmentDamagedError
 from trainer.settings import TrainerSettings
 
 # Of the differences: what fits on a terminal.
 SHOWN = 20
-# Merges take files away while they are opened; each listing finds most of them in place.
-_LISTINGS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +53,16 @@ async def verify(
     """Compare the live history in the store with its archive. `progress`: by partitions of the store, then
     by files of the archive.
 
-    Raises `RecoveryStoppedError` where the archive does not come to have all, `RecoveryRefusedError`.
+    Raises `StoppedError` where the archive does not come to have all, `CannotStartError`.
     """
     await require_match(store, settings)
     epoch = (await retried(store.generations.live)).epoch
     # In this order, so that an archive which lacks something of what was read cannot be just late.
     stored = await read_histories(store, epoch, progress=progress)
-    archived, item_row = await _archived(store, epoch, settings, say, progress)
+    folder = settings.archive_folder / f"epoch-{epoch:06d}"
+    archived, item_row = await read_reached(
+        store, epoch, folder, say, lambda reached: _read(reached, progress)
+    )
     registry = store.items(epoch)
     await retried(registry.refresh)
     both = await asyncio.to_thread(_aligned, stored, archived)
@@ -91,31 +89,19 @@ class _Both:
     archived_n: Int64s
 
 
-async def _archived(
-    store: Store, epoch: int, settings: TrainerSettings, say: Say, progress: Progress
-) -> tuple[RatingEvents, Int64s]:
-    """Return the archived events up to a moment from now, at least, and the item row of each."""
-    folder = settings.archive_folder / f"epoch-{epoch:06d}"
-    for _ in range(_LISTINGS):
-        reached = await reach(store, epoch, folder, say)
-        with contextlib.suppress(SegmentGoneError):
-            paths = [segment.path for segment in reached.segments]
-            return await asyncio.to_thread(_read, paths, progress)
-    raise RecoveryStoppedError("the archive changes all the time: run this again")
-
-
-def _read(paths: Sequence[Location], progress: Progress) -> tuple[RatingEvents, Int64s]:
+def _read(reached: Reached, progress: Progress) -> tuple[RatingEvents, Int64s]:
+    """Return the archived events and the item row of each."""
     try:
         # Opened at once: a merge takes files away meanwhile.
-        files = [(path, open_segment(path)) for path in paths]
+        files = [(segment.path, open_segment(segment.path)) for segment in reached.segments]
         tables = []
         for path, file in files:
             tables.append(read_segment(path, file)[0])
             progress(len(tables), len(files))
     except SegmentDamagedError as exc:
-        raise RecoveryStoppedError(f"{exc.path} is damaged ({exc.why}): the trainer rebuilds it") from exc
+        raise StoppedError(f"{exc.path} is damaged ({exc.why}): the trainer rebuilds it") from exc
     except ArchiveFailedError as exc:
-        raise RecoveryStoppedError(f"{exc}: run this again") from exc
+        raise StoppedError(f"{exc}: run this again") from exc
     rows = [np.zeros(0, np.int64), *[table["item_row"].to_numpy() for table in tables]]
     return of_tables(tables), np.concatenate(rows)
 

@@ -15,17 +15,17 @@ from featurestore.item_registry import ItemRegistry
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
 from foldin.recovery.backing_up import back_up
+from foldin.recovery.events import read_histories
 from foldin.recovery.manifest import Manifest
 from foldin.recovery.merging import holding
 from foldin.recovery.restoring import Restore, RestoreRequest
-from foldin.recovery.retries import Step, no_step
-from foldin.recovery.stored import read_histories
 from foldin.recovery.verifying import Verified, verify
 from tests.support import factories
 from tests.support.factories import low_rank_ratings
 from tests.support.servers import StoreServer
 from tests.support.trainers import Crash, crash_at, cut_off, fitted, running_trainer, until_drained
 from tests.support.waiting import wait_until_async
+from trainer.archive.segments import Step, no_step
 from trainer.archive.storage.files import Location
 from trainer.settings import TrainerSettings
 

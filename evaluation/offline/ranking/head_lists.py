@@ -4,8 +4,9 @@ Invariant: a list comes from the training ratings alone, by the very function th
 """
 
 import numpy as np
+import numpy.typing as npt
 
-from evaluation.offline.ranking.lists import seen_by, top_by_score
+from evaluation.offline.ranking.lists import rows_of, seen_by, top_by_score
 from evaluation.question import Array, Predicted, Question, Rows
 from factors import BlendedRanker, Fitted, Histories, RankingFit, RankingHead, Scorer, fit_ranking
 
@@ -26,13 +27,12 @@ def top_by_served_score(question: Question, fitted: Fitted, seed: int) -> Predic
     """Rank as the service does, by relevance and the rating that `fitted` expects."""
     head, users = _fit(question, seed).head, question.ranked_users()
     ranker, scorer = BlendedRanker(head, fitted.posterior), Scorer(fitted.posterior, fitted.items)
-    top = np.full((len(users), question.top), -1, dtype=np.int32)
+    lists: list[npt.NDArray[np.int64]] = []
     for start in range(0, len(users), USERS_AT_ONCE):
         part = users[start : start + USERS_AT_ONCE]
         asked = (fitted.users[part], histories_of(question, part), question.top, seen_by(question, part))
-        for line, found in zip(top[start:], ranker.top(scorer, *asked), strict=False):
-            line[: len(found.item_rows)] = found.item_rows
-    return Predicted(top=top, note=_note(head))
+        lists += [found.item_rows for found in ranker.top(scorer, *asked)]
+    return Predicted(top=rows_of(lists, question.top), note=_note(head))
 
 
 def _fit(question: Question, seed: int) -> RankingFit:

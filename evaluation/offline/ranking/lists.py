@@ -2,7 +2,7 @@
 and items of equal score come in the order of their rows, the same on every machine.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,14 @@ def seen_by(question: Question, users: Rows) -> list[Rows]:
     order = np.argsort(question.train_user, kind="stable")
     bounds = np.searchsorted(question.train_user[order], np.stack([users, users + 1]))
     return [question.train_item[order[start:end]] for start, end in bounds.T.tolist()]
+
+
+def rows_of(found: Sequence[npt.NDArray[np.int64]], top: int) -> Rows:
+    """Return lists of item rows as an array (u, top), -1 where there is no item."""
+    table = np.full((len(found), top), -1, dtype=np.int32)
+    for line, item_rows in zip(table, found, strict=True):
+        line[: len(item_rows)] = item_rows
+    return table
 
 
 def top_by_score(question: Question, score: Callable[[Rows], Scores]) -> Rows:

@@ -1,7 +1,7 @@
 """What was looked at, what was found, and what to do."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 Status = Literal["ok", "warn", "fail"]
@@ -17,10 +17,6 @@ class Finding:
     status: Status
     found: str
     advice: str = ""
-
-    def document(self) -> dict[str, str]:
-        """Return it as `--json` prints it."""
-        return asdict(self)
 
 
 def worst_of(findings: Iterable[Finding]) -> Finding:

@@ -11,7 +11,7 @@ import shlex
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TypeVar, cast
@@ -30,8 +30,7 @@ from featurestore.settings import StoreSettings, redacted
 from foldin.address import api_client, find_api, running_stack, running_stack_url, told_problem
 from foldin.commands.doctor import machine, store
 from foldin.commands.doctor.findings import Finding, Status, worst, worst_of
-from foldin.commands.settings import DoctorOptions
-from foldin.settings import FrontDoorSettings, StackOptions
+from foldin.settings import DoctorOptions, FrontDoorSettings, StackOptions
 from foldin.up import KEY_FILE
 from foldin_client import AsyncClient, BusyError, FoldinError, NoAnswerError, ProblemError
 from foldin_client.models import Ready
@@ -81,7 +80,7 @@ def run_doctor(options: DoctorOptions, settings: FrontDoorSettings) -> int:
         findings += asyncio.run(_look(place))
     _print(findings)
     found = worst(findings)
-    settings.emit({"worst": found, "checks": [each.document() for each in findings]})
+    settings.emit({"worst": found, "checks": [asdict(each) for each in findings]})
     return 1 if found == "fail" else 0
 
 

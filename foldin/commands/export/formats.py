@@ -12,7 +12,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from foldin.errors import ExportStoppedError
+from foldin.errors import StoppedError
 from foldin.settings import CONTEXT_PREFIX, ITEM_FIELDS, USER_FIELDS
 from foldin_client.models import SchemaBody
 
@@ -35,7 +35,7 @@ class Writer(Protocol):
     """One format. `close` writes what is left."""
 
     def add(self, row: msgspec.Struct) -> None:
-        """Write a row. Raises ExportStoppedError, OSError."""
+        """Write a row. Raises StoppedError, OSError."""
 
     def close(self) -> None:
         """Write what is left, and leave the file open. Raises OSError."""
@@ -45,7 +45,7 @@ def columns_of(what: What, schema: SchemaBody) -> dict[str, str]:
     """Return the columns of a table by name, each with the type of its attribute or field of a context; ""
     for what every row may have.
 
-    Raises ExportStoppedError where two columns would have one name.
+    Raises StoppedError where two columns would have one name.
     """
     fields: tuple[str, ...] = RATING_FIELDS
     more: dict[str, str] = {}
@@ -55,7 +55,7 @@ def columns_of(what: What, schema: SchemaBody) -> dict[str, str]:
         fields, more = (ITEM_FIELDS, schema.items) if what == "items" else (USER_FIELDS, schema.users)
     # Where the names of a table and those of attributes meet, one would hide the other.
     if twice := sorted(set(fields) & set(more)):
-        raise ExportStoppedError(
+        raise StoppedError(
             f"an attribute is called {twice[0]}, as a field is, and a table has one column of a name: export "
             "as ndjson"
         )
@@ -91,7 +91,7 @@ class _EndedByNewlines:
 
 
 class CsvWriter:
-    """CSV with a header; lists have bars between their texts. Raises ExportStoppedError for names of columns
+    """CSV with a header; lists have bars between their texts. Raises StoppedError for names of columns
     that a header cannot have.
     """
 
@@ -128,7 +128,7 @@ class CsvWriter:
 
 
 def _require_header(names: Sequence[str]) -> None:
-    """Raise ExportStoppedError where a reader would take the header for another."""
+    """Raise StoppedError where a reader would take the header for another."""
     found = "".join(names)
     wrong = [name for name in names if name != name.strip() or not {"\r", "\n"}.isdisjoint(name)]
     # `foldin import` takes what there is most of in the first line for what is between its columns.
@@ -136,21 +136,19 @@ def _require_header(names: Sequence[str]) -> None:
     # Without a tab all of the header is one column of RecBole's.
     wrong += [name for name in names[-1:] if name.endswith((":token", ":token_seq", ":float", ":float_seq"))]
     if wrong:
-        raise ExportStoppedError(
+        raise StoppedError(
             f"a column is called {wrong[0]!r}, which the header of CSV cannot say: export as ndjson "
             "or parquet"
         )
 
 
-def _no_place(cells: Row, name: str, what: str, *, empty: bool = False) -> ExportStoppedError:
+def _no_place(cells: Row, name: str, what: str, *, empty: bool = False) -> StoppedError:
     """Return the error for a value of a row that CSV cannot say. `empty`: it has an empty text, which
     `foldin import` takes for no value in Parquet, too.
     """
     row = ", ".join(repr(cells[field]) for field in ("user_id", "item_id") if field in cells)
     formats = "ndjson" if empty else "ndjson or parquet"
-    return ExportStoppedError(
-        f"{name} of {row} has {what}, which a cell of CSV cannot say: export as {formats}"
-    )
+    return StoppedError(f"{name} of {row} has {what}, which a cell of CSV cannot say: export as {formats}")
 
 
 class ParquetWriter:
@@ -187,7 +185,7 @@ class ParquetWriter:
 def flat(struct: msgspec.Struct, columns: Mapping[str, str]) -> dict[str, Any]:
     """Return a row with its attributes and its context as columns.
 
-    Raises ExportStoppedError for one that came after the export began.
+    Raises StoppedError for one that came after the export began.
     """
     row = msgspec.to_builtins(struct)
     # One level: what a reader of tables expects, and `foldin import` takes.
@@ -195,5 +193,5 @@ def flat(struct: msgspec.Struct, columns: Mapping[str, str]) -> dict[str, Any]:
     found |= row.get("attributes") or {}
     found |= {f"{CONTEXT_PREFIX}{name}": value for name, value in (row.get("context") or {}).items()}
     if new := sorted(found.keys() - columns.keys()):
-        raise ExportStoppedError(f"{new[0]} is new since the export began: export again")
+        raise StoppedError(f"{new[0]} is new since the export began: export again")
     return found

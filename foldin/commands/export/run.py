@@ -27,10 +27,9 @@ from foldin.commands.export.formats import (
     Writer,
     columns_of,
 )
-from foldin.commands.progress import Shown
-from foldin.commands.settings import ExportOptions
-from foldin.errors import ExportStoppedError
-from foldin.settings import FrontDoorSettings
+from foldin.errors import StoppedError
+from foldin.progress import Shown
+from foldin.settings import ExportOptions, FrontDoorSettings
 from foldin_client import AsyncClient, BusyError, FoldinError, ProblemError
 from foldin_client.models import SchemaBody
 from foldin_client.wire import without_user
@@ -71,7 +70,7 @@ class EmittedRows:
 def run_export(options: ExportOptions, settings: FrontDoorSettings) -> int:
     """Export; return the exit code.
 
-    Raises CannotStartError (nothing was written) and ExportStoppedError (there is no file; what went to
+    Raises CannotStartError (nothing was written) and StoppedError (there is no file; what went to
     standard output is a part).
     """
     end = "" if options.output is None else options.output.suffix.lower()
@@ -122,7 +121,7 @@ def _writer(file: BinaryIO, what: What, kind: str, schema: SchemaBody) -> Writer
 
 
 async def _export(url: str, key: str | None, what: What, make: MakeWriter, *, tabular: bool) -> int:
-    """Write all rows; return how many. Raises CannotStartError, ExportStoppedError."""
+    """Write all rows; return how many. Raises CannotStartError, StoppedError."""
     writer, rows, until, waited = None, 0, time.monotonic() + BUSY_S, False
     shown_url = without_user(url)
     async with api_client(url, key, timeout_s=SILENT_S) as client:
@@ -153,7 +152,7 @@ async def _export(url: str, key: str | None, what: What, make: MakeWriter, *, ta
                     advice = "start one with `foldin up`, or give --url or --data"
                     raise CannotStartError(f"no API answers at {shown_url} ({exc}): {advice}") from exc
                 why = f"the export broke off ({exc})"
-                raise ExportStoppedError(f"{why}; it cannot be gone on with, so begin it again") from exc
+                raise StoppedError(f"{why}; it cannot be gone on with, so begin it again") from exc
 
 
 @contextmanager
@@ -180,6 +179,6 @@ def _new_file(path: Path, *, replace: bool) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
             beside.replace(path)
         except OSError as exc:
-            raise ExportStoppedError(f"{path} cannot be written ({exc.strerror or exc})") from exc
+            raise StoppedError(f"{path} cannot be written ({exc.strerror or exc})") from exc
     finally:
         beside.unlink(missing_ok=True)

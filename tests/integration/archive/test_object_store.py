@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from featurestore.errors import LeaseLost
-from foldin.recovery.errors import RecoveryRefusedError
+from processes.errors import CannotStartError
 from tests.support.event_tables import free
 from tests.support.object_store import CREDENTIALS, Between, ObjectServer, everything
 from tests.support.recovering import GIVEN, LATER, backed_up, empty, held, opened, restored, verified
@@ -148,7 +148,7 @@ async def test_archive_fit_backup_restore_and_erasure(
         assert await same(settings) == len(was)
         for target in (located(backup, CREDENTIALS), located(again, CREDENTIALS), tmp_path / "backup"):
             await backed_up(settings, target)
-        with pytest.raises(RecoveryRefusedError, match="is where the archive is"):
+        with pytest.raises(CannotStartError, match="is where the archive is"):
             await backed_up(settings, located(address / "inside", CREDENTIALS))
         await erased(store, FORGOTTEN)
         assert not has_bytes(address, FORGOTTEN)

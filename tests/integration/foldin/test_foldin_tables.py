@@ -228,11 +228,11 @@ async def test_users_of_a_file_have_their_attributes(
 
 
 ROWS: list[Row] = [
-    (b"ann", b"x", 1.0, 5.0, b"view"),
-    (b"ann", b"y", 4.0, 6.0, b"rating"),
-    (b"ann", b"x", 30.0, 7.0, b"purchase"),
+    (b"ann", b"x", 1.0, 5.0, b"view", None),
+    (b"ann", b"y", 4.0, 6.0, b"rating", None),
+    (b"ann", b"x", 30.0, 7.0, b"purchase", None),
     # Of what was shown the value is a generation: the store takes none of a file, the API what it is told.
-    (b"ann", b"y", 9.0, 8.0, b"impression"),
+    (b"ann", b"y", 9.0, 8.0, b"impression", None),
 ]
 
 
@@ -252,7 +252,7 @@ async def test_events_arrive_as_they_are(store: Store, sink: Sink) -> None:
     # One that there never was, and a retired one.
     for name in ("sneeze", "click"):
         with pytest.raises(RowRefusedError) as refused:
-            await sink.write([*ROWS, (b"ann", b"z", 1.0, 8.0, name.encode())])
+            await sink.write([*ROWS, (b"ann", b"z", 1.0, 8.0, name.encode(), None)])
         assert refused.value.position == 4
         assert f"no event type '{name}'" in str(refused.value)
         assert "impression" in str(refused.value)
@@ -271,7 +271,7 @@ async def test_contexts_arrive_with_their_ratings(client: Client, store: Store, 
     await sink.name_fields([ContextField("hour", "number"), ContextField("device", "category")])
     given: dict[str, float | str] = {"hour": 14.5, "device": "phone"}
     await sink.write([(b"ann", b"x", 4.0, 5.0, None, given), (b"ann", b"y", 2.0, 6.0, None, None)])
-    events: list[Row] = [(b"ann", b"z", 3.0, 7.0, b"rating", {"hour": 9}), (*ROWS[0], None)]
+    events: list[Row] = [(b"ann", b"z", 3.0, 7.0, b"rating", {"hour": 9}), ROWS[0]]
     await sink.write(events)
     known = {each.name: (each.kind, each.categories) for each in (await sink.context_schema()).fields}
     assert known == {"hour": ("number", ()), "device": ("category", ("phone",))}

@@ -9,13 +9,14 @@ import pytest
 
 from featurestore.codecs import pack_entry
 from featurestore.ratings.log import NewRating
-from foldin.recovery.errors import RecoveryRefusedError
+from processes.errors import CannotStartError
 from tests.integration.conftest import Learned
 from tests.support.factories import rating
 from tests.support.recovering import GIVEN, LATER, Held, backed_up, empty, held, opened, restored, verified
 from tests.support.trainers import archived, erased, fitted, running_trainer, until_drained
 from tests.support.waiting import some
 from trainer.archive.json_files import FORMAT
+from trainer.errors import ArchiveRefusedError
 
 pytestmark = pytest.mark.usefixtures("quick_rounds")
 
@@ -109,20 +110,20 @@ async def test_what_is_missing_damaged_or_newer_is_refused(learned: Learned, tmp
         damaged = bytearray(sound)
         damaged[len(damaged) // 2] ^= 1
         path.write_bytes(damaged)
-        with pytest.raises(RecoveryRefusedError, match=path.name):
+        with pytest.raises(CannotStartError, match=path.name):
             await restored(settings, target)
         path.unlink()
-        with pytest.raises(RecoveryRefusedError, match=path.name):
+        with pytest.raises(CannotStartError, match=path.name):
             await restored(settings, target)
         path.write_bytes(sound)
     said = manifest.read_text()
     manifest.write_text(said[:20])
-    with pytest.raises(RecoveryRefusedError, match=r"manifest\.json"):
+    with pytest.raises(CannotStartError, match=r"manifest\.json"):
         await restored(settings, target)
     newer = said.replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}')
     manifest.write_text(newer)
     for refused in (restored(settings, target), backed_up(settings, target)):
-        with pytest.raises(RecoveryRefusedError, match="use the version that wrote it"):
+        with pytest.raises(ArchiveRefusedError, match="use the version that wrote it"):
             await refused
     assert manifest.read_text() == newer
     async with opened(settings.store) as store:

@@ -14,9 +14,10 @@ import pytest
 from featurestore.codecs import pack_history
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
+from foldin.errors import StoppedError
 from foldin.recovery.backing_up import back_up
-from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
 from foldin.recovery.restoring import Plan, Restore
+from processes.errors import CannotStartError
 from tests.integration.conftest import Learned
 from tests.support.factories import rating
 from tests.support.recovering import (
@@ -65,7 +66,7 @@ async def test_nothing_to_do_and_a_dry_run(learned: Learned, monkeypatch: pytest
             assert any("nothing to do" in line for line in lines)
             # While a call prepares a history nothing disturbs it.
             epoch = await store.epochs.begin()
-            with pytest.raises(RecoveryRefusedError, match="is being prepared"):
+            with pytest.raises(CannotStartError, match="is being prepared"):
                 await restored(settings, settings.archive_folder)
             await store.epochs.abandon(epoch)
         gone = min(learned.held)
@@ -77,7 +78,7 @@ async def test_nothing_to_do_and_a_dry_run(learned: Learned, monkeypatch: pytest
         assert await held(store) == now != learned.held
         assert (await store.generations.live()).epoch == 1
         other = replace(settings, store=replace(settings.store, namespace="half", scale="0:1"))
-        with pytest.raises(RecoveryRefusedError, match="FOLDIN_SCALE"):
+        with pytest.raises(CannotStartError, match="FOLDIN_SCALE"):
             await restored(other, copy)
 
 
@@ -165,7 +166,7 @@ async def test_point_in_time(learned: Learned) -> None:
         await changing[0]
         added = {("meanwhile", "i1"): (4.0, 1e9), ("u4", "i1"): (2.0, 1e9)}
         assert await now_held(settings) == without(before, "u3", "u4") | added
-        with pytest.raises(RecoveryRefusedError, match="begins after that time"):
+        with pytest.raises(CannotStartError, match="begins after that time"):
             await restored(settings, settings.archive_folder, until_ms=1000)
 
 
@@ -215,7 +216,7 @@ async def test_a_segment_that_was_set_aside_is_named(learned: Learned) -> None:
     copy = copy_of(settings)
     first, *_ = sorted(copy.rglob("*.parquet"))
     first.rename(first.with_name(first.name + ".damaged"))
-    with pytest.raises(RecoveryRefusedError, match=first.name):
+    with pytest.raises(CannotStartError, match=first.name):
         await restored(settings, copy)
     _, lines = await restored(settings, copy, live="none", skip_damaged=True, dry_run=True)
     assert any("no more" in line for line in lines)
@@ -254,7 +255,7 @@ async def test_a_trainer_leaves_a_restore_alone_that_says_that_it_goes_on(
             if held_on:
                 assert (await restoring)[0] is not None
             else:
-                with pytest.raises(RecoveryStoppedError, match="given up meanwhile"):
+                with pytest.raises(StoppedError, match="given up meanwhile"):
                     await restoring
             assert (await store.generations.live()).epoch == (2 if held_on else 1)
 
@@ -313,19 +314,19 @@ async def test_a_damaged_ledger_brings_no_forgotten_user_unasked(learned: Learne
         content = bytearray(ledger.read_bytes())
         content[-20] ^= 4
         ledger.write_bytes(content)
-        with pytest.raises(RecoveryRefusedError, match=ledger.name):
+        with pytest.raises(CannotStartError, match=ledger.name):
             await restored(settings, copy, live="none")
         # As `foldin undo` asks for it: nothing else that is damaged passes.
         undo = partial(restored, settings, copy, live="timed", dry_run=True, skip_damaged_ledger=True)
         await undo()
         segment = min(copy.rglob("*.parquet"))
         segment.write_bytes(segment.read_bytes()[:-40])
-        with pytest.raises(RecoveryRefusedError, match=segment.name):
+        with pytest.raises(CannotStartError, match=segment.name):
             await undo()
         second = tmp_path / "second"
         await back_up(store, settings, second, said.append)
         assert any(ledger.name in line and "damaged" in line for line in said)
-        with pytest.raises(RecoveryRefusedError, match="damaged"):
+        with pytest.raises(CannotStartError, match="damaged"):
             await restored(settings, second)
         await restored(settings, second, live="none", skip_damaged=True)
         assert await now_held(settings) == wanted

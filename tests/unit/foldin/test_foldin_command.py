@@ -12,8 +12,7 @@ import pytest
 from foldin.__main__ import main
 from foldin.commands.reference import commands_reference
 from foldin.commands.table import loaded
-from foldin.errors import ImportStoppedError
-from foldin.recovery.errors import RecoveryRefusedError, RecoveryStoppedError
+from foldin.errors import StoppedError
 from foldin.reference import PROCESSES
 from processes.errors import CannotStartError, StackFailedError
 from processes.settings import declarations
@@ -99,8 +98,7 @@ done
     ("error", "code"),
     [
         *((CannotStartError("do this"), 2), (StackFailedError("do that"), 1)),
-        *((ImportStoppedError("go on"), 1), (RecoveryStoppedError("again"), 1)),
-        *((RecoveryRefusedError("first this"), 2), (ZeroDivisionError("by chance"), 1)),
+        *((StoppedError("go on"), 1), (ZeroDivisionError("by chance"), 1)),
     ],
 )
 def test_each_failure_is_one_line_and_its_code(

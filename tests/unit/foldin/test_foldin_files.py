@@ -17,14 +17,12 @@ from factors import Scale
 from featurestore.catalogue.schema import Types
 from featurestore.ratings.context_schema import ContextField, ContextKind, ContextSchema
 from foldin.files import reading
-from foldin.files.attributes import side_columns
 from foldin.files.contexts import FileFields
-from foldin.files.dataset import FileRules, read_files
+from foldin.files.dataset import FileRules, read_files, side_columns
 from foldin.files.items import ItemsFile, read_items_file
 from foldin.files.layout import find_layout
 from foldin.files.reading import RatingsFile
 from foldin.files.rows import BadRow, RowRules, pieces
-from foldin.sinks import Row
 from processes.errors import CannotStartError
 
 NOW = 1_700_000_000.0
@@ -33,13 +31,14 @@ RULES = RowRules(Scale(1.0, 5.0), NOW)
 
 def read(
     path: Path, rules: RowRules = RULES, kind: str = "auto", columns: dict[str, str] | None = None
-) -> tuple[list[Row], list[int], list[BadRow]]:
-    rows: list[Row] = []
+) -> tuple[list[tuple[Any, ...]], list[int], list[BadRow]]:
+    rows: list[tuple[Any, ...]] = []
     lines: list[int] = []
     bad: list[BadRow] = []
     for batch in RatingsFile(path, find_layout(path, kind, columns)).read(rules):
         for some, where in pieces(batch, 3):
-            rows += some
+            # Without what it does not say.
+            rows += [row if row[5] else row[: 5 if row[4] else 4] for row in some]
             lines += where
         bad += batch.bad
     return rows, lines, bad
@@ -231,7 +230,7 @@ def test_columns_of_contexts_are_numbers_or_categories(tmp_path: Path) -> None:
     path.write_text("u,i,t,v,h\na,x,rating,3,1\nb,y,view,,2\nc,z,view,,\n")
     columns = {"user": "u", "item": "i", "type": "t", "rating": "v", "context.hour": "h"}
     rows, bad = read_contexts(path, columns)
-    assert [row[4:] for row in rows] == [(b"rating", {"hour": 1.0}), (b"view", None)]
+    assert [row[4:] for row in rows] == [(b"rating", {"hour": 1.0}), (b"view",)]
     assert bad == [(3, "a rating may have a context")]
 
 

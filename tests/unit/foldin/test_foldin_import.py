@@ -14,11 +14,11 @@ from factors import Scale
 from featurestore.ratings.context_schema import ContextField, ContextSchema
 from foldin import importing
 from foldin.address import running_stack
-from foldin.errors import ImportStoppedError
+from foldin.errors import StoppedError
 from foldin.files import reading
-from foldin.files.progress import ImportProgress
 from foldin.importing import run_import
 from foldin.preflight import locked
+from foldin.progress import ImportProgress
 from foldin.settings import FrontDoorSettings, ImportOptions
 from foldin.sinks import Row, SinkBusyError
 from processes.errors import CannotStartError
@@ -205,7 +205,7 @@ def test_a_target_that_stays_busy_is_given_up_and_gone_on_with(
 ) -> None:
     monkeypatch.setattr(importing, "GIVE_UP_FULL_S", 0.05)
     monkeypatch.setattr(importing, "GIVE_UP_SILENT_S", 0.05)
-    with pytest.raises(ImportStoppedError, match=rf"{words}\?; .*go on with: foldin import .*--resume"):
+    with pytest.raises(StoppedError, match=rf"{words}\?; .*go on with: foldin import .*--resume"):
         run(after(100, SinkBusyError("not now", 0.001, full=full)))
     stopped = run.sink.rows
     assert run(resume=True) == 0

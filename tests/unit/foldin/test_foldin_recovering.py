@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from foldin.preflight import locked
-from foldin.recovery.errors import RecoveryRefusedError
 from foldin.recovery.sources import find_source
 from foldin.settings import moment
 from processes.errors import CannotStartError
@@ -38,7 +37,7 @@ def epoch(folder: Path, number: int) -> Path:
 def test_which_history_of_a_folder(tmp_path: Path) -> None:
     wrongs = {"none": "there is no folder", "x" * 300: "cannot be read: File name too long", "": "no ratings"}
     for wrong, why in ((tmp_path / name, why) for name, why in wrongs.items()):
-        with pytest.raises(RecoveryRefusedError, match=why):
+        with pytest.raises(CannotStartError, match=why):
             find_source(wrong, LIVE, "foldin")
     root = tmp_path / "foldin"
     root.mkdir()
@@ -46,13 +45,13 @@ def test_which_history_of_a_folder(tmp_path: Path) -> None:
     for path in (one, root, tmp_path):
         assert find_source(path, LIVE, "foldin").folder == one
     two = epoch(root, 2)
-    with pytest.raises(RecoveryRefusedError, match="several histories"):
+    with pytest.raises(CannotStartError, match="several histories"):
         find_source(root, LIVE, "foldin")
     write_identity(root, LIVE[0])
     # Of its own archive the store can say which one is live.
     assert find_source(root, LIVE, "foldin").folder == two
     assert find_source(root, (LIVE[0], 1), "foldin").folder == one
-    with pytest.raises(RecoveryRefusedError, match="several histories"):
+    with pytest.raises(CannotStartError, match="several histories"):
         find_source(root, ("2" * 32, 1), "foldin")
 
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import start
-from benchmarks.harness.memory import SIZED
+from benchmarks.harness.report import SIZED
 from benchmarks.stacks import refit
 from factors import Layout
 from featurestore.settings import CLUSTER_PARTITIONS

@@ -1,4 +1,6 @@
-"""Shows how far an import is: a bar where standard error is a terminal, now and then a line elsewhere."""
+"""Shows on a terminal that a command goes on, and how far it is; elsewhere nothing, but for an import, of
+which a line stands in a log now and then.
+"""
 
 import sys
 import time
@@ -8,10 +10,12 @@ from typing import Self
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     TaskProgressColumn,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -39,7 +43,42 @@ def bar(*columns: ProgressColumn, hidden: bool = False) -> Progress:
     )
 
 
-class ImportProgress:
+class _Barred:
+    """Has a bar while it is within a `with`."""
+
+    _bar: Progress
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+class Shown(_Barred):
+    """One command, within a `with`: a bar that moves until it is known how much there is to do."""
+
+    def __init__(self, what: str, *, hidden: bool = False) -> None:
+        """`hidden`: show nothing."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = bar(*columns, hidden=hidden)
+        self._task = self._bar.add_task(what, total=None)
+
+    def say(self, text: str) -> None:
+        """Show a line at once, above the bar."""
+        print(text, flush=True)
+
+    def done(self, done: int, total: int | None, what: str | None = None) -> None:
+        """Show how much of all is done; of an unknown `total` only that it goes on. `what`: is done now."""
+        self._bar.update(self._task, completed=done, description=what)
+        # `update` takes None for what it was.
+        self._bar.tasks[0].total = total
+
+
+class ImportProgress(_Barred):
     """One pass over a file, shown within a `with`."""
 
     def __init__(self, console: Console, what: str, total_bytes: int) -> None:
@@ -58,15 +97,6 @@ class ImportProgress:
             TextColumn("{task.fields[note]}"),
         )
         self._task = self._bar.add_task(what, total=self._total_bytes, ratings=0, rate=0.0, note="")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def update(self, position: int, ratings: int) -> None:
         """Show the position in bytes and the ratings so far."""
