@@ -154,13 +154,13 @@ async def read_histories(
     """
     # By id: a scan may give a user twice, later with more ratings.
     users: dict[bytes, StoredUser] = {}
-    for partition in range(store.config.partitions):
+    for partition in range(store.keys.partitions):
         cursor, more = 0, True
         while more:
             cursor, found = await retried(store.users.scan, epoch, partition, cursor)
             more = cursor != 0
             users |= {user.user_id: user for user in found}
-        progress(partition + 1, store.config.partitions)
+        progress(partition + 1, store.keys.partitions)
     registry = store.items(epoch)
     # After the histories: it has all the items that they name.
     await retried(registry.refresh)
