@@ -81,7 +81,7 @@ def test_boards_and_alerts_ask_for_metrics_that_there_are() -> None:
     declared = set(re.findall(r'"(foldin_\w+)",\s*f?"', code))
     constants = dict(re.findall(r'^(\w+) = "(foldin_\w+)"', code, re.MULTILINE))
     declared |= {constants[name] for name in re.findall(r"MetricFamily\((\w+),", code) if name in constants}
-    declared |= {f"foldin_trainer_{name}" for name in re.findall(r'\b_gauge\(\s*"(\w+)"', code)}
+    declared |= {f"foldin_trainer_{name}" for name in re.findall(r'\b_gauges?\(\s*"(\w+)"', code)}
     files = [ROOT / "deploy/prometheus/alerts.yml", *(ROOT / "deploy/grafana/dashboards").glob("*.json")]
     asked = {path.name: set(re.findall(r"\bfoldin_\w+", path.read_text("utf-8"))) for path in files}
     assert all(asked.values())
