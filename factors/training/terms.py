@@ -149,14 +149,18 @@ def relayout(old: Side, new: Side, rows: Float64s) -> Float64s:
     prior has them, effects and velocities there 0. Sessions that are not the same are dropped.
     """
     before, layout = old.layout, new.layout
-    kept = np.append(np.arange(before.rank), layout.rank)
-    down, across, _ = triangle(before.dim)
     result = prior_rows(new, len(rows))
-    result[:, : layout.mean.start] = rows[:, : before.mean.start]
-    result[:, layout.mean][:, kept] = rows[:, before.mean]
-    places = kept[down] * (kept[down] + 1) // 2 + kept[across]
-    result[:, layout.covariance][:, places] = rows[:, before.covariance]
-    result[:, layout.implicit_effect] = spread(rows[:, before.implicit_effect], layout)
+    if before.rank == layout.rank:
+        # In one piece, which takes a quarter of the time.
+        result[:, : layout.keys.start] = rows[:, : before.keys.start]
+    else:
+        kept = np.append(np.arange(before.rank), layout.rank)
+        down, across, _ = triangle(before.dim)
+        result[:, : layout.mean.start] = rows[:, : before.mean.start]
+        result[:, layout.mean][:, kept] = rows[:, before.mean]
+        places = kept[down] * (kept[down] + 1) // 2 + kept[across]
+        result[:, layout.covariance][:, places] = rows[:, before.covariance]
+        result[:, layout.implicit_effect] = spread(rows[:, before.implicit_effect], layout)
     lengths = (old.session_length, old.sitting_length), (new.session_length, new.sitting_length)
     if lengths[0] == lengths[1] and before.slots == layout.slots:
         of_sessions = rows[:, before.keys.start : before.variances.stop]

@@ -281,7 +281,7 @@ def decode_meta(text: Text, key: bytes) -> GenerationMeta:
     read = _read(data, _Meta, key)
     try:
         model = from_bytes(read.model)
-    except ModelUnreadable as exc:
+    except (UnicodeDecodeError, ModelUnreadable) as exc:
         raise GenerationBroken(f"it cannot be read: {exc}", shown_key(key)) from exc
     # Before any chunk is asked for: a reader makes as many names as these numbers say.
     if (

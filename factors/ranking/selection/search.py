@@ -35,8 +35,8 @@ LEAST_EVENTS = 1_000
 _MOST_EVENTS, _MOST_ITEMS = 200_000, 10_000
 # Ranks differ little in what they choose; sweeps from nothing, and from the factors of another choice.
 _RANK, _FIRST_SWEEPS, _SWEEPS = 48, 8, 3
-# Sweeps of all events from the factors of the items that were looked at: lists of a sample of 300 items of a
-# thousand are after four as after twelve from nothing. Where hardly any other has events, they are after one.
+# Sweeps of all events from the factors of the items that were looked at, which dimensions and items are added
+# to: lists are as after twelve from nothing. Where nearly all events were looked at, they are so after one.
 _SWEEPS_OF_ALL, _NEARLY_ALL = (4, 2), 0.95
 # Steps of a choice, fine enough that the best of two neighbours is within the error of the best between them.
 _RIDGE_STEP, _STEP, _POWER_STEP = 3.0, 2.0, 0.25
@@ -116,8 +116,7 @@ def choose(
     own = search.best()[1]
     factors = np.zeros((n_items, own.shape[1]), np.float32)
     factors[items] = own
-    looked_at = np.bincount(by_user.other, minlength=n_items)[items].sum() / len(by_user.other)
-    sweeps = _SWEEPS_OF_ALL[int(looked_at >= _NEARLY_ALL)]
+    sweeps = _SWEEPS_OF_ALL[int(len(sample.other) >= _NEARLY_ALL * decided)]
     return Chosen(replace(choices, rank=begin.rank, sweeps=sweeps), figures, factors)
 
 

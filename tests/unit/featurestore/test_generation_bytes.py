@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 
 from featurestore.errors import GenerationBroken
 from featurestore.generations import activity as activity_module
+from featurestore.generations import manifest
 from featurestore.generations.activity import activity_from_bytes, activity_to_bytes, is_by_events
 from featurestore.generations.deltas import decode_deltas, encode_delta
 from featurestore.generations.manifest import GenerationMeta, decode_meta, decode_summary, encode_meta
 from tests.support.factories import make_draft, make_model
 
 
-def test_a_meta_is_read_as_written_and_no_byte_of_it_can_change_unseen() -> None:
+def test_a_meta_is_read_as_written_and_no_byte_of_it_can_change_unseen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     draft = make_draft(make_model(), 3, 5, 7)
     summary = replace(draft, generation=42, created=1.5, metrics={"rmse": 0.9}, state="ready", chunks=1)
     written = GenerationMeta(summary, {0: "1-1", 3: "5-0"}, 5, 100, 1234, make_model())
@@ -34,6 +37,10 @@ def test_a_meta_is_read_as_written_and_no_byte_of_it_can_change_unseen() -> None
         changed = bytes([text[place] ^ 1])
         with pytest.raises(GenerationBroken):
             decode_meta(text[:place] + changed + text[place + 1 :], b"meta")
+    # A model whose names are no text, under a checksum that is right.
+    monkeypatch.setattr(manifest, "to_bytes", lambda _: b"\x81\xa1\xff\x01")
+    with pytest.raises(GenerationBroken):
+        decode_meta(encode_meta(written), b"meta")
 
 
 def test_the_first_stars_beside_many_events_are_not_what_tells_items_apart() -> None:
