@@ -119,6 +119,15 @@ class EvaluationReport:
             groups.setdefault((result.known, result.player), []).append(result)
         return [_summary(results) for results in groups.values()]
 
+    def mse(self, player: str) -> float:
+        """Return the course's figure of `player` with the longest history. Raises KeyError for one that did
+        not play.
+        """
+        summaries = [summary for summary in self.summaries() if summary.player == player]
+        if not summaries:
+            raise KeyError(player)
+        return max(summaries, key=lambda summary: summary.known).mse
+
 
 def _summary(results: list[Result]) -> Summary:
     # Percentiles and coverage are of the steps of all runs together.

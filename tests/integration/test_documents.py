@@ -26,6 +26,8 @@ from tests.support.stacks import Stack, local_stack
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 # Between what one command says and what the next does.
 _MARK = "=== next ==="
+# So long after a change of items lists may show what was before.
+_CHANGES_ITEMS, _FOLLOWED_S = r"/items\S* (-X (PUT|PATCH|DELETE) )?--json|-X DELETE \S+/(schema/)?items", 1
 ENVIRONMENT, API = "http://127.0.0.1:8081", "http://127.0.0.1:8080"
 # In place of the course's own sizes: three runs of 1,000 steps are minutes.
 STEPS = 150
@@ -62,7 +64,10 @@ async def run(text: str, stack: Stack, folder: Path) -> Done:
             steps.append((command, answer.strip()))
     script = 'set -e\ncurl() { command curl --silent --show-error "$@"; }\n'
     script += f'foldin() {{ {shlex.quote(sys.executable)} -m foldin "$@"; }}\n'
-    script += "".join(f"{command}\necho; echo '{_MARK}'\n" for command, _ in steps)
+    for command, _ in steps:
+        script += f"{command}\necho; echo '{_MARK}'\n"
+        if re.search(_CHANGES_ITEMS, command):
+            script += f"sleep {_FOLLOWED_S}\n"
     script = script.replace("localhost:8080", stack.url.removeprefix("http://"))
     script = script.replace(".venv/bin/foldin", "foldin")
     process = await asyncio.create_subprocess_exec(
