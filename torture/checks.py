@@ -244,8 +244,10 @@ class Checks:
             return
         self.report.checked(HIDDEN)
         for item in [each["item_id"] for each in reply.body["items"]]:
-            surely = self.documents.surely(f"/items/{item}", reply.began)
-            if surely.get("hidden") or ("title" in surely and surely["title"] is None):
+            path = f"/items/{item}"
+            surely = self.documents.surely(path, reply.began)
+            # One that was rated and never described has no title either.
+            if surely.get("hidden") or (path in self.documents.gone and surely.get("title", "") is None):
                 self.report.violated(HIDDEN, f"item {item} is in it, of which is known: {surely}")
 
     def _document(self, call: Call, reply: Reply) -> None:

@@ -264,11 +264,13 @@ def _wrong(
 
 class Documents:
     """What is known of documents by their paths, outside of all histories. One writer each: its calls follow
-    each other. `fields`: each is a register.
+    each other. `fields`: each is a register; `gone`: paths whose last write is a deletion that was
+    acknowledged.
     """
 
     def __init__(self, *, replicated: bool = False) -> None:
         self.fields: dict[str, dict[str, Cell]] = defaultdict(lambda: defaultdict(Cell))
+        self.gone = set[str]()
         self._replicated = replicated
         # When the last write had ended; infinite amid one.
         self._written: dict[str, float] = {}
@@ -283,12 +285,15 @@ class Documents:
 
     def wrote(self, path: str, fields: Mapping[str, str | None], ended: float, *, known: bool) -> None:
         """Note what came of a write (None: without the field). `known`: it was acknowledged."""
+        self.gone.discard(path)
         for name, value in fields.items():
             self.fields[path][name].wrote(value, ended, known=known)
 
     def deleted(self, path: str, ended: float, *, known: bool) -> None:
         """Note that a document was deleted, or (not `known`) may have been."""
         self.wrote(path, dict.fromkeys(self.fields[path]), ended, known=known)
+        if known:
+            self.gone.add(path)
 
     def found(self, path: str, fields: Mapping[str, str | None], began: float) -> list[str]:
         """Hold what a read of its writer found against what may be; return what is wrong. Fields that were
