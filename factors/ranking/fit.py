@@ -80,8 +80,8 @@ def fit_ranking(
     else:
         typed = None if typed is None else typed.counted(by_user)
         anew = factorize is None
-        chosen_now = choose(by_user, n_items, rng, threads, types=typed, rated=anew)
-        settings, figures, begin = chosen_now.choices, chosen_now.figures, chosen_now.begin
+        search = choose(by_user, n_items, rng, threads, types=typed, rated=anew)
+        settings, figures, begin = search.choices, search.figures, search.begin
     if factorize is not None:
         begin = first_items(factorize, by_user, n_items, settings, codes)
         settings = replace(settings, sweeps=_SWEEPS_OF_LIBRARY, gamma=0.0)

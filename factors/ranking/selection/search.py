@@ -37,7 +37,7 @@ _MOST_EVENTS, _MOST_ITEMS = 200_000, 10_000
 _RANK, _FIRST_SWEEPS, _SWEEPS = 48, 8, 3
 # Sweeps of all events from the factors of the items that were looked at, which dimensions and items are added
 # to: lists are as after twelve from nothing. Where nearly all events were looked at, they are so after one.
-_SWEEPS_OF_ALL, _NEARLY_ALL = (4, 2), 0.95
+_SWEEPS_OF_ALL, _SWEEPS_OF_SAME, _NEARLY_ALL = 4, 2, 0.95
 # Steps of a choice, fine enough that the best of two neighbours is within the error of the best between them.
 _RIDGE_STEP, _STEP, _POWER_STEP = 3.0, 2.0, 0.25
 # A choice that wants more moves than these gains next to nothing by them.
@@ -116,7 +116,7 @@ def choose(
     own = search.best()[1]
     factors = np.zeros((n_items, own.shape[1]), np.float32)
     factors[items] = own
-    sweeps = _SWEEPS_OF_ALL[int(len(sample.other) >= _NEARLY_ALL * decided)]
+    sweeps = _SWEEPS_OF_SAME if len(sample.other) >= _NEARLY_ALL * decided else _SWEEPS_OF_ALL
     return Chosen(replace(choices, rank=begin.rank, sweeps=sweeps), figures, factors)
 
 

@@ -125,7 +125,7 @@ REPORT = EvaluationReport(
 
 def test_the_figure_is_the_mean_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     constant = REPORT.summaries()[0]
-    assert (constant.mse, constant.run_mse) == (3.0, (2.0, 4.0))
+    assert (constant.mse, constant.run_mse, REPORT.mse("constant")) == (3.0, (2.0, 4.0), 2.0)
     # Without what draws pictures the rest is written.
     for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
         monkeypatch.setitem(sys.modules, name, None)
