@@ -138,10 +138,8 @@ class Child:
             stdin=pipe,
             stdout=None if self.spec.captured == "stderr" else pipe,
             stderr=errors,
-            # A group of its own, which uvloop makes in no other way.
-            start_new_session=True,
             pass_fds=self._inherit,
-            preexec_fn=die_with_parent(),
+            preexec_fn=_in_own_group(die_with_parent()),
         )
         self._output = asyncio.create_task(
             self._read(process.stdout or process.stderr), name=f"output of {self.spec.name}"
@@ -238,6 +236,19 @@ async def _watch_forks(process: asyncio.subprocess.Process) -> None:
     while process.returncode is None:
         forks.look(loop.time())
         await asyncio.sleep(LOOK_FOR_FORKS_S)
+
+
+def _in_own_group(then: Callable[[], None] | None) -> Callable[[], None]:
+    """Return a `preexec_fn` for a process group of its own: uvloop takes no `process_group`, and a session of
+    its own would be weighed as a whole.
+    """
+
+    def before_exec() -> None:
+        os.setpgid(0, 0)
+        if then is not None:
+            then()
+
+    return before_exec
 
 
 def die_with_parent(number: signal.Signals = signal.SIGTERM) -> Callable[[], None] | None:

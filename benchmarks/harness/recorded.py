@@ -32,6 +32,8 @@ TEXT_WIDTH = 130
 GIT_S = 30.0  # git looks at every file: seconds on a busy disk
 # Beside the commit of a row where what it is about has changed since; by benchmark, where that is not all.
 OLDER, ABOUT = " (older)", {"`fit`": ("factors",)}
+# But for what is written from the rows themselves.
+NOT_ABOUT = ":(exclude)foldin/sizing/measured.py"
 PRODUCT = "factors", "featurestore", "foldin", "processes", "requirements", "service", "trainer"
 # A commit in a line of the table of rows, or above printed tables.
 _COMMIT = re.compile(r"^(\| (`\w+`) \|.*\| |Of )([0-9a-f]{7}\+?|unknown)(?: \(older\))?( \||: .*)$")
@@ -130,7 +132,7 @@ def _is_older(name: str, commit: str) -> bool:
     """Return whether what a benchmark is about was changed after a commit, or git cannot tell."""
     since, about = f"{commit.removesuffix('+')}..HEAD", ABOUT.get(name, PRODUCT)
     try:
-        return bool(_git(ROOT, "log", "-1", "--format=%h", since, "--", *about))
+        return bool(_git(ROOT, "log", "-1", "--format=%h", since, "--", *about, NOT_ABOUT))
     except (OSError, subprocess.SubprocessError):
         return True
 

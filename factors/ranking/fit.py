@@ -63,7 +63,7 @@ def fit_ranking(
     find them no better. BLAS threads are the caller's to pin. Raises `FitRefused` where there is nothing to
     learn from, and `FitDiverged`.
     """
-    by_user, typed = _events(ratings, n_users, start, choices, types)
+    by_user, typed = _events(ratings, n_users, start, choices, types, threads=threads)
     codes = None if typed is None else typed.codes
     events = len(by_user.other)
     if events == 0 or not (typed is None or typed.wants_any(by_user)):
@@ -115,11 +115,13 @@ def _events(
     start: RankingHead | None,
     choices: Choices | None,
     types: Sequence[TypeWeight],
+    *,
+    threads: int,
 ) -> tuple[Compressed, Typed | None]:
     """Return the events by user, and of events of several types what they count."""
     if choices is None:
         columns = (ratings.user_row, ratings.item_row, ratings.value, ratings.time)
-        return compress_pairs(*columns, n_users, wide=False), None
+        return compress_pairs(*columns, n_users, wide=False, threads=threads), None
     weights, open_codes = resolved(types, () if start is None else start.parameters.types)
     high = float(ratings.value.max()) if len(ratings.value) else 1.0
     by_user = one_of_pairs(choices, n_users, TypeTable.of(weights), high).narrow()

@@ -13,6 +13,7 @@ import numpy as np
 
 from factors import INDEXED_ITEMS, Layout, RankingChoices, stored_width
 from featurestore.settings import CLUSTER_PARTITIONS, PARTITIONS, STREAM_LIMIT
+from foldin.sizing.measured import POINTS
 
 # Of a user beside ratings and records, of a rating, and what a record takes beside its numbers (Redis 8.0,
 # ids of 12 bytes; Valkey takes less).
@@ -52,20 +53,6 @@ TRAINER_NEW = 0.01
 WORKER_ITEM, WORKER_REST = 200 + 30 + 17, 120e6
 # Seconds in which the records of a user are written, by the largest publication that was measured.
 PUBLISHED_USER_S = 250e-6
-
-
-class Point(NamedTuple):
-    """A fit that was measured, on two cores: `ratings`, and the seconds until it was live, `cold` and once
-    more after 1 % more ratings.
-    """
-
-    ratings: int
-    cold_s: float
-    again_s: float
-
-
-# `foldin bench refit`, rows of docs/performance.md.
-POINTS = (Point(990_099, 11.22, 6.443), Point(4_950_495, 39.6, 32.11), Point(19_801_980, 237.4, 129.2))
 
 
 class Figure(NamedTuple):

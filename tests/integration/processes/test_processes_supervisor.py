@@ -177,16 +177,21 @@ asyncio.run(main())
         wait_until(lambda: not alive(pid), "the part's end")
 
 
-def test_a_child_starts_on_the_loop_of_services_in_a_group_of_its_own() -> None:
+def test_a_child_has_a_group_of_its_own_in_the_same_session_on_the_loop_of_services() -> None:
+    """Priorities count inside a session alone."""
+    code = "import os; print(os.getpgid(0), os.getsid(0))"
+
     async def started() -> tuple[int, str]:
-        child = Child(ChildSpec("group", (sys.executable, "-c", "import os; print(os.getpgid(0))")), None)
+        child = Child(ChildSpec("group", (sys.executable, "-c", code)), None)
         await child.start()
         return await child.wait(), child.last_line
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        code, group = runner.run(started())
-    assert code == 0
-    assert int(group) != os.getpgid(0)
+        ended, found = runner.run(started())
+    group, session = map(int, found.split())
+    assert ended == 0
+    assert group != os.getpgid(0)
+    assert session == os.getsid(0)
 
 
 WITH_CHILD = (

@@ -12,7 +12,8 @@ from benchmarks.harness.report import SIZED
 from benchmarks.stacks import refit
 from factors import Layout
 from featurestore.settings import CLUSTER_PARTITIONS
-from foldin.sizing.model import POINTS, Deployment
+from foldin.sizing.measured import POINTS
+from foldin.sizing.model import Deployment
 
 DOCS = Path(__file__).parents[3] / "docs"
 SHOP = Deployment(users=200_000, items=30_000, ratings=10e6)
