@@ -1,9 +1,12 @@
 """Lets a process give way to those that answer users on the same cores."""
 
 import contextlib
+import ctypes
 import math
 import os
+import platform
 import signal
+import struct
 import sys
 from pathlib import Path
 
@@ -13,6 +16,9 @@ LOOK_FOR_FORKS_S = 0.2
 FORK_GIVES_WAY_S = 60.0
 # Long enough for the server to try again, and for that fork to end.
 FORKS_UNHINDERED_S = 600.0
+# Python has no function for it.
+_SCHED_SETATTR, _ATTRIBUTES = {"x86_64": 314, "aarch64": 274}, struct.Struct("=IIQiIQQQ")
+_LONGEST_SLICE_NS = 100_000_000
 
 
 def give_way() -> None:
@@ -21,6 +27,22 @@ def give_way() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except (AttributeError, OSError):  # not Linux: the lowest priority is the next best
         os.nice(19)
+
+
+def step_back(niceness: int) -> None:
+    """Lower the priority by so much, and let those that wake have the core at once; both for what is started
+    from here on, too.
+
+    By priority alone a process that wakes waits until the slice of the other has ended, 3 ms, unless its own
+    is shorter (EEVDF, from Linux 6.12 on; others know no slices of a process). How much each gets in the long
+    run stays the same, so that nothing starves.
+    """
+    os.nice(niceness)
+    number = _SCHED_SETATTR.get(platform.machine())
+    if sys.platform == "linux" and number is not None:
+        # Size, policy and flags, then niceness, priority, the slice in nanoseconds, and two deadlines.
+        fields = (_ATTRIBUTES.size, os.SCHED_OTHER, 0, os.nice(0), 0, _LONGEST_SLICE_NS, 0, 0)
+        ctypes.CDLL(None).syscall(number, 0, _ATTRIBUTES.pack(*fields), 0)
 
 
 class Forks:

@@ -35,6 +35,7 @@ from service.metrics import RECENT_S, Counts, SnapshotFiles, error_bounds
 from service.micro_batcher import MicroBatcher
 from service.neighbours import Nearest
 from service.ranking_queue import RankingDesk
+from service.rating_errors import RatingErrors
 from service.routes import OPERATIONS, add_routes
 from service.rules.scenarios import ScenarioReader
 from service.scoring import PairScorer
@@ -97,6 +98,7 @@ async def _service_context(
             audit = Audit(OPERATIONS, settings.proxies)
             traffic = Traffic()
             arm_counts = ArmCounts()
+            scorer = PairScorer(store, counts)
             context = ServiceContext(
                 settings=settings,
                 slot=slot,
@@ -119,7 +121,8 @@ async def _service_context(
                 exports=asyncio.Semaphore(_EXPORTS),
                 erasures=asyncio.Semaphore(_ERASURES),
                 batcher=MicroBatcher(store, follower, counts),
-                scorer=PairScorer(store, counts),
+                scorer=scorer,
+                rating_errors=RatingErrors(store, scorer, counts),
                 rankings=RankingDesk(counts, most_waiting=settings.rankings_waiting),
                 nearest=Nearest(store),
                 catalogue=catalogue,
@@ -149,6 +152,7 @@ async def _at_work(context: ServiceContext) -> AsyncIterator[None]:
     async with (
         _sampled(context),
         beside(context.arm_counts.run(store.tallies, steps), steps.work, _failed),
+        beside(context.rating_errors.run(), "predict what was rated", _failed),
         beside(context.feedback.run(), "record what was shown", _failed),
         beside(load_fold_in(context.settings.cache_dir), "load the compiled fold-in", _failed),
         beside(Reporter(context, os.uname().nodename).run(), "tell what this worker does", _failed),

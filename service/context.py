@@ -28,6 +28,7 @@ from service.metrics import Counts, SnapshotFiles
 from service.micro_batcher import MicroBatcher
 from service.neighbours import Nearest
 from service.ranking_queue import RankingDesk
+from service.rating_errors import RatingErrors
 from service.rules.scenarios import ScenarioReader
 from service.scoring import PairScorer, require_live
 from service.settings import ServiceSettings, WorkerSlot
@@ -54,6 +55,7 @@ class ServiceContext:
     erasures: asyncio.Semaphore
     batcher: MicroBatcher
     scorer: PairScorer
+    rating_errors: RatingErrors
     rankings: RankingDesk
     nearest: Nearest
     catalogue: CatalogueFollower

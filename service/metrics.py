@@ -195,12 +195,15 @@ class Counts(msgspec.Struct):
         by_status[code] = by_status.get(code, 0) + times
         self.latency[route].observe(seconds, times)
 
-    def rated(self, squared_errors: npt.NDArray[np.float64], ratings: int) -> None:
-        """Count `ratings` that arrived, of which some were predicted first. `squared_errors` (n, 2): of the
-        model, and of what an unknown user would be told.
-        """
+    def rated(self, ratings: int) -> None:
+        """Count `ratings` that arrived."""
         self.ratings += ratings
         self.recent_ratings += ratings
+
+    def predicted(self, squared_errors: npt.NDArray[np.float64]) -> None:
+        """Count `squared_errors` (n, 2) on ratings that arrived: of the model, and of what an unknown user
+        would be told.
+        """
         if len(squared_errors):
             own, baseline = squared_errors.sum(axis=0).tolist()
             self.squared_error.observe_all(squared_errors[:, 0])

@@ -40,6 +40,7 @@ async def _run(settings: "TrainerSettings") -> None:
     import pyarrow as pa
 
     from processes.memory import give_back_freed
+    from processes.priority import step_back
     from trainer.app import Trainer
     from trainer.fit_job.compiling import NICENESS
     from trainer.health.listener import serving_health
@@ -49,7 +50,7 @@ async def _run(settings: "TrainerSettings") -> None:
     pa.set_memory_pool(pa.system_memory_pool())
     give_back_freed()
     # Those that answer users go first. What it starts gives way to it as well.
-    os.nice(NICENESS)
+    step_back(NICENESS)
     trainer, stop = Trainer(settings), stop_event()
     async with serving_health(trainer, settings.address), reporting(trainer):
         await trainer.run(stop)

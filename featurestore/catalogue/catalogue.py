@@ -114,7 +114,7 @@ class Catalogue:
 
     async def version(self) -> bytes:
         """Return the version now."""
-        return self.version_of(await self._client.get(self._keys.catalogue))
+        return self.version_of((await self.ask_version())[0])
 
     async def changes_since(self, version: bytes, most: int) -> Changes:
         """Return what has changed since a version, `most` changes at a time."""

@@ -3,24 +3,21 @@
 Invariant: a call is valid as a whole or refused, and acknowledged when all of it is stored.
 """
 
-import asyncio
-import logging
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from aiohttp import web
 
-from factors import Float32s, Float64s, Int64s, Scale
-from featurestore.errors import HistoryFull, StoreError, StoreUnavailable
-from featurestore.generations.live import LiveGeneration
+from factors import Float64s, Scale
+from featurestore.errors import HistoryFull, StoreUnavailable
 from featurestore.ratings.batches import Columns
-from service.context import CONTEXT, ServiceContext
+from service.context import CONTEXT
 from service.http.parsing import (
     DescribedId,
     Rows,
@@ -34,17 +31,13 @@ from service.http.problems import Problem
 from service.http.rating_contexts import CONTEXT_PROBLEMS, Context, Given, context_rows, given_contexts
 from service.http.response import json_answer
 from service.openapi import BODY, WRITES, Route, list_of, request_body
-from service.scoring import PairScorer
-
-log = logging.getLogger("foldin.service")
 
 # So many ratings take the store about 75 ms (7.5 us each), in small steps.
 MAX_RATINGS = 10_000
-# So many ratings of a call are predicted before they are learned, of a larger call an even sample:
-# enough for the error of a minute, at a small part of what storing 10,000 takes.
-_PREDICTED = 256
 # So few ratings are written together with the question for their users: histories of up to 60 KB come back.
 _ASKED_ALONG = 16
+# The users of so few are likely to be asked for next.
+_RATERS = 256
 # Contexts are stored by a schema, which may be damaged.
 _CONTEXT = (*CONTEXT_PROBLEMS, "data_damaged")
 # As often another history takes the place of the one that was read: once in a great while.
@@ -127,50 +120,6 @@ def check_scale(
         raise Problem("invalid_body", detail, field=field, row=row)
 
 
-async def squared_errors(scorer: PairScorer, live: LiveGeneration, columns: Columns) -> Float64s:
-    """Return the squared errors (m, 2) of a generation on ratings that it has not learned yet, and of what an
-    unknown user would be told; of a large call, on a sample.
-    """
-    if len(columns) > _PREDICTED:
-        # Every n-th would be of the same few items where a file is sorted.
-        chosen = np.random.default_rng(len(columns)).choice(len(columns), _PREDICTED, replace=False)
-        columns = columns.taken(np.sort(chosen).tolist())
-    positions: dict[bytes, int] = {}
-    index = [positions.setdefault(user_id, len(positions)) for user_id in columns.user_id]
-    vectors, item_rows, _ = await scorer.look_up(live, list(positions), columns.item_id)
-    return _errors(live, columns, vectors, np.array(index, dtype=np.int64), item_rows)
-
-
-async def errors_as_asked(
-    context: ServiceContext, live: LiveGeneration, columns: Columns, asked: "asyncio.Future[list[Any]]"
-) -> Float64s:
-    """Return the squared errors (m, 2) on ratings that were written since their users were `asked` for; none
-    on those of users of whom that is not known.
-    """
-    users, registry = list(dict.fromkeys(columns.user_id)), context.store.items(live.epoch)
-    try:
-        current, known = await context.store.users.answered(live, users, asked)
-    except StoreError as exc:
-        # The ratings are stored.
-        log.warning("ratings were not predicted reason=%s", exc)
-        return np.zeros((0, 2))
-    rows = [registry.row(item_id) for item_id in columns.item_id]
-    item_rows = np.array([-1 if row is None else row for row in rows], dtype=np.int64)
-    index = np.array([users.index(user_id) for user_id in columns.user_id], dtype=np.int64)
-    return _errors(live, columns, current.vectors, index, item_rows)[known[index]]
-
-
-def _errors(
-    live: LiveGeneration, columns: Columns, vectors: Float32s, index: Int64s, item_rows: Int64s
-) -> Float64s:
-    """Return the squared errors (m, 2) of users by their `vectors`, and of what an unknown user is told."""
-    # Both in one call: for a few pairs the number of calls into numpy is all that counts.
-    users, rows = np.concatenate((index, np.full(len(index), -1))), np.tile(item_rows, 2)
-    contexts = None if columns.context is None else np.tile(columns.context, (2, 1))
-    predicted = live.scorer.score(vectors, users, rows, context=contexts).rating
-    return np.square(columns.rating - predicted.reshape(2, -1)).T
-
-
 @Route(
     *("POST", "/ratings", "Ratings", Accepted),
     (*BODY, "too_many_rows", "too_many_items", "too_many_ratings", "stream_full", *_CONTEXT, *WRITES),
@@ -206,22 +155,24 @@ async def store_columns(request: web.Request, columns: Columns, contexts: Given 
         admit = partial(ratings_log.admit, columns, most_entries=most_entries)
         if (rows := await context_rows(context.store.contexts, contexts, extend=admit)) is not None:
             columns = replace(columns, context=rows)
-        live, errors, asked, ratings = context.follower.live, np.zeros((0, 2)), None, columns.ratings()
+        live, errors, asked, ratings = context.follower.live, None, None, columns.ratings()
         # Before they are stored: the error on what the model has not learned is the honest one.
         if live is not None and len(ratings):
             if len(ratings) <= _ASKED_ALONG:
-                asked = users.ask(live, list(dict.fromkeys(ratings.user_id)))
+                asked = context.rating_errors.ask(live, ratings)
             else:
-                errors = await squared_errors(context.scorer, live, ratings)
+                errors = await context.rating_errors.of_many(live, ratings)
         await ratings_log.append_columns(columns, most_entries=most_entries)
-        if asked is not None and live is not None:
-            errors = await errors_as_asked(context, live, ratings, asked)
-        if len(columns) <= _PREDICTED:
+        if asked is not None:
+            context.rating_errors.stored(asked)
+        if len(columns) <= _RATERS:
             users.raters.add(columns.user_id)
     except HistoryFull as exc:
         row = columns.user_id.index(exc.user_id)
         raise Problem("too_many_ratings", str(exc), field="user_id", row=row) from exc
-    counts.rated(errors, len(ratings))
+    counts.rated(len(ratings))
+    if errors is not None:
+        counts.predicted(errors)
     counts.events += len(columns) - len(ratings)
     return Accepted(len(columns), live.generation if live else None)
 

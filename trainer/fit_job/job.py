@@ -34,6 +34,7 @@ from factors import (
 from featurestore.catalogue.columns import attributes_of
 from processes.memory import give_back_freed, give_back_now
 from processes.messages import Parent
+from processes.priority import step_back
 from trainer.archive.item_list import read_items
 from trainer.catalogue.reading import read_catalogue, read_user_attributes
 from trainer.engines import EngineName, make_engine
@@ -332,7 +333,7 @@ def main() -> int:
     parent = Parent()
     parent.end_with_it()
     request = msgspec.msgpack.decode(parent.request, type=FitRequest)
-    os.nice(NICENESS)
+    step_back(NICENESS)
     # Arrow's own allocators keep what was freed, and so does the system's: of many ratings as much as the fit
     # takes.
     pa.set_memory_pool(pa.system_memory_pool())

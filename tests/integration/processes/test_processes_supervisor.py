@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
@@ -300,3 +301,12 @@ def test_a_busy_helper_ends_with_its_parent(tmp_path: Path) -> None:
         parent.wait_ready(lambda: written(mark), PATIENCE_S)
         parent.send_signal(signal.SIGKILL)
         wait_until(lambda: not alive(int(mark.read_text())), "the helper gone with its parent")
+
+
+def test_what_steps_back_has_a_lower_priority_and_its_share() -> None:
+    code = (
+        "import os; from processes.priority import step_back; before = os.nice(0); step_back(5); "
+        "print(os.nice(0) - before, os.sched_getscheduler(0) == os.SCHED_OTHER)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["5", "True"]

@@ -253,8 +253,9 @@ async def test_a_rating_is_predicted_by_what_was_known_before_it_and_counted(
     asked: Served, shared_store: Store, shared: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, app = asked
-    counts, wanted = app[CONTEXT].counts, 0.0
-    before = sum(counts.squared_error.counts), counts.squared_error.sum, counts.ratings
+    counts, errors, wanted = app[CONTEXT].counts, app[CONTEXT].rating_errors, 0.0
+    await errors.count()
+    before = counts.squared_error.count, counts.squared_error.sum, counts.ratings
     # In one round trip: the user is not read besides.
     monkeypatch.setattr(app[CONTEXT].store.users, "lookup", None)
     await shared_store.ratings.append([rating("judge", "item-0", 5.0)])
@@ -262,21 +263,23 @@ async def test_a_rating_is_predicted_by_what_was_known_before_it_and_counted(
         wanted += (given - await expected(shared_store, shared, "judge", row)) ** 2
         sent = {"user_id": "judge", "item_id": f"item-{row}", "rating": given}
         assert (await client.post("/ratings", sent)).status == 200
-    assert sum(counts.squared_error.counts) - before[0] == 3
+    await errors.count()
+    assert counts.squared_error.count - before[0] == 3
     assert counts.squared_error.sum - before[1] == pytest.approx(wanted, rel=1e-4)
     # What is damaged of a user keeps no rating back, and nothing is predicted from it.
     await shared_store.redis.append(shared_store.keys.history(1, b"judge"), b"torn")
     for user in ("juror", "judge"):
         sent = {"user_id": user, "item_id": "item-1", "rating": 4}
         assert (await client.post("/ratings", sent)).status == 200
-    assert sum(counts.squared_error.counts) - before[0] == 4
+    await errors.count()
+    assert counts.squared_error.count - before[0] == 4
     assert counts.ratings - before[2] == 5
     status = (await client.get("/status")).json
     assert (status["generation"], status["accepted_ratings"]) == (shared.writer.number, counts.ratings)
     assert math.isfinite(status["rmse"])
     text = (await client.get("/metrics")).text
     for line in (
-        f"foldin_rating_squared_error_count {float(sum(counts.squared_error.counts))}",
+        f"foldin_rating_squared_error_count {float(counts.squared_error.count)}",
         f"foldin_ratings_total {float(counts.ratings)}",
         f'foldin_generation{{worker="0"}} {shared.writer.number}.0',
         "foldin_store_up 1.0",

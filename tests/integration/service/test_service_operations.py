@@ -58,9 +58,11 @@ async def test_a_worker_tells_what_it_did_since(asked: Served, shared_store: Sto
     client, app = asked
     reporter = Reporter(app[CONTEXT], "here")
     # What other tests did.
+    await app[CONTEXT].rating_errors.count()
     await reporter.tell()
     for n in range(5):
         await client.post("/ratings", {"user_id": "told", "item_id": f"item-{n}", "rating": 1 + n})
+    await app[CONTEXT].rating_errors.count()
     await reporter.tell()
     assert (await client.get("/status", headers={"Origin": "http://evil.example"})).status == 403
     app[CONTEXT].counts.exceptions += 1

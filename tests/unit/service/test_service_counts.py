@@ -55,7 +55,8 @@ def snapshot(worker: int = 0) -> Counts:
 def test_a_worker_goes_on_from_the_one_before_and_a_scrape_sums_the_workers(tmp_path: Path) -> None:
     first, second, other = snapshot(), snapshot(), snapshot(1)
     first.request("/predict", 200, 0.001, 4)
-    first.rated(np.array([[0.25, 1.0], [1.0, 2.0]]), 2)
+    first.rated(2)
+    first.predicted(np.array([[0.25, 1.0], [1.0, 2.0]]))
     SnapshotFiles(tmp_path, 0).write(first)
     files = SnapshotFiles(tmp_path, 0)
     second.carry(some(files.earlier()))
@@ -64,7 +65,8 @@ def test_a_worker_goes_on_from_the_one_before_and_a_scrape_sums_the_workers(tmp_
     assert second.baseline_squared_error == 3.0
     other.request("/predict", 200, 0.1, 3)
     other.request("/ratings", 429, 0.1)
-    other.rated(np.array([[4.0, 9.0]]), 1)
+    other.rated(1)
+    other.predicted(np.array([[4.0, 9.0]]))
     SnapshotFiles(tmp_path, 1).write(other)
     snapshots = files.all(second)
     assert together(snapshots).requests == {"/predict": {"200": 8}, "/ratings": {"429": 1}}
