@@ -62,9 +62,20 @@ class Kind:
                 "",
                 detail,
             ),
-            Row("GET /predict of others, p99", "ms", tuple(self.others_ms), at_most(50, 100)),
-            Row("a refusal, p99", "ms", tuple(self.refusal_ms), at_most(100, 250), skipped=nothing),
-            Row("resident memory beyond that before", "MB", tuple(self.megabytes), at_most(256, 512)),
+            Row(f"{self.work}: GET /predict of others, p99", "ms", tuple(self.others_ms), at_most(50, 100)),
+            Row(
+                f"{self.work}: a refusal, p99",
+                "ms",
+                tuple(self.refusal_ms),
+                at_most(100, 250),
+                skipped=nothing,
+            ),
+            Row(
+                f"{self.work}: resident memory beyond that before",
+                "MB",
+                tuple(self.megabytes),
+                at_most(256, 512),
+            ),
         ]
 
 

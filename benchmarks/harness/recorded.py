@@ -75,8 +75,11 @@ def _git(root: Path, *arguments: str) -> str:
 
 def write_rows(path: Path, name: str, rows: Sequence[Row], of: Origin, *, whole: bool) -> None:
     """Put the rows of a benchmark in place of its earlier ones. `whole`: they are all that it has; else rows
-    that were not measured stay as they are, with their commit. Raises `BenchmarkError`: no markers.
+    that were not measured stay as they are, with their commit. Raises `BenchmarkError`: no markers, or two
+    rows of one name, of which the page would have the last.
     """
+    if len({row.work for row in rows}) < len(rows):
+        raise BenchmarkError(f"two rows of {name} have one name")
     lines = path.read_text(encoding="utf-8").split("\n")
     start, end = _between(lines, FIRST, LAST, path)
     inside = [line for line in lines[start:end] if line.strip()]

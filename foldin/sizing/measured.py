@@ -13,4 +13,4 @@ class Point(NamedTuple):
     again_s: float
 
 
-POINTS = (Point(990_099, 11.22, 6.443), Point(4_950_495, 39.6, 32.11), Point(19_801_980, 237.4, 129.2))
+POINTS = (Point(990_099, 14.01, 6.895), Point(4_950_495, 58.09, 34.33), Point(19_801_980, 237.4, 129.2))

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from benchmarks.data import datasets
-from benchmarks.harness.recorded import Origin, narrowed, output_markers, write_output
+from benchmarks.errors import BenchmarkError
+from benchmarks.harness.recorded import Origin, narrowed, output_markers, write_output, write_rows
+from benchmarks.harness.report import Row
 from evaluation.report import new_table
 from processes.blocking import plain_environment, python_command
 
@@ -30,6 +32,12 @@ def test_what_is_recorded_stands_in_place_of_what_was_there_and_has_no_settings(
     lines = [line.strip() for line in page.read_text().splitlines() if line.strip(" ─")]
     shown = ["Of abc: a machine", "```text", "errors", "engine   RMSE", "auto      0.9", "```"]
     assert lines == ["before", markers[0], *shown, markers[1], "after"]
+
+
+def test_no_row_takes_the_place_of_another_one_of_its_run(tmp_path: Path) -> None:
+    rows = [Row("p99", "ms", (value,), None, "") for value in (1.0, 2.0)]
+    with pytest.raises(BenchmarkError, match="one name"):
+        write_rows(tmp_path / "page.md", "overload", rows, Origin("abc", "a machine"), whole=True)
 
 
 TINY = ("--seconds", "0.2", "--rounds", "1", "--force", "--no-pin")
