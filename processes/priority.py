@@ -41,7 +41,7 @@ def step_back(niceness: int) -> None:
     number = _SCHED_SETATTR.get(platform.machine())
     if sys.platform == "linux" and number is not None:
         # Size, policy and flags, then niceness, priority, the slice in nanoseconds, and two deadlines.
-        fields = (_ATTRIBUTES.size, os.SCHED_OTHER, 0, os.nice(0), 0, _LONGEST_SLICE_NS, 0, 0)
+        fields = (_ATTRIBUTES.size, os.sched_getscheduler(0), 0, os.nice(0), 0, _LONGEST_SLICE_NS, 0, 0)
         ctypes.CDLL(None).syscall(number, 0, _ATTRIBUTES.pack(*fields), 0)
 
 

@@ -29,8 +29,9 @@ _PREDICTED = 256
 # One prediction for all that came meanwhile takes next to nothing of what one for each takes, and who asks
 # for a prediction after a rating does not wait for it.
 _LATER_S = 0.1
-# Calls that wait, and how many of them are predicted at once; what comes beyond them is left out.
-_MOST, _AT_ONCE = 1_000, 100
+# Calls that are predicted at once, in a millisecond or two, and users who may wait for it with up to 60 KB of
+# history each: what comes beyond them is left out.
+_AT_ONCE, _MOST_USERS = 16, 1_000
 
 
 class _Asked(NamedTuple):
@@ -44,10 +45,11 @@ class _Asked(NamedTuple):
     asked: "asyncio.Future[list[Any]]"
 
     @property
-    def alike(self) -> tuple[LiveGeneration, int]:
+    def alike(self) -> tuple[int, int]:
         """What ratings have in common that are predicted in one call."""
         context = self.ratings.context
-        return self.live, 0 if context is None else context.shape[1]
+        # Which generation it is: two are not to be compared.
+        return id(self.live), 0 if context is None else context.shape[1]
 
 
 class RatingErrors:
@@ -56,6 +58,7 @@ class RatingErrors:
     def __init__(self, store: Store, scorer: PairScorer, counts: Counts) -> None:
         self._store, self._scorer, self._counts = store, scorer, counts
         self._waiting: list[_Asked] = []
+        self._users = 0
         self._begun, self._counting = asyncio.Event(), asyncio.Lock()
 
     def ask(self, live: LiveGeneration, ratings: Columns) -> _Asked:
@@ -67,7 +70,8 @@ class RatingErrors:
 
     def stored(self, asked: _Asked) -> None:
         """Count the errors on ratings that were stored after `ask`, soon."""
-        if len(self._waiting) < _MOST:
+        if self._users < _MOST_USERS:
+            self._users += len(asked.users)
             self._waiting.append(asked)
             self._begun.set()
 
@@ -83,11 +87,12 @@ class RatingErrors:
         """Count what has come, and return when that is done, also where another call began with it."""
         async with self._counting:
             self._begun.clear()
-            waiting, self._waiting = self._waiting, []
+            waiting, self._waiting, self._users = self._waiting, [], 0
             for _, group in groupby(waiting, key=lambda asked: asked.alike):
                 alike = list(group)
                 for start in range(0, len(alike), _AT_ONCE):
                     await self._count(alike[start : start + _AT_ONCE])
+                    await asyncio.sleep(0)  # others get their turn
 
     async def _count(self, alike: Sequence[_Asked]) -> None:
         live, registry = alike[0].live, self._store.items(alike[0].live.epoch)

@@ -5,6 +5,7 @@ import gzip
 import io
 import math
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from featurestore.codecs import pack_histories
 from featurestore.store import Store
 from service.context import CONTEXT
+from service.scoring import require_live
 from tests.support.factories import Written, rating
 from tests.support.serving import JSON, LINES, SHARED, Client, Served, is_problem, send_raw
 
@@ -254,12 +256,16 @@ async def test_a_rating_is_predicted_by_what_was_known_before_it_and_counted(
 ) -> None:
     client, app = asked
     counts, errors, wanted = app[CONTEXT].counts, app[CONTEXT].rating_errors, 0.0
+    follower = app[CONTEXT].follower
     await errors.count()
     before = counts.squared_error.count, counts.squared_error.sum, counts.ratings
     # In one round trip: the user is not read besides.
     monkeypatch.setattr(app[CONTEXT].store.users, "lookup", None)
     await shared_store.ratings.append([rating("judge", "item-0", 5.0)])
     for row, given in ((5, 1), (6, 5), (7, 2)):
+        # As where items have changed since the fit.
+        live = require_live(follower)
+        follower.live = replace(live, items=live.items.copy())
         wanted += (given - await expected(shared_store, shared, "judge", row)) ** 2
         sent = {"user_id": "judge", "item_id": f"item-{row}", "rating": given}
         assert (await client.post("/ratings", sent)).status == 200
