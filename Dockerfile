@@ -43,6 +43,8 @@ RUN /opt/build/bin/python -m pip wheel --no-deps --no-build-isolation --no-index
 # The compiled fold-in, for processors such as this one: on another kind a container makes its own, 15 s of a core.
 RUN PYTHONPATH=$(echo /package/opt/foldin/lib/python*/site-packages) \
     /opt/foldin/bin/python -P -m foldin.featurestore.users.compiled
+# Times of whole seconds, as layers have them: by these numba knows a source again.
+RUN find /package -name '*.py' -exec touch -d "@$(date +%s)" {} +
 
 
 # The pages that the service has at /manual. Their notebooks are run here, with the package that was built.
@@ -74,6 +76,8 @@ COPY --from=libraries /opt/foldin /opt/foldin
 COPY --from=package /package/opt/foldin /opt/foldin
 COPY --from=manual /build/manual /opt/foldin/share/doc/foldin
 COPY deploy/image/healthcheck.py /opt/foldin/healthcheck.py
+# The compiled loops of fits likewise, where they are looked for by what they are made from: 25 s of a core saved.
+RUN NUMBA_CACHE_DIR=/opt/foldin/share/foldin/loops /opt/foldin/bin/python -P -m foldin.trainer.fit_job.compiling
 
 ENV PATH=/opt/foldin/bin:$PATH \
     PYTHONUNBUFFERED=1 \

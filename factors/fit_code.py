@@ -3,6 +3,8 @@
 Invariant: a fit is the same whether they were made before it or not: then it compiles what it needs.
 """
 
+import hashlib
+import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +29,8 @@ from factors.training.training_set import TrainingSet
 
 # Every fit of many ratings runs these; they take most of the time.
 ALWAYS: tuple[Kernel, ...] = (solve_kernels.solve_rows, score_kernels.score_entries, solve_events)
+# What an image brings along, and the file that says for which kind of processor it was compiled.
+BROUGHT, HOST = Path(sys.prefix, "share", "foldin", "loops"), "host"
 # Of the ratings that the loops are compiled by.
 _USERS, _ITEMS, _SECONDS = 40, 30, 10.0
 
@@ -43,6 +47,24 @@ def folder_of(loop: Kernel) -> Path:
     """Return where numba keeps the compiled `loop`. Raises RuntimeError where it cannot."""
     numba: Any = import_module("numba")
     return Path(numba.njit(cache=True)(loop).stats.cache_path)
+
+
+def take_brought() -> bool:
+    """Keep the loops that were brought along; return whether there are any for this kind of processor."""
+    folder = folder_of(ALWAYS[0])
+    mark = BROUGHT / folder.name / HOST
+    if not mark.exists() or mark.read_text() != _host():
+        return False
+    # With the times of the files, by which numba knows that the sources have not changed since.
+    shutil.copytree(BROUGHT, folder.parent, dirs_exist_ok=True)
+    return True
+
+
+def _host() -> str:
+    """Return a name of this kind of processor, as numba tells them apart."""
+    llvm: Any = import_module("llvmlite.binding")
+    host = (llvm.get_default_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+    return hashlib.sha256(repr(host).encode()).hexdigest()
 
 
 def _is_kept(loop: Kernel) -> bool:
@@ -77,3 +99,4 @@ def compile_loops() -> None:
     for index in (index for loop in ALWAYS for index in _indexes(loop)):
         # What was there is not written again.
         index.touch()
+    (folder_of(ALWAYS[0]) / HOST).write_text(_host())

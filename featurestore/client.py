@@ -21,7 +21,7 @@ from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as LateReply
 
-from featurestore.errors import StoreDamaged, StoreError, StoreUnavailable
+from featurestore.errors import StoreError, StoreUnavailable
 from featurestore.wire.connection import Connection
 from featurestore.wire.functions import LIBRARY, LIBRARY_TEXT, is_missing
 from featurestore.wire.primary import Primary
@@ -251,19 +251,12 @@ class StorePipeline(Pipeline):
         super().__init__(client.connection_pool, client.response_callbacks, transaction, shard_hint)
         self._client = client
 
-    async def execute(self, raise_on_error: bool = True, spared: int | None = None) -> list[Any]:
-        """Execute all commands. With `raise_on_error` the first error raises, after all were answered; where
-        the key of the command at position `spared` is damaged, that `StoreDamaged` is its reply.
-        """
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Execute all commands. With `raise_on_error` the first error raises, after all were answered."""
         await self._client.check()
         # By then the stack is empty.
         keys = [keys_of_command(command) for command, _ in self.command_stack]
         replies = await self.replies()
-        if spared is not None and isinstance(replies[spared], RedisError):
-            try:
-                self._client.raise_first(replies[spared : spared + 1], keys[spared : spared + 1])
-            except StoreDamaged as exc:
-                replies[spared] = exc
         if raise_on_error:
             self._client.raise_first(replies, keys)
         return replies

@@ -48,7 +48,8 @@ def asked_at(reply: Exception) -> Address:
 
 class Router:
     """The same as a `Connection`, over one for each server. `make` makes one, which has `astray` look at its
-    answers where this one `follows` slots; `load_library`: see there; `finds`: it looks for the servers.
+    answers where this one `follows` slots; `load_library`: see there; `home`: a key whose server answers what
+    has no key, as the time; `finds`: it looks for the servers.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Router:
         timeout_s: float,
         load_library: Prepare,
         *,
+        home: bytes,
         finds: bool = False,
         follows: bool = True,
     ) -> None:
@@ -65,6 +67,7 @@ class Router:
         self._topology = topology
         self._make, self._looks = make, self.astray if follows else None
         self._timeout_s = timeout_s
+        self._home = home
         self._finds = finds
         self.load_library = load_library
         self._connections: dict[Node, Connection] = {}
@@ -198,7 +201,7 @@ class Router:
 
     def _connection_for(self, call: bytes) -> Connection:
         """Return the connection to the server that has the key of a call. Raises `StoreUnavailable`."""
-        node = self._topology.node_of(keys_of(call)[0])
+        node = self._node_of(call)
         connection = self.connection_of(node)
         # What ends before a brace that closes a tag, or the value of a key without one, names the slot: a
         # namespace, with which every key begins, has no braces.
@@ -208,6 +211,10 @@ class Router:
                 self._by_prefix.clear()
             self._by_prefix[call[:end]] = connection
         return connection
+
+    def _node_of(self, call: bytes) -> Node:
+        """Return the server that answers a call. Raises `StoreUnavailable`."""
+        return self._topology.node_of((keys_of(call) or [self._home])[0])
 
     def astray(self, future: "asyncio.Future[list[Any]]", payload: bytes, replies: list[Any]) -> bool:
         """Make calls again that were sent to the wrong server; return whether there are any."""
@@ -254,7 +261,7 @@ class Router:
     async def _once(self, call: bytes, reply: Exception) -> Any:
         """Make one call again, where its last reply says."""
         ask = error_code(reply) == "ASK"
-        node = self._topology.at(asked_at(reply)) if ask else self._topology.node_of(keys_of(call)[0])
+        node = self._topology.at(asked_at(reply)) if ask else self._node_of(call)
         # What confirms a write does not ask a server that has no slot.
         self._strays += node not in self._topology.nodes.values()
         await self.ready(node)

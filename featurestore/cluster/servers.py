@@ -237,6 +237,7 @@ class _Cluster(Servers):
         # One that blocks confirms what a server has: another server's word says nothing of that.
         router = Router(
             *(self._topology, make, timeout_s, load_library),
+            home=keys_of(self._settings).live,
             finds=prepare is not None,
             follows=not block_s,
         )

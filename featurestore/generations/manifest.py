@@ -205,7 +205,7 @@ class Beat(msgspec.Struct, frozen=True):
     experiments: str = ""
 
 
-def read_pointer(fields: Mapping[Text, Text], key: bytes) -> Pointer:
+def read_pointer(fields: Mapping[bytes, bytes] | Mapping[Text, Text], key: bytes) -> Pointer:
     """The pointer from the fields of its hash, which is at `key`. Raises `StoreDamaged`."""
 
     # A new namespace has an epoch only; each other field comes with what it says.

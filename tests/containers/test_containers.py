@@ -185,6 +185,16 @@ def test_the_image_runs_without_privileges_and_cannot_be_written(stack: Stack) -
     assert int(in_service(stack, program), 16) == 0
     program = "from foldin.featurestore.users.compiled import *; print(len(kept([HOME / file_name()])))"
     assert int(in_service(stack, program)) > 10_000, "the compiled fold-in"
+    # What a fit finds of the loops that the image brings along, and whether it compiles any more.
+    program = """if True:
+        from foldin.factors import fit_code
+        def found():
+            files = fit_code.folder_of(fit_code.ALWAYS[0]).parent.rglob("*.nbc")
+            return {file: file.stat().st_mtime_ns for file in files}
+        brought, before = fit_code.take_brought(), found()
+        fit_code.compile_loops()
+        print(brought, len(before) > 20, found() == before)"""
+    assert in_service(stack, program) == "True True True"
 
 
 async def test_the_image_says_what_it_is_and_has_the_manual(stack: Stack) -> None:

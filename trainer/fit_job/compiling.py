@@ -86,7 +86,7 @@ def main() -> int:
         # It ends with this process, however that ends.
         with (folder / "compiling.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if fit_code.is_missing():
+            if fit_code.is_missing() and not fit_code.take_brought():
                 fit_code.compile_loops()
     return 0
 
