@@ -17,6 +17,9 @@ import msgspec
 from featurestore.client import Client
 from featurestore.errors import LastOperateKey, StoreRefused, StoreUnavailable
 from featurestore.keys import Keys
+from featurestore.wire.connection import Connection
+from featurestore.wire.functions import call_many
+from featurestore.wire.resp import by_field, encode
 
 Role = Literal["metrics", "read", "rate", "operate"]
 # Each may do what the ones before it may. `metrics`: for what scrapes, which asks after no user.
@@ -99,13 +102,16 @@ def operating(keys: StoredKeys) -> list[str]:
 class AccessKeys:
     """The keys of one namespace."""
 
-    def __init__(self, keys: Keys, client: Client) -> None:
+    def __init__(self, keys: Keys, connection: Connection, client: Client) -> None:
         self._key = keys.access
+        self._connection = connection
         self._client = client
+        self._ask = encode(b"HGETALL", keys.access)
 
     async def load(self) -> StoredKeys:
         """Return all keys. Raises `StoreError`."""
-        return parse_keys(await self._client.hgetall(self._key))
+        (reply,) = await call_many(self._connection, [self._ask])
+        return parse_keys(by_field(reply))
 
     async def texts(self) -> dict[str, str]:
         """Return what is stored of each key by its digest, also what this version cannot read. Raises

@@ -95,7 +95,7 @@ class Store:
             self.keys, self.redis, block_s=settings.timeout_s / 2, identity=lambda: self.identity
         )
         self.leases = Leases(self.keys, self.redis)
-        self.access = AccessKeys(self.keys, self.redis)
+        self.access = AccessKeys(self.keys, self.bulk, self.redis)
         self.room = Room(self.keys, self.redis)
         self._open_catalogue()
         self._open_figures()

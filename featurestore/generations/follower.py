@@ -22,8 +22,8 @@ from featurestore.generations.live import LiveGeneration
 from featurestore.generations.loader import GenerationLoader
 from featurestore.generations.manifest import Beat, Kept, Pointer, read_pointer
 from featurestore.keys import Keys, whole
-from featurestore.wire.functions import ask_many
-from featurestore.wire.resp import encode
+from featurestore.wire.functions import ask_many, call_many, encode_call
+from featurestore.wire.resp import by_field, encode
 
 if TYPE_CHECKING:
     from featurestore.store import Store
@@ -51,11 +51,6 @@ def _asked(keys: Keys) -> tuple[bytes, ...]:
         encode(b"HMGET", keys.config, b"identity", b"scale", b"scale_open"),
         encode(b"HGETALL", keys.experiments),
     )
-
-
-def _by_field(reply: list[bytes]) -> dict[bytes, bytes]:
-    """Return a hash from a reply that has its fields and values by turns."""
-    return dict(zip(reply[::2], reply[1::2], strict=True))
 
 
 class Follower:
@@ -168,7 +163,7 @@ class Follower:
         asked_at = time.monotonic()
         replies = await self._ask(live, known)
         (seconds, microseconds), fields, numbers, config, experiments, *rest = replies
-        pointer_fields = _by_field(fields)
+        pointer_fields = by_field(fields)
         identity, *scale = config
         if identity is None or identity.decode() != self._identity:
             # Emptied while it was connected; where the connection was lost, this has been done.
@@ -192,7 +187,7 @@ class Follower:
         more = False
         if live is not None and live is self.live:
             stream, ids = rest
-            entries = [(entry, _by_field(delta)) for entry, delta in stream]
+            entries = [(entry, by_field(delta)) for entry, delta in stream]
             items.follow(known, ids)
             more = len(ids) == ITEMS_AT_ONCE or len(entries) == DELTAS_AT_ONCE
             # An item that the catalogue has registered has the prior until it is rated.
@@ -228,7 +223,7 @@ class Follower:
 
     def _follow_experiments(self, fields: list[bytes] | StoreDamaged) -> None:
         damage = fields if isinstance(fields, StoreDamaged) else None
-        known = None if isinstance(fields, StoreDamaged) else _by_field(fields)
+        known = None if isinstance(fields, StoreDamaged) else by_field(fields)
         if known != self._experiments_read:
             self._experiments_read = known
             self.experiments = read_experiments(known or {})
@@ -321,4 +316,4 @@ class Follower:
         beat = Beat(epoch=epoch, generation=generation, at=at, pid=os.getpid(), experiments=experiments)
         args = [self._worker_id.encode(), msgspec.json.encode(beat)]
         # By a function, which a store without memory takes: a switch of generations waits for workers.
-        await self._client.call("beat", ([self._keys.workers], args))
+        await call_many(self._store.bulk, [encode_call("beat", [self._keys.workers], args)])

@@ -90,6 +90,11 @@ def end_of_replies(data: bytes, count: int) -> int:
     return len(data)
 
 
+def by_field(reply: Sequence[bytes]) -> dict[bytes, bytes]:
+    """A hash from a reply that has its fields and values by turns."""
+    return dict(zip(reply[::2], reply[1::2], strict=True))
+
+
 def bulk(value: bytes) -> bytes:
     """An argument as RESP."""
     return b"$%d\r\n%b\r\n" % (len(value), value)
