@@ -314,9 +314,10 @@ class Auditor:
 
     async def _next_generation(self, verified: Verified) -> None:
         """Refit, and look whether the generation has seen all events of all users."""
-        reply = None
+        reply, asked_ms = None, 0
         while reply is None or reply.status != HTTPStatus.OK:
             # A fit that a fault has hit, or a fit that is under way, is waited for.
+            asked_ms = await self._store.time_ms()
             reply = await self._shared.caller.call("refit", "POST", "/train", timeout_s=TRAIN_S)
             if isinstance(reply.body, dict) and reply.body.get("cause") == "gate_refused":
                 # By the newest ratings it is worse than what is live, and at rest none come to change that.
@@ -347,17 +348,17 @@ class Auditor:
         ]
         found = await self._store.users.lookup(live, [user.encode() for user in users])
         behind = [users[at] for at in {*found.behind, *np.flatnonzero(found.n == 0).tolist()}]
-        if lost := [user for user in behind if not await self._is_ahead(pointer.epoch, user)]:
+        if lost := [user for user in behind if not await self._is_ahead(pointer.epoch, user, asked_ms)]:
             self._report.violated(
                 NEXT, f"generation {pointer.generation} has not seen all of {sorted(lost)[:5]}"
             )
 
-    async def _is_ahead(self, epoch: int, user: str) -> bool:
-        """Say whether attributes of a user were put while the clock was ahead of what it is: until it comes
-        there no fit writes a record of that user, but the first reader.
+    async def _is_ahead(self, epoch: int, user: str, asked_ms: int) -> bool:
+        """Say whether attributes of a user were put while the clock was ahead of what it was when a fit was
+        asked for: until it comes there no fit writes a record of that user, but the first reader.
         """
         described = await self._store.redis.hget(self._store.keys.user(epoch, user.encode()), "described")
-        return int(described or 0) > await self._store.time_ms()
+        return int(described or 0) >= asked_ms
 
 
 def is_backwards(before: Pointer, now: Pointer, asked: Container[int]) -> bool:
