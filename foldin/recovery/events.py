@@ -2,7 +2,7 @@
 within these columns, and each user's entries are in their order.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,11 @@ from featurestore.contexts import codec as contexts
 from featurestore.store import Store
 from featurestore.users.records import StoredUser
 from foldin.recovery.retries import Progress, no_progress, retried
-from trainer.archive.events import contexts_of, string_array
+from trainer.archive.events import string_array
+from trainer.archive.reading import Part, join_parts, read_part
 
+# Of an archived event.
+NUMBERS = ("n", "rating", "time", "type_code", "stream_ms", "stream_seq")
 # Of RatingEvents, each (m,).
 _COLUMNS = ("user", "item", "n", "rating", "time", "arrived_ms", "type_code")
 
@@ -68,16 +71,18 @@ def as_bytes(ids: pa.StringArray) -> list[bytes]:
 
 def of_tables(tables: Iterable[pa.Table]) -> RatingEvents:
     """Return archived events as columns. Tables of the archive's schema, in the order of the log."""
-    tables = list(tables)
-    users, user_ids = _codes([table["user_id"] for table in tables])
-    items, item_ids = _codes([table["item_id"] for table in tables])
-    n, arrived, seq = (_numbers(tables, name, np.int64) for name in ("n", "stream_ms", "stream_seq"))
-    rating, time = (_numbers(tables, name, np.float64) for name in ("rating", "time"))
-    codes = _numbers(tables, "type_code", np.uint8)
+    return of_parts([read_part(zip(each.schema, each.columns, strict=True), NUMBERS) for each in tables])
+
+
+def of_parts(parts: Sequence[Part]) -> RatingEvents:
+    """Return archived events as columns. Takes `parts` with their `NUMBERS`, in the order of the log."""
+    found = join_parts(parts, NUMBERS)
+    user, item, ms = found.user.astype(np.int64), found.item.astype(np.int64), found.numbers["stream_ms"]
+    n, rating, time, codes = (found.numbers[name] for name in ("n", "rating", "time", "type_code"))
     # A rebuilt archive has the time when it was rebuilt in place of the number.
-    arrived = np.where(arrived > 0, arrived, -seq)
-    context = contexts.joined([(table.num_rows, contexts_of(table)) for table in tables])
-    return RatingEvents(user_ids, item_ids, users, items, n, rating, time, arrived, codes, context)
+    arrived = np.where(ms > 0, ms, -found.numbers["stream_seq"])
+    context = contexts.joined(found.contexts)
+    return RatingEvents(found.user_ids, found.item_ids, user, item, n, rating, time, arrived, codes, context)
 
 
 def with_codes_of(events: RatingEvents, other: RatingEvents) -> RatingEvents:
@@ -95,22 +100,6 @@ def _recoded(ids: pa.StringArray, known: pa.StringArray) -> tuple[pa.StringArray
     new = np.flatnonzero(found < 0)
     found[new] = len(known) + np.arange(len(new))
     return pa.concat_arrays([known, ids.take(pa.array(new))]), found
-
-
-def _codes(columns: Iterable[pa.ChunkedArray]) -> tuple[Int64s, pa.StringArray]:
-    """Without a Python object for each of millions of rows."""
-    chunks = [chunk for column in columns for chunk in column.dictionary_encode().chunks]
-    if not chunks:
-        return np.zeros(0, np.int64), pa.array([], type=pa.string())
-    # Each segment has codes of its own; afterwards the last chunk has all ids of all of them.
-    chunks = pa.chunked_array(chunks).unify_dictionaries().chunks
-    codes = [chunk.indices.to_numpy(zero_copy_only=False).astype(np.int64) for chunk in chunks]
-    return np.concatenate(codes), chunks[-1].dictionary
-
-
-def _numbers(tables: Iterable[pa.Table], name: str, dtype: type) -> npt.NDArray[Any]:
-    # The first, so that no table at all is no special case.
-    return np.concatenate([np.zeros(0, dtype), *[table[name].to_numpy() for table in tables]])
 
 
 def joined(first: RatingEvents, later: RatingEvents) -> RatingEvents:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factors import Bools, Float32s, UInt8s
+from factors import Bools, Float32s, Int32s, UInt8s
 from featurestore.contexts.codec import pack_cells, trimmed, unpack_cells
 from featurestore.ratings.stream import Events
 
@@ -146,6 +146,17 @@ def string_array(values: Iterable[bytes]) -> pa.StringArray:
     return pa.array(list(values), type=pa.binary()).view(pa.string())
 
 
+def codes_of(columns: Iterable[pa.ChunkedArray]) -> tuple[Int32s, pa.StringArray]:
+    """Return the code of each id (m,) in columns one behind the other, and the ids by code."""
+    chunks = [chunk for column in columns for chunk in column.dictionary_encode().chunks]
+    if not chunks:
+        return np.zeros(0, np.int32), pa.array([], type=pa.string())
+    # Each column has codes of its own; afterwards the last chunk has all ids of all of them.
+    chunks = pa.chunked_array(chunks).unify_dictionaries().chunks
+    codes = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in chunks]
+    return np.concatenate(codes), chunks[-1].dictionary
+
+
 def new_events(
     events: Events, item_ids: Sequence[bytes | None], positions: Mapping[int, Position]
 ) -> tuple[pa.Table, dict[int, Span]]:
@@ -245,10 +256,8 @@ def in_registry(table: pa.Table, item_ids: pa.StringArray) -> pa.Table:
     An archived row is that of the registry when the event came in: where a store has lost its end and gone
     on, it may have been given to another item since.
     """
-    encoded = table["item_id"].combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
-    rows = pc.index_in(encoded.dictionary, value_set=item_ids).take(encoded.indices)
+    codes, ids = codes_of([table["item_id"]])
+    rows = pc.index_in(ids, value_set=item_ids).take(pa.array(codes))
     position = table.schema.get_field_index("item_row")
     found = rows.fill_null(0).cast(pa.uint32())
     table = table.set_column(position, SCHEMA.field("item_row"), found)

@@ -1,0 +1,68 @@
+"""Archived rating events as columns of many segments. Invariant: one code stands for one id in all of these,
+and events keep the order of the log.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from factors import Float32s
+from trainer.archive.events import CONTEXT, SCHEMA, codes_of, contexts_in
+
+
+@dataclass
+class Part:
+    """The events of a segment, `count` of them: their numbers, their ids, and what was told with them."""
+
+    count: int
+    numbers: dict[str, npt.NDArray[Any]]
+    ids: dict[str, pa.ChunkedArray]
+    context: Float32s | None
+
+
+def read_part(columns: Iterable[tuple[pa.Field, pa.ChunkedArray]], numbers: Sequence[str]) -> Part:
+    """Return the events of a segment, or of a table, column by column; `numbers`: which of these to keep.
+    Raises what reading `columns` raises.
+    """
+    found, told = Part(0, {}, {}, None), None
+    for field, column in columns:
+        name, found.count = field.name, len(column)
+        if name in ("user_id", "item_id"):
+            # As codes: a Python object for each of millions would take longer than a fit.
+            found.ids[name] = column.dictionary_encode()
+        elif name == CONTEXT.name:
+            told = column
+        elif name in numbers:
+            # A copy: what is read by Arrow goes with the column.
+            found.numbers[name] = np.array(column.to_numpy())
+    # Last: by now it is known that the bytes are those that were written.
+    found.context = None if told is None else contexts_in(told)
+    return found
+
+
+class EventColumns(NamedTuple):
+    """Events (m,): `user` and `item` by `user_ids` and `item_ids`, `numbers` by name; `contexts`: of each
+    part how many events it has, and theirs.
+    """
+
+    user: npt.NDArray[np.int32]
+    user_ids: pa.StringArray
+    item: npt.NDArray[np.int32]
+    item_ids: pa.StringArray
+    numbers: dict[str, npt.NDArray[Any]]
+    contexts: list[tuple[int, Float32s | None]]
+
+
+def join_parts(parts: Sequence[Part], numbers: Sequence[str]) -> EventColumns:
+    """Return events one behind the other. Takes the columns of `parts`, which were read with these `numbers`:
+    of many ratings every one counts.
+    """
+    # The first has nothing, so that no part at all is no special case.
+    parts = [read_part(zip(SCHEMA, SCHEMA.empty_table().columns, strict=True), numbers), *parts]
+    columns = {name: np.concatenate([part.numbers.pop(name) for part in parts]) for name in numbers}
+    users, items = (codes_of([part.ids.pop(name) for part in parts]) for name in ("user_id", "item_id"))
+    return EventColumns(*users, *items, columns, [(part.count, part.context) for part in parts])
