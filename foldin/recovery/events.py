@@ -4,7 +4,6 @@ within these columns, and each user's entries are in their order.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factors import Float32s, Float64s, Int64s, UInt8s, typed_items
-from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, rated_items
 from featurestore.contexts import codec as contexts
 from featurestore.store import Store
 from featurestore.users.records import StoredUser
 from foldin.recovery.retries import Progress, no_progress, retried
 from trainer.archive.events import string_array
-from trainer.archive.reading import Part, join_parts, read_part
+from trainer.archive.reading import Part, events_of, join_parts, read_part
 
 # Of an archived event.
 NUMBERS = ("n", "rating", "time", "type_code", "stream_ms", "stream_seq")
@@ -157,35 +155,15 @@ async def read_histories(
 
 
 def _columns(users: list[StoredUser], item_ids: pa.StringArray) -> Histories:
-    counts = np.array([len(user.history) // ENTRY_BYTES for user in users], dtype=np.int64)
-    data = b"".join(
-        [user.history[: count * ENTRY_BYTES] for user, count in zip(users, counts.tolist(), strict=True)]
-    )
-    # One buffer for all: an array for each of a hundred thousand users costs more than their ratings.
-    entries = np.frombuffer(data, dtype=ENTRY_DTYPE)
-    owner = np.repeat(np.arange(len(users)), counts)
+    found, _, _ = events_of(users)
     events = RatingEvents(
-        user_ids=string_array(user.user_id for user in users),
-        item_ids=item_ids,
-        user=owner,
-        item=entries["item_row"].astype(np.int64),
-        n=np.arange(len(entries)) - np.repeat(np.cumsum(counts) - counts, counts),
-        rating=entries["rating"].astype(np.float64),
-        time=entries["time"].astype(np.float64),
-        arrived_ms=np.zeros(len(entries), dtype=np.int64),
-        type_code=np.ascontiguousarray(entries["type_code"]),
-        context=_contexts(users, owner, entries),
+        *(string_array(found.users), item_ids, found.user, found.item_row, found.n, found.rating, found.time),
+        arrived_ms=found.stream_ms,
+        type_code=found.type_code,
+        context=found.context,
     )
     # A row beyond the registry is of no item; the store has lost it.
     known = events.item < len(item_ids)
     return Histories(
         events if known.all() else events.take(known), np.array([user.n for user in users], dtype=np.int64)
     )
-
-
-def _contexts(users: list[StoredUser], owner: Int64s, entries: npt.NDArray[Any]) -> Float32s | None:
-    """Return the contexts of `entries` (m,), whose users are `owner` (m,)."""
-    given = [k for k, user in enumerate(users) if user.contexts]
-    every, of_entry = contexts.of_users([users[k].contexts for k in given], given)
-    time = entries["time"].astype(np.float64)
-    return contexts.match(rated_items(entries), time, every, (owner, of_entry))

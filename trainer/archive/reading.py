@@ -1,5 +1,5 @@
-"""Archived rating events as columns of many segments. Invariant: one code stands for one id in all of these,
-and events keep the order of the log.
+"""Rating events as columns, of many segments or histories. Invariant: one code stands for one id in all of
+them, and events keep the order of the log, or of their history.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,6 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from factors import Float32s
+from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, rated_items
+from featurestore.contexts import codec as contexts
+from featurestore.ratings.stream import Events
+from featurestore.users.records import StoredUser
 from trainer.archive.events import CONTEXT, SCHEMA, codes_of, contexts_in
 
 
@@ -66,3 +70,29 @@ def join_parts(parts: Sequence[Part], numbers: Sequence[str]) -> EventColumns:
     columns = {name: np.concatenate([part.numbers.pop(name) for part in parts]) for name in numbers}
     users, items = (codes_of([part.ids.pop(name) for part in parts]) for name in ("user_id", "item_id"))
     return EventColumns(*users, *items, columns, [(part.count, part.context) for part in parts])
+
+
+def events_of(users: Sequence[StoredUser]) -> tuple[Events, npt.NDArray[Any], bool]:
+    """Return the histories of users as events, `n` being the place there, without their places in a stream;
+    the same as entries, of `ENTRY_DTYPE`; and whether no context was found to be damaged.
+    """
+    counts = [len(user.history) // ENTRY_BYTES for user in users]
+    # One buffer for all: an array for each of a hundred thousand users costs more than their ratings.
+    entries = np.frombuffer(b"".join([user.history for user in users]), dtype=ENTRY_DTYPE)
+    owner, time = np.repeat(np.arange(len(users)), counts), entries["time"].astype(np.float64)
+    given = [k for k, user in enumerate(users) if user.contexts]
+    every, of_entry = contexts.of_users([users[k].contexts for k in given], given)
+    events = Events(
+        partition=np.array([user.partition for user in users], dtype=np.int32)[owner],
+        stream_ms=np.zeros(len(entries), dtype=np.int64),
+        stream_seq=np.zeros(len(entries), dtype=np.int64),
+        users=[user.user_id for user in users],
+        user=owner,
+        n=np.arange(len(entries)) - np.repeat(np.cumsum(counts) - counts, counts),
+        item_row=entries["item_row"].astype(np.int64),
+        type_code=np.ascontiguousarray(entries["type_code"]),
+        rating=entries["rating"].astype(np.float64),
+        time=time,
+        context=contexts.match(rated_items(entries), time, every, (owner, of_entry)),
+    )
+    return events, entries, every.sound

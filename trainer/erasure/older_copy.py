@@ -12,8 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.codecs import ENTRY_DTYPE, rated_items
-from featurestore.contexts.codec import match, unpack
 from featurestore.errors import StoreError, StoreUnavailable, UserChanged
 from featurestore.item_registry import ItemRegistry
 from featurestore.keys import shown_key
@@ -25,6 +23,7 @@ from trainer.archive.erasures import Ledger, readable_ledgers
 from trainer.archive.events import make_table
 from trainer.archive.identity import read_since
 from trainer.archive.listing import uncovered
+from trainer.archive.reading import events_of
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import read_parts
 from trainer.archive.storage.files import Location
@@ -175,22 +174,20 @@ async def _erase_ratings_again(
 
 def _kept(user: StoredUser, known: set[Key], registry: ItemRegistry) -> Columns | None:
     """Return what of a history is `known` to have come after the erasure; None where that is all of it."""
-    entries = np.frombuffer(user.history, dtype=ENTRY_DTYPE)
-    rows, codes = entries["item_row"].tolist(), entries["type_code"]
+    events, _, _ = events_of([user])
+    rows, codes = events.item_row.tolist(), events.type_code
     item_ids = [registry.ids[row] if row < len(registry) else b"" for row in rows]
-    values = item_ids, codes.tolist(), entries["rating"].tolist(), entries["time"].tolist()
+    values = item_ids, codes.tolist(), events.rating.tolist(), events.time.tolist()
     kept = [k for k, each in enumerate(zip(*values, strict=True)) if each[0] and _key(*each) in known]
-    if len(kept) == len(entries):
+    if len(kept) == len(events):
         return None
-    given = unpack(user.contexts)
-    context = match(rated_items(entries), entries["time"].astype(np.float64), given)
     return Columns(
         [user.user_id] * len(kept),
         [item_ids[k] for k in kept],
-        entries["rating"][kept],
-        entries["time"][kept],
+        events.rating[kept],
+        events.time[kept],
         codes[kept],
-        context=None if context is None else context[kept],
+        context=None if events.context is None else events.context[kept],
     )
 
 
