@@ -16,7 +16,7 @@ from featurestore.store import Store
 from featurestore.users.records import StoredUser
 from foldin.recovery.retries import Progress, no_progress, retried
 from trainer.archive.events import string_array
-from trainer.archive.reading import Part, events_of, join_parts, read_part
+from trainer.archive.reading import Part, events_of, join_parts, read_part, scan_users
 
 # Of an archived event.
 NUMBERS = ("n", "rating", "time", "type_code", "stream_ms", "stream_seq")
@@ -141,13 +141,9 @@ async def read_histories(
     """
     # By id: a scan may give a user twice, later with more ratings.
     users: dict[bytes, StoredUser] = {}
-    for partition in range(store.keys.partitions):
-        cursor, more = 0, True
-        while more:
-            cursor, found = await retried(store.users.scan, epoch, partition, cursor)
-            more = cursor != 0
-            users |= {user.user_id: user for user in found}
-        progress(partition + 1, store.keys.partitions)
+    async for done, found in scan_users(store, epoch, retried):
+        users |= {user.user_id: user for user in found}
+        progress(done, store.keys.partitions)
     registry = store.items(epoch)
     # After the histories: it has all the items that they name.
     await retried(registry.refresh)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factors import Bools, Float32s, Int32s, UInt8s
+from featurestore.codecs import FORGOTTEN_ROW
 from featurestore.contexts.codec import pack_cells, trimmed, unpack_cells
 from featurestore.ratings.stream import Events
 
@@ -159,10 +160,10 @@ def codes_of(columns: Iterable[pa.ChunkedArray]) -> tuple[Int32s, pa.StringArray
 
 def new_events(
     events: Events, item_ids: Sequence[bytes | None], positions: Mapping[int, Position]
-) -> tuple[pa.Table, dict[int, Span]]:
-    """Return the events after `positions` as a table, marks of forgotten users included, and its spans."""
+) -> tuple[pa.Table, dict[bytes, int], dict[int, Span]]:
+    """Return the events after `positions` as `without_marks` does, and the spans of these, marks included."""
     table = after(make_table(events, item_ids), positions)
-    return table, spans_of(table)
+    return *without_marks(table), spans_of(table)
 
 
 def make_table(events: Events, item_ids: Sequence[bytes | None]) -> pa.Table:
@@ -268,6 +269,14 @@ def type_codes(table: pa.Table) -> UInt8s:
     """Return the code of the type of each event (m,); 0 is a rating."""
     codes: UInt8s = table["type_code"].to_numpy()
     return codes
+
+
+def without_marks(table: pa.Table) -> tuple[pa.Table, dict[bytes, int]]:
+    """Return the events of a table without the marks of forgotten users, and when each was forgotten."""
+    is_mark = pc.equal(table["item_row"], pa.scalar(FORGOTTEN_ROW, pa.uint32()))
+    marks = table.filter(is_mark)
+    users, at_ms = marks["user_id"].cast(pa.binary()).to_pylist(), marks["stream_ms"].to_pylist()
+    return table.filter(pc.invert(is_mark)) if users else table, dict(zip(users, at_ms, strict=True))
 
 
 def ratings_of(table: pa.Table) -> pa.Table:

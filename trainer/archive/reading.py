@@ -2,7 +2,7 @@
 them, and events keep the order of the log, or of their history.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,8 +14,13 @@ from factors import Float32s
 from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, rated_items
 from featurestore.contexts import codec as contexts
 from featurestore.ratings.stream import Events
+from featurestore.store import Store
 from featurestore.users.records import StoredUser
-from trainer.archive.events import CONTEXT, SCHEMA, codes_of, contexts_in
+from trainer.archive.events import CONTEXT, SCHEMA, codes_of, contexts_in, make_table
+
+Users = list[StoredUser]
+Retried = Callable[..., Awaitable[Any]]
+"""Awaits a call with its arguments until the store takes it."""
 
 
 @dataclass
@@ -96,3 +101,28 @@ def events_of(users: Sequence[StoredUser]) -> tuple[Events, npt.NDArray[Any], bo
         context=contexts.match(rated_items(entries), time, every, (owner, of_entry)),
     )
     return events, entries, every.sound
+
+
+async def scan_users(
+    store: Store, epoch: int, retried: Retried
+) -> AsyncIterator[tuple[int, list[StoredUser]]]:
+    """Yield all users of an epoch, some at a time, after how many partitions are done; one may come twice."""
+    for partition in range(store.keys.partitions):
+        cursor, more = 0, True
+        while more:
+            cursor, found = await retried(store.users.scan, epoch, partition, cursor)
+            more = cursor != 0
+            yield partition + (not more), found
+
+
+async def waiting_tables(store: Store, epoch: int) -> AsyncIterator[pa.Table]:
+    """Yield what waits in the streams of an epoch, marks of forgotten users among it."""
+    registry = store.items(epoch)
+    # Of one step: a few milliseconds of the store.
+    async for events in store.stream.rest(epoch, {}, count=1_000):
+        if events.n_items > len(registry):
+            await registry.refresh()
+        yield make_table(events, registry.ids)
+        # What comes in from here on is not asked for: of a store in use the streams have no end.
+        if not events.more:
+            break

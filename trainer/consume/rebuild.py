@@ -24,7 +24,7 @@ from featurestore.users.records import StoredUser
 from trainer import log
 from trainer.archive.epoch_archive import EpochArchive, Snapshot
 from trainer.archive.events import START, Span, make_table
-from trainer.archive.reading import events_of
+from trainer.archive.reading import events_of, scan_users
 from trainer.archive.storage.files import Location
 from trainer.retry import with_retries
 from trainer.threads import Threads
@@ -74,14 +74,11 @@ async def rebuild(store: Store, archive: EpochArchive, threads: Threads, keep: K
 async def _parts(store: Store, epoch: int) -> AsyncIterator[list[StoredUser]]:
     """Yield all users of an epoch, as many at a time as have a part's rows; one may come twice."""
     users: list[StoredUser] = []
-    for partition in range(store.keys.partitions):
-        cursor, more = 0, True
-        while more:
-            cursor, found = await with_retries(store.users.scan, epoch, partition, cursor)
-            users, more = users + found, cursor != 0
-            if sum(len(user.history) for user in users) >= _PART_ROWS * ENTRY_BYTES:
-                yield users
-                users = []
+    async for _, found in scan_users(store, epoch, with_retries):
+        users = users + found
+        if sum(len(user.history) for user in users) >= _PART_ROWS * ENTRY_BYTES:
+            yield users
+            users = []
     if users:
         yield users
 
