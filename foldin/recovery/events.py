@@ -131,35 +131,27 @@ class Histories:
     n: Int64s
 
 
-async def read_histories(
-    store: Store,
-    epoch: int,
-    progress: Progress = no_progress,
-) -> Histories:
+async def read_histories(store: Store, epoch: int, progress: Progress = no_progress) -> Histories:
     """Read all histories; what was acknowledged before the call is there. `progress`: by partitions. Raises
     `StoppedError`.
     """
     # By id: a scan may give a user twice, later with more ratings.
     users: dict[bytes, StoredUser] = {}
-    async for done, found in scan_users(store, epoch, retried):
-        users |= {user.user_id: user for user in found}
+    async for done, some in scan_users(store, epoch, retried):
+        users |= {user.user_id: user for user in some}
         progress(done, store.keys.partitions)
     registry = store.items(epoch)
     # After the histories: it has all the items that they name.
     await retried(registry.refresh)
-    return _columns(list(users.values()), string_array(registry.ids))
-
-
-def _columns(users: list[StoredUser], item_ids: pa.StringArray) -> Histories:
-    found, _, _ = events_of(users)
+    found, _, _ = events_of(list(users.values()))
+    user_ids, item_ids = string_array(found.users), string_array(registry.ids)
     events = RatingEvents(
-        *(string_array(found.users), item_ids, found.user, found.item_row, found.n, found.rating, found.time),
+        *(user_ids, item_ids, found.user, found.item_row, found.n, found.rating, found.time),
         arrived_ms=found.stream_ms,
         type_code=found.type_code,
         context=found.context,
     )
     # A row beyond the registry is of no item; the store has lost it.
     known = events.item < len(item_ids)
-    return Histories(
-        events if known.all() else events.take(known), np.array([user.n for user in users], dtype=np.int64)
-    )
+    counts = np.array([user.n for user in users.values()], dtype=np.int64)
+    return Histories(events if known.all() else events.take(known), counts)
