@@ -18,7 +18,6 @@ from featurestore.store import Store
 from featurestore.users.records import StoredUser
 from trainer.archive.events import CONTEXT, SCHEMA, codes_of, contexts_in, make_table
 
-Users = list[StoredUser]
 Retried = Callable[..., Awaitable[Any]]
 """Awaits a call with its arguments until the store takes it."""
 
@@ -81,7 +80,7 @@ def events_of(users: Sequence[StoredUser]) -> tuple[Events, npt.NDArray[Any], bo
     """Return the histories of users as events, `n` being the place there, without their places in a stream;
     the same as entries, of `ENTRY_DTYPE`; and whether no context was found to be damaged.
     """
-    counts = [len(user.history) // ENTRY_BYTES for user in users]
+    counts = np.array([len(user.history) // ENTRY_BYTES for user in users], dtype=np.int64)
     # One buffer for all: an array for each of a hundred thousand users costs more than their ratings.
     entries = np.frombuffer(b"".join([user.history for user in users]), dtype=ENTRY_DTYPE)
     owner, time = np.repeat(np.arange(len(users)), counts), entries["time"].astype(np.float64)

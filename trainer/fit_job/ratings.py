@@ -204,9 +204,6 @@ def last_of_pairs(
     Of equal `n` the later position wins: after a rebuild an event may be there twice.
     """
     order = np.lexsort((n, item_row, user_row))
-    if len(order) == 0:
-        return order
     user, item = user_row[order], item_row[order]
-    last = np.ones(len(order), dtype=bool)
-    last[:-1] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
-    return order[last]
+    last: npt.NDArray[np.int64] = order[(np.diff(user, append=-1) != 0) | (np.diff(item, append=-1) != 0)]
+    return last
