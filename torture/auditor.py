@@ -387,7 +387,7 @@ def _events(paths: list[Path]) -> dict[str, list[tuple[int, float]]]:
     """Return (n, rating) of each user's events, by n."""
     # Opened at once: a merge takes files away meanwhile.
     files = [(path, open_segment(path)) for path in paths]
-    tables = [read_segment(path, file)[0] for path, file in files]
+    tables = [read_segment(path, file) for path, file in files]
     if not tables:
         return {}
     wanted = ["user_id", "n", "rating"]

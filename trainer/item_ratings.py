@@ -18,13 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factors import Bools, Int64s
+from factors import Bools
 from featurestore.commands import Command
 from featurestore.errors import EpochGone, LeaseLost, StoreChanged, StoreError, StoreUnavailable
 from featurestore.ratings.batches import Columns
 from trainer import log
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import SCHEMA, Position, lies_after, ratings_of, string_array
+from trainer.archive.events import SCHEMA, Position, codes_of, lies_after, ratings_of, string_array
 from trainer.archive.segments import read_parts
 from trainer.archive.storage.files import Location
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
@@ -216,16 +216,10 @@ def _last_ratings(paths: Sequence[Location], items: pa.StringArray) -> pa.Table:
         )
         # Segment by segment: else it would grow with how often they have rated.
         found = pa.concat_tables([found, *parts]).combine_chunks()
-        last = last_of_pairs(_codes(found["user_id"]), _codes(found["item_id"]), found["n"].to_numpy())
+        user, item = (codes_of([found[name]])[0] for name in ("user_id", "item_id"))
+        last = last_of_pairs(user, item, found["n"].to_numpy())
         found = found.take(pa.array(last))
     return found
-
-
-def _codes(ids: pa.ChunkedArray) -> Int64s:
-    """Return a number for each id (m,), the same for the same."""
-    indices = ids.combine_chunks().dictionary_encode().indices
-    codes: Int64s = indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    return codes
 
 
 def _seen(paths: Sequence[Location], users: pa.StringArray) -> pa.Table:

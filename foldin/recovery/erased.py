@@ -9,10 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from factors import Int64s
-from featurestore.codecs import FORGOTTEN_ROW
 from featurestore.keys import digest_of
 from featurestore.store import Store
 from foldin.errors import StoppedError
@@ -20,12 +18,11 @@ from foldin.recovery.events import RatingEvents, as_bytes, concatenated, of_tabl
 from foldin.recovery.retries import retried
 from processes.errors import CannotStartError
 from trainer.archive.erasures import Ledger, ledger_files, parse_ledger, put_ledger
-from trainer.archive.events import make_table
+from trainer.archive.events import without_marks
+from trainer.archive.reading import waiting_tables
 from trainer.archive.storage.files import Location
 from trainer.errors import LedgerDamagedError
 
-# Of one step of reading a stream: a few milliseconds of the store.
-_ENTRIES = 1_000
 # Later than any event: of an erasure whose time is not known.
 _EVER = 2**62
 
@@ -90,26 +87,14 @@ async def find_erased(
     waiting = {each.user: each.at_ms for each in commands if each.user}
     events = []
     for table in tables:
-        is_mark = pc.equal(table["item_row"], pa.scalar(FORGOTTEN_ROW, pa.uint32()))
-        marks = table.filter(is_mark)
-        waiting |= zip(
-            marks["user_id"].cast(pa.binary()).to_pylist(), marks["stream_ms"].to_pylist(), strict=True
-        )
-        events.append(table.filter(pc.invert(is_mark)))
+        unmarked, marks = without_marks(table)
+        waiting |= marks
+        events.append(unmarked)
     return Erased([*ledgers, *more], waiting, marked, of_tables(events))
 
 
 async def _waiting(store: Store, epoch: int) -> list[pa.Table]:
-    registry = store.items(epoch)
-    tables = []
-    async for events in store.stream.rest(epoch, {}, _ENTRIES):
-        if events.n_items > len(registry):
-            await registry.refresh()
-        tables.append(make_table(events, registry.ids))
-        # What comes in from here on is not asked for: of a store in use the streams have no end.
-        if not events.more:
-            break
-    return tables
+    return [table async for table in waiting_tables(store, epoch)]
 
 
 def read_ledgers(folder: Location, *, skip_damaged: bool = False) -> list[Ledger]:

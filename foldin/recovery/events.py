@@ -2,9 +2,8 @@
 within these columns, and each user's entries are in their order.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from factors import Float32s, Float64s, Int64s, UInt8s, typed_items
-from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, rated_items
 from featurestore.contexts import codec as contexts
 from featurestore.store import Store
 from featurestore.users.records import StoredUser
 from foldin.recovery.retries import Progress, no_progress, retried
-from trainer.archive.events import contexts_of, string_array
+from trainer.archive.events import string_array
+from trainer.archive.reading import Part, events_of, join_parts, read_part, scan_users
 
+# Of an archived event.
+NUMBERS = ("n", "rating", "time", "type_code", "stream_ms", "stream_seq")
 # Of RatingEvents, each (m,).
 _COLUMNS = ("user", "item", "n", "rating", "time", "arrived_ms", "type_code")
 
@@ -68,16 +69,18 @@ def as_bytes(ids: pa.StringArray) -> list[bytes]:
 
 def of_tables(tables: Iterable[pa.Table]) -> RatingEvents:
     """Return archived events as columns. Tables of the archive's schema, in the order of the log."""
-    tables = list(tables)
-    users, user_ids = _codes([table["user_id"] for table in tables])
-    items, item_ids = _codes([table["item_id"] for table in tables])
-    n, arrived, seq = (_numbers(tables, name, np.int64) for name in ("n", "stream_ms", "stream_seq"))
-    rating, time = (_numbers(tables, name, np.float64) for name in ("rating", "time"))
-    codes = _numbers(tables, "type_code", np.uint8)
+    return of_parts([read_part(zip(each.schema, each.columns, strict=True), NUMBERS) for each in tables])
+
+
+def of_parts(parts: Sequence[Part]) -> RatingEvents:
+    """Return archived events as columns. Takes `parts` with their `NUMBERS`, in the order of the log."""
+    found = join_parts(parts, NUMBERS)
+    user, item, ms = found.user.astype(np.int64), found.item.astype(np.int64), found.numbers["stream_ms"]
+    n, rating, time, codes = (found.numbers[name] for name in ("n", "rating", "time", "type_code"))
     # A rebuilt archive has the time when it was rebuilt in place of the number.
-    arrived = np.where(arrived > 0, arrived, -seq)
-    context = contexts.joined([(table.num_rows, contexts_of(table)) for table in tables])
-    return RatingEvents(user_ids, item_ids, users, items, n, rating, time, arrived, codes, context)
+    arrived = np.where(ms > 0, ms, -found.numbers["stream_seq"])
+    context = contexts.joined(found.contexts)
+    return RatingEvents(found.user_ids, found.item_ids, user, item, n, rating, time, arrived, codes, context)
 
 
 def with_codes_of(events: RatingEvents, other: RatingEvents) -> RatingEvents:
@@ -95,22 +98,6 @@ def _recoded(ids: pa.StringArray, known: pa.StringArray) -> tuple[pa.StringArray
     new = np.flatnonzero(found < 0)
     found[new] = len(known) + np.arange(len(new))
     return pa.concat_arrays([known, ids.take(pa.array(new))]), found
-
-
-def _codes(columns: Iterable[pa.ChunkedArray]) -> tuple[Int64s, pa.StringArray]:
-    """Without a Python object for each of millions of rows."""
-    chunks = [chunk for column in columns for chunk in column.dictionary_encode().chunks]
-    if not chunks:
-        return np.zeros(0, np.int64), pa.array([], type=pa.string())
-    # Each segment has codes of its own; afterwards the last chunk has all ids of all of them.
-    chunks = pa.chunked_array(chunks).unify_dictionaries().chunks
-    codes = [chunk.indices.to_numpy(zero_copy_only=False).astype(np.int64) for chunk in chunks]
-    return np.concatenate(codes), chunks[-1].dictionary
-
-
-def _numbers(tables: Iterable[pa.Table], name: str, dtype: type) -> npt.NDArray[Any]:
-    # The first, so that no table at all is no special case.
-    return np.concatenate([np.zeros(0, dtype), *[table[name].to_numpy() for table in tables]])
 
 
 def joined(first: RatingEvents, later: RatingEvents) -> RatingEvents:
@@ -144,59 +131,27 @@ class Histories:
     n: Int64s
 
 
-async def read_histories(
-    store: Store,
-    epoch: int,
-    progress: Progress = no_progress,
-) -> Histories:
+async def read_histories(store: Store, epoch: int, progress: Progress = no_progress) -> Histories:
     """Read all histories; what was acknowledged before the call is there. `progress`: by partitions. Raises
     `StoppedError`.
     """
     # By id: a scan may give a user twice, later with more ratings.
     users: dict[bytes, StoredUser] = {}
-    for partition in range(store.keys.partitions):
-        cursor, more = 0, True
-        while more:
-            cursor, found = await retried(store.users.scan, epoch, partition, cursor)
-            more = cursor != 0
-            users |= {user.user_id: user for user in found}
-        progress(partition + 1, store.keys.partitions)
+    async for done, some in scan_users(store, epoch, retried):
+        users |= {user.user_id: user for user in some}
+        progress(done, store.keys.partitions)
     registry = store.items(epoch)
     # After the histories: it has all the items that they name.
     await retried(registry.refresh)
-    return _columns(list(users.values()), string_array(registry.ids))
-
-
-def _columns(users: list[StoredUser], item_ids: pa.StringArray) -> Histories:
-    counts = np.array([len(user.history) // ENTRY_BYTES for user in users], dtype=np.int64)
-    data = b"".join(
-        [user.history[: count * ENTRY_BYTES] for user, count in zip(users, counts.tolist(), strict=True)]
-    )
-    # One buffer for all: an array for each of a hundred thousand users costs more than their ratings.
-    entries = np.frombuffer(data, dtype=ENTRY_DTYPE)
-    owner = np.repeat(np.arange(len(users)), counts)
+    found, _, _ = events_of(list(users.values()))
+    user_ids, item_ids = string_array(found.users), string_array(registry.ids)
     events = RatingEvents(
-        user_ids=string_array(user.user_id for user in users),
-        item_ids=item_ids,
-        user=owner,
-        item=entries["item_row"].astype(np.int64),
-        n=np.arange(len(entries)) - np.repeat(np.cumsum(counts) - counts, counts),
-        rating=entries["rating"].astype(np.float64),
-        time=entries["time"].astype(np.float64),
-        arrived_ms=np.zeros(len(entries), dtype=np.int64),
-        type_code=np.ascontiguousarray(entries["type_code"]),
-        context=_contexts(users, owner, entries),
+        *(user_ids, item_ids, found.user, found.item_row, found.n, found.rating, found.time),
+        arrived_ms=found.stream_ms,
+        type_code=found.type_code,
+        context=found.context,
     )
     # A row beyond the registry is of no item; the store has lost it.
     known = events.item < len(item_ids)
-    return Histories(
-        events if known.all() else events.take(known), np.array([user.n for user in users], dtype=np.int64)
-    )
-
-
-def _contexts(users: list[StoredUser], owner: Int64s, entries: npt.NDArray[Any]) -> Float32s | None:
-    """Return the contexts of `entries` (m,), whose users are `owner` (m,)."""
-    given = [k for k, user in enumerate(users) if user.contexts]
-    every, of_entry = contexts.of_users([users[k].contexts for k in given], given)
-    time = entries["time"].astype(np.float64)
-    return contexts.match(rated_items(entries), time, every, (owner, of_entry))
+    counts = np.array([user.n for user in users.values()], dtype=np.int64)
+    return Histories(events if known.all() else events.take(known), counts)

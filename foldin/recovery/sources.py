@@ -18,7 +18,7 @@ from featurestore.settings import format_scale, parse_scale
 from featurestore.store import Store
 from foldin.files.rows import scale_for
 from foldin.recovery.erased import read_ledgers
-from foldin.recovery.events import RatingEvents, of_tables
+from foldin.recovery.events import NUMBERS, RatingEvents, of_parts
 from foldin.recovery.manifest import NAME as MANIFEST
 from foldin.recovery.manifest import Manifest, read_manifest
 from processes.errors import CannotStartError
@@ -29,9 +29,10 @@ from trainer.archive.item_list import read_items
 from trainer.archive.json_files import read_json
 from trainer.archive.kept import NAME as KEPT
 from trainer.archive.kept import read_kept
-from trainer.archive.listing import uncovered
+from trainer.archive.listing import segment_files, uncovered
 from trainer.archive.meanings import read_fields, read_types
-from trainer.archive.segments import DAMAGED, SegmentName, open_segment, read_segment
+from trainer.archive.reading import Part, read_part
+from trainer.archive.segments import DAMAGED, open_segment, read_columns
 from trainer.archive.storage.files import Location
 from trainer.archive.trash import NOTE
 from trainer.errors import (
@@ -157,7 +158,7 @@ def read_source(source: Source, *, skip_damaged: bool = False, skip_damaged_ledg
         source.manifest.check(source.folder)
     for _ in range(LISTINGS):
         with contextlib.suppress(SegmentGoneError):
-            events = of_tables(_tables(source, skip_damaged=skip_damaged))
+            events = of_parts(_parts(source, skip_damaged=skip_damaged))
             items = source.folder / (source.manifest.items_file if source.manifest else ITEMS)
             listed = _items(items, events, skip_damaged=skip_damaged)
             # After the events: it has the erasures of all that is missing there.
@@ -193,21 +194,21 @@ async def require_scale(archived: Archived, source: Source, store: Store, *, dec
         )
 
 
-def _tables(source: Source, *, skip_damaged: bool) -> list[pa.Table]:
+def _parts(source: Source, *, skip_damaged: bool) -> list[Part]:
     folder, manifest = source.folder, source.manifest
     listed = uncovered(folder)
     if manifest is not None:
         # A backup after this one that was cut off may have left files of its own.
-        listed = [each for each in _segment_files(folder) if each[1].name in manifest.files]
+        listed = [each for each in segment_files(folder) if each[1].name in manifest.files]
     elif not skip_damaged:
         _require_whole(folder)
-    tables = []
+    parts = []
     try:
         # Opened at once: a merge takes files away meanwhile.
         files = [(path, open_segment(path)) for _, path in listed]
         for path, file in files:
             try:
-                tables.append(read_segment(path, file)[0])
+                parts.append(read_part(read_columns(path, file), NUMBERS))
             except SegmentDamagedError as exc:
                 if not skip_damaged:
                     raise CannotStartError(
@@ -219,7 +220,7 @@ def _tables(source: Source, *, skip_damaged: bool) -> list[pa.Table]:
         raise CannotStartError(
             f"{exc}: run this again, or take the file away and go on with --skip-damaged"
         ) from exc
-    return tables
+    return parts
 
 
 def _ledgers(source: Source, *, skip_damaged: bool) -> tuple[Ledger, ...]:
@@ -307,11 +308,6 @@ def _told(
             "--skip-damaged"
         )
     return replace(events, context=events.context[:, :named] if named else None)
-
-
-def _segment_files(folder: Location) -> list[tuple[SegmentName, Location]]:
-    named = [(SegmentName.parse(path.name), path) for path in folder.iterdir()]
-    return sorted((name, path) for name, path in named if name is not None)
 
 
 def _require_whole(folder: Location) -> None:

@@ -20,13 +20,21 @@ from featurestore.keys import digest_of
 from featurestore.store import Store
 from foldin.errors import StoppedError
 from foldin.recovery.adoption import require_match
-from foldin.recovery.events import Histories, RatingEvents, of_tables, read_histories, with_codes_of
+from foldin.recovery.events import (
+    NUMBERS,
+    Histories,
+    RatingEvents,
+    of_parts,
+    read_histories,
+    with_codes_of,
+)
 from foldin.recovery.merging import differences, holding
 from foldin.recovery.reaching import Reached, read_reached
 from foldin.recovery.retries import Progress, Say, no_progress, retried
 from trainer.archive.kept import NAME as KEPT
 from trainer.archive.kept import read_kept
-from trainer.archive.segments import open_segment, read_segment
+from trainer.archive.reading import read_part
+from trainer.archive.segments import open_segment, read_columns
 from trainer.errors import ArchiveFailedError, SegmentDamagedError
 from trainer.settings import TrainerSettings
 
@@ -94,16 +102,16 @@ def _read(reached: Reached, progress: Progress) -> tuple[RatingEvents, Int64s]:
     try:
         # Opened at once: a merge takes files away meanwhile.
         files = [(segment.path, open_segment(segment.path)) for segment in reached.segments]
-        tables = []
+        parts = []
         for path, file in files:
-            tables.append(read_segment(path, file)[0])
-            progress(len(tables), len(files))
+            parts.append(read_part(read_columns(path, file), (*NUMBERS, "item_row")))
+            progress(len(parts), len(files))
     except SegmentDamagedError as exc:
         raise StoppedError(f"{exc.path} is damaged ({exc.why}): the trainer rebuilds it") from exc
     except ArchiveFailedError as exc:
         raise StoppedError(f"{exc}: run this again") from exc
-    rows = [np.zeros(0, np.int64), *[table["item_row"].to_numpy() for table in tables]]
-    return of_tables(tables), np.concatenate(rows)
+    rows = [np.zeros(0, np.int64), *(part.numbers.pop("item_row") for part in parts)]
+    return of_parts(parts), np.concatenate(rows)
 
 
 def _aligned(stored: Histories, archived: RatingEvents) -> _Both:

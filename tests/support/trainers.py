@@ -152,7 +152,7 @@ def archived(settings: TrainerSettings, epoch: int = 1, *, path: Path | None = N
     """(user, n, item, rating) of each archived event of an epoch, or of a folder, in the order of the log."""
     folder = path or settings.archive_folder / f"epoch-{epoch:06d}"
     try:
-        tables = [read_segment(name)[0] for name in _uncovered(folder)]
+        tables = [read_segment(name) for name in _uncovered(folder)]
     except SegmentGoneError:
         # Merged just now.
         return archived(settings, epoch, path=path)

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factors import Bools, Float32s, UInt8s
+from factors import Bools, Float32s, Int32s, UInt8s
+from featurestore.codecs import FORGOTTEN_ROW
 from featurestore.contexts.codec import pack_cells, trimmed, unpack_cells
 from featurestore.ratings.stream import Events
 
@@ -146,12 +147,23 @@ def string_array(values: Iterable[bytes]) -> pa.StringArray:
     return pa.array(list(values), type=pa.binary()).view(pa.string())
 
 
+def codes_of(columns: Iterable[pa.ChunkedArray]) -> tuple[Int32s, pa.StringArray]:
+    """Return the code of each id (m,) in columns one behind the other, and the ids by code."""
+    chunks = [chunk for column in columns for chunk in column.dictionary_encode().chunks]
+    if not chunks:
+        return np.zeros(0, np.int32), pa.array([], type=pa.string())
+    # Each column has codes of its own; afterwards the last chunk has all ids of all of them.
+    chunks = pa.chunked_array(chunks).unify_dictionaries().chunks
+    codes = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in chunks]
+    return np.concatenate(codes), chunks[-1].dictionary
+
+
 def new_events(
     events: Events, item_ids: Sequence[bytes | None], positions: Mapping[int, Position]
-) -> tuple[pa.Table, dict[int, Span]]:
-    """Return the events after `positions` as a table, marks of forgotten users included, and its spans."""
+) -> tuple[pa.Table, dict[bytes, int], dict[int, Span]]:
+    """Return the events after `positions` as `without_marks` does, and the spans of these, marks included."""
     table = after(make_table(events, item_ids), positions)
-    return table, spans_of(table)
+    return *without_marks(table), spans_of(table)
 
 
 def make_table(events: Events, item_ids: Sequence[bytes | None]) -> pa.Table:
@@ -245,10 +257,8 @@ def in_registry(table: pa.Table, item_ids: pa.StringArray) -> pa.Table:
     An archived row is that of the registry when the event came in: where a store has lost its end and gone
     on, it may have been given to another item since.
     """
-    encoded = table["item_id"].combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
-    rows = pc.index_in(encoded.dictionary, value_set=item_ids).take(encoded.indices)
+    codes, ids = codes_of([table["item_id"]])
+    rows = pc.index_in(ids, value_set=item_ids).take(pa.array(codes))
     position = table.schema.get_field_index("item_row")
     found = rows.fill_null(0).cast(pa.uint32())
     table = table.set_column(position, SCHEMA.field("item_row"), found)
@@ -259,6 +269,14 @@ def type_codes(table: pa.Table) -> UInt8s:
     """Return the code of the type of each event (m,); 0 is a rating."""
     codes: UInt8s = table["type_code"].to_numpy()
     return codes
+
+
+def without_marks(table: pa.Table) -> tuple[pa.Table, dict[bytes, int]]:
+    """Return the events of a table without the marks of forgotten users, and when each was forgotten."""
+    is_mark = pc.equal(table["item_row"], pa.scalar(FORGOTTEN_ROW, pa.uint32()))
+    marks = table.filter(is_mark)
+    users, at_ms = marks["user_id"].cast(pa.binary()).to_pylist(), marks["stream_ms"].to_pylist()
+    return table.filter(pc.invert(is_mark)) if users else table, dict(zip(users, at_ms, strict=True))
 
 
 def ratings_of(table: pa.Table) -> pa.Table:

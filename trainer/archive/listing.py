@@ -40,7 +40,7 @@ def recover(
     # covers.
     for leftover in directory.glob(f"*{TEMPORARY}"):
         leftover.unlink()
-    files, failures = _segment_files(directory), Failures()
+    files, failures = segment_files(directory), Failures()
     files_of(directory).read_ahead([path for _, path in files])
     unread.keep({path.name for _, path in files})
     segments, damaged = list[Segment](), list[SegmentDamagedError]()
@@ -80,7 +80,7 @@ def recover(
 
 def uncovered(directory: Location) -> list[tuple[SegmentName, Location]]:
     """Return the files that make up the log of an epoch, in its order; nothing is changed."""
-    files = _segment_files(directory)
+    files = segment_files(directory)
     return [(name, path) for name, path in files if not any(other.covers(name) for other, _ in files)]
 
 
@@ -130,6 +130,7 @@ def read_ends(
         return {0: START}
 
 
-def _segment_files(directory: Location) -> list[tuple[SegmentName, Location]]:
+def segment_files(directory: Location) -> list[tuple[SegmentName, Location]]:
+    """Return the segments in a folder, in their order, with those that others cover."""
     named = [(SegmentName.parse(path.name), path) for path in directory.iterdir()]
     return sorted((name, path) for name, path in named if name is not None)

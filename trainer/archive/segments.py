@@ -196,24 +196,14 @@ def _reading(path: Location) -> Iterator[None]:
         raise SegmentDamagedError(path, f"unreadable ({_first_line(exc)})") from exc
 
 
-def read_segment(path: Location, file: pa.NativeFile | None = None) -> tuple[pa.Table, dict[int, Span]]:
-    """Return the verified events of a segment and its spans. `file`: as `open_segment` returned it.
+def read_segment(path: Location, file: pa.NativeFile | None = None) -> pa.Table:
+    """Return the verified events of a segment. `file`: as `open_segment` returned it.
 
     Raises `SegmentDamagedError`, `SegmentGoneError` where there is no file, `ArchiveFailedError` where it
     could not be read, or `ArchiveRefusedError` for a format newer than this version's.
     """
-    with open_segment(path) if file is None else file as opened, _reading(path):
-        table = pq.read_table(opened, page_checksum_verification=True)
-    # Parquet has checked its pages, not that all rows and the right spans are there.
-    header = _header(path, table.schema.metadata)
-    table = table.replace_schema_metadata(None)
-    _check_schema(path, table.schema)
-    spans = _parse_spans(path, header)
-    if header.get("rows") != table.num_rows or header.get("digest") != digest(
-        Rows.of(table), header["spans"]
-    ):
-        raise SegmentDamagedError(path, "checksum does not match")
-    return table, spans
+    columns = dict(read_columns(path, open_segment(path) if file is None else file))
+    return pa.table(list(columns.values()), schema=pa.schema(list(columns)))
 
 
 def open_rows(path: Location, file: pa.NativeFile) -> Rows:
@@ -249,12 +239,13 @@ def _opened(path: Location, file: pa.NativeFile) -> tuple[pq.ParquetFile, pa.Sch
         schema = reader.schema_arrow
     header = _header(path, schema.metadata)
     schema = schema.remove_metadata()
-    _check_schema(path, schema)
+    if not schema.equals(SCHEMA) and not schema.equals(SCHEMA.append(CONTEXT)):
+        raise SegmentDamagedError(path, "has other columns")
     _parse_spans(path, header)
     return reader, schema, header
 
 
-def read_columns(path: Location, file: pa.NativeFile) -> Iterator[tuple[str, pa.ChunkedArray]]:
+def read_columns(path: Location, file: pa.NativeFile) -> Iterator[tuple[pa.Field, pa.ChunkedArray]]:
     """Yield the columns of an open segment, one after the other: only one is in memory. What has been yielded
     is verified when the iteration has ended; the file is closed then.
 
@@ -267,7 +258,7 @@ def read_columns(path: Location, file: pa.NativeFile) -> Iterator[tuple[str, pa.
             with _reading(path):
                 table = reader.read([field.name], use_threads=False)
             _add_column(state, field, Rows.of(table))
-            yield field.name, table.column(0)
+            yield field, table.column(0)
             del table
         if header.get("rows") != reader.metadata.num_rows or header.get("digest") != state.hexdigest():
             raise SegmentDamagedError(path, "checksum does not match")
@@ -336,11 +327,6 @@ def _texts(chunk: pa.Array) -> tuple[npt.NDArray[np.int32], memoryview]:
     _, offsets, data = chunk.buffers()
     ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
     return ends, memoryview(data or b"")
-
-
-def _check_schema(path: Location, schema: pa.Schema) -> None:
-    if not schema.equals(SCHEMA) and not schema.equals(SCHEMA.append(CONTEXT)):
-        raise SegmentDamagedError(path, "has other columns")
 
 
 def _header(path: Location, metadata: dict[bytes, bytes] | None) -> dict[str, object]:

@@ -154,14 +154,9 @@ class Trash:
             # What a fit left can be made again, and would have to be searched for every user forgotten.
             with contextlib.suppress(OSError):
                 files_of(folder).remove_tree(folder / "fits")
-            note = self._note(folder, epoch, identity, why)
-            write_json(folder / NOTE, note)
-            target = self._target(note)
-            self._guard()
-            folder.rename(target)
-            sync_directory(self.folder)
+            entry = self._take(folder, epoch, identity, why)
             sync_directory(folder.parent)
-        return _entry(target, note)
+            return entry
 
     def keep(self, paths: Sequence[Location], epoch: int, identity: str, why: Why) -> TrashEntry:
         """Keep files of an epoch that are about to be replaced, under their names in a new entry."""
@@ -174,13 +169,7 @@ class Trash:
             with files_of(beside).batch(beside):
                 for path in paths:
                     files_of(beside).link(path, beside / path.name)
-            note = self._note(beside, epoch, identity, why)
-            write_json(beside / NOTE, note)
-            target = self._target(note)
-            self._guard()
-            beside.rename(target)
-            sync_directory(self.folder)
-        return _entry(target, note)
+            return self._take(beside, epoch, identity, why)
 
     def erase(self, before_ms: Mapping[bytes, int]) -> int:
         """Take what users did before a time of the store, `ALWAYS` for all of it, out of every entry; return
@@ -215,10 +204,11 @@ class Trash:
             path for path in self.folder.glob("epoch-*") if path.is_dir() and not path.name.endswith(ends)
         ]
 
-    def _note(self, folder: Location, epoch: int, identity: str, why: Why) -> dict[str, Any]:
+    def _take(self, folder: Location, epoch: int, identity: str, why: Why) -> TrashEntry:
+        """Rename a folder to an entry, with a note in it. Raises OSError."""
         ratings, users = _count(folder)
         at = self._clock().timestamp()
-        return {
+        note = {
             "epoch": epoch,
             "identity": identity,
             "why": why,
@@ -226,12 +216,14 @@ class Trash:
             "ratings": ratings,
             "users": users,
         }
-
-    def _target(self, note: dict[str, Any]) -> Location:
+        write_json(folder / NOTE, note)
         self.folder.mkdir(exist_ok=True)
-        at = datetime.fromtimestamp(note["at"], UTC).strftime("%Y%m%dT%H%M%S%fZ")
-        identity = note["identity"][:SHOWN] or "unknown"
-        return self.folder / f"epoch-{note['epoch']:06d}.{identity}.{at}"
+        named_at = datetime.fromtimestamp(at, UTC).strftime("%Y%m%dT%H%M%S%fZ")
+        target = self.folder / f"epoch-{epoch:06d}.{identity[:SHOWN] or 'unknown'}.{named_at}"
+        self._guard()
+        folder.rename(target)
+        sync_directory(self.folder)
+        return _entry(target, note)
 
 
 def _entry(path: Location, note: dict[str, Any]) -> TrashEntry:

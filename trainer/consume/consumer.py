@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from featurestore.codecs import FORGOTTEN_ROW
 from featurestore.errors import EpochGone, StoreChanged, StoreDamaged, StoreUnavailable
@@ -198,14 +197,9 @@ class EpochConsumer(Stage):
                 # Which of the two is damaged?
                 await registry.require_whole()
                 self._require_items(events, len(registry))
-        table, spans = await self._threads.run(new_events, events, registry.ids, self.positions)
+        table, forgotten, spans = await self._threads.run(new_events, events, registry.ids, self.positions)
         if spans:
-            are_marks = pc.equal(table["item_row"], pa.scalar(FORGOTTEN_ROW, pa.uint32()))
-            marks = table.filter(are_marks)
-            if marks.num_rows:
-                table = table.filter(pc.invert(are_marks))
-                user_ids = marks["user_id"].cast(pa.binary()).to_pylist()
-                forgotten = dict(zip(user_ids, marks["stream_ms"].to_pylist(), strict=True))
+            if forgotten:
                 # Before anything is gone: from here on no older copy brings these users back.
                 await with_retries(self._threads.run, self._ledger.add, list(forgotten.items()))
                 table = table.filter(not_of_users(table, forgotten))

@@ -14,16 +14,17 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from featurestore.codecs import ENTRY_BYTES, ENTRY_DTYPE, impossible, rated_items
+from featurestore.codecs import ENTRY_BYTES, impossible
 from featurestore.contexts import codec as contexts
 from featurestore.errors import StoreDamaged
 from featurestore.keys import shown_key
-from featurestore.ratings.stream import Events, Progress
+from featurestore.ratings.stream import Progress
 from featurestore.store import Store
 from featurestore.users.records import StoredUser
 from trainer import log
 from trainer.archive.epoch_archive import EpochArchive, Snapshot
 from trainer.archive.events import START, Span, make_table
+from trainer.archive.reading import events_of, scan_users
 from trainer.archive.storage.files import Location
 from trainer.retry import with_retries
 from trainer.threads import Threads
@@ -73,14 +74,11 @@ async def rebuild(store: Store, archive: EpochArchive, threads: Threads, keep: K
 async def _parts(store: Store, epoch: int) -> AsyncIterator[list[StoredUser]]:
     """Yield all users of an epoch, as many at a time as have a part's rows; one may come twice."""
     users: list[StoredUser] = []
-    for partition in range(store.keys.partitions):
-        cursor, more = 0, True
-        while more:
-            cursor, found = await with_retries(store.users.scan, epoch, partition, cursor)
-            users, more = users + found, cursor != 0
-            if sum(len(user.history) for user in users) >= _PART_ROWS * ENTRY_BYTES:
-                yield users
-                users = []
+    async for _, found in scan_users(store, epoch, with_retries):
+        users = users + found
+        if sum(len(user.history) for user in users) >= _PART_ROWS * ENTRY_BYTES:
+            yield users
+            users = []
     if users:
         yield users
 
@@ -88,14 +86,8 @@ async def _parts(store: Store, epoch: int) -> AsyncIterator[list[StoredUser]]:
 async def _table(
     store: Store, epoch: int, users: Sequence[StoredUser], since_ms: int, threads: Threads
 ) -> pa.Table:
-    counts = np.array([len(user.history) // ENTRY_BYTES for user in users], dtype=np.int64)
-    entries = np.concatenate(
-        [
-            np.frombuffer(user.history, dtype=ENTRY_DTYPE, count=count)
-            for user, count in zip(users, counts.tolist(), strict=True)
-        ]
-    )
-    owner = np.repeat(np.arange(len(users)), counts)
+    events, entries, sound = await threads.run(events_of, users)
+    owner, counts = events.user, np.bincount(events.user, minlength=len(users))
     if (bad := np.flatnonzero(impossible(entries, store.scale.stored))).size:
         key = store.keys.history(epoch, users[int(owner[bad[0]])].user_id)
         raise StoreDamaged(shown_key(key), "an entry that no rating has")
@@ -103,30 +95,11 @@ async def _table(
     for k in np.flatnonzero(n < counts)[:1].tolist():
         key = store.keys.user(epoch, users[k].user_id)
         raise StoreDamaged(shown_key(key), f"n is {n[k]}, and the history has {counts[k]} entries")
-    after = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(len(entries))
-    zeros = np.zeros(len(entries), dtype=np.int64)
-    events = Events(
-        partition=np.array([user.partition for user in users], dtype=np.int32)[owner],
-        # Its arrival is not known. It was there at this time: what was erased later is told by that.
-        stream_ms=zeros,
-        stream_seq=zeros + since_ms,
-        users=[user.user_id for user in users],
-        user=owner,
-        n=n[owner] - after,
-        item_row=entries["item_row"].astype(np.int64),
-        type_code=np.ascontiguousarray(entries["type_code"]),
-        rating=entries["rating"].astype(np.float64),
-        time=entries["time"].astype(np.float64),
-    )
-    given = [k for k, user in enumerate(users) if user.contexts]
-    if given:
-        every, of_entry = contexts.of_users([users[k].contexts for k in given], given)
-        for k in given if not every.sound else ():
-            if not contexts.unpack(users[k].contexts).sound:
-                shown = shown_key(store.keys.user_contexts(epoch, users[k].user_id))
-                log.warning("contexts_damaged", key=shown)
-        context = contexts.match(rated_items(entries), events.time, every, (owner, of_entry))
-        events = replace(events, context=context)
+    for user in () if sound else users:
+        if not contexts.unpack(user.contexts).sound:
+            log.warning("contexts_damaged", key=shown_key(store.keys.user_contexts(epoch, user.user_id)))
+    # Its arrival is not known. It was there at this time: what was erased later is told by that.
+    events = replace(events, n=events.n + (1 + n - counts)[owner], stream_seq=events.stream_seq + since_ms)
     registry = store.items(epoch)
     if events.n_items > len(registry):
         await with_retries(registry.refresh)

@@ -12,8 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.codecs import ENTRY_DTYPE, rated_items
-from featurestore.contexts.codec import match, unpack
 from featurestore.errors import StoreError, StoreUnavailable, UserChanged
 from featurestore.item_registry import ItemRegistry
 from featurestore.keys import shown_key
@@ -22,17 +20,15 @@ from featurestore.store import Store
 from featurestore.users.records import StoredUser
 from trainer import log
 from trainer.archive.erasures import Ledger, readable_ledgers
-from trainer.archive.events import make_table
 from trainer.archive.identity import read_since
 from trainer.archive.listing import uncovered
+from trainer.archive.reading import events_of, scan_users, waiting_tables
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import read_parts
 from trainer.archive.storage.files import Location
 from trainer.errors import SegmentDamagedError, SegmentGoneError
 from trainer.retry import with_retries
 
-# Of one step of reading a stream: a few milliseconds of the store.
-_ENTRIES = 1_000
 # As often as a leader looks after other things: a copy is put back once in years.
 _LOOK_S = 1.0
 # Between two steps through the attributes: each lasts a fraction of a millisecond, so that the store is left
@@ -52,7 +48,7 @@ async def erase_again(store: Store, root: ArchiveRoot) -> None:
     """
     ledgers = await with_retries(asyncio.to_thread, readable_ledgers, root.root)
     epoch = (await with_retries(store.generations.live)).epoch
-    users = await _erased_users(store, epoch, ledgers)
+    users = await _erased_users(store, epoch, ledgers) if ledgers else {}
     ratings = await _erase_ratings_again(store, root, epoch, ledgers, users) if users else 0
     # After the ratings: these took the attributes of their users along.
     attributes = await with_retries(erase_attributes_again, store, epoch, ledgers)
@@ -146,11 +142,8 @@ async def _erase_ratings_again(
     while left:
         await with_retries(registry.refresh)
         # After the histories: of what these have nothing is missing then.
-        async for events in store.stream.rest(epoch, {}, _ENTRIES):
-            _add(known, make_table(events, registry.ids), at_ms)
-            # What comes in from here on is not asked for: of a store in use the streams have no end.
-            if not events.more:
-                break
+        async for table in waiting_tables(store, epoch):
+            _add(known, table, at_ms)
         changed = []
         for user in left:
             keep = _kept(user, known[user.user_id], registry)
@@ -175,35 +168,29 @@ async def _erase_ratings_again(
 
 def _kept(user: StoredUser, known: set[Key], registry: ItemRegistry) -> Columns | None:
     """Return what of a history is `known` to have come after the erasure; None where that is all of it."""
-    entries = np.frombuffer(user.history, dtype=ENTRY_DTYPE)
-    rows, codes = entries["item_row"].tolist(), entries["type_code"]
+    events, _, _ = events_of([user])
+    rows, codes = events.item_row.tolist(), events.type_code
     item_ids = [registry.ids[row] if row < len(registry) else b"" for row in rows]
-    values = item_ids, codes.tolist(), entries["rating"].tolist(), entries["time"].tolist()
+    values = item_ids, codes.tolist(), events.rating.tolist(), events.time.tolist()
     kept = [k for k, each in enumerate(zip(*values, strict=True)) if each[0] and _key(*each) in known]
-    if len(kept) == len(entries):
+    if len(kept) == len(events):
         return None
-    given = unpack(user.contexts)
-    context = match(rated_items(entries), entries["time"].astype(np.float64), given)
     return Columns(
         [user.user_id] * len(kept),
         [item_ids[k] for k in kept],
-        entries["rating"][kept],
-        entries["time"][kept],
+        events.rating[kept],
+        events.time[kept],
         codes[kept],
-        context=None if context is None else context[kept],
+        context=None if events.context is None else events.context[kept],
     )
 
 
 async def _erased_users(store: Store, epoch: int, ledgers: list[Ledger]) -> dict[bytes, StoredUser]:
     """Return the users of an epoch who are in the ledger and have a history, by id."""
     found: dict[bytes, StoredUser] = {}
-    for partition in range(store.keys.partitions) if ledgers else ():
-        cursor, more = 0, True
-        while more:
-            cursor, users = await with_retries(store.users.scan, epoch, partition, cursor)
-            more = cursor != 0
-            erased = _erased_at(ledgers, [user.user_id for user in users])
-            found |= {user.user_id: user for user in users if erased[user.user_id] and user.history}
+    async for _, users in scan_users(store, epoch, with_retries):
+        erased = _erased_at(ledgers, [user.user_id for user in users])
+        found |= {user.user_id: user for user in users if erased[user.user_id] and user.history}
     return found
 
 

@@ -4,7 +4,7 @@ User rows are numbered here: users of the earlier fit keep their order, new ones
 registry's, found by item id: the row that an event was archived with may be another item's by now.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,18 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from factors import Choices, Float32s, Ratings, order_by_pair, taken, typed_items
+from factors import Choices, Ratings, order_by_pair, taken, typed_items
 from featurestore.contexts.codec import joined, trimmed
-from trainer.archive.events import CONTEXT, contexts_in
+from trainer.archive.reading import EventColumns, join_parts, read_part
 from trainer.archive.segments import read_columns
 
-_NONE = np.zeros(0, np.int32)
-_COLUMNS: Mapping[str, type[np.generic]] = {
-    "n": np.int64,
-    "rating": np.float64,
-    "time": np.float64,
-    "type_code": np.uint8,
-}
+# Of an event.
+_NUMBERS = ("n", "rating", "time", "type_code")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +69,23 @@ def load_ratings(
     `earlier`: user ids of an earlier fit, which has `learned` these users up to that `n`. An erased one is no
     valid text, so no event has it. Raises `SegmentDamagedError`.
     """
-    events = _read(segments, threads)
-    item_row = _item_rows(events, item_ids)
-    unknown = int((item_row < 0).sum())
-    user_ids, rows, kept = _in_order(events.user_ids, earlier)
+    user, ids, item_code, items, numbers, contexts = _read(segments, threads)
+    found_rows = pc.index_in(items, value_set=item_ids).fill_null(-1).to_numpy(zero_copy_only=False)
     # Each column gives way to its successor: of many ratings every one counts.
-    user_row, events.user = rows[events.user], _NONE
-    by_n = order_by_pair(user_row, events.n, threads=threads)
+    item_row = found_rows.astype(np.int32)[item_code]
+    del item_code
+    unknown = int((item_row < 0).sum())
+    user_ids, rows, kept = _in_order(ids, earlier)
+    user_row = rows[user]
+    del user
+    by_n = order_by_pair(user_row, numbers["n"], threads=threads)
     in_order = partial(taken, order=by_n, threads=threads)
-    user_row, n = in_order(user_row), in_order(events.n)
-    events.n = _NONE
+    user_row, n = in_order(user_row), in_order(numbers.pop("n"))
     user_n = np.zeros(len(user_ids), dtype=np.int64)
     last_of_user = np.flatnonzero(np.diff(user_row, append=-1))
     user_n[user_row[last_of_user]] = np.maximum(n[last_of_user], 0)
-    item_row, type_code = in_order(item_row), in_order(events.type_code)
-    value, events.rating = in_order(events.rating), _NONE
-    time, events.time = in_order(events.time), _NONE
+    item_row, type_code = in_order(item_row), in_order(numbers.pop("type_code"))
+    value, time = in_order(numbers.pop("rating")), in_order(numbers.pop("time"))
     item = np.where(item_row < 0, -1, typed_items(item_row, type_code))
     pairs = _Pairs.of(user_row, item, threads)
     del item
@@ -97,7 +93,7 @@ def load_ratings(
     given[pairs.order[pairs.last]] = True
     given &= (item_row >= 0) & ~np.isnan(value)
     is_new, has_news = np.zeros(int(given.sum()), dtype=bool), True
-    context = joined(events.contexts)
+    context = joined(contexts)
     if learned is None:
         del pairs
     else:
@@ -123,74 +119,15 @@ def load_ratings(
     ratings = ratings if context is None else replace(ratings, context=trimmed(context[by_n]))
     new = np.flatnonzero(is_new)
     unlearned = new[np.argsort(by_n[new])].astype(np.int32)
-    n_items = len(item_ids)
-    found = FitInput(user_ids, user_n, ratings, n_items, kept, unlearned, unknown, choices, has_news)
+    found = FitInput(user_ids, user_n, ratings, len(item_ids), kept, unlearned, unknown, choices, has_news)
     return replace(found, new_choices=new_choices)
 
 
-@dataclass
-class _Events:
-    """The columns of all events (m,), `user` and `item` int32 by `user_ids` and `items`; `contexts`: of each
-    segment how many events it has, and theirs.
-    """
-
-    user: npt.NDArray[Any]
-    user_ids: pa.StringArray
-    item: npt.NDArray[Any]
-    items: pa.StringArray
-    n: npt.NDArray[Any]
-    type_code: npt.NDArray[Any]
-    rating: npt.NDArray[Any]
-    time: npt.NDArray[Any]
-    contexts: list[tuple[int, Float32s | None]]
-
-
-def _read(segments: Iterable[tuple[Path, pa.NativeFile]], threads: int) -> _Events:
+def _read(segments: Iterable[tuple[Path, pa.NativeFile]], threads: int) -> EventColumns:
+    # Beside others in threads, as decoding and checksum hold no lock.
     with ThreadPoolExecutor(threads, "read") as pool:
-        parts = list(pool.map(_read_segment, segments))
-    contexts = [(part.count, part.context) for part in parts]
-    # Each begins with nothing of its type, so that no segment at all is no special case.
-    found = {
-        name: np.concatenate([np.zeros(0, kind), *(part.columns.pop(name) for part in parts)])
-        for name, kind in _COLUMNS.items()
-    }
-    user, user_ids = _joined([chunk for part in parts for chunk in part.ids.pop("user_id")])
-    item, items = _joined([chunk for part in parts for chunk in part.ids.pop("item_id")])
-    return _Events(user, user_ids, item, items, **found, contexts=contexts)
-
-
-@dataclass
-class _Segment:
-    """The events of a segment, `count` of them: their numbers, their ids, and what was told with them."""
-
-    count: int = 0
-    columns: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
-    ids: dict[str, list[pa.DictionaryArray]] = field(default_factory=dict)
-    context: Float32s | None = None
-
-
-def _read_segment(segment: tuple[Path, pa.NativeFile]) -> _Segment:
-    """Read a segment, verified; beside others in threads, as decoding and checksum hold no lock."""
-    found = _Segment()
-    for name, column in read_columns(*segment):
-        found.count = len(column)
-        if name in ("user_id", "item_id"):
-            # As codes: a Python object for each of millions would take longer than the fit.
-            found.ids[name] = column.dictionary_encode().chunks
-        elif name == CONTEXT.name:
-            found.context = contexts_in(column)
-        elif name in _COLUMNS:
-            # A copy: what is read by Arrow goes with the column.
-            found.columns[name] = np.array(column.to_numpy())
-    return found
-
-
-def _item_rows(events: _Events, item_ids: pa.StringArray) -> npt.NDArray[np.int32]:
-    """Return the row of the item of each event in the registry, -1 where it has none. Takes `events.item`."""
-    found = pc.index_in(events.items, value_set=item_ids).fill_null(-1).to_numpy(zero_copy_only=False)
-    rows: npt.NDArray[np.int32] = found.astype(np.int32)[events.item]
-    events.item = _NONE
-    return rows
+        parts = list(pool.map(lambda segment: read_part(read_columns(*segment), _NUMBERS), segments))
+    return join_parts(parts, _NUMBERS)
 
 
 class _Pairs(NamedTuple):
@@ -259,26 +196,14 @@ def _in_order(
     return user_ids.take(pa.array(order)), rows, kept
 
 
-def _joined(chunks: list[pa.DictionaryArray]) -> tuple[npt.NDArray[np.int32], pa.StringArray]:
-    """Return the code of each row, and the strings by code."""
-    if not chunks:
-        return np.zeros(0, np.int32), pa.array([], type=pa.string())
-    chunks = pa.chunked_array(chunks).unify_dictionaries().chunks
-    codes = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in chunks]
-    return np.concatenate(codes), chunks[-1].dictionary
-
-
 def last_of_pairs(
-    user_row: npt.NDArray[np.int64], item_row: npt.NDArray[np.int64], n: npt.NDArray[np.int64]
+    user_row: npt.NDArray[np.integer], item_row: npt.NDArray[np.integer], n: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
     """Return the positions of the last event of each pair, ordered by user, then item.
 
     Of equal `n` the later position wins: after a rebuild an event may be there twice.
     """
     order = np.lexsort((n, item_row, user_row))
-    if len(order) == 0:
-        return order
     user, item = user_row[order], item_row[order]
-    last = np.ones(len(order), dtype=bool)
-    last[:-1] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
-    return order[last]
+    last: npt.NDArray[np.int64] = order[(np.diff(user, append=-1) != 0) | (np.diff(item, append=-1) != 0)]
+    return last

@@ -27,7 +27,7 @@ from factors import (
 from featurestore.catalogue.item import CatalogueItem
 from featurestore.contexts.codec import joined
 from trainer import log
-from trainer.archive.events import contexts_of, ratings_of, type_codes
+from trainer.archive.events import codes_of, contexts_of, ratings_of, type_codes
 from trainer.catalogue.described import DescribedItems
 from trainer.fit_job.results import FitResult
 from trainer.item_updates.event_blocks import EVENT, EventBlocks
@@ -121,10 +121,8 @@ class RatingsSinceFit:
                 log.event("events_left_to_fit", held=len(self._events))
             self._is_full = True
             return
-        encoded = table["user_id"].combine_chunks().dictionary_encode()
-        if isinstance(encoded, pa.ChunkedArray):
-            encoded = encoded.combine_chunks()
-        ids = [bytes(value.as_buffer()) for value in encoded.dictionary]
+        codes, user_ids = codes_of([table["user_id"]])
+        ids = [bytes(value.as_buffer()) for value in user_ids]
         new = [user_id for user_id in ids if user_id not in self._slots]
         if new:
             first_slot = len(self._ids)
@@ -142,15 +140,14 @@ class RatingsSinceFit:
             self._vectors = np.concatenate([self._vectors, vectors])
             factors = np.zeros((len(new), self._factors.shape[1]), dtype=np.float32)
             self._factors = np.concatenate([self._factors, factors])
-        slots = np.array([self._slots[user_id] for user_id in ids], dtype=np.int64)
-        slots = slots[encoded.indices.to_numpy(zero_copy_only=False)]
+        slots = np.array([self._slots[user_id] for user_id in ids], dtype=np.int64)[codes]
         np.maximum.at(self._last_n, slots, table["n"].to_numpy())
         if not self._takes_events:
             slots, table = slots[type_codes(table) == 0], ratings_of(table)
-        codes, item_row = type_codes(table), table["item_row"].to_numpy().astype(np.int64)
+        item_row = table["item_row"].to_numpy().astype(np.int64)
         events = np.empty(len(item_row), dtype=EVENT)
         events["slot"], events["rating"] = slots, table["rating"].to_numpy()
-        events["time"], events["type_code"] = table["time"].to_numpy(), codes
+        events["time"], events["type_code"] = table["time"].to_numpy(), type_codes(table)
         self._events.add(item_row, events, contexts_of(table))
         for row in np.unique(item_row).tolist():
             self._waiting.setdefault(row)

@@ -276,12 +276,11 @@ def events_since(
     """
     for path, file in zip(snapshot.paths, files, strict=True):
         try:
-            spans = read_spans(path, file)
-            if spans and all(span.last <= positions.get(p, START) for p, span in spans.items()):
-                # After a flip nearly all are of this kind.
-                file.close()
-                continue
             with file:
+                spans = read_spans(path, file)
+                if spans and all(span.last <= positions.get(p, START) for p, span in spans.items()):
+                    # After a flip nearly all are of this kind.
+                    continue
                 rows = open_rows(path, file)
                 for part in rows.read(rows.schema.names):
                     if (newer := after(part, positions)).num_rows:

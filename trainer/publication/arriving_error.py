@@ -142,8 +142,8 @@ class ArrivingError(Stage):
         comparison = self.comparison
         if comparison is None:
             return
-        arrived = await self._threads.run(_chosen, batch.table)
-        arrived, histories = await self._histories(batch.epoch, arrived)
+        chosen = await self._threads.run(_chosen, batch.table)
+        arrived, histories = await self._histories(batch.epoch, chosen)
         stored = await self._store.attributes.stored(arrived.users) if comparison.reads_attributes else []
         await self._threads.run(comparison.add, arrived, histories, stored)
 
@@ -160,51 +160,49 @@ class ArrivingError(Stage):
         first, second = (_Predictor(fit, posterior_of(fit.model)) for fit in (live.result, before))
         return Comparison(live.generation, first, second)
 
-    async def _histories(self, epoch: int, arrived: _Arrived) -> tuple[_Arrived, Histories]:
+    async def _histories(self, epoch: int, chosen: pa.Table) -> tuple[_Arrived, Histories]:
         """Return those of the ratings whose users are still there, with the histories before them."""
-        stored = await self._store.users.stored(epoch, arrived.users)
+        stored = await self._store.users.stored(epoch, chosen["user_id"].cast(pa.binary()).to_pylist())
         keep, parts = [], []
-        for k, user in enumerate(stored):
+        rated = zip(stored, chosen["n"].to_pylist(), chosen["item_row"].to_pylist(), strict=True)
+        for k, (user, n, item_row) in enumerate(rated):
             count = len(user.history) // ENTRY_DTYPE.itemsize
             entries = np.frombuffer(user.history, dtype=ENTRY_DTYPE, count=count)
-            since = user.n - int(arrived.n[k]) + 1
+            since = user.n - n + 1
             if since > 0:
                 # Each event has added one entry. An earlier rating of the same item would tell.
                 entries = entries[: max(0, len(entries) - since)]
                 entries = entries[entries["type_code"] == 0]
-                parts.append(entries[entries["item_row"] != arrived.item_row[k]])
+                parts.append(entries[entries["item_row"] != item_row])
                 keep.append(k)
         entries, counts = np.concatenate([np.zeros(0, ENTRY_DTYPE), *parts]), list(map(len, parts))
-        item_row, time = entries["item_row"].astype(np.int32), entries["time"].astype(np.float64)
+        rows, time = entries["item_row"].astype(np.int32), entries["time"].astype(np.float64)
         told, of_entries = contexts.of_users([stored[k].contexts for k in keep], range(len(keep)))
         owners = np.repeat(np.arange(len(keep)), counts), of_entries
         histories = Histories(
             np.cumsum([0, *counts]),
-            item_row,
+            rows,
             entries["rating"].astype(np.float64),
             time,
-            context=contexts.match(item_row, time, told, owners),
+            context=contexts.match(rows, time, told, owners),
         )
-        return _taken(arrived, keep), histories
+        kept = chosen.take(pa.array(keep, pa.int64()))
+        arrived = _Arrived(
+            [stored[k].user_id for k in keep],
+            kept["n"].to_numpy(),
+            kept["item_row"].to_numpy().astype(np.int64),
+            kept["rating"].to_numpy(),
+            kept["time"].to_numpy(),
+            contexts_of(kept),
+        )
+        return arrived, histories
 
 
 def _feedback(*fits: FitResult) -> set[str]:
     return {fit.model.feedback for fit in fits}
 
 
-def _taken(arrived: _Arrived, rows: Sequence[int]) -> _Arrived:
-    index = np.array(rows, dtype=np.int64)
-    return _Arrived(
-        [arrived.users[row] for row in rows],
-        arrived.n[index],
-        arrived.item_row[index],
-        arrived.rating[index],
-        arrived.time[index],
-        None if arrived.context is None else arrived.context[index],
-    )
-
-
-def _chosen(table: pa.Table) -> _Arrived:
+def _chosen(table: pa.Table) -> pa.Table:
     """Return some of the ratings of a batch, at random; those of the same batch again are the same."""
     rated = pc.and_(pc.invert(pc.is_nan(table["rating"])), pc.less_equal(table["n"], _LONGEST_HISTORY))
     table = ratings_of(table.filter(rated))
@@ -212,11 +210,4 @@ def _chosen(table: pa.Table) -> _Arrived:
         # Not every so many: a panel that is rated in turn would give those of one item.
         rng = np.random.default_rng(table.num_rows)
         table = table.take(pa.array(np.sort(rng.choice(table.num_rows, _RATINGS_OF_A_BATCH, replace=False))))
-    return _Arrived(
-        table["user_id"].cast(pa.binary()).to_pylist(),
-        table["n"].to_numpy().astype(np.int64),
-        table["item_row"].to_numpy().astype(np.int64),
-        table["rating"].to_numpy(),
-        table["time"].to_numpy(),
-        contexts_of(table),
-    )
+    return table

@@ -115,7 +115,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def content(archive: EpochArchive) -> Content:
     found: Content = []
     for path in archive.snapshot().paths:
-        table, _ = read_segment(path)
+        table = read_segment(path)
         columns = (table[name].to_pylist() for name in ("user_id", "n", "rating"))
         found += zip(*columns, strict=True)
     return found

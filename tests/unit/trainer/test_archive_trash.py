@@ -22,7 +22,7 @@ DAY_S = 86_400.0
 def events_of(folder: Path) -> list[tuple[str, float]]:
     found = []
     for path in sorted(folder.glob("*.parquet")):
-        table, _ = read_segment(path)
+        table = read_segment(path)
         found += list(zip(table["user_id"].to_pylist(), table["rating"].to_pylist(), strict=True))
     return found
 

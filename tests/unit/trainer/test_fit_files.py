@@ -45,7 +45,7 @@ def test_events_are_joined_with_the_registry_by_item_id(tmp_path: Path) -> None:
     assert given.user_n.tolist() == [3, 2, 2, 1]
     pairs = zip(ratings.user_row.tolist(), ratings.item_row.tolist(), ratings.value.tolist(), strict=True)
     assert sorted(pairs) == [(0, 0, 5.0), (0, 3, 2.0), (3, 3, 4.0)]
-    table, _ = read_segment(archive.snapshot().paths[0])
+    table = read_segment(archive.snapshot().paths[0])
     joined = in_registry(table, string_array([b"i2", b"i1"]))
     assert joined["item_id"].to_pylist() == ["i1", "i2"]
     assert joined["item_row"].to_pylist() == [1, 0]

@@ -36,7 +36,7 @@ def events(first_ms: int, count: int, *, users: int = 3) -> tuple[pa.Table, dict
 
 
 def contents(archive: EpochArchive) -> list[int]:
-    return [ms for path in archive.snapshot().paths for ms in read_segment(path)[0]["stream_ms"].to_pylist()]
+    return [ms for path in archive.snapshot().paths for ms in read_segment(path)["stream_ms"].to_pylist()]
 
 
 def reopened(directory: Path) -> EpochArchive:
@@ -203,7 +203,7 @@ def test_an_erasure_removes_no_damaged_file_of_the_trash(tmp_path: Path) -> None
     # It has gone through all the others.
     (after,) = entry.path.glob("*.parquet")
     assert after.name != second.name
-    assert set(read_segment(after)[0]["user_id"].to_pylist()) == {"bob"}
+    assert set(read_segment(after)["user_id"].to_pylist()) == {"bob"}
     # A person decides: then the erasure ends.
     kept.unlink()
     assert trash.erase({b"ann": ALWAYS}) == 0
@@ -285,7 +285,7 @@ def test_one_that_cannot_be_read_for_long_is_set_aside_and_others_are_merged_mea
         patched.setattr(unread, "UNREAD_S", 0.0)
         archive.merge()
     assert [damage.path for damage in archive.damaged] == [victim]
-    assert read_segment(victim.with_name(victim.name + ".damaged"))[0].num_rows == 1
+    assert read_segment(victim.with_name(victim.name + ".damaged")).num_rows == 1
     # A restart must not forget that something is missing.
     for each in (archive, EpochArchive(archive.directory, 1, guard=free)):
         assert each.has_holes()
