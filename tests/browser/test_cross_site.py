@@ -14,9 +14,8 @@ from featurestore.store import Store
 from processes.probes import unused_port
 from service.context import CONTEXT
 from tests.browser.pages import BROWSER, browsing
-from tests.support.factories import lead, publish, rating
-from tests.support.serving import serves, serving
-from tests.support.small_trainer import Trainer, running
+from tests.support.serving import serving
+from tests.support.small_trainer import RATINGS, Trainer, training
 from tests.support.waiting import wait_until_async
 
 # Names of two other sites, both leading to this machine, as DNS rebinding would have it.
@@ -91,14 +90,12 @@ async def serving_page(html: str) -> AsyncIterator[int]:
 
 @pytest.fixture
 async def scene(store_settings: StoreSettings, store: Store) -> AsyncIterator[Scene]:
-    lease = await lead(store, ttl_ms=600_000)
-    await store.items(1).register([b"dune"])
-    await store.ratings.append([rating("ann", "dune", 5.0)])
-    await publish(store, lease, n_items=1, users=[b"ann"])
-    async with running(Trainer(store, lease)) as trainer, serving(store_settings) as (client, app):
-        await serves(client, 1)
-        async with serving_page(f"<!doctype html><p>evil</p>{FORM.replace('URL', client.url)}") as port:
-            yield Scene(client.url, f"http://evil.example:{port}", app, trainer, store)
+    async with (
+        training(store, [b"dune"], RATINGS[:1]) as trainer,
+        serving(store_settings, live=1) as (client, app),
+        serving_page(f"<!doctype html><p>evil</p>{FORM.replace('URL', client.url)}") as port,
+    ):
+        yield Scene(client.url, f"http://evil.example:{port}", app, trainer, store)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from featurestore.leases import Lease
 from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import lead, publish, write_generation
-from tests.support.serving import Client, serves, serving
+from tests.support.factories import lead, publish, rating, write_generation
+from tests.support.serving import Client, serving
 
 Decide = Callable[[Command], Outcome | None]
 
@@ -46,8 +46,20 @@ class Trainer:
         return Outcome("done", written.writer.number)
 
 
+# Who rates in a store that no test says more of.
+RATINGS = (rating("ann", "dune", 5.0), rating("bob", "emma", 2.0))
+
+
 @contextlib.asynccontextmanager
-async def running(trainer: Trainer) -> AsyncIterator[Trainer]:
+async def training(
+    store: Store, items: Sequence[bytes], ratings: Sequence[NewRating] = ()
+) -> AsyncIterator[Trainer]:
+    """A trainer that leads, and has published these items and those who have rated."""
+    lease = await lead(store, ttl_ms=600_000)
+    await store.items(1).register(items)
+    await store.ratings.append(ratings)
+    await publish(store, lease, n_items=len(items), users=[each.user_id for each in ratings])
+    trainer = Trainer(store, lease)
     task = asyncio.create_task(trainer.run())
     try:
         yield trainer
@@ -59,17 +71,9 @@ async def running(trainer: Trainer) -> AsyncIterator[Trainer]:
 
 @contextlib.asynccontextmanager
 async def serving_with_trainer(
-    settings: StoreSettings,
-    store: Store,
-    ratings: Sequence[NewRating],
-    users: Sequence[bytes],
-    **changes: Any,
+    settings: StoreSettings, store: Store, ratings: Sequence[NewRating] = RATINGS, **changes: Any
 ) -> AsyncIterator[Client]:
-    """A service beside a trainer: items `dune`, `emma`, `0`, a fit of `users`, `changes` of its settings."""
-    lease = await lead(store, ttl_ms=600_000)
-    await store.items(1).register([b"dune", b"emma", b"0"])
-    await store.ratings.append(ratings)
-    await publish(store, lease, n_items=3, users=users)
-    async with running(Trainer(store, lease)), serving(settings, **changes) as (client, _):
-        await serves(client, 1)
+    """A service beside a trainer, with the items `dune`, `emma`, `0`; `changes`: of its settings."""
+    items = [b"dune", b"emma", b"0"]
+    async with training(store, items, ratings), serving(settings, live=1, **changes) as (client, _):
         yield client

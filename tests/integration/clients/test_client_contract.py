@@ -17,7 +17,6 @@ from foldin_client.asynchronous import transport
 from foldin_client.wire import decoded
 from tests.support import house
 from tests.support.examples import examples, left_out, ran
-from tests.support.factories import rating
 from tests.support.serving import Client
 from tests.support.small_trainer import serving_with_trainer
 
@@ -27,8 +26,7 @@ HISTORY = {"nb_users": 2, "nb_items": 3, **COLUMNS}
 
 @pytest.fixture
 async def served(store_settings: StoreSettings, store: Store) -> AsyncIterator[Client]:
-    ratings = [rating("ann", "dune", 5.0), rating("bob", "emma", 2.0)]
-    async with serving_with_trainer(store_settings, store, ratings, users=[b"ann", b"bob"]) as client:
+    async with serving_with_trainer(store_settings, store) as client:
         yield client
 
 

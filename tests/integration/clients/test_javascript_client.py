@@ -38,13 +38,10 @@ def passes(file: Path, **environment: str) -> None:
 
 
 async def test_every_call_of_the_description_is_made(store_settings: StoreSettings, store: Store) -> None:
-    ratings = [rating("ann", "dune", 5.0), rating("bob", "emma", 2.0)]
     # As served: connections outlive the pauses between calls. With much time for the store a refusal is one
     # that comes before anything was done, so that the test may send any call again.
     patient = replace(store_settings, timeout_s=30.0)
-    async with serving_with_trainer(
-        patient, store, ratings, users=[b"ann", b"bob"], keepalive_s=75.0
-    ) as served:
+    async with serving_with_trainer(patient, store, keepalive_s=75.0) as served:
         await asyncio.to_thread(passes, CLIENT / "test/contract.test.js", FOLDIN_URL=served.url)
 
 
@@ -55,8 +52,7 @@ async def test_the_example_of_the_manual_runs(
         re.findall(r"```js\n(.*?)```", path.read_text("utf-8"), re.DOTALL)[0]
         for path in (MANUAL, CLIENT / "README.md")
     )
-    ratings = [rating("bob", "emma", 2.0)]
-    async with serving_with_trainer(store_settings, store, ratings, users=[b"bob"]) as served:
+    async with serving_with_trainer(store_settings, store, [rating("bob", "emma", 2.0)]) as served:
         for name, text in (("example", example), ("short", short)):
             (tmp_path / f"{name}.mjs").write_text(text.replace("http://127.0.0.1:8080", served.url), "utf-8")
         # As npm would put it there.

@@ -19,9 +19,8 @@ from service.context import CONTEXT
 from service.http.access import LEVELS
 from service.openapi import Route
 from service.routes import ROUTES
-from tests.support.factories import lead, publish, rating
-from tests.support.serving import BOTH_WAYS, Client, Service, client_of, is_problem, serves, serving
-from tests.support.small_trainer import Trainer, running
+from tests.support.serving import BOTH_WAYS, Client, Service, client_of, is_problem, serving
+from tests.support.small_trainer import RATINGS, Trainer, training
 from tests.support.waiting import wait_until_async
 
 PAIR = "/predict?user_id=ann&item_id=dune"
@@ -39,11 +38,7 @@ async def keys(store: Store) -> dict[str, str]:
 
 @pytest.fixture
 async def trainer(store: Store) -> AsyncIterator[Trainer]:
-    lease = await lead(store, ttl_ms=600_000)
-    await store.items(1).register([b"dune", b"emma"])
-    await store.ratings.append([rating("ann", "dune", 5.0)])
-    await publish(store, lease, n_items=2, users=[b"ann"])
-    async with running(Trainer(store, lease)) as trainer:
+    async with training(store, [b"dune", b"emma"], RATINGS[:1]) as trainer:
         yield trainer
 
 
@@ -51,8 +46,7 @@ async def trainer(store: Store) -> AsyncIterator[Trainer]:
 async def client(
     store_settings: StoreSettings, keys: dict[str, str], trainer: Trainer
 ) -> AsyncIterator[Client]:
-    async with serving(store_settings) as (client, _):
-        await serves(client, 1)
+    async with serving(store_settings, live=1) as (client, _):
         yield client
 
 

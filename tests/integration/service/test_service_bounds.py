@@ -103,8 +103,7 @@ async def test_large_calls_that_are_too_many_are_refused_at_once_and_others_are_
     body = PAIRS if path == "/predict" else RATINGS.encode()
     size = len(body)
     limits = {"large_bytes": 1, "batch_waiting_bytes": 3 * size, "import_waiting_bytes": 3 * size}
-    async with serving(store_settings, **limits) as (client, app):
-        await serves(client, published.writer.number)
+    async with serving(store_settings, live=published.writer.number, **limits) as (client, app):
         with monkeypatch.context() as patch:
             may_go_on = hold(app, *held, patch)
             calls = [asyncio.create_task(client.post(path, body)) for _ in range(12)]
@@ -219,8 +218,7 @@ async def test_calls_about_a_user_with_very_many_ratings(store: Store, store_set
     rated = ids[:-LEFT]
     await store.ratings.append([rating("ann", item, 1.0 + row % 5) for row, item in enumerate(rated)])
     written = await publish(store, await lead(store), n_items=ITEMS)
-    async with serving(store_settings) as (client, _):
-        await serves(client, written.writer.number)
+    async with serving(store_settings, live=written.writer.number) as (client, _):
         for _ in range(2):
             # The first reads all and leaves a sample, the second reads that.
             best = (await client.get(f"/recommend/ann?n={LEFT + 5}")).json["items"]

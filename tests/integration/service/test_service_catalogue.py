@@ -258,8 +258,7 @@ async def test_what_an_item_is_expected_to_get_is_told(store_settings: StoreSett
     lease = await lead(store)
     await store.items(1).register([b"rated", b"unrated"])
     await publish(store, lease, n_items=1)
-    async with serving(store_settings) as (client, _):
-        await serves(client, 1)
+    async with serving(store_settings, live=1) as (client, _):
         reply = await client.get("/items/rated?distribution=true")
         assert is_problem(reply, 400, "invalid_parameter", field="distribution")
         steps = make_model(scale=Scale(1.0, 5.0, 1.0))

@@ -16,7 +16,7 @@ from factors.model.parameters import from_model, to_model
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import Written, lead, make_model, publish
-from tests.support.serving import Client, is_problem, serves, serving
+from tests.support.serving import Client, is_problem, serving
 
 ITEMS = 8
 EVENING = {"hour": 20, "device": "tv"}
@@ -36,8 +36,7 @@ async def written(store: Store) -> Written:
 
 @pytest.fixture
 async def client(written: Written, store_settings: StoreSettings) -> AsyncIterator[Client]:
-    async with serving(store_settings) as (client, _):
-        await serves(client, written.writer.number)
+    async with serving(store_settings, live=written.writer.number) as (client, _):
         schema = {"hour": {"kind": "number"}, "device": {"kind": "category", "categories": ["phone", "tv"]}}
         reply = await client.ask("PUT", "/schema", json={"context": schema})
         assert (reply.status, reply.json["context"]) == (200, schema)
@@ -69,8 +68,7 @@ def expected(
 async def test_what_one_worker_took_in_a_context_the_other_answers_with(
     client: Client, written: Written, store_settings: StoreSettings
 ) -> None:
-    async with serving(store_settings) as (other, _):
-        await serves(other, written.writer.number)
+    async with serving(store_settings, live=written.writer.number) as (other, _):
         body = [row("ann", 0, 5, EVENING, timestamp=1e9), row("ann", 1, 1, MORNING, timestamp=1e9)]
         assert (await client.post("/ratings", body)).json["accepted"] == 2
         rated = [(0, 5.0, [20.0, 1.0]), (1, 1.0, [8.0, 0.0])]

@@ -29,7 +29,7 @@ RUNS = {
 @pytest.fixture
 async def client(store_settings: StoreSettings, store: Store) -> AsyncIterator[Client]:
     ratings = [rating("ann", "dune", 5.0), rating("0", "0", 2.0)]
-    async with serving_with_trainer(store_settings, store, ratings, users=[b"ann"]) as client:
+    async with serving_with_trainer(store_settings, store, ratings) as client:
         yield client
 
 

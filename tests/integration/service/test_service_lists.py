@@ -124,8 +124,7 @@ async def test_diversity_is_that_of_its_definition(store: Store, store_settings:
     items[:, 2:5] += rng.normal(0.0, 0.8, (n, 3)).astype(np.float32)
     await store.items(1).register([b"item-%d" % row for row in range(n)])
     written = await publish(store, await lead(store), n_items=n, items=items)
-    async with serving(store_settings) as (client, _):
-        await serves(client, written.writer.number)
+    async with serving(store_settings, live=written.writer.number) as (client, _):
         best = (await client.get(f"/recommend/new?n={n}")).json["items"]
         score = {int(each["item_id"].removeprefix("item-")): each["score"] - 1.0 for each in best}
         vectors = unit(Ranker(posterior_of(model), items).directions(np.arange(n)))
@@ -291,8 +290,7 @@ async def test_what_is_rated_of_late_comes_first(store_settings: StoreSettings, 
     lease = await lead(store)
     written = await publish(store, lease, n_items=8, activity=activity)
     await put(store, *map(film, range(8)))
-    async with serving(store_settings) as (client, _):
-        await serves(client, written.writer.number)
+    async with serving(store_settings, live=written.writer.number) as (client, _):
         trending = await scores_of(client, "/trending")
         assert trending == pytest.approx({1: 2.0, 3: 1.0, 0: 5 / 16}, rel=1e-3)
         assert list(trending) == [1, 3, 0]
