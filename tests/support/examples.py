@@ -51,17 +51,18 @@ async def ran(
     return said.decode()
 
 
-def commands(text: str) -> list[tuple[list[str], str]]:
+def commands(text: str) -> list[tuple[str, str]]:
+    """The commands of a document, each with the answer that it shows."""
     found = []
     for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
-        for chunk in re.split(r"^\$ ", block.replace("\\\n", " "), flags=re.MULTILINE)[1:]:
+        for chunk in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             command, _, answer = chunk.partition("\n")
-            found.append((shlex.split(command), answer.strip()))
+            found.append((command, answer.strip()))
     return found
 
 
 def examples(text: str) -> list[Example]:
-    return [example(words, answer) for words, answer in commands(text)]
+    return [example(shlex.split(line), answer) for line, answer in commands(text.replace("\\\n", " "))]
 
 
 def example(words: list[str], answer: str) -> Example:
