@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 import pytest
 from playwright.async_api import expect
 
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.browser.pages import Watched, browsing
 from tests.support.serving import Client
@@ -16,8 +15,8 @@ expect.set_options(timeout=1_000 * PATIENCE_S)
 
 
 @pytest.fixture
-async def client(store_settings: StoreSettings, store: Store) -> AsyncIterator[Client]:
-    async with serving_with_trainer(store_settings, store) as client:
+async def client(store: Store) -> AsyncIterator[Client]:
+    async with serving_with_trainer(store) as client:
         yield client
 
 

@@ -3,12 +3,10 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
 
 from featurestore.commands import Command, Outcome
 from featurestore.leases import Lease
 from featurestore.ratings.log import NewRating
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import lead, publish, rating, write_generation
 from tests.support.serving import Client, serving
@@ -70,10 +68,8 @@ async def training(
 
 
 @contextlib.asynccontextmanager
-async def serving_with_trainer(
-    settings: StoreSettings, store: Store, ratings: Sequence[NewRating] = RATINGS, **changes: Any
-) -> AsyncIterator[Client]:
-    """A service beside a trainer, with the items `dune`, `emma`, `0`; `changes`: of its settings."""
+async def serving_with_trainer(store: Store, ratings: Sequence[NewRating] = RATINGS) -> AsyncIterator[Client]:
+    """A service beside a trainer, with the items `dune`, `emma`, `0`."""
     items = [b"dune", b"emma", b"0"]
-    async with training(store, items, ratings), serving(settings, live=1, **changes) as (client, _):
+    async with training(store, items, ratings), serving(store.settings, live=1) as (client, _):
         yield client

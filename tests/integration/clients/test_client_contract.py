@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin_client import AsyncClient, UnreadableAnswerError, models, problems
 from foldin_client.asynchronous import transport
@@ -25,8 +24,8 @@ HISTORY = {"nb_users": 2, "nb_items": 3, **COLUMNS}
 
 
 @pytest.fixture
-async def served(store_settings: StoreSettings, store: Store) -> AsyncIterator[Client]:
-    async with serving_with_trainer(store_settings, store) as client:
+async def served(store: Store) -> AsyncIterator[Client]:
+    async with serving_with_trainer(store) as client:
         yield client
 
 

@@ -122,9 +122,9 @@ async def test_waits_and_receipts(client: Client, store_settings: StoreSettings,
         assert told.get("state") == "waiting"
 
 
-async def test_without_a_trainer_a_history_is_given_up(store_settings: StoreSettings, store: Store) -> None:
+async def test_without_a_trainer_a_history_is_given_up(store: Store) -> None:
     await publish(store, await lead(store), n_items=1)
-    async with serving(store_settings, live=1, train_wait_s=0.2) as (client, _):
+    async with serving(store.settings, live=1, train_wait_s=0.2) as (client, _):
         is_problem(await client.post("/train", HISTORY), 504, "training_timeout")
         assert (await store.generations.live()).pending == 0
         refit = await client.ask("POST", "/train")
