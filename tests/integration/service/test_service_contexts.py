@@ -15,7 +15,7 @@ from factors.model.context import ContextEffects, ContextEncoding
 from factors.model.parameters import from_model, to_model
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import Written, lead, make_model, publish
+from tests.support.factories import Written, make_model, publish_for_ann
 from tests.support.serving import Client, is_problem, serving
 
 ITEMS = 8
@@ -30,8 +30,7 @@ async def written(store: Store) -> Written:
     encoding = ContextEncoding(np.array([[0.0, 14.0, 6.0]]), np.array([[1.0, 0.0, 0.5], [1.0, 1.0, 0.5]]))
     effects = np.random.default_rng(1).normal(0.0, 0.4, (3, parameters.users.layout.dim))
     model = to_model(replace(parameters, context=ContextEffects(encoding, effects)))
-    await store.items(1).register([b"item-%d" % row for row in range(ITEMS)])
-    return await publish(store, await lead(store), n_items=ITEMS, users=[], model=model)
+    return await publish_for_ann(store, {}, ITEMS, model=model)
 
 
 @pytest.fixture

@@ -121,8 +121,7 @@ async def test_diversity_is_that_of_its_definition(store: Store) -> None:
     n, model, rng = 400, make_model(), np.random.default_rng(3)
     items = make_items(model, n)
     items[:, 2:5] += rng.normal(0.0, 0.8, (n, 3)).astype(np.float32)
-    await store.items(1).register([b"item-%d" % row for row in range(n)])
-    written = await publish(store, await lead(store), n_items=n, items=items)
+    written = await publish_for_ann(store, {}, n, items=items)
     async with serving(store.settings, live=written.writer.number) as (client, _):
         best = (await client.get(f"/recommend/new?n={n}")).json["items"]
         score = {int(each["item_id"].removeprefix("item-")): each["score"] - 1.0 for each in best}
