@@ -243,3 +243,7 @@ async def test_a_player_without_any_history_answers_on_the_scale_and_learns(name
     for item in set(range(1, 20)) - set(items[users == 0].tolist()):
         await player.learn(Pair(0, item), 5.0)
     assert await player.predict(Pair(0, 0)) != before
+    # One who came after the history, with an item that did.
+    await player.learn(Pair(25, 30), 4.0)
+    assert 1 <= await player.predict(Pair(25, 4)) <= 5
+    await player.close()
