@@ -5,10 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 from playwright.async_api import expect
 
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.browser.pages import Watched, browsing
-from tests.support.factories import rating
 from tests.support.serving import Client
 from tests.support.small_trainer import serving_with_trainer
 from tests.support.waiting import PATIENCE_S
@@ -17,9 +15,8 @@ expect.set_options(timeout=1_000 * PATIENCE_S)
 
 
 @pytest.fixture
-async def client(store_settings: StoreSettings, store: Store) -> AsyncIterator[Client]:
-    ratings = [rating("ann", "dune", 5.0), rating("bob", "emma", 2.0)]
-    async with serving_with_trainer(store_settings, store, ratings, users=[b"ann", b"bob"]) as client:
+async def client(store: Store) -> AsyncIterator[Client]:
+    async with serving_with_trainer(store) as client:
         yield client
 
 

@@ -32,11 +32,11 @@ pytestmark = [pytest.mark.slow, *BROWSER]
 
 
 @pytest.fixture
-async def live(store_settings: StoreSettings, store: Store, tmp_path: Path) -> AsyncIterator[Client]:
+async def live(store: Store, tmp_path: Path) -> AsyncIterator[Client]:
     """A service with a fit of 4,500 ratings; half of the 30 items have titles and categories."""
     await store.ratings.append(low_rank_ratings(500, 30))
-    settings = trainer_settings(store_settings, tmp_path / "archive")
-    async with running_trainer(settings), serving(store_settings) as (client, _):
+    settings = trainer_settings(store.settings, tmp_path / "archive")
+    async with running_trainer(settings), serving(store.settings) as (client, _):
         await serves(client, await fitted(store))
         films = [
             {"item_id": f"i{n}", "title": f"Film {n}", "categories": ["sf" if n % 4 else "crime"]}

@@ -2,21 +2,18 @@
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import RawTestServer
 from playwright.async_api import Page
 
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from processes.probes import unused_port
 from service.context import CONTEXT
 from tests.browser.pages import BROWSER, browsing
-from tests.support.factories import lead, publish, rating
-from tests.support.serving import serves, serving
-from tests.support.small_trainer import Trainer, running
+from tests.support.serving import serving
+from tests.support.small_trainer import RATINGS, Trainer, training
 from tests.support.waiting import wait_until_async
 
 # Names of two other sites, both leading to this machine, as DNS rebinding would have it.
@@ -77,28 +74,21 @@ class Scene:
         return not self.trainer.taken and await self.store.stream.lag(1) == {0: 0, 1: 0, 2: 0, 3: 1}
 
 
-@asynccontextmanager
-async def serving_page(html: str) -> AsyncIterator[int]:
+def serving_page(html: str) -> RawTestServer:
     async def page(_request: web.BaseRequest) -> web.Response:
         return web.Response(text=html, content_type="text/html")
 
-    runner, port = web.ServerRunner(web.Server(page)), unused_port()
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    yield port
-    await runner.cleanup()
+    return RawTestServer(page)
 
 
 @pytest.fixture
-async def scene(store_settings: StoreSettings, store: Store) -> AsyncIterator[Scene]:
-    lease = await lead(store, ttl_ms=600_000)
-    await store.items(1).register([b"dune"])
-    await store.ratings.append([rating("ann", "dune", 5.0)])
-    await publish(store, lease, n_items=1, users=[b"ann"])
-    async with running(Trainer(store, lease)) as trainer, serving(store_settings) as (client, app):
-        await serves(client, 1)
-        async with serving_page(f"<!doctype html><p>evil</p>{FORM.replace('URL', client.url)}") as port:
-            yield Scene(client.url, f"http://evil.example:{port}", app, trainer, store)
+async def scene(store: Store) -> AsyncIterator[Scene]:
+    async with (
+        training(store, [b"dune"], RATINGS[:1]) as trainer,
+        serving(store.settings, live=1) as (client, app),
+        serving_page(f"<!doctype html><p>evil</p>{FORM.replace('URL', client.url)}") as evil,
+    ):
+        yield Scene(client.url, f"http://evil.example:{evil.port}", app, trainer, store)
 
 
 @pytest.fixture

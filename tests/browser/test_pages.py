@@ -299,11 +299,11 @@ async def test_the_documentation_shows_and_tries_calls(client: Client, scheme: s
 
 @pytest.mark.slow
 async def test_the_page_asks_for_a_key_where_the_api_does(
-    store_settings: StoreSettings, store: Store, client: Client, watched: Watched
+    store: Store, client: Client, watched: Watched
 ) -> None:
     secret, page = new_secret(), watched.page
     await store.access.add(secret, "viewer", "read")
-    async with serving(store_settings) as (closed, _):
+    async with serving(store.settings) as (closed, _):
         await page.goto(f"{closed.url}/")
         await expect(page.locator("#state")).to_have_text("a key is needed")
         await page.fill("#key", new_secret())

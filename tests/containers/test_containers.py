@@ -24,6 +24,7 @@ import aiohttp
 import pytest
 
 from processes.probes import unused_port
+from tests.support.servers import missing
 from tests.support.serving import JSON, Client, client_of
 from tests.support.waiting import wait_until, wait_until_async
 
@@ -35,12 +36,6 @@ ADDRESSES = {"url": "https://recommender.test", "source": "https://recommender.t
 
 # Starting an engine, building the image and the first start all count for whichever test comes first.
 pytestmark = [pytest.mark.slow, pytest.mark.containers, pytest.mark.timeout(900)]
-
-
-def without_engine(reason: str) -> None:
-    if os.environ.get("CI"):
-        pytest.fail(f"no container engine: {reason}")
-    pytest.skip(f"no container engine: {reason}")
 
 
 def exports_of(command: str, environ: Mapping[str, str]) -> dict[str, str]:
@@ -75,9 +70,9 @@ def engine() -> Iterator[tuple[list[str], dict[str, str]]]:
             environ = exports_of(given, environ)
         elif compose_command(environ) is None:
             if not TOOL.exists():
-                without_engine("none answers, FOLDIN_CONTAINER_ENGINE is not set, and no tool starts one")
+                missing("a container engine (FOLDIN_CONTAINER_ENGINE is not set, and no tool starts one)")
             if os.geteuid() != 0:
-                without_engine("the tool that starts one needs root")
+                missing("root, for the tool that starts a container engine,")
             # A socket of its own: an engine that was running before stays as it is.
             state = environ["CONTAINER_ENGINE_STATE"] = tempfile.mkdtemp(prefix="foldin-engine-")
             with (Path(tempfile.gettempdir()) / "foldin-engine.lock").open("w") as lock:
@@ -86,12 +81,11 @@ def engine() -> Iterator[tuple[list[str], dict[str, str]]]:
                 environ = exports_of(f"bash '{TOOL}' start", environ)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as exc:
         said = exc.stderr.decode("utf-8", "replace") if isinstance(exc.stderr, bytes) else exc.stderr
-        without_engine(f"{exc}: {said}")
+        missing(f"a container engine ({exc}: {said})")
     command = compose_command(environ)
     if command is None:
-        without_engine("it was started and does not answer")
-    else:
-        yield command, environ
+        missing("a container engine (it was started and does not answer)")
+    yield command, environ
     if state is not None:
         subprocess.run(["bash", str(TOOL), "stop"], env=environ, timeout=60, check=False)
         shutil.rmtree(state, ignore_errors=True)

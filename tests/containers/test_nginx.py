@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from processes.blocking import BlockingChild
 from processes.probes import http_ok, unused_port
@@ -53,13 +52,11 @@ def nginx(
         yield port
 
 
-async def test_a_flood_of_one_address_does_not_reach_the_service(
-    store: Store, store_settings: StoreSettings, tmp_path: Path
-) -> None:
+async def test_a_flood_of_one_address_does_not_reach_the_service(store: Store, tmp_path: Path) -> None:
     await publish_for_ann(store, {"item-0": 5.0})
     few = {"rate=2000r/s": "rate=1r/s", "burst=2000 nodelay": "burst=5 nodelay"}
     head = b"GET /predict?user_id=ann&item_id=item-1 HTTP/1.1\r\nHost: localhost\r\n"
-    with processes(store_settings, tmp_path) as service, nginx(tmp_path, service.port, few) as port:
+    with processes(store.settings, tmp_path) as service, nginx(tmp_path, service.port, few) as port:
         service.wait_for()
         answers = [send_raw(port, head + b"Connection: close\r\n\r\n") for _ in range(12)]
         refused = [answer for answer in answers if answer.startswith(b"HTTP/1.1 429")]
@@ -78,12 +75,12 @@ async def test_a_flood_of_one_address_does_not_reach_the_service(
 
 
 async def test_clients_behind_a_proxy_that_is_believed_have_limits_of_their_own(
-    store: Store, store_settings: StoreSettings, tmp_path: Path
+    store: Store, tmp_path: Path
 ) -> None:
     """As behind an Ingress: its address is that of every request, its word says whose each is."""
     await publish_for_ann(store, {"item-0": 5.0})
     few = {"rate=2000r/s": "rate=1r/m", "burst=2000 nodelay": "burst=1 nodelay"}
-    service = Service(store_settings, tmp_path)
+    service = Service(store.settings, tmp_path)
     head = b"GET /predict?user_id=ann&item_id=item-1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
 
     def asked(port: int, forwarded: str) -> list[bytes]:

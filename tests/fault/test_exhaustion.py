@@ -1,7 +1,6 @@
 """Where room runs out ratings are refused before anything is lost, and it comes back by itself."""
 
 from operator import not_
-from pathlib import Path
 
 import pytest
 
@@ -25,9 +24,9 @@ async def takes_ratings(client: Client) -> bool:
     return (await client.post(RATINGS, RATING)).status == 200
 
 
-async def test_a_store_without_memory_refuses_and_comes_back(own_server: StoreServer, tmp_path: Path) -> None:
+async def test_a_store_without_memory_refuses_and_comes_back(own_server: StoreServer) -> None:
     settings = StoreSettings(url=own_server.url, partitions=4, timeout_s=5.0)
-    trainer = trainer_settings(settings, tmp_path / "archive")
+    trainer = trainer_settings(settings, own_server.folder / "archive")
     async with opened(settings) as store, serving(settings) as (client, _):
         async with running_trainer(trainer):
             await store.ratings.append(low_rank_ratings())
@@ -53,12 +52,10 @@ async def test_a_store_without_memory_refuses_and_comes_back(own_server: StoreSe
             await until_drained(store)
 
 
-async def test_a_disk_that_fills_up_refuses_ratings_before_it_is_full(
-    own_server: StoreServer, tmp_path: Path
-) -> None:
+async def test_a_disk_that_fills_up_refuses_ratings_before_it_is_full(own_server: StoreServer) -> None:
     settings = StoreSettings(url=own_server.url, partitions=4, timeout_s=5.0)
     async with opened(settings) as store:
-        with small_disk(tmp_path / "disk", 192) as disk:
+        with small_disk(own_server.folder / "disk", 192) as disk:
             trainer = trainer_settings(settings, disk / "archive")
             async with serving(settings) as (client, app), running_trainer(trainer) as running:
                 await store.ratings.append(low_rank_ratings())

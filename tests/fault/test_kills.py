@@ -5,7 +5,6 @@ import os
 import signal
 from functools import partial
 from itertools import count
-from pathlib import Path
 
 import aiohttp
 import pytest
@@ -59,11 +58,9 @@ class Rater:
         return shown
 
 
-async def test_what_was_acknowledged_outlasts_the_kill_of_each_process(
-    own_server: StoreServer, tmp_path: Path
-) -> None:
+async def test_what_was_acknowledged_outlasts_the_kill_of_each_process(own_server: StoreServer) -> None:
     at = StoreSettings(url=own_server.url, namespace="t", partitions=4, scale="1:5", timeout_s=30.0)
-    settings = trainer_settings(at, tmp_path / "archive")
+    settings = trainer_settings(at, own_server.folder / "archive")
     raters = [Rater(f"u{number}") for number in range(RATERS)]
     stop = asyncio.Event()
 
@@ -75,7 +72,7 @@ async def test_what_was_acknowledged_outlasts_the_kill_of_each_process(
 
     trainer = ChildTrainer(settings)
     try:
-        with processes(at, tmp_path, workers=2) as service:
+        with processes(at, own_server.folder, workers=2) as service:
             async with client_of(service.url) as client, asyncio.TaskGroup() as group:
                 for rater in raters:
                     group.create_task(rater.rate(client, stop))

@@ -19,7 +19,7 @@ import pytest
 from processes.blocking import plain_environment
 from tests.integration.environment.test_environment_server import environment
 from tests.support import house
-from tests.support.examples import ran, shape
+from tests.support.examples import commands, ran, shape
 from tests.support.movies import write_files, write_tables
 from tests.support.stacks import Stack, local_stack
 
@@ -57,11 +57,7 @@ def text_of(name: str) -> str:
 
 async def run(text: str, stack: Stack, folder: Path) -> Done:
     """Run the commands of a document in one shell. Returns each, what it shows, what it said."""
-    steps = []
-    for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
-        for chunk in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, _, answer = chunk.partition("\n")
-            steps.append((command, answer.strip()))
+    steps = commands(text)
     script = 'set -e\ncurl() { command curl --silent --show-error "$@"; }\n'
     script += f'foldin() {{ {shlex.quote(sys.executable)} -m foldin "$@"; }}\n'
     for command, _ in steps:

@@ -99,9 +99,7 @@ def test_another_format_is_refused_in_one_line_and_stays(tmp_path: Path) -> None
         assert "\n" not in line
 
 
-async def test_a_namespace_of_another_layout_is_refused_untouched(
-    own_server: StoreServer, tmp_path: Path
-) -> None:
+async def test_a_namespace_of_another_layout_is_refused_untouched(own_server: StoreServer) -> None:
     settings = StoreSettings(url=own_server.url, namespace="formats", partitions=2, timeout_s=30.0)
     await (await Store.open(settings)).close()
     redis: Any = Redis.from_url(own_server.url)
@@ -110,8 +108,8 @@ async def test_a_namespace_of_another_layout_is_refused_untouched(
     says = "has layout 1, this version reads 2: use the version that wrote it"
     with pytest.raises(StoreRefused, match=says):
         await Store.open(settings)
-    assert says in await refused(trainer_settings(settings, tmp_path / "archive"))
-    service = Service(settings, tmp_path)
+    assert says in await refused(trainer_settings(settings, own_server.folder / "archive"))
+    service = Service(settings, own_server.folder)
     assert service.process.wait(30.0) == 2
     assert says in service.log.read_text()
     assert {key: await redis.dump(key) for key in await redis.keys("*")} == before

@@ -1,6 +1,6 @@
 """Rating events as the archive has them, and a guard for an archive of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 from featurestore.ratings.stream import Events
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import make_table, spans_of, string_array
+from trainer.archive.segments import read_segment
 
 
 def item_ids(count: int) -> pa.StringArray:
@@ -52,6 +53,12 @@ def opened(archive: EpochArchive) -> list[tuple[Path, pa.OSFile]]:
     """The segments of an archive as a fit reads them."""
     snapshot, files = archive.open_snapshot()
     return list(zip(snapshot.paths, files, strict=True))
+
+
+def events_in(paths: Iterable[Path], *columns: str) -> list[tuple[Any, ...]]:
+    """What these segments have in these columns, event by event."""
+    tables = [read_segment(path).select(columns) for path in paths]
+    return [tuple(row.values()) for table in tables for row in table.to_pylist()]
 
 
 def free() -> None:

@@ -1,5 +1,6 @@
 """Examples of the documents: the commands that they show, and what these answer."""
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -51,45 +52,40 @@ async def ran(
     return said.decode()
 
 
-def commands(text: str) -> list[tuple[list[str], str]]:
+def commands(text: str) -> list[tuple[str, str]]:
+    """The commands of a document, each with the answer that it shows."""
     found = []
     for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
-        for chunk in re.split(r"^\$ ", block.replace("\\\n", " "), flags=re.MULTILINE)[1:]:
+        for chunk in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             command, _, answer = chunk.partition("\n")
-            found.append((shlex.split(command), answer.strip()))
+            found.append((command, answer.strip()))
     return found
 
 
 def examples(text: str) -> list[Example]:
-    return [example(words, answer) for words, answer in commands(text)]
+    return [example(shlex.split(line), answer) for line, answer in commands(text.replace("\\\n", " "))]
+
+
+CURL = argparse.ArgumentParser(allow_abbrev=False)
+for flag in ("-X", "-d", "--json"):
+    CURL.add_argument(flag)
+for flag in ("-H", "--data-urlencode"):
+    CURL.add_argument(flag, action="append", default=[])
 
 
 def example(words: list[str], answer: str) -> Example:
     assert words[0] == "curl", words
-    method, headers, body, url = "", {}, None, ""
-    query: list[str] = []
-    rest = iter(words[1:])
-    for word in rest:
-        if word == "-X":
-            method = next(rest)
-        elif word == "-H":
-            name, _, value = next(rest).partition(":")
-            headers[name.strip()] = value.strip()
-        elif word == "-d":
-            body = next(rest)
-        elif word == "--json":
-            body, headers["Content-Type"] = next(rest), "application/json"
-        elif word == "--data-urlencode":
-            # With `-G`, as all of them: behind the address.
-            name, _, value = next(rest).partition("=")
-            query.append(f"{name}={quote(value, safe='')}")
-        elif not word.startswith("-"):
-            url = word
-    path = url.removeprefix("http://").partition("/")[2]
-    if query:
-        path += f"{'&' if '?' in path else '?'}{'&'.join(query)}"
+    told, others = CURL.parse_known_args(words[1:])
+    (url,) = (word for word in others if not word.startswith("-"))
+    headers = {name.strip(): value.strip() for name, _, value in (each.partition(":") for each in told.H)}
+    if told.json:
+        headers["Content-Type"] = "application/json"
+    path, body = url.removeprefix("http://").partition("/")[2], told.json or told.d
+    # With `-G`, as all of them: behind the address.
+    for name, _, value in (each.partition("=") for each in told.data_urlencode):
+        path += f"{'&' if '?' in path else '?'}{name}={quote(value, safe='')}"
     # As curl does it.
-    method = method or ("GET" if body is None else "POST")
+    method = told.X or ("GET" if body is None else "POST")
     return Example(method, path, headers, body, json.loads(answer) if answer else None)
 
 

@@ -183,11 +183,14 @@ async def keys_of(store: Store, after: str = "*") -> list[bytes]:
     return [key async for key in store.redis.scan_iter(match=pattern, count=1000)]
 
 
-async def publish_for_ann(store: Store, ratings: Mapping[str, float], n_items: int = 8) -> Written:
-    """A live generation of `item-0`, `item-1` and so on, that knows user `ann` by these ratings."""
+async def publish_for_ann(
+    store: Store, ratings: Mapping[str, float], n_items: int = 8, **options: Any
+) -> Written:
+    """A live generation of `item-0`, `item-1` and so on, that knows user `ann` by these ratings, if any."""
     await store.items(1).register([b"item-%d" % row for row in range(n_items)])
     await store.ratings.append([rating("ann", item, value) for item, value in ratings.items()])
-    return await publish(store, await lead(store), n_items=n_items, users=[b"ann"])
+    users = [b"ann"] if ratings else []
+    return await publish(store, await lead(store), n_items=n_items, users=users, **options)
 
 
 @asynccontextmanager

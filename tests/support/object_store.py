@@ -7,7 +7,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -66,52 +66,50 @@ def _put(port: int, path: str) -> bool:
         connection.close()
 
 
+@dataclass
 class Between:
     """A server in between. `lies`: it drops the condition of create-only writes; `refuse`: all it answers."""
 
-    def __init__(self, server: ObjectServer) -> None:
-        self.lies = False
-        self.refuse: str | None = None
-        behind = urlsplit(server.endpoint)
-        between = self
-
-        class Handler(QuietHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do(self) -> None:
-                size = int(self.headers.get("Content-Length") or 0)
-                body = self.rfile.read(size)
-                if between.refuse is not None:
-                    self._answer(403, [], _ERROR.format(between.refuse).encode())
-                    return
-                headers = dict(self.headers.items())
-                if between.lies:
-                    headers = {name: it for name, it in headers.items() if name.lower() != "if-none-match"}
-                connection = http.client.HTTPConnection(behind.hostname or "", behind.port, timeout=30)
-                connection.request(self.command, self.path, body, headers)
-                answer = connection.getresponse()
-                self._answer(answer.status, answer.getheaders(), answer.read())
-
-            def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
-                self.send_response(status)
-                for name, text in headers:
-                    if re.fullmatch("etag|last-modified|content-type|x-amz.*|content-range", name.lower()):
-                        self.send_header(name, text)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do  # noqa: N815 - names of the base class
-
-        self._ends = ExitStack()
-        self._url = self._ends.enter_context(answering(Handler))
+    url: str = ""
+    lies: bool = False
+    refuse: str | None = None
 
     def before(self, address: ObjectAddress) -> ObjectAddress:
         """The same place, by this server."""
-        return replace(address, endpoint=self._url)
+        return replace(address, endpoint=self.url)
 
-    def __enter__(self) -> "Between":
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._ends.close()
+@contextmanager
+def standing_before(server: ObjectServer) -> Iterator[Between]:
+    between, behind = Between(), urlsplit(server.endpoint)
+
+    class Handler(QuietHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do(self) -> None:
+            size = int(self.headers.get("Content-Length") or 0)
+            body = self.rfile.read(size)
+            if between.refuse is not None:
+                self._answer(403, [], _ERROR.format(between.refuse).encode())
+                return
+            headers = dict(self.headers.items())
+            if between.lies:
+                headers = {name: it for name, it in headers.items() if name.lower() != "if-none-match"}
+            connection = http.client.HTTPConnection(behind.hostname or "", behind.port, timeout=30)
+            connection.request(self.command, self.path, body, headers)
+            answer = connection.getresponse()
+            self._answer(answer.status, answer.getheaders(), answer.read())
+
+        def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+            self.send_response(status)
+            for name, text in headers:
+                if re.fullmatch("etag|last-modified|content-type|x-amz.*|content-range", name.lower()):
+                    self.send_header(name, text)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do  # noqa: N815 - names of the base class
+
+    with answering(Handler) as between.url:
+        yield between

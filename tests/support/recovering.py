@@ -8,12 +8,16 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from featurestore.codecs import History
 from featurestore.item_registry import ItemRegistry
+from featurestore.ratings.context_schema import ContextField
+from featurestore.ratings.event_types import NewType, with_new
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
+from featurestore.telemetry.points import Point
 from foldin.recovery.backing_up import back_up
 from foldin.recovery.events import read_histories
 from foldin.recovery.manifest import Manifest
@@ -35,6 +39,19 @@ LATER = low_rank_ratings(users=10, items=12, seed=1, prefix="late")
 
 # By user and item: rating and time, None where that is unknown.
 Held = dict[tuple[str, str], tuple[float, float | None]]
+
+
+async def fill_beside(store: Store, user_id: bytes) -> None:
+    """Give a store what it has besides ratings and items; a rating of the user has a context."""
+    await store.contexts.tell([ContextField("hour", "number")])
+    told = NewRating(user_id, b"i1", 4.0, 1e9, np.array([14], dtype=np.float32))
+    await store.ratings.append([told])
+    await store.event_types.change(lambda before: with_new(before, [NewType("watch", "positive")]))
+    await store.telemetry.add(Point("worker-1", "a", 1.0, 10.0))
+    await store.reports.put(b"a report", b"{}")
+    await store.scenarios.put(b"home", b'{"per_category":2}')
+    await store.catalogue.schema.hold("items", {"year": "number"})
+    await store.attributes.change(user_id, lambda _: {"age": 30.0})
 
 
 async def held(store: Store, epoch: int | None = None) -> Held:

@@ -92,8 +92,8 @@ Served = tuple[Client, web.Application]
 
 
 @contextlib.asynccontextmanager
-async def serving(store: StoreSettings, **changes: Any) -> AsyncIterator[Served]:
-    """A service in this process, and a client of it."""
+async def serving(store: StoreSettings, *, live: int | None = None, **changes: Any) -> AsyncIterator[Served]:
+    """A service in this process, which answers from the generation `live`, and a client of it."""
     with tempfile.TemporaryDirectory(prefix="foldin-test-") as cache:
         settings = replace(ServiceSettings(store=store, cache_dir=Path(cache), keepalive_s=75.0), **changes)
         sock = bind("127.0.0.1", 0, 1)[0]
@@ -103,6 +103,8 @@ async def serving(store: StoreSettings, **changes: Any) -> AsyncIterator[Served]
             await runner.setup()
             await web.SockSite(runner, sock).start()
             async with client_of(f"http://127.0.0.1:{sock.getsockname()[1]}") as client:
+                if live is not None:
+                    await serves(client, live)
                 yield client, app
         finally:
             await runner.cleanup()

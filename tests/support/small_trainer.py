@@ -3,15 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
 
 from featurestore.commands import Command, Outcome
 from featurestore.leases import Lease
 from featurestore.ratings.log import NewRating
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import lead, publish, write_generation
-from tests.support.serving import Client, serves, serving
+from tests.support.factories import lead, publish, rating, write_generation
+from tests.support.serving import Client, serving
 
 Decide = Callable[[Command], Outcome | None]
 
@@ -46,8 +44,20 @@ class Trainer:
         return Outcome("done", written.writer.number)
 
 
+# Who rates in a store that no test says more of.
+RATINGS = (rating("ann", "dune", 5.0), rating("bob", "emma", 2.0))
+
+
 @contextlib.asynccontextmanager
-async def running(trainer: Trainer) -> AsyncIterator[Trainer]:
+async def training(
+    store: Store, items: Sequence[bytes], ratings: Sequence[NewRating] = ()
+) -> AsyncIterator[Trainer]:
+    """A trainer that leads, and has published these items and those who have rated."""
+    lease = await lead(store, ttl_ms=600_000)
+    await store.items(1).register(items)
+    await store.ratings.append(ratings)
+    await publish(store, lease, n_items=len(items), users=[each.user_id for each in ratings])
+    trainer = Trainer(store, lease)
     task = asyncio.create_task(trainer.run())
     try:
         yield trainer
@@ -58,18 +68,8 @@ async def running(trainer: Trainer) -> AsyncIterator[Trainer]:
 
 
 @contextlib.asynccontextmanager
-async def serving_with_trainer(
-    settings: StoreSettings,
-    store: Store,
-    ratings: Sequence[NewRating],
-    users: Sequence[bytes],
-    **changes: Any,
-) -> AsyncIterator[Client]:
-    """A service beside a trainer: items `dune`, `emma`, `0`, a fit of `users`, `changes` of its settings."""
-    lease = await lead(store, ttl_ms=600_000)
-    await store.items(1).register([b"dune", b"emma", b"0"])
-    await store.ratings.append(ratings)
-    await publish(store, lease, n_items=3, users=users)
-    async with running(Trainer(store, lease)), serving(settings, **changes) as (client, _):
-        await serves(client, 1)
+async def serving_with_trainer(store: Store, ratings: Sequence[NewRating] = RATINGS) -> AsyncIterator[Client]:
+    """A service beside a trainer, with the items `dune`, `emma`, `0`."""
+    items = [b"dune", b"emma", b"0"]
+    async with training(store, items, ratings), serving(store.settings, live=1) as (client, _):
         yield client

@@ -18,12 +18,12 @@ from featurestore.commands import CommandKind, Outcome
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from processes.blocking import BlockingChild
-from tests.support.event_tables import free
+from tests.support.event_tables import events_in, free
 from tests.support.servers import store_environment
 from tests.support.waiting import PATIENCE_S, some, wait_until, wait_until_async
 from trainer.app import Trainer
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.segments import SegmentName, Step, no_step, read_segment
+from trainer.archive.segments import SegmentName, Step, no_step
 from trainer.archive.storage.address import ObjectAddress
 from trainer.errors import CannotStartError, SegmentGoneError
 from trainer.schedule import Rules
@@ -152,15 +152,10 @@ def archived(settings: TrainerSettings, epoch: int = 1, *, path: Path | None = N
     """(user, n, item, rating) of each archived event of an epoch, or of a folder, in the order of the log."""
     folder = path or settings.archive_folder / f"epoch-{epoch:06d}"
     try:
-        tables = [read_segment(name) for name in _uncovered(folder)]
+        return events_in(_uncovered(folder), "user_id", "n", "item_id", "rating")
     except SegmentGoneError:
         # Merged just now.
         return archived(settings, epoch, path=path)
-    found: list[Archived] = []
-    for table in tables:
-        columns = [table[each].to_pylist() for each in ("user_id", "n", "item_id", "rating")]
-        found.extend(zip(*columns, strict=True))
-    return found
 
 
 def _uncovered(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import pytest
 from featurestore.errors import LeaseLost
 from processes.errors import CannotStartError
 from tests.support.event_tables import free
-from tests.support.object_store import CREDENTIALS, Between, ObjectServer, everything
+from tests.support.object_store import CREDENTIALS, ObjectServer, everything, standing_before
 from tests.support.recovering import GIVEN, LATER, backed_up, empty, held, opened, restored, verified
 from tests.support.servers import StoreServer
 from tests.support.trainers import archived, erased, fitted, refuses, running_trainer, until_drained
@@ -102,7 +102,7 @@ def test_a_leader_that_stopped_changes_nothing_later(address: ObjectAddress, ste
 
 
 def test_store_that_overwrites_is_refused(objects: ObjectServer, address: ObjectAddress) -> None:
-    with Between(objects) as between:
+    with standing_before(objects) as between:
         between.lies = True
         with pytest.raises(
             ArchiveRefusedError, match=r"does not honour create-only writes .*: use a version"
@@ -177,7 +177,7 @@ async def test_ratings_wait_while_the_object_store_is_away(
 ) -> None:
     assert isinstance(on_objects.archive_dir, ObjectAddress)
     caplog.set_level("INFO")
-    with Between(objects) as between:
+    with standing_before(objects) as between:
         between.refuse = "InternalError"
         settings = replace(on_objects, archive_dir=between.before(on_objects.archive_dir))
         async with opened(settings.store) as store, running_trainer(settings):

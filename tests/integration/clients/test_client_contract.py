@@ -10,14 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from foldin_client import AsyncClient, UnreadableAnswerError, models, problems
 from foldin_client.asynchronous import transport
 from foldin_client.wire import decoded
 from tests.support import house
 from tests.support.examples import examples, left_out, ran
-from tests.support.factories import rating
 from tests.support.serving import Client
 from tests.support.small_trainer import serving_with_trainer
 
@@ -26,9 +24,8 @@ HISTORY = {"nb_users": 2, "nb_items": 3, **COLUMNS}
 
 
 @pytest.fixture
-async def served(store_settings: StoreSettings, store: Store) -> AsyncIterator[Client]:
-    ratings = [rating("ann", "dune", 5.0), rating("bob", "emma", 2.0)]
-    async with serving_with_trainer(store_settings, store, ratings, users=[b"ann", b"bob"]) as client:
+async def served(store: Store) -> AsyncIterator[Client]:
+    async with serving_with_trainer(store) as client:
         yield client
 
 

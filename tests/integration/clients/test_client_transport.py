@@ -17,6 +17,7 @@ import pytest
 from foldin_client import AsyncClient, Client, errors, models, problems
 from foldin_client.rows import MAX_ROWS
 from foldin_client.wire import retry_after
+from tests.support.scripted import listening
 
 OK = b'{"accepted":%d,"generation":1}'
 LOST = None  # the request is read, and the connection is cut
@@ -39,34 +40,26 @@ class Scripted:
     answers: list[bytes | None]
     asked: list[tuple[str, bytes]] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
-    tasks: list[Any] = field(default_factory=list)
     url: str = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.tasks.append(asyncio.current_task())
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode()
-                size = sum(int(x[15:]) for x in head.lower().split("\r\n") if x[:15] == "content-length:")
-                self.asked.append((head.split("\r\n")[0].rsplit(" ", 1)[0], await reader.readexactly(size)))
-                self.heads.append(head)
-                told = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-                if told is LOST:
-                    break
-                writer.write(told)
-        writer.close()
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            size = sum(int(x[15:]) for x in head.lower().split("\r\n") if x[:15] == "content-length:")
+            self.asked.append((head.split("\r\n")[0].rsplit(" ", 1)[0], await reader.readexactly(size)))
+            self.heads.append(head)
+            told = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+            if told is LOST:
+                break
+            writer.write(told)
 
 
 @contextlib.asynccontextmanager
 async def scripted(*answers: bytes | None) -> AsyncIterator[Scripted]:
     script = Scripted(list(answers))
-    server = await asyncio.start_server(script.serve, "127.0.0.1", 0)
-    script.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with listening(script.serve) as port:
+        script.url = f"http://127.0.0.1:{port}"
         yield script
-    finally:
-        server.close()
-        await asyncio.gather(*script.tasks)
 
 
 RATING = models.RatingIn(user_id="ann", item_id="dune", rating=5)

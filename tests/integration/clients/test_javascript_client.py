@@ -5,13 +5,11 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import rating
 from tests.support.servers import missing
@@ -37,26 +35,19 @@ def passes(file: Path, **environment: str) -> None:
     assert re.search(r"^# pass [1-9]", said, re.M), said
 
 
-async def test_every_call_of_the_description_is_made(store_settings: StoreSettings, store: Store) -> None:
-    ratings = [rating("ann", "dune", 5.0), rating("bob", "emma", 2.0)]
-    # As served: connections outlive the pauses between calls. With much time for the store a refusal is one
-    # that comes before anything was done, so that the test may send any call again.
-    patient = replace(store_settings, timeout_s=30.0)
-    async with serving_with_trainer(
-        patient, store, ratings, users=[b"ann", b"bob"], keepalive_s=75.0
-    ) as served:
+async def test_every_call_of_the_description_is_made(store: Store) -> None:
+    # With as much time for the store as it has here a refusal is one that comes before anything was done, so
+    # that the test may send any call again.
+    async with serving_with_trainer(store) as served:
         await asyncio.to_thread(passes, CLIENT / "test/contract.test.js", FOLDIN_URL=served.url)
 
 
-async def test_the_example_of_the_manual_runs(
-    store_settings: StoreSettings, store: Store, tmp_path: Path
-) -> None:
+async def test_the_example_of_the_manual_runs(store: Store, tmp_path: Path) -> None:
     example, short = (
         re.findall(r"```js\n(.*?)```", path.read_text("utf-8"), re.DOTALL)[0]
         for path in (MANUAL, CLIENT / "README.md")
     )
-    ratings = [rating("bob", "emma", 2.0)]
-    async with serving_with_trainer(store_settings, store, ratings, users=[b"bob"]) as served:
+    async with serving_with_trainer(store, [rating("bob", "emma", 2.0)]) as served:
         for name, text in (("example", example), ("short", short)):
             (tmp_path / f"{name}.mjs").write_text(text.replace("http://127.0.0.1:8080", served.url), "utf-8")
         # As npm would put it there.

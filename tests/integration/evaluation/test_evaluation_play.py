@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
-from environment.client import KnownRatings, Pair
 from environment.server import running_server
 from environment.settings import ServerSettings
 from environment.world import WorldOptions
@@ -22,7 +22,6 @@ from evaluation.course.protocol import Moment, evaluate
 from evaluation.course.seat import MISSING_ERROR
 from evaluation.course.settings import EvaluationSettings, PlaySettings
 from evaluation.players import PlayerFailedError
-from evaluation.players.model import model_players
 from processes.probes import unused_port
 from processes.settings import SettingsError
 
@@ -114,18 +113,6 @@ def problem(status: int, code: str) -> web.Response:
     )
 
 
-@asynccontextmanager
-async def serving(app: web.Application) -> AsyncIterator[str]:
-    runner = web.AppRunner(app, shutdown_timeout=1.0)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
-        yield f"http://{host}:{port}"
-    finally:
-        await runner.cleanup()
-
-
 WORLD = WorldOptions(n_users=15, n_items=20)
 SMALL = replace(WORLD, n_known=120)
 
@@ -139,8 +126,8 @@ async def environment() -> AsyncIterator[str]:
 @pytest.fixture
 async def api() -> AsyncIterator[tuple[FakeApi, str]]:
     fake = FakeApi()
-    async with serving(fake.app()) as address:
-        yield fake, address
+    async with TestServer(fake.app()) as server:
+        yield fake, f"http://127.0.0.1:{server.port}"
 
 
 async def played(settings: PlaySettings) -> list[Progress]:
@@ -251,22 +238,6 @@ async def test_an_evaluation_starts_its_own_environment_and_repeats_by_seed() ->
     few, many = (summary for summary in report.summaries() if summary.player == "constant")
     assert few.run_mse == many.run_mse
     assert few.run_mse[0] != few.run_mse[1]
-
-
-async def test_a_rating_counts_at_once_also_of_a_new_user() -> None:
-    player = model_players()["variational"](1)
-    rng = np.random.default_rng(1)
-    pairs = rng.permutation(300)[:200]
-    history = KnownRatings(15, 20, pairs // 20, pairs % 20, rng.integers(1, 6, 200).astype(float))
-    await player.prepare(history)
-    before = await player.predict(Pair(3, 4))
-    assert player.std > 0
-    for item in (5, 6, 7):
-        await player.learn(Pair(3, item), 5.0)
-    assert await player.predict(Pair(3, 4)) != before
-    await player.learn(Pair(16, 21), 4.0)
-    assert 1 <= await player.predict(Pair(16, 4)) <= 5
-    await player.close()
 
 
 async def test_a_player_that_is_not_there_is_refused_with_what_to_do() -> None:

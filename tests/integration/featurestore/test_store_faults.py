@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,7 +139,7 @@ async def test_what_would_grow_a_full_store_is_refused_whole(own_server: StoreSe
             await attempt()
 
 
-async def test_what_leads_and_frees_a_full_store_goes_on(own_server: StoreServer, tmp_path: Path) -> None:
+async def test_what_leads_and_frees_a_full_store_goes_on(own_server: StoreServer) -> None:
     async with opened(own_server) as store:
         lease = await lead(store)
         older = await publish(store, lease)
@@ -161,7 +160,7 @@ async def test_what_leads_and_frees_a_full_store_goes_on(own_server: StoreServer
             (taken,) = await store.commands.take("0", 0)
             await store.commands.drop(taken.stream_id)
             # A worker that starts finds the store as it was, and is heard.
-            follower = Follower(store, tmp_path / "cache", "worker")
+            follower = Follower(store, own_server.folder / "cache", "worker")
             following = asyncio.create_task(follower.run(asyncio.Event()))
             await wait_until_async(lambda: follower.live is not None, "a generation is served")
             # Cancelled, not stopped: one that stops takes its beat back.

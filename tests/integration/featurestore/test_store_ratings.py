@@ -14,7 +14,6 @@ from featurestore.errors import HistoryFull, StreamFull
 from featurestore.keys import partition_of
 from featurestore.ratings.batches import Columns
 from featurestore.ratings.log import NewRating
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import keys_of, lead, opened, rating
 
@@ -83,11 +82,9 @@ async def test_a_full_history_refuses_before_the_first_write(store: Store) -> No
     await store.ratings.append_columns(rated([b"ann"] * 5))
 
 
-async def test_a_write_decided_on_another_store_is_redone(
-    store: Store, store_settings: StoreSettings
-) -> None:
+async def test_a_write_decided_on_another_store_is_redone(store: Store) -> None:
     """One of two processes has set the emptied store up again, and the other does not know of it yet."""
-    async with opened(store_settings, hot=False) as other:
+    async with opened(store.settings, hot=False) as other:
         for each in (store, other):
             await each.ratings.append([rating("u", "a"), rating("u", "b")])
         await store.redis.delete(*await keys_of(store))

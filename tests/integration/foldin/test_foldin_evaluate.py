@@ -1,16 +1,14 @@
 """`foldin evaluate FILE` as a process: its table and files, killed and resumed, and what it refuses."""
 
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from foldin.__main__ import main
+from tests.support.stacks import foldin
 
-ROOT = Path(__file__).resolve().parents[3]
 ENGINES = "auto,global-mean,bias"
 
 
@@ -28,15 +26,10 @@ def ratings(tmp_path: Path) -> Path:
     return path
 
 
-def evaluate(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "foldin", "evaluate", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.slow
 def test_a_table_a_csv_and_pictures_of_ratings_and_of_lists(ratings: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = evaluate(ratings, "--engines", ENGINES, "--out", out)
+    done = foldin("evaluate", ratings, "--engines", ENGINES, "--out", out)
     assert done.returncode == 0, done.stderr + done.stdout
     for part in ("700 ratings of 30 items by 40 users", "scale 1:5:1", "Foldin", "global mean"):
         assert part in done.stdout
@@ -49,7 +42,7 @@ def test_a_table_a_csv_and_pictures_of_ratings_and_of_lists(ratings: Path, tmp_p
 
     lists = tmp_path / "lists"
     arguments = ("--ranking", "--split", "leave-last-k", "-k", 3, "--engines", "auto,popularity")
-    done = evaluate(ratings, *arguments, "--out", lists)
+    done = foldin("evaluate", ratings, *arguments, "--out", lists)
     assert done.returncode == 0, done.stderr + done.stdout
     with (lists / "summary.csv").open(newline="") as file:
         rows = {row["engine"]: row for row in csv.DictReader(file)}

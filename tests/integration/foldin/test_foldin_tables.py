@@ -2,10 +2,7 @@
 
 import asyncio
 import json
-import socket
-import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from featurestore.store import Store
 from foldin.__main__ import main
 from foldin.files import item_import  # noqa: F401 - it takes its number of rows before a test patches that
 from foldin.sinks import ApiSink, Row, RowRefusedError, Sink, StoreSink
-from tests.support.serving import Client, serving
+from tests.support.serving import Client, QuietHandler, answering, serving
 
 Rows = list[dict[str, Any]]
 RATINGS: Rows = [
@@ -122,25 +119,13 @@ async def test_standard_output_has_the_rows_alone_and_a_file_that_is_there_is_ke
     assert await run("export", "users", "--url", client.url, "--output", tmp_path / "no" / "x.csv") == 2
 
 
-@contextmanager
-def answering(reply: bytes) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+def saying(reply: bytes) -> type[QuietHandler]:
+    class Handler(QuietHandler):
+        def handle(self) -> None:
+            self.request.recv(65_536)
+            self.request.sendall(reply)
 
-        def answer() -> None:
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:
-                    return
-                with connection:
-                    connection.recv(65_536)
-                    connection.sendall(reply)
-
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
+    return Handler
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -167,7 +152,7 @@ def refusal(status: str, body: bytes, more: str = "") -> bytes:
 def test_an_export_that_breaks_off_leaves_no_file(
     reply: bytes, code: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with answering(reply) as url:
+    with answering(saying(reply)) as url:
         assert main(["export", "ratings", "--url", url, "--output", str(tmp_path / "r.ndjson")]) == code
     assert words in capsys.readouterr().err
     assert names(tmp_path) == []

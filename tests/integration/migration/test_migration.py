@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from redis.asyncio import Redis
 
@@ -18,14 +17,10 @@ from featurestore.migration.migration import Migrated, Migration, Step, Telling,
 from featurestore.migration.shared import LEFT_BEHIND
 from featurestore.migration.stages import MigrationRefused
 from featurestore.migration.target import leaving
-from featurestore.ratings.context_schema import ContextField, ContextSchema
-from featurestore.ratings.event_types import NewType, with_new
-from featurestore.ratings.log import NewRating
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from featurestore.telemetry.points import Point
 from tests.support.factories import lead, low_rank_ratings, rating
-from tests.support.recovering import Held, held, opened, verified
+from tests.support.recovering import Held, fill_beside, held, opened, verified
 from tests.support.servers import KIND, StoreServer, running_server
 from tests.support.trainers import (
     Crash,
@@ -58,25 +53,18 @@ def other(tmp_path: Path) -> Iterator[StoreServer]:
 
 async def fill(store: Store) -> None:
     await store.access.add(SECRET, "operator", "operate")
-    await store.contexts.change(lambda old: old.merged(ContextSchema((ContextField("hour", "number"),))))
     await store.ratings.append(low_rank_ratings(users=30, items=12))
     await store.ratings.append([rating("gone", "i1")])
-    await store.ratings.append([NewRating(b"u1", b"i1", 4.0, 1e9, np.array([14], dtype=np.float32))])
+    await fill_beside(store, b"u1")
     await until_live(store)
     await fitted(store)
     await store.ratings.forget(b"gone")
     number = await fitted(store)
     await store.ratings.append([rating("new", "late", 2.0), rating("u2", "i3", 1.0)])
-    await store.event_types.change(lambda before: with_new(before, [NewType("watch", "positive")]))
-    await store.telemetry.add(Point("worker-1", "a", 1.0, 10.0))
-    await store.reports.put(b"a report", b"{}")
-    await store.scenarios.put(b"home", b'{"per_category":2}')
-    await store.catalogue.schema.hold("items", {"year": "number"})
     for k in range(3):
         item = CatalogueItem(f"i{k}", f"Item {k}", attributes={"year": 1990.0 + k})
         await store.catalogue.change({b"i%d" % k: lambda _, item=item: item})  # type: ignore[misc]
     await store.catalogue.change({b"i9": lambda _: None})
-    await store.attributes.change(b"u1", lambda _: {"age": 30.0})
     await store.attributes.change(b"told", lambda _: {"age": 31.0})
     await store.experiments.begin("which", Definition((Arm("a", 0.5, "home"), Arm("b", 0.5, "home")), 1.0))
     await store.showings.add(number, Showings(1, 2, 0), [1, 2])

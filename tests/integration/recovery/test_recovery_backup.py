@@ -25,11 +25,9 @@ def files(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
 
 
-async def test_all_that_was_acknowledged_comes_back_from_the_backup_alone(
-    learned: Learned, tmp_path: Path
-) -> None:
+async def test_all_that_was_acknowledged_comes_back_from_the_backup_alone(learned: Learned) -> None:
     """The store, the archive and every merge go on while it is made, and while both are compared."""
-    settings, target = learned.settings, tmp_path / "backup"
+    settings, target = learned.settings, learned.server.folder / "backup"
     acknowledged: Held = {}
     stop = asyncio.Event()
 
@@ -78,8 +76,8 @@ async def test_all_that_was_acknowledged_comes_back_from_the_backup_alone(
     assert found.ratings == len(now)
 
 
-async def test_again_what_is_new_is_copied_and_the_forgotten_leave(learned: Learned, tmp_path: Path) -> None:
-    settings, target = learned.settings, tmp_path / "backup"
+async def test_again_what_is_new_is_copied_and_the_forgotten_leave(learned: Learned) -> None:
+    settings, target = learned.settings, learned.server.folder / "backup"
     async with running_trainer(settings), opened(settings.store) as store:
         assert await store.telemetry.last_backup() is None
         await backed_up(settings, target)
@@ -98,8 +96,8 @@ async def test_again_what_is_new_is_copied_and_the_forgotten_leave(learned: Lear
     assert "u3" not in {user for user, *_ in archived(settings, path=folder)}
 
 
-async def test_what_is_missing_damaged_or_newer_is_refused(learned: Learned, tmp_path: Path) -> None:
-    settings, target = learned.settings, tmp_path / "backup"
+async def test_what_is_missing_damaged_or_newer_is_refused(learned: Learned) -> None:
+    settings, target = learned.settings, learned.server.folder / "backup"
     async with running_trainer(settings):
         await backed_up(settings, target)
     (folder,) = target.iterdir()

@@ -14,7 +14,7 @@ from service.http.dispatch import Connection
 from service.server import worker
 from tests.support.factories import Written, opened, publish_for_ann
 from tests.support.servers import KIND, own_namespace
-from tests.support.serving import Client, Served, serves, serving
+from tests.support.serving import Client, Served, serving
 
 SHARED_ITEMS = 12
 
@@ -35,8 +35,7 @@ async def published(store: Store) -> Written:
 
 @pytest.fixture
 async def served(store_settings: StoreSettings, published: Written) -> AsyncIterator[Served]:
-    async with serving(store_settings, erase_wait_s=0.1) as (client, app):
-        await serves(client, published.writer.number)
+    async with serving(store_settings, live=published.writer.number, erase_wait_s=0.1) as (client, app):
         yield client, app
 
 
@@ -47,8 +46,7 @@ def client(served: Served) -> Client:
 
 @pytest.fixture
 async def other(store_settings: StoreSettings, client: Client, published: Written) -> AsyncIterator[Client]:
-    async with serving(store_settings) as (found, _):
-        await serves(found, published.writer.number)
+    async with serving(store_settings, live=published.writer.number) as (found, _):
         yield found
 
 
@@ -72,8 +70,7 @@ async def shared(shared_store: Store) -> Written:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def asked(shared_settings: StoreSettings, shared: Written) -> AsyncIterator[Served]:
     """The service of all tests of a module, with its fast path."""
-    async with serving(shared_settings, erase_wait_s=0.1) as (client, app):
-        await serves(client, shared.writer.number)
+    async with serving(shared_settings, live=shared.writer.number, erase_wait_s=0.1) as (client, app):
         yield client, app
 
 
@@ -82,8 +79,7 @@ async def plain(shared_settings: StoreSettings, shared: Written) -> AsyncIterato
     """The same without its fast path: another worker on the same store."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "fast_connections", lambda context: Connection)
-        async with serving(shared_settings, erase_wait_s=0.1) as (client, app):
-            await serves(client, shared.writer.number)
+        async with serving(shared_settings, live=shared.writer.number, erase_wait_s=0.1) as (client, app):
             yield client, app
 
 

@@ -16,7 +16,7 @@ from service.http.dispatch import Connection
 from service.server import fast_predict, worker
 from service.server.fast_predict import FastConnection
 from tests.support.factories import Written
-from tests.support.serving import BOTH_WAYS, Client, Served, hold, serves, serving
+from tests.support.serving import BOTH_WAYS, Client, Served, hold, serving
 from tests.support.waiting import wait_until_async
 
 ROUTE = "/predict"
@@ -184,8 +184,7 @@ async def test_every_answer_is_the_same_both_ways(
             monkeypatch.setattr(worker, "fast_connections", lambda context: Connection)
         heard: list[Heard] = []
         both.append(heard)
-        async with serving(store_settings) as (client, app):
-            await serves(client, published.writer.number)
+        async with serving(store_settings, live=published.writer.number) as (client, app):
             for request, stays, status in ASKED:
                 async with wire_to(client) as wire:
                     wire.send(get(1, named(7)))

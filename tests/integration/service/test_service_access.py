@@ -19,9 +19,8 @@ from service.context import CONTEXT
 from service.http.access import LEVELS
 from service.openapi import Route
 from service.routes import ROUTES
-from tests.support.factories import lead, publish, rating
-from tests.support.serving import BOTH_WAYS, Client, Service, client_of, is_problem, serves, serving
-from tests.support.small_trainer import Trainer, running
+from tests.support.serving import BOTH_WAYS, Client, Service, client_of, is_problem, serving
+from tests.support.small_trainer import RATINGS, Trainer, training
 from tests.support.waiting import wait_until_async
 
 PAIR = "/predict?user_id=ann&item_id=dune"
@@ -39,11 +38,7 @@ async def keys(store: Store) -> dict[str, str]:
 
 @pytest.fixture
 async def trainer(store: Store) -> AsyncIterator[Trainer]:
-    lease = await lead(store, ttl_ms=600_000)
-    await store.items(1).register([b"dune", b"emma"])
-    await store.ratings.append([rating("ann", "dune", 5.0)])
-    await publish(store, lease, n_items=2, users=[b"ann"])
-    async with running(Trainer(store, lease)) as trainer:
+    async with training(store, [b"dune", b"emma"], RATINGS[:1]) as trainer:
         yield trainer
 
 
@@ -51,8 +46,7 @@ async def trainer(store: Store) -> AsyncIterator[Trainer]:
 async def client(
     store_settings: StoreSettings, keys: dict[str, str], trainer: Trainer
 ) -> AsyncIterator[Client]:
-    async with serving(store_settings) as (client, _):
-        await serves(client, 1)
+    async with serving(store_settings, live=1) as (client, _):
         yield client
 
 
@@ -137,10 +131,10 @@ async def test_a_body_is_not_read_before_the_key(client: Client, keys: dict[str,
 
 
 async def test_keys_are_made_listed_shown_once_and_removed(
-    store_settings: StoreSettings, store: Store, caplog: pytest.LogCaptureFixture
+    store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "foldin.audit")
-    async with serving(store_settings) as (client, _), serving(store_settings) as (other, _):
+    async with serving(store.settings) as (client, _), serving(store.settings) as (other, _):
         assert "securitySchemes" not in (await client.get("/openapi.json")).json["components"]
         is_problem(await client.get("/keys", headers={"Host": "evil.example"}), 403, "cross_site")
         for role in ("read", "rate"):
@@ -178,9 +172,9 @@ async def test_keys_are_made_listed_shown_once_and_removed(
             assert (await client.ask("DELETE", f"/keys/{name}", **keyed)).json == {"removed": 1}
         await until_status(client, 401, owner)
     # What starts when all were removed is as closed as what goes on, unless it is told to be open.
-    async with serving(store_settings) as (client, _):
+    async with serving(store.settings) as (client, _):
         is_problem(await client.get("/generations"), 401, "unauthorized")
-    async with serving(store_settings, access="open") as (client, _):
+    async with serving(store.settings, access="open") as (client, _):
         assert (await client.get("/generations")).status == 200
     told = [each.getMessage() for each in caplog.records if each.name == "foldin.audit"]
     assert "keys changed added=shop:rate removed=-" in told
@@ -188,10 +182,10 @@ async def test_keys_are_made_listed_shown_once_and_removed(
 
 
 async def test_the_keys_are_followed_whatever_a_poll_ends_with_and_the_last_copy_holds(
-    store_settings: StoreSettings, store: Store, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    store: Store, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     polled: list[Exception] = []
-    async with serving(store_settings) as (client, app):
+    async with serving(store.settings) as (client, app):
 
         async def failing() -> StoredKeys:
             polled.append(StoreUnavailable("away") if len(polled) % 2 else RuntimeError("a mistake"))
@@ -209,11 +203,11 @@ async def test_the_keys_are_followed_whatever_a_poll_ends_with_and_the_last_copy
 @pytest.mark.slow
 @pytest.mark.parametrize(("said", "key"), [({}, False), ({"FOLDIN_ACCESS": "open"}, False), ({}, True)])
 async def test_beyond_loopback_nothing_starts_without_keys_unless_told_so(
-    store_settings: StoreSettings, store: Store, tmp_path: Path, said: dict[str, str], key: bool
+    store: Store, tmp_path: Path, said: dict[str, str], key: bool
 ) -> None:
     if key:
         await store.access.add(new_secret(), "first", "operate")
-    service = Service(store_settings, tmp_path, host="0.0.0.0", environment=said)
+    service = Service(store.settings, tmp_path, host="0.0.0.0", environment=said)
     try:
         if key or said:
             service.wait_for("/livez")

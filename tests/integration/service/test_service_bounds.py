@@ -33,14 +33,14 @@ async def stored(store: Store) -> tuple[int, object]:
 
 
 async def test_a_key_may_give_so_many_ratings_a_second_and_one_that_operates_any(
-    store: Store, store_settings: StoreSettings, published: Written, monkeypatch: pytest.MonkeyPatch
+    store: Store, published: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1_000.0
     monkeypatch.setattr(rating_limits, "monotonic", lambda: now)
     keys = {role: {"Authorization": f"Bearer {new_secret()}"} for role in ("rate", "operate")}
     for role, headers in keys.items():
         await store.access.add(headers["Authorization"].split()[1], role, role)  # type: ignore[arg-type]
-    async with serving(store_settings, key_ratings=10) as (client, app):
+    async with serving(store.settings, key_ratings=10) as (client, app):
 
         async def rate(n: int, role: str = "rate") -> Any:
             return await client.post("/ratings", rows(n), headers=keys[role])
@@ -63,8 +63,8 @@ async def test_a_key_may_give_so_many_ratings_a_second_and_one_that_operates_any
         assert app[CONTEXT].counts.impressions_lost > 0
 
 
-async def test_entries_are_bounded(store: Store, store_settings: StoreSettings, published: Written) -> None:
-    async with serving(store_settings, history_entries=50) as (client, _):
+async def test_entries_are_bounded(store: Store, published: Written) -> None:
+    async with serving(store.settings, history_entries=50) as (client, _):
         # One is there.
         assert (await client.post("/ratings", rows(40))).status == 200
         before = await stored(store)
@@ -103,8 +103,7 @@ async def test_large_calls_that_are_too_many_are_refused_at_once_and_others_are_
     body = PAIRS if path == "/predict" else RATINGS.encode()
     size = len(body)
     limits = {"large_bytes": 1, "batch_waiting_bytes": 3 * size, "import_waiting_bytes": 3 * size}
-    async with serving(store_settings, **limits) as (client, app):
-        await serves(client, published.writer.number)
+    async with serving(store_settings, live=published.writer.number, **limits) as (client, app):
         with monkeypatch.context() as patch:
             may_go_on = hold(app, *held, patch)
             calls = [asyncio.create_task(client.post(path, body)) for _ in range(12)]
@@ -213,14 +212,13 @@ ITEMS, LEFT = 2 * ANSWER_ENTRIES, 5
 
 
 @pytest.mark.slow
-async def test_calls_about_a_user_with_very_many_ratings(store: Store, store_settings: StoreSettings) -> None:
+async def test_calls_about_a_user_with_very_many_ratings(store: Store) -> None:
     ids = [f"item-{row}" for row in range(ITEMS)]
     await store.items(1).register([item.encode() for item in ids])
     rated = ids[:-LEFT]
     await store.ratings.append([rating("ann", item, 1.0 + row % 5) for row, item in enumerate(rated)])
     written = await publish(store, await lead(store), n_items=ITEMS)
-    async with serving(store_settings) as (client, _):
-        await serves(client, written.writer.number)
+    async with serving(store.settings, live=written.writer.number) as (client, _):
         for _ in range(2):
             # The first reads all and leaves a sample, the second reads that.
             best = (await client.get(f"/recommend/ann?n={LEFT + 5}")).json["items"]

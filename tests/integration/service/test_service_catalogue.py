@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from factors import Scale
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service.catalogue import known_items
 from service.routes import attributes as attributes_routes
@@ -253,13 +252,12 @@ async def test_items_that_ratings_or_events_alone_name_are_listed(
     assert ids_of(await pages_of(other, "/items?of=all&n=2")) == everything
 
 
-async def test_what_an_item_is_expected_to_get_is_told(store_settings: StoreSettings, store: Store) -> None:
+async def test_what_an_item_is_expected_to_get_is_told(store: Store) -> None:
     """GET /items/{item_id}: what an average user would give, and each step of the scale by an unknown one."""
     lease = await lead(store)
     await store.items(1).register([b"rated", b"unrated"])
     await publish(store, lease, n_items=1)
-    async with serving(store_settings) as (client, _):
-        await serves(client, 1)
+    async with serving(store.settings, live=1) as (client, _):
         reply = await client.get("/items/rated?distribution=true")
         assert is_problem(reply, 400, "invalid_parameter", field="distribution")
         steps = make_model(scale=Scale(1.0, 5.0, 1.0))

@@ -15,8 +15,8 @@ from factors.model.context import ContextEffects, ContextEncoding
 from factors.model.parameters import from_model, to_model
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from tests.support.factories import Written, lead, make_model, publish
-from tests.support.serving import Client, is_problem, serves, serving
+from tests.support.factories import Written, make_model, publish_for_ann
+from tests.support.serving import Client, is_problem, serving
 
 ITEMS = 8
 EVENING = {"hour": 20, "device": "tv"}
@@ -30,14 +30,12 @@ async def written(store: Store) -> Written:
     encoding = ContextEncoding(np.array([[0.0, 14.0, 6.0]]), np.array([[1.0, 0.0, 0.5], [1.0, 1.0, 0.5]]))
     effects = np.random.default_rng(1).normal(0.0, 0.4, (3, parameters.users.layout.dim))
     model = to_model(replace(parameters, context=ContextEffects(encoding, effects)))
-    await store.items(1).register([b"item-%d" % row for row in range(ITEMS)])
-    return await publish(store, await lead(store), n_items=ITEMS, users=[], model=model)
+    return await publish_for_ann(store, {}, ITEMS, model=model)
 
 
 @pytest.fixture
 async def client(written: Written, store_settings: StoreSettings) -> AsyncIterator[Client]:
-    async with serving(store_settings) as (client, _):
-        await serves(client, written.writer.number)
+    async with serving(store_settings, live=written.writer.number) as (client, _):
         schema = {"hour": {"kind": "number"}, "device": {"kind": "category", "categories": ["phone", "tv"]}}
         reply = await client.ask("PUT", "/schema", json={"context": schema})
         assert (reply.status, reply.json["context"]) == (200, schema)
@@ -69,8 +67,7 @@ def expected(
 async def test_what_one_worker_took_in_a_context_the_other_answers_with(
     client: Client, written: Written, store_settings: StoreSettings
 ) -> None:
-    async with serving(store_settings) as (other, _):
-        await serves(other, written.writer.number)
+    async with serving(store_settings, live=written.writer.number) as (other, _):
         body = [row("ann", 0, 5, EVENING, timestamp=1e9), row("ann", 1, 1, MORNING, timestamp=1e9)]
         assert (await client.post("/ratings", body)).json["accepted"] == 2
         rated = [(0, 5.0, [20.0, 1.0]), (1, 1.0, [8.0, 0.0])]

@@ -7,7 +7,7 @@ import pytest
 from featurestore.settings import StoreSettings
 from tests.support.factories import opened, publish_for_ann
 from tests.support.servers import StoreServer
-from tests.support.serving import BOTH_WAYS, Client, is_problem, serves, serving
+from tests.support.serving import BOTH_WAYS, Client, is_problem, serving
 from tests.support.waiting import wait_until_async
 
 pytestmark = pytest.mark.fault
@@ -33,8 +33,7 @@ async def back(client: Client) -> bool:
 async def test_reads_go_on_marked_and_writes_are_refused(
     own_server: StoreServer, settings: StoreSettings
 ) -> None:
-    async with serving(settings) as (client, _):
-        await serves(client, 1)
+    async with serving(settings, live=1) as (client, _):
         batch = {"pairs": [["ann", "item-5"], ["ann", "item-6"]]}
         before = [await client.get(path) for path in (PAIR, *READS)]
         pairs = await client.post("/predict", batch)

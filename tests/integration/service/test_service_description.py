@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import rating
 from tests.support.serving import Client
@@ -27,9 +26,9 @@ RUNS = {
 
 
 @pytest.fixture
-async def client(store_settings: StoreSettings, store: Store) -> AsyncIterator[Client]:
+async def client(store: Store) -> AsyncIterator[Client]:
     ratings = [rating("ann", "dune", 5.0), rating("0", "0", 2.0)]
-    async with serving_with_trainer(store_settings, store, ratings, users=[b"ann"]) as client:
+    async with serving_with_trainer(store, ratings) as client:
         yield client
 
 

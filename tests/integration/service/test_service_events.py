@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from featurestore.experiments import new_tally
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import Written, lead, rating
 from tests.support.serving import LINES, Client, Reply, is_problem, serving
@@ -117,8 +116,8 @@ async def test_one_bad_event_refuses_all(client: Client) -> None:
     assert is_problem(await client.post("/events", [good] * 10_001), 422, "too_many_rows")
 
 
-async def test_types_are_put_and_retired(client: Client, store: Store, store_settings: StoreSettings) -> None:
-    async with serving(store_settings) as (other, _):
+async def test_types_are_put_and_retired(client: Client, store: Store) -> None:
+    async with serving(store.settings) as (other, _):
         types = (await client.get("/event-types")).json["types"]
         assert [each["code"] for each in types] == [1, 2, 3, 4, 5, 6, 7]
         assert (await event(client, "ann", "item-3", "skip")).status == 200
@@ -151,7 +150,7 @@ async def test_types_are_put_and_retired(client: Client, store: Store, store_set
         assert (await client.get("/event-types")).json["types"] == put.json["types"]
     # One who cannot read them takes no event.
     await store.redis.set(store.keys.event_types, b'{"format":1,"types":[{"name":"a"}]}')
-    async with serving(store_settings) as (other, _):
+    async with serving(store.settings) as (other, _):
         assert is_problem(await event(other, "bob", "item-0", "view"), 503, "data_damaged")
 
 

@@ -11,7 +11,6 @@ import pytest
 from factors import Ranker, posterior_of
 from featurestore.catalogue.item import AttributeValue, CatalogueItem
 from featurestore.generations.activity import activity_to_bytes
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from service import call_rules
 from service.routes import lists
@@ -117,15 +116,13 @@ async def test_an_empty_list_says_why(client: Client) -> None:
         assert await why(each) == call_rules.NONE_SHOWN
 
 
-async def test_diversity_is_that_of_its_definition(store: Store, store_settings: StoreSettings) -> None:
+async def test_diversity_is_that_of_its_definition(store: Store) -> None:
     # Items of as many tastes: those of the other worlds differ in their bias alone.
     n, model, rng = 400, make_model(), np.random.default_rng(3)
     items = make_items(model, n)
     items[:, 2:5] += rng.normal(0.0, 0.8, (n, 3)).astype(np.float32)
-    await store.items(1).register([b"item-%d" % row for row in range(n)])
-    written = await publish(store, await lead(store), n_items=n, items=items)
-    async with serving(store_settings) as (client, _):
-        await serves(client, written.writer.number)
+    written = await publish_for_ann(store, {}, n, items=items)
+    async with serving(store.settings, live=written.writer.number) as (client, _):
         best = (await client.get(f"/recommend/new?n={n}")).json["items"]
         score = {int(each["item_id"].removeprefix("item-")): each["score"] - 1.0 for each in best}
         vectors = unit(Ranker(posterior_of(model), items).directions(np.arange(n)))
@@ -282,7 +279,7 @@ async def test_lists_about_no_user(
         assert found == [*first, *[row for row in plain if row not in first]][:3], path
 
 
-async def test_what_is_rated_of_late_comes_first(store_settings: StoreSettings, store: Store) -> None:
+async def test_what_is_rated_of_late_comes_first(store: Store) -> None:
     now, week = time.time(), 7 * 86_400.0
     times = [[now - 4 * week] * 5, [now] * 2, [], [now]]
     indptr = np.cumsum([0, *map(len, times), 0, 0, 0, 0]).astype(np.int64)
@@ -291,8 +288,7 @@ async def test_what_is_rated_of_late_comes_first(store_settings: StoreSettings, 
     lease = await lead(store)
     written = await publish(store, lease, n_items=8, activity=activity)
     await put(store, *map(film, range(8)))
-    async with serving(store_settings) as (client, _):
-        await serves(client, written.writer.number)
+    async with serving(store.settings, live=written.writer.number) as (client, _):
         trending = await scores_of(client, "/trending")
         assert trending == pytest.approx({1: 2.0, 3: 1.0, 0: 5 / 16}, rel=1e-3)
         assert list(trending) == [1, 3, 0]

@@ -7,7 +7,7 @@ from factors import RankingHead, Scorer, posterior_of
 from factors.ranking.blending import blended
 from featurestore.codecs import pack_histories
 from featurestore.store import Store
-from tests.support.factories import Written, lead, make_head, publish, rating
+from tests.support.factories import Written, make_head, publish_for_ann
 from tests.support.serving import Client, is_problem
 
 ITEMS = 40
@@ -21,9 +21,7 @@ def head() -> RankingHead:
 
 @pytest.fixture
 async def published(store: Store, head: RankingHead) -> Written:
-    await store.items(1).register([b"item-%d" % row for row in range(ITEMS)])
-    await store.ratings.append([rating("ann", item, value) for item, value in RATED.items()])
-    return await publish(store, await lead(store), n_items=ITEMS, users=[b"ann"], head=head)
+    return await publish_for_ann(store, RATED, ITEMS, head=head)
 
 
 async def by_hand(store: Store, written: Written, head: RankingHead) -> dict[str, tuple[float, float, float]]:

@@ -23,8 +23,8 @@ def rows(n: int, item: str = "item-{}", user: str = "ann") -> list[dict[str, Any
 
 
 @BOTH_WAYS
-async def test_before_the_first_generation(store_settings: StoreSettings, store: Store) -> None:
-    async with serving(store_settings) as (client, _):
+async def test_before_the_first_generation(store: Store) -> None:
+    async with serving(store.settings) as (client, _):
         for path in ("/predict?user_id=u&item_id=i", "/recommend/u", "/popular", "/users/u", "/readyz"):
             is_problem(await client.get(path), 503, "no_generation")
         is_problem(await client.post("/predict", {"user_id": "u", "item_id": "i"}), 503, "no_generation")
@@ -69,15 +69,15 @@ async def test_forgetting_is_complete_at_once(client: Client) -> None:
         is_problem(await client.get(f"/receipts/{wrong}"), 404, "unknown_receipt")
 
 
-async def test_what_is_full_refuses(store: Store, store_settings: StoreSettings, published: Written) -> None:
+async def test_what_is_full_refuses(store: Store, published: Written) -> None:
     before = await store.stream.lag(1), await store.redis.llen(store.keys.order(1))
-    async with serving(replace(store_settings, stream_limit=5)) as (client, _):
+    async with serving(replace(store.settings, stream_limit=5)) as (client, _):
         is_problem(await client.post("/ratings", rows(30, user="u")), 429, "stream_full")
         events = [{**row, "type": "view"} for row in rows(200, user="u")]
         for event in events:
             del event["rating"]
         is_problem(await client.post("/events", events), 429, "stream_full")
-    async with serving(replace(store_settings, max_items=8)) as (client, _):
+    async with serving(replace(store.settings, max_items=8)) as (client, _):
         new = {"user_id": "u", "item_id": "one more", "rating": 3}
         is_problem(await client.post("/ratings", new), 422, "too_many_items")
         is_problem(await client.ask("PUT", "/items/one-more", json={}), 422, "too_many_items")
@@ -106,9 +106,7 @@ def by_hand(written: Written, rated: dict[int, float], row: int) -> float:
     return written.rating_of(history([*rated], [*rated.values()]), row)
 
 
-async def test_raters_read_their_writes_while_generations_flip(
-    store_settings: StoreSettings, store: Store
-) -> None:
+async def test_raters_read_their_writes_while_generations_flip(store: Store) -> None:
     published = await publish_for_ann(store, {"item-0": 5.0}, 8)
     lease, stop = await lead(store), asyncio.Event()
     generations, counts = {published.writer.number: published}, [0] * RATERS
@@ -134,7 +132,7 @@ async def test_raters_read_their_writes_while_generations_flip(
             counts[number] += 1
 
     async with AsyncExitStack() as ends:
-        workers = [(await ends.enter_async_context(serving(store_settings)))[0] for _ in range(2)]
+        workers = [(await ends.enter_async_context(serving(store.settings)))[0] for _ in range(2)]
         for worker in workers:
             await serves(worker, published.writer.number)
         raters = [

@@ -13,7 +13,7 @@ from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import lead, publish, rating
 from tests.support.serving import Client, is_problem, serves, serving
-from tests.support.small_trainer import Trainer, running
+from tests.support.small_trainer import Trainer, training
 from tests.support.trainers import running_trainer, trainer_settings
 from tests.support.waiting import wait_until_async
 from trainer.schedule import Rules
@@ -25,17 +25,13 @@ HISTORY = {"nb_users": 3, "nb_items": 4, **COLUMNS}
 
 @pytest.fixture
 async def trainer(store: Store) -> AsyncIterator[Trainer]:
-    lease = await lead(store)
-    await store.items(1).register([b"old"])
-    await publish(store, lease, n_items=1)
-    async with running(Trainer(store, lease)) as trainer:
+    async with training(store, [b"old"]) as trainer:
         yield trainer
 
 
 @pytest.fixture
 async def client(store_settings: StoreSettings, trainer: Trainer) -> AsyncIterator[Client]:
-    async with serving(store_settings, train_wait_s=60.0, erase_wait_s=60.0) as (client, _):
-        await serves(client, 1)
+    async with serving(store_settings, live=1, train_wait_s=60.0, erase_wait_s=60.0) as (client, _):
         yield client
 
 
@@ -126,10 +122,9 @@ async def test_waits_and_receipts(client: Client, store_settings: StoreSettings,
         assert told.get("state") == "waiting"
 
 
-async def test_without_a_trainer_a_history_is_given_up(store_settings: StoreSettings, store: Store) -> None:
+async def test_without_a_trainer_a_history_is_given_up(store: Store) -> None:
     await publish(store, await lead(store), n_items=1)
-    async with serving(store_settings, train_wait_s=0.2) as (client, _):
-        await serves(client, 1)
+    async with serving(store.settings, live=1, train_wait_s=0.2) as (client, _):
         is_problem(await client.post("/train", HISTORY), 504, "training_timeout")
         assert (await store.generations.live()).pending == 0
         refit = await client.ask("POST", "/train")

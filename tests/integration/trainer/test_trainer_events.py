@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from featurestore.ratings.batches import Columns
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.serving import Client, is_problem, serves, serving
 from tests.support.trainers import fitted, running_trainer, trainer_settings
@@ -167,8 +166,8 @@ async def test_lists_and_neighbours_follow_the_events(store: Store, settings: Tr
         await wait_until_async(erased, "the events are gone from the fit")
 
 
-async def test_implicit_recommends(store: Store, store_settings: StoreSettings, tmp_path: Path) -> None:
-    settings = trainer_settings(store_settings, tmp_path / "archive", engine="implicit", lease_ttl_s=30.0)
+async def test_implicit_recommends(store: Store, tmp_path: Path) -> None:
+    settings = trainer_settings(store.settings, tmp_path / "archive", engine="implicit", lease_ttl_s=30.0)
     async with stack(store, settings, columns(purchases())) as client:
         for user in range(GROUPS):
             assert {group(item) for item in await names(client, f"/recommend/u{user}?n=3")} == {user}

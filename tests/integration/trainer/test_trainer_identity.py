@@ -150,14 +150,12 @@ RUN, START = ("foldin_trainer_store_run", ""), ("foldin_trainer_start_timestamp_
 @contextlib.asynccontextmanager
 async def answering(settings: TrainerSettings, step: Step = no_step) -> AsyncIterator[tuple[Client, Trainer]]:
     address = Address("127.0.0.1", unused_port())
-    trainer, stop = Trainer(settings, step=step), asyncio.Event()
-    async with serving_health(trainer, address), client_of(f"http://{address}") as client:
-        running = asyncio.create_task(trainer.run(stop))
-        try:
-            yield client, trainer
-        finally:
-            stop.set()
-            await running
+    async with (
+        running_trainer(settings, step=step) as trainer,
+        serving_health(trainer, address),
+        client_of(f"http://{address}") as client,
+    ):
+        yield client, trainer
 
 
 async def metrics(client: Client) -> dict[tuple[str, str], float]:

@@ -13,7 +13,6 @@ from factors.model.layout import item_layout
 from featurestore.codecs import pack_histories
 from featurestore.generations.served import wait_until_served
 from featurestore.ratings.log import NewRating
-from featurestore.settings import StoreSettings
 from featurestore.store import Store
 from tests.support.factories import low_rank_ratings
 from tests.support.following import following, head_of, live_of
@@ -165,7 +164,7 @@ def measured(trainer: Trainer) -> dict[str, float]:
 
 @pytest.mark.slow
 async def test_a_live_generation_that_is_worse_is_told_from_the_one_before(
-    store: Store, store_settings: StoreSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def mixed_up(request: FitRequest, *files: Any, **more: Any) -> FitResult:
         result = await fit_in_process(request, *files, **more)
@@ -173,7 +172,7 @@ async def test_a_live_generation_that_is_worse_is_told_from_the_one_before(
         np.save(result.path / "items.npy", items[::-1])
         return read_result(result.path)
 
-    settings = trainer_settings(store_settings, tmp_path / "archive", gate=NO_GATE)
+    settings = trainer_settings(store.settings, tmp_path / "archive", gate=NO_GATE)
     async with running_trainer(settings) as trainer:
         every = low_rank_ratings(users=120, items=20)
         await store.ratings.append(every[::2])

@@ -4,6 +4,7 @@ import csv
 import math
 import sys
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from evaluation.offline.ranking.lists import top_by_score
 from evaluation.offline.ranking.metrics import Wanted, ranking_figures
 from evaluation.offline.splits import random_splits
 from evaluation.players import LOCAL_PLAYERS, Player, make_player
+from evaluation.players.model import model_players
 from evaluation.question import Predicted, Question
 from evaluation.results.course import EvaluationReport, Result, Tally
 from factors import FitSettings, Histories, Ratings, Scale, Scorer, fit, fit_ranking
@@ -182,14 +184,14 @@ def test_what_is_left_out_is_k_of_each_user_who_has_more_or_the_latest() -> None
     timed = splits.by_time(data, 0.1)
     assert int(timed.test.sum()) == 30
     assert time[timed.test].min() > time[~timed.test].max()
-    with pytest.raises(CannotStartError, match="smaller -k"):
-        splits.leave_out(data, 500, seed=1)
-    with pytest.raises(CannotStartError, match="smaller -k"):
-        splits.leave_last(data, 500)
-    with pytest.raises(CannotStartError, match="by time"):
-        splits.leave_last(untimed, 8)
-    with pytest.raises(CannotStartError, match="by time"):
-        splits.by_time(untimed)
+    for why, split in (
+        ("smaller -k", partial(splits.leave_out, data, 500, seed=1)),
+        ("smaller -k", partial(splits.leave_last, data, 500)),
+        ("by time", partial(splits.leave_last, untimed, 8)),
+        ("by time", partial(splits.by_time, untimed)),
+    ):
+        with pytest.raises(CannotStartError, match=why):
+            split()
 
 
 NO_ROWS = np.zeros(0, dtype=np.int64)
@@ -197,7 +199,7 @@ EMPTY = KnownRatings(4, 6, NO_ROWS, NO_ROWS, np.zeros(0))
 
 
 def local(name: str) -> Player:
-    return make_player(name, seed=0, api=None, tag="t")
+    return make_player(name, seed=0, api=None, tag="t", brought=model_players())
 
 
 async def error_of(name: str, seed: int, steps: int = 300) -> float:
@@ -222,7 +224,7 @@ async def test_each_player_beats_the_simpler_one() -> None:
     assert errors[LOCAL_PLAYERS.index("als")] < 0.2
 
 
-@pytest.mark.parametrize("name", LOCAL_PLAYERS)
+@pytest.mark.parametrize("name", [*LOCAL_PLAYERS, "variational"])
 async def test_a_player_without_any_history_answers_on_the_scale_and_learns(name: str) -> None:
     player = local(name)
     await player.prepare(EMPTY)
@@ -237,6 +239,11 @@ async def test_a_player_without_any_history_answers_on_the_scale_and_learns(name
     player = local(name)
     await player.prepare(KnownRatings(20, 20, users, items, random.integers(1, 6, 200).astype(float)))
     before = await player.predict(Pair(0, 0))
+    assert name != "variational" or player.std > 0
     for item in set(range(1, 20)) - set(items[users == 0].tolist()):
         await player.learn(Pair(0, item), 5.0)
     assert await player.predict(Pair(0, 0)) != before
+    # One who came after the history, with an item that did.
+    await player.learn(Pair(25, 30), 4.0)
+    assert 1 <= await player.predict(Pair(25, 4)) <= 5
+    await player.close()

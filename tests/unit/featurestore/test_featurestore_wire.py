@@ -12,6 +12,7 @@ from featurestore.errors import StoreDamaged, StoreError, StoreFull, StoreRefuse
 from featurestore.wire.connection import ServerConnection
 from featurestore.wire.primary import Primary
 from featurestore.wire.resp import ReplyError, encode, store_error
+from tests.support.scripted import listening
 from tests.support.waiting import PATIENCE_S, retried
 
 MASTER = encode(b"SENTINEL", b"MASTER", b"main")
@@ -22,57 +23,37 @@ def says(port: int, version: int, flags: str = "master") -> bytes:
     return encode(*[part.encode() for pair in fields.items() for part in pair])
 
 
-Connections = list[tuple[asyncio.StreamWriter, "asyncio.Task[None] | None"]]
-
-
-async def end(servers: list[asyncio.Server], connections: Connections) -> None:
-    for server in servers:
-        server.close()
-    for writer, _ in connections:
-        writer.transport.abort()
-    await asyncio.gather(*[task for _, task in connections if task], return_exceptions=True)
-
-
 @dataclass
 class Sentinel:
     """Answers PING, AUTH and what it is asked of the primary; with `reply` None it hangs up."""
 
     reply: bytes | None
     password: bytes | None = None
-    port: int = 0
     seen: list[bytes] = field(default_factory=list)
-    open: Connections = field(default_factory=list)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         known = self.password is None
-        self.open.append((writer, asyncio.current_task()))
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                self.seen.append(data)
-                if data.endswith(MASTER):
-                    if self.reply is None:
-                        break
-                    writer.write(self.reply)
-                elif b"AUTH" in data:
-                    known = self.password is not None and self.password in data
-                    writer.write(b"+OK\r\n" if known else b"-WRONGPASS no\r\n")
-                else:
-                    writer.write(b"+PONG\r\n" if known else b"-NOAUTH Authentication required.\r\n")
-        writer.close()
+        while data := await reader.read(65536):
+            self.seen.append(data)
+            if data.endswith(MASTER):
+                if self.reply is None:
+                    break
+                writer.write(self.reply)
+            elif b"AUTH" in data:
+                known = self.password is not None and self.password in data
+                writer.write(b"+OK\r\n" if known else b"-WRONGPASS no\r\n")
+            else:
+                writer.write(b"+PONG\r\n" if known else b"-NOAUTH Authentication required.\r\n")
 
 
 @contextlib.asynccontextmanager
 async def asked(*sentinels: Sentinel, login: str = "") -> AsyncIterator[Primary]:
-    servers = [await asyncio.start_server(each.serve, "127.0.0.1", 0) for each in sentinels]
-    for each, server in zip(sentinels, servers, strict=True):
-        each.port = server.sockets[0].getsockname()[1]
-    hosts = ",".join(f"127.0.0.1:{each.port}" for each in sentinels)
-    primary = Primary(f"redis+sentinel://{login}{hosts}/main/3")
-    try:
+    async with contextlib.AsyncExitStack() as ends:
+        ports = [await ends.enter_async_context(listening(each.serve)) for each in sentinels]
+        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+        primary = Primary(f"redis+sentinel://{login}{hosts}/main/3")
+        ends.callback(primary.close)
         yield primary
-    finally:
-        primary.close()
-        await end(servers, [each for sentinel in sentinels for each in sentinel.open])
 
 
 @pytest.fixture(autouse=True)
@@ -179,32 +160,22 @@ def test_error_replies_say_what_to_do(reply: str, kind: type[StoreError]) -> Non
 class Server:
     def __init__(self) -> None:
         self.reply = b""
-        self.open: Connections = []
+        self.connections = 0
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.open.append((writer, asyncio.current_task()))
-        with contextlib.suppress(OSError):
-            await reader.read(65536)
-            writer.write(GREETING)
-            while await reader.read(65536):
-                writer.write(self.reply)
-        writer.close()
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[str]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        try:
-            yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        finally:
-            await end([server], self.open)
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        await reader.read(65536)
+        writer.write(GREETING)
+        while await reader.read(65536):
+            writer.write(self.reply)
 
 
 async def test_a_late_answer_fails_everything_in_flight_and_is_never_mixed_up() -> None:
     server = Server()
-    async with server.running() as url:
+    async with listening(server.serve) as port:
 
         async def opened() -> ServerConnection:
-            connection = ServerConnection(Primary(url), 0.1, "test")
+            connection = ServerConnection(Primary(f"redis://127.0.0.1:{port}"), 0.1, "test")
             await connection.open()
             return connection
 
@@ -216,5 +187,5 @@ async def test_a_late_answer_fails_everything_in_flight_and_is_never_mixed_up() 
         server.reply = b"+fresh\r\n"
         again = await retried(lambda: connection.execute(b"x", 1), "the connection is back", StoreUnavailable)
         assert again == [b"fresh"]
-        assert len(server.open) >= 2
+        assert server.connections >= 2
         await connection.close()

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.event_tables import event_table, free
+from tests.support import event_tables
+from tests.support.event_tables import event_table, events_in, free
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.archive.events import ALWAYS, spans_of
+from trainer.archive.events import ALWAYS
 from trainer.archive.item_list import write_items
 from trainer.archive.root import ArchiveRoot
-from trainer.archive.segments import Step, no_step, read_segment
+from trainer.archive.segments import Step, no_step
 
 SEGMENTS = 9
 # The calls of Python into the file system: an audit hook hears of each before it is made.
@@ -23,8 +24,7 @@ Content = list[tuple[str, int, float]]
 
 
 def append(archive: EpochArchive, ms: int) -> None:
-    table = event_table(["ann", "ben"], [ms, ms], [1, 2], [4.0, 2.0], stream_ms=[ms, ms])
-    archive.append(table, spans_of(table))
+    event_tables.append(archive, ["ann", "ben"], [ms, ms], [1, 2], [4.0, 2.0], stream_ms=[ms, ms])
 
 
 def rebuild(archive: EpochArchive, root: ArchiveRoot) -> None:
@@ -113,12 +113,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def content(archive: EpochArchive) -> Content:
-    found: Content = []
-    for path in archive.snapshot().paths:
-        table = read_segment(path)
-        columns = (table[name].to_pylist() for name in ("user_id", "n", "rating"))
-        found += zip(*columns, strict=True)
-    return found
+    return events_in(archive.snapshot().paths, "user_id", "n", "rating")
 
 
 def frozen_everywhere(

@@ -7,11 +7,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.event_tables import filled, free
+from tests.support.event_tables import events_in, filled, free
 from trainer.archive.events import ALWAYS
 from trainer.archive.item_list import read_items, write_items
 from trainer.archive.root import ArchiveRoot
-from trainer.archive.segments import METADATA_KEY, read_segment
+from trainer.archive.segments import METADATA_KEY
 from trainer.archive.trash import Overdue, Removal, Trash, TrashEntry, surplus
 from trainer.errors import ArchiveRefusedError
 
@@ -20,11 +20,7 @@ DAY_S = 86_400.0
 
 
 def events_of(folder: Path) -> list[tuple[str, float]]:
-    found = []
-    for path in sorted(folder.glob("*.parquet")):
-        table = read_segment(path)
-        found += list(zip(table["user_id"].to_pylist(), table["rating"].to_pylist(), strict=True))
-    return found
+    return events_in(sorted(folder.glob("*.parquet")), "user_id", "rating")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from tests.support import event_tables
-from tests.support.event_tables import append, event_table, free
+from tests.support.event_tables import append, event_table, events_in, free
 from tests.support.trainers import Crash, crash_at
 from trainer.archive import epoch_archive, unread
 from trainer.archive.epoch_archive import EpochArchive
@@ -36,7 +36,7 @@ def events(first_ms: int, count: int, *, users: int = 3) -> tuple[pa.Table, dict
 
 
 def contents(archive: EpochArchive) -> list[int]:
-    return [ms for path in archive.snapshot().paths for ms in read_segment(path)["stream_ms"].to_pylist()]
+    return [ms for (ms,) in events_in(archive.snapshot().paths, "stream_ms")]
 
 
 def reopened(directory: Path) -> EpochArchive:
