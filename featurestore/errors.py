@@ -41,13 +41,6 @@ class StoreFull(StoreUnavailable):
         self.reason = reason
 
 
-class StoreMigrating(StoreUnavailable):
-    """The namespace is moving to another store, or has moved there: what changes it is refused here.
-
-    Retry later; nothing was written. The message names the setting that a person has to change.
-    """
-
-
 class StreamFull(StoreUnavailable):
     """More events wait for the trainer than the stream limit allows.
 

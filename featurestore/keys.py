@@ -85,11 +85,11 @@ class Keys:
         self.partitions = partitions
         self._tags = tags or [b"%d" % partition for partition in range(partitions)]
         # Hash: `layout`, `partitions`, `tags`, `scale`, `identity`, `backed_up`; `scale_open` until the scale
-        # is decided; `arriving` while `foldin migrate` fills the store.
+        # is decided.
         self.config = self._ns + b":config"
         # Hash, the pointer: `epoch`, `generation`, `previous` (to roll back to), `held` (after a roll-back),
         # `next`, `last_epoch`, `fence`, `erasures` (counted), `full` (why ratings are refused, until when),
-        # `migration`; of a new epoch `pending`, `pending_since`, `pending_by`, `abandoned`, `taking_over`.
+        # of a new epoch `pending`, `pending_since`, `pending_by`, `abandoned`, `taking_over`.
         self.live = self._ns + b":live"
         # String that expires: the token of the leader.
         self.lease = b"{%b}:lease" % self.live
@@ -114,8 +114,6 @@ class Keys:
         self.traces = b"{%b}:traces" % self.live
         # Hash: name -> report.
         self.reports = b"{%b}:reports" % self.live
-        # String that expires: the token of `foldin migrate`.
-        self.migrator = b"{%b}:migrator" % self.live
         # What a function needs that decides which generation is live.
         self.switched = [self.live, self.generations]
         # String of a minute: what `WAITAOF` or `WAIT` waits for.
@@ -144,21 +142,6 @@ class Keys:
         """The outcome of one command."""
         return b"{%b}:command:%b" % (self.live, command_id.encode("ascii"))
 
-    @property
-    def command_pattern(self) -> bytes:
-        """Glob pattern of the keys of all outcomes."""
-        return self.command("*")
-
-    def migration(self, key: bytes) -> bytes:
-        """How far a migration to another store is, in the slot of `key`."""
-        return b"%b:{%b}:migration" % (self._ns, tag_of(key))
-
-    def changed(self, key: bytes, token: str) -> bytes:
-        """Which users, or commands, of the slot of `key` have changed since they were copied, perhaps, by the
-        command with this token.
-        """
-        return b"%b:{%b}:changed:%b" % (self._ns, tag_of(key), token.encode())
-
     def experiment_sums(self, name: str) -> bytes:
         """What came of an experiment, by arm."""
         return b"{%b}:experiment:%b:sums" % (self.live, name.encode())
@@ -172,9 +155,7 @@ class Keys:
         return b"{%b}:shown:%d" % (self.live, generation)
 
     def epochs(self, partition: int) -> bytes:
-        """Which epochs a partition's ratings go to: `1`, or `1,2` while 2 is prepared; then the stage of a
-        migration.
-        """
+        """Which epochs a partition's ratings go to: `1`, or `1,2` while 2 is prepared."""
         return b"%b:{%b}:epochs" % (self._ns, self._tags[partition])
 
     def attributes(self, user_id: bytes) -> bytes:

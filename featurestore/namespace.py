@@ -13,7 +13,7 @@ import numpy as np
 from factors import Float64s, Model, Scale
 from featurestore.client import Client
 from featurestore.cluster.slots import TAGS_FORMAT
-from featurestore.errors import OffScale, StoreDamaged, StoreError, StoreMigrating, StoreRefused
+from featurestore.errors import OffScale, StoreDamaged, StoreError, StoreRefused
 from featurestore.keys import Keys, shown_key
 from featurestore.settings import DEFAULT_SCALE, StoreSettings, format_scale, parse_scale
 
@@ -23,8 +23,6 @@ LAYOUT = b"2"
 OLDEST_REDIS = (7, 2)
 # The first release of its own; the one before was Redis 7.2 renamed.
 OLDEST_VALKEY = (8, 0)
-# The field of the configuration that names the command which fills a namespace from another store.
-ARRIVING = b"arriving"
 # What a person calls the fields of the configuration.
 SETTINGS = {b"partitions": "FOLDIN_PARTITIONS", b"scale": "FOLDIN_SCALE"}
 # What any version writes there.
@@ -117,14 +115,9 @@ class StoredScale:
         return any(await self._client.of_each("HEXISTS", counts, "last"))
 
 
-async def prepare(
-    client: Client, settings: StoreSettings, keys: Keys, scale: StoredScale, *, arriving: str = ""
-) -> str:
+async def prepare(client: Client, settings: StoreSettings, keys: Keys, scale: StoredScale) -> str:
     """Make sure of the store for the namespace of the settings, at the start and whenever the store was away:
     it may be another one, restarted without its data, failed over, flushed. May be repeated.
-
-    `arriving`: of the command that fills it from another store, its token; "" for every other process, which
-    waits until that is done.
 
     Returns its identity: 32 hex digits, given with the namespace. Another one is another store. `scale` is
     then what the store has.
@@ -146,10 +139,6 @@ async def prepare(
         # One that was decided stays so where the store was emptied, or has lost this key.
         fields += [] if scale.decided else [b"scale_open", b"1"]
     found: dict[Any, Any] = await client.hgetall(keys.config)
-    if found.get(ARRIVING, b"").decode() != arriving:
-        raise StoreMigrating(
-            f"the namespace {name!r} is not whole here: its migration is under way, or was cut off"
-        )
     # Read first: a store whose disk is full takes no function that may write, and is read all the same.
     if b"identity" not in found:
         ((_, flat),) = await client.call(
@@ -161,8 +150,7 @@ async def prepare(
             # Where only this key was lost, what says the identity before is there still.
             pipe.hset(keys.counts(1, partition), "identity", found[b"identity"])
         await pipe.execute()
-    # While it is filled it has a layout that nothing reads.
-    _require_readable(name, keys.config, found | ({b"layout": LAYOUT} if arriving else {}))
+    _require_readable(name, keys.config, found)
     tags = found.get(b"tags", b"")
     if tags != wanted.get(b"tags", b""):
         raise StoreRefused(
@@ -176,18 +164,22 @@ async def prepare(
     _require_same(name, found, wanted)
     scale.take(found[b"scale"], found.get(b"scale_open"))
     identity = str(found[b"identity"].decode())
-    if not arriving:
-        await _begin_epochs(client, keys, identity)
+    await _begin_epochs(client, keys, identity)
     return identity
 
 
 async def _begin_epochs(client: Client, keys: Keys, identity: str) -> None:
-    """Make sure that there is a history that takes ratings, in every partition."""
+    """Make sure that there is a history that takes ratings, in every partition. Raises `StoreRefused`."""
     pipe = client.pipeline()
-    pipe.hget(keys.live, "epoch")
+    pipe.hmget(keys.live, "epoch", "migration")
     for partition in range(keys.partitions):
         pipe.get(keys.epochs(partition))
-    epoch, *epochs = await pipe.execute()
+    (epoch, migration), *epochs = await pipe.execute()
+    if migration:
+        raise StoreRefused(
+            f"`foldin migrate` of an earlier version moves this namespace ({migration.decode()}): use "
+            "the store that it goes to, or give it up by `foldin migrate --abort` of that version"
+        )
     # Only what is missing: a store without memory takes no command that writes, and is read all the same.
     missing = [partition for partition, found in enumerate(epochs) if found is None]
     if epoch is not None and not missing:

@@ -44,13 +44,10 @@ if TYPE_CHECKING:
 class Store:
     """Everything of the feature store over connections to its servers. Made by `open`, ended by `close`."""
 
-    def __init__(
-        self, settings: StoreSettings, *, hot: bool, traced_as: str = "", arriving: str = ""
-    ) -> None:
+    def __init__(self, settings: StoreSettings, *, hot: bool, traced_as: str = "") -> None:
         self.settings = settings
         self.tracing = _tracing(settings, traced_as)
         scale = None if settings.scale is None else parse_scale(settings.scale)
-        self._arriving = arriving
         self.keys = keys_of(settings)
         # The address with its password is for connections alone.
         self._servers = servers_of(settings)
@@ -137,11 +134,9 @@ class Store:
         )
 
     @classmethod
-    async def open(
-        cls, settings: StoreSettings, *, hot: bool = True, traced_as: str = "", arriving: str = ""
-    ) -> "Store":
+    async def open(cls, settings: StoreSettings, *, hot: bool = True, traced_as: str = "") -> "Store":
         """Connect, check and prepare. `traced_as`: the name of this process in traces, which it then sends
-        where the settings name a collector. `arriving`: see `prepare`.
+        where the settings name a collector.
 
         Raises `StoreUnavailable` (try again), `StoreRefused` (nothing stays open).
         """
@@ -150,7 +145,7 @@ class Store:
         except ValueError as exc:
             raise StoreRefused(f"the scale {exc} (it is {settings.scale!r})") from exc
         try:
-            store = cls(settings, hot=hot, traced_as=traced_as, arriving=arriving)
+            store = cls(settings, hot=hot, traced_as=traced_as)
         except (ValueError, OSError) as exc:
             raise StoreRefused(f"the address of the store (FOLDIN_REDIS_URL): {exc}") from exc
         except CannotStartError as exc:
@@ -218,7 +213,7 @@ class Store:
         # its sockets may lead to a server that is no longer the one to ask.
         client = self._servers.client()
         try:
-            identity = await prepare(client, self.settings, self.keys, self.scale, arriving=self._arriving)
+            identity = await prepare(client, self.settings, self.keys, self.scale)
             if self.identity in {"", identity}:
                 await self._registries.verify(client)
             else:

@@ -350,44 +350,6 @@ class DoctorOptions:
     key_file: Path | None = setting(None, *_KEY_FILE, variable="FOLDIN_API_KEY_FILE", flag="--key-file")
 
 
-@dataclass(frozen=True, slots=True)
-class MigrateOptions:
-    """Options of `foldin migrate`."""
-
-    to: str | None = setting(
-        None,
-        "address of the store to move to, as in `FOLDIN_REDIS_URL`; it must have nothing of this namespace",
-        shown="",
-        metavar="ADDRESS",
-        secret=True,
-    )
-    source: str | None = setting(
-        None,
-        "address of the store to move from",
-        flag="--from",
-        shown="that of the stack on --data, if one runs there; else `FOLDIN_REDIS_URL`",
-        metavar="ADDRESS",
-        secret=True,
-        excludes="data",
-    )
-    data: Path | None = setting(None, _DATA[0], data_path, shown=_DATA[1], metavar="DIR")
-    partitions: int | None = setting(
-        None, "parts of the users' keys in the store to move to", whole(1, 4096), shown="16, of a cluster 256"
-    )
-    dry_run: bool = setting(False, "say whether it can be done, and change nothing")
-    abort: bool = setting(
-        False,
-        "give up a migration that was cut off: the store to move from takes ratings again; with --to what "
-        "was copied there is removed",
-    )
-
-    def problems(self) -> list[str]:
-        """What is contradictory in these options, one sentence each."""
-        if self.abort and self.dry_run:
-            return ["--abort goes without --dry-run"]
-        return [] if self.abort or self.to is not None else ["--to is needed: the store to move to"]
-
-
 LANGUAGES = ("curl", "python", "javascript")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from factors import Scale
-from featurestore.errors import FullReason, StoreFull, StoreMigrating
+from featurestore.errors import FullReason, StoreFull
 from featurestore.generations.follower import Follower
 from featurestore.generations.live import LiveGeneration
 from featurestore.namespace import StoredScale
@@ -97,11 +97,7 @@ class ServiceContext:
             raise StoreFull("ratings are refused", reason)
 
     async def epoch(self) -> int:
-        """Return the epoch that is served; before the first generation, the one that takes ratings. For what
-        says of no answer that it may lack something: raises `StoreMigrating` where the store has moved.
-        """
-        if self.store.users.moved:
-            raise StoreMigrating("the namespace has moved to another store")
+        """Return the epoch that is served; before the first generation, the one that takes ratings."""
         live = self.follower.live
         return live.epoch if live else (await self.store.generations.live()).epoch
 

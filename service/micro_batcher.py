@@ -201,7 +201,6 @@ class MicroBatcher:
         if len(positions) < len(item_rows):
             vectors, item_rows = vectors[positions], [item_rows[k] for k in positions]
         live, waiters = batch.live, batch.waiters
-        degraded = degraded or self._store.users.moved
         scores = live.scorer.score(vectors, None, np.array(item_rows, dtype=np.int64))
         scores = rounded(scores, live.model.scale)
         for k, rating, std, basis in zip(

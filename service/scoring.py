@@ -67,7 +67,7 @@ class PairScorer:
         registry = self._store.items(live.epoch)
         began = perf_counter()
         rows = list(map(registry.row, item_ids))
-        degraded = self._store.users.moved
+        degraded = False
         try:
             if None in rows:
                 # An item that another replica registered: both questions to the store at once.
@@ -88,7 +88,7 @@ class PairScorer:
         is none, either.
         """
         try:
-            return await self._store.users.profile(live, user_id), self._store.users.moved
+            return await self._store.users.profile(live, user_id), False
         except StoreUnavailable as exc:
             profile = self._copies(exc).profile(live, user_id)
             if profile is None:
@@ -100,7 +100,7 @@ class PairScorer:
         """Return `n` of one user, the vector (user_width,), and whether it is a copy. Raises
         `StoreUnavailable` where there is none, either.
         """
-        degraded = self._store.users.moved
+        degraded = False
         try:
             found: CurrentUsers | UserLookup = await self._store.users.current(live, [user_id])
         except StoreUnavailable as exc:
@@ -198,7 +198,7 @@ class PairScorer:
         registry = self._store.items(live.epoch)
         began = perf_counter()
         rows = registry.find(item_ids)
-        degraded = self._store.users.moved
+        degraded = False
         try:
             lookup = self._store.users.current_distinct(live, user_ids)
             unknown = np.flatnonzero(rows < 0)

@@ -161,8 +161,7 @@ class Refitter(Stage):
             found = Situation(
                 time.monotonic(),
                 requested=len(self._requests) > 0,
-                # What a fit writes during a migration would be copied once more.
-                held=pointer.held or pointer.migration != "",
+                held=pointer.held,
                 fitted_events=0 if fitted is None else fitted.fitted_events,
                 files_missing=live is not None and live.files_missing,
                 head_missing=fitted is not None and fitted.head_missing,

@@ -99,9 +99,6 @@ class Follower:
         self._experiments_read: Mapping[bytes, bytes] | None = {}
         # The prior of what the scale was before it was decided: it is not served.
         self._outdated = 0
-        # Of a migration to another store.
-        self._stage = ""
-        self._moved_to: str | None = None
 
     @property
     def full(self) -> FullReason | None:
@@ -234,12 +231,6 @@ class Follower:
 
     def _serve_what_is_named(self, pointer: Pointer, now: float) -> None:
         """Serve what the pointer names; it is loaded where it is not here."""
-        stage = pointer.migration.partition(" ")[0]
-        if stage != self._stage:
-            log.warning("foldin migrate: the store is %s", stage or "not moving any more: it was given up")
-        if pointer.moved_to not in {None, self._moved_to}:
-            log.error("the store moves to %s: set FOLDIN_REDIS_URL to it, and start again", pointer.moved_to)
-        self._stage, self._moved_to = stage, pointer.moved_to
         live, named = self.live, (pointer.epoch, pointer.generation)
         here = None if live is None else (live.epoch, live.generation)
         self._store.users.serves(set() if here is None else {here})

@@ -39,7 +39,7 @@ class Pointer:
     `pending_since` by the store's clock, seconds since 1970, by `pending_by` ("" for a call that is over with
     its process). `full`: what has no room left, as the leader believes until `full_until` by the same clock.
     `last_epoch`: the highest that was given. `taking_over`: the epoch that has gone live, while ratings still
-    go to the one before too (0: none). `migration`: how far a migration to another store is, "" without one.
+    go to the one before too (0: none).
     """
 
     epoch: int
@@ -54,15 +54,6 @@ class Pointer:
     last_epoch: int = 0
     pending_by: str = ""
     taking_over: int = 0
-    migration: str = ""
-
-    @property
-    def moved_to(self) -> str | None:
-        """The address to which the namespace has moved, or is moving in the next moment; None where it stays.
-        What is read here may lack what was acknowledged there.
-        """
-        stage, _, address = (f"{self.migration}  ").split(" ", 2)
-        return address.strip() if stage in {"moved", "gone"} else None
 
     @property
     def only_epoch(self) -> int | None:
@@ -228,7 +219,6 @@ def read_pointer(fields: Mapping[bytes, bytes] | Mapping[Text, Text], key: bytes
         last_epoch=number(b"last_epoch"),
         pending_by=_text(fields.get(b"pending_by")),
         taking_over=number(b"taking_over"),
-        migration=_text(fields.get(b"migration")),
     )
 
 

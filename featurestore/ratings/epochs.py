@@ -145,9 +145,7 @@ class Epochs:
         await self._client.call("end_epoch", ([self._keys.live], [b"%d" % epoch]))
 
     async def _read(self) -> list[bytes | None]:
-        found = await self._client.of_each("GET", map(self._keys.epochs, range(self._keys.partitions)))
-        # What is said behind them, of a migration to another store, is for the functions of the store.
-        return [text and text.partition(b" ")[0] for text in found]
+        return await self._client.of_each("GET", map(self._keys.epochs, range(self._keys.partitions)))
 
     async def _switch(self, changes: dict[int, tuple[bytes, bytes]]) -> int:
         """Change what partitions write to; return how many ratings had come live into the first of their

@@ -102,8 +102,6 @@ class UserRecords:
         # When a follower asked last, by `time.monotonic`; infinite where none says which history is live.
         self.followed_at = float("inf")
         self._only_epoch: int | None = None
-        # To another store: what is read here may lack what was acknowledged there.
-        self.moved = False
         # The blocks of one batch leave before those of the next, so that its answers come first.
         self._one_batch = asyncio.Lock()
         self.folded_total = 0
@@ -114,7 +112,7 @@ class UserRecords:
         it keeps, how often users were forgotten, and the pointer.
         """
         self.kept, self.followed_at = kept, asked_at
-        self._only_epoch, self.moved = pointer.only_epoch, pointer.moved_to is not None
+        self._only_epoch = pointer.only_epoch
         if self.copies is not None:
             self.copies.age(asked_at, erasures)
 

@@ -59,99 +59,31 @@ local function refused(reply)
   return type(reply) == 'table' and reply.err ~= nil
 end
 
--- The key that says how far a migration of a namespace to another store is, in the slot of `key`, by that; kept for those of
--- which there are few: not of users.
-local BESIDE = {}
-
-local function beside(key)
-  local found = BESIDE[key]
-  if not found then
-    found = string.match(key, '^{?([%w_-]+)') .. ':{' .. (string.match(key, '{(.-)}') or key) .. '}:migration'
-    if not string.find(key, '}:%a+:') then
-      BESIDE[key] = found
-    end
-  end
-  return found
-end
-
 -- A store that has reached its `maxmemory` refuses functions and commands that may write, and this would refuse also
 -- what makes room, or what the process that makes room needs to be heard. What has this flag writes a few bytes at
 -- most beside what it frees; ratings, items, records and new generations go without.
 local ALWAYS = { 'allow-oom' }
 
--- What is taken while a namespace closes: a trainer archives what waits, and nothing else changes.
-local CLOSING = {
-  acquire_lease = true, renew_lease = true, release_lease = true, attach = true, trim = true, report = true,
-  drop_erasure = true, claim_deltas = true, push_delta = true, say_full = true, release_forgotten = true,
-  erase_attributes = true, renew_stream = true, ask = true,
-}
-
--- The users and the outcomes of commands among `keys` have changed since they were copied, perhaps.
-local function remember(list, keys)
-  for _, key in ipairs(keys) do
-    local kind, name = string.match(key, '^[^}]*}:(%a+):(.*)$')
-    if kind == 'user' or kind == 'command' then
-      redis.call('SADD', list, name)
-    end
-  end
-end
-
--- What a function of this name gets that a migration does not leave to it; else nil, and `keys` are remembered.
-local function kept_out(name, said, mark, keys)
-  local stage, token, address = string.match(said, '^(%a+) ?(%S*) ?(.*)$')
-  if stage == 'moved' or stage == 'gone' then
-    return { err = 'MIGRATED the namespace has moved to ' .. address .. ': set FOLDIN_REDIS_URL to it, and start again' }
-  elseif name == 'begin_epoch' or stage ~= 'copying' and not CLOSING[name] then
-    return { err = 'MIGRATED the namespace is moving to another store' }
-  end
-  -- For this command alone: one that was frozen takes nothing out of the list of the next.
-  remember(string.gsub(mark, 'migration$', 'changed:' .. token), keys)
-end
-
--- Keeps a function to what a migration of its namespace leaves it, in the same step as what it does: so that no process
--- that was frozen meanwhile writes to what has moved.
-local function migrating(name, callback)
+-- Keeps a function to the leader: the first key is the pointer, the first argument the fence.
+local function led(callback)
   return function(keys, args)
-    local mark = beside(keys[1])
-    local said = redis.pcall('GET', mark)
-    if refused(said) then
-      -- Its slot moves to another server of a cluster, which may have it: as the server says of a key that is given.
-      return { err = 'TRYAGAIN a slot of the cluster is moving just now' }
-    end
-    return said and kept_out(name, said, mark, keys) or callback(keys, args)
+    return redis.call('HGET', keys[1], 'fence') ~= args[1] and LOST or callback(keys, args)
   end
 end
 
--- The same for one that compares the epochs, its first key, with its first argument: where a migration is said behind them
--- they differ.
-local function migrating_epochs(name, callback)
+-- Keeps a function to callers who know the epochs: the first key has them, the first argument is what they must be.
+local function expecting(callback)
   return function(keys, args)
     local stored = redis.call('GET', keys[1]) or ''
-    if stored == args[1] then
-      return callback(keys, args)
+    if stored ~= args[1] then
+      return { 'EPOCHS', stored }
     end
-    local epochs, said = string.match(stored, '^(%S+) (.+)$')
-    if epochs ~= args[1] then
-      return { 'EPOCHS', epochs or stored }
-    end
-    return kept_out(name, said, beside(keys[1]), keys) or callback(keys, args)
+    return callback(keys, args)
   end
-end
-
--- The same for the leader alone: the first key is the pointer, the first argument the fence.
-local function led(name, callback)
-  return migrating(name, function(keys, args)
-    return redis.call('HGET', keys[1], 'fence') ~= args[1] and LOST or callback(keys, args)
-  end)
-end
-
--- For those that say how far a migration is, and what answers and their figures need.
-local function plain(_, callback)
-  return callback
 end
 
 local function register(name, flags, callback, guard)
-  callback = (guard or migrating)(name, callback)
+  callback = guard and guard(callback) or callback
   redis.register_function({ function_name = '@LIBRARY@_' .. name, callback = callback, flags = flags })
 end
 
@@ -382,7 +314,7 @@ register('rate', {}, function(keys, args)
     end
   end
   return { 'OK' }
-end, migrating_epochs)
+end, expecting)
 
 -- Whether a list of users with attributes can be changed. One of another type is dropped: without the mark that it has all,
 -- which went with it, the next reader makes it anew.
@@ -454,7 +386,7 @@ register('forget', ALWAYS, function(keys, args)
     end
   end
   return { 'OK', found[1].n or found[1].before or '0', found[1].history, whole(time) }
-end, migrating_epochs)
+end, expecting)
 
 -- keys: forgotten. args: (digest, n) of users that no kept generation has seen. An entry that has moved on stays.
 register('release_forgotten', ALWAYS, function(keys, args)
@@ -625,13 +557,13 @@ register('look', { 'no-writes' }, function(keys, args)
     found[9] = not refused(value) and value or ''
   end
   return found
-end, plain)
+end)
 
 -- keys: user, history, history or contexts. args: first byte, last byte, of the third.
 register('look_at', { 'no-writes' }, function(keys, args)
   local n = redis.call('HGET', keys[1], 'n')
   return { n, redis.call('STRLEN', keys[2]), redis.call('GETRANGE', keys[3], args[1], args[2]) }
-end, plain)
+end)
 
 -- keys: items, order. args: most rows, most new ids that the same caller brings in further calls, ids. Answers the rows.
 register('register_items', {}, function(keys, args)
@@ -674,17 +606,6 @@ register('create_namespace', ALWAYS, function(keys, args)
   redis.call('HSETNX', keys[1], 'identity', args[1])
   return { 'OK', redis.call('HGETALL', keys[1]) }
 end)
-
--- keys: config. args: field, value, ... Those of a namespace that is to be filled from another store; not where any other
--- process has begun one meanwhile.
-register('claim_namespace', {}, function(keys, args)
-  if redis.call('EXISTS', keys[1]) == 1 and redis.call('HEXISTS', keys[1], 'arriving') == 0 then
-    return { 'TAKEN' }
-  end
-  redis.call('DEL', keys[1])
-  redis.call('HSET', keys[1], unpack(args))
-  return { 'OK' }
-end, plain)
 
 -- keys: config. args: scale. The first caller decides; answers what holds. One that is not decided has a mark.
 register('decide_scale', ALWAYS, function(keys, args)
@@ -865,7 +786,7 @@ register('add_showings', {}, function(keys, args)
     add_doubles(keys[1], args[1], args[2])
   end
   return { 'OK', redis.call('HLEN', keys[1]) }
-end, plain)
+end)
 
 -- keys: experiments, sums, users of the arm. args: name, arm, doubles or '', marks of users joined, when the experiment
 -- began: another one may have the name of one that has ended.
@@ -879,7 +800,7 @@ register('add_tally', {}, function(keys, args)
     add_doubles(keys[2], args[2], args[3])
   end
   return { 'OK' }
-end, plain)
+end)
 
 -- keys: live, stored. args: what prepares it, '' for a call that is over when its process is. Answers the number of a new
 -- epoch; one at a time is prepared.
@@ -1047,7 +968,7 @@ end)
 register('beat', ALWAYS, function(keys, args)
   redis.call('HSET', keys[1], args[1], args[2])
   return { 'OK' }
-end, plain)
+end)
 
 -- keys: commands[, erasing[, live, which counts erasures[, command]]]. args: most that wait, what `erasing` says of it,
 -- 'id', the id, then the other fields. With the key of its outcome a command that was asked for, or has ended, is not
@@ -1119,7 +1040,7 @@ end)
 register('keep_for', ALWAYS, function(keys, args)
   redis.call('SET', keys[1], args[1], 'EX', args[2])
   return { 'OK' }
-end, plain)
+end)
 
 -- keys: schema. args: most attributes of a kind, then name and type of each; a name begins with its kind and a colon. The
 -- first use of a name fixes its type. All are held, or none.
@@ -1307,7 +1228,7 @@ register('put_attributes', {}, function(keys, args)
     redis.call('HSET', keys[2], 'value', args[3], 'at', whole(since))
   end
   return { 'OK' }
-end, migrating_epochs)
+end, expecting)
 
 -- keys: forgotten, then of each user attributes and user. args: digests joined. Users of whom attributes are known are known
 -- themselves from here on: of these a reader makes the prior that the attributes give. One who was forgotten since the
@@ -1367,88 +1288,6 @@ register('say_full', ALWAYS, function(keys, args)
   end
   return { 'OK' }
 end, led)
-
--- keys: what says how far a migration is, in one slot[, live, or the epochs of a partition]. args: what it must say ('':
--- nothing), what it says from here on, and the epochs, '' where there are none: then workers read it beside the pointer.
--- Behind the epochs it stands as well, so that `rate` and its like look at nothing more than ever, and that earlier
--- releases, which know no such epochs, take no ratings meanwhile. Done already is done; where the epochs are others nothing
--- is: ratings go to a history that came since. Stages are words: `copying` (who changes is remembered), `closing` (what a
--- trainer needs to archive what waits is all that is taken), `moved`, `gone`; then the token of the command, and the
--- address that it goes to.
-register('set_stage', ALWAYS, function(keys, args)
-  local said = redis.call('GET', keys[1]) or ''
-  if said ~= args[2] and said ~= args[1] then
-    return { 'CHANGED', said }
-  end
-  if keys[2] and args[3] ~= '' and string.match(redis.call('GET', keys[2]) or '', '^%S*') ~= args[3] then
-    return { 'CHANGED', said }
-  end
-  if args[2] == '' then
-    redis.call('DEL', keys[1])
-  else
-    redis.call('SET', keys[1], args[2])
-  end
-  if keys[2] and args[3] ~= '' then
-    redis.call('SET', keys[2], args[2] == '' and args[3] or args[3] .. ' ' .. args[2])
-  elseif keys[2] and args[2] == '' then
-    redis.call('HDEL', keys[2], 'migration')
-  elseif keys[2] then
-    redis.call('HSET', keys[2], 'migration', args[2])
-  end
-  return { 'OK' }
-end, plain)
-
--- How each type of key is filled: by a command that takes all parts, or step by step. Of sorted sets the parts are members
--- alone, as all scores are 0; `zrem` has those that go.
-local FILL = {
-  string = 'SET', hash = 'HSET', list = 'RPUSH', set = 'SADD', zrem = 'ZREM',
-  zset = function(key, parts)
-    for _, member in ipairs(parts) do
-      redis.call('ZADD', key, 0, member)
-    end
-  end,
-  -- The last id that was given, then of each entry its id, how many parts its fields have, and these.
-  stream = function(key, parts)
-    local at = 2
-    while at < #parts do
-      local count = tonumber(parts[at + 1])
-      redis.call('XADD', key, parts[at], unpack(parts, at + 2, at + 1 + count))
-      at = at + 2 + count
-    end
-    if redis.call('EXISTS', key) == 0 then
-      redis.call('XGROUP', 'CREATE', key, 'made', '0', 'MKSTREAM')
-      redis.call('XGROUP', 'DESTROY', key, 'made')
-    end
-    redis.call('XSETID', key, parts[1])
-  end,
-}
-
--- keys: what says which command fills this slot, then any. args: what that must say, then of each key: its type, '1' where it
--- is filled anew, milliseconds that it stays or '', how many parts there are, and these.
-register('place', {}, function(keys, args)
-  if redis.call('GET', keys[1]) ~= args[1] then
-    return { err = 'MIGRATED another command fills this store, or none does any more' }
-  end
-  local at = 2
-  for k = 2, #keys do
-    local count = tonumber(args[at + 3])
-    local parts = { unpack(args, at + 4, at + 3 + count) }
-    if args[at + 1] == '1' then
-      redis.call('UNLINK', keys[k])
-    end
-    local fill = FILL[args[at]]
-    if count > 0 and type(fill) == 'string' then
-      redis.call(fill, keys[k], unpack(parts))
-    elseif count > 0 then
-      fill(keys[k], parts)
-    end
-    if args[at + 2] ~= '' then
-      redis.call('PEXPIRE', keys[k], args[at + 2])
-    end
-    at = at + 4 + count
-  end
-  return { 'OK' }
-end, plain)
 
 -- keys: a hash. args: how many fields are set, these with their values, then fields that go. Answers how many went.
 register('change_fields', ALWAYS, function(keys, args)

@@ -14,7 +14,6 @@ from featurestore.errors import (
     StoreDamaged,
     StoreError,
     StoreFull,
-    StoreMigrating,
     StoreRefused,
     StoreUnavailable,
 )
@@ -26,8 +25,6 @@ ReplyError = hiredis.ReplyError
 _UNAVAILABLE = frozenset(
     {"LOADING", "MASTERDOWN", "READONLY", "BUSY", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN"}
 )
-# What our own functions say.
-_OURS: dict[str, type[LeaseLost | StoreMigrating]] = {"LOST": LeaseLost, "MIGRATED": StoreMigrating}
 # MISCONF: its last write to its files failed, for lack of room in nearly all cases.
 _FULL: dict[str, FullReason] = {"OOM": "store_memory", "MISCONF": "store_disk"}
 # For a person to change: a password, a permission, or the address, which is that of a cluster.
@@ -108,8 +105,9 @@ def error_code(reply: Exception) -> str:
 def store_error(reply: Exception) -> StoreError:
     """What an error reply means for the caller."""
     text, code = str(reply), error_code(reply)
-    if code in _OURS:
-        return _OURS[code](text.removeprefix(f"{code} "))
+    # Functions of the store say this themselves.
+    if code == "LOST":
+        return LeaseLost(text.removeprefix("LOST "))
     if code in _FULL:
         return StoreFull(f"the store cannot do this now: {text}", _FULL[code])
     if code in _UNAVAILABLE or "max number of clients" in text:

@@ -134,18 +134,6 @@ VERIFY = Command(
     "foldin.settings:VerifyOptions",
     "`same`, `users`, `ratings`, `moved`, `count` of differences, and the first of these",
 )
-MIGRATE = Command(
-    "migrate",
-    "move everything to another store, while it serves",
-    "Move a namespace to another Redis or Valkey server, or to a cluster, and perhaps to another number of "
-    "partitions, while services and trainer run. Ratings are refused for some seconds in the end; reads go "
-    "on. Killed at any step, run it again, or with --abort: the store to move from is whole until the other "
-    "one is.",
-    "foldin.commands.migrate:run_migrate",
-    "foldin.settings:MigrateOptions",
-    "`source`, `target`, `dry_run`, and of a migration that ran `users`, `events`, `again`, `refused_s` and "
-    "`digests`, by partition; with --abort `aborted`",
-)
 DOCTOR = Command(
     "doctor",
     "look for what is wrong, and say what to do",
@@ -243,7 +231,7 @@ VERSION = Command(
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
-        *(UP, IMPORT, EXPORT, EVALUATE, BACKUP, RESTORE, UNDO, VERIFY, MIGRATE, DOCTOR, KEYS, SIZE),
+        *(UP, IMPORT, EXPORT, EVALUATE, BACKUP, RESTORE, UNDO, VERIFY, DOCTOR, KEYS, SIZE),
         *(CLIENT_EXAMPLE, TORTURE, BENCH, SETTINGS, VERSION),
     )
 }

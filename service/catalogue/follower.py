@@ -36,9 +36,7 @@ _WAIT_S = 5.0
 
 
 class Current(NamedTuple):
-    """The catalogue as of a question. `degraded`: as it was known last, because the store is away, or has
-    moved.
-    """
+    """The catalogue as of a question. `degraded`: as it was known last, because the store is away."""
 
     view: CatalogueView
     degraded: bool
@@ -85,7 +83,7 @@ class CatalogueFollower:
         for other in [each for each in self._views if each < epoch]:
             # Its history was replaced.
             del self._views[other]
-        return Current(view, degraded=self._store.users.moved)
+        return Current(view, degraded=False)
 
     async def prepare(self, epoch: int) -> None:
         """Read the catalogue for an epoch that is about to be served. What fails is tried again by the first

@@ -19,7 +19,6 @@ from featurestore.errors import (
     StoreDamaged,
     StoreError,
     StoreFull,
-    StoreMigrating,
     StoreUnavailable,
     StreamFull,
 )
@@ -167,10 +166,6 @@ def problem_of_store(exc: StoreError) -> Problem | None:  # noqa: PLR0911 -- a t
         case StoreFull():
             code = _FULL_CODES.get(exc.reason, "disk_full")
             return Problem(code, FULL[exc.reason], retry_after_s=exc.retry_after_s)
-        case StoreMigrating():
-            # The log has the setting that is to be changed where it stays so.
-            detail = "the store is moving to another one; send the whole call again"
-            return Problem("store_unavailable", detail, retry_after_s=exc.retry_after_s)
         case StoreUnavailable():
             # Its text names the address of the store, which is no client's business.
             return Problem("store_unavailable", "try again", retry_after_s=exc.retry_after_s)

@@ -74,7 +74,7 @@ class World:
         shutil.copytree(self.copy, self.settings.archive_folder.parent)
 
 
-# Of each a key is damaged; those of experiments, traces and migrations have tests of their own.
+# Of each a key is damaged; those of experiments and traces have tests of their own.
 KINDS = (
     *("config", "live", "live:epochs", "live:generations", "live:commands", "live:command:ID"),
     *("live:erasing", "live:showings", "live:telemetry", "live:reports", "live:workers", "access", "epochs"),

@@ -45,7 +45,6 @@ ELSEWHERE = {
     "python -m ": "a terminal, until Ctrl-C: tests/integration/environment and evaluation run these",
     "foldin evaluate ": "minutes of the course's protocol, or a file: README.md runs those of files",
     ".venv/bin/foldin evaluate --api ": "minutes: tests/integration/evaluation runs fewer steps of it",
-    "foldin migrate ": "two stores: tests/integration/migration/test_while_serving.py runs these",
 }
 
 Done = list[tuple[str, str, str]]

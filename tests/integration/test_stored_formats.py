@@ -114,3 +114,12 @@ async def test_a_namespace_of_another_layout_is_refused_untouched(own_server: St
     assert says in service.log.read_text()
     assert {key: await redis.dump(key) for key in await redis.keys("*")} == before
     await redis.aclose()
+
+
+async def test_a_namespace_that_an_earlier_version_has_moved_is_refused(own_server: StoreServer) -> None:
+    settings = StoreSettings(url=own_server.url, namespace="moved", partitions=2, timeout_s=30.0)
+    await (await Store.open(settings)).close()
+    async with Redis.from_url(own_server.url) as redis:
+        await redis.hset("moved:live", "migration", "gone 0a redis://new")
+    with pytest.raises(StoreRefused, match="gone 0a redis://new"):
+        await Store.open(settings)

@@ -223,7 +223,6 @@ async def _ask_store(client: Client, settings: StoreSettings, place: Place, show
     infos = [info for (info,) in await client.each(["INFO"])]
     # Bytes, as nothing else was asked for.
     config = cast("dict[bytes, bytes]", await client.hgetall(keys.config))
-    said = cast("bytes | None", await client.hget(keys.live, "migration"))
     sync = await _sync(client)
     # The memory of this machine says something of a store that is on it.
     here = place.stack or settings.url.startswith("unix:")
@@ -234,7 +233,6 @@ async def _ask_store(client: Client, settings: StoreSettings, place: Place, show
         worst_of(store.memory_room(info, machine.available_bytes() if here else None) for info in infos),
         store.clock("clock of the store", seconds + micros / 1e6 - (began + ended) / 2, (ended - began) / 2),
         store.namespace(config, settings),
-        *store.migration(said, runs=bool(await client.exists(keys.migrator))),
         *await asyncio.to_thread(store.bucket, place.trainer.archive_folder),
         await asyncio.to_thread(store.archive, place.trainer.archive_folder, identity),
     ]

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from featurestore.errors import StoreError, StoreRefused
-from featurestore.migration.stages import COPYING, GONE
-from featurestore.namespace import ARRIVING, LAYOUT, SETTINGS, check_server
+from featurestore.namespace import LAYOUT, SETTINGS, check_server
 from featurestore.settings import StoreSettings, format_scale, parse_scale
-from foldin.commands.doctor.findings import Finding, Status
+from foldin.commands.doctor.findings import Finding
 from trainer.archive.identity import SHOWN, read_identity
 from trainer.archive.storage.fences import KEEPS_VERSIONS
 from trainer.archive.storage.files import Location, on_objects
@@ -123,13 +122,6 @@ def namespace(config: Mapping[bytes, bytes], settings: StoreSettings) -> Finding
     name, called = "namespace", settings.namespace
     if not config:
         return Finding(name, "ok", f"{called} is new: the first service or trainer creates it")
-    if ARRIVING in config:
-        return Finding(
-            name,
-            "fail",
-            f"{called} is not whole here: `foldin migrate` fills it, or was cut off",
-            "wait until that ends; else run it again, or with --abort and --to",
-        )
     if config.get(b"layout") != LAYOUT:
         layout = config.get(b"layout", b"?").decode("utf-8", "replace")
         return Finding(
@@ -153,24 +145,6 @@ def namespace(config: Mapping[bytes, bytes], settings: StoreSettings) -> Finding
             )
     scale = "not decided yet" if is_open else config.get(b"scale", b"?").decode("utf-8", "replace")
     return Finding(name, "ok", f"{called}, {settings.partitions} partitions, scale {scale}")
-
-
-def migration(said: bytes | None, *, runs: bool) -> list[Finding]:
-    """Return how far a migration to another store is, if there is one. `said`: by the pointer; `runs`: its
-    command says so.
-    """
-    name, (stage, _, rest) = "migration", (said or b"").decode("utf-8", "replace").partition(" ")
-    if not stage:
-        return []
-    if stage == GONE:
-        to = rest.partition(" ")[2] or "another store"
-        return [Finding(name, "fail", f"the namespace has moved to {to}", "set FOLDIN_REDIS_URL to it")]
-    refused = "" if stage == COPYING else ": ratings are refused"
-    if runs:
-        return [Finding(name, "ok", f"`foldin migrate` runs ({stage}){refused}")]
-    advice = "run it again, or with --abort to leave all as it is"
-    status: Status = "fail" if refused else "warn"
-    return [Finding(name, status, f"`foldin migrate` was cut off ({stage}){refused}", advice)]
 
 
 def bucket(folder: Location) -> list[Finding]:

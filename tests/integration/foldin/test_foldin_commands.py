@@ -16,7 +16,6 @@ import pytest
 
 from processes.blocking import plain_environment, python_command
 from processes.probes import unused_port
-from tests.support.servers import KIND, running_server
 from tests.support.stacks import EVERY_COMMAND
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -31,7 +30,6 @@ LINES = {
     "evaluate": "{ratings} --engines bias --out {new}",
     "backup": "{new} --data {data}",
     "restore": "{backup} --data {data}",
-    "migrate": "--data {data} --to {other} --dry-run",
     "keys add": "shop --role rate --data {data}",
     "keys ensure": "second --role rate --file {new} --data {data}",
     "keys remove": "none --data {data}",
@@ -42,7 +40,7 @@ LINES = {
     "settings": "",
     "version": "",
 }
-LASTING = {"import", "export", "evaluate", "backup", "restore", "verify", "migrate", "bench"}
+LASTING = {"import", "export", "evaluate", "backup", "restore", "verify", "bench"}
 # By their code they say that something is not well.
 MAY_FAIL = {"doctor", "keys remove"}
 
@@ -53,7 +51,6 @@ Run = Callable[..., tuple[int, bytes, bytes]]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Runs a command on a stack with ratings, a key and a backup: exit code, output, standard error."""
     folder = tmp_path_factory.mktemp("commands")
-    (folder / "store").mkdir()
     places = {name: folder / name for name in ("data", "ratings", "backup", "calls", "new", "key")}
     places["calls"].touch()
     rows = (f"user-{n % 30},item-{n % 7},{1 + n % 5}\n" for n in range(300))
@@ -63,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
     def ended(name: str, *flags: str, line: str = "", terminal: bool = False) -> tuple[int, bytes, bytes]:
         places["new"] = Path(f"{places['new']}+")
-        words = (line or LINES.get(name, "--data {data}")).format(**places, other=other.url).split()
+        words = (line or LINES.get(name, "--data {data}")).format(**places).split()
         command = python_command("foldin", *name.split(), *words, *flags)
         shown, end = pty.openpty() if terminal else os.pipe()
         said = b""
@@ -80,7 +77,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
     up = python_command("foldin", "up", "--json", *LINES["up"].format(**places, **ports).split())
     with (
-        running_server(KIND, folder / "store") as other,
         (folder / "log").open("wb") as log,
         Popen(up, stdout=PIPE, stderr=log, env=environ) as stack,
     ):

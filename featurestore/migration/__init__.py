@@ -1,1 +1,0 @@
-"""A namespace moves to another store while it serves."""
