@@ -51,7 +51,7 @@ coverage: setup
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
-# How large the product, its tests and its documents are.
+# How large the product, its tests and its documents are; `make check` holds it to the bounds of .ci/house.json, which only fall.
 house: setup
 	@$(BIN)/python .ci/house.py
 
@@ -63,6 +63,7 @@ check: setup
 	cd service/static/vendor && sha256sum --check --quiet SHA256SUMS
 	$(BIN)/python .ci/dependencies.py
 	$(BIN)/python .ci/rules.py
+	$(BIN)/python .ci/house.py --check
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
