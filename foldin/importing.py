@@ -22,6 +22,7 @@ from foldin.commands.running import INTERRUPTED
 from foldin.errors import StoppedError
 from foldin.files.contexts import FileFields, missing_columns
 from foldin.files.layout import find_layout
+from foldin.files.pairs import FilePairs
 from foldin.files.positions import Position, PositionFile
 from foldin.files.reading import RatingsFile
 from foldin.files.rows import (
@@ -129,6 +130,8 @@ class Importer:
         self._settings = settings
         self._console = console
         self._findings = Findings()
+        # By place, which rows a later one of the same pair replaces.
+        self._replaced = np.zeros(0, bool)
         self._written = 0
         self._position: Position | None = None
         # Fields of contexts that the target knows.
@@ -141,9 +144,8 @@ class Importer:
             positions = PositionFile(self._settings.state_dir, self._options.path, sink.name)
             start = self._start(positions, sink)
             rules = await self._rules(sink)
-            if self._options.on_bad == "refuse":
-                await self._check(rules)
-            # Where the file was checked, all of them, before anything is decided.
+            await self._check(rules)
+            # All of them, before anything is decided.
             await self._name_fields(sink, rules)
             if sink.scale is None:
                 rules = await self._decided(sink, rules)
@@ -173,7 +175,8 @@ class Importer:
                 await sink.close()
         ids: dict[str, set[bytes]] = {"users": set(), "items": set()}
         await self._check(rules, ids)
-        good, bad, scale = self._findings.good, self._findings.bad, format_scale(rules.scale)
+        good, bad = self._findings.good - int(self._replaced.sum()), self._findings.bad
+        scale = format_scale(rules.scale)
         counts = {name: len(each) for name, each in ids.items()}
         self._report_bad_rows()
         self._tell_empty(rules)
@@ -207,8 +210,7 @@ class Importer:
             return rules
         # Another import, or a rating, came first.
         rules = replace(rules, scale=scale)
-        if self._options.on_bad == "refuse":
-            await self._check(rules)
+        await self._check(rules)
         return rules
 
     def _start(self, positions: PositionFile, sink: Sink) -> Position:
@@ -232,19 +234,28 @@ class Importer:
         return kept
 
     async def _check(self, rules: RowRules, ids: Mapping[str, set[bytes]] | None = None) -> None:
-        """Read the whole file. Raises CannotStartError where it has a bad row that is not to be skipped.
-        `ids`: sets to which those of users and items are added.
+        """Read the whole file, and find the rows that a later one replaces. Raises CannotStartError where it
+        has a bad row that is not to be skipped. `ids`: sets to which those of users and items are added.
         """
+        self._findings = Findings()
         ratings = 0
-        with ImportProgress(self._console, "Checking", self._file.total_bytes) as progress:
+        with (
+            FilePairs.open() as pairs,
+            ImportProgress(self._console, "Checking", self._file.total_bytes) as progress,
+        ):
             batches = self._file.read(rules)
             while (batch := await _next(batches)) is not None:
                 self._findings.add(batch)
+                await asyncio.to_thread(pairs.add, batch)
                 ratings += len(batch)
                 if ids is not None:
                     ids["users"].update(batch.user_ids.unique().to_pylist())
                     ids["items"].update(batch.item_ids.unique().to_pylist())
                 progress.update(self._file.position, ratings)
+            self._replaced, repeated = await asyncio.to_thread(pairs.replaced)
+        if repeated:
+            stand = "pair stands" if repeated == 1 else "pairs stand"
+            self._console.print(f"{repeated:,} {stand} more than once: the latest counts.")
         seen = self._findings.seen
         between = seen[off_scale(seen, rules.scale) & ~beyond(seen, rules.scale)]
         if len(between):
@@ -273,15 +284,16 @@ class Importer:
             batches = self._file.read(rules)
             # The next batch is decoded while this one is written.
             coming = asyncio.create_task(_next(batches), name="decode")
-            read_bytes = 0
+            read_bytes = place = 0
             try:
                 while (found := await coming) is not None:
                     # Where this batch lies: what is decoded next is read, and not written.
                     part = range(read_bytes, read_bytes := self._file.position)
                     coming = asyncio.create_task(_next(batches), name="decode")
-                    batch = found.after(start.line)
-                    if self._options.on_bad == "skip":  # or it was counted by the check
-                        self._findings.add(batch)
+                    replaced = self._replaced[place : (place := place + len(found))]
+                    if len(replaced) < len(found):
+                        raise self._changed()
+                    batch = (found.only(~replaced) if replaced.any() else found).after(start.line)
                     await self._name_fields(sink, rules)
                     await self._write_batch(sink, batch, part, progress)
                     self._position = replace(
@@ -300,9 +312,12 @@ class Importer:
                 batches.close()
         stat = self._options.path.stat()
         if (stat.st_size, stat.st_mtime_ns) != (start.size, start.modified_ns):
-            # As while it is still being copied: what came later may be missing, and was not checked.
-            reason = f"{self._options.path} has changed while it was read"
-            raise StoppedError(f"{reason}: import it as a whole when it changes no more")
+            raise self._changed()
+
+    def _changed(self) -> StoppedError:
+        # As while it is still being copied: what came later may be missing, and was not checked.
+        reason = f"{self._options.path} has changed while it was read"
+        return StoppedError(f"{reason}: import it as a whole when it changes no more")
 
     async def _name_fields(self, sink: Sink, rules: RowRules) -> None:
         """Name the fields of the header that the target has not, before any row gives them."""
@@ -335,7 +350,7 @@ class Importer:
     async def _write_lane(
         self, sink: Sink, batch: Batch, progress: ImportProgress, show: Callable[[], None]
     ) -> None:
-        # All ratings of a user are in one lane, in the order of the file: the last one for an item wins.
+        # All events of a user are in one lane, in the order of the file: the last one for an item wins.
         for rows, lines in pieces(batch, sink.batch_rows):
             await self._write_rows(sink, rows, lines, progress)
             self._written += len(rows)

@@ -151,8 +151,8 @@ class ImportOptions:
     )
     on_bad: Literal["refuse", "skip"] = setting(
         "refuse",
-        "bad rows, or values of items and users: `refuse` writes nothing if there is one (the file is read "
-        "twice), `skip` leaves them out",
+        "bad rows, or values of items and users: `refuse` writes nothing if there is one, `skip` leaves them "
+        "out",
         choice(("refuse", "skip")),
     )
     resume: bool = setting(False, "go on where an import of this file was stopped")

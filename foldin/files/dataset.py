@@ -1,8 +1,8 @@
 """Files of ratings become a data set in memory, for an evaluation, and what is said of its items or users.
 
-Invariant: no pair stands twice (its last rating counts, as in an import), and ids become rows in the order of
-their first appearance, so that the same file gives the same arrays everywhere. A file of items is read as an
-import of items reads it, and what the data set has no rating of is left out.
+Invariant: no pair stands twice (its latest rating counts, as in an import), and ids become rows in the order
+of their first appearance, so that the same file gives the same arrays everywhere. A file of items is read as
+an import of items reads it, and what the data set has no rating of is left out.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,6 +25,7 @@ from featurestore.settings import format_scale
 from foldin.files.contexts import FileFields, missing_columns
 from foldin.files.items import SYNONYMS, USER_SYNONYMS, read_items_file
 from foldin.files.layout import find_layout
+from foldin.files.pairs import replaced_ratings
 from foldin.files.reading import RatingsFile
 from foldin.files.rows import BadRow, RowRules, Values, off_scale, scale_of
 from processes.errors import CannotStartError
@@ -74,7 +75,7 @@ def read_files(
 ) -> FileData:
     """Read the ratings of a file, and of a second one after them. Raises CannotStartError.
 
-    A pair of both files counts in the second, as the last rating of a pair counts.
+    A pair of both files counts in the second.
     """
     remarks: list[str] = []
     # Of both files: the same field, and the same category, has one number.
@@ -88,9 +89,11 @@ def read_files(
     item, item_ids = _rows([part.item for part in parts])
     value = np.concatenate([part.value for part in parts])
     time = np.concatenate([part.time for part in parts])
-    kept = last_of_each_pair(user, item)
-    if len(kept) < len(value):
-        remarks.append(f"{len(value) - len(kept):,} ratings were replaced by a later one of the same pair")
+    part_of = np.repeat(np.arange(len(parts)), [len(part.value) for part in parts])
+    replaced, repeated = replaced_ratings((user, item), (time, part_of))
+    kept = np.flatnonzero(~replaced)
+    if repeated:
+        remarks.append(f"{repeated:,} pairs stand more than once: the latest counts")
     if len(kept) < LEAST_RATINGS:
         raise CannotStartError(f"{path} has {len(kept)} ratings: give a file with {LEAST_RATINGS} or more")
     scale = rules.scale or scale_of(value)
@@ -152,14 +155,6 @@ def _rows(parts: list[pa.Array]) -> tuple[npt.NDArray[np.int32], pa.Array]:
     encoded = pc.dictionary_encode(pa.concat_arrays(parts))
     rows = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
     return rows, encoded.dictionary.cast(pa.binary())
-
-
-def last_of_each_pair(user: npt.NDArray[np.int32], item: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """Return the positions, ascending, of the last rating of each pair."""
-    pairs = user.astype(np.int64) * (int(item.max(initial=0)) + 1) + item
-    _, first_from_the_end = np.unique(pairs[::-1], return_index=True)
-    kept: npt.NDArray[np.int64] = np.sort(len(pairs) - 1 - first_from_the_end)
-    return kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -376,17 +376,19 @@ def test_unreadable_files(path: Path, content: str | bytes, columns: dict[str, s
         read_items(path, content, columns)
 
 
-def test_the_last_rating_of_a_pair_counts_and_a_second_file_wins(tmp_path: Path) -> None:
+def test_the_latest_rating_of_a_pair_counts_and_a_second_file_wins(tmp_path: Path) -> None:
     first, second = tmp_path / "a.csv", tmp_path / "b.csv"
     first.write_text("user,item,rating\n" + "".join(f"u,{j},{1 + j % 5}\n" for j in range(12)) + "u,3,2\n")
     second.write_text("user,item,rating\nu,0,5\nv,1,4\n")
     read = read_files(first, second, FileRules())
     assert read.n_first == 11
     assert len(read.data.ratings.value) == 13
-    assert "2 ratings were replaced" in read.remarks[0]
+    assert read.remarks[0] == "2 pairs stand more than once: the latest counts"
     assert np.isnan(read.data.ratings.time).all()
     split = splits.given_test(read.data, read.n_first)
     assert split.truth().tolist() == [5, 4]
+    first.write_text("user,item,rating,time\n" + "".join(f"u,{j},3,{j}\n" for j in range(12)) + "u,3,2,1\n")
+    assert set(read_files(first, None, FileRules()).data.ratings.value) == {3.0}
 
 
 def test_a_file_of_items_describes_those_that_are_rated(tmp_path: Path) -> None:

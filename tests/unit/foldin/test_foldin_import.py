@@ -138,6 +138,31 @@ def test_bad_rows_refuse_the_file_or_are_left_out(run: Importing, capsys: pytest
     assert "31 bad rows were left out" in said
 
 
+def test_of_a_pair_that_stands_more_than_once_the_latest_counts(
+    run: Importing, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Each pair in three parts of the file; the latest is neither first nor last.
+    rows = [(n % 50, (n // 50) * 7 % 3, n % 5 + 1) for n in range(150)]
+    text = "".join(f"u{pair % 10},i{pair // 10},{rating},{1000 + time}\n" for pair, time, rating in rows)
+    run.file.write_text("user,item,rating,timestamp\n" + text + "u0,new,1,5\nu0,new,2,5\n")
+    latest = {(b"u%d" % (p % 10), b"i%d" % (p // 10)): (float(r), 1000.0 + t) for p, t, r in rows if t == 2}
+    latest[b"u0", b"new"] = (2.0, 5.0)  # at the same time, the later row
+    assert run(on_bad="skip") == 0
+    assert "51 pairs stand more than once: the latest counts." in capsys.readouterr().out
+    assert {row[:2]: row[2:4] for row in run.sink.rows} == latest
+    assert len(run.sink.rows) == len(latest)
+    # One that goes on does not write what a row before has replaced.
+    with pytest.raises(StoppedError):
+        run(after(20, SinkBusyError("away", 0.0, full=False)))
+    written = run.sink.rows
+    assert run(resume=True) == 0
+    assert {row[:2]: row[2:4] for row in written + run.sink.rows} == latest
+    told: list[Any] = []
+    run.settings = replace(run.settings, emit=told.append)
+    assert run(dry_run=True) == 0
+    assert told[0]["ratings"] == len(latest)
+
+
 def test_a_dry_run_tells_what_an_import_would_write_and_writes_nothing(
     run: Importing, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
