@@ -95,6 +95,7 @@ def run_restore(options: RestoreOptions, settings: FrontDoorSettings) -> int:
         options.skip_damaged,
         options.dry_run,
         options.skip_damaged_ledger,
+        options.erasures,
     )
     return _restore(place, request, settings)
 

@@ -265,6 +265,12 @@ class RestoreOptions:
         moment,
         shown="",
     )
+    erasures: Path | None = setting(
+        None,
+        "ledger of erasures newer than the source: an `erasures-*.log`, or the archive that has it",
+        data_path,
+        shown="of the source and of the archive",
+    )
     dry_run: bool = setting(False, "say what would change, and change nothing")
     skip_damaged: bool = setting(
         False, "leave out what cannot be read of the source, in place of refusing it"

@@ -98,12 +98,12 @@ async def _waiting(store: Store, epoch: int) -> list[pa.Table]:
 
 
 def read_ledgers(folder: Location, *, skip_damaged: bool = False) -> list[Ledger]:
-    """Return the ledgers in a folder. `skip_damaged`: what can be read of them.
+    """Return the ledgers in a folder, or that of one file. `skip_damaged`: what can be read of them.
 
     Raises `CannotStartError`.
     """
     found = []
-    for path in ledger_files(folder):
+    for path in [folder] if folder.is_file() else ledger_files(folder):
         try:
             found.append(parse_ledger(path, path.read_bytes(), skip_damaged=skip_damaged))
         except (LedgerDamagedError, OSError) as exc:
@@ -113,6 +113,11 @@ def read_ledgers(folder: Location, *, skip_damaged: bool = False) -> list[Ledger
                     "in its place, or go on with what can be read by --skip-damaged-ledger"
                 ) from exc
     return found
+
+
+def are_newer(ledgers: Sequence[Ledger], than: Sequence[Ledger]) -> bool:
+    """Say whether any of the ledgers has an erasure that none of `than` has."""
+    return not all(any(old.has_all_of(new) for old in than) for new in ledgers if len(new))
 
 
 def ledger_copies(folder: Location) -> tuple[list[bytes], list[Location]]:

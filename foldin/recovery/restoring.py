@@ -25,7 +25,7 @@ from featurestore.ratings.context_schema import ContextRefused, ContextSchema
 from featurestore.store import Store
 from foldin.errors import StoppedError
 from foldin.recovery.adoption import adopt, must_adopt, was_put_back
-from foldin.recovery.erased import Erased, find_erased, take_over
+from foldin.recovery.erased import Erased, are_newer, find_erased, read_ledgers, take_over
 from foldin.recovery.events import RatingEvents, as_bytes, joined, read_histories, with_codes_of
 from foldin.recovery.merging import differences, holding, merge
 from foldin.recovery.reaching import reach
@@ -41,6 +41,8 @@ from foldin.recovery.sources import (
 )
 from foldin.recovery.taken_back import with_taken_back
 from processes.errors import CannotStartError
+from trainer.archive.erasures import Ledger
+from trainer.archive.identity import read_identity
 from trainer.archive.segments import Step, no_step
 from trainer.archive.storage.files import Location
 from trainer.erasure.older_copy import erase_attributes_again
@@ -65,7 +67,7 @@ other ways than `POST /train`; none but those that come in during the restore.""
 @dataclass(frozen=True, slots=True)
 class RestoreRequest:
     """What to restore. `path`: an archive, a backup, an entry of the trash; `until_ms`: only what arrived by
-    then, by the store's clock.
+    then, by the store's clock; `erasures`: a ledger, or a folder with ledgers, beside those of the source.
     """
 
     path: Location
@@ -74,20 +76,22 @@ class RestoreRequest:
     skip_damaged: bool = False
     dry_run: bool = False
     skip_damaged_ledger: bool = False
+    erasures: Location | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The new history: events in the order in which they are written, and items in that of their rows.
 
-    `kept_out`: ratings of users who were forgotten; `on_top`: live events that the source has not seen;
+    `kept_out`: users who were forgotten, and their events in the source;
+    `on_top`: live events that the source has not seen;
     `change`: how many pairs are new, gone, and have another rating, time or context than what holds now;
     `erased`: who was forgotten.
     """
 
     events: RatingEvents
     items: list[bytes]
-    kept_out: int
+    kept_out: tuple[int, int]
     on_top: int
     change: tuple[int, int, int]
     erased: Erased
@@ -274,6 +278,7 @@ class Restore:
         archived = read_source(
             source, skip_damaged=request.skip_damaged, skip_damaged_ledger=request.skip_damaged_ledger
         )
+        archived = self._with_erasures(archived, source)
         events = archived.events
         if request.until_ms is not None and len(events):
             # By arrival, not by the time of the rating, which a client gives.
@@ -291,6 +296,33 @@ class Restore:
         if not len(events):
             raise CannotStartError(f"{source.folder} has no ratings")
         return replace(archived, events=events)
+
+    def _with_erasures(self, archived: Archived, source: Source) -> Archived:
+        """Add the ledgers that were asked for. Say where no ledger is newer than the source.
+
+        Raises `CannotStartError`.
+        """
+        request, root = self._request, self._settings.archive_folder
+        skip_damaged = request.skip_damaged or request.skip_damaged_ledger
+        more: list[Ledger] = []
+        if request.erasures is not None:
+            more = read_ledgers(request.erasures, skip_damaged=skip_damaged)
+            if not more:
+                raise CannotStartError(
+                    f"{request.erasures} has no ledger of erasures (a file erasures-*.log)"
+                )
+        keys = {ledger.key for ledger in archived.ledgers}
+        here = [each for each in read_ledgers(root, skip_damaged=skip_damaged) if each.key in keys]
+        # The archive that the source is of, or the source itself, knows all erasures.
+        is_known = archived.identity is not None and read_identity(root) == archived.identity
+        is_known = is_known and not are_newer(archived.ledgers, here)
+        is_known = is_known or source.folder.resolve().is_relative_to(root.resolve())
+        if not is_known and not are_newer([*more, *here], archived.ledgers):
+            self._say(
+                "  No ledger of erasures newer than this source is known: users who were forgotten after it "
+                "was made come back. Give the ledger of their archive by --erasures, or forget them again"
+            )
+        return replace(archived, ledgers=(*archived.ledgers, *more))
 
     async def _plan(self, archived: Archived, live_epoch: int) -> Plan:
         """Decide what the new history has. Once each rating goes to it too, none is missed."""
@@ -314,8 +346,9 @@ class Restore:
         return await asyncio.to_thread(self._merged, archived, live, erased)
 
     def _merged(self, archived: Archived, live: RatingEvents, erased: Erased) -> Plan:
-        source = archived.events.take(erased.stays(archived.events))
-        kept_out = len(archived.events) - len(source)
+        stays = erased.stays(archived.events)
+        source, left_out = archived.events.take(stays), archived.events.user[~stays]
+        kept_out = len(np.unique(left_out)), len(left_out)
         live = with_codes_of(live, source)
         # What may lie on top; what changes is told by all that is live.
         offered = live
@@ -341,8 +374,9 @@ class Restore:
         self._say(
             f"  {ratings:,} ratings, {len(plan.items):,} items; {plan.on_top:,} from the live store on top"
         )
-        if plan.kept_out:
-            self._say(f"  {plan.kept_out:,} ratings of users who were forgotten since stay away")
+        users, ratings = plan.kept_out
+        if users:
+            self._say(f"  {ratings:,} ratings of {users:,} users who were forgotten since stay away")
         if any(plan.change):
             verb = "would be" if would else "are"
             self._say(f"  {new:,} pairs {verb} rated again, {gone:,} no more, {other:,} otherwise")

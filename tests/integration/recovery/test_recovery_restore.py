@@ -285,13 +285,42 @@ async def test_an_older_copy_brings_no_forgotten_user_and_keeps_what_came_after(
         kept = without(learned.held, "u3")
         assert await restore(copy) == kept
         stay_away = len(learned.held) - len(kept)
-        assert f"  {stay_away} ratings of users who were forgotten since stay away" in lines
+        assert f"  {stay_away} ratings of 1 users who were forgotten since stay away" in lines
         # From the archive that has both; twice: what was restored came after the erasure, too.
         for _ in range(2):
             assert without(await restore(newer), "late0") == kept | BACK
         # It is erased by the next one alone.
         await store.ratings.forget(b"u3")
         assert without(await restore(newer), "late0") == kept
+
+
+async def test_a_new_stack_gets_no_user_back_whom_the_ledger_it_is_given_names(
+    learned: Learned, tmp_path: Path
+) -> None:
+    """The only backup is older than an erasure: without a newer ledger the restore says what that means."""
+    settings, backup, newer = learned.settings, tmp_path / "backup", tmp_path / "newer"
+    async with running_trainer(settings), opened(settings.store) as store:
+        for user in (b"u3", b"u4"):
+            await erased(store, user)
+            if user == b"u3":
+                await backed_up(settings, backup)
+                _, lines = await restored(settings, backup, dry_run=True)
+                assert not any("--erasures" in line for line in lines)
+    shutil.copytree(settings.archive_folder, newer)
+    shutil.rmtree(settings.archive_folder.parent)
+    empty(learned.server)
+    with pytest.raises(CannotStartError, match="no ledger"):
+        await restored(settings, backup, dry_run=True, erasures=tmp_path)
+    async with running_trainer(settings):
+        for unhelpful in (None, backup / "epoch-000001"):
+            _, lines = await restored(settings, backup, dry_run=True, erasures=unhelpful)
+            assert any("forgotten after it was made come back" in line for line in lines)
+        (ledger,) = ledger_files(newer)
+        for given in (ledger, None):
+            _, lines = await restored(settings, backup, erasures=given)
+            assert not any("--erasures" in line for line in lines)
+            assert any("of 1 users who were forgotten since stay away" in line for line in lines)
+            assert await now_held(settings) == without(learned.held, "u3", "u4")
 
 
 async def test_a_damaged_ledger_brings_no_forgotten_user_unasked(learned: Learned, tmp_path: Path) -> None:
