@@ -5,6 +5,7 @@ the call began.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -151,6 +152,9 @@ async def rules_of(
         context.arm_counts.asked(member.experiment, member.arm, [member.mark])
     call = await parse(partial(parse_rules, fields), n_bytes)
     rules = narrowed(merged(call, fields, scenario), category)
+    if member is not None and rules.impressions is None:
+        # Without showings an experiment has nothing to count; `false` is said by clients that send their own.
+        rules = replace(rules, impressions=True)
     return CallRules(rules, view, degraded, member, name)
 
 

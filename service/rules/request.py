@@ -121,7 +121,8 @@ class Rules:
     """Rules, checked; each part has the name of its field. `candidate_items`: the only items there may be,
     None for all; `pinned`: position and item, of those that `pins_pass`; `diversity`: the trade-off of
     maximal marginal relevance; `n` items, None where neither says; `exclude_seen`: whether what was seen is
-    left out, or the types of events that count as that; `impressions`: what is shown is recorded.
+    left out, or the types of events that count as that; `impressions`: what is shown is recorded, None where
+    neither says.
     """
 
     filter: Filter = NO_FILTER
@@ -139,7 +140,7 @@ class Rules:
     exclude_seen: bool | tuple[str, ...] = field(default=True, compare=False)
     explore: Explore = field(default="none", compare=False)
     recency: float | None = field(default=None, compare=False)
-    impressions: bool = field(default=False, compare=False)
+    impressions: bool | None = field(default=None, compare=False)
     include: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -222,7 +223,7 @@ def parse_rules(fields: RuleFields, types: Types) -> Rules:
         exclude_seen=tuple(seen) if isinstance(seen, list) else seen is not False,
         explore=_one_of(fields.explore or "none", EXPLORE, "/explore"),
         recency=_within(fields.recency, 0, MAX_RECENCY, "/recency"),
-        impressions=bool(fields.impressions),
+        impressions=fields.impressions,
         include=_include(fields.include or (), types),
     )
 

@@ -227,7 +227,8 @@ async def begun(client: Client, name: str, body: Any) -> None:
 
 async def test_an_experiment_gives_each_user_one_scenario_and_counts_what_comes_of_it(client: Client) -> None:
     for name, kept in (("home", [0, 1, 2]), ("fewer", [5]), ("other", [6])):
-        rules = {"candidate_items": [f"item-{each}" for each in kept], "impressions": True}
+        # None asks for impressions: the experiment has what its arms show recorded.
+        rules = {"candidate_items": [f"item-{each}" for each in kept]}
         assert (await client.ask("PUT", f"/scenarios/{name}", json=rules)).status == 200
     arms = [{"name": name, "share": 0.5, "scenario": of} for name, of in (("a", "home"), ("b", "fewer"))]
     await begun(client, "lists", {"arms": arms, "scenario": "home"})
@@ -250,6 +251,9 @@ async def test_an_experiment_gives_each_user_one_scenario_and_counts_what_comes_
             arm["positives"] += 1
     assert min(arm["lists"] for arm in counts.values()) > 0
     assert (await asked("user-0", "&scenario=other"))[:2] == ({"item-6"}, None)
+    # Of a client that sends what it has shown itself, no showing is counted twice.
+    _, shown, _ = await asked("user-0", "&scenario=home&impressions=false")
+    counts[shown["lists"]]["lists"] += 1
 
     def counted(told: Reply) -> bool:
         arms = told.json["arms"]
