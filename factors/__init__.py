@@ -59,6 +59,7 @@ from factors.ranking.type_weights import (
     event_sums,
     event_worth,
     typed_items,
+    wanted_times,
 )
 from factors.serving.bias_baseline import BiasBaseline, fit_biases
 from factors.serving.blended import Blended, BlendedRanker
@@ -178,4 +179,5 @@ __all__ = [
     "taken",
     "to_bytes",
     "typed_items",
+    "wanted_times",
 ]

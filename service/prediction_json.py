@@ -80,6 +80,11 @@ def shown(values: Float64s, scale: Scale) -> list[float]:
     return found
 
 
+def significant(values: Float64s) -> list[float]:
+    """Return `values` (m,), scores that have no unit, with six digits that are not leading zeros."""
+    return [float(f"{value:.6g}") for value in values.tolist()]
+
+
 class PredictionWriter:
     """Writes the scores of ratings on one scale."""
 

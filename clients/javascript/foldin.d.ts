@@ -1054,7 +1054,7 @@ export interface Reports {
   reports: Array<Report>;
 }
 
-/** An item and its ratings, each counted half for each week since it was given. */
+/** An item and how much it is rated of late, each rating counted half for each week since it was given: 1 is as much as the first item of the list, .5 half as much. */
 export interface Rising {
   item_id: string;
   score: number;

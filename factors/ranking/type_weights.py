@@ -158,15 +158,27 @@ def event_sums(histories: Histories, types: Sequence[TypeWeight]) -> Float32s:
     """Return of each row (b, 3) the weight of its positive events, how many these are, and how many others
     that are no ratings: of a pair each type once, unless that was taken back.
     """
-    n_rows = len(histories.offsets) - 1
-    if histories.type_code is None:
-        return np.zeros((n_rows, 3), dtype=np.float32)
-    row = np.repeat(np.arange(n_rows, dtype=np.int32), np.diff(histories.offsets))
-    key = typed_items(histories.other_row, histories.type_code)
-    each = compress_pairs(row, key, histories.value, histories.time, n_rows)
-    worth = event_worth(types)[histories.type_code[each.source]]
-    sums = [np.bincount(each.row, column, n_rows) for column in worth.T]
+    each, codes = _last_events(histories)
+    sums = [np.bincount(each.row, column, each.rows) for column in event_worth(types)[codes].T]
     return np.stack(sums, axis=1).astype(np.float32)
+
+
+def wanted_times(histories: Histories, types: Sequence[TypeWeight]) -> tuple[Int64s, Float64s]:
+    """Return the row and the time of each rating and positive event (m,), of a pair each type once."""
+    each, codes = _last_events(histories)
+    wanted = (codes == 0) | (event_worth(types)[codes, 1] > 0)
+    return each.row[wanted], each.time[wanted]
+
+
+def _last_events(histories: Histories) -> tuple[Compressed, UInt8s]:
+    """Return the last event of each pair and type that was not taken back, and the codes of these (m,)."""
+    n_rows, codes = len(histories.offsets) - 1, histories.type_code
+    if codes is None:
+        codes = np.zeros(len(histories.value), dtype=np.uint8)
+    row = np.repeat(np.arange(n_rows, dtype=np.int32), np.diff(histories.offsets))
+    key = typed_items(histories.other_row, codes)
+    each = compress_pairs(row, key, histories.value, histories.time, n_rows)
+    return each, codes[each.source]
 
 
 def kept(data: Compressed, keep: Bools) -> Compressed:

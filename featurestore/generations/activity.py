@@ -1,9 +1,9 @@
 """How much each item was rated of late, and what came of positive events at all. Invariant: every worker that
-has the same generation and deltas says the same.
+has the same generation and deltas says the same, and a rating weighs by its own time, whenever it came in.
 
-A rating counts half as much with each week that goes by. What the fit has learned is weighed at the end of
-the day of its latest rating, by exponential decay; what came in since counts whole, until the next fit knows
-when it was made.
+A rating counts half as much with each week that goes by, so the order of items does not depend on when they
+are asked for. An item has a level: the base-2 logarithm of its weight, in weeks since 1970. An item with one
+rating has the time of that as its level; an item whose level is 1 higher is rated twice as much.
 """
 
 import struct
@@ -18,13 +18,14 @@ from featurestore.errors import GenerationBroken
 
 # People look at what is new once in a while, and most things are rated on some days of a week more.
 HALF_LIFE_S = 7 * 86_400.0
-# Weights are those of a whole day: the time of a rating would stay when its user was erased.
-_DAY_S = 86_400.0
-# Of what the fit has learned, however long ago that was: it still tells items apart of which nothing came in.
-_LEAST_SHARE = 1e-12
-# Format, when the weights are of, items; then float32 weights and uint32 counts of each item.
-_HEAD = struct.Struct("<20sdq")
-_FORMAT = b"foldin-activity-1"
+# The level of an item without a rating whose time is known, far below any time.
+NEVER = -1e6
+# Format, items; then the float32 level of each.
+_HEAD = struct.Struct("<20sq")
+_FORMAT = b"foldin-activity-2"
+# The format before: when the weights are of, items; then float32 weights and uint32 counts of each item.
+_HEAD_1 = struct.Struct("<20sdq")
+_FORMAT_1 = b"foldin-activity-1"
 # Events looked at in one go: the times of all may be mapped from a file that is larger than what is free.
 _AT_ONCE = 1 << 20
 # Spare rows for items that come later: a table that grows row by row is copied seldom.
@@ -47,39 +48,39 @@ class Times(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """`weights` float32 (n,): of what the fit has learned, at `weighed_s`; `counts` uint32 (n,): ratings that
-    it knew; `gained` float32 (at least n_items,): ratings that came in since.
-    """
+    """`table` float32 (at least n_items,): the level of each item, `NEVER` where there is none."""
 
-    weighed_s: float
     n_items: int
-    weights: Float32s
-    counts: npt.NDArray[np.uint32]
-    gained: Float32s
+    table: Float32s
 
-    def updated(
-        self, rows: npt.NDArray[np.integer], counts: Int64s, n_items: int, events: Float64s | None = None
-    ) -> "Activity":
-        """Return the activity of `n_items` items, of which `rows` (m,) have so many ratings now (m,), and
-        that many positive `events` (m,) more than the fit knew. Writes to `gained` in place.
+    @property
+    def levels(self) -> Float32s:
+        """The level of each item (n_items,), a view."""
+        return self.table[: self.n_items]
+
+    def updated(self, rows: npt.NDArray[np.integer], levels: Float32s, n_items: int) -> "Activity":
+        """Return the activity of `n_items` items, of which `rows` (m,) have these `levels` (m,). Writes in
+        place.
         """
-        gained = self.gained
-        if n_items > len(gained):
-            gained = np.zeros(n_items + n_items // 8 + _SPARE_ROWS, dtype=np.float32)
-            gained[: len(self.gained)] = self.gained
-        known = np.zeros(len(rows), dtype=np.int64)
-        inside = rows < len(self.counts)
-        known[inside] = self.counts[rows[inside]]
-        # Ratings may have been taken back since.
-        gained[rows] = np.maximum(counts - known, 0) + (0.0 if events is None else events)
-        return replace(self, gained=gained, n_items=n_items)
+        table = self.table
+        if n_items > len(table):
+            table = np.full(n_items + n_items // 8 + _SPARE_ROWS, NEVER, dtype=np.float32)
+            table[: len(self.table)] = self.table
+        table[rows] = levels
+        return Activity(n_items, table)
 
-    def at(self, now_s: float) -> Float64s:
-        """Return how much each item is rated at a time, in seconds since 1970 (n_items,)."""
-        share = max(_share(now_s - self.weighed_s), _LEAST_SHARE)
-        found = self.gained[: self.n_items].astype(np.float64)
-        found[: len(self.weights)] += share * self.weights.astype(np.float64)
-        return found
+
+def levels_of(rows: npt.NDArray[np.integer], times: Float64s, n_rows: int, now_s: float) -> Float32s:
+    """Return the levels of `n_rows` items, of events of `rows` (m,) at `times` (m,), in seconds since 1970. A
+    time that is not known, NaN, counts for nothing; one after `now_s` is of a wrong clock, and as one of now.
+    """
+    known = np.isfinite(times)
+    weeks, rows = np.minimum(times[known], now_s) / HALF_LIFE_S, rows[known]
+    latest = np.full(n_rows, NEVER)
+    np.maximum.at(latest, rows, weeks)
+    # Relative to the latest of the item: no item is so old that its weight vanishes.
+    weights = np.bincount(rows, np.exp2(weeks - latest[rows]), n_rows)
+    return np.asarray(latest + np.log2(np.maximum(weights, 1.0)), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +107,6 @@ class Positives:
     def counts_of(self, rows: Int64s) -> Int64s:
         """Return how many positive ones each of `rows` (m,) has; none of a row beyond the table."""
         return self._of(self.now[: self.n_items], rows)[:, 1].astype(np.int64)
-
-    def gained(self, rows: Int64s) -> Float64s:
-        """Return how many positive ones `rows` (m,) have that the fit did not know."""
-        more = self._of(self.now, rows)[:, 1] - self._of(self.fitted, rows)[:, 1]
-        return np.asarray(np.maximum(more, 0.0), np.float64)
 
     def updated(self, rows: npt.NDArray[np.integer], values: Float32s, n_items: int) -> "Positives":
         """Return those of `n_items` items, of which `rows` (m,) have `values` (m, 3). Writes in place."""
@@ -158,61 +154,43 @@ def positives_from_bytes(data: bytes | memoryview, n_items: int) -> Positives:
 def activity_to_bytes(
     item_indptr: Int64s, times: Times, others: tuple[Int64s, Times] | None = None, *, now_s: float
 ) -> bytes:
-    """Return what a fit says of its items. `times` (m,), in seconds since 1970, item by item: those of item
-    `j` are `times[item_indptr[j]:item_indptr[j + 1]]`, NaN where not known, which counts for nothing; one
-    after `now_s` is of a wrong clock, and as one of now.
-    `others`: the same of events that are no ratings, which weigh as much.
+    """Return what a fit says of its items. `times` (m,), as of `levels_of`, item by item: those of item `j`
+    are `times[item_indptr[j]:item_indptr[j + 1]]`. `others`: the same of events that are no ratings, which
+    weigh as much.
     """
-    n, counts = len(item_indptr) - 1, np.diff(item_indptr)
-    # One time in milliseconds would make all others so old that they weigh nothing.
-    latest = min(now_s, max(_latest(times), -np.inf if others is None else _latest(others[1])))
-    weighed_s = _DAY_S * (np.floor(latest / _DAY_S) + 1.0) if np.isfinite(latest) else 0.0
-    weights = _weights(item_indptr, times, weighed_s, now_s)
-    if others is not None:
-        weights += _weights(*others, weighed_s, now_s)
-    data = weights.astype("<f4").tobytes() + counts.astype("<u4").tobytes()
-    return _HEAD.pack(_FORMAT, weighed_s, n) + data
-
-
-def _weights(item_indptr: Int64s, times: Times, weighed_s: float, now_s: float) -> Float64s:
-    """Return how much the events of each item weigh then (n_items,)."""
-    weights = np.zeros(len(item_indptr) - 1)
-    for start in range(0, len(times), _AT_ONCE):
-        part = times[start : start + _AT_ONCE]
-        known = np.minimum(np.where(np.isfinite(part), part, -np.inf), now_s)
-        each = np.exp2((known - weighed_s) / HALF_LIFE_S)
-        # The items of these, and how many of these each has.
-        first = int(np.searchsorted(item_indptr, start, side="right")) - 1
-        stop = int(np.searchsorted(item_indptr, start + len(part)))
-        edges: Int64s = np.clip(item_indptr[first : stop + 1], start, start + len(part))
-        counts: Int64s = edges[1:] - edges[:-1]
-        weights[first:stop] += np.bincount(np.repeat(np.arange(len(counts)), counts), each, len(counts))
-    return weights
-
-
-def _latest(times: Times) -> float:
-    """Return the latest of the times that are known; minus infinity where none is."""
-    latest = -np.inf
-    for start in range(0, len(times), _AT_ONCE):
-        part = times[start : start + _AT_ONCE]
-        latest = max(latest, float(np.max(part, initial=-np.inf, where=np.isfinite(part))))
-    return latest
+    n = len(item_indptr) - 1
+    levels = np.full(n, NEVER, dtype=np.float64)
+    for indptr, of_items in ((item_indptr, times), *(() if others is None else (others,))):
+        for start in range(0, len(of_items), _AT_ONCE):
+            part = of_items[start : start + _AT_ONCE]
+            # The items of these, and how many of these each has.
+            first = int(np.searchsorted(indptr, start, side="right")) - 1
+            stop = int(np.searchsorted(indptr, start + len(part)))
+            edges: Int64s = np.clip(indptr[first : stop + 1], start, start + len(part))
+            rows = np.repeat(np.arange(stop - first), np.diff(edges))
+            more = levels_of(rows, part, stop - first, now_s)
+            both = np.logaddexp2(levels[first:stop], more)
+            levels[first:stop] = np.where(more > NEVER, both, levels[first:stop])
+    return _HEAD.pack(_FORMAT, n) + levels.astype("<f4").tobytes()
 
 
 def activity_from_bytes(data: bytes | memoryview, n_items: int) -> Activity:
     """Return the activity of a generation of `n_items`. Raises `GenerationBroken`."""
-    if len(data) < _HEAD.size:
-        raise GenerationBroken("the activity of its items is cut off")
-    name, weighed_s, n = _HEAD.unpack_from(data)
-    if name.rstrip(b"\0") != _FORMAT or n != n_items or len(data) != _HEAD.size + 8 * n:
-        raise GenerationBroken("the activity of its items is of another version or of other items")
-    weights = np.frombuffer(data, dtype="<f4", count=n, offset=_HEAD.size)
-    if not (np.isfinite(weighed_s) and np.isfinite(weights).all() and (weights >= 0).all()):
+    if len(data) >= _HEAD_1.size and bytes(data[:20]).rstrip(b"\0") == _FORMAT_1:
+        _, weighed_s, n = _HEAD_1.unpack_from(data)
+        if n != n_items or len(data) != _HEAD_1.size + 8 * n:
+            raise GenerationBroken("the activity of its items is of other items")
+        weights = np.frombuffer(data, dtype="<f4", count=n, offset=_HEAD_1.size)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            table = np.where(weights > 0, np.log2(weights) + weighed_s / HALF_LIFE_S, NEVER)
+    elif len(data) != _HEAD.size + 4 * n_items:
+        raise GenerationBroken("the activity of its items is cut off, or of other items")
+    else:
+        name, n = _HEAD.unpack_from(data)
+        if name.rstrip(b"\0") != _FORMAT or n != n_items:
+            raise GenerationBroken("the activity of its items is of another version")
+        table = np.frombuffer(data, dtype="<f4", offset=_HEAD.size)
+    if not np.isfinite(table).all():
         raise GenerationBroken("the activity of its items is no number")
-    counts = np.frombuffer(data, dtype="<u4", count=n, offset=_HEAD.size + 4 * n)
-    return Activity(weighed_s, n, weights, counts, np.zeros(n, dtype=np.float32))
-
-
-def _share(age_s: float) -> float:
-    # More than 1 before the day has ended. A rating of the future, by its sender's clock, is as one of now.
-    return float(np.exp2(-max(age_s, -_DAY_S) / HALF_LIFE_S))
+    # A copy, as changes are written to it.
+    return Activity(n_items, table.astype(np.float32))

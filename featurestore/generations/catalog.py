@@ -11,6 +11,8 @@ from functools import partial
 from typing import Any
 from zlib import crc32
 
+import numpy as np
+
 from factors import Float32s, Int32s
 from featurestore.client import Client
 from featurestore.errors import GenerationBroken, GenerationUnknown, LeaseLost, StoreDamaged, StoreError
@@ -176,16 +178,18 @@ class Generations:
         rows: Int32s,
         vectors: Float32s,
         *,
+        levels: Float32s | None = None,
         factors: Float32s | None = None,
         positives: Float32s | None = None,
     ) -> None:
         """Hand item rows (m,) with their vectors (m, item_width) to the services, after `claim_deltas`.
-        `factors` (m, r): those in the ranking head, NaN for a row without; with them `positives` (m, 3): see
-        `Positives`.
+        `levels` (m,): see `Activity`; `factors` (m, r): those in the ranking head, NaN for a row without;
+        with them `positives` (m, 3): see `Positives`.
 
         Raises `GenerationUnknown`, `LeaseLost`.
         """
-        tables = [table for table in (vectors, factors, positives) if table is not None]
+        of_time = np.full((len(rows), 1), np.nan, np.float32) if levels is None else levels[:, None]
+        tables = [table for table in (vectors, of_time, factors, positives) if table is not None]
         _, entries = await self._add_deltas(lease, epoch, generation, rows, *tables)
         if entries > DELTAS_MERGED:
             rank = 0 if factors is None else factors.shape[1]
@@ -301,7 +305,7 @@ class Generations:
         A reader between the two steps gets the same vectors twice, which changes nothing.
         """
         merged = await self.read_deltas(epoch, generation, width, rank=rank)
-        rows, tables = merged.rows, [merged.vectors]
+        rows, tables = merged.rows, [merged.vectors, merged.levels_of(merged.rows)]
         if rank:
             tables.append(merged.factors_of(rows))
         if rank and len(merged.counted):

@@ -20,6 +20,7 @@ Fields = Mapping[bytes, bytes]
 class Deltas:
     """Item rows folded in since the fit, each once: `rows` int32 (m,), `vectors` float32 (m, item_width).
 
+    `rated` int32 (l,), `levels` float32 (l, 1): those whose level is told, see `Activity`.
     `ranked` int32 (k,), `factors` float32 (k, r): those that have new factors in the ranking head.
     `counted` int32 (p,), `positives` float32 (p, 3): those whose positive events are told, see `Positives`.
     `after`: the stream id to go on from.
@@ -27,11 +28,17 @@ class Deltas:
 
     rows: Int32s
     vectors: Float32s
+    rated: Int32s
+    levels: Float32s
     ranked: Int32s
     factors: Float32s
     counted: Int32s
     positives: Float32s
     after: str
+
+    def levels_of(self, rows: Int32s) -> Float32s:
+        """Return the levels (m, 1) of `rows` (m,), NaN where they are not told."""
+        return _at_rows(self.rated, self.levels, rows)
 
     def factors_of(self, rows: Int32s) -> Float32s:
         """Return the factors (m, r) of `rows` (m,), NaN where there are none."""
@@ -44,8 +51,8 @@ class Deltas:
 
 def encode_delta(rows: Int32s, *tables: Float32s) -> list[bytes]:
     """The values of an entry: rows, then of each table its rows, and the checksum of both. The tables:
-    vectors; factors (m, r), rows of NaN where there are none; positive events (m, 3), which go with factors
-    alone.
+    vectors; levels (m, 1), factors (m, r), rows of NaN where there are none; positive events (m, 3), which go
+    with factors alone.
     """
     some_rows = rows.astype("<i4").tobytes()
     values = [some_rows]
@@ -64,6 +71,7 @@ def decode_deltas(
     Raises `GenerationBroken` where one is not what was written.
     """
     rows, vectors = [np.empty(0, np.int32)], [np.empty((0, width), np.float32)]
+    rated, levels = list(rows), [np.empty((0, 1), np.float32)]
     ranked, factors = list(rows), [np.empty((0, rank), np.float32)]
     counted, positives = list(rows), [np.empty((0, POSITIVE_COLUMNS), np.float32)]
     for entry, delta in entries:
@@ -75,12 +83,12 @@ def decode_deltas(
         vectors.append(found)
         # A trainer without a head wrote no factors.
         # Positive events are told of where the fit has learned any events that are no ratings.
-        kinds = (
+        of_head = (
             (b"h", b"k", rank, ranked, factors),
             (b"p", b"q", POSITIVE_COLUMNS, counted, positives),
         )
-        for name, check, columns, of_rows, tables in kinds:
-            if rank and name in delta:
+        for name, check, columns, of_rows, tables in ((b"a", b"b", 1, rated, levels), *of_head * (rank > 0)):
+            if name in delta:
                 found = _table(delta, name, check, columns)
                 if found is None:
                     raise GenerationBroken(f"entry {entry.decode()} is not what was written", shown_key(key))
@@ -90,7 +98,8 @@ def decode_deltas(
     if entries:
         after = entries[-1][0].decode()
     in_head = _last_of_each(ranked, factors), _last_of_each(counted, positives)
-    return Deltas(*_last_of_each(rows, vectors), *in_head[0], *in_head[1], after)
+    of_items = _last_of_each(rows, vectors), _last_of_each(rated, levels)
+    return Deltas(*of_items[0], *of_items[1], *in_head[0], *in_head[1], after)
 
 
 def _at_rows(known: Int32s, table: Float32s, rows: Int32s) -> Float32s:

@@ -273,9 +273,7 @@ def updated(live: LiveGeneration, news: Deltas, room: Room) -> LiveGeneration:
         live.ranking.follow(news.ranked, room.head)
     activity = live.activity
     if activity is not None:
-        counts = item_statistics(news.vectors).count.astype(np.int64)
-        events = None if positives is None else positives.gained(news.rows.astype(np.int64))
-        activity = activity.updated(news.rows, counts, room.n_items, events)
+        activity = activity.updated(news.rated, news.levels[:, 0], room.n_items)
     return replace(
         live,
         items=items,

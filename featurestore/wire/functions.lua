@@ -946,8 +946,8 @@ register('claim_deltas', ALWAYS, function(keys, args)
   return take_group(keys[1], args[1], '$') or { 'OK' }
 end)
 
--- keys: deltas. args: fence, rows, vectors, their checksum[, factors of the ranking head, their checksum[,
--- positive events, their checksum]]. Answers its stream id and how many entries there are.
+-- keys: deltas. args: fence, rows, vectors, their checksum, levels, theirs[, factors of the ranking head, theirs[,
+-- positive events, theirs]]. Answers its stream id and how many entries there are.
 register('push_delta', {}, function(keys, args)
   if redis.call('EXISTS', keys[1]) == 0 then
     return { 'GONE' }
@@ -955,7 +955,7 @@ register('push_delta', {}, function(keys, args)
   if not fences(keys[1])['trainer-' .. args[1]] then
     return LOST
   end
-  local fields, names = {}, { 'r', 'v', 'c', 'h', 'k', 'p', 'q' }
+  local fields, names = {}, { 'r', 'v', 'c', 'a', 'b', 'h', 'k', 'p', 'q' }
   for at = 2, #args do
     fields[#fields + 1] = names[at - 1]
     fields[#fields + 1] = args[at]

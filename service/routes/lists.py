@@ -17,7 +17,7 @@ from aiohttp import web
 from msgspec import Meta
 
 from factors import Bools, Float64s, Int64s
-from featurestore.generations.activity import Positives
+from featurestore.generations.activity import NEVER, Positives
 from featurestore.generations.live import LiveGeneration
 from service.call_rules import QUERY_RULES, CallRules, ask, query_rules, ruled, rules_of
 from service.context import CONTEXT, ServiceContext
@@ -26,7 +26,7 @@ from service.http.parsing import TEXT_ID_SCHEMA, Body, DescribedId, Query, body_
 from service.http.problems import Problem
 from service.http.response import json_answer
 from service.openapi import BODY, MODEL, Route, query_parameter, request_body, whole
-from service.prediction_json import shown
+from service.prediction_json import shown, significant
 from service.routes.included import Described, describe, no_reasons
 from service.routes.items import QUERY_N, item_names, item_row, positive_counts, statistics_of
 from service.routes.recommend import MAX_OFFSET, QUERY_OFFSET, QUERY_SEEN, query_seen, seen_rows
@@ -41,6 +41,8 @@ BY = ("behaviour", "content", "both")
 POPULAR_BY = ("rating", "events")
 # By both: so many times what is wanted, and some, of the best by either are compared.
 _PER_ITEM, _SPARE = 4, 200
+# Weeks that the last rating of an item may lie before the latest of all: 19 years. Older ones are as old.
+_LEAST_LEVEL = -1_000.0
 # Items whose texts are compared, or whose times are sorted, in 2 ms.
 _QUICK_ROWS = 20_000
 NO_ACTIVITY = "this generation does not say what is rated of late; the next fit will"
@@ -94,7 +96,9 @@ class Popular(msgspec.Struct, omit_defaults=True):
 
 
 class Rising(Described):
-    """An item and its ratings, each counted half for each week since it was given."""
+    """An item and how much it is rated of late, each rating counted half for each week since it was given:
+    1 is as much as the first item of the list, .5 half as much.
+    """
 
     item_id: str
     score: float
@@ -284,10 +288,19 @@ async def _trending(request: web.Request, asked: _Asked) -> web.StreamResponse:
     activity = live.activity
     if activity is None:
         return json_answer(Trending(live.generation, [], _token(made), call.degraded, NO_ACTIVITY))
-    scores = await _read(context, call, activity.n_items, partial(activity.at, time.time()))
-    top = _by(context, call, scores)
-    found, reason = await ruled(context, live, call, top, offset=made.offset, seen=made.seen)
-    columns = zip(shown(found.scores, live.model.scale))
+    levels = activity.levels.astype(np.float64) - NEVER
+    highest, by_level, most = levels.max(initial=0.0), _by(context, call, levels), 0.0
+
+    async def rising(n: int, exclude: Int64s, allowed: Bools | None) -> Scored:
+        nonlocal most
+        found = await by_level(n, exclude, allowed)
+        # Relative to the highest, as the weight itself is no number that a float can hold.
+        weights = np.exp2(np.maximum(found.scores - highest, _LEAST_LEVEL))
+        most = max(most, float(weights.max(initial=0.0)))
+        return replace(found, scores=weights)
+
+    found, reason = await ruled(context, live, call, rising, offset=made.offset, seen=made.seen)
+    columns = zip(significant(found.scores / (most or 1.0)))
     items, degraded = await _named(context, made, found, Rising, columns)
     return json_answer(Trending(live.generation, items, _token(made), degraded, reason))
 

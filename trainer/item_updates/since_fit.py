@@ -6,6 +6,7 @@ item's factors rest on all of its events.
 """
 
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -23,9 +24,11 @@ from factors import (
     event_sums,
     mark_described,
     posterior_of,
+    wanted_times,
 )
 from featurestore.catalogue.item import CatalogueItem
 from featurestore.contexts.codec import joined
+from featurestore.generations.activity import levels_of
 from trainer import log
 from trainer.archive.events import codes_of, contexts_of, ratings_of, type_codes
 from trainer.catalogue.described import DescribedItems
@@ -57,11 +60,13 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """Items that were folded in: their `vectors` (m, item_width); where there is a ranking head, their
-    `factors` (m, r) in it; and where it has learned events, the sums of their events, `positives` (m, 3).
+    """Items that were folded in: their `vectors` (m, item_width) and `levels` (m,), see `Activity`; where
+    there is a ranking head, their `factors` (m, r) in it; and where it has learned events, the sums of their
+    events, `positives` (m, 3).
     """
 
     vectors: npt.NDArray[np.float32]
+    levels: Float32s
     factors: Float32s | None
     positives: Float32s | None
 
@@ -284,10 +289,11 @@ class RatingsSinceFit:
             os.sched_yield()
         for row in chosen.items:
             self._waiting.pop(row, None)
-        positives = None
+        positives, types = None, () if self.head is None else self.head.parameters.types
         if self.head is not None and self._takes_events:
-            positives = event_sums(every, self.head.parameters.types)
-        return Folded(np.concatenate(folded), np.concatenate(factors) if factors else None, positives)
+            positives = event_sums(every, types)
+        levels = levels_of(*wanted_times(every, types), len(rows), time.time())
+        return Folded(np.concatenate(folded), levels, np.concatenate(factors) if factors else None, positives)
 
     def _factors_of(
         self,

@@ -218,6 +218,7 @@ class ItemUpdater(Stage):
             since = self._store.confirmation.begin()
             await self._store.generations.push_delta(
                 *(self._lease, summary.epoch, summary.generation, rows, folded.vectors),
+                levels=folded.levels,
                 factors=folded.factors,
                 positives=folded.positives,
             )

@@ -552,7 +552,9 @@ class ReportDeleted(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Rising(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An item and its ratings, each counted half for each week since it was given."""
+    """An item and how much it is rated of late, each rating counted half for each week since it was
+    given: 1 is as much as the first item of the list, .5 half as much.
+    """
 
     item_id: str
     score: float

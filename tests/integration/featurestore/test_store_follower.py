@@ -206,10 +206,14 @@ async def test_merged_deltas_keep_the_factors(store: Store, monkeypatch: pytest.
         factors = np.full((1, rank), float(row), np.float32)
         rows, vectors = np.array([row], np.int32), written.items[:1]
         positives = np.array([[0.5, row, 2]], np.float32) if row % 2 else None
-        more = {"factors": factors, "positives": positives}
+        more = {"levels": np.array([row + 0.5], np.float32), "factors": factors, "positives": positives}
         await store.generations.push_delta(lease, 1, number, rows, vectors, **more)
     assert await store.redis.xlen(store.keys.deltas(1, number)) < 6
     found = await store.generations.read_deltas(1, number, written.model.item_width, rank=rank)
     assert (found.ranked.tolist(), found.factors[:, 0].tolist()) == ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5])
+    assert (found.rated.tolist(), found.levels[:, 0].tolist()) == (
+        [*range(6)],
+        [row + 0.5 for row in range(6)],
+    )
     assert found.counted.tolist() == [1, 3, 5]
     assert found.positives.tolist() == [[0.5, row, 2] for row in (1, 3, 5)]

@@ -290,9 +290,12 @@ async def test_what_is_rated_of_late_comes_first(store: Store) -> None:
     await put(store, *map(film, range(8)))
     async with serving(store.settings, live=written.writer.number) as (client, _):
         trending = await scores_of(client, "/trending")
-        assert trending == pytest.approx({1: 2.0, 3: 1.0, 0: 5 / 16}, rel=1e-3)
+        assert trending == pytest.approx({1: 1.0, 3: 1 / 2, 0: 5 / 32}, rel=1e-3)
         assert list(trending) == [1, 3, 0]
-        assert await listed(client, "/trending?category=drama") == [3, 0]
+        dramas = await scores_of(client, "/trending?category=drama")
+        assert list(dramas) == [3, 0]
+        assert dramas == pytest.approx({3: 1.0, 0: 5 / 16}, rel=1e-3)
+        assert await scores_of(client, "/trending?category=drama&offset=1") == {0: dramas[0]}
         # Hidden ones and deleted ones are in no list, and the next in their place.
         assert (await client.ask("PATCH", "/items/item-1", json={"hidden": True})).status == 200
         assert (await client.ask("DELETE", "/items/item-3")).status == 200

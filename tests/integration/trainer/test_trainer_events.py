@@ -109,6 +109,17 @@ async def test_the_most_popular_has_the_most_positive_events(store: Store, setti
             return (best["item_id"], best["score"], up["item_id"]) == ("fresh", float(score), "fresh")
 
         await wait_until_async(lambda: fresh(40), "what is bought now is the most popular, and trending")
+        # What was done long ago is no trend because it comes in now.
+        old = [
+            {"user_id": f"o{user}", "item_id": "old", "type": "purchase", "timestamp": NOW - 1e8}
+            for user in range(30)
+        ]
+        assert (await client.post("/events", old)).status == 200
+        popular = partial(names, client, "/popular?n=2")
+        await wait_until_async(popular, "it is popular", lambda found: found == ["fresh", "old"])
+        trending = (await ask(client, "/trending?n=100"))["items"]
+        assert (trending[0]["score"], trending[-1]["item_id"]) == (1.0, "old")
+        assert trending[-1]["score"] > 0.0
         assert (await client.ask("DELETE", "/events/n0/fresh/purchase")).status == 200
         assert (await client.ask("DELETE", "/users/n1")).status == 200
         await wait_until_async(lambda: fresh(38), "what was taken back and who was forgotten count no more")
