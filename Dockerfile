@@ -88,7 +88,6 @@ ENV PATH=/opt/foldin/bin:$PATH \
     FOLDIN_CACHE_DIR=/tmp/foldin \
     NUMBA_CACHE_DIR=/tmp/numba \
     FOLDIN_ARCHIVE_DIR=/data/archive \
-    FOLDIN_FITS_DIR=/data/archive/fits \
     FOLDIN_ENVIRONMENT_HOST=0.0.0.0
 WORKDIR /data
 USER 10001:10001

@@ -136,9 +136,9 @@ audit: $(SUPPLY)/.installed
 lock:
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header \
-	  --extra s3 --extra telemetry pyproject.toml -o requirements/run.txt
+	  --extra telemetry pyproject.toml -o requirements/run.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header \
-	  --extra evaluate --extra s3 --extra telemetry --group dev pyproject.toml requirements/build.in -o requirements/dev.txt
+	  --extra evaluate --extra telemetry --group dev pyproject.toml requirements/build.in -o requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header \
 	  --group bench --constraints requirements/dev.txt -o requirements/bench.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 --no-header \

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,9 +25,6 @@ from foldin.settings import (
 )
 from foldin.sinks import STORE_TIMEOUT_S
 from processes.errors import CannotStartError
-from trainer.archive.storage.address import ObjectAddress
-from trainer.archive.storage.client import ObjectStoreError
-from trainer.archive.storage.files import Location, located
 from trainer.archive.trash import Trash, TrashEntry
 from trainer.errors import ArchiveFailedError, ArchiveRefusedError
 from trainer.settings import TrainerSettings
@@ -65,12 +62,13 @@ def find_place(data: Path | None, settings: FrontDoorSettings) -> TrainerSetting
 def run_backup(options: BackupOptions, settings: FrontDoorSettings) -> int:
     """Back up; return the exit code."""
     place = find_place(options.data, settings)
-    target = located(options.path, place.credentials)
     with Shown("Backing up") as shown:
-        made = _in_store(place, lambda store: back_up(store, place, target, shown.say, progress=shown.done))
+        made = _in_store(
+            place, lambda store: back_up(store, place, options.path, shown.say, progress=shown.done)
+        )
     settings.emit(
         {
-            "folder": target / f"epoch-{made.epoch:06d}",
+            "folder": options.path / f"epoch-{made.epoch:06d}",
             "identity": made.identity,
             "epoch": made.epoch,
             "events": made.events,
@@ -86,10 +84,8 @@ def run_backup(options: BackupOptions, settings: FrontDoorSettings) -> int:
 def run_restore(options: RestoreOptions, settings: FrontDoorSettings) -> int:
     """Restore; return the exit code."""
     place = find_place(options.data, settings)
-    with _archives():
-        source = place.archive_folder if options.path is None else find_source_at(options.path, place)
     request = RestoreRequest(
-        source,
+        options.path or place.archive_folder,
         "all" if options.to is None else "none",
         None if options.to is None else round(1000 * options.to),
         options.skip_damaged,
@@ -167,24 +163,6 @@ def run_verify(options: VerifyOptions, settings: FrontDoorSettings) -> int:
     return 1 if found.count else 0
 
 
-def find_source_at(path: Path | ObjectAddress, place: TrainerSettings) -> Location:
-    """Return where ratings are restored from. Of a bucket the address may be that of an archive or a backup,
-    of a folder in it, or of what has one in the folder of the namespace.
-    """
-    if isinstance(path, Path):
-        return path
-    names = path.prefix.split("/") if path.prefix else []
-    places = [(*names, place.store.namespace), *(tuple(names[:end]) for end in range(len(names), -1, -1))]
-    for prefix in places:
-        root = located(replace(path, prefix="/".join(prefix)), place.credentials)
-        inside = names[len(prefix) :]
-        # What has other objects there is no archive.
-        with suppress(ArchiveRefusedError):
-            if root.exists():
-                return root / "/".join(inside) if inside else root
-    return located(path, place.credentials)
-
-
 def listed(entries: list[TrashEntry]) -> list[str]:
     """Return the trash as lines, the newest entry last."""
     if not entries:
@@ -222,12 +200,12 @@ def _in_store(place: TrainerSettings, work: Callable[[Store], Awaitable[T]]) -> 
 
 @contextmanager
 def _archives() -> Iterator[None]:
-    """Have an archive or an object store that is in the way of a command end it with a line. Raises
+    """End a command with a line where an archive is in its way. Raises
     `CannotStartError` for one of a newer version, or another's, `StoppedError`.
     """
     try:
         yield
     except ArchiveRefusedError as exc:
         raise CannotStartError(exc.why) from exc
-    except (ArchiveFailedError, ObjectStoreError) as exc:
+    except ArchiveFailedError as exc:
         raise StoppedError(f"{exc}; then run this again") from exc

@@ -1,7 +1,6 @@
 """What the `foldin` command takes: the options of its subcommands, and what it reads in the environment.
 
-The standard library, `processes` and the addresses of archives only at import: the supervisor of a stack
-lives as long as the stack.
+Only the standard library and `processes` at import: the supervisor of a stack lives as long as the stack.
 """
 
 import tempfile
@@ -12,8 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from processes.settings import Environment, choice, data_path, real, setting, url, whole
-from trainer.archive.storage.address import ObjectAddress, archive_address
+from processes.settings import Environment, choice, data_folder, data_path, real, setting, url, whole
 
 # What the columns of contexts are called by, before the name of the field.
 CONTEXT_PREFIX = "context."
@@ -234,11 +232,10 @@ def moment(text: str) -> float:
 class BackupOptions:
     """Options of `foldin backup`."""
 
-    path: Path | ObjectAddress = setting(
+    path: Path = setting(
         ...,
-        "folder of the backup, or its place on an object store (`s3://...`); what it has already is not "
-        "copied again",
-        archive_address,
+        "folder of the backup; what it has already is not copied again",
+        data_folder,
         flag="DIR",
         metavar="PATH",
     )
@@ -249,10 +246,10 @@ class BackupOptions:
 class RestoreOptions:
     """Options of `foldin restore`. `path`: where from; None for the archive."""
 
-    path: Path | ObjectAddress | None = setting(
+    path: Path | None = setting(
         None,
-        "where the ratings come from: an archive, a backup, an entry of the trash; a path, or `s3://...`",
-        archive_address,
+        "where the ratings come from: an archive, a backup, an entry of the trash",
+        data_folder,
         flag="SOURCE",
         metavar="PATH",
         shown="the archive itself",

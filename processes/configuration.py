@@ -52,7 +52,6 @@ VARIABLES: dict[str, dict[str, str]] = {
     },
     "trainer": {
         "archive_dir": "FOLDIN_ARCHIVE_DIR",
-        "fits_dir": "FOLDIN_FITS_DIR",
         "linger_s": "FOLDIN_LINGER_S",
         "store_dir": "FOLDIN_STORE_DIR",
         "engine": "FOLDIN_ENGINE",

@@ -26,6 +26,8 @@ C = TypeVar("C", bound=str)
 HIDDEN = argparse.SUPPRESS  # help of a flag that only our own processes give each other
 # Names that `logging` knows.
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+# With a slip in it, too: it must not become a folder of this host.
+_LIKE_AN_ADDRESS = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*:/")
 # Variables that were settings once, without `FOLDIN_`: left out in silence, a limit would be missed.
 _GONE = {"QUOTAS": "nginx bounds requests and connections now (docs/operations.md)"}
 
@@ -87,7 +89,7 @@ class Setting:
     @property
     def is_path(self) -> bool:
         """Whether it names a file or folder."""
-        return self.metavar == "PATH" or self.parse in {Path, data_path}
+        return self.metavar == "PATH" or self.parse in {Path, data_path, data_folder}
 
     @property
     def positional(self) -> bool:
@@ -192,6 +194,17 @@ def data_path(text: str) -> Path:
     except UnicodeEncodeError:
         raise ValueError(f"must be a path in UTF-8, not {text!r}") from None
     return Path(text)
+
+
+def data_folder(text: str) -> Path:
+    """Parse the path of a folder of ratings."""
+    if _LIKE_AN_ADDRESS.match(text):
+        # Without the text: an address may have a key in it.
+        raise ValueError(
+            "must be a folder of this host, not an object store: name an empty folder, which the trainer "
+            'fills from the store (see "Where the archive lies" in docs/operations.md)'
+        )
+    return data_path(text)
 
 
 def program(text: str) -> str:
@@ -386,7 +399,7 @@ def _shown(default: object) -> str:
 def _metavar(parse: Callable[[str], Any], default: object) -> str | None:
     if isinstance(parse, _OneOf):
         return f"{{{','.join(parse.options)}}}"
-    if parse in {Path, data_path}:
+    if parse in {Path, data_path, data_folder}:
         return "PATH"
     return "URL" if parse is url else "N" if isinstance(default, int | float) else None
 

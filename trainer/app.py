@@ -7,7 +7,6 @@ import contextlib
 import random
 import time
 import uuid
-from pathlib import Path
 
 from featurestore.errors import LeaseLost, StoreChanged, StoreDamaged, StoreError, StoreRefused
 from featurestore.leases import Lease
@@ -108,13 +107,9 @@ class Trainer:
                     self._settings.archive_folder,
                     guard=self._may_write,
                     step=self._step,
-                    fits=self._settings.fits_folder,
                 )
             except ArchiveFailedError as exc:
-                # An object store says itself what to do.
-                is_folder = isinstance(self._settings.archive_dir, Path)
-                advice = "; free it, or set FOLDIN_ARCHIVE_DIR" if is_folder else ""
-                raise CannotStartError(f"{exc}{advice}") from exc
+                raise CannotStartError(f"{exc}; free it, or set FOLDIN_ARCHIVE_DIR") from exc
             except ArchiveWaitsError as exc:
                 if not waiting:
                     log.event("waiting", reason="archive", detail=str(exc))
@@ -145,7 +140,7 @@ class Trainer:
             finally:
                 self.term = None
                 leadership.end()
-                # What waits for an object store has the archive until it is answered.
+                # What waits for a disk has the archive until it is done.
                 await tools.threads.drained()
                 root.leave()
                 with contextlib.suppress(StoreError, TimeoutError):
@@ -161,7 +156,6 @@ class Trainer:
         root, threads = tools.root, tools.threads
         try:
             await match(tools.store, root, leadership, threads, adopt=adopt)
-            await with_retries(threads.run, root.take_fits)
         except ArchiveRefusedError:
             # Beside an archive that is not the store's the services answer all the same.
             with contextlib.suppress(StoreError):

@@ -70,7 +70,7 @@ class RoomWatch(Stage):
 
     def __init__(self, tools: Tools) -> None:
         super().__init__(tools)
-        self._disks: dict[FullReason, Path] = {"archive_disk": tools.root.disk}
+        self._disks: dict[FullReason, Path] = {"archive_disk": tools.root.root}
         # None where the store's disk is not this host's.
         if (store_folder := tools.settings.store_dir) is not None:
             self._disks["store_disk"] = store_folder

@@ -8,7 +8,7 @@ from processes.errors import DATA_REFUSED
 
 
 class Named(Protocol):
-    """A file, in a folder or on an object store."""
+    """A file."""
 
     @property
     def name(self) -> str:
@@ -39,9 +39,7 @@ def other_format(path: object, found: object, known: int) -> ArchiveRefusedError
 
 
 class ArchiveWaitsError(TrainerError):
-    """The archive cannot be opened for now, as its disk is full or its object store does not answer: wait and
-    try again.
-    """
+    """The archive cannot be opened for now, as its disk is full: wait and try again."""
 
 
 class ArchiveFailedError(TrainerError):

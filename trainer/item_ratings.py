@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,6 @@ from trainer import log
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import SCHEMA, Position, codes_of, lies_after, ratings_of, string_array
 from trainer.archive.segments import read_parts
-from trainer.archive.storage.files import Location
 from trainer.consume.open_epochs import OpenEpoch, OpenEpochs
 from trainer.errors import SegmentDamagedError, SegmentGoneError
 from trainer.fit_job.ratings import last_of_pairs
@@ -206,7 +206,7 @@ def holders(archive: EpochArchive, commands: Sequence[Command]) -> list[pa.Table
     return [seen.take(pc.index_in(users, value_set=seen["user_id"])) for users in owners]
 
 
-def _last_ratings(paths: Sequence[Location], items: pa.StringArray) -> pa.Table:
+def _last_ratings(paths: Sequence[Path], items: pa.StringArray) -> pa.Table:
     """Return the last rating that each user has given to, or taken back from, each of `items`."""
     found = SCHEMA.empty_table()
     for path in paths:
@@ -222,7 +222,7 @@ def _last_ratings(paths: Sequence[Location], items: pa.StringArray) -> pa.Table:
     return found
 
 
-def _seen(paths: Sequence[Location], users: pa.StringArray) -> pa.Table:
+def _seen(paths: Sequence[Path], users: pa.StringArray) -> pa.Table:
     """Return the highest `n` of each of `users` among all events."""
     columns = ["user_id", "n"]
     found = SCHEMA.empty_table().select(columns)

@@ -23,6 +23,7 @@ from featurestore.ratings.event_types import EventType
 from processes.container import usable_cores
 from trainer import gate, log
 from trainer.archive.epoch_archive import Snapshot
+from trainer.archive.item_list import write_items
 from trainer.archive.meanings import read_fields
 from trainer.catalogue.changes import ChangedItems
 from trainer.catalogue.reading import write_catalogue, write_user_attributes
@@ -305,7 +306,7 @@ class Refitter(Stage):
             # From here on the folder remembers whom the archive loses: the snapshot may still know them.
             await with_retries(self._threads.run, epoch.fits.begin_fit)
             try:
-                snapshot, files = await with_retries(self._threads.run, epoch.open_snapshot)
+                snapshot, files = await with_retries(self._threads.run, epoch.archive.open_snapshot)
             except SegmentDamagedError as exc:
                 await self._rebuild(epoch, exc.path, exc.why)
                 continue
@@ -321,7 +322,7 @@ class Refitter(Stage):
                 # After the snapshot: the registry has every item that is in it.
                 await with_retries(registry.refresh)
                 item_ids = registry.ids[:]
-                items = await with_retries(self._threads.run, epoch.write_items, item_ids)
+                items = await with_retries(self._threads.run, write_items, epoch.archive.directory, item_ids)
                 live = self._switch.live
                 fit = live.result if live is not None and live.epoch == number else None
                 request = FitRequest(

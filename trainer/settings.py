@@ -8,9 +8,7 @@ from pathlib import Path
 from featurestore.settings import StoreSettings, host_and_port
 from featurestore.telemetry.log_lines import FORMS
 from processes import module_name
-from processes.settings import LOG_LEVELS, choice, data_path, load, nested, real, setting, whole
-from trainer.archive.storage.address import ObjectAddress, ObjectCredentials, archive_address
-from trainer.archive.storage.files import Location, located
+from processes.settings import LOG_LEVELS, choice, data_folder, load, nested, real, setting, whole
 from trainer.engines import ENGINES, EngineName
 from trainer.gate import Policy
 from trainer.schedule import Rules
@@ -54,21 +52,12 @@ class TrainerSettings:
     """
 
     store: StoreSettings = nested(StoreSettings)
-    archive_dir: Path | ObjectAddress = setting(
+    archive_dir: Path = setting(
         Path("data/archive"),
-        "folder of the archive of ratings, or its place on an S3-compatible store, like "
-        "`s3://bucket/prefix?endpoint=https://host:port&region=name`, which needs the extra `s3`",
-        archive_address,
+        "folder of the archive of ratings",
+        data_folder,
         variable="FOLDIN_ARCHIVE_DIR",
-        metavar="PATH",
     )
-    fits_dir: Path = setting(
-        Path("data/fits"),
-        "folder of this host for the fits, where the archive is on an object store",
-        data_path,
-        variable="FOLDIN_FITS_DIR",
-    )
-    credentials: ObjectCredentials = nested(ObjectCredentials)
     linger_s: float = setting(
         0.5,
         "seconds between two segments of the archive while few ratings come in; items learn from a rating "
@@ -140,12 +129,6 @@ class TrainerSettings:
         return load(cls, argv, environ, command=f"python -m {module_name('trainer')}", about=about)
 
     @property
-    def fits_folder(self) -> Path:
-        """Folder of this namespace's fits, where its archive is on an object store."""
-        # A name that no archive has: no namespace has a dot.
-        return self.fits_dir / f"{self.store.namespace}.fits"
-
-    @property
-    def archive_folder(self) -> Location:
-        """Place of this namespace's archive. On an object store each has its own connections."""
-        return located(self.archive_dir / self.store.namespace, self.credentials)
+    def archive_folder(self) -> Path:
+        """Folder of this namespace's archive."""
+        return self.archive_dir / self.store.namespace

@@ -17,10 +17,9 @@ from featurestore.store import Store
 from trainer import log
 from trainer.archive.kept import kept_version
 from trainer.archive.root import ArchiveRoot
-from trainer.archive.storage.files import files_of
 from trainer.archive.trash import Overdue, Why, surplus
 from trainer.consume.open_epochs import OpenEpochs
-from trainer.errors import ArchiveFailedError, archive_errors
+from trainer.errors import ArchiveFailedError
 from trainer.publication.forgotten import ForgottenUsers
 from trainer.publication.switch import Switch
 from trainer.retry import with_retries
@@ -31,8 +30,6 @@ from trainer.threads import Threads
 _ROUND_S = 1.0
 # Entries leave the trash after days: a minute more or less is nothing.
 _TRASH_S = 60.0
-# A leader that was frozen, woke up late and was killed before it knew: that is rare.
-_LEFT_S = 3_600.0
 # Between small steps of removing: leaves the store to lookups.
 REMOVAL_PAUSE_S = 0.002
 
@@ -100,7 +97,6 @@ class Upkeep(Stage):
         self.trash_bytes = 0
         self._emptied_at = -math.inf
         # By the same clock: when objects were looked for that no commit names. The term has begun with that.
-        self._swept_at = time.monotonic()
         # Whether what is live is known here: nothing is removed beside what cannot be read.
         self._followed = False
         # The new epoch that was given up last: no number is given twice.
@@ -178,14 +174,6 @@ class Upkeep(Stage):
         if time.monotonic() - self._emptied_at > _TRASH_S:
             self._emptied_at = time.monotonic()
             await self._guarded(self._empty_trash())
-        if time.monotonic() - self._swept_at > _LEFT_S:
-            self._swept_at = time.monotonic()
-            await self._guarded(self._threads.run(self._remove_left))
-
-    def _remove_left(self) -> None:
-        archive = self._root.root
-        with archive_errors(f"tidy up {archive}"):
-            files_of(archive).remove_unnamed(archive)
 
     async def _unused(self) -> tuple[Pointer, set[int], list[int]]:
         """Return the pointer, the epochs of which something is stored, and those that are no longer needed by

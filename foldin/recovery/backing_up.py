@@ -8,10 +8,10 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from featurestore.errors import StoreError
 from featurestore.settings import format_scale
@@ -31,15 +31,12 @@ from foldin.recovery.manifest import (
 )
 from foldin.recovery.reaching import Reached, read_reached
 from foldin.recovery.retries import Progress, Say, no_progress, retried
-from processes.backoff import Backoff
 from processes.errors import CannotStartError
 from trainer.archive.erasures import FILES
 from trainer.archive.events import format_position
+from trainer.archive.files import TEMPORARY, Staged, open_file, sync_directory, write_whole
 from trainer.archive.item_list import write_items
-from trainer.archive.segments import Segment, SegmentName, no_step, read_segment
-from trainer.archive.storage import fences
-from trainer.archive.storage.files import Location, files_of, located, on_objects, sync_directory, write_whole
-from trainer.archive.storage.local import TEMPORARY
+from trainer.archive.segments import Segment, SegmentName, read_segment
 from trainer.errors import ArchiveFailedError, SegmentDamagedError, SegmentGoneError
 from trainer.settings import TrainerSettings
 
@@ -47,7 +44,7 @@ from trainer.settings import TrainerSettings
 async def back_up(
     store: Store,
     settings: TrainerSettings,
-    target: Location,
+    target: Path,
     say: Say,
     progress: Progress = no_progress,
 ) -> Manifest:
@@ -65,7 +62,7 @@ async def back_up(
 
 
 async def _back_up(
-    store: Store, settings: TrainerSettings, target: Location, say: Say, progress: Progress
+    store: Store, settings: TrainerSettings, target: Path, say: Say, progress: Progress
 ) -> Manifest:
     epoch = (await retried(store.generations.live)).epoch
     name = f"epoch-{epoch:06d}"
@@ -116,17 +113,16 @@ async def _back_up(
     return manifest
 
 
-def _require_own(target: Location, store: Store, settings: TrainerSettings) -> None:
+def _require_own(target: Path, store: Store, settings: TrainerSettings) -> None:
     """Raise `CannotStartError` where the folder is none, is the archive's, or has the backup of another
     store; OSError where it cannot be looked at.
     """
     if target.exists() and not target.is_dir():
         raise CannotStartError(f"{target} is not a folder: name another one")
     # The trainer would take the copies for its own, or move them to its trash; with the store's disk both go.
-    archive = located(settings.archive_dir, settings.credentials)
-    for what, folder in (("archive", archive), ("store", settings.store_dir)):
+    for what, folder in (("archive", settings.archive_dir), ("store", settings.store_dir)):
         own_folder, there = folder and folder.resolve(), target.resolve()
-        if own_folder and (_is_in(there, own_folder) or _is_in(own_folder, there)):
+        if own_folder and (there.is_relative_to(own_folder) or own_folder.is_relative_to(there)):
             raise CannotStartError(f"{target} is where the {what} is: name another folder")
     own = store.identity, settings.store.namespace
     for folder in sorted(target.glob("epoch-*")):
@@ -135,18 +131,9 @@ def _require_own(target: Location, store: Store, settings: TrainerSettings) -> N
             raise CannotStartError(f"{folder} is the backup of another store: name another folder")
 
 
-def _is_in(path: Location, folder: Location) -> bool:
-    same_kind = (on_objects(path) is None) == (on_objects(folder) is None)
-    return same_kind and path.is_relative_to(folder)
-
-
 @contextlib.contextmanager
-def _alone(target: Location) -> Iterator[None]:
+def _alone(target: Path) -> Iterator[None]:
     """Keep other backups from `target`: each removes the files that its own manifest does not name."""
-    if on_objects(target) is not None:
-        with _taken(target):
-            yield
-        return
     is_new = not target.exists()
     try:
         # It has what all users of the API have told.
@@ -171,26 +158,7 @@ def _alone(target: Location) -> Iterator[None]:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _taken(target: Location) -> Iterator[None]:
-    """Keep out backups into an object store that have begun before: what they write is refused."""
-    fence = fences.fence_of(target)
-    try:
-        fence.probe()
-        backoff = Backoff(0.05, 2.0)
-        while not fence.take(fence.claim(f"backup.{secrets.token_hex(4)}"), no_step):
-            time.sleep(backoff.next_s())
-            if backoff.failures >= fences.MOST_TAKES:
-                raise CannotStartError(f"{target} cannot be written: {fences.NOT_LISTED}")
-    except OSError as exc:
-        raise CannotStartError(f"{target} cannot be written: {exc.strerror or exc}") from exc
-    try:
-        yield
-    finally:
-        fence.leave()
-
-
-def _copy(segments: Sequence[Segment], folder: Location, progress: Progress) -> dict[str, File]:
+def _copy(segments: Sequence[Segment], folder: Path, progress: Progress) -> dict[str, File]:
     """Copy the segments that the folder does not have; return all by name. Raises OSError, and what reading
     a segment raises.
     """
@@ -212,10 +180,10 @@ def _copy(segments: Sequence[Segment], folder: Location, progress: Progress) -> 
     return files
 
 
-def _copy_one(path: Location, copy: Location) -> None:
+def _copy_one(path: Path, copy: Path) -> None:
     # A copy, not a link: a block that goes bad must not be in both.
-    beside = files_of(copy).staged(copy)
-    with files_of(path).open(path) as read, beside.open() as written:
+    beside = Staged(copy)
+    with open_file(path) as read, beside.open() as written:
         while part := read.read(CHUNK_BYTES):
             written.write(part)
     # What was damaged in the archive, or on the way, is found now, not when it is needed.
@@ -225,14 +193,14 @@ def _copy_one(path: Location, copy: Location) -> None:
 
 
 def _finish(
-    folder: Location, manifest: Manifest, ids: Sequence[bytes], lists: Sequence[tuple[bytes, str]]
+    folder: Path, manifest: Manifest, ids: Sequence[bytes], lists: Sequence[tuple[bytes, str]]
 ) -> None:
     """Write the item ids, by row, what else `lists` has, by what it is called, and the manifest, then remove
     what that makes superfluous.
     """
     files = dict(manifest.files)
 
-    def put(written: Location, pattern: str) -> None:
+    def put(written: Path, pattern: str) -> None:
         # A name of its own: until the new manifest is there the backup before must have its list.
         found = file_of(written)
         name = pattern.replace("*", found.sha256[:16])
@@ -255,6 +223,4 @@ def _finish(
         old = old or SegmentName.parse(path.name) is not None
         if old and path.is_file() and path.name not in files:
             path.unlink()
-    # On an object store it would stay a while, with users who were forgotten since the backup before.
-    files_of(folder).forget_replaced(folder)
     sync_directory(folder)

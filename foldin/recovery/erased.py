@@ -5,6 +5,7 @@ a user rated before an erasure is restored; what a user rated after coming back 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,6 @@ from processes.errors import CannotStartError
 from trainer.archive.erasures import Ledger, ledger_files, parse_ledger, put_ledger
 from trainer.archive.events import without_marks
 from trainer.archive.reading import waiting_tables
-from trainer.archive.storage.files import Location
 from trainer.errors import LedgerDamagedError
 
 # Later than any event: of an erasure whose time is not known.
@@ -72,7 +72,7 @@ class Erased:
 
 
 async def find_erased(
-    store: Store, epoch: int, folder: Location, more: Sequence[Ledger], *, skip_damaged: bool
+    store: Store, epoch: int, folder: Path, more: Sequence[Ledger], *, skip_damaged: bool
 ) -> Erased:
     """Return who was erased from an epoch and its archive, and from where the ledgers `more` come from.
 
@@ -97,7 +97,7 @@ async def _waiting(store: Store, epoch: int) -> list[pa.Table]:
     return [table async for table in waiting_tables(store, epoch)]
 
 
-def read_ledgers(folder: Location, *, skip_damaged: bool = False) -> list[Ledger]:
+def read_ledgers(folder: Path, *, skip_damaged: bool = False) -> list[Ledger]:
     """Return the ledgers in a folder, or that of one file. `skip_damaged`: what can be read of them.
 
     Raises `CannotStartError`.
@@ -120,7 +120,7 @@ def are_newer(ledgers: Sequence[Ledger], than: Sequence[Ledger]) -> bool:
     return not all(any(old.has_all_of(new) for old in than) for new in ledgers if len(new))
 
 
-def ledger_copies(folder: Location) -> tuple[list[bytes], list[Location]]:
+def ledger_copies(folder: Path) -> tuple[list[bytes], list[Path]]:
     """Return the content of each ledger in a folder, for a backup, and which are damaged: of the copies of
     these, too, a restore says so. Raises `CannotStartError`, OSError.
     """
@@ -135,7 +135,7 @@ def ledger_copies(folder: Location) -> tuple[list[bytes], list[Location]]:
     return contents, damaged
 
 
-def take_over(ledgers: Sequence[Ledger], folder: Location) -> None:
+def take_over(ledgers: Sequence[Ledger], folder: Path) -> None:
     """Have erasures in an archive that it does not know of. Raises `StoppedError`."""
     known = read_ledgers(folder, skip_damaged=True)
     for ledger in ledgers:

@@ -4,12 +4,11 @@ one was whole when it was written, and what is missing or damaged since is found
 
 import hashlib
 from dataclasses import asdict, dataclass, fields
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from processes.errors import CannotStartError
 from trainer.archive.json_files import read_json, write_json
-from trainer.archive.storage.files import Location
 
 NAME = "manifest.json"
 # What a list of items is called, by its checksum, and a catalogue, where there is one.
@@ -43,7 +42,7 @@ class Manifest:
     items: int
     created: float
 
-    def write(self, folder: Location) -> None:
+    def write(self, folder: Path) -> None:
         """Put it in place, on disk when this returns. Raises OSError."""
         write_json(folder / NAME, asdict(self))
 
@@ -60,7 +59,7 @@ class Manifest:
     def _called(self, pattern: str) -> str | None:
         return next((name for name in self.files if PurePath(name).match(pattern)), None)
 
-    def check(self, folder: Location) -> None:
+    def check(self, folder: Path) -> None:
         """Raise `CannotStartError` naming the first file that is missing or not as it was."""
         # All of each file, not only its size: a disk that was put away for a year forgets bits, not ends.
         for name, file in self.files.items():
@@ -75,7 +74,7 @@ class Manifest:
                 raise CannotStartError(f"the backup is damaged: {path} is not what was written")
 
 
-def read_manifest(folder: Location, *, skip_damaged: bool = False) -> Manifest | None:
+def read_manifest(folder: Path, *, skip_damaged: bool = False) -> Manifest | None:
     """Return the manifest of a folder; None where there is none. `skip_damaged`: nor where it cannot be read.
 
     Raises `CannotStartError` where it cannot be read, `ArchiveRefusedError` for a newer format.
@@ -98,7 +97,7 @@ def read_manifest(folder: Location, *, skip_damaged: bool = False) -> Manifest |
         ) from exc
 
 
-def file_of(path: Location) -> File:
+def file_of(path: Path) -> File:
     """Return size and checksum of a file. Raises OSError."""
     state, size = hashlib.sha256(), 0
     with path.open("rb") as file:

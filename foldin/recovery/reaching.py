@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from featurestore.ratings.stream import Progress
 from featurestore.store import Store
@@ -15,7 +16,6 @@ from foldin.recovery.retries import Say, T, has_leader, retried
 from trainer.archive.events import join_spans
 from trainer.archive.listing import uncovered
 from trainer.archive.segments import Segment, inspect_segment
-from trainer.archive.storage.files import Location, files_of
 from trainer.errors import (
     ArchiveFailedError,
     SegmentDamagedError,
@@ -43,7 +43,7 @@ class Reached:
     segments: tuple[Segment, ...]
 
 
-async def reach(store: Store, epoch: int, folder: Location, say: Say) -> Reached:
+async def reach(store: Store, epoch: int, folder: Path, say: Say) -> Reached:
     """Return the archive of an epoch once it has all that was acknowledged before this call.
 
     A partition without events is left out of the cut.
@@ -70,9 +70,7 @@ async def reach(store: Store, epoch: int, folder: Location, say: Say) -> Reached
         await asyncio.sleep(_LOOK_S)
 
 
-async def read_reached(
-    store: Store, epoch: int, folder: Location, say: Say, read: Callable[[Reached], T]
-) -> T:
+async def read_reached(store: Store, epoch: int, folder: Path, say: Say, read: Callable[[Reached], T]) -> T:
     """Return what `read` makes, in a thread, of what `reach` returns. Raises as both, and `StoppedError`."""
     for _ in range(_LISTINGS):
         reached = await reach(store, epoch, folder, say)
@@ -81,12 +79,11 @@ async def read_reached(
     raise StoppedError("the archive changes all the time: run this again")
 
 
-def listed(folder: Location, cut: Cut) -> tuple[str | None, list[Segment]]:
+def listed(folder: Path, cut: Cut) -> tuple[str | None, list[Segment]]:
     """Return in what the archive falls short of the cut, None where it does not, and its segments."""
     segments: list[Segment] = []
     try:
         found = uncovered(folder) if folder.is_dir() else []
-        files_of(folder).read_ahead([path for _, path in found])
         for name, path in found:
             if name.first != (segments[-1].name.last if segments else 0) + 1:
                 return f"{folder} lacks what comes before {path.name}", segments

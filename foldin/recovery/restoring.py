@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -44,7 +45,6 @@ from processes.errors import CannotStartError
 from trainer.archive.erasures import Ledger
 from trainer.archive.identity import read_identity
 from trainer.archive.segments import Step, no_step
-from trainer.archive.storage.files import Location
 from trainer.erasure.older_copy import erase_attributes_again
 from trainer.settings import TrainerSettings
 
@@ -70,13 +70,13 @@ class RestoreRequest:
     then, by the store's clock; `erasures`: a ledger, or a folder with ledgers, beside those of the source.
     """
 
-    path: Location
+    path: Path
     live: Live = "all"
     until_ms: int | None = None
     skip_damaged: bool = False
     dry_run: bool = False
     skip_damaged_ledger: bool = False
-    erasures: Location | None = None
+    erasures: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ changed, and what is damaged or newer than this version is refused, naming the f
 
 import contextlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -33,7 +34,6 @@ from trainer.archive.listing import segment_files, uncovered
 from trainer.archive.meanings import read_fields, read_types
 from trainer.archive.reading import Part, read_part
 from trainer.archive.segments import DAMAGED, open_segment, read_columns
-from trainer.archive.storage.files import Location
 from trainer.archive.trash import NOTE
 from trainer.errors import (
     ArchiveFailedError,
@@ -49,7 +49,7 @@ LISTINGS = 10
 class Source:
     """The folder of one epoch. `manifest`: of a backup."""
 
-    folder: Location
+    folder: Path
     manifest: Manifest | None = None
 
 
@@ -68,9 +68,7 @@ class Archived:
     lacks: str = ""
 
 
-def find_source(
-    path: Location, live: tuple[str, int], namespace: str, *, skip_damaged: bool = False
-) -> Source:
+def find_source(path: Path, live: tuple[str, int], namespace: str, *, skip_damaged: bool = False) -> Source:
     """Return the epoch that a folder stands for. `live`: identity and live epoch of the store;
     `skip_damaged`: what is there of a backup that is not whole will do.
 
@@ -111,13 +109,13 @@ def find_source(
     raise CannotStartError(f"{path} has no ratings: name an archive, a backup, or an entry of the trash")
 
 
-def _without_manifest(folder: Location, *, skip_damaged: bool) -> Source:
+def _without_manifest(folder: Path, *, skip_damaged: bool) -> Source:
     """Return an epoch of an archive. Refuse a backup that lacks its manifest: nothing tells what it lacks
     besides.
     """
     # A trainer makes the folder of its fits when it opens an epoch; on the way to the trash it goes.
     of_archive = (folder / "fits").is_dir() or (folder / NOTE).exists() or (folder / ITEMS).exists()
-    # On an object store it has none there; but beside its epochs an archive says whose it is.
+    # Beside its epochs an archive says whose it is.
     of_archive = of_archive or (folder.parent / IDENTITY_FILE).exists()
     if not of_archive and not skip_damaged:
         raise CannotStartError(
@@ -127,13 +125,13 @@ def _without_manifest(folder: Location, *, skip_damaged: bool) -> Source:
     return Source(folder)
 
 
-def is_live_archive(source: Source, live: tuple[str, int], root: Location) -> bool:
+def is_live_archive(source: Source, live: tuple[str, int], root: Path) -> bool:
     """Say whether a source is what the trainer of this store archives into. `root`: its archive."""
     folder = live_archive(live, root)
     return folder is not None and source.folder.resolve() == folder.resolve()
 
 
-def live_archive(live: tuple[str, int], root: Location) -> Location | None:
+def live_archive(live: tuple[str, int], root: Path) -> Path | None:
     """Return the folder of the live epoch in an archive; None where that is another store's."""
     return root / f"epoch-{live[1]:06d}" if read_identity(root) == live[0] else None
 
@@ -244,7 +242,7 @@ def _catalogue(source: Source, *, skip_damaged: bool) -> tuple[Dump | None, str]
         raise CannotStartError(why) from exc
 
 
-def _of_archive(folder: Location, *, skip_damaged: bool) -> tuple[Dump | None, str]:
+def _of_archive(folder: Path, *, skip_damaged: bool) -> tuple[Dump | None, str]:
     """The same of an archive, and of an entry of the trash, which has the file itself where it was another
     store's.
     """
@@ -310,7 +308,7 @@ def _told(
     return replace(events, context=events.context[:, :named] if named else None)
 
 
-def _require_whole(folder: Location) -> None:
+def _require_whole(folder: Path) -> None:
     """Refuse a folder of which a part was set aside or is missing."""
     damaged = sorted(folder.glob(f"*{DAMAGED}"))
     if damaged:
@@ -329,7 +327,7 @@ def _require_whole(folder: Location) -> None:
         expected = name.last + 1
 
 
-def _items(path: Location, events: RatingEvents, *, skip_damaged: bool) -> pa.StringArray:
+def _items(path: Path, events: RatingEvents, *, skip_damaged: bool) -> pa.StringArray:
     """The listed items by row, then those that events name besides, in the order of the events."""
     try:
         listed = read_items(path)

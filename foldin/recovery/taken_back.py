@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +22,11 @@ from processes.errors import CannotStartError
 from trainer.archive.events import SCHEMA, Rows
 from trainer.archive.listing import uncovered
 from trainer.archive.segments import open_rows, open_segment
-from trainer.archive.storage.files import Location
 from trainer.errors import ArchiveFailedError, ArchiveRefusedError, SegmentDamagedError, SegmentGoneError
 from trainer.fit_job.ratings import last_of_pairs
 
 
-def with_taken_back(live: RatingEvents, erased: Erased, folder: Location | None, say: Say) -> RatingEvents:
+def with_taken_back(live: RatingEvents, erased: Erased, folder: Path | None, say: Say) -> RatingEvents:
     """Return the histories of the live epoch, after the events that took pairs back which they lack.
     `folder`: the archive of that epoch, None where there is none that knows. What is damaged there is told to
     `say`.
@@ -43,7 +43,7 @@ def with_taken_back(live: RatingEvents, erased: Erased, folder: Location | None,
     return joined(gone.take(~np.isin(*numbered_pairs(gone, live))), live)
 
 
-def _archived(folder: Location, say: Say) -> pa.Table:
+def _archived(folder: Path, say: Say) -> pa.Table:
     """Return the events of an archive of users of whom any took a pair back, and of such items."""
     try:
         for _ in range(LISTINGS):
@@ -59,7 +59,7 @@ def _archived(folder: Location, say: Say) -> pa.Table:
     raise CannotStartError(f"{folder} changes all the time: run this again")
 
 
-def _segments(folder: Location, files: contextlib.ExitStack, say: Say) -> list[Rows]:
+def _segments(folder: Path, files: contextlib.ExitStack, say: Say) -> list[Rows]:
     """Return the segments of an archive, whose `files` are open; those that are damaged are told of."""
     # Opened at once: a merge takes files away meanwhile.
     listed = uncovered(folder) if folder.is_dir() else []

@@ -31,7 +31,6 @@ from trainer.archive.erasures import Erasures, ledger_files, parse_ledger
 from trainer.archive.item_list import read_items, write_items
 from trainer.archive.json_files import read_json, write_json
 from trainer.archive.segments import METADATA_KEY
-from trainer.archive.storage.object_archive import Commit
 from trainer.errors import ArchiveRefusedError
 
 FORMAT = re.compile(r"(?!_NO)_?([A-Z]+_)?(FORMAT|LAYOUT)")
@@ -60,7 +59,6 @@ def stored(folder: Path) -> dict[str, tuple[bytes, Read, type[Exception]]]:
     Erasures(folder, guard=free).add([(b"ann", 1)])
     (ledger,) = map(Path, ledger_files(folder))
     embedded._write(folder, 3, [1, 2, 3])
-    commit = Commit(1, "t").to_bytes()
     dump = msgspec.json.encode(Dump({}, [], [], []))
     of_cluster = in_file(lambda path: embedded._stored(path.parent), folder / "cluster.json")
     of_ledger = in_file(lambda path: parse_ledger(path, path.read_bytes()), ledger)
@@ -69,7 +67,6 @@ def stored(folder: Path) -> dict[str, tuple[bytes, Read, type[Exception]]]:
         "event types": (types_to_bytes(DEFAULT_TYPES), types_from_bytes, ValueError),
         "context fields": (schema_to_bytes(ContextSchema(())), schema_from_bytes, ValueError),
         "catalogue": (dump, lambda data: dump_from_bytes(gzip.compress(data)), DumpUnreadable),
-        "commit": (commit, lambda data: Commit.from_bytes(data, "it"), ArchiveRefusedError),
         "small file": (*in_file(read_json, folder / "file.json"), ArchiveRefusedError),
         "items": (*in_file(read_items, items), ArchiveRefusedError),
         "ledger": (*of_ledger, ArchiveRefusedError),

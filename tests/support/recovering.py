@@ -30,7 +30,6 @@ from tests.support.servers import StoreServer
 from tests.support.trainers import Crash, crash_at, cut_off, fitted, running_trainer, until_drained
 from tests.support.waiting import wait_until_async
 from trainer.archive.segments import Step, no_step
-from trainer.archive.storage.files import Location
 from trainer.settings import TrainerSettings
 
 opened = factories.opened
@@ -80,7 +79,7 @@ def copy_of(settings: TrainerSettings, name: str = "copy") -> Path:
     return Path(shutil.copytree(settings.archive_folder, settings.archive_folder.parent.with_name(name)))
 
 
-async def backed_up(settings: TrainerSettings, target: Location) -> Manifest:
+async def backed_up(settings: TrainerSettings, target: Path) -> Manifest:
     async with opened(settings.store) as store:
         return await back_up(store, settings, target, lambda _line: None)
 

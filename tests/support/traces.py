@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.ratings.log import NewRating
-from trainer.archive.storage.local import TEMPORARY
+from trainer.archive.files import TEMPORARY
 from trainer.errors import SegmentGoneError
 
 

@@ -24,7 +24,6 @@ from tests.support.waiting import PATIENCE_S, some, wait_until, wait_until_async
 from trainer.app import Trainer
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.segments import SegmentName, Step, no_step
-from trainer.archive.storage.address import ObjectAddress
 from trainer.errors import CannotStartError, SegmentGoneError
 from trainer.schedule import Rules
 from trainer.settings import TrainerSettings
@@ -197,12 +196,10 @@ asyncio.run(main())
 
 
 def trainer_environment(settings: TrainerSettings) -> dict[str, str]:
-    archive = settings.archive_dir
     return {
         **os.environ,
         **store_environment(settings.store),
-        "FOLDIN_ARCHIVE_DIR": archive.text if isinstance(archive, ObjectAddress) else str(archive),
-        "FOLDIN_FITS_DIR": str(settings.fits_dir),
+        "FOLDIN_ARCHIVE_DIR": str(settings.archive_dir),
     }
 
 
@@ -238,8 +235,7 @@ class ChildTrainer:
         how: signal.Signals = signal.SIGKILL,
         patch: str = "",
     ) -> None:
-        archive = settings.archive_dir
-        self.log = (archive if isinstance(archive, Path) else settings.fits_dir).with_name("trainer.log")
+        self.log = settings.archive_dir.with_name("trainer.log")
         arguments = [pickle.dumps(settings).hex(), step, str(occurrence), str(int(how)), patch]
         self.process = BlockingChild([sys.executable, "-c", CHILD, *arguments], self.log)
 

@@ -9,6 +9,7 @@ import contextlib
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +26,7 @@ from trainer.archive.events import (
     not_of_users,
     string_array,
 )
+from trainer.archive.files import sync_directory
 from trainer.archive.listing import recover
 from trainer.archive.merging import MERGED_ROWS, choose_merge
 from trainer.archive.segments import (
@@ -41,7 +43,6 @@ from trainer.archive.segments import (
     write_segment,
 )
 from trainer.archive.segments import read_spans as spans_in_footer
-from trainer.archive.storage.files import Location, files_of, sync_directory
 from trainer.archive.unread import UnreadFiles
 from trainer.errors import (
     ArchiveFailedError,
@@ -64,7 +65,7 @@ class Snapshot:
     """The segments of an epoch at one moment: their files in the order of the log, and what they cover."""
 
     epoch: int
-    paths: tuple[Location, ...]
+    paths: tuple[Path, ...]
     spans: Spans
     rows: int
 
@@ -86,7 +87,7 @@ class EpochArchive:
 
     def __init__(
         self,
-        directory: Location,
+        directory: Path,
         epoch: int,
         *,
         guard: Guard,
@@ -258,15 +259,8 @@ class EpochArchive:
             for path in self.directory.glob(f"*{DAMAGED}"):
                 with failures:
                     erased += self._erase_set_aside(path, before_ms, until)
-            with failures:
-                self.forget_replaced()
         failures.throw()
         return erased
-
-    def forget_replaced(self) -> None:
-        """Remove at once what is kept of segments that were replaced. Raises `ArchiveFailedError`."""
-        with self._writing():
-            files_of(self.directory).forget_replaced(self.directory)
 
     def _erase_from(self, segment: Segment, before_ms: Mapping[bytes, int], until: Until) -> int:
         name = SegmentName(segment.name.first, segment.name.last, segment.name.revision + 1)
@@ -280,7 +274,7 @@ class EpochArchive:
             return 0
         return erased
 
-    def _erase_set_aside(self, path: Location, before_ms: Mapping[bytes, int], until: Until) -> int:
+    def _erase_set_aside(self, path: Path, before_ms: Mapping[bytes, int], until: Until) -> int:
         try:
             with open_segment(path) as file:
                 rows, spans = open_rows(path, file), spans_in_footer(path, file)
@@ -376,14 +370,13 @@ class EpochArchive:
     def _remove_covered(self) -> None:
         """Remove files that others cover. Raises `ArchiveFailedError`: then the next call removes them."""
         with self._writing():
-            with files_of(self.directory).batch(self.directory):
-                for segment in self._covered:
-                    # After a removal that failed, and damage, its name may have been given again.
-                    if any(segment.path == listed.path for listed in self._listed()):
-                        continue
-                    self._step("replace:unlink")
-                    segment.path.unlink(missing_ok=True)
-                    self._unread.was_read(segment.path)
+            for segment in self._covered:
+                # After a removal that failed, and damage, its name may have been given again.
+                if any(segment.path == listed.path for listed in self._listed()):
+                    continue
+                self._step("replace:unlink")
+                segment.path.unlink(missing_ok=True)
+                self._unread.was_read(segment.path)
             self._step("replace:unlinked")
             sync_directory(self.directory)
         self._covered.clear()

@@ -13,14 +13,15 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from factors import Int64s
 from trainer import log
+from trainer.archive.files import append, write_whole
 from trainer.archive.segments import Guard
-from trainer.archive.storage.files import Location, files_of, write_whole
 from trainer.errors import LedgerDamagedError, archive_errors, other_format
 
 FILES = "erasures-*.log"
@@ -70,10 +71,10 @@ class Ledger:
 class Erasures:
     """The ledger of an archive, to add to. Blocking: call in a thread."""
 
-    def __init__(self, folder: Location, *, guard: Guard) -> None:
+    def __init__(self, folder: Path, *, guard: Guard) -> None:
         self._folder = folder
         self._guard = guard
-        self._path: Location | None = None
+        self._path: Path | None = None
         self._key = b""
         self._adding = threading.Lock()
 
@@ -88,13 +89,13 @@ class Erasures:
                 path = self._path = self._path or self._open()
                 records = [_RECORD.pack(_digest(self._key, user_id), at_ms, 0) for user_id, at_ms in erased]
                 self._guard()
-                files_of(path).append(path, b"".join(map(_with_crc, records)))
+                append(path, b"".join(map(_with_crc, records)))
             except OSError:
                 # Part of a record may be there now: what comes next would stand askew behind it.
                 self._path = None
                 raise
 
-    def _open(self) -> Location:
+    def _open(self) -> Path:
         """Return the file to add to. Raises OSError."""
         for path in sorted(self._folder.glob(FILES)):
             content = path.read_bytes()
@@ -114,20 +115,19 @@ class Erasures:
         return path
 
 
-def ledger_files(folder: Location) -> list[Location]:
+def ledger_files(folder: Path) -> list[Path]:
     """Return the files of the ledger in a folder. Raises OSError."""
-    beside = files_of(folder).beside(folder)
-    return sorted([*folder.glob(FILES), *(beside.glob(FILES) if beside != folder else [])])
+    return sorted(folder.glob(FILES))
 
 
-def put_ledger(folder: Location, content: bytes) -> None:
+def put_ledger(folder: Path, content: bytes) -> None:
     """Add a file to the ledger of an archive that another process may write to. Raises OSError."""
     # A file of its own: the trainer adds to one of those that are there.
     name = FILES.replace("*", secrets.token_hex(4))
-    write_whole(files_of(folder).beside(folder) / name, content)
+    write_whole(folder / name, content)
 
 
-def require_known(folder: Location) -> None:
+def require_known(folder: Path) -> None:
     """Raise `ArchiveRefusedError` where a file of the ledger is of a newer format. One that cannot be read
     keeps no trainer from leading: nothing is added beside it, and erasures wait.
     """
@@ -136,7 +136,7 @@ def require_known(folder: Location) -> None:
             _key_of(path, file.read(_SIZE))
 
 
-def parse_ledger(path: Location, content: bytes, *, skip_damaged: bool = False) -> Ledger:
+def parse_ledger(path: Path, content: bytes, *, skip_damaged: bool = False) -> Ledger:
     """Return the records in the content of a file, but for a part of one at its end, or zeros there, which
     were never told of. `skip_damaged`: those that can be read.
 
@@ -171,7 +171,7 @@ def _end_of(content: bytes) -> int:
     return end if zeros % _SECTOR == 0 else zeros
 
 
-def readable_ledgers(folder: Location) -> list[Ledger]:
+def readable_ledgers(folder: Path) -> list[Ledger]:
     """Return what fits its checksums of the ledger in a folder. Raises `ArchiveRefusedError`,
     `ArchiveFailedError`.
     """
@@ -188,7 +188,7 @@ def readable_ledgers(folder: Location) -> list[Ledger]:
     return found
 
 
-def _key_of(path: Location, content: bytes) -> bytes:
+def _key_of(path: Path, content: bytes) -> bytes:
     header = content[:_SIZE]
     if len(header) < _SIZE or not header.startswith(_MAGIC):
         raise LedgerDamagedError(path)

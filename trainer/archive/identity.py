@@ -9,11 +9,11 @@ writes of its last second (`appendfsync everysec`).
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from featurestore.ratings.stream import Progress
 from trainer.archive.events import START, Position, format_position
 from trainer.archive.json_files import read_json, write_json
-from trainer.archive.storage.files import Location
 
 IDENTITY_FILE = "identity.json"
 # Shown of an identity: enough to tell two apart.
@@ -117,7 +117,7 @@ def to_look_up(ends: Mapping[int, Position], progress: Mapping[int, Progress]) -
     }
 
 
-def read_identity(root: Location) -> str | None:
+def read_identity(root: Path) -> str | None:
     """Return which store an archive folder belongs to; None where it does not say.
 
     Raises `ArchiveRefusedError` for a file of a newer format.
@@ -129,14 +129,14 @@ def read_identity(root: Location) -> str | None:
     return identity if isinstance(identity, str) and _IDENTITY.fullmatch(identity) else UNREADABLE
 
 
-def write_identity(root: Location, identity: str, since_ms: int = 0) -> None:
+def write_identity(root: Path, identity: str, since_ms: int = 0) -> None:
     """Say which store an archive folder belongs to, and since when by that store's clock where it was
     another one's before. Raises OSError.
     """
     write_json(root / IDENTITY_FILE, {"identity": identity, **({"since_ms": since_ms} if since_ms else {})})
 
 
-def read_since(root: Location) -> int:
+def read_since(root: Path) -> int:
     """Return since when an archive folder belongs to its store, in milliseconds by that store's clock; 0
     where it always did. Raises `ArchiveRefusedError` for a file of a newer format.
     """

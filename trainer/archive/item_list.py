@@ -6,14 +6,14 @@ A fit joins archived events by item id with it, and items that no one has rated 
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.archive.events import string_array
+from trainer.archive.files import open_file, whole_file
 from trainer.archive.segments import METADATA_KEY
-from trainer.archive.storage.client import ObjectStoreError
-from trainer.archive.storage.files import Location, files_of, whole_file
 from trainer.errors import ArchiveFailedError, archive_errors, other_format
 
 # Not `*.parquet`, which it is: those are the segments.
@@ -22,7 +22,7 @@ NAME = "items.list"
 FORMAT = 1
 
 
-def write_items(directory: Location, ids: Sequence[bytes]) -> Location:
+def write_items(directory: Path, ids: Sequence[bytes]) -> Path:
     """Write the ids by item row; return the file, which is on disk then. Raises `ArchiveFailedError`."""
     path = directory / NAME
     header = json.dumps({"format": FORMAT, "rows": len(ids)}).encode()
@@ -39,13 +39,13 @@ def write_items(directory: Location, ids: Sequence[bytes]) -> Location:
     return path
 
 
-def read_items(path: Location) -> pa.StringArray:
+def read_items(path: Path) -> pa.StringArray:
     """Return the ids by item row; none where there is no file.
 
     Raises `ArchiveFailedError` where it cannot be read, `ArchiveRefusedError` for another format.
     """
     try:
-        with files_of(path).open(path) as file:
+        with open_file(path) as file:
             table = pq.read_table(file, page_checksum_verification=True)
         header = json.loads((table.schema.metadata or {})[METADATA_KEY])
         number, rows = int(header["format"]), int(header["rows"])
@@ -54,8 +54,6 @@ def read_items(path: Location) -> pa.StringArray:
         ids = table["item_id"].combine_chunks()
     except FileNotFoundError:
         return pa.array([], type=pa.string())
-    except ObjectStoreError as exc:
-        raise ArchiveFailedError(f"cannot read {path}: {exc.strerror}") from exc
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as exc:
         raise ArchiveFailedError(f"{path} is damaged ({type(exc).__name__})") from exc
     if len(ids) != rows:

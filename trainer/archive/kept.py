@@ -5,33 +5,32 @@ It has no attributes of users: they would have to leave it before a receipt says
 that each erasure would write all of a catalogue anew. A backup has them.
 """
 
+from pathlib import Path
+
 from featurestore.catalogue.dump import Dump, DumpUnreadable, dump_from_bytes, version_of_dump
-from trainer.archive.storage.client import ObjectStoreError
-from trainer.archive.storage.files import Location, write_whole
+from trainer.archive.files import write_whole
 from trainer.errors import ArchiveFailedError
 
 NAME = "kept.json.gz"
 
 
-def write_kept(root: Location, data: bytes) -> None:
+def write_kept(root: Path, data: bytes) -> None:
     """Put the file in place, on disk when this returns. Raises OSError."""
     write_whole(root / NAME, data)
 
 
-def read_kept(folder: Location) -> Dump | None:
+def read_kept(folder: Path) -> Dump | None:
     """Return what the file in a folder has; None where there is none. Raises `ArchiveFailedError`."""
     path = folder / NAME
     try:
         return dump_from_bytes(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ObjectStoreError as exc:
-        raise ArchiveFailedError(f"cannot read {path}: {exc.strerror}") from exc
     except (OSError, DumpUnreadable) as exc:
         raise ArchiveFailedError(f"{path} is damaged ({exc})") from exc
 
 
-def kept_version(folder: Location) -> str:
+def kept_version(folder: Path) -> str:
     """Return of which version the file is; "" where there is none, or it cannot be read. Raises
     `ArchiveFailedError` for another format.
     """

@@ -1,8 +1,10 @@
 """Which files are the log of an epoch. Invariant: one goes only where another one has all that it has."""
 
 import contextlib
+from pathlib import Path
 
 from trainer.archive.events import START, Position, Span, join_spans
+from trainer.archive.files import TEMPORARY, sync_directory
 from trainer.archive.segments import (
     DAMAGED,
     Segment,
@@ -12,8 +14,6 @@ from trainer.archive.segments import (
     open_rows,
     open_segment,
 )
-from trainer.archive.storage.files import Location, files_of, sync_directory
-from trainer.archive.storage.local import TEMPORARY
 from trainer.archive.unread import UnreadFiles
 from trainer.errors import (
     ArchiveFailedError,
@@ -29,7 +29,7 @@ _LISTINGS = 10
 
 
 def recover(
-    directory: Location, unread: UnreadFiles, step: Step
+    directory: Path, unread: UnreadFiles, step: Step
 ) -> tuple[list[Segment], list[SegmentDamagedError]]:
     """Finish what a kill left half done; return the segments in the order of the log, and what is damaged,
     which is set aside. What another file covers is removed once that one was read, and is whole.
@@ -41,7 +41,6 @@ def recover(
     for leftover in directory.glob(f"*{TEMPORARY}"):
         leftover.unlink()
     files, failures = segment_files(directory), Failures()
-    files_of(directory).read_ahead([path for _, path in files])
     unread.keep({path.name for _, path in files})
     segments, damaged = list[Segment](), list[SegmentDamagedError]()
     while files:
@@ -78,13 +77,13 @@ def recover(
     return sorted(segments, key=lambda segment: segment.name), damaged
 
 
-def uncovered(directory: Location) -> list[tuple[SegmentName, Location]]:
+def uncovered(directory: Path) -> list[tuple[SegmentName, Path]]:
     """Return the files that make up the log of an epoch, in its order; nothing is changed."""
     files = segment_files(directory)
     return [(name, path) for name, path in files if not any(other.covers(name) for other, _ in files)]
 
 
-def _inspect(path: Location, name: SegmentName, unread: UnreadFiles) -> Segment:
+def _inspect(path: Path, name: SegmentName, unread: UnreadFiles) -> Segment:
     try:
         with unread.looking():
             segment = inspect_segment(path, name)
@@ -94,7 +93,7 @@ def _inspect(path: Location, name: SegmentName, unread: UnreadFiles) -> Segment:
     return segment
 
 
-def read_spans(directory: Location, unread: UnreadFiles) -> dict[int, Span]:
+def read_spans(directory: Path, unread: UnreadFiles) -> dict[int, Span]:
     """Return what an epoch's log covers, as its footers say; a damaged segment covers nothing here, and one
     that could not be read for long.
 
@@ -104,7 +103,6 @@ def read_spans(directory: Location, unread: UnreadFiles) -> dict[int, Span]:
         found, failures = [], Failures()
         with archive_errors(f"read {directory}"), contextlib.suppress(SegmentGoneError, FileNotFoundError):
             listed = uncovered(directory) if directory.exists() else []
-            files_of(directory).read_ahead([path for _, path in listed])
             unread.keep({path.name for _, path in listed})
             for name, path in listed:
                 with contextlib.suppress(SegmentDamagedError), failures:
@@ -114,9 +112,7 @@ def read_spans(directory: Location, unread: UnreadFiles) -> dict[int, Span]:
     raise ArchiveFailedError(f"{directory} changes all the time")
 
 
-def read_ends(
-    directory: Location, *, replaced: bool, unread: UnreadFiles | None = None
-) -> dict[int, Position]:
+def read_ends(directory: Path, *, replaced: bool, unread: UnreadFiles | None = None) -> dict[int, Position]:
     """Return where an epoch's log ends in each partition. An epoch that was replaced is not compared with the
     store: where it cannot be read, the answer is no more than that it has something. `unread`: of a
     process that has waited for files. Raises as `read_spans`.
@@ -130,7 +126,7 @@ def read_ends(
         return {0: START}
 
 
-def segment_files(directory: Location) -> list[tuple[SegmentName, Location]]:
+def segment_files(directory: Path) -> list[tuple[SegmentName, Path]]:
     """Return the segments in a folder, in their order, with those that others cover."""
     named = [(SegmentName.parse(path.name), path) for path in directory.iterdir()]
     return sorted((name, path) for name, path in named if name is not None)

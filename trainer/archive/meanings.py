@@ -5,6 +5,7 @@ archive alone tells what its events mean; a name that is there stays.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,7 +19,6 @@ from featurestore.ratings.context_schema import (
 from featurestore.ratings.event_types import DEFAULT_TYPES, EventType, types_from_bytes, types_to_bytes
 from trainer import log
 from trainer.archive.json_files import read_json, write_json
-from trainer.archive.storage.files import Location
 from trainer.errors import ArchiveFailedError, archive_errors
 
 TYPES, FIELDS = "event_types.json", "contexts.json"
@@ -30,7 +30,7 @@ class TypeNames:
     The types that a store begins with are not written alone: their codes mean the same everywhere.
     """
 
-    def __init__(self, directory: Location) -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._written: tuple[EventType, ...] | None = None
         self.codes = frozenset({0})
@@ -56,7 +56,7 @@ class TypeNames:
         self.codes = frozenset({0, *(each.code for each in found)})
 
 
-def read_types(directory: Location) -> list[EventType]:
+def read_types(directory: Path) -> list[EventType]:
     """Return the types of an epoch; none where there is no file: the events have those of any store.
 
     Raises `ArchiveFailedError` where it cannot be read, `ArchiveRefusedError` for a newer format.
@@ -74,7 +74,7 @@ def read_types(directory: Location) -> list[EventType]:
 class ContextFields:
     """The fields of one epoch on the disk."""
 
-    def __init__(self, directory: Location) -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._written: ContextSchema | None = None
 
@@ -108,7 +108,7 @@ class ContextFields:
         return self._written
 
 
-def read_fields(directory: Location) -> ContextSchema:
+def read_fields(directory: Path) -> ContextSchema:
     """Return the fields of an epoch; none where there is no file.
 
     Raises `ArchiveFailedError` where it cannot be read, `ArchiveRefusedError` for a newer format.
@@ -122,6 +122,6 @@ def read_fields(directory: Location) -> ContextSchema:
         raise ArchiveFailedError(f"{directory / FIELDS} is damaged ({exc})") from exc
 
 
-def _write(path: Location, content: dict[str, Any]) -> None:
+def _write(path: Path, content: dict[str, Any]) -> None:
     with archive_errors(f"write {path}"):
         write_json(path, content)

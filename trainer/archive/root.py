@@ -1,24 +1,21 @@
 """The archive of a namespace. Invariant: of all trainers that ever led with it, only the one that took it
-last can change anything in it (`storage/fences.py`).
+last can change anything in it (`fence.py`).
 """
 
 import errno
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from featurestore.errors import LeaseLost
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.erasures import Erasures, require_known
+from trainer.archive.fence import FolderFence
+from trainer.archive.files import link
 from trainer.archive.identity import ArchiveState, read_identity, write_identity
 from trainer.archive.kept import NAME as KEPT
 from trainer.archive.kept import write_kept
 from trainer.archive.listing import read_ends
 from trainer.archive.segments import Guard, Step, no_step
-from trainer.archive.storage.client import ObjectStoreError
-from trainer.archive.storage.fences import fence_of
-from trainer.archive.storage.files import Location, files_of, on_objects
-from trainer.archive.storage.host_fits import HostFits
 from trainer.archive.trash import Trash, TrashEntry, Why
 from trainer.archive.unread import UnreadFiles
 from trainer.errors import ArchiveFailedError, ArchiveWaitsError, archive_errors
@@ -27,71 +24,51 @@ from trainer.errors import ArchiveFailedError, ArchiveWaitsError, archive_errors
 class ArchiveRoot:
     """The archive folder of one namespace, `root`: to read from, and after `claim` to write.
 
-    Raises `ArchiveWaitsError` where its disk has no room for now, or its store of objects does not answer;
-    `ArchiveFailedError` where it cannot be written; `CannotStartError` where the folder of fits may be of
-    something else. `fits`: the folder of this host for fits, which an archive on an object store has beside
-    it.
+    Raises `ArchiveWaitsError` where its disk has no room for now, `ArchiveFailedError` where it cannot be
+    written.
     """
 
-    def __init__(
-        self, root: Location, *, guard: Guard, step: Step = no_step, fits: Path | None = None
-    ) -> None:
+    def __init__(self, root: Path, *, guard: Guard, step: Step = no_step) -> None:
         self.root = root
         self._guard = guard
         self._step = step
-        self._fence = fence_of(root)
-        # Where fits are, if not in the folders of their epochs.
-        self._fits = None if fits is None or on_objects(root) is None else HostFits(fits)
+        self._fence = FolderFence(root)
         try:
             self._fence.probe()
             self.erasures = Erasures(root, guard=guard)
-        except ObjectStoreError as exc:
-            if exc.lasting:
-                raise ArchiveFailedError(exc.strerror) from exc
-            raise ArchiveWaitsError(exc.strerror) from exc
         except OSError as exc:
             raise _unwritable(root, exc) from exc
-        if self._fits is not None:
-            try:
-                self._fits.probe()
-            except OSError as exc:
-                raise _unwritable(self._fits.folder, exc, "; name another folder in FOLDIN_FITS_DIR") from exc
         self._epochs: dict[int, EpochArchive] = {}
         # Of this process: a term that cannot begin does not wait anew.
         self._unread: dict[int, UnreadFiles] = {}
 
-    def claim(self, term: str) -> Any:
+    def claim(self, term: str) -> list[Path]:
         """Reach the archive as this term from now on; return what of others is found. Raises
         `ArchiveFailedError`.
 
         It is to be handed to `take` once the store has said that no other leads.
         """
         with archive_errors(f"claim {self.root}"):
-            if self._fits is not None:
-                self._fits.look()
             return self._fence.claim(term)
 
-    def take(self, others: Any) -> bool:
-        """Keep these others out: what their processes do from now on fails. Then open everything anew. Return
-        False where another one has written since `claim`: it is to be claimed again.
+    def take(self, others: list[Path]) -> None:
+        """Keep these others out: what their processes do from now on fails. Then open everything anew.
 
         Raises `ArchiveFailedError`.
         """
         with archive_errors(f"take {self.root}"):
-            if not self._fence.take(others, self._step):
-                return False
+            self._fence.take(others, self._step)
             self.trash.clean()
         # What is on disk counts, not what a term believed that was cut off.
         self._epochs.clear()
         self.erasures = Erasures(self._path, guard=self._require_ours)
-        return True
 
     def leave(self) -> None:
         """Give up the name of this term, once nothing is under way by it."""
         self._fence.leave()
 
     @property
-    def _path(self) -> Location:
+    def _path(self) -> Path:
         return self._fence.path
 
     @property
@@ -139,40 +116,9 @@ class ArchiveRoot:
     def _unread_of(self, number: int) -> UnreadFiles:
         return self._unread.setdefault(number, UnreadFiles())
 
-    def folder(self, number: int) -> Location:
+    def folder(self, number: int) -> Path:
         """Return where an epoch is kept."""
         return self._path / f"epoch-{number:06d}"
-
-    def folder_of_fits(self, number: int) -> Path:
-        """Return the folder of this host in which an epoch's fits are kept: that of the epoch, or where the
-        archive is none of this host's that of this term, made. Raises OSError.
-        """
-        folder, place = self.folder(number), on_objects(self.root)
-        if place is None or self._fits is None:
-            return folder
-        return self._fits.of_epoch(place.archive.term, folder.name)
-
-    @property
-    def disk(self) -> Path:
-        """A folder on the disk of this host that fills up: that of the fits is all that an archive on an
-        object store has here.
-        """
-        return self.root if self._fits is None else self._fits.folder
-
-    def take_fits(self) -> None:
-        """Have the fits of this host as this term. Those from before another host led go: users may have been
-        erased meanwhile. To be called after `take`.
-
-        Raises `ArchiveFailedError`, and `CannotStartError` where their folder may be of something else.
-        """
-        place, fits = on_objects(self.root), self._fits
-        if place is None or fits is None:
-            return
-        # Where it is tried again and again, until the lease has gone to another.
-        self._require_ours()
-        own = place.archive
-        with archive_errors(f"write {fits.folder}"):
-            fits.take(own.term, own.term_before, [self.folder(number).name for number in self.epochs()])
 
     def discard(self, number: int, why: Why) -> TrashEntry | None:
         """Move all of an epoch to the trash; return the entry, None where it never held a rating. Killed at
@@ -181,21 +127,18 @@ class ArchiveRoot:
         self._epochs.pop(number, None)
         self._unread.pop(number, None)
         folder = self.folder(number)
-        if self._fits is not None and (place := on_objects(self.root)) is not None:
-            # They are not searched for users who are forgotten from here on.
-            self._fits.discard(place.archive.term, folder.name)
         if why == "adopted":
             self._keep_with(folder)
         return self.trash.move(folder, number, self.identity() or "", why) if folder.exists() else None
 
-    def _keep_with(self, folder: Location) -> None:
+    def _keep_with(self, folder: Path) -> None:
         """Have what another store kept besides ratings with an epoch of it that goes to the trash: the file
         of this store takes the other one's place.
         """
         kept = self._path / KEPT
         with archive_errors(f"write {folder}"):
             if folder.exists() and kept.exists() and not (folder / KEPT).exists():
-                files_of(kept).link(kept, folder / KEPT)
+                link(kept, folder / KEPT)
 
     def keep(self, content: bytes) -> None:
         """Put the file of what the store keeps besides ratings in place. Raises `ArchiveFailedError`."""
@@ -233,7 +176,7 @@ class ArchiveRoot:
         return ArchiveState(self.identity(), ends)
 
 
-def _unwritable(folder: Location, exc: OSError, advice: str = "") -> Exception:
+def _unwritable(folder: Path, exc: OSError) -> Exception:
     if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
         return ArchiveWaitsError(f"the disk under {folder} is full: make room, it goes on by itself")
-    return ArchiveFailedError(f"cannot write {folder}: {exc.strerror or exc}{advice}")
+    return ArchiveFailedError(f"cannot write {folder}: {exc.strerror or exc}")

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.archive.events import CONTEXT, SCHEMA, Rows, Span, Spans
-from trainer.archive.storage.client import ObjectStoreError
-from trainer.archive.storage.files import Location, files_of, sync_directory
-from trainer.archive.storage.local import Staged
+from trainer.archive.files import Staged, open_file, sync_directory
 from trainer.errors import (
     ArchiveFailedError,
     SegmentDamagedError,
@@ -80,14 +79,14 @@ class SegmentName:
 class Segment:
     """A segment on disk: its name, what of the streams it covers, and how many rows it has."""
 
-    path: Location
+    path: Path
     name: SegmentName
     spans: Spans
     rows: int
 
 
 def write_segment(
-    directory: Location,
+    directory: Path,
     name: SegmentName,
     rows: Rows,
     spans: Spans,
@@ -104,11 +103,11 @@ def write_segment(
     return Segment(path, name, dict(spans), rows.count)
 
 
-def write_file(path: Location, rows: Rows, spans: Spans, *, step: Step, guard: Guard) -> None:
+def write_file(path: Path, rows: Rows, spans: Spans, *, step: Step, guard: Guard) -> None:
     """Write a segment under a name that need not be one of the log's; as `write_segment`."""
     # Those that had any may have been erased.
     rows = rows.without_empty_context()
-    staged = files_of(path).staged(path)
+    staged = Staged(path)
     covered = {str(p): [*span.first, *span.last, span.events] for p, span in sorted(spans.items())}
     header = {
         "format": FORMAT,
@@ -161,19 +160,18 @@ def _write_groups(staged: Staged, rows: Rows, header: bytes) -> None:
             writer.write_table(waiting, ROW_GROUP_ROWS)
 
 
-def open_segment(path: Location) -> pa.NativeFile:
-    """Return a segment's open file, which can be read to its end even when it is replaced meanwhile, an
-    object for as long as its store keeps it.
+def open_segment(path: Path) -> pa.NativeFile:
+    """Return a segment's open file, which can be read to its end even when it is replaced meanwhile.
 
     Raises `SegmentGoneError` where there is none, `SegmentDamagedError`, `ArchiveFailedError` where the disk,
     or this process, is in the way.
     """
     with _reading(path):
-        return files_of(path).open(path)
+        return open_file(path)
 
 
 @contextlib.contextmanager
-def _reading(path: Location) -> Iterator[None]:
+def _reading(path: Path) -> Iterator[None]:
     """Tell what can be read and does not fit, which another read would find again, from a read that failed:
     of a file that was not seen nothing is known, and it must not be set aside or removed.
     """
@@ -181,9 +179,6 @@ def _reading(path: Location) -> Iterator[None]:
         yield
     except FileNotFoundError as exc:
         raise SegmentGoneError(path.name) from exc
-    except ObjectStoreError as exc:
-        # Of all files alike: how long it lasts says nothing of this one.
-        raise ArchiveFailedError(f"cannot read {path}: {exc.strerror}") from exc
     except (MemoryError, pa.ArrowCancelled) as exc:
         raise ArchiveFailedError(f"cannot read {path}: {_first_line(exc)}") from exc
     except (OSError, pa.ArrowException, ValueError) as exc:
@@ -196,7 +191,7 @@ def _reading(path: Location) -> Iterator[None]:
         raise SegmentDamagedError(path, f"unreadable ({_first_line(exc)})") from exc
 
 
-def read_segment(path: Location, file: pa.NativeFile | None = None) -> pa.Table:
+def read_segment(path: Path, file: pa.NativeFile | None = None) -> pa.Table:
     """Return the verified events of a segment. `file`: as `open_segment` returned it.
 
     Raises `SegmentDamagedError`, `SegmentGoneError` where there is no file, `ArchiveFailedError` where it
@@ -206,7 +201,7 @@ def read_segment(path: Location, file: pa.NativeFile | None = None) -> pa.Table:
     return pa.table(list(columns.values()), schema=pa.schema(list(columns)))
 
 
-def open_rows(path: Location, file: pa.NativeFile) -> Rows:
+def open_rows(path: Path, file: pa.NativeFile) -> Rows:
     """Return the verified events of an open segment, which are read a row group at a time as long as the file
     is open; so they are verified. Raises as `read_segment`; so does reading them.
     """
@@ -224,7 +219,7 @@ def open_rows(path: Location, file: pa.NativeFile) -> Rows:
     return rows
 
 
-def read_parts(path: Location, names: Sequence[str]) -> Iterator[pa.Table]:
+def read_parts(path: Path, names: Sequence[str]) -> Iterator[pa.Table]:
     """Yield the verified events of a segment a row group at a time, of these columns. Raises as
     `read_segment`.
     """
@@ -232,7 +227,7 @@ def read_parts(path: Location, names: Sequence[str]) -> Iterator[pa.Table]:
         yield from open_rows(path, file).read(names)
 
 
-def _opened(path: Location, file: pa.NativeFile) -> tuple[pq.ParquetFile, pa.Schema, dict[str, object]]:
+def _opened(path: Path, file: pa.NativeFile) -> tuple[pq.ParquetFile, pa.Schema, dict[str, object]]:
     """Return what reads an open segment, its schema and its header. Raises as `read_segment`."""
     with _reading(path):
         reader = pq.ParquetFile(file, page_checksum_verification=True)
@@ -245,7 +240,7 @@ def _opened(path: Location, file: pa.NativeFile) -> tuple[pq.ParquetFile, pa.Sch
     return reader, schema, header
 
 
-def read_columns(path: Location, file: pa.NativeFile) -> Iterator[tuple[pa.Field, pa.ChunkedArray]]:
+def read_columns(path: Path, file: pa.NativeFile) -> Iterator[tuple[pa.Field, pa.ChunkedArray]]:
     """Yield the columns of an open segment, one after the other: only one is in memory. What has been yielded
     is verified when the iteration has ended; the file is closed then.
 
@@ -264,7 +259,7 @@ def read_columns(path: Location, file: pa.NativeFile) -> Iterator[tuple[pa.Field
             raise SegmentDamagedError(path, "checksum does not match")
 
 
-def read_user_ids(path: Location) -> pa.ChunkedArray:
+def read_user_ids(path: Path) -> pa.ChunkedArray:
     """Return whose events a segment has, one for each; its other columns are not read. Raises as
     `read_segment`.
     """
@@ -275,7 +270,7 @@ def read_user_ids(path: Location) -> pa.ChunkedArray:
     return table["user_id"]
 
 
-def read_spans(path: Location, file: pa.NativeFile) -> dict[int, Span]:
+def read_spans(path: Path, file: pa.NativeFile) -> dict[int, Span]:
     """Return what the footer of an open segment says that it covers, without reading its rows. Raises as
     `read_segment`.
     """
@@ -284,7 +279,7 @@ def read_spans(path: Location, file: pa.NativeFile) -> dict[int, Span]:
     return _parse_spans(path, _header(path, footer.metadata))
 
 
-def inspect_segment(path: Location, name: SegmentName) -> Segment:
+def inspect_segment(path: Path, name: SegmentName) -> Segment:
     """Return what the footer of a segment says, without reading its rows. Raises as `read_segment`."""
     with open_segment(path) as file, _reading(path):
         footer = pq.read_metadata(file)
@@ -329,7 +324,7 @@ def _texts(chunk: pa.Array) -> tuple[npt.NDArray[np.int32], memoryview]:
     return ends, memoryview(data or b"")
 
 
-def _header(path: Location, metadata: dict[bytes, bytes] | None) -> dict[str, object]:
+def _header(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, object]:
     try:
         header = json.loads((metadata or {})[METADATA_KEY])
         number = header["format"] if isinstance(header, dict) else None
@@ -341,7 +336,7 @@ def _header(path: Location, metadata: dict[bytes, bytes] | None) -> dict[str, ob
     return header  # type: ignore[no-any-return]  # json gives Any; the fields are checked where they are read
 
 
-def _parse_spans(path: Location, header: dict[str, object]) -> dict[int, Span]:
+def _parse_spans(path: Path, header: dict[str, object]) -> dict[int, Span]:
     try:
         entries = dict(header["spans"])  # type: ignore[call-overload]  # whatever is no mapping raises here
         return {

@@ -6,9 +6,11 @@ who is forgotten is taken out of every entry.
 """
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -16,6 +18,7 @@ import pyarrow.compute as pc
 
 from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import string_array
+from trainer.archive.files import TEMPORARY, link, sync_directory
 from trainer.archive.identity import SHOWN
 from trainer.archive.json_files import read_json, write_json
 from trainer.archive.listing import uncovered
@@ -26,8 +29,6 @@ from trainer.archive.segments import (
     inspect_segment,
     read_user_ids,
 )
-from trainer.archive.storage.files import Location, files_of, sync_directory
-from trainer.archive.storage.local import TEMPORARY
 from trainer.errors import (
     ArchiveFailedError,
     ArchiveRefusedError,
@@ -55,7 +56,7 @@ class TrashEntry:
     did not say; `ratings`, `users`: how many events and users its segments had then.
     """
 
-    path: Location
+    path: Path
     epoch: int
     identity: str
     why: str
@@ -112,9 +113,7 @@ class Trash:
     Every method raises `ArchiveFailedError` where the disk is in the way.
     """
 
-    def __init__(
-        self, folder: Location, *, guard: Guard, clock: Callable[[], datetime] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, *, guard: Guard, clock: Callable[[], datetime] | None = None) -> None:
         self.folder = folder
         self._guard = guard
         self._clock = clock or (lambda: datetime.now(UTC))
@@ -124,23 +123,22 @@ class Trash:
         process that has the archive and nothing under way in it. Raises OSError.
         """
         for path in [*self.folder.glob(f"*{_UNFINISHED}"), *self.folder.glob(f"*{_REMOVING}")]:
-            files_of(path).remove_tree(path)
+            shutil.rmtree(path)
 
     def entries(self) -> list[TrashEntry]:
         """Return what is here, the oldest first. A file of a newer version is not one of ours to remove:
         its entry is left out.
         """
         found = []
-        with files_of(self.folder).at_one_moment(self.folder):
-            for path in self._folders():
-                try:
-                    note = read_json(path / NOTE)
-                except ArchiveRefusedError:
-                    continue
-                found.append(_entry(path, note or {}))
+        for path in self._folders():
+            try:
+                note = read_json(path / NOTE)
+            except ArchiveRefusedError:
+                continue
+            found.append(_entry(path, note or {}))
         return sorted(found, key=lambda entry: (entry.at, entry.path.name))
 
-    def move(self, folder: Location, epoch: int, identity: str, why: Why) -> TrashEntry | None:
+    def move(self, folder: Path, epoch: int, identity: str, why: Why) -> TrashEntry | None:
         """Move the folder of an epoch here; an epoch that never held a rating is removed instead.
 
         Killed at any step it is to be called again.
@@ -148,27 +146,26 @@ class Trash:
         self._guard()
         with archive_errors(f"move {folder}"):
             if not _holds_ratings(folder):
-                files_of(folder).remove_tree(folder)
+                shutil.rmtree(folder)
                 sync_directory(folder.parent)
                 return None
             # What a fit left can be made again, and would have to be searched for every user forgotten.
             with contextlib.suppress(OSError):
-                files_of(folder).remove_tree(folder / "fits")
+                shutil.rmtree(folder / "fits")
             entry = self._take(folder, epoch, identity, why)
             sync_directory(folder.parent)
             return entry
 
-    def keep(self, paths: Sequence[Location], epoch: int, identity: str, why: Why) -> TrashEntry:
+    def keep(self, paths: Sequence[Path], epoch: int, identity: str, why: Why) -> TrashEntry:
         """Keep files of an epoch that are about to be replaced, under their names in a new entry."""
         with archive_errors(f"keep files in {self.folder}"):
             self.folder.mkdir(exist_ok=True)
             beside = self.folder / f"epoch-{epoch:06d}{_UNFINISHED}"
             with contextlib.suppress(FileNotFoundError):
-                files_of(beside).remove_tree(beside)
+                shutil.rmtree(beside)
             beside.mkdir()
-            with files_of(beside).batch(beside):
-                for path in paths:
-                    files_of(beside).link(path, beside / path.name)
+            for path in paths:
+                link(path, beside / path.name)
             return self._take(beside, epoch, identity, why)
 
     def erase(self, before_ms: Mapping[bytes, int]) -> int:
@@ -192,11 +189,10 @@ class Trash:
             self._guard()
             entry.path.rename(entry.path.with_name(entry.path.name + _REMOVING))
             for leftover in self.folder.glob(f"*{_REMOVING}"):
-                files_of(leftover).remove_tree(leftover)
-            files_of(self.folder).forget_replaced(self.folder)
+                shutil.rmtree(leftover)
             sync_directory(self.folder)
 
-    def _folders(self) -> list[Location]:
+    def _folders(self) -> list[Path]:
         if not self.folder.is_dir():
             return []
         ends = (_REMOVING, _UNFINISHED)
@@ -204,7 +200,7 @@ class Trash:
             path for path in self.folder.glob("epoch-*") if path.is_dir() and not path.name.endswith(ends)
         ]
 
-    def _take(self, folder: Location, epoch: int, identity: str, why: Why) -> TrashEntry:
+    def _take(self, folder: Path, epoch: int, identity: str, why: Why) -> TrashEntry:
         """Rename a folder to an entry, with a note in it. Raises OSError."""
         ratings, users = _count(folder)
         at = self._clock().timestamp()
@@ -226,7 +222,7 @@ class Trash:
         return _entry(target, note)
 
 
-def _entry(path: Location, note: dict[str, Any]) -> TrashEntry:
+def _entry(path: Path, note: dict[str, Any]) -> TrashEntry:
     """Of a note that cannot be read the name and the folder's own time are left."""
     files = [each.stat() for each in path.iterdir() if each.is_file()]
     number = path.name.removeprefix("epoch-").partition(".")[0]
@@ -242,7 +238,7 @@ def _entry(path: Location, note: dict[str, Any]) -> TrashEntry:
     )
 
 
-def _holds_ratings(folder: Location) -> bool:
+def _holds_ratings(folder: Path) -> bool:
     """Files that are damaged, or cannot be read, count: a person may get something out of them."""
     if any(folder.glob(f"*{DAMAGED}")):
         return True
@@ -255,7 +251,7 @@ def _holds_ratings(folder: Location) -> bool:
     return False
 
 
-def _count(folder: Location) -> tuple[int, int]:
+def _count(folder: Path) -> tuple[int, int]:
     """Events and users of the segments that can be read."""
     rows, users = 0, [pa.array([], type=pa.string())]
     for _, path in uncovered(folder):
@@ -268,7 +264,7 @@ def _count(folder: Location) -> tuple[int, int]:
     return rows, len(pc.unique(pa.chunked_array(users)))
 
 
-def _may_have(folder: Location, user_ids: Iterable[bytes]) -> bool:
+def _may_have(folder: Path, user_ids: Iterable[bytes]) -> bool:
     """Say whether an entry must be searched in full: any of the users is in it, or part of it cannot be read,
     or a kill left files there that others have replaced.
     """

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,7 +23,6 @@ from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.events import START, Position, contexts_of, new_events, not_of_users, type_codes
 from trainer.archive.identity import ArchiveState
 from trainer.archive.meanings import FIELDS, TYPES, ContextFields, TypeNames
-from trainer.archive.storage.files import Location
 from trainer.consume.matching import difference
 from trainer.consume.rebuild import is_incomplete, rebuild
 from trainer.erasure.together import Together
@@ -273,7 +273,7 @@ class EpochConsumer(Stage):
             await self._rebuild()
 
     async def _rebuild(self) -> None:
-        def keep(paths: Sequence[Location]) -> None:
+        def keep(paths: Sequence[Path]) -> None:
             # Without what the codes in them mean, segments cannot be restored.
             meanings = [self._archive.directory / name for name in (TYPES, FIELDS)]
             paths = [*paths, *(path for path in meanings if path.exists())]

@@ -9,20 +9,15 @@ from collections.abc import Mapping
 from featurestore.errors import EpochGone
 from featurestore.ratings.stream import Progress
 from featurestore.store import Store
-from processes.backoff import Backoff
 from trainer import log
 from trainer.archive.events import Position
 from trainer.archive.identity import ArchiveState, StoreState, StreamState, compare, to_look_up
 from trainer.archive.root import ArchiveRoot
-from trainer.archive.storage import fences
 from trainer.erasure.older_copy import erase_again
 from trainer.errors import ArchiveRefusedError
 from trainer.leadership import Leadership
 from trainer.retry import with_retries
 from trainer.threads import Threads
-
-# Of an archive that could not be taken the first line.
-_SAID = 3
 
 WHAT_TO_DO = (
     "`foldin restore` brings the ratings of the archive into this store; "
@@ -54,20 +49,11 @@ async def match(
     for epoch in (await with_retries(_epochs, store))[1]:
         with contextlib.suppress(EpochGone):
             await with_retries(store.stream.attach, epoch, lease)
-    taken, backoff = False, Backoff(0.05, 2.0)
-    while not taken:
-        if backoff.failures >= fences.MOST_TAKES:
-            raise ArchiveRefusedError(f"{root.root} cannot be taken: {fences.NOT_LISTED}")
-        others = await with_retries(threads.run, root.claim, f"{lease.fence}.{lease.token[:8]}")
-        # The store says which leader is the last one. Their numbers would not do: a store that has lost its
-        # end gives one twice.
-        await with_retries(leadership.renew)
-        taken = await with_retries(threads.run, root.take, others)
-        if not taken:
-            # Another one took it at once. That is rare, and over soon.
-            await asyncio.sleep(backoff.next_s())
-            if backoff.failures == _SAID:
-                log.warning("archive_waits", doing="take", failures=_SAID, error="another one has written")
+    others = await with_retries(threads.run, root.claim, f"{lease.fence}.{lease.token[:8]}")
+    # The store says which leader is the last one. Their numbers would not do: a store that has lost its end
+    # gives one twice.
+    await with_retries(leadership.renew)
+    await with_retries(threads.run, root.take, others)
     # What came before the folder was taken is there now.
     archive, why = await _compare(store, root, threads, adopt=adopt)
     if why is not None:

@@ -4,26 +4,18 @@ consumer.
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from featurestore.errors import EpochGone, StoreChanged
 from trainer import log
-from trainer.archive.epoch_archive import EpochArchive, Snapshot
+from trainer.archive.epoch_archive import EpochArchive
 from trainer.archive.item_list import write_items
-from trainer.archive.storage.files import files_of, on_objects
-from trainer.archive.storage.local import WithDescriptor
 from trainer.consume.archive_erasures import ArchiveErasures
 from trainer.consume.consumer import EpochConsumer
-from trainer.errors import ArchiveFailedError
 from trainer.fit_job.folder import FitFolder
 from trainer.item_updates.messages import ItemUpdates
 from trainer.retry import with_retries
 from trainer.stage import Stage, Tools
-
-# Each takes as long as a copy of the archive; of one that was erased from meanwhile nothing is left to read.
-_SNAPSHOTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +27,6 @@ class OpenEpoch:
     fits: FitFolder
     consumer: EpochConsumer
     erasures: ArchiveErasures
-
-    def open_snapshot(self) -> tuple[Snapshot, Sequence[WithDescriptor]]:
-        """Return what is archived now, and files of it that the process of a fit can read to their ends.
-
-        Blocks. Raises as `EpochArchive.open_snapshot`.
-        """
-        files = files_of(self.archive.directory)
-        for _ in range(_SNAPSHOTS):
-            snapshot, opened = self.archive.open_snapshot()
-            try:
-                return snapshot, files.with_descriptors(opened, self.fits.new.parent)
-            except FileNotFoundError as exc:
-                # An erasure has removed objects meanwhile, else it is damage.
-                self.archive.require_replaced(str(exc.filename).rpartition("/")[2])
-            except OSError as exc:
-                raise ArchiveFailedError(f"cannot copy the archive: {exc.strerror or exc}") from exc
-        raise ArchiveFailedError(f"{self.archive.directory} changes all the time")
-
-    def write_items(self, ids: Sequence[bytes]) -> Path:
-        """Write the ids of the items by their rows to the archive; return a file of this host with them.
-        Blocks. Raises `ArchiveFailedError`.
-        """
-        written = write_items(self.archive.directory, ids)
-        return written if on_objects(written) is None else self.fits.write_items(ids)
 
 
 class OpenEpochs(Stage):
@@ -122,7 +90,7 @@ class OpenEpochs(Stage):
     def _with_consumer(self, archive: EpochArchive) -> OpenEpoch:
         for damage in archive.damaged:
             log.warning("segment_damaged", epoch=archive.epoch, segment=damage.path.name, why=damage.why)
-        fits = FitFolder(self._root.folder_of_fits(archive.epoch))
+        fits = FitFolder(archive.directory)
         consumer = EpochConsumer(self._tools, archive, self._item_updates)
         erasures = ArchiveErasures(
             *(self._tools, archive, consumer, fits), item_updates=self._item_updates, moving=self.moving

@@ -10,6 +10,7 @@ that they change nothing.
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,14 +26,13 @@ from trainer import log
 from trainer.archive.epoch_archive import EpochArchive, Snapshot
 from trainer.archive.events import START, Span, make_table
 from trainer.archive.reading import events_of, scan_users
-from trainer.archive.storage.files import Location
 from trainer.retry import with_retries
 from trainer.threads import Threads
 
 # Rows of one part: some 20 MB in memory.
 _PART_ROWS = 250_000
 
-Keep = Callable[[Sequence[Location]], object]
+Keep = Callable[[Sequence[Path]], object]
 """Called with files that are about to be replaced."""
 
 

@@ -7,6 +7,7 @@ attributes that say since when they are these.
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,6 @@ from trainer.archive.listing import uncovered
 from trainer.archive.reading import events_of, scan_users, waiting_tables
 from trainer.archive.root import ArchiveRoot
 from trainer.archive.segments import read_parts
-from trainer.archive.storage.files import Location
 from trainer.errors import SegmentDamagedError, SegmentGoneError
 from trainer.retry import with_retries
 
@@ -204,7 +204,7 @@ def _erased_at(ledgers: Iterable[Ledger], user_ids: list[bytes]) -> dict[bytes, 
 
 def _archived(root: ArchiveRoot, identity: str, users: Collection[bytes]) -> Iterable[pa.Table]:
     """Yield what the archive and its trash have of users, whichever the epoch."""
-    folders: list[Location] = [root.folder(number) for number in root.epochs()]
+    folders: list[Path] = [root.folder(number) for number in root.epochs()]
     folders += [entry.path for entry in root.trash.entries() if entry.identity == identity]
     names = pa.array([user_id.decode() for user_id in users])
     for folder in folders:

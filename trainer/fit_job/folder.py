@@ -8,13 +8,12 @@ import contextlib
 import re
 import shutil
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from trainer import log
-from trainer.archive.item_list import write_items
-from trainer.archive.storage.files import sync_directory
+from trainer.archive.files import sync_directory
 from trainer.errors import ArchiveFailedError, Failures, FitFailedError, archive_errors
 from trainer.fit_job.result_files import erase_users, read_result
 from trainer.fit_job.results import FitResult
@@ -42,15 +41,6 @@ class FitFolder:
     def new(self) -> Path:
         """Where a fit is to be written."""
         return self._path / "new"
-
-    def write_items(self, ids: Sequence[bytes]) -> Path:
-        """Write the ids of the items for the fit that begins; return the file. Raises
-        `ArchiveFailedError`.
-        """
-        folder = self.new.with_name("new.items")
-        folder.mkdir(exist_ok=True)
-        written = write_items(folder, ids)
-        return folder / written.name
 
     def begin_fit(self) -> None:
         """Make room for a fit. To be called before its snapshot of the archive is taken. Raises

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
+import pyarrow as pa
 
 from processes.messages import HelperEndedError, helper
 from trainer import log
+from trainer.archive.files import TEMPORARY
 from trainer.archive.segments import Step
-from trainer.archive.storage.local import TEMPORARY, WithDescriptor
 from trainer.errors import FitFailedError, NothingNewError
 from trainer.fit_job.job import Answer, Began, Done, FitProgress, FitRequest, NothingNew, Progress
 from trainer.fit_job.result_files import read_result, take_name
@@ -21,7 +22,7 @@ from trainer.fit_job.results import FitResult
 
 async def fit_in_process(
     request: FitRequest,
-    files: Sequence[WithDescriptor],
+    files: Sequence[pa.NativeFile],
     users: BinaryIO | None,
     *,
     step: Step,

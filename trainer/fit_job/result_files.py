@@ -36,8 +36,7 @@ from factors import (
     side_attributes_to_bytes,
     to_bytes,
 )
-from trainer.archive.storage.files import sync_directory
-from trainer.archive.storage.local import TEMPORARY
+from trainer.archive.files import TEMPORARY, sync_directory
 from trainer.errors import ArchiveFailedError, FitFailedError
 from trainer.fit_job.ratings import FitInput
 from trainer.fit_job.results import ERASED, Described, FitResult, entries_of, user_hash

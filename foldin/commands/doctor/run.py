@@ -233,7 +233,6 @@ async def _ask_store(client: Client, settings: StoreSettings, place: Place, show
         worst_of(store.memory_room(info, machine.available_bytes() if here else None) for info in infos),
         store.clock("clock of the store", seconds + micros / 1e6 - (began + ended) / 2, (ended - began) / 2),
         store.namespace(config, settings),
-        *await asyncio.to_thread(store.bucket, place.trainer.archive_folder),
         await asyncio.to_thread(store.archive, place.trainer.archive_folder, identity),
     ]
     return [*found, *await _trainer(client, keys, place, known=bool(config))]

@@ -1,6 +1,7 @@
 """What the doctor finds in the store: pure functions of what it says of itself."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from featurestore.errors import StoreError, StoreRefused
@@ -8,8 +9,6 @@ from featurestore.namespace import LAYOUT, SETTINGS, check_server
 from featurestore.settings import StoreSettings, format_scale, parse_scale
 from foldin.commands.doctor.findings import Finding
 from trainer.archive.identity import SHOWN, read_identity
-from trainer.archive.storage.fences import KEEPS_VERSIONS
-from trainer.archive.storage.files import Location, on_objects
 from trainer.capacity import memory
 from trainer.consume.matching import WHAT_TO_DO
 from trainer.errors import ArchiveFailedError, ArchiveRefusedError
@@ -147,27 +146,7 @@ def namespace(config: Mapping[bytes, bytes], settings: StoreSettings) -> Finding
     return Finding(name, "ok", f"{called}, {settings.partitions} partitions, scale {scale}")
 
 
-def bucket(folder: Location) -> list[Finding]:
-    """Return whether an archive on an object store can rest there; nothing of one in a folder. Puts a few
-    bytes there, and takes them away.
-    """
-    place, name = on_objects(folder), "object store"
-    if place is None:
-        return []
-    try:
-        keeps_versions = place.archive.client.check()
-    except ArchiveRefusedError as exc:
-        return [Finding(name, "fail", exc.why, "name another place in FOLDIN_ARCHIVE_DIR")]
-    except OSError as exc:
-        found, _, advice = str(exc.strerror).rpartition(": ")
-        return [Finding(name, "fail", found, advice)]
-    if keeps_versions:
-        found = f"{folder} is in a bucket that keeps versions: users who were forgotten stay in them"
-        return [Finding(name, "warn", found, KEEPS_VERSIONS)]
-    return [Finding(name, "ok", f"{folder} honours create-only writes, and keeps no versions")]
-
-
-def archive(folder: Location, identity: str) -> Finding:
+def archive(folder: Path, identity: str) -> Finding:
     """Return whether the archive in a folder is the store's. `identity`: of the store, empty where it has
     none.
     """

@@ -16,11 +16,10 @@ from tests.support.waiting import some
 from trainer.archive.epoch_archive import Snapshot
 from trainer.archive.erasures import Erasures, Ledger, ledger_files, parse_ledger
 from trainer.archive.events import Span
-from trainer.archive.storage.fences import problem_in
-from trainer.archive.storage.host_fits import HostFits
+from trainer.archive.fence import problem_in
 from trainer.capacity import LEAST_FREE_BYTES, MOST_FREE_BYTES, Space, disk, fullest, memory
 from trainer.consume.rebuild import is_incomplete
-from trainer.errors import CannotStartError, LedgerDamagedError
+from trainer.errors import LedgerDamagedError
 from trainer.fit_job import compiling
 from trainer.fit_job.compiling import compile_ahead
 from trainer.gate import Evidence, Policy, judge
@@ -137,30 +136,6 @@ def test_mounts(mounts: str, told: str | None) -> None:
     assert (found is None) == (told is None)
     assert told is None or told in str(found)
     assert problem_in(mounts, "/mnt/shared") is None
-
-
-RATINGS = Path("epoch-000001") / "0000000001-0000000001.r0.parquet"
-
-
-@pytest.mark.parametrize(
-    ("files", "fits"),
-    [
-        # The folder that it had before the archive went to an object store.
-        (["archive/ns/identity.json", f"archive/ns/{RATINGS}"], "archive/ns"),
-        (["archive/ns/identity.json"], "ns.fits"),
-        ([f"backup/{RATINGS}"], "backup/more/ns.fits"),
-        (["x/ns.fits/epoch-000001/fits/generation-000001/fit.json"], "x/ns.fits"),
-        (["x/ns.fits/foldin-fits", "x/ns.fits/export.parquet"], "x/ns.fits"),
-    ],
-)
-def test_folder_of_something_else_is_refused_and_whole(tmp_path: Path, files: list[str], fits: str) -> None:
-    for name in files:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"of another")
-    with pytest.raises(CannotStartError, match=r"FOLDIN_FITS_DIR: .*: name a") as refused:
-        HostFits(tmp_path / fits).take("9.z", "", [])
-    assert "\n" not in str(refused.value)
-    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(files)
 
 
 async def test_loops_are_compiled_once_so_many_events_are_archived_that_a_fit_may_need_them(

@@ -1,37 +1,25 @@
 """Keep all trainers but one out of an archive. Invariant: of all that ever led with it, only the one that
 took it last can change anything in it.
 
-In a folder: a leader reaches it by a name of its own, a symbolic link beside it, and the next leader removes
+A leader reaches it by a name of its own, a symbolic link beside it, and the next leader removes
 that name. The kernel looks the name up in each call, so that one which comes later, by a process that was
 frozen between any two, finds nothing. A leader that was replaced leaves the folder as one that was killed
 does, and no file needs a mark of whose it is. So the archive asks of a share of another machine that a
 rename and a link are one step which all hosts see, that `fsync` of a file and of a folder keep them, and that
 a name is looked up anew in each call: a client of NFS remembers names for a minute unless it is told not to.
-
-On an object store: the numbers of commits (`object_archive.py`).
 """
 
 import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
 
 from trainer import log
-from trainer.archive.storage.files import Location, on_objects
-from trainer.archive.storage.local import probe_folder
-from trainer.archive.storage.object_path import ObjectPath
+from trainer.archive.files import probe_folder
 from trainer.errors import archive_errors
 
 # Between the folder's name and that of a term. No namespace has a dot.
 _TERM = ".term-"
-
-# Of one who takes an archive, at up to two seconds each: two who do so at once are done within a few.
-MOST_TAKES = 20
-NOT_LISTED = "its store does not list what was put there: use one that is strongly consistent"
-KEEPS_VERSIONS = (
-    "suspend the versions of the bucket, or let a rule of its life cycle expire those that are not current"
-)
 
 _FENCE = "a trainer that was replaced may go on writing for as long"
 _NFS = re.compile(r"nfs4?")
@@ -42,7 +30,7 @@ Step = Callable[[str], None]
 
 
 class FolderFence:
-    """Of an archive in a folder, by links. Every method raises OSError."""
+    """Keeps others out of one archive by links. Every method raises OSError."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -68,7 +56,7 @@ class FolderFence:
         if (problem := share_problem(self._root)) is not None:
             log.warning("archive_share", folder=str(self._root), problem=problem)
 
-    def claim(self, term: str) -> Any:
+    def claim(self, term: str) -> list[Path]:
         """Return what this term finds, the names of others, which is for `take` once the store has said that
         no other leads.
         """
@@ -80,14 +68,11 @@ class FolderFence:
         names = self._root.parent.glob(f"{self._root.name}{_TERM}*")
         return [path for path in names if path != own and path.is_symlink()]
 
-    def take(self, found: list[Path], step: Step) -> bool:
-        """Keep out what wrote before: what the processes of these names do from now on fails. Return False
-        where another one has written since `claim`.
-        """
+    def take(self, found: list[Path], step: Step) -> None:
+        """Keep out what wrote before: what the processes of these names do from now on fails."""
         for path in found:
             step("archive:take")
             path.unlink(missing_ok=True)
-        return True
 
     def leave(self) -> None:
         """Give the archive up, once nothing of this term is under way."""
@@ -96,53 +81,6 @@ class FolderFence:
             with contextlib.suppress(OSError):
                 self._path.unlink()
             self._path = self._root
-
-
-class CommitFence:
-    """As `FolderFence`, of an archive on an object store, by the numbers of commits."""
-
-    def __init__(self, root: ObjectPath) -> None:
-        self._root = root
-        self._term = ""
-
-    @property
-    def path(self) -> Location:
-        """As `FolderFence`."""
-        return cast("Location", self._root)
-
-    @property
-    def taken_away(self) -> bool:
-        """As `FolderFence`: as far as it was noticed, by a commit that did not come about."""
-        return self._root.archive.taken
-
-    def probe(self) -> None:
-        """As `FolderFence`."""
-        if self._root.archive.client.check():
-            log.warning(
-                "archive_bucket_versioned",
-                archive=str(self._root),
-                problem=f"it keeps what is removed, users who were forgotten included: {KEEPS_VERSIONS}",
-            )
-
-    def claim(self, term: str) -> Any:
-        """As `FolderFence`: the number of the last commit."""
-        self._term = term
-        return self._root.archive.last_number()
-
-    def take(self, found: int, step: Step) -> bool:
-        """As `FolderFence`."""
-        step("archive:take")
-        return self._root.archive.take(found, self._term)
-
-    def leave(self) -> None:
-        """As `FolderFence`."""
-        self._root.archive.leave()
-
-
-def fence_of(root: Location) -> FolderFence | CommitFence:
-    """Return what keeps others out of this archive."""
-    place = on_objects(root)
-    return FolderFence(root) if place is None else CommitFence(place)
 
 
 def share_problem(folder: Path) -> str | None:
