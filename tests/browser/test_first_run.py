@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from playwright.async_api import expect
 
-from tests.browser.pages import BROWSER, Watched
+from tests.browser.pages import BROWSER, PHONE, WIDE, Watched
 from tests.support.examples import ran
 from tests.support.stacks import Stack, local_stack
 from tests.support.waiting import wait_until_async
@@ -87,10 +87,21 @@ async def explain_and_rate(up: Stack, watched: Watched) -> None:
     title = (await listed.first.locator("button.quiet").inner_text()).split()[0]
     await listed.first.locator("button.quiet").click()
     await expect(page.locator(".why")).to_contain_text("without this user's ratings")
+    await page.get_by_role("button", name="Try ratings").click()
+    # A rating has one control: buttons in a line, on a phone a choice that is on the screen.
+    tops = "(all) => new Set(all.map((it) => it.getBoundingClientRect().top)).size"
+    assert await listed.first.get_by_role("group").get_by_role("button").evaluate_all(tops) == 1
+    await page.set_viewport_size(PHONE)
+    await expect(listed.get_by_role("combobox")).to_have_count(4)
+    box = await listed.first.get_by_role("combobox").bounding_box()
+    assert box is not None
+    assert box["x"] + box["width"] <= PHONE["width"]
+    assert not await watched.overflows()
+    await page.set_viewport_size(WIDE)
     await listed.first.get_by_role("button", name="4.5", exact=True).click()
     history = page.get_by_role("region", name="ratings of this user")
     await expect(history).to_contain_text(title)
-    await expect(listed).to_have_count(3)
+    await expect(listed.get_by_role("group")).to_have_count(3)
     # Rated once more: of a pair the last one counts.
     mine = history.locator("tbody tr", has_text=title)
     await mine.get_by_role("button", name="0.5", exact=True).click()
@@ -101,7 +112,7 @@ async def explain_and_rate(up: Stack, watched: Watched) -> None:
     )
     # What explains an item goes with it; that of the next one can be seen beside its ratings.
     await expect(page.locator(".why")).to_have_count(0)
-    await listed.first.locator("button.quiet").click()
+    await listed.locator("button.quiet").first.click()
     await expect(page.locator(".why .bars").first).to_contain_text(title)
     await watched.taken("4-rated")
 

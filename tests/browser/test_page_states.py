@@ -131,7 +131,7 @@ REFUSED, GONE = "The store does not answer: ratings are refused", "The feature s
 WITHOUT_STORE = {
     "overview": (REFUSED, "Something needs a look: generation 1 answers"),
     **dict.fromkeys(("users", "users/ann", "items", "items/dune", "quality", "generations"), (GONE,)),
-    "data": ("not known while the store does not answer",),
+    "data": ("whether there is a backup is not known",),
     "system": (REFUSED,),
 }
 # What only the store could tell.

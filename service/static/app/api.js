@@ -20,6 +20,18 @@ export class Problem extends Error {
   }
 }
 
+/** No answer came: whether the call was done is not known. */
+export class NoAnswer extends Error {}
+const ORIGIN = location.origin;
+const unanswered = (error, timeout_s) => {
+  if (error.name === "TimeoutError") return new NoAnswer(`No answer from ${ORIGIN} within ${timeout_s} s. It may be busy: try again, and look at its log if that goes on.`);
+  // The browser says no more of a connection than that it failed.
+  if (error instanceof TypeError) return new NoAnswer(`No connection to ${ORIGIN}. Check that the service runs there (\`foldin up\` starts one) and that this device reaches it, then try again.`);
+  return error;
+};
+/** Whether the same call may succeed later. A proxy answers 502 and 504 while a service behind it starts. */
+export const passes = (error) => error instanceof NoAnswer || [408, 429, 502, 503, 504, 507].includes(error.status);
+
 const read = async (answer) => {
   const text = await answer.text();
   if (!(answer.headers.get("Content-Type") || "").includes("json")) return text;
@@ -34,33 +46,43 @@ export const noAddress = (parts) => {
   return part === undefined ? null : `A browser cannot ask for the id "${part}"; the client for Python can.`;
 };
 
-/** Call the API. `body`: an object is sent as JSON, a text as NDJSON. Throws `Problem`, or TypeError without an answer. */
-export async function ask(method, path, body, { signal: abort, timeout_s = 30 } = {}) {
+const TIMEOUT_S = 30;
+/** Call the API. `body`: an object is sent as JSON, a text as NDJSON. Throws `Problem`, or `NoAnswer`. */
+export async function ask(method, path, body, { signal: abort, timeout_s = TIMEOUT_S } = {}) {
   const why = noAddress(path.split("?")[0].split("/"));
   if (why) throw new Error(why);
   const headers = key.value ? { Authorization: `Bearer ${key.value}` } : {};
   const sent = body === undefined ? undefined : typeof body === "string" ? body : JSON.stringify(body);
   if (sent !== undefined) headers["Content-Type"] = typeof body === "string" ? "application/x-ndjson" : "application/json";
   const limit = AbortSignal.timeout(timeout_s * 1000);
-  const answer = await fetch(path, { method, headers, body: sent, signal: abort ? AbortSignal.any([abort, limit]) : limit });
-  if (answer.ok) return answer;
-  const got = await read(answer);
-  throw new Problem(answer.status, got && typeof got === "object" ? got : {}, Number(answer.headers.get("Retry-After")) || null);
+  try {
+    const answer = await fetch(path, { method, headers, body: sent, signal: abort ? AbortSignal.any([abort, limit]) : limit });
+    if (answer.ok) return answer;
+    const got = await read(answer);
+    throw new Problem(answer.status, got && typeof got === "object" ? got : {}, Number(answer.headers.get("Retry-After")) || null);
+  } catch (error) {
+    throw unanswered(error, timeout_s);
+  }
 }
 /** What it answers, read whole. */
-export const call = async (...asked) => read(await ask(...asked));
+export const call = async (...asked) => {
+  const answer = await ask(...asked);
+  return read(answer).catch((error) => {
+    throw unanswered(error, asked[3]?.timeout_s ?? TIMEOUT_S);
+  });
+};
 export const get = (path, options) => call("GET", path, undefined, options);
 export const id = encodeURIComponent;
 // Longer than that a reader would rather be told.
 const MOST_WAIT_S = 30;
-/** What `make` gives, which is called again, twice at most, where the service says that it is busy for a moment. */
+/** What `make` gives, which is called again, twice at most, where it may succeed in a moment. */
 export async function retrying(make, { signal: abort, times = 2 } = {}) {
   for (let n = 0; ; n++) {
     try {
       return await make();
     } catch (error) {
       const wait_s = error.retryAfter || 1;
-      if (abort?.aborted || n >= times || ![429, 503].includes(error.status) || wait_s > MOST_WAIT_S) throw error;
+      if (abort?.aborted || n >= times || !passes(error) || wait_s > MOST_WAIT_S) throw error;
       await new Promise((go) => setTimeout(go, wait_s * 1000));
     }
   }

@@ -1,9 +1,9 @@
 // What is wrong now, by what the processes tell of themselves: signs that some alerts of `deploy/prometheus` have,
 // too, each with the heading of the manual that says what to do.
 import { html, signal } from "../vendor/preact.js";
-import { get, id, locked, scraping, status } from "./api.js";
+import { get, locked, scraping, status } from "./api.js";
 import { ago, number, percent } from "./format.js";
-import { Table, useLoad } from "./parts.js";
+import { Manual, Table, useLoad } from "./parts.js";
 
 // A minute in intervals of ten seconds: what lasts so long is no passing thing, and by then each has told of itself.
 const NEWEST = 6;
@@ -75,11 +75,11 @@ export const Conditions = () => {
   const found = conditions(status.value, lately.value.data);
   if (!found.length) return null;
   return html`<section class="note" aria-label="what is wrong"><ul>
-    ${found.map(([alert, text]) => html`<li>${text} <a href=${`/manual/alerts.html#${id(alert.toLowerCase())}`}>What to do</a></li>`)}
+    ${found.map(([alert, text]) => html`<li>${text} <${Manual} page="alerts" heading=${alert}>What to do<//></li>`)}
   </ul></section>`;
 };
 
-/** What the processes of all hosts are at. */
-export const Tasks = () => html`<${Table} label="tasks" empty="none has told of itself in the last half minute"
+/** What the processes of all hosts do now. */
+export const Tasks = () => html`<${Table} label="tasks" empty="no process has reported in the last 30 s"
   columns=${["process", "host", "at work on", "last fit that did not go live", "seen"]}
   rows=${lately.value.data.replicas.filter((each) => !each.process.startsWith("worker")).map((each) => [each.process, each.host, each.busy || "nothing just now", each.failed ? `${ago(each.failed_at)}: ${each.failed}` : "–", ago(each.at)])} />`;

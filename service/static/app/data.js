@@ -1,6 +1,6 @@
 // Ratings in and out: a file of the reader is shown, checked as a whole, and only then sent.
 import { html, signal, useState } from "../vendor/preact.js";
-import { ask, call, look, retrying, status } from "./api.js";
+import { ask, call, look, passes, retrying, status } from "./api.js";
 import { rows } from "./csv.js";
 import { ago, number, plural } from "./format.js";
 import { Action, Commands, Failure, Field, Table } from "./parts.js";
@@ -115,9 +115,6 @@ async function check(file, map, read) {
 const loading = signal(null);
 const tellLoad = (more) => (loading.value = { ...loading.value, ...more });
 window.addEventListener("beforeunload", (event_) => loading.value?.busy && event_.preventDefault());
-// As the clients have it; a proxy answers 502 and 504 while a service behind it starts.
-const passes = (error) => [408, 429, 502, 503, 504, 507].includes(error.status) || error instanceof TypeError || error.name === "TimeoutError";
-
 /** Send one batch; a store that is busy or full for a moment is waited for, and so is a connection that was lost. */
 async function send(batch) {
   const body = batch.map(([, each]) => JSON.stringify(each)).join("\n");
@@ -254,9 +251,9 @@ const save = (path, name) => async () => {
 };
 
 export const data = () => html`<h1>Data</h1><${Import} />
-  <h2>Take it with you</h2>
+  <h2>Export</h2>
   <p>One JSON object a line. Large stores are exported by <code>foldin export</code>, which needs no memory for all of it.</p>
   <p>${[["/export/ratings", "ratings.ndjson"], ["/export/items", "items.ndjson"], ["/export/users", "users.ndjson"]].map(([path, name]) => html`<${Action} role="read" act=${save(path, name)}>${name}<//> <${Commands} path=${path} /> `)}</p>
-  <h2>Copies</h2>
-  <p>${!status.value.store_up ? "Whether there is one is not known while the store does not answer." : status.value.backed_up ? html`The last one was made ${ago(status.value.backed_up.at)}, of ${plural(status.value.backed_up.events, "event")}.` : html`<strong>None was made yet.</strong>`}</p>
+  <h2>Backups</h2>
+  <p>${!status.value.store_up ? "The store does not answer: whether there is a backup is not known." : status.value.backed_up ? html`The last one was made ${ago(status.value.backed_up.at)}, of ${plural(status.value.backed_up.events, "event")}.` : html`<strong>None was made yet.</strong>`}</p>
   <p><code>foldin backup FOLDER</code> copies all ratings while everything runs; <code>foldin restore</code> brings them back, also as of a moment; <code>foldin verify</code> compares store and archive; <code>foldin undo</code> brings a replaced history back.</p>`;

@@ -4,6 +4,8 @@ import { key, may } from "./api.js";
 export const number = (value, digits = 0) =>
   value === null || value === undefined || Number.isNaN(value) ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits });
 export const fixed = (value, digits = 2) => (value === null || value === undefined || Number.isNaN(value) ? "–" : value.toFixed(digits));
+/** A figure of no unit, as a score: three digits that count, be it ever so small. */
+export const significant = (value) => (value === null || value === undefined || Number.isNaN(value) ? "–" : value.toLocaleString("en", { minimumSignificantDigits: 3, maximumSignificantDigits: 3 }));
 export const percent = (value, digits = 0) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)} %`);
 /** A text that is not broken into lines. */
 export const together = (text) => text.replaceAll(" ", "\u00a0");
@@ -29,7 +31,7 @@ const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 /** A program of Python that runs as it is. The key is that of a variable: what is copied ends in files and chats. */
 export const asPython = (...lines) => {
   const [imports, key] = may.value.keys ? ["import os\n\n", ', key=os.environ["FOLDIN_API_KEY"]'] : ["", ""];
-  return `# pip install foldin-client\n${imports}from foldin_client import Client\n\nwith Client("${location.origin}"${key}) as foldin:\n${lines.map((line) => `    ${line}\n`).join("")}`;
+  return `# foldin_client comes with foldin; without foldin: pip install ./clients/python in a checkout\n${imports}from foldin_client import Client\n\nwith Client("${location.origin}"${key}) as foldin:\n${lines.map((line) => `    ${line}\n`).join("")}`;
 };
 /** The call as a command of the shell: with a key its place is shown, and not the key itself. */
 export function asCurl(method, path, body) {

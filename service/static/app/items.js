@@ -42,7 +42,7 @@ const All = () => {
       <p class="pager">${cursors.length > 0 && html`<button type="button" onClick=${() => go(cursors.slice(0, -1))}>back</button>`}
         ${data.next && html`<button type="button" onClick=${() => go([...cursors, data.next])}>more</button>`} <span class="soft">${number(data.total)} ${by === "id" ? "known, deleted ones too" : "in the catalogue"}</span></p>
       ${!data.items.some((each) => each.title) && html`<p class="soft"><code>foldin import FILE --items</code> gives items titles, categories and attributes.</p>`}`}
-    <h2>Most loved</h2><p class="soft">${popular.data?.by === "events" ? "By the weight of positive events: this generation has learned no rating, or next to none." : "By the lower 95 % bound of what an average user would give."}</p>
+    <h2>Most loved</h2><p class="soft">${popular.data?.by === "events" ? "By the weight of positive events: this generation has learned no rating, or next to none." : "In the order of the score: the lower 95 % bound of what an average user would give, so that few ratings alone do not lead. The mean is that of the users who rated."}</p>
     <${Failure} error=${popular.error} />
     ${popular.data && html`<${Loved} ...${popular.data} />`}`;
 };
@@ -125,8 +125,8 @@ const One = ({ item }) => {
       ].filter(([, value]) => value !== "" && value !== "–")} />
       <p><${Hide} item=${item} hidden=${data.hidden} done=${again} /> <${Commands} path=${path} /></p>
       <${Posterior} ...${data} />`}
-    <h2>Near</h2>
-    <p>Items <select aria-label="near by what" value=${by} onChange=${(event) => choose(event.target.value)}>${Object.entries(BY).map(([name, text]) => html`<option value=${name}>${text}</option>`)}</select></p>
+    <h2>Similar items</h2>
+    <p>Items <select aria-label="similar by what" value=${by} onChange=${(event) => choose(event.target.value)}>${Object.entries(BY).map(([name, text]) => html`<option value=${name}>${text}</option>`)}</select></p>
     <${Failure} error=${near.error} />
     ${near.data && html`<${Table} label="similar items" empty=${near.data.reason ?? "none: the item had no rating and no event when the generation was fitted"} columns=${["item", { text: "score", number: true }]}
       rows=${near.data.items.map((each) => [link(each.item_id, each.title), fixed(each.score)])} />`}`;

@@ -1,7 +1,7 @@
 // The frame of the dashboard: which page is shown, the sentence of health, the key. Invariant: what is open is
 // in the address, so that it can be sent to a colleague and comes back after a reload.
 import { html, render, signal, useEffect, useErrorBoundary, useRef } from "../vendor/preact.js";
-import { enter, key, locked, noAddress, scraping, setKey, status, trouble } from "./api.js";
+import { NoAnswer, enter, key, locked, noAddress, scraping, setKey, status, trouble } from "./api.js";
 import { conditions, lately, useLately } from "./conditions.js";
 import { data } from "./data.js";
 import { plural } from "./format.js";
@@ -30,7 +30,7 @@ window.addEventListener("hashchange", () => (open.value = parse()));
 
 /** The one sentence: `[kind, text]`. */
 const health = () => {
-  if (trouble.value) return locked.value ? ["bad", "a key is needed"] : ["bad", `no answer (${trouble.value.message})`];
+  if (trouble.value) return locked.value ? ["bad", "a key is needed"] : ["bad", trouble.value instanceof NoAnswer ? "no answer, asking again" : `no answer (${trouble.value.message})`];
   if (scraping.value) return ["bad", "another key is needed"];
   const now = status.value;
   if (!now) return ["soft", "looking…"];
@@ -55,7 +55,7 @@ const Login = () => {
       ? html`This key has the role <code>metrics</code>: it may ask for <code>/metrics</code> and <code>/status</code> alone, so enter another.`
       : "This API asks for a key."} One with the role <code>read</code> shows all pages; <code>operate</code> may change things. It stays in this tab.
       <input ref=${field} id="key" type="password" autocomplete="off" spellcheck=${false} placeholder="fk_…" /></label>
-    <button>Look</button> <span id="refused" class="bad" role="alert">${trouble.value?.refused ? "This key is not known." : ""}</span>
+    <button>Sign in</button> <span id="refused" class="bad" role="alert">${trouble.value?.refused ? "This key is not known." : ""}</span>
   </form>`;
 };
 
@@ -66,7 +66,7 @@ const Page = ({ page, rest }) => {
   const why = error ? `This page cannot be shown: ${error.message}.` : noAddress(rest);
   if (why) return html`<p class="bad" role="alert">${why} <a href="#/overview" onClick=${forget}>Overview</a></p>`;
   if (locked.value || scraping.value) return html`<h1>Foldin</h1><${Login} />`;
-  if (!status.value) return html`<h1>Foldin</h1><p class="soft">${trouble.value ? "The service does not answer; this page goes on by itself when it does." : "looking…"}</p>`;
+  if (!status.value) return html`<h1>Foldin</h1><p class="soft">${trouble.value ? `${trouble.value.message} This page goes on by itself when it answers.` : "looking…"}</p>`;
   return html`<${PAGES[page]} rest=${rest} />`;
 };
 

@@ -12,9 +12,9 @@ const INTERVALS = 180;
 
 /** How it is, in a sentence. */
 const Health = ({ now }) => {
-  if (trouble.value) return html`<p id="health" class="bad">The service does not answer: the figures are those of ${when(answeredAt.value)} (UTC).</p>`;
+  if (trouble.value) return html`<p id="health" class="bad">The service does not answer: the figures are those of ${when(answeredAt.value)} (UTC). Check that it runs and that this device reaches it; this page asks again every two seconds.</p>`;
   const how = conditions(now, lately.value.data).length ? "Something needs a look" : "All is well";
-  if (!now.generation) return html`<p id="health">${how}: no generation answers yet, the first is made from 100 ratings or other events on.</p>`;
+  if (!now.generation) return html`<p id="health">No generation is live yet: the first is made from 100 ratings or other events on.</p>`;
   const arriving = now.recent_rmse == null ? "no rating has arrived in the last minute" : `ratings of the last minute were predicted with an error of ${fixed(now.recent_rmse, 3)}`;
   return html`<p id="health">${how}: generation ${number(now.generation)} answers, and ${arriving}.</p>`;
 };
@@ -55,8 +55,8 @@ const Charts = ({ history }) => {
   </div>`;
 };
 
-const Replicas = ({ replicas }) => html`<h2>Who is at work</h2>
-  <${Table} label="processes" empty="none has told of itself in the last half minute"
+const Replicas = ({ replicas }) => html`<h2>Processes</h2>
+  <${Table} label="processes" empty="no process has reported in the last 30 s"
     columns=${["process", "host", { text: "generation", number: true }, { text: "requests/s", number: true }, { text: "in flight", number: true }, { text: "memory", number: true }, "seen"]}
     rows=${replicas.map((each) => [each.process, each.host, number(each.generation), number(each.requests_per_s, 1), number(each.in_flight), bytes(each.resident_bytes), ago(each.at)])} />`;
 
@@ -73,6 +73,6 @@ export function overview({ rest }) {
   return html`<h1>Overview</h1><${Health} now=${now} /><${Conditions} /><${Cards} now=${now} />
     <nav class="tabs" aria-label="how far back">${Object.keys(SPANS).map((name) => html`<a href=${`#/overview/${encodeURIComponent(name)}`} aria-current=${name === span ? "true" : undefined}>${name}</a>`)}</nav>
     <${Failure} error=${error} />
-    ${first > data?.at[1] && html`<p class="soft">Nothing is known of the time before ${when(first)} (UTC): no service ran, or its points had to make room for later ones.</p>`}
+    ${first > data?.at[1] && html`<p class="soft">History starts at ${when(first).slice(span === "15 min" || span === "3 h" ? 11 : 0)} UTC.</p>`}
     ${data && html`<${Charts} history=${data} />`}${replicas && html`<${Replicas} replicas=${replicas} />`}`;
 }

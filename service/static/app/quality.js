@@ -75,7 +75,7 @@ export function quality() {
         <${Table} label="figures of the fit" columns=${["", { text: "value", number: true }]} rows=${rest.map(([name, value]) => [name, fixed(value, 4)])} /></details>`}
       <h2>By ratings that arrived since the start</h2>
       <dl class="cards"><${Card} label="error, all" value=${fixed(status.value?.rmse, 3)} /><${Card} label="error, last minute" value=${fixed(status.value?.recent_rmse, 3)} /></dl>
-      <h2>What came of its lists</h2>
+      <h2>Results of its lists</h2>
       ${shown ? html`<dl class="cards">
         <${Card} label="lists" value=${number(shown.lists)} /><${Card} label="items shown" value=${number(shown.shown)} />
         <${Card} label="positive rate" value=${percent(shown.positive_rate?.value, 1)} note=${shown.positive_rate ? `${together(`${percent(shown.positive_rate.low, 1)} to ${percent(shown.positive_rate.high, 1)}`)} ${together("(95 %)")}` : "nothing was shown yet"} />

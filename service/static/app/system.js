@@ -1,9 +1,9 @@
-// What is in force, who may do what, and who is at work.
+// The settings, the keys with their roles, and the processes.
 import { html, useState } from "../vendor/preact.js";
 import { allowed, call, get, id, may, setKey, status } from "./api.js";
 import { Conditions, Tasks, lately } from "./conditions.js";
 import { bytes, number, when } from "./format.js";
-import { Action, Commands, Failure, Field, Table, useLoad } from "./parts.js";
+import { Action, Commands, Failure, Field, Manual, Table, useLoad } from "./parts.js";
 
 const Keys = () => {
   const { data, error, again } = useLoad((signal) => get("/keys", { signal }), []);
@@ -60,7 +60,7 @@ export function system() {
   const { data, error } = lately.value;
   return html`<h1>System</h1><${Failure} error=${error} />
     <${Conditions} />
-    <p class="soft">What is wrong is told here as far as the processes say it of themselves; the other <a href="/manual/alerts.html">alerts</a>, as that one of them was restarted or a whole replica is silent, need Prometheus.</p>
+    <p class="soft">Problems that processes report themselves are listed here; the other <${Manual} page="alerts">alerts<//> (a process that was restarted, a replica that is silent) need Prometheus.</p>
     ${data && html`<h2>Tasks</h2><${Tasks} />`}
     <p>${may.value.keys ? html`This API asks for keys; yours has the role <strong>${may.value.role}</strong>.` : "This API asks for no key: only this machine can reach it."}</p>
     <h2>Workers of this host</h2>

@@ -1,8 +1,9 @@
-// One user: what was rated, what is recommended and why; rate, and see the list move.
-import { html, useEffect, useState } from "../vendor/preact.js";
+// One user: what was rated, what is recommended and why. Invariant: only the mode "Try ratings" writes.
+import { html, useState } from "../vendor/preact.js";
 import { call, get, id, retrying, status } from "./api.js";
-import { asPython, fixed, number, plural, when } from "./format.js";
-import { Action, Bars, Card, Commands, Failure, Field, ItemLink, Table, titled, useLoad } from "./parts.js";
+import { asPython, fixed, number, plural, significant, when } from "./format.js";
+import { Bars, Card, Commands, Failure, Field, ItemLink, Table, titled, useLoad } from "./parts.js";
+import { Act, Mode, Other, Rate, TakeBack, useActs, withActs } from "./rating.js";
 
 const python = (call) => asPython(`print(foldin.${call})`);
 const text = (value) => JSON.stringify(value);
@@ -47,7 +48,7 @@ const Search = ({ user }) => {
   const none = more ? "None in the part of the store that was looked through." : "No user that begins so.";
   return html`<form class="search" role="search" onSubmit=${open}>
       <${Field} label="User"><input id="user" value=${prefix} autocomplete="off" spellcheck=${false} placeholder="id, or how it begins" onInput=${typed} /><//>
-      <button>Show</button> <a class="button" href="#/users">Someone who is not stored</a>
+      <button>Show</button> <a class="button" href="#/users">Try as a new visitor</a>
     </form>
     ${!busy && html`<${Failure} error=${data?.error} />`}
     <p class="found">${(data?.users ?? []).filter((each) => each.startsWith(prefix)).map((each) => html`<a href=${`#/users/${id(each)}`}>${each}</a> `)}
@@ -82,26 +83,6 @@ const Why = ({ user, item }) => {
 };
 const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
 
-/** Stars, or a number where there are too many steps for stars. */
-export function Rate({ user, item, rated, done }) {
-  const [low, high, step] = status.value.scale;
-  const steps = step ? Math.round((high - low) / step) + 1 : Infinity;
-  const [value, set] = useState(rated ?? "");
-  useEffect(() => set(rated ?? ""), [rated]);
-  const give = (rating) => async () => {
-    await call("POST", "/ratings", { user_id: user, item_id: item, rating });
-    done();
-  };
-  if (steps <= 11) {
-    const values = Array.from({ length: steps }, (_, n) => low + n * step);
-    return html`<span class="rate" role="group" aria-label=${`rate ${item}`}>${values.map(
-      (each) => html`<${Action} role="rate" act=${give(each)}><span class=${rated === each ? "chosen" : ""}>${number(each, 2)}</span><//>`,
-    )}</span>`;
-  }
-  return html`<span class="rate"><input type="number" aria-label=${`rating of ${item}, ${low} to ${high}`} min=${low} max=${high} step=${step ?? "any"} value=${value} onInput=${(event) => set(event.target.value)} />
-    <${Action} role="rate" act=${give(Number(value))} disabled=${value === ""}>rate<//></span>`;
-}
-
 /** Where ratings from `from` to `to` lie on the scale, and `rating` among them. */
 export const Interval = ({ from, rating, to }) => {
   const [low, high] = status.value.scale;
@@ -113,7 +94,8 @@ export const Interval = ({ from, rating, to }) => {
 export const Expected = ({ rating, std }) => html`<span class="expected">${fixed(rating)} ${std !== undefined && html`<span class="soft">± ${fixed(std)}</span>
     <${Interval} from=${rating - std} rating=${rating} to=${rating + std} />`}</span>`;
 
-const Recommended = ({ list, user, done, before }) => {
+/** `doing`: what a reader who tries ratings did and may do, null for one who reads; `user`: null for one who is not stored. */
+const Recommended = ({ list, user, doing = null, before }) => {
   const [why, open] = useState(null);
   const place = new Map(before.map((name, n) => [name, n]));
   const moved = (name, n) => {
@@ -122,14 +104,16 @@ const Recommended = ({ list, user, done, before }) => {
     const by = place.get(name) - n;
     return by ? html`<span class=${by > 0 ? "good" : "soft"}>${by > 0 ? "▲" : "▼"}${Math.abs(by)}</span>` : "";
   };
+  const all = withActs(list.items.map((each, n) => ({ each, n })), doing?.acts ?? [], "recommended");
+  const row = ({ act, each, n }, at) => act ? ["", html`<${ItemLink} item=${act.item_id} title=${act.title} />`, "", "", "", html`<${Act} act=${act} undo=${doing.undo} />`] : [
+    html`${n + 1} ${moved(each.item_id, n)}`,
+    user === null ? html`<${ItemLink} item=${each.item_id} title=${each.title} />` : html`<button type="button" class="quiet" title=${each.item_id} aria-expanded=${why === each.item_id} onClick=${() => open(why === each.item_id ? null : each.item_id)}>${each.title}<small> why?</small></button>`,
+    html`<${Expected} rating=${each.rating ?? each.score} std=${each.std} />`, significant(each.relevance), significant(each.score),
+    ...(doing ? [html`<${Rate} item=${each.item_id} give=${(rating) => doing.act("recommended", at, each, rating)} />`] : []),
+  ];
   return html`<${Table} label="recommended" empty=${list.reason ?? "nothing is left to recommend"}
-      columns=${["", "item", { text: "expected rating", number: true }, { text: "relevance", number: true }, { text: "score", number: true }, user === null ? "" : "rate it"]}
-      keys=${list.items.map((each) => each.item_id)} rows=${list.items.map((each, n) => [
-        html`${n + 1} ${moved(each.item_id, n)}`,
-        user === null ? html`<${ItemLink} item=${each.item_id} title=${each.title} />` : html`<button type="button" class="quiet" title=${each.item_id} aria-expanded=${why === each.item_id} onClick=${() => open(why === each.item_id ? null : each.item_id)}>${each.title}<small> why?</small></button>`,
-        html`<${Expected} rating=${each.rating ?? each.score} std=${each.std} />`, fixed(each.relevance), fixed(each.score),
-        user === null ? "" : html`<${Rate} user=${user} item=${each.item_id} done=${done} />`,
-      ])} />
+      columns=${["", "item", { text: "expected rating", number: true }, { text: "relevance", number: true }, { text: "score", number: true }, ...(doing ? ["rate it"] : [])]}
+      keys=${all.map(({ act, each }) => (act ? `act ${act.item_id}` : each.item_id))} rows=${all.map(row)} />
     ${list.items.some((each) => each.item_id === why) && html`<${Why} user=${user} item=${why} />`}`;
 };
 
@@ -142,18 +126,20 @@ async function recommended(user, signal) {
   return { ...list, items: items.map((each, n) => ({ ...each, std: predictions[n].std })) };
 }
 
-const History = ({ user, turn, done }) => {
+const History = ({ user, turn, doing }) => {
   const [from, page] = useState(0);
   const { data, error } = useLoad((signal) => titled(get(`/users/${id(user)}/ratings?n=20&offset=${from}`, { signal }), signal, "ratings"), [user, turn, from]);
   if (error) return html`<${Failure} error=${error} />`;
   if (!data) return html`<p class="soft">reading…</p>`;
-  const takeBack = (item) => async () => {
-    await call("DELETE", `/ratings/${id(user)}/${id(item)}`);
-    done();
+  const part = `ratings ${from}`;
+  const all = withActs(data.ratings, doing?.acts ?? [], part);
+  const row = ({ act, ...each }, at) => {
+    if (act) return [html`<${ItemLink} item=${act.item_id} title=${act.title} />`, "", "", html`<${Act} act=${act} undo=${doing.undo} />`];
+    const shown = [html`<${ItemLink} item=${each.item_id} title=${each.title} />`, doing ? html`<${Rate} item=${each.item_id} rated=${each.rating} give=${(rating) => doing.act(part, at, each, rating)} />` : number(each.rating, 2), when(each.timestamp)];
+    return doing ? [...shown, html`<${TakeBack} act=${() => doing.act(part, at, each, null)} />`] : shown;
   };
   return html`<${Table} label="ratings of this user" empty="no rating"
-      columns=${["item", "rating", "when (UTC)", ""]}
-      keys=${data.ratings.map((each) => each.item_id)} rows=${data.ratings.map((each) => [html`<${ItemLink} item=${each.item_id} title=${each.title} />`, html`<${Rate} user=${user} item=${each.item_id} rated=${each.rating} done=${done} />`, when(each.timestamp), html`<${Action} role="rate" danger act=${takeBack(each.item_id)}>take back<//>`])} />
+      columns=${["item", "rating", "when (UTC)", ...(doing ? [""] : [])]} keys=${all.map(({ act, item_id }) => (act ? `act ${act.item_id}` : item_id))} rows=${all.map(row)} />
     <p class="pager">${from > 0 && html`<button type="button" onClick=${() => page(Math.max(0, from - 20))}>later ones</button>`}
       ${from + 20 < data.total && html`<button type="button" onClick=${() => page(from + 20)}>earlier ones</button>`} <span class="soft">${plural(data.total, "rating")} in all</span></p>`;
 };
@@ -171,35 +157,30 @@ const Events = ({ user, turn }) => {
 const Stored = ({ user }) => {
   const [turn, next] = useState(0);
   const [before, keep] = useState([]);
+  const [trying, set] = useState(false);
   const about = useLoad((signal) => get(`/users/${id(user)}`, { signal }), [user, turn]);
   const list = useLoad((signal) => recommended(user, signal), [user, turn]);
-  useEffect(() => keep([]), [user]);
-  const done = () => {
+  const acts = useActs(user, () => {
     keep(list.data ? list.data.items.map((each) => each.item_id) : []);
     // This one may be of an earlier turn: several ratings can be on their way.
     next((before) => before + 1);
-  };
+  });
+  const doing = trying ? acts : null;
   const unknown = about.error?.code === "unknown_user";
   return html`<h1>${user}</h1>
     ${about.data && html`<dl class="cards">
       <${Card} label="ratings" value=${number(about.data.ratings)} note=${about.data.events !== about.data.ratings ? `${number(about.data.events)} events in all` : ""} />
       <${Card} label="mean" value=${fixed(about.data.mean)} />
       <${Card} label="expected of an unknown item" value=${fixed(about.data.expected.rating)} note=${`± ${fixed(about.data.expected.std)}`} /></dl>`}
-    ${unknown ? html`<p class="soft">No rating of this user is known: the list is what everybody gets. Rate something, and it becomes this user's.</p>` : html`<${Failure} error=${about.error} />`}
+    ${unknown ? html`<p class="soft">No rating of this user is known: the list is what everybody gets.</p>` : html`<${Failure} error=${about.error} />`}
+    <${Mode} user=${user} trying=${trying} set=${set} />
     <h2>Recommended</h2>
     <${Failure} error=${list.error} />
-    ${list.data && html`<${Recommended} list=${list.data} user=${user} done=${done} before=${before} />
+    ${list.data && html`<${Recommended} list=${list.data} user=${user} doing=${doing} before=${before} />
       <${Commands} path=${`/recommend/${id(user)}?n=10`} python=${python(`recommend(${text(user)}, n=10)`)} />`}
-    ${!unknown && html`<h2>Ratings, the latest first</h2><${History} user=${user} turn=${turn} done=${done} />`}
+    ${!unknown && html`<h2>Ratings, the latest first</h2><${History} user=${user} turn=${turn} doing=${doing} />`}
     ${about.data && html`<${Events} user=${user} turn=${turn} />`}
-    <${Other} user=${user} done=${done} />`;
-};
-
-/** Rate an item that is not in the list. */
-const Other = ({ user, done }) => {
-  const [item, type] = useState("");
-  return html`<h2>Rate another item</h2><div class="search"><${Field} label="Item"><input value=${item} autocomplete="off" spellcheck=${false} onInput=${(event) => type(event.target.value)} /><//>
-    ${item && html`<${Rate} user=${user} item=${item} key=${item} done=${done} />`}</div>`;
+    ${doing && html`<${Other} doing=${doing} />`}`;
 };
 
 /** What the API recommends for ratings that are not stored. */
@@ -215,7 +196,7 @@ const Anonymous = () => {
     type("");
   };
   const [low, high, step] = status.value?.scale ?? [1, 5, 1];
-  return html`<h1>Someone who is not stored</h1>
+  return html`<h1>Try as a new visitor</h1>
     <p>Give some ratings, and see what would be recommended; nothing is kept.</p>
     <form class="search" onSubmit=${add}>
       <${Field} label="Item"><input value=${item} required autocomplete="off" spellcheck=${false} onInput=${(event) => type(event.target.value)} /><//>

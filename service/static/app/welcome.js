@@ -2,7 +2,7 @@
 import { html } from "../vendor/preact.js";
 import { status } from "./api.js";
 import { asCurl, asPython } from "./format.js";
-import { Commands } from "./parts.js";
+import { Commands, Manual } from "./parts.js";
 
 export function Welcome() {
   const middle = (status.value.scale[0] + status.value.scale[1]) / 2 || 4;
@@ -25,7 +25,7 @@ export function Welcome() {
           asCurl("GET", "/predict?user_id=ann&item_id=dune"),
           asCurl("GET", "/recommend/ann?n=5"),
         ].join("\n")}</pre>
-        <p>All calls, to be tried: <a href="/docs">API</a>. All else: the <a href="/manual">manual</a>.</p></article>
+        <p>All calls, to be tried: <a href="/docs">API</a>. All else: the <${Manual} page="index">manual<//>.</p></article>
     </div>
     <h2>The three calls in Python</h2>
     <pre>${program}</pre>
