@@ -21,7 +21,7 @@ from service.http.parsing import MAX_ID_BYTES, Id, Query
 from service.http.problems import Problem
 from service.openapi import Schema, query_parameter
 from service.rules.filter_parsing import UnknownAttribute, refused
-from service.rules.filters import NO_FILTER, Filter, known_rows, mask_of_rows
+from service.rules.filters import NO_FILTER, Filter, known_rows, mask_of_rows, unknown_value
 from service.rules.listing import Ranking, RuledList, Scored, Top, apply
 from service.rules.request import (
     DEFAULT_N,
@@ -281,7 +281,12 @@ async def ruled(
         (ALL_EXCLUDED, without(known_rows(call.rules.exclude_items, rows))),
         (ALL_SEEN, everything if seen is None else without(seen)),
     )
-    return Listed(items, why_empty(steps))
+    why = why_empty(steps)
+    if why == NO_ITEM_PASSES:
+        find = partial(unknown_value, call.rules.filter, call.view.columns)
+        said = await call.view.columns.read(find, context.rankings.in_thread, quick=False)
+        why = said or why
+    return Listed(items, why)
 
 
 def why_empty(steps: Sequence[tuple[str, Bools]]) -> str:

@@ -7,7 +7,7 @@ Invariant: a row is in every column what the last `put` said of it. Rows beyond 
 
 import sys
 from array import array
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -194,6 +194,11 @@ class TextColumn(_CodedColumn[str | None]):
     def equals_any(self, values: Sequence[str], n: int) -> Bools:
         return self._has_code([self._code_of[value] for value in values if value in self._code_of], n)
 
+    @property
+    def known(self) -> Collection[str | None]:
+        """The different texts that items have."""
+        return self._code_of.keys()
+
     def texts_of(self, row: int) -> Texts:
         """Return the text of a row as a list."""
         value = self._value(row)
@@ -231,6 +236,11 @@ class ListColumn(_CodedColumn[Texts]):
     def of(self, rows: npt.NDArray[np.integer[Any]]) -> list[Texts]:
         """Return the texts of each of `rows`."""
         return [self._value(row) for row in rows.tolist()]
+
+    @property
+    def known(self) -> Collection[str]:
+        """The different texts that items have."""
+        return self._with.keys()
 
     def texts_of(self, row: int) -> Texts:
         """Return the texts of a row."""

@@ -5,8 +5,9 @@ that a column has changed under is not used again.
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 
 import numpy as np
@@ -22,6 +23,8 @@ _QUICK_VALUES = 2_000
 _KEPT_BYTES = 32_000_000
 # Of a filter and what may be shown: as many as a ranking remembers.
 _PAIRS_KEPT = 32
+# Values of an attribute among which a mistyped one is looked for, how long they are, and how many are named.
+_FEW_TEXTS, _LONGEST_TEXT, _MOST_NAMED = 100, 32, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,33 @@ class Filter:
     def ids(self) -> list[bytes]:
         """Return the ids that it names."""
         return [item_id for leaf in self.leaves() if isinstance(leaf, HasId) for item_id in leaf.ids]
+
+
+def unknown_value(wanted: Filter, columns: Columns) -> str | None:
+    """Return as a sentence which value that `wanted` asks for no item has, and which one may be meant; None
+    where there is none, or its attribute has many values. It compares letter by letter: not for the event loop.
+    """
+    for condition in (*wanted.must, *wanted.should):
+        if isinstance(condition, Filter):
+            if said := unknown_value(condition, columns):
+                return said
+        elif isinstance(condition, TextMatch) and not condition.other:
+            column = columns.column(condition.key)
+            known = column.known if isinstance(column, TextColumn | ListColumn) else ()
+            if 0 < len(known) <= _FEW_TEXTS and not any(value in known for value in condition.values):
+                return _unknown(condition, known)
+    return None
+
+
+def _unknown(match: TextMatch, known: Collection[str | None]) -> str:
+    name = "category" if match.key == "categories" else match.key
+    folded = {each.casefold(): each for each in known if each and len(each) <= _LONGEST_TEXT}
+    values = match.values[:_MOST_NAMED]
+    for value in values:
+        meant = get_close_matches(value[:_LONGEST_TEXT].casefold(), folded, 1)
+        if meant:
+            return f"no item has {name} {value!r}: is {folded[meant[0]]!r} meant?"
+    return f"no item has {name} {' or '.join(map(repr, values))}"
 
 
 # All items pass.

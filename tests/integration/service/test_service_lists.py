@@ -106,7 +106,12 @@ async def test_an_empty_list_says_why(client: Client) -> None:
     # Of several reasons the first that leaves nothing of what those before it have left.
     for body in (future, {**both, **future}):
         assert await why(path, body) == "no item passes the filter"
-    assert await why("/popular?category=opera") == "no item passes the filter"
+    assert await why("/popular?category=opera") == "no item has category 'opera'"
+    # Both, as a filter of the caller's is in one of a scenario's.
+    tags = [{"item_id": each, "attributes": {"kind": "Green Tea"}} for each in ids]
+    assert (await client.post("/items", tags)).status == 200
+    meant = {"filter": {"must": {"should": {"key": "kind", "match": {"any": ["cocoa", "green tea"]}}}}}
+    assert await why(path, meant) == "no item has kind 'green tea': is 'Green Tea' meant?"
     assert await why(path, {"candidate_items": ["item-0"]}) == call_rules.ALL_SEEN
     assert await why(path, {"candidate_items": ["gone"]}) == call_rules.NO_CANDIDATE
     assert await why(path, both) == call_rules.ALL_EXCLUDED
