@@ -103,8 +103,9 @@ class Filter:
 
 
 def unknown_value(wanted: Filter, columns: Columns) -> str | None:
-    """Return as a sentence which value that `wanted` asks for no item has, and which one may be meant; None
-    where there is none, or its attribute has many values. It compares letter by letter: not for the event loop.
+    """Return as a sentence which value that `wanted` asks for no item has, and which one may be meant.
+
+    None where there is none, or its attribute has many values. Call it in a thread: it compares letters.
     """
     for condition in (*wanted.must, *wanted.should):
         if isinstance(condition, Filter):
