@@ -28,10 +28,11 @@ _REPLICA = re.compile(rb"^slave\d+:\S*\bstate=online\b\S*\blag=(\d+)", re.MULTIL
 
 
 class Since(NamedTuple):
-    """Which connections there are: how often each was made anew."""
+    """Which connections there are: how often each was made anew; of a cluster `begun` has that by server."""
 
     writing: int
     asking: int
+    begun: object = None
 
 
 class Confirmation:
@@ -55,7 +56,7 @@ class Confirmation:
         self._primary = primary
         self._main = main
         self._asking = asking
-        self._mark = encode_call("keep_for", [key], [b"1", b"%d" % KEY_KEPT_S])
+        self._mark = mark_of(key)
         self._wait_ms = b"%d" % int(1000 * wait_s)
         # Replicas that must have a write, 0 where that is to be found out anew; on which connection it was.
         self._replicas = 0
@@ -82,15 +83,19 @@ class Confirmation:
                 ) from exc
             raise
 
-    def begin(self) -> Since:
-        """Say before a write that it is to be confirmed. Raises `StoreUnavailable` where it cannot be."""
+    def begin(self, *keys: bytes) -> Since:
+        """Say before a write that it is to be confirmed. Raises `StoreUnavailable` where it cannot be.
+
+        `keys`: one of each slot that is written to; none where that may be any.
+        """
         if self._durability != "store":
             self._main.require()
             self._asking.require()
-        return self._now()
+        return self.now()
 
-    async def wait(self, since: Since) -> None:
-        """Return when everything written since then is where it is wanted.
+    async def wait(self, since: Since, *keys: bytes) -> None:
+        """Return when everything written since then is where it is wanted. `keys`: more that were written to,
+        for a `since` with keys.
 
         Raises `StoreUnavailable` when that is not known in time; the write may be repeated.
         """
@@ -110,7 +115,8 @@ class Confirmation:
         _tell(self._waiting, StoreUnavailable("this process is closing"))
         await self._asking.close()
 
-    def _now(self) -> Since:
+    def now(self) -> Since:
+        """Return which connections there are."""
         return Since(self._main.reconnects_total, self._asking.reconnects_total)
 
     async def _run(self) -> None:
@@ -126,7 +132,7 @@ class Confirmation:
                 _tell(batch, StoreUnavailable("this process is closing"))
                 raise
             else:
-                now = self._now()
+                now = self.now()
                 _tell([each for each in batch if each[0] == now], None)
                 _tell(batch, StoreUnavailable("the store went away before it confirmed the write"))
 
@@ -176,6 +182,11 @@ class Confirmation:
         if not await self._primary.is_sure():
             raise StoreUnavailable("the sentinels are not sure of the primary")
         return max(1, online(reply))
+
+
+def mark_of(key: bytes) -> bytes:
+    """Return the call that writes a key which goes by itself."""
+    return encode_call("keep_for", [key], [b"1", b"%d" % KEY_KEPT_S])
 
 
 def online(info: bytes) -> int:

@@ -63,6 +63,8 @@ class ItemRegistry:
         self._table = RowTable([])
         self._building: asyncio.Future[RowTable] | None = None
         self._by_id = IdOrder(self._ids)
+        # Rows from 0 on that no failover takes back: events that name others wait for the registry's server.
+        self.confirmed = 0
 
     def __len__(self) -> int:
         """Rows from 0 on whose ids are all known here."""
@@ -229,6 +231,10 @@ class ItemRegistry:
         while (item_id := self._ahead.pop(len(self._ids), None)) is not None:
             self._ids.append(item_id)
 
+    def confirm(self, rows: int) -> None:
+        """Take in that so many rows, from 0 on, are where the durability wants them."""
+        self.confirmed = max(self.confirmed, rows)
+
     async def verify(self, client: Client) -> None:
         """Forget everything if the store no longer says the same: it lost its end in a failover, or all."""
         last = max(self._ahead, default=len(self._ids) - 1)
@@ -246,6 +252,7 @@ class ItemRegistry:
 
     def clear(self) -> None:
         """Forget everything."""
+        self.confirmed = 0
         self._rows.clear()
         # Anew, because a thread may read the list.
         self._ids, self._ahead = [], {}

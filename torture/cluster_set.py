@@ -27,11 +27,11 @@ MOVED_AT_ONCE = 10
 
 
 class ClusterSet(ServerSet):
-    """Primaries with slots of one number each, and perhaps a replica of each. `url`: the address for
+    """Primaries with slots of one number each, and as many `replicas` of each. `url`: the address for
     Foldin.
     """
 
-    def __init__(self, kind: Kind, folder: Path, primaries: int, *, replicas: bool) -> None:
+    def __init__(self, kind: Kind, folder: Path, primaries: int, *, replicas: int) -> None:
         self._command, self._folder = str(program(kind)), folder
         self._replaced = 0
         self.servers: list[Server] = []
@@ -192,9 +192,7 @@ class ClusterSet(ServerSet):
 
 
 @contextlib.contextmanager
-def cluster_set(
-    kind: Kind, folder: Path, primaries: int = 3, *, replicas: bool = False
-) -> Iterator[ClusterSet]:
+def cluster_set(kind: Kind, folder: Path, primaries: int = 3, *, replicas: int = 0) -> Iterator[ClusterSet]:
     """Run a cluster. Raises CannotStartError where its program is not installed."""
     servers = ClusterSet(kind, folder, primaries, replicas=replicas)
     try:

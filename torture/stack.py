@@ -80,7 +80,7 @@ class Stack:
         if kind == "replicas":
             self.servers = ReplicaSet("valkey", folder / "servers", None)
         elif kind == "cluster":
-            self.servers = ClusterSet("valkey", folder / "servers", CLUSTER_PRIMARIES, replicas=True)
+            self.servers = ClusterSet("valkey", folder / "servers", CLUSTER_PRIMARIES, replicas=1)
         target = Path(self._store.url.removeprefix("unix://"))
         between = ("service", "trainer") if kind == "one" else ()
         self.proxies = {name: Proxy(target, unused_port()) for name in between}

@@ -50,7 +50,7 @@ def measure(options: Options, console: Console) -> list[Row]:
         ):
             address = f"redis://127.0.0.1:{one.primary().port}"
             rows += asyncio.run(_calls(options, address, three.url))
-        with cluster_set("valkey", folder / "moving", 3, replicas=True) as servers:
+        with cluster_set("valkey", folder / "moving", 3, replicas=1) as servers:
             console.print("slots move, and a primary goes", style="dim")
             rows += asyncio.run(_accidents(options, servers))
     return rows

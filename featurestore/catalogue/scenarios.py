@@ -86,7 +86,7 @@ class Scenarios:
         names = await self.names()
         if len(names) >= MOST_SCENARIOS and name not in names:
             raise StoreRefused(f"there may be {MOST_SCENARIOS} scenarios")
-        since = self._confirmation.begin()
+        since = self._confirmation.begin(self._key)
         # In one step, so that no reader takes an earlier text for this version.
         await self._client.change_fields(self._key, {name: value, _MARK + name: version_of(value)})
         await self._confirmation.wait(since)
@@ -98,7 +98,7 @@ class Scenarios:
 
     async def put_default(self, name: str) -> None:
         """Put back the scenario of calls that ask for none, where the store has none."""
-        since = self._confirmation.begin()
+        since = self._confirmation.begin(self._experiments)
         await self._client.hsetnx(self._experiments, DEFAULT_SCENARIO, name.encode())
         await self._confirmation.wait(since)
 
@@ -106,7 +106,7 @@ class Scenarios:
         """Remove a scenario; whether it was there."""
         if name.startswith(_MARK):
             return False
-        since = self._confirmation.begin()
+        since = self._confirmation.begin(self._key)
         removed = await self._client.change_fields(self._key, gone=[name, _MARK + name])
         await self._confirmation.wait(since)
         return bool(removed)

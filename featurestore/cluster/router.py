@@ -77,7 +77,7 @@ class Router:
         # By what stands before the tag's end in a call.
         self._by_prefix: dict[bytes, Connection] = {}
         self._again_already: set[asyncio.Future[list[Any]]] = set()
-        self._gone = self._strays = 0
+        self._gone = 0
         self._tasks: set[asyncio.Task[None]] = set()
         topology.on_change(self._follow)
 
@@ -98,7 +98,7 @@ class Router:
         return (
             self._topology.changes
             + self._gone
-            + self._strays
+            + self._topology.strays
             + sum(each.reconnects_total for each in self._connections.values())
         )
 
@@ -262,8 +262,6 @@ class Router:
         """Make one call again, where its last reply says."""
         ask = error_code(reply) == "ASK"
         node = self._topology.at(asked_at(reply)) if ask else self._node_of(call)
-        # What confirms a write does not ask a server that has no slot.
-        self._strays += node not in self._topology.nodes.values()
         await self.ready(node)
         connection = self.connection_of(node)
         # One write: nothing comes between the two. The answer is looked at by the caller.

@@ -3,21 +3,24 @@ is made here is used alike, whichever it is.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from itertools import count
 
 from featurestore.client import Client
 from featurestore.cluster.client import ClusterClient
 from featurestore.cluster.router import REDIRECTS, Router
-from featurestore.cluster.slots import even_tags
-from featurestore.cluster.topology import Node, Topology
-from featurestore.confirmation import Confirmation, Durability, Since
+from featurestore.cluster.slots import even_tags, slot_of
+from featurestore.cluster.topology import Node, Owners, Topology
+from featurestore.confirmation import Confirmation, Durability, Since, mark_of
 from featurestore.errors import StoreRefused, StoreUnavailable
-from featurestore.keys import Keys
+from featurestore.keys import Keys, tag_of
 from featurestore.settings import StoreSettings
 from featurestore.wire.connection import Around, Connection, Prepare, ServerConnection
+from featurestore.wire.functions import call_many
 from featurestore.wire.primary import Primary
+from featurestore.wire.resp import encode
 from featurestore.wire.socket import Astray
 
 # Of the time in which a connection must be made.
@@ -51,10 +54,24 @@ class ClusterKeys(Keys):
         return b"{%b}:%d:deltas:%d" % (self.live, epoch, generation)
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """The cluster as a call began: which server had each slot, which connections there were to each server,
+    and how many calls had been sent after a slot that moves.
+    """
+
+    keys: tuple[bytes, ...]
+    owners: Owners
+    servers: dict[Node, Since]
+    asks: int
+    strays: int
+
+
 class ClusterConfirmation(Confirmation):
-    """One question to each server for all calls that came before; slots that moved since a write leave it
-    unconfirmed. `key` begins that of each server's mark; `asking` tells where a mark is not its server's, and
-    does not follow it.
+    """One question to each server that a call wrote to, for all calls that came before. A call whose slots
+    have another server by then stays unconfirmed. One that may have followed a moving slot asks all servers.
+
+    `key` begins that of each mark; `asking` tells where a mark is not its server's, and does not follow it.
     """
 
     def __init__(
@@ -72,55 +89,104 @@ class ClusterConfirmation(Confirmation):
         self._routers = main, asking
         self._key = key
         self._wait_s = wait_s
-        # By server; of which slots, by the count of changes.
-        self._of_nodes: dict[Node, tuple[int, Confirmation]] = {}
-        self._first = 0
+        self._of_nodes: dict[Node, _ServerConfirmation] = {}
 
-    def begin(self) -> Since:
-        """As there; of every server, for the call may write to any."""
-        if self._durability != "store":
-            self._require_all()
-        return super().begin()
+    def begin(self, *keys: bytes) -> Since:
+        """As there; where keys are named only their servers have to be there."""
+        if self._durability == "store":
+            return super().begin()
+        nodes = list(self._topology.nodes.values())
+        for node in {self._topology.node_of(key) for key in keys} or nodes:
+            for router in self._routers:
+                router.connection_of(node).require()
+        servers = {node: self._of(node).now() for node in nodes}
+        topology = self._topology
+        return Since(0, 0, _Begun(keys, topology.owners, servers, topology.asks, topology.strays))
+
+    async def wait(self, since: Since, *keys: bytes) -> None:
+        """As there, of the servers that have these keys and those of `since`."""
+        begun = since.begun
+        if not isinstance(begun, _Begun):
+            return
+        if begun.keys:
+            keys = begun.keys + keys
+            nodes = {self._topology.node_of(key) for key in keys}
+            # A slot that is moving has no such key: the answer leads to another server, and is counted there.
+            probes = [encode(b"EXISTS", b"%b:{%b}" % (self._key, tag_of(key))) for key in keys]
+            await asyncio.gather(call_many(self._routers[0], probes), *self._waits(nodes, begun))
+            slots = [slot_of(key) for key in keys]
+            if begun.asks == self._topology.asks:
+                self._require_same([begun.owners[slot] is self._topology.owners[slot] for slot in slots])
+                return
+        await self._topology.refresh()
+        self._require_same([begun.owners is self._topology.owners, begun.strays == self._topology.strays])
+        await asyncio.gather(*self._waits(self._topology.nodes.values(), begun))
+        self._require_same([begun.owners is self._topology.owners, begun.strays == self._topology.strays])
+
+    def _waits(self, nodes: Iterable[Node], begun: _Begun) -> list[Coroutine[None, None, None]]:
+        self._require_same([node in begun.servers for node in nodes])
+        return [self._of(node).wait(begun.servers[node]) for node in nodes]
+
+    @staticmethod
+    def _require_same(same: Iterable[bool]) -> None:
+        if not all(same):
+            raise StoreUnavailable("slots of the cluster have moved since the write", 0.1)
 
     async def ask(self) -> None:
         """Return when every server has what it was given before. Raises `StoreUnavailable`."""
-        await self._topology.refresh()
-        nodes = list(self._topology.nodes.values())
-        for gone in self._of_nodes.keys() - set(nodes):
+        await asyncio.gather(*[self._of(node).ask() for node in list(self._topology.nodes.values())])
+
+    async def close(self) -> None:
+        """As there, for each server."""
+        await asyncio.gather(*[each.close() for each in self._of_nodes.values()])
+        await super().close()
+
+    def _of(self, node: Node) -> "_ServerConfirmation":
+        for gone in self._of_nodes.keys() - set(self._topology.nodes.values()):
             del self._of_nodes[gone]
-        await asyncio.gather(*[self._ask_one(node) for node in nodes])
-        self._require_all()
+        if node not in self._of_nodes:
+            main, asking = (router.connection_of(node) for router in self._routers)
+            marks = (b"%b:{%d}" % (self._key, number) for number in count())
+            self._of_nodes[node] = _ServerConfirmation(
+                self._durability, self._topology, node, main, asking, marks=marks, wait_s=self._wait_s
+            )
+        return self._of_nodes[node]
 
-    def _require_all(self) -> None:
-        for node in self._topology.nodes.values():
-            for router in self._routers:
-                router.connection_of(node).require()
 
-    async def _ask_one(self, node: Node) -> None:
+class _ServerConfirmation(Confirmation):
+    """What confirms the writes to one server of a cluster. `marks`: keys, of which it takes one that this
+    server has.
+    """
+
+    def __init__(
+        self,
+        durability: Durability,
+        topology: Topology,
+        node: Node,
+        main: Connection,
+        asking: Connection,
+        *,
+        marks: Iterator[bytes],
+        wait_s: float,
+    ) -> None:
+        self._topology, self._node, self._marks = topology, node, marks
+        self.key = next(marks)
+        super().__init__(durability, node, main, asking, key=self.key, wait_s=wait_s)
+
+    async def ask(self) -> None:
+        """As there. Takes another mark where the slot of this one is another server's, or is moving."""
         for _ in range(_ATTEMPTS):
+            while self._topology.node_of(self.key) is not self._node:
+                self.key = next(self._marks)
+            self._mark = mark_of(self.key)
             try:
-                return await self._of(node).ask()
+                return await super().ask()
             except StoreRefused as exc:
                 if not any(code in str(exc) for code in REDIRECTS):
                     raise
-                self._first += 1
-                del self._of_nodes[node]
+                self._topology.hurry()
+                self.key = next(self._marks)
         raise StoreUnavailable("slots of the cluster are moving just now", 0.1)
-
-    def _of(self, node: Node) -> Confirmation:
-        changes, made = self._of_nodes.get(node, (-1, None))
-        if made is None or changes != self._topology.changes:
-            main, asking = (router.connection_of(node) for router in self._routers)
-            made = Confirmation(
-                self._durability, node, main, asking, key=self._key_on(node), wait_s=self._wait_s
-            )
-            self._of_nodes[node] = self._topology.changes, made
-        return made
-
-    def _key_on(self, node: Node) -> bytes:
-        """Return a key of a slot of this server."""
-        keys = (b"%b:{%d}" % (self._key, number) for number in count(self._first))
-        return next(key for key in keys if self._topology.node_of(key) is node)
 
 
 class Servers:

@@ -35,6 +35,10 @@ _MOST_TAGS = 50_000
 _ASK = encode(b"CLUSTER", b"INFO") + encode(b"CLUSTER", b"SLOTS")
 
 
+Owners = Sequence["Node | None"]
+"""The server of each slot; None where it has none."""
+
+
 class Node(Primary):
     """One server of a cluster, as connections take it. `options`: as of a `Primary`."""
 
@@ -105,8 +109,9 @@ class Said:
 
 class Topology:
     """The primaries of a cluster. `nodes`: those that have slots, by address; `changes` counts how often that
-    changed; `whole`: whether all slots are served, as far as was said; `guests`: servers that were named by
-    another one and have no slots yet.
+    changed; `owners`: the server of each slot, a new list with each change; `whole`: whether all slots are
+    served, as far as was said; `guests`: servers that were named by another one and have no slots yet;
+    `asks`: how often a server was named by another one, `strays`: how often that one had no slots.
     """
 
     def __init__(self, url: str) -> None:
@@ -125,8 +130,8 @@ class Topology:
         self.guests: dict[Address, Node] = {}
         self.whole = False
         self._epoch = -1
-        self.changes = 0
-        self._owners: list[Node | None] = [None] * SLOTS
+        self.changes = self.asks = self.strays = 0
+        self.owners: Owners = [None] * SLOTS
         self._by_tag: dict[bytes, Node] = {}
         self._changed: list[Callable[[], None]] = []
         self._looking: asyncio.Task[None] | None = None
@@ -147,7 +152,7 @@ class Topology:
         tag = tag_of(key)
         node = self._by_tag.get(tag)
         if node is None:
-            node = self._owners[slot_of_tag(tag)]
+            node = self.owners[slot_of_tag(tag)]
             if node is None:
                 raise StoreUnavailable(f"no server of the cluster has slot {slot_of(key)}", LOOK_AWAY_S)
             if len(self._by_tag) >= _MOST_TAGS:
@@ -157,10 +162,12 @@ class Topology:
 
     def held(self) -> Mapping[Node, int]:
         """Return how many slots each server has."""
-        return Counter(node for node in self._owners if node is not None)
+        return Counter(node for node in self.owners if node is not None)
 
     def at(self, address: Address) -> Node:
         """Return the server at an address; one without slots is about to have the first."""
+        self.asks += 1
+        self.strays += address not in self.nodes
         node = self.nodes.get(address) or self.guests.get(address)
         if node is None:
             node = self.guests[address] = Node(self, address)
@@ -172,7 +179,7 @@ class Topology:
         must do something first.
         """
         await self.refresh()
-        missing = [slot for slot, node in enumerate(self._owners) if node is None]
+        missing = [slot for slot, node in enumerate(self.owners) if node is None]
         if missing:
             raise StoreRefused(
                 f"{len(missing):,} slots of the cluster at {self.shown} have no server (the first is "
@@ -258,12 +265,12 @@ class Topology:
         owners = [None if address is None else nodes[address] for address in addresses]
         now = asyncio.get_running_loop().time()
         late = [address for address, guest in self.guests.items() if now - guest.made_at > _GUEST_S]
-        if owners == self._owners and not late:
+        if owners == self.owners and not late:
             return
         for address in late:
             self.guests.pop(address).close()
         gone = [node for address, node in self.nodes.items() if address not in nodes]
-        self.nodes, self._owners = nodes, owners
+        self.nodes, self.owners = nodes, owners
         self._by_tag.clear()
         self.changes += 1
         for node in gone:

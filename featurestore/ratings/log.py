@@ -148,12 +148,15 @@ class RatingsLog:
         if not self._scale.settled:
             await self._scale.require(columns.ratings().rating)
         left = shares_of(columns.user_id, self._keys.partitions)
-        since, left_out = self._confirmation.begin(), 0
+        since, left_out = self._confirmation.begin(*self._written(left, columns)), 0
+        unconfirmed: dict[int, int] = {}
         for _ in range(ATTEMPTS):
-            left, out = await self._append(left, columns, epoch, most_entries)
+            left, out = await self._append(left, columns, epoch, most_entries, unconfirmed)
             left_out += out
             if not left:
-                await self._confirmation.wait(since)
+                await self._confirmation.wait(since, *map(self._keys.items, unconfirmed))
+                for each, rows in unconfirmed.items():
+                    self._registries.of(each).confirm(rows)
                 if self._mark is not None:
                     partitions = {partition_of(user_id, self._keys.partitions) for user_id in columns.user_id}
                     # What another call has found since may have none: the ratings are stored all the same.
@@ -172,11 +175,24 @@ class RatingsLog:
                 shares_of(columns.user_id, self._keys.partitions), columns, None, most_entries, look=True
             )
 
+    def _written(self, shares: Sequence[Share], columns: Columns) -> list[bytes]:
+        """Return a key of each slot that has what these events mean, but for their items."""
+        keys = [self._keys.epochs(share.partition) for share in shares]
+        # Events and contexts are stored by numbers that these documents give.
+        keys += [self._keys.contexts] if columns.context is not None else []
+        return keys + ([self._keys.event_types] if columns.type_code is not None else [])
+
     async def _append(
-        self, shares: Sequence[Share], columns: Columns, epoch: int | None, most: int
+        self,
+        shares: Sequence[Share],
+        columns: Columns,
+        epoch: int | None,
+        most: int,
+        unconfirmed: dict[int, int],
     ) -> tuple[list[Share], int]:
         """Write `shares` of a call; return those for which this process was wrong about the partition, of
-        which it has learned meanwhile, and how many events were left out.
+        which it has learned meanwhile, and how many events were left out. `unconfirmed` gets how many items
+        of an epoch must have their rows for these events to mean the same for ever.
         """
         try:
             expected, targets, item_rows = await self._admit(shares, columns, epoch, most)
@@ -187,6 +203,10 @@ class RatingsLog:
             if columns.only_into:
                 raise
             return list(shares), 0
+        for each, rows in item_rows.items():
+            registry = self._registries.of(each)
+            if rows.max() >= registry.confirmed:
+                unconfirmed[each] = max(len(registry), int(rows.max()) + 1)
         mode = b"bootstrap" if epoch is not None else columns.mode
         fixed = (
             b"%d" % self._stream_limit,
@@ -242,7 +262,7 @@ class RatingsLog:
         for share in shares:
             size[share.partition] += len(share.rows)
         for epoch in sorted({epoch for several in targets.values() for epoch in several}):
-            found = await self._stream.progress(epoch)
+            found = await self._stream.progress(epoch, size)
             for partition, ratings in size.items():
                 room = self._stream_limit - found[partition].waiting
                 if epoch in targets[partition] and ratings > room:

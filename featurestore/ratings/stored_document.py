@@ -91,7 +91,7 @@ class StoredDocument(Generic[T]):
 
     async def change(self, change: Callable[[T], T]) -> T:
         """Change the document in one step; return what it is then. Raises what `change` raises."""
-        since = self._confirmation.begin()
+        since = self._confirmation.begin(self._key)
         for _ in range(_ATTEMPTS):
             data = await self._stored()
             after = change(await self._read(data))

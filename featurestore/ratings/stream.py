@@ -7,7 +7,7 @@ place of events, and its `done` is refused. Nothing is acknowledged one by one: 
 until `done` trims them, and after any error the group is set back to where this reader was.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
@@ -212,14 +212,16 @@ class RatingsStream:
         if [b"AHEAD"] in await self._client.call("trim", *calls):
             raise StoreChanged("the store has lost events that were archived")
 
-    async def progress(self, epoch: int) -> dict[int, Progress]:
-        """How far the stream of each partition is, in one round trip."""
+    async def progress(self, epoch: int, partitions: Iterable[int] | None = None) -> dict[int, Progress]:
+        """How far the stream of each partition is, or of these alone, in one round trip."""
         # By the wire: POST /ratings of several partitions asks for it before it writes.
-        keys = [self._keys.counts(epoch, partition) for partition in range(self._keys.partitions)]
-        calls = [encode(b"HMGET", key, b"last", b"done") for key in keys]
+        asked = range(self._keys.partitions) if partitions is None else partitions
+        keys = {partition: self._keys.counts(epoch, partition) for partition in asked}
+        calls = [encode(b"HMGET", key, b"last", b"done") for key in keys.values()]
         found: dict[int, Progress] = {}
-        for partition, (last, done) in enumerate(await call_many(self._connection, calls)):
-            key = keys[partition]
+        for (partition, key), (last, done) in zip(
+            keys.items(), await call_many(self._connection, calls), strict=True
+        ):
             ms, _, number = (START if last is None else last).partition(b"-")
             found[partition] = Progress(
                 (whole(ms, key), whole(number, key)), 0 if done is None else whole(done, key)

@@ -51,7 +51,7 @@ def cluster(store_kind: ServerKind, tmp_path: Path) -> Iterator[ClusterSet]:
 
 @pytest.fixture
 def replicated(store_kind: ServerKind, tmp_path: Path) -> Iterator[ClusterSet]:
-    with cluster_set(store_kind, tmp_path / "servers", 3, replicas=True) as running:
+    with cluster_set(store_kind, tmp_path / "servers", 3, replicas=1) as running:
         yield running
 
 
@@ -166,7 +166,7 @@ async def test_no_server_confirms_for_another(replicated: ClusterSet) -> None:
         owner, confirmation = replicated.owner(slot_of_user(b"u0")), store.confirmation
         assert isinstance(confirmation, ClusterConfirmation)
         nodes = [node for node in confirmation._of_nodes if node.address[1] == owner.port]
-        (mark,) = map(confirmation._key_on, nodes)
+        (mark,) = [confirmation._of_nodes[node].key for node in nodes]
         target = next(each for each in replicated.primaries if each is not owner)
         await asyncio.to_thread(replicated.move, slot_of(mark), target)
         again = partial(store.ratings.append, [rating("u0", "b")])
@@ -175,4 +175,44 @@ async def test_no_server_confirms_for_another(replicated: ClusterSet) -> None:
         replica = next(each for each in replicated.servers if each.port == port)
         with frozen(replica), pytest.raises(StoreUnavailable):
             await store.ratings.append([rating("u0", "c")])
+        await retried(again, "it is acknowledged", StoreUnavailable)
+
+
+@pytest.mark.slow
+async def test_a_server_that_is_away_keeps_no_user_of_another_one_waiting(replicated: ClusterSet) -> None:
+    """Not even the one that gives items their rows, where the items are known."""
+    for each in replicated.replicas:
+        # None takes over: it is away as long as this takes.
+        each.client.config_set("cluster-replica-no-failover", "yes")
+    async with opened(settings_of(replicated.url, durability="replicated")) as store:
+        users = [f"u{number}" for number in range(60)]
+        await store.ratings.append([rating(user, "a") for user in users])
+        away = replicated.owner(slot_of_tag(store.keys.live))
+        others = [user for user in users if replicated.owner(slot_of_user(user.encode())) is not away]
+        with frozen(away):
+            for user in others:
+                await store.ratings.append([rating(user, "a", 4.0)])
+            # Of several partitions in one call, too.
+            await store.ratings.append([rating(user, "a", 5.0) for user in others])
+        for user in others:
+            assert (await store.users.history(1, user.encode()))[0] == 3
+
+
+@pytest.mark.slow
+async def test_a_row_of_an_item_that_may_be_lost_is_not_rated_with(replicated: ClusterSet) -> None:
+    """Another process has registered the item, and its server has not confirmed that yet."""
+    async with (
+        opened(settings_of(replicated.url, durability="replicated")) as store,
+        opened(settings_of(replicated.url)) as other,
+    ):
+        home = replicated.owner(slot_of_tag(store.keys.live))
+        users = (f"u{number}" for number in range(60))
+        user = next(user for user in users if replicated.owner(slot_of_user(user.encode())) is not home)
+        await store.ratings.append([rating(user, "a")])
+        (port,) = [int(each[1]) for each in replicated.command(home, "ROLE")[2]]
+        with frozen(next(each for each in replicated.servers if each.port == port)):
+            await other.ratings.append([rating(user, "b")])
+            with pytest.raises(StoreUnavailable):
+                await store.ratings.append([rating(user, "b")])
+        again = partial(store.ratings.append, [rating(user, "b")])
         await retried(again, "it is acknowledged", StoreUnavailable)
