@@ -20,7 +20,7 @@ from factors import Scale
 from featurestore.settings import DEFAULT_SCALE, format_scale, parse_scale
 from foldin.commands.running import INTERRUPTED
 from foldin.errors import StoppedError
-from foldin.files.contexts import FileFields, missing_columns
+from foldin.files.contexts import FileFields
 from foldin.files.layout import find_layout
 from foldin.files.pairs import FilePairs
 from foldin.files.positions import Position, PositionFile
@@ -107,8 +107,8 @@ def run_import(options: ImportOptions, settings: FrontDoorSettings) -> int:
     console = Console(highlight=False, soft_wrap=True, force_interactive=False if options.dry_run else None)
     layout = find_layout(options.path, options.format, options.columns)
     console.print(f"{options.path}: {layout.describe()}", markup=False)
-    if missing := missing_columns(layout.names, layout.columns):
-        console.print(f"Not read, as --columns does not name them: {', '.join(missing)}", markup=False)
+    if unread := layout.unread:
+        console.print(f"Columns that are not read: {', '.join(unread)}", markup=False)
     importer = Importer(RatingsFile(options.path, layout), options, settings, console)
     try:
         asyncio.run(importer.dry_run() if options.dry_run else importer.run())

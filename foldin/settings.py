@@ -40,10 +40,10 @@ def named_columns(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in text.split(","):
         role, equals, name = part.partition("=")
-        if not equals or not name or not role or role in found:
+        if not equals or not role or role in found or not (name or role == "timestamp"):
             raise ValueError(
-                "must look like user=NAME,item=NAME,rating=NAME,timestamp=NAME (timestamp may be left out; "
-                "numbers are positions in a file without a header), or with --items item_id=NAME,year=number"
+                "must look like user=NAME,item=NAME,rating=NAME,timestamp=NAME (timestamp= for none; numbers "
+                "are positions in a file without a header), or with --items item=NAME,year=number"
             )
         found[role] = name
     return found
@@ -142,7 +142,7 @@ class ImportOptions:
         None,
         "names of the columns in a CSV or Parquet file; also type=.. where rows are events (a view, a "
         "purchase), with the rating as their value, and context.NAME=..; numbers are positions in a CSV file "
-        "without a header. With --items item_id=..,title=.., with --users user_id=..; NAME=TYPE of others",
+        "without a header. With --items item=..,title=.., with --users user=..; NAME=TYPE of others",
         named_columns,
         shown="by their names",
         metavar="user=..,item=..,rating=..,timestamp=..",
@@ -189,7 +189,7 @@ class ImportOptions:
         if self.undelete and not self.items:
             return ["--undelete goes with --items"]
         if self.items or self.users:
-            fields = USER_FIELDS if self.users else ITEM_FIELDS
+            fields = {*USER_FIELDS, "user"} if self.users else {*ITEM_FIELDS, "item"}
             types = {each for name, each in named.items() if name not in fields}
             wrong = ", ".join(sorted(types - set(ATTRIBUTE_TYPES)))
             return [f"--columns says {wrong}, which is no type of an attribute"] if wrong else []

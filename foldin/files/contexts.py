@@ -4,7 +4,7 @@ Invariant: a field has one kind in a whole file: that of the target, or what its
 target would have no room for is a bad row here, before anything is sent.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -116,12 +116,6 @@ def may_be_context(kind: pa.DataType) -> bool:
     inner, types = (kind.value_type if pa.types.is_dictionary(kind) else kind), pa.types
     numbers = types.is_integer, types.is_floating, types.is_decimal, types.is_boolean, types.is_null
     return _is_text(inner) or _is_view(inner) or any(is_number(kind) for is_number in numbers)
-
-
-def missing_columns(names: Sequence[str], columns: Mapping[str, int]) -> list[str]:
-    """Return the columns of contexts among `names` that are not read."""
-    read = {names[position] for position in columns.values()}
-    return [name for name in names if name.startswith(CONTEXT_PREFIX) and name not in read]
 
 
 def given_mask(contexts: Contexts, n_rows: int) -> Mask:

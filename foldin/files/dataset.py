@@ -22,7 +22,7 @@ from featurestore.catalogue.item import AttributeType, AttributeValue
 from featurestore.catalogue.schema import ValueRefused, new_types, typed
 from featurestore.contexts.codec import joined, trimmed
 from featurestore.settings import format_scale
-from foldin.files.contexts import FileFields, missing_columns
+from foldin.files.contexts import FileFields
 from foldin.files.items import SYNONYMS, USER_SYNONYMS, read_items_file
 from foldin.files.layout import find_layout
 from foldin.files.pairs import replaced_ratings
@@ -121,8 +121,8 @@ def _read(
     on_progress: Callable[[float], None],
 ) -> _Columns:
     file = RatingsFile(path, find_layout(path, rules.kind, rules.columns))
-    if missing := missing_columns(file.layout.names, file.layout.columns):
-        remarks.append(f"not read of {path}, as --columns does not name them: {', '.join(missing)}")
+    if unread := file.layout.unread:
+        remarks.append(f"columns of {path} that are not read: {', '.join(unread)}")
     bad: list[BadRow] = []
     n_bad = 0
     batches = []

@@ -21,14 +21,15 @@ import pyarrow.parquet as pq
 
 from featurestore.catalogue.item import AttributeType
 from featurestore.catalogue.schema import MOST_NAME_BYTES, TYPES, Types, parse_time, shown_time
+from foldin.files import layout
 from foldin.files.layout import BOM, GZIP_MAGIC, NUMBER, PARQUET_MAGIC, plain_names, recbole_header
 from processes.errors import CannotStartError
 
-# Of the fields of an item, names that files use, without case, spaces and punctuation: MovieLens, RecBole,
-# Amazon, Goodreads.
+_TITLES = ("title", "name", "movietitle", "booktitle", "productname")
+# Names that files use for the fields of an item, as `layout.SYNONYMS` has those of ratings.
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
-    "item_id": ("itemid", "item", "id", "iid", "movieid", "productid", "asin", "bookid", "isbn"),
-    "title": ("title", "name", "movietitle", "booktitle"),
+    "item_id": tuple(word for word in layout.SYNONYMS["item"] if word not in _TITLES),
+    "title": _TITLES,
     "categories": ("categories", "category", "genres", "genre", "class"),
     "hidden": ("hidden",),
     "available_from": ("availablefrom",),
@@ -36,9 +37,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "imageurl", "imurl", "poster"),
 }
 # The same of users: what is no id is an attribute.
-USER_SYNONYMS: Mapping[str, tuple[str, ...]] = {
-    "user_id": ("userid", "user", "id", "uid", "reviewerid", "customerid")
-}
+USER_SYNONYMS: Mapping[str, tuple[str, ...]] = {"user_id": (*layout.SYNONYMS["user"], "id")}
 # So few values of another type may be slips; more are what the column has.
 _STRAY_PART = 0.01
 _SHOWN = 40  # characters of a bad value
@@ -77,11 +76,11 @@ def read_items_file(
 
     Raises CannotStartError: no such file, damaged, no column of ids, a value of another type than its column.
     """
-    fields = {name: column for name, column in (columns or {}).items() if name in names}
-    told: dict[str, str] = {
-        **held,
-        **{name: each for name, each in (columns or {}).items() if name not in fields},
-    }
+    fields, told = dict[str, str](), dict[str, str](held)
+    for name, each in (columns or {}).items():
+        # `item` and `user`, as of ratings, or as the API has them.
+        field_name = f"{name}_id" if f"{name}_id" in names else name
+        (fields if field_name in names else told)[field_name] = each
     try:
         data = path.read_bytes()
         if data.startswith(GZIP_MAGIC):
@@ -221,7 +220,7 @@ class _Table:
         if self.id not in found:
             raise CannotStartError(
                 f"cannot tell which column of {self.path} has the ids ({', '.join(names[:20])}): say so with "
-                f"--columns {self.id}=NAME"
+                f"--columns {self.id.removesuffix('_id')}=NAME"
             )
         return found
 

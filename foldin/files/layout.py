@@ -27,13 +27,19 @@ BOM = b"\xef\xbb\xbf"
 HEAD_BYTES = 64 * 1024  # the first line of the widest table fits
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
-# Names in use for each column, without case, spaces and punctuation: of MovieLens, RecBole, Amazon reviews,
-# Goodreads.
+# The one vocabulary of guessed names, of ratings and catalogues: without case, spaces and punctuation, the
+# first that a file has. From MovieLens, RecBole, Amazon reviews, Goodreads, and tables of shops.
 SYNONYMS: dict[str, tuple[str, ...]] = {
-    "user": ("user", "userid", "uid", "reviewerid", "customerid"),
-    "item": ("item", "itemid", "iid", "movieid", "movie", "productid", "asin", "bookid", "isbn"),
-    "rating": ("rating", "score", "stars", "overall", "bookrating", "ratingvalue"),
-    "timestamp": ("timestamp", "time", "unixreviewtime", "date", "createdat", "ratedat"),
+    "user": ("userid", "user", "uid", "reviewerid", "customerid", "customer", "memberid", "username"),
+    "item": (
+        *("itemid", "item", "iid", "movieid", "movie", "productid", "asin", "bookid", "isbn", "sku"),
+        *("product", "id", "title", "name"),
+    ),
+    "rating": ("rating", "score", "stars", "overall", "bookrating", "ratingvalue", "userrating", "value"),
+    "timestamp": (
+        *("timestamp", "time", "unixreviewtime", "date", "createdat", "ratedat", "datetime", "when", "ts"),
+        *("ratedon", "createdon", "created", "reviewtime", "reviewdate"),
+    ),
 }
 # RecBole's types of columns.
 _RECBOLE = {"token", "token_seq", "float", "float_seq"}
@@ -61,6 +67,12 @@ class Layout:
     def may_have_contexts(self) -> bool:
         """Whether rows may have contexts: lines of NDJSON say it themselves."""
         return self.kind == "ndjson" or any(role.startswith(CONTEXT_PREFIX) for role in self.columns)
+
+    @property
+    def unread(self) -> list[str]:
+        """Names of the columns that are not read."""
+        read = set(self.columns.values())
+        return [name or f"#{at + 1}" for at, name in enumerate(self.names) if at not in read]
 
     def describe(self) -> str:
         """Return the layout in a few words."""
@@ -249,27 +261,33 @@ def _parquet_layout(
 
 
 def _by_names(path: Path, names: Sequence[str], columns: Mapping[str, str]) -> dict[str, int]:
-    missing = [name for name in columns.values() if name not in names]
+    told = {role: name for role, name in columns.items() if name}
+    missing = [name for name in told.values() if name not in names]
     if missing:
         raise CannotStartError(
             f"{path} has no column {', '.join(missing)}: name some of {', '.join(names)} with --columns"
         )
-    return {role: names.index(name) for role, name in columns.items()}
+    found = {role: names.index(name) for role, name in told.items()}
+    at = _guessed(names, "timestamp")
+    # Told to be none by `timestamp=`, or of another meaning.
+    if at is None or "timestamp" in columns or at in found.values():
+        return found
+    return {**found, "timestamp": at}
 
 
 def _by_synonyms(names: Sequence[str]) -> dict[str, int] | None:
-    plain = plain_names(names)
-    found = {
-        role: plain.index(next(word for word in words if word in plain))
-        for role, words in SYNONYMS.items()
-        if any(word in plain for word in words)
-    }
+    found = {role: at for role in SYNONYMS if (at := _guessed(names, role)) is not None}
     found |= {
         name: names.index(name)
         for name in names
         if name.startswith(CONTEXT_PREFIX) and name != CONTEXT_PREFIX
     }
     return found if {"user", "item", "rating"} <= set(found) else None
+
+
+def _guessed(names: Sequence[str], role: str) -> int | None:
+    plain = plain_names(names)
+    return next((plain.index(word) for word in SYNONYMS[role] if word in plain), None)
 
 
 def _unclear(path: Path, names: Sequence[str]) -> str:
@@ -284,5 +302,5 @@ def _unclear(path: Path, names: Sequence[str]) -> str:
         rest = "; a file of items is read with --items, one of users with --users"
     return (
         f"cannot tell user, item and rating of {path} apart: say which of its columns ({shown}) they are "
-        f"with --columns user=NAME,item=NAME,rating=NAME{rest}"
+        f"with --columns user=NAME,item=NAME,rating=NAME, and timestamp=NAME if one has times{rest}"
     )

@@ -23,6 +23,7 @@ from foldin.files.items import ItemsFile, read_items_file
 from foldin.files.layout import find_layout
 from foldin.files.reading import RatingsFile
 from foldin.files.rows import BadRow, RowRules, pieces
+from foldin.settings import named_columns
 from processes.errors import CannotStartError
 
 NOW = 1_700_000_000.0
@@ -112,6 +113,24 @@ def test_columns_can_be_named_and_numbered(tmp_path: Path) -> None:
     assert numbered == ([(b"ann", b"tea", 5.0, NOW), (b"bob", b"milk", 4.0, NOW)], [1, 2], [])
 
 
+def test_a_time_is_guessed_and_what_is_not_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_text("customer,sku,stars,when,note\nann,tea,5,60,x\n")
+    columns = {"user": "customer", "item": "sku", "rating": "stars"}
+    expected = (b"ann", b"tea", 5.0, 60.0)
+    assert read(path)[0] == read(path, columns=columns)[0] == [expected]
+    found = find_layout(path, "auto", None)
+    assert "timestamp=when" in found.describe()
+    assert found.unread == ["note"]
+    # A person may know better.
+    assert read(path, columns={**columns, "timestamp": ""})[0] == [(*expected[:3], NOW)]
+    assert named_columns("user=a,timestamp=") == {"user": "a", "timestamp": ""}
+    # The catalogue has the same words.
+    path.write_text("sku,name\ntea,Tea\n")
+    for told in (None, {"item": "sku"}, {"item_id": "sku"}):
+        assert read_items_file(path, told, {}).rows == [{"item_id": "tea", "title": "Tea"}]
+
+
 PLAIN = b"user,item,rating\n1,2,3\n"
 TWICE = parquet([["a"], ["b"], ["i"], [3]], ["user", "user", "item", "rating"])
 NOISE = np.random.default_rng(1).integers(0, 10**9, 40_000)
@@ -126,7 +145,7 @@ NOISE = np.random.default_rng(1).integers(0, 10**9, 40_000)
         (b"\x01\x00user,item", "auto", None, "save it as CSV"),
         (b"ann,dune,4\nbob,emma,3\n", "auto", None, "--columns user=1,item=2,rating=3"),
         (b"item_id,title,year\ndune,Dune,1965\n", "auto", None, "--items"),
-        (b"who,what,how\n1,2,3\n", "auto", None, r"who, what, how.*--columns"),
+        (b"who,what,how\n1,2,3\n", "auto", None, r"who, what, how.*--columns.*timestamp="),
         (b"a,b,c\n1,2,3\n", "csv", {"user": "a", "item": "b", "rating": "x"}, "no column x.*a, b, c"),
         (PLAIN, "parquet", None, "not a Parquet file"),
         (PLAIN, "ndjson", None, "does not look like a ndjson file"),
@@ -354,7 +373,7 @@ def test_columns_and_types_can_be_told(path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "columns", "why"),
     [
-        ("name,year\na,1\n", None, "which column.*item_id=NAME"),
+        ("name,year\na,1\n", None, "which column.*item=NAME"),
         ("id,year\na,1\n", {"item_id": "key"}, "no column key"),
         ("id,year\na,old\n", {"year": "number"}, "row 1 of .*year is 'old', which is no number"),
         ("id,year\n,1\n", None, "row 1 of .* has no id"),

@@ -153,7 +153,7 @@ def test_of_a_pair_that_stands_more_than_once_the_latest_counts(
     assert len(run.sink.rows) == len(latest)
     # One that goes on does not write what a row before has replaced.
     with pytest.raises(StoppedError):
-        run(after(20, SinkBusyError("away", 0.0, full=False)))
+        run(after(20, StoppedError("stopped")))
     written = run.sink.rows
     assert run(resume=True) == 0
     assert {row[:2]: row[2:4] for row in written + run.sink.rows} == latest
