@@ -36,11 +36,9 @@ from foldin.recovery.sources import (
     Source,
     find_source,
     is_live_archive,
-    live_archive,
     read_source,
     require_scale,
 )
-from foldin.recovery.taken_back import with_taken_back
 from processes.errors import CannotStartError
 from trainer.archive.erasures import Ledger
 from trainer.archive.identity import read_identity
@@ -334,15 +332,9 @@ class Restore:
             skip_damaged=self._request.skip_damaged or self._request.skip_damaged_ledger,
         )
         live = (await read_histories(self._store, live_epoch)).events
-        folder = None
         if await was_put_back(self._store, self._settings):
             # The archive has what this copy has not, and says nothing of what has come since.
             live = await asyncio.to_thread(erased.of_older_copy, live)
-        else:
-            place = (self._store.identity, live_epoch), self._settings.archive_folder
-            folder = await asyncio.to_thread(live_archive, *place)
-        if self._request.live != "none":
-            live = await asyncio.to_thread(with_taken_back, live, erased, folder, self._say)
         return await asyncio.to_thread(self._merged, archived, live, erased)
 
     def _merged(self, archived: Archived, live: RatingEvents, erased: Erased) -> Plan:

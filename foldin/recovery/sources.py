@@ -42,7 +42,7 @@ from trainer.errors import (
 )
 
 # The trainer merges segments while they are read: the next listing has what came of them.
-LISTINGS = 10
+_LISTINGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +127,8 @@ def _without_manifest(folder: Path, *, skip_damaged: bool) -> Source:
 
 def is_live_archive(source: Source, live: tuple[str, int], root: Path) -> bool:
     """Say whether a source is what the trainer of this store archives into. `root`: its archive."""
-    folder = live_archive(live, root)
-    return folder is not None and source.folder.resolve() == folder.resolve()
-
-
-def live_archive(live: tuple[str, int], root: Path) -> Path | None:
-    """Return the folder of the live epoch in an archive; None where that is another store's."""
-    return root / f"epoch-{live[1]:06d}" if read_identity(root) == live[0] else None
+    folder = root / f"epoch-{live[1]:06d}"
+    return read_identity(root) == live[0] and source.folder.resolve() == folder.resolve()
 
 
 def _identity_of(source: Source) -> str | None:
@@ -154,7 +149,7 @@ def read_source(source: Source, *, skip_damaged: bool = False, skip_damaged_ledg
     # First: the name of a file that is missing is in no other place.
     if source.manifest is not None and not skip_damaged:
         source.manifest.check(source.folder)
-    for _ in range(LISTINGS):
+    for _ in range(_LISTINGS):
         with contextlib.suppress(SegmentGoneError):
             events = of_parts(_parts(source, skip_damaged=skip_damaged))
             items = source.folder / (source.manifest.items_file if source.manifest else ITEMS)

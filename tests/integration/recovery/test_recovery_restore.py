@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.codecs import pack_history
 from featurestore.ratings.log import NewRating
 from featurestore.store import Store
 from foldin.errors import StoppedError
@@ -21,7 +20,6 @@ from processes.errors import CannotStartError
 from tests.integration.conftest import Learned
 from tests.support.factories import rating
 from tests.support.recovering import (
-    GIVEN,
     LATER,
     Held,
     archive_ratings,
@@ -97,42 +95,6 @@ async def test_undo_of_a_replaced_history(learned: Learned) -> None:
         await restored(settings, undone, live="none")
         found = {pair: value for pair, (value, _) in (await now_held(settings)).items()}
         assert found == {("u1", f"i{k}"): 1.0 for k in range(3)} | {("u1", "i11"): 5.0}
-
-
-async def compacted(store: Store, epoch: int, *users: bytes) -> None:
-    """What a reader of a long history does."""
-    for user in users:
-        _, history = await store.users.history(epoch, user)
-        await store.redis.set(store.keys.history(epoch, user), pack_history(history))
-
-
-async def test_an_older_copy_brings_nothing_back_that_was_taken_back_since(learned: Learned) -> None:
-    """Also where the histories do not say so any more, in the archive and in what waits for it."""
-    settings, copy = learned.settings, copy_of(learned.settings)
-    items = [item.encode() for user, item in sorted(learned.held) if user == "u1"]
-    async with opened(settings.store) as store:
-        async with running_trainer(settings):
-            given = [NewRating(b"u1", item, math.nan, 3e9) for item in items[:2]]
-            again = next(each for each in GIVEN if each.user_id == b"u2")
-            given += [NewRating(b"u2", again.item_id, math.nan, 3e9), again]
-            await store.ratings.append([*given, rating("u1", items[1].decode(), 1.5, 4e9)])
-            await until_drained(store)
-        await store.ratings.append([NewRating(b"u1", items[2], math.nan, 3e9)])
-        await compacted(store, 1, b"u1")
-        now = await held(store)
-        assert len(now) == len(learned.held) - 2
-        # Lost, so that there is something to bring back, and a new history that has to know all of it.
-        await store.redis.delete(store.keys.history(1, b"u2"))
-        lost = len(now) - len(await held(store))
-        _, lines = await restored(settings, copy, dry_run=True)
-        assert any(f"{lost} pairs would be rated again" in line for line in lines), lines
-        async with running_trainer(settings):
-            for epoch in (2, 3):
-                await restored(settings, copy)
-                assert await held(store, epoch) == now
-                await until_drained(store, epoch)
-                await compacted(store, epoch, b"u1")
-                await store.redis.delete(store.keys.history(epoch, b"u2"))
 
 
 async def test_point_in_time(learned: Learned) -> None:
