@@ -1,7 +1,8 @@
 #!/bin/sh
 # Puts Foldin into the namespace `foldin` of the cluster that kubectl speaks to:  FOLDIN_IMAGE=registry/foldin:VERSION apply.sh
 #
-# `apply.sh cluster`: the store is a cluster of six servers, as it was from the first start on.
+# `apply.sh cluster`: the store is a cluster of nine servers, as it was from the first start on.
+# FOLDIN_REDIS_MEMORY is the `maxmemory` of a server of the store, FOLDIN_REDIS_LIMIT the memory of its container.
 # FOLDIN_REDIS_IMAGE and FOLDIN_NGINX_IMAGE name these two in place of their tags, by digest for example.
 # Safe to repeat. Secrets are made once, here, and shown nowhere; the operator's key is then
 #   kubectl -n foldin get secret foldin-keys -o jsonpath='{.data.operator}' | base64 -d
@@ -11,7 +12,7 @@ store=store url=redis://foldin@foldin-store:6379 durability=store
 if [ "${1:-}" = cluster ]; then
   store=cluster/store durability=replicated
   url=redis+cluster://foldin@foldin-store-0.foldin-store
-  for number in 1 2 3 4 5; do url=$url,foldin-store-$number.foldin-store; done
+  for number in 1 2 3 4 5 6 7 8; do url=$url,foldin-store-$number.foldin-store; done
 fi
 : "${FOLDIN_IMAGE:?say which image: FOLDIN_IMAGE=registry/foldin:VERSION}"
 
@@ -36,6 +37,7 @@ kubectl -n foldin delete job foldin-keys foldin-cluster --ignore-not-found
 for file in network $store service trainer nginx backup; do
   sed -e "s|\$FOLDIN_IMAGE|$FOLDIN_IMAGE|" \
     -e "s|redis://foldin@foldin-store:6379|$url|" -e "s|FOLDIN_DURABILITY, value: store|FOLDIN_DURABILITY, value: $durability|" \
+    -e "s|- 3gb\$|- ${FOLDIN_REDIS_MEMORY:-3gb}|" -e "s|4Gi } # FOLDIN_REDIS_LIMIT|${FOLDIN_REDIS_LIMIT:-4Gi} }|" \
     -e "s|image: redis:8\$|image: ${FOLDIN_REDIS_IMAGE:-redis:8}|" \
     -e "s|image: nginx:stable\$|image: ${FOLDIN_NGINX_IMAGE:-nginx:stable}|" "$here/$file.yaml" | kubectl apply -f -
 done

@@ -1,5 +1,6 @@
 """The files that containers run on promise the same of every container. Needs no engine."""
 
+import os
 import re
 import subprocess
 import sys
@@ -135,6 +136,40 @@ def test_all_is_in_one_namespace_of_the_strictest_standard() -> None:
     others = [each for each in documents() if each["kind"] != "Namespace"]
     assert {each["metadata"]["namespace"] for each in others} == {"foldin"}
     assert tuple(sorted(workloads())) == PODS
+
+
+def test_a_primary_of_a_cluster_has_two_replicas_and_each_server_the_memory_that_is_asked_for() -> None:
+    former = COMPOSE["services"]["cluster"]
+    assert len(NODES) == 3 * int(former["command"][-1])
+    address = (ROOT / "deploy/redis/cluster.env").read_text("utf-8")
+    for text in (address, former["environment"]["FOLDIN_REDIS_URL"]):
+        assert set(re.findall(r"redis-\d", text)) == NODES
+    store = workloads()["cluster/foldin-store"]["spec"]
+    (job,) = pod("cluster/foldin-cluster")["containers"]
+    assert store["replicas"] == 3 * int(job["args"][-1])
+    assert set(re.findall(r"foldin-store-(\d)", str(job["env"]))) == {
+        str(k) for k in range(store["replicas"])
+    }
+    assert all("${FOLDIN_REDIS_MEMORY" in str(COMPOSE["services"][name]["command"]) for name in NODES)
+
+
+@pytest.mark.parametrize("store", ["store", "cluster"])
+def test_kubernetes_gets_the_memory_of_a_store_that_is_asked_for(tmp_path: Path, store: str) -> None:
+    kubectl, got = tmp_path / "kubectl", tmp_path / "got"
+    # In the place of the real one: it keeps what it is told to apply.
+    kubectl.write_text(f'#!/bin/sh\ncase "$*" in "apply -f -") cat >>{got}; echo --- >>{got};; esac\n')
+    kubectl.chmod(0o700)
+    asked = {"FOLDIN_IMAGE": "x", "FOLDIN_REDIS_MEMORY": "5gb", "FOLDIN_REDIS_LIMIT": "7Gi"}
+    environment = {**asked, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["/bin/sh", FOLDER / "apply.sh", store], env=environment, check=True, capture_output=True)
+    applied = [each for each in yaml.safe_load_all(got.read_text("utf-8")) if each]
+    (server,) = [
+        each for each in applied if each["kind"] == "StatefulSet" and "store" in str(each["metadata"])
+    ]
+    (container,) = server["spec"]["template"]["spec"]["containers"]
+    arguments = container.get("args") or container["command"]
+    assert arguments[arguments.index("--maxmemory") + 1] == "5gb"
+    assert container["resources"]["limits"]["memory"] == "7Gi"
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ ELSEWHERE = {
     "FOLDIN_IMAGE=registry.example/": "Kubernetes",
     "kubectl ": "Kubernetes",
     "cat deploy/redis/cluster.env ": "an engine of containers",
-    "FOLDIN_REDIS_URL=redis+cluster://": "six servers",
+    "FOLDIN_REDIS_URL=redis+cluster://": "nine servers",
     "make ": "its own environment, and minutes",
     "python -m ": "a terminal, until Ctrl-C: tests/integration/environment and evaluation run these",
     "foldin evaluate ": "minutes of the course's protocol, or a file: README.md runs those of files",
