@@ -88,14 +88,6 @@ class StackOptions:
     workers: int = setting(
         1, "processes of the service", whole(1, 256), variable="FOLDIN_WORKERS", flag="--workers"
     )
-    cluster: int | None = setting(
-        None,
-        "the store is a cluster on this machine, of so many servers with a replica each, to try what is done "
-        "on one; a data folder stays what it is",
-        whole(3, 16),
-        shown="one server",
-        metavar="N",
-    )
     play: bool = setting(
         False, "let the player play beside ratings that the store has already", excludes="no_play"
     )

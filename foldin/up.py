@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from foldin.cluster.embedded import EmbeddedCluster, refuse_other
 from foldin.preflight import data_directory, locked, reaches_beyond, require_free_port
 from foldin.settings import FrontDoorSettings, StackOptions
 from foldin.store import EmbeddedStore
@@ -71,17 +70,24 @@ def up(options: StackOptions, settings: FrontDoorSettings) -> int:
             "this stack speaks plain HTTP: unset FOLDIN_TLS_CERT, or run "
             f"`python -m {module_name('service')}` by itself"
         )
-    if options.cluster and settings.redis_url:
-        raise CannotStartError("FOLDIN_REDIS_URL names a store: unset it, or leave out --cluster")
     # What is made from here on, by the parts of the stack too, is for this user alone.
     os.umask(0o077)
     data = data_directory(options.data)
     with locked(data) as lock:
         if not settings.redis_url:
-            refuse_other(data, options.cluster, settings.inherited.get("FOLDIN_NAMESPACE") or "foldin")
+            refuse_cluster(data, settings.inherited.get("FOLDIN_NAMESPACE") or "foldin")
         require_free_port(options.host, options.port, "--port")
         require_free_port(options.host, options.environment_port, "--environment-port")
         return asyncio.run(_run(Stack(options, settings, data), lock))
+
+
+def refuse_cluster(data: Path, namespace: str) -> None:
+    """Raise CannotStartError where the store of a data directory is a cluster of an earlier version."""
+    if (data / "store/cluster.json").exists():
+        raise CannotStartError(
+            f"{data} holds a cluster of an earlier version, not one server: start an empty one by `foldin up "
+            f"--no-play --data NEW`, and then `foldin restore {data / 'archive' / namespace} --data NEW`"
+        )
 
 
 async def _run(stack: "Stack", lock: tuple[int, ...]) -> int:
@@ -125,7 +131,7 @@ class Stack:
         self._options = options
         self._settings = settings
         self._file = data / "stack.json"
-        self._store: EmbeddedStore | EmbeddedCluster | None = None
+        self._store: EmbeddedStore | None = None
         # Of a key that may operate, where the API asks for one.
         self._key_file: Path | None = None
         # The trainer leaves an archive that is not the store's, or newer, to a person to decide about.
@@ -166,20 +172,8 @@ class Stack:
         await asyncio.shield(supervisor.failed)
 
     async def _start_store(self, supervisor: Supervisor) -> None:
-        folder, inherited = self.data / "store", self._settings.inherited
-        if self._options.cluster is None:
-            self._store = EmbeddedStore(folder, inherited)
-            await supervisor.start(self._store.spec)
-            return
-        self._store = cluster = EmbeddedCluster(folder, self._options.cluster, inherited)
-        await supervisor.start(*cluster.specs)
-        command = (*_python("foldin.cluster"), str(self._options.cluster), str(folder))
-        forming = ChildSpec("cluster", command, cluster.environment)
-        if (code := await supervisor.once(forming)) != 0:
-            raise StackFailedError(
-                f"no cluster was formed ({describe_end(code)}); see {self.data / 'logs/cluster.log'}"
-            )
-        say("  store: its servers are one cluster")
+        self._store = EmbeddedStore(self.data / "store", self._settings.inherited)
+        await supervisor.start(self._store.spec)
 
     async def _check_store(self, supervisor: Supervisor, environment: Mapping[str, str]) -> tuple[bool, bool]:
         """Return whether the store holds ratings, and whether the API is asked with a key."""

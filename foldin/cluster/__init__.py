@@ -1,1 +1,1 @@
-"""Clusters that Foldin forms itself: on a laptop, of containers, and under test."""
+"""Clusters that Foldin forms itself: of containers, and under test."""

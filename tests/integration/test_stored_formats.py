@@ -21,8 +21,6 @@ from featurestore.ratings.context_schema import ContextSchema, schema_from_bytes
 from featurestore.ratings.event_types import DEFAULT_TYPES, types_from_bytes, types_to_bytes
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from foldin.cluster import embedded
-from processes.errors import CannotStartError
 from tests.support.event_tables import free
 from tests.support.servers import StoreServer
 from tests.support.serving import Service
@@ -58,9 +56,7 @@ def stored(folder: Path) -> dict[str, tuple[bytes, Read, type[Exception]]]:
     write_json(folder / "file.json", {"a": 1})
     Erasures(folder, guard=free).add([(b"ann", 1)])
     (ledger,) = map(Path, ledger_files(folder))
-    embedded._write(folder, 3, [1, 2, 3])
     dump = msgspec.json.encode(Dump({}, [], [], []))
-    of_cluster = in_file(lambda path: embedded._stored(path.parent), folder / "cluster.json")
     of_ledger = in_file(lambda path: parse_ledger(path, path.read_bytes()), ledger)
     return {
         "summary": (SUMMARY, lambda data: decode_summary(data, b"key"), GenerationBroken),
@@ -70,7 +66,6 @@ def stored(folder: Path) -> dict[str, tuple[bytes, Read, type[Exception]]]:
         "small file": (*in_file(read_json, folder / "file.json"), ArchiveRefusedError),
         "items": (*in_file(read_items, items), ArchiveRefusedError),
         "ledger": (*of_ledger, ArchiveRefusedError),
-        "cluster": (*of_cluster, CannotStartError),
     }
 
 

@@ -46,8 +46,9 @@ def test_a_port_in_use(refused: Refused) -> None:
 def test_a_folder_that_cannot_be_written_or_is_of_another_kind(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused(data=tmp_path / "file" / "data")
-    (tmp_path / "data/store/appendonlydir").mkdir(parents=True)
-    assert "holds one server, not a cluster of 3: start it without" in refused("--cluster", 3)
+    (tmp_path / "data/store").mkdir(parents=True)
+    (tmp_path / "data/store/cluster.json").write_text("{}")
+    assert "holds a cluster of an earlier version, not one server: start an empty one" in refused()
 
 
 @pytest.mark.slow
