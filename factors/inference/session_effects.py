@@ -19,7 +19,7 @@ from factors.inference.ordinal import Sites
 from factors.inference.segments import segment_sums
 from factors.inference.side_moments import SideMoments
 from factors.inference.sittings import Sittings
-from factors.model.layout import outer, sitting_keys, unpack
+from factors.model.layout import COUNT, NO_SESSION, REST_KEY, outer, sitting_keys, unpack
 from factors.model.parameters import Side
 from factors.model.types import Float64s, Int64s
 
@@ -224,6 +224,48 @@ def write_slots(
     rows[:, layout.keys][where] = sessions.key[kept]
     rows[:, layout.effects][where] = effects.mean[kept]
     rows[:, layout.variances][where] = effects.variance[kept]
+    move_to_any_time(own, rows, sessions, effects.mean)
+
+
+def move_to_any_time(own: Side, rows: Float64s, sessions: Sessions, effect: Float64s) -> None:
+    """Move the share `own.any_time` of the average session effect of each of `rows` to its bias, from the
+    `effect` (G,) of all `sessions`: a question without a time is most likely of a session that the row has.
+    The last slot then says what other sessions lack.
+    """
+    if not own.any_time:
+        return
+    layout, n = own.layout, len(rows)
+    entries = np.bincount(sessions.group, minlength=len(sessions))
+    total = np.bincount(sessions.row, entries * effect, n)
+    average = own.any_time * total / np.maximum(rows[:, COUNT], 1.0)
+    rows[:, layout.mean.stop - 1] += average
+    rows[:, layout.effects] -= average[:, None] * (rows[:, layout.keys] != NO_SESSION)
+    last = np.unique(sessions.row), layout.slots - 1
+    rows[:, layout.keys][last] = REST_KEY
+    rows[:, layout.effects][last] = -average[last[0]]
+    rows[:, layout.variances][last] = own.effect_variance
+
+
+def move_back(own: Side, rows: Float64s) -> None:
+    """Undo `move_to_any_time` in `rows`, which keep no other session after it."""
+    layout = own.layout
+    if not own.any_time:
+        return
+    moved = np.where(rows[:, layout.keys.stop - 1] == REST_KEY, -rows[:, layout.effects.stop - 1], 0.0)
+    rows[:, layout.mean.stop - 1] -= moved
+    rows[:, layout.effects] += moved[:, None] * (rows[:, layout.keys] != NO_SESSION)
+    last = np.flatnonzero(rows[:, layout.keys.stop - 1] == REST_KEY)
+    rows[last, layout.keys.stop - 1] = NO_SESSION
+
+
+def share_of_known(sessions: Sessions) -> float:
+    """Return for what share of the ratings a row has another one of the same session, or of its sitting:
+    about as likely is a rating of unknown time to be of a known session (Good and Turing).
+    """
+    session = sessions.group if len(sessions.sitting) == 0 else sessions.sitting[sessions.group]
+    if len(session) == 0:
+        return 0.0
+    return float(np.mean(np.bincount(session)[session] > 1))
 
 
 def matters(sessions: Sessions, effect: Float64s) -> Float64s:

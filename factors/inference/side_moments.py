@@ -12,7 +12,16 @@ from factors.inference.histories import Compressed
 from factors.inference.motion import means_at
 from factors.inference.segments import FEW
 from factors.model.columns import Columns
-from factors.model.layout import NO_SESSION, RATING_MEAN, FloatTable, outer, pack, session_keys, sitting_keys
+from factors.model.layout import (
+    NO_SESSION,
+    RATING_MEAN,
+    REST_KEY,
+    FloatTable,
+    outer,
+    pack,
+    session_keys,
+    sitting_keys,
+)
 from factors.model.parameters import Side
 from factors.model.quantized_rows import QuantizedTable, Table
 from factors.model.types import Float64s, Int64s
@@ -76,7 +85,8 @@ def match_sessions(side: Side, rows: FloatTable, index: Int64s, time: Float64s) 
         return effect, variance
     found, keys = rows[:, layout.keys][index], session_keys(time, side.session_length)
     # Of a session that is not kept its sitting may be.
-    around = [sitting_keys(keys, side.sessions_a_sitting)] if side.sitting_length else []
+    around = [np.where(np.isfinite(keys), REST_KEY, np.nan)] if side.any_time else []
+    around += [sitting_keys(keys, side.sessions_a_sitting)] if side.sitting_length else []
     for wanted in (*around, keys):
         entry, slot = np.nonzero(found == wanted[:, None])
         row = index[entry]

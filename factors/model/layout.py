@@ -35,6 +35,8 @@ MAX_RANK = 256
 COUNT, RATING_MEAN, MEAN = 0, 1, 2
 # Keys are not below 0, so that no time has this one.
 NO_SESSION = -1.0
+# And the key of the last slot where it says what a session adds that has no slot.
+REST_KEY = -1.5
 # Float32 tells whole numbers apart up to 2^24: keys wrap well below, so that any timestamp gives an exact
 # key.
 SESSION_KEYS = 2.0**22

@@ -68,7 +68,8 @@ class Side:
     that came after the fit; None while it goes on. `drift`: None where rows stand still. `attribute_effects`
     (c, d): what the columns of the attributes add to the prior mean of a row; None for nothing.
     `sitting_length`, a multiple of that of a session, and `sitting_variance`, that of the effect of a sitting
-    (`factors.inference.sittings`): 0 for none.
+    (`factors.inference.sittings`): 0 for none. `any_time`: the share of a row's average session effect that
+    its bias has, for questions without a time (`session_effects.move_to_any_time`): 0 while a fit goes on.
     """
 
     layout: Layout
@@ -83,6 +84,7 @@ class Side:
     attribute_effects: Float64s | None = None
     sitting_length: float = 0.0
     sitting_variance: float = 0.0
+    any_time: float = 0.0
 
     @property
     def effect_variance(self) -> float:
@@ -197,6 +199,8 @@ def to_model(parameters: Parameters) -> Model:
         arrays[f"{prefix}_terms"] = np.array(terms)
         if side.sitting_length:
             arrays[f"{prefix}_sittings"] = np.array([side.sitting_length, side.sitting_variance])
+        if side.any_time:
+            arrays[f"{prefix}_any_time"] = np.array([side.any_time])
         # The format has no empty value: what a side has not is absent.
         if side.cold_start is not None:
             cold = side.cold_start
@@ -279,9 +283,11 @@ def _side(model: Model, name: SideName) -> Side:
         )
         drift = Drift(origin, unit, covariance, precision, widening)
     session_length, session_variance, implicit_ridge = _array(model, f"{name}_terms", 3).tolist()
-    sittings = [0.0, 0.0]
+    sitting_length, sitting_variance, any_time = 0.0, 0.0, 0.0
     if f"{name}_sittings" in model.parameters:
-        sittings = _array(model, f"{name}_sittings", 2).tolist()
+        sitting_length, sitting_variance = _array(model, f"{name}_sittings", 2).tolist()
+    if f"{name}_any_time" in model.parameters:
+        any_time = float(_array(model, f"{name}_any_time", 1)[0])
     return Side(
         layout,
         _array(model, f"{name}_mean", dim),
@@ -293,7 +299,9 @@ def _side(model: Model, name: SideName) -> Side:
         cold_start,
         drift,
         _effects(model, f"{name}_attributes", dim),
-        *sittings,
+        sitting_length,
+        sitting_variance,
+        any_time,
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from factors.errors import FitRefused
 from factors.inference.compiled.backend import choose_backend
 from factors.inference.histories import NO_HISTORIES, Compressed, compress_pairs
+from factors.inference.session_effects import move_back
 from factors.model.columns import Columns
 from factors.model.context import learn_context_encoding
 from factors.model.parameters import Parameters, Side, SideName
@@ -225,7 +226,7 @@ def _selection(
         # Columns of the same number may be others: their effects are learned anew in each sweep.
         users, items = (
             with_attributes(
-                replace(side, cold_start=None),
+                replace(side, cold_start=None, any_time=0.0),
                 None if side.attribute_effects is None else training.attributes.get(name),
             )
             for name, side in _sides(known)
@@ -235,7 +236,12 @@ def _selection(
 
         def goes_on(training: TrainingSet) -> tuple[State, dict[str, float]]:
             item_rows = start.posterior.item_codec.decode(start.items).astype(np.float64)
-            return State.of_rows(training, known, start.users.astype(np.float64), item_rows), {}
+            user_rows = start.users.astype(np.float64)
+            for (_, side), rows in zip(
+                _sides(start.posterior.parameters), (user_rows, item_rows), strict=True
+            ):
+                move_back(side, rows)
+            return State.of_rows(training, known, user_rows, item_rows), {}
 
         return Selection(known, goes_on)
     if n < LEAST_RATINGS or not _decides(settings):

@@ -90,7 +90,7 @@ def select_terms(training: TrainingSet, settings: FitSettings, rng: np.random.Ge
     gets has all rows of `training`: those that the choice has not seen a rating of are the prior.
     """
     sample, users, items = _sample(training, rng)
-    may_move = settings.session_effects and len(training) < training.backend.most_apart
+    may_move = settings.session_effects and settings.drift and len(training) < training.backend.most_apart
     search = _Search(sample, settings, rng)
     # Of few ratings each counts: a state that has seen those held out goes along.
     few = sample is training and len(sample) < FEW_RATINGS and not sample.sparse
@@ -256,7 +256,8 @@ class _Search:
         # From the simplest on, as `_best` wants it.
         lengths = [(inner * terms.user_session, outer * terms.user_session) for inner, outer in _SITTINGS]
         options = (replace(terms, user_session=inner, user_sitting=outer) for inner, outer in lengths)
-        return self._best(state, [terms, *options] if terms.user_session else [])
+        looked = terms.user_session > 0 and self._settings.sittings
+        return self._best(state, [terms, *options] if looked else [])
 
     def best_link(self, state: State, *, in_doubt_ordinal: bool) -> State:
         """Return the state with the ordinal link if that is wanted, or predicts better. On a scale without

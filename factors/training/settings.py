@@ -22,11 +22,11 @@ class FitSettings:
     """Settings of `fit`. Every default suits any data set; `auto` is decided by the training ratings alone.
 
     `scale`: bounds and step of the ratings; a rating outside is refused. `rank`: latent dimensions. `link`:
-    how a score becomes a rating. `implicit_effects`, `session_effects`: whether these terms are looked at;
-    held-out ratings decide. `sweeps`: at most so many; stops earlier when the root mean square change of the
-    predictions in one sweep falls under `tolerance` (a fraction of the range of the scale; below 50,000
-    ratings under a fifth of it). `threads`: for kernels of this package, BLAS is the caller's to pin. Raises
-    `FitRefused`.
+    how a score becomes a rating. `implicit_effects`, `session_effects`: whether these terms are looked at,
+    `sittings`, `drift`: these parts of the latter; held-out ratings decide. `sweeps`: at most so many; stops
+    earlier when the root mean square change of the predictions in one sweep falls under `tolerance` (a
+    fraction of the range of the scale; below 50,000 ratings under a fifth of it). `threads`: for kernels of
+    this package, BLAS is the caller's to pin. Raises `FitRefused`.
     """
 
     scale: Scale
@@ -34,6 +34,8 @@ class FitSettings:
     link: Literal["auto", "gaussian", "ordinal"] = "auto"
     implicit_effects: bool = True
     session_effects: bool = True
+    sittings: bool = True
+    drift: bool = True
     sweeps: int = 40
     tolerance: float = 5e-4
 

@@ -12,10 +12,11 @@ from factors.errors import FitDiverged
 from factors.inference.entry_moments import HalfStepInput
 from factors.inference.half_step import Iteration, begun
 from factors.inference.ordinal import NO_SITES, Sites
+from factors.inference.session_effects import move_to_any_time, share_of_known
 from factors.inference.side_moments import prior_rows
 from factors.model.columns import Columns
 from factors.model.layout import COUNT, Layout, triangle
-from factors.model.parameters import Parameters, Side, to_model
+from factors.model.parameters import Parameters, Side, SideName, to_model
 from factors.model.quantized_rows import QuantizedTable, item_codec
 from factors.model.scale import scale_range
 from factors.model.types import Bools, Float32s, Float64s, Int64s
@@ -28,7 +29,7 @@ from factors.training.training_set import TrainingSet
 
 def finish(state: State, metrics: dict[str, float]) -> Fitted:
     """Return the tables as they are published. The state has no rows any more. Raises `FitDiverged`."""
-    parameters, user_rows, item_rows = _in_rating_units(state.parameters, state.user_rows, state.item_rows)
+    parameters, user_rows, item_rows = _at_any_time(state)
     keep = state.training.by_user.counting()
     sites = _sites(state, parameters, slice(None) if keep is None else keep)
     # The last half-step reads no ratings by item.
@@ -43,7 +44,7 @@ def served(state: State, metrics: dict[str, float], rows: Int64s) -> Fitted:
     """Return the tables as `finish` does, of the users those at `rows` alone: the others are as the sweeps
     left them, and so is the state. Raises `FitDiverged`.
     """
-    parameters, user_rows, item_rows = _in_rating_units(state.parameters, state.user_rows, state.item_rows)
+    parameters, user_rows, item_rows = _at_any_time(state)
     parameters, items = _stored(parameters, user_rows, item_rows, state.training)
     del item_rows
     users, begin = user_rows.astype(np.float32), user_rows[rows]
@@ -121,6 +122,26 @@ def _priors(side: Side, rows: Int64s, attributes: Columns | None) -> Float64s:
     if attributes is None:
         return np.repeat(prior_rows(side, 1), len(rows), axis=0)
     return prior_rows(side, len(rows), attributes.take(rows))
+
+
+def _at_any_time(state: State) -> tuple[Parameters, Float64s, Float64s]:
+    """Return the model and rows of `state` in units of the ratings, for questions that may have no time."""
+    parameters, *tables = _in_rating_units(state.parameters, state.user_rows, state.item_rows)
+    per = math.sqrt(parameters.noise / state.parameters.noise)
+    sides, moved = [], []
+    sides_of: tuple[tuple[SideName, Side], ...] = ("user", parameters.users), ("item", parameters.items)
+    for (name, side), table in zip(sides_of, tables, strict=True):
+        own, rows, step = side, table, state.steps.get(name)
+        # One slot says what other sessions have: a row needs another one.
+        if side.has_sessions and side.layout.slots > 1 and step is not None:
+            sessions = state.training.sessions(name, side.session_length, side.sitting_length)
+            own = replace(side, any_time=share_of_known(sessions))
+            # The state may go on from its rows.
+            rows = table.copy() if parameters is state.parameters else table
+            move_to_any_time(own, rows, sessions, step.posterior.effects.mean * per)
+        sides.append(own)
+        moved.append(rows)
+    return replace(parameters, users=sides[0], items=sides[1]), moved[0], moved[1]
 
 
 def _in_rating_units(

@@ -129,7 +129,8 @@ def _with_sessions(
     per_row = np.bincount(sessions.row)
     # Enough for all but one row in a hundred; 16 by size of their effect predict as well as 100 (MovieLens
     # 100K).
-    slots = int(np.clip(np.percentile(per_row[per_row > 0], 99), 1, 16))
+    # One more says what other sessions have.
+    slots = 1 + int(np.clip(np.percentile(per_row[per_row > 0], 99), 1, 16))
     layout = replace(side.layout, slots=slots)
     # Small against the noise, where nothing is known: the sweeps raise it where the ratings speak for it.
     known = {length: variance for length, variance in zip(before, variances, strict=True) if variance > 0}

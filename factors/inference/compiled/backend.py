@@ -24,7 +24,7 @@ from factors.inference.half_step import TO_THE_END, HalfStep, Iteration
 from factors.inference.histories import NO_HISTORIES, Compressed
 from factors.inference.motion import FARTHEST_TIME, MOST_AGE, motion_of
 from factors.inference.ordinal import NO_SITES, Sites
-from factors.inference.session_effects import SessionEffects, matters
+from factors.inference.session_effects import SessionEffects, matters, move_to_any_time
 from factors.inference.side_moments import prior_rows
 from factors.inference.sittings import Sittings
 from factors.model.attributes import FARTHEST
@@ -311,6 +311,7 @@ class _Entries:
             of_groups = (sessions.key, matters(sessions, effects.mean), effects.mean, effects.variance)
             groups = (of_row, *of_groups, layout.dim, layout.slots)
             self._run(entry_kernels.write_sessions, of_row, *groups, rows)
+            move_to_any_time(own, rows, sessions, effects.mean)
         posterior = Posterior(rows[:, layout.mean], rows[:, layout.covariance], effects)
         if layout.moving:
             rows[:, layout.velocity] = states[:, layout.dim :]

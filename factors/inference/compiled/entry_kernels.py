@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from factors.inference.compiled.loading import Array
+from factors.model.layout import REST_KEY
 
 
 def match_sessions(
@@ -41,6 +42,11 @@ def match_sessions(
         # Of a session that is not kept its sitting may be; without sittings no row has this key.
         around = -2.0 - math.floor(key / sessions_a_sitting) if sessions_a_sitting > 0.0 else -2.0
         j = columns[e]
+        # What has no slot has the last one, where that says so.
+        last = slots - 1
+        if rows[j, key_at + last] == REST_KEY:
+            effect[e] = rows[j, key_at + slots + last]
+            variance[e] = rows[j, key_at + 2 * slots + last]
         for slot in range(slots):
             own = rows[j, key_at + slot] == key
             if own or rows[j, key_at + slot] == around:

@@ -116,6 +116,7 @@ class HistoryTerms:
             places.PER_SITTING: own.sessions_a_sitting,
             places.SITTING_VARIANCE: own.sitting_variance,
             places.PER_OTHER_SITTING: other.sessions_a_sitting,
+            places.ANY_TIME: own.any_time,
         }
         for drift, origin, unit in (
             (own.drift, places.ORIGIN, places.UNIT),

@@ -14,10 +14,12 @@ import math
 from factors.inference.compiled.loading import Array
 from factors.inference.compiled.posterior_kernels import set_prior, solve, sum_entries, take_sites
 from factors.inference.compiled.reading_kernels import (
+    ANY_TIME,
     AT_REST,
     COLD,
     COVARIANCE,
     EFFECT,
+    ENTRIES,
     FIRST,
     KEPT,
     KEPT_SITTING,
@@ -40,6 +42,7 @@ from factors.inference.compiled.reading_kernels import (
     group_entries,
     read_entries,
 )
+from factors.model.layout import NO_SESSION, REST_KEY
 
 
 def write_row(
@@ -104,6 +107,19 @@ def write_row(
         # Of a session in a sitting no more is known.
         if group[best, KEY] < 0.0:
             result[row, t + 2 * slots + slot] += numbers[SESSION_VARIANCE]
+    # As of `session_effects.move_to_any_time`.
+    if numbers[ANY_TIME] > 0.0 and groups > 0:
+        average = 0.0
+        for g in range(groups):
+            average += group[g, ENTRIES] * group[g, EFFECT]
+        average *= numbers[ANY_TIME] / max(result[row, 0], 1.0)
+        result[row, 1 + dim] += average
+        for slot in range(slots):
+            if result[row, t + slot] != NO_SESSION:
+                result[row, t + slots + slot] -= average
+        last = t + slots - 1
+        result[row, last], result[row, last + slots] = REST_KEY, -average
+        result[row, last + 2 * slots] = numbers[SESSION_VARIANCE] + numbers[SITTING_VARIANCE]
 
 
 def fold_in(

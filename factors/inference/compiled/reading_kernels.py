@@ -20,13 +20,14 @@ import math
 from factors.inference.compiled.loading import Array
 from factors.inference.compiled.score_kernels import LANES
 from factors.inference.motion import FARTHEST_TIME, MOST_AGE
+from factors.model.layout import REST_KEY
 from factors.model.scale import HALF
 
 # Rows of a block of `entry`, and how many there are.
 BIAS, SCALE, OFFSET, BEYOND, WEIGHT, LINEAR, BELOW, ABOVE, TIME = range(9)
 SCORE, OWN, OTHER, ENTRY_ROWS = range(9, 13)
 # Columns of `group`.
-KEY, SUM, WEIGHTS, EFFECT, VARIANCE, TAKEN, SITTING, SHARE, GROUP_COLUMNS = range(9)
+KEY, SUM, WEIGHTS, EFFECT, VARIANCE, TAKEN, SITTING, SHARE, ENTRIES, GROUP_COLUMNS = range(10)
 # Rows of `vector`.
 MEAN, RIGHT, FIRST, OTHERS, PRIOR = range(5)
 # Places in `square`.
@@ -38,8 +39,8 @@ MOVING, OTHER_MOVING, SHIFTED, N_SIZES = range(15, 19)
 # Places in `numbers`.
 ALL_MEAN, NOISE, DAMPING, AT_REST, LOW, PER_LEVEL, COLD_COUNT, KEPT = range(8)
 SESSION, SESSION_VARIANCE, OTHER_SESSION, OTHER_VARIANCE, WRAP = range(8, 13)
-PER_SITTING, SITTING_VARIANCE, KEPT_SITTING, PER_OTHER_SITTING = range(13, 17)
-ORIGIN, UNIT, OTHER_ORIGIN, OTHER_UNIT, N_NUMBERS = range(17, 22)
+PER_SITTING, SITTING_VARIANCE, KEPT_SITTING, PER_OTHER_SITTING, ANY_TIME = range(13, 18)
+ORIGIN, UNIT, OTHER_ORIGIN, OTHER_UNIT, N_NUMBERS = range(18, 23)
 # A prime near 2^31 over the golden ratio: neighbouring numbers are spread evenly over a hash table.
 _SPREAD = 1327217885
 
@@ -112,9 +113,10 @@ def read_other(
                 around = -2.0 - math.floor(key / numbers[PER_OTHER_SITTING])
             first = implicit + dim
             # Of a session that is not kept its sitting may be.
-            found = -1
+            last = slots - 1 if words[row, first + slots - 1] == REST_KEY else -1
+            found = last
             for slot in range(slots):
-                if words[row, first + slot] == key or (found < 0 and words[row, first + slot] == around):
+                if words[row, first + slot] == key or (found == last and words[row, first + slot] == around):
                     found = slot
                     if words[row, first + slot] == key:
                         break
@@ -322,6 +324,7 @@ def group_entries(
             begin_group(groups, key, sizes, numbers, group, shared)
             groups += 1
         session[e] = table[place]
+        group[table[place], ENTRIES] += 1.0
     if numbers[PER_SITTING] == 0.0:
         return groups
     for place in range(size):
@@ -354,5 +357,6 @@ def begin_group(g: int, key: float, sizes: Array, numbers: Array, group: Array, 
     group[g, EFFECT] = 0.0
     group[g, VARIANCE] = numbers[SESSION_VARIANCE] + numbers[SITTING_VARIANCE]
     group[g, SITTING] = -1.0
+    group[g, ENTRIES] = 0.0
     for a in range(sizes[RANK] + 1):
         shared[g, a] = 0.0
