@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from factors import BASIS, FactorsError, Float32s, Int64s
+from factors import BASIS, FactorsError, Float32s, Float64s, Int64s
 from featurestore.codecs import pack_histories
 from featurestore.errors import StoreUnavailable
 from featurestore.generations.follower import Follower
@@ -162,10 +162,16 @@ class PairScorer:
         return prediction
 
     async def predict_batch(
-        self, live: LiveGeneration, user_ids: Ids, item_ids: Ids, given: Float32s | None = None
+        self,
+        live: LiveGeneration,
+        user_ids: Ids,
+        item_ids: Ids,
+        given: Float32s | None = None,
+        times: Float64s | None = None,
     ) -> bytearray:
         """Return the body for the pairs `user_ids[j]`, `item_ids[j]` in their order, or for one user with all
-        items. `given`: the contexts of the pairs (m, k), or one (1, k) of all of them.
+        items. `given`: the contexts of the pairs (m, k), or one (1, k) of all of them; `times` (m,): NaN for
+        a pair that has none.
         """
         (vectors, rows, degraded), index = await self._look_up_batch(live, user_ids, item_ids)
         elements = writer(live.model.scale).elements
@@ -179,7 +185,8 @@ class PairScorer:
                     await asyncio.sleep(0)
                 part = slice(start, start + _SLICE)
                 context = None if contexts is None else contexts[part]
-                scores = live.scorer.score(vectors, index[part], rows[part], context=context)
+                time = None if times is None else times[part]
+                scores = live.scorer.score(vectors, index[part], rows[part], time, context)
                 body += elements(rounded(scores, live.model.scale))
         if len(rows):
             # The last comma.

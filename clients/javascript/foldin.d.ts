@@ -102,7 +102,7 @@ export interface Foldin {
   /** The expected rating of one pair. `user` and `item` are synonyms of the parameters. `GET /predict`; role `read`. */
   predict(user_id: string | number, item_id: string | number, options?: { timestamp?: number | string; distribution?: boolean; context?: Record<string, any>; }): Promise<OnePrediction>;
   /** The expected ratings of one pair, or of up to 10,000. `POST /predict`; role `read`. */
-  predictMany(body: { user_id: string | number; item_id: string | number; context?: Record<string, any> | Array<unknown>; } | { user_id: string | number; item_ids: Array<string | number>; context?: Record<string, any> | Array<unknown>; } | { pairs: Array<[string | number, string | number]>; context?: Record<string, any> | Array<unknown>; }): Promise<OnePrediction | Predictions>;
+  predictMany(body: { user_id: string | number; item_id: string | number; timestamp?: number | string | Array<number | string | null>; context?: Record<string, any> | Array<unknown>; } | { user_id: string | number; item_ids: Array<string | number>; timestamp?: number | string | Array<number | string | null>; context?: Record<string, any> | Array<unknown>; } | { pairs: Array<[string | number, string | number]>; timestamp?: number | string | Array<number | string | null>; context?: Record<string, any> | Array<unknown>; }): Promise<OnePrediction | Predictions>;
   /** Learn ratings: one, an array, or one a line. One bad row refuses all; reads after a 2xx know them. `POST /ratings`; role `rate`. */
   rate(rows: Rows<RatingIn>): Promise<Accepted>;
   /** Take one rating back. `DELETE /ratings/{user_id}/{item_id}`; role `rate`. */

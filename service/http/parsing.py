@@ -20,7 +20,9 @@ from typing import Annotated, Any, Generic, TypeVar, get_args
 from urllib.parse import unquote_to_bytes
 
 import msgspec
+import numpy as np
 
+from factors import Float64s
 from featurestore.catalogue.schema import parse_time
 from featurestore.codecs import MAX_TIMESTAMP
 from service.http.problems import Problem
@@ -243,6 +245,16 @@ def checked_times(timestamps: Sequence[float | str | None], now: float, field: s
             detail += ": are these milliseconds? Divide them by 1000"
         raise Problem("invalid_body", detail, field=field, row=row)
     return times
+
+
+def moments(timestamps: Sequence[float | str | None], field: str) -> Float64s:
+    """Return moments in seconds since 1970, NaN for None. Raises `invalid_body` at one that is no time."""
+    found = [parse_time(each) if isinstance(each, str) else each for each in timestamps]
+    for row, (sent, moment) in enumerate(zip(timestamps, found, strict=True)):
+        if sent is not None and (moment is None or not -MAX_TIMESTAMP <= moment <= MAX_TIMESTAMP):
+            detail = f"{field} must be seconds since 1970 or ISO 8601, like 1700000000, not {sent!r:.40}"
+            raise Problem("invalid_body", detail, field=field, row=row)
+    return np.array(found, dtype=np.float64)
 
 
 def check_rows(count: int, limit: int, field: str | None = None) -> None:

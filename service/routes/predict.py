@@ -1,11 +1,13 @@
 """GET and POST /predict. Invariant: answers stand in the order in which the pairs were asked."""
 
+import math
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 from aiohttp import web
 
-from factors import Float32s
+from factors import Float32s, Float64s
 from featurestore.id_columns import Ids
 from service.context import CONTEXT, ServiceContext
 from service.http.fast_pairs import plain_pairs
@@ -16,10 +18,12 @@ from service.http.parsing import (
     Body,
     Id,
     Query,
+    Timestamp,
     body_id,
     body_ids,
     check_names,
     check_rows,
+    moments,
 )
 from service.http.problems import Problem
 from service.http.rating_contexts import (
@@ -57,8 +61,9 @@ class PredictBody(msgspec.Struct, forbid_unknown_fields=True):
     item_id: Id | msgspec.UnsetType = msgspec.UNSET
     item_ids: list[Id] | msgspec.UnsetType = msgspec.UNSET
     pairs: list[tuple[Id, Id]] | msgspec.UnsetType = msgspec.UNSET
-    # One for all pairs, or one of each.
+    # Of these two one for all pairs, or one of each.
     context: Context | list[Context | None] | None = None
+    timestamp: Timestamp | list[Timestamp | None] | None = None
 
 
 class Pair(NamedTuple):
@@ -84,7 +89,7 @@ class Predictions(msgspec.Struct, omit_defaults=True):
 
 
 class PairQuery(NamedTuple):
-    """The query of GET /predict. `time`: that of the prediction, in seconds since 1970; now where None."""
+    """The query of GET /predict. `time`: that of the prediction, in seconds since 1970, if known."""
 
     user_id: bytes
     item_id: bytes
@@ -98,8 +103,21 @@ class PairQuery(NamedTuple):
         return self.time is None and self.context is None and not self.distribution
 
 
+_MOMENTS: Schema = {
+    "anyOf": [
+        *MOMENT_SCHEMA["anyOf"],
+        list_of({"anyOf": [*MOMENT_SCHEMA["anyOf"], {"type": "null"}]}, MAX_PAIRS),
+    ]
+}
+
+
 def _object(**properties: Schema) -> Schema:
-    return {"type": "object", "properties": properties, "required": list(properties)}
+    # Contexts, too, which no schema describes.
+    return {
+        "type": "object",
+        "properties": {**properties, "timestamp": _MOMENTS},
+        "required": list(properties),
+    }
 
 
 _PAIR: Schema = {
@@ -198,18 +216,20 @@ async def post_predict(request: web.Request) -> web.StreamResponse:
         if plain is None:
             body = await _BODY.decode_off_loop(received.raw)
             pairs = checked_pairs(body)
-            sent = checked_contexts(body, 1 if isinstance(pairs, Pair) else len(pairs.item_ids))
+            n_pairs = 1 if isinstance(pairs, Pair) else len(pairs.item_ids)
+            sent, times = checked_contexts(body, n_pairs), checked_moments(body, n_pairs)
         else:
-            pairs, sent = Pairs(*plain), None
+            pairs, sent, times = Pairs(*plain), None, None
             check_rows(len(pairs.item_ids), MAX_PAIRS, "pairs")
         given = await context_rows(context.store.contexts, sent)
         if isinstance(pairs, Pair):
             # In the batch of what arrived with it, like GET /predict.
-            if given is None:
+            if given is None and times is None:
                 return json_answer(await context.batcher.submit(*pairs))
-            return json_answer(await _one(context, PairQuery(*pairs, None, distribution=False), given))
+            time = None if times is None or math.isnan(times[0]) else float(times[0])
+            return json_answer(await _one(context, PairQuery(*pairs, time, distribution=False), given))
         # Once the body is there, which may have taken its sender seconds: of the newest generation.
-        return Answer(await context.scorer.predict_batch(context.live(), *pairs, given))
+        return Answer(await context.scorer.predict_batch(context.live(), *pairs, given, times))
 
 
 def checked_contexts(body: PredictBody, n_pairs: int) -> Given | None:
@@ -220,6 +240,19 @@ def checked_contexts(body: PredictBody, n_pairs: int) -> Given | None:
         detail = f"context has {len(body.context)} entries, and there are {n_pairs} pairs"
         raise Problem("invalid_body", detail, field="context")
     return given_contexts(body.context)
+
+
+def checked_moments(body: PredictBody, n_pairs: int) -> Float64s | None:
+    """Return the moments (n,) of so many pairs in seconds since 1970, NaN where one has none; None where none
+    has any.
+    """
+    sent = body.timestamp
+    if sent is None:
+        return None
+    if isinstance(sent, list) and len(sent) != n_pairs:
+        detail = f"timestamp has {len(sent)} entries, and there are {n_pairs} pairs"
+        raise Problem("invalid_body", detail, field="timestamp")
+    return np.resize(moments(sent if isinstance(sent, list) else [sent], "timestamp"), n_pairs)
 
 
 def checked_pairs(body: PredictBody) -> Pair | Pairs:

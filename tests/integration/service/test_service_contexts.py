@@ -114,6 +114,34 @@ async def test_every_answer_about_a_pair_is_the_same_number(client: Client) -> N
         assert [each["rating"] for each in found] == [numbers[name] for name in names]
 
 
+async def test_a_moment_counts_in_every_form_of_a_prediction(
+    store: Store, store_settings: StoreSettings
+) -> None:
+    parameters = from_model(make_model())
+    layout = replace(parameters.users.layout, slots=4)
+    users = replace(parameters.users, layout=layout, session_length=3600.0, session_variance=0.5)
+    model = to_model(replace(parameters, users=users))
+    written = await publish_for_ann(store, {}, ITEMS, model=model)
+    async with serving(store_settings, live=written.writer.number) as (client, _):
+        rated = [row("ann", item, 5 - 4 * item, timestamp=1e9 + item * 1e5) for item in (0, 1)]
+        assert (await client.post("/ratings", rated)).status == 200
+        moments: list[float | str | None] = [1e9, "2001-09-10T05:33:20Z", None]
+        numbers = []
+        for at in moments:
+            when = "" if at is None else f"&timestamp={at}"
+            numbers.append((await client.get(pair("ann", 4) + when)).json["rating"])
+            body = {"user_id": "ann", "item_id": "item-4", "timestamp": at}
+            assert (await client.post("/predict", body)).json["rating"] == numbers[-1]
+        assert len(set(numbers)) == 3, "sessions move this model"
+        for many in ({"user_id": "ann", "item_ids": ["item-4"] * 3}, {"pairs": [["ann", "item-4"]] * 3}):
+            for sent, wanted in ((moments, numbers), (1e9, numbers[:1] * 3)):
+                found = await client.post("/predict", {**many, "timestamp": sent})
+                assert [each["rating"] for each in found.json["predictions"]] == wanted
+            for wrong, at in ((["soon", 1, 2], 0), ([1e9], None)):
+                reply = await client.post("/predict", {**many, "timestamp": wrong})
+                assert is_problem(reply, 422, "invalid_body", field="timestamp", row=at)
+
+
 async def test_a_field_that_was_not_named_is_refused_wherever_it_is_given(client: Client) -> None:
     asked = quote('{"day": 3}')
     body = {"context": {"day": 3}}

@@ -38,11 +38,12 @@ class Client(Operations):
         user_id: str | int | None = None,
         item_ids: Sequence[str | int] = (),
         context: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        timestamp: float | str | Sequence[float | str | None] | None = None,
     ) -> models.Predictions:
         """The expected ratings of pairs, or of one user with many items, in the order given.
 
-        `context`: one for all, or one for each. 10,000 go into a call; the answers of several calls can be of
-        two generations, where one went live in between: `generation` is that of the last then.
+        `context`, `timestamp`: one for all, or one for each. 10,000 go into a call; the answers of several
+        calls can be of two generations, where one went live in between: `generation` is that of the last.
         """
         if (user_id is None) == (not pairs) and (pairs or item_ids):
             raise ValueError("give pairs, or a user_id with item_ids")
@@ -58,6 +59,10 @@ class Client(Operations):
             if context is not None:
                 one = isinstance(context, Mapping)
                 asked["context"] = context if one else list(context)[first : first + MAX_ROWS]
+            if timestamp is not None:
+                asked["timestamp"] = timestamp
+                if not isinstance(timestamp, float | int | str):
+                    asked["timestamp"] = list(timestamp)[first : first + MAX_ROWS]
             call = Call("POST", "/predict", body=given(**asked), is_repeatable=True)
             answer = self._ask(call, models.Predictions)
             found += answer.predictions
