@@ -46,7 +46,7 @@ from benchmarks.rivals.engines import RIVALS, TARGET, title
 from evaluation.course.settings import EvaluationSettings
 from evaluation.errors import EngineFailedError
 from evaluation.offline.data import DataSet
-from evaluation.offline.engines import ATTRIBUTES, AUTO
+from evaluation.offline.engines import ATTRIBUTES, AUTO, NO_MOMENT
 from evaluation.offline.running import Ask, Plan, measure
 from evaluation.offline.splits import Split, given_folds, in_time_order, random_splits
 from evaluation.report import new_console, write_lines, write_whole
@@ -61,6 +61,7 @@ BASELINES = ("global-mean", "item-mean", "bias")
 PEERS = ("surprise-svd", SVDPP, "surprise-knn", "myfm")
 SLOW_PEER = "myfm-full"
 IDS_ONLY = "auto:link=gaussian:no-set-effects:no-periods"
+NO_PERIODS = "auto:no-periods"
 ABLATION = (
     "bias",
     IDS_ONLY,
@@ -68,7 +69,10 @@ ABLATION = (
     "auto:link=gaussian:no-set-effects",
     "auto:link=gaussian",
     "auto:no-set-effects",
-    "auto:no-periods",
+    NO_PERIODS,
+    NO_MOMENT,
+    "auto:no-sittings",
+    "auto:no-drift",
     AUTO,
     "auto:rank=4",
     "auto:rank=16",
@@ -86,7 +90,9 @@ SECTIONS = (
 )
 # Worlds of so many dimensions, of any size; on demand, as those of a million ratings take a while.
 SLIDER = "made-slider"
-MADE = {"made-3": 3, "made-12": 12, "made-40": 40, SLIDER: 3}
+MADE = {"made-3": 3, "made-12": 12, "made-40": 40, SLIDER: 3, "made-sessions-4": 3, "made-sessions-20": 3}
+# Of these, the ratings of a session: who knows the world does not know its moods, and so is not asked.
+SESSIONS = {"made-sessions-4": 4, "made-sessions-20": 20}
 # Of a made set, held out: of a million, 50,000.
 MADE_SHARE = 0.05
 # The course takes 1,000 steps in 3 worlds after 10,000 known ratings: two worlds more, and fewer known ones.
@@ -174,6 +180,8 @@ def plans(
         case _ if section in MADE:
             compared = (GAUSSIAN,) if section == SLIDER else (KNOWS_ITEMS, KNOWS_USERS)
             engines = (TRUTH, AUTO, *compared, *BASELINES, "surprise-svd")
+            if section in SESSIONS:
+                engines = (AUTO, NO_MOMENT, NO_PERIODS, *BASELINES)
             yield plan(random_splits(data, 1, options.seed, MADE_SHARE), engines)
         case "ablation":
             yield plan(given_folds(data, [1]), ABLATION[:4] if options.quick else ABLATION)
@@ -207,7 +215,13 @@ def run(options: Choice, console: Console) -> Found:
             others: dict[str, Ask] = {}
             if section in MADE:
                 size, slider = options.size(options.ratings, 1_000), section == SLIDER
-                made = draw(size, MADE[section], seed=options.seed, slider=slider)
+                made = draw(
+                    *(size, MADE[section]),
+                    seed=options.seed,
+                    slider=slider,
+                    a_session=SESSIONS.get(section, 0),
+                    name=section,
+                )
                 data, others[TRUTH] = made.data, made.answer
                 if not slider:
                     others[KNOWS_ITEMS] = partial(made.answer, knows="item")

@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from evaluation.offline import splits
 from evaluation.offline.data import DataSet
-from evaluation.offline.engines import AUTO, OPTIONS, RANKING, find
+from evaluation.offline.engines import AUTO, NO_MOMENT, OPTIONS, RANKING, find
 from evaluation.offline.running import Plan, measure
 from evaluation.offline.splits import SPLITS, Split, SplitName
 from evaluation.pictures import draw_engines, drawn
@@ -101,7 +102,7 @@ class EvaluateOptions:
         "user-mean, item-mean, bias, popularity, implicit, neural",
         _engine,
         many=True,
-        shown=f"`{','.join(DEFAULT_ENGINES)}`; with `--ranking` those that rank",
+        shown=f"`{','.join(DEFAULT_ENGINES)}`, and `{NO_MOMENT}`; with `--ranking` those that rank",
     )
     ranking: bool = setting(False, "compare lists: Recall, NDCG, coverage, novelty")
     seed: int = setting(1, "seed of splits and engines", whole(0))
@@ -190,11 +191,12 @@ def evaluate_file(argv: Sequence[str], emit: Callable[[object], None] = no_docum
         default = (WITH_ATTRIBUTES, *default)
     if read.data.context_kinds and not options.ranking:
         default = (WITH_CONTEXT, *default)
+    splits = _splits(options, read)
+    if not options.ranking and not splits[0].sequential and np.isfinite(read.data.ratings.time).any():
+        default = (*default, NO_MOMENT)
     # An engine or fold that is named twice is run once.
     engines = tuple(dict.fromkeys(options.engines or default))
-    plan = Plan(
-        _splits(options, read), engines, options.seed, ranking=options.ranking, limit_s=options.timeout_s
-    )
+    plan = Plan(splits, engines, options.seed, ranking=options.ranking, limit_s=options.timeout_s)
     _introduce(read.data, plan, console)
     store = LineStore(options.out)
     done = _finished_before(store, options)

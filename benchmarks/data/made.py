@@ -13,7 +13,7 @@ from scipy.special import ndtr, ndtri
 
 from evaluation.offline.data import DataSet
 from evaluation.question import Answer, Array, Predicted, Question, Rows, no_probabilities
-from factors import Float32s, Ratings, Scale, SideName, scale_levels
+from factors import Float32s, Int64s, Ratings, Scale, SideName, scale_levels
 
 SCALE, SLIDER = Scale(0.5, 5.0, 0.5), Scale(-10.0, 10.0)
 # About as ratings of movies are: of 1.07 round the middle, 0.75 that no model can know.
@@ -23,6 +23,8 @@ BEND = 1.2
 # As many ratings a user as MovieLens has; more items the more there is of it, by the root.
 RATINGS_OF_USER, ITEMS_PER_ROOT, LEAST_ROWS = 100, 6, 100
 YEAR_S, BEGAN_S = 3.15e7, 1.5e9  # ratings come evenly over a year from 2017 on
+# Ratings of one session err alike by as much, and come a minute apart.
+SESSION_STD, MINUTE_S = 0.4, 60.0
 PAIRS_AT_ONCE = 65_536  # probabilities of 10 steps take 5 MB
 SOLVED_AT_ONCE = 1_024  # matrices of 40 dimensions take 14 MB
 # The middles of so many parts of a normal density, each as likely as any other.
@@ -133,9 +135,11 @@ def on_slider(score: Array) -> Array:
     return np.asarray(SLIDER.high * np.tanh(BEND * (score - MIDDLE)))
 
 
-def draw(n_ratings: int, rank: int, *, seed: int, slider: bool = False) -> MadeSet:
+def draw(
+    n_ratings: int, rank: int, *, seed: int, slider: bool = False, a_session: int = 0, name: str = ""
+) -> MadeSet:
     """Return a set of about `n_ratings` ratings in half stars, or on a slider, no pair twice; items are
-    popular and users busy as in life.
+    popular and users busy as in life. With `a_session` users rate in sessions of so many ratings on average.
     """
     rng = np.random.default_rng(seed)
     n_users = max(LEAST_ROWS, n_ratings // RATINGS_OF_USER)
@@ -157,8 +161,23 @@ def draw(n_ratings: int, rank: int, *, seed: int, slider: bool = False) -> MadeS
     world = World(*biases, tastes, traits)
     step = SCALE.step or 1.0
     value = world.scores(user, item) + rng.normal(0, NOISE_STD, len(user))
-    value = on_slider(value) if slider else np.clip(np.rint(value / step) * step, SCALE.low, SCALE.high)
     at = BEGAN_S + np.sort(rng.uniform(0, YEAR_S, len(user)))
+    if a_session:
+        session, at = in_sessions(user, a_session, rng)
+        value += rng.normal(0, SESSION_STD, len(user))[session]
+    value = on_slider(value) if slider else np.clip(np.rint(value / step) * step, SCALE.low, SCALE.high)
     ratings = Ratings(user.astype(np.int32), item.astype(np.int32), value, at)
-    name = f"made-{'slider' if slider else rank}, {len(user):,} ratings"
+    name = f"{name or f'made-{rank}'}, {len(user):,} ratings"
     return MadeSet(DataSet(name, ratings, n_users, n_items, SLIDER if slider else SCALE), world)
+
+
+def in_sessions(user: Rows, a_session: int, rng: np.random.Generator) -> tuple[Int64s, Array]:
+    """Return session and time of the ratings (n,) of each `user`, `a_session` ratings in one on average."""
+    order = np.argsort(user, kind="stable")
+    first = np.diff(user[order], prepend=-1) != 0
+    first |= rng.random(len(user)) < 1.0 / a_session
+    session, place = np.empty(len(user), dtype=np.int64), np.arange(len(user))
+    session[order] = np.cumsum(first) - 1
+    began, since = BEGAN_S + rng.uniform(0, YEAR_S, len(user)), np.empty(len(user))
+    since[order] = place - np.maximum.accumulate(np.where(first, place, 0))
+    return session, began[session] + MINUTE_S * since

@@ -29,14 +29,16 @@ from evaluation.question import (
 
 AUTO = "auto"
 ATTRIBUTES = "auto:attributes"
+# Asked without the time of the rating, as a caller does who sends none.
+NO_MOMENT = "auto:no-moment"
 CONTEXT = "auto:context"
 # What a table of lists compares, Foldin as it is served first.
 RANKING = (AUTO, "auto:order=relevance", "auto:order=rating", "popularity")
 # Beside the engines below.
 NO_MORE: Mapping[str, ComparedEngine] = {}
 OPTIONS = (
-    "rank=N, link=gaussian, link=ordinal, no-set-effects, no-periods, settled, attributes, context, "
-    "order=rating, order=relevance"
+    "rank=N, link=gaussian, link=ordinal, no-set-effects, no-periods, no-sittings, no-drift, "
+    "no-moment, settled, attributes, context, order=rating, order=relevance"
 )
 # A 25th of the usual change, five times the sweeps: a fit that stops on a plateau goes on.
 SETTLED: Mapping[str, float | int] = {"tolerance": 2e-5, "sweeps": 200}
@@ -92,9 +94,11 @@ def fit_options(name: str) -> dict[str, Any]:
                 found["implicit_effects"] = False
             case "no-periods", "":
                 found["session_effects"] = False
+            case (("no-sittings" | "no-drift"), ""):
+                found[key.removeprefix("no-")] = False
             case "settled", "":
                 found |= SETTLED
-            case ("order", "rating" | "relevance") | ("attributes" | "context", ""):
+            case ("order", "rating" | "relevance") | ("attributes" | "context" | "no-moment", ""):
                 continue
             case _:
                 raise ValueError(f"{AUTO} has no option {option}: it has {OPTIONS}")
@@ -120,6 +124,8 @@ def _foldin(name: str, options: dict[str, Any], order: str) -> ComparedEngine:
 
         if order == "relevance":
             return top_by_relevance(question, seed)
+        if "no-moment" in name.split(":")[1:]:
+            question = replace(question, test_time=np.full_like(question.test_time, np.nan))
         fitted = fit(
             question.ratings(context=has_context(name)),
             question.n_users,
