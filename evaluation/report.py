@@ -29,6 +29,7 @@ COMPARED = {
     "graded_ndcg_10": "graded NDCG@10",
 }
 
+_FOLDED = {"note", "each run"}
 Cell = Callable[[Sequence[Line]], str]
 
 
@@ -41,14 +42,42 @@ def new_console() -> Console:
 
 
 def new_table(title: str, headings: Iterable[str], *, left: Iterable[str] = ()) -> Table:
-    """A table whose columns are right-aligned, but for those in `left`, which may fold."""
+    """A table whose columns are right-aligned, but for those in `left`. Notes and lists may fold."""
     table = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     for heading in headings:
         if heading in left:
-            table.add_column(heading, overflow="fold")
+            table.add_column(heading, overflow="fold", no_wrap=heading not in _FOLDED)
         else:
             table.add_column(heading, justify="right", no_wrap=True)
     return table
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """Print a table of `new_table` with no figure and no name cut. Where it is too wide, the last columns of
+    figures are left out, and named below it; the first one stays.
+    """
+    made, left_out = table, list[str]()
+    unbounded = console.options.update(width=10_000)
+    while True:
+        for column in made.columns:
+            if column.no_wrap:
+                cells = (column.header, *column.cells)
+                column.min_width = max(console.measure(each, options=unbounded).maximum for each in cells)
+        least = console.measure(made, options=unbounded).minimum
+        figures = [column for column in made.columns if column.justify == "right"]
+        if least <= console.width or len(figures) < 2:
+            break
+        left_out.append(str(figures[-1].header))
+        columns = [column for column in made.columns if column is not figures[-1]]
+        folded = [str(column.header) for column in columns if column.justify != "right"]
+        narrow = new_table(str(table.title), [str(column.header) for column in columns], left=folded)
+        cells_of_rows = zip(*(column.cells for column in columns), strict=True)
+        for row, row_cells in zip(made.rows, cells_of_rows, strict=True):
+            narrow.add_row(*row_cells, style=row.style)
+        told = f"left out, as the terminal is narrow: {', '.join(left_out)}"
+        narrow.caption = "\n".join(filter(None, (str(table.caption or ""), told)))
+        made = narrow
+    console.print(made, width=max(least, console.width), crop=False)
 
 
 def figure(value: float, form: str, missing: str = "") -> str:

@@ -21,7 +21,7 @@ from evaluation.offline.running import Plan, measure
 from evaluation.offline.splits import SPLITS, Split, SplitName
 from evaluation.pictures import draw_engines, drawn
 from evaluation.question import SideName
-from evaluation.report import engines_table, new_console, ranking_table, write_lines
+from evaluation.report import engines_table, new_console, print_whole, ranking_table, write_lines
 from evaluation.results.course import EvaluationReport
 from evaluation.results.lines import Line, LineStore
 from factors import Columns, Scale
@@ -324,9 +324,9 @@ def _label(split: Split, engine: str) -> str:
 def _report(lines: Sequence[Line], options: EvaluateOptions, console: Console) -> None:
     title = f"{lines[0].data}, on held-out ratings, seed {options.seed}"
     if options.ranking:
-        console.print(ranking_table(lines, title))
+        print_whole(console, ranking_table(lines, title))
     else:
-        console.print(engines_table(lines, title))
+        print_whole(console, engines_table(lines, title))
     written = f"wrote {write_lines(lines, options.out / 'summary.csv')}"
     for text in (written, *drawn(draw_engines, lines, options.out)):
         console.print(text, markup=False, soft_wrap=True)

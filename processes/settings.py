@@ -13,6 +13,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from types import EllipsisType
 from typing import Any, Generic, TypeVar, cast
@@ -258,7 +259,11 @@ def load(
             given[entry.name] = next((text for text in rest if not text.startswith("-")), None)
             if given[entry.name] is not None:
                 rest.remove(given[entry.name])
-    errors += [f"unknown argument {argument}" for argument in rest]
+    known = [declared.flag.lstrip("-") for _, declared in declarations(cls) if declared.flag]
+    for argument in rest:
+        name = argument.partition("=")[0]
+        near = get_close_matches(name.lstrip("-"), known, n=1, cutoff=0.75) if name[:2] == "--" else []
+        errors.append(f"unknown argument {argument}" + "".join(f": is --{flag} meant?" for flag in near))
     errors += [
         f"FOLDIN_{name} is no setting: {now}" for name, now in _GONE.items() if environ.get(f"FOLDIN_{name}")
     ]
@@ -452,7 +457,9 @@ def _make(
             text = text if text is None or isinstance(text, str) else " ".join(text)
             # An empty flag is a variable of a script that was not set, and an empty path is this folder.
             if text is None or not text.strip():
-                errors.append(f"{source or declared.flag} needs a value")
+                one_of = declared.parse
+                listed = f", {' or '.join(map(str, one_of.options))}" if isinstance(one_of, _OneOf) else ""
+                errors.append(f"{source or declared.flag} needs a value{listed}")
                 continue
             try:
                 values[entry.name] = declared.value_of(text)

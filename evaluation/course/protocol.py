@@ -33,7 +33,7 @@ from evaluation.players import (
     make_player,
     seeing,
 )
-from evaluation.report import new_console, players_table, write_course_files
+from evaluation.report import new_console, players_table, print_whole, write_course_files
 from evaluation.results.course import EvaluationReport, Result
 from foldin_client import FoldinError
 from processes.settings import SettingsError
@@ -198,7 +198,7 @@ async def _evaluate_and_show(
     on_progress: Callable[[Moment], None],
 ) -> EvaluationReport:
     report = await evaluate(settings, _line_a_game(console, on_progress), brought)
-    console.print(players_table(report))
+    print_whole(console, players_table(report))
     if not report.same_worlds:
         console.print("This environment gave each player a world of its own: compare roughly.")
     if settings.output is not None:

@@ -5,10 +5,12 @@ import math
 import sys
 from dataclasses import fields, replace
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from environment.client import KnownRatings, Pair
 from environment.world import WorldOptions, make_world
@@ -24,6 +26,7 @@ from evaluation.offline.splits import random_splits
 from evaluation.players import LOCAL_PLAYERS, Player, make_player
 from evaluation.players.model import model_players
 from evaluation.question import Predicted, Question
+from evaluation.report import new_table, print_whole
 from evaluation.results.course import EvaluationReport, Result, Tally
 from factors import FitSettings, Histories, Ratings, Scale, Scorer, fit, fit_ranking
 from processes.errors import CannotStartError
@@ -247,3 +250,19 @@ async def test_a_player_without_any_history_answers_on_the_scale_and_learns(name
     await player.learn(Pair(25, 30), 4.0)
     assert 1 <= await player.predict(Pair(25, 4)) <= 5
     await player.close()
+
+
+def test_no_figure_and_no_name_is_cut_where_the_terminal_is_narrow() -> None:
+    names, figures = ("split", "engine"), [f"figure {n}" for n in range(9)]
+    table = new_table("title", (*names, *figures, "note"), left=(*names, "note"))
+    values = [f"0.{n}4321" for n in range(9)]
+    table.add_row("random x 3", "variational, attributes", *values, "a note of some length that folds")
+    console = Console(width=80, record=True, file=StringIO())
+    print_whole(console, table)
+    said = console.export_text()
+    shown = [value for value in values if value in said]
+    assert shown == values[: len(shown)] != []
+    assert all(name in " ".join(said.split()) for name in figures)
+    assert "variational, attributes" in said
+    assert "…" not in said
+    assert max(map(len, said.splitlines())) <= 80

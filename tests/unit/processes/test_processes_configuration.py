@@ -116,13 +116,14 @@ class Outer:
 
 
 def test_every_mistake_is_reported_with_its_source_and_what_it_must_be() -> None:
-    argv = ["--names", "--size", "0", "--colour", "green", "--odd"]
+    argv = ["--names", "--size", "0", "--colour", "green", "--odd", "--nam"]
     with pytest.raises(SettingsError) as caught:
         load(Outer, argv, {"FOLDIN_SHARE": "much"})
     assert set(caught.value.problems) == {
         "FILE needs a value",
         "--names needs a value",
         "unknown argument --odd",
+        "unknown argument --nam: is --names meant?",
         "--size must be a whole number from 1 to 2147483647, not '0'",
         "--colour must be red or blue, not 'green'",
         "FOLDIN_SHARE must be a number from 0 to 1, not 'much'",
