@@ -350,7 +350,10 @@ class Stack:
                 f"  a prediction:     curl '{self.api_url}/predict?user_id=25&item_id=158'{key}",
                 f"  recommendations:  curl '{self.api_url}/recommend/25?n=5'{key}",
                 f"  what is live:     {self.api_url}/",
-                f"  your own data:    {foldin} import ratings.csv --data {self.data}",
+                # Among simulated users it would be rated by them, too.
+                "  your own data:    apart from the player's; stop this stack, then",
+                f"                    {foldin} up --data ./mine --no-play",
+                f"                    {foldin} import ratings.csv --data ./mine",
                 f"  the whole course: {foldin} evaluate --api {self.api_url}{key_file}",
                 "",
             ]
