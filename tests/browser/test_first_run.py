@@ -22,7 +22,7 @@ def half_stars(path: Path) -> Path:
     """200 ratings of 25 users, in half stars, which depend on a taste and on the movie."""
     rng = np.random.default_rng(3)
     taste, kind = rng.normal(size=25), rng.normal(size=len(MOVIES))
-    rows = ["userId,movieId,rating,timestamp"]
+    rows = ["customer,sku,stars,when"]
     for user in range(25):
         for movie in rng.permutation(len(MOVIES))[:8].tolist():
             value = 3.0 + 1.2 * taste[user] * kind[movie] + 0.3 * rng.normal()
@@ -76,6 +76,18 @@ async def load(up: Stack, watched: Watched, file: Path) -> str:
         lambda status: status["ratings"] == 200 and status["scale"] == [0.0, 5.0, 0.5],
     )
     await watched.taken("3-loaded")
+    # A catalogue is known by its names; a column has the type of all its values.
+    (films := file.with_name("films.csv")).write_text(
+        'sku,name,genres,year,by\nMovieA,MovieA,sf|war,1965,"A, B"\n'
+    )
+    await page.set_input_files("#file", films)
+    await expect(page.locator("main")).to_contain_text("This looks like a catalogue")
+    await page.click("#check")
+    await found.get_by_role("button", name="Load 1 item").click()
+    await expect(page.locator("#sent")).to_have_text("1 of 1 are stored.")
+    item = await asyncio.to_thread(up.call, "GET", "/items/MovieA")
+    assert (item["title"], item["categories"]) == ("MovieA", ["sf", "war"])
+    assert item["attributes"] == {"year": 1965, "by": "A, B"}
     return program
 
 

@@ -1,21 +1,32 @@
 // Ratings in and out: a file of the reader is shown, checked as a whole, and only then sent.
 import { html, signal, useState } from "../vendor/preact.js";
 import { ask, call, look, passes, retrying, status } from "./api.js";
+import { Catalogue, catalogueOf, plain } from "./catalogue.js";
 import { rows } from "./csv.js";
 import { ago, number, plural } from "./format.js";
 import { Action, Commands, Failure, Field, Table } from "./parts.js";
 
 const ROLES = ["user", "item", "rating", "timestamp"];
-// By names that public sets use.
-const NAMES = { user: /^(user|user_?id|userid|u|reviewer_?id)(:token)?$/i, item: /^(item|item_?id|movie_?id|itemid|movieid|product_?id|asin|anime_?id|book_?id|i)(:token)?$/i, rating: /^(rating|score|stars|overall|value|r)(:float)?$/i, timestamp: /^(timestamp|time|date|unix_?review_?time|t)(:float)?$/i };
+// Names that files use, without case, spaces and punctuation.
+const NAMES = {
+  user: ["user", "userid", "u", "uid", "reviewer", "reviewerid", "customer", "customerid"], item: ["item", "itemid", "i", "iid", "movie", "movieid", "product", "productid", "sku", "asin", "animeid", "bookid", "isbn"],
+  rating: ["rating", "score", "stars", "overall", "value", "r", "ratingvalue", "bookrating"], timestamp: ["timestamp", "time", "date", "when", "t", "createdat", "ratedat", "unixreviewtime"],
+};
 const BATCH = 5000;
 const SHOWN_BAD = 20;
 
-/** What the columns are taken for: by their names, else by their places. */
-export function mapping(head) {
-  const named = Object.fromEntries(ROLES.map((role) => [role, head.findIndex((name) => NAMES[role].test(name.trim()))]));
-  const has_head = named.user >= 0 && named.item >= 0 && named.rating >= 0;
-  return { has_head, columns: has_head ? named : { user: 0, item: 1, rating: 2, timestamp: head.length > 3 ? 3 : -1 } };
+/** What the columns are taken for: by their names, the others by their places. `first`: the first rows of a file. Names
+ *  stand in a row without a number or a date, above one that has some. */
+export function mapping(first) {
+  const [head, ...below] = first;
+  const figure = (cell) => NUMBER.test(cell.trim()) || ISO.test(cell.trim());
+  const named = Object.fromEntries(ROLES.map((role) => [role, head.findIndex((name) => NAMES[role].includes(plain(name.trim())))]));
+  const all = named.user >= 0 && named.item >= 0 && named.rating >= 0;
+  const has_head = all || (!head.some(figure) && below.some((cells) => cells.some(figure)));
+  if (!has_head) return { has_head, columns: { user: 0, item: 1, rating: 2, timestamp: head.length > 3 ? 3 : -1 } };
+  const free = head.map((_, place) => place).filter((place) => !Object.values(named).includes(place));
+  const taken = (role) => (named[role] >= 0 ? named[role] : (free.shift() ?? 0));
+  return { has_head, columns: { user: taken("user"), item: taken("item"), rating: taken("rating"), timestamp: named.timestamp } };
 }
 
 // As `foldin import` has both: what else a browser takes for a date, it takes as it pleases, and in its own zone.
@@ -175,6 +186,7 @@ const Import = () => {
   const [scale, setScale] = useState(null);
   const [progress, tell] = useState(null);
   const [error, fail] = useState(null);
+  const [catalogue, setCatalogue] = useState(null);
   // What was found in another file, or by other columns, says nothing of these.
   const found = checked?.file === file && checked.map === map ? checked.seen : null;
 
@@ -189,7 +201,11 @@ const Import = () => {
       take(chosen);
       const first = value.slice(0, 4).map(({ cells }) => cells);
       setHead(first);
-      setMap(mapping(first[0]));
+      const taken = mapping(first);
+      setMap(taken);
+      const named = first[0].map((name) => plain(name.trim()));
+      const rates = ["user", "rating"].some((role) => named.some((name) => NAMES[role].includes(name)));
+      setCatalogue(rates ? null : catalogueOf(first[0]));
     } catch (error_) {
       fail(error_ instanceof TypeError ? new Error("the file is not text in UTF-8; `foldin import` reads Parquet and gzip, too") : error_);
     }
@@ -218,10 +234,12 @@ const Import = () => {
   const open = !status.value.scale_decided;
   const ready = found && found.ratings > 0 && fits(found, open ? [scale.low, scale.high] : status.value.scale);
   return html`<h2 id="import">Load a file</h2>
-    <p>CSV or another text of columns: MovieLens, RecBole, your own. Nothing is sent before you have seen what it was taken for.</p>
+    <p>Ratings or a catalogue, as CSV or another text of columns: MovieLens, RecBole, your own. Nothing is sent before you have seen what it was taken for.</p>
     <p><input type="file" id="file" aria-label="a file of ratings" accept=".csv,.tsv,.txt,.dat,.data,.inter,text/*" onClick=${chooseAgain} onChange=${choose} /></p>
     <${Failure} error=${error} />
-    ${file && map && html`
+    ${file && catalogue && html`<p>This looks like a catalogue: items and what is known of them. <button type="button" class="quiet" onClick=${() => setCatalogue(null)}>It has ratings</button></p>
+      <${Table} label="the first rows" columns=${head[0]} rows=${head.slice(1, 4)} /><${Catalogue} file=${file} head=${head[0]} columns=${catalogue} key=${file} />`}
+    ${file && map && !catalogue && html`
       <${Table} label="the first rows" columns=${names} rows=${(map.has_head ? head.slice(1) : head).slice(0, 3)} />
       <div class="search">${ROLES.map((role) => html`<${Field} label=${role}><select id=${`column-${role}`} value=${String(map.columns[role])} onChange=${(event_) => setMap({ ...map, columns: { ...map.columns, [role]: Number(event_.target.value) } })}>
           ${role === "timestamp" && html`<option value="-1">none</option>`}${names.map((name, n) => html`<option value=${String(n)}>${name}</option>`)}</select><//>`)}
