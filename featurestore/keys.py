@@ -112,8 +112,6 @@ class Keys:
         # Streams: points of each process; marks of traced calls.
         self.telemetry = b"{%b}:telemetry" % self.live
         self.traces = b"{%b}:traces" % self.live
-        # Hash: name -> report.
-        self.reports = b"{%b}:reports" % self.live
         # What a function needs that decides which generation is live.
         self.switched = [self.live, self.generations]
         # String of a minute: what `WAITAOF` or `WAIT` waits for.

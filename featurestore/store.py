@@ -28,7 +28,7 @@ from featurestore.ratings.room import Room
 from featurestore.ratings.stored_document import EventTypes, StoredContextSchema
 from featurestore.ratings.stream import RatingsStream
 from featurestore.settings import StoreSettings, parse_scale
-from featurestore.telemetry.points import Reports, Telemetry
+from featurestore.telemetry.points import Telemetry
 from featurestore.users.active import ActiveUsers
 from featurestore.users.copies import UserCopies
 from featurestore.users.records import UserRecords
@@ -120,7 +120,6 @@ class Store:
         self.tallies = Tallies(self.keys, self.redis)
         self.showings = StoredShowings(self.keys, self.redis)
         self.telemetry = Telemetry(self.keys, self.redis)
-        self.reports = Reports(self.keys, self.redis, self.confirmation)
         self.files = StoreFiles(self.keys, self.redis)
         # The one list of what is kept besides ratings.
         self.kept = KeptDocuments(

@@ -73,7 +73,6 @@ export type Code =
   | "too_many_experiments"
   | "too_many_items"
   | "too_many_ratings"
-  | "too_many_reports"
   | "too_many_rows"
   | "too_many_scenarios"
   | "train_in_progress"
@@ -91,7 +90,6 @@ export type Code =
   | "unknown_parameter"
   | "unknown_rating"
   | "unknown_receipt"
-  | "unknown_report"
   | "unknown_scenario"
   | "unknown_user"
   | "unsupported_media_type"
@@ -241,16 +239,8 @@ export interface Foldin {
   history(options?: { seconds?: number; }): Promise<HistoryOut>;
   /** For Prometheus. `GET /metrics`; role `metrics`. */
   metrics(): Promise<string>;
-  /** Reports of `foldin evaluate` that were stored here. `GET /reports`; role `read`. */
-  getReports(): Promise<Reports>;
-  /** Store a report under a name, in place of the one before. `PUT /reports/{name}`; role `operate`. */
-  putReport(name: string, options: { rows: Array<ReportRow>; }): Promise<Report>;
-  /** Delete a report. `DELETE /reports/{name}`; role `operate`. */
-  deleteReport(name: string): Promise<ReportDeleted>;
   /** This description. `GET /openapi.json`; role `public`. */
   describe(): Promise<Record<string, any>>;
-  /** This description, as YAML. `GET /openapi.yaml`; role `public`. */
-  describeYaml(): Promise<string>;
   /** A file of the pages. `GET /static/{name}`; role `public`. */
   pageFile(name: string): Promise<string>;
   /** A file of a part of the pages. `GET /static/{folder}/{name}`; role `public`. */
@@ -1012,46 +1002,6 @@ export interface Replica {
   failed?: string;
   failed_at?: number;
   wrong?: Record<string, string>;
-}
-
-/** A report, and when it was stored, in seconds since 1970. */
-export interface Report {
-  name: string;
-  at: number;
-  rows: Array<ReportRow>;
-}
-
-/** How many were deleted. */
-export interface ReportDeleted {
-  deleted: number;
-}
-
-/** The lines of a report. */
-export interface ReportIn {
-  rows: Array<ReportRow>;
-}
-
-/** What an `engine` reached on a `split` of the ratings `data`: a line of `foldin evaluate --json`. A figure that was not measured is null; what else such a line has is not kept. */
-export interface ReportRow {
-  data: string;
-  split: string;
-  engine: string;
-  n_train?: number;
-  n_test?: number;
-  rmse?: number | null;
-  mae?: number | null;
-  log_likelihood?: number | null;
-  coverage?: number | null;
-  recall_20?: number | null;
-  ndcg_100?: number | null;
-  seconds?: number | null;
-  note?: string;
-  skipped?: string;
-}
-
-/** All reports, the newest first. */
-export interface Reports {
-  reports: Array<Report>;
 }
 
 /** An item and how much it is rated of late, each rating counted half for each week since it was given: 1 is as much as the first item of the list, .5 half as much. */

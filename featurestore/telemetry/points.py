@@ -1,5 +1,5 @@
 """How the processes of a deployment and the servers of its store are: a point of each process every few
-seconds, so that a page shows all replicas, and what was before it was opened; and reports of evaluations.
+seconds, so that a page shows all replicas, and what was before it was opened.
 
 Invariant: bounded; no rating rests on it.
 """
@@ -12,16 +12,12 @@ import msgspec
 
 from featurestore.client import Client
 from featurestore.cluster.slots import SLOTS
-from featurestore.confirmation import Confirmation
-from featurestore.errors import StoreRefused
 from featurestore.keys import Keys
 
 # Often enough for a picture of a quarter of an hour; a point costs the store 0.1 ms.
 EVERY_S = 10.0
 # A week of one worker, a day of seven: some 20 MB.
 MOST_POINTS = 60_480
-# As many as a page shows; a worker reads 1.3 MB for them at most.
-MOST_REPORTS = 20
 # What one step reads: a few milliseconds of the store.
 READ_AT_ONCE = 2_000
 _FIELD = b"p"
@@ -188,35 +184,3 @@ def _read(address: str, slots: int, memory: Mapping[str, Any], replication: Mapp
             if name.startswith("slave") and isinstance(each, Mapping)
         ],
     )
-
-
-class Reports:
-    """Reads and changes reports, as bytes by name. Every method may raise `StoreUnavailable`, and may then be
-    repeated.
-    """
-
-    def __init__(self, keys: Keys, client: Client, confirmation: Confirmation) -> None:
-        self._key = keys.reports
-        self._client = client
-        self._confirmation = confirmation
-
-    async def all(self) -> dict[bytes, bytes]:
-        """Return all reports."""
-        found: Any = await self._client.hgetall(self._key)
-        return dict(found)
-
-    async def put(self, name: bytes, value: bytes) -> None:
-        """Store a report in place of the one before. Raises `StoreRefused` where there are too many."""
-        since = self._confirmation.begin()
-        call = [self._key], [b"%d" % MOST_REPORTS, name, value]
-        (reply,) = await self._client.call("put_report", call)
-        if reply[0] == b"FULL":
-            raise StoreRefused(f"there may be {MOST_REPORTS} reports")
-        await self._confirmation.wait(since)
-
-    async def delete(self, name: bytes) -> bool:
-        """Remove a report; whether it was there."""
-        since = self._confirmation.begin()
-        removed = await self._client.change_fields(self._key, gone=[name])
-        await self._confirmation.wait(since)
-        return bool(removed)

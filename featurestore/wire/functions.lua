@@ -1151,15 +1151,6 @@ register('put_text', {}, function(keys, args)
   return { 'OK' }
 end)
 
--- keys: reports. args: most reports, name, what it becomes.
-register('put_report', {}, function(keys, args)
-  if redis.call('HEXISTS', keys[1], args[2]) == 0 and redis.call('HLEN', keys[1]) >= tonumber(args[1]) then
-    return { 'FULL' }
-  end
-  redis.call('HSET', keys[1], args[2], args[3])
-  return { 'OK' }
-end)
-
 -- keys: access. args: how many keys there were when it was decided, how many go, these, then those that may operate and
 -- stay, '' where none has to: removes them if there are as many still, and one of the latter.
 register('remove_keys', ALWAYS, function(keys, args)

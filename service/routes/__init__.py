@@ -3,12 +3,9 @@
 Invariant: what stands here, and nothing else, is Route in /openapi.json.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from functools import cache
 
-import msgspec
-import yaml
 from aiohttp import HttpVersion11, hdrs, web
 
 from service.context import CONTEXT, ServiceContext
@@ -33,15 +30,11 @@ from service.routes import (
     predict,
     ratings,
     recommend,
-    reports,
     scenarios,
     status,
     train,
     users,
 )
-
-# As RFC 9512 names it.
-YAML_TYPE = "application/yaml"
 
 
 @Route(
@@ -50,18 +43,6 @@ YAML_TYPE = "application/yaml"
 async def get_openapi(request: web.Request) -> web.StreamResponse:
     """This description."""
     return Answer(_described_here(request.app[CONTEXT]))
-
-
-@Route(
-    *("GET", "/openapi.yaml", "Operations", content({"type": "object"}, YAML_TYPE)),
-    needs="public",
-    operation_id="describeYaml",
-)
-async def get_openapi_yaml(request: web.Request) -> web.StreamResponse:
-    """This description, as YAML."""
-    # It takes some 50 ms, once.
-    text = await asyncio.to_thread(as_yaml, _described_here(request.app[CONTEXT]))
-    return Answer(text, content_type=f"{YAML_TYPE}; charset=utf-8")
 
 
 def _described_here(context: ServiceContext) -> bytes:
@@ -98,8 +79,7 @@ ROUTES: tuple[Route, ...] = (
     *(administration.get_settings, administration.get_keys),
     *(administration.post_key, administration.delete_key, administration.put_scale),
     *(status.get_status, status.get_history, status.get_metrics),
-    *(reports.get_reports, reports.put_report, reports.delete_report),
-    *(get_openapi, get_openapi_yaml),
+    get_openapi,
     *(pages.get_static, pages.get_static_of_folder, pages.get_docs, pages.get_page),
     *(pages.get_manual, pages.get_manual_page),
 )
@@ -113,13 +93,6 @@ OPERATIONS = tuple((route.method, route.path) for route in ROUTES if route.needs
 def describe(low: float, high: float, *, has_steps: bool = True, with_keys: bool = False) -> bytes:
     """Return the description of the API; see `document`."""
     return document(ROUTES, low, high, has_steps=has_steps, with_keys=with_keys)
-
-
-@cache
-def as_yaml(described: bytes) -> bytes:
-    """Return a JSON document as YAML, its members in the same order."""
-    read = msgspec.json.decode(described)
-    return yaml.dump(read, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True, encoding="utf-8")
 
 
 def _checked(route: Route) -> tuple[Handler, Callable[[web.Request], Awaitable[None]]]:

@@ -301,9 +301,7 @@ async def test_a_file_is_shown_checked_mended_and_loaded(
     assert [each for each in watched.complaints if "502" not in each] == []
 
 
-async def test_quality_shows_the_figures_of_the_fit_of_lists_and_of_a_report(
-    live: Client, watched: Watched, tmp_path: Path
-) -> None:
+async def test_quality_shows_the_figures_of_the_fit_and_of_lists(live: Client, watched: Watched) -> None:
     page, card = watched.page, watched.page.locator(".card")
     list_ = (await live.get("/recommend/u1?n=5&impressions=true")).ok.json
     bought = {"user_id": "u1", "item_id": list_["items"][1]["item_id"], "type": "purchase", "value": 2}
@@ -348,30 +346,6 @@ async def test_quality_shows_the_figures_of_the_fit_of_lists_and_of_a_report(
         ["the same, with items placed by popularity", "0.3000"],
     ]
     await page.unroute("**/generations")
-    # A report, as the command prints it.
-    ratings, report = tmp_path / "ratings.csv", tmp_path / "my films.jsonl"
-    exported = map(json.loads, (await live.get("/export/ratings")).text.splitlines())
-    rows = [f"{each['user_id']},{each['item_id']},{each['rating']}\n" for each in exported]
-    ratings.write_text("".join(["user,item,rating\n", *rows]), "utf-8")
-    arguments = ("--engines", "auto,bias", "--out", tmp_path / "out", "--json")
-    done = await asyncio.to_thread(foldin, "evaluate", ratings, *arguments)
-    report.write_text(done.stdout, "utf-8")
-    await page.get_by_label("A report").set_input_files(report)
-    await page.get_by_role("button", name="Keep it here").click()
-    await expect(page.get_by_role("region", name="report my-films")).to_contain_text("bias")
-    lines = [each for each in map(json.loads, done.stdout.splitlines()) if "engine" in each]
-    shown = await watched.cells("report my-films")
-    assert [row[:6] for row in shown] == [
-        [each["engine"], each["data"], each["split"], str(each["n_test"])]
-        + [f"{each[name]:.4f}" for name in ("rmse", "mae")]
-        for each in lines
-    ]
-    assert shown[0][6] == f"{100 * lines[0]['coverage']:.1f} %"
-    (kept,) = (await live.get("/reports")).json["reports"]
-    assert [each["rmse"] for each in kept["rows"]] == [each["rmse"] for each in lines]
-    await page.get_by_role("button", name="remove").click()
-    await expect(page.locator("h3")).to_have_count(0)
-    assert (await live.get("/reports")).json["reports"] == []
     await page.goto(f"{live.url}/#/overview")
     await expect(card.filter(has_text="30 known")).to_contain_text("items30in this generation")
     assert watched.complaints == []

@@ -77,7 +77,7 @@ class World:
 # Of each a key is damaged; those of experiments and traces have tests of their own.
 KINDS = (
     *("config", "live", "live:epochs", "live:generations", "live:commands", "live:command:ID"),
-    *("live:erasing", "live:showings", "live:telemetry", "live:reports", "live:workers", "access", "epochs"),
+    *("live:erasing", "live:showings", "live:telemetry", "live:workers", "access", "epochs"),
     *("event_types", "contexts", "contexts:ID", "items", "items:order", "user:ID", "history:ID", "ratings"),
     *("catalogue", "catalogue:items", "catalogue:ids", "catalogue:titles", "catalogue:deleted"),
     *("catalogue:changes", "catalogue:schema", "catalogue:scenarios", "attributes:ID", "attributes"),

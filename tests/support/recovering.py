@@ -47,7 +47,6 @@ async def fill_beside(store: Store, user_id: bytes) -> None:
     await store.ratings.append([told])
     await store.event_types.change(lambda before: with_new(before, [NewType("watch", "positive")]))
     await store.telemetry.add(Point("worker-1", "a", 1.0, 10.0))
-    await store.reports.put(b"a report", b"{}")
     await store.scenarios.put(b"home", b'{"per_category":2}')
     await store.catalogue.schema.hold("items", {"year": "number"})
     await store.attributes.change(user_id, lambda _: {"age": 30.0})

@@ -524,33 +524,6 @@ class RelevancePart(Struct, frozen=True, kw_only=True, omit_defaults=True):
     contribution: float
 
 
-class ReportRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What an `engine` reached on a `split` of the ratings `data`: a line of `foldin evaluate --json`.
-    A figure that was not measured is null; what else such a line has is not kept.
-    """
-
-    data: str
-    split: str
-    engine: str
-    n_train: int = 0
-    n_test: int = 0
-    rmse: float | None = None
-    mae: float | None = None
-    log_likelihood: float | None = None
-    coverage: float | None = None
-    recall_20: float | None = None
-    ndcg_100: float | None = None
-    seconds: float | None = None
-    note: str = ""
-    skipped: str = ""
-
-
-class ReportDeleted(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How many were deleted."""
-
-    deleted: int
-
-
 class Rising(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An item and how much it is rated of late, each rating counted half for each week since it was
     given: 1 is as much as the first item of the list, .5 half as much.
@@ -1101,20 +1074,6 @@ class Relevance(Struct, frozen=True, kw_only=True, omit_defaults=True):
     rest: float | None = None
 
 
-class Report(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A report, and when it was stored, in seconds since 1970."""
-
-    name: str
-    at: float
-    rows: list[ReportRow]
-
-
-class ReportIn(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The lines of a report."""
-
-    rows: list[ReportRow]
-
-
 class Trending(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The items that are rated most of late, most first. `reason`: why there are none."""
 
@@ -1258,12 +1217,6 @@ class Explained(Struct, frozen=True, kw_only=True, omit_defaults=True):
     rest: float | None = None
     score: float | None = None
     relevance: Relevance | None = None
-
-
-class Reports(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All reports, the newest first."""
-
-    reports: list[Report]
 
 
 class HistoryOut(Struct, frozen=True, kw_only=True, omit_defaults=True):

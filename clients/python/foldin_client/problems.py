@@ -140,10 +140,6 @@ class TooManyRatingsError(RefusedError):
     """The user has as many ratings as one may have."""
 
 
-class TooManyReportsError(RefusedError):
-    """There are as many reports as there may be."""
-
-
 class TooManyRowsError(RefusedError):
     """The body has more rows than one call takes."""
 
@@ -212,10 +208,6 @@ class UnknownReceiptError(MissingError):
     """There is no such receipt."""
 
 
-class UnknownReportError(MissingError):
-    """There is no report of this name."""
-
-
 class UnknownScenarioError(MissingError):
     """There is no scenario of this name."""
 
@@ -265,7 +257,6 @@ BY_CODE: dict[str, type[ProblemError]] = {
     "too_many_experiments": TooManyExperimentsError,
     "too_many_items": TooManyItemsError,
     "too_many_ratings": TooManyRatingsError,
-    "too_many_reports": TooManyReportsError,
     "too_many_rows": TooManyRowsError,
     "too_many_scenarios": TooManyScenariosError,
     "train_in_progress": TrainInProgressError,
@@ -283,7 +274,6 @@ BY_CODE: dict[str, type[ProblemError]] = {
     "unknown_parameter": UnknownParameterError,
     "unknown_rating": UnknownRatingError,
     "unknown_receipt": UnknownReceiptError,
-    "unknown_report": UnknownReportError,
     "unknown_scenario": UnknownScenarioError,
     "unknown_user": UnknownUserError,
     "unsupported_media_type": UnsupportedMediaTypeError,

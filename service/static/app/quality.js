@@ -1,8 +1,8 @@
 // How wrong it is, and how well that is known.
-import { html, useState } from "../vendor/preact.js";
-import { call, get, id, status } from "./api.js";
-import { ago, fixed, number, percent, together } from "./format.js";
-import { Action, Bars, Card, Failure, Table, useLoad } from "./parts.js";
+import { html } from "../vendor/preact.js";
+import { get, status } from "./api.js";
+import { fixed, number, percent, together } from "./format.js";
+import { Bars, Card, Failure, Table, useLoad } from "./parts.js";
 
 // By the names of `factors/serving/metrics.py` and of the engines.
 const OF_RATINGS = [
@@ -14,51 +14,10 @@ const OF_CHOICES = [
 ];
 const TENTH = /^held_out_coverage_tenth_(\d+)$/;
 
-/** The rows of what `foldin evaluate --json` printed: an object a line, of which some tell of a run alone. */
-export const rowsOf = (text) => {
-  const lines = text.split("\n").filter((line) => line.trim());
-  const rows = lines.map((line, at) => {
-    try {
-      return JSON.parse(line);
-    } catch {
-      throw new Error(`line ${at + 1} is no JSON: a report is what foldin evaluate FILE --json prints`);
-    }
-  });
-  const found = rows.filter((row) => row && row.engine && row.data);
-  if (!found.length) throw new Error("it has no line with an engine and data: a report is what foldin evaluate FILE --json prints");
-  return found;
-};
-
-const Report = ({ report, done }) => {
-  const remove = async () => {
-    await call("DELETE", `/reports/${id(report.name)}`);
-    done();
-  };
-  const num = (text) => ({ text, number: true });
-  return html`<h3>${report.name} <small class="soft">${ago(report.at)}</small> <${Action} role="operate" danger act=${remove}>remove<//></h3>
-    <${Table} label=${`report ${report.name}`} columns=${["engine", "data", "split", num("ratings asked"), num("RMSE"), num("MAE"), num("within 90 %"), num("NDCG@100"), num("seconds"), ""]}
-      rows=${report.rows.map((row) => [row.engine, row.data, row.split, number(row.n_test), fixed(row.rmse, 4), fixed(row.mae, 4), percent(row.coverage, 1), fixed(row.ndcg_100, 4), number(row.seconds, 1), row.skipped || row.note])} />`;
-};
-
-/** Evaluations that people made elsewhere, of files of theirs. */
-const Reports = () => {
-  const { data, error, again } = useLoad((signal) => get("/reports", { signal }), []);
-  const [chosen, choose] = useState(null);
-  const send = async () => {
-    const name = chosen.name.replace(/\.[a-z]+$/i, "").replace(/[^A-Za-z0-9_.-]+/g, "-").replace(/^[^A-Za-z0-9]+/, "").slice(0, 64) || "report";
-    await call("PUT", `/reports/${id(name)}`, { rows: rowsOf(await chosen.text()) });
-    again();
-  };
-  return html`<h2>Evaluations</h2><${Failure} error=${error} />
-    <p>What <code>foldin evaluate ratings.csv --json > report.jsonl</code> found, for all who look here.</p>
-    <p><label>A report <input type="file" accept=".jsonl,.ndjson,.json" onChange=${(event) => choose(event.target.files[0] ?? null)} /></label> <${Action} role="operate" act=${send} disabled=${!chosen}>Keep it here<//></p>
-    ${data?.reports.map((report) => html`<${Report} key=${report.name} report=${report} done=${again} />`)}`;
-};
-
 export function quality() {
   const { data, error } = useLoad((signal) => get("/generations", { signal }), [status.value?.generation]);
   const live = data?.generations.find((each) => each.live);
-  if (data && !live) return html`<h1>Quality</h1><p class="soft">No generation yet: the first is made from 100 ratings or other events on, and says here how wrong it is.</p><${Reports} />`;
+  if (data && !live) return html`<h1>Quality</h1><p class="soft">No generation yet: the first is made from 100 ratings or other events on, and says here how wrong it is.</p>`;
   const shown = live?.feedback;
   const metrics = live?.metrics ?? {};
   const tenths = Object.entries(metrics).filter(([name]) => TENTH.test(name));
@@ -80,6 +39,5 @@ export function quality() {
         <${Card} label="lists" value=${number(shown.lists)} /><${Card} label="items shown" value=${number(shown.shown)} />
         <${Card} label="positive rate" value=${percent(shown.positive_rate?.value, 1)} note=${shown.positive_rate ? `${together(`${percent(shown.positive_rate.low, 1)} to ${percent(shown.positive_rate.high, 1)}`)} ${together("(95 %)")}` : "nothing was shown yet"} />
         <${Card} label="of the catalogue shown" value=${percent(shown.coverage, 1)} /></dl>`
-        : html`<p class="soft">No lists were asked for with <code>impressions=true</code> yet.</p>`}`}
-    <${Reports} />`;
+        : html`<p class="soft">No lists were asked for with <code>impressions=true</code> yet.</p>`}`}`;
 }

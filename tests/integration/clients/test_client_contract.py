@@ -108,10 +108,6 @@ async def rules(foldin: Any) -> None:
     assert {arm.name for arm in (await foldin.get_experiment("which")).arms} == {"home", "late"}
     await foldin.delete_experiment("which", keep="home")
     await foldin.delete_scenario("late")
-    row = models.ReportRow(data="a.csv", split="random 1", engine="auto", rmse=0.9)
-    assert (await foldin.put_report("first", rows=[row])).rows == [row]
-    assert [each.name for each in (await foldin.get_reports()).reports] == ["first"]
-    await foldin.delete_report("first")
 
 
 async def users(foldin: Any) -> None:
@@ -143,7 +139,6 @@ async def operation(foldin: Any) -> str:
     assert (await foldin.history(seconds=60)).step_s > 0
     assert "foldin_http_requests_total" in await foldin.metrics()
     assert (await foldin.describe())["openapi"] == "3.1.0"
-    assert (await foldin.describe_yaml()).startswith("openapi: ")
     # Where it was built `/manual` leads to its first page; else both say how it is.
     try:
         await foldin.manual()

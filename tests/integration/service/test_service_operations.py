@@ -1,6 +1,5 @@
 """What operators see and change beside the model."""
 
-import asyncio
 import json
 import os
 from pathlib import Path
@@ -9,13 +8,12 @@ from typing import Any
 import pytest
 
 from featurestore.store import Store
-from featurestore.telemetry.points import MOST_REPORTS, Point
+from featurestore.telemetry.points import Point
 from service.context import CONTEXT
 from service.telemetry.reporter import Reporter
 from tests.support.serving import SHARED, Client, Served, is_problem, serving
 
 pytestmark = SHARED
-ROW = {"data": "a.csv", "split": "random 1", "engine": "auto", "rmse": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -88,31 +86,6 @@ async def test_kept_points_are_bounded(shared_store: Store, monkeypatch: pytest.
     kept = await shared_store.telemetry.read(600)
     newest = [point.at for point in kept if point.host == "full"]
     assert (len(kept), newest) == (150, list(range(400 - len(newest), 400)))
-
-
-async def test_reports_are_kept_as_far_as_there_is_room(client: Client, shared_store: Store) -> None:
-    async def put(name: str, rows: list[dict[str, Any]]) -> Any:
-        return await client.ask("PUT", f"/reports/{name}", json={"rows": rows})
-
-    assert is_problem(await put("none", []), 422, "invalid_body")
-    long = [{**ROW, "note": "x" * 320}] * 200
-    assert is_problem(await put("long", long), 413, "body_too_large", says="64000")
-    # What is not kept may be longer than that.
-    stored = await put("curves", [{**ROW, "curve": "x" * 1_000}] * 200)
-    assert {name: stored.json["rows"][0][name] for name in ROW} == ROW
-    # One that cannot be read hides no other.
-    await shared_store.redis.hset(shared_store.keys.reports, mapping={b"damaged": b"{"})
-    assert (await client.get("/reports")).json["reports"] == [stored.json]
-    answers = await asyncio.gather(*(put(f"r{k}", [ROW]) for k in range(MOST_REPORTS + 10)))
-    assert {each.status for each in answers} == {200, 422}
-    assert all(each.status == 200 or is_problem(each, 422, "too_many_reports") for each in answers)
-    names = [each["name"] for each in (await client.get("/reports")).json["reports"]]
-    # One that is there may be replaced, and one that goes makes room.
-    assert (await put(names[0], [ROW])).status == 200
-    assert is_problem(await put("new", [ROW]), 422, "too_many_reports")
-    assert (await client.ask("DELETE", f"/reports/{names[0]}")).json == {"deleted": 1}
-    assert is_problem(await client.ask("DELETE", f"/reports/{names[0]}"), 404, "unknown_report")
-    assert (await put("new", [ROW])).status == 200
 
 
 async def test_the_manual_is_served_and_nothing_else_of_the_disk(

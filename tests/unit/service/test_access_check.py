@@ -100,7 +100,7 @@ def test_open_on_loopback_it_answers_to_names_of_this_machine_alone() -> None:
 def test_what_changes_more_than_ratings_needs_to_operate_and_few_are_public() -> None:
     needs = {role: {(each.method, each.path) for each in ROUTES if each.needs == role} for role in LEVELS}
     assert {path for _, path in needs["public"]} == {
-        *("/livez", "/readyz", "/access", "/", "/docs", "/openapi.json", "/openapi.yaml"),
+        *("/livez", "/readyz", "/access", "/", "/docs", "/openapi.json"),
         *("/static/{name}", "/static/{folder}/{name}", "/manual", "/manual/{page}"),
     }
     # What Prometheus holds opens nothing that names a user.

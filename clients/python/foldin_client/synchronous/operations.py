@@ -1219,42 +1219,12 @@ class Operations(Transport):
         """
         return self._ask_text(Call("GET", "/metrics", is_repeatable=True))
 
-    def get_reports(self) -> models.Reports:
-        """Reports of `foldin evaluate` that were stored here.
-
-        `GET /reports`; needs the role `read`.
-        """
-        return self._ask(Call("GET", "/reports", is_repeatable=True), models.Reports)
-
-    def put_report(self, name: str, *, rows: Sequence[models.ReportRow | Mapping[str, Any]]) -> models.Report:
-        """Store a report under a name, in place of the one before.
-
-        `PUT /reports/{name}`; needs the role `operate`.
-        """
-        return self._ask(
-            Call("PUT", f"/reports/{part(name)}", body=given(rows=rows), is_repeatable=True), models.Report
-        )
-
-    def delete_report(self, name: str) -> models.ReportDeleted:
-        """Delete a report.
-
-        `DELETE /reports/{name}`; needs the role `operate`.
-        """
-        return self._ask(Call("DELETE", f"/reports/{part(name)}", is_repeatable=True), models.ReportDeleted)
-
     def describe(self) -> dict[str, Any]:
         """This description.
 
         `GET /openapi.json`; needs no key.
         """
         return self._ask(Call("GET", "/openapi.json", is_repeatable=True), dict[str, Any])
-
-    def describe_yaml(self) -> str:
-        """This description, as YAML.
-
-        `GET /openapi.yaml`; needs no key.
-        """
-        return self._ask_text(Call("GET", "/openapi.yaml", is_repeatable=True))
 
     def page_file(self, name: str) -> str:
         """A file of the pages.
