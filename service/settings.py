@@ -41,8 +41,9 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
     """How a service process behaves. Limits bound memory: what is beyond them is refused at once. How many
-    requests and connections there may be is bounded by nginx, by address.
+    requests there may be is bounded by nginx, by address.
 
+    `connections`: that a worker has; `address_connections`: of one address that is no proxy of `proxies`.
     `key_ratings`: that a key may give a worker in a second. `history_entries`: that one user may have.
     `large_bytes`: bodies of so many bytes are worked on at once, or two calls, of predictions and of ratings
     each; `batch_waiting_bytes`, `import_waiting_bytes`: so many wait. `rankings_waiting`: rankings of large
@@ -118,6 +119,10 @@ class ServiceSettings:
     tls_key: Path | None = setting(
         None, "file with its key", Path, variable="FOLDIN_TLS_KEY", shown="that of the certificate"
     )
+    # As many as nginx in front opens. With 16 KB of a head each they hold 150 MB at the worst.
+    connections: int = 4_096
+    # A fourth: it takes several addresses to shut others out, and no program of one machine needs so many.
+    address_connections: int = 1_024
     key_ratings: int = 10_000
     history_entries: int = 100_000
     large_bytes: int = 64 * 2**10

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from aiohttp import hdrs, web
 
+from service.http.connection import HEAD_BYTES, Connection
 from service.http.problems import Problem
 from service.metrics import Counts
 
@@ -143,11 +144,15 @@ class BodyReader:
             raise _too_large(limit)
         # Bytes count as they come, not as they are announced: a client that only promises takes no room.
         body = bytearray()
+        connection = request.protocol
+        assert isinstance(connection, Connection)
         try:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     async for chunk in request.content.iter_any():
-                        if len(body) + len(chunk) > limit:
+                        # A chunk brings its length and perhaps extensions, which count beyond a head's worth.
+                        framed = connection.body_bytes - HEAD_BYTES
+                        if max(len(body) + len(chunk), framed) > limit:
                             raise _too_large(limit)
                         if self._held_bytes + len(chunk) > self._budget_bytes:
                             raise Problem("overloaded", "too many large bodies at once", retry_after_s=1)

@@ -14,7 +14,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from aiohttp import hdrs, web
-from aiohttp.http import HttpProcessingError
 
 from featurestore.errors import StoreDamaged, StoreError
 from service.http.audit import Audit
@@ -193,25 +192,3 @@ def http_answer(exc: web.HTTPException, request: web.BaseRequest) -> Answer:
         return problem_answer(Problem("body_too_large", "the body is too large"), request.headers)
     # An expectation other than 100-continue, for one.
     return problem_answer(Problem("malformed_request", f"{exc.status} {exc.reason}"), request.headers)
-
-
-class Connection(web.RequestHandler):
-    """A connection. What is no HTTP at all gets a problem document too, and no traceback in the log."""
-
-    __slots__ = ()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Return the answer to a request that could not be read."""
-        if isinstance(exc, HttpProcessingError):
-            # The parser's message quotes what the client sent, over several lines and at any length.
-            detail = " ".join((message or exc.message).split())[:200]
-            answer = problem_answer(Problem("malformed_request", detail or "not HTTP"), request.headers)
-            answer.close_connection()
-            return answer
-        return super().handle_error(request, status, exc, message)

@@ -55,7 +55,7 @@ KINDS: Mapping[str, Kind] = {
     "unknown_receipt": Kind(404, "There is no such receipt"),
     "not_found": Kind(404, "There is nothing at this address"),
     "method_not_allowed": Kind(405, "This address does not answer to this method"),
-    "request_timeout": Kind(408, "The body did not arrive in time"),
+    "request_timeout": Kind(408, "The request did not arrive in time"),
     "ratings_would_be_lost": Kind(409, "Ratings that came in by other ways would be thrown away"),
     "experiment_exists": Kind(409, "An experiment has this name, or is about the same calls"),
     "key_exists": Kind(409, "A key has this name"),

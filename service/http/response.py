@@ -117,6 +117,11 @@ class Answer(web.StreamResponse):
         """Tell the client that this is the last answer on the connection."""
         self._keep_alive = False
 
+    def last_bytes(self) -> bytes:
+        """Return the answer as it is sent without a request, before the connection is closed."""
+        head = head_of(self._status, self.media_type, len(self.payload))
+        return b"".join((head, self.fields, LAST, b"\r\n", self.payload))
+
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Write everything."""
         transport = request.transport

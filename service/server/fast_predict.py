@@ -23,7 +23,8 @@ from aiohttp.streams import EMPTY_PAYLOAD
 
 from service.context import ServiceContext
 from service.http.access import READ
-from service.http.dispatch import ID_HEADER, Connection, Headers, echoed_id, failure_answer
+from service.http.connection import Connection
+from service.http.dispatch import ID_HEADER, Headers, echoed_id, failure_answer
 from service.http.parsing import MAX_ID_BYTES
 from service.http.problems import Problem
 from service.http.response import JSON, LAST, Answer, head_of, unsent
@@ -162,7 +163,6 @@ class FastConnection(Connection):
     """A connection whose plain GET /predict goes through `fast`."""
 
     __slots__ = ("_fast", "_settled", "_until_read", "held", "waiting")
-    _parser: Any  # it is another for a moment
 
     def __init__(self, manager: web.Server, *, fast: FastPredict, **settings: Any) -> None:
         super().__init__(manager, **settings)
@@ -229,7 +229,8 @@ class FastConnection(Connection):
         if transport is None or transport.is_closing():
             self._settle()
             return
-        last = self._close or self._fast.traffic.draining
+        ended = self._ended and not (self.held or self._parser.will_fail)
+        last = self._close or ended or self._fast.traffic.draining
         if last:
             fields += LAST
         transport.write(b"".join((head_of(status, media_type, len(body)), fields, b"\r\n", body)))
@@ -260,6 +261,12 @@ class FastConnection(Connection):
             self._resume_reading_for_buffer()
             if self.transport is not None:
                 self.data_received(held)
+        if self._ended and self.is_idle():
+            self.force_close()
+
+    def is_idle(self) -> bool:
+        """Whether every request is answered."""
+        return not self.waiting and super().is_idle()
 
     def _process_keepalive(self) -> None:
         if self.waiting:

@@ -16,6 +16,8 @@ import resource
 import socket
 import ssl
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ from processes.errors import CannotStartError
 from processes.loop import first_of, stop_event
 from service.app import build_app
 from service.context import CONTEXT
-from service.http.dispatch import Dispatcher, Traffic, traced
+from service.http.access import address_of as ip_address_of
+from service.http.dispatch import Dispatcher, Traffic, problem_answer, traced
+from service.http.problems import Problem
 from service.server.fast_predict import fast_connections
 from service.server.supervisor import CANNOT_START, address_of
 from service.settings import ServiceSettings, WorkerSlot
@@ -66,6 +70,9 @@ class Server(web.Server):
         tracing = context.store.tracing
         serving = dispatcher if tracing is None else traced(dispatcher, tracing, context.access)
         super().__init__(serving, request_factory=template.request_factory)
+        self._places = Places(
+            context.settings.connections, context.settings.address_connections, context.audit.trusts
+        )
         # For each connection: aiohttp's server would give them to its own class.
         self._settings = settings
         # A plain `Connection` serves every request; these answer GET /predict faster.
@@ -76,18 +83,68 @@ class Server(web.Server):
         return self._connect(self, loop=self._loop, **self._settings)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        """Count a connection in."""
+        """Count a connection in; refuse it where there are too many."""
         super().connection_made(handler, transport)
         self._context.traffic.connections += 1
+        problem = self._places.take(_peer_of(handler))
+        if problem is not None:
+            self._context.counts.overloads += 1
+            transport.write(problem_answer(problem, {}).last_bytes())
+            handler.force_close()
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         """Count a connection out."""
         super().connection_lost(handler, exc)
         self._context.traffic.connections -= 1
+        self._places.leave(_peer_of(handler))
+
+
+class Places:
+    """Counts connections by address: `most` may be open, and `of_one` of an address that is not `trusted` as
+    a proxy, so that one client cannot take the places of all.
+    """
+
+    def __init__(self, most: int, of_one: int, trusted: Callable[[str], bool]) -> None:
+        self._most, self._of_one, self._trusted = most, of_one, trusted
+        self._taken: Counter[str] = Counter()
+        self._open = 0
+
+    def take(self, peer: str) -> Problem | None:
+        """Count a connection of `peer` in; return why it is one too many."""
+        place = _place_of(peer)
+        self._open += 1
+        self._taken[place] += 1
+        if self._open > self._most:
+            return Problem("overloaded", f"{self._most} connections are open", retry_after_s=1)
+        if self._taken[place] > self._of_one and not self._trusted(peer):
+            detail = f"{self._of_one} connections of this address are open; FOLDIN_PROXIES names proxies"
+            return Problem("quota_exceeded", detail, retry_after_s=1)
+        return None
+
+    def leave(self, peer: str) -> None:
+        """Count a connection of `peer` out."""
+        place = _place_of(peer)
+        self._open -= 1
+        self._taken[place] -= 1
+        if not self._taken[place]:
+            del self._taken[place]
+
+
+def _peer_of(handler: web.RequestHandler) -> str:
+    peer = handler.peername
+    return str(peer[0]) if isinstance(peer, tuple) else ""
+
+
+def _place_of(peer: str) -> str:
+    """Return what counts as one address: of IPv6 a /64, all of which one client may have."""
+    address = ip_address_of(peer.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
+    return peer
 
 
 class ServiceRunner(web.AppRunner):
-    """Serves an application on connections of this service. How many there may be is bounded by nginx."""
+    """Serves an application on connections of this service."""
 
     __slots__ = ("_limits",)
 
@@ -96,9 +153,6 @@ class ServiceRunner(web.AppRunner):
         self._limits: dict[str, Any] = {
             "keepalive_timeout": keepalive_s,
             "lingering_time": _LINGERING_S,
-            # aiohttp inflates on the event loop, even what follows a 401: 10 bodies of 195 KB, each 200 MB of
-            # zeros, stopped a worker for 15 s.
-            "auto_decompress": False,
             "access_log": None,
         }
 

@@ -109,7 +109,7 @@ class RatingsWouldBeLostError(ConflictError):
 
 
 class RequestTimeoutError(BusyError):
-    """The body did not arrive in time."""
+    """The request did not arrive in time."""
 
 
 class ScaleDecidedError(ConflictError):

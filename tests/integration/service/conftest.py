@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from featurestore.settings import StoreSettings
 from featurestore.store import Store
-from service.http.dispatch import Connection
+from service.http.connection import Connection
 from service.server import worker
 from tests.support.factories import Written, opened, publish_for_ann
 from tests.support.servers import KIND, own_namespace

@@ -12,7 +12,7 @@ import pytest
 
 from featurestore.settings import StoreSettings
 from service.context import CONTEXT
-from service.http.dispatch import Connection
+from service.http.connection import Connection
 from service.server import fast_predict, worker
 from service.server.fast_predict import FastConnection
 from tests.support.factories import Written
