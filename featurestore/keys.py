@@ -95,6 +95,8 @@ class Keys:
         self.lease = b"{%b}:lease" % self.live
         # String: why the last trainer ended, if a person must act.
         self.ended = b"{%b}:ended" % self.live
+        # String that expires: an import writes to this store.
+        self.importing = b"{%b}:importing" % self.live
         # Hash: generation -> JSON; its `state` is `writing`, `ready` or `removing`.
         self.generations = b"{%b}:generations" % self.live
         # Stream, for the trainer: `refit`, `epoch`, `erase`, `take_back`.

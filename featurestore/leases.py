@@ -9,6 +9,9 @@ lists the writes, and what needs no comparison.
 from featurestore.client import Client
 from featurestore.keys import Keys
 
+# Longer than a write of an import and the pause before the next. After a kill the first fit waits so long.
+IMPORT_MS = 30_000
+
 
 class Lease:
     """Leadership until `ttl_ms` after the last `renew`. `fence`: its number."""
@@ -76,3 +79,15 @@ class Leases:
         pipe.get(self._keys.ended)
         held, why = await pipe.execute()
         return None if held or not why else why.decode("utf-8", "replace")
+
+    async def keep_import(self) -> None:
+        """Say that an import writes, for `IMPORT_MS` from now."""
+        await self._client.set(self._keys.importing, b"1", px=IMPORT_MS)
+
+    async def end_import(self) -> None:
+        """Say that an import has ended. Another one that runs says by its next write that it does."""
+        await self._client.unlink(self._keys.importing)
+
+    async def importing(self) -> bool:
+        """Return whether an import writes to this store."""
+        return bool(await self._client.exists(self._keys.importing))

@@ -4,6 +4,7 @@ Invariant: a target takes a call whole or raises, and the same call may be made 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
@@ -152,6 +153,8 @@ class StoreSink:
             # As a service does: past it the disk would fill up all the same.
             if (reason := await self._store.room.lacking()) is not None:
                 raise StoreFull(f"{reason} has no room", reason)
+            # Before the ratings are there, so that no first fit begins between the two.
+            await self._store.leases.keep_import()
             users, items, values, times, types, contexts = zip(*rows, strict=True)
             numbers = np.array(values, dtype=np.float64), np.array(times, dtype=np.float64)
             columns = Columns(users, items, *numbers)
@@ -189,6 +192,9 @@ class StoreSink:
 
     async def close(self) -> None:
         """As in Sink."""
+        # Where the store does not answer, what says that an import runs expires.
+        with suppress(StoreError):
+            await self._store.leases.end_import()
         await self._store.close()
 
 

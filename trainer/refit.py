@@ -159,16 +159,20 @@ class Refitter(Stage):
                 continue
             live = self._switch.live
             fitted = live if live is not None and live.epoch == pointer.epoch else None
+            fitted_events = 0 if fitted is None else fitted.fitted_events
+            # Before the import is asked after: all that it wrote is told with it.
+            archived_events = epoch.consumer.archived_events
             found = Situation(
                 time.monotonic(),
                 requested=len(self._requests) > 0,
                 held=pointer.held,
-                fitted_events=0 if fitted is None else fitted.fitted_events,
+                fitted_events=fitted_events,
                 files_missing=live is not None and live.files_missing,
                 head_missing=fitted is not None and fitted.head_missing,
                 catalogue=await self._changed.look(time.monotonic(), _version_of(fitted)),
+                importing=fitted_events == 0 and await with_retries(self._store.leases.importing),
             )
-            decision = self.schedule.look(found, pointer.epoch, epoch.consumer.archived_events)
+            decision = self.schedule.look(found, pointer.epoch, archived_events)
             if decision.reason is None:
                 wait_s = _LOOK_S if decision.wait_s is None else min(decision.wait_s, _LOOK_S)
                 continue

@@ -16,6 +16,8 @@ Reason = Literal["requested", "files", "head", "events", "catalogue", "seconds"]
 _LEAST_GROWTH = 100
 # An import that pauses for less than this has not ended.
 _LATELY_S = 2.0
+# After so long the first fit begins though an import still runs: lists of a part are better than none.
+_LONGEST_IMPORT_S = 600.0
 
 
 def _per_cent(text: str) -> float:
@@ -81,7 +83,7 @@ class Situation:
     `requested`: whether a command waits for a fit. `fitted_events`: how many of the archived events the live
     fit had learned. `files_missing`: this host does not have the live generation's fit, so that items cannot
     be folded in; `head_missing`: that fit went live before its ranking head. `catalogue`: what has changed
-    in it.
+    in it. `importing`: whether an import writes to the store; asked only before the first fit.
 
     What `Schedule` adds: `new_events`: archived since the snapshot of the newest fit; `first_new_at`: when
     the first of them was. `lately`: how many came in the last seconds. `not_before`: no automatic fit earlier
@@ -95,6 +97,7 @@ class Situation:
     files_missing: bool
     head_missing: bool = False
     catalogue: CatalogueChanges = CatalogueChanges()
+    importing: bool = False
     new_events: int = 0
     lately: int = 0
     first_new_at: float | None = None
@@ -135,6 +138,9 @@ def decide(s: Situation, rules: Rules) -> Decision:
     # Without the files items are not folded in, and before the first fit nothing is.
     paced = s.fitted_events > 0 and not missing
     at = max(due_at, s.not_before, s.paced_until if paced else 0.0)
+    # The first fit would know a part of the import, and refits would be due one after the other.
+    if s.importing and s.fitted_events <= 0 and not missing:
+        at = max(at, (s.now if s.first_new_at is None else s.first_new_at) + _LONGEST_IMPORT_S)
     return Decision(reason) if at <= s.now else Decision(None, at - s.now)
 
 

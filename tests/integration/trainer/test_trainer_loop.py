@@ -13,7 +13,9 @@ import pytest
 from factors import item_statistics
 from featurestore.generations.served import wait_until_served
 from featurestore.ratings.log import NewRating
+from featurestore.settings import StoreSettings
 from featurestore.store import Store
+from foldin.sinks import Row, StoreSink
 from tests.integration.conftest import Learned
 from tests.support.factories import keys_of, low_rank_ratings, rating
 from tests.support.following import following
@@ -130,6 +132,30 @@ async def test_refits_come_by_themselves_and_leave_a_core_and_a_held_generation_
         schedule, seen = some(trainer.term).refitter.schedule, len(archived(settings))
         await wait_until_async(lambda: schedule.learned_events == seen, "it is seen that nothing is new")
         assert (await store.generations.live()).generation == third + 2
+
+
+async def test_the_first_fit_waits_for_the_end_of_an_import_and_knows_all_of_it(
+    store: Store, store_settings: StoreSettings, settings: TrainerSettings
+) -> None:
+    opened = await Store.open(store_settings, hot=False)
+    sink = StoreSink(opened, "the store", 1)
+    rows: list[Row] = [(r.user_id, r.item_id, r.rating, r.time, None, None) for r in (*GIVEN, *LATER)]
+    async with running_trainer(replace(settings, rules=Rules(10, 0.05, share=1.0))) as trainer:
+        await until_live(store)
+        await sink.write(rows[: len(GIVEN)])
+        await until_drained(store)
+        schedule = some(trainer.term).refitter.schedule
+
+        def paused() -> bool:
+            return schedule.first_new_at is not None and schedule.lately < 10
+
+        await wait_until_async(paused, "the import pauses for so long that a fit would be due")
+        assert (await store.generations.live()).generation == 1
+        await sink.write(rows[len(GIVEN) :])
+        await until_drained(store)
+        await sink.close()
+        await until_live(store, 2)
+        assert (await store.generations.list())[-1].n_ratings == len(rows)
 
 
 async def test_a_history_is_replaced_as_a_whole_and_the_one_before_is_whole_in_the_trash(

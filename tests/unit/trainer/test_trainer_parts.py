@@ -165,6 +165,11 @@ GOOD = Evidence(True, *(10, 5, 10, 5), 1000, 0.9, 1.0, n_newest=500, live_ratio=
         ({}, Decision(None)),
         ({"requested": True, "held": True, "not_before": 1e9}, Decision("requested")),
         ({"new_events": 100}, Decision("events")),
+        # While an import runs the first fit waits for its end, within bounds.
+        ({"new_events": 100, "first_new_at": 95.0, "importing": True}, Decision(None, 595.0)),
+        ({"new_events": 100, "first_new_at": -500.0, "importing": True}, Decision("events")),
+        ({"new_events": 100, "fitted_events": 1, "importing": True}, Decision("events")),
+        ({"requested": True, "importing": True}, Decision("requested")),
         ({"new_events": 99, "first_new_at": 95.0}, Decision(None, 55.0)),
         ({"new_events": 1, "first_new_at": 40.0}, Decision("seconds")),
         ({"new_events": 1000, "lately": 100, "first_new_at": 95.0}, Decision(None, 55.0)),
