@@ -25,6 +25,8 @@ _JSON_TYPE = "application/json"
 _OTHER_JSON = re.compile(r"[\w.-]+/[\w.+-]+\+json", re.ASCII)
 _CHARSET = re.compile(r';[ \t]*charset="?([^";\s]*)', re.I)
 _LINES_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
+# With the option of curl, whose -d alone says that the body is a form.
+_SEND_JSON = "send Content-Type: application/json (curl --json, or -H 'content-type: application/json')"
 # A body that is worked on in less than half a millisecond: some 100 pairs.
 SMALL_BYTES = 2_048
 # While one waits for the store, another is worked on; each more makes the turns of the event loop longer.
@@ -138,7 +140,7 @@ class BodyReader:
         # Before the body is read: one of a wrong type need not come. No body is of no type.
         lines = request.body_exists and _declares_lines(request)
         if lines and not takes_lines:
-            raise Problem("unsupported_media_type", "send application/json")
+            raise Problem("unsupported_media_type", _SEND_JSON)
         limit = self._limit_bytes if limit_bytes is None else limit_bytes
         if (request.content_length or 0) > limit:
             raise _too_large(limit)
@@ -176,7 +178,7 @@ def _declares_lines(request: web.BaseRequest) -> bool:
     # Forms, plain text and bodies without a type are what a web page of any origin can make a browser send
     # without asking the service first.
     if hdrs.CONTENT_TYPE not in request.headers:
-        raise Problem("unsupported_media_type", "say what the body is: Content-Type: application/json")
+        raise Problem("unsupported_media_type", _SEND_JSON)
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
     if encoding.lower() != "identity":
         # It is not echoed: any text may stand there.
@@ -190,4 +192,4 @@ def _declares_lines(request: web.BaseRequest) -> bool:
         return True
     if kind == _JSON_TYPE or _OTHER_JSON.fullmatch(kind):
         return False
-    raise Problem("unsupported_media_type", "send application/json")
+    raise Problem("unsupported_media_type", _SEND_JSON)

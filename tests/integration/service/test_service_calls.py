@@ -189,6 +189,16 @@ async def test_bad_bodies_name_field_and_row_and_change_nothing(client: Client, 
     ):
         reply = await client.post("/train", {**HISTORY, **change})
         assert is_problem(reply, 422, "invalid_body", field=field, row=row)
+    # What is wrong is said in the words of JSON.
+    wrong: Any
+    for wrong, says in (
+        ([], "the body: must be an object, not a list"),
+        ({"n": "5"}, "n: must be a whole number or null, not text"),
+        ({"n": 1.5}, "n: must be a whole number or null, not a number with a decimal point"),
+        ({"recency": True}, "recency: must be a number or null, not true or false"),
+        ({"exclude_items": "dune"}, "exclude_items: must be a list or null, not text"),
+    ):
+        assert is_problem(await client.post("/recommend", wrong), 422, "invalid_body", says)
     # The row of a large one is found, too.
     good = b'{"user_id": "u", "item_id": "i", "rating": 3}'
     body = b"[" + b",".join([good] * 5000 + [good.replace(b"3", b"NaN")] + [good] * 10) + b"]"
@@ -210,6 +220,9 @@ async def test_wrong_methods_and_types(client: Client) -> None:
     for kind in ("text/plain", "", "application/json; charset=utf-16", "(" * 8_000, '"' * 8_000):
         reply = await client.post("/ratings", body, headers={"Content-Type": kind})
         is_problem(reply, 415, "unsupported_media_type")
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    reply = await client.post("/ratings", body, headers=form)
+    assert is_problem(reply, 415, "unsupported_media_type", "-H 'content-type: application/json'")
     for kind in ('Application/JSON ;x=y; charset="UTF-8"', "application/vnd.ratings+json;charset=utf8"):
         assert (await client.post("/ratings", body, headers={"Content-Type": kind})).status == 200
     for path in ("/predict", "/recommend", "/train"):
