@@ -135,7 +135,7 @@ async def test_the_tutorial_the_readme_and_the_guides(tmp_path: Path) -> None:
             assert "Horror" not in item["categories"]
             assert item["attributes"]["release_year"] >= 1990
         # From the last one on the stack asks for keys.
-        for name in ("catalogue", "compare", "hide-an-item", "production"):
+        for name in ("catalogue", "compare", "hide-an-item", "recipes", "production"):
             await fits(text_of(f"docs/how-to/{name}.md"), stack, tmp_path)
         assert list((tmp_path / "backup").rglob("manifest.json"))
 
