@@ -40,7 +40,7 @@ from factors.model.types import (
 from factors.posterior.fitted import Fitted, posterior_of
 from factors.posterior.posterior_model import PosteriorModel
 from factors.ranking.fit import Factorize, fit_ranking
-from factors.ranking.head import RankingHead
+from factors.ranking.head import RankingHead, popular_factors
 from factors.ranking.neighbours import Neighbours
 from factors.ranking.parameters import RankingChoices, RankingParameters
 from factors.ranking.serialization import head_from_bytes, head_to_bytes
@@ -166,6 +166,7 @@ __all__ = [
     "log_density",
     "mark_described",
     "order_by_pair",
+    "popular_factors",
     "posterior_of",
     "prior_model",
     "read_index",

@@ -112,7 +112,7 @@ class ServiceContext:
         counts.at = time.time()
         counts.generation = live.generation if live else 0
         counts.epoch = live.epoch if live else 0
-        counts.ranking_head = int(live is not None and live.ranking is not None)
+        counts.ranking_head = int(live is not None and live.ranking is not None and not live.by_popularity)
         counts.in_flight = self.traffic.in_flight
         counts.connections = self.traffic.connections
         counts.resident_bytes = resident_bytes()

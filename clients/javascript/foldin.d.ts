@@ -1124,7 +1124,7 @@ export interface SimilarBody {
   by?: "behaviour" | "content" | "both" | (string & {}) | null;
 }
 
-/** What the page shows. `rmse` is that of ratings predicted before they were learned, `recent_rmse` over about a minute. `scale`: low end, high end and step; one that is not `scale_decided` is what the first rating makes it. `known_events`: ratings and other events since the history began; `known_items`: items that have a row, in a fit or not yet. `backed_up`: when the last `foldin backup` ended, in seconds since 1970, with how many events; null for none. `refusing`: what has no room for ratings; null where they are taken. */
+/** What the page shows. `rmse` is that of ratings predicted before they were learned, `recent_rmse` over about a minute. `scale`: low end, high end and step; one that is not `scale_decided` is what the first rating makes it. `known_events`: ratings and other events since the history began; `known_items`: items that have a row, in a fit or not yet. `backed_up`: when the last `foldin backup` ended, in seconds since 1970, with how many events; null for none. `refusing`: what has no room for ratings; null where they are taken. `lists`: what stands for the ranking head of a first fit, and until when; null where it is there. */
 export interface Status {
   store_up: boolean;
   generation: number;
@@ -1151,6 +1151,7 @@ export interface Status {
   scale_decided?: boolean;
   backed_up?: Backup | null;
   refusing?: string | null;
+  lists?: string | null;
 }
 
 /** A replica, as its primary sees it. `behind_bytes`: of what the primary wrote; `silent_s`: since when it has said nothing. */

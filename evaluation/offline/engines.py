@@ -38,7 +38,7 @@ RANKING = (AUTO, "auto:order=relevance", "auto:order=rating", "popularity")
 NO_MORE: Mapping[str, ComparedEngine] = {}
 OPTIONS = (
     "rank=N, link=gaussian, link=ordinal, no-set-effects, no-periods, no-sittings, no-drift, "
-    "no-moment, settled, attributes, context, order=rating, order=relevance"
+    "no-moment, settled, attributes, context, order=rating, order=relevance, order=popularity"
 )
 # A 25th of the usual change, five times the sweeps: a fit that stops on a plateau goes on.
 SETTLED: Mapping[str, float | int] = {"tolerance": 2e-5, "sweeps": 200}
@@ -98,7 +98,10 @@ def fit_options(name: str) -> dict[str, Any]:
                 found[key.removeprefix("no-")] = False
             case "settled", "":
                 found |= SETTLED
-            case ("order", "rating" | "relevance") | ("attributes" | "context" | "no-moment", ""):
+            case ("order", "rating" | "relevance" | "popularity") | (
+                "attributes" | "context" | "no-moment",
+                "",
+            ):
                 continue
             case _:
                 raise ValueError(f"{AUTO} has no option {option}: it has {OPTIONS}")
@@ -140,7 +143,7 @@ def _foldin(name: str, options: dict[str, Any], order: str) -> ComparedEngine:
         if order == "rating" or not question.top:
             return answer_of(fitted, question, note)
         answered = answer_of(fitted, replace(question, top=0), note)
-        ranked = top_by_served_score(question, fitted, seed)
+        ranked = top_by_served_score(question, fitted, seed, before_head=order == "popularity")
         return replace(answered, top=ranked.top, note=f"{note}; {ranked.note}")
 
     def online(question: Question, seed: int) -> Predicted:

@@ -19,8 +19,15 @@ from factors.ranking.neighbours import Neighbours
 from factors.ranking.parameters import Counts, RankingParameters
 from factors.ranking.type_weights import TypeTable, compress_types, event_counts, kept
 
+# Keeps users where the prior has them, whatever they have chosen.
+_RIGID = 1e9
 # Of so many events at rank 64 the rows are 2 MB, as much as a core's cache holds.
 _FEW_EVENTS = 4096
+
+
+def popular_factors(counts: Float64s, n_users: int) -> Float32s:
+    """Return the factors (m, 1), in a head of popularity, of items that `counts` (m,) of `n_users` chose."""
+    return np.asarray(counts[:, None] / max(n_users, 1), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +37,39 @@ class RankingHead:
     parameters: RankingParameters
     items: Float32s
     neighbours: Neighbours
+
+    @classmethod
+    def of_popularity(cls, counts: Float64s, n_users: int) -> "RankingHead":
+        """Return a head of rank 1 that knows no taste: an item is as relevant as its share of `n_users`.
+        `counts` (n_items,): how many have chosen each item. Ratings have no part: beside popularity they
+        find more of what is held out on some sets and less on others.
+        """
+        n_items, no_pairs = len(counts), np.zeros((1, 1))
+        parameters = RankingParameters(
+            background=1.0,
+            user_power=0.0,
+            item_power=0.0,
+            user_unit=1.0,
+            item_unit=1.0,
+            n_users=n_users,
+            n_items=n_items,
+            # No event moves a user from the mean.
+            ridge=_RIGID,
+            recency_span=1.0,
+            recency_boost=0.0,
+            gamma=0.0,
+            negatives=n_users * n_items / max(float(counts.sum()), 1.0),
+            neighbours=0.0,
+            neighbour_ridge=0.0,
+            sparse_weight=0.0,
+            decided=0.0,
+            noise=0.0,
+            user_mean=np.ones(1),
+            user_gram=no_pairs,
+            item_gram=no_pairs,
+        )
+        nothing = Neighbours(np.zeros(n_items + 1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
+        return cls(parameters, popular_factors(counts, n_users), nothing)
 
     def with_recency(self, boost: float | None) -> "RankingHead":
         """Return the head with another `recency_boost` for the users that it folds in; None: its own."""

@@ -88,6 +88,7 @@ class LiveGeneration:
     `positives`: what they have of positive events; None where there is none that can be used.
     `user_attributes`: how those of users are encoded, None where they play no part. `by_events`: whether the
     ranking head alone tells users and items apart, as there was next to no rating to fit (`is_by_events`).
+    `by_popularity`: whether `ranking` goes by how often items are chosen, until the ranking head is there.
 
     `items`, `ranker`, `ranking` and `likeness` follow the deltas in place; the model and the users' records
     stay those of the fit.
@@ -107,6 +108,7 @@ class LiveGeneration:
     positives: Positives | None = None
     user_attributes: SideAttributes | None = None
     by_events: bool = False
+    by_popularity: bool = False
     # What the follower goes on from: the table whose first rows are `items`, None where it has no others, and
     # the stream id of the last delta in it.
     table: Float32s | None = None

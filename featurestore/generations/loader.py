@@ -28,6 +28,7 @@ from factors import (
     head_from_bytes,
     index_from_bytes,
     item_statistics,
+    popular_factors,
     posterior_of,
     read_index,
     side_attributes_from_bytes,
@@ -44,6 +45,7 @@ from featurestore.generations.item_table_file import TableCache
 from featurestore.generations.live import LiveGeneration
 from featurestore.generations.manifest import (
     ACTIVITY,
+    HEAD_WAITS,
     POSITIVES,
     RANKING,
     RANKING_INDEX,
@@ -106,7 +108,12 @@ class GenerationLoader:
         delta.
         """
         key = self._store.keys.deltas(live.epoch, live.generation)
-        deltas = decode_deltas(entries, live.model.item_width, live.after, key, live.rank)
+        rank = 0 if live.by_popularity else live.rank
+        deltas = decode_deltas(entries, live.model.item_width, live.after, key, rank)
+        if live.by_popularity:
+            counts = item_statistics(deltas.vectors).count.astype(np.float64)
+            factors = popular_factors(counts, live.meta.summary.n_users)
+            deltas = replace(deltas, ranked=deltas.rows, factors=factors)
         in_thread = len(deltas.rows) > INLINE_ROWS or live.n_items > INLINE_TABLE_ROWS
         room = (
             await asyncio.to_thread(room_for, live, deltas, known)
@@ -160,6 +167,7 @@ def as_fitted(
     posterior = posterior_of(meta.model)
     items = table[: meta.item_rows]
     ranking = _ranking(meta, posterior, blobs[RANKING], blobs[RANKING_INDEX])
+    by_popularity = ranking is None and meta.summary.n_ratings > 0 and HEAD_WAITS in meta.summary.metrics
     positives = _usable(positives_from_bytes, blobs[POSITIVES], meta, "the positive events of the items")
     return LiveGeneration(
         epoch=meta.summary.epoch,
@@ -170,8 +178,9 @@ def as_fitted(
         scorer=Scorer(posterior, items),
         ranker=Ranker(posterior, items, index),
         meta=meta,
-        ranking=ranking,
+        ranking=_popular(meta, posterior, items) if by_popularity else ranking,
         likeness=None if ranking is None else HeadLikeness(ranking.head, weights_of(items, positives)),
+        by_popularity=by_popularity,
         activity=_usable(activity_from_bytes, blobs[ACTIVITY], meta, "the activity of the items"),
         positives=positives,
         user_attributes=user_attributes_of(posterior, blobs[USER_ATTRIBUTES]),
@@ -179,6 +188,12 @@ def as_fitted(
         and is_by_events(meta.summary.n_ratings, None if positives is None else positives.fitted),
         table=table,
     )
+
+
+def _popular(meta: GenerationMeta, posterior: PosteriorModel, items: Float32s) -> BlendedRanker:
+    """Return what ranks until the head of a fit is there: how often items are chosen."""
+    counts = item_statistics(items).count.astype(np.float64)
+    return BlendedRanker(RankingHead.of_popularity(counts, meta.summary.n_users), posterior)
 
 
 def _usable(

@@ -20,6 +20,9 @@ CHUNK_BYTES = 65_536
 
 # Names of blobs: the ranking head, and the index of its factors where there is one; how much items are rated,
 # and what they have of positive events; how their attributes are encoded, and those of users.
+HEAD_WAITS = "head_waits"
+"""Name of the figure, 1, of a fit that went live before its ranking head."""
+
 RANKING, RANKING_INDEX, ACTIVITY, ATTRIBUTES = "ranking", "ranking_index", "activity", "attributes"
 USER_ATTRIBUTES, POSITIVES = "user_attributes", "positives"
 

@@ -112,7 +112,8 @@ async def reasons_of(
     """
     if len(history) + len(history.feedback) == 0 or not len(rows):
         return [[] for _ in rows]
-    if by_score and live.ranking is not None:
+    # How often an item is chosen has no reason in the history.
+    if by_score and live.ranking is not None and not live.by_popularity:
         compute = partial(live.ranking.contributions, pack_feedback([history]), rows)
     else:
         packed = pack_histories([history])

@@ -486,6 +486,8 @@ def relevance_bases(live: LiveGeneration, history: History, rows: Int64s) -> lis
     head = live.ranking.head
     counted = [each.code for each in head.parameters.types if each.weight]
     has_events = len(history) > 0 or bool(np.isin(history.feedback.type_code, counted).any())
+    # How often an item is chosen says nothing of the user.
+    has_events = has_events and not live.by_popularity
     codes = relevance_basis(live.items, head.items, rows, has_events=has_events)
     return [BASIS[code] for code in codes]
 

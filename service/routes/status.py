@@ -71,7 +71,7 @@ class Status(msgspec.Struct):
     rating makes it. `known_events`: ratings and other events since the history began; `known_items`: items
     that have a row, in a fit or not yet. `backed_up`: when the last `foldin backup` ended, in seconds since
     1970, with how many events; null for none. `refusing`: what has no room for ratings; null where they are
-    taken.
+    taken. `lists`: what stands for the ranking head of a first fit, and until when; null where it is there.
     """
 
     store_up: bool
@@ -99,6 +99,7 @@ class Status(msgspec.Struct):
     scale_decided: bool = True
     backed_up: Backup | None = None
     refusing: str | None = None
+    lists: str | None = None
 
 
 @Route("GET", "/access", "Operations", AccessOut, needs="public", operation_id="access")
@@ -211,6 +212,9 @@ async def get_status(request: web.Request) -> web.StreamResponse:
         scale_decided=context.store.scale.decided,
         backed_up=backed_up,
         refusing=context.full,
+        lists=f"by popularity until generation {live.generation + 1} (about 30 s)"
+        if live and live.by_popularity
+        else None,
         metrics=summary.metrics if summary else {},
         requests=sum(sum(by_status.values()) for by_status in total.requests.values()),
         predictions=total.predictions,

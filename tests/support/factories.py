@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ from factors import (
 from featurestore.catalogue.item import CatalogueItem
 from featurestore.codecs import pack_histories
 from featurestore.generations.live import LiveGeneration
-from featurestore.generations.manifest import ACTIVITY, RANKING, GenerationMeta, GenerationSummary
+from featurestore.generations.manifest import ACTIVITY, HEAD_WAITS, RANKING, GenerationMeta, GenerationSummary
 from featurestore.generations.writer import GenerationWriter
 from featurestore.leases import Lease
 from featurestore.ratings.log import NewRating
@@ -142,11 +142,14 @@ async def write_generation(
     head: RankingHead | None = None,
     activity: bytes | None = None,
     items: Float32s | None = None,
+    head_waits: bool = False,
 ) -> Written:
     """A finished generation with the records of `users` as of now, not live yet."""
     model = model or make_model()
     items = make_items(model, n_items, seed) if items is None else items
     draft = make_draft(model, len(users), n_items, epoch=epoch)
+    if head_waits:
+        draft = replace(draft, n_ratings=100, metrics={HEAD_WAITS: 1.0})
     writer = await store.generations.begin(lease, draft, {0: "1-1"})
     await writer.write_items(items, model)
     if head is not None:

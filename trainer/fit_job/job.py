@@ -32,6 +32,7 @@ from factors import (
     learn_encoding,
 )
 from featurestore.catalogue.columns import attributes_of
+from featurestore.generations.manifest import HEAD_WAITS
 from processes.memory import give_back_freed, give_back_now
 from processes.messages import Parent
 from processes.priority import step_back
@@ -52,7 +53,7 @@ from trainer.fit_job.mapped_columns import in_file
 from trainer.fit_job.ranking import add_head, engine_has_head
 from trainer.fit_job.ratings import FitInput, load_ratings
 from trainer.fit_job.result_files import read_result, take_name, unnamed, write_result
-from trainer.fit_job.results import HEAD_WAITS, Described, FitResult
+from trainer.fit_job.results import Described, FitResult
 from trainer.fit_job.trial import try_out
 
 # Of fewer ratings the head takes two seconds, and goes live with their fit.

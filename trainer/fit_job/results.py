@@ -37,9 +37,6 @@ ERASED = 0xFF
 # Ratings looked at in one go: all of them may be more than what is free.
 _AT_ONCE = 1 << 20
 
-HEAD_WAITS = "head_waits"
-"""Name of the figure, 1, of a fit that went live before its ranking head."""
-
 
 @dataclass(frozen=True, slots=True)
 class Described:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from featurestore.generations.manifest import GenerationMeta
+from featurestore.generations.manifest import HEAD_WAITS, GenerationMeta
 from trainer.archive.epoch_archive import EpochArchive
-from trainer.fit_job.results import HEAD_WAITS, FitResult
+from trainer.fit_job.results import FitResult
 
 
 @dataclass(frozen=True, slots=True)

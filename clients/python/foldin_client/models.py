@@ -1096,7 +1096,8 @@ class Status(Struct, frozen=True, kw_only=True, omit_defaults=True):
     what the first rating makes it. `known_events`: ratings and other events since the history
     began; `known_items`: items that have a row, in a fit or not yet. `backed_up`: when the last
     `foldin backup` ended, in seconds since 1970, with how many events; null for none. `refusing`:
-    what has no room for ratings; null where they are taken.
+    what has no room for ratings; null where they are taken. `lists`: what stands for the ranking
+    head of a first fit, and until when; null where it is there.
     """
 
     store_up: bool
@@ -1124,6 +1125,7 @@ class Status(Struct, frozen=True, kw_only=True, omit_defaults=True):
     scale_decided: bool = True
     backed_up: Backup | None = None
     refusing: str | None = None
+    lists: str | None = None
 
 
 class StoreServer(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -8,7 +8,16 @@ import numpy.typing as npt
 
 from evaluation.offline.ranking.lists import rows_of, seen_by, top_by_score
 from evaluation.question import Array, Predicted, Question, Rows
-from factors import BlendedRanker, Fitted, Histories, RankingFit, RankingHead, Scorer, fit_ranking
+from factors import (
+    BlendedRanker,
+    Fitted,
+    Histories,
+    RankingFit,
+    RankingHead,
+    Scorer,
+    fit_ranking,
+    item_statistics,
+)
 
 USERS_AT_ONCE = 256  # as many folded in at once take 8 MB at rank 64
 
@@ -23,9 +32,18 @@ def top_by_relevance(question: Question, seed: int) -> Predicted:
     return Predicted(top=top_by_score(question, relevance), note=_note(head))
 
 
-def top_by_served_score(question: Question, fitted: Fitted, seed: int) -> Predicted:
-    """Rank as the service does, by relevance and the rating that `fitted` expects."""
-    head, users = _fit(question, seed).head, question.ranked_users()
+def top_by_served_score(
+    question: Question, fitted: Fitted, seed: int, *, before_head: bool = False
+) -> Predicted:
+    """Rank as the service does, by relevance and the rating that `fitted` expects; `before_head`: as long as
+    popularity stands for the head.
+    """
+    users = question.ranked_users()
+    if before_head:
+        counts = item_statistics(fitted.items).count.astype(np.float64)
+        head = RankingHead.of_popularity(counts, question.n_users)
+    else:
+        head = _fit(question, seed).head
     ranker, scorer = BlendedRanker(head, fitted.posterior), Scorer(fitted.posterior, fitted.items)
     lists: list[npt.NDArray[np.int64]] = []
     for start in range(0, len(users), USERS_AT_ONCE):

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from factors import RankingHead, Scorer, posterior_of
+from factors import RankingHead, Scorer, item_statistics, posterior_of
+from factors.model.layout import COUNT
 from factors.ranking.blending import blended
 from featurestore.codecs import pack_histories
 from featurestore.store import Store
-from tests.support.factories import Written, make_head, publish_for_ann
-from tests.support.serving import Client, is_problem
+from tests.support.factories import Written, lead, make_head, publish_for_ann
+from tests.support.serving import Client, is_problem, serves
+from tests.support.waiting import wait_until_async
 
 ITEMS = 40
 RATED = {"item-0": 5.0, "item-1": 1.0, "item-7": 4.0}
@@ -61,6 +63,38 @@ async def test_a_rating_counts_in_the_next_list_of_every_worker(
     # And taken back.
     assert (await other.ask("DELETE", f"/ratings/ann/{best}")).status == 200
     assert (await client.get("/recommend/ann?n=5")).json["items"] == before["items"]
+
+
+async def test_until_the_head_is_there_lists_go_by_how_often_items_are_chosen(
+    client: Client, store: Store
+) -> None:
+    written = await publish_for_ann(store, RATED, ITEMS, head_waits=True)
+    number = written.writer.number
+    await serves(client, number)
+    counts = item_statistics(written.items).count.astype(np.float64)
+    popularity = RankingHead.of_popularity(counts, 1)
+    expected = await by_hand(store, written, popularity)
+    reply = (await client.get("/recommend/ann?n=1000")).json
+    assert reply["order"] == "score"
+    for item in reply["items"]:
+        row = int(item["item_id"].removeprefix("item-"))
+        assert (item["relevance"], item["basis"]) == (pytest.approx(counts[row]), "user+item")
+        assert item["score"] == pytest.approx(expected[item["item_id"]][0], rel=1e-4)
+    scores = [item["score"] for item in reply["items"]]
+    assert scores == sorted(scores, reverse=True)
+    status = (await client.get("/status")).json
+    assert status["lists"] == f"by popularity until generation {number + 1} (about 30 s)"
+    # What is rated now counts, before any fit.
+    lease, rows = await lead(store), np.array([39], np.int32)
+    await store.generations.claim_deltas(lease, 1, number)
+    vectors = written.items[rows].copy()
+    vectors[:, COUNT] = 1e4
+    await store.generations.push_delta(lease, 1, number, rows, vectors)
+
+    async def first() -> str:
+        return str((await client.get("/recommend/ann?n=1")).json["items"][0]["item_id"])
+
+    await wait_until_async(first, "the item of the most ratings comes first", lambda item: item == "item-39")
 
 
 @pytest.fixture(params=[False, True], ids=["on_the_loop", "off_the_loop"])
