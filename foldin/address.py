@@ -8,7 +8,8 @@ from typing import Any
 
 from foldin.preflight import is_locked
 from foldin.settings import DEFAULT_API, FrontDoorSettings
-from foldin_client import AsyncClient, ProblemError
+from foldin_client import AsyncClient, FoldinError, ProblemError
+from foldin_client.wire import without_user
 from processes.errors import CannotStartError
 
 # A call of 5,000 ratings is answered in about 50 ms, but it may wait behind those of others.
@@ -47,6 +48,12 @@ def told_problem(error: ProblemError) -> str:
     if error.status == HTTPStatus.UNAUTHORIZED:
         why += "; give a key in FOLDIN_API_KEY, or by --key-file"
     return why
+
+
+def told_silence(url: str, error: FoldinError) -> str:
+    """Return that no API answers at an address, and what to do."""
+    advice = "start one with `foldin up`, or give --url or --data"
+    return f"no API answers at {without_user(url)} ({error}): {advice}"
 
 
 def stack_on(

@@ -11,14 +11,17 @@ from featurestore.settings import StoreSettings
 from foldin.evaluating import EvaluateOptions
 from foldin.keys import AddOptions, EnsureOptions, ListOptions, RemoveOptions
 from foldin.settings import (
+    AskOptions,
     BackupOptions,
     CommonOptions,
     DoctorOptions,
     ExampleOptions,
     ExportOptions,
+    ForgetOptions,
     FrontDoorSettings,
     ImportOptions,
     NoOptions,
+    RecommendOptions,
     RestoreOptions,
     StackOptions,
     UndoOptions,
@@ -91,6 +94,9 @@ PROCESSES: tuple[tuple[str, type[Any], tuple[str, ...]], ...] = (
     ("`foldin doctor`", DoctorOptions, ()),
     ("`foldin size`", SizeOptions, ()),
     ("`foldin client-example LANGUAGE`", ExampleOptions, ()),
+    ("`foldin status`, `train`, `recommend`, `forget`", AskOptions, ()),
+    ("`foldin recommend USER`", RecommendOptions, ("service",)),
+    ("`foldin forget USER`", ForgetOptions, ("service",)),
     ("`foldin keys`, each command", ListOptions, ()),
     ("`foldin keys add NAME`", AddOptions, ("where",)),
     ("`foldin keys ensure NAME`", EnsureOptions, ("where",)),

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from processes.settings import Environment, choice, data_folder, data_path, real, setting, url, whole
+from processes.settings import Environment, choice, data_folder, data_path, nested, real, setting, url, whole
 
 # What the columns of contexts are called by, before the name of the field.
 CONTEXT_PREFIX = "context."
@@ -343,6 +343,37 @@ class DoctorOptions:
     timeout_s: float = setting(5.0, "seconds that each answer may take", real(0.1, 600.0))
     key: str | None = setting(None, *_KEY, variable="FOLDIN_API_KEY", flag="--key", secret=True)
     key_file: Path | None = setting(None, *_KEY_FILE, variable="FOLDIN_API_KEY_FILE", flag="--key-file")
+
+
+@dataclass(frozen=True, slots=True)
+class AskOptions:
+    """Options of `foldin status` and `foldin train`: which service is asked, and with which key."""
+
+    url: str | None = setting(None, _URL[0], url, shown=_URL[1], excludes="data")
+    data: Path | None = setting(None, _DATA[0], data_path, shown=_DATA[1], metavar="DIR")
+    key: str | None = setting(None, *_KEY, variable="FOLDIN_API_KEY", flag="--key", secret=True)
+    key_file: Path | None = setting(None, *_KEY_FILE, variable="FOLDIN_API_KEY_FILE", flag="--key-file")
+
+
+@dataclass(frozen=True, slots=True)
+class RecommendOptions:
+    """Options of `foldin recommend`."""
+
+    user: str = setting(..., "id of the user", flag="USER")
+    n: int = setting(10, "number of items", whole(1, 100), flag="-n", metavar="N")
+    scenario: str | None = setting(
+        None, "name of the stored rules that the list follows", shown="", metavar="NAME"
+    )
+    service: AskOptions = nested(AskOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetOptions:
+    """Options of `foldin forget`."""
+
+    user: str = setting(..., "id of the user", flag="USER")
+    yes: bool = setting(False, "forget without asking, as a script must")
+    service: AskOptions = nested(AskOptions)
 
 
 LANGUAGES = ("curl", "python", "javascript")

@@ -178,6 +178,42 @@ KEYS = Command(
         for name, about, options, run, prints in _KEYS
     ),
 )
+RECOMMEND = Command(
+    "recommend",
+    "print the best items for a user",
+    "Print the best items for a user, with their titles where the catalogue has them. `score` orders the "
+    "list and has no unit; `rating` is what the user is expected to give.",
+    "foldin.commands.asking:run_recommend",
+    "foldin.settings:RecommendOptions",
+    "the answer of `GET /recommend/{user_id}`",
+)
+STATUS = Command(
+    "status",
+    "say what a running Foldin knows and answers from",
+    "Print which generation is live, how much it knows, and how well it predicts. Exit code 1 where the "
+    "store does not answer.",
+    "foldin.commands.asking:run_status",
+    "foldin.settings:AskOptions",
+    "the answer of `GET /status`",
+)
+TRAIN = Command(
+    "train",
+    "fit again on all ratings, now",
+    "Fit again on all ratings now, and wait until the new generation is live. Ctrl-C ends the waiting, not "
+    "the fit. Without a trainer it waits on: `foldin doctor` says whether one runs.",
+    "foldin.commands.asking:run_train",
+    "foldin.settings:AskOptions",
+    "`generation`, `seconds`",
+)
+FORGET = Command(
+    "forget",
+    "forget a user everywhere",
+    "Delete all that is known of a user, in the store and in the archive, and print the receipt. It cannot "
+    "be undone: a terminal asks first, a script gives --yes.",
+    "foldin.commands.asking:run_forget",
+    "foldin.settings:ForgetOptions",
+    "the receipt, as `DELETE /users/{user_id}` answers it",
+)
 CLIENT_EXAMPLE = Command(
     "client-example",
     "print five lines that rate and ask, for the running service",
@@ -231,7 +267,8 @@ VERSION = Command(
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
-        *(UP, IMPORT, EXPORT, EVALUATE, BACKUP, RESTORE, UNDO, VERIFY, DOCTOR, KEYS, SIZE),
+        *(UP, IMPORT, RECOMMEND, STATUS, TRAIN, EXPORT, EVALUATE, FORGET, BACKUP, RESTORE, UNDO, VERIFY),
+        *(DOCTOR, KEYS, SIZE),
         *(CLIENT_EXAMPLE, TORTURE, BENCH, SETTINGS, VERSION),
     )
 }

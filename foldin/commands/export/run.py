@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from foldin.address import api_client, find_api, told_problem
+from foldin.address import api_client, find_api, told_problem, told_silence
 from foldin.commands.export.formats import (
     CsvWriter,
     LinesWriter,
@@ -149,8 +149,7 @@ async def _export(url: str, key: str | None, what: What, make: MakeWriter, *, ta
                 await asyncio.sleep(wait_s)
             except FoldinError as exc:
                 if writer is None:
-                    advice = "start one with `foldin up`, or give --url or --data"
-                    raise CannotStartError(f"no API answers at {shown_url} ({exc}): {advice}") from exc
+                    raise CannotStartError(told_silence(url, exc)) from exc
                 why = f"the export broke off ({exc})"
                 raise StoppedError(f"{why}; it cannot be gone on with, so begin it again") from exc
 

@@ -26,6 +26,8 @@ BAR = b"\x1b[?25l"
 LINES = {
     "up": "--no-play --workers 1 --data {data} --port {port} --environment-port {other_port}",
     "import": "{ratings} --data {data}",
+    "recommend": "user-1 -n 3 --data {data}",
+    "forget": "user-2 --yes --data {data}",
     "export": "ratings --data {data} --output {new}",
     "evaluate": "{ratings} --engines bias --out {new}",
     "backup": "{new} --data {data}",
@@ -40,7 +42,7 @@ LINES = {
     "settings": "",
     "version": "",
 }
-LASTING = {"import", "export", "evaluate", "backup", "restore", "verify", "bench"}
+LASTING = {"import", "export", "train", "evaluate", "backup", "restore", "verify", "bench"}
 # By their code they say that something is not well.
 MAY_FAIL = {"doctor", "keys remove"}
 
