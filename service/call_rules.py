@@ -67,7 +67,8 @@ QUERY_RULES = (
     query_parameter("scenario", _text(MAX_NAME), "Rules that are stored"),
     query_parameter(
         "include",
-        _text(MOST_IDS),
+        # The clients take a list, too, and send it with commas.
+        _text(MOST_IDS) | {"x-list": True},
         "What to say of each item, with commas between: `title`, `image`, `categories`, `attributes`, "
         "`attributes.NAME`, and in lists for a user `reasons`",
     ),
@@ -191,8 +192,7 @@ def query_rules(query: Query) -> tuple[RuleFields, str | None]:
     if text is not None:
         ids = [each for each in text.split(",") if 0 < len(each.encode()) <= MAX_ID_BYTES]
     n, include = query.integer("n", 0, 1, MAX_N) or None, _short(query, "include", MOST_IDS)
-    parts = None if include is None else include.split(",")
-    return RuleFields(exclude_items=ids, n=n, include=parts), category
+    return RuleFields(exclude_items=ids, n=n, include=include), category
 
 
 def _short(query: Query, name: str, longest: int) -> str | None:

@@ -34,6 +34,8 @@ def type_of(schema: Schema, *, is_answer: bool = False) -> str:  # noqa: PLR0911
         return reference(schema)
     if parts := schema.get("anyOf") or schema.get("oneOf"):
         return " | ".join(dict.fromkeys(type_of(each, is_answer=is_answer) for each in parts))
+    if "x-list" in schema:
+        return "string | Array<string>"
     if "enum" in schema:
         listed = " | ".join(json.dumps(each) for each in schema["enum"])
         return f"{listed} | (string & {{}})" if is_answer else listed

@@ -78,6 +78,8 @@ def type_of(  # noqa: PLR0911  # a line a kind
         return f"models.{name} | Mapping[str, Any]" if given else name
     if parts := schema.get("anyOf") or schema.get("oneOf"):
         return union(type_of(each, given=given, is_answer=is_answer) for each in parts)
+    if "x-list" in schema:
+        return "str | Sequence[str]"
     if "enum" in schema:
         return "str" if is_answer else f"Literal[{', '.join(map(repr, schema['enum']))}]"
     kind = schema.get("type")

@@ -120,17 +120,17 @@ export interface Foldin {
   /** Retire a type: it takes no events any more, and those that there are stay, and count on. `DELETE /event-types/{type}`; role `operate`. */
   retireEventType(type: string): Promise<TypesOut>;
   /** The best items for a user. `GET /recommend/{user_id}`; role `read`. */
-  recommend(user_id: string | number, options?: { n?: number; offset?: number; exclude_seen?: boolean | string; impressions?: boolean; explore?: "none" | "thompson"; recency?: number; seed?: number; order?: "score" | "rating"; category?: string; exclude_items?: string; scenario?: string; include?: string; context?: Record<string, any>; }): Promise<Recommendations>;
+  recommend(user_id: string | number, options?: { n?: number; offset?: number; exclude_seen?: boolean | string; impressions?: boolean; explore?: "none" | "thompson"; recency?: number; seed?: number; order?: "score" | "rating"; category?: string; exclude_items?: string; scenario?: string; include?: string | Array<string>; context?: Record<string, any>; }): Promise<Recommendations>;
   /** The best items for a user, under rules. `POST /recommend/{user_id}`; role `read`. */
-  recommendByRules(user_id: string | number, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: Array<string> | null; order?: "score" | "rating" | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; offset?: number; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; }): Promise<Recommendations>;
+  recommendByRules(user_id: string | number, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: string | Array<string> | null; order?: "score" | "rating" | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; offset?: number; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; }): Promise<Recommendations>;
   /** The best items for someone who is not stored. `POST /recommend`; role `read`. */
-  recommendAnonymous(options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: Array<string> | null; order?: "score" | "rating" | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; offset?: number; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; ratings?: Array<AnonymousRating>; events?: Array<AnonymousEvent>; }): Promise<Recommendations>;
+  recommendAnonymous(options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: string | Array<string> | null; order?: "score" | "rating" | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; offset?: number; seed?: number | null; scenario?: string | null; context?: Record<string, number | string | boolean | null> | null; ratings?: Array<AnonymousRating>; events?: Array<AnonymousEvent>; }): Promise<Recommendations>;
   /** The names of all scenarios. `GET /scenarios`; role `read`. */
   getScenarios(): Promise<ScenarioNames>;
   /** The rules of a scenario. `GET /scenarios/{name}`; role `read`. */
   getScenario(name: string): Promise<Scenario>;
   /** Store rules under a name, in place of those before. `PUT /scenarios/{name}`; role `operate`. */
-  putScenario(name: string, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: Array<string> | null; order?: "score" | "rating" | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; }): Promise<Scenario>;
+  putScenario(name: string, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: string | Array<string> | null; order?: "score" | "rating" | null; explore?: "none" | "thompson" | null; recency?: number | null; impressions?: boolean | null; }): Promise<Scenario>;
   /** Delete a scenario. `DELETE /scenarios/{name}`; role `operate`. */
   deleteScenario(name: string): Promise<ScenarioDeleted>;
   /** The experiments that run. `GET /experiments`; role `read`. */
@@ -142,21 +142,21 @@ export interface Foldin {
   /** End an experiment, and forget its figures. `DELETE /experiments/{name}`; role `operate`. */
   deleteExperiment(name: string, options?: { keep?: string; }): Promise<Ended>;
   /** The items most like one. `GET /similar/{item_id}`; role `read`. */
-  similar(item_id: string | number, options?: { by?: "behaviour" | "content" | "both"; n?: number; offset?: number; user_id?: string; exclude_seen?: boolean | string; category?: string; exclude_items?: string; scenario?: string; include?: string; }): Promise<Similar>;
+  similar(item_id: string | number, options?: { by?: "behaviour" | "content" | "both"; n?: number; offset?: number; user_id?: string; exclude_seen?: boolean | string; category?: string; exclude_items?: string; scenario?: string; include?: string | Array<string>; }): Promise<Similar>;
   /** The items most like one, under rules. `POST /similar/{item_id}`; role `read`. */
-  similarByRules(item_id: string | number, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: Array<string> | null; offset?: number; user_id?: string | number | null; scenario?: string | null; by?: "behaviour" | "content" | "both" | null; }): Promise<Similar>;
+  similarByRules(item_id: string | number, options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: string | Array<string> | null; offset?: number; user_id?: string | number | null; scenario?: string | null; by?: "behaviour" | "content" | "both" | null; }): Promise<Similar>;
   /** The most loved items. `GET /popular`; role `read`. */
-  popular(options?: { by?: "rating" | "events"; n?: number; offset?: number; user_id?: string; exclude_seen?: boolean | string; category?: string; exclude_items?: string; scenario?: string; include?: string; }): Promise<Popular>;
+  popular(options?: { by?: "rating" | "events"; n?: number; offset?: number; user_id?: string; exclude_seen?: boolean | string; category?: string; exclude_items?: string; scenario?: string; include?: string | Array<string>; }): Promise<Popular>;
   /** The most loved items, under rules. `POST /popular`; role `read`. */
-  popularByRules(options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: Array<string> | null; offset?: number; user_id?: string | number | null; scenario?: string | null; by?: "rating" | "events" | null; }): Promise<Popular>;
+  popularByRules(options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: string | Array<string> | null; offset?: number; user_id?: string | number | null; scenario?: string | null; by?: "rating" | "events" | null; }): Promise<Popular>;
   /** The items that are rated most of late. `GET /trending`; role `read`. */
-  trending(options?: { n?: number; offset?: number; user_id?: string; exclude_seen?: boolean | string; category?: string; exclude_items?: string; scenario?: string; include?: string; }): Promise<Trending>;
+  trending(options?: { n?: number; offset?: number; user_id?: string; exclude_seen?: boolean | string; category?: string; exclude_items?: string; scenario?: string; include?: string | Array<string>; }): Promise<Trending>;
   /** The items that are rated most of late, under rules. `POST /trending`; role `read`. */
-  trendingByRules(options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: Array<string> | null; offset?: number; user_id?: string | number | null; scenario?: string | null; }): Promise<Trending>;
+  trendingByRules(options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: string | Array<string> | null; offset?: number; user_id?: string | number | null; scenario?: string | null; }): Promise<Trending>;
   /** The latest items. `GET /latest`; role `read`. */
-  latest(options?: { n?: number; offset?: number; user_id?: string; exclude_seen?: boolean | string; category?: string; exclude_items?: string; scenario?: string; include?: string; }): Promise<Latest>;
+  latest(options?: { n?: number; offset?: number; user_id?: string; exclude_seen?: boolean | string; category?: string; exclude_items?: string; scenario?: string; include?: string | Array<string>; }): Promise<Latest>;
   /** The latest items, under rules. `POST /latest`; role `read`. */
-  latestByRules(options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: Array<string> | null; offset?: number; user_id?: string | number | null; scenario?: string | null; }): Promise<Latest>;
+  latestByRules(options?: { filter?: Record<string, any> | null; exclude_items?: Array<string | number> | null; candidate_items?: Array<string | number> | null; boosts?: Array<Boost> | null; diversity?: Diversity | null; per_category?: number | null; pinned?: Array<Pin> | null; n?: number | null; exclude_seen?: boolean | Array<string> | null; include?: string | Array<string> | null; offset?: number; user_id?: string | number | null; scenario?: string | null; }): Promise<Latest>;
   /** Which of the user's own ratings moved a score, and by how much. `GET /explain/{user_id}/{item_id}`; role `read`. */
   explain(user_id: string | number, item_id: string | number, options?: { n?: number; context?: Record<string, any>; }): Promise<Explained>;
   /** Users whose ids begin with a text. A call looks through a part of the store, so a page may be short. `GET /users`; role `read`. */
@@ -586,7 +586,7 @@ export interface ItemListBody {
   pinned?: Array<Pin> | null;
   n?: number | null;
   exclude_seen?: boolean | Array<string> | null;
-  include?: Array<string> | null;
+  include?: string | Array<string> | null;
   offset?: number;
   user_id?: string | number | null;
   scenario?: string | null;
@@ -720,7 +720,7 @@ export interface ListBody {
   pinned?: Array<Pin> | null;
   n?: number | null;
   exclude_seen?: boolean | Array<string> | null;
-  include?: Array<string> | null;
+  include?: string | Array<string> | null;
   order?: "score" | "rating" | (string & {}) | null;
   explore?: "none" | "thompson" | (string & {}) | null;
   recency?: number | null;
@@ -826,7 +826,7 @@ export interface PopularBody {
   pinned?: Array<Pin> | null;
   n?: number | null;
   exclude_seen?: boolean | Array<string> | null;
-  include?: Array<string> | null;
+  include?: string | Array<string> | null;
   offset?: number;
   user_id?: string | number | null;
   scenario?: string | null;
@@ -932,7 +932,7 @@ export interface RecommendBody {
   pinned?: Array<Pin> | null;
   n?: number | null;
   exclude_seen?: boolean | Array<string> | null;
-  include?: Array<string> | null;
+  include?: string | Array<string> | null;
   order?: "score" | "rating" | (string & {}) | null;
   explore?: "none" | "thompson" | (string & {}) | null;
   recency?: number | null;
@@ -1025,7 +1025,7 @@ export interface RuleFields {
   pinned?: Array<Pin> | null;
   n?: number | null;
   exclude_seen?: boolean | Array<string> | null;
-  include?: Array<string> | null;
+  include?: string | Array<string> | null;
   order?: "score" | "rating" | (string & {}) | null;
   explore?: "none" | "thompson" | (string & {}) | null;
   recency?: number | null;
@@ -1058,7 +1058,7 @@ export interface Scenario {
   pinned?: Array<Pin> | null;
   n?: number | null;
   exclude_seen?: boolean | Array<string> | null;
-  include?: Array<string> | null;
+  include?: string | Array<string> | null;
   order?: "score" | "rating" | (string & {}) | null;
   explore?: "none" | "thompson" | (string & {}) | null;
   recency?: number | null;
@@ -1117,7 +1117,7 @@ export interface SimilarBody {
   pinned?: Array<Pin> | null;
   n?: number | null;
   exclude_seen?: boolean | Array<string> | null;
-  include?: Array<string> | null;
+  include?: string | Array<string> | null;
   offset?: number;
   user_id?: string | number | null;
   scenario?: string | null;

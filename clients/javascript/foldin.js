@@ -254,6 +254,8 @@ function part(value) {
 }
 
 function text(value) {
+  // A list stands in a query with commas between.
+  if (Array.isArray(value)) return value.map(text).join(",");
   return typeof value === "string" ? value : JSON.stringify(value);
 }
 

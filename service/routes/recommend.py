@@ -221,6 +221,8 @@ async def get_recommend(request: web.Request) -> web.StreamResponse:
     operation_id="recommendByRules",
     repeatable=True,
     body=request_body(ListBody, _EXAMPLE),
+    # As of GET, for those who add a body to its address; the body's counts where both have one.
+    undescribed=("n",),
 )
 async def post_recommend_user(request: web.Request) -> web.StreamResponse:
     """The best items for a user, under rules.
@@ -232,6 +234,8 @@ async def post_recommend_user(request: web.Request) -> web.StreamResponse:
         body = await _LIST_BODY.decode_off_loop(received.raw)
         page = _page(body)
         given = one_context(body.context)
+        n = Query(request.raw_path).integer("n", 0, 1, MAX_N)
+        body.n = n or None if body.n is None else body.n
         return await _for_user(request, page, body, body.scenario, given, n_bytes=len(received.raw))
 
 

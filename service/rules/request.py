@@ -102,7 +102,12 @@ class ItemRuleFields(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     # Whether what the user has seen is left out, or the types of events that count as that.
     exclude_seen: bool | list[str] | None = None
     # What stands beside the score of each item: parts of the catalogue, and reasons.
-    include: Annotated[list[str], Meta(extra_json_schema=_INCLUDE_SCHEMA)] | None = None
+    include: Annotated[str | list[str], Meta(extra_json_schema=_INCLUDE_SCHEMA)] | None = None
+
+    def __post_init__(self) -> None:
+        # As a query has it: names with commas between.
+        if isinstance(self.include, str):
+            self.include = self.include.split(",")
 
 
 class RuleFields(ItemRuleFields, kw_only=True):

@@ -69,7 +69,7 @@ test("every call of the description", async () => {
   assert.equal((await foldin.putEventTypes({ types: types.map(({ name, meaning }) => ({ name, meaning })) })).types.length, types.length);
   assert.ok((await foldin.retireEventType("click")).types[1].retired);
 
-  assert.equal((await foldin.recommend("ann", { n: 2, exclude_seen: false, impressions: true })).items.length, 2);
+  assert.equal((await foldin.recommend("ann", { n: 2, include: ["title", "reasons"], exclude_seen: false, impressions: true })).items.length, 2);
   assert.equal((await foldin.recommendByRules("ann", { n: 1, exclude_items: ["emma"] })).items.length, 1);
   assert.equal((await foldin.recommendAnonymous({ ratings: [{ item_id: "nothing", rating: 1 }] })).ignored, 1);
   assert.equal((await foldin.similar("dune", { n: 1 })).item_id, "dune");

@@ -785,7 +785,7 @@ class ItemListBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     pinned: list[Pin] | None = None
     n: int | None = None
     exclude_seen: bool | list[str] | None = None
-    include: list[str] | None = None
+    include: str | list[str] | None = None
     offset: int = 0
     user_id: str | int | None = None
     scenario: str | None = None
@@ -805,7 +805,7 @@ class ListBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     pinned: list[Pin] | None = None
     n: int | None = None
     exclude_seen: bool | list[str] | None = None
-    include: list[str] | None = None
+    include: str | list[str] | None = None
     order: Literal["score", "rating"] | None = None
     explore: Literal["none", "thompson"] | None = None
     recency: float | None = None
@@ -828,7 +828,7 @@ class PopularBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     pinned: list[Pin] | None = None
     n: int | None = None
     exclude_seen: bool | list[str] | None = None
-    include: list[str] | None = None
+    include: str | list[str] | None = None
     offset: int = 0
     user_id: str | int | None = None
     scenario: str | None = None
@@ -849,7 +849,7 @@ class RecommendBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     pinned: list[Pin] | None = None
     n: int | None = None
     exclude_seen: bool | list[str] | None = None
-    include: list[str] | None = None
+    include: str | list[str] | None = None
     order: Literal["score", "rating"] | None = None
     explore: Literal["none", "thompson"] | None = None
     recency: float | None = None
@@ -874,7 +874,7 @@ class RuleFields(Struct, frozen=True, kw_only=True, omit_defaults=True):
     pinned: list[Pin] | None = None
     n: int | None = None
     exclude_seen: bool | list[str] | None = None
-    include: list[str] | None = None
+    include: str | list[str] | None = None
     order: Literal["score", "rating"] | None = None
     explore: Literal["none", "thompson"] | None = None
     recency: float | None = None
@@ -893,7 +893,7 @@ class Scenario(Struct, frozen=True, kw_only=True, omit_defaults=True):
     pinned: list[Pin] | None = None
     n: int | None = None
     exclude_seen: bool | list[str] | None = None
-    include: list[str] | None = None
+    include: str | list[str] | None = None
     order: str | None = None
     explore: str | None = None
     recency: float | None = None
@@ -913,7 +913,7 @@ class SimilarBody(Struct, frozen=True, kw_only=True, omit_defaults=True):
     pinned: list[Pin] | None = None
     n: int | None = None
     exclude_seen: bool | list[str] | None = None
-    include: list[str] | None = None
+    include: str | list[str] | None = None
     offset: int = 0
     user_id: str | int | None = None
     scenario: str | None = None

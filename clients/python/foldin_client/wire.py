@@ -8,7 +8,7 @@ import ipaddress
 import math
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from time import time
@@ -75,6 +75,9 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         # The shortest text that reads back as the same number.
         return repr(value)
+    if isinstance(value, Sequence):
+        # A list stands in a query with commas between.
+        return ",".join(map(_text, value))
     return msgspec.json.encode(value).decode()
 
 

@@ -57,7 +57,9 @@ async def ratings(foldin: Any) -> None:
 
 
 async def lists(foldin: Any) -> None:
-    assert len((await foldin.recommend("ann", n=2, exclude_seen=False)).items) == 2
+    assert (
+        len((await foldin.recommend("ann", n=2, exclude_seen=False, include=["title", "reasons"])).items) == 2
+    )
     shown = await foldin.recommend_by_rules("ann", n=1, exclude_items=["emma"], exclude_seen=False)
     assert [item.item_id for item in shown.items] != ["emma"]
     mine = [models.AnonymousRating(item_id="dune", rating=5), {"item_id": "nothing", "rating": 1}]

@@ -185,6 +185,11 @@ async def test_a_list_says_what_it_is_asked_to_include(client: Client, other: Cl
                 moved = pytest.approx(known["contribution"], abs=1e-4)
                 assert said == {"item_id": known["item_id"], "contribution": moved} | told
             assert item["item_id"] != first or told.items() <= item.items()
+    # A body takes what the query takes, and the number of items from the address.
+    by_text = (await client.post("/recommend/ann?n=2", {"include": "title,attributes.year"})).ok.json["items"]
+    by_list = (await client.post("/recommend/ann", {"n": 2, "include": ["title", "attributes.year"]})).ok.json
+    assert by_text == by_list["items"] != (await client.get("/recommend/ann?n=2")).ok.json["items"]
+    assert len(by_text) == 2
     assert (await client.ask("PUT", "/scenarios/shown", json={"include": ["image"]})).status == 200
     for address in ("/recommend/ann?", "/latest?"):
         items = (await other.get(f"{address}n=100&scenario=shown")).json["items"]

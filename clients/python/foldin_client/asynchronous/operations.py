@@ -139,7 +139,7 @@ class AsyncOperations(AsyncTransport):
         category: str | None = None,
         exclude_items: str | None = None,
         scenario: str | None = None,
-        include: str | None = None,
+        include: str | Sequence[str] | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> models.Recommendations:
         """The best items for a user.
@@ -183,7 +183,7 @@ class AsyncOperations(AsyncTransport):
         pinned: Sequence[models.Pin | Mapping[str, Any]] | UnsetType | None = UNSET,
         n: int | UnsetType | None = UNSET,
         exclude_seen: bool | Sequence[str] | UnsetType | None = UNSET,
-        include: Sequence[str] | UnsetType | None = UNSET,
+        include: str | Sequence[str] | UnsetType | None = UNSET,
         order: Literal["score", "rating"] | UnsetType | None = UNSET,
         explore: Literal["none", "thompson"] | UnsetType | None = UNSET,
         recency: float | UnsetType | None = UNSET,
@@ -238,7 +238,7 @@ class AsyncOperations(AsyncTransport):
         pinned: Sequence[models.Pin | Mapping[str, Any]] | UnsetType | None = UNSET,
         n: int | UnsetType | None = UNSET,
         exclude_seen: bool | Sequence[str] | UnsetType | None = UNSET,
-        include: Sequence[str] | UnsetType | None = UNSET,
+        include: str | Sequence[str] | UnsetType | None = UNSET,
         order: Literal["score", "rating"] | UnsetType | None = UNSET,
         explore: Literal["none", "thompson"] | UnsetType | None = UNSET,
         recency: float | UnsetType | None = UNSET,
@@ -312,7 +312,7 @@ class AsyncOperations(AsyncTransport):
         pinned: Sequence[models.Pin | Mapping[str, Any]] | UnsetType | None = UNSET,
         n: int | UnsetType | None = UNSET,
         exclude_seen: bool | Sequence[str] | UnsetType | None = UNSET,
-        include: Sequence[str] | UnsetType | None = UNSET,
+        include: str | Sequence[str] | UnsetType | None = UNSET,
         order: Literal["score", "rating"] | UnsetType | None = UNSET,
         explore: Literal["none", "thompson"] | UnsetType | None = UNSET,
         recency: float | UnsetType | None = UNSET,
@@ -415,7 +415,7 @@ class AsyncOperations(AsyncTransport):
         category: str | None = None,
         exclude_items: str | None = None,
         scenario: str | None = None,
-        include: str | None = None,
+        include: str | Sequence[str] | None = None,
     ) -> models.Similar:
         """The items most like one.
 
@@ -454,7 +454,7 @@ class AsyncOperations(AsyncTransport):
         pinned: Sequence[models.Pin | Mapping[str, Any]] | UnsetType | None = UNSET,
         n: int | UnsetType | None = UNSET,
         exclude_seen: bool | Sequence[str] | UnsetType | None = UNSET,
-        include: Sequence[str] | UnsetType | None = UNSET,
+        include: str | Sequence[str] | UnsetType | None = UNSET,
         offset: int | UnsetType = UNSET,
         user_id: str | int | UnsetType | None = UNSET,
         scenario: str | UnsetType | None = UNSET,
@@ -500,7 +500,7 @@ class AsyncOperations(AsyncTransport):
         category: str | None = None,
         exclude_items: str | None = None,
         scenario: str | None = None,
-        include: str | None = None,
+        include: str | Sequence[str] | None = None,
     ) -> models.Popular:
         """The most loved items.
 
@@ -538,7 +538,7 @@ class AsyncOperations(AsyncTransport):
         pinned: Sequence[models.Pin | Mapping[str, Any]] | UnsetType | None = UNSET,
         n: int | UnsetType | None = UNSET,
         exclude_seen: bool | Sequence[str] | UnsetType | None = UNSET,
-        include: Sequence[str] | UnsetType | None = UNSET,
+        include: str | Sequence[str] | UnsetType | None = UNSET,
         offset: int | UnsetType = UNSET,
         user_id: str | int | UnsetType | None = UNSET,
         scenario: str | UnsetType | None = UNSET,
@@ -583,7 +583,7 @@ class AsyncOperations(AsyncTransport):
         category: str | None = None,
         exclude_items: str | None = None,
         scenario: str | None = None,
-        include: str | None = None,
+        include: str | Sequence[str] | None = None,
     ) -> models.Trending:
         """The items that are rated most of late.
 
@@ -620,7 +620,7 @@ class AsyncOperations(AsyncTransport):
         pinned: Sequence[models.Pin | Mapping[str, Any]] | UnsetType | None = UNSET,
         n: int | UnsetType | None = UNSET,
         exclude_seen: bool | Sequence[str] | UnsetType | None = UNSET,
-        include: Sequence[str] | UnsetType | None = UNSET,
+        include: str | Sequence[str] | UnsetType | None = UNSET,
         offset: int | UnsetType = UNSET,
         user_id: str | int | UnsetType | None = UNSET,
         scenario: str | UnsetType | None = UNSET,
@@ -663,7 +663,7 @@ class AsyncOperations(AsyncTransport):
         category: str | None = None,
         exclude_items: str | None = None,
         scenario: str | None = None,
-        include: str | None = None,
+        include: str | Sequence[str] | None = None,
     ) -> models.Latest:
         """The latest items.
 
@@ -700,7 +700,7 @@ class AsyncOperations(AsyncTransport):
         pinned: Sequence[models.Pin | Mapping[str, Any]] | UnsetType | None = UNSET,
         n: int | UnsetType | None = UNSET,
         exclude_seen: bool | Sequence[str] | UnsetType | None = UNSET,
-        include: Sequence[str] | UnsetType | None = UNSET,
+        include: str | Sequence[str] | UnsetType | None = UNSET,
         offset: int | UnsetType = UNSET,
         user_id: str | int | UnsetType | None = UNSET,
         scenario: str | UnsetType | None = UNSET,

@@ -137,7 +137,7 @@ class Operations(Transport):
         category: str | None = None,
         exclude_items: str | None = None,
         scenario: str | None = None,
-        include: str | None = None,
+        include: str | Sequence[str] | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> models.Recommendations:
         """The best items for a user.
@@ -181,7 +181,7 @@ class Operations(Transport):
         pinned: Sequence[models.Pin | Mapping[str, Any]] | UnsetType | None = UNSET,
         n: int | UnsetType | None = UNSET,
         exclude_seen: bool | Sequence[str] | UnsetType | None = UNSET,
-        include: Sequence[str] | UnsetType | None = UNSET,
+        include: str | Sequence[str] | UnsetType | None = UNSET,
         order: Literal["score", "rating"] | UnsetType | None = UNSET,
         explore: Literal["none", "thompson"] | UnsetType | None = UNSET,
         recency: float | UnsetType | None = UNSET,
@@ -236,7 +236,7 @@ class Operations(Transport):
         pinned: Sequence[models.Pin | Mapping[str, Any]] | UnsetType | None = UNSET,
         n: int | UnsetType | None = UNSET,
         exclude_seen: bool | Sequence[str] | UnsetType | None = UNSET,
-        include: Sequence[str] | UnsetType | None = UNSET,
+        include: str | Sequence[str] | UnsetType | None = UNSET,
         order: Literal["score", "rating"] | UnsetType | None = UNSET,
         explore: Literal["none", "thompson"] | UnsetType | None = UNSET,
         recency: float | UnsetType | None = UNSET,
@@ -310,7 +310,7 @@ class Operations(Transport):
         pinned: Sequence[models.Pin | Mapping[str, Any]] | UnsetType | None = UNSET,
         n: int | UnsetType | None = UNSET,
         exclude_seen: bool | Sequence[str] | UnsetType | None = UNSET,
-        include: Sequence[str] | UnsetType | None = UNSET,
+        include: str | Sequence[str] | UnsetType | None = UNSET,
         order: Literal["score", "rating"] | UnsetType | None = UNSET,
         explore: Literal["none", "thompson"] | UnsetType | None = UNSET,
         recency: float | UnsetType | None = UNSET,
@@ -413,7 +413,7 @@ class Operations(Transport):
         category: str | None = None,
         exclude_items: str | None = None,
         scenario: str | None = None,
-        include: str | None = None,
+        include: str | Sequence[str] | None = None,
     ) -> models.Similar:
         """The items most like one.
 
@@ -452,7 +452,7 @@ class Operations(Transport):
         pinned: Sequence[models.Pin | Mapping[str, Any]] | UnsetType | None = UNSET,
         n: int | UnsetType | None = UNSET,
         exclude_seen: bool | Sequence[str] | UnsetType | None = UNSET,
-        include: Sequence[str] | UnsetType | None = UNSET,
+        include: str | Sequence[str] | UnsetType | None = UNSET,
         offset: int | UnsetType = UNSET,
         user_id: str | int | UnsetType | None = UNSET,
         scenario: str | UnsetType | None = UNSET,
@@ -498,7 +498,7 @@ class Operations(Transport):
         category: str | None = None,
         exclude_items: str | None = None,
         scenario: str | None = None,
-        include: str | None = None,
+        include: str | Sequence[str] | None = None,
     ) -> models.Popular:
         """The most loved items.
 
@@ -536,7 +536,7 @@ class Operations(Transport):
         pinned: Sequence[models.Pin | Mapping[str, Any]] | UnsetType | None = UNSET,
         n: int | UnsetType | None = UNSET,
         exclude_seen: bool | Sequence[str] | UnsetType | None = UNSET,
-        include: Sequence[str] | UnsetType | None = UNSET,
+        include: str | Sequence[str] | UnsetType | None = UNSET,
         offset: int | UnsetType = UNSET,
         user_id: str | int | UnsetType | None = UNSET,
         scenario: str | UnsetType | None = UNSET,
@@ -581,7 +581,7 @@ class Operations(Transport):
         category: str | None = None,
         exclude_items: str | None = None,
         scenario: str | None = None,
-        include: str | None = None,
+        include: str | Sequence[str] | None = None,
     ) -> models.Trending:
         """The items that are rated most of late.
 
@@ -618,7 +618,7 @@ class Operations(Transport):
         pinned: Sequence[models.Pin | Mapping[str, Any]] | UnsetType | None = UNSET,
         n: int | UnsetType | None = UNSET,
         exclude_seen: bool | Sequence[str] | UnsetType | None = UNSET,
-        include: Sequence[str] | UnsetType | None = UNSET,
+        include: str | Sequence[str] | UnsetType | None = UNSET,
         offset: int | UnsetType = UNSET,
         user_id: str | int | UnsetType | None = UNSET,
         scenario: str | UnsetType | None = UNSET,
@@ -661,7 +661,7 @@ class Operations(Transport):
         category: str | None = None,
         exclude_items: str | None = None,
         scenario: str | None = None,
-        include: str | None = None,
+        include: str | Sequence[str] | None = None,
     ) -> models.Latest:
         """The latest items.
 
@@ -698,7 +698,7 @@ class Operations(Transport):
         pinned: Sequence[models.Pin | Mapping[str, Any]] | UnsetType | None = UNSET,
         n: int | UnsetType | None = UNSET,
         exclude_seen: bool | Sequence[str] | UnsetType | None = UNSET,
-        include: Sequence[str] | UnsetType | None = UNSET,
+        include: str | Sequence[str] | UnsetType | None = UNSET,
         offset: int | UnsetType = UNSET,
         user_id: str | int | UnsetType | None = UNSET,
         scenario: str | UnsetType | None = UNSET,
