@@ -136,6 +136,7 @@ test("every call of the description", async () => {
   // Where it was built the one leads to the other; else both say how it is.
   const first = await foldin.manualPage("index.html");
   assert.match(first, /Foldin/);
+  for (const name of ["metrics", "page", "docsPage"]) assert.ok((await foldin[name]()).length > 100);
   const told = await foldin.manual().catch((error) => error);
   if (told instanceof FoldinError) assert.equal(told.status, 308);
   else assert.equal(told, first);
