@@ -20,11 +20,12 @@ WITH_CONTEXT = {"predict", "recommend", "explain"}
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter of the path or the query."""
+    """One parameter of the path, the query or the body. `text`: what it is, where the description says so."""
 
     name: str
     schema: Schema
     required: bool
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,14 @@ def read() -> Document:
     """Return the description of the service of this checkout."""
     described = msgspec.json.decode(describe(1.0, 5.0, with_keys=True))
     schemas: dict[str, Schema] = described["components"]["schemas"]
+    # A body's field says what the parameter of a like call does; of many values it has a list.
+    texts = {
+        (path.split("/")[1], each["name"]): each["description"].replace(", with commas between", "")
+        for path, methods in described["paths"].items()
+        for each in methods.get("get", {}).get("parameters", [])
+    }
     found = [
-        _operation(path, method, each, schemas)
+        _operation(path, method, each, schemas, texts)
         for path, methods in described["paths"].items()
         for method, each in methods.items()
     ]
@@ -120,20 +127,34 @@ def _schema(parameter: Schema) -> Schema:
     return cast("Schema", schema)
 
 
-def _operation(path: str, method: str, described: Schema, schemas: dict[str, Schema]) -> Operation:
+def _operation(
+    path: str,
+    method: str,
+    described: Schema,
+    schemas: dict[str, Schema],
+    texts: dict[tuple[str, str], str],
+) -> Operation:
     if "operationId" not in described:
         raise ValueError(f"{method.upper()} {path} has no operation_id: clients name their methods by it")
     parameters = described.get("parameters", [])
     in_path, in_query = (
         [
-            Parameter(each["name"], _schema(each), each["required"])
+            # Clients encode by themselves.
+            Parameter(
+                each["name"],
+                _schema(each),
+                each["required"],
+                each["description"].removesuffix(", percent-encoded"),
+            )
             for each in parameters
             if each["in"] == where
         ]
         for where in ("path", "query")
     )
     if described["operationId"] in WITH_CONTEXT:
-        in_query.append(Parameter("context", {"type": "object"}, required=False))
+        in_query.append(
+            Parameter("context", {"type": "object"}, required=False, text="The context, by field")
+        )
     fields: list[Parameter] = []
     rows = body = None
     sent = described.get("requestBody", {"content": {}})
@@ -142,7 +163,15 @@ def _operation(path: str, method: str, described: Schema, schemas: dict[str, Sch
     elif "$ref" in (schema := sent["content"].get(JSON, {}).get("schema", {})):
         struct = schemas[reference(schema)]
         required = set(struct["required"])
-        fields = [Parameter(name, each, name in required) for name, each in struct["properties"].items()]
+        fields = [
+            Parameter(
+                name,
+                each,
+                name in required,
+                each.get("description", "") or texts.get((path.split("/")[1], name), ""),
+            )
+            for name, each in struct["properties"].items()
+        ]
     elif schema:
         body = schema
         if described["operationId"] == "predictMany":

@@ -138,12 +138,20 @@ def _default(value: Any) -> str:
     return f"msgspec.field(default_factory={type(value).__name__})" if value in ([], {}) else repr(value)
 
 
-def _docstring(text: str, indentation: int, *, more: str = "") -> str:
+def _docstring(text: str, indentation: int, *, more: str = "", told: Iterable[Parameter] = ()) -> str:
     space = " " * indentation
     paragraphs = [" ".join(each.split()) for each in cleandoc(text).split("\n\n")]
     if more:
         paragraphs.append(more)
     wrapped = [textwrap.fill(each, _WIDTH - indentation) for each in paragraphs]
+    lines = [
+        textwrap.fill(
+            f"{each.name}: {each.text.rstrip('.')}.", _WIDTH - indentation, subsequent_indent="    "
+        )
+        for each in told
+        if each.text
+    ]
+    wrapped += ["\n".join(lines)] if lines else []
     whole = "\n\n".join(wrapped).replace("\\", "\\\\")
     if "\n" not in whole and len(whole) < _WIDTH - indentation - 4:
         return f'{space}"""{whole}"""'
@@ -172,7 +180,8 @@ def _method(operation: Operation) -> str:
     says = f"`{operation.method} {operation.path}`; needs the role `{operation.role}`."
     if operation.role == "public":
         says = f"`{operation.method} {operation.path}`; needs no key."
-    body = [_docstring(operation.summary, 8, more=says)]
+    told = (*operation.in_path, *operation.fields, *operation.in_query)
+    body = [_docstring(operation.summary, 8, more=says, told=told)]
     call = _call(operation)
     if operation.line is not None:
         line = f"models.{reference(operation.line)}"

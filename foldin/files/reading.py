@@ -6,6 +6,7 @@ no quote is open, so that each chunk can be parsed by itself. A line of NDJSON, 
 than contexts may have fields.
 """
 
+import re
 import zlib
 from collections.abc import Generator, Iterator
 from math import isfinite
@@ -23,7 +24,7 @@ from foldin.files.contexts import SHOWN_CHARACTERS, may_be_context
 from foldin.files.layout import BOM, CountingFile, Layout, open_text
 from foldin.files.rows import BadRow, Batch, Lines, RowRules
 from foldin.settings import CONTEXT_PREFIX
-from processes.errors import CannotStartError
+from processes.errors import CannotStartError, in_plain_words
 
 CHUNK_BYTES = 2 * 1024 * 1024  # about 100,000 ratings
 # A quote that is never closed makes the rest of the file one row.
@@ -173,8 +174,15 @@ class RatingsFile:
                 "context": may_be_context(kind),
             }
             if not fits[role.partition(".")[0]]:
+                held = (
+                    "numbers with fractions"
+                    if pa.types.is_floating(kind)
+                    else "text"
+                    if is_text(kind)
+                    else kind
+                )
                 raise CannotStartError(
-                    f"column {name} of {self.path} holds {kind}, which cannot be a {role}: convert it, or "
+                    f"column {name} of {self.path} holds {held}, which cannot be a {role}: convert it, or "
                     "name another with --columns"
                 )
 
@@ -227,6 +235,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _DECODER = msgspec.json.Decoder(_Line)
+_AT = re.compile(r"^(must be .*) - at \$\.(.*)$")
 
 
 def parse_lines(
@@ -246,7 +255,7 @@ def parse_lines(
         try:
             row = _DECODER.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            bad.append(BadRow(number, str(exc)))
+            bad.append(BadRow(number, _AT.sub(r"\2 \1", in_plain_words(str(exc)))))
             continue
         given = {name: value for name, value in (row.context or {}).items() if value is not None}
         if len(contexts.keys() | given.keys()) > MOST_FIELDS:

@@ -25,6 +25,7 @@ import numpy as np
 from factors import Float64s
 from featurestore.catalogue.schema import parse_time
 from featurestore.codecs import MAX_TIMESTAMP
+from processes.errors import in_plain_words
 from service.http.problems import Problem
 
 # Decoded and checked in about 2 ms: 10,000 pairs or ratings with ids of usual length. A broken body takes
@@ -351,16 +352,6 @@ async def parsed(parse: Callable[..., T], body: bytes | bytearray, *more: Any, *
 _PATH = re.compile(r" - at `\$(?P<path>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>[^`]*)`")
-_KINDS = re.compile(r"`([^`]*)`")
-# What stands for a type's name in msgspec's messages.
-_WORDS = {
-    "float": "a number",
-    "int": "a whole number",
-    "str": "text",
-    "bool": "true or false",
-    "array": "a list",
-    "object": "an object",
-}
 _SOME_KEY = "[...]"
 _STEP = re.compile(r"\[(?P<row>\d+)\]|\.(?P<name>[^.\[]+)")
 Path = list[str | int]
@@ -388,24 +379,8 @@ def problem_of(
         path.append(unknown["name"][:256])
         text = f"there is no field {hint(unknown['name'], names)}"
     else:
-        text = _in_words(text)
+        text = in_plain_words(text)
     return _problem_at(path, text)
-
-
-def _in_words(text: str) -> str:
-    """Return a message of msgspec without the names of Python: "must be a number or null, not text"."""
-    if text.startswith("Expected `"):
-        # Beside a whole number, "a number" would not say what is wrong.
-        text = text.replace("Expected", "must be", 1).replace(
-            ", got `float`", ", not a number with a decimal point"
-        )
-        text = _KINDS.sub(lambda found: _any_of(found[1].split(" | ")), text).replace(", got ", ", not ")
-    return text[:1].lower() + text[1:]
-
-
-def _any_of(kinds: Sequence[str]) -> str:
-    *others, last = (_WORDS.get(kind, kind) for kind in kinds)
-    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _problem_at(path: Path, text: str) -> Problem:

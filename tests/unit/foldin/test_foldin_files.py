@@ -153,7 +153,12 @@ NOISE = np.random.default_rng(1).integers(0, 10**9, 40_000)
         # All would be one header, and no rating.
         (b"user,item,rating\r1,2,3\r4,5,1\r", "auto", None, "carriage return alone"),
         (TWICE, "auto", None, "two columns"),
-        (parquet({"user": [1.5], "item": [1], "rating": [2.0]}), "auto", None, "column user .* holds double"),
+        (
+            parquet({"user": [1.5], "item": [1], "rating": [2.0]}),
+            "auto",
+            None,
+            "column user .* holds numbers with",
+        ),
         (b"PAR1 and nothing", "auto", None, "damaged Parquet"),
         (gzip.compress(PLAIN + b"".join(b"%d,1,3\n" % n for n in NOISE))[:-2000], "auto", None, "damaged"),
     ],
@@ -287,6 +292,7 @@ def test_lines_of_ndjson_say_the_kinds_of_contexts_and_bad_ones_their_numbers(
     bad = [line('{"on": 8}'), line('{"hour": "noon"}'), line("null", ', "stars": 1'), '{"user_id": "a"\n']
     bad += ['{"user_id": "a", "item_id": "", "rating": 3}\n', '{"user_id": "a", "item_id": "b"}\n', "[]\n"]
     bad += ['{"user_id": "\udcff", "item_id": "x", "rating": 3}\n']
+    bad += ['{"user_id": "a", "item_id": "x", "rating": "4"}\n']
     many = ", ".join(f'"f{k}": 1' for k in range(33))
     path.write_text("".join([*good, "\n", *bad, line(f"{{{many}}}")]), errors="surrogateescape")
     rows, found = read_contexts(path)
@@ -295,8 +301,9 @@ def test_lines_of_ndjson_say_the_kinds_of_contexts_and_bad_ones_their_numbers(
         (),
         (None, {"on": "tv", "new": 1.0}),
     ]
-    assert [number for number, _ in found] == list(range(5, 14))
-    words = ("context.on is of", "context.hour is of", "stars", "", "item is empty", "`rating`", "", "", "32")
+    assert [number for number, _ in found] == list(range(5, 15))
+    words = ["context.on is of", "context.hour is of", "stars", "", "item is empty", "`rating`", "", ""]
+    words += ["rating must be a number, not text", "32"]
     assert all(word in reason for word, (_, reason) in zip(words, found, strict=True)), found
     # What the target has decides, as the API does.
     assert read_contexts(path, on="number")[1][0][0] == 1

@@ -27,6 +27,12 @@ class AsyncOperations(AsyncTransport):
         """The expected rating of one pair. `user` and `item` are synonyms of the parameters.
 
         `GET /predict`; needs the role `read`.
+
+        user_id: Who.
+        item_id: What.
+        timestamp: When, in seconds since 1970 or as ISO 8601.
+        distribution: The probability of each step of the scale too.
+        context: The context, by field.
         """
         return await self._ask(
             Call(
@@ -56,6 +62,9 @@ class AsyncOperations(AsyncTransport):
         """Take one rating back.
 
         `DELETE /ratings/{user_id}/{item_id}`; needs the role `rate`.
+
+        user_id: 1 to 256 bytes of UTF-8.
+        item_id: 1 to 256 bytes of UTF-8.
         """
         return await self._ask(
             Call("DELETE", f"/ratings/{part(user_id)}/{part(item_id)}", is_repeatable=True), models.Deleted
@@ -81,6 +90,10 @@ class AsyncOperations(AsyncTransport):
         """The events of a user that are no ratings, the latest first.
 
         `GET /users/{user_id}/events`; needs the role `read`.
+
+        user_id: 1 to 256 bytes of UTF-8.
+        n: How many.
+        offset: How many of the latest to leave out.
         """
         return await self._ask(
             Call(
@@ -93,6 +106,10 @@ class AsyncOperations(AsyncTransport):
         """Take one event back.
 
         `DELETE /events/{user_id}/{item_id}/{type}`; needs the role `rate`.
+
+        user_id: 1 to 256 bytes of UTF-8.
+        item_id: 1 to 256 bytes of UTF-8.
+        type: A type of GET /event-types.
         """
         return await self._ask(
             Call("DELETE", f"/events/{part(user_id)}/{part(item_id)}/{part(type)}", is_repeatable=True),
@@ -119,6 +136,8 @@ class AsyncOperations(AsyncTransport):
         """Retire a type: it takes no events any more, and those that there are stay, and count on.
 
         `DELETE /event-types/{type}`; needs the role `operate`.
+
+        type: 1 to 256 bytes of UTF-8.
         """
         return await self._ask(
             Call("DELETE", f"/event-types/{part(type)}", is_repeatable=True), models.TypesOut
@@ -145,6 +164,23 @@ class AsyncOperations(AsyncTransport):
         """The best items for a user.
 
         `GET /recommend/{user_id}`; needs the role `read`.
+
+        user_id: 1 to 256 bytes of UTF-8.
+        n: How many; else as the scenario says.
+        offset: How many of the best to leave out.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types, with commas
+            between.
+        impressions: Record the items as shown to the user.
+        explore: `thompson` ranks by a draw from the posterior.
+        recency: How many times more the latest events of the user count.
+        seed: Makes a draw repeatable.
+        order: `rating` ranks by the expected rating alone.
+        category: Only items of this category, or any of several with commas.
+        exclude_items: Ids of items to leave out, with commas between.
+        scenario: Rules that are stored.
+        include: What to say of each item, with commas between: `title`, `image`, `categories`,
+            `attributes`, `attributes.NAME`, and in lists for a user `reasons`.
+        context: The context, by field.
         """
         return await self._ask(
             Call(
@@ -196,6 +232,23 @@ class AsyncOperations(AsyncTransport):
         """The best items for a user, under rules.
 
         `POST /recommend/{user_id}`; needs the role `read`.
+
+        user_id: 1 to 256 bytes of UTF-8.
+        filter: `must` (all hold), `should` (one does), `must_not` (none does): lists of conditions.
+            A condition is a filter, `{key, match: {value | any | except}}`, `{key, range: {gt, gte,
+            lt, lte}}`, `{is_empty: {key}}` or `{has_id: [..]}`.
+        exclude_items: Ids of items to leave out.
+        n: How many; else as the scenario says.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types.
+        include: What to say of each item: `title`, `image`, `categories`, `attributes`,
+            `attributes.NAME`, and in lists for a user `reasons`.
+        order: `rating` ranks by the expected rating alone.
+        explore: `thompson` ranks by a draw from the posterior.
+        recency: How many times more the latest events of the user count.
+        impressions: Record the items as shown to the user.
+        offset: How many of the best to leave out.
+        seed: Makes a draw repeatable.
+        scenario: Rules that are stored.
         """
         return await self._ask(
             Call(
@@ -253,6 +306,22 @@ class AsyncOperations(AsyncTransport):
         """The best items for someone who is not stored.
 
         `POST /recommend`; needs the role `read`.
+
+        filter: `must` (all hold), `should` (one does), `must_not` (none does): lists of conditions.
+            A condition is a filter, `{key, match: {value | any | except}}`, `{key, range: {gt, gte,
+            lt, lte}}`, `{is_empty: {key}}` or `{has_id: [..]}`.
+        exclude_items: Ids of items to leave out.
+        n: How many; else as the scenario says.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types.
+        include: What to say of each item: `title`, `image`, `categories`, `attributes`,
+            `attributes.NAME`, and in lists for a user `reasons`.
+        order: `rating` ranks by the expected rating alone.
+        explore: `thompson` ranks by a draw from the posterior.
+        recency: How many times more the latest events of the user count.
+        impressions: Record the items as shown to the user.
+        offset: How many of the best to leave out.
+        seed: Makes a draw repeatable.
+        scenario: Rules that are stored.
         """
         return await self._ask(
             Call(
@@ -296,6 +365,8 @@ class AsyncOperations(AsyncTransport):
         """The rules of a scenario.
 
         `GET /scenarios/{name}`; needs the role `read`.
+
+        name: Letters, digits and `_.-`.
         """
         return await self._ask(Call("GET", f"/scenarios/{part(name)}", is_repeatable=True), models.Scenario)
 
@@ -321,6 +392,11 @@ class AsyncOperations(AsyncTransport):
         """Store rules under a name, in place of those before.
 
         `PUT /scenarios/{name}`; needs the role `operate`.
+
+        name: Letters, digits and `_.-`.
+        filter: `must` (all hold), `should` (one does), `must_not` (none does): lists of conditions.
+            A condition is a filter, `{key, match: {value | any | except}}`, `{key, range: {gt, gte,
+            lt, lte}}`, `{is_empty: {key}}` or `{has_id: [..]}`.
         """
         return await self._ask(
             Call(
@@ -351,6 +427,8 @@ class AsyncOperations(AsyncTransport):
         """Delete a scenario.
 
         `DELETE /scenarios/{name}`; needs the role `operate`.
+
+        name: Letters, digits and `_.-`.
         """
         return await self._ask(
             Call("DELETE", f"/scenarios/{part(name)}", is_repeatable=True), models.ScenarioDeleted
@@ -367,6 +445,8 @@ class AsyncOperations(AsyncTransport):
         """What came of an experiment so far, by arm.
 
         `GET /experiments/{name}`; needs the role `read`.
+
+        name: Letters, digits and `_.-`.
         """
         return await self._ask(
             Call("GET", f"/experiments/{part(name)}", is_repeatable=True), models.ExperimentFigures
@@ -382,6 +462,8 @@ class AsyncOperations(AsyncTransport):
         """Begin an experiment. Sent again it changes nothing; another one of the same name is refused.
 
         `PUT /experiments/{name}`; needs the role `operate`.
+
+        name: Letters, digits and `_.-`.
         """
         return await self._ask(
             Call(
@@ -397,6 +479,9 @@ class AsyncOperations(AsyncTransport):
         """End an experiment, and forget its figures.
 
         `DELETE /experiments/{name}`; needs the role `operate`.
+
+        name: Letters, digits and `_.-`.
+        keep: The arm that goes on, for everybody.
         """
         return await self._ask(
             Call("DELETE", f"/experiments/{part(name)}", query={"keep": keep}, is_repeatable=True),
@@ -420,6 +505,20 @@ class AsyncOperations(AsyncTransport):
         """The items most like one.
 
         `GET /similar/{item_id}`; needs the role `read`.
+
+        item_id: 1 to 256 bytes of UTF-8.
+        by: `behaviour`: whose ratings or events go together; `content`: that share texts in the
+            catalogue.
+        n: How many; else as the scenario says.
+        offset: How many of the best to leave out.
+        user_id: Leave out what this user has seen.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types, with commas
+            between.
+        category: Only items of this category, or any of several with commas.
+        exclude_items: Ids of items to leave out, with commas between.
+        scenario: Rules that are stored.
+        include: What to say of each item, with commas between: `title`, `image`, `categories`,
+            `attributes`, `attributes.NAME`, and in lists for a user `reasons`.
         """
         return await self._ask(
             Call(
@@ -463,6 +562,21 @@ class AsyncOperations(AsyncTransport):
         """The items most like one, under rules.
 
         `POST /similar/{item_id}`; needs the role `read`.
+
+        item_id: 1 to 256 bytes of UTF-8.
+        filter: `must` (all hold), `should` (one does), `must_not` (none does): lists of conditions.
+            A condition is a filter, `{key, match: {value | any | except}}`, `{key, range: {gt, gte,
+            lt, lte}}`, `{is_empty: {key}}` or `{has_id: [..]}`.
+        exclude_items: Ids of items to leave out.
+        n: How many; else as the scenario says.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types.
+        include: What to say of each item: `title`, `image`, `categories`, `attributes`,
+            `attributes.NAME`, and in lists for a user `reasons`.
+        offset: How many of the best to leave out.
+        user_id: Leave out what this user has seen.
+        scenario: Rules that are stored.
+        by: `behaviour`: whose ratings or events go together; `content`: that share texts in the
+            catalogue.
         """
         return await self._ask(
             Call(
@@ -505,6 +619,20 @@ class AsyncOperations(AsyncTransport):
         """The most loved items.
 
         `GET /popular`; needs the role `read`.
+
+        by: `rating`: what an average user would give; `events`: the weight of positive events.
+            Without it by rating, and by events where the generation has learned no rating, or next
+            to none.
+        n: How many; else as the scenario says.
+        offset: How many of the best to leave out.
+        user_id: Leave out what this user has seen.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types, with commas
+            between.
+        category: Only items of this category, or any of several with commas.
+        exclude_items: Ids of items to leave out, with commas between.
+        scenario: Rules that are stored.
+        include: What to say of each item, with commas between: `title`, `image`, `categories`,
+            `attributes`, `attributes.NAME`, and in lists for a user `reasons`.
         """
         return await self._ask(
             Call(
@@ -547,6 +675,21 @@ class AsyncOperations(AsyncTransport):
         """The most loved items, under rules.
 
         `POST /popular`; needs the role `read`.
+
+        filter: `must` (all hold), `should` (one does), `must_not` (none does): lists of conditions.
+            A condition is a filter, `{key, match: {value | any | except}}`, `{key, range: {gt, gte,
+            lt, lte}}`, `{is_empty: {key}}` or `{has_id: [..]}`.
+        exclude_items: Ids of items to leave out.
+        n: How many; else as the scenario says.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types.
+        include: What to say of each item: `title`, `image`, `categories`, `attributes`,
+            `attributes.NAME`, and in lists for a user `reasons`.
+        offset: How many of the best to leave out.
+        user_id: Leave out what this user has seen.
+        scenario: Rules that are stored.
+        by: `rating`: what an average user would give; `events`: the weight of positive events.
+            Without it by rating, and by events where the generation has learned no rating, or next
+            to none.
         """
         return await self._ask(
             Call(
@@ -588,6 +731,17 @@ class AsyncOperations(AsyncTransport):
         """The items that are rated most of late.
 
         `GET /trending`; needs the role `read`.
+
+        n: How many; else as the scenario says.
+        offset: How many of the best to leave out.
+        user_id: Leave out what this user has seen.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types, with commas
+            between.
+        category: Only items of this category, or any of several with commas.
+        exclude_items: Ids of items to leave out, with commas between.
+        scenario: Rules that are stored.
+        include: What to say of each item, with commas between: `title`, `image`, `categories`,
+            `attributes`, `attributes.NAME`, and in lists for a user `reasons`.
         """
         return await self._ask(
             Call(
@@ -628,6 +782,18 @@ class AsyncOperations(AsyncTransport):
         """The items that are rated most of late, under rules.
 
         `POST /trending`; needs the role `read`.
+
+        filter: `must` (all hold), `should` (one does), `must_not` (none does): lists of conditions.
+            A condition is a filter, `{key, match: {value | any | except}}`, `{key, range: {gt, gte,
+            lt, lte}}`, `{is_empty: {key}}` or `{has_id: [..]}`.
+        exclude_items: Ids of items to leave out.
+        n: How many; else as the scenario says.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types.
+        include: What to say of each item: `title`, `image`, `categories`, `attributes`,
+            `attributes.NAME`, and in lists for a user `reasons`.
+        offset: How many of the best to leave out.
+        user_id: Leave out what this user has seen.
+        scenario: Rules that are stored.
         """
         return await self._ask(
             Call(
@@ -668,6 +834,17 @@ class AsyncOperations(AsyncTransport):
         """The latest items.
 
         `GET /latest`; needs the role `read`.
+
+        n: How many; else as the scenario says.
+        offset: How many of the best to leave out.
+        user_id: Leave out what this user has seen.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types, with commas
+            between.
+        category: Only items of this category, or any of several with commas.
+        exclude_items: Ids of items to leave out, with commas between.
+        scenario: Rules that are stored.
+        include: What to say of each item, with commas between: `title`, `image`, `categories`,
+            `attributes`, `attributes.NAME`, and in lists for a user `reasons`.
         """
         return await self._ask(
             Call(
@@ -708,6 +885,18 @@ class AsyncOperations(AsyncTransport):
         """The latest items, under rules.
 
         `POST /latest`; needs the role `read`.
+
+        filter: `must` (all hold), `should` (one does), `must_not` (none does): lists of conditions.
+            A condition is a filter, `{key, match: {value | any | except}}`, `{key, range: {gt, gte,
+            lt, lte}}`, `{is_empty: {key}}` or `{has_id: [..]}`.
+        exclude_items: Ids of items to leave out.
+        n: How many; else as the scenario says.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types.
+        include: What to say of each item: `title`, `image`, `categories`, `attributes`,
+            `attributes.NAME`, and in lists for a user `reasons`.
+        offset: How many of the best to leave out.
+        user_id: Leave out what this user has seen.
+        scenario: Rules that are stored.
         """
         return await self._ask(
             Call(
@@ -744,6 +933,11 @@ class AsyncOperations(AsyncTransport):
         """Which of the user's own ratings moved a score, and by how much.
 
         `GET /explain/{user_id}/{item_id}`; needs the role `read`.
+
+        user_id: 1 to 256 bytes of UTF-8.
+        item_id: 1 to 256 bytes of UTF-8.
+        n: The strongest alone; `rest` is what the others add.
+        context: The context, by field.
         """
         return await self._ask(
             Call(
@@ -762,6 +956,10 @@ class AsyncOperations(AsyncTransport):
         be short.
 
         `GET /users`; needs the role `read`.
+
+        prefix: How ids begin.
+        n: About how many.
+        cursor: `next` of the page before.
         """
         return await self._ask(
             Call("GET", "/users", query={"prefix": prefix, "n": n, "cursor": cursor}, is_repeatable=True),
@@ -780,6 +978,8 @@ class AsyncOperations(AsyncTransport):
         """What is known of a user.
 
         `GET /users/{user_id}`; needs the role `read`.
+
+        user_id: 1 to 256 bytes of UTF-8.
         """
         return await self._ask(Call("GET", f"/users/{part(user_id)}", is_repeatable=True), models.UserOut)
 
@@ -787,6 +987,8 @@ class AsyncOperations(AsyncTransport):
         """Forget a user everywhere.
 
         `DELETE /users/{user_id}`; needs the role `operate`.
+
+        user_id: 1 to 256 bytes of UTF-8.
         """
         return await self._ask(Call("DELETE", f"/users/{part(user_id)}", is_repeatable=True), models.Receipt)
 
@@ -796,6 +998,10 @@ class AsyncOperations(AsyncTransport):
         """The ratings of a user, the latest first.
 
         `GET /users/{user_id}/ratings`; needs the role `read`.
+
+        user_id: 1 to 256 bytes of UTF-8.
+        n: How many.
+        offset: How many of the latest to leave out.
         """
         return await self._ask(
             Call(
@@ -809,6 +1015,8 @@ class AsyncOperations(AsyncTransport):
         `detail` says what a pending erasure waits for.
 
         `GET /receipts/{receipt}`; needs the role `read`.
+
+        receipt: 1 to 256 bytes of UTF-8.
         """
         return await self._ask(Call("GET", f"/receipts/{part(receipt)}", is_repeatable=True), models.Receipt)
 
@@ -816,6 +1024,9 @@ class AsyncOperations(AsyncTransport):
         """What is known of an item.
 
         `GET /items/{item_id}`; needs the role `read`.
+
+        item_id: 1 to 256 bytes of UTF-8.
+        distribution: The probability of each step of the scale too, of a rating by an unknown user.
         """
         return await self._ask(
             Call("GET", f"/items/{part(item_id)}", query={"distribution": distribution}, is_repeatable=True),
@@ -837,6 +1048,10 @@ class AsyncOperations(AsyncTransport):
         """Say what is known of an item; what was said before is replaced.
 
         `PUT /items/{item_id}`; needs the role `operate`.
+
+        item_id: 1 to 256 bytes of UTF-8.
+        attributes: Numbers, texts, lists of texts, times (ISO 8601, or seconds since 1970) and
+            booleans, by name. The first value of a name fixes its type.
         """
         return await self._ask(
             Call(
@@ -871,6 +1086,10 @@ class AsyncOperations(AsyncTransport):
         """Change some of what is known of an item.
 
         `PATCH /items/{item_id}`; needs the role `operate`.
+
+        item_id: 1 to 256 bytes of UTF-8.
+        attributes: Numbers, texts, lists of texts, times (ISO 8601, or seconds since 1970) and
+            booleans, by name. The first value of a name fixes its type.
         """
         return await self._ask(
             Call(
@@ -896,6 +1115,9 @@ class AsyncOperations(AsyncTransport):
         """Delete an item: it is in no list any more.
 
         `DELETE /items/{item_id}`; needs the role `operate`.
+
+        item_id: 1 to 256 bytes of UTF-8.
+        ratings: `delete`: its ratings are taken back from all users, too; the answer is then 202.
         """
         return await self._ask(
             Call("DELETE", f"/items/{part(item_id)}", query={"ratings": ratings}, is_repeatable=True),
@@ -913,6 +1135,11 @@ class AsyncOperations(AsyncTransport):
         """The users whose taste is nearest to a user's, among the most active ones.
 
         `GET /neighbours/{user_id}`; needs the role `read`.
+
+        user_id: 1 to 256 bytes of UTF-8.
+        n: How many.
+        offset: How many of the nearest to leave out.
+        least: Of at least this similarity.
         """
         return await self._ask(
             Call(
@@ -928,6 +1155,8 @@ class AsyncOperations(AsyncTransport):
         """What is known of a user besides ratings.
 
         `GET /users/{user_id}/attributes`; needs the role `read`.
+
+        user_id: 1 to 256 bytes of UTF-8.
         """
         return await self._ask(
             Call("GET", f"/users/{part(user_id)}/attributes", is_repeatable=True), models.AttributesOut
@@ -937,6 +1166,8 @@ class AsyncOperations(AsyncTransport):
         """Say what is known of a user besides ratings; what was said before is replaced.
 
         `PUT /users/{user_id}/attributes`; needs the role `operate`.
+
+        user_id: 1 to 256 bytes of UTF-8.
         """
         return await self._ask(
             Call("PUT", f"/users/{part(user_id)}/attributes", body=encoded(attributes), is_repeatable=True),
@@ -949,6 +1180,8 @@ class AsyncOperations(AsyncTransport):
         """Change some attributes of a user.
 
         `PATCH /users/{user_id}/attributes`; needs the role `operate`.
+
+        user_id: 1 to 256 bytes of UTF-8.
         """
         return await self._ask(
             Call("PATCH", f"/users/{part(user_id)}/attributes", body=encoded(attributes), is_repeatable=True),
@@ -959,6 +1192,8 @@ class AsyncOperations(AsyncTransport):
         """Delete the attributes of a user; the ratings stay.
 
         `DELETE /users/{user_id}/attributes`; needs the role `operate`.
+
+        user_id: 1 to 256 bytes of UTF-8.
         """
         return await self._ask(
             Call("DELETE", f"/users/{part(user_id)}/attributes", is_repeatable=True), models.DeletedAttributes
@@ -970,6 +1205,9 @@ class AsyncOperations(AsyncTransport):
         """List the users with attributes.
 
         `GET /attributes`; needs the role `read`.
+
+        n: How many users.
+        cursor: `next` of the page before.
         """
         return await self._ask(
             Call("GET", "/attributes", query={"n": n, "cursor": cursor}, is_repeatable=True),
@@ -996,6 +1234,14 @@ class AsyncOperations(AsyncTransport):
         """List the items of the catalogue, or all that are known; hidden ones too.
 
         `GET /items`; needs the role `read`.
+
+        n: How many.
+        cursor: `next` of the page before.
+        prefix: What the ids, or titles, begin with.
+        by: In which order.
+        of: `all`: also items that ratings or other events alone name; in the order of ids.
+        ids: These alone: a JSON array of at most 60 ids. Path and query of a call have 8,190 bytes
+            at most, percent-encoded: of long ids fewer fit in.
         """
         return await self._ask(
             Call(
@@ -1050,6 +1296,8 @@ class AsyncOperations(AsyncTransport):
         """Take an attribute from all items, and free its name, which may then have another type.
 
         `DELETE /schema/items/{attribute}`; needs the role `operate`.
+
+        attribute: 1 to 256 bytes of UTF-8.
         """
         return await self._ask(
             Call("DELETE", f"/schema/items/{part(attribute)}", is_repeatable=True), models.SchemaBody
@@ -1059,6 +1307,8 @@ class AsyncOperations(AsyncTransport):
         """Take an attribute from all users, and free its name, which may then have another type.
 
         `DELETE /schema/users/{attribute}`; needs the role `operate`.
+
+        attribute: 1 to 256 bytes of UTF-8.
         """
         return await self._ask(
             Call("DELETE", f"/schema/users/{part(attribute)}", is_repeatable=True), models.SchemaBody
@@ -1069,6 +1319,8 @@ class AsyncOperations(AsyncTransport):
         learned.
 
         `DELETE /schema/context/{field}`; needs the role `operate`.
+
+        field: 1 to 256 bytes of UTF-8.
         """
         return await self._ask(Call("DELETE", f"/schema/context/{part(field)}"), models.SchemaBody)
 
@@ -1089,6 +1341,8 @@ class AsyncOperations(AsyncTransport):
         """Begin a new history with these ratings; without a body, fit again on all that is known.
 
         `POST /train`; needs the role `operate`.
+
+        wait: Seconds until the answer is 202; 50 where it is left out.
         """
         answer: models.TrainedOut | models.TrainingOut = await self._ask_either(
             Call(
@@ -1116,6 +1370,8 @@ class AsyncOperations(AsyncTransport):
         """How far a training has come.
 
         `GET /train/{receipt}`; needs the role `read`.
+
+        receipt: 1 to 256 bytes of UTF-8.
         """
         return await self._ask(Call("GET", f"/train/{part(receipt)}", is_repeatable=True), models.TrainingOut)
 
@@ -1130,6 +1386,10 @@ class AsyncOperations(AsyncTransport):
         """Make a generation that is kept the live one.
 
         `POST /generations/{generation}/activate`; needs the role `operate`.
+
+        generation: Its number.
+        hold: Whether automatic refits wait from now on; left out, they do where it is not the
+            newest.
         """
         return await self._ask(
             Call(
@@ -1189,6 +1449,8 @@ class AsyncOperations(AsyncTransport):
         add` makes another.
 
         `DELETE /keys/{name}`; needs the role `operate`.
+
+        name: Its name.
         """
         return await self._ask(Call("DELETE", f"/keys/{part(name)}", is_repeatable=True), models.KeyRemoved)
 
@@ -1215,6 +1477,8 @@ class AsyncOperations(AsyncTransport):
         """How all replicas and the trainer have been, by interval, and who is at work now.
 
         `GET /history`; needs the role `read`.
+
+        seconds: How far back.
         """
         return await self._ask(
             Call("GET", "/history", query={"seconds": seconds}, is_repeatable=True), models.HistoryOut
@@ -1238,6 +1502,8 @@ class AsyncOperations(AsyncTransport):
         """A file of the pages.
 
         `GET /static/{name}`; needs no key.
+
+        name: The file.
         """
         return await self._ask_text(Call("GET", f"/static/{part(name)}", is_repeatable=True))
 
@@ -1245,6 +1511,9 @@ class AsyncOperations(AsyncTransport):
         """A file of a part of the pages.
 
         `GET /static/{folder}/{name}`; needs no key.
+
+        folder: The folder.
+        name: The file.
         """
         return await self._ask_text(Call("GET", f"/static/{part(folder)}/{part(name)}", is_repeatable=True))
 
@@ -1273,5 +1542,7 @@ class AsyncOperations(AsyncTransport):
         """A page of the manual; where it is not built, how it is.
 
         `GET /manual/{page}`; needs no key.
+
+        page: A page of it, or a file of a page.
         """
         return await self._ask_text(Call("GET", f"/manual/{part(page)}", is_repeatable=True))

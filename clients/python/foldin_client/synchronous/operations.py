@@ -27,6 +27,12 @@ class Operations(Transport):
         """The expected rating of one pair. `user` and `item` are synonyms of the parameters.
 
         `GET /predict`; needs the role `read`.
+
+        user_id: Who.
+        item_id: What.
+        timestamp: When, in seconds since 1970 or as ISO 8601.
+        distribution: The probability of each step of the scale too.
+        context: The context, by field.
         """
         return self._ask(
             Call(
@@ -56,6 +62,9 @@ class Operations(Transport):
         """Take one rating back.
 
         `DELETE /ratings/{user_id}/{item_id}`; needs the role `rate`.
+
+        user_id: 1 to 256 bytes of UTF-8.
+        item_id: 1 to 256 bytes of UTF-8.
         """
         return self._ask(
             Call("DELETE", f"/ratings/{part(user_id)}/{part(item_id)}", is_repeatable=True), models.Deleted
@@ -81,6 +90,10 @@ class Operations(Transport):
         """The events of a user that are no ratings, the latest first.
 
         `GET /users/{user_id}/events`; needs the role `read`.
+
+        user_id: 1 to 256 bytes of UTF-8.
+        n: How many.
+        offset: How many of the latest to leave out.
         """
         return self._ask(
             Call(
@@ -93,6 +106,10 @@ class Operations(Transport):
         """Take one event back.
 
         `DELETE /events/{user_id}/{item_id}/{type}`; needs the role `rate`.
+
+        user_id: 1 to 256 bytes of UTF-8.
+        item_id: 1 to 256 bytes of UTF-8.
+        type: A type of GET /event-types.
         """
         return self._ask(
             Call("DELETE", f"/events/{part(user_id)}/{part(item_id)}/{part(type)}", is_repeatable=True),
@@ -119,6 +136,8 @@ class Operations(Transport):
         """Retire a type: it takes no events any more, and those that there are stay, and count on.
 
         `DELETE /event-types/{type}`; needs the role `operate`.
+
+        type: 1 to 256 bytes of UTF-8.
         """
         return self._ask(Call("DELETE", f"/event-types/{part(type)}", is_repeatable=True), models.TypesOut)
 
@@ -143,6 +162,23 @@ class Operations(Transport):
         """The best items for a user.
 
         `GET /recommend/{user_id}`; needs the role `read`.
+
+        user_id: 1 to 256 bytes of UTF-8.
+        n: How many; else as the scenario says.
+        offset: How many of the best to leave out.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types, with commas
+            between.
+        impressions: Record the items as shown to the user.
+        explore: `thompson` ranks by a draw from the posterior.
+        recency: How many times more the latest events of the user count.
+        seed: Makes a draw repeatable.
+        order: `rating` ranks by the expected rating alone.
+        category: Only items of this category, or any of several with commas.
+        exclude_items: Ids of items to leave out, with commas between.
+        scenario: Rules that are stored.
+        include: What to say of each item, with commas between: `title`, `image`, `categories`,
+            `attributes`, `attributes.NAME`, and in lists for a user `reasons`.
+        context: The context, by field.
         """
         return self._ask(
             Call(
@@ -194,6 +230,23 @@ class Operations(Transport):
         """The best items for a user, under rules.
 
         `POST /recommend/{user_id}`; needs the role `read`.
+
+        user_id: 1 to 256 bytes of UTF-8.
+        filter: `must` (all hold), `should` (one does), `must_not` (none does): lists of conditions.
+            A condition is a filter, `{key, match: {value | any | except}}`, `{key, range: {gt, gte,
+            lt, lte}}`, `{is_empty: {key}}` or `{has_id: [..]}`.
+        exclude_items: Ids of items to leave out.
+        n: How many; else as the scenario says.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types.
+        include: What to say of each item: `title`, `image`, `categories`, `attributes`,
+            `attributes.NAME`, and in lists for a user `reasons`.
+        order: `rating` ranks by the expected rating alone.
+        explore: `thompson` ranks by a draw from the posterior.
+        recency: How many times more the latest events of the user count.
+        impressions: Record the items as shown to the user.
+        offset: How many of the best to leave out.
+        seed: Makes a draw repeatable.
+        scenario: Rules that are stored.
         """
         return self._ask(
             Call(
@@ -251,6 +304,22 @@ class Operations(Transport):
         """The best items for someone who is not stored.
 
         `POST /recommend`; needs the role `read`.
+
+        filter: `must` (all hold), `should` (one does), `must_not` (none does): lists of conditions.
+            A condition is a filter, `{key, match: {value | any | except}}`, `{key, range: {gt, gte,
+            lt, lte}}`, `{is_empty: {key}}` or `{has_id: [..]}`.
+        exclude_items: Ids of items to leave out.
+        n: How many; else as the scenario says.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types.
+        include: What to say of each item: `title`, `image`, `categories`, `attributes`,
+            `attributes.NAME`, and in lists for a user `reasons`.
+        order: `rating` ranks by the expected rating alone.
+        explore: `thompson` ranks by a draw from the posterior.
+        recency: How many times more the latest events of the user count.
+        impressions: Record the items as shown to the user.
+        offset: How many of the best to leave out.
+        seed: Makes a draw repeatable.
+        scenario: Rules that are stored.
         """
         return self._ask(
             Call(
@@ -294,6 +363,8 @@ class Operations(Transport):
         """The rules of a scenario.
 
         `GET /scenarios/{name}`; needs the role `read`.
+
+        name: Letters, digits and `_.-`.
         """
         return self._ask(Call("GET", f"/scenarios/{part(name)}", is_repeatable=True), models.Scenario)
 
@@ -319,6 +390,11 @@ class Operations(Transport):
         """Store rules under a name, in place of those before.
 
         `PUT /scenarios/{name}`; needs the role `operate`.
+
+        name: Letters, digits and `_.-`.
+        filter: `must` (all hold), `should` (one does), `must_not` (none does): lists of conditions.
+            A condition is a filter, `{key, match: {value | any | except}}`, `{key, range: {gt, gte,
+            lt, lte}}`, `{is_empty: {key}}` or `{has_id: [..]}`.
         """
         return self._ask(
             Call(
@@ -349,6 +425,8 @@ class Operations(Transport):
         """Delete a scenario.
 
         `DELETE /scenarios/{name}`; needs the role `operate`.
+
+        name: Letters, digits and `_.-`.
         """
         return self._ask(
             Call("DELETE", f"/scenarios/{part(name)}", is_repeatable=True), models.ScenarioDeleted
@@ -365,6 +443,8 @@ class Operations(Transport):
         """What came of an experiment so far, by arm.
 
         `GET /experiments/{name}`; needs the role `read`.
+
+        name: Letters, digits and `_.-`.
         """
         return self._ask(
             Call("GET", f"/experiments/{part(name)}", is_repeatable=True), models.ExperimentFigures
@@ -380,6 +460,8 @@ class Operations(Transport):
         """Begin an experiment. Sent again it changes nothing; another one of the same name is refused.
 
         `PUT /experiments/{name}`; needs the role `operate`.
+
+        name: Letters, digits and `_.-`.
         """
         return self._ask(
             Call(
@@ -395,6 +477,9 @@ class Operations(Transport):
         """End an experiment, and forget its figures.
 
         `DELETE /experiments/{name}`; needs the role `operate`.
+
+        name: Letters, digits and `_.-`.
+        keep: The arm that goes on, for everybody.
         """
         return self._ask(
             Call("DELETE", f"/experiments/{part(name)}", query={"keep": keep}, is_repeatable=True),
@@ -418,6 +503,20 @@ class Operations(Transport):
         """The items most like one.
 
         `GET /similar/{item_id}`; needs the role `read`.
+
+        item_id: 1 to 256 bytes of UTF-8.
+        by: `behaviour`: whose ratings or events go together; `content`: that share texts in the
+            catalogue.
+        n: How many; else as the scenario says.
+        offset: How many of the best to leave out.
+        user_id: Leave out what this user has seen.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types, with commas
+            between.
+        category: Only items of this category, or any of several with commas.
+        exclude_items: Ids of items to leave out, with commas between.
+        scenario: Rules that are stored.
+        include: What to say of each item, with commas between: `title`, `image`, `categories`,
+            `attributes`, `attributes.NAME`, and in lists for a user `reasons`.
         """
         return self._ask(
             Call(
@@ -461,6 +560,21 @@ class Operations(Transport):
         """The items most like one, under rules.
 
         `POST /similar/{item_id}`; needs the role `read`.
+
+        item_id: 1 to 256 bytes of UTF-8.
+        filter: `must` (all hold), `should` (one does), `must_not` (none does): lists of conditions.
+            A condition is a filter, `{key, match: {value | any | except}}`, `{key, range: {gt, gte,
+            lt, lte}}`, `{is_empty: {key}}` or `{has_id: [..]}`.
+        exclude_items: Ids of items to leave out.
+        n: How many; else as the scenario says.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types.
+        include: What to say of each item: `title`, `image`, `categories`, `attributes`,
+            `attributes.NAME`, and in lists for a user `reasons`.
+        offset: How many of the best to leave out.
+        user_id: Leave out what this user has seen.
+        scenario: Rules that are stored.
+        by: `behaviour`: whose ratings or events go together; `content`: that share texts in the
+            catalogue.
         """
         return self._ask(
             Call(
@@ -503,6 +617,20 @@ class Operations(Transport):
         """The most loved items.
 
         `GET /popular`; needs the role `read`.
+
+        by: `rating`: what an average user would give; `events`: the weight of positive events.
+            Without it by rating, and by events where the generation has learned no rating, or next
+            to none.
+        n: How many; else as the scenario says.
+        offset: How many of the best to leave out.
+        user_id: Leave out what this user has seen.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types, with commas
+            between.
+        category: Only items of this category, or any of several with commas.
+        exclude_items: Ids of items to leave out, with commas between.
+        scenario: Rules that are stored.
+        include: What to say of each item, with commas between: `title`, `image`, `categories`,
+            `attributes`, `attributes.NAME`, and in lists for a user `reasons`.
         """
         return self._ask(
             Call(
@@ -545,6 +673,21 @@ class Operations(Transport):
         """The most loved items, under rules.
 
         `POST /popular`; needs the role `read`.
+
+        filter: `must` (all hold), `should` (one does), `must_not` (none does): lists of conditions.
+            A condition is a filter, `{key, match: {value | any | except}}`, `{key, range: {gt, gte,
+            lt, lte}}`, `{is_empty: {key}}` or `{has_id: [..]}`.
+        exclude_items: Ids of items to leave out.
+        n: How many; else as the scenario says.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types.
+        include: What to say of each item: `title`, `image`, `categories`, `attributes`,
+            `attributes.NAME`, and in lists for a user `reasons`.
+        offset: How many of the best to leave out.
+        user_id: Leave out what this user has seen.
+        scenario: Rules that are stored.
+        by: `rating`: what an average user would give; `events`: the weight of positive events.
+            Without it by rating, and by events where the generation has learned no rating, or next
+            to none.
         """
         return self._ask(
             Call(
@@ -586,6 +729,17 @@ class Operations(Transport):
         """The items that are rated most of late.
 
         `GET /trending`; needs the role `read`.
+
+        n: How many; else as the scenario says.
+        offset: How many of the best to leave out.
+        user_id: Leave out what this user has seen.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types, with commas
+            between.
+        category: Only items of this category, or any of several with commas.
+        exclude_items: Ids of items to leave out, with commas between.
+        scenario: Rules that are stored.
+        include: What to say of each item, with commas between: `title`, `image`, `categories`,
+            `attributes`, `attributes.NAME`, and in lists for a user `reasons`.
         """
         return self._ask(
             Call(
@@ -626,6 +780,18 @@ class Operations(Transport):
         """The items that are rated most of late, under rules.
 
         `POST /trending`; needs the role `read`.
+
+        filter: `must` (all hold), `should` (one does), `must_not` (none does): lists of conditions.
+            A condition is a filter, `{key, match: {value | any | except}}`, `{key, range: {gt, gte,
+            lt, lte}}`, `{is_empty: {key}}` or `{has_id: [..]}`.
+        exclude_items: Ids of items to leave out.
+        n: How many; else as the scenario says.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types.
+        include: What to say of each item: `title`, `image`, `categories`, `attributes`,
+            `attributes.NAME`, and in lists for a user `reasons`.
+        offset: How many of the best to leave out.
+        user_id: Leave out what this user has seen.
+        scenario: Rules that are stored.
         """
         return self._ask(
             Call(
@@ -666,6 +832,17 @@ class Operations(Transport):
         """The latest items.
 
         `GET /latest`; needs the role `read`.
+
+        n: How many; else as the scenario says.
+        offset: How many of the best to leave out.
+        user_id: Leave out what this user has seen.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types, with commas
+            between.
+        category: Only items of this category, or any of several with commas.
+        exclude_items: Ids of items to leave out, with commas between.
+        scenario: Rules that are stored.
+        include: What to say of each item, with commas between: `title`, `image`, `categories`,
+            `attributes`, `attributes.NAME`, and in lists for a user `reasons`.
         """
         return self._ask(
             Call(
@@ -706,6 +883,18 @@ class Operations(Transport):
         """The latest items, under rules.
 
         `POST /latest`; needs the role `read`.
+
+        filter: `must` (all hold), `should` (one does), `must_not` (none does): lists of conditions.
+            A condition is a filter, `{key, match: {value | any | except}}`, `{key, range: {gt, gte,
+            lt, lte}}`, `{is_empty: {key}}` or `{has_id: [..]}`.
+        exclude_items: Ids of items to leave out.
+        n: How many; else as the scenario says.
+        exclude_seen: Leave out what the user has rated or consumed; or names of types.
+        include: What to say of each item: `title`, `image`, `categories`, `attributes`,
+            `attributes.NAME`, and in lists for a user `reasons`.
+        offset: How many of the best to leave out.
+        user_id: Leave out what this user has seen.
+        scenario: Rules that are stored.
         """
         return self._ask(
             Call(
@@ -742,6 +931,11 @@ class Operations(Transport):
         """Which of the user's own ratings moved a score, and by how much.
 
         `GET /explain/{user_id}/{item_id}`; needs the role `read`.
+
+        user_id: 1 to 256 bytes of UTF-8.
+        item_id: 1 to 256 bytes of UTF-8.
+        n: The strongest alone; `rest` is what the others add.
+        context: The context, by field.
         """
         return self._ask(
             Call(
@@ -760,6 +954,10 @@ class Operations(Transport):
         be short.
 
         `GET /users`; needs the role `read`.
+
+        prefix: How ids begin.
+        n: About how many.
+        cursor: `next` of the page before.
         """
         return self._ask(
             Call("GET", "/users", query={"prefix": prefix, "n": n, "cursor": cursor}, is_repeatable=True),
@@ -778,6 +976,8 @@ class Operations(Transport):
         """What is known of a user.
 
         `GET /users/{user_id}`; needs the role `read`.
+
+        user_id: 1 to 256 bytes of UTF-8.
         """
         return self._ask(Call("GET", f"/users/{part(user_id)}", is_repeatable=True), models.UserOut)
 
@@ -785,6 +985,8 @@ class Operations(Transport):
         """Forget a user everywhere.
 
         `DELETE /users/{user_id}`; needs the role `operate`.
+
+        user_id: 1 to 256 bytes of UTF-8.
         """
         return self._ask(Call("DELETE", f"/users/{part(user_id)}", is_repeatable=True), models.Receipt)
 
@@ -794,6 +996,10 @@ class Operations(Transport):
         """The ratings of a user, the latest first.
 
         `GET /users/{user_id}/ratings`; needs the role `read`.
+
+        user_id: 1 to 256 bytes of UTF-8.
+        n: How many.
+        offset: How many of the latest to leave out.
         """
         return self._ask(
             Call(
@@ -807,6 +1013,8 @@ class Operations(Transport):
         `detail` says what a pending erasure waits for.
 
         `GET /receipts/{receipt}`; needs the role `read`.
+
+        receipt: 1 to 256 bytes of UTF-8.
         """
         return self._ask(Call("GET", f"/receipts/{part(receipt)}", is_repeatable=True), models.Receipt)
 
@@ -814,6 +1022,9 @@ class Operations(Transport):
         """What is known of an item.
 
         `GET /items/{item_id}`; needs the role `read`.
+
+        item_id: 1 to 256 bytes of UTF-8.
+        distribution: The probability of each step of the scale too, of a rating by an unknown user.
         """
         return self._ask(
             Call("GET", f"/items/{part(item_id)}", query={"distribution": distribution}, is_repeatable=True),
@@ -835,6 +1046,10 @@ class Operations(Transport):
         """Say what is known of an item; what was said before is replaced.
 
         `PUT /items/{item_id}`; needs the role `operate`.
+
+        item_id: 1 to 256 bytes of UTF-8.
+        attributes: Numbers, texts, lists of texts, times (ISO 8601, or seconds since 1970) and
+            booleans, by name. The first value of a name fixes its type.
         """
         return self._ask(
             Call(
@@ -869,6 +1084,10 @@ class Operations(Transport):
         """Change some of what is known of an item.
 
         `PATCH /items/{item_id}`; needs the role `operate`.
+
+        item_id: 1 to 256 bytes of UTF-8.
+        attributes: Numbers, texts, lists of texts, times (ISO 8601, or seconds since 1970) and
+            booleans, by name. The first value of a name fixes its type.
         """
         return self._ask(
             Call(
@@ -894,6 +1113,9 @@ class Operations(Transport):
         """Delete an item: it is in no list any more.
 
         `DELETE /items/{item_id}`; needs the role `operate`.
+
+        item_id: 1 to 256 bytes of UTF-8.
+        ratings: `delete`: its ratings are taken back from all users, too; the answer is then 202.
         """
         return self._ask(
             Call("DELETE", f"/items/{part(item_id)}", query={"ratings": ratings}, is_repeatable=True),
@@ -911,6 +1133,11 @@ class Operations(Transport):
         """The users whose taste is nearest to a user's, among the most active ones.
 
         `GET /neighbours/{user_id}`; needs the role `read`.
+
+        user_id: 1 to 256 bytes of UTF-8.
+        n: How many.
+        offset: How many of the nearest to leave out.
+        least: Of at least this similarity.
         """
         return self._ask(
             Call(
@@ -926,6 +1153,8 @@ class Operations(Transport):
         """What is known of a user besides ratings.
 
         `GET /users/{user_id}/attributes`; needs the role `read`.
+
+        user_id: 1 to 256 bytes of UTF-8.
         """
         return self._ask(
             Call("GET", f"/users/{part(user_id)}/attributes", is_repeatable=True), models.AttributesOut
@@ -935,6 +1164,8 @@ class Operations(Transport):
         """Say what is known of a user besides ratings; what was said before is replaced.
 
         `PUT /users/{user_id}/attributes`; needs the role `operate`.
+
+        user_id: 1 to 256 bytes of UTF-8.
         """
         return self._ask(
             Call("PUT", f"/users/{part(user_id)}/attributes", body=encoded(attributes), is_repeatable=True),
@@ -945,6 +1176,8 @@ class Operations(Transport):
         """Change some attributes of a user.
 
         `PATCH /users/{user_id}/attributes`; needs the role `operate`.
+
+        user_id: 1 to 256 bytes of UTF-8.
         """
         return self._ask(
             Call("PATCH", f"/users/{part(user_id)}/attributes", body=encoded(attributes), is_repeatable=True),
@@ -955,6 +1188,8 @@ class Operations(Transport):
         """Delete the attributes of a user; the ratings stay.
 
         `DELETE /users/{user_id}/attributes`; needs the role `operate`.
+
+        user_id: 1 to 256 bytes of UTF-8.
         """
         return self._ask(
             Call("DELETE", f"/users/{part(user_id)}/attributes", is_repeatable=True), models.DeletedAttributes
@@ -964,6 +1199,9 @@ class Operations(Transport):
         """List the users with attributes.
 
         `GET /attributes`; needs the role `read`.
+
+        n: How many users.
+        cursor: `next` of the page before.
         """
         return self._ask(
             Call("GET", "/attributes", query={"n": n, "cursor": cursor}, is_repeatable=True),
@@ -990,6 +1228,14 @@ class Operations(Transport):
         """List the items of the catalogue, or all that are known; hidden ones too.
 
         `GET /items`; needs the role `read`.
+
+        n: How many.
+        cursor: `next` of the page before.
+        prefix: What the ids, or titles, begin with.
+        by: In which order.
+        of: `all`: also items that ratings or other events alone name; in the order of ids.
+        ids: These alone: a JSON array of at most 60 ids. Path and query of a call have 8,190 bytes
+            at most, percent-encoded: of long ids fewer fit in.
         """
         return self._ask(
             Call(
@@ -1044,6 +1290,8 @@ class Operations(Transport):
         """Take an attribute from all items, and free its name, which may then have another type.
 
         `DELETE /schema/items/{attribute}`; needs the role `operate`.
+
+        attribute: 1 to 256 bytes of UTF-8.
         """
         return self._ask(
             Call("DELETE", f"/schema/items/{part(attribute)}", is_repeatable=True), models.SchemaBody
@@ -1053,6 +1301,8 @@ class Operations(Transport):
         """Take an attribute from all users, and free its name, which may then have another type.
 
         `DELETE /schema/users/{attribute}`; needs the role `operate`.
+
+        attribute: 1 to 256 bytes of UTF-8.
         """
         return self._ask(
             Call("DELETE", f"/schema/users/{part(attribute)}", is_repeatable=True), models.SchemaBody
@@ -1063,6 +1313,8 @@ class Operations(Transport):
         learned.
 
         `DELETE /schema/context/{field}`; needs the role `operate`.
+
+        field: 1 to 256 bytes of UTF-8.
         """
         return self._ask(Call("DELETE", f"/schema/context/{part(field)}"), models.SchemaBody)
 
@@ -1083,6 +1335,8 @@ class Operations(Transport):
         """Begin a new history with these ratings; without a body, fit again on all that is known.
 
         `POST /train`; needs the role `operate`.
+
+        wait: Seconds until the answer is 202; 50 where it is left out.
         """
         answer: models.TrainedOut | models.TrainingOut = self._ask_either(
             Call(
@@ -1110,6 +1364,8 @@ class Operations(Transport):
         """How far a training has come.
 
         `GET /train/{receipt}`; needs the role `read`.
+
+        receipt: 1 to 256 bytes of UTF-8.
         """
         return self._ask(Call("GET", f"/train/{part(receipt)}", is_repeatable=True), models.TrainingOut)
 
@@ -1124,6 +1380,10 @@ class Operations(Transport):
         """Make a generation that is kept the live one.
 
         `POST /generations/{generation}/activate`; needs the role `operate`.
+
+        generation: Its number.
+        hold: Whether automatic refits wait from now on; left out, they do where it is not the
+            newest.
         """
         return self._ask(
             Call(
@@ -1181,6 +1441,8 @@ class Operations(Transport):
         add` makes another.
 
         `DELETE /keys/{name}`; needs the role `operate`.
+
+        name: Its name.
         """
         return self._ask(Call("DELETE", f"/keys/{part(name)}", is_repeatable=True), models.KeyRemoved)
 
@@ -1207,6 +1469,8 @@ class Operations(Transport):
         """How all replicas and the trainer have been, by interval, and who is at work now.
 
         `GET /history`; needs the role `read`.
+
+        seconds: How far back.
         """
         return self._ask(
             Call("GET", "/history", query={"seconds": seconds}, is_repeatable=True), models.HistoryOut
@@ -1230,6 +1494,8 @@ class Operations(Transport):
         """A file of the pages.
 
         `GET /static/{name}`; needs no key.
+
+        name: The file.
         """
         return self._ask_text(Call("GET", f"/static/{part(name)}", is_repeatable=True))
 
@@ -1237,6 +1503,9 @@ class Operations(Transport):
         """A file of a part of the pages.
 
         `GET /static/{folder}/{name}`; needs no key.
+
+        folder: The folder.
+        name: The file.
         """
         return self._ask_text(Call("GET", f"/static/{part(folder)}/{part(name)}", is_repeatable=True))
 
@@ -1265,5 +1534,7 @@ class Operations(Transport):
         """A page of the manual; where it is not built, how it is.
 
         `GET /manual/{page}`; needs no key.
+
+        page: A page of it, or a file of a page.
         """
         return self._ask_text(Call("GET", f"/manual/{part(page)}", is_repeatable=True))
