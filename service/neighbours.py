@@ -182,7 +182,7 @@ class Nearest:
         # Before anything is read: of one who is forgotten meanwhile there may be something in it.
         begun = None if copies is None else copies.begun
         tastes: Tastes | HeadTastes
-        if live.by_events and live.ranking is not None:
+        if live.by_events and live.ranking is not None and not live.by_popularity:
             tastes = await live.in_thread(partial(HeadTastes, live.ranking.head))
             rank, step = tastes.rank, _HISTORIES_AT_ONCE
         else:

@@ -103,12 +103,8 @@ class PairQuery(NamedTuple):
         return self.time is None and self.context is None and not self.distribution
 
 
-_MOMENTS: Schema = {
-    "anyOf": [
-        *MOMENT_SCHEMA["anyOf"],
-        list_of({"anyOf": [*MOMENT_SCHEMA["anyOf"], {"type": "null"}]}, MAX_PAIRS),
-    ]
-}
+_MOMENT: Schema = {"anyOf": [*MOMENT_SCHEMA["anyOf"], {"type": "null"}]}
+_MOMENTS: Schema = {"anyOf": [*_MOMENT["anyOf"], list_of(_MOMENT, MAX_PAIRS)]}
 
 
 def _object(**properties: Schema) -> Schema:

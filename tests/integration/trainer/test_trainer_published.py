@@ -97,7 +97,8 @@ async def test_predictions_of_many_new_ratings_do_not_wait_for_lists(
 ) -> None:
     async def has_head(generation: int) -> bool:
         await wait_until_async(lambda: follower.live and follower.live.generation == generation, "served")
-        return follower.live is not None and follower.live.ranking is not None
+        live = follower.live
+        return live is not None and live.ranking is not None and not live.by_popularity
 
     looked, fits = asyncio.Event(), count()
 
