@@ -192,7 +192,7 @@ class StoreSink:
 
     async def close(self) -> None:
         """As in Sink."""
-        # Where the store does not answer, what says that an import runs expires.
+        # The mark of a running import expires by itself if the store does not answer.
         with suppress(StoreError):
             await self._store.leases.end_import()
         await self._store.close()

@@ -27,7 +27,7 @@ class StackFailedError(Exception):
 
 
 _KINDS = re.compile(r"`([^`]*)`")
-# What stands for a type's name in msgspec's messages.
+# Plain words for the names of types in msgspec's messages.
 _WORDS = {
     "float": "a number",
     "int": "a whole number",

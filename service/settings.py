@@ -119,7 +119,7 @@ class ServiceSettings:
     tls_key: Path | None = setting(
         None, "file with its key", Path, variable="FOLDIN_TLS_KEY", shown="that of the certificate"
     )
-    # As many as nginx in front opens. With 16 KB of a head each they hold 150 MB at the worst.
+    # nginx in front opens as many. With 16 KB of a head each they hold 150 MB at the worst.
     connections: int = 4_096
     # A fourth: it takes several addresses to shut others out, and no program of one machine needs so many.
     address_connections: int = 1_024

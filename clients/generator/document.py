@@ -20,7 +20,7 @@ WITH_CONTEXT = {"predict", "recommend", "explain"}
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter of the path, the query or the body. `text`: what it is, where the description says so."""
+    """A parameter of the path, the query or the body. `text`: its description, if there is one."""
 
     name: str
     schema: Schema

@@ -68,7 +68,7 @@ class _Begun:
 
 
 class ClusterConfirmation(Confirmation):
-    """One question to each server that a call wrote to, for all calls that came before. A call whose slots
+    """Asks each server that a call wrote to, once for all calls that came before. A call whose slots
     have another server by then stays unconfirmed. One that may have followed a moving slot asks all servers.
 
     `key` begins that of each mark; `asking` tells where a mark is not its server's, and does not follow it.
@@ -92,7 +92,7 @@ class ClusterConfirmation(Confirmation):
         self._of_nodes: dict[Node, _ServerConfirmation] = {}
 
     def begin(self, *keys: bytes) -> Since:
-        """As there; where keys are named only their servers have to be there."""
+        """Say before a write that it is to be confirmed. Only servers of `keys`, if any, must be there."""
         if self._durability == "store":
             return super().begin()
         nodes = list(self._topology.nodes.values())
@@ -104,7 +104,7 @@ class ClusterConfirmation(Confirmation):
         return Since(0, 0, _Begun(keys, topology.owners, servers, topology.asks, topology.strays))
 
     async def wait(self, since: Since, *keys: bytes) -> None:
-        """As there, of the servers that have these keys and those of `since`."""
+        """Wait for the servers of these keys and for those of `since`."""
         begun = since.begun
         if not isinstance(begun, _Begun):
             return
@@ -137,7 +137,7 @@ class ClusterConfirmation(Confirmation):
         await asyncio.gather(*[self._of(node).ask() for node in list(self._topology.nodes.values())])
 
     async def close(self) -> None:
-        """As there, for each server."""
+        """Close what asks each server."""
         await asyncio.gather(*[each.close() for each in self._of_nodes.values()])
         await super().close()
 
@@ -154,7 +154,7 @@ class ClusterConfirmation(Confirmation):
 
 
 class _ServerConfirmation(Confirmation):
-    """What confirms the writes to one server of a cluster. `marks`: keys, of which it takes one that this
+    """Confirms the writes to one server of a cluster. `marks`: keys, of which it takes one that this
     server has.
     """
 
@@ -174,7 +174,7 @@ class _ServerConfirmation(Confirmation):
         super().__init__(durability, node, main, asking, key=self.key, wait_s=wait_s)
 
     async def ask(self) -> None:
-        """As there. Takes another mark where the slot of this one is another server's, or is moving."""
+        """Ask the server. Takes another mark if the slot of this one moves or is another server's."""
         for _ in range(_ATTEMPTS):
             while self._topology.node_of(self.key) is not self._node:
                 self.key = next(self._marks)

@@ -85,7 +85,7 @@ class FilePairs:
         for part in self._parts:
             part.seek(0)
             rows = np.frombuffer(part.read(), _ROW)
-            # One sort of one number leaves few rows for the sort of four.
+            # Sorting one number first leaves few rows for the sort of four.
             mixed = _mixed(rows)
             order = np.argsort(mixed)
             again = np.flatnonzero(np.diff(mixed[order]) == 0)

@@ -83,7 +83,7 @@ class BoundedParser:
         """
         fed: Found | None = None
         if self._settled and len(data) <= HEAD_BYTES:
-            # One whole request without a body, as most are, takes no second look.
+            # A whole request without a body, as most are, takes no second look.
             try:
                 fed = self._feed(data)
             except HttpProcessingError as exc:

@@ -61,7 +61,7 @@ class PredictBody(msgspec.Struct, forbid_unknown_fields=True):
     item_id: Id | msgspec.UnsetType = msgspec.UNSET
     item_ids: list[Id] | msgspec.UnsetType = msgspec.UNSET
     pairs: list[tuple[Id, Id]] | msgspec.UnsetType = msgspec.UNSET
-    # Of these two one for all pairs, or one of each.
+    # Both take one value for all pairs, or one of each.
     context: Context | list[Context | None] | None = None
     timestamp: Timestamp | list[Timestamp | None] | None = None
 

@@ -105,7 +105,7 @@ class ItemRuleFields(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     include: Annotated[str | list[str], Meta(extra_json_schema=_INCLUDE_SCHEMA)] | None = None
 
     def __post_init__(self) -> None:
-        # As a query has it: names with commas between.
+        # A query has the names with commas between.
         if isinstance(self.include, str):
             self.include = self.include.split(",")
 

@@ -248,7 +248,7 @@ async def test_what_is_wrong_is_said_and_what_to_do(client: Client, store: Store
     await expect(wrong.locator("li")).to_have_count(2)
     await expect(wrong).to_contain_text(why)
     await expect(wrong).to_contain_text("different generations: 1, 2")
-    # Where the manual is not built nothing leads to it: the file of the sources is named.
+    # Links to the manual appear only if it is built; else the file of the sources is named.
     await expect(wrong).to_contain_text("docs/alerts.md of the sources, FoldinFitFails")
     await expect(page.locator("a[href^='/manual']")).to_have_count(0)
     await page.unroute("**/manual")
@@ -342,7 +342,7 @@ async def test_the_page_asks_for_a_key_where_the_api_does(
                     await expect(button).to_be_disabled()
                     await expect(button).to_have_attribute("title", NEEDS)
                     refused.add(text)
-        assert refused == {"Try ratings", "hide", "Keep it here", "Fit now", "Hold generation 1"}
+        assert refused == {"Try ratings", "hide", "Fit now", "Hold generation 1"}
         assert secret not in await page.content()
         # It is there after a reload, and kept by nothing that outlives the tab.
         await page.reload()

@@ -129,7 +129,6 @@ NO_GATE = Policy(baseline=float("inf"), live=float("inf"))
 async def predicted(trainer: Trainer, store: Store, given: list[NewRating]) -> dict[str, float]:
     """Bring ratings, the same once more where they are not enough, until over 100 were predicted."""
     parts = cycle([given[start : start + 60] for start in range(0, len(given), 60)])
-
     sent = 0
 
     async def enough() -> bool:
